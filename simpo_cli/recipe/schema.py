@@ -1,0 +1,403 @@
+"""The recipe: every key of a run, its type, its default and a sentence that says what it does.
+
+Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema`, in the
+JSON Schema that editors use, and in error messages. A section checks its own values in `__post_init__` and raises `FieldError`;
+the composer turns that into an error with file and line.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class FieldError(ValueError):
+    """A value outside its range. `key` is the field within its section, `problem` and `fix` are sentences."""
+
+    def __init__(self, key: str, problem: str, fix: str) -> None:
+        self.key, self.problem, self.fix = key, problem, fix
+        super().__init__(f"{key} {problem}")
+
+
+def _require(holds: bool, key: str, problem: str, fix: str) -> None:
+    if not holds:
+        raise FieldError(key, problem, fix)
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """Train small matrices beside the frozen weights (LoRA, arXiv:2106.09685) instead of all weights."""
+
+    rank: int = 16
+    """Rank of the update of each matrix."""
+    alpha: float = 32.0
+    """Scale of the update: it is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs set to zero during training; 0 keeps a step independent of how it is cut up."""
+    target_modules: str | list[str] = "all-linear"
+    """Which linear layers get an adapter: `all-linear` (all but the output head), or a list of module names."""
+    use_dora: bool = False
+    """Also learn the magnitude of each output row (DoRA, arXiv:2402.09353)."""
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "rank", f"is {self.rank}, must be at least 1", "Usual values are 8 to 64.")
+        _require(
+            self.alpha > 0 and _finite(self.alpha),
+            "alpha",
+            f"is {self.alpha}, must be above 0",
+            "Twice the rank is usual.",
+        )
+        _require(
+            0 <= self.dropout < 1, "dropout", f"is {self.dropout}, must be from 0 to below 1", "SimPO is run with 0."
+        )
+        _require(bool(self.target_modules), "target_modules", "is empty", "Name layers, or leave it at all-linear.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """The model that training starts from."""
+
+    path: str
+    """A folder, a hub id such as `org/model`, or `builtin:guide`; required."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; the commit it resolves to is recorded."""
+    weights_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type that the weights are held in; auto is float32 for full tuning and the checkpoint's own under adapters."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraRecipe | None = None
+    """Train adapters instead of all weights; null trains all weights."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path.strip()), "path", "is empty", "Name a folder, a hub id or builtin:guide.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """One file, folder or hub data set of pairs, when `data.train` or `data.eval` is a list."""
+
+    path: str
+    """A file, a folder, a hub id, or `builtin:guide`; required."""
+    split: str | None = None
+    """Split of a hub data set, such as `train_prefs`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Which column plays which part, such as `{prompt: input, chosen: output_1, rejected: output_2, label: label}`."""
+    max_pairs: int | None = None
+    """Use at most this many pairs, the first ones; null uses all."""
+    repeat: int = 1
+    """Use the source this many times in an epoch."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.path.strip()), "path", "is empty", "Name a file, a folder or a hub id.")
+        _require(
+            self.max_pairs is None or self.max_pairs >= 1,
+            "max_pairs",
+            f"is {self.max_pairs}, must be at least 1",
+            "Use null for all pairs.",
+        )
+        _require(self.repeat >= 1, "repeat", f"is {self.repeat}, must be at least 1", "1 uses the source once.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where the pairs come from and how they become tokens."""
+
+    train: str | list[DataSource]
+    """Training pairs: a file, folder, hub id or `builtin:guide`, or a list of sources; required."""
+    eval: str | list[DataSource] | None = None
+    """Held-out pairs, of the same form; null takes `holdout` from the training pairs."""
+    holdout: int | float = 0.05
+    """Pairs held out when eval is null: a count (200) or a share (0.05), chosen by hash of the prompt; 0 holds none out."""
+    max_length: int = 2048
+    """Most tokens of prompt and one response together."""
+    max_prompt_length: int = 1800
+    """Most tokens of the prompt; the last ones are kept."""
+    min_response_tokens: int = 1
+    """Pairs with a shorter response carry no signal; the end token is not counted."""
+    overlong: Literal["truncate", "drop", "error"] = "truncate"
+    """What happens to a pair that is over the limits."""
+    on_bad_record: Literal["error", "skip"] = "error"
+    """Stop at a malformed record, or count it and write it to rejected.jsonl."""
+    on_no_signal: Literal["drop", "error"] = "drop"
+    """Drop and count pairs that cannot teach (an empty or identical response), or stop."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the model's own template, or `none` to use prompts and responses as plain text."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Extra variables for the template, such as `{enable_thinking: false}`."""
+    rendered: bool = False
+    """The texts already hold the template's markers: use them as they are."""
+
+    def __post_init__(self) -> None:
+        _require(self.train != "" and self.train != [], "train", "is empty", "Name a file of preference pairs.")
+        _require(self.eval != "" and self.eval != [], "eval", "is empty", "Name a file of pairs, or use null.")
+        _require(
+            _finite(self.holdout) and self.holdout >= 0,
+            "holdout",
+            f"is {self.holdout}, must be 0 or more",
+            "Use 0.05 or 200.",
+        )
+        _require(
+            isinstance(self.holdout, int) or self.holdout < 1,
+            "holdout",
+            f"is {self.holdout}, neither a share below 1 nor a whole count",
+            "Use 0.05 or 200.",
+        )
+        _require(
+            self.max_length >= 8,
+            "max_length",
+            f"is {self.max_length}, must be at least 8",
+            "Usual values are 512 to 4096.",
+        )
+        _require(
+            self.max_prompt_length >= 1,
+            "max_prompt_length",
+            f"is {self.max_prompt_length}, must be at least 1",
+            "Leave room for the question.",
+        )
+        _require(
+            self.max_prompt_length < self.max_length,
+            "max_prompt_length",
+            f"is {self.max_prompt_length}, must be below max_length ({self.max_length})",
+            "A prompt of full length would leave no token for the response.",
+        )
+        _require(
+            self.min_response_tokens >= 1,
+            "min_response_tokens",
+            f"is {self.min_response_tokens}, must be at least 1",
+            "A response without tokens has no mean log-probability.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe:
+    """The objective of SimPO (arXiv:2405.14734, Eq. 6): -log sigmoid(beta * (m_w - m_l) - gamma)."""
+
+    type: Literal["sigmoid", "hinge"] = "sigmoid"
+    """Shape of the loss over the reward difference."""
+    beta: float = 2.0
+    """Scale of the reward: beta times the mean log-probability of a response. The authors use 2 to 10."""
+    gamma: float | None = None
+    """Target reward margin, in units of the reward; null follows from gamma_beta_ratio."""
+    gamma_beta_ratio: float | None = None
+    """The same margin divided by beta; 0.5 when neither is given. The authors use 0.1 to 1.6."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels (sigmoid only)."""
+    sft_weight: float = 0.0
+    """Weight of an added -m(chosen) term; 0 is SimPO."""
+
+    def __post_init__(self) -> None:
+        _require(
+            _finite(self.beta) and self.beta > 0, "beta", f"is {self.beta}, must be above 0", "The authors use 2 to 10."
+        )
+        for key, value in (("gamma", self.gamma), ("gamma_beta_ratio", self.gamma_beta_ratio)):
+            _require(
+                value is None or (_finite(value) and value >= 0),
+                key,
+                f"is {value}, must be 0 or more",
+                "gamma is gamma_beta_ratio times beta; 0 asks for no margin.",
+            )
+        _require(
+            0 <= self.label_smoothing < 0.5,
+            "label_smoothing",
+            f"is {self.label_smoothing}, must be from 0 to below 0.5",
+            "At 0.5 the labels say nothing.",
+        )
+        _require(
+            not (self.label_smoothing and self.type == "hinge"),
+            "label_smoothing",
+            "has no meaning for the hinge loss",
+            "Set it to 0, or loss.type to sigmoid.",
+        )
+        _require(
+            _finite(self.sft_weight) and self.sft_weight >= 0,
+            "sft_weight",
+            f"is {self.sft_weight}, must be 0 or more",
+            "0 is SimPO.",
+        )
+
+    @property
+    def margin(self) -> float:
+        """gamma, in units of the reward, whichever of the two ways it was given."""
+        if self.gamma is not None:
+            return self.gamma
+        return self.beta * (0.5 if self.gamma_beta_ratio is None else self.gamma_beta_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """How the weights move."""
+
+    pairs_per_step: int = 128
+    """Pairs in one optimizer step, over all devices; memory and devices decide only how they are cut up."""
+    tokens_per_microbatch: int | Literal["auto"] = "auto"
+    """Tokens that go through the model at once; auto goes by the memory there is."""
+    num_epochs: int = 1
+    """Passes over the training pairs."""
+    max_steps: int | None = None
+    """Stop after this many steps; null runs all epochs. The learning rate schedule ends there too."""
+    learning_rate: float = 1e-6
+    """Highest learning rate. The authors use 3e-7 to 1e-6 for full tuning; adapters need more, such as 1e-5."""
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW with betas 0.9 and 0.999, epsilon 1e-8."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the forward and backward pass; auto is bf16 on CUDA and fp32 on a CPU."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels: equal bits from run to run on one machine, slower on CUDA."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.pairs_per_step >= 1,
+            "pairs_per_step",
+            f"is {self.pairs_per_step}, must be at least 1",
+            "The authors use 128.",
+        )
+        _require(
+            self.tokens_per_microbatch == "auto" or self.tokens_per_microbatch >= 1,
+            "tokens_per_microbatch",
+            f"is {self.tokens_per_microbatch}, must be at least 1",
+            "Use auto, or the tokens that fit.",
+        )
+        _require(self.num_epochs >= 1, "num_epochs", f"is {self.num_epochs}, must be at least 1", "The authors use 1.")
+        _require(
+            self.max_steps is None or self.max_steps >= 1,
+            "max_steps",
+            f"is {self.max_steps}, must be at least 1",
+            "Use null for all.",
+        )
+        _require(
+            _finite(self.learning_rate) and self.learning_rate > 0,
+            "learning_rate",
+            f"is {self.learning_rate}, must be above 0",
+            "The authors use 3e-7 to 1e-6 for full tuning.",
+        )
+        _require(
+            0 <= self.warmup_ratio < 1,
+            "warmup_ratio",
+            f"is {self.warmup_ratio}, must be from 0 to below 1",
+            "The authors use 0.1.",
+        )
+        _require(
+            _finite(self.weight_decay) and self.weight_decay >= 0,
+            "weight_decay",
+            f"is {self.weight_decay}, must be 0 or more",
+            "The authors use 0.",
+        )
+        _require(
+            _finite(self.max_grad_norm) and self.max_grad_norm >= 0,
+            "max_grad_norm",
+            f"is {self.max_grad_norm}, must be 0 or more",
+            "The authors use 1.0.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecipe:
+    """When the held-out pairs are scored during training; before the first and after the last step they always are."""
+
+    every: int | None = None
+    """Steps between evaluations; null evaluates only at the start and at the end."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every is None or self.every >= 1,
+            "every",
+            f"is {self.every}, must be at least 1",
+            "Use null for start and end only.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecipe:
+    """When the training state is written."""
+
+    every: int | None = None
+    """Steps between checkpoints; null writes one at the end only."""
+    keep: int = 2
+    """Newest checkpoints that stay on disk."""
+    best: bool = False
+    """Also keep the checkpoint with the lowest held-out loss."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every is None or self.every >= 1,
+            "every",
+            f"is {self.every}, must be at least 1",
+            "Use null for the end only.",
+        )
+        _require(self.keep >= 1, "keep", f"is {self.keep}, must be at least 1", "The newest checkpoint always stays.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """How the final model is written."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the weights in model/; auto is the start model's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingRecipe:
+    """Where the numbers go besides metrics.jsonl."""
+
+    report_to: list[str] = field(default_factory=list)
+    """Trackers by accelerate's names (tensorboard, wandb, trackio, ...); none unless named."""
+    log_every: int = 1
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "log_every", f"is {self.log_every}, must be at least 1", "1 logs every step.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run, wholly described."""
+
+    name: str
+    """Name of the run; required, and the last part of the output folder by default."""
+    seed: int = 42
+    """Fixes the order of the pairs and the start of adapters."""
+    output_dir: str = "runs/${name}"
+    """The run folder."""
+    model: ModelRecipe
+    """The model that training starts from."""
+    data: DataRecipe
+    """Where the pairs come from and how they become tokens."""
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    """The objective."""
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    """How the weights move."""
+    eval: EvalRecipe = field(default_factory=EvalRecipe)
+    """When the held-out pairs are scored."""
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    """When the training state is written."""
+    export: ExportRecipe = field(default_factory=ExportRecipe)
+    """How the final model is written."""
+    tracking: TrackingRecipe = field(default_factory=TrackingRecipe)
+    """Where the numbers go besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.name)
+            and self.name == self.name.strip()
+            and not self.name.startswith(("-", "."))
+            and not any(c in "/\\" or ord(c) < 32 for c in self.name)
+            and ".." not in self.name,
+            "name",
+            f"is {self.name!r}, which is not usable as a folder name",
+            "Use letters, digits, dashes and dots.",
+        )
+        _require(
+            0 <= self.seed < 2**32, "seed", f"is {self.seed}, must be from 0 to 4294967295", "42 is the authors' seed."
+        )
+        _require(bool(self.output_dir.strip()), "output_dir", "is empty", "Use runs/${name}.")
