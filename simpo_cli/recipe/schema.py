@@ -1,8 +1,8 @@
 """The recipe: every key of a run, its type, its default and a sentence that says what it does.
 
-Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema`, in the
-JSON Schema that editors use, and in error messages. A section checks its own values in `__post_init__` and raises `FieldError`;
-the composer turns that into an error with file and line.
+Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema` and in
+the JSON Schema that editors use. A section checks its own values in `__post_init__` and raises `FieldError`; the composer
+turns that into an error with file and line.
 """
 
 import math
@@ -110,7 +110,7 @@ class DataRecipe:
     eval: str | list[DataSource] | None = None
     """Held-out pairs, of the same form; null takes `holdout` from the training pairs."""
     holdout: int | float = 0.05
-    """Pairs held out when eval is null: a count (200) or a share (0.05), chosen by hash of the prompt; 0 holds none out."""
+    """Pairs held out when eval is null: a count or a share, chosen by hash of the prompt; 0 holds none out."""
     max_length: int = 2048
     """Most tokens of prompt and one response together."""
     max_prompt_length: int = 1800

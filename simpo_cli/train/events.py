@@ -1,0 +1,101 @@
+"""What a run tells whoever watches it. The loop calls an `Observer`; terminals and trackers implement it."""
+
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """The numbers of one optimizer step: sums over counts of all its pairs, on all devices.
+
+    Rewards are beta * m, log-probs are means per token in nats, shares lie in 0..1.
+    """
+
+    step: int  # steps done, the first is 1
+    epoch: float  # passes over the data done, such as 0.25
+    loss: float
+    rewards_chosen: float
+    rewards_rejected: float
+    rewards_margins: float
+    rewards_accuracies: float
+    rewards_target_reached: float
+    logps_chosen: float
+    logps_rejected: float
+    sft_loss: float | None  # None when sft_weight is 0
+    grad_norm: float
+    learning_rate: float
+    pairs: int
+    tokens: int
+    pairs_per_second: float
+    tokens_per_second: float
+    memory_gb: float  # peak so far: device memory on CUDA, resident memory on a CPU
+    seconds: float  # wall time of this step
+
+    def as_metrics(self) -> dict[str, float | int]:
+        """The line of metrics.jsonl: the field's names (`rewards/chosen`), sft_loss only when it is active."""
+        row = {name.replace("rewards_", "rewards/").replace("logps_", "logps/"): v for name, v in asdict(self).items()}
+        return {name: value for name, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """Held-out pairs scored after `step` steps (0: the start model); deltas are against step 0 on the fixed probe."""
+
+    step: int
+    pairs: int
+    prompts: int
+    loss: float
+    accuracy: float
+    accuracy_low: float  # 95 % interval
+    accuracy_high: float
+    margin: float
+    target_reached: float
+    logps_chosen: float
+    logps_rejected: float
+    logps_chosen_delta: float  # on the probe, nats per token
+    logps_rejected_delta: float
+    probe_pairs: int
+    seconds: float
+
+    def as_metrics(self) -> dict[str, float | int]:
+        """The line of evals.jsonl."""
+        return {name.replace("logps_", "logps/"): value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RunHeader:
+    """What is known before the first step, as the lines a person reads."""
+
+    title: str  # simpo 0.1.0 · train demo · cpu, 2 threads, float32
+    lines: tuple[tuple[str, str], ...]  # (label, text): loss, model, data, plan ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What a finished run leaves behind."""
+
+    run_dir: str
+    model_dir: str
+    steps: int
+    seconds: float
+    answers: tuple[tuple[str, str, str], ...]  # (question, answer before, answer after) of the probe prompts
+    table: tuple[tuple[str, str, str, str], ...]  # (label, before, after, remark) of the final evaluation
+    next_commands: tuple[tuple[str, str], ...]  # (command, what it does)
+
+
+class Observer(Protocol):
+    """Whoever watches a run."""
+
+    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A line worth reading once, such as a warning or what is being loaded."""
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluated(self, record: EvalRecord) -> None: ...
+
+    def finished(self, outcome: RunOutcome) -> None: ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was found; called on every way out."""
