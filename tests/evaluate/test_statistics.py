@@ -1,0 +1,336 @@
+"""Intervals and tests against references that share no code: fractions, itertools, scipy's own, and simulation."""
+
+import itertools
+import json
+import math
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from simpo_cli.evaluate.statistics import (
+    Measured,
+    compare_accuracy,
+    length_strata,
+    longer_wins,
+    mean,
+    proportion,
+    spearman,
+)
+
+CORRECT = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60)
+
+
+def bounds(measured: Measured) -> tuple[float, float]:
+    return measured.low, measured.high
+
+
+# ---------------------------------------------------------------------------------------------- proportion, no repeats
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 7), (7, 7), (3, 10), (256, 500), (482, 500), (1, 5000)])
+def test_a_plain_share_has_scipys_wilson_interval(right: int, n: int) -> None:
+    reference = stats.binomtest(right, n).proportion_ci(method="wilson")
+    measured = proportion([1] * right + [0] * (n - right))
+    assert measured.value == pytest.approx(right / n)
+    assert bounds(measured) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert measured.n == n
+
+
+def test_a_tie_counts_one_half() -> None:
+    assert bounds(proportion([1, 0.5, 0.5, 0])) == pytest.approx(bounds(proportion([1, 1, 0, 0])))
+
+
+def test_distinct_prompts_change_nothing() -> None:
+    correct = [1, 0, 1, 1, 0.5, 1]
+    assert proportion(correct, list("abcdef")) == proportion(correct)
+
+
+@given(CORRECT, st.randoms(use_true_random=False))
+def test_an_interval_holds_its_value_and_stays_in_0_to_1(correct: list[float], rng: random.Random) -> None:
+    groups = [rng.randrange(1 + len(correct) // 2) for _ in correct]
+    measured = proportion(correct, groups)
+    assert 0 <= measured.low <= measured.value <= measured.high <= 1
+
+
+# ------------------------------------------------------------------------------------------------ proportion, repeats
+
+
+def reference_proportion(correct: list[Fraction], groups: list[int]) -> tuple[float, float]:
+    """By hand, in fractions: jackknifed design effect, one pair's worth of prior, Wilson with a t quantile."""
+    n, prompts = len(correct), sorted(set(groups))
+    share = sum(correct, Fraction(0)) / n
+    without = []
+    for prompt in prompts:
+        kept = [right for right, group in zip(correct, groups, strict=True) if group != prompt]
+        without.append(sum(kept, Fraction(0)) / len(kept))
+    j = len(prompts)
+    variance = Fraction(j - 1, j) * sum(((left - share) ** 2 for left in without), Fraction(0))
+    agreeing = sum((Fraction(groups.count(prompt), n) ** 2 for prompt in prompts), Fraction(0))
+    effective = min(Fraction(n), (share * (1 - share) + Fraction(1, n)) / (variance + agreeing / n))
+    t = stats.t.ppf(0.975, j - 1)
+    # the two roots of (share - p)^2 = t^2 p (1 - p) / n_eff
+    roots = np.roots([1 + t**2 / effective, -(2 * share + t**2 / effective), share**2])
+    return float(min(roots)), float(max(roots))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_share_over_repeated_prompts_agrees_with_the_formula_in_fractions(seed: int) -> None:
+    rng = random.Random(seed)
+    n = rng.randrange(6, 60)
+    groups = [rng.randrange(2 + n // 3) for _ in range(n - 2)] + [0, 1]
+    correct = [Fraction(rng.choice([0, 1, 1, 2]), 2) for _ in range(n)]
+    measured = proportion([float(right) for right in correct], groups)
+    assert bounds(measured) == pytest.approx(reference_proportion(correct, groups), abs=1e-9)
+
+
+def test_copies_of_every_pair_under_one_prompt_do_not_make_the_interval_much_narrower() -> None:
+    correct = [1] * 70 + [0] * 30
+    once, copied = proportion(correct), proportion(correct * 5, list(range(100)) * 5)
+    assert copied.high - copied.low >= once.high - once.low  # t instead of z, and no more information
+    assert copied.high - copied.low <= 1.1 * (once.high - once.low)
+    assert copied.n == 500
+
+
+def test_everything_right_is_no_proof_of_perfection() -> None:
+    every, nearly = proportion([1] * 40, [i // 2 for i in range(40)]), proportion([1] * 39 + [0], range(40))
+    assert every.high == 1
+    assert 0.7 < every.low < 0.9  # about what 20 prompts tell, not 40
+    assert bounds(proportion([0] * 40, [i // 2 for i in range(40)])) == pytest.approx((1 - every.high, 1 - every.low))
+    assert nearly.high < 1
+
+
+def test_one_prompt_says_nothing_about_the_next() -> None:
+    assert bounds(proportion([1, 1, 1, 0], ["same"] * 4)) == (0, 1)
+    assert proportion([1], ["same"]) == proportion([1])
+
+
+def test_groups_may_be_anything_hashable_in_any_order() -> None:
+    correct = [1, 0, 1, 1, 0, 1]
+    assert proportion(correct, ["x", "y", "x", "z", "z", "y"]) == proportion(correct, (7, 3, 7, 5, 5, 3))
+
+
+def simulated(rng: np.random.Generator, prompts: int, share: float, together: float) -> tuple[np.ndarray, list[int]]:
+    """Beta-binomial: 1 to 4 pairs a prompt, whose right and wrong correlate by `together`."""
+    odds = (1 - together) / together
+    of_prompt = rng.beta(share * odds, (1 - share) * odds, prompts)
+    groups = np.repeat(np.arange(prompts), rng.integers(1, 5, prompts))
+    return (rng.random(len(groups)) < of_prompt[groups]).astype(float), groups.tolist()
+
+
+@pytest.mark.parametrize(("prompts", "share", "together"), [(30, 0.8, 0.5), (100, 0.5, 0.3), (100, 0.95, 0.5)])
+def test_the_interval_covers_the_truth_in_about_95_of_100_clustered_samples(
+    prompts: int, share: float, together: float
+) -> None:
+    rng = np.random.default_rng(20240514)
+    samples = [simulated(rng, prompts, share, together) for _ in range(600)]
+    covered = sum(m.low <= share <= m.high for m in (proportion(right, groups) for right, groups in samples)) / 600
+    naive = sum(m.low <= share <= m.high for m in (proportion(right) for right, _ in samples)) / 600
+    assert 0.925 <= covered <= 0.99
+    assert naive < covered  # taking pairs for independent is what this guards against
+
+
+# ---------------------------------------------------------------------------------------------------------------- mean
+
+
+def test_a_plain_mean_has_the_t_interval() -> None:
+    values = [0.3, -1.2, 2.5, 0.0, 0.7]
+    reference = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert bounds(mean(values)) == pytest.approx((reference.low, reference.high))
+
+
+def test_a_mean_over_equal_prompts_has_the_t_interval_of_the_prompts_means() -> None:
+    values = np.array([[0.1, 0.5], [2.0, 1.0], [-1.0, -0.5], [0.3, 0.2]])
+    reference = stats.ttest_1samp(values.mean(axis=1), 0).confidence_interval(0.95)
+    measured = mean(values.ravel(), np.repeat(np.arange(4), 2).tolist())
+    assert bounds(measured) == pytest.approx((reference.low, reference.high))
+    assert measured.n == 8
+
+
+def test_a_mean_over_unequal_prompts_is_jackknifed() -> None:
+    values, groups = [1.0, 2.0, 4.0, 0.0, -1.0, 3.0], ["a", "a", "a", "b", "c", "c"]
+    left_out = [np.mean([v for v, g in zip(values, groups, strict=True) if g != out]) for out in "abc"]
+    half = stats.t.ppf(0.975, 2) * math.sqrt(2 / 3 * sum((left - 1.5) ** 2 for left in left_out))
+    assert bounds(mean(values, groups)) == pytest.approx((1.5 - half, 1.5 + half))
+
+
+def test_one_prompt_gives_a_mean_without_an_interval_and_json_says_null() -> None:
+    assert bounds(mean([1.0, 2.0], ["p", "p"])) == (-math.inf, math.inf)
+    document = json.dumps(mean([2.0]).as_json(), allow_nan=False)
+    assert json.loads(document) == {"value": 2.0, "ci": [None, None], "n": 1}
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    assert math.isnan(mean([1.0, math.nan, 2.0]).value)
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def two_sided_coin(wins: int, losses: int) -> float:
+    """P(a fair coin is at least this lopsided), by counting."""
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(max(wins, losses), n + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (1, 0), (5, 5), (9, 1), (2, 17), (60, 30)])
+def test_distinct_prompts_are_compared_by_mcnemars_exact_test(wins: int, losses: int) -> None:
+    base = [0] * wins + [1] * losses + [1, 1, 0]
+    tuned = [1] * wins + [0] * losses + [1, 1, 0]
+    result = compare_accuracy(base, tuned, range(len(base)))
+    assert result.test == "mcnemar-exact"
+    assert result.p_value == pytest.approx(two_sided_coin(wins, losses))
+    assert (result.wins, result.losses, result.ties) == (wins, losses, 3)
+    assert result.difference.value == pytest.approx((wins - losses) / len(base))
+
+
+def every_flip(gains: list[float]) -> float:
+    """The sign-flip test the slow way."""
+    seen = abs(sum(gains))
+    flips = [
+        sum(s * g for s, g in zip(signs, gains, strict=True)) for signs in itertools.product((1, -1), repeat=len(gains))
+    ]
+    return sum(abs(total) >= seen for total in flips) / len(flips)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 9))
+def test_repeated_prompts_are_compared_by_flipping_every_prompts_sign(seed: int, prompts: int) -> None:
+    rng = random.Random(seed)
+    groups = list(range(prompts)) + [rng.randrange(prompts) for _ in range(rng.randrange(1, 12))]
+    base, tuned = ([rng.choice([0, 0.5, 1, 1]) for _ in groups] for _ in range(2))
+    gains: dict[int, float] = defaultdict(float)
+    for group, before, after in zip(groups, base, tuned, strict=True):
+        gains[group] += after - before
+    result = compare_accuracy(base, tuned, groups)
+    assert result.test == "sign-flip-by-prompt"
+    assert result.p_value == pytest.approx(every_flip(list(gains.values())))
+    assert result == compare_accuracy(base, tuned, groups)
+
+
+def test_ten_copies_of_one_prompt_are_not_ten_witnesses() -> None:
+    base, tuned, groups = [0] * 10, [1] * 10, ["one"] * 10
+    result = compare_accuracy(base, tuned, groups)
+    assert result.p_value == 1.0
+    assert bounds(result.difference) == (-1, 1)
+    assert compare_accuracy(base, tuned, range(10)).p_value < 0.01
+
+
+def test_ten_thousand_prompts_are_still_counted_exactly() -> None:
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(10_000), 2)
+    base, tuned = rng.integers(0, 2, 20_000), rng.integers(0, 2, 20_000)
+    gains = np.bincount(groups, weights=tuned - base)
+    reference = 2 * stats.norm.sf(abs(gains.sum()) / math.sqrt((gains**2).sum()))
+    assert compare_accuracy(base, tuned, groups.tolist()).p_value == pytest.approx(reference, abs=0.01)
+
+
+def test_two_models_that_agree_on_ten_pairs_may_still_differ() -> None:
+    difference = compare_accuracy([1] * 10, [1] * 10, range(10)).difference
+    assert difference.value == 0
+    assert difference.low < -0.05
+    assert difference.high > 0.05
+
+
+def test_an_unequal_comparison_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="2 pairs of the base model, 3 of the tuned one"):
+        compare_accuracy([1, 0], [1, 0, 1], None)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_equal_models_are_seldom_called_different_and_the_interval_covers_zero(repeats: int) -> None:
+    rng = np.random.default_rng(11)
+    groups = np.repeat(np.arange(40), repeats).tolist()
+    alarms = covered = 0
+    for _ in range(400):
+        gains = np.repeat(rng.choice([-1, 0, 1], 40, p=[0.2, 0.6, 0.2]), repeats)  # a prompt's pairs go together
+        result = compare_accuracy(gains < 0, gains > 0, groups)
+        alarms += result.p_value < 0.05
+        covered += result.difference.low <= 0 <= result.difference.high
+    assert alarms / 400 <= 0.07  # McNemar on the three copies would cry wolf in about a third
+    assert covered / 400 >= 0.925
+
+
+# -------------------------------------------------------------------------------------------------------------- length
+
+
+def test_a_model_that_only_likes_length_is_at_one_half_once_balanced() -> None:
+    chosen = [20] * 80 + [10] * 20 + [15] * 5
+    rejected = [10] * 80 + [20] * 20 + [15] * 5
+    correct = [1] * 80 + [0] * 20 + [1] * 5
+    strata = length_strata(correct, chosen, rejected, range(105))
+    assert strata["chosen_longer"] == proportion([1] * 80)
+    assert strata["chosen_shorter"] == proportion([0] * 20)
+    balanced = strata["balanced"]
+    assert balanced is not None
+    assert balanced.value == 0.5
+    assert balanced.low < 0.5 < balanced.high
+    assert balanced.n == 100  # equal lengths are in neither stratum
+    assert proportion(correct).value > 0.8
+
+
+@pytest.mark.parametrize(("longer", "shorter", "missing"), [(9, 40, "chosen_longer"), (40, 9, "chosen_shorter")])
+def test_a_stratum_under_ten_pairs_is_none_and_so_is_the_balance(longer: int, shorter: int, missing: str) -> None:
+    strata = length_strata([1] * 49, [2] * longer + [1] * shorter, [1] * longer + [2] * shorter, None)
+    present = "chosen_shorter" if missing == "chosen_longer" else "chosen_longer"
+    assert strata[missing] is None
+    assert strata[present] is not None
+    assert strata["balanced"] is None
+
+
+def test_the_balance_of_one_prompt_is_unknown() -> None:
+    strata = length_strata([1] * 20, [2] * 10 + [1] * 10, [1] * 10 + [2] * 10, ["p"] * 20)
+    assert strata["balanced"] == Measured(1.0, 0.0, 1.0, 20)
+
+
+def test_the_balanced_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(60), rng.integers(1, 4, 60))
+        longer = rng.random(len(groups)) < 0.6
+        prompt_effect = rng.normal(size=60)[groups] * 0.7 + rng.normal(size=len(groups)) * math.sqrt(1 - 0.49)
+        correct = prompt_effect < stats.norm.ppf(np.where(longer, 0.9, 0.3))
+        balanced = length_strata(correct, np.where(longer, 2, 1), np.where(longer, 1, 2), groups.tolist())["balanced"]
+        assert balanced is not None
+        covered += balanced.low <= 0.6 <= balanced.high
+    assert 0.925 <= covered / 400 <= 0.99
+
+
+def test_the_longer_wins_with_equal_lengths_at_one_half() -> None:
+    assert longer_wins([3, 1, 2, 9], [1, 3, 2, 2], None) == proportion([1, 0, 0.5, 1])
+
+
+def test_rank_correlation_of_reward_and_length() -> None:
+    rng = np.random.default_rng(1)
+    rewards, lengths = rng.normal(size=50), rng.integers(1, 20, 50)
+    ranks = [stats.rankdata(values) for values in (rewards, lengths)]
+    assert spearman(rewards, lengths) == pytest.approx(float(np.corrcoef(*ranks)[0, 1]))
+    assert spearman([1.0, 2.0, 3.0], [10, 20, 30]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("rewards", "lengths"), [([], []), ([1.0, 2.0], [1, 2]), ([1.0, 2.0, 3.0], [5, 5, 5])])
+def test_a_correlation_that_cannot_be_had_is_none(rewards: list[float], lengths: list[int]) -> None:
+    assert spearman(rewards, lengths) is None
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+
+@pytest.mark.parametrize("bad", [[], [0.3], [math.nan], [[1, 0]]])
+def test_a_share_that_is_not_one_is_our_own_mistake(bad: list[float]) -> None:
+    with pytest.raises(AssertionError):
+        proportion(bad)
+
+
+def test_statistics_do_not_import_torch() -> None:
+    program = "import sys, simpo_cli.evaluate.statistics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
