@@ -1,8 +1,8 @@
 """The recipe: every key of a run, its type, its default and a sentence that says what it does.
 
-Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema` and in
-the JSON Schema that editors use. A section checks its own values in `__post_init__` and raises `FieldError`; the composer
-turns that into an error with file and line.
+Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema` and
+in the JSON Schema that editors use. A section checks its own values in `__post_init__` and raises `FieldError`; the
+composer turns that into an error with file and line.
 """
 
 import math
@@ -11,16 +11,35 @@ from typing import Any, Literal
 
 
 class FieldError(ValueError):
-    """A value outside its range. `key` is the field within its section, `problem` and `fix` are sentences."""
+    """A value outside its range.
 
-    def __init__(self, key: str, problem: str, fix: str) -> None:
-        self.key, self.problem, self.fix = key, problem, fix
+    Args:
+        key: the field within its section (dotted when it lies deeper).
+        problem: the rest of a sentence that begins with the key, without its full stop.
+        fix: one sentence that says how to mend it.
+        related: other keys that take part; the place of the error is that of the first key that somebody wrote.
+    """
+
+    def __init__(self, key: str, problem: str, fix: str, related: tuple[str, ...] = ()) -> None:
+        self.key, self.problem, self.fix, self.related = key, problem, fix, related
         super().__init__(f"{key} {problem}")
 
 
-def _require(holds: bool, key: str, problem: str, fix: str) -> None:
+def _require(holds: bool, key: str, problem: str, fix: str, related: tuple[str, ...] = ()) -> None:
     if not holds:
-        raise FieldError(key, problem, fix)
+        raise FieldError(key, problem, fix, related)
+
+
+def _is_folder_name(name: str) -> bool:
+    return (
+        bool(name)
+        and name == name.strip()
+        and name[0] not in "-.~"
+        and ".." not in name
+        and name.isprintable()
+        and not any(char in "/\\" for char in name)
+        and len(name.encode(errors="replace")) <= 200
+    )
 
 
 def _finite(value: float) -> bool:
@@ -162,6 +181,7 @@ class DataRecipe:
             "max_prompt_length",
             f"is {self.max_prompt_length}, must be below max_length ({self.max_length})",
             "A prompt of full length would leave no token for the response.",
+            related=("max_length",),
         )
         _require(
             self.min_response_tokens >= 1,
@@ -210,6 +230,7 @@ class LossRecipe:
             "label_smoothing",
             "has no meaning for the hinge loss",
             "Set it to 0, or loss.type to sigmoid.",
+            related=("type",),
         )
         _require(
             _finite(self.sft_weight) and self.sft_weight >= 0,
@@ -224,6 +245,13 @@ class LossRecipe:
         if self.gamma is not None:
             return self.gamma
         return self.beta * (0.5 if self.gamma_beta_ratio is None else self.gamma_beta_ratio)
+
+    @property
+    def margin_beta_ratio(self) -> float:
+        """gamma / beta, whichever of the two ways it was given."""
+        if self.gamma is not None:
+            return self.gamma / self.beta
+        return 0.5 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,16 +416,28 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(
-            bool(self.name)
-            and self.name == self.name.strip()
-            and not self.name.startswith(("-", "."))
-            and not any(c in "/\\" or ord(c) < 32 for c in self.name)
-            and ".." not in self.name,
+            _is_folder_name(self.name),
             "name",
             f"is {self.name!r}, which is not usable as a folder name",
-            "Use letters, digits, dashes and dots.",
+            "Use letters, digits, dashes, underscores and dots, with a letter or digit first.",
         )
         _require(
             0 <= self.seed < 2**32, "seed", f"is {self.seed}, must be from 0 to 4294967295", "42 is the authors' seed."
         )
-        _require(bool(self.output_dir.strip()), "output_dir", "is empty", "Use runs/${name}.")
+        _require(
+            bool(self.output_dir.strip()) and self.output_dir.isprintable(),
+            "output_dir",
+            f"is {self.output_dir!r}, which is not usable as a folder",
+            "Use runs/${name}.",
+        )
+        has_pairs_to_compare = self.data.eval is not None or self.data.holdout > 0
+        _require(
+            not self.checkpoint.best or (has_pairs_to_compare and self.eval.every is not None),
+            "checkpoint.best",
+            "asks for the checkpoint with the lowest held-out loss, and "
+            + ("eval.every is null" if has_pairs_to_compare else "no pairs are held out"),
+            "Set eval.every to the same number of steps as checkpoint.every."
+            if has_pairs_to_compare
+            else "Name pairs in data.eval, or set data.holdout above 0.",
+            related=("eval.every", "data.holdout"),
+        )

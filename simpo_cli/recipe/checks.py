@@ -1,0 +1,153 @@
+"""What a recipe allows and experience advises against. Codes are stable: people silence and search for them."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource, Recipe
+from simpo_cli.recipe.tree import MappingNode, lookup
+
+HIGHEST_FULL_LEARNING_RATE = 5e-6
+LOWEST_LORA_LEARNING_RATE = 2e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One remark on a recipe. A warning does not stop a run; an error does."""
+
+    code: str  # REC001
+    severity: Literal["note", "warning", "error"]
+    where: str  # run.yaml:7, override 2, or the recipe's name
+    sentence: str
+    fix: str = ""
+
+
+def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding]:
+    """Every remark that the text of a recipe calls for."""
+    found: list[Finding] = []
+
+    def warn(code: str, keys: str, sentence: str) -> None:
+        found.append(Finding(code, "warning", place_of(tree, keys.split(), display), sentence))
+
+    model, data, loss, train = recipe.model, recipe.data, recipe.loss, recipe.train
+    full_tuning, builtin = model.lora is None, model.path.startswith("builtin:")
+    rate = f"{train.learning_rate:g}"
+    if full_tuning and not builtin and train.learning_rate > HIGHEST_FULL_LEARNING_RATE:
+        warn(
+            "REC001",
+            "train.learning_rate model.lora",
+            f"train.learning_rate is {rate} for full tuning: outputs are known to degenerate above 5e-6.",
+        )
+    if loss.margin_beta_ratio > 2:
+        warn(
+            "REC002",
+            "loss.gamma loss.gamma_beta_ratio loss.beta",
+            f"gamma/beta is {loss.margin_beta_ratio:g} (gamma {loss.margin:g}, beta {loss.beta:g}): a response would"
+            " have to be more than 2 nats per token likelier. SimPO's authors use 0.1 to 1.6.",
+        )
+    if loss.beta < 1:
+        warn(
+            "REC003",
+            "loss.beta",
+            f"loss.beta is {loss.beta:g}, a value for DPO. SimPO's authors use 2 to 10;"
+            f" gamma {loss.margin:g} makes gamma/beta {loss.margin_beta_ratio:g}.",
+        )
+    if train.pairs_per_step < 8:
+        warn(
+            "REC004",
+            "train.pairs_per_step",
+            f"train.pairs_per_step is {train.pairs_per_step}: steps this small are noisy. SimPO's authors use 128.",
+        )
+    if full_tuning and model.weights_dtype in ("bf16", "fp16"):
+        warn(
+            "REC005",
+            "model.weights_dtype",
+            f"model.weights_dtype is {model.weights_dtype} for full tuning: most updates are smaller than the last"
+            f" digit of such a weight and are lost at learning rate {rate}. Use fp32, or adapters.",
+        )
+    if model.lora is not None and model.lora.dropout > 0:
+        warn(
+            "REC006",
+            "model.lora.dropout",
+            f"model.lora.dropout is {model.lora.dropout:g}: the result of a step then depends on how it is cut up, and"
+            " chosen and rejected are scored by different networks. SimPO is run with 0.",
+        )
+    steps = train.max_steps
+    if steps is not None and train.warmup_ratio > 0 and math.ceil(train.warmup_ratio * steps) >= steps:
+        warn(
+            "REC007",
+            "train.max_steps train.warmup_ratio",
+            f"all {steps} steps are warm-up, which begins at learning rate 0: next to nothing is learned."
+            " Set train.warmup_ratio=0 for very short runs.",
+        )
+    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
+        if steps is not None and every is not None and every > steps:
+            warn(
+                "REC008",
+                f"{key} train.max_steps",
+                f"{key} is {every}, longer than the run of {steps} steps: it never comes due before the end.",
+            )
+    if model.lora is not None and train.learning_rate < LOWEST_LORA_LEARNING_RATE:
+        warn(
+            "REC009",
+            "train.learning_rate model.lora model.lora.rank",
+            f"train.learning_rate is {rate}, a value for full tuning: adapters hardly move below 2e-6. 1e-5 is usual.",
+        )
+    if data.eval is None and data.holdout == 0:
+        warn("REC010", "data.holdout data", "no pairs are held out: nothing will tell whether the model got better.")
+    if data.eval is not None and (same := _trained_and_evaluated(recipe)):
+        warn(
+            "REC011", "data.eval", f"{same} is in data.train and in data.eval: the model is tested on what it learned."
+        )
+    return found
+
+
+def place_of(tree: MappingNode, keys: list[str], display: str) -> str:
+    """The first of the keys that somebody wrote, else the recipe itself."""
+    for key in keys:
+        node = lookup(tree, tuple(key.split(".")))
+        if node is not None and not node.origin.is_default:
+            return node.origin.where
+    return display
+
+
+def _sources(value: str | list[DataSource] | None) -> list[tuple[str, str | None]]:
+    if value is None:
+        return []
+    return [(value, None)] if isinstance(value, str) else [(source.path, source.split) for source in value]
+
+
+def _trained_and_evaluated(recipe: Recipe) -> str:
+    """A source that is trained on and evaluated on; builtin sources hold pairs for both."""
+    train = _sources(recipe.data.train)
+    for path, split in _sources(recipe.data.eval):
+        if not path.startswith("builtin:") and (path, split) in train:
+            return path
+    return ""
+
+
+def refuse_output_in_input(recipe: Recipe, tree: MappingNode, display: str) -> None:
+    """The run folder may not lie in the folder of the model or of the data: both would change while they are read."""
+    output = _absolute(recipe.output_dir)
+    inputs = [("model.path", recipe.model.path)]
+    inputs += [("data.train", path) for path, _ in _sources(recipe.data.train)]
+    inputs += [("data.eval", path) for path, _ in _sources(recipe.data.eval)]
+    where = place_of(tree, ["output_dir", "name"], display)
+    for key, text in inputs:
+        if text.startswith("builtin:"):
+            continue
+        folder = _absolute(text)
+        if folder == output or (folder.is_dir() and output.is_relative_to(folder)):
+            raise UserError(
+                f"output_dir is {recipe.output_dir}, inside {key} ({text}).",
+                "Write the run elsewhere, for example output_dir=runs/NAME.",
+                where=where,
+            )
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output_dir is {recipe.output_dir}, which is a file.", "Name a folder.", where=where)
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).expanduser().resolve()

@@ -1,0 +1,137 @@
+"""Composition: a name and overrides in, a typed recipe with the origin of every value out.
+
+    file and its defaults -> layers -> + overrides -> one tree -> defaults filled in -> ${...} computed -> Recipe
+
+Nothing here imports torch, and nothing looks at the model, the data or the device: those checks come with the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.checks import Finding, refuse_output_in_input, warnings_of
+from simpo_cli.recipe.dump import to_yaml
+from simpo_cli.recipe.interpolation import resolve
+from simpo_cli.recipe.keys import Problem, drop_unknown
+from simpo_cli.recipe.layers import file_layers, stack
+from simpo_cli.recipe.overrides import override_layers
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.recipe.shipped import find_recipe
+from simpo_cli.recipe.tree import DEFAULT, MappingNode, Origin, ScalarNode, node_of, scalars
+from simpo_cli.recipe.typed import fill_defaults, settled, to_recipe
+
+REQUIRED = ("name", "model.path", "data.train")
+
+
+@dataclass(frozen=True)
+class ComposedRecipe:
+    """A recipe with its story."""
+
+    name: str  # as it was asked for
+    recipe: Recipe
+    origins: Mapping[str, Origin]  # dotted key to where it was set; items of lists are KEY.0, KEY.1
+    warnings: tuple[Finding, ...]
+    tree: MappingNode
+
+    def as_yaml(self, *, origins: bool = False) -> str:
+        """The composed recipe with every value written out; it loads again to the same recipe."""
+        return to_yaml(self.tree, origins=origins)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a look at a recipe finds when nothing may stop it: used by list, show and check."""
+
+    display: str
+    tree: MappingNode
+    composed: ComposedRecipe | None
+    problems: tuple[UserError, ...]
+    missing: tuple[str, ...]  # required keys that are not given
+    notes: tuple[str, ...]  # names that could have meant something else
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether the file is meant for the `defaults:` of others: it names no run, no model and no data."""
+        return set(self.missing) == set(REQUIRED)
+
+    def piece_error(self) -> UserError:
+        """What to say to a person who wants to run a piece."""
+        name = self.display.removeprefix("shipped:").removesuffix(".yaml")
+        return UserError(
+            f"{name} is a piece to compose into another recipe: it gives no name, model.path or data.train.",
+            f"Name it in a recipe of yours, for example defaults: [paper/llama3-8b-instruct, {name}]",
+            where=self.display,
+        )
+
+
+def compose(name_or_path: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
+    """Load, join, compute and check a recipe.
+
+    Args:
+        name_or_path: a YAML file, or the name of a shipped recipe such as `demo`.
+        overrides: `KEY=VALUE` with dotted keys, applied in order on top of the files.
+
+    Raises:
+        UserError: with the place of the first thing that is wrong.
+    """
+    examination = examine(name_or_path, overrides)
+    if examination.composed is None:
+        only_missing = len(examination.problems) == len(examination.missing)
+        raise examination.piece_error() if examination.is_piece and only_missing else examination.problems[0]
+    return examination.composed
+
+
+def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
+    """Compose as far as it goes and collect every problem; raises only where the text cannot be joined at all."""
+    file = find_recipe(name_or_path)
+    layers, notes = file_layers(file)
+    layers += override_layers(overrides)
+    problems: list[Problem] = []
+    known: list[MappingNode] = []
+    for layer in layers:
+        clean, unknown = drop_unknown(layer)
+        known.append(clean)
+        problems += unknown
+    tree = resolve(_with_margin(fill_defaults(stack(known))))
+    recipe, wrong = to_recipe(tree, file.display)
+    problems += wrong
+    missing = tuple(problem.missing_key for problem in problems if problem.missing_key)
+    composed = None
+    if recipe is not None and not problems:
+        tree = settled(tree, recipe)
+        try:
+            refuse_output_in_input(recipe, tree, file.display)
+            composed = _composed(name_or_path, recipe, tree, file.display, notes)
+        except UserError as error:
+            problems.append(Problem(error))
+    errors = tuple(problem.error for problem in problems)
+    return Examination(file.display, tree, composed, errors, missing, tuple(notes))
+
+
+def _composed(name: str, recipe: Recipe, tree: MappingNode, display: str, notes: list[str]) -> ComposedRecipe:
+    origins = {".".join(path): node.origin for path, node in scalars(tree)}
+    shadowed = [Finding("REC012", "note", display, f"{note}.") for note in notes]
+    return ComposedRecipe(
+        name, recipe, MappingProxyType(origins), (*shadowed, *warnings_of(recipe, tree, display)), tree
+    )
+
+
+def _with_margin(tree: MappingNode) -> MappingNode:
+    """Exactly one of gamma and gamma_beta_ratio stays in the tree: the one that was given, else the ratio 0.5."""
+    loss = tree.items["loss"]
+    if not isinstance(loss, MappingNode):
+        return tree
+    items = dict(loss.items)
+    given = [key for key in ("gamma", "gamma_beta_ratio") if not _null(items.get(key))]
+    if not given:
+        items["gamma_beta_ratio"] = node_of(0.5, DEFAULT)
+        given = ["gamma_beta_ratio"]
+    for key in ("gamma", "gamma_beta_ratio"):
+        if key not in given:
+            items.pop(key, None)
+    return MappingNode({**tree.items, "loss": MappingNode(items, loss.origin)}, tree.origin)
+
+
+def _null(node: object) -> bool:
+    return node is None or (isinstance(node, ScalarNode) and node.value is None)

@@ -1,0 +1,76 @@
+"""The composed recipe as YAML that loads again to the same recipe, if wanted with the origin of every value."""
+
+from typing import Any
+
+import yaml
+
+from simpo_cli.recipe.interpolation import escape, has_interpolation
+from simpo_cli.recipe.tree import ListNode, MappingNode, Node, ScalarNode
+from simpo_cli.recipe.yaml_source import RecipeDumper
+
+_ORIGIN_COLUMN = 42
+
+
+def to_yaml(tree: MappingNode, *, origins: bool = False) -> str:
+    """The tree as YAML, two spaces a level; with `origins` a comment on each line says where its value was set.
+
+    Text that holds `${` is written with a backslash, so that it stays text when the file is read.
+    """
+    lines = _mapping(tree, 0)
+    rendered = [_with_origin(line, node) if origins and node else line for line, node in lines]
+    return "\n".join(rendered) + "\n"
+
+
+def _with_origin(line: str, node: Node) -> str:
+    return f"{line.ljust(_ORIGIN_COLUMN)} # {node.origin}"
+
+
+_Lines = list[tuple[str, Node | None]]
+
+
+def _mapping(tree: MappingNode, indent: int) -> _Lines:
+    lines: _Lines = []
+    for key, node in tree.items.items():
+        lines += _entry(" " * indent + _scalar(key) + ":", node, indent + 2)
+    return lines
+
+
+def _entry(head: str, node: Node, indent: int) -> _Lines:
+    match node:
+        case ScalarNode(value=value):
+            return [(f"{head} {_scalar(value)}", node)]
+        case ListNode(items=[]):
+            return [(f"{head} []", node)]
+        case MappingNode(items=items) if not items:
+            return [(f"{head} {{}}", node)]
+        case ListNode():
+            return [(head, None), *_list(node, indent)]
+        case MappingNode():
+            return [(head, None), *_mapping(node, indent)]
+
+
+def _list(node: ListNode, indent: int) -> _Lines:
+    lines: _Lines = []
+    for item in node.items:
+        if isinstance(item, MappingNode) and item.items:
+            below = _mapping(item, indent + 2)
+            first, first_node = below[0]
+            lines += [(" " * indent + "- " + first[indent + 2 :], first_node), *below[1:]]
+        elif isinstance(item, ListNode) and item.items:
+            lines += [(" " * indent + "-", None), *_list(item, indent + 2)]
+        else:
+            lines += _entry(" " * indent + "-", item, indent + 2)
+    return lines
+
+
+def _scalar(value: Any) -> str:
+    """One value on one line."""
+    if isinstance(value, str) and has_interpolation(value):
+        value = escape(value)
+    text = _dumped(value, None)
+    return _dumped(value, '"') if "\n" in text else text
+
+
+def _dumped(value: Any, style: str | None) -> str:
+    text = yaml.dump(value, Dumper=RecipeDumper, default_style=style, width=float("inf"), allow_unicode=True)
+    return str(text).removesuffix("\n").removesuffix("\n...")

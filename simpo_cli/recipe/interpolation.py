@@ -1,0 +1,167 @@
+"""${...} in values: other keys of the recipe, and environment variables that are not secrets.
+
+OmegaConf computes the values. Before that we look at the forms, because OmegaConf alone would write a token into the
+recipe of the run, and at the graph of references, because `a: ${b}${b}`, `b: ${c}${c}` ... doubles with each line.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode, lookup, node_of, plain_value, scalars
+
+_START = re.compile(r"(\\*)\$\{")
+_ENVIRONMENT = re.compile(r"\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*([,}])")
+_REFERENCE = re.compile(r"\s*(\.*)([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\s*\}")
+_RESOLVER = re.compile(r"\s*([\w.]+)\s*:")
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|xox[bp]-|AKIA)[A-Za-z0-9_-]{16,}")
+MAX_EXPANSIONS = 1_000
+
+Path = tuple[str, ...]
+
+
+def has_interpolation(text: str) -> bool:
+    """Whether OmegaConf would compute the text, or take a backslash out of it."""
+    return "${" in text
+
+
+def escape(text: str) -> str:
+    """Text that reads as itself: `${` with a backslash before it, and the backslashes before that doubled."""
+    return _START.sub(lambda match: match.group(1) * 2 + "\\${", text)
+
+
+def resolve(tree: MappingNode) -> MappingNode:
+    """The tree with every ${...} computed."""
+    computed = {
+        path: node for path, node in scalars(tree) if isinstance(node.value, str) and has_interpolation(node.value)
+    }
+    if not computed:
+        return tree
+    references = {path: list(_references(path, node, tree)) for path, node in computed.items()}
+    _check_graph(references, computed)
+    values = _evaluate(plain_value(tree), computed)
+    resolved = _replace(tree, (), values)
+    assert isinstance(resolved, MappingNode)
+    return resolved
+
+
+def _references(path: Path, node: ScalarNode, tree: MappingNode) -> Iterator[Path]:
+    """The keys that a value refers to, after each of its ${ has been found to be of a form that is allowed."""
+    text = node.value
+    starts = list(_START.finditer(text))
+    active = [match for match in starts if len(match.group(1)) % 2 == 0]
+    if active and len(active) < len(starts):
+        raise _error(path, node.origin, "mixes ${...} and \\${...}", "Use one of the two in a value.")
+    for match in active:
+        rest = text[match.end() :]
+        if found := _ENVIRONMENT.match(rest):
+            _check_environment(path, node.origin, found.group(1), has_default=found.group(2) == ",")
+        elif found := _REFERENCE.match(rest):
+            dots, name = found.groups()
+            target = (*path[: -len(dots)], *_parts(name)) if dots else _parts(name)
+            if lookup(tree, target) is None:
+                raise _missing(path, node.origin, ".".join(target), tree)
+            yield target
+        elif found := _RESOLVER.match(rest):
+            raise _error(
+                path, node.origin, f"uses ${{{found.group(1)}:...}}, which is not known here",
+                "Use ${oc.env:NAME} for an environment variable, ${section.key} for another key.",
+            )  # fmt: skip
+        else:
+            raise _error(
+                path, node.origin, "holds a ${ that is not ${section.key} or ${oc.env:NAME}",
+                "Close it with }, or write \\${ for these two characters themselves.",
+            )  # fmt: skip
+
+
+def _parts(name: str) -> Path:
+    return tuple(re.sub(r"\[(\d+)\]", r".\1", name).split("."))
+
+
+def _error(path: Path, origin: Origin, problem: str, fix: str) -> UserError:
+    return UserError(f"{'.'.join(path)} {problem}.", fix, where=origin.where)
+
+
+def _missing(path: Path, origin: Origin, target: str, tree: MappingNode) -> UserError:
+    known = [".".join(other) for other, _ in scalars(tree)]
+    close = difflib.get_close_matches(target, known, n=1)
+    fix = f"Did you mean ${{{close[0]}}}?" if close else "Name a key of this recipe, such as ${name} or ${loss.beta}."
+    return _error(path, origin, f"refers to ${{{target}}}, which the recipe does not have", fix)
+
+
+def _check_environment(path: Path, origin: Origin, name: str, *, has_default: bool) -> None:
+    """A recipe is copied into the run folder, so a secret must not come into it."""
+    if _SECRET_NAME.search(name) or _SECRET_VALUE.search(os.environ.get(name, "")):
+        raise _error(
+            path, origin, f"reads the environment variable {name}, which looks like a secret",
+            "The composed recipe is written to disk. Programs that need the secret read it from the environment.",
+        )  # fmt: skip
+    if name not in os.environ and not has_default:
+        raise _error(
+            path, origin, f"reads the environment variable {name}, which is not set",
+            f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
+        )  # fmt: skip
+
+
+def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, ScalarNode]) -> None:
+    """No cycle, and no value that expands without end."""
+    sizes: dict[Path, int] = {}
+
+    def size(path: Path, above: tuple[Path, ...]) -> int:
+        if path in above:
+            chain = " -> ".join(".".join(step) for step in (*above[above.index(path) :], path))
+            raise _error(path, computed[path].origin, f"refers to itself: {chain}", "Give one of these a plain value.")
+        if path not in sizes:
+            total = 1
+            for target in references[path]:
+                below = [other for other in references if other[: len(target)] == target]
+                total += sum(size(other, (*above, path)) for other in below)
+            if total > MAX_EXPANSIONS:
+                raise _error(
+                    path, computed[path].origin, f"expands to more than {MAX_EXPANSIONS:,} values", "Write it out."
+                )
+            sizes[path] = total
+        return sizes[path]
+
+    for path in references:
+        size(path, ())
+
+
+def _evaluate(plain: dict[str, Any], computed: dict[Path, ScalarNode]) -> dict[Path, Any]:
+    from omegaconf import Container, OmegaConf  # imported late: a recipe without ${...} does not need it
+    from omegaconf.errors import OmegaConfBaseException
+
+    values: dict[Path, Any] = {}
+    config: Any = None
+    for path, node in computed.items():
+        try:
+            config = OmegaConf.create(plain) if config is None else config
+            container: Any = config
+            for part in path[:-1]:
+                container = container[int(part) if OmegaConf.is_list(container) else part]
+            value = container[int(path[-1]) if OmegaConf.is_list(container) else path[-1]]
+            values[path] = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
+        except OmegaConfBaseException as error:
+            sentence = str(error).splitlines()[0].rstrip(".")
+            problem = f"cannot be computed: {sentence}"
+            raise _error(path, node.origin, problem, "Write ${section.key} or ${oc.env:NAME}.") from None
+    return values
+
+
+def _replace(node: Node, path: Path, values: dict[Path, Any]) -> Node:
+    match node:
+        case ScalarNode():
+            if path not in values:
+                return node
+            value = values[path]
+            if isinstance(value, dict | list):
+                return node_of(value, node.origin)
+            return ScalarNode(value, node.origin, str(value), interpolated=True)
+        case ListNode():
+            return ListNode([_replace(item, (*path, str(i)), values) for i, item in enumerate(node.items)], node.origin)
+        case MappingNode():
+            return MappingNode({k: _replace(v, (*path, k), values) for k, v in node.items.items()}, node.origin)

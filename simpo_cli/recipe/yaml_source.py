@@ -1,0 +1,283 @@
+"""From the text of a recipe to a tree with line numbers. Everything that YAML alone can get wrong is said here.
+
+The rules are those of OmegaConf's loader: YAML 1.1 scalars, but 1e-5 is a number and dates stay text. We compose nodes
+instead of loading values, because nodes know their lines and show keys that are given twice.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 20
+MAX_VALUES = 5_000
+
+_FLOAT = re.compile(
+    r"""^(?:
+     [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+_SURPRISING_NUMBER = re.compile(r"^[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-9]+)+(?:\.[0-9_]*)?)$")
+_TAG = "tag:yaml.org,2002:"
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 as OmegaConf reads it."""
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Writes text with quotes wherever our loader would read a plain word as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - every value is written out
+        return True
+
+
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    dropped = (_TAG + "float", _TAG + "timestamp")
+    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {
+        first: [(tag, pattern) for tag, pattern in entries if tag not in dropped]
+        for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for first in "-+0123456789.":
+        table.setdefault(first, []).append((_TAG + "float", _FLOAT))
+    return table
+
+
+_RecipeLoader.yaml_implicit_resolvers = _resolvers()
+RecipeDumper.yaml_implicit_resolvers = _resolvers()
+
+
+def read_text(path: Path, display: str) -> str:
+    """The text of a recipe file; only regular files are opened, so a pipe cannot hang the command."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{display} is a folder, not a recipe.", "Name a YAML file, or see: simpo recipe list")
+        if not path.is_file():
+            raise UserError(f"{display} is not a regular file.", "Name a YAML file, or see: simpo recipe list")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{display} has {path.stat().st_size:,} bytes.", "A recipe is a short YAML file.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{display} cannot be read: {error.strerror}.", "Check the name and its permissions.") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        what = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte 0x{data[error.start]:02x}"
+        raise UserError(
+            f"the file is not UTF-8 ({what} at offset {error.start}).",
+            f"Save it as UTF-8, for example: iconv -f {'UTF-16' if what == 'UTF-16' else 'LATIN1'} -t UTF-8",
+            where=f"{display}:{line}",
+        ) from None
+
+
+def parse_file(text: str, display: str) -> MappingNode:
+    """The tree of a recipe file, whose root must be a mapping."""
+    node = _compose(text, lambda line: f"{display}:{line}")
+    if node is None:
+        raise UserError(
+            "the file is empty.", "A recipe needs at least name, model.path and data.train.", where=f"{display}:1"
+        )
+    tree = _Converter(lambda line: Origin(file=display, line=line)).convert(node)
+    if not isinstance(tree, MappingNode):
+        what = "a list" if isinstance(tree, ListNode) else "a single value"
+        raise UserError(
+            f"the file holds {what}, a recipe is a mapping of keys to values.",
+            "Begin with lines such as name: my-run. See: simpo recipe show demo",
+            where=f"{display}:{node.start_mark.line + 1}",
+        )
+    return tree
+
+
+def parse_value(text: str, origin: Origin) -> Node:
+    """The value of an override, written as YAML on one line."""
+    node = _compose(text, lambda _: origin.where)
+    if node is None:
+        return ScalarNode("", origin)
+    return _Converter(lambda _: origin).convert(node)
+
+
+def scalar_of(text: str) -> Any:
+    """What YAML makes of a bare word: 1e-5 becomes a number, true a boolean, anything else stays text."""
+    try:
+        return _Converter(lambda _: Origin()).scalar(yaml.ScalarNode(_resolve(text), text), Origin()).value
+    except UserError:
+        return text
+
+
+def _resolve(text: str) -> str:
+    for tag, pattern in _resolvers().get(text[:1], []):
+        if pattern.match(text):
+            return tag
+    return _TAG + "str"
+
+
+def _compose(text: str, where: Callable[[int], str]) -> yaml.Node | None:
+    try:
+        loader = _RecipeLoader(text)
+        return loader.get_single_node()
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        raise UserError(
+            f"the file holds the character U+{code:04X}, which YAML does not allow.",
+            "Delete it; recipes are plain text.",
+            where=where(line),
+        ) from None
+    except RecursionError:
+        raise UserError(
+            "the values are nested too deeply.", f"A recipe is at most {MAX_DEPTH} levels deep.", where=where(1)
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise UserError(*_yaml_problem(error, text, line), where=where(line)) from None
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError, text: str, line: int) -> tuple[str, str]:
+    problem = str(error.problem or error.context or "it cannot be parsed")
+    lines = text.splitlines()
+    indent = re.match(r"[ \t]*", lines[line - 1]) if 0 < line <= len(lines) else None
+    if "'\\t'" in problem or (indent and "\t" in indent.group()):
+        return "the line is indented with a tab, YAML wants spaces.", "Replace the tab by two spaces for each level."
+    if "another document" in problem or "single document" in str(error.context):
+        return "a second document begins here (---).", "A recipe is one document: keep one and delete the other."
+    if "mapping values are not allowed" in problem:
+        return (
+            "a colon stands where YAML expects none.",
+            "Mend the indentation, or put quotes around text that holds a colon and a space.",
+        )
+    if "could not find expected ':'" in problem:
+        return "the line is not KEY: VALUE.", "Write a colon and a space after the key."
+    if "undefined alias" in problem:
+        return f"{problem}.", "Define it with &name before *name; text that begins with * needs quotes."
+    if "expected <block end>" in problem:
+        return "the line does not fit the lines above it.", "Give keys of one section the same number of spaces."
+    return f"this is not YAML: {problem}.", "Look at the indentation, quotes, brackets and colons of this line."
+
+
+class _Converter:
+    """Nodes of PyYAML to our tree, with limits: an alias may not expand without end."""
+
+    def __init__(self, origin_of: Callable[[int], Origin]) -> None:
+        self.origin_of = origin_of
+        self.num_values = 0
+        self.constructor = yaml.constructor.SafeConstructor()
+
+    def convert(self, node: yaml.Node, origin: Origin | None = None, depth: int = 0) -> Node:
+        """`origin` is that of the key, for the value of a mapping."""
+        origin = origin or self.origin_of(node.start_mark.line + 1)
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise UserError(
+                f"the file expands to more than {MAX_VALUES:,} values.",
+                "Remove the aliases (*name) that repeat each other.",
+                where=origin.where,
+            )
+        if depth > MAX_DEPTH:
+            raise UserError(
+                f"the values are nested more than {MAX_DEPTH} levels deep.",
+                "A recipe is flat; look for an alias (*name) that holds itself.",
+                where=origin.where,
+            )
+        match node:
+            case yaml.MappingNode():
+                self._check_tag(node, "map", origin)
+                return MappingNode(self._items(node, depth), origin)
+            case yaml.SequenceNode():
+                self._check_tag(node, "seq", origin)
+                return ListNode([self.convert(item, None, depth + 1) for item in node.value], origin)
+            case _:
+                return self.scalar(node, origin)
+
+    def scalar(self, node: yaml.Node, origin: Origin) -> ScalarNode:
+        plain = getattr(node, "style", None) is None
+        text = str(node.value)
+        if plain and node.tag in (_TAG + "int", _TAG + "float") and _SURPRISING_NUMBER.match(text):
+            try:
+                reading = f"YAML reads as the number {self.constructor.construct_object(node)}"
+            except ValueError:
+                reading = "YAML takes for an octal number"
+            raise UserError(
+                f"{text} is something that {reading}.",
+                f"Quote it ('{text}'), or write a plain number.",
+                where=origin.where,
+            )
+        if node.tag == _TAG + "str":
+            return ScalarNode(text, origin, text, plain)
+        if node.tag not in (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"):
+            self._refuse_tag(node, origin)
+        try:
+            return ScalarNode(self.constructor.construct_object(node), origin, text, plain)
+        except (ValueError, KeyError, yaml.YAMLError):
+            raise UserError(
+                f"{text[:40]!r} is not a value that YAML can read as {node.tag.removeprefix(_TAG)}.",
+                "Write a plain number or word.",
+                where=origin.where,
+            ) from None
+
+    def _items(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
+        items: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            origin = self.origin_of(key_node.start_mark.line + 1)
+            if key_node.tag == _TAG + "merge":
+                merged = {**self._merged(value_node, origin, depth), **merged}
+                continue
+            key = self._key(key_node, origin)
+            if key in items:
+                raise UserError(
+                    f"{key} is given twice; the first is in {items[key].origin}.", "Keep one.", where=origin.where
+                )
+            items[key] = self.convert(value_node, origin, depth + 1)
+        return {**merged, **items}
+
+    def _merged(self, node: yaml.Node, origin: Origin, depth: int) -> dict[str, Node]:
+        """What `<<: *name` brings in; keys written out win over it, earlier ones over later ones."""
+        sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged: dict[str, Node] = {}
+        for source in reversed(sources):
+            tree = self.convert(source, None, depth + 1)
+            if not isinstance(tree, MappingNode):
+                raise UserError(
+                    "<< needs a mapping.", "Write <<: *name, where &name marks a mapping.", where=origin.where
+                )
+            merged.update(tree.items)
+        return merged
+
+    def _key(self, node: yaml.Node, origin: Origin) -> str:
+        if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "str":
+            return str(node.value)
+        if isinstance(node, yaml.ScalarNode) and node.tag.startswith(_TAG):
+            reading = {"int": "a number", "float": "a number", "bool": "true or false", "null": "null"}
+            what = reading.get(node.tag.removeprefix(_TAG), "no text")
+            shown = str(node.value)[:40] or "an empty key"
+            raise UserError(
+                f"{shown} stands as a key, and YAML reads it as {what}; keys are words.",
+                "All keys: simpo recipe schema",
+                where=origin.where,
+            )
+        raise UserError(
+            "a list or mapping stands as a key; keys are words.", "All keys: simpo recipe schema", where=origin.where
+        )
+
+    def _check_tag(self, node: yaml.Node, wanted: str, origin: Origin) -> None:
+        if node.tag != _TAG + wanted:
+            self._refuse_tag(node, origin)
+
+    def _refuse_tag(self, node: yaml.Node, origin: Origin) -> None:
+        tag = node.tag.replace(_TAG, "!!")
+        raise UserError(
+            f"the tag {tag[:60]} is not allowed; recipes hold plain values only.", "Delete the tag.", where=origin.where
+        )
