@@ -1,0 +1,76 @@
+"""Scoring pairs: m(y|x) of both responses of every pair, under the model as it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import microbatches
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What a model says of pairs, each array of shape (P,) in the order of the pairs.
+
+    Attributes:
+        chosen, rejected: mean log-probability of each response, nats per token, float64 copies of float32 results.
+        chosen_lengths, rejected_lengths: scored tokens.
+        prompt_keys: hash of each pair's prompt.
+    """
+
+    chosen: NDArray[np.float64]
+    rejected: NDArray[np.float64]
+    chosen_lengths: NDArray[np.int64]
+    rejected_lengths: NDArray[np.int64]
+    prompt_keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_keys)
+
+    def select(self, positions: Sequence[int]) -> "PairScores":
+        """The scores of some of the pairs."""
+        at = list(positions)
+        return PairScores(
+            self.chosen[at],
+            self.rejected[at],
+            self.chosen_lengths[at],
+            self.rejected_lengths[at],
+            tuple(self.prompt_keys[i] for i in at),
+        )
+
+
+def score_pairs(
+    policy: Policy,
+    pairs: Sequence[EncodedPair],
+    accelerator: Accelerator,
+    budget: int,
+) -> PairScores:
+    """Score pairs without gradients, in micro-batches of at most `budget` tokens.
+
+    The policy's training mode is put back as it was found.
+    """
+    chosen = np.empty(len(pairs))
+    rejected = np.empty(len(pairs))
+    was_training = policy.training
+    policy.eval()
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            for positions in microbatches(pairs, budget):
+                m_chosen, m_rejected = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
+                chosen[positions] = m_chosen.cpu().numpy()
+                rejected[positions] = m_rejected.cpu().numpy()
+    finally:
+        policy.train(was_training)
+    return PairScores(
+        chosen,
+        rejected,
+        np.array([len(pair.chosen) for pair in pairs]),
+        np.array([len(pair.rejected) for pair in pairs]),
+        tuple(pair.prompt_key for pair in pairs),
+    )

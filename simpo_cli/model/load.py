@@ -1,0 +1,274 @@
+"""Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from simpo_cli.builtin import guide_model_dir
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.recipe.schema import ModelRecipe
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
+
+_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before its weights are read.
+
+    Attributes:
+        name: as the recipe names it.
+        folder: the local folder that holds it.
+        config: its transformers configuration.
+        revision: the commit that a hub id resolved to, or None.
+        stored_dtype: type of the weights on disk.
+        adapter_base: the model under it, when the folder holds a peft adapter.
+    """
+
+    name: str
+    folder: Path
+    config: Any
+    revision: str | None
+    stored_dtype: torch.dtype
+    adapter_base: "ModelSource | None" = None
+
+    @property
+    def text_config(self) -> Any:
+        return self.config.get_text_config()
+
+    @property
+    def max_length(self) -> int | None:
+        """Most positions that the model knows, or None when its configuration does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+
+def find_model(path: str, revision: str | None = None) -> ModelSource:
+    """Locate a model and read its configuration; the weights are looked at, not loaded.
+
+    Raises:
+        UserError: nothing is there, it is no causal language model, it needs code of its own, or its weights are
+            missing, incomplete or pickled.
+    """
+    folder, commit = _locate(path, revision)
+    if (folder / "adapter_config.json").is_file():
+        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"])
+        return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
+    config = _read_config(path, folder)
+    weights = _weight_files(path, folder)
+    return ModelSource(path, folder, config, commit, _stored_dtype(weights))
+
+
+def _locate(path: str, revision: str | None) -> tuple[Path, str | None]:
+    if path == "builtin:guide":
+        return guide_model_dir(), None
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder, None
+    if folder.exists():
+        raise UserError(f"{path} is a file, not a model folder.", "Name the folder that holds config.json.")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"the model folder {path} does not exist.",
+            "Check model.path; it is a folder, a hub id (organisation/model) or builtin:guide.",
+        )
+    import huggingface_hub
+
+    try:
+        local = Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=list(_WEIGHT_PATTERNS)))
+    except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
+        raise UserError(
+            f"{path} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
+            "Check the name and the network, or name a local folder; gated models need a login.",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+    return local, local.name  # a snapshot's folder is named by its commit
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot be read: {error}", "The model folder is damaged; fetch it again.", where=str(file)
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(file))
+    return content
+
+
+def _read_config(path: str, folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
+    raw = _read(folder / "config.json")
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
+        if "auto_map" in raw:
+            raise UserError(
+                f"{path} needs code of its own to run, which this version does not load.",
+                "Use a model that transformers supports itself.",
+            ) from error
+        raise UserError(
+            f"{path} is not a model that transformers {_transformers_version()} knows: {str(error).splitlines()[0]}",
+            "Check config.json (its model_type), or use a newer transformers.",
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{path} is a {raw.get('model_type', 'nameless')} model, which is no causal language model.",
+            "SimPO scores text from left to right: name a causal language model.",
+        )
+    return config
+
+
+def _transformers_version() -> str:
+    import transformers
+
+    return str(transformers.__version__)
+
+
+def _weight_files(path: str, folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_read(index).get("weight_map", {}).values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise UserError(
+                f"{path} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
+                "Fetch the model again; the download was not finished.",
+            )
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
+        raise UserError(
+            f"{path} holds only pickled weights, which can run code when they are read.",
+            "Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) writes safetensors.",
+        )
+    raise UserError(f"{path} holds no weights (*.safetensors).", "Fetch the model again, weights included.")
+
+
+_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
+
+
+def _stored_dtype(files: list[Path]) -> torch.dtype:
+    """The type that most stored numbers have; float32 when they are of none that is known here."""
+    from safetensors import SafetensorError, safe_open
+
+    counts: dict[torch.dtype, int] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                for key in weights.keys():  # noqa: SIM118 - not a mapping
+                    entry = weights.get_slice(key)
+                    dtype = _SAFETENSORS_DTYPES.get(entry.get_dtype(), torch.float32)
+                    size = 1
+                    for extent in entry.get_shape():
+                        size *= extent
+                    counts[dtype] = counts.get(dtype, 0) + size
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"cannot be read: {error}",
+                "The weights are damaged or cut short; fetch the model again.",
+                where=str(file),
+            ) from error
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
+
+
+# Building
+
+
+def weights_dtype(recipe: ModelRecipe, source: ModelSource) -> torch.dtype:
+    """The type that the weights are held in: float32 for full tuning, the checkpoint's own under adapters."""
+    if recipe.weights_dtype != "auto":
+        return DTYPES[recipe.weights_dtype]
+    return source.stored_dtype if recipe.lora is not None else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters of a model as the recipe trains it."""
+
+    total: int
+    trainable: int
+
+
+def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCounts:
+    """Build the model and its adapters without memory for the weights, and count.
+
+    Raises:
+        UserError: the adapters of the recipe fit no layer of this model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(source.config)
+        if recipe.lora is not None:
+            model = add_adapters(model, recipe.lora)
+    parameters = list(model.parameters())
+    return ParameterCounts(
+        total=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+    )
+
+
+def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> nn.Module:
+    """Read the weights: a causal language model in `dtype`, every dropout off, on the CPU.
+
+    An adapter's folder gives its base model with the adapter in place.
+
+    Raises:
+        UserError: the weights do not fit the configuration.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if source.adapter_base is not None:
+        from peft import PeftModel
+
+        base = load_model(source.adapter_base, dtype)
+        adapted: nn.Module = PeftModel.from_pretrained(base, source.folder)
+        return adapted
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            dtype=source.stored_dtype if dtype == "stored" else dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"the weights of {source.name} do not load: {str(error).splitlines()[0]}",
+            "The folder is damaged, or its weights belong to another configuration.",
+        ) from error
+    missing = sorted(report.get("missing_keys", ()))
+    if missing:
+        raise UserError(
+            f"{source.name} lacks {len(missing)} of its weights, such as {missing[0]}.",
+            "They would be random numbers; fetch the model again, or mend its configuration.",
+        )
+    switch_off_dropout(model)
+    loaded: nn.Module = model
+    return loaded
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0: SimPO is run without, and a step must not depend on how it is cut up."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "resid_dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

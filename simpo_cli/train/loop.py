@@ -1,0 +1,165 @@
+"""The training loop. It reads as the method; what each line does is in the module of its name."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from simpo_cli.data.holdout import probe
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Plan, microbatches
+from simpo_cli.evaluate.score import PairScores, score_pairs
+from simpo_cli.evaluate.summary import summarise
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.events import EvalRecord, Observer, StepRecord
+from simpo_cli.train.schedule import learning_rate
+from simpo_cli.train.step import StepSums, accumulate, clip_gradients
+
+SaveCheckpoint = Callable[[int, float | None], None]  # (steps done, held-out loss at this step)
+
+
+@dataclass
+class Training:
+    """Everything that the loop works with.
+
+    Attributes:
+        budget: tokens of a micro-batch.
+        start_scores: the held-out pairs under the start model, once they have been scored; drift is measured from it.
+    """
+
+    recipe: Recipe
+    plan: Plan
+    train: list[EncodedPair]
+    held_out: list[EncodedPair]
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    budget: int
+    observer: Observer
+    start_scores: PairScores | None = None
+    last_scores: PairScores | None = field(default=None, repr=False)
+
+
+def run_steps(training: Training, save_checkpoint: SaveCheckpoint) -> None:
+    """Train from the first step to the last, scoring held-out pairs and saving when the recipe says so.
+
+    Raises:
+        UserError: the loss or the gradient is not finite; the weights are those before the step.
+    """
+    recipe, plan, policy = training.recipe, training.plan, training.policy
+    policy.train()
+    if training.held_out:
+        evaluate(training, 0)
+    for step in range(plan.num_steps):
+        started = time.perf_counter()
+        pairs = [training.train[i] for i in plan.pairs_of(step)]
+        rate = _rate(recipe, plan, step)
+        sums = accumulate(
+            policy,
+            pairs,
+            microbatches(pairs, training.budget),
+            loss=recipe.loss,
+            accelerator=training.accelerator,
+            step=step,
+            reseed=recipe.seed if recipe.model.lora is not None and recipe.model.lora.dropout else None,
+        )
+        grad_norm = clip_gradients(policy, recipe.train.max_grad_norm, step)  # stops here if not finite
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        done = step + 1
+        training.observer.step(_step_record(sums, done, plan, rate, grad_norm, time.perf_counter() - started, training))
+        last = done == plan.num_steps
+        eval_loss = None
+        if training.held_out and plan.is_due(done, recipe.eval.every) and not last:
+            eval_loss = evaluate(training, done).loss
+        if plan.is_due(done, recipe.checkpoint.every) or last:
+            if last and training.held_out:
+                eval_loss = evaluate(training, done).loss
+            save_checkpoint(done, eval_loss)
+
+
+def evaluate(training: Training, step: int) -> EvalRecord:
+    """Score the held-out pairs and tell the observer; the first call fixes what drift is measured from."""
+    started = time.perf_counter()
+    scores = score_pairs(
+        training.policy,
+        training.held_out,
+        training.accelerator,
+        training.budget,
+    )
+    if training.start_scores is None:
+        training.start_scores = scores
+    training.last_scores = scores
+    at = probe(training.held_out)
+    now, then = scores.select(at), training.start_scores.select(at)
+    summary = summarise(scores, training.recipe.loss)
+    record = EvalRecord(
+        step=step,
+        pairs=summary.pairs,
+        prompts=summary.prompts,
+        loss=summary.loss.value,
+        accuracy=summary.accuracy.value,
+        accuracy_low=summary.accuracy.low,
+        accuracy_high=summary.accuracy.high,
+        margin=summary.margin.value,
+        target_reached=summary.target_reached.value,
+        logps_chosen=summary.logps_chosen.value,
+        logps_rejected=summary.logps_rejected.value,
+        logps_chosen_delta=float(np.mean(now.chosen - then.chosen)),
+        logps_rejected_delta=float(np.mean(now.rejected - then.rejected)),
+        probe_pairs=len(at),
+        seconds=time.perf_counter() - started,
+    )
+    training.observer.evaluated(record)
+    return record
+
+
+def _rate(recipe: Recipe, plan: Plan, step: int) -> float:
+    return learning_rate(
+        step,
+        highest=recipe.train.learning_rate,
+        num_steps=plan.num_steps,
+        warmup_ratio=recipe.train.warmup_ratio,
+        kind=recipe.train.lr_scheduler,
+    )
+
+
+def _step_record(
+    sums: StepSums, done: int, plan: Plan, rate: float, grad_norm: float, seconds: float, training: Training
+) -> StepRecord:
+    n = sums.pairs
+    return StepRecord(
+        step=done,
+        epoch=plan.epoch_after(done),
+        loss=sums.loss / n,
+        rewards_chosen=sums.rewards_chosen / n,
+        rewards_rejected=sums.rewards_rejected / n,
+        rewards_margins=(sums.rewards_chosen - sums.rewards_rejected) / n,
+        rewards_accuracies=sums.correct / n,
+        rewards_target_reached=sums.past_target / n,
+        logps_chosen=sums.logps_chosen / n,
+        logps_rejected=sums.logps_rejected / n,
+        sft_loss=-sums.logps_chosen / n if training.recipe.loss.sft_weight else None,
+        grad_norm=grad_norm,
+        learning_rate=rate,
+        pairs=n,
+        tokens=sums.tokens,
+        pairs_per_second=n / seconds,
+        tokens_per_second=sums.tokens / seconds,
+        memory_gb=peak_memory_gb(training.accelerator.device),
+        seconds=seconds,
+    )
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far: on the card, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,129 @@
+"""The end of a run: the saved model scored as others will load it, beside the start model, on the same pairs."""
+
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.evaluate.score import score_pairs
+from simpo_cli.evaluate.statistics import Comparison, Measured, compare_accuracy
+from simpo_cli.evaluate.summary import EvalSummary, correct, summarise
+from simpo_cli.model.policy import Policy
+from simpo_cli.train.events import RunOutcome
+from simpo_cli.train.export import Rounding
+from simpo_cli.train.header import data_names, percent
+from simpo_cli.train.loop import Training
+from simpo_cli.train.setting import Setting
+
+_KEPT_ENOUGH = 0.8
+
+
+def conclude(
+    training: Training,
+    saved: Policy,
+    setting: Setting,
+    *,
+    run_dir: Path,
+    rounding: Rounding | None,
+    answers: tuple[tuple[str, str, str], ...],
+    seconds: float,
+) -> tuple[RunOutcome, dict[str, Any]]:
+    """Score model/ and compare it with the start model.
+
+    Args:
+        training: holds the start model's scores.
+        saved: model/ loaded again.
+        setting: the run.
+        run_dir: the run's folder.
+        rounding: what the export type did to the change, if it is narrower.
+        answers: (question, before, after).
+        seconds: wall time of the run so far.
+
+    Returns:
+        What a person sees, and the `outcome` of run.json.
+    """
+    recipe, held_out = setting.recipe, setting.data.held_out
+    table: list[tuple[str, str, str, str]] = []
+    measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
+    if held_out:
+        assert training.start_scores is not None
+        scores = score_pairs(
+            saved,
+            held_out,
+            setting.accelerator,
+            setting.budget,
+        )
+        before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
+        comparison = compare_accuracy(correct(training.start_scores), correct(scores), scores.prompt_keys)
+        table = _table(before, after, comparison)
+        name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
+        measured["before"] = before.as_json(model=recipe.model.path, data=name)
+        measured["after"] = after.as_json(model=str(run_dir / "model"), data=name)
+        measured["difference"] = {
+            "accuracy": comparison.difference.as_json(),
+            "p_value": comparison.p_value,
+            "test": comparison.test,
+        }
+    if rounding is not None:
+        measured["export"] = {
+            "kept_share": rounding.kept_share,
+            "rounded_back_share": rounding.rounded_back_share,
+        }
+        remark = "export.dtype=fp32 keeps all of it" if rounding.kept_share < _KEPT_ENOUGH else ""
+        table.append(("change kept by the save", "", f"{100 * rounding.kept_share:.1f} %", remark))
+    outcome = RunOutcome(
+        run_dir=str(run_dir),
+        model_dir=str(run_dir / "model"),
+        steps=setting.plan.num_steps,
+        seconds=seconds,
+        answers=answers,
+        table=tuple(table),
+        next_commands=(
+            (f"simpo eval {run_dir}", "scores the saved model again, with --json for scripts"),
+            _next_step(setting),
+        ),
+    )
+    return outcome, measured
+
+
+def _table(before: EvalSummary, after: EvalSummary, comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    gain = comparison.difference
+    test = "exact McNemar" if comparison.test == "mcnemar-exact" else "sign flips by prompt"
+    p_value = "p < 0.0001" if comparison.p_value < 1e-4 else f"p = {comparison.p_value:.2g}"
+    few = "; under 30 prompts, intervals are rough" if after.prompts < 30 else ""
+    return [
+        (
+            "held-out accuracy",
+            percent(before.accuracy),
+            percent(after.accuracy),
+            f"n = {after.pairs} pairs, {after.prompts} prompts, one seed{few}",
+        ),
+        (
+            "gain",
+            "",
+            f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
+            f"{p_value}, {test}",
+        ),
+        (
+            "length-balanced",
+            _percent_or_none(before.length["balanced"]),
+            _percent_or_none(after.length["balanced"]),
+            f"picking the longer: {percent(after.longer_wins)}",
+        ),
+        ("mean margin", f"{before.margin.value:.2f}", f"{after.margin.value:.2f}", "in units of the reward"),
+        (
+            "chosen log-prob",
+            f"{before.logps_chosen.value:.2f}",
+            f"{after.logps_chosen.value:.2f}",
+            "nats a token",
+        ),
+        ("held-out loss", f"{before.loss.value:.3f}", f"{after.loss.value:.3f}", ""),
+    ]
+
+
+def _percent_or_none(share: Measured | None) -> str:
+    return "too few pairs" if share is None else percent(share)
+
+
+def _next_step(setting: Setting) -> tuple[str, str]:
+    if setting.recipe.model.path == "builtin:guide":
+        return "simpo recipe copy smollm2-135m", "a recipe for your own pairs"
+    return f"simpo stats {data_names(setting.recipe.data.train)}", "the audit of the data that this run used"

@@ -1,0 +1,208 @@
+"""From recipe to tokenized pairs: what in the data can stop a run is found here, before any weight is read."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from simpo_cli.data.encode import encode_pairs, prompt_key
+from simpo_cli.data.holdout import split_by_prompt
+from simpo_cli.data.load import LoadedPairs, load_pairs
+from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.model.load import ModelSource
+from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+
+
+@dataclass
+class EncodedSource:
+    """One side of the data, training or evaluation, as tokens, with the account of every record.
+
+    Attributes:
+        loaded: the pairs as text, and what became of the records.
+        pairs: the pairs as tokens.
+        dropped: pairs without signal, by reason, before and after tokenizing.
+        refused: malformed records, each with the reason (only with on_bad_record: skip).
+        counts: what else is worth telling, such as cut prompts.
+    """
+
+    loaded: LoadedPairs
+    pairs: list[EncodedPair]
+    dropped: Counter[str]
+    refused: list[UserError]
+    counts: Counter[str]
+
+
+@dataclass
+class PreparedData:
+    """The pairs of a run.
+
+    Attributes:
+        tokenizer: the model's tokenizer with the recipe's template.
+        train, held_out: pairs as tokens.
+        train_source: account of the training records.
+        eval_source: account of the evaluation records, or None when pairs were held out.
+        shared_prompts: training pairs whose prompt is also held out (only with data.eval).
+    """
+
+    tokenizer: TextTokenizer
+    train: list[EncodedPair]
+    held_out: list[EncodedPair]
+    train_source: EncodedSource
+    eval_source: EncodedSource | None = None
+    shared_prompts: int = 0
+    texts: list[PreferencePair] = field(default_factory=list)
+
+
+def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
+    """The tokenizer of the recipe's model, with the recipe's template."""
+    return load_tokenizer(recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template)
+
+
+def prepare_data(recipe: Recipe, source: ModelSource) -> PreparedData:
+    """Read, tokenize and split the pairs of a training run.
+
+    Raises:
+        UserError: a file or record is refused, nothing is left to train on, or the limits do not fit the model.
+    """
+    _require_lengths(recipe, source)
+    tokenizer = prepare_tokenizer(recipe)
+    train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
+    if recipe.data.eval is not None:
+        eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
+        train, held_out = train_source.pairs, eval_source.pairs
+        texts = eval_source.loaded.pairs
+    else:
+        eval_source = None
+        train, held_out = split_by_prompt(train_source.pairs, recipe.data.holdout)
+        texts = train_source.loaded.pairs
+    if not train:
+        raise UserError(
+            f"no training pair is left: {train_source.loaded.records_read} records read, {len(held_out)} pairs held "
+            f"out, {_account(train_source.dropped) or 'none dropped'}.",
+            "Give more pairs, lower data.holdout, or raise the length limits.",
+        )
+    if recipe.data.eval is not None and not held_out:
+        raise UserError("no evaluation pair is left after the filters.", "Check the file that data.eval names.")
+    _require_known_ids([*train, *held_out], source)
+    held_out_prompts = {pair.prompt_key for pair in held_out}
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=train,
+        held_out=held_out,
+        train_source=train_source,
+        eval_source=eval_source,
+        shared_prompts=sum(pair.prompt_key in held_out_prompts for pair in train),
+        texts=[pair for pair in texts if prompt_key(pair) in held_out_prompts],
+    )
+
+
+def encode_source(
+    sources: str | Sequence[DataSource],
+    role: Literal["train", "eval"],
+    data: DataRecipe,
+    tokenizer: TextTokenizer,
+) -> EncodedSource:
+    """Load one side of the data and tokenize it.
+
+    Args:
+        sources: what data.train or data.eval names.
+        role: `train` or `eval`, which `builtin:guide` goes by.
+    """
+    loaded = load_pairs(
+        sources,
+        role=role,
+        on_bad_record=data.on_bad_record,
+        on_no_signal=data.on_no_signal,
+    )
+    encoded = encode_pairs(loaded.pairs, tokenizer, data)
+    if encoded.bad and data.on_bad_record == "error":
+        raise _first_of(encoded.bad)
+    dropped = Counter(loaded.dropped) + encoded.dropped
+    refused = [UserError(bad.problem, bad.fix, where=bad.where) for bad in loaded.bad_records] + encoded.bad
+    return EncodedSource(loaded, encoded.pairs, dropped, refused, encoded.counts)
+
+
+def _first_of(errors: Sequence[UserError]) -> UserError:
+    """The first error, with the number and places of the others."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    others = ", ".join(error.where for error in errors[1:5])
+    return UserError(f"{first.problem} ({len(errors) - 1} more, such as {others})", first.fix, where=first.where)
+
+
+def _account(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
+
+
+def _require_lengths(recipe: Recipe, source: ModelSource) -> None:
+    if source.max_length is not None and recipe.data.max_length > source.max_length:
+        raise UserError(
+            f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
+            f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
+        )
+
+
+def _require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
+    highest = int(source.text_config.vocab_size) - 1
+    for pair in pairs:
+        largest = max(int(part.max()) for part in (pair.prompt, pair.chosen, pair.rejected) if len(part))
+        if largest > highest:
+            raise UserError(
+                f"the tokenizer gives id {largest}, and the model's vocabulary ends at {highest}.",
+                "Tokenizer and weights belong to different models; fetch both from one place.",
+                where=pair.where,
+            )
+
+
+def require_budget(pairs: Sequence[EncodedPair], budget: int) -> None:
+    """Refuse a micro-batch budget that the longest pair does not fit in.
+
+    Raises:
+        UserError: names the pair and the smallest budget that works.
+    """
+    longest = max(pairs, key=microbatch_tokens)
+    if microbatch_tokens(longest) > budget:
+        raise UserError(
+            f"train.tokens_per_microbatch is {budget}, and this pair alone needs {microbatch_tokens(longest)}.",
+            f"Set train.tokens_per_microbatch={microbatch_tokens(longest)} or more, or lower data.max_length.",
+            where=longest.where,
+        )
+
+
+def require_output_apart(recipe: Recipe, source: ModelSource) -> None:
+    """Refuse a run folder inside the model's or the data's folder, where a later read would find it."""
+    output = Path(recipe.output_dir).absolute()
+    inside: list[tuple[str, Path]] = [("the model's folder", source.folder.absolute())]
+    for name in (recipe.data.train, recipe.data.eval):
+        if isinstance(name, str) and Path(name).is_dir():
+            inside.append(("the data folder", Path(name).absolute()))
+    for what, folder in inside:
+        if output == folder or folder in output.parents:
+            raise UserError(f"output_dir {recipe.output_dir} lies inside {what}.", "Set output_dir to another place.")
+
+
+def make_plan(recipe: Recipe, num_pairs: int) -> Plan:
+    """The steps of the run."""
+    return Plan(
+        num_pairs=num_pairs,
+        pairs_per_step=recipe.train.pairs_per_step,
+        num_epochs=recipe.train.num_epochs,
+        max_steps=recipe.train.max_steps,
+        seed=recipe.seed,
+    )
+
+
+def describe_losses(source: EncodedSource) -> str:
+    """What happened to the records, in words: dropped, refused, cut."""
+    parts = [f"{sum(source.dropped.values())} dropped"]
+    if source.dropped:
+        parts[0] += " (" + ", ".join(f"{count} {reason}" for reason, count in sorted(source.dropped.items())) + ")"
+    if source.refused:
+        parts.append(f"{len(source.refused)} malformed, see rejected.jsonl")
+    parts += [f"{count} {what}" for what, count in sorted(source.counts.items())]
+    return " · ".join(parts)

@@ -1,0 +1,134 @@
+"""What is settled before the weights are read: every check that can fail early fails here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.errors import UserError
+from simpo_cli.model.load import (
+    DTYPE_NAMES,
+    ModelSource,
+    ParameterCounts,
+    count_parameters,
+    find_model,
+    weights_dtype,
+)
+from simpo_cli.model.memory import (
+    MemoryNeed,
+    activation_bytes_per_token,
+    available_bytes,
+    choose_budget,
+    require_memory,
+    state_bytes,
+)
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.events import Observer
+from simpo_cli.train.export import export_dtype
+from simpo_cli.train.prepare import PreparedData, make_plan, prepare_data, require_budget, require_output_apart
+from simpo_cli.train.run_folder import require_free_space
+from simpo_cli.train.state import state_size
+from simpo_cli.train.trackers import require_trackers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is settled before the weights are read."""
+
+    recipe: Recipe
+    source: ModelSource
+    parameters: ParameterCounts
+    weights: torch.dtype
+    compute: str  # bf16 or fp32
+    data: PreparedData
+    plan: Plan
+    budget: int
+    memory: str
+    accelerator: Accelerator
+
+
+def settle(recipe: Recipe, observer: Observer) -> Setting:
+    """Decide and check everything that does not need the weights.
+
+    Raises:
+        UserError: data, model, device or memory do not fit the recipe.
+    """
+    require_trackers(recipe.tracking.report_to)
+    source = find_model(recipe.model.path, recipe.model.revision)
+    require_output_apart(recipe, source)
+    accelerator, compute = open_accelerator(recipe)
+    parameters = count_parameters(recipe.model, source)
+    data = prepare_data(recipe, source)
+    plan = make_plan(recipe, len(data.train))
+    if recipe.checkpoint.every is not None and recipe.checkpoint.every > plan.num_steps:
+        observer.note(
+            f"checkpoint.every is {recipe.checkpoint.every} and the run has {plan.num_steps} steps: "
+            "there will be one checkpoint, at the end"
+        )
+    weights = weights_dtype(recipe.model, source)
+    if recipe.model.lora is None and weights != torch.float32:
+        observer.note(
+            f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
+            "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
+        )
+    adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
+    need = MemoryNeed(
+        state=state_bytes(parameters, weights, adapters=adapters),
+        per_token=activation_bytes_per_token(
+            source.text_config,
+            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+            checkpointing=checkpointing,
+        ),
+        available=available_bytes(accelerator.device),
+    )
+    longest = max(map(microbatch_tokens, [*data.train, *data.held_out]))
+    if recipe.train.tokens_per_microbatch == "auto":
+        budget = choose_budget(need, accelerator.device, longest)
+    else:
+        budget = recipe.train.tokens_per_microbatch
+        require_budget([*data.train, *data.held_out], budget)
+    memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
+    kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 1
+    require_free_space(
+        Path(recipe.output_dir),
+        kept * state_size(parameters.trainable, 4 if adapters else weights.itemsize)
+        + parameters.total * export_dtype(recipe, source).itemsize,
+        "the checkpoints and the model",
+    )
+    return Setting(recipe, source, parameters, weights, compute, data, plan, budget, memory, accelerator)
+
+
+def open_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
+    """The device, and the arithmetic of forward and backward pass on it: bf16 autocast or float32.
+
+    Raises:
+        UserError: the recipe asks for bf16 where the card has none.
+    """
+    on_cuda = torch.cuda.is_available()
+    can_bf16 = not on_cuda or torch.cuda.is_bf16_supported()
+    if recipe.train.precision == "bf16" and not can_bf16:
+        raise UserError(
+            "train.precision is bf16, which this card does not compute in.", "Set train.precision: fp32 or auto."
+        )
+    wanted = (
+        recipe.train.precision if recipe.train.precision != "auto" else ("bf16" if on_cuda and can_bf16 else "fp32")
+    )
+    if recipe.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    set_seed(recipe.seed)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "this version trains in one process, and a launcher started several.",
+            "Start it with `simpo train`, without the launcher.",
+        )
+    accelerator = Accelerator(
+        mixed_precision="bf16" if wanted == "bf16" else "no",
+        cpu=not on_cuda,
+        log_with=list(recipe.tracking.report_to) or None,
+        project_dir=recipe.output_dir,
+    )
+    return accelerator, wanted
