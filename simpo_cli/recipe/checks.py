@@ -79,8 +79,8 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
         warn(
             "REC007",
             "train.max_steps train.warmup_ratio",
-            f"all {steps} steps are warm-up, which begins at learning rate 0: next to nothing is learned."
-            " Set train.warmup_ratio=0 for very short runs.",
+            f"the warm-up fills the whole run (train.max_steps is {steps}) and begins at learning rate 0:"
+            " next to nothing is learned. Set train.warmup_ratio to 0 for very short runs.",
         )
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
         if steps is not None and every is not None and every > steps:

@@ -55,9 +55,21 @@ class Examination:
         """Whether the file is meant for the `defaults:` of others: it names no run, no model and no data."""
         return set(self.missing) == set(REQUIRED)
 
-    def piece_error(self) -> UserError:
-        """What to say to a person who wants to run a piece."""
-        name = self.display.removeprefix("shipped:").removesuffix(".yaml")
+    @property
+    def only_misses_what_a_piece_leaves_open(self) -> bool:
+        """Whether this is a piece, and all that it sets is in order."""
+        return self.is_piece and len(self.problems) == len(self.missing)
+
+    @property
+    def piece_name(self) -> str:
+        """What a recipe of the user would call it in its `defaults:`."""
+        return self.display.removeprefix("shipped:").removesuffix(".yaml").removesuffix(".yml")
+
+    def first_error(self) -> UserError:
+        """What to say to a person who wants to run this."""
+        if not self.only_misses_what_a_piece_leaves_open:
+            return self.problems[0]
+        name = self.piece_name
         return UserError(
             f"{name} is a piece to compose into another recipe: it gives no name, model.path or data.train.",
             f"Name it in a recipe of yours, for example defaults: [paper/llama3-8b-instruct, {name}]",
@@ -77,8 +89,7 @@ def compose(name_or_path: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
     """
     examination = examine(name_or_path, overrides)
     if examination.composed is None:
-        only_missing = len(examination.problems) == len(examination.missing)
-        raise examination.piece_error() if examination.is_piece and only_missing else examination.problems[0]
+        raise examination.first_error()
     return examination.composed
 
 
@@ -93,7 +104,7 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
         clean, unknown = drop_unknown(layer)
         known.append(clean)
         problems += unknown
-    tree = resolve(_with_margin(fill_defaults(stack(known))))
+    tree = resolve(_with_margin(fill_defaults(stack(known))), absent=REQUIRED)
     recipe, wrong = to_recipe(tree, file.display)
     problems += wrong
     missing = tuple(problem.missing_key for problem in problems if problem.missing_key)

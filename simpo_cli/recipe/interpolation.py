@@ -7,7 +7,7 @@ recipe of the run, and at the graph of references, because `a: ${b}${b}`, `b: ${
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from simpo_cli.errors import UserError
@@ -34,14 +34,23 @@ def escape(text: str) -> str:
     return _START.sub(lambda match: match.group(1) * 2 + "\\${", text)
 
 
-def resolve(tree: MappingNode) -> MappingNode:
-    """The tree with every ${...} computed."""
+def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
+    """The tree with every ${...} computed.
+
+    What refers to one of the `absent` keys that really is not there stays as it is: a required key that is missing
+    has an error of its own.
+    """
     computed = {
         path: node for path, node in scalars(tree) if isinstance(node.value, str) and has_interpolation(node.value)
     }
     if not computed:
         return tree
-    references = {path: list(_references(path, node, tree)) for path, node in computed.items()}
+    gaps = {key for key in (_parts(name) for name in absent) if lookup(tree, key) is None}
+    references = {path: list(_references(path, node, tree, gaps)) for path, node in computed.items()}
+    while waiting := [path for path, targets in references.items() if gaps & {path, *targets}]:
+        gaps.update(waiting)
+        for path in waiting:
+            del references[path], computed[path]
     _check_graph(references, computed)
     values = _evaluate(plain_value(tree), computed)
     resolved = _replace(tree, (), values)
@@ -49,7 +58,7 @@ def resolve(tree: MappingNode) -> MappingNode:
     return resolved
 
 
-def _references(path: Path, node: ScalarNode, tree: MappingNode) -> Iterator[Path]:
+def _references(path: Path, node: ScalarNode, tree: MappingNode, gaps: set[Path]) -> Iterator[Path]:
     """The keys that a value refers to, after each of its ${ has been found to be of a form that is allowed."""
     text = node.value
     starts = list(_START.finditer(text))
@@ -63,7 +72,7 @@ def _references(path: Path, node: ScalarNode, tree: MappingNode) -> Iterator[Pat
         elif found := _REFERENCE.match(rest):
             dots, name = found.groups()
             target = (*path[: -len(dots)], *_parts(name)) if dots else _parts(name)
-            if lookup(tree, target) is None:
+            if lookup(tree, target) is None and target not in gaps:
                 raise _missing(path, node.origin, ".".join(target), tree)
             yield target
         elif found := _RESOLVER.match(rest):

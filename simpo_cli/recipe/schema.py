@@ -1,7 +1,7 @@
 """The recipe: every key of a run, its type, its default and a sentence that says what it does.
 
-Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema` and
-in the JSON Schema that editors use. A section checks its own values in `__post_init__` and raises `FieldError`; the
+Sections are frozen dataclasses. The sentence under a field is its documentation everywhere: in `simpo recipe schema`
+and in the JSON Schema that editors use. A section checks its own values in `__post_init__` and raises `FieldError`; the
 composer turns that into an error with file and line.
 """
 

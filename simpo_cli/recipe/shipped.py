@@ -34,6 +34,12 @@ def shipped_names() -> list[str]:
     return sorted(names, key=lambda name: ("/" in name, name))
 
 
+def title_of(name: str) -> str:
+    """The first comment of a shipped recipe: what it is for, in one line."""
+    first = (shipped_root() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ").rstrip()
+
+
 def shipped_recipe(name: str) -> RecipeFile | None:
     """The shipped recipe of that name, with or without .yaml; None when there is none."""
     bare = name.removesuffix(".yaml").removesuffix(".yml")

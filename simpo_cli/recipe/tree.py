@@ -100,6 +100,19 @@ def scalars(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
                 yield from scalars(item, (*path, key))
 
 
+def without_defaults(tree: MappingNode) -> MappingNode:
+    """Only what somebody wrote."""
+    kept: dict[str, Node] = {}
+    for key, node in tree.items.items():
+        if isinstance(node, MappingNode) and node.items:
+            below = without_defaults(node)
+            if below.items:
+                kept[key] = below
+        elif not node.origin.is_default:
+            kept[key] = node
+    return MappingNode(kept, tree.origin)
+
+
 def lookup(node: Node, path: tuple[str, ...]) -> Node | None:
     """The node at a path, or None."""
     for part in path:
@@ -127,7 +140,7 @@ def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
         joined = dict(base.items)
         for key, item in over.items.items():
             joined[key] = merge(joined[key], item, (*path, key)) if key in joined else item
-        return MappingNode(joined, over.origin)
+        return MappingNode(joined, base.origin if over.origin.override is not None else over.origin)
     if isinstance(base, ScalarNode) and base.value is None:
         return over
     what = "a list" if isinstance(base, ListNode) else "a single value"

@@ -75,7 +75,7 @@ class _Reader:
             if node is None and key not in _required(section):
                 continue  # the schema's default; only one of gamma and gamma_beta_ratio is in the tree
             if node is None or (isinstance(node, ScalarNode) and node.value == "???" and not node.interpolated):
-                values[key] = self.missing(node or tree, (*path, key))
+                values[key] = self.missing(tree, (*path, key))
             else:
                 values[key] = self.value(node, kind, (*path, key))
         if any(value is _INVALID for value in values.values()):
@@ -104,9 +104,8 @@ class _Reader:
             "model.path": "model: {path: builtin:guide}",
             "data.train": "data: {train: prefs.jsonl}",
         }.get(key, f"{path[-1]}: ...")
-        error = UserError(
-            f"{key} is missing.", f"Give it, for example {example}", where=near.origin.where or self.display
-        )
+        where = near.origin.where if len(path) > 1 else ""
+        error = UserError(f"{key} is missing.", f"Give it, for example {example}", where=where or self.display)
         self.problems.append(Problem(error, missing_key=key))
         return _INVALID
 

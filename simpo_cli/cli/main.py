@@ -1,0 +1,112 @@
+"""The command `simpo`: which commands there are, and how every one of them ends.
+
+Modules of commands import nothing heavy at their top, so `simpo --help` never loads torch. A `UserError` becomes two
+lines on stderr and its exit code; anything else is our bug and keeps its traceback.
+"""
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from simpo_cli import __version__
+from simpo_cli.cli.eval import evaluate
+from simpo_cli.cli.recipe import recipe_app
+from simpo_cli.cli.stats import stats
+from simpo_cli.cli.train import train
+from simpo_cli.errors import ExitCode, UserError
+
+_EPILOG = "First minute, no GPU, no network: simpo train demo"
+
+app = typer.Typer(
+    name="simpo",
+    help="Align a language model with human preferences by SimPO.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # names of files and keys hold brackets
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"simpo {__version__}")
+        raise typer.Exit(ExitCode.DONE)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("stats")(stats)
+app.add_typer(recipe_app, name="recipe")
+
+
+def main() -> None:
+    """The entry point of the shell command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line and return what the shell is told."""
+    try:
+        code = app(args=list(args), prog_name="simpo", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.DONE
+    except UserError as error:
+        if os.environ.get("SIMPO_DEBUG") == "1":
+            traceback.print_exc()
+        _say(f"Error: {error}")
+        return error.exit_code
+    except typer.TyperException as error:
+        _say(f"Error: {error.format_message().strip()}\n  {_usage(error)}")
+        return ExitCode.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Interrupted.")
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`| head`): nothing more can be said, also not by the interpreter as it leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _crashed()
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"Error: {place}no space is left on the device.\n  Free some space, or write elsewhere.")
+        return ExitCode.ENVIRONMENT
+    except Exception:
+        return _crashed()
+
+
+def _crashed() -> int:
+    traceback.print_exc()
+    _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
+    return ExitCode.CRASH
+
+
+def _usage(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return "See: simpo --help"
+    usage = " ".join(context.get_usage().split()).removeprefix("Usage: ")
+    return f"Usage: {usage}   (more: {context.command_path} --help)"
+
+
+def _say(text: str) -> None:
+    """Write to stderr; control characters of foreign text are shown, not obeyed."""
+    safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    print(safe, file=sys.stderr, flush=True)

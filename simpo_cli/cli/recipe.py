@@ -1,0 +1,181 @@
+"""`simpo recipe`: list, show, copy, check and schema."""
+
+import json
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simpo_cli.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.recipe import Finding
+
+SCHEMA_FILE = "simpo-recipe.schema.json"
+
+recipe_app = typer.Typer(help="Look at, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@recipe_app.command("list")
+def list_recipes(as_json: AsJson = False) -> None:
+    """List the recipes that ship with simpo."""
+    from simpo_cli.recipe import examine, shipped_names
+    from simpo_cli.recipe.shipped import title_of
+
+    names = shipped_names()
+    if as_json:
+        rows = [{"name": name, "title": title_of(name), "piece": examine(name).is_piece} for name in names]
+        _print_json(rows)
+        return
+    width = max(map(len, names), default=0)
+    for name in names:
+        _print_wrapped(f"{name.ljust(width)}  ", title_of(name))
+    _note("Look at one with: simpo recipe show NAME   Make it yours with: simpo recipe copy NAME")
+
+
+@recipe_app.command("show")
+def show(
+    name: RecipeName,
+    overrides: Overrides = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value was set.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the composed recipe, every value written out."""
+    from simpo_cli.recipe import examine
+    from simpo_cli.recipe.dump import to_yaml
+    from simpo_cli.recipe.tree import plain_value, scalars, without_defaults
+
+    found = examine(name, overrides or [])
+    if found.composed is None and not found.only_misses_what_a_piece_leaves_open:
+        raise found.first_error()
+    for remark in found.notes:
+        _note(f"{remark}.")
+    tree = found.tree
+    if found.composed is None:
+        _note(f"{found.piece_name} is a piece to compose; this is what it sets.")
+        tree = without_defaults(tree)
+    if as_json:
+        document: dict[str, Any] = {"recipe": plain_value(tree)}
+        if origin:
+            document["origins"] = {".".join(path): str(node.origin) for path, node in scalars(tree)}
+        _print_json(document)
+        return
+    sys.stdout.write(to_yaml(tree, origins=origin))
+
+
+@recipe_app.command("copy")
+def copy(
+    name: RecipeName,
+    dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
+) -> None:
+    """Copy a recipe, with a line by which editors complete and check it."""
+    from simpo_cli.recipe import find_recipe
+    from simpo_cli.recipe.yaml_source import read_text
+
+    source = find_recipe(name)
+    target = dest if dest is not None else Path(source.path.name)
+    if target.is_dir():
+        target = target / source.path.name
+    text = read_text(source.path, source.display)
+    modeline = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
+    if not text.startswith("# yaml-language-server:"):
+        text = modeline + text
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{target} exists.", "Name another file: simpo recipe copy NAME DEST") from None
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}.", "Name a file in a folder of yours.") from None
+    schema = _write_schema(target.with_name(SCHEMA_FILE))
+    _note(f"Wrote {target}{schema}.")
+    _note(f"Next: simpo recipe check {target}   then: simpo train {target}")
+
+
+def _write_schema(path: Path) -> str:
+    """Put the JSON Schema beside a recipe, unless a file there is not ours; returns what to say about it."""
+    from simpo_cli.recipe.json_schema import TITLE, json_schema
+
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    try:
+        if path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8"):
+            return f" ({path} is not ours and was left as it is: editors will not know the keys)"
+        path.write_text(text, encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return f" ({path} could not be written: editors will not know the keys)"
+    return f" and {path} for your editor"
+
+
+@recipe_app.command("check")
+def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a recipe: mistakes are errors (exit 2), unwise values are warnings."""
+    from simpo_cli.recipe import Finding, examine
+
+    try:
+        found = examine(name, overrides or [])
+        errors = [] if found.only_misses_what_a_piece_leaves_open else list(found.problems)
+    except UserError as error:
+        if not as_json:
+            raise
+        found, errors = None, [error]
+    warnings = list(found.composed.warnings) if found is not None and found.composed is not None else []
+    if as_json:
+        findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
+        piece = found is not None and found.is_piece
+        _print_json({"recipe": name, "piece": piece, "findings": [vars(finding) for finding in findings]})
+    else:
+        _print_findings(warnings)
+        for error in errors:
+            _note(f"Error: {error}")
+        if not errors and found is not None:
+            if found.composed is None:
+                print(f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid.")
+            elif not warnings:
+                print(f"{name}: no remarks.")
+    if errors:
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@recipe_app.command("schema")
+def schema(
+    section: Annotated[
+        str, typer.Argument(metavar="SECTION", help="Such as loss or model.lora; all keys if absent.")
+    ] = "",
+) -> None:
+    """Print the JSON Schema of a recipe: every key, its type, its default and what it does."""
+    from simpo_cli.recipe.json_schema import json_schema
+
+    _print_json(json_schema(section))
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    width = max((len(finding.where) for finding in findings), default=0)
+    for finding in findings:
+        _print_wrapped(f"{finding.where.ljust(width)}  {finding.severity:<7}  {finding.code}  ", finding.sentence)
+
+
+def _print_wrapped(head: str, text: str) -> None:
+    """One line; on a terminal that is too narrow for it the text continues under itself."""
+    if not sys.stdout.isatty():
+        print(head + text)
+        return
+    columns = shutil.get_terminal_size().columns
+    indent = len(head) if columns - len(head) >= 30 else 4
+    print(textwrap.fill(head + text, max(columns, 40), subsequent_indent=" " * indent, break_on_hyphens=False))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
