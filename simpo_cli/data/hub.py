@@ -1,0 +1,89 @@
+"""Data sets of the hub, through `datasets`; the only place where data may touch the network."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
+from simpo_cli.errors import ExitCode, UserError
+
+
+def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
+    """The rows of a hub data set, in order.
+
+    Args:
+        name: the id, organisation/name.
+        split: which split; may be left out where there is only one.
+        receipt: gets the commit that was read.
+
+    Raises:
+        UserError: the hub cannot be reached, or does not have the data set or the split.
+    """
+    rows = _load(name, split, receipt)
+    place = f"{name} ({split})" if split else name
+    for number, row in enumerate(rows, start=1):
+        yield RawRecord(f"{place}, record {number}", row)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
+    """The table of one split; the commit goes into the receipt."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+
+    try:
+        revision = None if _offline() else _commit(name)
+        split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
+        rows = datasets.load_dataset(name, split=split, revision=revision)
+    except UserError:
+        raise
+    except Exception as error:  # datasets, huggingface_hub, httpx and OSError each raise their own
+        raise _not_given(name, split, error) from error
+    receipt.identity = revision or "from the cache, commit unknown"
+    return rows
+
+
+def _commit(name: str) -> str | None:
+    import huggingface_hub
+
+    return huggingface_hub.HfApi().dataset_info(name).sha
+
+
+def _only_split(splits: list[str], name: str) -> str:
+    if len(splits) == 1:
+        return splits[0]
+    raise UserError(
+        f"has the splits {', '.join(splits)}.",
+        f"Say which in the recipe: data.train: [{{path: {name}, split: {splits[0]}}}].",
+        where=name,
+    )
+
+
+def _not_given(name: str, split: str | None, error: Exception) -> UserError:
+    said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    if "split" in said.lower() and isinstance(error, ValueError):
+        return UserError(f"has no split {split}: {said}", "Check `split` in the recipe.", where=name)
+    if _offline():
+        return UserError(
+            "is no file or folder here and not in the cache, and HF_HUB_OFFLINE forbids to fetch it.",
+            "Check the path, or unset HF_HUB_OFFLINE to fetch a hub data set.",
+            where=name,
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    kind = type(error).__name__
+    if kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "GatedRepoError"):
+        return UserError(
+            "is no file or folder here, and the hub does not show a data set of that name.",
+            "Check the name; private and gated data sets need a login (hf auth login).",
+            where=name,
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    return UserError(
+        f"is no file or folder here, and the hub cannot be reached ({kind}).",
+        "Check the path; for a hub data set check the network, or fetch it first and set HF_HUB_OFFLINE=1.",
+        where=name,
+        exit_code=ExitCode.ENVIRONMENT,
+    )

@@ -1,0 +1,402 @@
+"""JSON lines and JSON arrays to records, by the standard parser and strictly.
+
+A columnar reader would be faster to write and turns "4.5" into 4.5 and dates into timestamps; here every text stays the
+text it was. Both forms are read as streams, so a file may be larger than memory. A record that cannot be read is handed
+on as a `BadRecord` and reading goes on behind it, as long as it is certain where the next one begins.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from simpo_cli.data.raw import MAX_DEPTH, MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
+from simpo_cli.errors import UserError
+
+_MAX_DIGITS = 1000
+_NO_COMMA = "Remove the comma."
+_REWRITE = "Write the file again with a JSON library, such as json.dumps in Python."
+
+
+# One value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RecordError(f"the key {twice!r} occurs twice in one object", "Keep one of the two values.")
+    return fields
+
+
+def _refuse_constant(name: str) -> float:
+    raise RecordError(f"{name} is not a value of JSON", "Write a number or null.")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise RecordError(f"a whole number of {len(digits):,} digits", "Write it as text, if it is needed at all.")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_whole_number)
+_TOO_DEEP = RecordError(f"lists and objects nested more than {MAX_DEPTH} deep", "Flatten the record.")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def parse_value(text: str, start: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `start` (not at a blank), and where it ends.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or not all of it is there.
+        RecordError: it is JSON that we do not take.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError:
+        raise _TOO_DEEP from None
+    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _TOO_DEEP
+    if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
+        _refuse_surrogates(value)
+    return value, end
+
+
+def _depth(value: object) -> int:
+    """How deep lists and objects are nested; without recursion, for a value may be nested very deep."""
+    level, depth = [value], 0
+    while level := [v for v in level if isinstance(v, list | dict)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
+def _refuse_surrogates(value: object) -> None:
+    waiting: list[tuple[str, object]] = [("", value)]
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, str):
+            if found := _SURROGATE.search(one):
+                raise RecordError(
+                    f"{path or 'the record'}: half of a surrogate pair (\\u{ord(found[0]):04x}), which is no character",
+                    "Write the character whole; an emoji may have been cut in two.",
+                )
+        elif isinstance(one, dict):
+            waiting += [(f"{path}.{key}" if path else key, inner) for key, inner in one.items()]
+            waiting += [("a key", key) for key in one]
+        elif isinstance(one, list):
+            waiting += [(f"{path}[{i}]", inner) for i, inner in enumerate(one)]
+
+
+def _is_cut(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the parser only missed what would have come behind the text."""
+    return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
+
+
+def _syntax_problem(error: json.JSONDecodeError, text: str) -> RecordError:
+    """What is wrong with JSON that cannot be parsed, in the words of somebody who wrote it."""
+    position = error.pos
+    here = text[position : position + 1]
+    before = text[max(0, position - 100) : position].rstrip()
+    column = position - text.rfind("\n", 0, position)
+    if _is_cut(error, text):
+        return RecordError("the record is cut off", "Write the record whole.")
+    if "Illegal trailing comma" in error.msg or (here in ("}", "]") and before.endswith(",")):
+        return RecordError(f"not valid JSON: a comma before {here or 'the end'} (column {column})", _NO_COMMA)
+    if here == "'":
+        return RecordError(f"not valid JSON: single quotes (column {column})", f"JSON has double quotes. {_REWRITE}")
+    if here == "#" or text.startswith(("//", "/*"), position):
+        return RecordError(f"not valid JSON: a comment (column {column})", "Remove the comment.")
+    if text.startswith(("None", "True", "False"), position):
+        fix = f"JSON has null, true and false. {_REWRITE}"
+        return RecordError(f"not valid JSON: a value of Python (column {column})", fix)
+    if error.msg.startswith("Invalid control character"):
+        what = "a NUL byte" if here == "\0" else f"a bare control character (\\x{ord(here):02x})"
+        return RecordError(f"not valid JSON: {what} inside a text (column {column})", f"Escape it. {_REWRITE}")
+    if here == "\0":
+        return RecordError(f"a NUL byte (column {column})", "Remove it; a write may have been interrupted.")
+    return RecordError(f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} (column {column})", _REWRITE)
+
+
+def _bad(where: str, problem: RecordError, text: str) -> BadRecord:
+    return BadRecord(where, problem.problem, problem.fix, text[:100_000])
+
+
+def _record(where: str, value: object, text: str) -> RawRecord | BadRecord:
+    if isinstance(value, dict):
+        return RawRecord(where, value, text)
+    problem = RecordError(f"expected an object, got {kind_of(value)}", 'A record has the form {"prompt": ..., ...}.')
+    return _bad(where, problem, text)
+
+
+# JSON lines
+
+
+def read_lines(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, int, bytes]]:
+    """Lines with their number (from 1) and the offset of their first byte; only a newline byte ends a line.
+
+    Raises:
+        UserError: a line is over the size of a record.
+    """
+    number, offset = 1, 0
+    kept: list[bytes] = []
+    kept_bytes = 0
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        for line in whole:
+            if kept:
+                kept.append(line)
+                line = b"".join(kept)
+                kept, kept_bytes = [], 0
+            yield number, offset, line
+            number += 1
+            offset += len(line) + 1
+        if last:
+            kept.append(last)
+            kept_bytes += len(last)
+            if kept_bytes > MAX_RECORD_BYTES:
+                raise too_long(f"{name}:{number}")
+    if kept:
+        yield number, offset, b"".join(kept)
+
+
+def too_long(where: str) -> UserError:
+    """The refusal of a file with a record over the limit: what follows could be as long."""
+    return UserError(
+        f"a record of more than {MAX_RECORD_BYTES // 2**20} MiB.",
+        "Is it one JSON record a line? Split the file, or leave that record out.",
+        where=where,
+    )
+
+
+def decode_line(line: bytes, offset: int) -> str:
+    """The text of a line.
+
+    Raises:
+        RecordError: the line is not UTF-8; the offset in the file is named.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"not UTF-8 at byte {offset + error.start:,} of the file (0x{line[error.start]:02x})",
+            "Re-encode the file as UTF-8, such as with iconv -f latin1 -t utf-8.",
+        ) from None
+
+
+def read_json_lines(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | BadRecord]:
+    """The records of a file with one JSON object a line; blank lines are passed over."""
+    for number, offset, line in read_lines(chunks, name):
+        if not line or line.isspace():
+            continue
+        where = f"{name}:{number}"
+        text = ""
+        try:
+            text = decode_line(line, offset)
+            start = 0 if text[0] == "{" else _blank_end(text, 0)
+            value, end = parse_value(text, start)
+            if end != len(text) and not text[end:].isspace():
+                raise _more_on_line(text, end)
+        except RecordError as problem:
+            yield _bad(where, problem, text or line.decode("utf-8", "replace"))
+        except json.JSONDecodeError as error:
+            yield _bad(where, _syntax_problem(error, text), text)
+        else:
+            yield _record(where, value, text)
+
+
+def _more_on_line(text: str, end: int) -> RecordError:
+    rest = text[end:].strip()
+    if "\0" in rest:
+        return RecordError(f"a NUL byte (column {end + 1})", "Remove it; a write may have been interrupted.")
+    if rest.startswith(","):
+        return RecordError("not valid JSON: a comma behind the object", "JSON lines have no commas between records.")
+    if rest.startswith("{"):
+        return RecordError("two objects on one line", "Put each record on a line of its own.")
+    return RecordError(f"not valid JSON: more text behind the object (column {end + 1})", _REWRITE)
+
+
+def _blank_end(text: str, start: int) -> int:
+    found = _BLANK.match(text, start)
+    assert found is not None
+    return found.end()
+
+
+# JSON array
+
+
+class _Buffer:
+    """The text of a file as a window that moves forward; bytes that are not UTF-8 stay visible as surrogates."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+        self.text = ""
+        self.position = 0
+        self.at_end = False
+        self._bytes_before = 0  # bytes of the file in front of `text`
+
+    def grow(self) -> bool:
+        """Take in at least as much again as there is ahead; False at the end of the file."""
+        if self.at_end:
+            return False
+        gone = self.text[: self.position]
+        self._bytes_before += len(gone.encode("utf-8", "surrogateescape"))
+        pieces = [self.text[self.position :]]
+        wanted, got = len(pieces[0]) + 1, 0
+        while got < wanted:
+            chunk = next(self._chunks, b"")
+            pieces.append(self._decoder.decode(chunk, final=not chunk))
+            got += len(pieces[-1])
+            if not chunk:
+                self.at_end = True
+                break
+        self.text, self.position = "".join(pieces), 0
+        return True
+
+    def skip_blanks(self) -> str:
+        """Move to the next character that is not blank and return it; empty at the end of the file."""
+        while True:
+            self.position = _blank_end(self.text, self.position)
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.grow():
+                return ""
+
+    def byte_offset(self, position: int) -> int:
+        """Where in the file a position of `text` is."""
+        return self._bytes_before + len(self.text[:position].encode("utf-8", "surrogateescape"))
+
+
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
+_BARE_WORD = re.compile(r"[^,\]]*")
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | BadRecord]:
+    """The records of a file that is one JSON array.
+
+    Raises:
+        UserError: the array is broken in a way that leaves open where the next record begins.
+    """
+    buffer = _Buffer(chunks)
+    buffer.skip_blanks()
+    buffer.position += 1  # the opening bracket
+    number = 0
+    while True:
+        following = buffer.skip_blanks()
+        if following == "]" and number == 0:
+            break
+        number += 1
+        where = f"{name}, record {number}"
+        if following == "":
+            problem = RecordError("the record is cut off: the list does not end", "Write the file whole, with its ].")
+            yield _bad(where, problem, "")
+            return
+        if following == "]":
+            yield _bad(where, RecordError("not valid JSON: a comma before the end of the list", _NO_COMMA), "")
+            break
+        record = _element(buffer, where)
+        yield record
+        following = buffer.skip_blanks()
+        if following == "]":
+            break
+        if following == "":
+            if isinstance(record, RawRecord):
+                problem = RecordError("the list is cut off behind this record", "Write the file whole, with its ].")
+                yield _bad(where, problem, "")
+            return
+        if following != ",":
+            raise UserError(
+                f"no comma behind the record, but {buffer.text[buffer.position : buffer.position + 20]!r}, so nothing "
+                "behind it can be read.",
+                _REWRITE,
+                where=where,
+            )
+        buffer.position += 1
+    buffer.position += 1
+    if buffer.skip_blanks():
+        raise UserError(
+            f"more text behind the end of the list: {buffer.text[buffer.position : buffer.position + 20]!r}.",
+            "A file is one list, or one record a line.",
+            where=name,
+        )
+
+
+def _element(buffer: _Buffer, where: str) -> RawRecord | BadRecord:
+    """The record at the buffer's position, which moves behind it."""
+    while True:
+        start, cut = buffer.position, False
+        try:
+            value, end = parse_value(buffer.text, start)
+        except RecordError as refusal:
+            problem = refusal
+        except json.JSONDecodeError as error:
+            # a literal such as `true` or an escape may be cut by the end of the window as well
+            incomplete = error.msg.startswith("Unterminated") or error.pos > len(buffer.text) - 16
+            if incomplete and _may_grow(buffer, where):
+                continue
+            problem, cut = _syntax_problem(error, buffer.text), _is_cut(error, buffer.text)
+        else:
+            if end == len(buffer.text) and _may_grow(buffer, where):
+                continue  # a number may go on in the next piece
+            buffer.position = end
+            text = buffer.text[start:end]
+            if found := _NOT_UTF8.search(text):
+                return _bad(where, _not_utf8(buffer, start + found.start()), text.encode("utf-8", "replace").decode())
+            return _record(where, value, text)
+        end = _skip_element(buffer, where, cut=cut)
+        text = buffer.text[buffer.position : end]
+        buffer.position = end
+        return _bad(where, problem, text.encode("utf-8", "replace").decode())
+
+
+def _not_utf8(buffer: _Buffer, position: int) -> RecordError:
+    byte = ord(buffer.text[position]) - 0xDC00
+    return RecordError(
+        f"not UTF-8 at byte {buffer.byte_offset(position):,} of the file (0x{byte:02x})",
+        "Re-encode the file as UTF-8, such as with iconv -f latin1 -t utf-8.",
+    )
+
+
+def _may_grow(buffer: _Buffer, where: str) -> bool:
+    if len(buffer.text) - buffer.position > MAX_RECORD_BYTES:
+        raise too_long(where)
+    return buffer.grow()
+
+
+def _skip_element(buffer: _Buffer, where: str, *, cut: bool) -> int:
+    """Where the broken record ends, by its brackets.
+
+    Raises:
+        UserError: the brackets do not close, though the record is not cut off by the end of the file.
+    """
+    while True:
+        end = _closing(buffer.text, buffer.position)
+        if end is not None:
+            return end
+        if not _may_grow(buffer, where):
+            break
+    if cut:
+        return len(buffer.text)
+    raise UserError("is broken, so that the next record cannot be found.", _REWRITE, where=where)
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Behind the value that begins at `start`, or None if it does not close."""
+    if text[start] not in '{["':
+        found = _BARE_WORD.match(text, start)
+        assert found is not None
+        return found.end() if found.end() < len(text) else None
+    depth = 0
+    for found in _BRACKETS.finditer(text, start):
+        if found[0] in "{[":
+            depth += 1
+        elif found[0] in "}]":
+            depth -= 1
+        if depth <= 0:
+            return found.end()
+    return None

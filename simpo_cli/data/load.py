@@ -1,0 +1,253 @@
+"""Sources to pairs: training, evaluation, `stats` and `inspect` all read through here; no record is left uncounted."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
+
+from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, detect, to_pair
+from simpo_cli.data.hub import read_hub
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.data.records import read_records
+from simpo_cli.data.sources import HubData, LocalFile, Role, locate
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource
+
+__all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs", "prompt_messages"]
+
+_SHOWN_BAD = 5
+_LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
+_KEPT_PLACES = 100
+
+Records = Iterator[RawRecord | BadRecord]
+
+
+@dataclass
+class LoadedPairs:
+    """The pairs of all sources, and what became of every record.
+
+    Attributes:
+        pairs: the usable pairs, in the order of the sources, repeated as the sources say.
+        bad_records: malformed records that were left out.
+        dropped: pairs without signal, by reason.
+        decision: how the files were understood, in words.
+        records_read: records of any kind.
+        files: what was read: path, sha256 or hub commit, size.
+        warnings: things worth telling that stop nothing, with their number.
+    """
+
+    pairs: list[PreferencePair] = field(default_factory=list)
+    bad_records: list[BadRecord] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    decision: str = ""
+    records_read: int = 0
+    files: list[tuple[str, str, int]] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+
+def load_pairs(
+    sources: str | Sequence[DataSource],
+    *,
+    role: Role,
+    on_bad_record: Literal["error", "skip"] = "error",
+    on_no_signal: Literal["drop", "error"] = "drop",
+) -> LoadedPairs:
+    """Read every pair of the sources into memory.
+
+    Args:
+        sources: a file, folder, hub id or `builtin:guide`, or a list of sources.
+        role: what the pairs are for; `builtin:guide` has other pairs for training than for evaluation.
+        on_bad_record: stop at malformed records, or leave them out and count them.
+        on_no_signal: leave out pairs that cannot teach and count them, or stop.
+
+    Raises:
+        UserError: a source is missing or not readable, a record is malformed, or no usable pair is left.
+    """
+    reader = PairReader(sources, role=role, on_bad_record=on_bad_record, on_no_signal=on_no_signal)
+    pairs: list[PreferencePair] = []
+    for source in reader.sources:
+        pairs += list(reader.read_source(source)) * source.repeat
+    reader.require_pairs()
+    return LoadedPairs(
+        pairs=pairs,
+        bad_records=reader.bad_records,
+        dropped=reader.dropped,
+        decision=reader.decision,
+        records_read=reader.records_read,
+        files=[(file.path, file.identity, file.size) for file in reader.files],
+        warnings=reader.warnings,
+    )
+
+
+def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
+    """The prompt as turns: plain text is what a user says. Two prompts are the same if their turns are."""
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+class PairReader:
+    """Pairs as a stream, each source once; what became of the records can be read from it afterwards.
+
+    Args:
+        sources, role, on_bad_record, on_no_signal: as for `load_pairs`.
+    """
+
+    def __init__(
+        self,
+        sources: str | Sequence[DataSource],
+        *,
+        role: Role,
+        on_bad_record: Literal["error", "skip"] = "error",
+        on_no_signal: Literal["drop", "error"] = "drop",
+    ) -> None:
+        self.sources = [DataSource(path=sources)] if isinstance(sources, str) else list(sources)
+        self._role: Role = role
+        self._on_bad_record, self._on_no_signal = on_bad_record, on_no_signal
+        self.bad_records: list[BadRecord] = []
+        self.dropped: Counter[str] = Counter()
+        self.dropped_places: defaultdict[str, list[str]] = defaultdict(list)
+        self.warnings: Counter[str] = Counter()
+        self.records_read = 0
+        self.pairs_read = 0
+        self.files: list[FileReceipt] = []
+        self._layouts: list[tuple[str, Layout, int]] = []
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        for source in self.sources:
+            yield from self.read_source(source)
+        self.require_pairs()
+
+    def read_source(self, source: DataSource) -> Iterator[PreferencePair]:
+        """The usable pairs of one source, at most its `max_pairs`, once."""
+        located = locate(source, self._role)
+        files: list[LocalFile | HubData] = [located] if isinstance(located, HubData) else [*located]
+        left = source.max_pairs
+        for file in files:
+            if left == 0:
+                return
+            receipt = FileReceipt(file.name)
+            self.files.append(receipt)
+            if isinstance(file, HubData):
+                records, finish = read_hub(file.name, file.split, receipt), None
+            else:
+                records, finish = read_records(file.path, receipt)
+            before = self.pairs_read
+            yield from self._pairs(records, source, receipt, left)
+            if finish is not None:
+                finish()
+            if left is not None:
+                left -= self.pairs_read - before
+
+    def require_pairs(self) -> None:
+        """Refuse sources that gave no pair at all."""
+        if self.pairs_read:
+            return
+        reasons = [f"{count:,} {reason}" for reason, count in sorted(self.dropped.items())]
+        reasons += [f"{len(self.bad_records):,} malformed"] if self.bad_records else []
+        raise UserError(
+            f"no usable pair in {self.records_read:,} records ({', '.join(reasons) or 'none'}).",
+            self.bad_records[0].problem if self.bad_records else "Every pair needs two answers that differ.",
+            where=", ".join(source.path for source in self.sources),
+        )
+
+    @property
+    def decision(self) -> str:
+        """How the files were understood, such as `conversational, implicit prompt, 1,000 pairs, response = ...`."""
+        merged: dict[Layout, list[tuple[str, int]]] = {}
+        for name, layout, pairs in self._layouts:
+            merged.setdefault(layout, []).append((name, pairs))
+        said = []
+        for layout, files in merged.items():
+            place = "" if len(merged) == 1 else f"{', '.join(name for name, _ in files)}: "
+            count = sum(pairs for _, pairs in files)
+            pairs_said = f"{count:,} pair{'s' if count != 1 else ''}"
+            said.append(f"{place}{layout.described()}, {pairs_said}, response = {layout.response}")
+        return "; ".join(said)
+
+    def _pairs(
+        self, records: Records, source: DataSource, receipt: FileReceipt, most: int | None
+    ) -> Iterator[PreferencePair]:
+        sample, records = _sampled(records)
+        good = [record.fields for record in sample if isinstance(record, RawRecord)]
+        if not good:
+            self._only_bad(records, receipt)
+            return
+        layout = detect(good, source.columns, receipt.path)
+        count = 0
+        for record in records:
+            if count == most:
+                break
+            self.records_read += 1
+            if isinstance(record, BadRecord):
+                self._refuse(record, records, layout)
+                continue
+            try:
+                pair = to_pair(record.fields, layout, record.where, self.warnings)
+            except RecordError as problem:
+                self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
+            except NoSignalError as no_signal:
+                self._drop(no_signal.reason, record.where)
+            else:
+                count += 1
+                self.pairs_read += 1
+                yield pair
+        self.warnings.update(receipt.warnings)
+        self._layouts.append((receipt.path, layout, count))
+
+    def _only_bad(self, records: Records, receipt: FileReceipt) -> None:
+        """A file whose first records are all malformed: nothing tells how to read the rest."""
+        bad = [record for record in records if isinstance(record, BadRecord)]
+        self.records_read += len(bad)
+        if not bad:
+            raise UserError("holds no records.", "Name a file with preference pairs.", where=receipt.path)
+        if self._on_bad_record == "error":
+            raise _stop(bad)
+        self.bad_records += bad
+
+    def _refuse(self, bad: BadRecord, rest: Records, layout: Layout) -> None:
+        if self._on_bad_record == "skip":
+            self.bad_records.append(bad)
+            return
+        found = [bad]
+        for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
+            if isinstance(record, RawRecord):
+                try:
+                    to_pair(record.fields, layout, record.where, Counter())
+                except RecordError as problem:
+                    found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
+                except NoSignalError:
+                    pass
+            else:
+                found.append(record)
+            if len(found) == _SHOWN_BAD:
+                break
+        raise _stop(found)
+
+    def _drop(self, reason: str, where: str) -> None:
+        if self._on_no_signal == "error":
+            raise UserError(
+                f"the pair carries no signal: {reason}.",
+                "Mend the record, or set data.on_no_signal: drop to leave such pairs out and count them.",
+                where=where,
+            )
+        self.dropped[reason] += 1
+        if len(self.dropped_places[reason]) < _KEPT_PLACES:
+            self.dropped_places[reason].append(where)
+
+
+def _sampled(records: Records) -> tuple[list[RawRecord | BadRecord], Records]:
+    """The first records, and all of them again."""
+    sample: list[RawRecord | BadRecord] = []
+    for record in records:
+        sample.append(record)
+        if len(sample) == SAMPLE_RECORDS:
+            break
+    return sample, chain(sample, records)
+
+
+def _stop(bad: Sequence[BadRecord]) -> UserError:
+    """The error that the first malformed record stops with; it shows up to five."""
+    first, *others = bad[:_SHOWN_BAD]
+    lines = [f"also {other.where}: {other.problem}." for other in others]
+    return UserError(f"{first.problem}.", "\n  ".join([*lines, first.fix]), where=first.where)

@@ -1,0 +1,92 @@
+"""What the readers hand on: a record with its place, or why it could not be read."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_RECORD_BYTES = 32 * 2**20
+"""A record over this size is no conversation; reading it would take memory without bound."""
+MAX_DEPTH = 64
+"""Deepest nesting of lists and objects in a record."""
+MAX_KEPT_TEXT = 100_000
+"""Characters of a bad record that are kept for `rejected.jsonl`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """One object of a file, its values not looked at yet.
+
+    Attributes:
+        where: its place: `prefs.jsonl:17` (a line) or `prefs.json, record 17`.
+        fields: the object.
+        text: the record as the file has it, or None where the file is not text.
+    """
+
+    where: str
+    fields: dict[str, Any]
+    text: str | None = None
+
+    def shown(self) -> str:
+        """The record as text, for the file of rejected records."""
+        text = self.text if self.text is not None else json.dumps(self.fields, ensure_ascii=False, default=str)
+        return text[:MAX_KEPT_TEXT]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that cannot become a pair: its place, what is wrong, how to mend it, and the record itself as text."""
+
+    where: str
+    problem: str
+    fix: str
+    text: str
+
+
+@dataclass
+class FileReceipt:
+    """What is known of a source once it has been read.
+
+    Attributes:
+        path: as the person named it.
+        identity: sha256 of the file's bytes, or the commit of a hub data set.
+        size: bytes on disk; 0 for the hub.
+        warnings: things worth telling that stop nothing, with their number.
+    """
+
+    path: str
+    identity: str = ""
+    size: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
+
+
+class RecordError(Exception):
+    """Why one record is refused; the caller knows the record's place and text.
+
+    Args:
+        problem: what is wrong, beginning with the field: `chosen[1].content: expected text, got number`.
+        fix: how to mend it.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        super().__init__(problem)
+
+
+def kind_of(value: object) -> str:
+    """The name of a JSON value's kind, as messages say it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "number"
+        case str():
+            return "text"
+        case list() | tuple():
+            return "list"
+        case dict():
+            return "object"
+        case _:
+            return type(value).__name__

@@ -1,0 +1,140 @@
+"""Names to files: an existing path first, then the embedded pairs, then a hub id. Missing names get a suggestion."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from simpo_cli.data.records import DATA_SUFFIXES, plain_suffix
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource
+
+Role = Literal["train", "eval"]
+
+_HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
+_SHARD = re.compile(r"(?P<split>.+?)[-_]\d{5}-of-\d{5}\.")
+_BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")  # written by datasets' save_to_disk
+_SPLIT_WORDS = ("train", "test", "validation", "valid", "dev", "eval")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file to read: its path, and the name that messages use."""
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubData:
+    """A data set on the hub, by its id."""
+
+    name: str
+    split: str | None
+
+
+def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
+    """What a source names.
+
+    Raises:
+        UserError: nothing of that name, with what it may have meant.
+    """
+    path = os.path.expanduser(source.path)
+    if os.path.lexists(path):
+        if os.path.isdir(path):
+            return _folder(path, source.path, source.split)
+        if source.split is not None:
+            raise UserError(
+                f"{source.path} is a file and has no split {source.split}.",
+                "Splits belong to folders and hub data sets; leave `split` out.",
+            )
+        return [LocalFile(path, source.path)]
+    if source.path.startswith("builtin:"):
+        return [_builtin(source.path, role)]
+    if _HUB_ID.fullmatch(source.path) and plain_suffix(source.path) not in DATA_SUFFIXES:
+        return HubData(source.path, source.split)
+    raise UserError("does not exist.", _nearby(path), where=source.path)
+
+
+def _builtin(name: str, role: Role) -> LocalFile:
+    if name != "builtin:guide":
+        raise UserError(f"{name} is not embedded here.", "The embedded pairs are builtin:guide.")
+    from simpo_cli.builtin import guide_pairs
+
+    return LocalFile(str(guide_pairs(role)), f"{name} ({role})")
+
+
+def _nearby(path: str) -> str:
+    """A sentence with what the person may have meant."""
+    parent, base = os.path.split(path)
+    while parent and not os.path.isdir(parent):
+        parent, base = os.path.split(parent)
+    try:
+        names = sorted(os.listdir(parent or "."))
+    except OSError:
+        names = []
+    lower = {name.lower(): name for name in reversed(names)}
+    stem = base.lower().split(".")[0]
+    near = [lower[n] for n in difflib.get_close_matches(base.lower(), lower, n=3, cutoff=0.6)]
+    near += [name for name in names if stem and name.lower().split(".")[0] == stem and name not in near]
+    if near:
+        return f"Did you mean {' or '.join(os.path.join(parent, name) for name in near[:3])}?"
+    files = [name for name in names if plain_suffix(name) in DATA_SUFFIXES]
+    if files:
+        return f"Data files in {parent or 'this folder'}: {', '.join(files[:5])}{' ...' if len(files) > 5 else ''}."
+    return "Check the path; a hub data set has the form organisation/name."
+
+
+def _folder(path: str, name: str, split: str | None) -> list[LocalFile]:
+    """The data files of a folder, by name; of one split where the folder has several."""
+    names = _data_files(path, name)
+    folders = [entry for entry in sorted(_entries(path, name)) if os.path.isdir(os.path.join(path, entry))]
+    if not names:
+        if split in folders:
+            return _folder(os.path.join(path, split), f"{name}/{split}", None)
+        if "data" in folders and _data_files(os.path.join(path, "data"), name):
+            return _folder(os.path.join(path, "data"), f"{name}/data", split)
+        below = [f for f in folders if _data_files(os.path.join(path, f), name)]
+        fix = f"Data files end in {', '.join(DATA_SUFFIXES)}."
+        fix = f"Name one of its folders: {', '.join(below)}." if below else fix
+        raise UserError("is a folder without data files.", fix, where=name)
+    of_split = _splits(names)
+    if split is not None:
+        if split not in of_split:
+            has = f"it has {', '.join(sorted(of_split))}" if of_split else "its files name no splits"
+            raise UserError(f"has no split {split}: {has}.", "Check `split`, or name a file.", where=name)
+        names = of_split[split]
+    elif len(of_split) > 1:
+        raise UserError(
+            f"holds several splits: {', '.join(sorted(of_split))}.",
+            "Say which with `split` in the recipe's list of sources, or name the files.",
+            where=name,
+        )
+    return [LocalFile(os.path.join(path, file), f"{name.rstrip('/')}/{file}") for file in names]
+
+
+def _entries(path: str, name: str) -> Iterator[str]:
+    try:
+        yield from (entry for entry in os.listdir(path) if not entry.startswith((".", "_")))
+    except OSError as error:
+        raise UserError(
+            f"cannot be listed: {error.strerror}.", "Give yourself permission to read the folder.", where=name
+        ) from error
+
+
+def _data_files(path: str, name: str) -> list[str]:
+    names = sorted(e for e in _entries(path, name) if plain_suffix(e) in DATA_SUFFIXES)
+    return [n for n in names if n not in _BESIDE_ARROW and not os.path.isdir(os.path.join(path, n))]
+
+
+def _splits(names: list[str]) -> dict[str, list[str]]:
+    """Files by the split that their names tell: train-00000-of-00002.parquet, train.jsonl."""
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        shard = _SHARD.match(name)
+        split = shard["split"] if shard else name.split(".")[0]
+        if shard or split.split("_")[0] in _SPLIT_WORDS:
+            splits.setdefault(split, []).append(name)
+    return splits
