@@ -1,6 +1,6 @@
 """Sources to pairs: training, evaluation, `stats` and `inspect` all read through here; no record is left uncounted."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -9,7 +9,7 @@ from typing import Literal
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, detect, to_pair
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.errors import UserError
@@ -19,7 +19,6 @@ __all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs"
 
 _SHOWN_BAD = 5
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
-_KEPT_PLACES = 100
 
 Records = Iterator[RawRecord | BadRecord]
 
@@ -73,11 +72,11 @@ def load_pairs(
     return LoadedPairs(
         pairs=pairs,
         bad_records=reader.bad_records,
-        dropped=reader.dropped,
+        dropped=reader.dropped.counts,
         decision=reader.decision,
         records_read=reader.records_read,
         files=[(file.path, file.identity, file.size) for file in reader.files],
-        warnings=reader.warnings,
+        warnings=reader.warnings.counts,
     )
 
 
@@ -105,9 +104,8 @@ class PairReader:
         self._role: Role = role
         self._on_bad_record, self._on_no_signal = on_bad_record, on_no_signal
         self.bad_records: list[BadRecord] = []
-        self.dropped: Counter[str] = Counter()
-        self.dropped_places: defaultdict[str, list[str]] = defaultdict(list)
-        self.warnings: Counter[str] = Counter()
+        self.dropped = Tally()
+        self.warnings = Tally()
         self.records_read = 0
         self.pairs_read = 0
         self.files: list[FileReceipt] = []
@@ -143,7 +141,7 @@ class PairReader:
         """Refuse sources that gave no pair at all."""
         if self.pairs_read:
             return
-        reasons = [f"{count:,} {reason}" for reason, count in sorted(self.dropped.items())]
+        reasons = [f"{count:,} {reason}" for reason, count in sorted(self.dropped.counts.items())]
         reasons += [f"{len(self.bad_records):,} malformed"] if self.bad_records else []
         raise UserError(
             f"no usable pair in {self.records_read:,} records ({', '.join(reasons) or 'none'}).",
@@ -192,7 +190,7 @@ class PairReader:
                 count += 1
                 self.pairs_read += 1
                 yield pair
-        self.warnings.update(receipt.warnings)
+        self.warnings.counts.update(receipt.warnings)
         self._layouts.append((receipt.path, layout, count))
 
     def _only_bad(self, records: Records, receipt: FileReceipt) -> None:
@@ -213,7 +211,7 @@ class PairReader:
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
             if isinstance(record, RawRecord):
                 try:
-                    to_pair(record.fields, layout, record.where, Counter())
+                    to_pair(record.fields, layout, record.where, Tally())
                 except RecordError as problem:
                     found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
                 except NoSignalError:
@@ -231,9 +229,7 @@ class PairReader:
                 "Mend the record, or set data.on_no_signal: drop to leave such pairs out and count them.",
                 where=where,
             )
-        self.dropped[reason] += 1
-        if len(self.dropped_places[reason]) < _KEPT_PLACES:
-            self.dropped_places[reason].append(where)
+        self.dropped.add(reason, where)
 
 
 def _sampled(records: Records) -> tuple[list[RawRecord | BadRecord], Records]:

@@ -1,7 +1,7 @@
 """What the readers hand on: a record with its place, or why it could not be read."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ MAX_DEPTH = 64
 """Deepest nesting of lists and objects in a record."""
 MAX_KEPT_TEXT = 100_000
 """Characters of a bad record that are kept for `rejected.jsonl`."""
+MAX_KEPT_PLACES = 100
+"""Places that are kept for each thing that is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,20 @@ class FileReceipt:
     identity: str = ""
     size: int = 0
     warnings: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Tally:
+    """Things counted by name, with the places of the first of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, what: str, where: str) -> None:
+        """One more of `what`."""
+        self.counts[what] += 1
+        if len(self.places[what]) < MAX_KEPT_PLACES:
+            self.places[what].append(where)
 
 
 class RecordError(Exception):
