@@ -1,5 +1,6 @@
 """`simpo eval`: a model measured on held-out pairs."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,30 @@ import typer
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A recipe, a run folder or a model.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, a recipe, or a model.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the recipe.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
 ) -> None:
-    """Score held-out pairs with a model."""
+    """Score held-out pairs: loss, accuracy with its interval, margin, log-probs."""
+    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.report.report_file import require_replaceable, write_report
+
+    if output is not None:
+        require_replaceable(output)
+    quiet_libraries()
     from simpo_cli.evaluate.run import evaluate_target
 
-    evaluate_target(target, overrides or [], as_json=as_json, output=output)
+    evaluation = evaluate_target(target, overrides or [])
+    document = evaluation.summary.as_json(model=evaluation.model, data=evaluation.data)
+    if output is not None:
+        write_report(output, document)
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    elif output is None:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.eval_view import print_eval
+
+        print_eval(out, document)

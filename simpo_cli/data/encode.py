@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, RecordError
 from simpo_cli.data.tokenizer import TemplateError, TextTokenizer, batches
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
@@ -31,14 +32,14 @@ class EncodedPairs:
     Attributes:
         pairs: those that can be trained on or scored, in their order.
         dropped: pairs without signal, by reason.
-        bad: pairs that the template or the rules refuse, each as the error that says why.
+        bad: pairs that the template or the rules refuse, each with the reason.
         counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `tokenized apart`,
             `no end token`, `special token kept as text`.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    bad: list[UserError] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -69,11 +70,17 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
         for pair in batch:
             try:
                 rendered.append((pair, _render(pair, tokenizer, data)))
-            except UserError as error:
-                result.bad.append(error)
+            except RecordError as error:
+                result.bad.append(BadRecord(pair.where, error.problem, error.fix, _shown(pair)))
         for (pair, texts), ids in zip(rendered, _tokenize([t for _, t in rendered], tokenizer), strict=True):
             _settle(pair, texts, ids, tokenizer, data, result)
     return result
+
+
+def _shown(pair: PreferencePair) -> str:
+    """The pair as text, for the file of rejected records."""
+    prompt = pair.prompt if isinstance(pair.prompt, str) else [[turn.role, turn.content] for turn in pair.prompt]
+    return json.dumps({"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}, ensure_ascii=False)
 
 
 # Rendering
@@ -90,7 +97,7 @@ def _render(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) ->
     contents = [message.content for message in messages] + [pair.chosen, pair.rejected]
     masked = any(map(tokenizer.has_special_literal, contents))
     if masked:
-        _refuse_rendered(pair, contents, tokenizer, data)
+        _refuse_rendered(contents, tokenizer, data)
 
     def keep(text: str) -> str:
         return tokenizer.mask_literals(text) if masked else text
@@ -104,19 +111,17 @@ def _render(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) ->
             for text in (pair.chosen, pair.rejected)
         ]
     except TemplateError as error:
-        raise UserError(
+        raise RecordError(
             f"the chat template refuses the conversation: {error}",
             "Mend the order of the turns, or set data.on_bad_record: skip to leave such records out.",
-            where=pair.where,
         ) from error
     for text in whole:
         if not text.startswith(prompt):
-            raise UserError(
+            raise RecordError(
                 "the chat template renders the conversation differently once the response is there.",
                 "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
-                where=pair.where,
             )
-    _require_turns_kept(pair, prompt_messages, prompt)
+    _require_turns_kept(prompt_messages, prompt)
     return _Texts(prompt, whole[0][len(prompt) :], whole[1][len(prompt) :], masked)
 
 
@@ -132,30 +137,28 @@ def _transcript(messages: Sequence[Message]) -> str:
     return f"{turns}\n\nAssistant: "
 
 
-def _refuse_rendered(pair: PreferencePair, contents: Sequence[str], tokenizer: TextTokenizer, data: DataRecipe) -> None:
+def _refuse_rendered(contents: Sequence[str], tokenizer: TextTokenizer, data: DataRecipe) -> None:
     """Text that already holds the template's turn header was rendered before; rendering it again scores markers."""
     probe = [Message("user", "x")]
     plain = tokenizer.render(probe, generation_prompt=False, template_kwargs=data.chat_template_kwargs)
     opened = tokenizer.render(probe, generation_prompt=True, template_kwargs=data.chat_template_kwargs)
     header = opened[len(plain) :].strip() if opened.startswith(plain) else ""
     if header and any(header in content for content in contents):
-        raise UserError(
+        raise RecordError(
             f"the text already holds the chat template's markers ({header!r}).",
             "Set data.rendered: true to use such text as it is, or give plain messages.",
-            where=pair.where,
         )
 
 
-def _require_turns_kept(pair: PreferencePair, messages: Sequence[Message], prompt: str) -> None:
+def _require_turns_kept(messages: Sequence[Message], prompt: str) -> None:
     """A template that knows no tool or system role may drop the turn without a word; nobody would see it."""
     for message in messages:
         if message.role in ("tool", "system"):
             text = message.content.strip()
             if text not in prompt and json.dumps(text, ensure_ascii=False)[1:-1] not in prompt:
-                raise UserError(
+                raise RecordError(
                     f"the chat template leaves the {message.role} turn out.",
                     "Use a model whose template knows the role, or drop the turn from the data.",
-                    where=pair.where,
                 )
 
 

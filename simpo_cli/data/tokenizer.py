@@ -391,6 +391,30 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str
         ) from error
 
 
+def from_transformers(tokenizer: Any) -> TextTokenizer:
+    """The same tokenizer as one of transformers that is in memory already.
+
+    Args:
+        tokenizer: a fast tokenizer (PreTrainedTokenizerFast and its kin).
+
+    Raises:
+        UserError: it has no fast backend.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError("the tokenizer has no fast backend.", "Load it with AutoTokenizer.from_pretrained(...).")
+    source = tokenizer.chat_template or ""
+    parts = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return TextTokenizer(
+        backend.to_str(),
+        special_tokens={part: text for part in parts if (text := getattr(tokenizer, part, None)) is not None},
+        template=compile_template(source, "tokenizer.chat_template") if source else None,
+        template_source=source,
+        generation_end_ids=[],
+        where=str(tokenizer.name_or_path),
+    )
+
+
 def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")

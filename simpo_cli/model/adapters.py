@@ -22,7 +22,7 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
-        lora_alpha=recipe.alpha,
+        lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # peft divides by the rank; whole or not is the same to it
         lora_dropout=recipe.dropout,
         target_modules=recipe.target_modules,
         use_dora=recipe.use_dora,

@@ -213,7 +213,7 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.config)
+        model = AutoModelForCausalLM.from_config(source.config)  # type: ignore[no-untyped-call]
         if recipe.lora is not None:
             model = add_adapters(model, recipe.lora)
     parameters = list(model.parameters())
@@ -240,7 +240,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
         adapted: nn.Module = PeftModel.from_pretrained(base, source.folder)
         return adapted
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
             dtype=source.stored_dtype if dtype == "stored" else dtype,
             trust_remote_code=False,
@@ -253,6 +253,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
             f"the weights of {source.name} do not load: {str(error).splitlines()[0]}",
             "The folder is damaged, or its weights belong to another configuration.",
         ) from error
+    model, report = loaded
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         raise UserError(
@@ -260,8 +261,8 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
             "They would be random numbers; fetch the model again, or mend its configuration.",
         )
     switch_off_dropout(model)
-    loaded: nn.Module = model
-    return loaded
+    checked: nn.Module = model
+    return checked
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -22,8 +22,7 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-        text_config = causal.config.get_text_config()
+        text_config = self.causal.config.get_text_config()
         self._scale = logit_scale_of(text_config)
         self._vocab_size = int(text_config.vocab_size)
         self._pad_id = 0
@@ -31,7 +30,8 @@ class Policy(nn.Module):
     @property
     def causal(self) -> Any:
         """The causal language model itself, with adapter layers in place but without peft's wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def recompute_activations(self) -> None:
         """Trade time for memory: keep only each layer's input and compute the rest again in the backward pass."""

@@ -3,12 +3,12 @@
 import torch
 
 import simpo_cli
+from simpo_cli.data.prepare import describe_losses
 from simpo_cli.evaluate import statistics
 from simpo_cli.evaluate.statistics import Measured
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.train.events import RunHeader
-from simpo_cli.train.prepare import describe_losses
 from simpo_cli.train.setting import Setting
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from simpo_cli.data.prepare import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.train.checkpoint import sha256_of
-from simpo_cli.train.prepare import EncodedSource
 from simpo_cli.train.setting import Setting
 
 _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
@@ -100,7 +100,7 @@ def _model_files(source: ModelSource) -> dict[str, str]:
 def _source_receipt(source: EncodedSource, **use: int) -> dict[str, Any]:
     return {
         "decision": source.loaded.decision,
-        "files": [{"path": str(f.path), "sha256": f.sha256, "size": f.size} for f in source.loaded.files],
+        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in source.loaded.files],
         "records_read": source.loaded.records_read,
         **use,
         "dropped": dict(sorted(source.dropped.items())),

@@ -21,7 +21,7 @@ from simpo_cli.train.receipt import command_line, receipt
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.run_folder import RunFolder, require_usable
 from simpo_cli.train.setting import Setting, settle
-from simpo_cli.train.state import save_state, trainable
+from simpo_cli.train.state import make_optimizer, save_state
 from simpo_cli.train.trackers import open_trackers
 
 
@@ -67,7 +67,9 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
     folder.write_json("run.json", run_json)
     for source in (setting.data.train_source, setting.data.eval_source):
         for refused in source.refused if source is not None else ():
-            folder.append("rejected.jsonl", {"where": refused.where, "problem": refused.problem})
+            folder.append(
+                "rejected.jsonl", {"where": refused.where, "problem": refused.problem, "record": refused.text}
+            )
     open_trackers(accelerator, recipe)
     observer = Recorder(folder, accelerator, recipe.tracking.log_every, watcher)
     observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=0)
@@ -128,14 +130,7 @@ def build(setting: Setting, observer: Observer) -> Training:
     policy = Policy(model).to(accelerator.device)
     if recipe.model.gradient_checkpointing:
         policy.recompute_activations()
-    optimizer = torch.optim.AdamW(
-        trainable(policy).values(),
-        lr=0.0,  # the schedule sets it at every step
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=recipe.train.weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
     return Training(
         recipe=recipe,
         plan=setting.plan,

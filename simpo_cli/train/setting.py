@@ -1,15 +1,15 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from simpo_cli.data.plan import Plan, microbatch_tokens
-from simpo_cli.errors import UserError
+from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
+from simpo_cli.model.device import open_accelerator
+from simpo_cli.model.fit import require_known_ids, require_lengths, require_output_apart
 from simpo_cli.model.load import (
     DTYPE_NAMES,
     ModelSource,
@@ -29,7 +29,6 @@ from simpo_cli.model.memory import (
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.events import Observer
 from simpo_cli.train.export import export_dtype
-from simpo_cli.train.prepare import PreparedData, make_plan, prepare_data, require_budget, require_output_apart
 from simpo_cli.train.run_folder import require_free_space
 from simpo_cli.train.state import state_size
 from simpo_cli.train.trackers import require_trackers
@@ -60,9 +59,11 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
     require_output_apart(recipe, source)
+    require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
     parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe, source)
+    data = prepare_data(recipe)
+    require_known_ids([*data.train, *data.held_out], source)
     plan = make_plan(recipe, len(data.train))
     if recipe.checkpoint.every is not None and recipe.checkpoint.every > plan.num_steps:
         observer.note(
@@ -100,35 +101,3 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
         "the checkpoints and the model",
     )
     return Setting(recipe, source, parameters, weights, compute, data, plan, budget, memory, accelerator)
-
-
-def open_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
-    """The device, and the arithmetic of forward and backward pass on it: bf16 autocast or float32.
-
-    Raises:
-        UserError: the recipe asks for bf16 where the card has none.
-    """
-    on_cuda = torch.cuda.is_available()
-    can_bf16 = not on_cuda or torch.cuda.is_bf16_supported()
-    if recipe.train.precision == "bf16" and not can_bf16:
-        raise UserError(
-            "train.precision is bf16, which this card does not compute in.", "Set train.precision: fp32 or auto."
-        )
-    wanted = (
-        recipe.train.precision if recipe.train.precision != "auto" else ("bf16" if on_cuda and can_bf16 else "fp32")
-    )
-    if recipe.train.deterministic:
-        torch.use_deterministic_algorithms(True)
-    set_seed(recipe.seed)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "this version trains in one process, and a launcher started several.",
-            "Start it with `simpo train`, without the launcher.",
-        )
-    accelerator = Accelerator(
-        mixed_precision="bf16" if wanted == "bf16" else "no",
-        cpu=not on_cuda,
-        log_with=list(recipe.tracking.report_to) or None,
-        project_dir=recipe.output_dir,
-    )
-    return accelerator, wanted

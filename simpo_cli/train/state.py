@@ -15,6 +15,13 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
+def make_optimizer(policy: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW as the authors use it, over the trainable parameters; its learning rate is set at every step."""
+    return torch.optim.AdamW(
+        trainable(policy).values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
+    )
+
+
 def save_state(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write weights, optimizer moments and the number of steps done into a folder."""
     parameters = trainable(policy)

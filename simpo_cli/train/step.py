@@ -27,7 +27,10 @@ class StepSums:
     past_target: float
     logps_chosen: float
     logps_rejected: float
-    tokens: int
+    tokens: int  # every prompt counted once
+
+
+_SUMMED = ("loss", "rewards_chosen", "rewards_rejected", "correct", "past_target", "logps_chosen", "logps_rejected")
 
 
 def accumulate(
@@ -57,7 +60,7 @@ def accumulate(
     Raises:
         UserError: a loss is not finite (exit code 5); the pairs are named, and nothing has moved.
     """
-    sums = torch.zeros(8, dtype=torch.float64)
+    sums = torch.zeros(len(_SUMMED), dtype=torch.float64)
     for number, positions in enumerate(microbatches):
         if reseed is not None:
             torch.manual_seed((reseed * 1_000_003 + step) * 1_000_003 + number)
@@ -85,11 +88,10 @@ def accumulate(
                 (margins > loss.margin).sum(),
                 chosen.detach().sum(),
                 rejected.detach().sum(),
-                torch.tensor(packed.num_tokens, device=margins.device),
             ]
         ).to("cpu", torch.float64)
-    *means, tokens = sums.tolist()
-    return StepSums(len(pairs), *means, tokens=int(tokens))
+    totals = dict(zip(_SUMMED, sums.tolist(), strict=True))
+    return StepSums(pairs=len(pairs), tokens=sum(pair.num_tokens for pair in pairs), **totals)
 
 
 def _require_finite(losses: Tensor, pairs: Sequence[EncodedPair], step: int) -> None:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from simpo_cli.data.encode import encode_pairs, prompt_key
@@ -11,9 +10,9 @@ from simpo_cli.data.holdout import split_by_prompt
 from simpo_cli.data.load import LoadedPairs, load_pairs
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.data.raw import BadRecord
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
 
@@ -32,7 +31,7 @@ class EncodedSource:
     loaded: LoadedPairs
     pairs: list[EncodedPair]
     dropped: Counter[str]
-    refused: list[UserError]
+    refused: list[BadRecord]
     counts: Counter[str]
 
 
@@ -62,13 +61,12 @@ def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
     return load_tokenizer(recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template)
 
 
-def prepare_data(recipe: Recipe, source: ModelSource) -> PreparedData:
+def prepare_data(recipe: Recipe) -> PreparedData:
     """Read, tokenize and split the pairs of a training run.
 
     Raises:
-        UserError: a file or record is refused, nothing is left to train on, or the limits do not fit the model.
+        UserError: a file or record is refused, or nothing is left to train on.
     """
-    _require_lengths(recipe, source)
     tokenizer = prepare_tokenizer(recipe)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
@@ -87,7 +85,6 @@ def prepare_data(recipe: Recipe, source: ModelSource) -> PreparedData:
         )
     if recipe.data.eval is not None and not held_out:
         raise UserError("no evaluation pair is left after the filters.", "Check the file that data.eval names.")
-    _require_known_ids([*train, *held_out], source)
     held_out_prompts = {pair.prompt_key for pair in held_out}
     return PreparedData(
         tokenizer=tokenizer,
@@ -122,41 +119,18 @@ def encode_source(
     if encoded.bad and data.on_bad_record == "error":
         raise _first_of(encoded.bad)
     dropped = Counter(loaded.dropped) + encoded.dropped
-    refused = [UserError(bad.problem, bad.fix, where=bad.where) for bad in loaded.bad_records] + encoded.bad
-    return EncodedSource(loaded, encoded.pairs, dropped, refused, encoded.counts)
+    return EncodedSource(loaded, encoded.pairs, dropped, loaded.bad_records + encoded.bad, encoded.counts)
 
 
-def _first_of(errors: Sequence[UserError]) -> UserError:
-    """The first error, with the number and places of the others."""
-    first = errors[0]
-    if len(errors) == 1:
-        return first
-    others = ", ".join(error.where for error in errors[1:5])
-    return UserError(f"{first.problem} ({len(errors) - 1} more, such as {others})", first.fix, where=first.where)
+def _first_of(refused: Sequence[BadRecord]) -> UserError:
+    """The first refusal as an error, with the number and places of the others."""
+    first, *others = refused
+    more = f" ({len(others)} more, such as {', '.join(bad.where for bad in others[:4])})" if others else ""
+    return UserError(first.problem + more, first.fix, where=first.where)
 
 
 def _account(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
-
-
-def _require_lengths(recipe: Recipe, source: ModelSource) -> None:
-    if source.max_length is not None and recipe.data.max_length > source.max_length:
-        raise UserError(
-            f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
-            f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
-        )
-
-
-def _require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
-    highest = int(source.text_config.vocab_size) - 1
-    for pair in pairs:
-        largest = max(int(part.max()) for part in (pair.prompt, pair.chosen, pair.rejected) if len(part))
-        if largest > highest:
-            raise UserError(
-                f"the tokenizer gives id {largest}, and the model's vocabulary ends at {highest}.",
-                "Tokenizer and weights belong to different models; fetch both from one place.",
-                where=pair.where,
-            )
 
 
 def require_budget(pairs: Sequence[EncodedPair], budget: int) -> None:
@@ -172,18 +146,6 @@ def require_budget(pairs: Sequence[EncodedPair], budget: int) -> None:
             f"Set train.tokens_per_microbatch={microbatch_tokens(longest)} or more, or lower data.max_length.",
             where=longest.where,
         )
-
-
-def require_output_apart(recipe: Recipe, source: ModelSource) -> None:
-    """Refuse a run folder inside the model's or the data's folder, where a later read would find it."""
-    output = Path(recipe.output_dir).absolute()
-    inside: list[tuple[str, Path]] = [("the model's folder", source.folder.absolute())]
-    for name in (recipe.data.train, recipe.data.eval):
-        if isinstance(name, str) and Path(name).is_dir():
-            inside.append(("the data folder", Path(name).absolute()))
-    for what, folder in inside:
-        if output == folder or folder in output.parents:
-            raise UserError(f"output_dir {recipe.output_dir} lies inside {what}.", "Set output_dir to another place.")
 
 
 def make_plan(recipe: Recipe, num_pairs: int) -> Plan:

@@ -1,0 +1,19 @@
+"""Libraries speak only when something is wrong: their progress bars and advice are not ours."""
+
+import logging
+import os
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Call before transformers, datasets or the hub client are imported; what a person set already stays."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for name in ("transformers", "datasets", "accelerate", "peft", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\b.*")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

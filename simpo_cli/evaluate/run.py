@@ -1,0 +1,125 @@
+"""`simpo eval`: a model scored on held-out pairs, from a recipe, a run folder or a model folder."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import microbatch_tokens
+from simpo_cli.data.prepare import encode_source, prepare_data, prepare_tokenizer
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.score import score_pairs
+from simpo_cli.evaluate.summary import EvalSummary, summarise
+from simpo_cli.model.device import open_accelerator
+from simpo_cli.model.fit import require_known_ids, require_lengths
+from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
+from simpo_cli.model.memory import (
+    MemoryNeed,
+    activation_bytes_per_token,
+    available_bytes,
+    choose_budget,
+    require_memory,
+)
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe import compose
+from simpo_cli.recipe.schema import DataSource, Recipe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on one set of pairs: the names of both, and what was measured."""
+
+    model: str
+    data: str
+    summary: EvalSummary
+
+
+def evaluate_target(target: str, overrides: Sequence[str]) -> Evaluation:
+    """Score the eval pairs of what `target` names.
+
+    Args:
+        target: a run folder (its saved model, its held-out pairs), a model folder or hub id (with `data.eval=FILE`
+            among the overrides, unless it is the model of a run), or a recipe (its start model).
+        overrides: `KEY=VALUE`, as for training.
+
+    Raises:
+        UserError: the target is none of these, or there are no pairs to score.
+    """
+    recipe = _recipe_of(target, overrides)
+    source = find_model(recipe.model.path, recipe.model.revision)
+    require_lengths(recipe, source)
+    pairs, data = _eval_pairs(recipe)
+    require_known_ids(pairs, source)
+    accelerator, compute = open_accelerator(recipe)
+    weights = weights_dtype(recipe.model, source)
+    need = MemoryNeed(
+        state=count_parameters(recipe.model, source).total * weights.itemsize,
+        # without gradients a layer keeps nothing, as with checkpointing, where it keeps its input
+        per_token=activation_bytes_per_token(
+            source.text_config, compute=torch.bfloat16 if compute == "bf16" else torch.float32, checkpointing=True
+        ),
+        available=available_bytes(accelerator.device),
+    )
+    budget = choose_budget(need, accelerator.device, max(map(microbatch_tokens, pairs)))
+    require_memory(need, budget, adapters=True, checkpointing=True)
+    policy = Policy(load_model(source, weights)).to(accelerator.device)
+    scores = score_pairs(policy, pairs, accelerator, budget)
+    return Evaluation(recipe.model.path, data, summarise(scores, recipe.loss))
+
+
+def _recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
+    path = Path(target)
+    if (path / "run.json").is_file():
+        if not (path / "model").is_dir():
+            raise UserError(
+                f"the run {target} has no model yet.",
+                "Let the run finish; its checkpoints are in the folder checkpoints.",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        return compose(str(path / "recipe.yaml"), [f"model.path={path / 'model'}", *overrides]).recipe
+    if _is_model(path):
+        if (path.parent / "recipe.yaml").is_file():
+            return compose(str(path.parent / "recipe.yaml"), [f"model.path={path}", *overrides]).recipe
+        return _recipe_for_model(target, overrides)
+    if path.is_dir():
+        raise UserError(
+            f"{target} is a folder, but neither a run nor a model.",
+            "Name a run folder (with run.json), a model folder (with config.json) or a recipe.",
+        )
+    return compose(target, overrides).recipe
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()
+
+
+def _recipe_for_model(target: str, overrides: Sequence[str]) -> Recipe:
+    """A model by itself has no recipe: the defaults, with the pairs that the overrides name."""
+    sources = [override for override in overrides if override.startswith("data.eval=")]
+    if not sources:
+        raise UserError(f"{target} is a model, and nothing says which pairs to score.", "Add data.eval=FILE behind it.")
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "eval.yaml")
+        file.write_text("name: eval\n", encoding="utf-8")
+        train = sources[-1].replace("data.eval=", "data.train=", 1)
+        return compose(str(file), [f"model.path={target}", train, *overrides]).recipe
+
+
+def _eval_pairs(recipe: Recipe) -> tuple[list[EncodedPair], str]:
+    """The pairs that training holds out: those of data.eval, or the same share of the training pairs."""
+    if recipe.data.eval is None:
+        data = prepare_data(recipe)
+        pairs, name = data.held_out, f"held out of {_names(recipe.data.train)}"
+    else:
+        pairs = encode_source(recipe.data.eval, "eval", recipe.data, prepare_tokenizer(recipe)).pairs
+        name = _names(recipe.data.eval)
+    if not pairs:
+        raise UserError("there are no pairs to score.", "Set data.eval to a file of pairs, or data.holdout above 0.")
+    return pairs, name
+
+
+def _names(sources: str | list[DataSource]) -> str:
+    return sources if isinstance(sources, str) else ", ".join(source.path for source in sources)

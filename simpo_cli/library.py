@@ -1,0 +1,206 @@
+"""The library's door: the names that users of the method know, over the code that the commands run.
+
+from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer
+
+dataset = PreferenceDataset("prefs.json")
+trainer = SimPOTrainer(model, SimPOConfig(beta=2.0, gamma=1.0, lr=1e-6, batch_size=4), tokenizer)
+loss = trainer.train_step(dataset[:4])
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from simpo_cli.audit.dataset import PreferenceDataset
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.formats import NoSignalError, detect, to_pair
+from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.plan import microbatches
+from simpo_cli.data.raw import RecordError
+from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.model.load import switch_off_dropout
+from simpo_cli.model.policy import Policy
+from simpo_cli.objective import simpo_terms
+from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
+from simpo_cli.train.state import make_optimizer
+from simpo_cli.train.step import accumulate, clip_gradients
+
+__all__ = ["PreferenceDataset", "SimPOConfig", "SimPOTrainer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPOConfig:
+    """What a step of SimPO depends on, with the authors' defaults.
+
+    Attributes:
+        beta: scale of the reward.
+        gamma: target reward margin, in units of the reward (half of beta when it is not given).
+        lr: learning rate, constant here: the schedule belongs to a run, see `simpo train`.
+        batch_size: most pairs in memory at once; it never changes what a step computes.
+        loss_type, label_smoothing, sft_weight: as in a recipe's `loss` section.
+        max_length, max_prompt_length: as in a recipe's `data` section.
+        max_grad_norm: gradients are scaled down to this norm.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    beta: float = 2.0
+    gamma: float | None = None
+    lr: float = 1e-6
+    batch_size: int = 4
+    loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+    max_length: int = 2048
+    max_prompt_length: int = 1800
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _ = self.loss, self.data  # their own checks
+        TrainRecipe(learning_rate=self.lr, max_grad_norm=self.max_grad_norm)
+        if self.batch_size < 1:
+            raise FieldError("batch_size", f"is {self.batch_size}, must be at least 1", "4 is usual.")
+
+    @property
+    def loss(self) -> LossRecipe:
+        """The objective as a recipe has it."""
+        return LossRecipe(
+            type=self.loss_type,
+            beta=self.beta,
+            gamma=self.gamma,
+            label_smoothing=self.label_smoothing,
+            sft_weight=self.sft_weight,
+        )
+
+    @property
+    def data(self) -> DataRecipe:
+        """The limits as a recipe has them."""
+        return DataRecipe(train="in memory", max_length=self.max_length, max_prompt_length=self.max_prompt_length)
+
+
+class SimPOTrainer:
+    """SimPO on a model of one's own, one step at a time.
+
+    Args:
+        model: a causal language model of transformers, perhaps with peft adapters; moved to the GPU if there is one.
+        config: see `SimPOConfig`.
+        tokenizer: a tokenizer of transformers, a folder or hub id that holds one, or None for the folder or id that the
+            model was loaded from. Only `train_step` needs it.
+    """
+
+    def __init__(self, model: nn.Module, config: SimPOConfig, tokenizer: Any = None) -> None:
+        self.config = config
+        self._accelerator = Accelerator()
+        switch_off_dropout(model)
+        self._policy = Policy(model).to(self._accelerator.device)
+        self._policy.train()
+        self._optimizer = make_optimizer(self._policy, weight_decay=0.0)
+        for group in self._optimizer.param_groups:
+            group["lr"] = config.lr
+        self._tokenizer = tokenizer
+        self._steps = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the weights of the last step."""
+        return self._policy.model
+
+    def compute_loss(
+        self, chosen_logps: Tensor, rejected_logps: Tensor, chosen_len: Tensor, rejected_len: Tensor
+    ) -> Tensor:
+        """Mean SimPO loss of pairs (arXiv:2405.14734, Eq. 6), with gradient.
+
+        Args:
+            chosen_logps: (P,) log-probability of each preferred response, summed over its tokens.
+            rejected_logps: (P,) the same for the other response.
+            chosen_len: (P,) tokens of each preferred response, above 0.
+            rejected_len: (P,) the same for the other response.
+
+        Raises:
+            ValueError: a length is not above 0.
+        """
+        for name, lengths in (("chosen_len", chosen_len), ("rejected_len", rejected_len)):
+            if not bool((torch.as_tensor(lengths) > 0).all()):
+                raise ValueError(f"{name} holds a length that is not above 0: such a response has no mean log-prob")
+        loss = self.config.loss
+        return simpo_terms(
+            chosen_logps / chosen_len,
+            rejected_logps / rejected_len,
+            beta=loss.beta,
+            gamma=loss.margin,
+            loss_type=loss.type,
+            label_smoothing=loss.label_smoothing,
+            sft_weight=loss.sft_weight,
+        ).losses.mean()
+
+    def train_step(self, batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> float:
+        """One optimizer step on all pairs of a batch.
+
+        Args:
+            batch: records with prompt, chosen and rejected, or one mapping of these columns.
+
+        Returns:
+            The mean loss of the pairs before the step.
+
+        Raises:
+            UserError: a record is malformed or without signal, or a number is not finite; the weights have not moved.
+        """
+        pairs = self._encode(_pairs_of(batch))
+        size = self.config.batch_size
+        cut = [piece[i : i + size] for piece in microbatches(pairs, 1 << 62) for i in range(0, len(piece), size)]
+        sums = accumulate(
+            self._policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
+        )
+        clip_gradients(self._policy, self.config.max_grad_norm, self._steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._steps += 1
+        return sums.loss / sums.pairs
+
+    def _encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair]:
+        encoded = encode_pairs(pairs, self._text_tokenizer(), self.config.data)
+        for bad in encoded.bad:
+            raise UserError(bad.problem, bad.fix, where=bad.where)
+        if encoded.dropped:
+            raise UserError(
+                f"{sum(encoded.dropped.values())} pairs of the batch carry no signal: {', '.join(encoded.dropped)}.",
+                "Leave such pairs out of the batch.",
+            )
+        return encoded.pairs
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = str(self._policy.causal.config._name_or_path)
+        if isinstance(self._tokenizer, str):
+            self._tokenizer = load_tokenizer(self._tokenizer)
+        elif not isinstance(self._tokenizer, TextTokenizer):
+            self._tokenizer = from_transformers(self._tokenizer)
+        return self._tokenizer
+
+
+def _pairs_of(batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> list[PreferencePair]:
+    if isinstance(batch, Mapping):
+        names = list(batch)
+        records = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+    else:
+        records = [dict(record) for record in batch]
+    if not records:
+        raise UserError("the batch is empty.", "Give at least one pair.")
+    layout = detect(records, {}, "batch")
+    pairs = []
+    for number, record in enumerate(records):
+        where = f"batch, record {number + 1}"
+        try:
+            pairs.append(to_pair(record, layout, where, Counter()))
+        except RecordError as error:
+            raise UserError(error.problem, error.fix, where=where) from error
+        except NoSignalError as error:
+            raise UserError(f"carries no signal: {error.reason}.", "Leave the pair out.", where=where) from error
+    return pairs
