@@ -22,7 +22,7 @@ from simpo_cli.data.messages import (
     turns_of,
 )
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError, Tally, kind_of
+from simpo_cli.data.raw import RecordError, kind_of
 from simpo_cli.errors import UserError
 
 SAMPLE_RECORDS = 100
@@ -347,7 +347,7 @@ def _mapping_hint(
 # One record
 
 
-def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Tally) -> PreferencePair:
+def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Counter[str]) -> PreferencePair:
     """The pair that a record holds.
 
     Args:
@@ -360,13 +360,13 @@ def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Tal
         RecordError: the record is malformed.
         NoSignalError: it is well-formed and cannot teach.
     """
-    chosen, rejected = _sides(record, layout, where, warnings)
+    chosen, rejected = _sides(record, layout, warnings)
     prompt = None if layout.prompt is None else _required(record, layout.prompt)
     turns, chosen_text, rejected_text = _split(record, layout, prompt, chosen, rejected)
     turns = _with_system(turns, record, layout)
     _require_prompt(turns, layout)
     if _has_nul(turns, chosen_text, rejected_text):
-        warnings.add("NUL characters in texts", where)
+        warnings["NUL characters in texts"] += 1
     for text in (chosen_text, rejected_text):
         if not text or text.isspace():
             raise NoSignalError("empty response")
@@ -405,24 +405,24 @@ def _did_you_mean(field: str, record: Mapping[str, Any]) -> str:
     return f"Did you mean {field} where it says {near[0]}? " if near else ""
 
 
-def _sides(record: Mapping[str, Any], layout: Layout, where: str, warnings: Tally) -> tuple[Any, Any]:
+def _sides(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) -> tuple[Any, Any]:
     """What the record holds as the preferred and the other response."""
     if layout.order == "list":
-        return _sides_of_list(record, layout, where, warnings)
+        return _sides_of_list(record, layout, warnings)
     first, second = _required(record, layout.chosen), _required(record, layout.rejected)
     if layout.label is not None:
         return (first, second) if _label(record, layout) else (second, first)
     if layout.scores is not None:
-        scores = [_score(_get(record, field), field, where, warnings) for field in layout.scores]
+        scores = [_score(_get(record, field), field, warnings) for field in layout.scores]
         if layout.order == "scores":
             _require_scores(scores, layout.scores)
             _require_order(scores)
             return (first, second) if scores[0] > scores[1] else (second, first)  # type: ignore[operator]
         if None not in scores:
             if scores[0] == scores[1]:
-                warnings.add("tied scores", where)
+                warnings["tied scores"] += 1
             elif scores[0] < scores[1]:  # type: ignore[operator]
-                warnings.add("scores order the pair against its label", where)
+                warnings["scores order the pair against its label"] += 1
     return first, second
 
 
@@ -437,7 +437,7 @@ def _require_order(scores: Sequence[float | None]) -> None:
         raise NoSignalError("tied scores")
 
 
-def _sides_of_list(record: Mapping[str, Any], layout: Layout, where: str, warnings: Tally) -> tuple[Any, Any]:
+def _sides_of_list(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) -> tuple[Any, Any]:
     """The two entries of a list of responses, the better one first."""
     responses = _required(record, layout.chosen)
     if not isinstance(responses, list) or len(responses) != 2:
@@ -453,7 +453,7 @@ def _sides_of_list(record: Mapping[str, Any], layout: Layout, where: str, warnin
         raw, texts = _required(record, layout.scores[0]), responses
         if not isinstance(raw, list) or len(raw) != 2:
             raise RecordError(f"{layout.scores[0]}: expected a list of two scores", _SKIP)
-    scores = [_score(value, field, where, warnings) for value, field in zip(raw, fields, strict=True)]
+    scores = [_score(value, field, warnings) for value, field in zip(raw, fields, strict=True)]
     _require_scores(scores, [f"the score of {field}" for field in fields])
     for text, field in zip(texts, fields, strict=True):
         if text is None:
@@ -479,7 +479,7 @@ def _label(record: Mapping[str, Any], layout: Layout) -> bool:
     )
 
 
-def _score(value: Any, field: str, where: str, warnings: Tally) -> float | None:
+def _score(value: Any, field: str, warnings: Counter[str]) -> float | None:
     if value is _MISSING or value is None:
         return None
     if isinstance(value, str):
@@ -487,7 +487,7 @@ def _score(value: Any, field: str, where: str, warnings: Tally) -> float | None:
             number = float(value)
         except ValueError:
             raise RecordError(f"{field}: expected a number, got text {value[:40]!r}", _SKIP) from None
-        warnings.add("scores written as text", where)
+        warnings["scores written as text"] += 1
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(f"{field}: expected a number, got {kind_of(value)}", _SKIP)
     else:

@@ -173,6 +173,7 @@ class PairReader:
             return
         layout = detect(good, source.columns, receipt.path)
         count = 0
+        noted: Counter[str] = Counter()
         for record in records:
             if count == most:
                 break
@@ -181,7 +182,7 @@ class PairReader:
                 self._refuse(record, records, layout)
                 continue
             try:
-                pair = to_pair(record.fields, layout, record.where, self.warnings)
+                pair = to_pair(record.fields, layout, record.where, noted)
             except RecordError as problem:
                 self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
             except NoSignalError as no_signal:
@@ -190,6 +191,10 @@ class PairReader:
                 count += 1
                 self.pairs_read += 1
                 yield pair
+            if noted:
+                for what in noted:
+                    self.warnings.add(what, record.where)
+                noted.clear()
         self.warnings.counts.update(receipt.warnings)
         self._layouts.append((receipt.path, layout, count))
 
@@ -211,7 +216,7 @@ class PairReader:
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
             if isinstance(record, RawRecord):
                 try:
-                    to_pair(record.fields, layout, record.where, Tally())
+                    to_pair(record.fields, layout, record.where, Counter())
                 except RecordError as problem:
                     found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
                 except NoSignalError:

@@ -131,7 +131,7 @@ def _calls(calls: object, path: str) -> list[str]:
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _LAST_MARKER = "\n\nAssistant:"
-_TRANSCRIPT_PROMPT = re.compile(r"\s*Human:.*\n\nAssistant:\s*", re.DOTALL)
+_SYSTEM = re.compile(r"System: ?(.*?)\n\n(?=Human:)", re.DOTALL)
 
 
 def is_transcript(text: str) -> bool:
@@ -140,16 +140,30 @@ def is_transcript(text: str) -> bool:
 
 
 def is_transcript_prompt(text: str) -> bool:
-    """Whether a text is a dialogue that ends where the assistant is to speak."""
-    return text.lstrip().startswith("Human:") and _TRANSCRIPT_PROMPT.fullmatch(text) is not None
+    """Whether a text is a dialogue that ends where the assistant is to speak; a System turn may open it."""
+    if not text.rstrip().endswith(_LAST_MARKER):
+        return False
+    start = text.lstrip()
+    return start.startswith("Human:") or (start.startswith("System:") and _SYSTEM.match(start) is not None)
 
 
 def transcript_turns(prompt: str) -> list[Message]:
     """The turns of a dialogue that ends with "\\n\\nAssistant:"; the one space behind each marker is the marker's."""
-    parts = _TURN.split("\n\n" + prompt.lstrip())
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    messages = [Message("user" if name == "Human" else "assistant", text.removeprefix(" ")) for name, text in turns]
-    return messages[:-1]
+    prompt = prompt.lstrip()
+    turns = []
+    if opening := _SYSTEM.match(prompt):
+        turns.append(Message("system", opening[1]))
+        prompt = prompt[opening.end() :]
+    parts = _TURN.split("\n\n" + prompt)
+    for name, text in zip(parts[1::2], parts[2::2], strict=True):
+        turns.append(Message("user" if name == "Human" else "assistant", text.removeprefix(" ")))
+    return turns[:-1]
+
+
+def as_transcript(turns: Sequence[Message]) -> str:
+    """A conversation as text that `transcript_turns` reads back, open for the next answer."""
+    names = {"user": "Human", "assistant": "Assistant", "system": "System", "tool": "Tool"}
+    return "\n\n".join([*(f"{names[turn.role]}: {turn.content}" for turn in turns), "Assistant:"])
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
