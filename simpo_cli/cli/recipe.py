@@ -55,7 +55,7 @@ def show(
     from simpo_cli.recipe.tree import plain_value, scalars, without_defaults
 
     found = examine(name, overrides or [])
-    if found.composed is None and not found.only_misses_what_a_piece_leaves_open:
+    if found.faults:
         raise found.first_error()
     for remark in found.notes:
         _note(f"{remark}.")
@@ -119,23 +119,26 @@ def _write_schema(path: Path) -> str:
 def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a recipe: mistakes are errors (exit 2), unwise values are warnings."""
     from simpo_cli.recipe import Finding, examine
+    from simpo_cli.recipe.checks import missing_files
 
     try:
         found = examine(name, overrides or [])
-        errors = [] if found.only_misses_what_a_piece_leaves_open else list(found.problems)
+        errors = list(found.faults)
     except UserError as error:
         if not as_json:
             raise
         found, errors = None, [error]
-    warnings = list(found.composed.warnings) if found is not None and found.composed is not None else []
+    warnings: list[Finding] = []
+    if found is not None and found.composed is not None:
+        warnings += [*found.composed.warnings, *missing_files(found.composed.recipe, found.tree, found.display)]
     if as_json:
         findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
         piece = found is not None and found.is_piece
         _print_json({"recipe": name, "piece": piece, "findings": [vars(finding) for finding in findings]})
     else:
         _print_findings(warnings)
-        for error in errors:
-            _note(f"Error: {error}")
+        for mistake in errors:
+            _note(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
                 print(f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid.")

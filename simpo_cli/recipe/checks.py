@@ -1,6 +1,7 @@
 """What a recipe allows and experience advises against. Codes are stable: people silence and search for them."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from simpo_cli.recipe.tree import MappingNode, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
 LOWEST_LORA_LEARNING_RATE = 2e-6
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -149,5 +151,23 @@ def refuse_output_in_input(recipe: Recipe, tree: MappingNode, display: str) -> N
         raise UserError(f"output_dir is {recipe.output_dir}, which is a file.", "Name a folder.", where=where)
 
 
+def missing_files(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding]:
+    """Files that the recipe names and that are not here; names that may be hub ids are left to the run."""
+    named = [("model.path", recipe.model.path)]
+    named += [("data.train", path) for path, _ in _sources(recipe.data.train)]
+    named += [("data.eval", path) for path, _ in _sources(recipe.data.eval)]
+    if recipe.data.chat_template not in (None, "none"):
+        named.append(("data.chat_template", os.path.join(".", str(recipe.data.chat_template))))
+    return [
+        Finding("REC013", "warning", place_of(tree, [key], display), f"{key} is {path}: there is no such file here.")
+        for key, path in named
+        if _must_be_here(path) and not os.path.exists(os.path.expanduser(path))
+    ]
+
+
+def _must_be_here(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.endswith(_DATA_SUFFIXES)
+
+
 def _absolute(text: str) -> Path:
-    return Path(text).expanduser().resolve()
+    return Path(os.path.realpath(Path(text).expanduser()))

@@ -46,7 +46,7 @@ class Examination:
     display: str
     tree: MappingNode
     composed: ComposedRecipe | None
-    problems: tuple[UserError, ...]
+    problems: tuple[UserError, ...]  # those of missing keys last
     missing: tuple[str, ...]  # required keys that are not given
     notes: tuple[str, ...]  # names that could have meant something else
 
@@ -56,9 +56,9 @@ class Examination:
         return set(self.missing) == set(REQUIRED)
 
     @property
-    def only_misses_what_a_piece_leaves_open(self) -> bool:
-        """Whether this is a piece, and all that it sets is in order."""
-        return self.is_piece and len(self.problems) == len(self.missing)
+    def faults(self) -> tuple[UserError, ...]:
+        """The problems that have to be mended: a piece may leave open what it leaves to others."""
+        return self.problems[: len(self.problems) - len(self.missing)] if self.is_piece else self.problems
 
     @property
     def piece_name(self) -> str:
@@ -67,8 +67,8 @@ class Examination:
 
     def first_error(self) -> UserError:
         """What to say to a person who wants to run this."""
-        if not self.only_misses_what_a_piece_leaves_open:
-            return self.problems[0]
+        if self.faults:
+            return self.faults[0]
         name = self.piece_name
         return UserError(
             f"{name} is a piece to compose into another recipe: it gives no name, model.path or data.train.",
@@ -107,6 +107,7 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
     tree = resolve(_with_margin(fill_defaults(stack(known))), absent=REQUIRED)
     recipe, wrong = to_recipe(tree, file.display)
     problems += wrong
+    problems.sort(key=lambda problem: bool(problem.missing_key))  # what is missing comes last
     missing = tuple(problem.missing_key for problem in problems if problem.missing_key)
     composed = None
     if recipe is not None and not problems:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.kinds import Kind, all_keys, fields_of
-from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.tree import ListNode, MappingNode, Node
+from simpo_cli.recipe.kinds import Kind, all_keys, fields_of, nearest_section
+from simpo_cli.recipe.schema import DataSource, Recipe
+from simpo_cli.recipe.tree import ListNode, MappingNode, Node, ScalarNode
 
 # Names that other tools give to what we have under another name.
 ELSEWHERE = {
@@ -77,11 +77,17 @@ def _known(tree: MappingNode, section: type[Any], path: tuple[str, ...], problem
     fields = fields_of(section)
     kept: dict[str, Node] = {}
     for key, node in tree.items.items():
+        if key in fields and _is_empty_section(node, fields[key]):
+            continue  # `loss:` with every line below it commented out
         if key in fields:
             kept[key] = _known_below(node, fields[key], (*path, key), problems)
         else:
             problems.append(Problem(unknown_key(key, section, path, node)))
     return MappingNode(kept, tree.origin)
+
+
+def _is_empty_section(node: Node, kind: Kind) -> bool:
+    return kind.section is not None and not kind.nullable and isinstance(node, ScalarNode) and node.value is None
 
 
 def _known_below(node: Node, kind: Kind, path: tuple[str, ...], problems: list[Problem]) -> Node:
@@ -111,9 +117,12 @@ def unknown_key(key: str, section: type[Any], path: tuple[str, ...], node: Node)
     shown = name if name.isprintable() and len(name) <= 80 else repr(name)[:80]
     whole = f"is not a key of {prefix}" if path else "is not a key of a recipe"
     known = list(fields_of(section))
-    listing = "simpo recipe schema" + ("" if not path or (path[0] == "data" and len(path) > 1) else f" {prefix}")
+    listing = f"simpo recipe schema {nearest_section(path)}".rstrip()
     if meant := _meant_here(key, known):
         return UserError(f"{shown} {whole}.", f"Did you mean {meant}? All keys: {listing}", where=node.origin.where)
+    if path[:1] == ("data",) and key in fields_of(DataSource):
+        fix = f"It belongs to a source: data.train: [{{path: ..., {key}: ...}}]"
+        return UserError(f"{shown} {whole}.", fix, where=node.origin.where)
     homes = [full for full in all_keys() if full.rpartition(".")[2] == key.replace("-", "_").lower()]
     if homes or key.lower() in ELSEWHERE:
         meant = " or ".join(homes) if homes else ELSEWHERE[key.lower()]

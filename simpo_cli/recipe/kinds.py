@@ -41,8 +41,7 @@ class Kind:
         if self.text:
             wanted.append("text")
         if self.items is not None:
-            plural = "texts" if self.items.text else "mappings with the keys path, split and so on"
-            wanted.append(f"a list of {plural}")
+            wanted.append("a list of words" if self.items.text else "a list of sources")
         if self.section is not None or self.values is not None:
             wanted.append("a mapping")
         if self.nullable:
@@ -83,6 +82,14 @@ def fields_of(section: type[Any]) -> dict[str, Kind]:
     """The keys of a section with what each accepts."""
     hints = typing.get_type_hints(section)
     return {f.name: kind_of(hints[f.name]) for f in dataclasses.fields(section)}
+
+
+def nearest_section(path: tuple[str, ...]) -> str:
+    """The deepest section that a path goes through, as `simpo recipe schema` knows it; empty for the root."""
+    names = [part for part in path if not part.isdigit()]
+    while names and ((kind := all_keys().get(".".join(names))) is None or sub_section(kind) is None):
+        names.pop()
+    return ".".join(names)
 
 
 def sub_section(kind: Kind) -> type[Any] | None:

@@ -1,11 +1,11 @@
 """KEY=VALUE from the command line, each a layer of its own."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.kinds import Kind, kind_at
+from simpo_cli.recipe.kinds import kind_at
 from simpo_cli.recipe.tree import MappingNode, Node, Origin, ScalarNode
 from simpo_cli.recipe.yaml_source import parse_value
 
@@ -26,7 +26,7 @@ def _layer(text: str, origin: Origin) -> MappingNode:
             "Write a recipe that begins with defaults: [...], and name that.",
             where=origin.where,
         )
-    node = _value(value, kind_at(path), origin)
+    node = _value(value, path, origin)
     for part in reversed(path):
         node = MappingNode({part: node}, origin)
     assert isinstance(node, MappingNode)
@@ -41,7 +41,7 @@ def _split(text: str, origin: Origin) -> tuple[str, str]:
     key = re.sub(r"\[(\d+)\]", r".\1", key)  # data.train[0].path is data.train.0.path
     if not equals:
         fix = "Write it as train.max_steps=30, without spaces around the equals sign."
-        if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        if text.endswith((".yaml", ".yml")) or os.path.isfile(text):
             fix = "One recipe is named first; to join several, list them under defaults: in a file."
         elif ":" in text:
             fix = f"Did you mean {text.replace(': ', '=').replace(':', '=', 1)}?"
@@ -59,12 +59,22 @@ def _split(text: str, origin: Origin) -> tuple[str, str]:
     return key, value
 
 
-def _value(text: str, kind: Kind | None, origin: Origin) -> Node:
+def _value(text: str, path: tuple[str, ...], origin: Origin) -> Node:
     """The value by the kind of its key: where text is wanted, no and 12:30 are text, and need no quotes."""
-    stripped = text.strip()
+    kind, stripped = kind_at(path), text.strip()
     looks_structured = stripped[:1] in ("[", "{", "'", '"')
     if kind is not None and kind.text and not looks_structured:
         if kind.nullable and stripped in ("null", "~"):
             return ScalarNode(None, origin, stripped, plain=True)
         return ScalarNode(text, origin, text)
-    return parse_value(text, origin)
+    if not stripped:
+        raise UserError(
+            f"{'.'.join(path)} is given no value.",
+            f"Write it after the equals sign: {path[-1]}=...",
+            where=origin.where,
+        )
+    if stripped in ("null", "~") and kind is not None and kind.section is not None and not kind.nullable:
+        raise UserError(
+            f"{'.'.join(path)} is a section and cannot be null.", "Set its keys one by one.", where=origin.where
+        )
+    return parse_value(text, origin, path)

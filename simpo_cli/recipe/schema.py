@@ -30,6 +30,11 @@ def _require(holds: bool, key: str, problem: str, fix: str, related: tuple[str, 
         raise FieldError(key, problem, fix, related)
 
 
+def _is_path(text: str) -> bool:
+    """Whether a text can be a path or an id at all: not blank, no control characters."""
+    return bool(text.strip()) and not any(ord(char) < 32 or ord(char) == 127 for char in text)
+
+
 def _is_folder_name(name: str) -> bool:
     return (
         bool(name)
@@ -91,7 +96,7 @@ class ModelRecipe:
     """Train adapters instead of all weights; null trains all weights."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.path.strip()), "path", "is empty", "Name a folder, a hub id or builtin:guide.")
+        _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a folder, a hub id or builtin:guide.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,7 @@ class DataSource:
     """Use the source this many times in an epoch."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.path.strip()), "path", "is empty", "Name a file, a folder or a hub id.")
+        _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a file, a folder or a hub id.")
         _require(
             self.max_pairs is None or self.max_pairs >= 1,
             "max_pairs",
@@ -150,8 +155,9 @@ class DataRecipe:
     """The texts already hold the template's markers: use them as they are."""
 
     def __post_init__(self) -> None:
-        _require(self.train != "" and self.train != [], "train", "is empty", "Name a file of preference pairs.")
-        _require(self.eval != "" and self.eval != [], "eval", "is empty", "Name a file of pairs, or use null.")
+        for key, sources in (("train", self.train), ("eval", self.eval)):
+            holds = sources is None or (_is_path(sources) if isinstance(sources, str) else len(sources) > 0)
+            _require(holds, key, f"is {sources!r}", "Name a file of preference pairs, or leave eval at null.")
         _require(
             _finite(self.holdout) and self.holdout >= 0,
             "holdout",
@@ -180,7 +186,7 @@ class DataRecipe:
             self.max_prompt_length < self.max_length,
             "max_prompt_length",
             f"is {self.max_prompt_length}, must be below max_length ({self.max_length})",
-            "A prompt of full length would leave no token for the response.",
+            f"Leave room for the response, for example data.max_prompt_length: {self.max_length // 2}",
             related=("max_length",),
         )
         _require(
@@ -425,7 +431,7 @@ class Recipe:
             0 <= self.seed < 2**32, "seed", f"is {self.seed}, must be from 0 to 4294967295", "42 is the authors' seed."
         )
         _require(
-            bool(self.output_dir.strip()) and self.output_dir.isprintable(),
+            _is_path(self.output_dir),
             "output_dir",
             f"is {self.output_dir!r}, which is not usable as a folder",
             "Use runs/${name}.",

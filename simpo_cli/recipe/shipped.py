@@ -66,7 +66,8 @@ def find_recipe(name: str) -> RecipeFile:
                 shipped.path, shipped.display, True, f"{name} is the shipped recipe, not the folder of that name"
             )
         return shipped
-    raise UserError(f"there is no recipe {name!r}, neither as a file nor among the shipped ones.", _suggest(name, path))
+    shown = repr(name if len(name) <= 80 else name[:80] + "...")
+    raise UserError(f"there is no recipe {shown}, neither as a file nor among the shipped ones.", _suggest(name, path))
 
 
 def find_default(name: str, beside: RecipeFile) -> RecipeFile | None:
@@ -79,7 +80,7 @@ def find_default(name: str, beside: RecipeFile) -> RecipeFile | None:
         return shipped
     folder = beside.path.parent
     for candidate in (name, *(name + suffix for suffix in SUFFIXES)):
-        path = (folder / candidate).expanduser()
+        path = folder / Path(candidate).expanduser()
         if not _is_there(path) or (path.is_dir() and candidate == name and _has_suffixed(folder, name)):
             continue
         if shipped is not None and (path.is_dir() or _same(path, beside.path)):
@@ -127,7 +128,7 @@ def _suggest(name: str, path: Path) -> str:
         here = []
     local = difflib.get_close_matches(path.name, here, n=1)
     close = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
-    tails = [full for full in known if full.rpartition("/")[2] == name.removesuffix(".yaml")]
+    tails = [full for full in known if name.removesuffix(".yaml").strip("/") in full.split("/")]
     if local:
         return f"Did you mean {path.parent / local[0]}?"
     if tails or close:

@@ -6,7 +6,7 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.keys import Problem
-from simpo_cli.recipe.kinds import Kind, fields_of
+from simpo_cli.recipe.kinds import Kind, fields_of, nearest_section
 from simpo_cli.recipe.schema import FieldError, Recipe
 from simpo_cli.recipe.tree import DEFAULT, ListNode, MappingNode, Node, ScalarNode, lookup, node_of
 from simpo_cli.recipe.yaml_source import scalar_of
@@ -90,12 +90,13 @@ class _Reader:
             return _INVALID
 
     def place(self, tree: MappingNode, keys: list[tuple[str, ...]]) -> str:
-        """The first of these keys that somebody wrote."""
-        for key in keys:
-            node = lookup(tree, key)
-            if node is not None and not node.origin.is_default:
-                return node.origin.where
-        return tree.origin.where or self.display
+        """Where to look first: the last override among these keys, else this file, else the first that was written."""
+        nodes = [node for key in keys if (node := lookup(tree, key)) is not None and not node.origin.is_default]
+        if not nodes:
+            return tree.origin.where or self.display
+        return max(
+            (node.origin for node in nodes), key=lambda origin: (origin.override or 0, origin.file == self.display)
+        ).where
 
     def missing(self, near: Node, path: tuple[str, ...]) -> _Invalid:
         key = ".".join(path)
@@ -103,7 +104,7 @@ class _Reader:
             "name": "name: my-run",
             "model.path": "model: {path: builtin:guide}",
             "data.train": "data: {train: prefs.jsonl}",
-        }.get(key, f"{path[-1]}: ...")
+        }.get(key, f"{path[-1]}: prefs.jsonl")
         where = near.origin.where if len(path) > 1 else ""
         error = UserError(f"{key} is missing.", f"Give it, for example {example}", where=where or self.display)
         self.problems.append(Problem(error, missing_key=key))
@@ -112,8 +113,7 @@ class _Reader:
     def wrong(self, node: Node, kind: Kind, path: tuple[str, ...], fix: str = "") -> _Invalid:
         shown, what = _shown(node)
         wanted = kind.describe()
-        section = ".".join(part for part in path[:-1] if not part.isdigit())
-        fix = fix or f"See: simpo recipe schema {section}".rstrip()
+        fix = fix or f"See: simpo recipe schema {nearest_section(path)}".rstrip()
         error = UserError(
             f"{'.'.join(path)} is {shown}{what}; wanted: {wanted}.", fix, where=node.origin.where or self.display
         )
@@ -155,12 +155,14 @@ class _Reader:
             return value
         if isinstance(value, int) and kind.number and abs(value) <= _LARGEST_EXACT:
             return float(value)
+        if isinstance(value, int) and kind.number:
+            return self.wrong(node, kind, path, "Write fewer digits; 1e6 is a million.")
         if isinstance(value, int):
             return self.wrong(node, kind, path, _quote_fix(node, kind, path))
         if isinstance(value, float):
             if kind.number:
                 return value
-            fix = f"Write {int(value)}" if kind.integer and value.is_integer() else _quote_fix(node, kind, path)
+            fix = f"Write {int(value)}." if kind.integer and value.is_integer() else _quote_fix(node, kind, path)
             return self.wrong(node, kind, path, fix)
         if kind.text or value in kind.choices:
             return value
@@ -176,6 +178,7 @@ def _shown(node: Node) -> tuple[str, str]:
             return "a mapping", ""
         case ScalarNode(value=value):
             text = node.text if node.plain and node.text else str(value)
+            text = text if len(text) <= 40 else text[:40] + "..."
             if isinstance(value, str):
                 shown = repr(value) if len(value) <= 40 else repr(value[:40]) + "..."
                 return shown, ""
@@ -214,6 +217,8 @@ def _text_fix(node: ScalarNode, kind: Kind, path: tuple[str, ...]) -> str:
         return f"Did you mean {close[0]}?"
     if not node.plain and (kind.integer or kind.number or kind.boolean) and not isinstance(scalar_of(text), str):
         return f"Take the quotes away: {path[-1]}: {text}"
+    if kind.section is not None and path[-1].isdigit():
+        return f"Write the source as {{path: {text}}}."
     if kind.items is not None and kind.items.text:
         return f"Write a list: {path[-1]}: [{text}]"
     return ""

@@ -14,7 +14,7 @@ import yaml
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode
 
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 MAX_VALUES = 5_000
 
@@ -30,10 +30,22 @@ _FLOAT = re.compile(
 )
 _SURPRISING_NUMBER = re.compile(r"^[-+]?(?:0[0-9_]+|[0-9_]+(?::[0-9]+)+(?:\.[0-9_]*)?)$")
 _TAG = "tag:yaml.org,2002:"
+_TOO_DEEP = f"the values are nested more than {MAX_DEPTH} levels deep"
 
 
 class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 as OmegaConf reads it."""
+    """YAML 1.1 as OmegaConf reads it; deep nesting is refused while it is read, before the stack runs out."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > 2 * MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -100,12 +112,12 @@ def parse_file(text: str, display: str) -> MappingNode:
     return tree
 
 
-def parse_value(text: str, origin: Origin) -> Node:
+def parse_value(text: str, origin: Origin, path: tuple[str, ...]) -> Node:
     """The value of an override, written as YAML on one line."""
     node = _compose(text, lambda _: origin.where)
-    if node is None:
-        return ScalarNode("", origin)
-    return _Converter(lambda _: origin).convert(node)
+    if node is None:  # only a comment
+        return ScalarNode(None, origin, "null", plain=True)
+    return _Converter(lambda _: origin).convert(node, origin, path)
 
 
 def scalar_of(text: str) -> Any:
@@ -135,12 +147,9 @@ def _compose(text: str, where: Callable[[int], str]) -> yaml.Node | None:
             "Delete it; recipes are plain text.",
             where=where(line),
         ) from None
-    except RecursionError:
-        raise UserError(
-            "the values are nested too deeply.", f"A recipe is at most {MAX_DEPTH} levels deep.", where=where(1)
-        ) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        ended = "end of stream" in str(error.problem) or "<stream end>" in str(error.problem)
+        mark = (error.context_mark if ended else None) or error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(*_yaml_problem(error, text, line), where=where(line)) from None
 
@@ -149,6 +158,10 @@ def _yaml_problem(error: yaml.MarkedYAMLError, text: str, line: int) -> tuple[st
     problem = str(error.problem or error.context or "it cannot be parsed")
     lines = text.splitlines()
     indent = re.match(r"[ \t]*", lines[line - 1]) if 0 < line <= len(lines) else None
+    if problem == _TOO_DEEP:
+        return f"{problem}.", "A recipe is flat: a key, its section, sometimes a list."
+    if ("end of stream" in problem or "<stream end>" in problem) and error.context_mark:
+        return "a quote or bracket that begins here is never closed.", "Close it, or put quotes around the whole text."
     if "'\\t'" in problem or (indent and "\t" in indent.group()):
         return "the line is indented with a tab, YAML wants spaces.", "Replace the tab by two spaces for each level."
     if "another document" in problem or "single document" in str(error.context):
@@ -175,7 +188,7 @@ class _Converter:
         self.num_values = 0
         self.constructor = yaml.constructor.SafeConstructor()
 
-    def convert(self, node: yaml.Node, origin: Origin | None = None, depth: int = 0) -> Node:
+    def convert(self, node: yaml.Node, origin: Origin | None = None, path: tuple[str, ...] = ()) -> Node:
         """`origin` is that of the key, for the value of a mapping."""
         origin = origin or self.origin_of(node.start_mark.line + 1)
         self.num_values += 1
@@ -185,70 +198,65 @@ class _Converter:
                 "Remove the aliases (*name) that repeat each other.",
                 where=origin.where,
             )
-        if depth > MAX_DEPTH:
-            raise UserError(
-                f"the values are nested more than {MAX_DEPTH} levels deep.",
-                "A recipe is flat; look for an alias (*name) that holds itself.",
-                where=origin.where,
-            )
+        if len(path) > MAX_DEPTH:
+            raise UserError(f"{_TOO_DEEP}.", "Look for an alias (*name) that holds itself.", where=origin.where)
         match node:
-            case yaml.MappingNode():
-                self._check_tag(node, "map", origin)
-                return MappingNode(self._items(node, depth), origin)
-            case yaml.SequenceNode():
-                self._check_tag(node, "seq", origin)
-                return ListNode([self.convert(item, None, depth + 1) for item in node.value], origin)
-            case _:
-                return self.scalar(node, origin)
+            case yaml.MappingNode(tag=tag) if tag == _TAG + "map":
+                return MappingNode(self._items(node, path), origin)
+            case yaml.SequenceNode(tag=tag) if tag == _TAG + "seq":
+                items = [self.convert(item, None, (*path, str(i))) for i, item in enumerate(node.value)]
+                return ListNode(items, origin)
+            case yaml.ScalarNode():
+                return self.scalar(node, origin, path)
+        raise _foreign_tag(node, origin)
 
-    def scalar(self, node: yaml.Node, origin: Origin) -> ScalarNode:
-        plain = getattr(node, "style", None) is None
-        text = str(node.value)
-        if plain and node.tag in (_TAG + "int", _TAG + "float") and _SURPRISING_NUMBER.match(text):
-            try:
-                reading = f"YAML reads as the number {self.constructor.construct_object(node)}"
-            except ValueError:
-                reading = "YAML takes for an octal number"
-            raise UserError(
-                f"{text} is something that {reading}.",
-                f"Quote it ('{text}'), or write a plain number.",
-                where=origin.where,
-            )
+    def scalar(self, node: yaml.ScalarNode, origin: Origin, path: tuple[str, ...] = ()) -> ScalarNode:
+        plain, text = node.style is None, str(node.value)
+        subject = f"{'.'.join(path)} is " if path else ""
         if node.tag == _TAG + "str":
             return ScalarNode(text, origin, text, plain)
         if node.tag not in (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"):
-            self._refuse_tag(node, origin)
+            raise _foreign_tag(node, origin)
         try:
-            return ScalarNode(self.constructor.construct_object(node), origin, text, plain)
-        except (ValueError, KeyError, yaml.YAMLError):
+            value = self.constructor.construct_object(node)
+        except (ValueError, KeyError):
             raise UserError(
-                f"{text[:40]!r} is not a value that YAML can read as {node.tag.removeprefix(_TAG)}.",
+                f"{subject}{text[:40]!r}, which YAML cannot read as {node.tag.removeprefix(_TAG)}.",
                 "Write a plain number or word.",
                 where=origin.where,
             ) from None
+        if plain and node.tag in (_TAG + "int", _TAG + "float") and _SURPRISING_NUMBER.match(text):
+            raise UserError(
+                f"{subject}{text}, which YAML reads as the number {value}.",
+                f"Quote it ('{text}') for text, or write the number that you mean.",
+                where=origin.where,
+            )
+        return ScalarNode(value, origin, text, plain)
 
-    def _items(self, node: yaml.MappingNode, depth: int) -> dict[str, Node]:
+    def _items(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Node]:
         items: dict[str, Node] = {}
         merged: dict[str, Node] = {}
         for key_node, value_node in node.value:
             origin = self.origin_of(key_node.start_mark.line + 1)
             if key_node.tag == _TAG + "merge":
-                merged = {**self._merged(value_node, origin, depth), **merged}
+                merged = {**self._merged(value_node, origin, path), **merged}
                 continue
             key = self._key(key_node, origin)
             if key in items:
                 raise UserError(
-                    f"{key} is given twice; the first is in {items[key].origin}.", "Keep one.", where=origin.where
+                    f"{'.'.join((*path, key))} is given twice; the first is in {items[key].origin}.",
+                    "Keep one.",
+                    where=origin.where,
                 )
-            items[key] = self.convert(value_node, origin, depth + 1)
+            items[key] = self.convert(value_node, origin, (*path, key))
         return {**merged, **items}
 
-    def _merged(self, node: yaml.Node, origin: Origin, depth: int) -> dict[str, Node]:
+    def _merged(self, node: yaml.Node, origin: Origin, path: tuple[str, ...]) -> dict[str, Node]:
         """What `<<: *name` brings in; keys written out win over it, earlier ones over later ones."""
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         merged: dict[str, Node] = {}
         for source in reversed(sources):
-            tree = self.convert(source, None, depth + 1)
+            tree = self.convert(source, None, (*path, "<<"))
             if not isinstance(tree, MappingNode):
                 raise UserError(
                     "<< needs a mapping.", "Write <<: *name, where &name marks a mapping.", where=origin.where
@@ -259,25 +267,18 @@ class _Converter:
     def _key(self, node: yaml.Node, origin: Origin) -> str:
         if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "str":
             return str(node.value)
-        if isinstance(node, yaml.ScalarNode) and node.tag.startswith(_TAG):
-            reading = {"int": "a number", "float": "a number", "bool": "true or false", "null": "null"}
-            what = reading.get(node.tag.removeprefix(_TAG), "no text")
-            shown = str(node.value)[:40] or "an empty key"
-            raise UserError(
-                f"{shown} stands as a key, and YAML reads it as {what}; keys are words.",
-                "All keys: simpo recipe schema",
-                where=origin.where,
-            )
+        shown, reading = "a list or mapping", ""
+        if isinstance(node, yaml.ScalarNode):
+            readings = {"int": "a number", "float": "a number", "bool": "true or false", "null": "null"}
+            shown = str(node.value)[:40] or "nothing"
+            reading = f", and YAML reads it as {readings.get(node.tag.removeprefix(_TAG), 'something else')}"
         raise UserError(
-            "a list or mapping stands as a key; keys are words.", "All keys: simpo recipe schema", where=origin.where
+            f"{shown} stands as a key{reading}; keys are words.", "All keys: simpo recipe schema", where=origin.where
         )
 
-    def _check_tag(self, node: yaml.Node, wanted: str, origin: Origin) -> None:
-        if node.tag != _TAG + wanted:
-            self._refuse_tag(node, origin)
 
-    def _refuse_tag(self, node: yaml.Node, origin: Origin) -> None:
-        tag = node.tag.replace(_TAG, "!!")
-        raise UserError(
-            f"the tag {tag[:60]} is not allowed; recipes hold plain values only.", "Delete the tag.", where=origin.where
-        )
+def _foreign_tag(node: yaml.Node, origin: Origin) -> UserError:
+    tag = node.tag.replace(_TAG, "!!")[:60]
+    return UserError(
+        f"the tag {tag} is not allowed; recipes hold plain values only.", "Delete the tag.", where=origin.where
+    )
