@@ -1,17 +1,163 @@
-"""`simpo stats`: preference pairs counted and measured."""
+"""`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
+import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from simpo_cli.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.audit.examine import Examination, Tokens
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+
+
+class FailOn(StrEnum):
+    """The mildest severity that fails the command."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+class BadRecords(StrEnum):
+    """What to do with malformed records."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
 
 def stats(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files of preference pairs, or builtin:guide.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA]...", help="Files, folders or hub ids of pairs, or builtin:guide."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="RECIPE", help="Count tokens, as this recipe would train.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="MODEL", help="Count tokens of this model folder or hub id.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=8, help="Cut as training with this data.max_length would.")
+    ] = None,
+    on_bad_record: Annotated[
+        BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
+    fail_on: Annotated[
+        FailOn | None, typer.Option("--fail-on", help="Exit with 3 if there is a finding this bad or worse.")
+    ] = None,
 ) -> None:
-    """Describe preference pairs: counts and lengths."""
-    from simpo_cli.audit.run import describe
+    """Describe preference pairs: counts, lengths, and what in them could ruin a run."""
+    from simpo_cli.report.report_file import require_replaceable, write_report
 
-    describe(data, as_json=as_json, output=output)
+    if output is not None:
+        require_replaceable(output)
+    examination, document = _measured(data or [], recipe, tokenizer, max_length, on_bad_record)
+    if output is not None:
+        write_report(output, document)
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    elif output is None:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.stats_view import print_stats
+
+        print_stats(out, document, examination)
+    if fail_on is not None:
+        _gate(document["findings"], fail_on)
+
+
+def _measured(
+    data: list[str],
+    recipe_name: str | None,
+    tokenizer: str | None,
+    max_length: int | None,
+    on_bad_record: BadRecords | None,
+) -> "tuple[Examination, dict[str, Any]]":
+    if recipe_name is not None and tokenizer is not None:
+        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
+    if max_length is not None and tokenizer is None:
+        raise UserError("--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer as well.")
+    if not data and recipe_name is None:
+        raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
+    from simpo_cli.audit.document import stats_document
+    from simpo_cli.audit.examine import examine
+
+    recipe = None if recipe_name is None else _composed(recipe_name)
+    tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
+    examination = examine(_reader(data, recipe, on_bad_record, in_tokens=tokens is not None), tokens)
+
+    from simpo_cli.evaluate.statistics import longer_wins, mean
+
+    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
+    return examination, stats_document(
+        examination,
+        longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
+        mean_difference=mean(chosen - rejected, prompts).as_json(),
+    )
+
+
+def _composed(recipe_name: str) -> "Recipe":
+    from simpo_cli.recipe.compose import compose
+
+    return compose(recipe_name).recipe
+
+
+def _reader(
+    data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None, *, in_tokens: bool
+) -> "PairReader":
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.recipe.schema import DataSource
+
+    listed = [] if recipe is None else _listed(recipe.data)
+    mapped = {source.path: source for source in listed}
+    sources = [mapped.get(path, DataSource(path=path)) for path in data] or listed
+    policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
+    keep: Literal["keep", "drop"] = "drop" if in_tokens else "keep"
+    return PairReader(sources, role="train", on_bad_record=policy, on_no_signal=keep)
+
+
+def _listed(data: "DataRecipe") -> "list[DataSource]":
+    """The sources that a recipe trains on."""
+    from simpo_cli.recipe.schema import DataSource
+
+    return [DataSource(path=data.train)] if isinstance(data.train, str) else data.train
+
+
+def _tokens(
+    recipe: "Recipe | None", tokenizer: str | None, max_length: int | None, on_bad_record: BadRecords | None
+) -> "Tokens | None":
+    if recipe is None and tokenizer is None:
+        return None
+    from dataclasses import replace
+
+    from simpo_cli.audit.examine import Tokens
+    from simpo_cli.data.prepare import prepare_tokenizer
+    from simpo_cli.data.tokenizer import load_tokenizer
+    from simpo_cli.recipe.schema import DataRecipe
+
+    if recipe is not None:
+        tokens = Tokens(prepare_tokenizer(recipe), recipe.data)
+    else:
+        assert tokenizer is not None
+        length = 2**31 - 1 if max_length is None else max_length
+        data = DataRecipe(train="-", max_length=length, max_prompt_length=length * 7 // 8)
+        tokens = Tokens(load_tokenizer(tokenizer), data)
+    if on_bad_record is None:
+        return tokens
+    return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record.value))
+
+
+def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:
+    """Fail where a finding is as bad as the person does not want it."""
+    failing = [f for f in findings if f["severity"] == "error" or fail_on == FailOn.WARNING]
+    if failing:
+        raise UserError(
+            f"--fail-on {fail_on.value}: {', '.join(f['code'] for f in failing)}.",
+            "The findings above say what to do.",
+            exit_code=ExitCode.GATE,
+        )

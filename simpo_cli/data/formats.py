@@ -56,10 +56,10 @@ _SKIP = "Mend the record, or set data.on_bad_record: skip to leave such records 
 
 
 class NoSignalError(Exception):
-    """A well-formed pair that cannot teach: `reason` is counted."""
+    """A well-formed record that cannot teach: `reason` is counted; `pair` is its pair, if it has an order at all."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
+    def __init__(self, reason: str, pair: PreferencePair | None = None) -> None:
+        self.reason, self.pair = reason, pair
         super().__init__(reason)
 
 
@@ -367,14 +367,14 @@ def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Cou
     _require_prompt(turns, layout)
     if _has_nul(turns, chosen_text, rejected_text):
         warnings["NUL characters in texts"] += 1
-    for text in (chosen_text, rejected_text):
-        if not text or text.isspace():
-            raise NoSignalError("empty response")
-    if chosen_text == rejected_text:
-        raise NoSignalError("identical responses")
-    return PreferencePair(
+    pair = PreferencePair(
         turns if isinstance(turns, str) else tuple(turns), chosen_text, rejected_text, where, _tools(record, layout)
     )
+    if any(not text or text.isspace() for text in (chosen_text, rejected_text)):
+        raise NoSignalError("empty response", pair)
+    if chosen_text == rejected_text:
+        raise NoSignalError("identical responses", pair)
+    return pair
 
 
 def _get(record: Mapping[str, Any], field: str) -> Any:

@@ -15,12 +15,13 @@ from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 
-__all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs", "prompt_messages"]
+__all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs", "prompt_messages", "stopped_by"]
 
 _SHOWN_BAD = 5
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
 
 Records = Iterator[RawRecord | BadRecord]
+NoSignalPolicy = Literal["drop", "error", "keep"]
 
 
 @dataclass
@@ -28,7 +29,7 @@ class LoadedPairs:
     """The pairs of all sources, and what became of every record.
 
     Attributes:
-        pairs: the usable pairs, in the order of the sources, repeated as the sources say.
+        pairs: the pairs, in the order of the sources, repeated as the sources say.
         bad_records: malformed records that were left out.
         dropped: pairs without signal, by reason.
         decision: how the files were understood, in words.
@@ -51,7 +52,7 @@ def load_pairs(
     *,
     role: Role,
     on_bad_record: Literal["error", "skip"] = "error",
-    on_no_signal: Literal["drop", "error"] = "drop",
+    on_no_signal: NoSignalPolicy = "drop",
 ) -> LoadedPairs:
     """Read every pair of the sources into memory.
 
@@ -59,7 +60,7 @@ def load_pairs(
         sources: a file, folder, hub id or `builtin:guide`, or a list of sources.
         role: what the pairs are for; `builtin:guide` has other pairs for training than for evaluation.
         on_bad_record: stop at malformed records, or leave them out and count them.
-        on_no_signal: leave out pairs that cannot teach and count them, or stop.
+        on_no_signal: leave out pairs that cannot teach, or stop, or keep them; they are counted in any case.
 
     Raises:
         UserError: a source is missing or not readable, a record is malformed, or no usable pair is left.
@@ -98,7 +99,7 @@ class PairReader:
         *,
         role: Role,
         on_bad_record: Literal["error", "skip"] = "error",
-        on_no_signal: Literal["drop", "error"] = "drop",
+        on_no_signal: NoSignalPolicy = "drop",
     ) -> None:
         self.sources = [DataSource(path=sources)] if isinstance(sources, str) else list(sources)
         self._role: Role = role
@@ -172,7 +173,7 @@ class PairReader:
             self._only_bad(records, receipt)
             return
         layout = detect(good, source.columns, receipt.path)
-        count = 0
+        count, without_signal = 0, 0
         noted: Counter[str] = Counter()
         for record in records:
             if count == most:
@@ -187,6 +188,10 @@ class PairReader:
                 self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
             except NoSignalError as no_signal:
                 self._drop(no_signal.reason, record.where)
+                without_signal += no_signal.pair is not None
+                if no_signal.pair is not None and self._on_no_signal == "keep":
+                    self.pairs_read += 1
+                    yield no_signal.pair
             else:
                 count += 1
                 self.pairs_read += 1
@@ -196,7 +201,7 @@ class PairReader:
                     self.warnings.add(what, record.where)
                 noted.clear()
         self.warnings.counts.update(receipt.warnings)
-        self._layouts.append((receipt.path, layout, count))
+        self._layouts.append((receipt.path, layout, count + without_signal))
 
     def _only_bad(self, records: Records, receipt: FileReceipt) -> None:
         """A file whose first records are all malformed: nothing tells how to read the rest."""
@@ -205,7 +210,7 @@ class PairReader:
         if not bad:
             raise UserError("holds no records.", "Name a file with preference pairs.", where=receipt.path)
         if self._on_bad_record == "error":
-            raise _stop(bad)
+            raise stopped_by(bad)
         self.bad_records += bad
 
     def _refuse(self, bad: BadRecord, rest: Records, layout: Layout) -> None:
@@ -225,7 +230,7 @@ class PairReader:
                 found.append(record)
             if len(found) == _SHOWN_BAD:
                 break
-        raise _stop(found)
+        raise stopped_by(found)
 
     def _drop(self, reason: str, where: str) -> None:
         if self._on_no_signal == "error":
@@ -247,7 +252,7 @@ def _sampled(records: Records) -> tuple[list[RawRecord | BadRecord], Records]:
     return sample, chain(sample, records)
 
 
-def _stop(bad: Sequence[BadRecord]) -> UserError:
+def stopped_by(bad: Sequence[BadRecord]) -> UserError:
     """The error that the first malformed record stops with; it shows up to five."""
     first, *others = bad[:_SHOWN_BAD]
     lines = [f"also {other.where}: {other.problem}." for other in others]

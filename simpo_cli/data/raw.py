@@ -75,6 +75,12 @@ class Tally:
         if len(self.places[what]) < MAX_KEPT_PLACES:
             self.places[what].append(where)
 
+    def update(self, other: "Tally") -> None:
+        """Take in what another has counted, its places first."""
+        self.counts.update(other.counts)
+        for what, places in other.places.items():
+            self.places[what] = [*places, *self.places[what]][:MAX_KEPT_PLACES]
+
 
 class RecordError(Exception):
     """Why one record is refused; the caller knows the record's place and text.

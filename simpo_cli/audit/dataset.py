@@ -1,0 +1,72 @@
+"""Preference pairs as a sequence, for people who write Python instead of shell."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from simpo_cli.audit.examine import num_words
+from simpo_cli.audit.lengths import whole_mean
+from simpo_cli.data.load import load_pairs
+from simpo_cli.data.messages import as_transcript
+from simpo_cli.data.pair import PreferencePair
+
+
+class PreferenceDataset:
+    """The pairs of a file, folder, hub id or `builtin:guide`, as the commands read them.
+
+    Every well-formed pair is there, in the file's order, also those that training drops because an answer is empty or
+    the two are the same (`no_signal` counts them).
+
+    Args:
+        path: what to read.
+
+    Raises:
+        UserError: it is missing, not readable, or a record is malformed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        loaded = load_pairs(str(path), role="train", on_no_signal="keep")
+        self.pairs = loaded.pairs
+        self.no_signal = loaded.dropped
+        """Pairs that training drops, by reason."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, str] | list[dict[str, str]]:
+        """A pair as `prompt`, `chosen` and `rejected` texts; a slice gives a list of them."""
+        if isinstance(index, slice):
+            return [_texts(pair) for pair in self.pairs[index]]
+        return _texts(self.pairs[index])
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return map(_texts, self.pairs)
+
+    def stats(self) -> dict[str, int]:
+        """How many pairs there are, and the mean words of chosen and rejected responses without their fraction."""
+        chosen = np.array([num_words(pair.chosen) for pair in self.pairs], dtype=np.int64)
+        rejected = np.array([num_words(pair.rejected) for pair in self.pairs], dtype=np.int64)
+        return {
+            "count": len(self.pairs),
+            "avg_chosen_len": whole_mean(chosen),
+            "avg_rejected_len": whole_mean(rejected),
+        }
+
+
+def _texts(pair: PreferencePair) -> dict[str, str]:
+    return {"prompt": _prompt_text(pair), "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def _prompt_text(pair: PreferencePair) -> str:
+    """What the user asked; with more than one turn, the whole conversation as a Human/Assistant transcript."""
+    if isinstance(pair.prompt, str):
+        return pair.prompt
+    if len(pair.prompt) == 1 and pair.prompt[0].role == "user":
+        return pair.prompt[0].content
+    return as_transcript(pair.prompt)
