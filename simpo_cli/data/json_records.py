@@ -145,6 +145,9 @@ def read_lines(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, int, b
     kept: list[bytes] = []
     kept_bytes = 0
     for chunk in chunks:
+        if not kept and chunk.isspace():  # a file of line breaks should not take a step for each
+            number, offset = number + chunk.count(b"\n"), offset + len(chunk)
+            continue
         *whole, last = chunk.split(b"\n")
         for line in whole:
             if kept:

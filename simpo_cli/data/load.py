@@ -18,6 +18,7 @@ from simpo_cli.recipe.schema import DataSource
 __all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs", "prompt_messages", "stopped_by"]
 
 _SHOWN_BAD = 5
+_MOST_BAD = 100_000  # left out with `skip`; they are kept in memory, and a file with more is not what it seems
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
 
 Records = Iterator[RawRecord | BadRecord]
@@ -167,10 +168,11 @@ class PairReader:
     def _pairs(
         self, records: Records, source: DataSource, receipt: FileReceipt, most: int | None
     ) -> Iterator[PreferencePair]:
-        sample, records = _sampled(records)
+        sample = self._sample(records)
+        records = chain(sample, records)
         good = [record.fields for record in sample if isinstance(record, RawRecord)]
         if not good:
-            self._only_bad(records, receipt)
+            self._only_bad(sample, receipt)
             return
         layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
@@ -203,9 +205,22 @@ class PairReader:
         self.warnings.counts.update(receipt.warnings)
         self._layouts.append((receipt.path, layout, count + without_signal))
 
-    def _only_bad(self, records: Records, receipt: FileReceipt) -> None:
-        """A file whose first records are all malformed: nothing tells how to read the rest."""
-        bad = [record for record in records if isinstance(record, BadRecord)]
+    def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
+        """The first records, enough to see a file's layout: at least one that can be read, if there is any."""
+        sample: list[RawRecord | BadRecord] = []
+        some_good = False
+        for record in records:
+            sample.append(record)
+            some_good = some_good or isinstance(record, RawRecord)
+            if len(sample) >= SAMPLE_RECORDS and (some_good or self._on_bad_record == "error"):
+                break
+            if len(sample) > _MOST_BAD:
+                break
+        return sample
+
+    def _only_bad(self, sample: Sequence[RawRecord | BadRecord], receipt: FileReceipt) -> None:
+        """A file of which no record can be read."""
+        bad = [record for record in sample if isinstance(record, BadRecord)]
         self.records_read += len(bad)
         if not bad:
             raise UserError("holds no records.", "Name a file with preference pairs.", where=receipt.path)
@@ -216,6 +231,10 @@ class PairReader:
     def _refuse(self, bad: BadRecord, rest: Records, layout: Layout) -> None:
         if self._on_bad_record == "skip":
             self.bad_records.append(bad)
+            if len(self.bad_records) > _MOST_BAD:
+                raise UserError(
+                    f"more than {_MOST_BAD:,} malformed records: {bad.problem}.", "Mend the file.", where=bad.where
+                )
             return
         found = [bad]
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
@@ -240,16 +259,6 @@ class PairReader:
                 where=where,
             )
         self.dropped.add(reason, where)
-
-
-def _sampled(records: Records) -> tuple[list[RawRecord | BadRecord], Records]:
-    """The first records, and all of them again."""
-    sample: list[RawRecord | BadRecord] = []
-    for record in records:
-        sample.append(record)
-        if len(sample) == SAMPLE_RECORDS:
-            break
-    return sample, chain(sample, records)
 
 
 def stopped_by(bad: Sequence[BadRecord]) -> UserError:

@@ -103,8 +103,10 @@ def _refuse_other_kinds(start: bytes, name: str) -> None:
     for magic, kind, fix in _OTHER_KINDS:
         if start.startswith(magic):
             raise UserError(f"is {kind}.", fix, where=name)
-    zeros = start[0] == 0, start[1:2] == b"\0"
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros[0] != zeros[1]:
+    zero_share = start[:200].count(0) / len(start[:200])
+    if zero_share > 0.9:
+        raise UserError("is filled with zero bytes.", "A write was interrupted; write the file again.", where=name)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zero_share > 0.25:
         raise UserError("is text in UTF-16, not UTF-8.", _UTF16, where=name)
     if re.match(rb"\s*<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE):
         raise UserError(
