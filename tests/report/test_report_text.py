@@ -1,0 +1,61 @@
+"""Numbers as people read them."""
+
+import math
+
+import pytest
+
+from simpo_cli.report.text import bar, compact, duration, fixed, percent, percent_range, sparkline, thousands
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0:00"),
+        (38.2, "0:38"),
+        (59.6, "1:00"),
+        (950, "15:50"),
+        (7390, "2:03:10"),
+        (86400 * 3 + 245 * 60, "3 d 04:05"),
+        (-1, "0:00"),
+        (math.nan, "?"),
+        (math.inf, "?"),
+    ],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [(0, "0"), (950, "950"), (999.6, "1.0k"), (41_210, "41.2k"), (999_950, "1.0M"), (2.5e9, "2.5G"), (math.nan, "nan")],
+)
+def test_speeds(amount: float, shown: str) -> None:
+    assert compact(amount) == shown
+
+
+def test_numbers() -> None:
+    assert fixed(-0.001, 2) == "0.00"
+    assert fixed(math.nan, 2) == "nan"
+    assert percent(0.5123) == "51.2 %"
+    assert percent_range(0.468, 0.5561) == "46.8 to 55.6"
+    assert thousands(11902) == "11,902"
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([], ""),
+        ([1.0], "▁"),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, 7.0, 3.0], "▁█▄"),
+        ([0.0, math.nan, 1.0], "▁ █"),
+        ([math.nan, math.inf], "  "),
+    ],
+)
+def test_sparklines(values: list[float], shown: str) -> None:
+    assert sparkline(values) == shown
+
+
+@pytest.mark.parametrize(("share", "done"), [(0, 0), (0.5, 5), (0.999, 9), (1, 10), (2, 10), (-1, 0)])
+def test_a_bar_is_full_only_when_all_is_done(share: float, done: int) -> None:
+    assert bar(share, 10) == ("━" * done, "─" * (10 - done))
