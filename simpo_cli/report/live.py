@@ -1,0 +1,177 @@
+"""A run on a terminal: the header, and under it one region that is redrawn in place, four times a second at most."""
+
+import atexit
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from simpo_cli.report.console import Console, encodable
+from simpo_cli.report.progress import Progress
+from simpo_cli.report.summary import LABEL_WIDTH, print_header, print_outcome, print_wrapped
+from simpo_cli.report.text import bar, compact, duration, fixed, sparkline
+from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+
+REFRESHES_PER_SECOND = 4
+FIELD_GAP = "   "
+BAR_WIDTH = 40
+BAR_WIDTH_AT_LEAST = 5
+
+Line = list[tuple[str, str]]  # pieces of text with their styles
+Field = tuple[str, str, str]  # name, value, remark
+
+
+class LivePanel:
+    """Shows a run on `console`, which must be a terminal; other prints to it appear above the region.
+
+    Args:
+        console: the terminal.
+        clock: seconds from any fixed moment.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._progress = Progress(num_steps=1, first_step=0, clock=clock)
+        self._took_seconds: float | None = None  # set when the run is over
+        self._live: Live | None = None
+
+    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
+        self.close()
+        self._progress = Progress(num_steps=num_steps, first_step=first_step, clock=self._clock)
+        self._took_seconds = None
+        print_header(self._console, header)
+        self._console.print()
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._region,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
+            vertical_overflow="crop",
+        )
+        atexit.register(self.close)  # an exception that nobody catches must not leave the cursor hidden
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        print_wrapped(self._console, Text(), text)
+
+    def step(self, record: StepRecord) -> None:
+        self._progress.step(record)
+
+    def evaluated(self, record: EvalRecord) -> None:
+        self._progress.evaluated(record)
+
+    def finished(self, outcome: RunOutcome) -> None:
+        self._took_seconds = outcome.seconds
+        self.close()
+        print_outcome(self._console, outcome)
+
+    def close(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+            atexit.unregister(self.close)
+
+    def _region(self) -> Group:
+        width, encoding = self._console.width, self._console.encoding
+        lines = [
+            Text.assemble(
+                *((encodable(text, encoding), style) for text, style in pieces), no_wrap=True, overflow="crop"
+            )
+            for pieces in region(self._progress, width, self._took_seconds)
+        ]
+        for line in lines:
+            line.truncate(width, overflow="crop")
+        return Group(*lines)
+
+
+def region(progress: Progress, width: int, took_seconds: float | None = None) -> list[Line]:
+    """The lines of the live region, laid out for a terminal `width` columns wide.
+
+    Args:
+        progress: the records so far.
+        width: columns of the terminal.
+        took_seconds: None while the run goes on, its length when it is over.
+    """
+    record, evaluation = progress.record, progress.evaluation
+    total = str(progress.num_steps)
+    count = f"{progress.steps_done:>{len(total)}}/{total}"
+    ending = _ending(progress, took_seconds)
+    ending_width = max(len(ending), len("59:59 left"))  # or the bar would change its length with every digit
+    figure_width = min(BAR_WIDTH, width - LABEL_WIDTH - len(count) - ending_width - 2 * len(FIELD_GAP))
+    has_figures = figure_width >= BAR_WIDTH_AT_LEAST
+
+    steps: Line = [_label("step"), (count, "bold"), (FIELD_GAP, "")]
+    if has_figures:
+        done, still_open = bar(progress.steps_done / max(1, progress.num_steps), figure_width)
+        steps += [(done, "cyan"), (still_open, "dim"), (FIELD_GAP, "")]
+    lines = [[*steps, (ending, "")]]
+    if record is not None:
+        loss: Line = [_label("loss"), (fixed(record.loss, 3).rjust(len(count)), "bold"), (FIELD_GAP, "")]
+        if has_figures:  # the curve grows right under the bar
+            loss.append((sparkline(progress.loss_curve(figure_width)), "cyan"))
+        lines.append(loss)
+        train = [
+            ("accuracy", fixed(record.rewards_accuracies, 3), f"(n {record.pairs})"),
+            ("margin", fixed(record.rewards_margins, 2), ""),
+        ]
+        lines += _flow("train", train, width)
+    if evaluation is not None:
+        low, high = fixed(evaluation.accuracy_low, 3), fixed(evaluation.accuracy_high, 3)
+        held_out = [
+            ("accuracy", fixed(evaluation.accuracy, 3), f"({low} to {high}, n {evaluation.pairs})"),
+            ("chosen drift", fixed(evaluation.logps_chosen_delta, 2), "nats/token"),
+            ("", "", f"at step {evaluation.step}"),
+        ]
+        lines += _flow("held out", held_out, width)
+    if record is not None:
+        speed = [("", compact(record.tokens_per_second), "tokens/s"), ("", fixed(record.memory_gb, 1), "GB")]
+        lines += _flow("speed", speed, width)
+    return lines
+
+
+def _ending(progress: Progress, took_seconds: float | None) -> str:
+    if took_seconds is not None:
+        return f"in {duration(took_seconds)}"
+    if progress.record is None:
+        return f"starting, {duration(progress.seconds_so_far)}"
+    if progress.steps_done >= progress.num_steps:
+        return "finishing"
+    return f"{duration(progress.seconds_left)} left"
+
+
+def _label(name: str) -> tuple[str, str]:
+    return name.ljust(LABEL_WIDTH), "dim"
+
+
+def _flow(label: str, fields: list[Field], width: int) -> list[Line]:
+    """The fields side by side after their label; what does not fit goes to the next line, under the first field."""
+    room = width - LABEL_WIDTH
+    parts: list[Line] = []
+    for name, value, remark in fields:
+        named: Line = [piece for piece in ((name, "dim"), (value, "")) if piece[0]]
+        noted: Line = [(remark, "dim")] if remark else []
+        together = _joined([[piece] for piece in [*named, *noted]], " ")
+        parts += [together] if _width(together) <= room else [_joined([[piece] for piece in named], " "), noted]
+    rows: list[list[Line]] = [[]]
+    for part in parts:
+        if rows[-1] and _width(_joined([*rows[-1], part], FIELD_GAP)) > room:
+            rows.append([])
+        rows[-1].append(part)
+    return [[_label(label if number == 0 else ""), *_joined(row, FIELD_GAP)] for number, row in enumerate(rows)]
+
+
+def _joined(parts: list[Line], gap: str) -> Line:
+    line: Line = []
+    for part in parts:
+        if line:
+            line.append((gap, ""))
+        line += part
+    return line
+
+
+def _width(line: Line) -> int:
+    return sum(len(text) for text, _ in line)

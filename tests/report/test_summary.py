@@ -1,0 +1,96 @@
+"""Before and after: tables, answers, paths and commands at every width, with the worst of texts."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from simpo_cli.report.console import make_console
+from simpo_cli.report.summary import print_header, print_outcome
+from simpo_cli.train.events import RunHeader, RunOutcome
+
+
+def printed(outcome: RunOutcome, width: int) -> str:
+    stream = io.StringIO()
+    print_outcome(make_console(stream, width=width), outcome)
+    return stream.getvalue()
+
+
+def test_a_remark_that_does_not_fit_goes_under_the_table(outcome: RunOutcome) -> None:
+    assert printed(outcome, 70).startswith("""
+                    before                  after
+held-out accuracy   51.2 % (46.8 to 55.6)   96.4 % (94.4 to 97.7)
+length-balanced     50.9 %                  95.8 %
+mean margin         0.02                    3.11
+  n = 500 pairs, one seed
+""")
+
+
+def test_two_remarks_under_a_table_name_their_rows(outcome: RunOutcome) -> None:
+    table = (("accuracy", "1", "2", "n = 500 pairs"), ("margin", "3", "4", "nats per token, times beta"))
+    assert "  accuracy: n = 500 pairs\n  margin: nats per token," in printed(replace(outcome, table=table), 40)
+
+
+def test_a_table_too_wide_for_columns_is_stacked(outcome: RunOutcome) -> None:
+    assert printed(outcome, 40).startswith("""
+held-out accuracy
+  before  51.2 % (46.8 to 55.6)
+  after   96.4 % (94.4 to 97.7)
+  n = 500 pairs, one seed
+length-balanced
+  before  50.9 %
+  after   95.8 %
+""")
+
+
+def test_no_table_and_no_answers_leave_where_and_next(outcome: RunOutcome) -> None:
+    bare = replace(outcome, table=(), answers=(), next_commands=())
+    assert printed(bare, 80).split() == ["model", "runs/demo/model"]
+
+
+def test_paths_and_commands_stay_whole_on_a_narrow_terminal(outcome: RunOutcome) -> None:
+    path = "/home/somebody/projects/" + "long/" * 20 + "model"
+    command = "simpo eval runs/demo --json " + "data.eval=" + "x" * 60
+    text = printed(replace(outcome, model_dir=path, next_commands=((command, "what it does"),)), 40)
+    assert f"model   {path}\n" in text
+    assert f"next    {command}\n          what it does\n" in text
+
+
+def test_the_report_is_named_when_there_is_one(outcome: RunOutcome, tmp_path: Path) -> None:
+    here = replace(outcome, run_dir=str(tmp_path))
+    assert "report  " not in printed(here, 200)
+    (tmp_path / "report.html").write_text("<html>")
+    assert f"report  {tmp_path}/report.html\n" in printed(here, 200)
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_answers_are_wrapped_escaped_and_cut(width: int, outcome: RunOutcome) -> None:
+    answers = (
+        ("[bold]How?[/bold] \x1b[2J\n" + "why " * 100, "中文" * 200, "1. Open\n\n2.\tChoose \u202eabc"),
+        ("", "", "w" * 500),
+    )
+    text = printed(replace(outcome, answers=answers), width)
+    answered = text[text.index('"') : text.index("model ")]
+    assert all(cell_len(line) <= width for line in answered.splitlines())
+    assert answered.startswith(r'"[bold]How?[/bold] \x1b[2J\nwhy')
+    assert "  after   1. Open\n          2.    Choose \\u202eabc\n" in answered
+    assert "  before  (empty)\n" in answered
+    assert "more characters" in answered
+    assert len(answered.splitlines()) < 30
+
+
+def test_a_header_is_wrapped_under_its_own_text_and_says_what_it_was_given() -> None:
+    stream = io.StringIO()
+    lines = (("data", "one two three four five six seven"), ("", "LEN001 [x]"), ("held-out set", "\x1b[1m"))
+    print_header(make_console(stream, width=40), RunHeader("a · title", lines))
+    assert (
+        stream.getvalue()
+        == r"""a · title
+data         one two three four five six
+             seven
+             LEN001 [x]
+held-out set \x1b[1m
+"""
+    )
