@@ -77,8 +77,10 @@ def _print_table(console: Console, rows: tuple[tuple[str, str, str, str], ...]) 
     if numbers_width - GAP > console.width:  # too narrow for columns: one thing a line
         for label, before, after, remark in cells:
             print_wrapped(console, Text(), label)
-            for name, value in (("  before  ", before), ("  after   ", after)):
-                print_wrapped(console, Text(name, "dim"), value, style="bold" if "after" in name else "")
+            if before:
+                print_wrapped(console, Text("  before  ", "dim"), before)
+            if after:
+                print_wrapped(console, Text("  after   ", "dim"), after, style="bold")
             if remark:
                 print_wrapped(console, Text("  "), remark, style="dim")
         return
@@ -94,10 +96,13 @@ def _print_table(console: Console, rows: tuple[tuple[str, str, str, str], ...]) 
         )
         line.rstrip()
         console.print(line, soft_wrap=True)
-    if not beside:
-        remarked = [(label, remark) for label, _, _, remark in cells if remark]
+    remarked = [] if beside else [(label, remark) for label, _, _, remark in cells if remark]
+    if len(remarked) == 1:
+        print_wrapped(console, Text("  "), remarked[0][1], style="dim")
+    elif remarked:
+        console.print()
         for label, remark in remarked:
-            print_wrapped(console, Text(f"  {label}: " if len(remarked) > 1 else "  ", "dim"), remark, style="dim")
+            print_wrapped(console, Text(_padded(label, label_width), "dim"), remark, style="dim")
 
 
 def _print_next(console: Console, commands: tuple[tuple[str, str], ...]) -> None:

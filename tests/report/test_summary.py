@@ -28,9 +28,25 @@ mean margin         0.02                    3.11
 """)
 
 
-def test_two_remarks_under_a_table_name_their_rows(outcome: RunOutcome) -> None:
-    table = (("accuracy", "1", "2", "n = 500 pairs"), ("margin", "3", "4", "nats per token, times beta"))
-    assert "  accuracy: n = 500 pairs\n  margin: nats per token," in printed(replace(outcome, table=table), 40)
+def test_several_remarks_under_a_table_name_their_rows(outcome: RunOutcome) -> None:
+    table = (("accuracy", "1", "2", "n = 500 pairs"), ("gain", "", "4", ""), ("margin", "3", "4", "in nats per token"))
+    assert printed(replace(outcome, table=table), 36).startswith("""
+           before   after
+accuracy   1        2
+gain                4
+margin     3        4
+
+accuracy   n = 500 pairs
+margin     in nats per token
+""")
+
+
+def test_a_stacked_table_leaves_out_what_is_empty(outcome: RunOutcome) -> None:
+    table = (("change kept by the save", "", "99.1 % of all the changes made", ""),)
+    assert printed(replace(outcome, table=table), 40).startswith("""
+change kept by the save
+  after   99.1 % of all the changes made
+""")
 
 
 def test_a_table_too_wide_for_columns_is_stacked(outcome: RunOutcome) -> None:
