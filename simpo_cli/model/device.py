@@ -1,6 +1,7 @@
 """The device and its arithmetic."""
 
 import os
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -11,34 +12,42 @@ from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import Recipe
 
 
-def open_accelerator(recipe: Recipe) -> tuple[Accelerator, str]:
+def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Literal["bf16", "fp32"]]:
     """The device, and the arithmetic of forward and backward pass on it: bf16 autocast or float32.
 
+    `precision: auto` takes bf16 where the device multiplies in it, and float32 elsewhere.
+
     Raises:
-        UserError: the recipe asks for bf16 where the card has none.
+        UserError: the recipe asks for bf16 where the card has none, or a launcher started several processes.
     """
-    on_cuda = torch.cuda.is_available()
-    can_bf16 = not on_cuda or torch.cuda.is_bf16_supported()
-    if recipe.train.precision == "bf16" and not can_bf16:
-        raise UserError(
-            "train.precision is bf16, which this card does not compute in.", "Set train.precision: fp32 or auto."
-        )
-    wanted = (
-        recipe.train.precision if recipe.train.precision != "auto" else ("bf16" if on_cuda and can_bf16 else "fp32")
-    )
-    if recipe.train.deterministic:
-        torch.use_deterministic_algorithms(True)
-    set_seed(recipe.seed)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "this version trains in one process, and a launcher started several.",
             "Start it with `simpo train`, without the launcher.",
         )
+    on_cuda = torch.cuda.is_available()
+    precision = recipe.train.precision
+    if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            "train.precision is bf16, which this card does not compute in.", "Set train.precision: fp32 or auto."
+        )
+    if precision == "auto":
+        precision = "bf16" if multiplies_in_bf16(on_cuda=on_cuda) else "fp32"
+    if recipe.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    set_seed(recipe.seed)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had its own precision
     accelerator = Accelerator(
-        mixed_precision="bf16" if wanted == "bf16" else "no",
+        mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=not on_cuda,
         log_with=list(recipe.tracking.report_to) or None,
         project_dir=recipe.output_dir,
     )
-    return accelerator, wanted
+    return accelerator, precision
+
+
+def multiplies_in_bf16(*, on_cuda: bool) -> bool:
+    """Whether the device has instructions for bf16 matrix products; without them bf16 is several times slower."""
+    if on_cuda:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -285,7 +285,7 @@ class TrainRecipe:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the forward and backward pass; auto is bf16 on CUDA and fp32 on a CPU."""
+    """Arithmetic of the forward and backward pass; auto is bf16 where the device multiplies in it, else fp32."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: equal bits from run to run on one machine, slower on CUDA."""
 

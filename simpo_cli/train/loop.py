@@ -3,7 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Training:
     Attributes:
         budget: tokens of a micro-batch.
         start_scores: the held-out pairs under the start model, once they have been scored; drift is measured from it.
+        last_scores: the same of the latest evaluation.
     """
 
     recipe: Recipe
@@ -42,7 +43,7 @@ class Training:
     budget: int
     observer: Observer
     start_scores: PairScores | None = None
-    last_scores: PairScores | None = field(default=None, repr=False)
+    last_scores: PairScores | None = None
 
 
 def run_steps(training: Training, save_checkpoint: SaveCheckpoint) -> None:
@@ -77,19 +78,25 @@ def run_steps(training: Training, save_checkpoint: SaveCheckpoint) -> None:
         training.observer.step(_step_record(sums, done, plan, rate, grad_norm, time.perf_counter() - started, training))
         last = done == plan.num_steps
         eval_loss = None
-        if training.held_out and plan.is_due(done, recipe.eval.every) and not last:
+        # after the last step the saved model is scored, so this one is only for choosing the best checkpoint
+        due = recipe.checkpoint.best if last else plan.is_due(done, recipe.eval.every)
+        if training.held_out and due:
             eval_loss = evaluate(training, done).loss
         if plan.is_due(done, recipe.checkpoint.every) or last:
-            if last and training.held_out:
-                eval_loss = evaluate(training, done).loss
             save_checkpoint(done, eval_loss)
 
 
-def evaluate(training: Training, step: int) -> EvalRecord:
-    """Score the held-out pairs and tell the observer; the first call fixes what drift is measured from."""
+def evaluate(training: Training, step: int, saved: Policy | None = None) -> EvalRecord:
+    """Score the held-out pairs and tell the observer; the first call fixes what drift is measured from.
+
+    Args:
+        training: the run; its policy is scored, and the scores are kept in it.
+        step: steps done.
+        saved: the saved model instead, loaded again.
+    """
     started = time.perf_counter()
     scores = score_pairs(
-        training.policy,
+        saved or training.policy,
         training.held_out,
         training.accelerator,
         training.budget,

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.score import score_pairs
 from simpo_cli.evaluate.statistics import Comparison, Measured, compare_accuracy
 from simpo_cli.evaluate.summary import EvalSummary, correct, summarise
 from simpo_cli.model.policy import Policy
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
-from simpo_cli.train.loop import Training
+from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.setting import Setting
 
 _KEPT_ENOUGH = 0.8
@@ -44,13 +43,10 @@ def conclude(
     table: list[tuple[str, str, str, str]] = []
     measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
     if held_out:
+        evaluate(training, setting.plan.num_steps, saved)
         assert training.start_scores is not None
-        scores = score_pairs(
-            saved,
-            held_out,
-            setting.accelerator,
-            setting.budget,
-        )
+        assert training.last_scores is not None
+        scores = training.last_scores
         before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
         comparison = compare_accuracy(correct(training.start_scores), correct(scores), scores.prompt_keys)
         table = _table(before, after, comparison)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from simpo_cli.data.plan import Plan, microbatch_tokens
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
-from simpo_cli.model.device import open_accelerator
+from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths, require_output_apart
 from simpo_cli.model.load import (
     DTYPE_NAMES,
@@ -61,6 +61,10 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
     require_output_apart(recipe, source)
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
+    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
+        observer.note(
+            "train.precision is bf16, and this device has no instructions for it: float32 is several times faster here"
+        )
     parameters = count_parameters(recipe.model, source)
     data = prepare_data(recipe)
     require_known_ids([*data.train, *data.held_out], source)
