@@ -157,11 +157,11 @@ def missing_files(recipe: Recipe, tree: MappingNode, display: str) -> list[Findi
     named += [("data.train", path) for path, _ in _sources(recipe.data.train)]
     named += [("data.eval", path) for path, _ in _sources(recipe.data.eval)]
     if recipe.data.chat_template not in (None, "none"):
-        named.append(("data.chat_template", os.path.join(".", str(recipe.data.chat_template))))
+        named.append(("data.chat_template", str(recipe.data.chat_template)))
     return [
         Finding("REC013", "warning", place_of(tree, [key], display), f"{key} is {path}: there is no such file here.")
         for key, path in named
-        if _must_be_here(path) and not os.path.exists(os.path.expanduser(path))
+        if (key == "data.chat_template" or _must_be_here(path)) and not os.path.exists(os.path.expanduser(path))
     ]
 
 

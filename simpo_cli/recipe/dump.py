@@ -31,7 +31,7 @@ _Lines = list[tuple[str, Node | None]]
 def _mapping(tree: MappingNode, indent: int) -> _Lines:
     lines: _Lines = []
     for key, node in tree.items.items():
-        lines += _entry(" " * indent + _scalar(key) + ":", node, indent + 2)
+        lines += _entry(" " * indent + _one_line(key) + ":", node, indent + 2)
     return lines
 
 
@@ -65,10 +65,12 @@ def _list(node: ListNode, indent: int) -> _Lines:
 
 def _scalar(value: Any) -> str:
     """One value on one line."""
-    if isinstance(value, str) and has_interpolation(value):
-        value = escape(value)
-    text = _dumped(value, None)
-    return _dumped(value, '"') if "\n" in text else text
+    return _one_line(escape(value) if isinstance(value, str) and has_interpolation(value) else value)
+
+
+def _one_line(value: Any) -> str:
+    """Text with line ends of any alphabet, or other characters that one cannot see, is written with escapes."""
+    return _dumped(value, '"' if isinstance(value, str) and not value.isprintable() else None)
 
 
 def _dumped(value: Any, style: str | None) -> str:

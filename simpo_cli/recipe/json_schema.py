@@ -71,10 +71,4 @@ def _kind(kind: Kind) -> dict[str, Any]:
         forms.append({"type": "null"})
     if not kind.text and kind.section is None:
         forms.append(_COMPUTED)
-    if len(forms) == 1:
-        return {key: value for key, value in forms[0].items() if key != "description"} | _doc_of(forms[0])
-    return {"anyOf": forms}
-
-
-def _doc_of(form: dict[str, Any]) -> dict[str, Any]:
-    return {"description": form["description"]} if form.get("type") == "object" and "description" in form else {}
+    return forms[0] if len(forms) == 1 else {"anyOf": forms}

@@ -43,13 +43,11 @@ def _split(text: str, origin: Origin) -> tuple[str, str]:
         fix = "Write it as train.max_steps=30, without spaces around the equals sign."
         if text.endswith((".yaml", ".yml")) or os.path.isfile(text):
             fix = "One recipe is named first; to join several, list them under defaults: in a file."
-        elif ":" in text:
+        elif ":" in text and text.isprintable():
             fix = f"Did you mean {text.replace(': ', '=').replace(':', '=', 1)}?"
         raise UserError(f"{shown!r} is not KEY=VALUE.", fix, where=origin.where)
-    if key[:1] in ("+", "~", "-"):
-        raise UserError(
-            f"{shown!r} does not begin with a key.", f"Did you mean {text.lstrip('+~-')}?", where=origin.where
-        )
+    if _KEY.fullmatch(bare := key.lstrip("+~-")) and bare != key:
+        raise UserError(f"{shown!r} does not begin with a key.", f"Did you mean {bare}=...?", where=origin.where)
     if not _KEY.fullmatch(key):
         raise UserError(
             f"{shown!r} does not begin with a key.",

@@ -1,6 +1,7 @@
 """Finding a recipe by name: an existing path first, then one of those that ship with the package."""
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def find_recipe(name: str) -> RecipeFile:
                 shipped.path, shipped.display, True, f"{name} is the shipped recipe, not the folder of that name"
             )
         return shipped
+    if os.path.islink(path):
+        raise UserError(f"{name} is a link to something that does not exist.", "Mend the link, or name another file.")
     shown = repr(name if len(name) <= 80 else name[:80] + "...")
     raise UserError(f"there is no recipe {shown}, neither as a file nor among the shipped ones.", _suggest(name, path))
 
@@ -123,14 +126,14 @@ def _suggest(name: str, path: Path) -> str:
             return f"Did you mean {name}{suffix}?"
     known = shipped_names()
     try:
-        here = [entry.name for entry in path.parent.iterdir() if entry.suffix in SUFFIXES]
+        here = {entry.stem: entry for entry in path.parent.iterdir() if entry.suffix in SUFFIXES and _is_there(entry)}
     except OSError:
-        here = []
-    local = difflib.get_close_matches(path.name, here, n=1)
-    close = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.5)
+        here = {}
+    local = difflib.get_close_matches(path.stem, here, n=1)
+    close = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1)
     tails = [full for full in known if name.removesuffix(".yaml").strip("/") in full.split("/")]
     if local:
-        return f"Did you mean {path.parent / local[0]}?"
+        return f"Did you mean {here[local[0]]}?"
     if tails or close:
         return f"Did you mean {(tails or close)[0]}? All shipped recipes: simpo recipe list"
     return "See the shipped recipes with: simpo recipe list"

@@ -214,7 +214,7 @@ class _Converter:
         plain, text = node.style is None, str(node.value)
         subject = f"{'.'.join(path)} is " if path else ""
         if node.tag == _TAG + "str":
-            return ScalarNode(text, origin, text, plain)
+            return ScalarNode(_whole(text, origin), origin, text, plain)
         if node.tag not in (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"):
             raise _foreign_tag(node, origin)
         try:
@@ -266,7 +266,7 @@ class _Converter:
 
     def _key(self, node: yaml.Node, origin: Origin) -> str:
         if isinstance(node, yaml.ScalarNode) and node.tag == _TAG + "str":
-            return str(node.value)
+            return _whole(str(node.value), origin)
         shown, reading = "a list or mapping", ""
         if isinstance(node, yaml.ScalarNode):
             readings = {"int": "a number", "float": "a number", "bool": "true or false", "null": "null"}
@@ -275,6 +275,16 @@ class _Converter:
         raise UserError(
             f"{shown} stands as a key{reading}; keys are words.", "All keys: simpo recipe schema", where=origin.where
         )
+
+
+def _whole(text: str, origin: Origin) -> str:
+    """The text, unless it holds half of a character: no file could be written with it."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError(
+            f"{text[:40]!a} holds half of a character (a lone surrogate).", "Write the character itself.",
+            where=origin.where,
+        )  # fmt: skip
+    return text
 
 
 def _foreign_tag(node: yaml.Node, origin: Origin) -> UserError:

@@ -1,0 +1,77 @@
+"""What is allowed and unwise: each remark appears when it should, at the line that causes it, and not otherwise."""
+
+from pathlib import Path
+
+import pytest
+from recipe_texts import Write
+
+from simpo_cli.recipe import compose
+from simpo_cli.recipe.checks import missing_files
+
+BASE = "name: a\nmodel:\n  path: org/model\ndata: {train: org/pairs}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "wanted"),
+    [
+        ("train: {learning_rate: 5e-6}", [], []),
+        ("train: {learning_rate: 1e-5}", [], [("REC001", "r.yaml:5")]),
+        ("train: {learning_rate: 1e-5}", ["model.lora.rank=8"], []),
+        ("train: {learning_rate: 1e-5}", ["model.path=builtin:guide"], []),
+        ("", ["train.learning_rate=1e-5"], [("REC001", "override 1")]),
+        ("loss: {gamma_beta_ratio: 2}", [], []),
+        ("loss: {gamma_beta_ratio: 2.5}", [], [("REC002", "r.yaml:5")]),
+        ("loss: {gamma: 5}", [], [("REC002", "r.yaml:5")]),
+        ("loss:\n  beta: 0.1\n  gamma: 0.1", [], [("REC003", "r.yaml:6")]),
+        ("loss:\n  beta: 0.1\n  gamma: 0.5", [], [("REC002", "r.yaml:7"), ("REC003", "r.yaml:6")]),
+        ("train: {pairs_per_step: 8}", [], []),
+        ("train: {pairs_per_step: 4}", [], [("REC004", "r.yaml:5")]),
+        ("", ["model.weights_dtype=bf16"], [("REC005", "override 1")]),
+        ("", ["model.weights_dtype=fp16"], [("REC005", "override 1")]),
+        ("", ["model.weights_dtype=bf16", "model.lora.rank=8", "train.learning_rate=1e-5"], []),
+        ("", ["model.lora.dropout=0.1", "train.learning_rate=1e-5"], [("REC006", "override 1")]),
+        ("train: {max_steps: 1}", [], [("REC007", "r.yaml:5")]),
+        ("train: {max_steps: 1, warmup_ratio: 0}", [], []),
+        ("train: {max_steps: 2}", [], []),
+        ("train: {max_steps: 10}\ncheckpoint: {every: 11}", [], [("REC008", "r.yaml:6")]),
+        ("train: {max_steps: 10}\neval: {every: 11}", [], [("REC008", "r.yaml:6")]),
+        ("train: {max_steps: 10}\neval: {every: 10}\ncheckpoint: {every: 10}", [], []),
+        ("", ["model.lora.rank=8"], [("REC009", "override 1")]),
+        ("", ["data.holdout=0"], [("REC010", "override 1")]),
+        ("", ["data.holdout=0", "data.eval=org/other"], []),
+        ("", ["data.eval=org/pairs"], [("REC011", "override 1")]),
+        ("", ["data.train=[{path: x, split: a}]", "data.eval=[{path: x, split: b}]"], []),
+        ("", ["data.train=[{path: x, split: a}]", "data.eval=[{path: x, split: a}]"], [("REC011", "override 2")]),
+        ("", ["data.train=builtin:guide", "data.eval=builtin:guide"], []),
+    ],
+)
+def test_a_remark_is_made_where_it_belongs(
+    text: str, overrides: list[str], wanted: list[tuple[str, str]], write: Write
+) -> None:
+    write("r", BASE + text + "\n")
+    found = compose("r.yaml", overrides).warnings
+    assert [(finding.code, finding.where) for finding in found] == wanted
+    assert all(finding.severity == "warning" and finding.sentence.endswith(".") for finding in found)
+
+
+def test_the_sentences_hold_the_numbers(write: Write) -> None:
+    write("r", BASE + "loss: {beta: 0.1, gamma: 0.5}\ntrain: {learning_rate: 1e-5}\n")
+    sentences = [finding.sentence for finding in compose("r.yaml").warnings]
+    assert sentences[0] == ("train.learning_rate is 1e-05 for full tuning: outputs are known to degenerate above 5e-6.")
+    assert sentences[2] == (
+        "loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10; gamma 0.5 makes gamma/beta 5."
+    )
+
+
+def test_files_that_are_not_here_are_remarked_on(write: Write) -> None:
+    Path("here.jsonl").touch()
+    text = "name: a\nmodel: {path: ./model}\ndata:\n  train: [{path: here.jsonl}, {path: gone.jsonl}]\n"
+    write("r", text + "  eval: org/pairs\n  chat_template: gone.jinja\n")
+    composed = compose("r.yaml")
+    found = missing_files(composed.recipe, composed.tree, "r.yaml")
+    assert [finding.sentence for finding in found] == [
+        "model.path is ./model: there is no such file here.",
+        "data.train is gone.jsonl: there is no such file here.",
+        "data.chat_template is gone.jinja: there is no such file here.",
+    ]
+    assert {finding.code for finding in found} == {"REC013"}
