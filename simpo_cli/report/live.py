@@ -99,21 +99,23 @@ def region(progress: Progress, width: int, took_seconds: float | None = None) ->
     record, evaluation = progress.record, progress.evaluation
     total = str(progress.num_steps)
     count = f"{progress.steps_done:>{len(total)}}/{total}"
+    loss = fixed(record.loss, 3) if record is not None else "0.000"
+    number_width = max(len(count), len(loss))  # of what stands left of the bar and of the loss curve
     ending = _ending(progress, took_seconds)
     ending_width = max(len(ending), len("59:59 left"))  # or the bar would change its length with every digit
-    figure_width = min(BAR_WIDTH, width - LABEL_WIDTH - len(count) - ending_width - 2 * len(FIELD_GAP))
+    figure_width = min(BAR_WIDTH, width - LABEL_WIDTH - number_width - ending_width - 2 * len(FIELD_GAP))
     has_figures = figure_width >= BAR_WIDTH_AT_LEAST
 
-    steps: Line = [_label("step"), (count, "bold"), (FIELD_GAP, "")]
+    steps: Line = [_label("step"), (count.rjust(number_width), "bold"), (FIELD_GAP, "")]
     if has_figures:
         done, still_open = bar(progress.steps_done / max(1, progress.num_steps), figure_width)
         steps += [(done, "cyan"), (still_open, "dim"), (FIELD_GAP, "")]
     lines = [[*steps, (ending, "")]]
     if record is not None:
-        loss: Line = [_label("loss"), (fixed(record.loss, 3).rjust(len(count)), "bold"), (FIELD_GAP, "")]
+        losses: Line = [_label("loss"), (loss.rjust(number_width), "bold"), (FIELD_GAP, "")]
         if has_figures:  # the curve grows right under the bar
-            loss.append((sparkline(progress.loss_curve(figure_width)), "cyan"))
-        lines.append(loss)
+            losses.append((sparkline(progress.loss_curve(figure_width)), "cyan"))
+        lines.append(losses)
         train = [
             ("accuracy", fixed(record.rewards_accuracies, 3), f"(n {record.pairs})"),
             ("margin", fixed(record.rewards_margins, 2), ""),

@@ -120,6 +120,17 @@ def test_the_curve_is_the_mean_loss_of_equal_parts_of_the_run(
     assert short.loss_curve(8) == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize(("num_steps", "loss"), [(5, 1.789), (467, 0.742), (467, 123.456), (100_000, 0.1)])
+def test_the_curve_stands_right_under_the_bar(
+    num_steps: int, loss: float, clock: Any, step_record: Callable[..., StepRecord]
+) -> None:
+    progress = Progress(num_steps=num_steps, first_step=0, clock=clock)
+    assert shown(progress, 100)[0].index("─") >= len("loss     0.742   ")
+    progress.step(replace(step_record(1), loss=loss))
+    steps, losses, *_ = shown(progress, 100)
+    assert min(steps.find(character) for character in "━─" if character in steps) == losses.index("▁")
+
+
 @pytest.mark.parametrize("steps", [1, 3, 119, 121, 1_000_000])
 def test_runs_of_any_length_have_a_curve_as_long_as_their_bar(
     steps: int, clock: Any, step_record: Callable[..., StepRecord]
