@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import simpo_cli
 from simpo_cli.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
@@ -23,7 +22,7 @@ class RecipeFile:
 
 def shipped_root() -> Path:
     """The folder of the shipped recipes: inside the package when installed, beside it in a checkout."""
-    package = Path(simpo_cli.__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "shipped_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 

@@ -45,7 +45,7 @@ def train(composed: ComposedRecipe, *, fresh: bool, dry_run: bool, observer: Obs
     if not dry_run:
         require_usable(run_dir, fresh=fresh)
     for warning in composed.warnings:
-        observer.note(str(warning))
+        observer.note(f"{warning.where}: {warning.code} {warning.sentence}")
     setting = settle(recipe, observer)
     if dry_run:
         observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=0)

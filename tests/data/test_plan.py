@@ -1,0 +1,79 @@
+"""The order of the pairs: each once an epoch, known from numbers alone."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches, row_tokens, shuffled
+
+
+def _pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
+    return EncodedPair(
+        *(np.arange(n, dtype=np.int32) for n in (prompt, chosen, rejected)), prompt_key="k", where="f:1"
+    )
+
+
+@given(n=st.integers(1, 300), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 5))
+def test_an_epoch_holds_every_pair_once(n: int, seed: int, epoch: int) -> None:
+    assert sorted(shuffled(n, seed, epoch).tolist()) == list(range(n))
+
+
+def test_the_order_is_fixed_for_ever() -> None:
+    """A change of these numbers changes every run: resume and published seeds depend on them."""
+    assert shuffled(10, 42, 0).tolist() == [2, 5, 9, 1, 6, 0, 8, 7, 4, 3]
+    assert shuffled(10, 42, 1).tolist() != shuffled(10, 42, 0).tolist()
+    assert shuffled(10, 43, 0).tolist() != shuffled(10, 42, 0).tolist()
+
+
+def test_the_order_is_random_enough() -> None:
+    """Mean position of each item over many seeds is the middle, and neighbours do not stay together."""
+    n, seeds = 20, 2000
+    positions = np.zeros(n)
+    neighbours = 0
+    for seed in range(seeds):
+        order = shuffled(n, seed, 0)
+        positions[order] += np.arange(n)
+        neighbours += int((np.abs(np.diff(order)) == 1).sum())
+    middle, deviation = (n - 1) / 2, math.sqrt((n * n - 1) / 12 / seeds)
+    assert np.abs(positions / seeds - middle).max() < 4.5 * deviation
+    assert neighbours / seeds == pytest.approx(2 * (n - 1) / n, abs=0.15)
+
+
+@given(
+    n=st.integers(1, 60), per_step=st.integers(1, 20), epochs=st.integers(1, 3), most=st.none() | st.integers(1, 30)
+)
+def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | None) -> None:
+    plan = Plan(num_pairs=n, pairs_per_step=per_step, num_epochs=epochs, max_steps=most, seed=1)
+    assert plan.steps_per_epoch == -(-n // per_step)
+    seen = [i for step in range(plan.num_steps) for i in plan.pairs_of(step).tolist()]
+    if most is None or most >= plan.steps_per_epoch * epochs:
+        assert sorted(seen) == sorted(list(range(n)) * epochs)
+        assert plan.epoch_after(plan.num_steps) == epochs
+    assert len(set(seen)) == plan.num_pairs_reached
+    sizes = [len(plan.pairs_of(step)) for step in range(plan.num_steps)]
+    assert all(size == per_step or (step + 1) % plan.steps_per_epoch == 0 for step, size in enumerate(sizes))
+    assert all(size >= 1 for size in sizes)
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30),
+    budget=st.integers(1, 400),
+)
+def test_microbatches_hold_every_pair_once_within_the_budget(
+    lengths: list[tuple[int, int, int]], budget: int
+) -> None:
+    pairs = [_pair(*three) for three in lengths]
+    cut = microbatches(pairs, budget)
+    assert sorted(i for piece in cut for i in piece) == list(range(len(pairs)))
+    for piece in cut:
+        padded = 2 * len(piece) * max(row_tokens(pairs[i]) for i in piece)
+        assert padded <= budget or len(piece) == 1
+    assert row_tokens(pairs[cut[0][0]]) == max(map(row_tokens, pairs))  # the one that may not fit comes first
+
+
+def test_tokens_of_a_pair() -> None:
+    assert microbatch_tokens(_pair(10, 3, 5)) == 2 * 15
