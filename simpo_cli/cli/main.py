@@ -50,9 +50,9 @@ def _root(
     """Options before the command."""
 
 
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("stats")(stats)
+app.command("train", short_help="Train a model from a recipe.")(train)
+app.command("eval", short_help="Measure a model on held-out pairs.")(evaluate)
+app.command("stats", short_help="Look at preference pairs before they train a model.")(stats)
 app.add_typer(recipe_app, name="recipe")
 
 
@@ -64,16 +64,24 @@ def main() -> None:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return what the shell is told."""
     try:
-        code = app(args=list(args), prog_name="simpo", standalone_mode=False)
+        # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
+        command = typer.main.get_command(app)
+        with command.make_context("simpo", list(args)) as context:
+            command.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else ExitCode.DONE
+        return ExitCode.DONE
+    except typer.Exit as done:
+        sys.stdout.flush()
+        return done.exit_code
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
             traceback.print_exc()
         _say(f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
-        _say(f"Error: {error.format_message().strip()}\n  {_usage(error)}")
+        message = error.format_message().strip()
+        is_help = message.startswith("Usage:")  # nothing was typed after the command
+        _say(message if is_help else f"Error: {message}\n  {_usage(error)}")
         return ExitCode.USAGE
     except (KeyboardInterrupt, typer.Abort):
         _say("Interrupted.")

@@ -77,7 +77,7 @@ def copy(
     name: RecipeName,
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
 ) -> None:
-    """Copy a recipe, with a line by which editors complete and check it."""
+    """Copy a recipe, to change it: editors then know its keys."""
     from simpo_cli.recipe import find_recipe
     from simpo_cli.recipe.yaml_source import read_text
 
@@ -117,7 +117,7 @@ def _write_schema(path: Path) -> str:
 
 @recipe_app.command("check")
 def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a recipe: mistakes are errors (exit 2), unwise values are warnings."""
+    """Find mistakes (errors, exit 2) and unwise values (warnings)."""
     from simpo_cli.recipe import Finding, examine
     from simpo_cli.recipe.checks import missing_files
 
@@ -154,7 +154,7 @@ def schema(
         str, typer.Argument(metavar="SECTION", help="Such as loss or model.lora; all keys if absent.")
     ] = "",
 ) -> None:
-    """Print the JSON Schema of a recipe: every key, its type, its default and what it does."""
+    """Print every key with its type, default and use (JSON Schema)."""
     from simpo_cli.recipe.json_schema import json_schema
 
     _print_json(json_schema(section))

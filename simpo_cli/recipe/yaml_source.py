@@ -70,6 +70,9 @@ _RecipeLoader.yaml_implicit_resolvers = _resolvers()
 RecipeDumper.yaml_implicit_resolvers = _resolvers()
 
 
+_NOTICED_LATE = ("end of stream", "<stream end>", "could not find expected ':'")  # what is wrong began further up
+
+
 def read_text(path: Path, display: str) -> str:
     """The text of a recipe file; only regular files are opened, so a pipe cannot hang the command."""
     try:
@@ -148,9 +151,9 @@ def _compose(text: str, where: Callable[[int], str]) -> yaml.Node | None:
             where=where(line),
         ) from None
     except yaml.MarkedYAMLError as error:
-        ended = "end of stream" in str(error.problem) or "<stream end>" in str(error.problem)
-        mark = (error.context_mark if ended else None) or error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
+        late = any(sign in str(error.problem) for sign in _NOTICED_LATE)
+        mark = (error.context_mark if late else None) or error.problem_mark or error.context_mark
+        line = min(mark.line + 1, len(text.splitlines())) if mark else 1
         raise UserError(*_yaml_problem(error, text, line), where=where(line)) from None
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from recipe_texts import Write
+
+from tests.recipe.recipe_texts import Write
 
 
 @pytest.fixture(autouse=True)

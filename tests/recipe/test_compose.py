@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from recipe_texts import BASE, Write
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import DataSource, LoraRecipe, Origin, compose
 from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
+from tests.recipe.recipe_texts import BASE, Write
 
 
 def test_three_lines_are_a_recipe_with_the_papers_defaults(write: Write) -> None:

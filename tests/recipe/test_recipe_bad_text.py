@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_texts import BASE, Write, cases_of
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
+from tests.recipe.recipe_texts import BASE, Write, cases_of
 
 NINES = "9" * 40
 # (name, what follows the three lines, what is said of line 4)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from recipe_texts import Write
 
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.checks import missing_files
+from tests.recipe.recipe_texts import Write
 
 BASE = "name: a\nmodel:\n  path: org/model\ndata: {train: org/pairs}\n"
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recipe_texts import BASE
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
@@ -16,6 +15,7 @@ from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.kinds import all_keys
 from simpo_cli.recipe.tree import DEFAULT, MappingNode, node_of, plain_value
 from simpo_cli.recipe.yaml_source import parse_file
+from tests.recipe.recipe_texts import BASE
 
 in_one_folder = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -1,0 +1,153 @@
+"""The command itself: help, version, how errors and crashes end, and what is never imported on the way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import simpo_cli
+from simpo_cli.cli import main as cli
+from simpo_cli.errors import ExitCode, UserError
+
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "scipy", "pandas", "pyarrow")
+
+
+def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
+    """The exit code of a command line, run in a fresh interpreter, and which heavy modules it imported."""
+    program = (
+        "import sys\nfrom simpo_cli.cli.main import run\n"
+        f"code = run({list(args)!r})\n"
+        f"print('\\nIMPORTED', code, *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+    _, code, *names = done.stdout.splitlines()[-1].split()
+    return int(code), set(names)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["eval", "--help"], 0),
+        (["stats", "--help"], 0),
+        (["recipe", "list"], 0),
+        (["recipe", "show", "paper/llama3-8b-instruct", "--origin"], 0),
+        (["recipe", "schema"], 0),
+        (["recipe", "check", "bad.yaml"], 2),
+        (["train", "bad.yaml"], 2),
+        (["train", "demo", "train.learning_rate=0"], 2),
+        (["train", "lora"], 2),
+    ],
+)
+def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: a\noutput_dir: ${nmae}\n")
+    assert imported_by(*args, cwd=tmp_path) == (code, set())
+
+
+def test_help_lists_the_commands() -> None:
+    shown = CliRunner().invoke(cli.app, ["--help"])
+    assert shown.exit_code == 0
+    for command in ("train", "eval", "stats", "recipe"):
+        assert f"\n  {command} " in shown.output
+    assert "simpo train demo" in shown.output
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"
+
+
+def test_every_command_has_help() -> None:
+    for args in (["train"], ["eval"], ["stats"], ["recipe"], ["recipe", "show"], ["recipe", "copy"]):
+        shown = CliRunner().invoke(cli.app, [*args, "--help"])
+        assert shown.exit_code == 0
+        assert f"Usage: simpo {' '.join(args)}" in shown.output
+
+
+def test_nothing_typed_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("Usage: simpo [OPTIONS] COMMAND")
+    assert cli.run(["recipe"]) == ExitCode.USAGE
+    assert capsys.readouterr().err.startswith("Usage: simpo recipe [OPTIONS] COMMAND")
+
+
+@pytest.mark.parametrize(
+    ("args", "first"),
+    [
+        (["trian", "demo"], "Error: No such command 'trian'. Did you mean 'train'?"),
+        (["train"], "Error: Missing argument 'RECIPE'."),
+        (["train", "demo", "--frehs"], "Error: No such option: --frehs"),
+        (["recipe", "shwo"], "Error: No such command 'shwo'. Did you mean 'show'?"),
+    ],
+)
+def test_a_slip_on_the_command_line(args: list[str], first: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(args) == ExitCode.USAGE
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[0].startswith(first)
+    assert "Usage: simpo" in shown.err.splitlines()[1]
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code of a command that raises."""
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    return cli.run([])
+
+
+def test_a_users_mistake_has_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    error = UserError("chosen is \x1b[31mempty.", "Mend it.", where="p.json:3", exit_code=ExitCode.ENVIRONMENT)
+    assert failing(error, monkeypatch) == 4
+    assert capsys.readouterr().err == "Error: p.json:3: chosen is \\x1b[31mempty.\n  Mend it.\n"
+    monkeypatch.setenv("SIMPO_DEBUG", "1")
+    assert failing(error, monkeypatch) == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_crash_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(RuntimeError("ours"), monkeypatch) == 1
+    shown = capsys.readouterr().err
+    assert "RuntimeError: ours" in shown
+    assert "This is a bug in simpo." in shown
+    assert failing(OSError(5, "Input/output error"), monkeypatch) == 1
+
+
+def test_other_ways_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(KeyboardInterrupt(), monkeypatch) == 130
+    assert failing(OSError(28, "No space left on device", "runs/x"), monkeypatch) == 4
+    assert "runs/x: no space is left on the device." in capsys.readouterr().err
+
+
+def test_output_to_a_full_disk(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "simpo_cli", "recipe", "list"],
+            cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "no space is left on the device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_library_is_imported_when_it_is_used(tmp_path: Path) -> None:
+    program = "import sys, simpo_cli; assert 'SimPOTrainer' in dir(simpo_cli); print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+    with pytest.raises(AttributeError, match="no attribute 'Nope'"):
+        simpo_cli.Nope  # noqa: B018

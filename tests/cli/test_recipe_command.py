@@ -1,0 +1,218 @@
+"""`simpo recipe`: what a person types and sees, with the exit code and the stream that each line goes to."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jsonschema
+import pytest
+
+from simpo_cli.cli.main import run
+from simpo_cli.recipe import compose, shipped_names
+from simpo_cli.recipe.shipped import shipped_root
+
+BASE = "name: a\nmodel: {path: org/model}\ndata: {train: org/pairs}\n"
+
+
+class Seen(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Simpo = Callable[..., Seen]
+
+
+@pytest.fixture
+def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_in(*args: str) -> Seen:
+        code = run(args)
+        return Seen(code, *capsys.readouterr())
+
+    return type_in
+
+
+def test_list(simpo: Simpo) -> None:
+    seen = simpo("recipe", "list")
+    assert seen.code == 0
+    assert [line.split()[0] for line in seen.out.splitlines()] == shipped_names()
+    assert max(map(len, seen.out.splitlines())) <= 80
+    assert "simpo recipe copy NAME" in seen.err
+    rows = json.loads(simpo("recipe", "list", "--json").out)
+    assert [row["name"] for row in rows] == shipped_names()
+    assert [row["name"] for row in rows if row["piece"]] == ["lora"]
+
+
+def test_show_prints_a_recipe_that_loads_again(simpo: Simpo) -> None:
+    seen = simpo("recipe", "show", "paper/gemma2-9b-it", "train.max_steps=3")
+    assert (seen.code, seen.err) == (0, "")
+    Path("shown.yaml").write_text(seen.out)
+    assert compose("shown.yaml").recipe == compose("paper/gemma2-9b-it", ["train.max_steps=3"]).recipe
+
+
+def test_show_origin_says_where_each_value_was_set(simpo: Simpo) -> None:
+    Path("r.yaml").write_text(f"defaults: [paper/llama3-8b-instruct, lora]\n{BASE}loss:\n  beta: 3\n")
+    lines = simpo("recipe", "show", "r.yaml", "seed=7", "--origin").out.splitlines()
+    said = {line.split(":")[0].strip(" -"): line.partition(" # ")[2] for line in lines}
+    assert said["beta"] == "r.yaml:6"
+    assert said["seed"] == "override 1"
+    assert said["rank"] == "shipped:lora.yaml:12"
+    shipped = (shipped_root() / "paper/llama3-8b-instruct.yaml").read_text().splitlines()
+    line = next(number for number, text in enumerate(shipped, 1) if "gamma_beta_ratio:" in text)
+    assert said["gamma_beta_ratio"] == f"shipped:paper/llama3-8b-instruct.yaml:{line}"
+    assert said["sft_weight"] == "default"
+    document = json.loads(simpo("recipe", "show", "r.yaml", "seed=7", "--origin", "--json").out)
+    assert document["recipe"]["loss"]["beta"] == 3.0
+    assert document["origins"]["seed"] == "override 1"
+
+
+def test_show_of_a_piece_prints_what_it_sets(simpo: Simpo) -> None:
+    seen = simpo("recipe", "show", "lora")
+    assert seen.code == 0
+    assert seen.out.splitlines()[:3] == ["model:", "  lora:", "    rank: 16"]
+    assert "seed" not in seen.out
+    assert seen.err == "lora is a piece to compose; this is what it sets.\n"
+
+
+def test_show_of_a_broken_recipe_is_an_error(simpo: Simpo) -> None:
+    Path("r.yaml").write_text(BASE + "loss:\n  bata: 2\n")
+    assert simpo("recipe", "show", "r.yaml") == Seen(
+        2,
+        "",
+        "Error: r.yaml:5: loss.bata is not a key of loss.\n  Did you mean beta? All keys: simpo recipe schema loss\n",
+    )
+
+
+def test_check_shows_warnings_and_errors(simpo: Simpo) -> None:
+    assert simpo("recipe", "check", "demo") == Seen(0, "demo: no remarks.\n", "")
+    Path("r.yaml").write_text(BASE + "loss: {beta: 0.1, gamma: 0.1}\n")
+    seen = simpo("recipe", "check", "r.yaml", "train.learning_rate=1e-5")
+    assert seen.code == 0
+    assert seen.out.splitlines() == [
+        "override 1  warning  REC001  train.learning_rate is 1e-05 for full tuning:"
+        " outputs are known to degenerate above 5e-6.",
+        "r.yaml:4    warning  REC003  loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10;"
+        " gamma 0.1 makes gamma/beta 1.",
+    ]
+
+
+def test_check_shows_every_error_at_once(simpo: Simpo) -> None:
+    Path("r.yaml").write_text("model: {path: x}\ndata: {train: y, max_length: 4}\nloss: {bata: 2}\nseed: no\n")
+    seen = simpo("recipe", "check", "r.yaml")
+    assert seen.code == 2
+    assert [line for line in seen.err.splitlines() if not line.startswith(" ")] == [
+        "Error: r.yaml:3: loss.bata is not a key of loss.",
+        "Error: r.yaml:4: seed is no, which YAML reads as false; wanted: a whole number.",
+        "Error: r.yaml:2: data.max_length is 4, must be at least 8.",
+        "Error: r.yaml: name is missing.",
+    ]
+    findings = json.loads(simpo("recipe", "check", "r.yaml", "--json").out)["findings"]
+    assert [finding["severity"] for finding in findings] == ["error"] * 4
+    assert findings[0] == {
+        "code": "REC000",
+        "severity": "error",
+        "where": "r.yaml:3",
+        "sentence": "loss.bata is not a key of loss.",
+        "fix": "Did you mean beta? All keys: simpo recipe schema loss",
+    }
+
+
+def test_check_of_a_text_that_is_no_yaml(simpo: Simpo) -> None:
+    Path("r.yaml").write_text("a: [\n")
+    assert simpo("recipe", "check", "r.yaml").code == 2
+    seen = simpo("recipe", "check", "r.yaml", "--json")
+    assert (seen.code, seen.err) == (2, "")
+    assert json.loads(seen.out)["findings"][0]["where"] == "r.yaml:1"
+
+
+def test_check_of_a_piece(simpo: Simpo) -> None:
+    seen = simpo("recipe", "check", "lora")
+    assert seen.code == 0
+    assert seen.out == "lora is a piece to compose into another recipe; what it sets is valid.\n"
+    seen = simpo("recipe", "check", "lora", "model.lora.rank=0")
+    assert (seen.code, seen.err.splitlines()[0]) == (2, "Error: override 1: model.lora.rank is 0, must be at least 1.")
+    assert json.loads(simpo("recipe", "check", "lora", "--json").out) == {
+        "recipe": "lora",
+        "piece": True,
+        "findings": [],
+    }
+
+
+def test_check_of_a_recipe_whose_files_are_not_here(simpo: Simpo) -> None:
+    seen = simpo("recipe", "check", "smollm2-135m")
+    assert seen.code == 0
+    assert "REC013  data.train is prefs.jsonl: there is no such file here." in seen.out
+
+
+def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:
+    seen = simpo("recipe", "copy", "paper/llama3-8b-instruct", "my-run.yaml")
+    assert (seen.code, seen.out) == (0, "")
+    assert "simpo train my-run.yaml" in seen.err
+    first, _, rest = Path("my-run.yaml").read_text().partition("\n")
+    assert first == "# yaml-language-server: $schema=simpo-recipe.schema.json"
+    assert rest.startswith("# The paper: Llama 3 8B Instruct\n")
+    schema = json.loads(Path("simpo-recipe.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert compose("my-run.yaml").recipe == compose("paper/llama3-8b-instruct").recipe
+
+
+def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
+    assert simpo("recipe", "copy", "demo").code == 0
+    assert Path("demo.yaml").is_file()
+    Path("runs").mkdir()
+    assert simpo("recipe", "copy", "paper/gemma2-9b-it", "runs").code == 0
+    assert Path("runs/gemma2-9b-it.yaml").is_file()
+    assert Path("runs/simpo-recipe.schema.json").is_file()
+    assert simpo("recipe", "copy", "demo.yaml", "again.yaml").code == 0
+    assert Path("again.yaml").read_text() == Path("demo.yaml").read_text()
+
+
+def test_copy_overwrites_nothing(simpo: Simpo) -> None:
+    Path("demo.yaml").write_text("mine")
+    seen = simpo("recipe", "copy", "demo")
+    assert (seen.code, seen.err.splitlines()[0]) == (2, "Error: demo.yaml exists.")
+    assert Path("demo.yaml").read_text() == "mine"
+    Path("simpo-recipe.schema.json").write_text("mine")
+    seen = simpo("recipe", "copy", "demo", "other.yaml")
+    assert seen.code == 0
+    assert "is not ours" in seen.err
+    assert Path("simpo-recipe.schema.json").read_text() == "mine"
+
+
+def test_copy_into_nowhere(simpo: Simpo) -> None:
+    seen = simpo("recipe", "copy", "demo", "no/such/folder.yaml")
+    assert seen.code == 2
+    assert seen.err.splitlines()[0] == "Error: no/such/folder.yaml cannot be written: No such file or directory."
+
+
+def test_schema(simpo: Simpo) -> None:
+    assert json.loads(simpo("recipe", "schema").out)["properties"]["loss"]["properties"]["beta"]["default"] == 2.0
+    assert "rank" in json.loads(simpo("recipe", "schema", "model.lora").out)["properties"]
+    seen = simpo("recipe", "schema", "los")
+    assert (seen.code, seen.err.splitlines()[0]) == (2, "Error: los is not a section of a recipe.")
+
+
+def test_an_unknown_recipe(simpo: Simpo) -> None:
+    assert simpo("recipe", "show", "dmo") == Seen(
+        2,
+        "",
+        "Error: there is no recipe 'dmo', neither as a file nor among the shipped ones.\n"
+        "  Did you mean demo? All shipped recipes: simpo recipe list\n",
+    )
+
+
+def test_a_recipe_in_a_pipe_that_closes(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m simpo_cli recipe schema | true; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "141\n"  # as if SIGPIPE had ended it, which is neither done nor a crash
+    assert done.stderr == ""
