@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli import __version__
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.findings import Finding
 from simpo_cli.audit.lengths import describe, whole_mean
@@ -14,12 +13,13 @@ _PREDICTS = 0.05  # how far from one half the whole interval must lie before len
 
 
 def stats_document(
-    examination: Examination, *, longer_wins: Mapping[str, Any], mean_difference: Mapping[str, Any]
+    examination: Examination, *, version: str, longer_wins: Mapping[str, Any], mean_difference: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that `simpo stats` reports.
 
     Args:
         examination: what was seen.
+        version: of this program.
         longer_wins: the share of pairs whose chosen response is the longer one, ties one half.
         mean_difference: the mean of chosen minus rejected length. Both are {value, ci: [low, high], n}.
     """
@@ -30,7 +30,7 @@ def stats_document(
         findings.append(length)
     return {
         "schema_version": SCHEMA_VERSION,
-        "tool": {"name": "simpo", "version": __version__},
+        "tool": {"name": "simpo", "version": version},
         "input": {
             "files": [{"path": file.path, "identity": file.identity, "bytes": file.size} for file in reader.files],
             "decision": reader.decision,

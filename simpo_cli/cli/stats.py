@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from simpo_cli import __version__
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _measured(
     chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
     return examination, stats_document(
         examination,
+        version=__version__,
         longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
         mean_difference=mean(chosen - rejected, prompts).as_json(),
     )

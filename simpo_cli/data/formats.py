@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from simpo_cli.data.messages import (
@@ -72,11 +72,10 @@ class Layout:
         prompt: the prompt's field, or None where it is the beginning that the two sides share.
         order: what says which response is preferred: their names, a label column, or their scores.
         label: the label's field, 1 or 2 or a field's name.
-        scores: the fields of the two scores, where there are any; in one list with the responses for `order` `list`.
+        scores: the fields of the two scores, where the person names them or they order the pair.
         system, tools: fields of the system text and the tools.
         prompt_more: a field whose text belongs behind the prompt (`input` beside `instruction`).
-        conversational: the file has turns; otherwise plain text.
-        mapped: fields were named by the person.
+        conversational: the file has turns; otherwise plain text. It says what the records look like, and decides nothing.
     """
 
     chosen: str
@@ -88,8 +87,7 @@ class Layout:
     system: str = "system"
     tools: str = "tools"
     prompt_more: str | None = None
-    conversational: bool = False
-    mapped: bool = False
+    conversational: bool = field(default=False, compare=False)
 
     def described(self) -> str:
         """The decision in words, such as `conversational, implicit prompt`."""
@@ -152,7 +150,7 @@ def _layout_of(record: Mapping[str, Any], name: str) -> Layout | None:
         )
     if sides:
         chosen, rejected = sides[0]
-        order, scores = "names", next((s for s in _SCORES if all(_get(record, f) is not _MISSING for f in s)), None)
+        order, scores = "names", None
     elif (scored := _scored(record)) is not None:
         chosen, rejected, order, scores = scored
     else:
@@ -191,7 +189,7 @@ def _prompt_field(record: Mapping[str, Any], chosen: str, name: str) -> tuple[st
     found = [field for field in _PROMPTS if _is_prompt(_get(record, field), field)]
     if found[:1] == ["instruction"]:
         rest = [field for field in found[1:] if field != "input"]
-        more = "input" if "input" in found else None
+        more = "input"
         found = ["instruction", *rest]
     else:
         more = None
@@ -291,7 +289,6 @@ def _mapped(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], na
         tools=columns.get("tools", "tools"),
         conversational=any(isinstance(v, list | dict) for v in values)
         or (isinstance(values[-1], str) and is_transcript(values[-1])),
-        mapped=True,
     )
 
 
@@ -412,10 +409,11 @@ def _sides(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) ->
     first, second = _required(record, layout.chosen), _required(record, layout.rejected)
     if layout.label is not None:
         return (first, second) if _label(record, layout) else (second, first)
-    if layout.scores is not None:
-        scores = [_score(_get(record, field), field, warnings) for field in layout.scores]
+    fields = layout.scores or _known_scores(record)
+    if fields is not None:
+        scores = [_score(_get(record, field), field, warnings) for field in fields]
         if layout.order == "scores":
-            _require_scores(scores, layout.scores)
+            _require_scores(scores, fields)
             _require_order(scores)
             return (first, second) if scores[0] > scores[1] else (second, first)  # type: ignore[operator]
         if None not in scores:
@@ -424,6 +422,14 @@ def _sides(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) ->
             elif scores[0] < scores[1]:  # type: ignore[operator]
                 warnings["scores order the pair against its label"] += 1
     return first, second
+
+
+def _known_scores(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The fields of scores that stand beside a pair."""
+    for fields in _SCORES:
+        if _get(record, fields[0]) is not _MISSING and _get(record, fields[1]) is not _MISSING:
+            return fields
+    return None
 
 
 def _require_scores(scores: Sequence[float | None], fields: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from simpo_cli.data.raw import MAX_DEPTH, MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
 from simpo_cli.errors import UserError
 
+BOM = codecs.BOM_UTF8
 _MAX_DIGITS = 1000
 _NO_COMMA = "Remove the comma."
 _REWRITE = "Write the file again with a JSON library, such as json.dumps in Python."
@@ -145,6 +146,8 @@ def read_lines(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, int, b
     kept: list[bytes] = []
     kept_bytes = 0
     for chunk in chunks:
+        if number == 1 and offset == 0 and not kept and chunk.startswith(BOM):
+            chunk, offset = chunk.removeprefix(BOM), len(BOM)
         if not kept and chunk.isspace():  # a file of line breaks should not take a step for each
             number, offset = number + chunk.count(b"\n"), offset + len(chunk)
             continue
@@ -274,7 +277,8 @@ class _Buffer:
         return self._bytes_before + len(self.text[:position].encode("utf-8", "surrogateescape"))
 
 
-_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}"]', re.DOTALL)
+_MOST_BRACKETS = 1_000_000  # behind so many the end of a broken record is not looked for
 _BARE_WORD = re.compile(r"[^,\]]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
@@ -286,7 +290,9 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
         UserError: the array is broken in a way that leaves open where the next record begins.
     """
     buffer = _Buffer(chunks)
-    buffer.skip_blanks()
+    if buffer.skip_blanks() == "\ufeff":
+        buffer.position += 1
+        buffer.skip_blanks()
     buffer.position += 1  # the opening bracket
     number = 0
     while True:
@@ -346,6 +352,8 @@ def _element(buffer: _Buffer, where: str) -> RawRecord | BadRecord:
         else:
             if end == len(buffer.text) and _may_grow(buffer, where):
                 continue  # a number may go on in the next piece
+            if end - start > MAX_RECORD_BYTES:
+                raise too_long(where)
             buffer.position = end
             text = buffer.text[start:end]
             if found := _NOT_UTF8.search(text):
@@ -378,28 +386,36 @@ def _skip_element(buffer: _Buffer, where: str, *, cut: bool) -> int:
         UserError: the brackets do not close, though the record is not cut off by the end of the file.
     """
     while True:
-        end = _closing(buffer.text, buffer.position)
+        end = _closing(buffer.text, buffer.position, where)
         if end is not None:
             return end
         if not _may_grow(buffer, where):
             break
     if cut:
         return len(buffer.text)
-    raise UserError("is broken, so that the next record cannot be found.", _REWRITE, where=where)
+    raise _lost(where)
 
 
-def _closing(text: str, start: int) -> int | None:
+def _lost(where: str) -> UserError:
+    return UserError("is broken, so that the next record cannot be found.", _REWRITE, where=where)
+
+
+def _closing(text: str, start: int, where: str) -> int | None:
     """Behind the value that begins at `start`, or None if it does not close."""
     if text[start] not in '{["':
         found = _BARE_WORD.match(text, start)
         assert found is not None
         return found.end() if found.end() < len(text) else None
     depth = 0
-    for found in _BRACKETS.finditer(text, start):
+    for brackets, found in enumerate(_BRACKETS.finditer(text, start)):
+        if found[0] == '"':  # a text that does not close
+            return None
         if found[0] in "{[":
             depth += 1
         elif found[0] in "}]":
             depth -= 1
         if depth <= 0:
             return found.end()
+        if brackets > _MOST_BRACKETS:
+            raise _lost(where)
     return None

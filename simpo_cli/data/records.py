@@ -5,8 +5,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-from simpo_cli.data.file_bytes import ByteSource
-from simpo_cli.data.json_records import decode_line, parse_value, read_json_array, read_json_lines
+from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC, ByteSource
+from simpo_cli.data.json_records import BOM, decode_line, parse_value, read_json_array, read_json_lines
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
 from simpo_cli.data.table_records import read_arrow, read_csv, read_parquet
 from simpo_cli.errors import UserError
@@ -18,6 +18,8 @@ _PACKED = (".gz", ".zst", ".zstd")
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
 _OTHER_KINDS = (
+    (GZIP_MAGIC, "an archive inside an archive", "Unpack it once."),
+    (ZSTD_MAGIC, "an archive inside an archive", "Unpack it once."),
     (b"PK\x03\x04", "a zip archive (or an Excel sheet)", "Unpack it, or export it as JSON lines."),
     (b"\xfd7zXZ\x00", "an xz file", "Unpack it with xz -d."),
     (b"BZh", "a bzip2 file", "Unpack it with bzip2 -d."),
@@ -56,8 +58,7 @@ def read_records(path: str, receipt: FileReceipt) -> tuple[Records, Callable[[],
     if columnar == "arrow":
         source.close()
         return read_arrow(path, name, receipt), None
-    start = start.removeprefix(b"\xef\xbb\xbf")
-    source.start = start
+    start = start.removeprefix(BOM)
     if plain_suffix(name) in (".csv", ".tsv"):
         if start.lstrip()[:1] in (b"{", b"[") and _parses(_first_line(start)):
             raise UserError("holds JSON, not CSV.", "Rename it to .jsonl or .json.", where=name)
@@ -96,7 +97,7 @@ def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt)
 
 
 def _refuse_other_kinds(start: bytes, name: str) -> None:
-    if not start or start.removeprefix(b"\xef\xbb\xbf").isspace() or start == b"\xef\xbb\xbf":
+    if not start or start.removeprefix(BOM).isspace() or start == BOM:
         if len(start) < 2**16:
             raise UserError("holds no records: it is empty.", "Name a file with preference pairs.", where=name)
         return
