@@ -17,9 +17,9 @@ def padded_hidden_states(backbone: nn.Module, packed: PackedPairs, pad_id: int) 
     """Hidden states at the positions that predict a response token.
 
     Args:
-        backbone: the model without its output head; called with input_ids and attention_mask of shape (2P, L).
+        backbone: the model without its output head; called with input_ids of shape (2P, L).
         packed: the pairs.
-        pad_id: any valid id; padded positions are masked out and never read.
+        pad_id: any valid id; padded positions are never read.
 
     Returns:
         (N, H), in the order of `packed.targets()`: the state before each response token, the prompt's last one first.
@@ -35,12 +35,10 @@ def padded_hidden_states(backbone: nn.Module, packed: PackedPairs, pad_id: int) 
             rows.append(torch.cat([prompt_tokens, packed.tokens[first : first + length]]))
             spans.append((prompt - 1, length))
         start = prompt_end + chosen + rejected
-    device = packed.tokens.device
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+    # No attention mask: padding stands behind the real tokens, where causal attention never looks.
     input_ids = pad_sequence(rows, batch_first=True, padding_value=pad_id)
     width = input_ids.shape[1]
-    attention_mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-    output: Any = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    output: Any = backbone(input_ids=input_ids, use_cache=False)
     states: Tensor = output.last_hidden_state
     wanted = torch.cat([torch.arange(first, first + length) + row * width for row, (first, length) in enumerate(spans)])
-    return states.reshape(-1, states.shape[-1])[wanted.to(device)]
+    return states.reshape(-1, states.shape[-1])[wanted.to(states.device)]
