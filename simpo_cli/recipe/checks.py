@@ -47,7 +47,7 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
             "REC002",
             "loss.gamma loss.gamma_beta_ratio loss.beta",
             f"gamma/beta is {loss.margin_beta_ratio:g} (gamma {loss.margin:g}, beta {loss.beta:g}): a response would"
-            " have to be more than 2 nats per token likelier. SimPO's authors use 0.1 to 1.6.",
+            " have to be more than 2 nats per token likelier. SimPO's authors use 0.1 to 0.8.",
         )
     if loss.beta < 1:
         warn(

@@ -208,7 +208,7 @@ class LossRecipe:
     gamma: float | None = None
     """Target reward margin, in units of the reward; null follows from gamma_beta_ratio."""
     gamma_beta_ratio: float | None = None
-    """The same margin divided by beta; 0.5 when neither is given. The authors use 0.1 to 1.6."""
+    """The same margin divided by beta; 0.5 when neither is given. The authors use 0.1 to 0.8."""
     label_smoothing: float = 0.0
     """Assumed share of flipped labels (sigmoid only)."""
     sft_weight: float = 0.0
