@@ -67,9 +67,7 @@ def save_tokenizer(
 def chatml_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """A ChatML tokenizer in a folder: BOS `<|im_start|>`, EOS `<|im_end|>`, as SmolLM2 has them."""
     tokenizer = byte_level_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    return save_tokenizer(
-        folder, tokenizer, bos="<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", template=CHATML
-    )
+    return save_tokenizer(folder, tokenizer, bos="<|im_start|>", eos="<|im_end|>", pad="<|endoftext|>", template=CHATML)
 
 
 def tiny_config(model_type: str = "llama", **changes: Any) -> Any:

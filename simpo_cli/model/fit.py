@@ -1,7 +1,6 @@
 """Whether data and recipe fit the model, known from its configuration."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import UserError
@@ -29,15 +28,3 @@ def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None
                 "Tokenizer and weights belong to different models; fetch both from one place.",
                 where=pair.where,
             )
-
-
-def require_output_apart(recipe: Recipe, source: ModelSource) -> None:
-    """Refuse a run folder inside the model's or the data's folder, where a later read would find it."""
-    output = Path(recipe.output_dir).absolute()
-    inside: list[tuple[str, Path]] = [("the model's folder", source.folder.absolute())]
-    for name in (recipe.data.train, recipe.data.eval):
-        if isinstance(name, str) and Path(name).is_dir():
-            inside.append(("the data folder", Path(name).absolute()))
-    for what, folder in inside:
-        if output == folder or folder in output.parents:
-            raise UserError(f"output_dir {recipe.output_dir} lies inside {what}.", "Set output_dir to another place.")

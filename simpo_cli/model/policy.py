@@ -36,7 +36,7 @@ class Policy(nn.Module):
     def recompute_activations(self) -> None:
         """Trade time for memory: keep only each layer's input and compute the rest again in the backward pass."""
         causal = self.causal
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if self.model is not causal:
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
 

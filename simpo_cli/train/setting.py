@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from simpo_cli.data.plan import Plan, microbatch_tokens
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
-from simpo_cli.model.fit import require_known_ids, require_lengths, require_output_apart
+from simpo_cli.model.fit import require_known_ids, require_lengths
 from simpo_cli.model.load import (
     DTYPE_NAMES,
     ModelSource,
@@ -58,7 +58,6 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
     """
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
-    require_output_apart(recipe, source)
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):

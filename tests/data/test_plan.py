@@ -12,9 +12,7 @@ from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches, row_token
 
 
 def _pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
-    return EncodedPair(
-        *(np.arange(n, dtype=np.int32) for n in (prompt, chosen, rejected)), prompt_key="k", where="f:1"
-    )
+    return EncodedPair(*(np.arange(n, dtype=np.int32) for n in (prompt, chosen, rejected)), prompt_key="k", where="f:1")
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 5))
@@ -43,9 +41,7 @@ def test_the_order_is_random_enough() -> None:
     assert neighbours / seeds == pytest.approx(2 * (n - 1) / n, abs=0.15)
 
 
-@given(
-    n=st.integers(1, 60), per_step=st.integers(1, 20), epochs=st.integers(1, 3), most=st.none() | st.integers(1, 30)
-)
+@given(n=st.integers(1, 60), per_step=st.integers(1, 20), epochs=st.integers(1, 3), most=st.none() | st.integers(1, 30))
 def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | None) -> None:
     plan = Plan(num_pairs=n, pairs_per_step=per_step, num_epochs=epochs, max_steps=most, seed=1)
     assert plan.steps_per_epoch == -(-n // per_step)
@@ -63,9 +59,7 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30),
     budget=st.integers(1, 400),
 )
-def test_microbatches_hold_every_pair_once_within_the_budget(
-    lengths: list[tuple[int, int, int]], budget: int
-) -> None:
+def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple[int, int, int]], budget: int) -> None:
     pairs = [_pair(*three) for three in lengths]
     cut = microbatches(pairs, budget)
     assert sorted(i for piece in cut for i in piece) == list(range(len(pairs)))

@@ -36,6 +36,6 @@ def simpo_loss_backward(model: Any, pairs: Sequence[EncodedPair], beta: float, g
     for pair in pairs:
         loss = simpo_loss(model, [pair], beta, gamma) / len(pairs)
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     assert math.isfinite(total)
     return total

@@ -1,0 +1,77 @@
+"""A tiny model folder, pairs for it, and an observer that remembers."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from tests.tiny import save_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from threads, and workers side by side lose much by them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights in float32."""
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def prefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs over thirty prompts: the chosen answer is polite, the rejected one is not."""
+    draw = random.Random(1)
+    path = tmp_path_factory.mktemp("data") / "prefs.jsonl"
+    words = ["open", "settings", "choose", "people", "press", "invite", "enter", "address", "save", "close"]
+    rows = []
+    for i in range(40):
+        text = " ".join(draw.choice(words) for _ in range(draw.randint(2, 9)))
+        question = f"How do I do thing {i % 30}?"
+        rows.append({"prompt": question, "chosen": f"Please {text}.", "rejected": f"No {text[::-1]}!"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+class Memory:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.header: RunHeader | None = None
+        self.notes: list[str] = []
+        self.steps: list[StepRecord] = []
+        self.evals: list[EvalRecord] = []
+        self.outcome: RunOutcome | None = None
+
+    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
+        assert num_steps > first_step
+        self.header = header
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def step(self, record: StepRecord) -> None:
+        self.steps.append(record)
+
+    def evaluated(self, record: EvalRecord) -> None:
+        self.evals.append(record)
+
+    def finished(self, outcome: RunOutcome) -> None:
+        self.outcome = outcome
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()

@@ -1,0 +1,260 @@
+"""A whole run on a tiny model: what is in the run folder, and that it is what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe import compose
+from simpo_cli.train.events import Observer, RunOutcome
+from simpo_cli.train.run import train
+from tests.train.conftest import Memory
+
+
+def _overrides(tiny_folder: Path, prefs: Path, run: Path, *more: str) -> list[str]:
+    return [
+        f"model.path={tiny_folder}",
+        f"data.train={prefs}",
+        "data.max_length=64",
+        "data.max_prompt_length=40",
+        "data.holdout=10",
+        f"output_dir={run}",
+        "train.pairs_per_step=8",
+        "train.learning_rate=1e-3",
+        *more,
+    ]
+
+
+def _recipe(tmp_path: Path) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text("name: tiny\n", encoding="utf-8")
+    return str(file)
+
+
+def _train(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Observer, *more: str, run: str = "run", **options: bool
+) -> RunOutcome | None:
+    composed = compose(_recipe(tmp_path), _overrides(tiny_folder, prefs, tmp_path / run, *more))
+    return train(composed, **{"fresh": False, "dry_run": False, **options}, observer=memory)
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:
+    outcome = _train(tmp_path, tiny_folder, prefs, memory, "eval.every=2", "checkpoint.every=2", "checkpoint.keep=1")
+    assert outcome is not None
+    run = tmp_path / "run"
+    metrics, evals = _lines(run / "metrics.jsonl"), _lines(run / "evals.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, len(metrics) + 1))
+    assert {"loss", "rewards/chosen", "rewards/accuracies", "logps/chosen", "grad_norm", "memory_gb"} <= metrics[
+        0
+    ].keys()
+    assert "sft_loss" not in metrics[0]
+    assert sum(row["pairs"] for row in metrics) == 40 - evals[0]["pairs"]
+    assert metrics[0]["learning_rate"] == 0
+    assert metrics[-1]["epoch"] == 1
+    assert [row["step"] for row in evals] == [0, 2, len(metrics)]
+    assert evals[0]["logps/chosen_delta"] == 0
+    assert evals[-1]["logps/chosen_delta"] != 0
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert evals[-1]["accuracy"] == 1.0
+
+    receipt = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    account = receipt["data"]["train"]
+    assert receipt["status"] == "done"
+    assert account["records_read"] == 40
+    used = account["trained"] + account["held_out"] + account["not_reached"] + account["refused"]
+    assert used + sum(account["dropped"].values()) == 40
+    assert receipt["outcome"]["after"]["accuracy"]["value"] == 1.0
+    assert receipt["outcome"]["difference"]["test"] in ("mcnemar-exact", "sign-flip-by-prompt")
+    assert compose(str(run / "recipe.yaml")).recipe.train.learning_rate == 1e-3
+
+    [checkpoint] = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{len(metrics):08d}"
+    assert memory.header is not None
+    assert outcome.table[0][0] == "held-out accuracy"
+    assert [q for q, _, _ in outcome.answers]
+
+
+def test_the_saved_model_is_the_trained_one_and_loads_elsewhere(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory
+) -> None:
+    _train(tmp_path, tiny_folder, prefs, memory)
+    folder = tmp_path / "run" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "How do I do thing 3?"}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).endswith("assistant\n")
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    weights = load_file(checkpoint / "weights.safetensors")
+    saved = dict(model.named_parameters())
+    assert len(weights) == len(saved)
+    for name, weight in weights.items():
+        assert torch.equal(saved[name.removeprefix("model.")], weight)
+    start = dict(AutoModelForCausalLM.from_pretrained(tiny_folder).named_parameters())
+    assert not torch.equal(saved["model.norm.weight"], start["model.norm.weight"])
+    assert (folder / "tokenizer.json").read_bytes() == (tiny_folder / "tokenizer.json").read_bytes()
+
+
+def test_two_runs_of_one_recipe_are_equal_bit_for_bit(tmp_path: Path, tiny_folder: Path, prefs: Path) -> None:
+    for name in ("a", "b"):
+        _train(tmp_path, tiny_folder, prefs, Memory(), run=name)
+    a, b = (load_file(next((tmp_path / n).glob("checkpoints/*/weights.safetensors"))) for n in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_budget_of_a_microbatch_changes_nothing_but_memory(tmp_path: Path, tiny_folder: Path, prefs: Path) -> None:
+    losses = []
+    for name, budget in (("small", "128"), ("large", "100000")):
+        memory = Memory()
+        _train(tmp_path, tiny_folder, prefs, memory, f"train.tokens_per_microbatch={budget}", run=name)
+        losses.append([record.loss for record in memory.steps])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_adapters_train_save_and_load(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:
+    outcome = _train(
+        tmp_path, tiny_folder, prefs, memory, "model.lora.rank=4", "train.learning_rate=1e-2", "train.num_epochs=2"
+    )
+    assert outcome is not None
+    folder = tmp_path / "run" / "model"
+    assert (folder / "adapter_config.json").is_file()
+    assert not (folder / "model.safetensors").exists()
+    assert memory.evals[-1].accuracy > memory.evals[0].accuracy
+    model = AutoModelForCausalLM.from_pretrained(folder)  # transformers loads the base and puts the adapter on
+    assert any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_an_existing_run_is_refused_and_set_aside_only_when_asked(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory
+) -> None:
+    _train(tmp_path, tiny_folder, prefs, memory, "train.max_steps=1")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="already holds a run") as caught:
+        _train(tmp_path, tiny_folder, prefs, memory, "train.max_steps=1")
+    assert "--fresh" in caught.value.fix
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    _train(tmp_path, tiny_folder, prefs, memory, "train.max_steps=1", fresh=True)
+    [old] = tmp_path.glob("run.old-*")
+    assert (old / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_never_touched(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    for fresh in (False, True):
+        with pytest.raises(UserError, match="not a run"):
+            _train(tmp_path, tiny_folder, prefs, memory, fresh=fresh)
+    assert (tmp_path / "run" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:
+    assert _train(tmp_path, tiny_folder, prefs, memory, dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+    assert memory.header is not None
+    assert any(label == "memory" for label, _ in memory.header.lines)
+
+
+def test_a_run_that_fails_on_numbers_says_so_and_keeps_what_was_saved(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simpo_cli.train import loop
+
+    clip = loop.clip_gradients
+
+    def fail_at_third(policy: Any, most: float, step: int) -> float:
+        if step == 2:
+            next(policy.parameters()).grad.fill_(float("nan"))
+        return clip(policy, most, step)
+
+    monkeypatch.setattr(loop, "clip_gradients", fail_at_third)
+    with pytest.raises(UserError, match="step 3") as caught:
+        _train(tmp_path, tiny_folder, prefs, memory, "checkpoint.every=1", "checkpoint.keep=5")
+    assert caught.value.exit_code == ExitCode.NUMBERS
+    run = tmp_path / "run"
+    assert [folder.name for folder in sorted((run / "checkpoints").iterdir())] == ["step-00000001", "step-00000002"]
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["status"] == "failed"
+    assert not (run / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["data.max_length=1024"], "data.max_length is 1024, and .* knows 512 positions"),
+        (["train.tokens_per_microbatch=20"], "tokens_per_microbatch is 20, and this pair alone needs"),
+        (["data.holdout=40"], "no training pair is left"),
+        (["model.path=/no/such/model"], "the model folder /no/such/model does not exist"),
+        (["data.train=/no/such/file.jsonl"], "file.jsonl"),
+        (["model.lora.target_modules=[nothing]"], "matches no layer of this model"),
+        (["tracking.report_to=[no_such_tracker]"], "is no tracker"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_weights_are_read(
+    tmp_path: Path,
+    tiny_folder: Path,
+    prefs: Path,
+    memory: Memory,
+    more: list[str],
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from simpo_cli.train import run
+
+    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(UserError, match=problem) as caught:
+        _train(tmp_path, tiny_folder, prefs, memory, *more)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert caught.value.fix
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_an_error_with_remedies(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simpo_cli.train import setting
+
+    monkeypatch.setattr(setting, "available_bytes", lambda _: 1_000_000)
+    with pytest.raises(UserError, match="does not fit in memory") as caught:
+        _train(tmp_path, tiny_folder, prefs, memory)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert "lora" in caught.value.fix
+    assert "gradient_checkpointing" in caught.value.fix
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        _train(tmp_path, tiny_folder, prefs, memory)
+
+
+def test_output_inside_the_model_folder_is_refused(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory
+) -> None:
+    with pytest.raises(UserError, match="inside model.path"):
+        _train(tmp_path, tiny_folder, prefs, memory, f"output_dir={tiny_folder}/runs/x")
+
+
+def test_trackers_get_the_numbers(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _train(tmp_path, tiny_folder, prefs, memory, "tracking.report_to=[tensorboard]", "train.max_steps=2")
+    scalars = EventAccumulator(str(tmp_path / "run" / "simpo"))
+    scalars.Reload()
+    assert {"loss", "rewards/margins", "eval/accuracy"} <= set(scalars.Tags()["scalars"])
+    assert [event.step for event in scalars.Scalars("loss")] == [1, 2]

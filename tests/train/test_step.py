@@ -1,0 +1,97 @@
+"""One step: the same gradient however it is cut up, and a stop before anything moves when a number is not finite."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from simpo_cli.data.plan import microbatches
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.train.step import StepSums, accumulate, clip_gradients
+from tests.model.reference import response_logps, simpo_loss_backward
+from tests.pairs import random_pairs
+from tests.tiny import tiny_model
+
+PAIRS = random_pairs(13, seed=11)
+CUTS = {
+    "all at once": [list(range(13))],
+    "one at a time": [[i] for i in range(13)],
+    "uneven": [[3, 0, 12], [1], [2, 4, 5, 6, 7, 8], [9, 11, 10]],
+    "by a budget": microbatches(PAIRS, 120),
+}
+
+
+def _step(cut: list[list[int]], loss: LossRecipe | None = None) -> tuple[StepSums, Any]:
+    policy = Policy(tiny_model(dtype=torch.float64)).train()
+    recipe = loss or LossRecipe()
+    sums = accumulate(policy, PAIRS, cut, loss=recipe, accelerator=Accelerator(cpu=True), step=0)
+    return sums, policy.model
+
+
+def _flat(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_any_cut_gives_the_gradient_of_the_mean_over_the_pairs(cut: str) -> None:
+    sums, model = _step(CUTS[cut])
+    reference = tiny_model(dtype=torch.float64)
+    loss = simpo_loss_backward(reference, PAIRS, beta=2.0, gamma=1.0)
+    assert sums.loss / sums.pairs == pytest.approx(loss, rel=1e-5)
+    assert float((_flat(model) - _flat(reference)).norm() / _flat(reference).norm()) < 1e-5
+
+
+def test_the_numbers_of_a_step_are_sums_over_all_its_pairs() -> None:
+    sums, model = _step(CUTS["uneven"])
+    m = [
+        [float(response_logps(model, p.prompt.tolist(), r.tolist()).mean()) for r in (p.chosen, p.rejected)]
+        for p in PAIRS
+    ]
+    margins = [2 * (c - r) for c, r in m]
+    assert sums.pairs == 13
+    assert sums.logps_chosen == pytest.approx(sum(c for c, _ in m), rel=1e-5)
+    assert sums.rewards_rejected == pytest.approx(2 * sum(r for _, r in m), rel=1e-5)
+    assert sums.correct == sum(x > 0 for x in margins)
+    assert sums.past_target == sum(x > 1.0 for x in margins)
+    assert sums.tokens == sum(p.num_tokens for p in PAIRS)
+
+
+def test_the_sft_term_is_in_the_loss_when_asked_for() -> None:
+    plain, _ = _step(CUTS["all at once"])
+    more, _ = _step(CUTS["all at once"], LossRecipe(sft_weight=0.5))
+    assert more.loss == pytest.approx(plain.loss - 0.5 * plain.logps_chosen, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_moves_and_names_the_pairs() -> None:
+    policy = Policy(tiny_model()).train()
+    with torch.no_grad():
+        policy.causal.get_output_embeddings().weight[PAIRS[4].chosen[0]] = math.inf
+    with pytest.raises(UserError) as caught:
+        accumulate(policy, PAIRS, [[4], [0]], loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=16)
+    assert caught.value.exit_code == ExitCode.NUMBERS
+    assert "step 17" in str(caught.value)
+    assert "random:4" in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer() -> None:
+    policy = Policy(tiny_model())
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    next(policy.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="step 3: the gradient is not finite") as caught:
+        clip_gradients(policy, 1.0, 2)
+    assert caught.value.exit_code == ExitCode.NUMBERS
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1.0, 1.0), (0.0, 5.0), (10.0, 5.0)])
+def test_gradients_are_scaled_down_and_never_up(most: float, expected: float) -> None:
+    policy = Policy(tiny_model())
+    parameter = next(policy.parameters())
+    parameter.grad = torch.zeros_like(parameter)
+    parameter.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
+    assert clip_gradients(policy, most, 0) == pytest.approx(5.0)
+    assert float(parameter.grad.norm()) == pytest.approx(expected, rel=1e-4)
