@@ -8,7 +8,7 @@ from simpo_cli.recipe.interpolation import escape, has_interpolation
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, ScalarNode
 from simpo_cli.recipe.yaml_source import RecipeDumper
 
-_ORIGIN_COLUMN = 42
+_WIDTH = 80
 
 
 def to_yaml(tree: MappingNode, *, origins: bool = False) -> str:
@@ -17,12 +17,11 @@ def to_yaml(tree: MappingNode, *, origins: bool = False) -> str:
     Text that holds `${` is written with a backslash, so that it stays text when the file is read.
     """
     lines = _mapping(tree, 0)
-    rendered = [_with_origin(line, node) if origins and node else line for line, node in lines]
-    return "\n".join(rendered) + "\n"
-
-
-def _with_origin(line: str, node: Node) -> str:
-    return f"{line.ljust(_ORIGIN_COLUMN)} # {node.origin}"
+    if not origins:
+        return "\n".join(line for line, _ in lines) + "\n"
+    longest = max((len(str(node.origin)) for _, node in lines if node is not None), default=0)
+    column = max(32, _WIDTH - longest - 3)  # a recipe of usual width then fits a terminal of usual width
+    return "\n".join(line if node is None else f"{line.ljust(column)} # {node.origin}" for line, node in lines) + "\n"
 
 
 _Lines = list[tuple[str, Node | None]]

@@ -58,8 +58,8 @@ def find_recipe(name: str) -> RecipeFile:
         raise UserError("the name of the recipe is empty.", "Name a YAML file, or see: simpo recipe list")
     path, shipped = Path(name).expanduser(), shipped_recipe(name)
     if _is_there(path) and not (shipped and path.is_dir()):
-        note = f"{name} is the file here, not the shipped recipe of that name" if shipped else ""
-        return RecipeFile(path, name, note=note)
+        hides = shipped is not None and not name.endswith(SUFFIXES)
+        return RecipeFile(path, name, note=f"{name} is the file here, not the shipped recipe" if hides else "")
     if shipped is not None:
         if _is_there(path):
             shipped = RecipeFile(

@@ -92,9 +92,9 @@ def test_a_file_comes_before_a_shipped_recipe_and_a_folder_does_not(write: Write
     assert composed.warnings[0].sentence == "demo is the shipped recipe, not the folder of that name."
     write("demo", BASE)
     assert compose("demo.yaml").recipe.name == "a"
-    assert compose("demo.yaml").warnings[0].sentence == (
-        "demo.yaml is the file here, not the shipped recipe of that name."
-    )
+    assert compose("demo.yaml").warnings == ()
+    Path("lora").write_text(BASE)
+    assert compose("lora").warnings[0].sentence == "lora is the file here, not the shipped recipe."
 
 
 @pytest.mark.parametrize(
