@@ -4,12 +4,13 @@ The decision is made for the whole file and can be read (`Layout.described`); a 
 refused, so that no record is ever read in another way than its neighbours.
 """
 
+import dataclasses
 import difflib
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from simpo_cli.data.messages import (
@@ -75,7 +76,7 @@ class Layout:
         scores: the fields of the two scores, where the person names them or they order the pair.
         system, tools: fields of the system text and the tools.
         prompt_more: a field whose text belongs behind the prompt (`input` beside `instruction`).
-        conversational: the file has turns; otherwise plain text. It says what the records look like, and decides nothing.
+        conversational: the records have turns; otherwise plain text. This is for people to read and decides nothing.
     """
 
     chosen: str
@@ -87,7 +88,7 @@ class Layout:
     system: str = "system"
     tools: str = "tools"
     prompt_more: str | None = None
-    conversational: bool = field(default=False, compare=False)
+    conversational: bool = dataclasses.field(default=False, compare=False)
 
     def described(self) -> str:
         """The decision in words, such as `conversational, implicit prompt`."""
@@ -155,9 +156,9 @@ def _layout_of(record: Mapping[str, Any], name: str) -> Layout | None:
         chosen, rejected, order, scores = scored
     else:
         return None
-    prompt, more = _prompt_field(record, chosen, name)
-    side = record.get(chosen)
-    turns = isinstance(side, list | dict) and order != "list"
+    side = None if order == "list" else record.get(chosen)
+    prompt, more = _prompt_field(record, chosen, side, name)
+    turns = isinstance(side, list | dict)
     transcripts = isinstance(side, str) and _has_transcripts(record, side, prompt)
     return Layout(
         chosen=chosen,
@@ -177,9 +178,8 @@ def _has_transcripts(record: Mapping[str, Any], side: str, prompt: str | None) -
     return isinstance(value, str) and is_transcript_prompt(value)
 
 
-def _prompt_field(record: Mapping[str, Any], chosen: str, name: str) -> tuple[str | None, str | None]:
-    """The prompt's field, and the field that continues it."""
-    side = record.get(chosen)
+def _prompt_field(record: Mapping[str, Any], chosen: str, side: object, name: str) -> tuple[str | None, str | None]:
+    """The prompt's field, and the field that continues it; `side` is what stands in the field `chosen`."""
     whole = isinstance(side, list) and len(side) > 1  # a whole conversation, its prompt included
     if "prompt" in record:
         # UltraFeedback's lists repeat the prompt: then the turns say more than the text
@@ -273,7 +273,7 @@ def _mapped(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], na
         )
     chosen, rejected = columns.get("chosen", "chosen"), columns.get("rejected", "rejected")
     record = next((r for r in records if _get(r, chosen) is not _MISSING), records[0])
-    prompt = columns.get("prompt") or _prompt_field({**record, chosen: _get(record, chosen)}, chosen, name)[0]
+    prompt = columns.get("prompt") or _prompt_field(record, chosen, _get(record, chosen), name)[0]
     scores = None
     if "score_chosen" in columns or "score_rejected" in columns:
         scores = (columns.get("score_chosen", "score_chosen"), columns.get("score_rejected", "score_rejected"))

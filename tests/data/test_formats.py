@@ -1,0 +1,438 @@
+"""Records to pairs: every form that people write gives the prompt, the answers and the order that they mean."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simpo_cli.data.formats import NoSignalError, detect, to_pair
+from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.messages import as_transcript, split_transcripts, transcript_turns, turns_of
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import RecordError
+from simpo_cli.errors import UserError
+
+U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
+
+
+def pair(record: dict[str, Any], **columns: str) -> PreferencePair:
+    return to_pair(record, detect([record], columns, "prefs.jsonl"), "prefs.jsonl:1", Counter())
+
+
+def read(record: dict[str, Any], **columns: str) -> tuple[Any, str, str]:
+    found = pair(record, **columns)
+    return found.prompt, found.chosen, found.rejected
+
+
+def decision(record: dict[str, Any], **columns: str) -> str:
+    return detect([record], columns, "prefs.jsonl").described()
+
+
+def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def share_gpt(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in turns]
+
+
+# The forms
+
+
+def test_three_texts() -> None:
+    record = {"prompt": " p ", "chosen": " c\n", "rejected": "r "}
+    assert read(record) == (" p ", " c\n", "r ")  # nothing is stripped
+    assert decision(record) == "plain text, explicit prompt"
+
+
+@pytest.mark.parametrize("field", ["instruction", "question", "query", "input"])
+def test_other_names_of_the_prompt(field: str) -> None:
+    record = {field: "p", "chosen": "c", "rejected": "r"}
+    assert read(record) == ("p", "c", "r")
+    assert f"({field}" in decision(record)
+
+
+def test_instruction_with_input_system_and_history() -> None:
+    record = {"instruction": "Add.", "input": "1 and 2", "chosen": "3", "rejected": "4"}
+    assert read(record)[0] == "Add.\n1 and 2"
+    assert read({**record, "input": ""})[0] == "Add."
+    assert read({**record, "input": None})[0] == "Add."
+    assert read({**record, "system": "Be short."})[0] == (S("Be short."), U("Add.\n1 and 2"))
+    assert read({**record, "history": [["a", "b"]]})[0] == (U("a"), A("b"), U("Add.\n1 and 2"))
+    layout = detect([{k: v for k, v in record.items() if k != "input"}], {}, "prefs")
+    assert to_pair(record, layout, "prefs:2", Counter()).prompt == "Add.\n1 and 2"
+
+
+def test_messages_with_an_explicit_prompt() -> None:
+    prompt = said(("system", "s"), ("user", "u"))
+    wanted = ((S("s"), U("u")), "c", "r")
+    for chosen, rejected in (
+        ("c", "r"),
+        (said(("assistant", "c")), said(("assistant", "r"))),
+        (said(("assistant", "c"))[0], said(("assistant", "r"))[0]),
+        (prompt + said(("assistant", "c")), prompt + said(("assistant", "r"))),
+    ):
+        assert read({"prompt": prompt, "chosen": chosen, "rejected": rejected}) == wanted
+    assert read({"prompt": "u", "chosen": said(("assistant", "c")), "rejected": said(("assistant", "r"))}) == (
+        "u",
+        "c",
+        "r",
+    )
+
+
+def test_messages_with_an_implicit_prompt() -> None:
+    before = (("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"))
+    record = {"chosen": said(*before, ("assistant", "c")), "rejected": said(*before, ("assistant", "r"))}
+    assert read(record) == ((S("s"), U("u"), A("a"), U("v")), "c", "r")
+    assert decision(record) == "conversational, implicit prompt"
+    renamed = {"chosen_messages": record["chosen"], "rejected_messages": record["rejected"]}
+    assert read(renamed) == read(record)
+    # UltraFeedback's form: the text of the prompt and the whole of chosen stand beside the conversations
+    beside = {**record, "prompt": "v", "messages": record["chosen"], "score_chosen": 9.0, "score_rejected": 8.0}
+    assert read(beside) == read(record)
+    with pytest.raises(RecordError, match="prompt is in none of the turns of chosen"):
+        pair({**beside, "prompt": "w"})
+
+
+def test_a_second_assistant_turn_belongs_to_the_prompt() -> None:
+    record = {
+        "chosen": said(("user", "u"), ("assistant", "a"), ("assistant", "c")),
+        "rejected": said(("user", "u"), ("assistant", "a"), ("assistant", "r")),
+    }
+    assert read(record) == ((U("u"), A("a")), "c", "r")
+
+
+def test_llama_factory() -> None:
+    record = {
+        "conversations": share_gpt(("system", "s"), ("human", "u")),
+        "chosen": {"from": "gpt", "value": "c"},
+        "rejected": {"from": "gpt", "value": "r"},
+    }
+    assert read(record) == ((S("s"), U("u")), "c", "r")
+    assert decision(record) == "conversational, explicit prompt (conversations)"
+    with pytest.raises(RecordError, match="chosen: the answer is by user"):
+        pair({**record, "chosen": {"from": "human", "value": "c"}})
+    with pytest.raises(RecordError, match="conversations ends with the chosen answer itself"):
+        pair({**record, "conversations": share_gpt(("human", "u"), ("gpt", "c"))})
+
+
+def test_tools() -> None:
+    record = {
+        "conversations": share_gpt(("human", "u"), ("function_call", '{"name": "f"}'), ("observation", "{}")),
+        "tools": '[{"name": "f"}]',
+        "chosen": "c",
+        "rejected": "r",
+    }
+    found = pair(record)
+    assert found.prompt == (U("u"), A('{"name": "f"}'), T("{}"))
+    assert found.tools == '[{"name": "f"}]'
+    assert pair({**record, "tools": [{"name": "f"}]}).tools == '[{"name": "f"}]'
+    assert pair({**record, "tools": None}).tools is None
+    for tools in (3, "no json"):
+        with pytest.raises(RecordError, match="tools: "):
+            pair({**record, "tools": tools})
+
+
+def test_openai() -> None:
+    record = {
+        "input": {"messages": said(("system", "s"), ("user", "u")), "tools": []},
+        "preferred_output": said(("assistant", "c")),
+        "non_preferred_output": said(("assistant", "r")),
+    }
+    assert read(record) == ((S("s"), U("u")), "c", "r")
+    assert "preferred_output over non_preferred_output" in decision(record)
+
+
+def test_tool_calls_of_openai_become_text() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    turns = turns_of(
+        [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}], "m"
+    )
+    assert turns[1] == A('{"name": "f", "arguments": {"x": 1}}')
+    with pytest.raises(RecordError, match=r"m\[0\].tool_calls\[0\]: expected a call"):
+        turns_of([{"role": "assistant", "content": "", "tool_calls": [{}]}], "m")
+
+
+def test_content_parts_are_joined() -> None:
+    parts = [{"type": "text", "value": "a"}, {"type": "text", "text": "b"}, "c", {"text": "d"}]
+    assert turns_of([{"role": "user", "content": parts}], "m") == [U("abcd")]
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("human", "user"),
+        ("User", "user"),
+        ("gpt", "assistant"),
+        ("model", "assistant"),
+        ("observation", "tool"),
+        ("tool", "tool"),
+        ("developer", "system"),
+        ("function_call", "assistant"),
+    ],
+)
+def test_roles(name: str, role: str) -> None:
+    assert turns_of([{"role": name, "content": "x"}], "m")[0].role == role
+    assert turns_of([{"from": name, "value": "x"}], "m")[0].role == role
+
+
+# Human/Assistant transcripts
+
+
+def test_whole_dialogues_share_their_prompt() -> None:
+    start = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: what?\n\nAssistant:"
+    record = {"chosen": start + " that", "rejected": start + " this"}
+    assert read(record) == ((U("hi"), A("ho"), U("what?")), "that", "this")
+    assert decision(record) == "conversational, implicit prompt"
+
+
+def test_the_prompt_ends_at_the_last_marker_that_both_sides_share() -> None:
+    start = "\n\nHuman: hi\n\nAssistant:"
+    # cutting each side at its own last marker would give prompts that differ
+    record = {"chosen": start + " I said\n\nAssistant: no", "rejected": start + " I say yes"}
+    assert read(record) == ((U("hi"),), "I said\n\nAssistant: no", "I say yes")
+    both = {"chosen": start + " a\n\nAssistant: b", "rejected": start + " a\n\nAssistant: c"}
+    assert read(both) == ((U("hi"), A("a")), "b", "c")
+    literal = {"chosen": start + " Human: quoted", "rejected": start + " x"}
+    assert read(literal) == ((U("hi"),), "Human: quoted", "x")
+    empty = {"chosen": start, "rejected": start + " x"}
+    with pytest.raises(NoSignalError, match="empty response"):
+        pair(empty)
+
+
+def test_dialogues_that_do_not_share_a_prompt_are_refused() -> None:
+    with pytest.raises(RecordError, match="the prompts of chosen and rejected differ"):
+        pair({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"})
+    with pytest.raises(RecordError, match="rejected is no whole dialogue"):
+        pair({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "y"})
+    with pytest.raises(RecordError, match="prompt is missing"):
+        pair({"chosen": "the same start, c", "rejected": "the same start, r"})
+
+
+def test_a_dialogue_as_prompt_becomes_turns() -> None:
+    prompt = "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: what?\n\nAssistant:"
+    wanted = ((U("hi"), A("ho"), U("what?")), "c", "r")
+    assert read({"prompt": prompt, "chosen": " c", "rejected": " r"}) == wanted
+    assert read({"prompt": prompt, "chosen": prompt + " c", "rejected": prompt + " r"}) == wanted
+    assert read({"prompt": "what?", "chosen": prompt + " c", "rejected": prompt + " r"}) == wanted
+    with pytest.raises(RecordError, match="prompt is not the prompt of the dialogue in chosen"):
+        pair({"prompt": "how?", "chosen": prompt + " c", "rejected": prompt + " r"})
+
+
+def test_text_that_only_mentions_the_names_stays_text() -> None:
+    for prompt in (
+        "Human: translate this",
+        "Write a play.\n\nHuman: hi\n\nAssistant:",
+        "Assistant:",
+        "Human: a\nAssistant:",
+    ):
+        assert read({"prompt": prompt, "chosen": "c", "rejected": "r"})[0] == prompt
+
+
+@given(
+    st.lists(st.sampled_from(["user", "assistant"]), max_size=4),
+    st.lists(st.text(alphabet="aH:\n é", max_size=12), min_size=5, max_size=5),
+    st.booleans(),
+)
+def test_a_transcript_reads_back(roles: list[str], texts: list[str], with_system: bool) -> None:
+    texts = [text.replace("\n\n", "\n").strip("\n") for text in texts]
+    turns = [Message("user", "first"), *(Message(r, t) for r, t in zip(roles, texts, strict=False))]
+    turns = [Message("system", "rules"), *turns] if with_system else turns
+    assert transcript_turns(as_transcript(turns)) == turns
+    assert transcript_turns("\n\n" + as_transcript(turns)) == turns
+
+
+@given(st.text(alphabet="ab \n", max_size=30), st.text(alphabet="ab \n", max_size=30))
+def test_responses_of_transcripts_are_kept_to_the_letter(chosen: str, rejected: str) -> None:
+    start = "\n\nHuman: q\n\nAssistant: "
+    assert split_transcripts(start + chosen, start + rejected) == ([U("q")], chosen, rejected)
+
+
+# Order by scores, labels, mappings
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_1": "good", "response_2": "bad", "score_1": 2, "score_2": 1},
+        {"response_a": "bad", "response_b": "good", "rating_a": 1, "rating_b": 3},
+        {"output_1": "bad", "output_2": "good", "output_1_score": 0.5, "output_2_score": 0.75},
+        {"completions": ["bad", "good"], "scores": [1, 2]},
+        {"responses": [{"text": "good", "score": 5}, {"text": "bad", "score": 4}]},
+        {"completions": [{"response": "good", "overall_score": 5}, {"response": "bad", "overall_score": 4}]},
+    ],
+)
+def test_scores_order_two_responses(fields: dict[str, Any]) -> None:
+    record = {"prompt": "p", **fields}
+    assert read(record) == ("p", "good", "bad")
+    assert "the higher score of" in decision(record)
+    tied = {k: ([1, 1] if k == "scores" else 1 if isinstance(v, int | float) else v) for k, v in record.items()}
+    if tied != record:
+        with pytest.raises(NoSignalError, match="tied scores"):
+            pair(tied)
+
+
+def test_a_mapping_says_which_column_is_what() -> None:
+    record = {"input": "p", "output_1": "one", "output_2": "two", "label": 2}
+    columns = {"prompt": "input", "chosen": "output_1", "rejected": "output_2", "label": "label"}
+    assert read(record, **columns) == ("p", "two", "one")
+    for label in (1, "1", "output_1"):
+        assert read({**record, "label": label}, **columns) == ("p", "one", "two")
+    for label in (0, 3, True, "first", None, [1]):
+        with pytest.raises(RecordError, match="label: expected"):
+            pair({**record, "label": label}, **columns)
+    with pytest.raises(NoSignalError, match="tied label"):
+        pair({**record, "label": "tie"}, **columns)
+
+
+def test_a_mapping_reaches_into_objects() -> None:
+    record = {"q": {"text": "p"}, "a": {"good": "c", "bad": "r"}, "sys": "s"}
+    columns = {"prompt": "q.text", "chosen": "a.good", "rejected": "a.bad", "system": "sys"}
+    assert read(record, **columns) == ((S("s"), U("p")), "c", "r")
+
+
+def test_a_mapping_of_responses_alone_finds_the_prompt() -> None:
+    assert read({"prompt": "p", "a": "c", "b": "r"}, chosen="a", rejected="b") == ("p", "c", "r")
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem", "fix"),
+    [
+        ({"promt": "input"}, "names the part 'promt'", "Did you mean prompt?"),
+        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean"),
+        ({"prompt": "input", "chosen": "output_1"}, "columns does not say what rejected is", "Add rejected: FIELD"),
+    ],
+)
+def test_a_wrong_mapping(columns: dict[str, str], problem: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pair({"input": "p", "output_1": "one", "output_2": "two"}, **columns)
+    assert problem in caught.value.problem
+    assert fix in caught.value.fix
+
+
+# Files that are no pairs, or could be read in two ways
+
+
+@pytest.mark.parametrize(
+    ("record", "problem", "fix"),
+    [
+        ({"messages": said(("user", "u")), "label": True}, "unpaired feedback (KTO)", "Join a good and a bad"),
+        ({"prompt": "p", "completion": "c", "label": False}, "unpaired feedback (KTO)", "Join"),
+        ({"messages": said(("user", "u"), ("assistant", "a"))}, "one response a record", "a chosen and a rejected"),
+        ({"instruction": "i", "output": "o"}, "one response a record", "a chosen and a rejected"),
+        ({"input": "p", "output_1": "a", "output_2": "b"}, "told by no field", "chosen: output_1, rejected: output_2}"),
+        (
+            {"input": "p", "output_1": "a", "output_2": "b", "label": 1},
+            "told by 'label', whose meaning is not certain",
+            "[{path: prefs.jsonl, columns: {prompt: input, chosen: output_1, rejected: output_2, label: label}}]",
+        ),
+        ({"data": [{"prompt": "p"}]}, "holds its records under 'data'", "jq"),
+        ({"a": 1, "b": 2}, "no fields chosen and rejected; its fields are a, b", "columns:"),
+        ({}, "its fields are none", "columns:"),
+        (
+            {"question": "q", "query": "q", "chosen": "c", "rejected": "r"},
+            "several fields that may be the prompt: question, query",
+            "columns: {prompt: question",
+        ),
+        (
+            {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_response": "c", "rejected_response": "r"},
+            "both chosen / rejected and chosen_response / rejected_response",
+            "columns: {prompt: prompt, chosen: chosen, rejected: rejected}",
+        ),
+    ],
+)
+def test_what_is_refused_says_why_and_what_to_do(record: dict[str, Any], problem: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        pair(record)
+    assert problem in caught.value.problem
+    assert fix in caught.value.fix
+    assert caught.value.where == "prefs.jsonl"
+
+
+def test_the_layout_is_that_of_most_of_the_first_records() -> None:
+    whole, odd = {"prompt": "p", "chosen": "c", "rejected": "r"}, {"question": "q", "chosen": "c", "rejected": "r"}
+    layout = detect([odd, whole, whole], {}, "prefs")
+    assert layout.prompt == "prompt"
+    with pytest.raises(RecordError, match="prompt is missing"):
+        to_pair(odd, layout, "prefs:1", Counter())
+
+
+def test_a_text_is_the_same_prompt_as_one_user_turn() -> None:
+    turns = pair(
+        {"chosen": said(("user", "u"), ("assistant", "c")), "rejected": said(("user", "u"), ("assistant", "r"))}
+    )
+    text = pair({"prompt": "u", "chosen": "c", "rejected": "r"})
+    assert prompt_messages(turns.prompt) == prompt_messages(text.prompt)
+
+
+# Anything at all
+
+NAMES = st.sampled_from(
+    [
+        "prompt",
+        "chosen",
+        "rejected",
+        "conversations",
+        "messages",
+        "input",
+        "instruction",
+        "label",
+        "system",
+        "tools",
+        "history",
+        "role",
+        "content",
+        "from",
+        "value",
+        "score_chosen",
+        "score_rejected",
+        "responses",
+        "scores",
+        "metadata",
+        "preferred_output",
+        "non_preferred_output",
+        "output_1",
+        "output_2",
+        "score_1",
+        "score_2",
+        "type",
+        "text",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "chosen_messages",
+        "rejected_messages",
+    ]
+)
+TEXTS = st.sampled_from(
+    ["", " ", "a", "user", "assistant", "gpt", "text", "Human:", "\0", "\n\nHuman: a\n\nAssistant: b"]
+)
+LEAVES = st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | TEXTS | st.text(max_size=5)
+ANY_VALUE = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=15
+)
+ANY_RECORD = st.dictionaries(NAMES | st.text(max_size=3), ANY_VALUE, max_size=6)
+SIDES = st.fixed_dictionaries(
+    {"chosen": ANY_VALUE, "rejected": ANY_VALUE}, optional={"prompt": ANY_VALUE, "tools": ANY_VALUE}
+)
+
+
+@given(st.lists(ANY_RECORD | SIDES, min_size=1, max_size=3), st.dictionaries(NAMES, NAMES, max_size=3))
+def test_no_record_does_more_than_be_refused(records: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    try:
+        layout = detect(records, columns, "any")
+    except UserError:
+        return
+    assert layout.described()
+    for record in records:
+        try:
+            found = to_pair(record, layout, "any:1", Counter())
+        except (RecordError, NoSignalError):
+            continue
+        assert found.chosen.strip()
+        assert found.rejected.strip()
+        assert found.chosen != found.rejected
+        assert any(turn.content.strip() for turn in prompt_messages(found.prompt))
