@@ -1,4 +1,4 @@
-"""The slow and obvious way: one sequence at a time, whole logits, plain log-softmax. Shares no code with the package."""
+"""The slow and obvious way: one sequence at a time, whole logits, log-softmax. Shares no code with the package."""
 
 import math
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyP
     head.register_forward_hook(lambda *args: rows.append(len(args[2])))
     states = torch.randn(18, 6, requires_grad=True)
     token_logprobs(states, torch.zeros(18, dtype=torch.int64), head, LogitScale(), 11).sum().backward()
-    assert rows == [4, 4, 4, 4, 2] + [2, 4, 4, 4, 4]  # forward, then each chunk again in the backward pass
+    assert rows == [4, 4, 4, 4, 2, 2, 4, 4, 4, 4]  # forward, then each chunk again in the backward pass
 
 
 def test_without_gradients_nothing_is_computed_twice() -> None:

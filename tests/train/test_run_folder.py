@@ -1,0 +1,69 @@
+"""The run folder: refusals, the lock, and files that are whole."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.train import run_folder
+from simpo_cli.train.run_folder import RunFolder, require_free_space
+
+
+def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", fresh=False)
+    code = (
+        "import sys; from pathlib import Path; from simpo_cli.errors import UserError\n"
+        "from simpo_cli.train.run_folder import RunFolder\n"
+        "try:\n    RunFolder.create(Path(sys.argv[1]), fresh=False)\n"
+        "except UserError as error:\n    print(error); sys.exit(error.exit_code)\n"
+    )
+    other = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
+    assert "another process" in done.stdout
+    folder.close()
+    assert subprocess.run(other, capture_output=True, check=False).returncode == 0
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder.create(tmp_path / "run", fresh=True)
+
+
+def test_a_place_that_cannot_be_written_is_an_environment_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be made") as caught:
+        RunFolder.create(tmp_path / "file" / "run", fresh=False)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_writing_a_document_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", fresh=False)
+    folder.write_json("run.json", {"a": 1})
+    folder.write_json("run.json", {"a": 2})
+    folder.append("metrics.jsonl", {"step": 1})
+    folder.append("metrics.jsonl", {"step": 2})
+    folder.close()
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == {"a": 2}
+    assert (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "metrics.jsonl", ".lock"}
+
+
+def test_a_number_that_is_not_finite_never_reaches_a_file(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", fresh=False)
+    with pytest.raises(ValueError, match="JSON"):
+        folder.append("metrics.jsonl", {"loss": float("nan")})
+    folder.close()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_full_disk_is_seen_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="need 2.0 GB, free 0.0 GB") as caught:
+        require_free_space(tmp_path / "not" / "there" / "yet", 2_000_000_000, "the model")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
