@@ -81,7 +81,7 @@ def _recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
             )
         return compose(str(path / "recipe.yaml"), [f"model.path={path / 'model'}", *overrides]).recipe
     if _is_model(path):
-        if (path.parent / "recipe.yaml").is_file():
+        if (path.parent / "run.json").is_file():
             return compose(str(path.parent / "recipe.yaml"), [f"model.path={path}", *overrides]).recipe
         return _recipe_for_model(target, overrides)
     if path.is_dir():
