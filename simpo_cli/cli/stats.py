@@ -112,12 +112,11 @@ def _composed(recipe_name: str) -> "Recipe":
 def _reader(
     data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None, *, in_tokens: bool
 ) -> "PairReader":
-    from simpo_cli.data.load import PairReader
-    from simpo_cli.recipe.schema import DataSource
+    from simpo_cli.data.load import PairReader, source_named
 
     listed = [] if recipe is None else _listed(recipe.data)
     mapped = {source.path: source for source in listed}
-    sources = [mapped.get(path, DataSource(path=path)) for path in data] or listed
+    sources = [mapped.get(path) or source_named(path) for path in data] or listed
     policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
     keep: Literal["keep", "drop"] = "drop" if in_tokens else "keep"
     return PairReader(sources, role="train", on_bad_record=policy, on_no_signal=keep)

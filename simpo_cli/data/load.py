@@ -13,9 +13,18 @@ from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, T
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource
+from simpo_cli.recipe.schema import DataSource, FieldError
 
-__all__ = ["BadRecord", "FileReceipt", "LoadedPairs", "PairReader", "load_pairs", "prompt_messages", "stopped_by"]
+__all__ = [
+    "BadRecord",
+    "FileReceipt",
+    "LoadedPairs",
+    "PairReader",
+    "load_pairs",
+    "prompt_messages",
+    "source_named",
+    "stopped_by",
+]
 
 _SHOWN_BAD = 5
 _MOST_BAD = 100_000  # left out with `skip`; they are kept in memory, and a file with more is not what it seems
@@ -82,6 +91,18 @@ def load_pairs(
     )
 
 
+def source_named(path: str) -> DataSource:
+    """The source that a person names on the command line or in Python.
+
+    Raises:
+        UserError: nothing can have such a name.
+    """
+    try:
+        return DataSource(path=path)
+    except FieldError as error:
+        raise UserError(f"{path!r} names no data.", error.fix) from error
+
+
 def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
     """The prompt as turns: plain text is what a user says. Two prompts are the same if their turns are."""
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
@@ -102,7 +123,7 @@ class PairReader:
         on_bad_record: Literal["error", "skip"] = "error",
         on_no_signal: NoSignalPolicy = "drop",
     ) -> None:
-        self.sources = [DataSource(path=sources)] if isinstance(sources, str) else list(sources)
+        self.sources = [source_named(sources)] if isinstance(sources, str) else list(sources)
         self._role: Role = role
         self._on_bad_record, self._on_no_signal = on_bad_record, on_no_signal
         self.bad_records: list[BadRecord] = []

@@ -390,8 +390,8 @@ def test_a_plain_file_named_gz_is_read_and_said(tmp_path: Path) -> None:
 def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> None:
     """In a process of its own, for its memory."""
     line = json.dumps(GOOD).encode() + b"\n"
-    many = 2**26
-    bombs = {  # the beginning, and what comes ten times behind it
+    many = 2**24
+    bombs = {  # the beginning, and what comes twenty times behind it
         "line.jsonl.gz": (b'{"prompt": "', b"a" * many),
         "breaks.jsonl.gz": (line, b"\n" * many),
         "array.json.gz": (b"[", b" " * many),
@@ -401,7 +401,7 @@ def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> No
         "objects.jsonl.gz": (line, b"{}\n" * (many // 3)),
     }
     for name, (start, rest) in bombs.items():
-        (tmp_path / name).write_bytes(gzip.compress(start) + 10 * gzip.compress(rest, 1))
+        (tmp_path / name).write_bytes(gzip.compress(start) + 20 * gzip.compress(rest, 1))
     frames = 50 * zstandard.compress(b"a" * many)
     (tmp_path / "line.jsonl.zst").write_bytes(zstandard.compress(b'{"prompt": "') + frames)
     (tmp_path / "long.jsonl").write_bytes(b'{"prompt": "' + b"a" * (40 * 2**20) + b'"}\n' + line)
