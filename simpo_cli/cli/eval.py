@@ -10,7 +10,7 @@ import typer
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, a recipe, or a model.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the recipe.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,

@@ -8,7 +8,7 @@ import typer
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the recipe.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run of this name aside, and start anew.")

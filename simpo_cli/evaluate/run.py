@@ -24,7 +24,7 @@ from simpo_cli.model.memory import (
     require_memory,
 )
 from simpo_cli.model.policy import Policy
-from simpo_cli.recipe import compose
+from simpo_cli.recipe import compose, find_recipe
 from simpo_cli.recipe.schema import DataSource, Recipe
 
 
@@ -89,6 +89,15 @@ def _recipe_of(target: str, overrides: Sequence[str]) -> Recipe:
             f"{target} is a folder, but neither a run nor a model.",
             "Name a run folder (with run.json), a model folder (with config.json) or a recipe.",
         )
+    try:
+        find_recipe(target)
+    except UserError as error:
+        if target.count("/") == 1 and not target.startswith((".", "/", "~")) and not target.endswith((".yaml", ".yml")):
+            return _recipe_for_model(target, overrides)
+        raise UserError(
+            f"{target} is neither a run, nor a model folder, nor a recipe.",
+            "Name one that is there; simpo recipe list shows the shipped recipes.",
+        ) from error
     return compose(target, overrides).recipe
 
 

@@ -100,6 +100,17 @@ def test_a_model_by_itself_needs_pairs(place: Path) -> None:
     assert by_name == _summary(place, "recipe.yaml")
 
 
+@pytest.mark.parametrize("target", ["nosuch", "./no/where", "no/such/place", "missing.yaml"])
+def test_a_name_that_means_nothing_is_refused(target: str) -> None:
+    with pytest.raises(UserError, match="neither a run, nor a model folder, nor a recipe"):
+        evaluate_target(target, [])
+
+
+def test_a_hub_id_needs_pairs_too() -> None:
+    with pytest.raises(UserError, match="nothing says which pairs"):
+        evaluate_target("nobody/no-such-model", [])
+
+
 def test_a_folder_that_is_neither_is_refused(place: Path) -> None:
     with pytest.raises(UserError, match="neither a run nor a model"):
         evaluate_target(str(place), [])
