@@ -162,8 +162,13 @@ def schema(
 
 def _print_findings(findings: "list[Finding]") -> None:
     width = max((len(finding.where) for finding in findings), default=0)
-    for finding in findings:
+    for finding in sorted(findings, key=_file_and_line):
         _print_wrapped(f"{finding.where.ljust(width)}  {finding.severity:<7}  {finding.code}  ", finding.sentence)
+
+
+def _file_and_line(finding: "Finding") -> tuple[str, int]:
+    file, _, line = finding.where.replace("override ", ":").rpartition(":")
+    return file, int(line) if line.isdigit() else 0
 
 
 def _print_wrapped(head: str, text: str) -> None:

@@ -35,7 +35,7 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
 
     model, data, loss, train = recipe.model, recipe.data, recipe.loss, recipe.train
     full_tuning, builtin = model.lora is None, model.path.startswith("builtin:")
-    rate = f"{train.learning_rate:g}"
+    rate = f"{train.learning_rate:g}".replace("e-0", "e-")
     if full_tuning and not builtin and train.learning_rate > HIGHEST_FULL_LEARNING_RATE:
         warn(
             "REC001",
@@ -170,4 +170,4 @@ def _must_be_here(path: str) -> bool:
 
 
 def _absolute(text: str) -> Path:
-    return Path(os.path.realpath(Path(text).expanduser()))
+    return Path(os.path.realpath(os.path.expanduser(text)))

@@ -56,7 +56,7 @@ def find_recipe(name: str) -> RecipeFile:
     """
     if not name.strip() or "\0" in name:
         raise UserError("the name of the recipe is empty.", "Name a YAML file, or see: simpo recipe list")
-    path, shipped = Path(name).expanduser(), shipped_recipe(name)
+    path, shipped = Path(os.path.expanduser(name)), shipped_recipe(name)
     if _is_there(path) and not (shipped and path.is_dir()):
         hides = shipped is not None and not name.endswith(SUFFIXES)
         return RecipeFile(path, name, note=f"{name} is the file here, not the shipped recipe" if hides else "")
@@ -82,7 +82,7 @@ def find_default(name: str, beside: RecipeFile) -> RecipeFile | None:
         return shipped
     folder = beside.path.parent
     for candidate in (name, *(name + suffix for suffix in SUFFIXES)):
-        path = folder / Path(candidate).expanduser()
+        path = folder / os.path.expanduser(candidate)
         if not _is_there(path) or (path.is_dir() and candidate == name and _has_suffixed(folder, name)):
             continue
         if shipped is not None and (path.is_dir() or _same(path, beside.path)):

@@ -77,7 +77,9 @@ def read_text(path: Path, display: str) -> str:
     """The text of a recipe file; only regular files are opened, so a pipe cannot hang the command."""
     try:
         if path.is_dir():
-            raise UserError(f"{display} is a folder, not a recipe.", "Name a YAML file, or see: simpo recipe list")
+            inside = path / "recipe.yaml"  # the run folder of an earlier run
+            fix = f"Did you mean {inside}?" if inside.is_file() else "Name a YAML file, or see: simpo recipe list"
+            raise UserError(f"{display} is a folder, not a recipe.", fix)
         if not path.is_file():
             raise UserError(f"{display} is not a regular file.", "Name a YAML file, or see: simpo recipe list")
         if path.stat().st_size > MAX_BYTES:

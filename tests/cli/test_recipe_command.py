@@ -96,7 +96,7 @@ def test_check_shows_warnings_and_errors(simpo: Simpo) -> None:
     seen = simpo("recipe", "check", "r.yaml", "train.learning_rate=1e-5")
     assert seen.code == 0
     assert seen.out.splitlines() == [
-        "override 1  warning  REC001  train.learning_rate is 1e-05 for full tuning:"
+        "override 1  warning  REC001  train.learning_rate is 1e-5 for full tuning:"
         " outputs are known to degenerate above 5e-6.",
         "r.yaml:4    warning  REC003  loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10;"
         " gamma 0.1 makes gamma/beta 1.",

@@ -192,6 +192,9 @@ def test_yaml_merge_keys_and_aliases_work(write: Write) -> None:
     text = "name: a\nmodel: {path: x}\ndata:\n  train:\n    - &one {path: x, split: s}\n    - {<<: *one, split: t}\n"
     write("r", text)
     assert compose("r.yaml").recipe.data.train == [DataSource(path="x", split="s"), DataSource(path="x", split="t")]
+    write("r", text.replace("<<: *one", "<<: [{split: u}, *one]").replace(", split: t", ""))
+    sources = compose("r.yaml").recipe.data.train
+    assert sources == [DataSource(path="x", split="s"), DataSource(path="x", split="u")]  # the first of several wins
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,8 @@ def test_a_run_folder_that_is_a_file_is_refused(write: Write) -> None:
         ("my-rn.yaml", "there is no recipe 'my-rn.yaml', neither", "Did you mean my-run.yaml?"),
         ("my-run", "there is no recipe 'my-run', neither", "Did you mean my-run.yaml?"),
         ("folder", "folder is a folder, not a recipe.", "Name a YAML file"),
+        ("run", "run is a folder, not a recipe.", "Did you mean run/recipe.yaml?"),
+        ("~nobody-of-this-name/r.yaml", "there is no recipe '~nobody-of-this-name/r.yaml', neither", "See the shipped"),
         ("dangling.yaml", "dangling.yaml is a link to something that does not exist.", "Mend the link"),
         ("loop.yaml", "loop.yaml is a link to something that does not exist.", "Mend the link"),
         ("", "the name of the recipe is empty.", "Name a YAML file"),
@@ -179,6 +181,7 @@ def test_a_run_folder_that_is_a_file_is_refused(write: Write) -> None:
 def test_a_name_that_is_no_recipe(name: str, problem: str, fix: str, write: Write) -> None:
     write("my-run", BASE)
     write("big", "#" * 70_000)
+    write("run/recipe", BASE)
     Path("folder").mkdir()
     os.symlink("nowhere", "dangling.yaml")
     os.symlink("loop.yaml", "loop.yaml")

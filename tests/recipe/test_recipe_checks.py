@@ -57,7 +57,7 @@ def test_a_remark_is_made_where_it_belongs(
 def test_the_sentences_hold_the_numbers(write: Write) -> None:
     write("r", BASE + "loss: {beta: 0.1, gamma: 0.5}\ntrain: {learning_rate: 1e-5}\n")
     sentences = [finding.sentence for finding in compose("r.yaml").warnings]
-    assert sentences[0] == ("train.learning_rate is 1e-05 for full tuning: outputs are known to degenerate above 5e-6.")
+    assert sentences[0] == ("train.learning_rate is 1e-5 for full tuning: outputs are known to degenerate above 5e-6.")
     assert sentences[2] == (
         "loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10; gamma 0.5 makes gamma/beta 5."
     )
