@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.audit.examine import Examination
+from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens
 from simpo_cli.audit.findings import Finding
 from simpo_cli.audit.lengths import describe, whole_mean
 
@@ -39,8 +39,9 @@ def stats_document(
             "no_signal": dict(sorted(examination.no_signal.items())),
             "malformed": len(examination.refused),
             "warnings": dict(sorted(reader.warnings.counts.items())),
+            "tokens": None if examination.tokens is None else _limits(examination.tokens),
         },
-        "unit": examination.unit,
+        "unit": "words" if examination.tokens is None else "tokens",
         "count": examination.count,
         "avg_chosen_len": whole_mean(chosen),
         "avg_rejected_len": whole_mean(rejected),
@@ -55,6 +56,15 @@ def stats_document(
     }
 
 
+def _limits(tokens: Tokens) -> dict[str, Any]:
+    is_cut = tokens.data.max_length < NO_LIMIT
+    return {
+        "tokenizer": tokens.tokenizer.where,
+        "max_length": tokens.data.max_length if is_cut else None,
+        "max_prompt_length": tokens.data.max_prompt_length if is_cut else None,
+    }
+
+
 def _length_finding(longer_wins: Mapping[str, Any], examination: Examination) -> Finding | None:
     value, (low, high) = longer_wins["value"], longer_wins["ci"]
     if value is None or low is None or high is None:
@@ -65,7 +75,7 @@ def _length_finding(longer_wins: Mapping[str, Any], examination: Examination) ->
     shorter = examination.chosen_len < examination.rejected_len
     word, count = ("longer", longer.sum()) if value > 0.5 else ("shorter", shorter.sum())
     hint = (
-        f"The {word} answer is the chosen one in {100 * max(value, 1 - value):.1f} % of pairs: a model can win by "
-        "length alone, so read its accuracy length-balanced."
+        f"The {word} answer is the chosen one in {count:,} of {longer_wins['n']:,} pairs: a model can win by length "
+        "alone, so read its accuracy length-balanced."
     )
     return Finding("LEN001", "warning", int(count), hint)

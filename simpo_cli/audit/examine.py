@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,12 +25,13 @@ from simpo_cli.recipe.schema import DataRecipe
 if TYPE_CHECKING:
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
+NO_LIMIT = 2**31 - 1
 _BATCH = 512  # pairs tokenized at a time
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """How pairs become tokens: the tokenizer, and the recipe's lengths and rules."""
+    """How pairs become tokens: the tokenizer, and the recipe's lengths and rules. NO_LIMIT as a length cuts nothing."""
 
     tokenizer: "TextTokenizer"
     data: DataRecipe
@@ -42,7 +43,7 @@ class Examination:
 
     Attributes:
         reader: the account of the sources and their records.
-        unit: what lengths are counted in.
+        tokens: how pairs became tokens; None when words were counted.
         chosen_len, rejected_len, prompt_len: (count,) lengths.
         prompts: (count,) a hash of each pair's prompt.
         no_signal: pairs that training drops, by reason; in words they are among the lengths.
@@ -51,7 +52,7 @@ class Examination:
     """
 
     reader: PairReader
-    unit: Literal["words", "tokens"]
+    tokens: Tokens | None
     chosen_len: Lengths
     rejected_len: Lengths
     prompt_len: Lengths
@@ -111,7 +112,7 @@ def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
         )
     return Examination(
         reader=reader,
-        unit="words" if tokens is None else "tokens",
+        tokens=tokens,
         chosen_len=np.frombuffer(chosen_len, dtype=np.int64),
         rejected_len=np.frombuffer(rejected_len, dtype=np.int64),
         prompt_len=np.frombuffer(prompt_len, dtype=np.int64),

@@ -4,7 +4,6 @@ A pair is known by 64-bit hashes of its prompt and its two responses. At a milli
 different ones share a hash is under one in ten million.
 """
 
-import json
 from array import array
 from hashlib import blake2b
 
@@ -35,8 +34,8 @@ class PairIdentities:
 
     def add(self, pair: PreferencePair) -> None:
         """Take in one more pair."""
-        turns = [[turn.role, turn.content] for turn in prompt_messages(pair.prompt)]
-        prompt = _hashed_text(json.dumps(turns, ensure_ascii=False))
+        turns = prompt_messages(pair.prompt)
+        prompt = _hashed_text("".join(f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns))
         chosen, rejected = _hashed_text(pair.chosen), _hashed_text(pair.rejected)
         self._prompts.append(prompt)
         self._pairs.append(_combined(prompt, chosen, rejected))
@@ -79,11 +78,12 @@ class PlaceList:
 
     def add(self, where: str) -> None:
         """Take in the place of one more pair."""
-        digits = len(where) - len(where.rstrip("0123456789"))
-        digits = min(digits, 18)
-        prefix = where[: len(where) - digits]
+        prefix = where.rstrip("0123456789")
+        digits = where[len(prefix) :]
+        if not digits or len(digits) > 18 or (digits[0] == "0" and len(digits) > 1):
+            prefix, digits = where, "-1"  # no number that would come back as it was
         self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
-        self._number.append(int(where[len(where) - digits :]) if digits else -1)
+        self._number.append(int(digits))
 
     def __getitem__(self, i: int) -> str:
         prefix = list(self._prefixes)[self._prefix[i]]

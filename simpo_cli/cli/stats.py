@@ -136,7 +136,7 @@ def _tokens(
         return None
     from dataclasses import replace
 
-    from simpo_cli.audit.examine import Tokens
+    from simpo_cli.audit.examine import NO_LIMIT, Tokens
     from simpo_cli.data.prepare import prepare_tokenizer
     from simpo_cli.data.tokenizer import load_tokenizer
     from simpo_cli.recipe.schema import DataRecipe
@@ -145,7 +145,7 @@ def _tokens(
         tokens = Tokens(prepare_tokenizer(recipe), recipe.data)
     else:
         assert tokenizer is not None
-        length = 2**31 - 1 if max_length is None else max_length
+        length = NO_LIMIT if max_length is None else max_length
         data = DataRecipe(train="-", max_length=length, max_prompt_length=length * 7 // 8)
         tokens = Tokens(load_tokenizer(tokenizer), data)
     if on_bad_record is None:

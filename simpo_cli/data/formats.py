@@ -376,11 +376,12 @@ def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Cou
 
 def _get(record: Mapping[str, Any], field: str) -> Any:
     """The value of a field; `metadata.score` reaches into objects unless a field has that very name."""
-    if field in record:
-        return record[field]
-    value: Any = record
+    value: Any = record.get(field, _MISSING)
+    if value is not _MISSING or "." not in field:
+        return value
+    value = record
     for key in field.split("."):
-        if not isinstance(value, Mapping) or key not in value:
+        if not isinstance(value, dict) or key not in value:
             return _MISSING
         value = value[key]
     return value

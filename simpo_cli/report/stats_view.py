@@ -75,14 +75,22 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
         reasons = ", ".join(f"{thousands(count)} {reason}" for reason, count in source["no_signal"].items())
         account.append(f"training drops {thousands(sum(source['no_signal'].values()))} ({reasons})")
     print_wrapped(console, Text(), " · ".join(account))
-    averages = (
-        f"avg_chosen_len {thousands(document['avg_chosen_len'])} · "
-        f"avg_rejected_len {thousands(document['avg_rejected_len'])} · in {document['unit']}, without fractions"
-    )
-    print_wrapped(console, Text(), averages)
+    averages = [f"{name} {thousands(document[name])}" for name in ("avg_chosen_len", "avg_rejected_len")]
+    print_wrapped(console, Text(), " · ".join([*averages, _unit(document)]))
     for warning, count in source["warnings"].items():
         if " is " in warning:  # said of a file; what is said of records has a finding
             print_wrapped(console, Text("note  ", "yellow"), f"{warning}" + (f" ({count})" if count > 1 else ""))
+
+
+def _unit(document: Mapping[str, Any]) -> str:
+    """What lengths are counted in: `words`, or `tokens of MODEL, cut at 2,048 (prompts at 1,800)`."""
+    tokens = document["input"]["tokens"]
+    if tokens is None:
+        return "words"
+    if tokens["max_length"] is None:
+        return f"tokens of {tokens['tokenizer']}, nothing cut"
+    limits = f"{thousands(tokens['max_length'])} (prompts at {thousands(tokens['max_prompt_length'])})"
+    return f"tokens of {tokens['tokenizer']}, cut at {limits}"
 
 
 # Lengths
@@ -107,7 +115,7 @@ def _print_table(console: Console, columns: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def _number(value: float, name: str, column: str) -> str:
-    sign = "+" if column == "difference" else ""
+    sign = "+" if column == "difference" and value else ""
     if name == "mean":
         return f"{value:{sign},.1f}"
     return f"{value:{sign},.0f}"

@@ -1,0 +1,152 @@
+"""The audit as a whole: its numbers in words and in tokens, and its findings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.audit.document import stats_document
+from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens, examine
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.statistics import longer_wins, mean
+from simpo_cli.recipe.schema import DataRecipe
+from tests.tiny import chatml_tokenizer
+
+
+def record(prompt: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write_file(records: list[dict[str, Any]]) -> str:
+        path = tmp_path / "prefs.jsonl"
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        return str(path)
+
+    return write_file
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> TextTokenizer:
+    chatml_tokenizer(tmp_path / "model")
+    return load_tokenizer(str(tmp_path / "model"))
+
+
+def document(examination: Examination) -> dict[str, Any]:
+    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
+    return stats_document(
+        examination,
+        version="0",
+        longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
+        mean_difference=mean(chosen - rejected, prompts).as_json(),
+    )
+
+
+def found(examination: Examination) -> dict[str, tuple[int, list[str]]]:
+    return {
+        f["code"]: (f["count"], [row.split(":")[-1] for row in f["rows"]]) for f in document(examination)["findings"]
+    }
+
+
+def keeping(path: str, **options: Any) -> PairReader:
+    return PairReader(path, role="train", on_no_signal="keep", **options)
+
+
+def test_words(write: Any) -> None:
+    path = write([record("one two", "a b c", "a b"), record("x", "a", "b"), record("y z", "a b", "a  b\n c d")])
+    examination = examine(keeping(path))
+    assert examination.prompt_len.tolist() == [2, 1, 2]
+    assert examination.chosen_len.tolist() == [3, 1, 2]
+    assert examination.rejected_len.tolist() == [2, 1, 4]
+    shown = document(examination)
+    assert (shown["count"], shown["avg_chosen_len"], shown["avg_rejected_len"]) == (3, 2, 2)
+    assert shown["columns"]["difference"]["mean"] == pytest.approx(-1 / 3)
+    assert shown["bias"]["value"] == 0.5
+    assert (shown["bias"]["n"], shown["bias"]["ties"]) == (3, 1)
+    low, high = shown["bias"]["ci"]
+    assert 0 < low < 0.5 < high < 1
+
+
+def test_findings(write: Any) -> None:
+    path = write(
+        [
+            record("p", "a", "b"),
+            record("p", "a", "b"),
+            record("p", "b", "a"),
+            record("q", "", "b"),
+            record("q", "same", "same"),
+            record("r", "a\0", "b", score_chosen=1, score_rejected=2),
+            record("r", "c", "b", score_chosen=2, score_rejected="2"),
+            {"prompt": "s", "chosen": 3, "rejected": "b"},
+        ]
+    )
+    examination = examine(keeping(path, on_bad_record="skip"))
+    assert found(examination) == {
+        "FMT001": (1, ["8"]),
+        "LBL002": (3, ["1", "2", "3"]),
+        "CHR001": (1, ["6"]),
+        "DUP001": (1, ["2"]),
+        "DUP003": (1, ["5"]),
+        "EMP001": (1, ["4"]),
+        "SCR001": (1, ["6"]),
+        "SCR002": (1, ["7"]),
+        "SCR003": (1, ["7"]),
+    }
+    severities = [finding["severity"] for finding in document(examination)["findings"]]
+    assert severities == sorted(severities)
+    assert document(examination)["input"]["no_signal"] == {"empty response": 1, "identical responses": 1}
+
+
+@pytest.mark.parametrize(("longer", "says"), [(30, True), (0, True), (15, False), (18, False)])
+def test_length_that_predicts_the_label(write: Any, longer: int, says: bool) -> None:
+    pairs = [record(f"p{n}", "a b" if n < longer else "a", "b" if n < longer else "b c") for n in range(30)]
+    examination = examine(keeping(write(pairs)))
+    assert ("LEN001" in found(examination)) == says
+    if says:
+        assert found(examination)["LEN001"][0] == 30
+
+
+def test_the_interval_goes_by_prompt(write: Any) -> None:
+    def width(pairs: list[dict[str, Any]]) -> float:
+        low, high = document(examine(keeping(write(pairs))))["bias"]["ci"]
+        return float(high - low)
+
+    sides = [("a b", "c") if n % 3 else ("a", "c d") for n in range(60)]
+    apart = [record(f"p{n}", *sides[n]) for n in range(60)]
+    together = [record(f"p{n // 10}", *sides[n // 10]) for n in range(60)]
+    assert width(together) > 1.5 * width(apart)
+
+
+def test_tokens_are_those_that_training_scores(write: Any, tokenizer: TextTokenizer) -> None:
+    path = write([record(f"How {n}?", "Open Settings. " * n, "x" * n) for n in range(1, 9)])
+    data = DataRecipe(train="-", max_length=40, max_prompt_length=20)
+    examination = examine(PairReader(path, role="train"), Tokens(tokenizer, data))
+    encoded = encode_pairs(load_pairs(path, role="train").pairs, tokenizer, data).pairs
+    for column, side in (("prompt_len", "prompt"), ("chosen_len", "chosen"), ("rejected_len", "rejected")):
+        assert getattr(examination, column).tolist() == [len(getattr(pair, side)) for pair in encoded]
+    one = [str(n + 1) for n, pair in enumerate(encoded) if pair.chosen_cut != pair.rejected_cut]
+    assert found(examination)["TRU002"] == (len(one), one)
+    shown = document(examination)
+    assert shown["unit"] == "tokens"
+    assert shown["input"]["tokens"] == {"tokenizer": tokenizer.where, "max_length": 40, "max_prompt_length": 20}
+
+
+def test_without_a_limit_nothing_is_cut(write: Any, tokenizer: TextTokenizer) -> None:
+    path = write([record("p " * 3000, "a " * 3000, "b")])
+    data = DataRecipe(train="-", max_length=NO_LIMIT, max_prompt_length=NO_LIMIT - 1)
+    examination = examine(PairReader(path, role="train"), Tokens(tokenizer, data))
+    assert examination.chosen_len[0] > 3000
+    assert not {code for code in found(examination) if code.startswith("TRU")}
+    assert document(examination)["input"]["tokens"]["max_length"] is None
+
+
+def test_nothing_left_after_the_cut_is_said(write: Any, tokenizer: TextTokenizer) -> None:
+    path = write([record("p", "the same start, one", "the same start, two")])
+    data = DataRecipe(train="-", max_length=16, max_prompt_length=15)
+    with pytest.raises(UserError, match="no pair is left after the cut"):
+        examine(PairReader(path, role="train"), Tokens(tokenizer, data))

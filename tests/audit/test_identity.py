@@ -1,0 +1,58 @@
+"""Duplicates and contradictions against the obvious quadratic way."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simpo_cli.audit.identity import PairIdentities, PlaceList
+from simpo_cli.data.pair import Message, PreferencePair
+
+TEXTS = st.sampled_from(["a", "b", "c"])
+PROMPTS = st.sampled_from(["p", "q", (Message("user", "p"),), (Message("system", "p"), Message("user", "q"))])
+PAIRS = st.lists(st.builds(PreferencePair, PROMPTS, TEXTS, TEXTS, st.just("")), max_size=12)
+
+
+def same_prompt(pair: PreferencePair) -> object:
+    return (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
+
+
+@given(PAIRS)
+def test_against_comparing_every_pair_with_every_other(pairs: list[PreferencePair]) -> None:
+    identities = PairIdentities()
+    for pair in pairs:
+        identities.add(pair)
+    keys = [(same_prompt(pair), pair.chosen, pair.rejected) for pair in pairs]
+    assert identities.duplicates().tolist() == [i for i, key in enumerate(keys) if key in keys[:i]]
+    opposite = [(prompt, rejected, chosen) for prompt, chosen, rejected in keys]
+    differ = [chosen != rejected for _, chosen, rejected in keys]
+    contradictory = [i for i, key in enumerate(keys) if key in opposite and differ[i]]
+    assert identities.contradictions().tolist() == contradictory
+    prompts = [same_prompt(pair) for pair in pairs]
+    assert len(set(identities.prompts.tolist())) == len(set(prompts))
+
+
+def test_prompts_that_only_look_alike_when_joined() -> None:
+    identities = PairIdentities()
+    for turns in (("ab", "c"), ("a", "bc")):
+        prompt = tuple(Message("user", text) for text in turns)
+        identities.add(PreferencePair(prompt, "x", "y", ""))
+    assert len(identities.duplicates()) == 0
+
+
+def test_lone_surrogates_can_be_hashed() -> None:
+    PairIdentities().add(PreferencePair("\ud800", "\udfff", "a", ""))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a.jsonl:", "b, record ", "x9y:", ""]).flatmap(
+            lambda start: st.integers(0, 10**20).map(lambda n: f"{start}{n}")
+        )
+        | st.text(max_size=6),
+        max_size=8,
+    )
+)
+def test_places_come_back_as_they_were(places: list[str]) -> None:
+    kept = PlaceList()
+    for place in places:
+        kept.add(place)
+    assert [kept[i] for i in range(len(places))] == places

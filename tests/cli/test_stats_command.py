@@ -1,0 +1,284 @@
+"""`simpo stats`: what a person types and sees, what a script reads, and what is never imported."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.cells import cell_len
+
+from simpo_cli import PreferenceDataset
+from simpo_cli.audit.document import stats_document
+from simpo_cli.audit.examine import examine
+from simpo_cli.cli.main import run
+from simpo_cli.data.load import PairReader
+from simpo_cli.report.console import make_console
+from simpo_cli.report.stats_view import blocks, print_stats
+from tests.tiny import chatml_tokenizer
+
+PAIRS = [
+    {"prompt": f"Question {n % 40}?", "chosen": "word " * (n % 7 + 1), "rejected": "other " * (n % 5 + 2)}
+    for n in range(60)
+]
+
+
+class Seen(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Simpo = Callable[..., Seen]
+
+
+@pytest.fixture
+def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
+    """Run a command line in a folder with a file of pairs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    Path("prefs.json").write_text(json.dumps(PAIRS))
+
+    def type_in(*args: str) -> Seen:
+        code = run(args)
+        return Seen(code, *capsys.readouterr())
+
+    return type_in
+
+
+def document_of(path: str) -> tuple[dict[str, Any], Any]:
+    examination = examine(PairReader(path, role="train", on_no_signal="keep", on_bad_record="skip"))
+    measured = {"value": 0.5, "ci": [0.4, 0.6], "n": examination.count}
+    return stats_document(examination, version="0", longer_wins=measured, mean_difference=measured), examination
+
+
+# JSON
+
+
+def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
+    seen = simpo("stats", "prefs.json", "--json")
+    assert (seen.code, seen.err) == (0, "")
+    document = json.loads(seen.out)
+    assert list(document) == [
+        "schema_version",
+        "tool",
+        "input",
+        "unit",
+        "count",
+        "avg_chosen_len",
+        "avg_rejected_len",
+        "columns",
+        "bias",
+        "findings",
+    ]
+    assert document["tool"]["name"] == "simpo"
+    assert document["unit"] == "words"
+    assert list(document["columns"]) == ["chosen_len", "rejected_len", "prompt_len", "difference"]
+    for column in document["columns"].values():
+        assert {"min", "max", "mean", "median", "std", "p95", "histogram"} <= set(column)
+        assert set(column["histogram"]) == {"hist", "bin_edges"}
+    assert set(document["bias"]) == {"value", "ci", "n", "ties"}
+    for finding in document["findings"]:
+        assert set(finding) == {"code", "severity", "count", "rows", "hint"}
+    assert simpo("stats", "prefs.json", "--json").out == seen.out
+
+
+def test_the_command_and_the_library_say_the_same(simpo: Simpo) -> None:
+    document = json.loads(simpo("stats", "prefs.json", "--json").out)
+    chosen = sum(len(pair["chosen"].split()) for pair in PAIRS) // 60
+    rejected = sum(len(pair["rejected"].split()) for pair in PAIRS) // 60
+    assert (document["count"], document["avg_chosen_len"], document["avg_rejected_len"]) == (60, chosen, rejected)
+    assert {key: document[key] for key in ("count", "avg_chosen_len", "avg_rejected_len")} == PreferenceDataset(
+        "prefs.json"
+    ).stats()
+
+
+def test_several_files_are_one_set(simpo: Simpo) -> None:
+    Path("more.jsonl").write_text(json.dumps(PAIRS[0]) + "\n")
+    document = json.loads(simpo("stats", "prefs.json", "more.jsonl", "--json").out)
+    assert document["count"] == 61
+    assert [file["path"] for file in document["input"]["files"]] == ["prefs.json", "more.jsonl"]
+    assert [finding["rows"] for finding in document["findings"] if finding["code"] == "DUP001"] == [["more.jsonl:1"]]
+
+
+def test_output_replaces_only_reports(simpo: Simpo) -> None:
+    assert simpo("stats", "prefs.json", "--output", "report.json").code == 0
+    assert json.loads(Path("report.json").read_text()) == json.loads(simpo("stats", "prefs.json", "--json").out)
+    assert simpo("stats", "prefs.json", "--output", "report.json").code == 0
+    before = Path("prefs.json").read_bytes()
+    seen = simpo("stats", "prefs.json", "--output", "prefs.json")
+    assert (seen.code, seen.out) == (2, "")
+    assert "not a report of simpo" in seen.err
+    assert Path("prefs.json").read_bytes() == before
+    seen = simpo("stats", "prefs.json", "--json", "--output", "both.json")
+    assert seen.out == Path("both.json").read_text()
+
+
+# Gates and errors
+
+
+def test_fail_on(simpo: Simpo) -> None:
+    Path("fair.json").write_text(
+        json.dumps([{"prompt": f"p{n}", "chosen": "a b"[n % 2 :], "rejected": "c d"[(n + 1) % 2 :]} for n in range(60)])
+    )
+    assert simpo("stats", "fair.json", "--fail-on", "warning").code == 0
+    twice = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2
+    Path("twice.json").write_text(json.dumps(twice))
+    assert simpo("stats", "twice.json", "--fail-on", "error").code == 0
+    seen = simpo("stats", "twice.json", "--fail-on", "warning", "--json")
+    assert seen.code == 3
+    assert json.loads(seen.out)["count"] == 2
+    assert seen.err.startswith("Error: --fail-on warning: DUP001")
+    Path("both.json").write_text(json.dumps([twice[0], {"prompt": "p", "chosen": "b", "rejected": "a"}]))
+    assert simpo("stats", "both.json", "--fail-on", "error").code == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "no data is named"),
+        (["nothing.json"], "nothing.json: does not exist."),
+        (["pref.json"], "Did you mean prefs.json?"),
+        (["prefs.json", "--max-length", "100"], "Give --tokenizer as well."),
+        (["prefs.json", "--tokenizer", "t", "--recipe", "r"], "Give one of them."),
+        (["prefs.json", "--tokenizer", "./nothing"], "nothing does not exist"),
+        (["prefs.json", "--recipe", "nothing.yaml"], "nothing.yaml"),
+        (["prefs.json", "--fail-on", "info"], "--fail-on"),
+        (["prefs.json", "bad.jsonl"], "bad.jsonl:2: chosen: expected text or messages, got number."),
+    ],
+)
+def test_mistakes(simpo: Simpo, args: list[str], said: str) -> None:
+    Path("bad.jsonl").write_text("\n".join(json.dumps(r) for r in [PAIRS[0], {**PAIRS[0], "chosen": 3}]))
+    seen = simpo("stats", *args)
+    assert (seen.code, seen.out) == (2, "")
+    assert said in seen.err
+    assert "Traceback" not in seen.err
+
+
+def test_malformed_records_can_be_counted(simpo: Simpo) -> None:
+    Path("bad.jsonl").write_text("\n".join(json.dumps(r) for r in [PAIRS[0], {**PAIRS[0], "chosen": 3}]))
+    document = json.loads(simpo("stats", "bad.jsonl", "--json", "--on-bad-record", "skip").out)
+    assert (document["count"], document["input"]["malformed"]) == (1, 1)
+    assert [finding["code"] for finding in document["findings"]][:1] == ["FMT001"]
+
+
+# Tokens
+
+
+def test_tokens_of_a_tokenizer_and_of_a_recipe(simpo: Simpo, tmp_path: Path) -> None:
+    chatml_tokenizer(tmp_path / "model")
+    by_flag = simpo("stats", "prefs.json", "--tokenizer", "model", "--max-length", "40", "--json")
+    assert by_flag.code == 0, by_flag.err
+    document = json.loads(by_flag.out)
+    assert document["unit"] == "tokens"
+    assert document["columns"]["chosen_len"]["max"] <= 40
+    columns = "{prompt: question, chosen: a, rejected: b, label: better}"
+    records = [{"question": f"q{n}", "a": "one", "b": "two", "better": n % 2 + 1} for n in range(40)]
+    Path("choice.json").write_text(json.dumps(records))
+    Path("r.yaml").write_text(
+        f"name: r\nmodel: {{path: model}}\ndata:\n  train: [{{path: choice.json, columns: {columns}}}]\n"
+        "  max_length: 40\n  max_prompt_length: 35\n"
+    )
+    for args in (["--recipe", "r.yaml"], ["choice.json", "--recipe", "r.yaml"]):
+        seen = simpo("stats", *args, "--json")
+        assert seen.code == 0, seen.err
+        document = json.loads(seen.out)
+        assert document["count"] == 40
+        assert document["input"]["tokens"] == {"tokenizer": "model", "max_length": 40, "max_prompt_length": 35}
+    assert simpo("stats", "choice.json").code == 2  # without the recipe nothing says which is better
+    assert "tokens of model, cut at 40 (prompts at 35)" in simpo("stats", "--recipe", "r.yaml").out
+
+
+# What a person sees
+
+
+def test_the_screen(simpo: Simpo) -> None:
+    seen = simpo("stats", "prefs.json")
+    assert (seen.code, seen.err) == (0, "")
+    lines = seen.out.splitlines()
+    assert lines[0] == "prefs.json"
+    assert lines[1] == "plain text, explicit prompt, 60 pairs, response = the whole answer"
+    assert lines[2] == "60 records · 60 pairs · 40 prompts"
+    assert lines[3] == "avg_chosen_len 3 · avg_rejected_len 4 · words"
+    assert lines[5].split() == ["min", "p5", "median", "p95", "max", "mean"]
+    assert [line.split("  ")[0] for line in lines[6:10]] == ["prompt", "chosen", "rejected", "chosen - rejected"]
+    assert lines[7].split()[1:] == ["1", "1", "4", "7", "7", "3.9"]
+    text = seen.out
+    assert "Could a model win by length alone?" in text
+    wins = sum((c > r) + (c == r) / 2 for c, r in zip(*_lengths(), strict=True)) / 60
+    assert f"the longer wins   {100 * wins:.1f} % (95 % CI " in text
+    assert "n = 60 pairs" in text
+    assert "Findings" in text
+    assert any(block in text for block in "▂▃▄▅▆▇█")
+
+
+def _lengths() -> list[list[int]]:
+    return [[len(pair[side].split()) for pair in PAIRS] for side in ("chosen", "rejected")]
+
+
+HOSTILE = "[bold red]x[/]\x1b[31m\x07\u202e:smile:\r\n"
+
+
+@pytest.mark.parametrize("width", [30, 60, 100, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_every_width_and_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, encoding: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    folder = Path("d")
+    folder.mkdir()
+    bad = [{**PAIRS[0], "chosen": ""}, {**PAIRS[1], "rejected": PAIRS[1]["chosen"]}, {"prompt": HOSTILE}]
+    file = folder / (HOSTILE.replace("/", "|") + "äöü 你.jsonl")
+    file.write_text("\n".join(json.dumps(r) for r in PAIRS + bad))
+    document, examination = document_of("d")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    print_stats(make_console(stream, width=width), document, examination)
+    stream.flush()
+    shown = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "\u202e" not in shown
+    assert "\r" not in shown
+    if width >= 60:
+        assert "[bold red]x[/]".replace("/", "|") in shown
+        assert ":smile:" in shown
+        assert all(cell_len(line) <= width for line in shown.splitlines())
+
+
+def test_blocks() -> None:
+    assert blocks([0, 1, 4, 8]) == " ▁▄█"
+    assert blocks([1, 1000]) == "▁█"
+    assert blocks([5]) == "█"
+
+
+# What is not imported
+
+
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "tokenizers")
+
+
+def imported_by(*args: str, cwd: Path) -> set[str]:
+    program = (
+        "import sys\nfrom simpo_cli.cli.main import run\n"
+        f"code = run({list(args)!r})\nassert code == 0, code\n"
+        f"print('\\nIMPORTED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_torch_is_never_imported(tmp_path: Path) -> None:
+    (tmp_path / "prefs.json").write_text(json.dumps(PAIRS))
+    pq.write_table(pa.Table.from_pylist(PAIRS), tmp_path / "prefs.parquet")
+    chatml_tokenizer(tmp_path / "model")
+    assert imported_by("stats", "prefs.json", cwd=tmp_path) == set()
+    assert imported_by("stats", "prefs.parquet", "--json", cwd=tmp_path) == {"pyarrow"}
+    assert imported_by("stats", "prefs.json", "--tokenizer", "model", cwd=tmp_path) == {"tokenizers"}
