@@ -78,10 +78,10 @@ def copy(
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
 ) -> None:
     """Copy a recipe, to change it: editors then know its keys."""
-    from simpo_cli.recipe import find_recipe
+    from simpo_cli.recipe import examine, find_recipe
     from simpo_cli.recipe.yaml_source import read_text
 
-    source = find_recipe(name)
+    source, is_piece = find_recipe(name), examine(name).is_piece
     target = dest if dest is not None else Path(source.path.name)
     if target.is_dir():
         target = target / source.path.name
@@ -98,7 +98,8 @@ def copy(
         raise UserError(f"{target} cannot be written: {error.strerror}.", "Name a file in a folder of yours.") from None
     schema = _write_schema(target.with_name(SCHEMA_FILE))
     _note(f"Wrote {target}{schema}.")
-    _note(f"Next: simpo recipe check {target}   then: simpo train {target}")
+    use = f"name {target.stem} in the defaults: of a recipe" if is_piece else f"simpo train {target}"
+    _note(f"Next: simpo recipe check {target}   then: {use}")
 
 
 def _write_schema(path: Path) -> str:

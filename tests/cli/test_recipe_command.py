@@ -174,6 +174,11 @@ def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
     assert Path("again.yaml").read_text() == Path("demo.yaml").read_text()
 
 
+def test_copy_of_a_piece_says_what_it_is_for(simpo: Simpo) -> None:
+    seen = simpo("recipe", "copy", "lora", "mine.yaml")
+    assert seen.err.splitlines()[1].endswith("then: name mine in the defaults: of a recipe")
+
+
 def test_copy_overwrites_nothing(simpo: Simpo) -> None:
     Path("demo.yaml").write_text("mine")
     seen = simpo("recipe", "copy", "demo")
