@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ PARTS = ("prompt", "chosen", "rejected", "label", "system", "tools", "score_chos
 """What a column mapping may name."""
 
 _MISSING: Any = object()
+_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 _SKIP = "Mend the record, or set data.on_bad_record: skip to leave such records out and count them."
 
 
@@ -520,6 +522,11 @@ def _split(
     if isinstance(chosen, list):
         return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
     texts = [_response_text(value, field) for value, field in ((chosen, first), (rejected, second))]
+    if all(map(_TURNS_AS_TEXT.match, texts)):
+        raise RecordError(
+            f"{first} and {second} are lists of messages written as text",
+            "Write the lists themselves; pandas does so with to_json(orient='records', lines=True), not with to_csv.",
+        )
     if prompt is None:
         return _split_without_prompt(texts, layout)
     if isinstance(prompt, list):
@@ -625,6 +632,8 @@ def _with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: 
 
 
 def _require_prompt(turns: list[Message] | str, layout: Layout) -> None:
+    if not isinstance(turns, str) and not turns:
+        raise RecordError("prompt is missing", _SKIP)
     texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns if turn.role != "system"]
     if not any(text and not text.isspace() for text in texts):
         raise RecordError(f"{layout.prompt or 'the prompt'} is empty", _SKIP)

@@ -178,6 +178,18 @@ def test_roles(name: str, role: str) -> None:
     assert turns_of([{"from": name, "value": "x"}], "m")[0].role == role
 
 
+def test_lists_of_messages_as_text_are_refused_where_both_sides_are_such() -> None:
+    written = [str(said(("user", "u"), ("assistant", answer))) for answer in "cr"]
+    with pytest.raises(RecordError, match="lists of messages written as text"):
+        pair({"prompt": "p", "chosen": written[0], "rejected": written[1]})
+    assert read({"prompt": "p", "chosen": written[0], "rejected": "r"})[1] == written[0]
+
+
+def test_answers_alone_have_no_prompt() -> None:
+    with pytest.raises(RecordError, match="prompt is missing"):
+        pair({"chosen": said(("assistant", "c")), "rejected": said(("assistant", "r"))})
+
+
 # Human/Assistant transcripts
 
 
