@@ -44,11 +44,9 @@ def train(composed: ComposedRecipe, *, fresh: bool, dry_run: bool, observer: Obs
     run_dir = Path(recipe.output_dir)
     if not dry_run:
         require_usable(run_dir, fresh=fresh)
-    for warning in composed.warnings:
-        observer.note(f"{warning.where}: {warning.code} {warning.sentence}")
-    setting = settle(recipe, observer)
+    setting = settle(recipe)
     if dry_run:
-        observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=0)
+        announce(composed, setting, observer)
         observer.note("dry run: nothing was written, no weight was read")
         return None
     folder = RunFolder.create(run_dir, fresh=fresh)
@@ -72,7 +70,7 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
             )
     open_trackers(accelerator, recipe)
     observer = Recorder(folder, accelerator, recipe.tracking.log_every, watcher)
-    observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=0)
+    announce(composed, setting, observer)
 
     training = build(setting, observer)
     tokenizer = setting.data.tokenizer
@@ -118,6 +116,15 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
     accelerator.end_training()
     observer.finished(outcome)
     return outcome
+
+
+def announce(composed: ComposedRecipe, setting: Setting, observer: Observer) -> None:
+    """Show what is about to run, then what is unusual about it."""
+    observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=0)
+    for warning in composed.warnings:
+        observer.note(f"{warning.where}: {warning.code} {warning.sentence}")
+    for note in setting.notes:
+        observer.note(note)
 
 
 def build(setting: Setting, observer: Observer) -> Training:

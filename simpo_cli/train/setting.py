@@ -27,7 +27,6 @@ from simpo_cli.model.memory import (
     state_bytes,
 )
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.events import Observer
 from simpo_cli.train.export import export_dtype
 from simpo_cli.train.run_folder import require_free_space
 from simpo_cli.train.state import state_size
@@ -48,20 +47,22 @@ class Setting:
     budget: int
     memory: str
     accelerator: Accelerator
+    notes: tuple[str, ...]  # what a person should read once, and what stops nothing
 
 
-def settle(recipe: Recipe, observer: Observer) -> Setting:
+def settle(recipe: Recipe) -> Setting:
     """Decide and check everything that does not need the weights.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
     """
+    notes: list[str] = []
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
-        observer.note(
+        notes.append(
             "train.precision is bf16, and this device has no instructions for it: float32 is several times faster here"
         )
     parameters = count_parameters(recipe.model, source)
@@ -69,13 +70,13 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
     require_known_ids([*data.train, *data.held_out], source)
     plan = make_plan(recipe, len(data.train))
     if recipe.checkpoint.every is not None and recipe.checkpoint.every > plan.num_steps:
-        observer.note(
+        notes.append(
             f"checkpoint.every is {recipe.checkpoint.every} and the run has {plan.num_steps} steps: "
             "there will be one checkpoint, at the end"
         )
     weights = weights_dtype(recipe.model, source)
     if recipe.model.lora is None and weights != torch.float32:
-        observer.note(
+        notes.append(
             f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
             "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
         )
@@ -103,4 +104,4 @@ def settle(recipe: Recipe, observer: Observer) -> Setting:
         + parameters.total * export_dtype(recipe, source).itemsize,
         "the checkpoints and the model",
     )
-    return Setting(recipe, source, parameters, weights, compute, data, plan, budget, memory, accelerator)
+    return Setting(recipe, source, parameters, weights, compute, data, plan, budget, memory, accelerator, tuple(notes))

@@ -1,0 +1,118 @@
+"""`simpo train` as a shell sees it: streams, exit codes, what is refused, what is left behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shell")
+    save_tiny_model(folder / "tiny")
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": f"Yes, please do {i}.", "rejected": f"No, never {i} at all."}
+        for i in range(30)
+    ]
+    (folder / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "run.yaml").write_text(
+        "name: shell\nmodel:\n  path: tiny\ndata:\n  train: prefs.jsonl\n  holdout: 6\n  max_length: 64\n"
+        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def _simpo(place: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **env}
+    environment.pop("COLUMNS", None)
+    return subprocess.run(
+        [sys.executable, "-m", "simpo_cli", *args],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_off_a_terminal(place: Path) -> None:
+    done = _simpo(place, "train", "run.yaml", "name=plain")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""  # data goes to stdout, and training has none
+    assert "\r" not in done.stderr
+    assert "\x1b" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("simpo ")
+    assert "no network used" in lines[0]
+    assert any(re.match(r"loss +SimPO, sigmoid · beta 2 · gamma 1 \(gamma/beta 0.5\)", line) for line in lines)
+    steps = [line for line in lines if re.search(r"\bstep=1/3\b", line)]
+    assert steps, done.stderr
+    for key in ("loss=", "accuracy=", "n=8", "margin=", "tokens_per_second="):
+        assert key in steps[0]
+    table = next(line for line in lines if "held-out accuracy" in line)
+    assert table.count("%") >= 2
+    assert "n = 6" in done.stderr
+    assert "runs/plain/model" in done.stderr
+    assert "simpo eval runs/plain" in done.stderr
+    assert "simpo stats prefs.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_ascii_terminals_get_ascii(place: Path) -> None:
+    done = _simpo(place, "train", "run.yaml", "name=ascii", "train.max_steps=1", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.isascii()
+
+
+def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place: Path) -> None:
+    first = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1")
+    assert first.returncode == 0, first.stderr
+    second = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1")
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[0] == "Error: runs/twice already holds a run."
+    third = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1", "--fresh")
+    assert third.returncode == 0, third.stderr
+    assert len(list((place / "runs").glob("twice.old-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["train", "nosuch"], 2, "nosuch"),
+        (["train", "run.yaml", "loss.bata=2"], 2, "Did you mean beta"),
+        (["train", "run.yaml", "model.path=/no/model"], 2, "/no/model does not exist"),
+        (["train", "run.yaml", "data.train=nothing.jsonl"], 2, "nothing.jsonl"),
+        (["train", "run.yaml", "model.path=nobody/no-such-model"], 4, "nobody/no-such-model"),
+        (["train", "run.yaml", "data.max_length=5000", "data.max_prompt_length=8"], 2, "512 positions"),
+        (["eval", "runs/nothing"], 2, "runs/nothing"),
+    ],
+)
+def test_mistakes_are_two_lines_with_an_exit_code_and_no_traceback(
+    place: Path, args: list[str], code: int, said: str
+) -> None:
+    done = _simpo(place, *args)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert done.stderr.splitlines()[1].startswith("  ")
+    assert done.stdout == ""
+
+
+def test_a_dry_run_checks_and_writes_nothing(place: Path) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    done = _simpo(place, "train", "run.yaml", "name=dry", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "memory" in done.stderr
+    assert "dry run" in done.stderr
+    assert not (place / "runs" / "dry").exists()
+    assert sorted(path.name for path in place.iterdir()) == before or before == []
