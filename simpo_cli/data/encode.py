@@ -1,28 +1,42 @@
 """Pairs to tokens: which tokens are the prompt, which are scored, and what is cut.
 
-The response is the full rendering after the prompt's rendering (with its generation prompt), up to and including the
-first end-of-turn token. The whole is rendered once and tokenized once; it is split where the prompt's own ids end.
-Where the two do not agree, because a token would straddle the boundary, prompt and response are tokenized apart, as
-they are when the model generates, and the pair is counted.
+The prompt is the conversation as the template writes it, with its generation prompt. The response is what the full
+rendering holds behind that, up to and including the first end-of-turn token. Prompt and whole are tokenized as they
+are when a model is used; where the whole does not begin with the prompt's own tokens, because a token would straddle
+the boundary, prompt and response are tokenized apart, as they are when the model generates, and the pair is counted.
+
+Templates that do more than append are met by these rules:
+- One that ignores `add_generation_prompt`: the header that it writes in front of an answer belongs to the prompt.
+- One that changes the answer, as those do that drop its reasoning: the answer stands behind the prompt as it is in the
+  record, followed by what the template writes behind an answer. Such pairs are counted.
+- One whose generation prompt already opens the answer (`<think>`), which the rendering of a whole conversation does
+  not: the same, for answers that begin with this opening; others are refused.
+- One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simpo_cli.data.messages import as_transcript
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
-from simpo_cli.data.raw import BadRecord, RecordError
-from simpo_cli.data.tokenizer import TemplateError, TextTokenizer, batches
+from simpo_cli.data.raw import MAX_KEPT_TEXT, BadRecord, RecordError
+from simpo_cli.data.tokenizer import EncodingError, TemplateError, TextTokenizer, TurnMarks, Way, batches
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
+LONGEST_WORD = 1_000_000
+"""Characters without white space that a text may hold. A longer run is no text, and it takes tokenizers minutes."""
+
 _BATCH = 512  # pairs tokenized together: enough to keep the library's threads busy, little to hold
+_STAND_IN = "qZ7kqx"  # a made-up answer
+_SKIP = "Set data.on_bad_record: skip to leave such records out and count them."
 
 
 @dataclass
@@ -34,7 +48,8 @@ class EncodedPairs:
         dropped: pairs without signal, by reason.
         bad: pairs that the template or the rules refuse, each with the reason.
         counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `tokenized apart`,
-            `no end token`, `special token kept as text`.
+            `no end token`, `special token kept as text`, `answer not as the template writes it`, and `tools unknown to
+            the template`: it has no place for their definitions, in training as later in use.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
@@ -45,12 +60,30 @@ class EncodedPairs:
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """A pair as rendered text; chosen and rejected are what stands behind the prompt."""
+    """A pair as rendered text.
+
+    Attributes:
+        prompt: what is not scored.
+        responses: what stands behind it, chosen and rejected.
+        way: how special tokens in it are read.
+        as_written: whether the template was not asked how it would write the answers.
+        tools_left_out: whether the pair has definitions of tools that the template does not read.
+    """
 
     prompt: str
-    chosen: str
-    rejected: str
-    masked: bool  # special tokens that the messages spell out have stand-ins
+    responses: tuple[str, str]
+    way: Way
+    as_written: bool = False
+    tools_left_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ids:
+    """A tokenized pair: prompt and responses, and whether they had to be tokenized apart."""
+
+    prompt: list[int]
+    responses: tuple[list[int], list[int]]
+    apart: bool
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
@@ -61,176 +94,334 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
         tokenizer: the model's tokenizer with the template that the recipe chose.
         data: lengths, template variables and what to do with trouble.
 
+    Returns:
+        What became of the pairs. Where the recipe stops at bad records, no pair is looked at behind the batch with the
+        first ones: the caller is about to stop.
+
     Raises:
-        UserError: a pair without signal, or over the limits, where the recipe asks to stop.
+        UserError: a pair without signal, or over the limits, where the recipe asks to stop; or template variables that
+            the template does not have.
     """
+    tokenizer.require_known(data.chat_template_kwargs)
+    rules = _Rules(
+        data=data,
+        marks=tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks(),
+        tokenizer=tokenizer,
+    )
     result = EncodedPairs()
     for batch in batches(pairs, _BATCH):
         rendered: list[tuple[PreferencePair, _Texts]] = []
         for pair in batch:
             try:
-                rendered.append((pair, _render(pair, tokenizer, data)))
+                rendered.append((pair, _render(pair, rules)))
             except RecordError as error:
-                result.bad.append(BadRecord(pair.where, error.problem, error.fix, _shown(pair)))
-        for (pair, texts), ids in zip(rendered, _tokenize([t for _, t in rendered], tokenizer), strict=True):
-            _settle(pair, texts, ids, tokenizer, data, result)
+                result.bad.append(_bad(pair, error))
+        tokenized = _tokenize([texts for _, texts in rendered], tokenizer)
+        for (pair, texts), ids in zip(rendered, tokenized, strict=True):
+            if isinstance(ids, RecordError):
+                result.bad.append(_bad(pair, ids))
+            else:
+                _settle(pair, texts, ids, rules, result)
+        if result.bad and data.on_bad_record == "error":
+            break
     return result
 
 
-def _shown(pair: PreferencePair) -> str:
-    """The pair as text, for the file of rejected records."""
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What holds for every pair of a call."""
+
+    data: DataRecipe
+    marks: TurnMarks
+    tokenizer: TextTokenizer
+
+    @property
+    def plain(self) -> bool:
+        """Whether texts are used as they are."""
+        return not self.tokenizer.has_template or self.data.rendered
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.tokenizer.end_ids | ({self.marks.end_id} if self.marks.end_id is not None else set())
+
+
+def _bad(pair: PreferencePair, error: RecordError) -> BadRecord:
+    """The refusal with the pair as text, for the file of rejected records."""
     prompt = pair.prompt if isinstance(pair.prompt, str) else [[turn.role, turn.content] for turn in pair.prompt]
-    return json.dumps({"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}, ensure_ascii=False)
+    shown = json.dumps({"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}, ensure_ascii=False)
+    return BadRecord(pair.where, error.problem, error.fix, shown[:MAX_KEPT_TEXT])
 
 
 # Rendering
 
 
-def _render(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> _Texts:
-    if not tokenizer.has_template or data.rendered:
-        prompt = pair.prompt if isinstance(pair.prompt, str) else _transcript(pair.prompt)
-        # data.rendered promises that special tokens in the text are meant; in plain text they are only text
-        masked = not data.rendered and any(map(tokenizer.has_special_literal, (prompt, pair.chosen, pair.rejected)))
-        texts = _Texts(prompt, pair.chosen, pair.rejected, masked)
-        return _masked_plain(texts, tokenizer) if masked else texts
-    messages = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
-    contents = [message.content for message in messages] + [pair.chosen, pair.rejected]
-    masked = any(map(tokenizer.has_special_literal, contents))
-    if masked:
-        _refuse_rendered(contents, tokenizer, data)
+def _render(pair: PreferencePair, rules: _Rules) -> _Texts:
+    contents = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
+    for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if len(text) > LONGEST_WORD and max(map(len, text.split()), default=0) > LONGEST_WORD:
+            raise RecordError(f"{name}: a word of more than {LONGEST_WORD:,} characters", _SKIP)
+    return _render_plain(pair, rules) if rules.plain else _render_chat(pair, contents, rules)
+
+
+def _render_plain(pair: PreferencePair, rules: _Rules) -> _Texts:
+    """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
+    prompt, responses = pair.prompt, (pair.chosen, pair.rejected)
+    if not isinstance(prompt, str) and rules.data.rendered:
+        if len(prompt) != 1:
+            raise RecordError(
+                "the prompt is a conversation, and data.rendered: true says that the texts are rendered already",
+                "Leave data.rendered out, or, for plain Human/Assistant transcripts, set data.chat_template: none.",
+            )
+        prompt = prompt[0].content
+    if not isinstance(prompt, str):
+        # The space behind "Assistant:" is the answer's, where tokenizers have it: " Yes" is one token
+        prompt, responses = "\n\n" + as_transcript(prompt), (f" {pair.chosen}", f" {pair.rejected}")
+    # data.rendered promises that special tokens in the text are meant; in plain text they are only text
+    is_literal = rules.tokenizer.has_special_literal
+    literal = not rules.data.rendered and any(is_literal(prompt + response) for response in responses)
+    return _Texts(prompt, responses, "literal" if literal else "parsed")
+
+
+def _render_chat(pair: PreferencePair, contents: Sequence[str], rules: _Rules) -> _Texts:
+    tokenizer = rules.tokenizer
+    _refuse_rendered([*contents, pair.chosen, pair.rejected], rules)
+    tools = None if pair.tools is None else json.loads(pair.tools)
+    untold = tools is not None and not tokenizer.knows_tools
+    found = _any_string(tools, tokenizer.has_special_literal)
+    masked = found or any(map(tokenizer.has_special_literal, (*contents, pair.chosen, pair.rejected)))
 
     def keep(text: str) -> str:
         return tokenizer.mask_literals(text) if masked else text
 
-    prompt_messages = [Message(message.role, keep(message.content)) for message in messages]
-    options: dict[str, Any] = {"tools": pair.tools, "template_kwargs": data.chat_template_kwargs}
     try:
-        prompt = tokenizer.render(prompt_messages, generation_prompt=True, **options)
-        whole = [
-            tokenizer.render([*prompt_messages, Message("assistant", keep(text))], generation_prompt=False, **options)
-            for text in (pair.chosen, pair.rejected)
-        ]
+        talk = _Talk(
+            rules,
+            tuple(Message(role, keep(text)) for role, text in zip(_roles(pair.prompt), contents, strict=True)),
+            _each_string(tools, keep) if masked else tools,
+        )
+        answers = keep(pair.chosen), keep(pair.rejected)
+        prompt = talk.prompt()
+        (chosen, chosen_as_written), (rejected, rejected_as_written) = (
+            talk.response(prompt, answer) for answer in answers
+        )
+        talk.require_turns_kept(prompt)
     except TemplateError as error:
         raise RecordError(
             f"the chat template refuses the conversation: {error}",
             "Mend the order of the turns, or set data.on_bad_record: skip to leave such records out.",
         ) from error
-    for text in whole:
-        if not text.startswith(prompt):
+    except EncodingError as error:
+        raise RecordError(f"the text {error}", _SKIP) from error
+    way: Way = "masked" if masked else "parsed"
+    return _Texts(prompt, (chosen, rejected), way, chosen_as_written or rejected_as_written, untold)
+
+
+def _roles(prompt: tuple[Message, ...] | str) -> list[str]:
+    return ["user"] if isinstance(prompt, str) else [turn.role for turn in prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """A conversation before the template, ready for its answer; its texts are masked where they must be."""
+
+    rules: _Rules
+    turns: tuple[Message, ...]
+    tools: Any
+
+    def prompt(self) -> str:
+        """The conversation with the header of the answer."""
+        return self._render(self.turns, generation_prompt=True) + self.rules.marks.opening
+
+    def response(self, prompt: str, answer: str) -> tuple[str, bool]:
+        """What stands behind the prompt, and whether the template was not asked how it would write it.
+
+        Raises:
+            RecordError: no rule says how the answer continues the prompt.
+        """
+        whole = self._render((*self.turns, Message("assistant", answer)))
+        if whole.startswith(prompt) and _holds(whole[len(prompt) :], answer):
+            return whole[len(prompt) :], False
+        before, found, behind = self._render((*self.turns, Message("assistant", _STAND_IN))).rpartition(_STAND_IN)
+        if found and whole.startswith(prompt):
+            space = before[len(prompt) :]
+            return (space if not space.strip() else "") + answer + behind, True
+        opening = prompt[len(before) :] if prompt.startswith(before) else ""
+        word = opening.strip()
+        if found and word:
+            if answer.startswith(word):
+                return answer[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, True
             raise RecordError(
-                "the chat template renders the conversation differently once the response is there.",
-                "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
+                f"the generation prompt ends with {opening!r}, and this answer does not begin with it",
+                "Give answers with their reasoning, or a template without it with data.chat_template or "
+                "data.chat_template_kwargs.",
             )
-    _require_turns_kept(prompt_messages, prompt)
-    return _Texts(prompt, whole[0][len(prompt) :], whole[1][len(prompt) :], masked)
-
-
-def _masked_plain(texts: _Texts, tokenizer: TextTokenizer) -> _Texts:
-    keep = tokenizer.mask_literals
-    return _Texts(keep(texts.prompt), keep(texts.chosen), keep(texts.rejected), masked=True)
-
-
-def _transcript(messages: Sequence[Message]) -> str:
-    """A conversation for a model without a template, in the form of HH-RLHF: a Human/Assistant transcript."""
-    names = {"user": "Human", "assistant": "Assistant", "system": "System", "tool": "Tool"}
-    turns = "".join(f"\n\n{names[message.role]}: {message.content}" for message in messages)
-    return f"{turns}\n\nAssistant: "
-
-
-def _refuse_rendered(contents: Sequence[str], tokenizer: TextTokenizer, data: DataRecipe) -> None:
-    """Text that already holds the template's turn header was rendered before; rendering it again scores markers."""
-    probe = [Message("user", "x")]
-    plain = tokenizer.render(probe, generation_prompt=False, template_kwargs=data.chat_template_kwargs)
-    opened = tokenizer.render(probe, generation_prompt=True, template_kwargs=data.chat_template_kwargs)
-    header = opened[len(plain) :].strip() if opened.startswith(plain) else ""
-    if header and any(header in content for content in contents):
         raise RecordError(
-            f"the text already holds the chat template's markers ({header!r}).",
-            "Set data.rendered: true to use such text as it is, or give plain messages.",
+            "the chat template renders the conversation differently once the response is there",
+            "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
+        )
+
+    def require_turns_kept(self, prompt: str) -> None:
+        """A template that knows no tool or system role may drop the turn without a word; nobody would see it.
+
+        Raises:
+            RecordError: names the role.
+        """
+        for i, turn in enumerate(self.turns):
+            text = turn.content.strip()
+            if turn.role == "assistant" or text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt:
+                continue  # what is taken out of earlier answers is the template's choice: their reasoning
+            # not there word for word: left out, or only changed?
+            changed = (*self.turns[:i], Message(turn.role, _STAND_IN), *self.turns[i + 1 :])
+            if _STAND_IN not in self._render(changed, generation_prompt=True):
+                raise RecordError(
+                    f"the chat template leaves the {turn.role} turn out",
+                    "Use a model whose template knows the role, or drop the turn from the data.",
+                )
+
+    def _render(self, turns: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        return self.rules.tokenizer.render(
+            turns,
+            generation_prompt=generation_prompt,
+            tools=self.tools,
+            template_kwargs=self.rules.data.chat_template_kwargs,
         )
 
 
-def _require_turns_kept(messages: Sequence[Message], prompt: str) -> None:
-    """A template that knows no tool or system role may drop the turn without a word; nobody would see it."""
-    for message in messages:
-        if message.role in ("tool", "system"):
-            text = message.content.strip()
-            if text not in prompt and json.dumps(text, ensure_ascii=False)[1:-1] not in prompt:
-                raise RecordError(
-                    f"the chat template leaves the {message.role} turn out.",
-                    "Use a model whose template knows the role, or drop the turn from the data.",
-                )
+def _holds(rendered: str, answer: str) -> bool:
+    """Whether an answer is there, white space aside."""
+    return answer.strip() in rendered or "".join(answer.split()) in "".join(rendered.split())
+
+
+def _refuse_rendered(contents: Sequence[str], rules: _Rules) -> None:
+    """Text that already holds the template's turn headers was rendered before; rendering it again scores markers.
+
+    Headers of mere words, such as `ASSISTANT:`, also occur in texts about something else; these are refused where a
+    text ends with the assistant's, as only a rendered prompt does.
+
+    Raises:
+        RecordError: names the header.
+    """
+    user, answer = rules.marks.user_header, rules.marks.answer_header
+    for header in filter(None, (user, answer)):
+        if any(sign in header for sign in "<>[]{}|"):
+            holds = any(header in text for text in contents)
+        else:
+            holds = header == answer and any(user in text and text.rstrip().endswith(answer) for text in contents)
+        if holds:
+            raise RecordError(
+                f"the text already holds the chat template's markers ({header!r})",
+                "Set data.rendered: true to use such text as it is, or give plain messages.",
+            )
+
+
+def _any_string(value: Any, holds: Callable[[str], bool]) -> bool:
+    match value:
+        case str():
+            return holds(value)
+        case list():
+            return any(_any_string(item, holds) for item in value)
+        case dict():
+            return any(_any_string(item, holds) for pair in value.items() for item in pair)
+        case _:
+            return False
+
+
+def _each_string(value: Any, change: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case list():
+            return [_each_string(item, change) for item in value]
+        case dict():
+            return {change(key): _each_string(item, change) for key, item in value.items()}
+        case _:
+            return value
 
 
 # Tokenizing
 
 
-def _tokenize(texts: Sequence[_Texts], tokenizer: TextTokenizer) -> list[tuple[list[int], list[int], list[int]]]:
-    """Ids of (prompt, prompt + chosen, prompt + rejected) for each pair, in two calls of the library."""
-    ids: list[tuple[list[int], list[int], list[int]] | None] = [None] * len(texts)
-    for masked in (False, True):
-        places = [i for i, text in enumerate(texts) if text.masked == masked]
-        flat = [part for i in places for part in _wholes(texts[i])]
-        encode = tokenizer.encode_masked if masked else tokenizer.encode_batch
-        encoded = encode(flat) if flat else []
-        for position, i in enumerate(places):
-            prompt, chosen, rejected = encoded[3 * position : 3 * position + 3]
-            ids[i] = (prompt, chosen, rejected)
-    return [one for one in ids if one is not None]
+def _tokenize(texts: Sequence[_Texts], tokenizer: TextTokenizer) -> list[_Ids | RecordError]:
+    """Ids of each pair, or why it has none, in a few calls of the library for all of them."""
+    found: dict[int, _Ids | RecordError] = {}
+    for way in get_args(Way):
+        places = [i for i, one in enumerate(texts) if one.way == way]
+        found.update(zip(places, _tokenize_way([texts[i] for i in places], way, tokenizer), strict=True))
+    return [found[i] for i in range(len(texts))]
 
 
-def _wholes(texts: _Texts) -> tuple[str, str, str]:
-    return texts.prompt, texts.prompt + texts.chosen, texts.prompt + texts.rejected
+def _tokenize_way(texts: Sequence[_Texts], way: Way, tokenizer: TextTokenizer) -> list[_Ids | RecordError]:
+    try:
+        return list(_tokenize_all(texts, way, tokenizer))
+    except EncodingError as error:  # one of the texts; which one, the library does not say
+        if len(texts) > 1:
+            half = len(texts) // 2
+            return [one for part in (texts[:half], texts[half:]) for one in _tokenize_way(part, way, tokenizer)]
+        return [RecordError(f"the text {error}", _SKIP)]
 
 
-def _settle(
-    pair: PreferencePair,
-    texts: _Texts,
-    ids: tuple[list[int], list[int], list[int]],
-    tokenizer: TextTokenizer,
-    data: DataRecipe,
-    result: EncodedPairs,
-) -> None:
-    """Split, end, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
-    prompt, chosen, rejected = ids
-    start = len(prompt)
-    if chosen[:start] == prompt and rejected[:start] == prompt:
-        chosen, rejected = chosen[start:], rejected[start:]
-    else:
-        result.counts["tokenized apart"] += 1
-        if texts.masked:
-            chosen, rejected = tokenizer.encode_masked([texts.chosen, texts.rejected])
-        else:
-            chosen, rejected = map(tokenizer.encode_continuation, (texts.chosen, texts.rejected))
-    if texts.masked:
-        result.counts["special token kept as text"] += 1
+def _tokenize_all(texts: Sequence[_Texts], way: Way, tokenizer: TextTokenizer) -> list[_Ids]:
+    starts = [tokenizer.last_break(one.prompt) if way == "parsed" else 0 for one in texts]
+    flat = [
+        text
+        for one, start in zip(texts, starts, strict=True)
+        for text in (one.prompt, *(one.prompt[start:] + response for response in one.responses))
+    ]
+    encoded = tokenizer.encode_batch(flat, way)
+    prompts = encoded[::3]
+    wholes = [whole for i, whole in enumerate(encoded) if i % 3]
+    responses = [_behind(prompts[i // 2], whole, starts[i // 2] > 0) for i, whole in enumerate(wholes)]
+    straddling = [i for i, response in enumerate(responses) if response is None]
+    again = tokenizer.encode_behind([texts[i // 2].responses[i % 2] for i in straddling], way)
+    apart = dict(zip(straddling, again, strict=True))
+    settled = [apart[i] if response is None else response for i, response in enumerate(responses)]
+    return [
+        _Ids(prompt, (settled[2 * i], settled[2 * i + 1]), 2 * i in apart or 2 * i + 1 in apart)
+        for i, prompt in enumerate(prompts)
+    ]
 
-    if not tokenizer.has_template or data.rendered:
-        prompt = [*tokenizer.plain_prefix, *prompt] if prompt[:1] != [tokenizer.bos_id] else prompt
-        chosen, rejected = (_with_end(_up_to_end(response, tokenizer), tokenizer) for response in (chosen, rejected))
-    else:
-        chosen, rejected = (_up_to_end(response, tokenizer) for response in (chosen, rejected))
-    if tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
+
+def _behind(prompt: list[int], whole: list[int], from_break: bool) -> list[int] | None:
+    """What a tokenized text holds behind the prompt's tokens, or None where it does not begin with them.
+
+    With `from_break` the text begins with the prompt's last special token, else with the prompt's beginning.
+    """
+    if from_break:
+        prompt = prompt[len(prompt) - 1 - prompt[::-1].index(whole[0]) :]
+    return whole[len(prompt) :] if whole[: len(prompt)] == prompt else None
+
+
+# Settling
+
+
+def _settle(pair: PreferencePair, texts: _Texts, ids: _Ids, rules: _Rules, result: EncodedPairs) -> None:
+    """End, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
+    tokenizer, data = rules.tokenizer, rules.data
+    prompt = ids.prompt
+    if rules.plain and not (tokenizer.bos_id is not None and prompt[:1] == [tokenizer.bos_id]):
+        prompt = [*tokenizer.plain_prefix, *prompt]
+    while tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
         prompt = prompt[1:]
-    if not all(response and response[-1] in _ends(tokenizer) for response in (chosen, rejected)):
-        result.counts["no end token"] += 1
-
-    num_prompt, num_chosen, num_rejected = len(prompt), len(chosen), len(rejected)
+    if not prompt:
+        result.bad.append(_bad(pair, RecordError("the prompt has no tokens", _SKIP)))
+        return
+    chosen, rejected = (_ended(response, rules) for response in ids.responses)
+    num_prompt = len(prompt)
     prompt = _cut_prompt(prompt, data.max_prompt_length, tokenizer.bos_id)
     room = data.max_length - len(prompt)
-    if (len(prompt) < num_prompt or max(num_chosen, num_rejected) > room) and data.overlong != "truncate":
+    if data.overlong != "truncate" and (len(prompt) < num_prompt or max(len(chosen.ids), len(rejected.ids)) > room):
         if data.overlong == "error":
             raise UserError(
-                f"the pair has {num_prompt} prompt tokens and {num_chosen} and {num_rejected} response tokens, "
-                f"over the limits of {data.max_prompt_length} and {data.max_length}.",
+                f"the pair has {num_prompt} prompt tokens and {len(chosen.ids)} and {len(rejected.ids)} response "
+                f"tokens, over the limits of {data.max_prompt_length} and {data.max_length}.",
                 "Raise data.max_length, or set data.overlong to truncate or drop.",
                 where=pair.where,
             )
         result.dropped["over the length limits"] += 1
         return
-    chosen, rejected = chosen[:room], rejected[:room]
-
-    reason = _no_signal(chosen, rejected, tokenizer, data.min_response_tokens)
+    chosen_cut, rejected_cut = chosen.cut(room), rejected.cut(room)
+    reason = _no_signal(chosen_cut, rejected_cut, data.min_response_tokens)
     if reason is not None:
         if data.on_no_signal == "error":
             raise UserError(
@@ -242,44 +433,50 @@ def _settle(
         return
     encoded = EncodedPair(
         prompt=_array(prompt),
-        chosen=_array(chosen),
-        rejected=_array(rejected),
+        chosen=_array(chosen_cut.ids),
+        rejected=_array(rejected_cut.ids),
         prompt_key=prompt_key(pair),
         where=pair.where,
         prompt_cut=len(prompt) < num_prompt,
-        chosen_cut=len(chosen) < num_chosen,
-        rejected_cut=len(rejected) < num_rejected,
+        chosen_cut=chosen_cut is not chosen,
+        rejected_cut=rejected_cut is not rejected,
     )
-    for name in ("prompt_cut", "chosen_cut", "rejected_cut"):
-        if getattr(encoded, name):
-            result.counts[name.replace("_", " ")] += 1
+    for what, holds in (
+        ("prompt cut", encoded.prompt_cut),
+        ("chosen cut", encoded.chosen_cut),
+        ("rejected cut", encoded.rejected_cut),
+        ("tokenized apart", ids.apart),
+        ("no end token", not (chosen.has_end and rejected.has_end)),
+        ("special token kept as text", texts.way != "parsed"),
+        ("answer not as the template writes it", texts.as_written),
+        ("tools unknown to the template", texts.tools_left_out),
+    ):
+        if holds:
+            result.counts[what] += 1
     result.pairs.append(encoded)
 
 
-def _ends(tokenizer: TextTokenizer) -> frozenset[int]:
-    return tokenizer.end_ids | tokenizer.special_ids
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """A response's tokens, and whether the last one is an end token."""
+
+    ids: list[int]
+    has_end: bool
+
+    def cut(self, room: int) -> "_Response":
+        """The first `room` tokens; one that is cut has no end token. Itself where it fits."""
+        return self if len(self.ids) <= room else _Response(self.ids[:room], False)
 
 
-def _up_to_end(response: list[int], tokenizer: TextTokenizer) -> list[int]:
-    """The response up to and including its first end-of-turn token.
-
-    That is the first token that the tokenizer or the generation config calls an end. Some models end their turns with
-    another special token than either names; then it is the last special token that the template wrote.
-    """
-    for i, token in enumerate(response):
-        if token in tokenizer.end_ids:
-            return response[: i + 1]
-    for i in range(len(response) - 1, -1, -1):
-        if response[i] in tokenizer.special_ids:
-            return response[: i + 1]
-    return response
-
-
-def _with_end(response: list[int], tokenizer: TextTokenizer) -> list[int]:
-    """A response without a template has no end token of its own: the tokenizer's EOS goes behind it."""
-    if tokenizer.eos_id is None or (response and response[-1] in _ends(tokenizer)):
-        return response
-    return [*response, tokenizer.eos_id]
+def _ended(ids: list[int], rules: _Rules) -> _Response:
+    """A response up to and including its first end token, put there where the rendering has none of its own."""
+    places = [ids.index(end) for end in rules.ends if end in ids]
+    if places:
+        return _Response(ids[: min(places) + 1], True)
+    end = rules.marks.end_id if rules.marks.end_id is not None else rules.tokenizer.eos_id
+    if end is not None and (rules.plain or not rules.marks.end_is_written):
+        return _Response([*ids, end], True)
+    return _Response(ids, False)
 
 
 def _cut_prompt(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
@@ -291,12 +488,14 @@ def _cut_prompt(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
     return prompt[len(prompt) - most :]
 
 
-def _no_signal(chosen: list[int], rejected: list[int], tokenizer: TextTokenizer, fewest: int) -> str | None:
-    for response in (chosen, rejected):
-        content = len(response) - bool(response and response[-1] in _ends(tokenizer))
-        if content < fewest:
-            return "response without tokens" if content == 0 else f"response of fewer than {fewest} tokens"
-    return "responses identical after the cut" if chosen == rejected else None
+def _no_signal(chosen: _Response, rejected: _Response, fewest: int) -> str | None:
+    """Why a pair cannot teach, or None."""
+    shortest = min(len(response.ids) - response.has_end for response in (chosen, rejected))
+    if shortest == 0:
+        return "response without tokens"
+    if shortest < fewest:
+        return f"response of fewer than {fewest} tokens"
+    return "responses identical after the cut" if chosen.ids == rejected.ids else None
 
 
 def _array(ids: Sequence[int]) -> NDArray[np.int32]:
