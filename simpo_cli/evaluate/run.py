@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import microbatch_tokens
+from simpo_cli.data.plan import microbatch_tokens, row_tokens
 from simpo_cli.data.prepare import encode_source, prepare_data, prepare_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.score import score_pairs
@@ -59,7 +59,10 @@ def evaluate_target(target: str, overrides: Sequence[str]) -> Evaluation:
         state=count_parameters(recipe.model, source).total * weights.itemsize,
         # without gradients a layer keeps nothing, as with checkpointing, where it keeps its input
         per_token=activation_bytes_per_token(
-            source.text_config, compute=torch.bfloat16 if compute == "bf16" else torch.float32, checkpointing=True
+            source.text_config,
+            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+            checkpointing=True,
+            longest_row=max(map(row_tokens, pairs)),
         ),
         available=available_bytes(accelerator.device),
     )

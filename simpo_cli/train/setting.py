@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.data.plan import Plan, microbatch_tokens, row_tokens
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths
@@ -87,6 +87,7 @@ def settle(recipe: Recipe) -> Setting:
             source.text_config,
             compute=torch.bfloat16 if compute == "bf16" else torch.float32,
             checkpointing=checkpointing,
+            longest_row=max(map(row_tokens, [*data.train, *data.held_out])),
         ),
         available=available_bytes(accelerator.device),
     )
