@@ -9,7 +9,7 @@ from rich.text import Text
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.findings import TITLES
 from simpo_cli.audit.lengths import histogram
-from simpo_cli.report.console import Console, encodable, printable
+from simpo_cli.report.console import Console, encodable
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
 
@@ -60,7 +60,7 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
     source = document["input"]
-    files = [printable(str(file["path"])) for file in source["files"]]
+    files = [str(file["path"]) for file in source["files"]]
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     print_wrapped(console, Text(), named, style="bold")
     print_wrapped(console, Text(), source["decision"])

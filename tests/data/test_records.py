@@ -123,6 +123,23 @@ def test_a_file_that_changes_under_the_reader_is_refused(tmp_path: Path) -> None
         list(records)
 
 
+def test_a_file_that_is_replaced_under_the_reader_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines_of(RECORDS))
+    records, _ = read_records(str(path), FileReceipt("a.jsonl"))
+    next(records)
+    (tmp_path / "b.jsonl").write_bytes(lines_of(RECORDS))
+    (tmp_path / "b.jsonl").replace(path)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(records)
+
+
+def test_a_number_that_is_cut_by_the_end_of_a_piece_is_one_number() -> None:
+    records = list(read_json_array(iter([b"[12", b'3, {"a": 1}, 4', b"5]"]), "a.json"))
+    assert [record.where for record in records] == [f"a.json, record {n}" for n in (1, 2, 3)]
+    assert [record.text for record in records] == ["123", '{"a": 1}', "45"]
+
+
 # Tables
 
 
