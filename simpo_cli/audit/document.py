@@ -65,11 +65,16 @@ def _limits(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def length_predicts(low: float, high: float) -> bool:
+    """Whether the interval of "the longer wins" lies clearly on one side of a coin's 0.5."""
+    return high < 0.5 - _PREDICTS or low > 0.5 + _PREDICTS
+
+
 def _length_finding(longer_wins: Mapping[str, Any], examination: Examination) -> Finding | None:
     value, (low, high) = longer_wins["value"], longer_wins["ci"]
     if value is None or low is None or high is None:
         return None
-    if high >= 0.5 - _PREDICTS and low <= 0.5 + _PREDICTS:
+    if not length_predicts(low, high):
         return None
     longer = examination.chosen_len > examination.rejected_len
     shorter = examination.chosen_len < examination.rejected_len

@@ -3,6 +3,7 @@
 import torch
 
 import simpo_cli
+from simpo_cli.audit.document import length_predicts
 from simpo_cli.data.prepare import describe_losses
 from simpo_cli.evaluate import statistics
 from simpo_cli.evaluate.statistics import Measured
@@ -47,13 +48,9 @@ def header(setting: Setting) -> RunHeader:
         [len(pair.rejected) for pair in data.train],
         [pair.prompt_key for pair in data.train],
     )
-    lines.append(
-        (
-            "",
-            f"LEN001 chosen is longer in {percent(bias)} of training pairs: "
-            f"see simpo stats {data_names(recipe.data.train)}",
-        )
-    )
+    if length_predicts(bias.low, bias.high):
+        told = f"LEN001 the longer response is the chosen one in {percent(bias)} of training pairs"
+        lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}"))
     lines += [
         (
             "plan",
