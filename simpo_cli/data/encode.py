@@ -103,11 +103,9 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
             the template does not have.
     """
     tokenizer.require_known(data.chat_template_kwargs)
-    rules = _Rules(
-        data=data,
-        marks=tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks(),
-        tokenizer=tokenizer,
-    )
+    marks = tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks()
+    ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
+    rules = _Rules(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
     result = EncodedPairs()
     for batch in batches(pairs, _BATCH):
         rendered: list[tuple[PreferencePair, _Texts]] = []
@@ -129,21 +127,17 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What holds for every pair of a call."""
+    """What holds for every pair of a call; `ends` are the tokens that end an answer."""
 
     data: DataRecipe
-    marks: TurnMarks
     tokenizer: TextTokenizer
+    marks: TurnMarks
+    ends: frozenset[int]
 
     @property
     def plain(self) -> bool:
         """Whether texts are used as they are."""
         return not self.tokenizer.has_template or self.data.rendered
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-        return self.tokenizer.end_ids | ({self.marks.end_id} if self.marks.end_id is not None else set())
 
 
 def _bad(pair: PreferencePair, error: RecordError) -> BadRecord:
@@ -187,6 +181,7 @@ def _render_chat(pair: PreferencePair, contents: Sequence[str], rules: _Rules) -
     tokenizer = rules.tokenizer
     _refuse_rendered([*contents, pair.chosen, pair.rejected], rules)
     tools = None if pair.tools is None else json.loads(pair.tools)
+    tools = [tools] if isinstance(tools, dict) else tools
     untold = tools is not None and not tokenizer.knows_tools
     found = _any_string(tools, tokenizer.has_special_literal)
     masked = found or any(map(tokenizer.has_special_literal, (*contents, pair.chosen, pair.rejected)))
@@ -347,6 +342,8 @@ def _tokenize(texts: Sequence[_Texts], tokenizer: TextTokenizer) -> list[_Ids | 
     found: dict[int, _Ids | RecordError] = {}
     for way in get_args(Way):
         places = [i for i, one in enumerate(texts) if one.way == way]
+        if not places:
+            continue
         found.update(zip(places, _tokenize_way([texts[i] for i in places], way, tokenizer), strict=True))
     return [found[i] for i in range(len(texts))]
 

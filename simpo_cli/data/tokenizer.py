@@ -102,15 +102,12 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     environment.globals["strftime_now"] = now.strftime
     try:
         return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        reason = "it is nested too deeply"
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            reason = f"{error.message} (its line {error.lineno})"
         raise UserError(
-            f"the chat template is not valid Jinja: {error.message} (its line {error.lineno}).",
-            "Mend the template, or name another with data.chat_template.",
-            where=where,
-        ) from error
-    except RecursionError as error:
-        raise UserError(
-            "the chat template is nested too deeply.",
+            f"the chat template is not valid Jinja: {reason}.",
             "Mend the template, or name another with data.chat_template.",
             where=where,
         ) from error
@@ -131,12 +128,14 @@ class TurnMarks:
         end_is_written: False where the header of the next turn ends an answer, as in GLM-4: the rendering of a
             conversation then lacks it, and it is put behind the answer.
         opening: the header of an answer, where the template has no generation prompt that would hold it; often empty.
+        turn_ids: added tokens that stand between an answer and the next turn.
         user_header, answer_header: what opens a turn of the user and of the assistant, such as `<|im_start|>user`.
     """
 
     end_id: int | None = None
     end_is_written: bool = True
     opening: str = ""
+    turn_ids: frozenset[int] = frozenset()
     user_header: str = ""
     answer_header: str = ""
 
@@ -206,8 +205,9 @@ class TextTokenizer:
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Ids that a template may write and a message may not: tokens with special=True, and the end tokens."""
-        return frozenset(i for i, token in self._added.items() if token.special or i in self.end_ids)
+        """Ids that a template may write and a message may not: tokens with special=True, and those that mark turns."""
+        marking = self.end_ids | (self.turn_marks().turn_ids if self.has_template else frozenset())
+        return frozenset(i for i, token in self._added.items() if token.special or i in marking)
 
     @property
     def has_template(self) -> bool:
@@ -295,35 +295,39 @@ class TextTokenizer:
             try:
                 question, asked = render(len(lead) + 1), render(len(lead) + 1, generation_prompt=True)
                 answered, dialog = render(len(lead) + 2), render(len(lead) + 3)
-            except TemplateError:
+                if all(word in text for word, text in ((user, answered), (answer, answered), (second, dialog))):
+                    return self._marks_of(question, asked, answered, dialog)
+            except (TemplateError, EncodingError):
                 continue
-            if all(word in text for word, text in ((user, answered), (answer, answered), (second, dialog))):
-                return self._marks_of(question, asked, answered, dialog)
         return TurnMarks()
 
     def _marks_of(self, question: str, asked: str, answered: str, dialog: str) -> TurnMarks:
         user, answer, second, _ = _MADE_UP
         before, _, behind = answered.rpartition(answer)
         next_turn = dialog.rpartition(second)[0].rpartition(answer)[2]
-        end_id, end_is_written = self._first_added(behind), True
-        if end_id is None and (first := self._first_added(next_turn)) in self._named_end_ids:
-            end_id, end_is_written = first, False
+        turn_ids = self._added_in(next_turn)
+        end_id, end_is_written = next(iter(self._added_in(behind)), None), True
+        if end_id is None and turn_ids and turn_ids[0] in self._named_end_ids:
+            end_id, end_is_written = turn_ids[0], False
         opening = ""
         if asked == question and before.startswith(asked):
             opening = before[len(asked) :].rstrip(" ") if before[len(asked) :].strip() else ""
         end_text = self._added[end_id].content if end_id is not None and end_is_written else None
+        header = ""  # the generation prompt, as far as the answer's own rendering has it: not an opening `<think>`
+        if asked.startswith(question) and before.startswith(question):
+            header = _shared_lead(asked[len(question) :], before[len(question) :])
         return TurnMarks(
             end_id=end_id,
             end_is_written=end_is_written,
             opening=opening,
+            turn_ids=frozenset(turn_ids),
             user_header=_header(next_turn, end_text),
-            answer_header=_header(before.rpartition(user)[2], end_text),
+            answer_header=_header(header, None) or _header(before.rpartition(user)[2], end_text),
         )
 
-    def _first_added(self, text: str) -> int | None:
-        """The first added token of a text that is more than white space."""
-        ids = self.encode_batch([text])[0]
-        return next((i for i in ids if i in self._added and self._added[i].content.strip()), None)
+    def _added_in(self, text: str) -> list[int]:
+        """The added tokens of a text that are more than white space."""
+        return [i for i in self.encode_batch([text])[0] if i in self._added and self._added[i].content.strip()]
 
     # Text to ids
 
@@ -400,13 +404,17 @@ class TextTokenizer:
     @cached_property
     def _breaks(self) -> re.Pattern[str] | None:
         firm = [token.content for token in self._added.values() if not token.normalized and not token.single_word]
-        return _any_of([text for text in firm if text in self._special_texts])
+        return _any_of([text for text in firm if text in self._special_numbers])
 
     # Texts that spell out special tokens: they are kept as text
 
     @cached_property
     def _special_texts(self) -> list[str]:
         return sorted(filter(None, (self._added[i].content for i in self.special_ids)), key=len, reverse=True)
+
+    @cached_property
+    def _special_numbers(self) -> dict[str, int]:
+        return {text: i for i, text in enumerate(self._special_texts)}
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
@@ -437,13 +445,13 @@ class TextTokenizer:
         if self._special_pattern is None:
             return text
         _refuse_stand_ins([text])
-        return self._special_pattern.sub(lambda m: f"{_LITERAL}{self._special_texts.index(m[0])}{_LITERAL}", text)
+        return self._special_pattern.sub(lambda m: f"{_LITERAL}{self._special_numbers[m[0]]}{_LITERAL}", text)
 
     def _respelled(self, text: str) -> str:
         """A rendered text whose messages were masked, for the twin: what the template wrote gets the twin's spelling,
         what the messages hold gets its own back."""
         if self._special_pattern is not None:
-            text = self._special_pattern.sub(lambda m: _spelling(self._special_texts.index(m[0])), text)
+            text = self._special_pattern.sub(lambda m: _spelling(self._special_numbers[m[0]]), text)
         return re.sub(f"{_LITERAL}(\\d+){_LITERAL}", lambda m: self._special_texts[int(m[1])], text)
 
     def _sound_twin(self) -> Tokenizer:
@@ -458,7 +466,7 @@ class TextTokenizer:
         To it the usual spellings are ordinary text, in their place among the text around them.
         """
         description = json.loads(self._tokenizer.to_str())
-        spellings = {text: _spelling(i) for i, text in enumerate(self._special_texts)}
+        spellings = {text: _spelling(i) for text, i in self._special_numbers.items()}
         for token in description["added_tokens"]:
             token["content"] = spellings.get(token["content"], token["content"])
         model = description["model"]
@@ -473,15 +481,14 @@ class TextTokenizer:
         description["post_processor"] = None
         try:
             twin = Tokenizer.from_str(json.dumps(description))
+            own = twin.encode_batch_fast(list(spellings.values()), add_special_tokens=False)
+            usual = twin.encode_batch_fast(list(spellings), add_special_tokens=False)
         except Exception as error:
             return EncodingError(f"spells out a special token, and this tokenizer cannot keep it as text: {error}")
-        own, usual = (
-            twin.encode_batch_fast(texts, add_special_tokens=False)
-            for texts in (list(spellings.values()), list(spellings))
-        )
+        unknown = self._id_of("unk_token")  # a letter that the vocabulary lacks gives this id, and means no harm
         for text, as_token, as_text in zip(spellings, own, usual, strict=True):
             number = self._tokenizer.token_to_id(text)
-            if number not in as_token.ids or number in as_text.ids:
+            if number not in as_token.ids or (number != unknown and number in as_text.ids):
                 return EncodingError(f"spells out special tokens, and this tokenizer cannot keep {text} as text")
         return twin
 
@@ -494,9 +501,27 @@ def _header(gap: str, end_text: str | None) -> str:
     return lines[0].strip() if lines else ""
 
 
+def _shared_lead(a: str, b: str) -> str:
+    """The longest beginning that two texts share."""
+    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
+
+
 def _any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if texts else None
+    """A pattern that finds any of the texts, the longest where several begin at one place."""
+    return re.compile(_branches(texts)) if texts else None
+
+
+def _branches(texts: Sequence[str]) -> str:
+    """The texts as a pattern that looks at each character once: some tokenizers have thousands of special tokens."""
+    groups: dict[str, list[str]] = {}
+    for text in filter(None, texts):
+        groups.setdefault(text[0], []).append(text)
+    branches = []
+    for group in groups.values():
+        lead = _shared_lead(min(group), max(group))
+        branches.append(re.escape(lead) + _branches([text[len(lead) :] for text in group]))
+    pattern = f"(?:{'|'.join(branches)})" if branches else ""
+    return pattern + "?" if branches and "" in texts else pattern
 
 
 def _spelling(index: int) -> str:
@@ -692,8 +717,8 @@ def _add_tokens(
     present = tokenizer.get_added_tokens_decoder().values()
     listed = config.get("added_tokens_decoder", {})
     try:
-        tokens = [AddedToken(**listed[index]) for index in sorted(listed, key=int)]
-    except (TypeError, ValueError) as error:
+        tokens = [_added_token(listed[index]) for index in sorted(listed, key=int)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"added_tokens_decoder is not a mapping of ids to tokens: {error}.",
             "The model folder is damaged; fetch it again.",
@@ -709,11 +734,17 @@ def _add_tokens(
         tokenizer.add_tokens(tokens)
 
 
-def from_transformers(tokenizer: Any) -> TextTokenizer:
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    properties = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(entry["content"], **{name: entry[name] for name in properties if name in entry})
+
+
+def from_transformers(tokenizer: Any, *, generation_end_ids: Sequence[int] = ()) -> TextTokenizer:
     """The same tokenizer as one of transformers that is in memory already.
 
     Args:
         tokenizer: a fast tokenizer (PreTrainedTokenizerFast and its kin).
+        generation_end_ids: end tokens that the model's generation config names.
 
     Raises:
         UserError: it has no fast backend, or its template is not valid Jinja.
@@ -730,7 +761,7 @@ def from_transformers(tokenizer: Any) -> TextTokenizer:
         special_tokens=tokenizer.special_tokens_map,
         templates={name: templates[name] for name in ("default", "tool_use") if name in templates},
         template_where="tokenizer.chat_template",
-        generation_end_ids=[],
+        generation_end_ids=generation_end_ids,
         where=str(tokenizer.name_or_path),
     )
 
