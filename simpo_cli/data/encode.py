@@ -172,8 +172,7 @@ def _render_plain(pair: PreferencePair, rules: _Rules) -> _Texts:
         # The space behind "Assistant:" is the answer's, where tokenizers have it: " Yes" is one token
         prompt, responses = "\n\n" + as_transcript(prompt), (f" {pair.chosen}", f" {pair.rejected}")
     # data.rendered promises that special tokens in the text are meant; in plain text they are only text
-    is_literal = rules.tokenizer.has_special_literal
-    literal = not rules.data.rendered and any(is_literal(prompt + response) for response in responses)
+    literal = not rules.data.rendered and any(map(rules.tokenizer.has_special_literal, (prompt, *responses)))
     return _Texts(prompt, responses, "literal" if literal else "parsed")
 
 
@@ -395,9 +394,9 @@ def _behind(prompt: list[int], whole: list[int], from_break: bool) -> list[int] 
 def _settle(pair: PreferencePair, texts: _Texts, ids: _Ids, rules: _Rules, result: EncodedPairs) -> None:
     """End, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
     tokenizer, data = rules.tokenizer, rules.data
-    prompt = ids.prompt
-    if rules.plain and not (tokenizer.bos_id is not None and prompt[:1] == [tokenizer.bos_id]):
-        prompt = [*tokenizer.plain_prefix, *prompt]
+    prompt, prefix = ids.prompt, tokenizer.plain_prefix
+    if rules.plain and prompt[: len(prefix)] != prefix:  # a rendered text may hold it already
+        prompt = [*prefix, *prompt]
     while tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
         prompt = prompt[1:]
     if not prompt:

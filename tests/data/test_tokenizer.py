@@ -24,7 +24,14 @@ from simpo_cli.data.tokenizer import (
     tokenizer_folder,
 )
 from simpo_cli.errors import ExitCode, UserError
-from tests.tiny import CHATML, FAMILIES, byte_level_tokenizer, chatml_tokenizer, save_tokenizer
+from tests.tiny import (
+    CHATML,
+    FAMILIES,
+    byte_level_tokenizer,
+    chatml_tokenizer,
+    legacy_sentencepiece_tokenizer,
+    save_tokenizer,
+)
 
 ASK = [Message("user", "Hi")]
 
@@ -423,6 +430,17 @@ def test_a_tokenizer_that_cannot_keep_special_tokens_as_text_says_so(tmp_path: P
     for _ in range(2):
         with pytest.raises(EncodingError, match="special token"):
             tokenizer.encode_batch(["</s>"], "literal")
+
+
+def test_special_tokens_that_are_looked_for_in_normalized_text_are_no_breaks(tmp_path: Path) -> None:
+    description = json.loads(legacy_sentencepiece_tokenizer(("<s>", "</s>")).to_str())
+    for firm in (True, False):
+        for token in description["added_tokens"]:
+            token["normalized"] = not firm
+        made = Tokenizer.from_str(json.dumps(description))
+        save_tokenizer(tmp_path, made, bos="<s>", eos="</s>", pad=None, template=None)
+        text = "How </s>I do"
+        assert load_tokenizer(str(tmp_path)).last_break(text) == (text.index("</s>") if firm else 0)
 
 
 def test_plain_prefix(tmp_path: Path) -> None:
