@@ -16,6 +16,7 @@ Templates that do more than append are met by these rules:
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +33,11 @@ from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
 LONGEST_WORD = 1_000_000
-"""Characters without white space that a text may hold. A longer run is no text, and it takes tokenizers minutes."""
+"""Characters without white space, or of white space, that a text may hold in a row. A longer run is no text, and
+tokenizers take long for it, or all memory."""
 
 _BATCH = 512  # pairs tokenized together: enough to keep the library's threads busy, little to hold
+_BATCH_CHARACTERS = 4_000_000
 _STAND_IN = "qZ7kqx"  # a made-up answer
 _SKIP = "Set data.on_bad_record: skip to leave such records out and count them."
 
@@ -107,7 +110,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
     ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
     rules = _Rules(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
     result = EncodedPairs()
-    for batch in batches(pairs, _BATCH):
+    for batch in batches(pairs, _BATCH, weigh=_num_characters, weight=_BATCH_CHARACTERS):
         rendered: list[tuple[PreferencePair, _Texts]] = []
         for pair in batch:
             try:
@@ -149,12 +152,22 @@ def _bad(pair: PreferencePair, error: RecordError) -> BadRecord:
 
 # Rendering
 
+_RUNS = re.compile(r"\S+|\s+")
+
+
+def _contents(pair: PreferencePair) -> list[str]:
+    return [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
+
+
+def _num_characters(pair: PreferencePair) -> int:
+    return sum(map(len, _contents(pair))) + len(pair.chosen) + len(pair.rejected)
+
 
 def _render(pair: PreferencePair, rules: _Rules) -> _Texts:
-    contents = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
+    contents = _contents(pair)
     for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if len(text) > LONGEST_WORD and max(map(len, text.split()), default=0) > LONGEST_WORD:
-            raise RecordError(f"{name}: a word of more than {LONGEST_WORD:,} characters", _SKIP)
+        if len(text) > LONGEST_WORD and any(run.end() - run.start() > LONGEST_WORD for run in _RUNS.finditer(text)):
+            raise RecordError(f"{name}: a word, or a gap, of more than {LONGEST_WORD:,} characters", _SKIP)
     return _render_plain(pair, rules) if rules.plain else _render_chat(pair, contents, rules)
 
 

@@ -782,7 +782,15 @@ def _named_template(path: str) -> str:
     return source
 
 
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of at most `size` items."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def batches(
+    items: Sequence[Any], size: int, *, weigh: Callable[[Any], int] = lambda _: 0, weight: int = 1
+) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most `size` items, each ended early by the item that brings it to the `weight`."""
+    start = held = 0
+    for end, item in enumerate(items, start=1):
+        held += weigh(item)
+        if end - start == size or held >= weight:
+            yield items[start:end]
+            start, held = end, 0
+    if start < len(items):
+        yield items[start:]

@@ -800,16 +800,17 @@ def test_a_prompt_without_tokens_is_refused(case: Callable[[str], Case]) -> None
     assert bad.problem == "the prompt has no tokens"
 
 
-def test_a_word_of_ten_megabytes_is_refused_at_once(case: Callable[[str], Case]) -> None:
-    long = "ab" * 5_000_000
+@pytest.mark.parametrize("piece", ["ab", " ", "\n"])
+def test_a_word_or_gap_of_ten_megabytes_is_refused_at_once(case: Callable[[str], Case], piece: str) -> None:
+    long = piece * (10_000_000 // len(piece))
     started = time.perf_counter()
     for pair, place in (
-        (PreferencePair(f"What is {long}?", "a", "b", "f:1"), "prompt"),
+        (PreferencePair(f"What is{long}?", "a", "b", "f:1"), "prompt"),
         (PreferencePair("Hi", long, "b", "f:1"), "chosen"),
-        (PreferencePair("Hi", "a", f"x {long}", "f:1"), "rejected"),
+        (PreferencePair("Hi", "a", f"x{long}", "f:1"), "rejected"),
     ):
         encoded = case("chatml").encode(pair)
-        assert encoded.bad[0].problem == f"{place}: a word of more than {LONGEST_WORD:,} characters"
+        assert encoded.bad[0].problem == f"{place}: a word, or a gap, of more than {LONGEST_WORD:,} characters"
         assert len(encoded.bad[0].text) < 1_000_000
     assert time.perf_counter() - started < 5
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
@@ -192,6 +193,29 @@ def test_the_base_model_of_an_adapter(folder: Path, tmp_path: Path) -> None:
     assert load_tokenizer(str(adapter), revision="of-the-adapter").where == str(folder)
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(adapter)}))
     assert "no tokenizer.json" in refusal(adapter).problem
+
+
+def test_hub_ids(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert not any(pattern.endswith((".safetensors", ".bin", "*")) for pattern in allow_patterns)
+        if name == "org/gone":
+            raise OSError("no network")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_tokenizer("org/model", revision="v2").where == "org/model"
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"base_model_name_or_path": "org/base", "revision": "v1"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    load_tokenizer(str(adapter), revision="of-the-adapter")
+    assert asked == [("org/model", "v2"), ("org/base", "v1")]
+    with pytest.raises(UserError, match="OSError") as caught:
+        load_tokenizer("org/gone")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 # Templates, wherever they are kept
@@ -416,6 +440,8 @@ def test_a_tokenizer_that_cannot_keep_special_tokens_as_text_says_so(tmp_path: P
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.encode_batch(["a </s> a"]) == [[1, 2, 1]]
     assert tokenizer.encode_batch(["a </s> a"], "literal") == [[1, 0, 1]]
+    change_config(tmp_path, unk_token="[UNK]")  # what is unknown may have this id, whatever it is
+    assert load_tokenizer(str(tmp_path)).encode_batch(["a [UNK] </s>"], "literal") == [[1, 0, 0]]
     made = Tokenizer(models.WordLevel({"a": 1, "</s>": 2}))
     made.add_special_tokens([AddedToken("</s>")])
     tokenizer = TextTokenizer(
@@ -466,3 +492,6 @@ def test_neither_torch_nor_transformers_is_imported(folder: Path) -> None:
 def test_batches() -> None:
     assert [list(batch) for batch in batches(range(5), 2)] == [[0, 1], [2, 3], [4]]
     assert list(batches([], 2)) == []
+    sizes = [1, 1, 9, 1, 1, 1]
+    assert list(batches(sizes, 2, weigh=int, weight=5)) == [[1, 1], [9], [1, 1], [1]]
+    assert list(batches(sizes, 4, weigh=int, weight=5)) == [[1, 1, 9], [1, 1, 1]]
