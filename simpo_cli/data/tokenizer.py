@@ -2,8 +2,11 @@
 
 The ids are those of the model's `tokenizer.json` together with the tokens that `tokenizer_config.json` adds, which is
 what transformers and inference servers read too; the template is the model's own, rendered by the same rules (sandboxed
-Jinja, blocks trimmed). Two things go beyond a plain call of the tokenizer: special tokens that a message spells out
-stay text, and what the template writes around turns is learned by rendering a few made-up ones.
+Jinja, blocks trimmed). One difference is known: for the class of Llama 2 transformers 5 rebuilds the tokenizer, and
+drops the space that some of its tokenizer.json files put behind a special token.
+
+Two things go beyond a plain call of the tokenizer: special tokens that a message spells out stay text, and what the
+template writes around turns is learned by rendering a few made-up ones.
 """
 
 import difflib
@@ -180,7 +183,6 @@ class TextTokenizer:
         self.special_tokens = dict(special_tokens)
         self.where = where
         self.template_source = templates.get("default", "")
-        self._template_where = template_where
         self._templates = {name: compile_template(source, template_where) for name, source in templates.items()}
         self._variables = {name: _variables(self._templates[name], source) for name, source in templates.items()}
         self._marks: dict[str, TurnMarks] = {}
