@@ -1,7 +1,7 @@
 """SimPO: align language models with human preferences, without a reference model.
 
-The library's names (`SimPOConfig`, `SimPOTrainer`, `PreferenceDataset`) are imported when they are first asked for, so that
-`import simpo_cli` and `simpo --help` stay free of torch.
+The library's names (`SimPOConfig`, `SimPOTrainer`, `PreferenceDataset`) are imported when they are first asked for, so
+that `import simpo_cli` and `simpo --help` stay free of torch.
 """
 
 from typing import TYPE_CHECKING, Any
