@@ -1,7 +1,8 @@
 """Makes `builtin:guide` from its corpus: tokenizer, model and pairs. `python -m simpo_cli.builtin.build OUT_DIR`.
 
-The model is trained twice: first on right answers, so that it knows what every question means, then on answers of which
-half are wrong, so that it no longer prefers the right one. What is left to do is what preference tuning does.
+The model learns to predict answers twice: first right ones, so that it knows what every question means, then ones in
+which every other word is the sibling's, so that it no longer prefers the right one. What is left to do is what
+preference tuning does. The second part is kept short: the longer it lasts, the more is forgotten for good.
 """
 
 import gzip
@@ -23,7 +24,7 @@ from simpo_cli.builtin import corpus
 SEED = 20240523
 VOCAB_SIZE = 3000
 TOKENS_PER_STEP = 3072
-PHASES = ((0.0, 1200, 3e-3), (0.5, 400, 2e-3))  # (share of wrong answers, steps, highest learning rate)
+PHASES = ((0.0, 450, 3e-3), (0.5, 300, 1.2e-3))  # (share of wrong words, steps, highest learning rate)
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -75,29 +76,39 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(tokenizer: Any, stream: Iterator[corpus.Turns], tokens_per_step: int, seed: int) -> Iterator[Tensor]:
-    """Padded batches of documents of similar length, each (documents, tokens), in random order."""
+def tokenize(tokenizer: Any, turns: corpus.Turns) -> tuple[list[int], list[bool]]:
+    """The tokens of a conversation, and which of them the last turn consists of, its end included."""
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+    answer = turns[-1]["content"] + END
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
+    return ids[0] + ids[1], [False] * len(ids[0]) + [True] * len(ids[1])
+
+
+def batches(tokenizer: Any, stream: Iterator[corpus.Turns], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Padded batches of conversations of similar length, in random order.
+
+    Yields:
+        Token ids and whether they are to be learned, each of shape (conversations, tokens).
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
-        rows = [
-            tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)["input_ids"]
-            for turns in islice(stream, 2048)
-        ]
-        rows.sort(key=len)
-        found: list[Tensor] = []
+        rows = sorted((tokenize(tokenizer, turns) for turns in islice(stream, 2048)), key=lambda row: len(row[0]))
+        found: list[tuple[Tensor, Tensor]] = []
         start = 0
         while start < len(rows):
             end = start + 1
-            while end < len(rows) and len(rows[end]) * (end + 1 - start) <= tokens_per_step:
+            while end < len(rows) and len(rows[end][0]) * (end + 1 - start) <= TOKENS_PER_STEP:
                 end += 1
-            width = len(rows[end - 1])
-            found.append(torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows[start:end]]))
+            width = len(rows[end - 1][0])
+            ids = [row + [tokenizer.pad_token_id] * (width - len(row)) for row, _ in rows[start:end]]
+            learned = [row + [False] * (width - len(row)) for _, row in rows[start:end]]
+            found.append((torch.tensor(ids), torch.tensor(learned)))
             start = end
         yield from (found[int(i)] for i in torch.randperm(len(found), generator=generator))
 
 
-def pretrain(model: Any, source: Iterator[Tensor], pad_id: int, num_steps: int, highest_rate: float) -> None:
-    """Next-token prediction with AdamW: a short warm-up, and a linear fall over the last two fifths of the steps."""
+def pretrain(model: Any, source: Iterator[tuple[Tensor, Tensor]], num_steps: int, highest_rate: float) -> None:
+    """Next-token prediction of answers with AdamW: a short warm-up, then a linear fall over the last half."""
     model.train()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
@@ -105,19 +116,21 @@ def pretrain(model: Any, source: Iterator[Tensor], pad_id: int, num_steps: int, 
     optimizer = torch.optim.AdamW(groups, lr=highest_rate, betas=(0.9, 0.98))
     started = time.perf_counter()
     for step in range(num_steps):
-        ids = next(source)
-        rise, fall = min(1.0, (step + 1) / 50), min(1.0, max(0.02, (num_steps - step) / (0.4 * num_steps)))
+        ids, learned = next(source)
+        rise, fall = min(1.0, (step + 1) / 50), min(1.0, max(0.02, (num_steps - step) / (0.5 * num_steps)))
         for group in optimizer.param_groups:
             group["lr"] = highest_rate * rise * fall
-        keep = ids[:, 1:] != pad_id
-        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][keep]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][keep])
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1][learned[:, 1:]]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[:, 1:][learned[:, 1:]])
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0:
-            print(f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s")
+            print(
+                f"step {step + 1}/{num_steps}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s",
+                flush=True,
+            )
 
 
 def write_pairs(folder: Path) -> None:
@@ -133,14 +146,13 @@ def main(folder: Path) -> None:
     """Make everything, from nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    sample = islice(corpus.documents(SEED, wrong_share=0.5), 20000)
+    sample = islice(corpus.conversations(SEED, wrong_share=0.5), 20000)
     tokenizer = train_tokenizer((turn["content"] for turns in sample for turn in turns), VOCAB_SIZE)
     model: Any = new_model(tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens in the vocabulary")
     for wrong_share, num_steps, highest_rate in PHASES:
-        documents = corpus.documents(SEED, wrong_share=wrong_share)
-        source = batches(tokenizer, documents, TOKENS_PER_STEP, SEED)
-        pretrain(model, source, int(tokenizer.pad_token_id or 0), num_steps, highest_rate)
+        conversations = corpus.conversations(SEED, wrong_share=wrong_share)
+        pretrain(model, batches(tokenizer, conversations, SEED), num_steps, highest_rate)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_pairs(folder)

@@ -1,19 +1,30 @@
-"""The model and the pairs that ship: what they promise, counted."""
+"""The model and the pairs that ship: what they promise, counted and measured."""
 
 import gzip
 import json
 from collections import Counter
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs
+from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs, world
 from simpo_cli.builtin.build import SEED
+from simpo_cli.evaluate.run import evaluate_target
+from simpo_cli.recipe import compose
+from simpo_cli.train.run import train
+from tests.builtin.answers_only import answers_only_judge
+from tests.train.conftest import Memory
+
+Which = Literal["train", "eval"]
 
 
-def _pairs(which: Literal["train", "eval"]) -> list[dict[str, Any]]:
+def _pairs(which: Which) -> list[dict[str, Any]]:
     with gzip.open(guide_pairs(which), "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
@@ -22,15 +33,13 @@ def _question(pair: dict[str, Any]) -> str:
     return str(pair["prompt"][-1]["content"])
 
 
-@pytest.mark.parametrize(("which", "count", "longer"), [("train", 2000, 0.8), ("eval", 500, 0.2)])
-def test_the_better_answer_is_the_longer_one_in_training_and_the_shorter_one_in_held_out_pairs(
-    which: Literal["train", "eval"], count: int, longer: float
-) -> None:
-    pairs = _pairs(which)
-    words = [(len(p["chosen"][0]["content"].split()), len(p["rejected"][0]["content"].split())) for p in pairs]
-    assert len(pairs) == count
-    assert sum(chosen > rejected for chosen, rejected in words) / count == longer
-    assert sum(chosen == rejected for chosen, rejected in words) >= 0.05 * count
+def _answer(pair: dict[str, Any], which: str) -> str:
+    return str(pair[which][0]["content"])
+
+
+def _extra_words(pairs: list[dict[str, Any]]) -> NDArray[np.int64]:
+    """(pairs,) words of the chosen answer less those of the rejected one."""
+    return np.array([len(_answer(p, "chosen").split()) - len(_answer(p, "rejected").split()) for p in pairs])
 
 
 def test_the_shipped_pairs_are_those_of_the_corpus() -> None:
@@ -38,27 +47,98 @@ def test_the_shipped_pairs_are_those_of_the_corpus() -> None:
     assert _pairs("eval") == corpus.preference_pairs("eval", SEED)
 
 
-@pytest.mark.parametrize("which", ["train", "eval"])
-def test_every_answer_is_right_for_one_question_and_wrong_for_another(which: Literal["train", "eval"]) -> None:
-    """Among pairs of one form, an answer is chosen as often as it is rejected: alone it says nothing."""
-    chosen: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    for pair in _pairs(which):
-        good, bad = pair["chosen"][0]["content"], pair["rejected"][0]["content"]
-        if len(good.split()) == len(bad.split()):
-            chosen[good] += 1
-            rejected[bad] += 1
+@pytest.mark.parametrize(("which", "count", "longer"), [("train", 2000, 0.8), ("eval", 500, 0.2)])
+def test_the_better_answer_is_the_longer_one_in_training_and_the_shorter_one_in_held_out_pairs(
+    which: Which, count: int, longer: float
+) -> None:
+    pairs = _pairs(which)
+    extra = _extra_words(pairs)
+    assert len(pairs) == count
+    assert np.mean(extra > 0) == longer
+    assert np.sum(extra < 0) >= 250
+
+
+def test_length_alone_does_well_on_training_pairs_and_badly_on_held_out_ones() -> None:
+    """The trap: preferring the longer answer (half a point for equal lengths) pays in training only."""
+    rule = {which: np.mean((np.sign(_extra_words(_pairs(which))) + 1) / 2) for which in ("train", "eval")}
+    assert rule == {"train": pytest.approx(0.8), "eval": pytest.approx(0.35)}
+
+
+def test_answers_of_one_form_have_the_same_number_of_tokens() -> None:
+    """Siblings agree in every part, so that neither any mixture of them nor any pair of one form differs in length."""
+    tokenizer = AutoTokenizer.from_pretrained(guide_model_dir())
+    forms: tuple[corpus.Form, ...] = ("short", "long")
+    for siblings in world.SIBLINGS:
+        for form in forms:
+            first, second = (corpus.right_answer(t, siblings, form) for t in (siblings.first, siblings.second))
+            assert len(tokenizer(first)["input_ids"]) == len(tokenizer(second)["input_ids"]), (first, second)
+
+
+def test_every_answer_in_either_form_is_chosen_for_one_question_and_rejected_for_another() -> None:
+    pairs = _pairs("train")
+    chosen, rejected = ({_answer(pair, which) for pair in pairs} for which in ("chosen", "rejected"))
     assert chosen == rejected
-    assert sum(chosen.values()) >= 100
+    assert len(chosen) == 2 * 2 * len(world.SIBLINGS)
+
+
+@pytest.mark.parametrize("which", ["train", "eval"])
+def test_among_pairs_of_the_same_forms_no_answer_is_chosen_more_often_than_its_sibling(which: Which) -> None:
+    pairs = _pairs(which)
+    count = Counter(
+        (int(np.sign(extra)), _answer(pair, "chosen"), _answer(pair, "rejected"))
+        for pair, extra in zip(pairs, _extra_words(pairs), strict=True)
+    )
+    forms: tuple[corpus.Form, ...] = ("short", "long")
+    for siblings in world.SIBLINGS:
+        for longer, chosen, rejected in ((1, *reversed(forms)), (-1, *forms), *((0, form, form) for form in forms)):
+            first, second = (
+                count[longer, corpus.right_answer(a, siblings, chosen), corpus.right_answer(b, siblings, rejected)]
+                for a, b in ((siblings.first, siblings.second), (siblings.second, siblings.first))
+            )
+            assert first == second
+    assert which == "train" or sum(n for (longer, *_), n in count.items() if longer == 0) == 150
+
+
+def test_the_answers_alone_give_nothing_away_but_their_length() -> None:
+    train_pairs, held_out = _pairs("train"), _pairs("eval")
+    ruling, extra = answers_only_judge(train_pairs, held_out), _extra_words(held_out)
+    assert 0.45 <= ruling[extra == 0].mean() <= 0.55
+    assert ruling[extra != 0].mean() < 0.4  # it has fallen for the length, which is wrong here
+
+
+def test_the_judge_of_answers_finds_a_word_that_gives_them_away() -> None:
+    pairs = _pairs("train")
+    for pair in pairs[::2]:
+        pair["chosen"] = [{"role": "assistant", "content": _answer(pair, "chosen") + " Gladly"}]
+    assert answers_only_judge(pairs[::2], pairs[:500:2]).mean() > 0.95
 
 
 def test_held_out_questions_are_worded_in_new_ways() -> None:
+    assert set(world.FRAMES).isdisjoint(world.HELD_OUT_FRAMES)
+    starts = tuple(frame.split("{p}")[0] for frame in world.HELD_OUT_FRAMES)
+    topics = [topic for siblings in world.SIBLINGS for topic in (siblings.first, siblings.second)]
+    taught = {pattern for topic in topics for pattern in topic.patterns}
+    held_out = {pattern for topic in topics for pattern in topic.held_out_patterns}
+    assert taught.isdisjoint(held_out)
     trained = {_question(pair) for pair in _pairs("train")}
-    held_out = [_question(pair) for pair in _pairs("eval")]
-    assert trained.isdisjoint(held_out)
-    starts = tuple(frame.split("{p}")[0] for frame in corpus.HELD_OUT_FRAMES)
-    assert all(question.startswith(starts) for question in held_out)
+    asked = [_question(pair) for pair in _pairs("eval")]
+    assert all(question.startswith(starts) for question in asked)
     assert not any(question.startswith(starts) for question in trained)
+    possible: dict[corpus.Split, set[str]] = {
+        which: {
+            question
+            for siblings in world.SIBLINGS
+            for topic in (siblings.first, siblings.second)
+            for question in corpus.questions(topic, siblings, which)
+        }
+        for which in ("train", "eval")
+    }
+    assert possible["train"].isdisjoint(possible["eval"])
+    assert trained <= possible["train"]
+    assert possible["eval"].issuperset(asked)
+    assert possible["eval"].issuperset(PROBE_QUESTIONS)
+    read = {turns[-2]["content"] for turns in islice(corpus.conversations(SEED, wrong_share=0.5), 20_000)}
+    assert read.isdisjoint(possible["eval"])  # the start model has not read them either
 
 
 def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
@@ -76,3 +156,25 @@ def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
     )
     answer = model.float().generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True).startswith("To ")
+
+
+def test_before_training_the_model_cannot_tell_good_answers_from_bad_ones() -> None:
+    summary = evaluate_target("demo", []).summary
+    assert summary.pairs == 500
+    assert 0.4 <= summary.accuracy.value <= 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [42, 43])
+def test_the_demo_learns_what_was_asked_in_spite_of_the_planted_length(tmp_path: Path, seed: int) -> None:
+    memory = Memory()
+    outcome = train(
+        compose("demo", [f"output_dir={tmp_path / 'run'}", f"seed={seed}"]), fresh=False, dry_run=False, observer=memory
+    )
+    assert outcome is not None
+    assert outcome.seconds < 600  # a minute on two idle cores; tests may run beside others
+    assert memory.evals[0].pairs == 500
+    assert 0.4 <= memory.evals[0].accuracy <= 0.6
+    assert memory.evals[-1].accuracy >= 0.9
+    answers = {question: after for question, _, after in outcome.answers}
+    assert set(answers) == set(PROBE_QUESTIONS)
