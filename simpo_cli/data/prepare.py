@@ -9,7 +9,7 @@ from simpo_cli.data.encode import encode_pairs, prompt_key
 from simpo_cli.data.holdout import split_by_prompt
 from simpo_cli.data.load import LoadedPairs, load_pairs
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.data.plan import Packing, Plan, microbatch_tokens
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -133,17 +133,18 @@ def _account(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
 
 
-def require_budget(pairs: Sequence[EncodedPair], budget: int) -> None:
+def require_budget(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> None:
     """Refuse a micro-batch budget that the longest pair does not fit in.
 
     Raises:
         UserError: names the pair and the smallest budget that works.
     """
-    longest = max(pairs, key=microbatch_tokens)
-    if microbatch_tokens(longest) > budget:
+    longest = max(pairs, key=lambda pair: microbatch_tokens(pair, packing))
+    needed = microbatch_tokens(longest, packing)
+    if needed > budget:
         raise UserError(
-            f"train.tokens_per_microbatch is {budget}, and this pair alone needs {microbatch_tokens(longest)}.",
-            f"Set train.tokens_per_microbatch={microbatch_tokens(longest)} or more, or lower data.max_length.",
+            f"train.tokens_per_microbatch is {budget}, and this pair alone needs {needed}.",
+            f"Set train.tokens_per_microbatch={needed} or more, or lower data.max_length.",
             where=longest.where,
         )
 

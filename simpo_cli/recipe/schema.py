@@ -90,6 +90,8 @@ class ModelRecipe:
     """Branch, tag or commit of a hub id; the commit it resolves to is recorded."""
     weights_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type that the weights are held in; auto is float32 for full tuning and the checkpoint's own under adapters."""
+    attention: Literal["auto", "shared_prefix", "padded"] = "auto"
+    """How pairs go through the model: shared_prefix computes every prompt once; auto falls back to padded rows."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora: LoraRecipe | None = None
