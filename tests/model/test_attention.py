@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,7 +138,7 @@ def test_the_sequences_of_a_variable_length_kernel() -> None:
     """Following the ends through queries and keys gives the three sequences of each pair."""
     spans = (PairSpan(0, 3, 2, 0), PairSpan(5, 1, 0, 2))
     rows, query_ends, key_ends, most_queries, most_keys = sequences(spans, torch.device("cpu"))
-    keys = [rows[first:last].tolist() for first, last in zip(key_ends[:-1], key_ends[1:], strict=True)]
+    keys = [rows[first:last].tolist() for first, last in pairwise(key_ends)]
     assert keys == [[0, 1, 2], [0, 1, 2, 3, 4], [5], [5, 6, 7]]
     assert query_ends.tolist() == [0, 3, 5, 6, 8]
     assert (most_queries, most_keys) == (3, 5)

@@ -121,7 +121,7 @@ def test_what_a_layer_asks_for_is_missed_when_it_is_lost(
 def test_a_lost_scale_of_the_logits_is_wrong_either_way_and_refused(
     name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simpo_cli.model.policy.logit_scale_of", lambda config: LogitScale())
+    monkeypatch.setattr("simpo_cli.model.policy.logit_scale_of", lambda _: LogitScale())
     with pytest.raises(UserError, match="what is computed here is not what this model computes itself"):
         _settle(tiny_model(name, **changes))
 
