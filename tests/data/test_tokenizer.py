@@ -12,13 +12,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
+from simpo_cli.data.encode.pairs import batches
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import (
     EncodingError,
     TemplateError,
     TextTokenizer,
     TurnMarks,
-    batches,
     compile_template,
     from_transformers,
     load_tokenizer,
