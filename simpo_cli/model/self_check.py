@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing
 from simpo_cli.errors import UserError
+from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
 
 MOST_TOKEN_DIFFERENCE = 1e-3  # nats
 MOST_MEAN_DIFFERENCE = 1e-4  # nats
 MOST_GRADIENT_DIFFERENCE = 1e-3  # relative to the gradient's norm
+MOST_KERNEL_DIFFERENCE = 0.03  # relative, in bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def settle_packing(
         UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way.
     """
     if wanted != "padded" and why_padded is None:
+        why_padded = _why_not_this_kernel(policy, pairs)
+    if wanted != "padded" and why_padded is None:
         shared = _compare(policy, "shared_prefix", pairs)
         if isinstance(shared, Difference) and shared.is_rounding:
             policy.packing = "shared_prefix"
@@ -148,6 +152,26 @@ def settle_packing(
     return SelfCheck(
         "padded", None if wanted == "padded" else why_padded, padded if isinstance(padded, Difference) else None
     )
+
+
+def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
+    """On a card that has the variable-length kernel: whether it computes what it should, here and for these pairs."""
+    config = policy.causal.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    device = next(policy.parameters()).device
+    if not fits_varlen(torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)):
+        return None
+    spans = pack(pairs.batches[-1][:4], device).spans
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    window = getattr(config, "sliding_window", None)
+    try:
+        worst = max(kernel_difference(spans, heads, key_heads, width, seen, device) for seen in {None, window})
+    except Exception as error:  # whatever the kernel raises here, it would raise in training
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    if worst <= MOST_KERNEL_DIFFERENCE:
+        return None
+    return f"this card's attention kernel differs from plain attention by {worst:.1g} of its norm"
 
 
 def _compare(policy: Policy, packing: Packing, pairs: CheckPairs) -> Difference | str:

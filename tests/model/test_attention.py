@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from simpo_cli.model.attention import by_segment, varlen_cuda
 from simpo_cli.model.attention.by_segment import attend_by_segment
 from simpo_cli.model.attention.fused_cpu import attend_fused
-from simpo_cli.model.attention.varlen_cuda import fits_varlen, sequences
+from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference, sequences
 from simpo_cli.model.packed import PairSpan
 
 
@@ -147,3 +148,44 @@ def test_the_sequences_of_a_variable_length_kernel() -> None:
 
 def test_the_kernel_for_cards_is_not_asked_on_a_cpu() -> None:
     assert not fits_varlen(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16))
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.cuda
+@cuda
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+def test_the_kernel_of_a_card_agrees_with_attention_by_segment(heads: tuple[int, int], window: int | None) -> None:
+    spans = _spans(8, count=6)
+    difference = kernel_difference(spans, *heads, 64, window, torch.device("cuda"))
+    assert 0 < difference < 0.02
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_check_of_the_kernel_sees_a_mask_aligned_at_the_wrong_end(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernel replaced by plain attention the check finds rounding; with the mask shifted, much more."""
+    device = torch.device("cpu")
+
+    def right(
+        query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, at: int | None
+    ) -> Tensor:
+        return attend_by_segment(query, key, value, spans, scale, at, None, None)
+
+    def wrong(
+        query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, at: int | None
+    ) -> Tensor:
+        monkeypatch.setattr(by_segment, "_visible", lambda q, k, *_: torch.ones(q, k, dtype=torch.bool).tril())
+        try:
+            return attend_by_segment(query, key, value, spans, scale, at, None, None)
+        finally:
+            monkeypatch.setattr(by_segment, "_visible", visible)
+
+    visible = by_segment._visible
+    monkeypatch.setattr(varlen_cuda, "attend_varlen", right)
+    assert 0 < kernel_difference(_spans(8), 4, 2, 8, window, device) < 0.02
+    monkeypatch.setattr(varlen_cuda, "attend_varlen", wrong)
+    assert kernel_difference(_spans(8), 4, 2, 8, window, device) > 0.1

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from simpo_cli.model.attention.by_segment import attend_by_segment
 from simpo_cli.model.packed import PairSpan
 
 _WIDEST_HEAD = 256
@@ -51,6 +52,37 @@ def attend_varlen(
     )
     assert isinstance(attended, Tensor)
     return attended.unsqueeze(0)
+
+
+def kernel_difference(
+    spans: Sequence[PairSpan], heads: int, key_heads: int, width: int, window: int | None, device: torch.device
+) -> float:
+    """How far the kernel is from the same attention by segment, on random bf16 numbers: output and gradients.
+
+    The self-check compares whole models in float32, where the kernel does not compute; this is its part of the check.
+
+    Returns:
+        The highest relative difference, by norm. Rounding to bf16 makes some thousandths; a mask aligned at the wrong
+        end, or a window that is lost, makes a number near 1.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    states = [
+        torch.randn(1, count, spans[-1].end, width, generator=generator, device=device, dtype=torch.bfloat16)
+        for count in (heads, key_heads, key_heads)
+    ]
+    results = []
+    for kernel in (True, False):
+        query, key, value = ((t if kernel else t.float()).detach().requires_grad_() for t in states)
+        scale = width**-0.5
+        if kernel:
+            output = attend_varlen(query, key, value, spans, scale, window)
+        else:
+            output = attend_by_segment(query, key, value, spans, scale, window, None, None)
+        weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
+        results.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value))])
+    return max(
+        float((ours.float() - own).norm() / own.norm().clamp_min(1e-12)) for ours, own in zip(*results, strict=True)
+    )
 
 
 @lru_cache(maxsize=4)  # every layer of a micro-batch asks for the same
