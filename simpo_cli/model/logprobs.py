@@ -13,10 +13,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-_CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB as float32
+_CHUNK_ELEMENTS = 1 << 24  # logits held at once on a card: 64 MB as float32
+_CPU_CHUNK_ELEMENTS = 1 << 22  # what a CPU's caches still help with
+_FEWEST_ROWS = 128  # below this the products are slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def token_logprobs(states: Tensor, targets: Tensor, head: nn.Module, scale: Logi
     Returns:
         (N,) float32, or float64 where the model computes in it.
     """
-    chunk = max(1, _CHUNK_ELEMENTS // vocab_size)
+    elements = _CPU_CHUNK_ELEMENTS if states.device.type == "cpu" else _CHUNK_ELEMENTS
+    chunk = max(_FEWEST_ROWS, elements // vocab_size)
     if _is_plain_linear(head):
         states, weight, bias = _compute_dtype(states, head.weight, head.bias)
         logps: Tensor = _LinearLogProbs.apply(states, targets, weight, bias, scale, chunk)  # type: ignore[no-untyped-call]
@@ -114,8 +116,12 @@ def _compute_dtype(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple
 class _LinearLogProbs(torch.autograd.Function):
     """The chunks of a plain linear head with a backward pass of their own.
 
-    The forward pass keeps the normaliser of each position, so the backward pass makes the probabilities from the logits
-    in place: one array of a chunk is all that it holds, and the weight's gradient is added up in one array.
+    With h the state, W the weight, p the softmax of the logits and g the gradient of log p(y):
+
+        d/dh = g (W[y] - p W)        d/dW = sum over positions of (onehot(y) - p) (g h)'
+
+    so the probabilities never have to be scaled: what is small is, the product or the states. Two arrays of a chunk are
+    all that is held, made once and written again for every chunk; the weight's gradient is added up in place.
     """
 
     @staticmethod
@@ -130,44 +136,38 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         wide = _wide(states.dtype)
         logps = states.new_empty(len(targets), dtype=wide)
-        normalisers = torch.empty_like(logps)
         with _no_autocast(states):
+            workspace = _Workspace(states, weight, bias, scale, chunk)
             for at in _chunks(len(targets), chunk):
-                logits = scale(linear(states[at], weight, bias).to(wide))
-                torch.logsumexp(logits, dim=1, out=normalisers[at])
-                logps[at] = logits.gather(1, targets[at, None]).squeeze(1) - normalisers[at]
-        ctx.save_for_backward(states, targets, weight, bias, normalisers)
+                logps[at] = workspace.log_softmax(at).gather(1, targets[at, None]).squeeze(1)
+        ctx.save_for_backward(states, targets, weight, bias)
         ctx.scale, ctx.chunk = scale, chunk
         return logps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        states, targets, weight, bias, normalisers = ctx.saved_tensors
+        states, targets, weight, bias = ctx.saved_tensors
         needs_states, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        wide = normalisers.dtype
+        wide = gradient.dtype
         grad_states = torch.empty_like(states) if needs_states else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if needs_bias else None
         with _no_autocast(states):
+            workspace = _Workspace(states, weight, bias, ctx.scale, ctx.chunk)
             for at in _chunks(len(targets), ctx.chunk):
-                logits = ctx.scale(linear(states[at], weight, bias).to(wide))
-                slope = ctx.scale.slope(logits)
-                # d log p(y) / d logit v = [v is y] - p(v)
-                error = logits.sub_(normalisers[at, None]).exp_().mul_(-gradient[at, None])
-                error.scatter_add_(1, targets[at, None], gradient[at, None])
-                if slope is not None:
-                    error *= slope
-                narrow = error.to(states.dtype)
+                error = workspace.error(at, targets[at]).to(states.dtype)
+                g = -gradient[at, None]
                 if grad_states is not None:
-                    grad_states[at] = narrow @ weight
+                    grad_states[at] = (error @ weight) * g
                 if grad_weight is not None:
+                    weighted = (states[at] * g).to(states.dtype)
                     if wide == states.dtype:
-                        grad_weight.addmm_(narrow.T, states[at])
+                        grad_weight.addmm_(error.T, weighted)
                     else:
-                        grad_weight += narrow.T @ states[at]
+                        grad_weight += error.T @ weighted
                 if grad_bias is not None:
-                    grad_bias += error.sum(0)
+                    grad_bias += (error * g).sum(0)
         return (
             grad_states,
             None,
@@ -176,6 +176,38 @@ class _LinearLogProbs(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _Workspace:
+    """Two arrays of (chunk, V), and what is computed in them. What a method returns is overwritten by the next call."""
+
+    def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, scale: LogitScale, chunk: int) -> None:
+        self._states, self._weight, self._bias, self._scale = states, weight, bias, scale
+        rows = min(chunk, len(states))
+        self._product = states.new_empty(rows, len(weight))
+        self._result = states.new_empty(rows, len(weight), dtype=_wide(states.dtype))
+
+    def _logits(self, at: slice) -> Tensor:
+        rows = self._states[at]
+        product = self._product[: len(rows)]
+        if self._bias is None:
+            torch.mm(rows, self._weight.T, out=product)
+        else:
+            torch.addmm(self._bias, rows, self._weight.T, out=product)
+        return self._scale(product.to(self._result.dtype))
+
+    def log_softmax(self, at: slice) -> Tensor:
+        """(rows, V) log-probabilities."""
+        logits = self._logits(at)
+        return torch.log_softmax(logits, 1, out=self._result[: len(logits)])
+
+    def error(self, at: slice, targets: Tensor) -> Tensor:
+        """(rows, V): softmax less 1 at the target, times the slope of the logits' scaling."""
+        logits = self._logits(at)
+        error = torch.softmax(logits, 1, out=self._result[: len(logits)])
+        error.scatter_add_(1, targets[:, None], error.new_full((len(targets), 1), -1.0))
+        slope = self._scale.slope(logits)
+        return error if slope is None else error.mul_(slope)
 
 
 def _chunks(length: int, chunk: int) -> Iterator[slice]:

@@ -28,6 +28,11 @@ class _Largest(TorchDispatchMode):
         return result
 
 
+def _set_chunk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(logprobs, "_CPU_CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(logprobs, "_FEWEST_ROWS", rows)
+
+
 def _called_as_module(head: nn.Linear) -> nn.Linear:
     """A hook makes the head one that has to be called."""
     head.register_forward_hook(lambda *_: None)
@@ -40,7 +45,7 @@ def _called_as_module(head: nn.Linear) -> nn.Linear:
 def test_any_chunk_gives_the_same_gradient(
     scale: LogitScale, chunk: int, plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", chunk * 11)
+    _set_chunk(monkeypatch, chunk)
     torch.manual_seed(0)
     head = nn.Linear(6, 11, dtype=torch.float64)
     states = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
@@ -63,7 +68,7 @@ def test_any_chunk_gives_the_same_gradient(
 @pytest.mark.parametrize("plain", [True, False])
 def test_nothing_grows_with_the_tokens_but_the_states(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, width = 500, 4
-    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", 8 * vocab)
+    _set_chunk(monkeypatch, 8)
     head = nn.Linear(width, vocab, bias=False)
     if not plain:
         _called_as_module(head)
@@ -88,7 +93,7 @@ def test_a_frozen_head_gets_no_gradient_and_passes_the_states_theirs() -> None:
 
 
 def test_no_more_than_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", 4 * 11)
+    _set_chunk(monkeypatch, 4)
     rows: list[int] = []
     head = nn.Linear(6, 11)
     head.register_forward_hook(lambda *args: rows.append(len(args[2])))

@@ -8,8 +8,6 @@ What a layer asks for goes through an allow-list: a model that needs something u
 instead of being computed wrongly, and the run goes on padded.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -127,21 +125,3 @@ def share_prompts(causal: Any) -> None:
     if not causal._can_set_attn_implementation():
         raise UnsupportedAttentionError("the model's attention does not go through the interface of transformers")
     causal.set_attn_implementation(NAME)
-
-
-@contextmanager
-def own_attention(causal: Any, name: str | None) -> Iterator[None]:
-    """The model with the attention that it came with, for generating, saving and comparing.
-
-    Args:
-        causal: the model.
-        name: the attention that it came with, or None where it was never changed.
-    """
-    if name is None:
-        yield
-        return
-    causal.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        share_prompts(causal)
