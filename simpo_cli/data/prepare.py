@@ -68,6 +68,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         UserError: a file or record is refused, or nothing is left to train on.
     """
     tokenizer = prepare_tokenizer(recipe)
+    require_end_token(tokenizer)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
         eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
@@ -95,6 +96,22 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         shared_prompts=sum(pair.prompt_key in held_out_prompts for pair in train),
         texts=[pair for pair in texts if prompt_key(pair) in held_out_prompts],
     )
+
+
+def require_end_token(tokenizer: TextTokenizer) -> None:
+    """Refuse a tokenizer that knows no end of a text, neither by EOS nor by padding, and whose template writes none.
+
+    A response would stop where its tokens stop, nothing would be scored for stopping, and the model would not learn to.
+
+    Raises:
+        UserError: names the tokenizer.
+    """
+    if not tokenizer.end_ids and "pad_token" not in tokenizer.special_tokens:
+        raise UserError(
+            "has no end-of-text token: its tokenizer names neither eos_token nor pad_token.",
+            "Name eos_token in tokenizer_config.json, or give a template that ends turns with data.chat_template.",
+            where=tokenizer.where,
+        )
 
 
 def encode_source(

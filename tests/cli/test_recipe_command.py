@@ -149,6 +149,9 @@ def test_check_of_a_recipe_whose_files_are_not_here(simpo: Simpo) -> None:
     seen = simpo("recipe", "check", "smollm2-135m")
     assert seen.code == 0
     assert "REC013  data.train is prefs.jsonl: there is no such file here." in seen.out
+    assert "model.path" not in seen.out  # an id of the hub
+    seen = simpo("recipe", "check", "smollm2-135m", "model.path=smollm2", "data.train=org/pairs")
+    assert seen.out.split("REC013  ")[1:] == ["model.path is smollm2: there is no such file here.\n"]
 
 
 def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:

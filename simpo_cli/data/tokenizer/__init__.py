@@ -13,6 +13,8 @@ from simpo_cli.data.tokenizer.files import (
     TOKENIZER_FILES,
     from_transformers,
     load_tokenizer,
+    read_template,
+    require_model_name,
     tokenizer_folder,
 )
 from simpo_cli.data.tokenizer.special_texts import EncodingError, Way
@@ -30,5 +32,7 @@ __all__ = [
     "compile_template",
     "from_transformers",
     "load_tokenizer",
+    "read_template",
+    "require_model_name",
     "tokenizer_folder",
 ]

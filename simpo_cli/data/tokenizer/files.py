@@ -52,7 +52,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str
     elif chat_template == "none":
         templates, template_place = {}, ""
     else:
-        templates, template_place = {"default": _named_template(chat_template)}, chat_template
+        templates, template_place = {"default": read_template(chat_template)}, chat_template
     special_tokens = _special_tokens(config, folder)
     tokenizer, sha256 = _read_tokenizer(folder / "tokenizer.json")
     _add_tokens(tokenizer, config, special_tokens, folder)
@@ -101,7 +101,7 @@ def tokenizer_folder(path: str, revision: str | None = None) -> Path:
     """
     if path == "builtin:guide":
         return guide_model_dir()
-    local = Path(path)
+    local = Path(path).expanduser()
     if local.is_file():
         if local.name != "tokenizer.json":
             raise UserError(f"{path} is a file, and no tokenizer.json.", "Name the model's folder or tokenizer.json.")
@@ -111,12 +111,23 @@ def tokenizer_folder(path: str, revision: str | None = None) -> Path:
     return _from_hub(path, revision)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+def require_model_name(path: str) -> None:
+    """Refuse a path that is no folder and cannot be the id of a model on the hub.
+
+    Raises:
+        UserError: says what is there instead.
+    """
+    if Path(path).expanduser().is_file():
+        raise UserError(f"{path} is a file, not a model folder.", "Name the folder that holds config.json.")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(
-            f"the model folder {name} does not exist.",
-            "Check the path; a hub id has the form organisation/model.",
+            f"the model folder {path} does not exist.",
+            "Check the path; it is a folder, a hub id (organisation/model) or builtin:guide.",
         )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    require_model_name(name)
     import huggingface_hub
 
     wanted = [*TOKENIZER_FILES, "additional_chat_templates/*.jinja", "adapter_config.json"]
@@ -154,10 +165,10 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
     return templates, str(place)
 
 
-def _named_template(path: str) -> str:
+def read_template(path: str) -> str:
     """The text of the file that data.chat_template names."""
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        source = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template names {path}, which cannot be read: {type(error).__name__}.",
