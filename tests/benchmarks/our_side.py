@@ -35,7 +35,8 @@ class OurSide:
         self.work = work
         on_cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no", cpu=not on_cuda)
-        self.policy = Policy(load_model(find_model(work.model), torch.float32)).to(self.accelerator.device).train()
+        policy = Policy(load_model(find_model(work.model), torch.float32), "shared_prefix")
+        self.policy = policy.to(self.accelerator.device).train()
         self.optimizer = make_optimizer(self.policy, weight_decay=0.0)
         self.loss = LossRecipe(beta=work.beta, gamma=work.gamma)
         self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())
@@ -43,14 +44,14 @@ class OurSide:
 
     def budget(self, pairs: list[EncodedPair]) -> int:
         """Tokens of a micro-batch; never less than the longest pair needs."""
-        return max(self.work.tokens_per_microbatch, *map(microbatch_tokens, pairs))
+        return max(self.work.tokens_per_microbatch, *(microbatch_tokens(pair, self.policy.packing) for pair in pairs))
 
     def step(self, turn: Turn, chosen_pairs: list[WorkPair]) -> dict[str, Any]:
         """One optimizer step, timed from the moment it was asked for."""
         pairs = [encoded(pair) for pair in chosen_pairs]
         budget = self.budget(pairs)
         turn.restart()
-        cut = microbatches(pairs, budget)
+        cut = microbatches(pairs, budget, self.policy.packing)
         sums = accumulate(
             self.policy, pairs, cut, loss=self.loss, accelerator=self.accelerator, step=self.done, reseed=None
         )
@@ -76,7 +77,7 @@ class OurSide:
         """Seconds of choosing the step's pairs, cutting and packing them: done again, outside of the step's clock."""
         clock = Turn({}, 0.0)
         Plan(num_pairs=100_000, pairs_per_step=len(pairs), num_epochs=1, max_steps=None, seed=self.done).pairs_of(0)
-        for positions in microbatches(pairs, budget):
+        for positions in microbatches(pairs, budget, self.policy.packing):
             pack([pairs[i] for i in positions], self.accelerator.device)
         return clock.measured()["seconds"]
 
