@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from simpo_cli.data.plan import Packing
 from simpo_cli.model.attention.interface import share_prompts
-from simpo_cli.model.fused_norm import find_norms, fuse_norms, restore_norms
+from simpo_cli.model.fused.replace import find_stand_ins
 from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
 from simpo_cli.model.logprobs import logit_scale_of, token_logprobs
 from simpo_cli.model.packed import PackedPairs
@@ -30,8 +30,8 @@ class Policy(nn.Module):
     Args:
         model: a causal language model, or a peft model around one.
         packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and,
-            on a CPU, their norms; `padded` leaves the model as it is. See `self_check.settle_packing` for which of them
-            is right for a model.
+            on a CPU, their norms and feed-forwards; `padded` leaves the model as it is. See
+            `self_check.settle_packing` for which of them is right for a model.
     """
 
     def __init__(self, model: nn.Module, packing: Packing = "padded") -> None:
@@ -42,7 +42,7 @@ class Policy(nn.Module):
         self._vocab_size = int(text_config.vocab_size)
         self._own_attention: str = self.causal.config._attn_implementation
         self._packing: Packing = "padded"
-        self._norms = find_norms(self.causal)
+        self._stand_ins = find_stand_ins(self.causal)
         self.packing = packing
 
     @property
@@ -56,9 +56,11 @@ class Policy(nn.Module):
             return
         if packing == "shared_prefix":
             share_prompts(self.causal)
-            fuse_norms(self._norms)
+            for stand_in in self._stand_ins:
+                stand_in.place()
         else:
-            restore_norms(self._norms)
+            for stand_in in self._stand_ins:
+                stand_in.restore()
             self.causal.set_attn_implementation(self._own_attention)
         self._packing = packing
 
