@@ -39,7 +39,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     width = max(map(len, names), default=0)
     for name in names:
         _print_wrapped(f"{name.ljust(width)}  ", title_of(name))
-    _note("To look at one: simpo recipe show NAME   To make it yours: simpo recipe copy NAME")
+    _note("To look at one:     simpo recipe show NAME")
+    _note("To make it yours:   simpo recipe copy NAME")
 
 
 @recipe_app.command("show")
