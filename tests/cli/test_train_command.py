@@ -107,6 +107,8 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
             "override 1: tracking.report_to names 'none-such'",
         ),
         (["eval", "runs/nothing"], 2, "runs/nothing"),
+        (["eval", "long.yaml"], 2, "long.yaml:7: data.max_length is 5000, and tiny knows 512 positions"),
+        (["eval", "lost.yaml"], 2, "nothing.jsonl: does not exist"),
     ],
 )
 def test_mistakes_are_two_lines_with_an_exit_code_and_no_traceback(
