@@ -35,7 +35,8 @@ def _is_path(text: str) -> bool:
     return bool(text.strip()) and not any(ord(char) < 32 or ord(char) == 127 for char in text)
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
+    """Whether a text can be the name of a run: one part of a path that no shell or file system takes otherwise."""
     return (
         bool(name)
         and name == name.strip()
@@ -424,7 +425,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(
-            _is_folder_name(self.name),
+            is_folder_name(self.name),
             "name",
             f"is {self.name!r}, which is not usable as a folder name",
             "Use letters, digits, dashes, underscores and dots, with a letter or digit first.",

@@ -163,7 +163,7 @@ def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:
     assert rest.startswith("# The paper: Llama 3 8B Instruct\n")
     schema = json.loads(Path("simpo-recipe.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert compose("my-run.yaml").recipe == compose("paper/llama3-8b-instruct").recipe
+    assert compose("my-run.yaml").recipe == compose("paper/llama3-8b-instruct", ["name=my-run"]).recipe
 
 
 def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
@@ -174,7 +174,22 @@ def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
     assert Path("runs/gemma2-9b-it.yaml").is_file()
     assert Path("runs/simpo-recipe.schema.json").is_file()
     assert simpo("recipe", "copy", "demo.yaml", "again.yaml").code == 0
-    assert Path("again.yaml").read_text() == Path("demo.yaml").read_text()
+    assert Path("again.yaml").read_text() == Path("demo.yaml").read_text().replace("name: demo", "name: again")
+
+
+@pytest.mark.parametrize(
+    "file", ["my-run.yaml", "mine.yaml", "no.yaml", "2024.yaml", "1e-6.yaml", "12:30.yaml", "a b.yaml"]
+)
+def test_a_copy_is_named_after_its_file(simpo: Simpo, file: str) -> None:
+    assert simpo("recipe", "copy", "smollm2-135m", file).code == 0
+    assert compose(file).recipe == compose("smollm2-135m", [f"name={Path(file).stem}"]).recipe
+
+
+def test_a_copy_whose_file_is_no_name_keeps_the_old_one(simpo: Simpo) -> None:
+    assert simpo("recipe", "copy", "demo", "a..b.yaml").code == 0
+    assert compose("a..b.yaml").recipe.name == "demo"
+    assert simpo("recipe", "copy", "lora", "piece.yaml").code == 0
+    assert "name: " not in Path("piece.yaml").read_text().replace("name: my-run", "")
 
 
 def test_copy_of_a_piece_says_what_it_is_for(simpo: Simpo) -> None:

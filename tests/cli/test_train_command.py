@@ -95,7 +95,11 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
         (["train", "lost.yaml"], 2, "lost.yaml:5: data.train: nothing.jsonl does not exist"),
         (["train", "run.yaml", "model.path=nobody/no-such-model"], 4, "override 1: nobody/no-such-model is not"),
         (["train", "long.yaml"], 2, "long.yaml:7: data.max_length is 5000, and tiny knows 512 positions"),
-        (["train", "run.yaml", "model.lora.target_modules=[no]"], 2, "override 1: model.lora.target_modules (['no'])"),
+        (
+            ["train", "run.yaml", "model.lora.target_modules=[nope]"],
+            2,
+            "override 1: model.lora.target_modules (['nope'])",
+        ),
         (["train", "run.yaml", "data.min_response_tokens=60"], 2, "no training pair is left: 30 records read"),
         (
             ["train", "run.yaml", "tracking.report_to=[none-such]"],
@@ -103,6 +107,8 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
             "override 1: tracking.report_to names 'none-such'",
         ),
         (["eval", "runs/nothing"], 2, "runs/nothing"),
+        (["eval", "long.yaml"], 2, "long.yaml:7: data.max_length is 5000, and tiny knows 512 positions"),
+        (["eval", "lost.yaml"], 2, "nothing.jsonl: does not exist"),
     ],
 )
 def test_mistakes_are_two_lines_with_an_exit_code_and_no_traceback(
