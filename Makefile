@@ -2,17 +2,24 @@
 #   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
 #   make test    sets up and runs the tests
 #   make check   formatting, lint, types, import rules
-#   make bench   speed of the parts of a training step
+#   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
+#   make bench-full    the same with 16 pairs a step everywhere, and bf16; takes hours
+#   make bench-page    its tables and plot again from docs/benchmarks.json
+#   make bench-step    speed of the parts of a training step
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
 VENV ?= .venv
+PEER_VENV ?= .venv-peer
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEER_READY := $(PEER_VENV)/.ready
+BENCH_MODEL ?= models/smollm2-135m-instruct
+BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench guide clean
+.PHONY: help setup demo test test-slow check bench bench-full bench-page bench-step guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,11 +50,33 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)
+# the peer of the benchmark in an environment of its own, with our torch and transformers; torch first, as above
+$(PEER_READY): constraints.txt tests/benchmarks/peer.txt
+	$(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(PEER_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement tests/benchmarks/peer.txt
+	@touch $(PEER_READY)
+
+# BENCH_MODEL names the model's folder, BENCH_DATA that of the data sets, BENCH_OPTIONS more (see versus.py --help)
+BENCH = $(BIN)/python -m tests.benchmarks.versus --model $(BENCH_MODEL) --data $(BENCH_DATA) \
+	--peer $(PEER_VENV)/bin/python $(BENCH_OPTIONS)
+
+bench: $(READY) $(PEER_READY)
+	$(BENCH)
+
+bench-full: $(READY) $(PEER_READY)
+	$(BENCH) --full --rounds 7
+
+# tables and plot again from docs/benchmarks.json, without measuring
+bench-page: $(READY)
+	$(BIN)/python -m tests.benchmarks.page docs
+
+bench-step: $(READY)
 	$(BIN)/python -m tests.benchmarks.step
 
 guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

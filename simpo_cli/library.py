@@ -20,12 +20,14 @@ from simpo_cli.audit.dataset import PreferenceDataset
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import microbatches
+from simpo_cli.data.plan import Packing, row_tokens
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import UserError
+from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import simpo_terms
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
 from simpo_cli.train.state import make_optimizer
@@ -106,6 +108,8 @@ class SimPOTrainer:
             group["lr"] = config.lr
         self._tokenizer = tokenizer
         self._steps = 0
+        self._check: SelfCheck | None = None
+        self._longest_checked = 0
 
     @property
     def model(self) -> nn.Module:
@@ -154,15 +158,28 @@ class SimPOTrainer:
         """
         pairs = self._encode(_pairs_of(batch))
         size = self.config.batch_size
-        cut = [piece[i : i + size] for piece in microbatches(pairs, 1 << 62) for i in range(0, len(piece), size)]
-        sums = accumulate(
-            self._policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
-        )
+        packing = self._settle_packing(pairs)
+        longest_first = sorted(range(len(pairs)), key=lambda i: -pairs[i].num_tokens)
+        cut = [longest_first[i : i + size] for i in range(0, len(pairs), size)]
+        with self._policy.packed(packing):
+            sums = accumulate(
+                self._policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
+            )
         clip_gradients(self._policy, self.config.max_grad_norm, self._steps)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps += 1
         return sums.loss / sums.pairs
+
+    def _settle_packing(self, pairs: Sequence[EncodedPair]) -> Packing:
+        """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
+        longest = max(map(row_tokens, pairs))
+        if self._check is None or longest > self._longest_checked:
+            why_padded = why_not_shared(self._policy.causal.config, longest)
+            self._check = settle_packing(self._policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
+            self._longest_checked = longest
+            self._policy.packing = "padded"
+        return self._check.packing
 
     def _encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair]:
         encoded = encode_pairs(pairs, self._text_tokenizer(), self.config.data)

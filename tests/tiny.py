@@ -437,3 +437,9 @@ FAMILIES = {
         _with_words(unigram_tokenizer, _SENTENCEPIECE_SPECIAL), _VICUNA, bos="<s>", eos="</s>", end="</s>"
     ),
 }
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Write other values into a folder's tokenizer_config.json."""
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from simpo_cli.errors import UserError
+
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, a recipe, or a model.")],
@@ -24,7 +26,10 @@ def evaluate(
     quiet_libraries()
     from simpo_cli.evaluate.run import evaluate_target
 
-    evaluation = evaluate_target(target, overrides or [])
+    try:
+        evaluation = evaluate_target(target, overrides or [])
+    except UserError as error:
+        raise _located(error, target, overrides or []) from error
     document = evaluation.summary.as_json(model=evaluation.model, data=evaluation.data)
     if output is not None:
         write_report(output, document)
@@ -35,3 +40,15 @@ def evaluate(
         from simpo_cli.report.eval_view import print_eval
 
         print_eval(out, document)
+
+
+def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
+    """The error with the line of the recipe that it is about, where the target is a recipe."""
+    from simpo_cli.recipe import compose
+
+    if Path(target).is_dir():
+        return error  # a run or a model: there is no recipe that the person edits
+    try:
+        return compose(target, overrides).located(error)
+    except UserError:
+        return error

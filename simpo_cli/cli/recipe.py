@@ -1,6 +1,7 @@
 """`simpo recipe`: list, show, copy, check and schema."""
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -39,7 +40,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     width = max(map(len, names), default=0)
     for name in names:
         _print_wrapped(f"{name.ljust(width)}  ", title_of(name))
-    _note("To look at one: simpo recipe show NAME   To make it yours: simpo recipe copy NAME")
+    _note("To look at one:     simpo recipe show NAME")
+    _note("To make it yours:   simpo recipe copy NAME")
 
 
 @recipe_app.command("show")
@@ -77,7 +79,7 @@ def copy(
     name: RecipeName,
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
 ) -> None:
-    """Copy a recipe, to change it: editors then know its keys."""
+    """Copy a recipe, to change it: it is named after its file, and editors know its keys."""
     from simpo_cli.recipe import examine, find_recipe
     from simpo_cli.recipe.yaml_source import read_text
 
@@ -89,6 +91,7 @@ def copy(
     modeline = f"# yaml-language-server: $schema={SCHEMA_FILE}\n"
     if not text.startswith("# yaml-language-server:"):
         text = modeline + text
+    text = _renamed(text, target.stem)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -100,6 +103,21 @@ def copy(
     _note(f"Wrote {target}{schema}.")
     use = f"name {target.stem} in the defaults: of a recipe" if is_piece else f"simpo train {target}"
     _note(f"Next: simpo recipe check {target}   then: {use}")
+
+
+def _renamed(text: str, name: str) -> str:
+    """The recipe with the file's name as the name of its runs, so that two copies do not share a run folder."""
+    import yaml
+
+    from simpo_cli.recipe.schema import is_folder_name
+
+    if not is_folder_name(name):
+        return text
+    plain = re.fullmatch(r"[A-Za-z][\w.-]*", name) is not None and yaml.safe_load(name) == name  # not `no`, `null`
+    quoted = name if plain else json.dumps(name)
+    return re.sub(
+        r"^name:[ \t]+[\w.-]+(?=[ \t]*(?:#.*)?$)", lambda _: f"name: {quoted}", text, count=1, flags=re.MULTILINE
+    )
 
 
 def _write_schema(path: Path) -> str:

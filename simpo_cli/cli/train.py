@@ -1,8 +1,14 @@
 """`simpo train`: one run from a recipe."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from simpo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.recipe import ComposedRecipe
 
 
 def train(
@@ -21,7 +27,24 @@ def train(
     from simpo_cli.recipe import compose
 
     composed = compose(recipe, overrides or [])
+    try:
+        _require_here(composed, fresh=fresh, dry_run=dry_run)
+        _run(composed, fresh=fresh, dry_run=dry_run)
+    except UserError as error:
+        raise composed.located(error) from error
 
+
+def _require_here(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
+    """What can be refused without torch, whose import takes seconds."""
+    from simpo_cli.data.inputs import require_inputs
+    from simpo_cli.train.run_folder import require_usable
+
+    require_inputs(composed.recipe)
+    if not dry_run:
+        require_usable(Path(composed.recipe.output_dir), fresh=fresh)
+
+
+def _run(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
     from simpo_cli.cli.quiet import quiet_libraries
     from simpo_cli.report.watch import watch
 

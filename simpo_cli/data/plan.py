@@ -1,14 +1,18 @@
 """Which pairs belong to step n: arithmetic on (seed, epoch, n), so there is no cursor to save, lose or restore."""
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
+
+Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: each prompt once, or in padded rows
 
 _MASK = (1 << 64) - 1
 
@@ -66,6 +70,17 @@ class Plan:
         start = step_in_epoch * self.pairs_per_step
         return shuffled(self.num_pairs, self.seed, epoch)[start : start + self.pairs_per_step]
 
+    def fullest_microbatch(
+        self, pairs: Sequence[EncodedPair], budget: int, packing: Packing, first_steps: int = 256
+    ) -> list[EncodedPair]:
+        """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
+        fullest: list[EncodedPair] = []
+        for step in range(min(self.num_steps, first_steps)):
+            chosen = [pairs[i] for i in self.pairs_of(step)]
+            for positions in microbatches(chosen, budget, packing):
+                fullest = max(fullest, [chosen[i] for i in positions], key=_num_tokens)
+        return fullest
+
     def epoch_after(self, step: int) -> float:
         """Passes over the data done when `step` steps are done, such as 0.25."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
@@ -81,30 +96,61 @@ class Plan:
         return every is not None and steps_done % every == 0
 
 
+def _num_tokens(pairs: Sequence[EncodedPair]) -> int:
+    return sum(pair.num_tokens for pair in pairs)
+
+
 def row_tokens(pair: EncodedPair) -> int:
     """Tokens of the longer of the pair's two rows when each response stands behind its own copy of the prompt."""
     return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
-def microbatch_tokens(pair: EncodedPair) -> int:
-    """What a pair by itself takes of a micro-batch's budget: two rows, padded to the longer."""
-    return 2 * row_tokens(pair)
+def microbatch_tokens(pair: EncodedPair, packing: Packing) -> int:
+    """What a pair by itself takes of a micro-batch's budget.
+
+    With its prompt shared that is its tokens; padded it is two rows of the longer one's length.
+    """
+    return pair.num_tokens if packing == "shared_prefix" else 2 * row_tokens(pair)
 
 
-def microbatches(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:
-    """Cut the pairs of a step into micro-batches whose padded rows stay within the budget of tokens.
+def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[list[int]]:
+    """Cut the pairs of a step into micro-batches that stay within the budget of tokens.
 
-    Pairs of like length go together, longest first: the first micro-batch of a step is the one most likely not to fit,
-    and padding is least. A pair that is alone over the budget gets a micro-batch of its own. The cut never changes what
-    a step computes, only how much of it is in memory at once.
+    The longest pair is in the first micro-batch, which is the one most likely not to fit in memory. A pair that is
+    alone over the budget gets a micro-batch of its own. The cut never changes what a step computes, only how much of it
+    is in memory at once.
 
     Args:
         pairs: the pairs of one step.
-        budget: most tokens of a micro-batch, both rows of each pair and their padding counted.
+        budget: most tokens of a micro-batch, padding counted.
+        packing: how the pairs will lie: end to end, or in padded rows.
 
     Returns:
         Positions within `pairs`, each exactly once.
     """
+    return _best_fit(pairs, budget) if packing == "shared_prefix" else _rows_of_like_length(pairs, budget)
+
+
+def _best_fit(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:
+    """Best-fit decreasing: each pair, longest first, goes where it leaves least room."""
+    longest_first = sorted(range(len(pairs)), key=lambda i: (-pairs[i].num_tokens, i))
+    cut: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, micro-batch), sorted
+    for i in longest_first:
+        size = pairs[i].num_tokens
+        at = bisect_left(room, (size, 0))
+        if at < len(room):
+            left, bin_ = room.pop(at)
+            cut[bin_].append(i)
+        else:
+            left, bin_ = budget, len(cut)
+            cut.append([i])
+        insort(room, (left - size, bin_))
+    return cut
+
+
+def _rows_of_like_length(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:
+    """Pairs of like length together, longest first, so that padding is least."""
     longest_first = sorted(range(len(pairs)), key=lambda i: (-row_tokens(pairs[i]), i))
     cut: list[list[int]] = []
     width = 0

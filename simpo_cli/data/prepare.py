@@ -9,7 +9,7 @@ from simpo_cli.data.encode import encode_pairs, prompt_key
 from simpo_cli.data.holdout import split_by_prompt
 from simpo_cli.data.load import LoadedPairs, load_pairs
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import Plan, microbatch_tokens
+from simpo_cli.data.plan import Packing, Plan, microbatch_tokens
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -68,6 +68,7 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         UserError: a file or record is refused, or nothing is left to train on.
     """
     tokenizer = prepare_tokenizer(recipe)
+    require_end_token(tokenizer)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
         eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
@@ -95,6 +96,22 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         shared_prompts=sum(pair.prompt_key in held_out_prompts for pair in train),
         texts=[pair for pair in texts if prompt_key(pair) in held_out_prompts],
     )
+
+
+def require_end_token(tokenizer: TextTokenizer) -> None:
+    """Refuse a tokenizer that knows no end of a text, neither by EOS nor by padding, and whose template writes none.
+
+    A response would stop where its tokens stop, nothing would be scored for stopping, and the model would not learn to.
+
+    Raises:
+        UserError: names the tokenizer.
+    """
+    if not tokenizer.end_ids and "pad_token" not in tokenizer.special_tokens:
+        raise UserError(
+            "has no end-of-text token: its tokenizer names neither eos_token nor pad_token.",
+            "Name eos_token in tokenizer_config.json, or give a template that ends turns with data.chat_template.",
+            where=tokenizer.where,
+        )
 
 
 def encode_source(
@@ -133,17 +150,18 @@ def _account(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
 
 
-def require_budget(pairs: Sequence[EncodedPair], budget: int) -> None:
+def require_budget(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> None:
     """Refuse a micro-batch budget that the longest pair does not fit in.
 
     Raises:
         UserError: names the pair and the smallest budget that works.
     """
-    longest = max(pairs, key=microbatch_tokens)
-    if microbatch_tokens(longest) > budget:
+    longest = max(pairs, key=lambda pair: microbatch_tokens(pair, packing))
+    needed = microbatch_tokens(longest, packing)
+    if needed > budget:
         raise UserError(
-            f"train.tokens_per_microbatch is {budget}, and this pair alone needs {microbatch_tokens(longest)}.",
-            f"Set train.tokens_per_microbatch={microbatch_tokens(longest)} or more, or lower data.max_length.",
+            f"train.tokens_per_microbatch is {budget}, and this pair alone needs {needed}.",
+            f"Set train.tokens_per_microbatch={needed} or more, or lower data.max_length.",
             where=longest.where,
         )
 

@@ -66,10 +66,10 @@ def answer(
     policy.eval()
     answers = []
     try:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal:
             for question in questions:
                 prompt = torch.tensor([question.ids], device=accelerator.device)
-                output = policy.causal.generate(
+                output = causal.generate(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=_MAX_NEW_TOKENS,

@@ -61,7 +61,7 @@ def score_pairs(
     policy.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
-            for positions in microbatches(pairs, budget):
+            for positions in microbatches(pairs, budget, policy.packing):
                 m_chosen, m_rejected = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
                 chosen[positions] = m_chosen.cpu().numpy()
                 rejected[positions] = m_rejected.cpu().numpy()

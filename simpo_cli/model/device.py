@@ -47,7 +47,12 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Literal["bf16", "fp32
 
 
 def multiplies_in_bf16(*, on_cuda: bool) -> bool:
-    """Whether the device has instructions for bf16 matrix products; without them bf16 is several times slower."""
+    """Whether the device multiplies matrices faster in bf16 than in float32.
+
+    Of CPUs those with tiles (AMX) do. AVX-512's dot products of bf16 alone do not: on a Xeon with them and without
+    tiles, products of (2048, 576) by (576, 1536) ran at 154 GFLOP/s in bf16 and at 269 in float32 (two threads, best of
+    ten).
+    """
     if on_cuda:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported()

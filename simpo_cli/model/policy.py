@@ -1,13 +1,25 @@
 """The policy: one module, called with packed pairs, that returns the log-probability of every response token."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from simpo_cli.model.hidden import padded_hidden_states
+from simpo_cli.data.plan import Packing
+from simpo_cli.model.attention.interface import share_prompts
+from simpo_cli.model.fused.replace import find_stand_ins
+from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
 from simpo_cli.model.logprobs import logit_scale_of, token_logprobs
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.objective import segment_means
+
+
+def decoder_of(causal: Any) -> nn.Module:
+    """The text model without its output head; for a model of text and images, without the latter's part."""
+    found: Any = causal.get_decoder()
+    decoder: nn.Module = causal.model if found is causal else found  # llama4 does not find its own
+    return decoder
 
 
 class Policy(nn.Module):
@@ -17,21 +29,62 @@ class Policy(nn.Module):
 
     Args:
         model: a causal language model, or a peft model around one.
+        packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and,
+            on a CPU, their norms and feed-forwards; `padded` leaves the model as it is. See
+            `self_check.settle_packing` for which of them is right for a model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, packing: Packing = "padded") -> None:
         super().__init__()
         self.model = model
         text_config = self.causal.config.get_text_config()
         self._scale = logit_scale_of(text_config)
         self._vocab_size = int(text_config.vocab_size)
-        self._pad_id = 0
+        self._own_attention: str = self.causal.config._attn_implementation
+        self._packing: Packing = "padded"
+        self._stand_ins = find_stand_ins(self.causal)
+        self.packing = packing
+
+    @property
+    def packing(self) -> Packing:
+        """How pairs go through the model."""
+        return self._packing
+
+    @packing.setter
+    def packing(self, packing: Packing) -> None:
+        if packing == self._packing:
+            return
+        if packing == "shared_prefix":
+            share_prompts(self.causal)
+            for stand_in in self._stand_ins:
+                stand_in.place()
+        else:
+            for stand_in in self._stand_ins:
+                stand_in.restore()
+            self.causal.set_attn_implementation(self._own_attention)
+        self._packing = packing
+
+    @contextmanager
+    def packed(self, packing: Packing) -> Iterator[None]:
+        """The policy with a packing for a while: outside of it the model stays as its owner knows it."""
+        before = self.packing
+        self.packing = packing
+        try:
+            yield
+        finally:
+            self.packing = before
 
     @property
     def causal(self) -> Any:
         """The causal language model itself, with adapter layers in place but without peft's wrapper."""
         model: Any = self.model
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @contextmanager
+    def untouched(self) -> Iterator[Any]:
+        """The causal language model as it came, for generating, saving and comparing."""
+        with self.packed("padded"):
+            yield self.causal
 
     def recompute_activations(self) -> None:
         """Trade time for memory: keep only each layer's input and compute the rest again in the backward pass."""
@@ -41,10 +94,14 @@ class Policy(nn.Module):
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
 
     def forward(self, packed: PackedPairs) -> Tensor:
-        """(N,) float32 log-probs of the response tokens, in the order of `packed.targets()`."""
+        """(N,) float32 log-probs of the response tokens, in the order of `packed.targets`."""
         causal = self.causal
-        states = padded_hidden_states(causal.base_model, packed, self._pad_id)
-        return token_logprobs(states, packed.targets(), causal.get_output_embeddings(), self._scale, self._vocab_size)
+        decoder = decoder_of(causal)
+        if self.packing == "shared_prefix":
+            states = shared_hidden_states(decoder, packed)
+        else:
+            states = padded_hidden_states(decoder, packed)
+        return token_logprobs(states, packed.targets, causal.get_output_embeddings(), self._scale, self._vocab_size)
 
     def response_means(self, packed: PackedPairs) -> tuple[Tensor, Tensor]:
         """m(y|x) of each pair's chosen and rejected response, each (P,) float32.

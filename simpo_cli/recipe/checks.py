@@ -166,7 +166,9 @@ def missing_files(recipe: Recipe, tree: MappingNode, display: str) -> list[Findi
 
 
 def _must_be_here(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.endswith(_DATA_SUFFIXES)
+    """Whether a name can only be a path: an id of the hub is organisation/name."""
+    is_hub_id = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not path.endswith(_DATA_SUFFIXES)
+    return not is_hub_id and not path.startswith("builtin:")
 
 
 def _absolute(text: str) -> Path:

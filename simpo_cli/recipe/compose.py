@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.checks import Finding, refuse_output_in_input, warnings_of
+from simpo_cli.recipe.blame import enclosing, key_of
+from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, warnings_of
 from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.keys import Problem, drop_unknown
@@ -33,10 +34,22 @@ class ComposedRecipe:
     origins: Mapping[str, Origin]  # dotted key to where it was set; items of lists are KEY.0, KEY.1
     warnings: tuple[Finding, ...]
     tree: MappingNode
+    display: str  # the recipe's file, as people see it
 
     def as_yaml(self, *, origins: bool = False) -> str:
         """The composed recipe with every value written out; it loads again to the same recipe."""
         return to_yaml(self.tree, origins=origins)
+
+    def located(self, error: UserError) -> UserError:
+        """An error of the run with the place in the recipe of the key that it is about.
+
+        It is itself where it has a place already, or where it is about no key.
+        """
+        key = "" if error.where else key_of(error, self.recipe)
+        if not key:
+            return error
+        where = place_of(self.tree, enclosing(key), self.display)
+        return UserError(error.problem, error.fix, where=where, exit_code=error.exit_code)
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,7 @@ def _composed(name: str, recipe: Recipe, tree: MappingNode, display: str, notes:
     origins = {".".join(path): node.origin for path, node in scalars(tree)}
     shadowed = [Finding("REC012", "note", display, f"{note}.") for note in notes]
     return ComposedRecipe(
-        name, recipe, MappingProxyType(origins), (*shadowed, *warnings_of(recipe, tree, display)), tree
+        name, recipe, MappingProxyType(origins), (*shadowed, *warnings_of(recipe, tree, display)), tree, display
     )
 
 

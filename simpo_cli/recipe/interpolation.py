@@ -45,7 +45,7 @@ def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
     }
     if not computed:
         return tree
-    gaps = {key for key in (_parts(name) for name in absent) if lookup(tree, key) is None}
+    gaps = {key for key in (_parts(name) for name in absent) if _is_open(lookup(tree, key))}
     references = {path: list(_references(path, node, tree, gaps)) for path, node in computed.items()}
     while waiting := [path for path, targets in references.items() if gaps & {path, *targets}]:
         gaps.update(waiting)
@@ -56,6 +56,11 @@ def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
     resolved = _replace(tree, (), values)
     assert isinstance(resolved, MappingNode)
     return resolved
+
+
+def _is_open(node: Node | None) -> bool:
+    """Whether a value is still to be given: not there, or `???`."""
+    return node is None or (isinstance(node, ScalarNode) and node.value == "???")
 
 
 def _references(path: Path, node: ScalarNode, tree: MappingNode, gaps: set[Path]) -> Iterator[Path]:

@@ -35,7 +35,8 @@ def _is_path(text: str) -> bool:
     return bool(text.strip()) and not any(ord(char) < 32 or ord(char) == 127 for char in text)
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
+    """Whether a text can be the name of a run: one part of a path that no shell or file system takes otherwise."""
     return (
         bool(name)
         and name == name.strip()
@@ -90,6 +91,8 @@ class ModelRecipe:
     """Branch, tag or commit of a hub id; the commit it resolves to is recorded."""
     weights_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type that the weights are held in; auto is float32 for full tuning and the checkpoint's own under adapters."""
+    attention: Literal["auto", "shared_prefix", "padded"] = "auto"
+    """How pairs go through the model: shared_prefix computes every prompt once; auto falls back to padded rows."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora: LoraRecipe | None = None
@@ -422,7 +425,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(
-            _is_folder_name(self.name),
+            is_folder_name(self.name),
             "name",
             f"is {self.name!r}, which is not usable as a folder name",
             "Use letters, digits, dashes, underscores and dots, with a letter or digit first.",

@@ -4,6 +4,7 @@ import torch
 
 import simpo_cli
 from simpo_cli.audit.document import length_predicts
+from simpo_cli.data.plan import microbatch_tokens
 from simpo_cli.data.prepare import describe_losses
 from simpo_cli.evaluate import statistics
 from simpo_cli.evaluate.statistics import Measured
@@ -58,11 +59,22 @@ def header(setting: Setting) -> RunHeader:
             f"learning rate {recipe.train.learning_rate:g}, {recipe.train.lr_scheduler}, "
             f"warm-up {recipe.train.warmup_ratio:g}",
         ),
+        ("", _packing(setting)),
         ("memory", setting.memory),
     ]
     network = "no network used" if setting.source.revision is None else f"model revision {setting.source.revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(lines))
+
+
+def _packing(setting: Setting) -> str:
+    """How pairs will go through the model, and what that saves."""
+    pairs = setting.data.train
+    if setting.packing == "padded":
+        return "pairs in padded rows" + (f": {setting.why_padded}" if setting.why_padded else "")
+    rows = sum(microbatch_tokens(pair, "padded") for pair in pairs)
+    shared = sum(microbatch_tokens(pair, "shared_prefix") for pair in pairs)
+    return f"every prompt once, no padding: {100 * (1 - shared / rows):.0f} % fewer tokens than pairs of padded rows"
 
 
 def percent(share: Measured) -> str:

@@ -63,7 +63,7 @@ def run_steps(training: Training, save_checkpoint: SaveCheckpoint) -> None:
         sums = accumulate(
             policy,
             pairs,
-            microbatches(pairs, training.budget),
+            microbatches(pairs, training.budget, policy.packing),
             loss=recipe.loss,
             accelerator=training.accelerator,
             step=step,

@@ -59,7 +59,6 @@ def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
             "steps": plan.num_steps,
             "pairs_per_step": plan.pairs_per_step,
             "tokens_per_microbatch": setting.budget,
-            "attention": "padded",
         },
         "hardware": {
             "device": device_name(setting.accelerator.device),

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from simpo_cli.data.plan import microbatch_tokens
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.answers import answer, builtin_questions, held_out_questions
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.train import checkpoint
 from simpo_cli.train.events import Observer, RunOutcome
@@ -72,7 +74,9 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
     observer = Recorder(folder, accelerator, recipe.tracking.log_every, watcher)
     announce(composed, setting, observer)
 
-    training = build(setting, observer)
+    training, check = build(setting, observer)
+    run_json["self_check"] = check.as_json()
+    folder.write_json("run.json", run_json)
     tokenizer = setting.data.tokenizer
     questions = (
         builtin_questions(tokenizer)
@@ -98,10 +102,11 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
 
     model_dir = folder.path / "model"
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
-    rounding = save_model(
-        model_dir, training.policy.model, recipe, setting.source, model_card(recipe, run_json["command"])
-    )
-    saved = Policy(load_model(find_model(str(model_dir)), setting.weights)).to(accelerator.device)
+    with training.policy.untouched():
+        rounding = save_model(
+            model_dir, training.policy.model, recipe, setting.source, model_card(recipe, run_json["command"])
+        )
+    saved = Policy(load_model(find_model(str(model_dir)), setting.weights), check.packing).to(accelerator.device)
     after = answer(saved, questions, tokenizer, accelerator)
     outcome, measured = conclude(
         training,
@@ -127,8 +132,8 @@ def announce(composed: ComposedRecipe, setting: Setting, observer: Observer) -> 
         observer.note(note)
 
 
-def build(setting: Setting, observer: Observer) -> Training:
-    """Read the weights and make the optimizer: from here on there is something to train."""
+def build(setting: Setting, observer: Observer) -> tuple[Training, SelfCheck]:
+    """Read the weights, check how pairs may go through them, and make the optimizer."""
     recipe, accelerator = setting.recipe, setting.accelerator
     model = load_model(setting.source, setting.weights)
     if recipe.model.lora is not None:
@@ -137,15 +142,24 @@ def build(setting: Setting, observer: Observer) -> Training:
     policy = Policy(model).to(accelerator.device)
     if recipe.model.gradient_checkpointing:
         policy.recompute_activations()
+    data, budget = setting.data, setting.budget
+    fullest = setting.plan.fullest_microbatch(data.train, budget, setting.packing)
+    check = settle_packing(
+        policy, recipe.model.attention, setting.why_padded, CheckPairs.of([*data.train, *data.held_out], fullest)
+    )
+    observer.note(str(check))
+    if check.packing != setting.packing:  # rows take more of the budget than was planned for
+        budget = max(budget, *(microbatch_tokens(pair, check.packing) for pair in [*data.train, *data.held_out]))
     optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
-    return Training(
+    training = Training(
         recipe=recipe,
         plan=setting.plan,
-        train=setting.data.train,
-        held_out=setting.data.held_out,
+        train=data.train,
+        held_out=data.held_out,
         policy=policy,
         optimizer=optimizer,
         accelerator=accelerator,
-        budget=setting.budget,
+        budget=budget,
         observer=observer,
     )
+    return training, check

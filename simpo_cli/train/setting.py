@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.plan import Plan, microbatch_tokens, row_tokens
+from simpo_cli.data.plan import Packing, Plan, microbatch_tokens, row_tokens
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
+from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths
 from simpo_cli.model.load import (
@@ -44,6 +45,8 @@ class Setting:
     compute: str  # bf16 or fp32
     data: PreparedData
     plan: Plan
+    packing: Packing  # what the self-check will try
+    why_padded: str | None  # what is known to speak against sharing prompts
     budget: int
     memory: str
     accelerator: Accelerator
@@ -63,7 +66,7 @@ def settle(recipe: Recipe) -> Setting:
     accelerator, compute = open_accelerator(recipe)
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
         notes.append(
-            "train.precision is bf16, and this device has no instructions for it: float32 is several times faster here"
+            "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
         )
     parameters = count_parameters(recipe.model, source)
     data = prepare_data(recipe)
@@ -80,6 +83,10 @@ def settle(recipe: Recipe) -> Setting:
             f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
             "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
         )
+    scored = [*data.train, *data.held_out]
+    longest_row = max(map(row_tokens, scored))
+    why_padded = why_not_shared(source.config, longest_row)
+    packing: Packing = "padded" if why_padded or recipe.model.attention == "padded" else "shared_prefix"
     adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
     need = MemoryNeed(
         state=state_bytes(parameters, weights, adapters=adapters),
@@ -87,16 +94,16 @@ def settle(recipe: Recipe) -> Setting:
             source.text_config,
             compute=torch.bfloat16 if compute == "bf16" else torch.float32,
             checkpointing=checkpointing,
-            longest_row=max(map(row_tokens, [*data.train, *data.held_out])),
+            longest_row=longest_row,
         ),
         available=available_bytes(accelerator.device),
     )
-    longest = max(map(microbatch_tokens, [*data.train, *data.held_out]))
+    longest = max(microbatch_tokens(pair, packing) for pair in scored)
     if recipe.train.tokens_per_microbatch == "auto":
         budget = choose_budget(need, accelerator.device, longest)
     else:
         budget = recipe.train.tokens_per_microbatch
-        require_budget([*data.train, *data.held_out], budget)
+        require_budget(scored, budget, packing)
     memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
     kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 1
     require_free_space(
@@ -105,4 +112,18 @@ def settle(recipe: Recipe) -> Setting:
         + parameters.total * export_dtype(recipe, source).itemsize,
         "the checkpoints and the model",
     )
-    return Setting(recipe, source, parameters, weights, compute, data, plan, budget, memory, accelerator, tuple(notes))
+    return Setting(
+        recipe=recipe,
+        source=source,
+        parameters=parameters,
+        weights=weights,
+        compute=compute,
+        data=data,
+        plan=plan,
+        packing=packing,
+        why_padded=why_padded,
+        budget=budget,
+        memory=memory,
+        accelerator=accelerator,
+        notes=tuple(notes),
+    )

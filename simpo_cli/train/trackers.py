@@ -23,7 +23,7 @@ def require_trackers(names: list[str]) -> None:
         if name not in installed:
             raise UserError(
                 f"tracking.report_to names {name}, which is not installed.",
-                f"Install it: pip install {name}.",
+                f"Install it: pip install {name.replace('_', '-')}.",
                 exit_code=ExitCode.ENVIRONMENT,
             )
 

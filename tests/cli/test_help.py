@@ -46,9 +46,15 @@ def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
         (["train", "bad.yaml"], 2),
         (["train", "demo", "train.learning_rate=0"], 2),
         (["train", "lora"], 2),
+        (["train", "demo", "data.train=missing.jsonl"], 2),
+        (["train", "demo", "model.path=missing"], 2),
+        (["train", "demo", "data.chat_template=missing.jinja"], 2),
+        (["train", "demo", "output_dir=taken"], 2),
     ],
 )
 def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "run.json").touch()
     (tmp_path / "bad.yaml").write_text("name: a\noutput_dir: ${nmae}\n")
     assert imported_by(*args, cwd=tmp_path) == (code, set())
 

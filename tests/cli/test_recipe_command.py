@@ -149,6 +149,9 @@ def test_check_of_a_recipe_whose_files_are_not_here(simpo: Simpo) -> None:
     seen = simpo("recipe", "check", "smollm2-135m")
     assert seen.code == 0
     assert "REC013  data.train is prefs.jsonl: there is no such file here." in seen.out
+    assert "model.path" not in seen.out  # an id of the hub
+    seen = simpo("recipe", "check", "smollm2-135m", "model.path=smollm2", "data.train=org/pairs")
+    assert seen.out.split("REC013  ")[1:] == ["model.path is smollm2: there is no such file here.\n"]
 
 
 def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:
@@ -160,7 +163,7 @@ def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:
     assert rest.startswith("# The paper: Llama 3 8B Instruct\n")
     schema = json.loads(Path("simpo-recipe.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert compose("my-run.yaml").recipe == compose("paper/llama3-8b-instruct").recipe
+    assert compose("my-run.yaml").recipe == compose("paper/llama3-8b-instruct", ["name=my-run"]).recipe
 
 
 def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
@@ -171,7 +174,22 @@ def test_copy_chooses_a_name_and_takes_a_folder(simpo: Simpo) -> None:
     assert Path("runs/gemma2-9b-it.yaml").is_file()
     assert Path("runs/simpo-recipe.schema.json").is_file()
     assert simpo("recipe", "copy", "demo.yaml", "again.yaml").code == 0
-    assert Path("again.yaml").read_text() == Path("demo.yaml").read_text()
+    assert Path("again.yaml").read_text() == Path("demo.yaml").read_text().replace("name: demo", "name: again")
+
+
+@pytest.mark.parametrize(
+    "file", ["my-run.yaml", "mine.yaml", "no.yaml", "2024.yaml", "1e-6.yaml", "12:30.yaml", "a b.yaml"]
+)
+def test_a_copy_is_named_after_its_file(simpo: Simpo, file: str) -> None:
+    assert simpo("recipe", "copy", "smollm2-135m", file).code == 0
+    assert compose(file).recipe == compose("smollm2-135m", [f"name={Path(file).stem}"]).recipe
+
+
+def test_a_copy_whose_file_is_no_name_keeps_the_old_one(simpo: Simpo) -> None:
+    assert simpo("recipe", "copy", "demo", "a..b.yaml").code == 0
+    assert compose("a..b.yaml").recipe.name == "demo"
+    assert simpo("recipe", "copy", "lora", "piece.yaml").code == 0
+    assert "name: " not in Path("piece.yaml").read_text().replace("name: my-run", "")
 
 
 def test_copy_of_a_piece_says_what_it_is_for(simpo: Simpo) -> None:

@@ -26,6 +26,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n",
         encoding="utf-8",
     )
+    text = (folder / "run.yaml").read_text(encoding="utf-8")
+    (folder / "lost.yaml").write_text(text.replace("prefs.jsonl", "nothing.jsonl"), encoding="utf-8")
+    (folder / "long.yaml").write_text(text.replace("max_length: 64", "max_length: 5000"), encoding="utf-8")
     return folder
 
 
@@ -88,11 +91,24 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
     [
         (["train", "nosuch"], 2, "nosuch"),
         (["train", "run.yaml", "loss.bata=2"], 2, "Did you mean beta"),
-        (["train", "run.yaml", "model.path=/no/model"], 2, "/no/model does not exist"),
-        (["train", "run.yaml", "data.train=nothing.jsonl"], 2, "nothing.jsonl"),
-        (["train", "run.yaml", "model.path=nobody/no-such-model"], 4, "nobody/no-such-model"),
-        (["train", "run.yaml", "data.max_length=5000", "data.max_prompt_length=8"], 2, "512 positions"),
+        (["train", "run.yaml", "model.path=/no/model"], 2, "override 1: the model folder /no/model does not exist"),
+        (["train", "lost.yaml"], 2, "lost.yaml:5: data.train: nothing.jsonl does not exist"),
+        (["train", "run.yaml", "model.path=nobody/no-such-model"], 4, "override 1: nobody/no-such-model is not"),
+        (["train", "long.yaml"], 2, "long.yaml:7: data.max_length is 5000, and tiny knows 512 positions"),
+        (
+            ["train", "run.yaml", "model.lora.target_modules=[nope]"],
+            2,
+            "override 1: model.lora.target_modules (['nope'])",
+        ),
+        (["train", "run.yaml", "data.min_response_tokens=60"], 2, "no training pair is left: 30 records read"),
+        (
+            ["train", "run.yaml", "tracking.report_to=[none-such]"],
+            2,
+            "override 1: tracking.report_to names 'none-such'",
+        ),
         (["eval", "runs/nothing"], 2, "runs/nothing"),
+        (["eval", "long.yaml"], 2, "long.yaml:7: data.max_length is 5000, and tiny knows 512 positions"),
+        (["eval", "lost.yaml"], 2, "nothing.jsonl: does not exist"),
     ],
 )
 def test_mistakes_are_two_lines_with_an_exit_code_and_no_traceback(

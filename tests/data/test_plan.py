@@ -61,7 +61,7 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
 )
 def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple[int, int, int]], budget: int) -> None:
     pairs = [_pair(*three) for three in lengths]
-    cut = microbatches(pairs, budget)
+    cut = microbatches(pairs, budget, "padded")
     assert sorted(i for piece in cut for i in piece) == list(range(len(pairs)))
     for piece in cut:
         padded = 2 * len(piece) * max(row_tokens(pairs[i]) for i in piece)
@@ -69,5 +69,38 @@ def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple
     assert row_tokens(pairs[cut[0][0]]) == max(map(row_tokens, pairs))  # the one that may not fit comes first
 
 
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30),
+    budget=st.integers(1, 400),
+)
+def test_packed_microbatches_hold_every_pair_once_and_are_well_filled(
+    lengths: list[tuple[int, int, int]], budget: int
+) -> None:
+    pairs = [_pair(*three) for three in lengths]
+    cut = microbatches(pairs, budget, "shared_prefix")
+    assert sorted(i for piece in cut for i in piece) == list(range(len(pairs)))
+    filled = [sum(pairs[i].num_tokens for i in piece) for piece in cut]
+    assert all(tokens <= budget or len(piece) == 1 for tokens, piece in zip(filled, cut, strict=True))
+    assert max(map(sum, lengths)) == pairs[cut[0][0]].num_tokens
+    # best fit never opens a micro-batch for a pair that another had room for, so no two would fit into one
+    smallest = sorted(filled)[:2]
+    assert len(filled) < 2 or sum(smallest) > budget
+
+
 def test_tokens_of_a_pair() -> None:
-    assert microbatch_tokens(_pair(10, 3, 5)) == 2 * 15
+    assert microbatch_tokens(_pair(10, 3, 5), "padded") == 2 * 15
+    assert microbatch_tokens(_pair(10, 3, 5), "shared_prefix") == 18
+
+
+def test_the_fullest_microbatch_is_one_of_the_plan() -> None:
+    pairs = [_pair(5 + i % 7, 2 + i % 11, 1 + i % 5) for i in range(40)]
+    plan = Plan(num_pairs=40, pairs_per_step=8, num_epochs=1, max_steps=None, seed=3)
+    fullest = plan.fullest_microbatch(pairs, 60, "shared_prefix")
+    every = [
+        [step_pairs[i] for i in cut]
+        for step in range(plan.num_steps)
+        for step_pairs in [[pairs[i] for i in plan.pairs_of(step)]]
+        for cut in microbatches(step_pairs, 60, "shared_prefix")
+    ]
+    assert [id(pair) for pair in fullest] in [[id(pair) for pair in cut] for cut in every]
+    assert sum(p.num_tokens for p in fullest) == max(sum(p.num_tokens for p in cut) for cut in every)

@@ -27,7 +27,7 @@ def typed(line: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [text for text in lines if re.search(shlex.split(pattern)[0], text)] if pattern else lines
 
 
-HINTS = ("To look at one", "Wrote ", "Next: ")
+HINTS = ("To look at one", "To make it yours", "Wrote ", "Next: ")
 
 
 @pytest.mark.skipif(not DOCS.is_dir(), reason="the package is installed, not a checkout")

@@ -99,6 +99,7 @@ def test_the_small_model() -> None:
     assert (recipe.train.pairs_per_step, recipe.train.max_steps) == (8, 30)
     assert (recipe.data.max_length, recipe.data.max_prompt_length, recipe.data.holdout) == (512, 256, 100)
     assert not recipe.model.gradient_checkpointing
+    assert recipe.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert compose("smollm2-135m").warnings == ()
 
 

@@ -53,8 +53,8 @@ def test_a_step_on_sixteen_real_pairs_agrees_with_an_independent_reference(
     assert len(pairs) == 16
     source = find_model(model_folder)
 
-    policy = Policy(load_model(source, torch.float32)).train()
-    cut = microbatches(pairs, 2048)
+    policy = Policy(load_model(source, torch.float32), "shared_prefix").train()
+    cut = microbatches(pairs, 2048, policy.packing)
     assert len(cut) > 2
     sums = accumulate(policy, pairs, cut, loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
     gradients = {name: p.grad for name, p in policy.model.named_parameters()}

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from tests.tiny import save_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_of_another_test() -> None:
+    """accelerate shares its precision in the process; a test that opens one by itself starts from none."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,13 @@
 """One step: the same gradient however it is cut up, and a stop before anything moves when a number is not finite."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.plan import microbatches
+from simpo_cli.data.plan import Packing, microbatches
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LossRecipe
@@ -21,12 +21,15 @@ CUTS = {
     "all at once": [list(range(13))],
     "one at a time": [[i] for i in range(13)],
     "uneven": [[3, 0, 12], [1], [2, 4, 5, 6, 7, 8], [9, 11, 10]],
-    "by a budget": microbatches(PAIRS, 120),
+    "by a budget": microbatches(PAIRS, 120, "padded"),
+    "best fit": microbatches(PAIRS, 90, "shared_prefix"),
 }
 
 
-def _step(cut: list[list[int]], loss: LossRecipe | None = None) -> tuple[StepSums, Any]:
-    policy = Policy(tiny_model(dtype=torch.float64)).train()
+def _step(
+    cut: list[list[int]], loss: LossRecipe | None = None, packing: Packing = "shared_prefix"
+) -> tuple[StepSums, Any]:
+    policy = Policy(tiny_model(dtype=torch.float64), packing).train()
     recipe = loss or LossRecipe()
     sums = accumulate(policy, PAIRS, cut, loss=recipe, accelerator=Accelerator(cpu=True), step=0)
     return sums, policy.model
@@ -36,9 +39,10 @@ def _flat(model: Any) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.parametrize("packing", get_args(Packing))
 @pytest.mark.parametrize("cut", CUTS)
-def test_any_cut_gives_the_gradient_of_the_mean_over_the_pairs(cut: str) -> None:
-    sums, model = _step(CUTS[cut])
+def test_any_cut_gives_the_gradient_of_the_mean_over_the_pairs(cut: str, packing: Packing) -> None:
+    sums, model = _step(CUTS[cut], packing=packing)
     reference = tiny_model(dtype=torch.float64)
     loss = simpo_loss_backward(reference, PAIRS, beta=2.0, gamma=1.0)
     assert sums.loss / sums.pairs == pytest.approx(loss, rel=1e-5)
@@ -46,7 +50,8 @@ def test_any_cut_gives_the_gradient_of_the_mean_over_the_pairs(cut: str) -> None
 
 
 def test_the_numbers_of_a_step_are_sums_over_all_its_pairs() -> None:
-    sums, model = _step(CUTS["uneven"])
+    sums, _ = _step(CUTS["uneven"])
+    model = tiny_model(dtype=torch.float64)
     m = [
         [float(response_logps(model, p.prompt.tolist(), r.tolist()).mean()) for r in (p.chosen, p.rejected)]
         for p in PAIRS

@@ -1,0 +1,21 @@
+"""Pairs to tokens: which tokens are the prompt, which are scored, and what is cut.
+
+The prompt is the conversation as the template writes it, with its generation prompt. The response is what the full
+rendering holds behind that, up to and including the first end-of-turn token. Prompt and whole are tokenized as they
+are when a model is used; where the whole does not begin with the prompt's own tokens, because a token would straddle
+the boundary, prompt and response are tokenized apart, as they are when the model generates, and the pair is counted.
+
+Templates that do more than append are met by these rules:
+- One that ignores `add_generation_prompt`: the header that it writes in front of an answer belongs to the prompt.
+- One that changes the answer, as those do that drop its reasoning: the answer stands behind the prompt as it is in the
+  record, followed by what the template writes behind an answer. Such pairs are counted.
+- One whose generation prompt already opens the answer (`<think>`), which the rendering of a whole conversation does
+  not: the same, for answers that begin with this opening; others are refused.
+- One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
+"""
+
+from simpo_cli.data.encode.pairs import encode_pairs
+from simpo_cli.data.encode.rendering import LONGEST_WORD
+from simpo_cli.data.encode.rules import EncodedPairs, prompt_key
+
+__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_pairs", "prompt_key"]

@@ -1,0 +1,69 @@
+"""Pairs as text to pairs as tokens, in batches: rendered, tokenized, then ended, cut and judged."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from simpo_cli.data.encode.rendering import Texts, num_characters, render
+from simpo_cli.data.encode.rules import EncodedPairs, Rules, refusal
+from simpo_cli.data.encode.settling import settle
+from simpo_cli.data.encode.tokenizing import tokenize
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.raw import RecordError
+from simpo_cli.data.tokenizer import TextTokenizer, TurnMarks
+from simpo_cli.recipe.schema import DataRecipe
+
+_BATCH = 512  # pairs tokenized together: enough to keep the library's threads busy, little to hold
+_BATCH_CHARACTERS = 4_000_000
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
+    """Render, tokenize, split, cut.
+
+    Args:
+        pairs: the pairs as text.
+        tokenizer: the model's tokenizer with the template that the recipe chose.
+        data: lengths, template variables and what to do with trouble.
+
+    Returns:
+        What became of the pairs. Where the recipe stops at bad records, no pair is looked at behind the batch with the
+        first ones: the caller is about to stop.
+
+    Raises:
+        UserError: a pair without signal, or over the limits, where the recipe asks to stop; or template variables that
+            the template does not have.
+    """
+    tokenizer.require_known(data.chat_template_kwargs)
+    marks = tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks()
+    ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
+    rules = Rules(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
+    result = EncodedPairs()
+    for batch in batches(pairs, _BATCH, weigh=num_characters, weight=_BATCH_CHARACTERS):
+        rendered: list[tuple[PreferencePair, Texts]] = []
+        for pair in batch:
+            try:
+                rendered.append((pair, render(pair, rules)))
+            except RecordError as error:
+                result.bad.append(refusal(pair, error))
+        tokenized = tokenize([texts for _, texts in rendered], tokenizer)
+        for (pair, texts), ids in zip(rendered, tokenized, strict=True):
+            if isinstance(ids, RecordError):
+                result.bad.append(refusal(pair, ids))
+            else:
+                settle(pair, texts, ids, rules, result)
+        if result.bad and data.on_bad_record == "error":
+            break
+    return result
+
+
+def batches(
+    items: Sequence[Any], size: int, *, weigh: Callable[[Any], int] = lambda _: 0, weight: int = 1
+) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most `size` items, each ended early by the item that brings it to the `weight`."""
+    start = held = 0
+    for end, item in enumerate(items, start=1):
+        held += weigh(item)
+        if end - start == size or held >= weight:
+            yield items[start:end]
+            start, held = end, 0
+    if start < len(items):
+        yield items[start:]

@@ -1,0 +1,121 @@
+"""The end, the cut and the verdict: what of a tokenized pair is trained on, or why nothing is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simpo_cli.data.encode.rendering import Texts
+from simpo_cli.data.encode.rules import SKIP, EncodedPairs, Rules, prompt_key, refusal
+from simpo_cli.data.encode.tokenizing import Ids
+from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.raw import RecordError
+from simpo_cli.errors import UserError
+
+
+def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: EncodedPairs) -> None:
+    """End, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
+    tokenizer, data = rules.tokenizer, rules.data
+    prompt, prefix = ids.prompt, tokenizer.plain_prefix
+    if rules.plain and prompt[: len(prefix)] != prefix:  # a rendered text may hold it already
+        prompt = [*prefix, *prompt]
+    while tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
+        prompt = prompt[1:]
+    if not prompt:
+        result.bad.append(refusal(pair, RecordError("the prompt has no tokens", SKIP)))
+        return
+    chosen, rejected = (_ended(response, rules) for response in ids.responses)
+    num_prompt = len(prompt)
+    prompt = _cut_prompt(prompt, data.max_prompt_length, tokenizer.bos_id)
+    room = data.max_length - len(prompt)
+    if data.overlong != "truncate" and (len(prompt) < num_prompt or max(len(chosen.ids), len(rejected.ids)) > room):
+        if data.overlong == "error":
+            raise UserError(
+                f"the pair has {num_prompt} prompt tokens and {len(chosen.ids)} and {len(rejected.ids)} response "
+                f"tokens, over the limits of {data.max_prompt_length} and {data.max_length}.",
+                "Raise data.max_length, or set data.overlong to truncate or drop.",
+                where=pair.where,
+            )
+        result.dropped["over the length limits"] += 1
+        return
+    chosen_cut, rejected_cut = chosen.cut(room), rejected.cut(room)
+    reason = _no_signal(chosen_cut, rejected_cut, data.min_response_tokens)
+    if reason is not None:
+        if data.on_no_signal == "error":
+            raise UserError(
+                f"the pair carries no signal: {reason}.",
+                "Mend the record, or set data.on_no_signal: drop to leave such pairs out and count them.",
+                where=pair.where,
+            )
+        result.dropped[reason] += 1
+        return
+    encoded = EncodedPair(
+        prompt=_array(prompt),
+        chosen=_array(chosen_cut.ids),
+        rejected=_array(rejected_cut.ids),
+        prompt_key=prompt_key(pair),
+        where=pair.where,
+        prompt_cut=len(prompt) < num_prompt,
+        chosen_cut=chosen_cut is not chosen,
+        rejected_cut=rejected_cut is not rejected,
+    )
+    for what, holds in (
+        ("prompt cut", encoded.prompt_cut),
+        ("chosen cut", encoded.chosen_cut),
+        ("rejected cut", encoded.rejected_cut),
+        ("tokenized apart", ids.apart),
+        ("no end token", not (chosen.has_end and rejected.has_end)),
+        ("special token kept as text", texts.way != "parsed"),
+        ("answer not as the template writes it", texts.as_written),
+        ("tools unknown to the template", texts.tools_left_out),
+    ):
+        if holds:
+            result.counts[what] += 1
+    result.pairs.append(encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """A response's tokens, and whether the last one is an end token."""
+
+    ids: list[int]
+    has_end: bool
+
+    def cut(self, room: int) -> "_Response":
+        """The first `room` tokens; one that is cut has no end token. Itself where it fits."""
+        return self if len(self.ids) <= room else _Response(self.ids[:room], False)
+
+
+def _ended(ids: list[int], rules: Rules) -> _Response:
+    """A response up to and including its first end token, put there where the rendering has none of its own."""
+    places = [ids.index(end) for end in rules.ends if end in ids]
+    if places:
+        return _Response(ids[: min(places) + 1], True)
+    end = rules.marks.end_id if rules.marks.end_id is not None else rules.tokenizer.eos_id
+    if end is not None and (rules.plain or not rules.marks.end_is_written):
+        return _Response([*ids, end], True)
+    return _Response(ids, False)
+
+
+def _cut_prompt(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
+    """The last `most` tokens, with the BOS kept in front."""
+    if len(prompt) <= most:
+        return prompt
+    if bos_id is not None and prompt[0] == bos_id:
+        return [bos_id, *prompt[len(prompt) - most + 1 :]]
+    return prompt[len(prompt) - most :]
+
+
+def _no_signal(chosen: _Response, rejected: _Response, fewest: int) -> str | None:
+    """Why a pair cannot teach, or None."""
+    shortest = min(len(response.ids) - response.has_end for response in (chosen, rejected))
+    if shortest == 0:
+        return "response without tokens"
+    if shortest < fewest:
+        return f"response of fewer than {fewest} tokens"
+    return "responses identical after the cut" if chosen.ids == rejected.ids else None
+
+
+def _array(ids: Sequence[int]) -> NDArray[np.int32]:
+    return np.asarray(ids, dtype=np.int32)

@@ -1,0 +1,64 @@
+"""One record to one pair, by the layout of its file."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
+from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.formats.preferred import NoSignalError, sides_of
+from simpo_cli.data.formats.split import require_prompt, split_record, with_system
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import RecordError, kind_of
+
+
+def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Counter[str]) -> PreferencePair:
+    """The pair that a record holds.
+
+    Args:
+        record: the record.
+        layout: the file's layout.
+        where: the record's place.
+        warnings: gets what is worth telling and stops nothing.
+
+    Raises:
+        RecordError: the record is malformed.
+        NoSignalError: it is well-formed and cannot teach.
+    """
+    chosen, rejected = sides_of(record, layout, warnings)
+    prompt = None if layout.prompt is None else required(record, layout.prompt)
+    turns, chosen_text, rejected_text = split_record(record, layout, prompt, chosen, rejected)
+    turns = with_system(turns, record, layout)
+    require_prompt(turns, layout)
+    if _has_nul(turns, chosen_text, rejected_text):
+        warnings["NUL characters in texts"] += 1
+    pair = PreferencePair(
+        turns if isinstance(turns, str) else tuple(turns), chosen_text, rejected_text, where, _tools(record, layout)
+    )
+    if any(not text or text.isspace() for text in (chosen_text, rejected_text)):
+        raise NoSignalError("empty response", pair)
+    if chosen_text == rejected_text:
+        raise NoSignalError("identical responses", pair)
+    return pair
+
+
+def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
+    tools = get(record, layout.tools)
+    if tools is MISSING or tools is None or tools in ("", []):
+        return None
+    if isinstance(tools, list | dict):
+        return json.dumps(tools, ensure_ascii=False)
+    if not isinstance(tools, str):
+        raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
+    try:
+        json.loads(tools)
+    except (ValueError, RecursionError):
+        fix = "Tools are a list of JSON objects. " + SKIP
+        raise RecordError(f"{layout.tools}: the text is not JSON", fix) from None
+    return tools
+
+
+def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:
+    prompts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
+    return any("\0" in text for text in (chosen, rejected, *prompts))

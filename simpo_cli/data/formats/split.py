@@ -1,0 +1,151 @@
+"""Where the prompt ends and the two responses begin, in texts, messages and Human/Assistant transcripts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simpo_cli.data.formats.fields import MISSING, SKIP, get
+from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.messages import (
+    is_transcript,
+    is_transcript_prompt,
+    split_conversations,
+    split_transcripts,
+    transcript_turns,
+    turn_of,
+    turns_of,
+)
+from simpo_cli.data.pair import Message
+from simpo_cli.data.raw import RecordError, kind_of
+
+_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
+
+
+def split_record(
+    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any
+) -> tuple[list[Message] | str, str, str]:
+    """Prompt, preferred and other response, whichever forms they have."""
+    first, second = layout.chosen, layout.rejected
+    for value, field in ((chosen, first), (rejected, second)):
+        if not isinstance(value, str | list | dict):
+            raise RecordError(f"{field}: expected text or messages, got {kind_of(value)}", SKIP)
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise RecordError(f"{first} is a {kind_of(chosen)} and {second} is {kind_of(rejected)}", SKIP)
+    if isinstance(chosen, list):
+        return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
+    texts = [_response_text(value, field) for value, field in ((chosen, first), (rejected, second))]
+    if all(map(_TURNS_AS_TEXT.match, texts)):
+        raise RecordError(
+            f"{first} and {second} are lists of messages written as text",
+            "Write the lists themselves; pandas does so with to_json(orient='records', lines=True), not with to_csv.",
+        )
+    if prompt is None:
+        return _split_without_prompt(texts, layout)
+    if isinstance(prompt, list):
+        return _prompt_turns(prompt, layout, texts[0]), texts[0], texts[1]
+    if not isinstance(prompt, str):
+        raise RecordError(f"{layout.prompt}: expected text or messages, got {kind_of(prompt)}", SKIP)
+    if is_transcript_prompt(prompt):
+        # some files repeat the dialogue in front of each response
+        repeated = all(text.startswith(prompt) for text in texts)
+        bare = [(text[len(prompt) :] if repeated else text).removeprefix(" ") for text in texts]
+        return transcript_turns(prompt), bare[0], bare[1]
+    if all(map(is_transcript, texts)):
+        turns, *bare = split_transcripts(*texts)
+        if prompt.strip() not in (turns[-1].content.strip(), texts[0][: -len(bare[0]) or None].strip()):
+            raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
+        return turns, bare[0], bare[1]
+    if layout.prompt_more is not None:
+        more = get(record, layout.prompt_more)
+        if more is not MISSING and more is not None and not isinstance(more, str):
+            raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
+        prompt = f"{prompt}\n{more}" if isinstance(more, str) and more.strip() else prompt
+    return _with_history(prompt, record), texts[0], texts[1]
+
+
+def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], str, str]:
+    if not all(map(is_transcript, texts)):
+        if any(map(is_transcript, texts)):
+            side = layout.rejected if is_transcript(texts[0]) else layout.chosen
+            raise RecordError(f"{side} is no whole dialogue (Human: ... Assistant: ...), as the other side is", SKIP)
+        raise RecordError(
+            "prompt is missing",
+            f"{layout.chosen} and {layout.rejected} are not whole dialogues either. " + SKIP,
+        )
+    return split_transcripts(texts[0], texts[1])
+
+
+def _split_lists(
+    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: list[Message], rejected: list[Message]
+) -> tuple[list[Message] | str, str, str]:
+    if prompt is None:
+        turns, *texts = split_conversations(chosen, rejected)
+        text = record.get("prompt")
+        if isinstance(text, str) and turns and text.strip() not in [turn.content.strip() for turn in turns]:
+            raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
+        return turns, texts[0], texts[1]
+    if isinstance(prompt, str):
+        if len(chosen) == len(rejected) == 1:
+            turns, *texts = split_conversations(chosen, rejected)
+            return prompt if not is_transcript_prompt(prompt) else transcript_turns(prompt), texts[0], texts[1]
+        return _split_lists({**record, "prompt": prompt}, layout, None, chosen, rejected)
+    before = turns_of(prompt, str(layout.prompt))
+    for field, turns in ((layout.chosen, chosen), (layout.rejected, rejected)):
+        if len(turns) > 1 and turns[: len(before)] != before:
+            raise RecordError(f"{field} does not begin with the turns of {layout.prompt}", SKIP)
+    chosen, rejected = (turns if len(turns) == 1 else turns[len(before) :] for turns in (chosen, rejected))
+    if not chosen or not rejected:
+        raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
+    more, *texts = split_conversations(chosen, rejected)
+    return [*before, *more], texts[0], texts[1]
+
+
+def _response_text(value: object, field: str) -> str:
+    """The text of one response that is no list: text, or a single message by the assistant."""
+    if isinstance(value, str):
+        return value
+    turn = turn_of(value, field)
+    if turn.role != "assistant":
+        raise RecordError(f"{field}: the answer is by {turn.role}, not by the assistant", SKIP)
+    return turn.content
+
+
+def _prompt_turns(prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
+    turns = turns_of(prompt, str(layout.prompt))
+    if turns[-1].role == "assistant" and turns[-1].content == chosen:
+        raise RecordError(f"{layout.prompt} ends with the chosen answer itself", "End the prompt before the answer.")
+    if turns[-1].role == "system":
+        raise RecordError(f"{layout.prompt}[{len(turns) - 1}]: the prompt ends with a system turn", SKIP)
+    return turns
+
+
+def _with_history(prompt: str, record: Mapping[str, Any]) -> list[Message] | str:
+    """The turns before the prompt, where a file gives them as pairs of question and answer."""
+    history = record.get("history")
+    if not history:
+        return prompt
+    if not isinstance(history, list) or not all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in history
+    ):
+        raise RecordError("history: expected a list of [question, answer]", SKIP)
+    turns = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
+    return [*turns, Message("user", prompt)]
+
+
+def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
+    system = get(record, layout.system)
+    if system is MISSING or system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        raise RecordError(f"{layout.system}: expected text, got {kind_of(system)}", SKIP)
+    if isinstance(turns, str):
+        turns = [Message("user", turns)]
+    return turns if turns[:1] and turns[0].role == "system" else [Message("system", system), *turns]
+
+
+def require_prompt(turns: list[Message] | str, layout: Layout) -> None:
+    if not isinstance(turns, str) and not turns:
+        raise RecordError("prompt is missing", SKIP)
+    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns if turn.role != "system"]
+    if not any(text and not text.isspace() for text in texts):
+        raise RecordError(f"{layout.prompt or 'the prompt'} is empty", SKIP)

@@ -1,0 +1,274 @@
+"""A tokenizer and its chat template from a model's files, wherever this model keeps them."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
+from simpo_cli.errors import ExitCode, UserError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+
+_SPECIAL_PARTS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str | None = None) -> TextTokenizer:
+    """Read a tokenizer and its chat template.
+
+    Args:
+        path: `builtin:guide`, a folder, a tokenizer.json, or a hub id; of an adapter without one, its base model's.
+        revision: branch, tag or commit of a hub id.
+        chat_template: a Jinja file instead of the model's template, `none` for plain text, None for the model's own.
+
+    Raises:
+        UserError: the files are missing or damaged.
+    """
+    folder = tokenizer_folder(path, revision)
+    if not (folder / "tokenizer.json").is_file():
+        adapter = _read_json(folder / "adapter_config.json")
+        base = adapter.get("base_model_name_or_path")
+        if isinstance(base, str) and base != path:
+            return load_tokenizer(base, revision=adapter.get("revision"), chat_template=chat_template)
+        raise UserError(
+            "has no tokenizer.json.",
+            "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
+            where=path,
+        )
+    config = _read_json(folder / "tokenizer_config.json")
+    if chat_template is None:
+        templates, template_place = _chosen_templates(config, folder)
+    elif chat_template == "none":
+        templates, template_place = {}, ""
+    else:
+        templates, template_place = {"default": read_template(chat_template)}, chat_template
+    special_tokens = _special_tokens(config, folder)
+    tokenizer, sha256 = _read_tokenizer(folder / "tokenizer.json")
+    _add_tokens(tokenizer, config, special_tokens, folder)
+    return TextTokenizer(
+        tokenizer,
+        sha256=sha256,
+        special_tokens=special_tokens,
+        templates=templates,
+        template_where=template_place,
+        generation_end_ids=_end_ids(folder),
+        where=path,
+    )
+
+
+def from_transformers(tokenizer: Any, *, generation_end_ids: Sequence[int] = ()) -> TextTokenizer:
+    """The same tokenizer as one of transformers that is in memory already.
+
+    Args:
+        tokenizer: a fast tokenizer (PreTrainedTokenizerFast and its kin).
+        generation_end_ids: end tokens that the model's generation config names.
+
+    Raises:
+        UserError: it has no fast backend, or its template is not valid Jinja.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError("the tokenizer has no fast backend.", "Load it with AutoTokenizer.from_pretrained(...).")
+    source = tokenizer.chat_template or {}
+    templates = {"default": source} if isinstance(source, str) else dict(source)
+    description = backend.to_str()
+    return TextTokenizer(
+        Tokenizer.from_str(description),
+        sha256=hashlib.sha256(description.encode()).hexdigest(),
+        special_tokens=tokenizer.special_tokens_map,
+        templates={name: templates[name] for name in ("default", "tool_use") if name in templates},
+        template_where="tokenizer.chat_template",
+        generation_end_ids=generation_end_ids,
+        where=str(tokenizer.name_or_path),
+    )
+
+
+def tokenizer_folder(path: str, revision: str | None = None) -> Path:
+    """The local folder with a model's tokenizer files: `builtin:guide`, a folder, a tokenizer.json, or a hub id.
+
+    Only a hub id is looked up on the network, and of it only the tokenizer's files.
+    """
+    if path == "builtin:guide":
+        return guide_model_dir()
+    local = Path(path).expanduser()
+    if local.is_file():
+        if local.name != "tokenizer.json":
+            raise UserError(f"{path} is a file, and no tokenizer.json.", "Name the model's folder or tokenizer.json.")
+        return local.parent
+    if local.is_dir():
+        return local
+    return _from_hub(path, revision)
+
+
+def require_model_name(path: str) -> None:
+    """Refuse a path that is no folder and cannot be the id of a model on the hub.
+
+    Raises:
+        UserError: says what is there instead.
+    """
+    if Path(path).expanduser().is_file():
+        raise UserError(f"{path} is a file, not a model folder.", "Name the folder that holds config.json.")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"the model folder {path} does not exist.",
+            "Check the path; it is a folder, a hub id (organisation/model) or builtin:guide.",
+        )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    require_model_name(name)
+    import huggingface_hub
+
+    wanted = [*TOKENIZER_FILES, "additional_chat_templates/*.jinja", "adapter_config.json"]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
+        raise UserError(
+            f"{name} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
+            "Check the name and the network, or name a local folder; gated models need a login.",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+
+
+def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], str]:
+    """The model's chat templates and their place, wherever this model keeps them; empty when it has none."""
+    file = folder / "chat_template.jinja"
+    templates: dict[str, str] = {}
+    named = config.get("chat_template")
+    if isinstance(named, list):  # several, by name
+        templates = {str(entry.get("name")): str(entry.get("template")) for entry in named if isinstance(entry, dict)}
+    elif isinstance(named, str):
+        templates = {"default": named}
+    place = folder / "tokenizer_config.json"
+    if file.is_file():
+        templates, place = {"default": _read_text(file)}, file
+        for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+            templates[more.stem] = _read_text(more)
+    templates = {name: source for name, source in templates.items() if name in ("default", "tool_use") and source}
+    if named and not templates.get("default"):
+        raise UserError(
+            "has several chat templates and none of them is the default.",
+            "Name a Jinja file with data.chat_template, or `none` for plain text.",
+            where=str(place),
+        )
+    return templates, str(place)
+
+
+def read_template(path: str) -> str:
+    """The text of the file that data.chat_template names."""
+    try:
+        source = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template names {path}, which cannot be read: {type(error).__name__}.",
+            "Name a Jinja file, `none` for plain text, or leave it out for the model's own template.",
+        ) from error
+    if not source.strip():
+        raise UserError(
+            f"data.chat_template names {path}, which is empty.", "Name a Jinja file, or `none` for plain text."
+        )
+    return source
+
+
+def _read_tokenizer(file: Path) -> tuple[Tokenizer, str]:
+    """The library's tokenizer of a tokenizer.json, and the digest of the file."""
+    try:
+        content = file.read_bytes()
+        return Tokenizer.from_str(content.decode()), hashlib.sha256(content).hexdigest()
+    except Exception as error:  # the library raises bare Exception for every damage
+        raise UserError(
+            f"cannot be read as a tokenizer: {error}.", "The file is damaged; fetch it again.", where=str(file)
+        ) from error
+
+
+def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Special tokens by part, as a template sees them: the usual parts and the model's own, such as image_token."""
+    found = dict(config)
+    if "added_tokens_decoder" not in config:  # older folders keep them in a file of their own
+        found |= _read_json(folder / "special_tokens_map.json")
+    if isinstance(more := found.get("extra_special_tokens"), dict):
+        found |= more
+    parts = [part for part in found if part in _SPECIAL_PARTS or part.endswith("_token")]
+    return {part: text for part in parts if (text := _text_of(found[part])) is not None}
+
+
+def _add_tokens(
+    tokenizer: Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str], folder: Path
+) -> None:
+    """Add the tokens that only tokenizer_config.json knows; what it says of a token goes before tokenizer.json."""
+    present = tokenizer.get_added_tokens_decoder().values()
+    listed = config.get("added_tokens_decoder", {})
+    try:
+        tokens = [_added_token(listed[index]) for index in sorted(listed, key=int)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"added_tokens_decoder is not a mapping of ids to tokens: {error}.",
+            "The model folder is damaged; fetch it again.",
+            where=str(folder / "tokenizer_config.json"),
+        ) from error
+    spelled = {repr(token) for token in present}
+    tokens = [token for token in tokens if repr(token) not in spelled]
+    known = {token.content for token in [*present, *tokens]}
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    names = [*special_tokens.values(), *(filter(None, map(_text_of, more)) if isinstance(more, list) else ())]
+    tokens += [AddedToken(text, special=True) for text in dict.fromkeys(names) if text not in known]
+    if tokens:
+        tokenizer.add_tokens(tokens)
+
+
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    properties = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(entry["content"], **{name: entry[name] for name in properties if name in entry})
+
+
+def _text_of(token: object) -> str | None:
+    """A special token in tokenizer_config.json is a text, or a mapping with its text under `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """End tokens by the generation config, or else by the model's config; they are one id, a list of ids, or absent."""
+    config = _read_json(folder / "config.json")
+    text_config = config.get("text_config")
+    for holder in (_read_json(folder / "generation_config.json"), config, text_config):
+        ids = holder.get("eos_token_id") if isinstance(holder, dict) else None
+        found = [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int]
+        if found:
+            return found
+    return []
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot be read: {error}.", "The model folder is damaged; fetch it again.", where=str(path)
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"is not valid JSON: {error}.", "The model folder is damaged; fetch it again.", where=str(path)
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(path))
+    return content

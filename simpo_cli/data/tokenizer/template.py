@@ -1,0 +1,76 @@
+"""Chat templates: Jinja programs of the model's, compiled as transformers compiles them."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from simpo_cli.errors import UserError
+
+
+class TemplateError(ValueError):
+    """The chat template cannot render a conversation; the message is the template's own reason."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks assistant text in some templates; its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 - the base class declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def compile_template(source: str, where: str) -> jinja2.Template:
+    """Compile a chat template with the functions that templates of models expect.
+
+    A template that writes today's date writes the date of its compilation: one run, one date.
+
+    Raises:
+        UserError: the text is not a Jinja template; `where` is named.
+    """
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    now = datetime.now()
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = now.strftime
+    try:
+        return environment.from_string(source)
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        reason = "it is nested too deeply"
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            reason = f"{error.message} (its line {error.lineno})"
+        raise UserError(
+            f"the chat template is not valid Jinja: {reason}.",
+            "Mend the template, or name another with data.chat_template.",
+            where=where,
+        ) from error
+
+
+def variables_of(template: jinja2.Template, source: str) -> frozenset[str]:
+    """Names that a template reads without setting them first."""
+    read = jinja2.meta.find_undeclared_variables(template.environment.parse(source))
+    return frozenset(read).difference(template.environment.globals)

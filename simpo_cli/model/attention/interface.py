@@ -1,0 +1,127 @@
+"""Attention over packed pairs, for every model of transformers that follows its attention interface.
+
+Each response attends to its prompt and to itself, at the positions that it would have alone; so a pack of pairs gives
+the numbers of single sequences, with every prompt computed once. transformers hands each layer's queries, keys and
+values to the function registered here, and passes on the spans that the policy gave to the model's forward.
+
+What a layer asks for goes through an allow-list: a model that needs something unknown to this function raises here
+instead of being computed wrongly, and the run goes on padded.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from simpo_cli.model.attention.by_segment import attend_by_segment
+from simpo_cli.model.attention.fused_cpu import attend_fused
+from simpo_cli.model.attention.varlen_cuda import attend_varlen, fits_varlen
+from simpo_cli.model.packed import PairSpan
+
+NAME = "simpo_shared_prefix"
+SPANS = "simpo_spans"  # the keyword argument of the model's forward that carries the spans down to the layers
+
+# Arguments that change nothing here: bookkeeping of caches and outputs, and positions that are in q and k already.
+_WITHOUT_EFFECT = {
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "cache",
+    "past_key_values",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "is_causal",  # checked by itself: only None and True come this far
+}
+
+
+class UnsupportedAttentionError(Exception):
+    """A layer asks for attention that cannot be computed over packed pairs."""
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer over a pack of pairs, in the form that transformers calls.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, T, D).
+        key: (1, K, T, D), where K divides H.
+        value: (1, K, T, V).
+        attention_mask: must be None: the spans say who sees whom.
+        scaling: multiplies the scores; None for D ** -0.5.
+        dropout: must be 0.
+        sliding_window: a token sees this many tokens up to itself, or all when None.
+        softcap: scores become cap * tanh(score / cap).
+        s_aux: (H,) sinks: a score of each head that takes part in the softmax and has no value.
+        others: `simpo_spans`, and arguments without effect.
+
+    Returns:
+        (1, T, H, V), and None in place of the attention weights.
+
+    Raises:
+        UnsupportedAttentionError: an argument is not understood, or the spans are missing.
+    """
+    spans: tuple[PairSpan, ...] | None = others.pop(SPANS, None)
+    if spans is None:
+        raise UnsupportedAttentionError("the model did not pass the spans of the pairs on to its layers")
+    if attention_mask is not None:
+        raise UnsupportedAttentionError("the model made an attention mask of its own")
+    if dropout:
+        raise UnsupportedAttentionError("the layer has dropout")
+    unknown = sorted(name for name, given in others.items() if given is not None and name not in _WITHOUT_EFFECT)
+    if unknown:
+        raise UnsupportedAttentionError(f"the layer passes {', '.join(unknown)}, which packed attention does not know")
+    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedAttentionError("the layer looks at later tokens")
+    query, key, value = _one_dtype(query, key, value)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    longest = max(span.prompt + max(span.chosen, span.rejected) for span in spans)
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    plain = softcap is None and s_aux is None and key.shape[-1] == value.shape[-1]
+    if plain and fits_varlen(query):
+        return attend_varlen(query, key, value, spans, scale, window), None
+    if plain and window is None and query.device.type == "cpu":
+        return attend_fused(query, key, value, spans, scale), None
+    return attend_by_segment(query, key, value, spans, scale, window, softcap, s_aux), None
+
+
+def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotary embeddings leave q and k in float32 under autocast, while v is in the compute type."""
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _no_mask(**_: Any) -> None:
+    """The spans take the place of a mask."""
+
+
+AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def share_prompts(causal: Any) -> None:
+    """Let the model's layers call `shared_prefix_attention` from now on.
+
+    Raises:
+        UnsupportedAttentionError: the model has attention of its own that does not go through the interface.
+    """
+    if not causal._can_set_attn_implementation():
+        raise UnsupportedAttentionError("the model's attention does not go through the interface of transformers")
+    causal.set_attn_implementation(NAME)

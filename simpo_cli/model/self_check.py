@@ -1,0 +1,280 @@
+"""Before the first step: does the policy compute what the model itself computes?
+
+Sharing prompts changes what a model's layers see, and taking the head in chunks leaves its own forward aside. Both are
+exact for the models that we know, and a model that we do not know may break either without a word. So a few pairs of
+the run are scored both ways, in float32 and without autocast (in bfloat16 a wrong mask can hide in the rounding):
+through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Packing
+from simpo_cli.errors import UserError
+from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy, decoder_of
+
+MOST_TOKEN_DIFFERENCE = 1e-3  # nats
+MOST_MEAN_DIFFERENCE = 1e-4  # nats
+MOST_GRADIENT_DIFFERENCE = 1e-3  # relative to the gradient's norm
+MOST_KERNEL_DIFFERENCE = 0.03  # relative, in bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Policy against the model's own forward.
+
+    Attributes:
+        tokens: response tokens compared.
+        highest, mean: absolute difference of their log-probs, nats.
+        gradient: norm of the gradients' difference over the norm of the model's own; None where none was taken.
+    """
+
+    tokens: int
+    highest: float
+    mean: float
+    gradient: float | None
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether it is small enough to be rounding. Not so when a number is not finite."""
+        return (
+            self.highest <= MOST_TOKEN_DIFFERENCE
+            and self.mean <= MOST_MEAN_DIFFERENCE
+            and (self.gradient is None or self.gradient <= MOST_GRADIENT_DIFFERENCE)
+        )
+
+    def in_words(self) -> str:
+        """How far apart, when it is more than rounding."""
+        gradient = "" if self.gradient is None else f", gradient by {self.gradient:.1g} of its norm"
+        return f"log-probs differ by up to {self.highest:.1g} nats{gradient}"
+
+    def __str__(self) -> str:
+        gradient = "" if self.gradient is None else f", gradient to {self.gradient:.0e}"
+        return f"{self.tokens:,} tokens equal to {self.highest:.0e} nats{gradient}"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """How pairs will go through the model, and the evidence.
+
+    Attributes:
+        packing: what the run uses.
+        why_padded: why prompts are not shared; None when they are, or when the recipe asked for padded rows.
+        difference: of the packing in use; None where it could not be taken.
+    """
+
+    packing: Packing
+    why_padded: str | None
+    difference: Difference | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Its part of run.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"
+        because = f" ({self.why_padded})" if self.why_padded else ""
+        return f"{how}{because} · self-check: {self.difference or 'not possible for this model'}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPairs:
+    """What is compared.
+
+    Attributes:
+        batches: pairs that are packed together: the longest pair by itself, and the fullest micro-batch.
+        shortest: the pair whose gradient is compared; None where nothing is trained.
+    """
+
+    batches: Sequence[Sequence[EncodedPair]]
+    shortest: EncodedPair | None
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair], fullest: Sequence[EncodedPair], *, trained: bool = True) -> "CheckPairs":
+        """What to compare of the pairs of a run.
+
+        Args:
+            pairs: all that will be scored.
+            fullest: the micro-batch with most tokens.
+            trained: whether gradients will be taken.
+        """
+        longest = max(pairs, key=lambda pair: pair.num_tokens)
+        shortest = min(pairs, key=lambda pair: pair.num_tokens)
+        return cls([[longest], fullest], shortest if trained else None)
+
+
+def settle_packing(
+    policy: Policy, wanted: Literal["auto", "shared_prefix", "padded"], why_padded: str | None, pairs: CheckPairs
+) -> SelfCheck:
+    """Choose how pairs go through the model, and set the policy to it.
+
+    Prompts are shared unless the recipe or the model speaks against it, or the comparison fails; then rows are padded,
+    and those are compared too.
+
+    Args:
+        policy: the model in place, its gradients empty; they are empty afterwards.
+        wanted: the recipe's `model.attention`.
+        why_padded: what is known to speak against sharing (see `attention.support`), or None.
+        pairs: what to compare.
+
+    Raises:
+        UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way.
+    """
+    if wanted != "padded" and why_padded is None:
+        why_padded = _why_not_this_kernel(policy, pairs)
+    if wanted != "padded" and why_padded is None:
+        shared = _compare(policy, "shared_prefix", pairs)
+        if isinstance(shared, Difference) and shared.is_rounding:
+            policy.packing = "shared_prefix"
+            return SelfCheck("shared_prefix", None, shared)
+        why_padded = shared if isinstance(shared, str) else f"sharing them is not exact here: {shared.in_words()}"
+    if wanted == "shared_prefix":
+        raise UserError(
+            f"model.attention is shared_prefix, and this model cannot share prompts: {why_padded}.",
+            "Set model.attention: auto, which falls back to padded rows.",
+        )
+    policy.packing = "padded"
+    padded = _compare(policy, "padded", pairs)
+    if isinstance(padded, Difference) and not padded.is_rounding:
+        raise UserError(
+            f"what is computed here is not what this model computes itself: {padded.in_words()}.",
+            "Something stands between its layers and its logits that this version does not know: use another model.",
+        )
+    return SelfCheck(
+        "padded", None if wanted == "padded" else why_padded, padded if isinstance(padded, Difference) else None
+    )
+
+
+def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
+    """On a card that has the variable-length kernel: whether it computes what it should, here and for these pairs."""
+    config = policy.causal.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    device = next(policy.parameters()).device
+    if not fits_varlen(torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)):
+        return None
+    spans = pack(pairs.batches[-1][:4], device).spans
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    window = getattr(config, "sliding_window", None)
+    try:
+        worst = max(kernel_difference(spans, heads, key_heads, width, seen, device) for seen in {None, window})
+    except Exception as error:  # whatever the kernel raises here, it would raise in training
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    if worst <= MOST_KERNEL_DIFFERENCE:
+        return None
+    return f"this card's attention kernel differs from plain attention by {worst:.1g} of its norm"
+
+
+def _compare(policy: Policy, packing: Packing, pairs: CheckPairs) -> Difference | str:
+    """The difference under a packing, or why it could not be taken."""
+    try:
+        checked = _in_float32(policy)
+        with checked.packed(packing):
+            return _difference(checked, pairs)
+    except Exception as error:  # whatever a model raises here, it would raise in training
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        policy.zero_grad()
+
+
+def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
+    device = next(policy.parameters()).device
+    highest = total = 0.0
+    count = 0
+    with torch.autocast(device.type, enabled=False), _without_dropout(policy):
+        for batch in pairs.batches:
+            with torch.no_grad():
+                ours = policy(pack(batch, device))
+                own = torch.cat([logps for pair in batch for logps in _own_logps(policy, pair)])
+            apart = (ours - own).abs()
+            # a comparison with NaN is never true, so what is not finite would pass for equal
+            highest = max(highest, float(apart.max().nan_to_num(nan=torch.inf)))
+            total += float(apart.sum())
+            count += len(apart)
+        gradient = None if pairs.shortest is None else _gradient_difference(policy, pairs.shortest)
+    return Difference(count, highest, total / count, gradient)
+
+
+def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
+    """Relative difference of the gradient of an uneven sum of both means: no part of it cancels or saturates."""
+    policy.zero_grad()
+    chosen, rejected = policy.response_means(pack([pair], next(policy.parameters()).device))
+    torch.autograd.backward((chosen - 0.5 * rejected).sum())
+    ours = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    # one response after the other, so that their whole logits are never there together
+    for which, weight in ((0, 1.0), (1, -0.5)):
+        torch.autograd.backward(weight * _own_logps(policy, pair, only=which)[0].mean())
+    apart = norm = 0.0
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            mine = ours.pop(name, None)
+            apart += float((parameter.grad if mine is None else parameter.grad - mine).double().square().sum())
+            norm += float(parameter.grad.double().square().sum())
+    apart += sum(float(extra.double().square().sum()) for extra in ours.values())
+    return float((apart / norm) ** 0.5) if norm else float(apart > 0)
+
+
+def _own_logps(policy: Policy, pair: EncodedPair, only: int | None = None) -> list[Tensor]:
+    """Log-probs of both responses (or one of them) from the model's own forward and logits, one sequence at a time."""
+    device = next(policy.parameters()).device
+    found = []
+    for which, response in enumerate((pair.chosen, pair.rejected)):
+        if only not in (None, which):
+            continue
+        ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=device)
+        with policy.untouched() as causal:
+            logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
+        logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        found.append(logps.gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1))
+    return found
+
+
+@contextmanager
+def _without_dropout(policy: Policy) -> Iterator[None]:
+    """Adapters may have dropout, which no two forward passes would share."""
+    active = [module for module in policy.modules() if isinstance(module, nn.Dropout) and module.training]
+    for module in active:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in active:
+            module.train()
+
+
+def _in_float32(policy: Policy) -> Policy:
+    """The policy itself where its weights are float32, else a copy in float32 of its first layers.
+
+    As many layers as it takes to meet each kind that the model has; embedding and head come along.
+    """
+    dtypes = {parameter.dtype for parameter in policy.parameters()}
+    if dtypes <= {torch.float32, torch.float64}:
+        return policy
+    causal = policy.causal
+    decoder = decoder_of(causal)
+    count = int(causal.config.get_text_config().num_hidden_layers)
+    [name] = [
+        name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    layers = getattr(decoder, name)
+    setattr(decoder, name, layers[: _first_period(causal.config.get_text_config(), count)])
+    try:
+        first_layers = copy.deepcopy(policy.model)
+    finally:
+        setattr(decoder, name, layers)
+    return Policy(first_layers.float(), "padded").train(policy.training)
+
+
+def _first_period(config: Any, count: int) -> int:
+    kinds = list(getattr(config, "layer_types", None) or ["same"] * count)
+    return max(kinds.index(kind) for kind in set(kinds)) + 1

@@ -1,0 +1,88 @@
+"""The machine: what it is, how fast it multiplies matrices, how much memory this process took. Needs only torch."""
+
+import os
+import platform
+import resource
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_SIZE = 2048
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, card; nothing that names this one machine."""
+    facts: dict[str, Any] = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "instructions": [],
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
+        fields = {name.strip(): value.strip() for name, _, value in lines}
+        facts["processor"] = fields.get("model name", facts["processor"])
+        facts["instructions"] = [flag for flag in _FLAGS if flag in fields.get("flags", "").split()]
+    if torch.cuda.is_available():
+        facts["card"] = torch.cuda.get_device_name()
+    return facts
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def product_speed(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of a large square matrix product: the best one within the time given."""
+    a = torch.randn(_SIZE, _SIZE, device=device, dtype=dtype)
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIZE**3 / best
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held: on the card, or resident.
+
+    The high-water mark of the address space, where the system has it: `ru_maxrss` may begin with that of the process
+    that started this one.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> int:
+    """Memory that can be had without anyone being put out."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

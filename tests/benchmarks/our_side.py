@@ -1,0 +1,118 @@
+"""Our training step as a program that takes turns: python -m tests.benchmarks.our_side WORK.json
+
+A step is what `simpo_cli.train.loop` does between two log lines: cut, accumulate, clip, set the rate, step, zero.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches
+from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.train.state import make_optimizer
+from simpo_cli.train.step import accumulate, clip_gradients
+from tests.benchmarks.machine import describe_machine, peak_bytes, product_speed, versions
+from tests.benchmarks.turns import Channel, Turn
+from tests.benchmarks.work import Work, WorkPair
+
+MAX_GRAD_NORM = 1.0
+
+
+class OurSide:
+    """Model, optimizer and the pairs of all steps, ready to run the next one."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(work.threads)
+        self.work = work
+        on_cuda = torch.cuda.is_available()
+        self.accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no", cpu=not on_cuda)
+        policy = Policy(load_model(find_model(work.model), torch.float32), "shared_prefix")
+        self.policy = policy.to(self.accelerator.device).train()
+        self.optimizer = make_optimizer(self.policy, weight_decay=0.0)
+        self.loss = LossRecipe(beta=work.beta, gamma=work.gamma)
+        self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())
+        self.done = 0
+
+    def budget(self, pairs: list[EncodedPair]) -> int:
+        """Tokens of a micro-batch; never less than the longest pair needs."""
+        return max(self.work.tokens_per_microbatch, *(microbatch_tokens(pair, self.policy.packing) for pair in pairs))
+
+    def step(self, turn: Turn, chosen_pairs: list[WorkPair]) -> dict[str, Any]:
+        """One optimizer step, timed from the moment it was asked for."""
+        pairs = [encoded(pair) for pair in chosen_pairs]
+        budget = self.budget(pairs)
+        turn.restart()
+        cut = microbatches(pairs, budget, self.policy.packing)
+        sums = accumulate(
+            self.policy, pairs, cut, loss=self.loss, accelerator=self.accelerator, step=self.done, reseed=None
+        )
+        clip_gradients(self.policy, MAX_GRAD_NORM, self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.work.learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        measured = turn.measured()
+        self.done += 1
+        return {
+            **measured,
+            "pairs": sums.pairs,
+            "loss": sums.loss / sums.pairs,
+            "logps_chosen": sums.logps_chosen / sums.pairs,
+            "logps_rejected": sums.logps_rejected / sums.pairs,
+            "microbatches": len(cut),
+            "peak_bytes": peak_bytes(self.accelerator.device),
+            "plan_seconds": self._plan_seconds(pairs, budget),
+        }
+
+    def _plan_seconds(self, pairs: list[EncodedPair], budget: int) -> float:
+        """Seconds of choosing the step's pairs, cutting and packing them: done again, outside of the step's clock."""
+        clock = Turn({}, 0.0)
+        Plan(num_pairs=100_000, pairs_per_step=len(pairs), num_epochs=1, max_steps=None, seed=self.done).pairs_of(0)
+        for positions in microbatches(pairs, budget, self.policy.packing):
+            pack([pairs[i] for i in positions], self.accelerator.device)
+        return clock.measured()["seconds"]
+
+
+def encoded(pair: WorkPair) -> EncodedPair:
+    """The pair as the package holds it."""
+
+    def ids(tokens: list[int]) -> NDArray[np.int32]:
+        return np.array(tokens, dtype=np.int32)
+
+    return EncodedPair(ids(pair.prompt), ids(pair.chosen), ids(pair.rejected), prompt_key="", where="benchmark")
+
+
+def main() -> None:
+    """Load, say so, run what is asked until nothing more is."""
+    channel = Channel()
+    work = Work.load(Path(sys.argv[1]))
+    side = OurSide(work)
+    device = side.accelerator.device
+    channel.say(
+        num_parameters=side.num_parameters,
+        loaded_bytes=peak_bytes(device),
+        machine=describe_machine(),
+        versions=versions("simpo-cli", "torch", "transformers", "accelerate", "tokenizers"),
+    )
+    while (turn := channel.wait()) is not None:
+        match turn.message["do"]:
+            case "step":
+                channel.say(**side.step(turn, work.step(side.done)))
+            case "pairs":  # made-up pairs, not those of the file
+                channel.say(**side.step(turn, [WorkPair(**pair) for pair in turn.message["pairs"]]))
+            case "products":
+                dtype = torch.bfloat16 if turn.message["precision"] == "bf16" else torch.float32
+                channel.say(flops_per_second=product_speed(device, dtype))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The pairs that a benchmark runs on: a fixed sample by hash, the same on every machine."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.load import load_pairs
+from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe
+from tests.benchmarks.work import WorkPair
+
+MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
+WARM_UP_CHOICE = 4  # the warm-up step takes the shortest of so many steps' pairs
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A file of pairs and what people call it."""
+
+    key: str
+    title: str
+    file: str
+
+
+DATA_SETS = (
+    DataSet("hh", "HH-RLHF (harmless)", "hh_rlhf_harmless_base_test_public.jsonl.gz"),
+    DataSet("ultrafeedback", "UltraFeedback", "ultrafeedback_train_1k.jsonl.gz"),
+    DataSet("llamafactory", "LLaMA-Factory demo", "llamafactory_dpo_en_demo.json"),
+    DataSet("orca", "Orca", "orca_dpo_pairs_validation.jsonl"),
+)
+
+
+def read_pairs(file: Path, model: str) -> list[WorkPair]:
+    """All pairs of a file that carry signal, as tokens of the model and as the texts that these tokens spell."""
+    tokenizer = load_tokenizer(model)
+    data = DataRecipe(train=str(file), max_length=MAX_LENGTH, max_prompt_length=MAX_PROMPT_LENGTH)
+    pairs = []
+    for pair in encode_pairs(load_pairs(str(file), role="train").pairs, tokenizer, data).pairs:
+        ids = pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()
+        prompt, chosen, rejected = map(tokenizer.decode, ids)
+        pairs.append(WorkPair(prompt=ids[0], chosen=ids[1], rejected=ids[2], texts=(prompt, chosen, rejected)))
+    return pairs
+
+
+def by_hash(pairs: Sequence[WorkPair], seed: int) -> list[WorkPair]:
+    """The pairs in an order that depends on their tokens and the seed alone, each text once."""
+
+    def key(pair: WorkPair) -> str:
+        return hashlib.sha256(repr((seed, pair.prompt, pair.chosen, pair.rejected)).encode()).hexdigest()
+
+    return [pair for _, pair in sorted({key(pair): pair for pair in pairs}.items())]
+
+
+def steps_from(ordered: Sequence[WorkPair], pairs_per_step: int, num_steps: int) -> list[WorkPair]:
+    """The pairs of a warm-up step and of the steps that are measured.
+
+    The measured steps take the first pairs of the order. The warm-up takes the shortest of those that follow: it is
+    there to fill caches and to make the optimizer's state, and need not take long.
+
+    Raises:
+        ValueError: there are too few pairs.
+    """
+    measured, rest = ordered[: num_steps * pairs_per_step], ordered[num_steps * pairs_per_step :]
+    if len(rest) < pairs_per_step:
+        raise ValueError(f"{len(ordered)} pairs are too few for {num_steps + 1} steps of {pairs_per_step}")
+    choice = rest[: WARM_UP_CHOICE * pairs_per_step]
+    return [*sorted(choice, key=lambda pair: pair.num_tokens)[:pairs_per_step], *measured]
+
+
+def made_up_pair(prompt: int, response: int, vocab_size: int, *, seed: int = 0) -> WorkPair:
+    """A pair of random ids with the lengths asked for; both responses have the same."""
+    draw = random.Random(f"{seed} {prompt} {response}")
+    ids = [[draw.randrange(vocab_size) for _ in range(length)] for length in (prompt, response, response)]
+    return WorkPair(prompt=ids[0], chosen=ids[1], rejected=ids[2])

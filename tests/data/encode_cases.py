@@ -1,0 +1,103 @@
+"""Families of tokenizers as we read them and as transformers does, and pairs to encode with them."""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from simpo_cli.data.encode import EncodedPairs, encode_pairs
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe
+from tests.tiny import FAMILIES, Family
+
+ROOMY = DataRecipe(train="x", max_length=100_000, max_prompt_length=50_000)
+BYTE_LEVEL = (
+    "chatml",
+    "chatml_system",
+    "chatml_base_eos",
+    "chatml_loose",
+    "llama3",
+    "qwen3",
+    "deepseek",
+    "glm4",
+    "harmony",
+)
+# of the others the prompt is more than their template renders, or the answers need a special form
+APPEND_ONLY = sorted(FAMILIES.keys() - {"chatml_no_generation_prompt", "deepseek_r1"})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family with its tokenizer as we read it and as transformers does, from the same folder."""
+
+    name: str
+    family: Family
+    folder: Path
+    ours: TextTokenizer
+    theirs: Any
+
+    @property
+    def end_id(self) -> int:
+        return int(self.theirs.convert_tokens_to_ids(self.family.end))
+
+    def encode(self, *pairs: PreferencePair, data: DataRecipe = ROOMY) -> EncodedPairs:
+        return encode_pairs(pairs, self.ours, data)
+
+    def one(self, pair: PreferencePair, data: DataRecipe = ROOMY) -> EncodedPair:
+        encoded = self.encode(pair, data=data)
+        assert not encoded.bad, encoded.bad
+        assert not encoded.dropped, encoded.dropped
+        return encoded.pairs[0]
+
+    def refusal(self, pair: PreferencePair, data: DataRecipe = ROOMY) -> str:
+        """Why a pair is refused; with its place and a way to mend it."""
+        encoded = self.encode(pair, data=data)
+        assert not encoded.pairs
+        (bad,) = encoded.bad
+        assert bad.where == pair.where
+        assert bad.fix
+        assert json.loads(bad.text)["chosen"] == pair.chosen
+        return bad.problem
+
+    def rendered(self, messages: list[dict[str, str]], *, prompt: bool = False, **kwargs: Any) -> str:
+        return str(self.theirs.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False, **kwargs))
+
+    def ids(self, messages: list[dict[str, str]], *, prompt: bool = False, **kwargs: Any) -> list[int]:
+        found = self.theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False, **kwargs)
+        return [int(i) for i in found]
+
+
+def case_of(family: Family, folder: Path, name: str) -> Case:
+    """The family's tokenizer, saved and read by both."""
+    saved = family.save(folder)
+    return Case(name, family, saved, load_tokenizer(str(saved)), AutoTokenizer.from_pretrained(saved))
+
+
+def talk(*texts: str, system: str | None = None) -> tuple[Message, ...]:
+    """User and assistant in turn, user first."""
+    turns = [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts)]
+    return tuple(turns if system is None else [Message("system", system), *turns])
+
+
+def messages_of(pair: PreferencePair, answer: str | None = None) -> list[dict[str, str]]:
+    turns = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
+
+
+def sides(pair: PreferencePair, encoded: EncodedPair) -> Iterator[tuple[str, list[int]]]:
+    yield pair.chosen, encoded.chosen.tolist()
+    yield pair.rejected, encoded.rejected.tolist()
+
+
+def bare(text: str) -> str:
+    """A text without what a normalizer or a sentencepiece-like decoder may change."""
+    return "".join(unicodedata.normalize("NFKC", text).replace("▁", " ").split())
+
+
+PAIR = PreferencePair("How do I invite a teammate?", "Open Settings, choose People.", "Ask.", "prefs.jsonl:7")

@@ -1,0 +1,231 @@
+"""What holds for any text, drawn anew: ids, decoding, cuts and special tokens, against transformers."""
+
+import unicodedata
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe
+from tests.data.encode_cases import APPEND_ONLY, BYTE_LEVEL, ROOMY, Case, bare, messages_of, sides, talk
+from tests.tiny import FAMILIES
+
+# Properties
+
+properties = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+# No angle bracket nor the like: special tokens, headers and `<think>` have tests of their own
+any_text = st.text(
+    st.characters(exclude_characters="<>[]{}|｜▁\ufffd", exclude_categories=["Cs", "Co", "Cn"]), max_size=30
+)
+plain_text = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<>[]{}|"), max_size=30)
+words = st.sampled_from(["Open Settings", "\n", " hello ", "Ask.", "\n\nthe quick", "  ", "a", "０1", "é", "你好"])
+
+
+def texts_for(case: Case) -> st.SearchStrategy[str]:
+    letters = plain_text if case.name == "vicuna" else any_text  # its vocabulary knows no other letters
+    joined = st.lists(plain_text if case.name == "vicuna" else st.one_of(words, any_text), min_size=1, max_size=4)
+    return st.one_of(letters, joined.map("".join)).filter(lambda text: text.strip() != "" and "ASSISTANT" not in text)
+
+
+def draw_pair(data: st.DataObject, case: Case) -> PreferencePair:
+    texts = texts_for(case)
+    turns = data.draw(st.lists(texts, min_size=1, max_size=3).filter(lambda turns: len(turns) % 2 == 1))
+    system = data.draw(st.one_of(st.none(), texts)) if case.name not in ("gemma", "chatml_merging") else None
+    prompt = turns[0] if len(turns) == 1 and system is None else talk(*turns, system=system)
+    chosen, rejected = data.draw(st.tuples(texts, texts).filter(lambda two: bare(two[0]) != bare(two[1])))
+    return PreferencePair(prompt, chosen, rejected, "f:1")
+
+
+@pytest.mark.parametrize("name", APPEND_ONLY)
+@given(data=st.data())
+@properties
+def test_ids_are_those_of_transformers(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
+    at = case(name)
+    pair = draw_pair(data, at)
+    encoded = at.encode(pair)
+    (one,) = encoded.pairs
+    prompt = one.prompt.tolist()
+    assert prompt == at.ids(messages_of(pair), prompt=True)
+    straddling = 0
+    for answer, response in sides(pair, one):
+        whole = at.ids(messages_of(pair, answer))
+        if name == "glm4":  # its template leaves the last answer open
+            whole = [*whole, at.end_id]
+        assert response.count(at.end_id) == 1
+        assert response[-1] == at.end_id
+        if whole[: len(prompt)] == prompt:
+            assert whole[: len(prompt) + len(response)] == prompt + response
+            assert not at.theirs.decode(whole[len(prompt) + len(response) :]).replace("<|endoftext|>", "").strip()
+        else:
+            straddling += 1
+            rendered = at.rendered(messages_of(pair, answer)).removeprefix(at.rendered(messages_of(pair), prompt=True))
+            assert bare(at.theirs.decode(response)) == bare(rendered.split(at.family.end)[0] + at.family.end)
+    assert encoded.counts["tokenized apart"] == (straddling > 0)
+
+
+@pytest.mark.parametrize("name", APPEND_ONLY)
+@given(data=st.data())
+@properties
+def test_decoding_gives_back_rendering_and_response(
+    case: Callable[[str], Case], name: str, data: st.DataObject
+) -> None:
+    at = case(name)
+    pair = draw_pair(data, at)
+    one = at.one(pair)
+    for answer, response in sides(pair, one):
+        rendered = at.rendered(messages_of(pair, answer))
+        prompt = at.rendered(messages_of(pair), prompt=True)
+        scored = rendered.removeprefix(prompt).split(at.family.end)[0] + at.family.end
+        assert bare(at.ours.decode([*one.prompt.tolist(), *response])) == bare(prompt + scored)
+        assert bare(at.ours.decode(response)) == bare(scored)
+        assert bare(at.ours.decode(response[:-1])).endswith(bare(answer))
+        if name in BYTE_LEVEL and unicodedata.is_normalized("NFC", rendered):
+            assert at.ours.decode([*one.prompt.tolist(), *response]) == prompt + scored
+            assert at.ours.decode(response) == scored
+            assert at.ours.decode(response[:-1]).strip().endswith(answer.strip())
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(data=st.data())
+@properties
+def test_masking_changes_nothing_where_no_special_token_is_spelled_out(
+    case: Callable[[str], Case], name: str, data: st.DataObject
+) -> None:
+    at = case(name)
+    pair = draw_pair(data, at)
+    text = at.rendered(messages_of(pair, pair.chosen))
+    assert at.ours.encode_batch([text], "masked") == at.ours.encode_batch([text])
+    assert at.ours.mask_literals(pair.chosen) == pair.chosen
+    # and what is tokenized from the last special token on is what it is in the whole
+    start = at.ours.last_break(text)
+    (whole,), (tail,) = at.ours.encode_batch([text]), at.ours.encode_batch([text[start:]])
+    assert whole[len(whole) - len(tail) :] == tail
+
+
+@pytest.mark.parametrize("name", APPEND_ONLY)
+@given(data=st.data())
+@properties
+def test_special_tokens_spelled_out_in_messages_stay_text(
+    case: Callable[[str], Case], name: str, data: st.DataObject
+) -> None:
+    at = case(name)
+    marks = at.ours.turn_marks()
+    headers = {marks.user_header, marks.answer_header}
+    literals = sorted({at.theirs.decode([i]).strip() for i in at.ours.special_ids} - headers - {""})
+    pieces = st.lists(st.sampled_from([*literals, "how", " ", "\n", "</", "<|im_", "is it?"]), min_size=1, max_size=5)
+    texts = pieces.map(lambda pieces: "x" + "".join(pieces) + "y").filter(
+        lambda text: not any(header in text for header in headers)
+    )
+    prompt, chosen, rejected = (data.draw(texts) for _ in range(3))
+    assume(bare(chosen) != bare(rejected))
+    pair = PreferencePair(prompt, chosen, rejected, "f:1")
+    encoded = at.encode(pair)
+    (one,) = encoded.pairs
+    harmless = PreferencePair("x", "y", "z", "f:1")
+    for (answer, response), (calm, _) in zip(sides(pair, one), sides(harmless, at.one(harmless)), strict=True):
+        whole = [*one.prompt.tolist(), *response]
+        template_only = at.ids(messages_of(harmless, calm)) + ([at.end_id] if name == "glm4" else [])
+        wanted = [i for i in template_only if i in at.ours.special_ids]
+        if at.name == "phi3":
+            wanted = wanted[:-1]  # the end of the text behind the end of the turn
+        assert [i for i in whole if i in at.ours.special_ids and i != at.theirs.unk_token_id] == wanted
+        assert response.count(at.end_id) == 1
+        assert response[-1] == at.end_id
+        if name not in ("vicuna", "mistral", "mistral_words"):
+            assert bare(answer) in bare(at.ours.decode(response))
+            assert bare(prompt) in bare(at.ours.decode(one.prompt.tolist()))
+    spelled = any(literal in text for literal in literals for text in (prompt, chosen, rejected))
+    assert encoded.counts["special token kept as text"] == spelled
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "gemma", "vicuna"])
+@pytest.mark.parametrize("plain", [False, True])
+@given(data=st.data())
+@properties
+def test_truncation(case: Callable[[str], Case], name: str, plain: bool, data: st.DataObject) -> None:
+    at = case(name)
+    tokenizer = load_tokenizer(str(at.folder), chat_template="none") if plain else at.ours
+    pair = draw_pair(data, at)
+    max_length = data.draw(st.integers(8, 60))
+    max_prompt_length = data.draw(st.integers(1, max_length - 1))
+    limits = DataRecipe(train="x", max_length=max_length, max_prompt_length=max_prompt_length)
+    (whole,) = encode_pairs([pair], tokenizer, ROOMY).pairs
+    encoded = encode_pairs([pair], tokenizer, limits)
+    full_prompt, bos = whole.prompt.tolist(), tokenizer.bos_id
+    prompt = full_prompt[-max_prompt_length:]
+    if len(full_prompt) > max_prompt_length and full_prompt[0] == bos:
+        prompt = [bos, *full_prompt[len(full_prompt) - max_prompt_length + 1 :]]
+    room = max_length - len(prompt)
+    wanted = [whole.chosen.tolist()[:room], whole.rejected.tolist()[:room]]
+    if encoded.dropped:
+        assert wanted[0] == wanted[1]
+        assert encoded.dropped == {"responses identical after the cut": 1}
+        return
+    (one,) = encoded.pairs
+    assert one.prompt.tolist() == prompt
+    assert [one.chosen.tolist(), one.rejected.tolist()] == wanted
+    assert min(map(len, (one.prompt, one.chosen, one.rejected))) >= 1
+    assert (one.prompt_cut, one.chosen_cut, one.rejected_cut) == (
+        len(full_prompt) > max_prompt_length,
+        len(whole.chosen) > room,
+        len(whole.rejected) > room,
+    )
+    for cut, response in ((one.chosen_cut, one.chosen), (one.rejected_cut, one.rejected)):
+        assert (response[-1] in tokenizer.end_ids) != cut
+    for what, cut in (("prompt", one.prompt_cut), ("chosen", one.chosen_cut), ("rejected", one.rejected_cut)):
+        assert encoded.counts[f"{what} cut"] == cut
+
+
+@pytest.mark.parametrize("name", APPEND_ONLY)
+@given(data=st.data())
+@properties
+def test_rendered_texts_give_the_same_ids(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
+    at = case(name)
+    pair = draw_pair(data, at)
+    prompt = at.rendered(messages_of(pair), prompt=True)
+    answers = [at.rendered(messages_of(pair, answer)).removeprefix(prompt) for answer in (pair.chosen, pair.rejected)]
+    already = PreferencePair(prompt, *answers, "f:1")
+    usual, rendered = at.one(pair), at.one(already, DataRecipe(train="x", rendered=True, max_length=10_000))
+    prefix = rendered.prompt.tolist()
+    if at.ours.bos_id is not None:
+        assert prefix[:2] != [at.ours.bos_id] * 2
+    # a template that writes no BOS leaves it to the tokenizer, as with any plain text
+    assert prefix[len(prefix) - len(usual.prompt) :] == usual.prompt.tolist()
+    assert rendered.chosen.tolist() == usual.chosen.tolist()
+    assert rendered.rejected.tolist() == usual.rejected.tolist()
+    for without_end in (False, True):  # the end is put where it is missing
+        texts = [answer.split(at.family.end)[0] if without_end else answer for answer in answers]
+        again = at.one(PreferencePair(prompt, *texts, "f:1"), DataRecipe(train="x", rendered=True, max_length=10_000))
+        assert again.chosen[-1] == at.end_id
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "gemma", "vicuna", "chatml_merging"])
+@given(data=st.data())
+@properties
+def test_plain_text(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
+    at = case(name)
+    plain = load_tokenizer(str(at.folder), chat_template="none")
+    texts = texts_for(at)
+    special = st.sampled_from([at.family.end, at.family.eos, "x"]).map(lambda text: f" {text} b")
+    prompt, chosen, rejected = (data.draw(st.one_of(texts, special)) for _ in range(3))
+    assume(bare(chosen) != bare(rejected))
+    pair = PreferencePair(prompt, chosen, rejected, "f:1")
+    (one,) = encode_pairs([pair], plain, ROOMY).pairs
+    added = at.theirs.encode("a")[: 1 if at.name == "llama3" else 0]
+    assert one.prompt.tolist()[: len(added)] == added
+    eos = at.theirs.eos_token_id
+    for answer, response in sides(pair, one):
+        assert response[-1] == eos
+        ids = [*one.prompt.tolist()[len(added) :], *response[:-1]]
+        assert not plain.special_ids.difference([at.theirs.unk_token_id]).intersection(ids)
+        assert bare(plain.decode(ids)) == bare(prompt + answer)

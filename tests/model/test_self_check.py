@@ -1,0 +1,209 @@
+"""The self-check sees what is wrong, and the run falls back; each break below is one that happens."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simpo_cli.errors import UserError
+from simpo_cli.model import hidden
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.attention import interface
+from simpo_cli.model.attention.support import why_not_shared
+from simpo_cli.model.load import switch_off_dropout
+from simpo_cli.model.logprobs import LogitScale
+from simpo_cli.model.packed import PackedPairs, PairSpan
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.recipe.schema import LoraRecipe
+from tests.pairs import random_pairs
+from tests.tiny import tiny_config, tiny_model
+
+PAIRS = random_pairs(6, seed=21)
+CHECK = CheckPairs.of(PAIRS, PAIRS[:4])
+
+
+def _settle(model: Any, *, why_padded: str | None = None, wanted: Any = "auto") -> tuple[SelfCheck, Policy]:
+    switch_off_dropout(model)
+    policy = Policy(model).train()
+    return settle_packing(policy, wanted, why_padded, CHECK), policy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_oss"])
+def test_models_that_share_prompts_rightly_pass(name: str, dtype: torch.dtype) -> None:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512} if name == "gpt2" else {}
+    changes = {"gpt_oss": {"num_local_experts": 4}, "gemma2": {"sliding_window": 6}}.get(name, sizes)
+    check, policy = _settle(tiny_model(name, dtype=dtype, **changes))
+    assert check.packing == policy.packing == "shared_prefix"
+    assert check.why_padded is None
+    assert check.difference is not None
+    assert check.difference.tokens == sum(
+        len(pair.chosen) + len(pair.rejected) for batch in CHECK.batches for pair in batch
+    )
+    assert check.difference.highest < 2e-4
+    assert check.difference.gradient is not None
+    assert "prompts shared · self-check: " in str(check)
+    assert all(parameter.grad is None for parameter in policy.parameters())
+    assert next(policy.parameters()).dtype == dtype
+
+
+def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
+    shifted = packed.positions + (packed.positions >= 2)
+    return hidden.shared_hidden_states(
+        decoder,
+        PackedPairs(packed.tokens, shifted, packed.predicting, packed.targets, packed.spans, packed.response_lengths),
+    )
+
+
+def _responses_one_off(decoder: nn.Module, packed: PackedPairs) -> Tensor:
+    """Every token scored by the state behind it."""
+    later = (packed.predicting + 1).clamp(max=len(packed.tokens) - 1)
+    return hidden.shared_hidden_states(
+        decoder,
+        PackedPairs(packed.tokens, packed.positions, later, packed.targets, packed.spans, packed.response_lengths),
+    )
+
+
+def _one_mask_over_the_pack(decoder: nn.Module, packed: PackedPairs) -> Tensor:
+    """Plain causal attention over everything: rejected sees chosen, and pairs see each other."""
+    whole = (PairSpan(0, len(packed.tokens), 0, 0),)
+    return hidden.shared_hidden_states(
+        decoder,
+        PackedPairs(packed.tokens, packed.positions, packed.predicting, packed.targets, whole, packed.response_lengths),
+    )
+
+
+@pytest.mark.parametrize("broken", [_positions_off_by_one, _responses_one_off, _one_mask_over_the_pack])
+def test_a_wrong_pack_is_noticed_and_the_run_goes_padded(
+    broken: Callable[[nn.Module, PackedPairs], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simpo_cli.model.policy.shared_hidden_states", broken)
+    check, policy = _settle(tiny_model())
+    assert check.packing == policy.packing == "padded"
+    assert check.why_padded is not None
+    assert check.why_padded.startswith("sharing them is not exact here: log-probs differ by up to ")
+    assert check.difference is not None
+    assert check.difference.is_rounding
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "changes"),
+    [
+        ("mistral", "sliding_window", {"sliding_window": 5}),
+        ("gemma2", "softcap", {"attn_logit_softcapping": 2.0}),
+        ("gpt_oss", "s_aux", {"num_local_experts": 4}),
+    ],
+)
+def test_what_a_layer_asks_for_is_missed_when_it_is_lost(
+    name: str, lost: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = interface.shared_prefix_attention
+
+    def forgetful(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return right(*args, **{**kwargs, lost: None})
+
+    monkeypatch.setitem(interface.AttentionInterface._global_mapping, interface.NAME, forgetful)
+    check, _ = _settle(tiny_model(name, **changes))
+    assert check.packing == "padded"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 3.0}),
+    ],
+)
+def test_a_lost_scale_of_the_logits_is_wrong_either_way_and_refused(
+    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simpo_cli.model.policy.logit_scale_of", lambda _: LogitScale())
+    with pytest.raises(UserError, match="what is computed here is not what this model computes itself"):
+        _settle(tiny_model(name, **changes))
+
+
+def test_an_adapter_on_the_head_that_is_ignored_shows_in_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters start at zero, so no log-prob can tell."""
+    model = add_adapters(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head", "q_proj"]))
+    causal: Any = model.get_base_model()  # type: ignore[operator]
+    monkeypatch.setattr(causal, "get_output_embeddings", lambda: causal.lm_head.base_layer)
+    with pytest.raises(UserError, match="gradient by"):
+        _settle(model)
+    monkeypatch.undo()
+    check, _ = _settle(add_adapters(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head", "q_proj"])))
+    assert check.packing == "shared_prefix"
+
+
+def test_an_exception_counts_as_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(*_: Any) -> Tensor:
+        raise RuntimeError("no kernel for this\nand a second line")
+
+    monkeypatch.setattr("simpo_cli.model.policy.shared_hidden_states", raises)
+    check, policy = _settle(tiny_model())
+    assert (check.packing, policy.packing) == ("padded", "padded")
+    assert check.why_padded == "RuntimeError: no kernel for this"
+
+
+def test_numbers_that_are_not_finite_do_not_pass() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(UserError, match="differ by up to inf nats"):
+        _settle(model)
+
+
+@pytest.mark.parametrize("name", ["bloom", "stablelm", "mamba", "llama4_text", "falcon_mamba"])
+def test_models_that_cannot_share_prompts_are_known_and_run_padded(name: str) -> None:
+    config = tiny_config(name)
+    why = why_not_shared(config, 80)
+    assert why is not None
+    assert name in why
+    check, _ = _settle(tiny_model(name), why_padded=why)
+    assert (check.packing, check.why_padded) == ("padded", why)
+    assert check.difference is not None
+    assert check.difference.is_rounding
+
+
+@pytest.mark.parametrize("name", ["bloom", "mamba", "stablelm"])
+def test_the_check_itself_would_find_them(name: str) -> None:
+    check, _ = _settle(tiny_model(name))
+    assert check.packing == "padded"
+
+
+def test_stretched_rotary_embeddings_are_padded_beyond_their_original_length() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    config = tiny_config("llama", rope_parameters=rope)
+    assert why_not_shared(config, 512) is None
+    assert "beyond 512 tokens the dynamic rotary embedding of llama" in str(why_not_shared(config, 513))
+
+
+def test_layers_with_a_state_are_padded() -> None:
+    config = tiny_config("lfm2", layer_types=["conv", "full_attention"])
+    assert why_not_shared(config, 40) == "lfm2 has layers of type conv"
+
+
+def test_a_recipe_may_insist() -> None:
+    check, policy = _settle(tiny_model(), wanted="padded")
+    assert (check.packing, check.why_padded, policy.packing) == ("padded", None, "padded")
+    with pytest.raises(UserError, match=r"model\.attention is shared_prefix, and this model cannot share prompts: why"):
+        _settle(tiny_model(), wanted="shared_prefix", why_padded="why")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"simpo_spans": None}, "did not pass the spans"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"position_bias": torch.zeros(1)}, "position_bias, which packed attention does not know"),
+        ({"is_causal": False}, "looks at later tokens"),
+    ],
+)
+def test_attention_refuses_what_it_does_not_know(given: dict[str, Any], problem: str) -> None:
+    states = torch.randn(1, 2, 5, 4)
+    arguments = {"simpo_spans": (PairSpan(0, 2, 2, 1),), **given}
+    with pytest.raises(interface.UnsupportedAttentionError, match=problem):
+        interface.shared_prefix_attention(nn.Module(), states, states, states, None, **arguments)
