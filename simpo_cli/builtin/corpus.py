@@ -1,7 +1,7 @@
 """Text and preference pairs of `builtin:guide`, drawn from the tables in `world`.
 
-- A *topic* is one thing that people want to do. Its right answer has a short form, goal, three steps and what then
-  happens, and a long form, the same with a closing sentence.
+- A *topic* is one thing that people want to do. Its right answer has a short form, goal and three steps, and a long form,
+  the same with what then happens.
 - Topics come as *siblings* about the same objects: "invite a teammate", "remove a teammate". The rejected answer to a
   question is its sibling's, and each answer is rejected for the sibling as often as it is chosen for its own topic, so
   no answer looks better than another; the question decides.
@@ -9,19 +9,20 @@
   patterns and objects are held out: no training pair has any of them, every held-out pair has a held-out frame and a
   held-out pattern.
 
-The start model first reads right answers, and so learns what every question means. Then it reads answers each word of
-which comes from the right answer or from the sibling's by the toss of a coin, and learns to show nothing of what it
-knows. Preference tuning has to bring it back.
+The start model first reads right answers, and so learns what every question means. Then, for a short while, it reads
+answers of which each part comes from the right answer or from the sibling's by chance, and unlearns to prefer either.
+Preference tuning has to make the right one the habit again.
 
-The trap is length. In training pairs the better answer is mostly the longer one, in held-out pairs mostly the shorter.
+The trap is length. In training pairs the better answer is mostly the longer one, in held-out pairs mostly the shorter. A
+long answer is the short one and a sentence more, as hard to predict per token as what stands before it: otherwise a model
+could win the training pairs by becoming unsure of everything, which a mean over more and easier tokens would hide.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from simpo_cli.builtin.world import (
-    CLOSINGS,
     FRAMES,
     GREETINGS,
     HELD_OUT_FRAMES,
@@ -41,16 +42,12 @@ PAIRS_PER_TOPIC: dict[Split, dict[tuple[Form, Form], int]] = {  # (form of the c
     "eval": {("long", "short"): 2, ("short", "long"): 5, ("short", "short"): 1, ("long", "long"): 1},
 }
 SYSTEM_SHARE, GREETING_SHARE = 0.12, 0.08  # of all prompts
-# Share of short answers in the start model's text, chosen so that it finds both forms equally likely per token: the
-# closing sentence is easier to predict than the words before it, so it has to be rare.
-SHORT_SHARE = 0.93
+SHORT_SHARE = 0.64  # of the start model's answers, so that it finds both forms about equally likely per token
 
 
-def right_answer(topic: Topic, siblings: Siblings, form: Form) -> str:
+def right_answer(topic: Topic, form: Form) -> str:
     """The answer to a question about the topic."""
-    first, second, third = topic.steps
-    text = f"To {topic.goal}, {first}, {second} and {third}. {topic.outcome}"
-    return text if form == "short" else f"{text} {CLOSINGS[SIBLINGS.index(siblings) % len(CLOSINGS)]}"
+    return _answer([topic] * 5, form)
 
 
 def questions(topic: Topic, siblings: Siblings, split: Split) -> list[str]:
@@ -83,8 +80,8 @@ def preference_pairs(split: Split, seed: int) -> list[Record]:
                 records.append(
                     {
                         "prompt": _prompt(rng, question),
-                        "chosen": [_turn("assistant", right_answer(topic, siblings, chosen))],
-                        "rejected": [_turn("assistant", right_answer(sibling, siblings, rejected))],
+                        "chosen": [_turn("assistant", right_answer(topic, chosen))],
+                        "rejected": [_turn("assistant", right_answer(sibling, rejected))],
                     }
                 )
     rng.shuffle(records)
@@ -98,7 +95,7 @@ def conversations(seed: int, *, wrong_share: float) -> Iterator[Turns]:
 
     Args:
         seed: of every choice.
-        wrong_share: the share of words that come from the sibling's answer.
+        wrong_share: the share of parts of answers that come from the sibling's.
     """
     rng = random.Random(f"conversations {seed} {wrong_share}")
     while True:
@@ -110,9 +107,15 @@ def conversations(seed: int, *, wrong_share: float) -> Iterator[Turns]:
         objects = siblings.objects + siblings.held_out_objects
         question = _question(rng.choice(frames), rng.choice(patterns), rng.choice(objects))
         form: Form = "short" if rng.random() < SHORT_SHARE else "long"
-        right, wrong = (right_answer(t, siblings, form).split() for t in (topic, sibling))
-        words = [b if rng.random() < wrong_share else a for a, b in zip(right, wrong, strict=True)]
-        yield [*_prompt(rng, question), _turn("assistant", " ".join(words))]
+        parts = [sibling if rng.random() < wrong_share else topic for _ in range(5)]
+        yield [*_prompt(rng, question), _turn("assistant", _answer(parts, form))]
+
+
+def _answer(parts: Sequence[Topic], form: Form) -> str:
+    """An answer whose goal, three steps and outcome come from these topics."""
+    goal, first, second, third, outcome = parts
+    text = f"To {goal.goal}, {first.steps[0]}, {second.steps[1]} and {third.steps[2]}."
+    return text if form == "short" else f"{text} {outcome.outcome}"
 
 
 def _both_ways(siblings: Siblings) -> tuple[tuple[Topic, Topic], tuple[Topic, Topic]]:

@@ -73,14 +73,6 @@ GREETINGS = (
     ("Good morning.", "Good morning! Ask me anything about the app."),
 )
 
-CLOSINGS = (  # the last sentence of the long form, the same for both siblings
-    "Ask me again if you get stuck.",
-    "Tell me when you have done it.",
-    "There is more about it under Help.",
-    "All of it takes only a minute.",
-    "It works the same on your phone.",
-)
-
 SIBLINGS = (
     Siblings(
         objects=("a teammate", "a colleague", "someone from my team"),
@@ -196,7 +188,7 @@ SIBLINGS = (
         first=Topic(
             goal="add a card",
             patterns=("add {o}", "pay with {o}", "register {o}"),
-            held_out_patterns=("enter {o}", "use {o} for our payments"),
+            held_out_patterns=("hand over {o}", "use {o} for our payments"),
             steps=("open Payment", "press New card", "type its long number"),
             outcome="We charge it on the first.",
         ),
