@@ -20,7 +20,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.state import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
-from tests.benchmarks.machine import describe_machine, peak_bytes, product_speed, versions
+from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, versions
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -60,6 +60,7 @@ class OurSide:
             group["lr"] = self.work.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        finish(self.accelerator.device)
         measured = turn.measured()
         self.done += 1
         return {

@@ -30,7 +30,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from tests.benchmarks.machine import peak_bytes, versions
+from tests.benchmarks.machine import finish, peak_bytes, versions
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -66,6 +66,7 @@ class TakeTurns(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
         assert self.turn is not None
+        finish(args.device)
         measured = self.turn.measured()
         metrics = self.trainer._stored_metrics["train"]
         self.channel.say(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 _SHOWN_LINES = 15
@@ -68,7 +69,7 @@ class ChildSide:
     def close(self) -> None:
         """End the program by closing its input, or at once if that does not help."""
         assert self._process.stdin is not None
-        if not self._process.stdin.closed:
+        with suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
         try:
             self._process.wait(timeout=60)

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,6 +45,7 @@ SEED = 20240523
 MOST_DIFFERENCE = 1e-4  # relative, of loss and mean log-probs in the first step
 COMPARED = 4  # the peer's micro-batch that must fit: longer pairs are left out
 PROBED = (192, 384, 576)
+GROWTH_REPEATS = 3
 GROWTH = {  # (pairs, prompt tokens, response tokens) of made-up steps
     "response": [(1, 128, length) for length in (64, 128, 256, 512)],
     "prompt": [(1, length, 128) for length in (64, 128, 256, 512)],
@@ -205,6 +206,7 @@ def run_session(
                 "peak_bytes": answers[entry.name][-1]["peak_bytes"],
                 "state_bytes": 16 * side.ready["num_parameters"],
                 "given_as_ids": side.ready.get("given_as_ids", 0),
+                "counted_flops": [counted(entry, shape, work.step(number + 1)) for number in range(rounds)],
                 "versions": side.ready["versions"],
                 "warm_up": warm_up[entry.name][0],
                 "steps": answers[entry.name],
@@ -233,17 +235,18 @@ class Speeds:
 
     def seconds(self, entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> float:
         """Predicted time of a step."""
-        return _counted(entry, shape, pairs) / self.by_entry[entry.name]
+        return counted(entry, shape, pairs) / self.by_entry[entry.name]
 
     def learn(self, entries: Sequence[Entry], shape: Shape, pairs: Sequence[WorkPair], session: dict[str, Any]) -> None:
         """Take over what a session has shown."""
         measured = pairs[session["pairs_per_step"] :]
         for entry, side in zip(entries, session["sides"], strict=True):
             seconds = sum(row["seconds"] for row in side["steps"])
-            self.by_entry[entry.name] = _counted(entry, shape, measured) / seconds
+            self.by_entry[entry.name] = counted(entry, shape, measured) / seconds
 
 
-def _counted(entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> int:
+def counted(entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> int:
+    """Operations of a step: what the method needs for our side, what padding makes of it for the peer."""
     if entry.who == "ours":
         return sum(needed(shape, pair) for pair in pairs)
     return padded(shape, pairs, entry.microbatch)
@@ -274,31 +277,37 @@ def prepare(data: DataSet, folder: Path, model: str, longest: int) -> Source:
 
 
 def versus(
-    bench: Bench, shape: Shape, sources: Sequence[Source], memory: MemoryModel, seconds: float, save: Any, *, full: bool
+    bench: Bench,
+    shape: Shape,
+    sources: Sequence[Source],
+    memory: MemoryModel,
+    speeds: "Speeds",
+    save: Callable[[dict[str, Any]], None],
+    *,
+    end: float,
+    size: int | None,
+    full: bool,
 ) -> None:
     """All data sets, one after the other, within the time if there is a limit (`make bench`).
 
     Args:
-        seconds: for all of it.
+        speeds: what is known of the sides; more is known afterwards.
         save: called with each data set's result.
-        full: 16 pairs a step everywhere, and micro-batches of 16 where they fit.
+        end: the moment of the monotonic clock at which all of it shall be done.
+        size: pairs of a step, if it is not left to the time there is.
+        full: micro-batches of 16 where they fit.
     """
-    speed = bench_speed(bench)
-    speeds = Speeds({})
     usual = [Entry("ours"), Entry("peer", 1), Entry("peer", COMPARED)]
-    for entry in (*usual, Entry("peer", 16)):
-        speeds.by_entry[entry.name] = speed * (0.6 if entry.who == "ours" else 0.5)
-    end = time.monotonic() + seconds
     for number, source in enumerate(sources):
         costs = {
             left.data.key: [_predicted(bench, speeds, shape, usual, left, size) for size in SIZES]
             for left in sources[number:]
         }
-        pairs_per_step = 16 if full else choose_sizes(costs, end - time.monotonic())[source.data.key]
+        pairs_per_step = size or choose_sizes(costs, end - time.monotonic())[source.data.key]
         pairs = steps_from(source.pairs, pairs_per_step, bench.rounds)
         entries, not_run = list(usual), []
         need = _peak_at(memory, pairs, 16)
-        if full and need <= bench.memory:
+        if full and need <= bench.memory and pairs_per_step % 16 == 0:
             entries.append(Entry("peer", 16))
         else:
             not_run.append({"microbatch": 16, "predicted_bytes": need, "fits": need <= bench.memory})
@@ -340,17 +349,31 @@ def _peak_at(memory: MemoryModel, pairs: Sequence[WorkPair], microbatch: int) ->
     return max(memory.peak(2 * len(group), max(pair.row for pair in group)) for group in groups)
 
 
-def bench_speed(bench: Bench) -> float:
-    """Speed of this machine's float32 products, from a process of its own."""
+def first_speeds(bench: Bench) -> Speeds:
+    """What each side may reach on this machine, from the speed of its products alone."""
     with ExitStack() as stack:
         ours = bench.start(Entry("ours"), Work(model=bench.model, pairs=[], pairs_per_step=1))
         stack.callback(ours.close)
-        return float(ours.ask(do="products", precision="fp32")["flops_per_second"])
+        speed = float(ours.ask(do="products", precision="fp32")["flops_per_second"])
+    peers = [Entry("peer", microbatch) for microbatch in (1, COMPARED, 16)]
+    return Speeds({Entry("ours").name: 0.6 * speed, **{entry.name: 0.5 * speed for entry in peers}})
 
 
-def measure_alone(bench: Bench, shape: Shape, source: Source, *, repeats: int) -> dict[str, Any]:
-    """Our side by itself: steps of 16 real pairs, and how time grows with made-up ones."""
-    pairs = steps_from(source.pairs, 16, bench.rounds)
+def alone_seconds(bench: Bench, shape: Shape, source: Source, speeds: Speeds) -> float:
+    """Predicted time of `measure_alone`."""
+    points = [point for points in GROWTH.values() for point in points]
+    flops = sum(needed(shape, pair) for pair in steps_from(source.pairs, 16, bench.rounds))
+    flops += GROWTH_REPEATS * sum(count * needed_flops(shape, prompt, each, each) for count, prompt, each in points)
+    return 20 + flops / speeds.by_entry[Entry("ours").name]
+
+
+def measure_alone(bench: Bench, shape: Shape, source: Source, *, rounds: int) -> dict[str, Any]:
+    """Our side by itself: steps of 16 real pairs, and how time grows with made-up ones.
+
+    Args:
+        rounds: measured steps of real pairs; 0 where such steps have been measured already.
+    """
+    pairs = steps_from(source.pairs, 16, rounds)
     work = Work(model=bench.model, pairs=pairs, pairs_per_step=16)
     with ExitStack() as stack:
         ours = bench.start(Entry("ours"), work)
@@ -363,7 +386,7 @@ def measure_alone(bench: Bench, shape: Shape, source: Source, *, repeats: int) -
             what: [{"pairs": n, "prompt": prompt, "response": response, "steps": []} for n, prompt, response in points]
             for what, points in GROWTH.items()
         }
-        for repeat in range(repeats):
+        for repeat in range(GROWTH_REPEATS):
             for point in (point for points in growth.values() for point in points):
                 made_up = [
                     made_up_pair(point["prompt"], point["response"], shape.vocabulary, seed=repeat * 100 + i)
@@ -395,6 +418,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(data.key for data in DATA_SETS), help="which data sets")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each side on each data set")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", type=int, choices=SIZES, help="pairs a step; else as many as the time allows")
     parser.add_argument("--minutes", type=float, default=38.0, help="for everything")
     parser.add_argument(
         "--memory-gb", type=float, default=_memory_gb(), help="most that a process of the peer may be predicted to need"
@@ -414,7 +438,8 @@ def main() -> None:
     results: dict[str, Any] = {
         "schema_version": 1,
         "date": datetime.now(UTC).date().isoformat(),
-        "kind": "full" if options.full else "bench",
+        "kind": "make bench-full" if options.full else "make bench",
+        "complete": False,
         "model": Path(options.model).resolve().name,
         "settings": {
             "rounds": options.rounds,
@@ -456,19 +481,22 @@ def main() -> None:
                 f"{longest} tokens stay within {options.memory_gb:.1f} GB"
             )
             sources = [prepare(data, options.data, options.model, longest) for data in chosen]
-            reserve = 0 if options.no_growth else 5 * 60
-            left = options.minutes * 60 - (time.monotonic() - started) - reserve
+            speeds = first_speeds(bench)
+            reserve = 0.0 if options.no_growth else alone_seconds(bench, shape, sources[0], speeds)
             versus(
                 bench,
                 shape,
                 sources,
                 memory,
-                left,
+                speeds,
                 lambda result: save(versus=[*results["versus"], result]),
+                end=started + options.minutes * 60 - reserve,
+                size=options.pairs or (16 if options.full else None),
                 full=options.full,
             )
             if not options.no_growth:
-                save(alone=measure_alone(bench, shape, sources[0], repeats=3))
+                done = results["versus"][0]["pairs_per_step"] == 16
+                save(alone=measure_alone(bench, shape, sources[0], rounds=0 if done else bench.rounds))
             if options.full:
                 precisions = [Entry("ours"), Entry("ours", 0, "bf16"), Entry("peer", COMPARED, "bf16")]
                 pairs = steps_from(sources[0].pairs, 16, bench.rounds)
@@ -476,7 +504,7 @@ def main() -> None:
                 save(precision={"key": sources[0].data.key, "title": sources[0].data.title, **session})
         except (DisagreementError, StoppedError) as error:
             sys.exit(f"stopped: {error}")
-    save()
+    save(complete=True)
     write_page(results, options.output)
     _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {options.output / 'benchmarks.md'}")
 
