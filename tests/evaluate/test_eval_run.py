@@ -40,7 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(
         f"name: small\noutput_dir: {folder}/run\nmodel:\n  path: {folder}/tiny\n"
         f"data:\n  train: {folder}/train.jsonl\n  eval: {folder}/held.jsonl\n  max_length: 64\n"
-        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\nloss:\n  gamma: 0.7\n",
+        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n"
+        "loss:\n  gamma: 0.7\n",
         encoding="utf-8",
     )
     quiet = Heartbeat(make_console((folder / "log").open("w", encoding="utf-8")))

@@ -26,6 +26,7 @@ def _overrides(tiny_folder: Path, prefs: Path, run: Path, *more: str) -> list[st
         f"output_dir={run}",
         "train.pairs_per_step=8",
         "train.learning_rate=1e-3",
+        "train.precision=fp32",  # auto is bf16 where the machine has instructions for it
         *more,
     ]
 
