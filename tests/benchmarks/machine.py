@@ -77,6 +77,11 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_bytes() -> int:
+    """Memory that this process has held so far, resident, on the machine itself."""
+    return peak_bytes(torch.device("cpu"))
+
+
 def finish(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":

@@ -170,11 +170,11 @@ def memory_table(results: Row) -> str:
 
 
 def _libraries(results: Row) -> str:
-    """Peak of a process that has loaded the model, less the weights."""
+    """Memory of a process that has imported what it needs and loaded nothing."""
     seen: dict[str, list[float]] = {"ours": [], "peer": []}
     for session in results["versus"]:
         for side in session["sides"]:
-            seen[side["who"]].append(side["loaded_bytes"] - side["state_bytes"] / 4)
+            seen[side["who"]].append(side["libraries_bytes"])
     return f"{median(seen['ours']) / 1e9:.2f} GB on ours, {median(seen['peer']) / 1e9:.2f} GB on TRL's"
 
 
@@ -188,6 +188,7 @@ def checks(results: Row) -> str:
         idle = max(row["idle_cpu_seconds"] for side in session["sides"] for row in side["steps"])
         threads = session["machine"]["threads"]
         got = [row["cpu_seconds"] / row["seconds"] / threads for side in session["sides"] for row in side["steps"]]
+        system = [row["system_seconds"] / row["cpu_seconds"] for side in session["sides"] for row in side["steps"]]
         later = max(session["later_differences"], default=0.0)
         lines.append(
             f"- {session['title']}: {session['same_tokens']} pairs with the same tokens on both sides (mean prompt "
@@ -196,7 +197,8 @@ def checks(results: Row) -> str:
             f"{session['first_step_difference']:.0e} in the first step, by at most {later:.0e} later. "
             f"{session['too_long']} of the file's {session['pairs_in_file']} pairs were left out on both sides: longer "
             f"than {peer.get('longest_row', '?')} tokens. Steps got {100 * min(got):.0f} to {100 * max(got):.0f} % of "
-            f"{threads} threads; a side that waited used at most {idle:.2f} s of processor time a turn."
+            f"{threads} threads, of which the system took {100 * min(system):.0f} to {100 * max(system):.0f} % (mostly "
+            f"pages of memory); a side that waited used at most {idle:.2f} s of processor time a turn."
         )
     if peer:
         lines.append(

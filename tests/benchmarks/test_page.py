@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 
 def _steps(*seconds: float, pairs: int = 8) -> list[dict[str, Any]]:
-    row = {"pairs": pairs, "loss": 1.5, "cpu_seconds": 2.0, "idle_cpu_seconds": 0.01, "plan_seconds": 0.001}
+    row = {"pairs": pairs, "loss": 1.5, "system_seconds": 0.1, "idle_cpu_seconds": 0.01, "plan_seconds": 0.001}
     return [{**row, "seconds": each, "cpu_seconds": 2 * each} for each in seconds]
 
 
@@ -28,7 +28,7 @@ def _side(
         "precision": precision,
         "peak_bytes": peak,
         "state_bytes": 2e9,
-        "loaded_bytes": 1e9,
+        "libraries_bytes": 5e8,
         "counted_flops": [100, 200, 300] if who == "peer" else [100, 100, 100],
         "given_as_ids": 1 if who == "peer" else 0,
         "versions": {"torch": "2.13.0"},

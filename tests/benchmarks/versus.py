@@ -105,11 +105,18 @@ class Bench:
 
 
 def probe_peer(bench: Bench, shape: Shape) -> MemoryModel:
-    """How the peer's memory grows with a batch, from three small ones in a fresh process."""
-    pairs = [made_up_pair(width // 3, width - width // 3, shape.vocabulary) for width in (64, *PROBED)]
+    """How the peer's memory grows with a batch, from three small ones in a fresh process.
+
+    As in real steps, the wide micro-batch comes when there are gradients already, and its rows differ in length: a
+    batch without padding needs no mask, and takes attention's leaner path.
+    """
+    pairs = []
+    for width in (64, *PROBED):
+        wide = made_up_pair(width // 3, width - width // 3, shape.vocabulary)
+        pairs += [made_up_pair(8, 8, shape.vocabulary), replace(wide, rejected=wide.rejected[: width // 3])]
     peaks = {}
     with ExitStack() as stack:
-        peer = bench.start(Entry("peer", 1), Work(model=bench.model, pairs=pairs, pairs_per_step=1))
+        peer = bench.start(Entry("peer", 1), Work(model=bench.model, pairs=pairs, pairs_per_step=2))
         stack.callback(peer.close)
         peer.ask(do="step")  # makes the optimizer's state
         for width in PROBED:
@@ -202,7 +209,7 @@ def run_session(
                 "microbatch": entry.microbatch,
                 "precision": entry.precision,
                 "num_parameters": side.ready["num_parameters"],
-                "loaded_bytes": side.ready["loaded_bytes"],
+                "libraries_bytes": side.ready["libraries_bytes"],
                 "peak_bytes": answers[entry.name][-1]["peak_bytes"],
                 "state_bytes": 16 * side.ready["num_parameters"],
                 "given_as_ids": side.ready.get("given_as_ids", 0),
