@@ -33,6 +33,7 @@ from tests.benchmarks.sample import (
     MAX_PROMPT_LENGTH,
     WARM_UP_CHOICE,
     DataSet,
+    TooFewError,
     by_hash,
     made_up_pair,
     read_pairs,
@@ -264,23 +265,33 @@ class Source:
     """The pairs of one data set that take part.
 
     Attributes:
-        pairs: in the order of the sample.
-        in_file: pairs with signal that the file has.
-        too_long: of these, left out because the peer's memory would not do.
+        every: all pairs with signal, in the order of the sample.
+        longest: the longest row that the peer's memory allows at the micro-batch that is compared.
     """
 
     data: DataSet
-    pairs: list[WorkPair]
-    in_file: int
-    too_long: int
+    every: list[WorkPair]
+    longest: int
+
+    @property
+    def pairs(self) -> list[WorkPair]:
+        """Those that both sides can take."""
+        return [pair for pair in self.every if pair.row <= self.longest]
+
+    def result(self, session: dict[str, Any], taken: Sequence[WorkPair], suffix: str = "") -> dict[str, Any]:
+        """A session under the name of the data set, with the account of its pairs."""
+        return {
+            "key": self.data.key,
+            "title": self.data.title + suffix,
+            "pairs_in_file": len(self.every),
+            "too_long": len(self.every) - len(taken),
+            **session,
+        }
 
 
 def prepare(data: DataSet, folder: Path, model: str, longest: int) -> Source:
     """Read a data set and put it in the order of the sample."""
-    pairs = by_hash(read_pairs(folder / data.file, model), SEED)
-    return Source(
-        data, [pair for pair in pairs if pair.row <= longest], len(pairs), sum(p.row > longest for p in pairs)
-    )
+    return Source(data, by_hash(read_pairs(folder / data.file, model), SEED), longest)
 
 
 def versus(
@@ -302,7 +313,7 @@ def versus(
         save: called with each data set's result.
         end: the moment of the monotonic clock at which all of it shall be done.
         size: pairs of a step, if it is not left to the time there is.
-        full: micro-batches of 16 where they fit.
+        full: micro-batches of 16 where they fit, and pairs of all lengths.
     """
     usual = [Entry("ours"), Entry("peer", 1), Entry("peer", COMPARED)]
     for number, source in enumerate(sources):
@@ -325,17 +336,23 @@ def versus(
         session = run_session(bench, shape, entries, pairs, pairs_per_step)
         speeds.learn(entries, shape, pairs, session)
         peaks = {entry.name: _peak_at(memory, pairs, entry.microbatch) for entry in entries if entry.who == "peer"}
-        save(
-            {
-                "key": source.data.key,
-                "title": source.data.title,
-                "pairs_in_file": source.in_file,
-                "too_long": source.too_long,
-                "not_run": not_run,
-                "predicted_peaks": peaks,
-                **session,
-            }
-        )
+        save(source.result({**session, "not_run": not_run, "predicted_peaks": peaks}, source.pairs))
+        if full and len(source.pairs) < len(source.every):
+            save(all_lengths(bench, shape, source, memory, pairs_per_step))
+
+
+def all_lengths(bench: Bench, shape: Shape, source: Source, memory: MemoryModel, pairs_per_step: int) -> dict[str, Any]:
+    """A data set with its longest pairs too, against the peer at micro-batch 1, which has room for them."""
+    pairs = steps_from(source.every, pairs_per_step, bench.rounds)
+    peer = Entry("peer", 1)
+    not_run = [
+        {"microbatch": microbatch, "predicted_bytes": _peak_at(memory, pairs, microbatch), "fits": False}
+        for microbatch in (COMPARED, 16)
+    ]
+    _say(f"{source.data.title}, all lengths: {bench.rounds} rounds of {pairs_per_step} pairs")
+    session = run_session(bench, shape, [Entry("ours"), peer], pairs, pairs_per_step)
+    peaks = {peer.name: _peak_at(memory, pairs, 1)}
+    return source.result({**session, "not_run": not_run, "predicted_peaks": peaks}, source.every, ", all lengths")
 
 
 def _predicted(
@@ -344,7 +361,7 @@ def _predicted(
     """Seconds of a whole data set at so many pairs a step; without end when it has too few pairs for them."""
     try:
         pairs = steps_from(source.pairs, pairs_per_step, bench.rounds)
-    except ValueError:
+    except TooFewError:
         return float("inf")
     loading = 10 * len(entries)
     return loading + sum(speeds.seconds(entry, shape, pairs) for entry in entries)
@@ -431,7 +448,9 @@ def main() -> None:
         "--memory-gb", type=float, default=_memory_gb(), help="most that a process of the peer may be predicted to need"
     )
     parser.add_argument("--longest", type=int, default=MAX_LENGTH, help="leave out pairs with longer rows")
-    parser.add_argument("--full", action="store_true", help="16 pairs a step, bf16 too, no limit of time")
+    parser.add_argument(
+        "--full", action="store_true", help="16 pairs a step, all lengths and bf16 too, no limit of time"
+    )
     parser.add_argument("--no-growth", action="store_true", help="leave out how time grows")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the results")
     options = parser.parse_args()
@@ -509,7 +528,7 @@ def main() -> None:
                 pairs = steps_from(sources[0].pairs, 16, bench.rounds)
                 session = run_session(bench, shape, precisions, pairs, 16, rate=0.0)
                 save(precision={"key": sources[0].data.key, "title": sources[0].data.title, **session})
-        except (DisagreementError, StoppedError) as error:
+        except (DisagreementError, StoppedError, TooFewError) as error:
             sys.exit(f"stopped: {error}")
     save(complete=True)
     write_page(results, options.output)
