@@ -3,7 +3,7 @@
 #   make test    sets up and runs the tests
 #   make check   formatting, lint, types, import rules
 #   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
-#   make bench-full    the same with 16 pairs a step everywhere, and bf16; takes hours
+#   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
 #   make bench-page    its tables and plot again from docs/benchmarks.json
 #   make bench-step    speed of the parts of a training step
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script

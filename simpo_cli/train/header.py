@@ -55,7 +55,7 @@ def header(setting: Setting) -> RunHeader:
     lines += [
         (
             "plan",
-            f"{plan.num_steps:,} steps of {plan.pairs_per_step} pairs, {recipe.train.num_epochs} epoch(s) · "
+            f"{plan.num_steps:,} steps of {plan.pairs_per_step} pairs, {_epochs(recipe.train.num_epochs)} · "
             f"learning rate {recipe.train.learning_rate:g}, {recipe.train.lr_scheduler}, "
             f"warm-up {recipe.train.warmup_ratio:g}",
         ),
@@ -65,6 +65,10 @@ def header(setting: Setting) -> RunHeader:
     network = "no network used" if setting.source.revision is None else f"model revision {setting.source.revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(lines))
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _packing(setting: Setting) -> str:

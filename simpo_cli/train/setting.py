@@ -72,11 +72,11 @@ def settle(recipe: Recipe) -> Setting:
     data = prepare_data(recipe)
     require_known_ids([*data.train, *data.held_out], source)
     plan = make_plan(recipe, len(data.train))
-    if recipe.checkpoint.every is not None and recipe.checkpoint.every > plan.num_steps:
-        notes.append(
-            f"checkpoint.every is {recipe.checkpoint.every} and the run has {plan.num_steps} steps: "
-            "there will be one checkpoint, at the end"
-        )
+    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
+        if every is not None and every > plan.num_steps:
+            notes.append(
+                f"{key} is {every} and the run has {plan.num_steps} steps: it comes due at the end and not before"
+            )
     weights = weights_dtype(recipe.model, source)
     if recipe.model.lora is None and weights != torch.float32:
         notes.append(

@@ -55,8 +55,7 @@ def product_speed(device: torch.device, dtype: torch.dtype = torch.float32, seco
     while time.perf_counter() < end:
         started = time.perf_counter()
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finish(device)
         best = min(best, time.perf_counter() - started)
     return 2 * _SIZE**3 / best
 
@@ -78,8 +77,21 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_bytes() -> int:
+    """Memory that this process has held so far, resident, on the machine itself."""
+    return peak_bytes(torch.device("cpu"))
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def available_bytes() -> int:
-    """Memory that can be had without anyone being put out."""
+    """Memory that can be had without anyone being put out; of the card, where there is one, all of it."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text(encoding="utf-8").splitlines():

@@ -20,7 +20,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.state import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
-from tests.benchmarks.machine import describe_machine, peak_bytes, product_speed, versions
+from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, resident_bytes, versions
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -60,6 +60,7 @@ class OurSide:
             group["lr"] = self.work.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
+        finish(self.accelerator.device)
         measured = turn.measured()
         self.done += 1
         return {
@@ -95,11 +96,12 @@ def main() -> None:
     """Load, say so, run what is asked until nothing more is."""
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
+    libraries = resident_bytes()
     side = OurSide(work)
     device = side.accelerator.device
     channel.say(
         num_parameters=side.num_parameters,
-        loaded_bytes=peak_bytes(device),
+        libraries_bytes=libraries,
         machine=describe_machine(),
         versions=versions("simpo-cli", "torch", "transformers", "accelerate", "tokenizers"),
     )

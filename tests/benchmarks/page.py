@@ -14,8 +14,8 @@ Row = dict[str, Any]
 
 _INTRODUCTION = """# Benchmarks
 
-Written by `make bench` ({kind}, {date}), which anyone can repeat; the raw numbers are in
-[benchmarks.json](benchmarks.json). Numbers are medians with the range over the measured steps in brackets.
+Written by `{kind}` on {date}, which anyone can repeat; the raw numbers are in [benchmarks.json](benchmarks.json).
+Numbers are medians with the range over the measured steps in brackets.{incomplete}
 
 {facts}
 
@@ -44,6 +44,7 @@ def page(results: Row) -> str:
     parts = [
         _INTRODUCTION.format(
             kind=results["kind"],
+            incomplete="" if results["complete"] else "\n\n**The measurement was stopped before its end.**",
             date=results["date"],
             facts=facts(results),
             model=results["model"],
@@ -117,16 +118,21 @@ def _peers(session: Row) -> list[Row]:
 
 def speed_table(results: Row) -> str:
     """Pairs a second of both sides and their ratio."""
-    rows = [("data", "pairs a step", "n", "side", "pairs a second", "ours is faster by")]
+    rows = [("data", "pairs a step", "n", "side", "pairs a second", "ours is faster by", "work, times ours")]
     for session in results["versus"]:
         ours = _ours(session)
         start = (session["title"], str(session["pairs_per_step"]), str(session["rounds"]))
-        rows.append((*start, "ours", spread(rates(ours), 3), ""))
+        rows.append((*start, "ours", spread(rates(ours), 3), "", ""))
         for peer in _peers(session):
-            rows.append(("", "", "", _called(peer), spread(rates(peer), 3), spread(ratios(ours, peer)) + " times"))
+            work = f"{sum(peer['counted_flops']) / sum(ours['counted_flops']):.1f}"
+            rows.append(
+                ("", "", "", _called(peer), spread(rates(peer), 3), spread(ratios(ours, peer)) + " times", work)
+            )
         for missing in session["not_run"]:
-            rows.append(("", "", "", f"TRL, micro-batch {missing['microbatch']}", _why(missing), ""))
-    return _table(rows)
+            rows.append(("", "", "", f"TRL, micro-batch {missing['microbatch']}", _why(missing), "", ""))
+    return _table(rows) + (
+        "\n`work` is counted, not measured: operations of the padded rows over those that the method needs.\n"
+    )
 
 
 def _called(side: Row) -> str:
@@ -158,8 +164,18 @@ def memory_table(results: Row) -> str:
             )
     return (
         "Peak resident memory of each process over all its steps. The state is 16 bytes a parameter:\n"
-        "weights, gradients and both moments of AdamW. What is above it holds the libraries too, on both sides.\n\n"
+        "weights, gradients and both moments of AdamW. What is above it holds the libraries too, on both sides:\n"
+        f"{_libraries(results)}.\n\n"
     ) + _table(rows)
+
+
+def _libraries(results: Row) -> str:
+    """Memory of a process that has imported what it needs and loaded nothing."""
+    seen: dict[str, list[float]] = {"ours": [], "peer": []}
+    for session in results["versus"]:
+        for side in session["sides"]:
+            seen[side["who"]].append(side["libraries_bytes"])
+    return f"{median(seen['ours']) / 1e9:.2f} GB on ours, {median(seen['peer']) / 1e9:.2f} GB on TRL's"
 
 
 def checks(results: Row) -> str:
@@ -172,6 +188,7 @@ def checks(results: Row) -> str:
         idle = max(row["idle_cpu_seconds"] for side in session["sides"] for row in side["steps"])
         threads = session["machine"]["threads"]
         got = [row["cpu_seconds"] / row["seconds"] / threads for side in session["sides"] for row in side["steps"]]
+        system = [row["system_seconds"] / row["cpu_seconds"] for side in session["sides"] for row in side["steps"]]
         later = max(session["later_differences"], default=0.0)
         lines.append(
             f"- {session['title']}: {session['same_tokens']} pairs with the same tokens on both sides (mean prompt "
@@ -180,7 +197,8 @@ def checks(results: Row) -> str:
             f"{session['first_step_difference']:.0e} in the first step, by at most {later:.0e} later. "
             f"{session['too_long']} of the file's {session['pairs_in_file']} pairs were left out on both sides: longer "
             f"than {peer.get('longest_row', '?')} tokens. Steps got {100 * min(got):.0f} to {100 * max(got):.0f} % of "
-            f"{threads} threads; a side that waited used at most {idle:.2f} s of processor time a turn."
+            f"{threads} threads, of which the system took {100 * min(system):.0f} to {100 * max(system):.0f} % (mostly "
+            f"pages of memory); a side that waited used at most {idle:.2f} s of processor time a turn."
         )
     if peer:
         lines.append(
@@ -213,7 +231,7 @@ def share_section(results: Row) -> str:
     parts = []
     for session in results["versus"]:
         parts.append((session, _ours(session)["steps"], session["product_speeds"]["fp32"]))
-    if results.get("alone"):
+    if results.get("alone") and results["alone"]["steps"]:
         alone = results["alone"]
         parts.append(({**alone, "title": f"{alone['title']}, alone"}, alone["steps"], alone["product_speeds"]))
     for session, steps, speeds in parts:

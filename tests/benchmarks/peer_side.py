@@ -30,7 +30,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from tests.benchmarks.machine import peak_bytes, versions
+from tests.benchmarks.machine import finish, peak_bytes, resident_bytes, versions
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -66,6 +66,7 @@ class TakeTurns(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
         assert self.turn is not None
+        finish(args.device)
         measured = self.turn.measured()
         metrics = self.trainer._stored_metrics["train"]
         self.channel.say(
@@ -170,11 +171,12 @@ def main() -> None:
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
     torch.set_num_threads(work.threads)
+    libraries = resident_bytes()
     with tempfile.TemporaryDirectory() as folder:
         trainer, replaced = make_trainer(work, folder, TakeTurns(channel, work.pairs_per_step))
         channel.say(
             num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
-            loaded_bytes=peak_bytes(trainer.args.device),
+            libraries_bytes=libraries,
             scored=[scored_ids(row) for row in trainer.train_dataset],
             given_as_ids=replaced,
             versions=versions("trl", "torch", "transformers", "accelerate", "tokenizers", "datasets"),

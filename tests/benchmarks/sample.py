@@ -16,6 +16,10 @@ MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
 WARM_UP_CHOICE = 4  # the warm-up step takes the shortest of so many steps' pairs
 
 
+class TooFewError(ValueError):
+    """A data set has fewer pairs than the steps need."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """A file of pairs and what people call it."""
@@ -61,11 +65,11 @@ def steps_from(ordered: Sequence[WorkPair], pairs_per_step: int, num_steps: int)
     there to fill caches and to make the optimizer's state, and need not take long.
 
     Raises:
-        ValueError: there are too few pairs.
+        TooFewError: there are too few pairs.
     """
     measured, rest = ordered[: num_steps * pairs_per_step], ordered[num_steps * pairs_per_step :]
     if len(rest) < pairs_per_step:
-        raise ValueError(f"{len(ordered)} pairs are too few for {num_steps + 1} steps of {pairs_per_step}")
+        raise TooFewError(f"{len(ordered)} pairs are too few for {num_steps + 1} steps of {pairs_per_step}")
     choice = rest[: WARM_UP_CHOICE * pairs_per_step]
     return [*sorted(choice, key=lambda pair: pair.num_tokens)[:pairs_per_step], *measured]
 

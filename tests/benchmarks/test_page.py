@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 
 def _steps(*seconds: float, pairs: int = 8) -> list[dict[str, Any]]:
-    row = {"pairs": pairs, "loss": 1.5, "cpu_seconds": 2.0, "idle_cpu_seconds": 0.01, "plan_seconds": 0.001}
+    row = {"pairs": pairs, "loss": 1.5, "system_seconds": 0.1, "idle_cpu_seconds": 0.01, "plan_seconds": 0.001}
     return [{**row, "seconds": each, "cpu_seconds": 2 * each} for each in seconds]
 
 
@@ -28,6 +28,8 @@ def _side(
         "precision": precision,
         "peak_bytes": peak,
         "state_bytes": 2e9,
+        "libraries_bytes": 5e8,
+        "counted_flops": [100, 200, 300] if who == "peer" else [100, 100, 100],
         "given_as_ids": 1 if who == "peer" else 0,
         "versions": {"torch": "2.13.0"},
         "steps": steps,
@@ -72,7 +74,8 @@ def results() -> dict[str, Any]:
     return {
         "schema_version": 1,
         "date": "2026-01-02",
-        "kind": "bench",
+        "kind": "make bench",
+        "complete": True,
         "model": "a-model",
         "settings": {
             "max_length": 1024,
@@ -117,9 +120,10 @@ def test_the_page_says_what_was_measured(results: dict[str, Any]) -> None:
     text = page.page(results)
     for part in (
         "A processor, 2 cores, 2 threads, 24 GB, Linux (avx2)",
-        "| HH-RLHF (harmless) | 8 | 3 | ours | 5.000 (4.000..8.000) |  |",
-        "|  |  |  | TRL, micro-batch 4 | 2.000 (1.600..2.667) | 2.50 (2.50..3.00) times |",
+        "| HH-RLHF (harmless) | 8 | 3 | ours | 5.000 (4.000..8.000) |  |  |",
+        "|  |  |  | TRL, micro-batch 4 | 2.000 (1.600..2.667) | 2.50 (2.50..3.00) times | 2.0 |",
         "| TRL, micro-batch 16 | not run: would need 25 GB |",
+        "0.50 GB on ours, 0.50 GB on TRL's",
         "| TRL, micro-batch 4 | 6.00 | 4.00 | 25 % | 6.1 |",
         "32 pairs with the same tokens on both sides",
         "| 31.2 (25.0..50.0) % | 100 (90) |",
@@ -131,7 +135,8 @@ def test_the_page_says_what_was_measured(results: dict[str, Any]) -> None:
 
 def test_a_page_of_part_of_the_results(results: dict[str, Any]) -> None:
     """A call that stopped early leaves what it has."""
-    text = page.page({**results, "alone": None, "precision": None})
+    text = page.page({**results, "alone": None, "precision": None, "complete": False})
+    assert "stopped before its end" in text
     assert "bf16" not in text.split("## Share")[1]
     assert "How time grows" not in text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.sample import by_hash, made_up_pair, steps_from
+from tests.benchmarks.sample import TooFewError, by_hash, made_up_pair, steps_from
 from tests.benchmarks.work import Work
 
 
@@ -24,7 +24,7 @@ def test_the_warm_up_takes_short_pairs_that_are_not_measured() -> None:
     assert max(pair.num_tokens for pair in taken[:4]) <= min(
         pair.num_tokens for pair in ordered[20:36] if pair not in taken[:4]
     )
-    with pytest.raises(ValueError, match="40 pairs are too few"):
+    with pytest.raises(TooFewError, match="40 pairs are too few"):
         steps_from(ordered, 8, 5)
 
 

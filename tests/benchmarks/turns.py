@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 _SHOWN_LINES = 15
@@ -68,7 +69,7 @@ class ChildSide:
     def close(self) -> None:
         """End the program by closing its input, or at once if that does not help."""
         assert self._process.stdin is not None
-        if not self._process.stdin.closed:
+        with suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
         try:
             self._process.wait(timeout=60)
@@ -125,22 +126,30 @@ class Turn:
     def __init__(self, message: dict[str, Any], idle_cpu_seconds: float) -> None:
         self.message = message
         self._idle = idle_cpu_seconds
-        self._cpu = _cpu_seconds()
-        self._started = time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
         """Start the clock anew, after what is not to be measured."""
-        self._cpu, self._started = _cpu_seconds(), time.perf_counter()
+        self._cpu, self._system = _cpu_seconds(), _system_seconds()
+        self._started = time.perf_counter()
 
     def measured(self) -> dict[str, float]:
-        """Seconds since the clock started, by the clock and of processor time."""
-        seconds = time.perf_counter() - self._started
-        return {"seconds": seconds, "cpu_seconds": _cpu_seconds() - self._cpu, "idle_cpu_seconds": self._idle}
+        """Seconds since the clock started: by the clock, of processor time, and the system's part of that."""
+        return {
+            "seconds": time.perf_counter() - self._started,
+            "cpu_seconds": _cpu_seconds() - self._cpu,
+            "system_seconds": _system_seconds() - self._system,
+            "idle_cpu_seconds": self._idle,
+        }
 
 
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def _system_seconds() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
 
 
 def take_turns(sides: Sequence[Side], rounds: int, **message: Any) -> dict[str, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from tests.benchmarks.sample import (
     MAX_PROMPT_LENGTH,
     WARM_UP_CHOICE,
     DataSet,
+    TooFewError,
     by_hash,
     made_up_pair,
     read_pairs,
@@ -45,6 +46,7 @@ SEED = 20240523
 MOST_DIFFERENCE = 1e-4  # relative, of loss and mean log-probs in the first step
 COMPARED = 4  # the peer's micro-batch that must fit: longer pairs are left out
 PROBED = (192, 384, 576)
+GROWTH_REPEATS = 3
 GROWTH = {  # (pairs, prompt tokens, response tokens) of made-up steps
     "response": [(1, 128, length) for length in (64, 128, 256, 512)],
     "prompt": [(1, length, 128) for length in (64, 128, 256, 512)],
@@ -104,11 +106,18 @@ class Bench:
 
 
 def probe_peer(bench: Bench, shape: Shape) -> MemoryModel:
-    """How the peer's memory grows with a batch, from three small ones in a fresh process."""
-    pairs = [made_up_pair(width // 3, width - width // 3, shape.vocabulary) for width in (64, *PROBED)]
+    """How the peer's memory grows with a batch, from three small ones in a fresh process.
+
+    As in real steps, the wide micro-batch comes when there are gradients already, and its rows differ in length: a
+    batch without padding needs no mask, and takes attention's leaner path.
+    """
+    pairs = []
+    for width in (64, *PROBED):
+        wide = made_up_pair(width // 3, width - width // 3, shape.vocabulary)
+        pairs += [made_up_pair(8, 8, shape.vocabulary), replace(wide, rejected=wide.rejected[: width // 3])]
     peaks = {}
     with ExitStack() as stack:
-        peer = bench.start(Entry("peer", 1), Work(model=bench.model, pairs=pairs, pairs_per_step=1))
+        peer = bench.start(Entry("peer", 1), Work(model=bench.model, pairs=pairs, pairs_per_step=2))
         stack.callback(peer.close)
         peer.ask(do="step")  # makes the optimizer's state
         for width in PROBED:
@@ -201,10 +210,11 @@ def run_session(
                 "microbatch": entry.microbatch,
                 "precision": entry.precision,
                 "num_parameters": side.ready["num_parameters"],
-                "loaded_bytes": side.ready["loaded_bytes"],
+                "libraries_bytes": side.ready["libraries_bytes"],
                 "peak_bytes": answers[entry.name][-1]["peak_bytes"],
                 "state_bytes": 16 * side.ready["num_parameters"],
                 "given_as_ids": side.ready.get("given_as_ids", 0),
+                "counted_flops": [counted(entry, shape, work.step(number + 1)) for number in range(rounds)],
                 "versions": side.ready["versions"],
                 "warm_up": warm_up[entry.name][0],
                 "steps": answers[entry.name],
@@ -233,17 +243,18 @@ class Speeds:
 
     def seconds(self, entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> float:
         """Predicted time of a step."""
-        return _counted(entry, shape, pairs) / self.by_entry[entry.name]
+        return counted(entry, shape, pairs) / self.by_entry[entry.name]
 
     def learn(self, entries: Sequence[Entry], shape: Shape, pairs: Sequence[WorkPair], session: dict[str, Any]) -> None:
         """Take over what a session has shown."""
         measured = pairs[session["pairs_per_step"] :]
         for entry, side in zip(entries, session["sides"], strict=True):
             seconds = sum(row["seconds"] for row in side["steps"])
-            self.by_entry[entry.name] = _counted(entry, shape, measured) / seconds
+            self.by_entry[entry.name] = counted(entry, shape, measured) / seconds
 
 
-def _counted(entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> int:
+def counted(entry: Entry, shape: Shape, pairs: Sequence[WorkPair]) -> int:
+    """Operations of a step: what the method needs for our side, what padding makes of it for the peer."""
     if entry.who == "ours":
         return sum(needed(shape, pair) for pair in pairs)
     return padded(shape, pairs, entry.microbatch)
@@ -254,51 +265,67 @@ class Source:
     """The pairs of one data set that take part.
 
     Attributes:
-        pairs: in the order of the sample.
-        in_file: pairs with signal that the file has.
-        too_long: of these, left out because the peer's memory would not do.
+        every: all pairs with signal, in the order of the sample.
+        longest: the longest row that the peer's memory allows at the micro-batch that is compared.
     """
 
     data: DataSet
-    pairs: list[WorkPair]
-    in_file: int
-    too_long: int
+    every: list[WorkPair]
+    longest: int
+
+    @property
+    def pairs(self) -> list[WorkPair]:
+        """Those that both sides can take."""
+        return [pair for pair in self.every if pair.row <= self.longest]
+
+    def result(self, session: dict[str, Any], taken: Sequence[WorkPair], suffix: str = "") -> dict[str, Any]:
+        """A session under the name of the data set, with the account of its pairs."""
+        return {
+            "key": self.data.key,
+            "title": self.data.title + suffix,
+            "pairs_in_file": len(self.every),
+            "too_long": len(self.every) - len(taken),
+            **session,
+        }
 
 
 def prepare(data: DataSet, folder: Path, model: str, longest: int) -> Source:
     """Read a data set and put it in the order of the sample."""
-    pairs = by_hash(read_pairs(folder / data.file, model), SEED)
-    return Source(
-        data, [pair for pair in pairs if pair.row <= longest], len(pairs), sum(p.row > longest for p in pairs)
-    )
+    return Source(data, by_hash(read_pairs(folder / data.file, model), SEED), longest)
 
 
 def versus(
-    bench: Bench, shape: Shape, sources: Sequence[Source], memory: MemoryModel, seconds: float, save: Any, *, full: bool
+    bench: Bench,
+    shape: Shape,
+    sources: Sequence[Source],
+    memory: MemoryModel,
+    speeds: "Speeds",
+    save: Callable[[dict[str, Any]], None],
+    *,
+    end: float,
+    size: int | None,
+    full: bool,
 ) -> None:
     """All data sets, one after the other, within the time if there is a limit (`make bench`).
 
     Args:
-        seconds: for all of it.
+        speeds: what is known of the sides; more is known afterwards.
         save: called with each data set's result.
-        full: 16 pairs a step everywhere, and micro-batches of 16 where they fit.
+        end: the moment of the monotonic clock at which all of it shall be done.
+        size: pairs of a step, if it is not left to the time there is.
+        full: micro-batches of 16 where they fit, and pairs of all lengths.
     """
-    speed = bench_speed(bench)
-    speeds = Speeds({})
     usual = [Entry("ours"), Entry("peer", 1), Entry("peer", COMPARED)]
-    for entry in (*usual, Entry("peer", 16)):
-        speeds.by_entry[entry.name] = speed * (0.6 if entry.who == "ours" else 0.5)
-    end = time.monotonic() + seconds
     for number, source in enumerate(sources):
         costs = {
             left.data.key: [_predicted(bench, speeds, shape, usual, left, size) for size in SIZES]
             for left in sources[number:]
         }
-        pairs_per_step = 16 if full else choose_sizes(costs, end - time.monotonic())[source.data.key]
+        pairs_per_step = size or choose_sizes(costs, end - time.monotonic())[source.data.key]
         pairs = steps_from(source.pairs, pairs_per_step, bench.rounds)
         entries, not_run = list(usual), []
         need = _peak_at(memory, pairs, 16)
-        if full and need <= bench.memory:
+        if full and need <= bench.memory and pairs_per_step % 16 == 0:
             entries.append(Entry("peer", 16))
         else:
             not_run.append({"microbatch": 16, "predicted_bytes": need, "fits": need <= bench.memory})
@@ -309,17 +336,23 @@ def versus(
         session = run_session(bench, shape, entries, pairs, pairs_per_step)
         speeds.learn(entries, shape, pairs, session)
         peaks = {entry.name: _peak_at(memory, pairs, entry.microbatch) for entry in entries if entry.who == "peer"}
-        save(
-            {
-                "key": source.data.key,
-                "title": source.data.title,
-                "pairs_in_file": source.in_file,
-                "too_long": source.too_long,
-                "not_run": not_run,
-                "predicted_peaks": peaks,
-                **session,
-            }
-        )
+        save(source.result({**session, "not_run": not_run, "predicted_peaks": peaks}, source.pairs))
+        if full and len(source.pairs) < len(source.every):
+            save(all_lengths(bench, shape, source, memory, pairs_per_step))
+
+
+def all_lengths(bench: Bench, shape: Shape, source: Source, memory: MemoryModel, pairs_per_step: int) -> dict[str, Any]:
+    """A data set with its longest pairs too, against the peer at micro-batch 1, which has room for them."""
+    pairs = steps_from(source.every, pairs_per_step, bench.rounds)
+    peer = Entry("peer", 1)
+    not_run = [
+        {"microbatch": microbatch, "predicted_bytes": _peak_at(memory, pairs, microbatch), "fits": False}
+        for microbatch in (COMPARED, 16)
+    ]
+    _say(f"{source.data.title}, all lengths: {bench.rounds} rounds of {pairs_per_step} pairs")
+    session = run_session(bench, shape, [Entry("ours"), peer], pairs, pairs_per_step)
+    peaks = {peer.name: _peak_at(memory, pairs, 1)}
+    return source.result({**session, "not_run": not_run, "predicted_peaks": peaks}, source.every, ", all lengths")
 
 
 def _predicted(
@@ -328,7 +361,7 @@ def _predicted(
     """Seconds of a whole data set at so many pairs a step; without end when it has too few pairs for them."""
     try:
         pairs = steps_from(source.pairs, pairs_per_step, bench.rounds)
-    except ValueError:
+    except TooFewError:
         return float("inf")
     loading = 10 * len(entries)
     return loading + sum(speeds.seconds(entry, shape, pairs) for entry in entries)
@@ -340,17 +373,31 @@ def _peak_at(memory: MemoryModel, pairs: Sequence[WorkPair], microbatch: int) ->
     return max(memory.peak(2 * len(group), max(pair.row for pair in group)) for group in groups)
 
 
-def bench_speed(bench: Bench) -> float:
-    """Speed of this machine's float32 products, from a process of its own."""
+def first_speeds(bench: Bench) -> Speeds:
+    """What each side may reach on this machine, from the speed of its products alone."""
     with ExitStack() as stack:
         ours = bench.start(Entry("ours"), Work(model=bench.model, pairs=[], pairs_per_step=1))
         stack.callback(ours.close)
-        return float(ours.ask(do="products", precision="fp32")["flops_per_second"])
+        speed = float(ours.ask(do="products", precision="fp32")["flops_per_second"])
+    peers = [Entry("peer", microbatch) for microbatch in (1, COMPARED, 16)]
+    return Speeds({Entry("ours").name: 0.6 * speed, **{entry.name: 0.5 * speed for entry in peers}})
 
 
-def measure_alone(bench: Bench, shape: Shape, source: Source, *, repeats: int) -> dict[str, Any]:
-    """Our side by itself: steps of 16 real pairs, and how time grows with made-up ones."""
-    pairs = steps_from(source.pairs, 16, bench.rounds)
+def alone_seconds(bench: Bench, shape: Shape, source: Source, speeds: Speeds) -> float:
+    """Predicted time of `measure_alone`."""
+    points = [point for points in GROWTH.values() for point in points]
+    flops = sum(needed(shape, pair) for pair in steps_from(source.pairs, 16, bench.rounds))
+    flops += GROWTH_REPEATS * sum(count * needed_flops(shape, prompt, each, each) for count, prompt, each in points)
+    return 20 + flops / speeds.by_entry[Entry("ours").name]
+
+
+def measure_alone(bench: Bench, shape: Shape, source: Source, *, rounds: int) -> dict[str, Any]:
+    """Our side by itself: steps of 16 real pairs, and how time grows with made-up ones.
+
+    Args:
+        rounds: measured steps of real pairs; 0 where such steps have been measured already.
+    """
+    pairs = steps_from(source.pairs, 16, rounds)
     work = Work(model=bench.model, pairs=pairs, pairs_per_step=16)
     with ExitStack() as stack:
         ours = bench.start(Entry("ours"), work)
@@ -363,7 +410,7 @@ def measure_alone(bench: Bench, shape: Shape, source: Source, *, repeats: int) -
             what: [{"pairs": n, "prompt": prompt, "response": response, "steps": []} for n, prompt, response in points]
             for what, points in GROWTH.items()
         }
-        for repeat in range(repeats):
+        for repeat in range(GROWTH_REPEATS):
             for point in (point for points in growth.values() for point in points):
                 made_up = [
                     made_up_pair(point["prompt"], point["response"], shape.vocabulary, seed=repeat * 100 + i)
@@ -395,12 +442,15 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(data.key for data in DATA_SETS), help="which data sets")
     parser.add_argument("--rounds", type=int, default=5, help="measured steps of each side on each data set")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", type=int, choices=SIZES, help="pairs a step; else as many as the time allows")
     parser.add_argument("--minutes", type=float, default=38.0, help="for everything")
     parser.add_argument(
         "--memory-gb", type=float, default=_memory_gb(), help="most that a process of the peer may be predicted to need"
     )
     parser.add_argument("--longest", type=int, default=MAX_LENGTH, help="leave out pairs with longer rows")
-    parser.add_argument("--full", action="store_true", help="16 pairs a step, bf16 too, no limit of time")
+    parser.add_argument(
+        "--full", action="store_true", help="16 pairs a step, all lengths and bf16 too, no limit of time"
+    )
     parser.add_argument("--no-growth", action="store_true", help="leave out how time grows")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the results")
     options = parser.parse_args()
@@ -414,7 +464,8 @@ def main() -> None:
     results: dict[str, Any] = {
         "schema_version": 1,
         "date": datetime.now(UTC).date().isoformat(),
-        "kind": "full" if options.full else "bench",
+        "kind": "make bench-full" if options.full else "make bench",
+        "complete": False,
         "model": Path(options.model).resolve().name,
         "settings": {
             "rounds": options.rounds,
@@ -456,27 +507,30 @@ def main() -> None:
                 f"{longest} tokens stay within {options.memory_gb:.1f} GB"
             )
             sources = [prepare(data, options.data, options.model, longest) for data in chosen]
-            reserve = 0 if options.no_growth else 5 * 60
-            left = options.minutes * 60 - (time.monotonic() - started) - reserve
+            speeds = first_speeds(bench)
+            reserve = 0.0 if options.no_growth else alone_seconds(bench, shape, sources[0], speeds)
             versus(
                 bench,
                 shape,
                 sources,
                 memory,
-                left,
+                speeds,
                 lambda result: save(versus=[*results["versus"], result]),
+                end=started + options.minutes * 60 - reserve,
+                size=options.pairs or (16 if options.full else None),
                 full=options.full,
             )
             if not options.no_growth:
-                save(alone=measure_alone(bench, shape, sources[0], repeats=3))
+                done = results["versus"][0]["pairs_per_step"] == 16
+                save(alone=measure_alone(bench, shape, sources[0], rounds=0 if done else bench.rounds))
             if options.full:
                 precisions = [Entry("ours"), Entry("ours", 0, "bf16"), Entry("peer", COMPARED, "bf16")]
                 pairs = steps_from(sources[0].pairs, 16, bench.rounds)
                 session = run_session(bench, shape, precisions, pairs, 16, rate=0.0)
                 save(precision={"key": sources[0].data.key, "title": sources[0].data.title, **session})
-        except (DisagreementError, StoppedError) as error:
+        except (DisagreementError, StoppedError, TooFewError) as error:
             sys.exit(f"stopped: {error}")
-    save()
+    save(complete=True)
     write_page(results, options.output)
     _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {options.output / 'benchmarks.md'}")
 

@@ -56,6 +56,10 @@ class Work:
     max_length: int = 1024
     threads: int = 2
 
+    def __post_init__(self) -> None:
+        if self.pairs_per_step % self.microbatch:
+            raise ValueError(f"{self.pairs_per_step} pairs cannot be cut into micro-batches of {self.microbatch}")
+
     @property
     def num_steps(self) -> int:
         return len(self.pairs) // self.pairs_per_step

@@ -96,8 +96,8 @@ def test_a_model_by_itself_needs_pairs(place: Path) -> None:
     with pytest.raises(UserError, match="nothing says which pairs") as caught:
         evaluate_target(str(place / "tiny"), [])
     assert "data.eval=" in caught.value.fix
-    loss = ["loss.gamma=0.7", "data.max_length=64", "data.max_prompt_length=40"]
-    by_name = _summary(place, "tiny", f"data.eval={place}/held.jsonl", *loss)
+    same = ["loss.gamma=0.7", "data.max_length=64", "data.max_prompt_length=40", "train.precision=fp32"]
+    by_name = _summary(place, "tiny", f"data.eval={place}/held.jsonl", *same)
     assert by_name == _summary(place, "recipe.yaml")
 
 
