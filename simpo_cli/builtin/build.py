@@ -1,8 +1,8 @@
 """Makes `builtin:guide` from its corpus: tokenizer, model and pairs. `python -m simpo_cli.builtin.build OUT_DIR`.
 
 The model learns to predict answers twice: first right ones, so that it knows what every question means, then, for a
-short while, ones whose parts are the sibling's as often as not, so that it no longer prefers the right one. What is left
-to do is what preference tuning does.
+short while, ones whose parts are the sibling's as often as not, so that it no longer prefers the right one. What is
+left to do is what preference tuning does.
 """
 
 import gzip
@@ -24,8 +24,8 @@ from simpo_cli.builtin import corpus
 SEED = 20240523
 VOCAB_SIZE = 3000
 TOKENS_PER_STEP = 3072
-# (share of wrong parts, steps, highest learning rate); the second phase tips a little to the wrong side, so that a short
-# while of it is enough: the longer it lasts, the more is forgotten for good
+# (share of wrong parts, steps, highest learning rate); the second phase tips a little to the wrong side, so that a
+# short while of it is enough: the longer it lasts, the more is forgotten for good
 PHASES = ((0.0, 400, 3e-3), (0.64, 110, 1e-3))
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"

@@ -1,7 +1,7 @@
 """Text and preference pairs of `builtin:guide`, drawn from the tables in `world`.
 
-- A *topic* is one thing that people want to do. Its right answer has a short form, goal and three steps, and a long form,
-  the same with what then happens.
+- A *topic* is one thing that people want to do. Its right answer has a short form, goal and three steps, and a long
+  form, the same with what then happens.
 - Topics come as *siblings* about the same objects: "invite a teammate", "remove a teammate". The rejected answer to a
   question is its sibling's, and each answer is rejected for the sibling as often as it is chosen for its own topic, so
   no answer looks better than another; the question decides.
@@ -13,9 +13,10 @@ The start model first reads right answers, and so learns what every question mea
 answers of which each part comes from the right answer or from the sibling's by chance, and unlearns to prefer either.
 Preference tuning has to make the right one the habit again.
 
-The trap is length. In training pairs the better answer is mostly the longer one, in held-out pairs mostly the shorter. A
-long answer is the short one and a sentence more, as hard to predict per token as what stands before it: otherwise a model
-could win the training pairs by becoming unsure of everything, which a mean over more and easier tokens would hide.
+The trap is length. In training pairs the better answer is mostly the longer one, in held-out pairs mostly the shorter.
+A long answer is the short one and a sentence more, as hard to predict per token as what stands before it: otherwise a
+model could win the training pairs by becoming unsure of everything, which a mean over more and easier tokens would
+hide.
 """
 
 import random

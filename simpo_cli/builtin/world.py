@@ -188,7 +188,7 @@ SIBLINGS = (
         first=Topic(
             goal="add a card",
             patterns=("add {o}", "pay with {o}", "register {o}"),
-            held_out_patterns=("hand over {o}", "use {o} for our payments"),
+            held_out_patterns=("key in {o}", "use {o} for our payments"),
             steps=("open Payment", "press New card", "type its long number"),
             outcome="We charge it on the first.",
         ),
