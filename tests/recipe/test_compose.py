@@ -66,13 +66,13 @@ def test_defaults_are_found_beside_the_file_then_among_the_shipped(write: Write)
 
 def test_one_name_in_defaults_needs_no_list(write: Write) -> None:
     write("r", "defaults: demo\nname: mine\n")
-    assert compose("r.yaml").recipe.train.pairs_per_step == 32
+    assert compose("r.yaml").recipe.train.pairs_per_step == 16
 
 
 def test_a_file_may_extend_the_shipped_recipe_whose_name_it_has(write: Write) -> None:
     write("demo", "defaults: demo\nseed: 9\n")
     recipe = compose("demo.yaml").recipe
-    assert (recipe.seed, recipe.train.pairs_per_step) == (9, 32)
+    assert (recipe.seed, recipe.train.pairs_per_step) == (9, 16)
 
 
 def test_a_name_that_hides_a_shipped_recipe_is_mentioned(write: Write) -> None:

@@ -79,7 +79,7 @@ def kernel_difference(
         else:
             output = attend_by_segment(query, key, value, spans, scale, window, None, None)
         weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
-        results.append([output, *torch.autograd.grad((output * weights).sum(), (query, key, value))])
+        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), (query, key, value))])
     return max(
         float((ours.float() - own).norm() / own.norm().clamp_min(1e-12)) for ours, own in zip(*results, strict=True)
     )
