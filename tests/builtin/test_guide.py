@@ -177,3 +177,4 @@ def test_the_demo_learns_what_was_asked_in_spite_of_the_planted_length(tmp_path:
     assert memory.evals[-1].accuracy >= 0.9
     answers = {question: after for question, _, after in outcome.answers}
     assert set(answers) == set(PROBE_QUESTIONS)
+    assert not any(after.endswith("...") for after in answers.values())  # it stops when it has answered

@@ -90,7 +90,7 @@ def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
 def test_the_demo() -> None:
     recipe = compose("demo").recipe
     assert (recipe.model.path, recipe.data.train, recipe.data.eval) == ("builtin:guide",) * 3
-    assert (recipe.loss.type, recipe.loss.sft_weight, recipe.loss.margin_beta_ratio) == ("sigmoid", 0.0, 0.1)
+    assert (recipe.loss.type, recipe.loss.sft_weight, recipe.loss.margin_beta_ratio) == ("sigmoid", 0.1, 0.1)
     assert compose("demo").warnings == ()
 
 
