@@ -76,9 +76,8 @@ class Plan:
         """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
         fullest: list[EncodedPair] = []
         for step in range(min(self.num_steps, first_steps)):
-            chosen = [pairs[i] for i in self.pairs_of(step)]
-            for positions in microbatches(chosen, budget, packing):
-                fullest = max(fullest, [chosen[i] for i in positions], key=_num_tokens)
+            of_step = fullest_microbatch([pairs[i] for i in self.pairs_of(step)], budget, packing)
+            fullest = max(fullest, of_step, key=_num_tokens)
         return fullest
 
     def epoch_after(self, step: int) -> float:
@@ -129,6 +128,12 @@ def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) ->
         Positions within `pairs`, each exactly once.
     """
     return _best_fit(pairs, budget) if packing == "shared_prefix" else _rows_of_like_length(pairs, budget)
+
+
+def fullest_microbatch(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[EncodedPair]:
+    """The pairs of the micro-batch with most tokens."""
+    cut = microbatches(pairs, budget, packing)
+    return max(([pairs[i] for i in positions] for positions in cut), key=_num_tokens)
 
 
 def _best_fit(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:

@@ -55,6 +55,11 @@ class PreparedData:
     shared_prompts: int = 0
     texts: list[PreferencePair] = field(default_factory=list)
 
+    @property
+    def scored(self) -> list[EncodedPair]:
+        """Every pair that the run puts through the model."""
+        return [*self.train, *self.held_out]
+
 
 def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
     """The tokenizer of the recipe's model, with the recipe's template."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import microbatch_tokens, microbatches, row_tokens
+from simpo_cli.data.plan import fullest_microbatch, microbatch_tokens, row_tokens
 from simpo_cli.data.prepare import encode_source, prepare_data, prepare_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.score import score_pairs
@@ -75,7 +75,7 @@ def evaluate_target(target: str, overrides: Sequence[str]) -> Evaluation:
     require_memory(need, budget, adapters=True, checkpointing=True)
     policy = Policy(load_model(source, weights)).to(accelerator.device).eval()
     policy.requires_grad_(False)
-    fullest = [pairs[i] for i in microbatches(pairs, budget, "shared_prefix")[0]]
+    fullest = fullest_microbatch(pairs, budget, "shared_prefix")
     settle_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))
     scores = score_pairs(policy, pairs, accelerator, budget)
     return Evaluation(recipe.model.path, data, summarise(scores, recipe.loss))

@@ -50,10 +50,6 @@ class PackedPairs:
     spans: tuple[PairSpan, ...]
     response_lengths: Tensor
 
-    @property
-    def num_pairs(self) -> int:
-        return len(self.spans)
-
 
 def pack(pairs: Sequence[EncodedPair], device: torch.device) -> PackedPairs:
     """Lay pairs end to end and move them to the device."""

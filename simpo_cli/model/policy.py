@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from simpo_cli.data.plan import Packing
 from simpo_cli.model.attention.interface import share_prompts
-from simpo_cli.model.fused.replace import find_stand_ins
+from simpo_cli.model.fused.replace import StandIn, find_stand_ins
 from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
 from simpo_cli.model.logprobs import logit_scale_of, token_logprobs
 from simpo_cli.model.packed import PackedPairs
@@ -42,8 +43,12 @@ class Policy(nn.Module):
         self._vocab_size = int(text_config.vocab_size)
         self._own_attention: str = self.causal.config._attn_implementation
         self._packing: Packing = "padded"
-        self._stand_ins = find_stand_ins(self.causal)
         self.packing = packing
+
+    @cached_property
+    def _stand_ins(self) -> list[StandIn]:
+        """Looked for when they are first wanted, on the device where the model then is: each is tried before."""
+        return find_stand_ins(self.causal)
 
     @property
     def packing(self) -> Packing:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
@@ -194,7 +196,7 @@ def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
         for batch in pairs.batches:
             with torch.no_grad():
                 ours = policy(pack(batch, device))
-                own = torch.cat([logps for pair in batch for logps in _own_logps(policy, pair)])
+                own = torch.cat([_own_logps(policy, pair, r) for pair in batch for r in (pair.chosen, pair.rejected)])
             apart = (ours - own).abs()
             # a comparison with NaN is never true, so what is not finite would pass for equal
             highest = max(highest, float(apart.max().nan_to_num(nan=torch.inf)))
@@ -212,8 +214,8 @@ def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
     ours = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
     # one response after the other, so that their whole logits are never there together
-    for which, weight in ((0, 1.0), (1, -0.5)):
-        torch.autograd.backward(weight * _own_logps(policy, pair, only=which)[0].mean())
+    for response, weight in ((pair.chosen, 1.0), (pair.rejected, -0.5)):
+        torch.autograd.backward(weight * _own_logps(policy, pair, response).mean())
     apart = norm = 0.0
     for name, parameter in policy.named_parameters():
         if parameter.grad is not None:
@@ -224,19 +226,13 @@ def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
     return float((apart / norm) ** 0.5) if norm else float(apart > 0)
 
 
-def _own_logps(policy: Policy, pair: EncodedPair, only: int | None = None) -> list[Tensor]:
-    """Log-probs of both responses (or one of them) from the model's own forward and logits, one sequence at a time."""
-    device = next(policy.parameters()).device
-    found = []
-    for which, response in enumerate((pair.chosen, pair.rejected)):
-        if only not in (None, which):
-            continue
-        ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=device)
-        with policy.untouched() as causal:
-            logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
-        logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-        found.append(logps.gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1))
-    return found
+def _own_logps(policy: Policy, pair: EncodedPair, response: NDArray[np.int32]) -> Tensor:
+    """Log-probs of one of the pair's responses from the model's own forward and logits, as a sequence by itself."""
+    ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=next(policy.parameters()).device)
+    with policy.untouched() as causal:
+        logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
+    logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    return logps.gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1)
 
 
 @contextmanager

@@ -106,7 +106,8 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
         rounding = save_model(
             model_dir, training.policy.model, recipe, setting.source, model_card(recipe, run_json["command"])
         )
-    saved = Policy(load_model(find_model(str(model_dir)), setting.weights), check.packing).to(accelerator.device)
+    saved = Policy(load_model(find_model(str(model_dir)), setting.weights)).to(accelerator.device)
+    saved.packing = check.packing
     after = answer(saved, questions, tokenizer, accelerator)
     outcome, measured = conclude(
         training,
@@ -144,12 +145,10 @@ def build(setting: Setting, observer: Observer) -> tuple[Training, SelfCheck]:
         policy.recompute_activations()
     data, budget = setting.data, setting.budget
     fullest = setting.plan.fullest_microbatch(data.train, budget, setting.packing)
-    check = settle_packing(
-        policy, recipe.model.attention, setting.why_padded, CheckPairs.of([*data.train, *data.held_out], fullest)
-    )
+    check = settle_packing(policy, recipe.model.attention, setting.why_padded, CheckPairs.of(data.scored, fullest))
     observer.note(str(check))
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
-        budget = max(budget, *(microbatch_tokens(pair, check.packing) for pair in [*data.train, *data.held_out]))
+        budget = max(budget, *(microbatch_tokens(pair, check.packing) for pair in data.scored))
     optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
     training = Training(
         recipe=recipe,

@@ -70,7 +70,7 @@ def settle(recipe: Recipe) -> Setting:
         )
     parameters = count_parameters(recipe.model, source)
     data = prepare_data(recipe)
-    require_known_ids([*data.train, *data.held_out], source)
+    require_known_ids(data.scored, source)
     plan = make_plan(recipe, len(data.train))
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
         if every is not None and every > plan.num_steps:
@@ -83,8 +83,7 @@ def settle(recipe: Recipe) -> Setting:
             f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
             "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
         )
-    scored = [*data.train, *data.held_out]
-    longest_row = max(map(row_tokens, scored))
+    longest_row = max(map(row_tokens, data.scored))
     why_padded = why_not_shared(source.config, longest_row)
     packing: Packing = "padded" if why_padded or recipe.model.attention == "padded" else "shared_prefix"
     adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
@@ -98,12 +97,12 @@ def settle(recipe: Recipe) -> Setting:
         ),
         available=available_bytes(accelerator.device),
     )
-    longest = max(microbatch_tokens(pair, packing) for pair in scored)
+    longest = max(microbatch_tokens(pair, packing) for pair in data.scored)
     if recipe.train.tokens_per_microbatch == "auto":
         budget = choose_budget(need, accelerator.device, longest)
     else:
         budget = recipe.train.tokens_per_microbatch
-        require_budget(scored, budget, packing)
+        require_budget(data.scored, budget, packing)
     memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
     kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 1
     require_free_space(

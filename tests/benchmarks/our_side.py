@@ -35,8 +35,8 @@ class OurSide:
         self.work = work
         on_cuda = torch.cuda.is_available()
         self.accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no", cpu=not on_cuda)
-        policy = Policy(load_model(find_model(work.model), torch.float32), "shared_prefix")
-        self.policy = policy.to(self.accelerator.device).train()
+        self.policy = Policy(load_model(find_model(work.model), torch.float32)).to(self.accelerator.device).train()
+        self.policy.packing = "shared_prefix"
         self.optimizer = make_optimizer(self.policy, weight_decay=0.0)
         self.loss = LossRecipe(beta=work.beta, gamma=work.gamma)
         self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())

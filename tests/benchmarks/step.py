@@ -42,8 +42,8 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     data = DataRecipe(train=options.data, max_length=512, max_prompt_length=256)
     encoded = encode_pairs(load_pairs(options.data, role="train").pairs, load_tokenizer(options.model), data).pairs
-    policy = Policy(load_model(find_model(options.model), torch.float32), "shared_prefix")
-    policy.to(accelerator.device).train()
+    policy = Policy(load_model(find_model(options.model), torch.float32)).to(accelerator.device).train()
+    policy.packing = "shared_prefix"
     optimizer = make_optimizer(policy, weight_decay=0.0)
 
     stream = cycle(encoded)

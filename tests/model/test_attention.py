@@ -66,6 +66,17 @@ def _reference(
     return output[None]
 
 
+def _assert_same_with_gradients(ours: Tensor, expected: Tensor, inputs: Sequence[Tensor]) -> None:
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(expected)
+    for mine, own in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, own, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
 @pytest.mark.parametrize("path", ["fused", "by segment"])
 def test_plain_attention_and_its_gradient(path: str, heads: tuple[int, int]) -> None:
@@ -78,14 +89,7 @@ def test_plain_attention_and_its_gradient(path: str, heads: tuple[int, int]) -> 
     else:
         ours = attend_by_segment(*states, spans, 0.4, None, None, None)
     expected = _reference(*states, spans, 0.4)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    weights = torch.randn_like(expected)
-    for mine, own in zip(
-        torch.autograd.grad((ours * weights).sum(), states),
-        torch.autograd.grad((expected * weights).sum(), states),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, own, rtol=0, atol=1e-11)
+    _assert_same_with_gradients(ours, expected, states)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +103,7 @@ def test_windows_soft_caps_and_sinks(window: int | None, softcap: float | None, 
     inputs = [*states, *([] if sinks is None else [sinks])]
     ours = attend_by_segment(*states, spans, 0.4, window, softcap, sinks)
     expected = _reference(*states, spans, 0.4, window=window, softcap=softcap, sinks=sinks)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    weights = torch.randn_like(expected)
-    for mine, own in zip(
-        torch.autograd.grad((ours * weights).sum(), inputs),
-        torch.autograd.grad((expected * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, own, rtol=0, atol=1e-11)
+    _assert_same_with_gradients(ours, expected, inputs)
 
 
 def test_pairs_of_a_pack_do_not_touch_each_other() -> None:
