@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 
 from simpo_cli.errors import UserError
+from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.recipe.schema import Recipe
 
 
@@ -33,6 +34,8 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Literal["bf16", "fp32
         )
     if precision == "auto":
         precision = "bf16" if multiplies_in_bf16(on_cuda=on_cuda) else "fp32"
+    if not on_cuda:
+        keep_freed_memory()
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     set_seed(recipe.seed)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-_CHUNK_ELEMENTS = 1 << 24  # logits held at once on a card: 64 MB as float32
-_CPU_CHUNK_ELEMENTS = 1 << 22  # what a CPU's caches still help with
+_CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB as float32
 _FEWEST_ROWS = 128  # below this the products are slow
 
 
@@ -68,8 +67,7 @@ def token_logprobs(states: Tensor, targets: Tensor, head: nn.Module, scale: Logi
     Returns:
         (N,) float32, or float64 where the model computes in it.
     """
-    elements = _CPU_CHUNK_ELEMENTS if states.device.type == "cpu" else _CHUNK_ELEMENTS
-    chunk = max(_FEWEST_ROWS, elements // vocab_size)
+    chunk = max(_FEWEST_ROWS, _CHUNK_ELEMENTS // vocab_size)
     if _is_plain_linear(head):
         states, weight, bias = _compute_dtype(states, head.weight, head.bias)
         logps: Tensor = _LinearLogProbs.apply(states, targets, weight, bias, scale, chunk)  # type: ignore[no-untyped-call]
@@ -120,8 +118,8 @@ class _LinearLogProbs(torch.autograd.Function):
 
         d/dh = g (W[y] - p W)        d/dW = sum over positions of (onehot(y) - p) (g h)'
 
-    so the probabilities never have to be scaled: what is small is, the product or the states. Two arrays of a chunk are
-    all that is held, made once and written again for every chunk; the weight's gradient is added up in place.
+    so the probabilities never have to be scaled: what is small is, the product or the states. One array of a chunk is all
+    that is held, made once and written again for every chunk; the weight's gradient is added up in place.
     """
 
     @staticmethod
@@ -179,13 +177,17 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 class _Workspace:
-    """Two arrays of (chunk, V), and what is computed in them. What a method returns is overwritten by the next call."""
+    """An array of (chunk, V), and what is computed in it. What a method returns is overwritten by the next call.
+
+    Logits narrower than float32 have an array of their own.
+    """
 
     def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, scale: LogitScale, chunk: int) -> None:
         self._states, self._weight, self._bias, self._scale = states, weight, bias, scale
         rows = min(chunk, len(states))
         self._product = states.new_empty(rows, len(weight))
-        self._result = states.new_empty(rows, len(weight), dtype=_wide(states.dtype))
+        wide = _wide(states.dtype)
+        self._result = self._product if wide == states.dtype else torch.empty_like(self._product, dtype=wide)
 
     def _logits(self, at: slice) -> Tensor:
         rows = self._states[at]

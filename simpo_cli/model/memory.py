@@ -11,7 +11,7 @@ from simpo_cli.model.load import ParameterCounts
 
 _GB = 1e9
 _LOGIT_CHUNKS = 4 * (64 << 20)  # logits, their log-softmax and gradients, of one chunk
-_CPU_TOKENS = 2048  # larger micro-batches gain nothing on a CPU and pad more
+_CPU_TOKENS = 1024  # larger micro-batches gain nothing on a CPU (seen: 512 to 2,048) and take a megabyte a token
 _CUDA_TOKENS = 65536
 
 

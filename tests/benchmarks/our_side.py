@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches
+from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
@@ -34,6 +35,8 @@ class OurSide:
         torch.set_num_threads(work.threads)
         self.work = work
         on_cuda = torch.cuda.is_available()
+        if not on_cuda:
+            keep_freed_memory()
         self.accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no", cpu=not on_cuda)
         self.policy = Policy(load_model(find_model(work.model), torch.float32)).to(self.accelerator.device).train()
         self.policy.packing = "shared_prefix"

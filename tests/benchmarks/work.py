@@ -48,7 +48,7 @@ class Work:
     pairs: list[WorkPair]
     pairs_per_step: int
     microbatch: int = 1
-    tokens_per_microbatch: int = 2048
+    tokens_per_microbatch: int = 1024
     precision: Precision = "fp32"
     beta: float = 2.0
     gamma: float = 1.0

@@ -29,7 +29,7 @@ class _Largest(TorchDispatchMode):
 
 
 def _set_chunk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(logprobs, "_CPU_CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(logprobs, "_CHUNK_ELEMENTS", 0)
     monkeypatch.setattr(logprobs, "_FEWEST_ROWS", rows)
 
 
