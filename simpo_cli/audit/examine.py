@@ -172,10 +172,10 @@ def _label_findings(identities: PairIdentities, places: PlaceList) -> Iterator[F
     contradictory, repeated = identities.contradictions(), identities.duplicates()
     if len(contradictory):
         hint = "Decide which answer is the better one, or leave both pairs out: together they teach nothing."
-        yield Finding("LBL002", "error", len(contradictory), hint, _rows(contradictory, places))
+        yield Finding("LBL002", "error", len(contradictory), hint, _rows(contradictory, places), contradictory)
     if len(repeated):
         hint = "Leave the repeats out, unless the pair is meant to count more."
-        yield Finding("DUP001", "warning", len(repeated), hint, _rows(repeated, places))
+        yield Finding("DUP001", "warning", len(repeated), hint, _rows(repeated, places), repeated)
 
 
 def _rows(found: Places, places: PlaceList) -> list[str]:

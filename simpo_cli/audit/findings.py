@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 Severity = Literal["error", "warning"]
 
 SHOWN_ROWS = 20
@@ -39,6 +42,7 @@ class Finding:
         count: pairs or records that it concerns.
         hint: what to do.
         rows: places of the first of them.
+        pairs: positions of all of them among the pairs that were measured; empty where it is about none of these.
     """
 
     code: str
@@ -46,6 +50,7 @@ class Finding:
     count: int
     hint: str
     rows: Sequence[str] = field(default=())
+    pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64), compare=False)
 
     @property
     def title(self) -> str:
