@@ -100,9 +100,26 @@ def test_pairs_without_signal(
     assert caught.value.exit_code == ExitCode.USAGE
 
 
-def test_a_response_of_one_token_is_kept(case: Callable[[str], Case]) -> None:
-    one = case("chatml").one(PreferencePair("Hi", "a", "b", "f:1"))
-    assert len(one.chosen) == len(one.rejected) == 2
+def test_a_response_of_one_token_is_kept_and_counted(case: Callable[[str], Case]) -> None:
+    encoded = case("chatml").encode(PreferencePair("Hi", "a", "the quick", "f:1"))
+    assert len(encoded.pairs[0].chosen) == 2
+    assert encoded.counts["response of one token"] == 1
+
+
+def test_a_cut_right_before_a_turn_puts_no_second_bos_in_front(case: Callable[[str], Case]) -> None:
+    """In ChatML the BOS opens every turn, so what is left of a cut prompt may begin with it already."""
+    at = case("chatml")
+    assert at.ours.bos_id == at.theirs.convert_tokens_to_ids("<|im_start|>")
+    whole = at.one(PAIR).prompt.tolist()
+    header = whole[len(whole) - 1 - whole[::-1].index(at.ours.bos_id) :]
+    for most in range(1, len(whole)):
+        prompt = at.one(PAIR, DataRecipe(train="x", max_length=100, max_prompt_length=most)).prompt.tolist()
+        assert prompt[0] == at.ours.bos_id
+        assert prompt[:2] != [at.ours.bos_id] * 2
+        assert len(prompt) == (most - 1 if most == len(header) + 1 else most)
+    assert (
+        at.one(PAIR, DataRecipe(train="x", max_length=100, max_prompt_length=len(header) + 1)).prompt.tolist() == header
+    )
 
 
 def test_refused_records_do_not_stop_the_others(case: Callable[[str], Case]) -> None:

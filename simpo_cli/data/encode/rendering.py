@@ -17,6 +17,7 @@ LONGEST_WORD = 1_000_000
 tokenizers take long for it, or all memory."""
 
 _STAND_IN = "qZ7kqx"  # a made-up answer
+_LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
 _RUNS = re.compile(r"\S+|\s+")
 
 
@@ -131,10 +132,11 @@ class _Talk:
             RecordError: no rule says how the answer continues the prompt.
         """
         whole = self._render((*self.turns, Message("assistant", answer)))
-        if whole.startswith(prompt) and _holds(whole[len(prompt) :], answer):
+        unsaid = _unsaid(prompt, answer)
+        if whole.startswith(prompt) and _holds(whole[len(prompt) :], unsaid):
             return whole[len(prompt) :], False
         before, found, behind = self._render((*self.turns, Message("assistant", _STAND_IN))).rpartition(_STAND_IN)
-        if found and whole.startswith(prompt):
+        if found and whole.startswith(prompt) and unsaid == answer:
             space = before[len(prompt) :]
             return (space if not space.strip() else "") + answer + behind, True
         opening = prompt[len(before) :] if prompt.startswith(before) else ""
@@ -177,6 +179,14 @@ class _Talk:
             tools=self.tools,
             template_kwargs=self.rules.data.chat_template_kwargs,
         )
+
+
+def _unsaid(prompt: str, answer: str) -> str:
+    """What of an answer the prompt does not hold already: a generation prompt may end with its `<think>`."""
+    said = prompt.rstrip()
+    most = min(len(said), len(answer), _LONGEST_OPENING)
+    length = next((n for n in range(most, 0, -1) if said.endswith(answer[:n])), 0)
+    return answer[length:]
 
 
 def _holds(rendered: str, answer: str) -> bool:
