@@ -7,7 +7,7 @@ from typing import Literal
 
 from simpo_cli.data.encode import encode_pairs, prompt_key
 from simpo_cli.data.holdout import split_by_prompt
-from simpo_cli.data.load import LoadedPairs, load_pairs
+from simpo_cli.data.load import LoadedPairs, load_pairs, stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Packing, Plan, microbatch_tokens
 from simpo_cli.data.raw import BadRecord
@@ -62,8 +62,16 @@ class PreparedData:
 
 
 def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
-    """The tokenizer of the recipe's model, with the recipe's template."""
-    return load_tokenizer(recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template)
+    """The tokenizer of the recipe's model, with the recipe's template.
+
+    Raises:
+        UserError: its files are missing or damaged, or it knows no end of a text.
+    """
+    tokenizer = load_tokenizer(
+        recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template
+    )
+    require_end_token(tokenizer)
+    return tokenizer
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
@@ -73,7 +81,6 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         UserError: a file or record is refused, or nothing is left to train on.
     """
     tokenizer = prepare_tokenizer(recipe)
-    require_end_token(tokenizer)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
         eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
@@ -139,16 +146,9 @@ def encode_source(
     )
     encoded = encode_pairs(loaded.pairs, tokenizer, data)
     if encoded.bad and data.on_bad_record == "error":
-        raise _first_of(encoded.bad)
+        raise stopped_by(encoded.bad)
     dropped = Counter(loaded.dropped) + encoded.dropped
     return EncodedSource(loaded, encoded.pairs, dropped, loaded.bad_records + encoded.bad, encoded.counts)
-
-
-def _first_of(refused: Sequence[BadRecord]) -> UserError:
-    """The first refusal as an error, with the number and places of the others."""
-    first, *others = refused
-    more = f" ({len(others)} more, such as {', '.join(bad.where for bad in others[:4])})" if others else ""
-    return UserError(first.problem + more, first.fix, where=first.where)
 
 
 def _account(dropped: Counter[str]) -> str:
@@ -189,5 +189,7 @@ def describe_losses(source: EncodedSource) -> str:
         parts[0] += " (" + ", ".join(f"{count} {reason}" for reason, count in sorted(source.dropped.items())) + ")"
     if source.refused:
         parts.append(f"{len(source.refused)} malformed, see rejected.jsonl")
+    for what, count in sorted(source.loaded.warnings.items()):
+        parts.append(what if " is " in what else f"{count} {what}")  # said of a file, or of records
     parts += [f"{count} {what}" for what, count in sorted(source.counts.items())]
     return " · ".join(parts)

@@ -4,6 +4,7 @@ import torch
 
 import simpo_cli
 from simpo_cli.audit.document import length_predicts
+from simpo_cli.audit.identity import repeated_and_contradictory
 from simpo_cli.data.plan import microbatch_tokens
 from simpo_cli.data.prepare import describe_losses
 from simpo_cli.evaluate import statistics
@@ -44,6 +45,13 @@ def header(setting: Setting) -> RunHeader:
         lines.append(("", "no pairs are held out: nothing will say whether the model got better"))
     if data.shared_prompts:
         lines.append(("", f"{data.shared_prompts} training pairs have a prompt of the evaluation pairs"))
+    repeated, opposed = repeated_and_contradictory(data.train)
+    for code, count, what in (
+        ("DUP001", repeated, "training pairs occurred before"),
+        ("LBL002", opposed, "training pairs contradict one another"),
+    ):
+        if count:
+            lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}"))
     bias = statistics.longer_wins(
         [len(pair.chosen) for pair in data.train],
         [len(pair.rejected) for pair in data.train],

@@ -104,5 +104,6 @@ def _source_receipt(source: EncodedSource, **use: int) -> dict[str, Any]:
         **use,
         "dropped": dict(sorted(source.dropped.items())),
         "refused": len(source.refused),
+        "warnings": dict(sorted(source.loaded.warnings.items())),
         "counts": dict(sorted(source.counts.items())),
     }
