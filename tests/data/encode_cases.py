@@ -4,6 +4,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Case:
     folder: Path
     ours: TextTokenizer
     theirs: Any
+
+    @cached_property
+    def plain(self) -> TextTokenizer:
+        """Ours without its template."""
+        return load_tokenizer(str(self.folder), chat_template="none")
 
     @property
     def end_id(self) -> int:

@@ -48,7 +48,8 @@ def test_refused_files(tmp_path: Path, name: str) -> None:
         error = refusal(path)
         assert kind.said in error.problem
         assert error.where.startswith(path)
-        assert refusal(path, on_bad_record="skip").problem == error.problem
+        if isinstance(kind.make, bytes):  # the others take longer, and have no records to skip
+            assert refusal(path, on_bad_record="skip").problem == error.problem
 
 
 @pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind.outcome == "R"])

@@ -22,7 +22,7 @@ from tests.data.encode_cases import PAIR, ROOMY, Case, talk
 
 
 def test_plain_text_has_what_the_tokenizer_adds_and_eos(case: Callable[[str], Case]) -> None:
-    llama = load_tokenizer(str(case("llama3").folder), chat_template="none")
+    llama = case("llama3").plain
     (one,) = encode_pairs([PAIR], llama, ROOMY).pairs
     assert llama.decode(one.prompt.tolist()) == f"<|begin_of_text|>{PAIR.prompt}"
     assert llama.decode(one.chosen.tolist()) == f"{PAIR.chosen}<|eot_id|>"
@@ -49,7 +49,7 @@ def test_what_the_tokenizer_adds_is_not_added_to_rendered_text_that_holds_it(
 
 
 def test_conversations_become_transcripts_in_plain_text(case: Callable[[str], Case]) -> None:
-    plain = load_tokenizer(str(case("chatml").folder), chat_template="none")
+    plain = case("chatml").plain
     pair = PreferencePair(talk("Hi", "Hello.", "How?", system="Be brief."), "Open it.", "Ask.", "f:1")
     encoded = encode_pairs([pair], plain, ROOMY)
     (one,) = encoded.pairs
@@ -166,7 +166,7 @@ def test_a_text_that_the_vocabulary_cannot_say_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_prompt_without_tokens_is_refused(case: Callable[[str], Case]) -> None:
-    plain = load_tokenizer(str(case("chatml").folder), chat_template="none")
+    plain = case("chatml").plain
     (bad,) = encode_pairs([PreferencePair("", "a", "b", "f:1")], plain, ROOMY).bad
     assert bad.problem == "the prompt has no tokens"
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from tests.data.encode_cases import (
     APPEND_ONLY,
@@ -115,7 +114,7 @@ def test_special_tokens_spelled_out_in_messages_stay_text(
 @properties
 def test_truncation(case: Callable[[str], Case], name: str, plain: bool, data: st.DataObject) -> None:
     at = case(name)
-    tokenizer = load_tokenizer(str(at.folder), chat_template="none") if plain else at.ours
+    tokenizer = at.plain if plain else at.ours
     pair = draw_pair(data, at)
     max_length = data.draw(st.integers(8, 60))
     max_prompt_length = data.draw(st.integers(1, max_length - 1))
@@ -176,7 +175,7 @@ def test_rendered_texts_give_the_same_ids(case: Callable[[str], Case], name: str
 @properties
 def test_plain_text(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
     at = case(name)
-    plain = load_tokenizer(str(at.folder), chat_template="none")
+    plain = at.plain
     texts = texts_for(at)
     special = st.sampled_from([at.family.end, at.family.eos, "x"]).map(lambda text: f" {text} b")
     prompt, chosen, rejected = (data.draw(st.one_of(texts, special)) for _ in range(3))

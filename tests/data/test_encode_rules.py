@@ -89,7 +89,7 @@ def test_a_response_that_begins_with_a_line_break_may_merge_with_the_header(case
 
 def test_no_space_is_put_in_front_of_a_response_that_is_tokenized_apart(case: Callable[[str], Case]) -> None:
     for name in ("mistral", "mistral_words", "vicuna"):
-        plain = load_tokenizer(str(case(name).folder), chat_template="none")
+        plain = case(name).plain
         cases = PreferencePair("2+2=th", "e quick", "ere", "f:1"), PreferencePair("2+2=th", "e </s>", "ere", "f:2")
         for pair in cases:
             (one,) = encode_pairs([pair], plain, ROOMY).pairs
