@@ -41,7 +41,13 @@ def test_turns_in_any_order_of_their_roles(case: Callable[[str], Case], name: st
     if not all(whole.startswith(prompt) for whole in wholes):
         # Qwen3 and Harmony write an answer otherwise where it is the last turn, so two of them in a row have no prefix
         assert pair.prompt[-1].role == "assistant"
-        assert at.refusal(pair).startswith("the chat template renders the conversation differently")
+        header = prompt.removeprefix(at.rendered(messages_of(pair)))
+        one = at.one(pair)
+        assert one.prompt.tolist() == at.ids(messages_of(pair), prompt=True)
+        for whole, response in zip(wholes, (one.chosen, one.rejected), strict=True):
+            scored = whole.rpartition(header)[2].split(at.family.end)[0] + at.family.end
+            assert bare(at.ours.decode(response.tolist())) == bare(scored)
+        assert at.encode(pair).counts["turns that the template writes otherwise once they are answered"] == 1
     elif left_out:
         assert at.refusal(pair) == f"the chat template leaves the {left_out[0]} turn out"
     else:

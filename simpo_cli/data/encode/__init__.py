@@ -12,6 +12,9 @@ Templates that do more than append are met by these rules:
 - One whose generation prompt already opens the answer (`<think>`): the opening belongs to the prompt. Where the whole
   conversation's rendering lacks it, the answer stands behind the prompt as in the record, without the opening that the
   prompt holds; an answer that does not begin with it is refused.
+- One that writes earlier turns otherwise once an answer follows, as Qwen3 and Harmony do where the assistant speaks
+  twice in a row: the prompt is what the model sees when it generates, and the response what the whole rendering holds
+  behind its last answer header. Such pairs are counted.
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 

@@ -23,7 +23,8 @@ class EncodedPairs:
         bad: pairs that the template or the rules refuse, each with the reason.
         counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `response of one
             token`, `tokenized apart`, `no end token`, `special token kept as text`, `answer not as the template writes
-            it`, and `tools unknown to the template`: it has no place for their definitions, in training and in use.
+            it`, `turns that the template writes otherwise once they are answered`, and `tools unknown to the
+            template`: it has no place for their definitions, in training and in use.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)

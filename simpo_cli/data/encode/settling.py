@@ -69,7 +69,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         ("tokenized apart", ids.apart),
         ("no end token", not (chosen.has_end and rejected.has_end)),
         ("special token kept as text", texts.way != "parsed"),
-        ("answer not as the template writes it", texts.as_written),
+        *((rule, True) for rule in texts.rules),
         ("tools unknown to the template", texts.tools_left_out),
     ):
         if holds:
