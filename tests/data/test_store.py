@@ -422,12 +422,11 @@ def test_what_a_dead_writer_left_is_removed_and_a_living_one_is_not(cache: Path)
     for name in (".making-dead", ".making-alive", ".making-young"):
         (cache / name).mkdir(parents=True)
         (cache / name / "pairs.bin").write_bytes(b"half")
-    for name in (".making-dead", ".making-alive"):
-        os.utime(cache / name, (1e9, 1e9))
-    alive = os.open(cache / ".making-alive", os.O_RDONLY)
-    fcntl.flock(alive, fcntl.LOCK_EX)
-    prune(cache, 10**9)
-    os.close(alive)
+    os.utime(cache / ".making-dead", (1e9, 1e9))
+    with (cache / ".making-alive" / ".lock").open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        os.utime(cache / ".making-alive", (1e9, 1e9))
+        prune(cache, 10**9)
     assert sorted(entry.name for entry in cache.iterdir()) == [".making-alive", ".making-young"]
 
 

@@ -26,6 +26,7 @@ from simpo_cli.data.store.pairs import ROWS, TOKENS, StoredPairs
 _MANIFEST = "manifest.json"
 _FILES = (TOKENS, ROWS, ACCOUNT, REFUSED)
 _UNFINISHED = ".making-"
+_LOCK = ".lock"  # opened for writing, without which NFS gives no lock of one's own
 _YOUNG = 60.0  # seconds in which the maker of a folder has surely locked it
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -47,9 +48,9 @@ class _DamagedError(Exception):
 
 def read_entry(folder: Path) -> tuple[Entry | None, str]:
     """The entry in a folder, verified and marked as used; None if there is none, with a remark if it is damaged."""
-    if not folder.is_dir():
-        return None, ""
     try:
+        if not folder.is_dir():
+            return None, ""
         pairs = StoredPairs.open(folder)
         _lock(pairs.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         manifest = _verified(folder)
@@ -86,7 +87,7 @@ def make_entry(folder: Path, make: Make) -> Entry:
     """
     started = time.perf_counter()
     place = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
-    lock = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _lock(lock, fcntl.LOCK_EX)
         account = make(place)
@@ -96,7 +97,11 @@ def make_entry(folder: Path, make: Make) -> Entry:
         pairs = StoredPairs.open(place)
         _lock(pairs.descriptor, fcntl.LOCK_SH)
         _remove(folder)
-        os.rename(place, folder)
+        try:
+            os.rename(place, folder)
+        except OSError as error:  # where there are no locks, another process may have been faster; its entry is as good
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     finally:
         shutil.rmtree(place, ignore_errors=True)  # not there any more when all went well
         os.close(lock)
@@ -116,7 +121,7 @@ def prune(parent: Path, most_bytes: int) -> None:
     for place in parent.glob(f"{_UNFINISHED}*"):
         with suppress(OSError):
             if time.time() - place.stat().st_mtime > _YOUNG:
-                _remove_unless_locked(place, place)
+                _remove_unless_locked(place, place / _LOCK)
     entries = []
     for manifest in parent.glob(f"*/{_MANIFEST}"):
         with suppress(OSError):
@@ -132,7 +137,7 @@ def prune(parent: Path, most_bytes: int) -> None:
 
 
 def _remove_unless_locked(folder: Path, locked: Path) -> None:
-    descriptor = os.open(locked, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(locked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove(folder)
