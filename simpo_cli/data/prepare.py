@@ -16,6 +16,18 @@ from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import Recipe
 
+__all__ = [
+    "PreparedData",
+    "describe_losses",
+    "describe_origin",
+    "encode_source",
+    "make_plan",
+    "prepare_data",
+    "prepare_tokenizer",
+    "require_budget",
+    "require_end_token",
+]
+
 
 @dataclass(frozen=True)
 class PreparedData:
@@ -48,7 +60,7 @@ class PreparedData:
 
     @property
     def texts(self) -> list[PreferencePair]:
-        """The pairs as text of the held-out prompts with the lowest hashes, a few; those whose prompt is cut are not."""
+        """A few pairs as text, with the lowest prompt hashes: those of the first held-out prompts that are not cut."""
         return self.sources[-1].account.samples
 
     @property
@@ -56,7 +68,9 @@ class PreparedData:
         """Digest of the tokens to train on and of those held out, in their order: two runs with equal ones, and an
         equal plan, see equal batches. Where the files lie, and what they are called, plays no part."""
         content = [source.account.content for source in self.sources]
-        parts = [hashlib.sha256(pairs.rows["prompt_key"].tobytes()).hexdigest() for pairs in (self.train, self.held_out)]
+        parts = [
+            hashlib.sha256(pairs.rows["prompt_key"].tobytes()).hexdigest() for pairs in (self.train, self.held_out)
+        ]
         return hashlib.sha256(json.dumps([content, parts]).encode()).hexdigest()
 
 

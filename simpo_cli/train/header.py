@@ -14,7 +14,6 @@ from simpo_cli.recipe.schema import DataSource
 from simpo_cli.train.events import RunHeader
 from simpo_cli.train.setting import Setting
 
-
 _SHOWN = 90  # characters of each part of the example
 
 

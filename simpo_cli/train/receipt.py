@@ -22,8 +22,8 @@ _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "
 def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
     """The content of run.json when training begins; `outcome` is added when it ends.
 
-    records_read + repeated = trained + held_out + dropped + refused + not_reached holds for the training source when pairs
-    are held out of it; with data.eval, held_out is 0 there and the evaluation source has an account of its own.
+    records_read + repeated = trained + held_out + dropped + refused + not_reached holds for the training source when
+    pairs are held out of it; with data.eval, held_out is 0 there and the evaluation source has an account of its own.
     """
     recipe, source, data, plan = setting.recipe, setting.source, setting.data, setting.plan
     held_out_of_train = len(data.held_out) if data.eval_source is None else 0

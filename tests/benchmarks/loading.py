@@ -1,10 +1,10 @@
-"""Files to tokens: memory at two sizes of input, time of a cache miss and of a hit, and our speed against the tokenizer's.
+"""Files to tokens: memory at two sizes of input, time of a cache miss and of a hit, speed against the tokenizer's own.
 
     python -m tests.benchmarks.loading [--full] [--model FOLDER] [--megabytes SMALL LARGE]
 
-Writes made-up JSON lines of real words into a temporary folder, and prepares them in processes of their own with a cache
-of their own, as `simpo train` does before it loads a model. `--full` goes to 2 GB. Prints what was seen on this machine,
-and asserts nothing.
+Writes made-up JSON lines of real words into a temporary folder, and prepares them in processes of their own with a
+cache of their own, as `simpo train` does before it loads a model. `--full` goes to 2 GB. Prints what was seen on this
+machine, and asserts nothing.
 """
 
 import argparse

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the package is insta
 
 def pieces() -> Iterator[tuple[str, str, str]]:
     """(language, file name, text) of each block, and (`decision`, "", text) of each line that says how it is read."""
-    pattern = r"^```(?P<language>\w+) ?(?P<name>\S*)\n(?P<text>.*?)^```$|^Read as: `(?P<decision>.*)`$"
+    pattern = r"^```(?P<language>\w+) ?(?P<name>\S*)\n(?P<text>.*?)^```$|^Read as: `(?P<decision>[^\n]*)`$"
     for found in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if found["decision"] is not None:
             yield "decision", "", found["decision"]

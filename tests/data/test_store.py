@@ -38,7 +38,7 @@ from tests.data.pair_files import GOOD, Write
 DATA = DataRecipe(train="-", max_length=48, max_prompt_length=24)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the entries of a cache that is empty."""
     monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
@@ -57,7 +57,9 @@ def records(count: int, seed: int = 0) -> list[dict[str, str]]:
     def text(most: int) -> str:
         return " ".join(draw.choice(words) for _ in range(draw.randint(1, most)))
 
-    return [{"prompt": f"{draw.randrange(count)} {text(30)}", "chosen": text(40), "rejected": text(9)} for _ in range(count)]
+    return [
+        {"prompt": f"{draw.randrange(count)} {text(30)}", "chosen": text(40), "rejected": text(9)} for _ in range(count)
+    ]
 
 
 def encoded(path: str | list[DataSource], tokenizer: TextTokenizer, data: DataRecipe = DATA) -> EncodedSource:
@@ -78,9 +80,7 @@ def made_up(count: int, seed: int) -> list[EncodedPair]:
     flags = draw.integers(0, 2, (count, 3)).astype(bool).tolist()
     keys = [f"{int(key):016x}" for key in draw.integers(0, 2**64, count, dtype=np.uint64)]
     places = ["a.jsonl:17", "b c.json, record 3", "中文/🙂.csv:1", "\udcff.jsonl:2", ""]
-    return [
-        EncodedPair(ids(), ids(), ids(), keys[i], places[i % len(places)], *flags[i]) for i in range(count)
-    ]
+    return [EncodedPair(ids(), ids(), ids(), keys[i], places[i % len(places)], *flags[i]) for i in range(count)]
 
 
 def written(folder: Path, pairs: list[EncodedPair]) -> StoredPairs:
@@ -132,16 +132,14 @@ def test_what_is_asked_of_all_pairs_needs_none_of_them(tmp_path: Path, monkeypat
 def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> None:
     stored = written(tmp_path / "a", made_up(30, 5))
     os.truncate(tmp_path / "a" / "pairs.bin", 100)
-    with pytest.raises(OSError, match="ends at 100"):
+    with pytest.raises(OSError, match="shorter than it was"):
         stored[29]
 
 
 # The same as in memory
 
 
-def test_tokens_order_and_account_are_those_of_one_pass_in_memory(
-    write: Write, tokenizer: TextTokenizer, cache: Path
-) -> None:
+def test_tokens_order_and_account_are_those_of_one_pass_in_memory(write: Write, tokenizer: TextTokenizer) -> None:
     a = write("a.jsonl", [*records(700), {**GOOD, "chosen": ""}, "{oops", *records(500, 7), {**GOOD, "chosen": 1}])
     b = write("b.json", records(40, 9))
     sources = [DataSource(path=a, max_pairs=1100, repeat=2), DataSource(path=b), DataSource(path=a, max_pairs=3)]
@@ -150,7 +148,9 @@ def test_tokens_order_and_account_are_those_of_one_pass_in_memory(
     reference = encode_pairs(loaded.pairs, tokenizer, data)
     assert reference.dropped["over the length limits"] > 50
     first, second, third = (
-        encode_pairs(load_pairs([replace(one, repeat=1)], role="train", on_bad_record="skip").pairs, tokenizer, data).pairs
+        encode_pairs(
+            load_pairs([replace(one, repeat=1)], role="train", on_bad_record="skip").pairs, tokenizer, data
+        ).pairs
         for one in sources
     )
     expected = [*first, *first, *second, *third]
@@ -169,14 +169,12 @@ def test_tokens_order_and_account_are_those_of_one_pass_in_memory(
         assert sum(account.pairs_of_source) == len(reference.pairs)
 
 
-def test_texts_are_held_for_one_batch(
-    write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("a.jsonl", records(3000))
     alive: list[int] = []
 
     def counted(pairs: Any, *rest: Any) -> Any:
-        alive.append(sum(isinstance(thing, PreferencePair) for thing in gc.get_objects()))
+        alive.append(sum(type(thing) is PreferencePair for thing in gc.get_objects()))
         return encode_pairs(pairs, *rest)
 
     monkeypatch.setattr(store_making, "encode_pairs", counted)
@@ -185,7 +183,7 @@ def test_texts_are_held_for_one_batch(
     assert max(alive) <= 2 * 512 + 8 + 1
 
 
-def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer) -> None:
     path = write("a.jsonl", records(1300))
     found = encoded(path, tokenizer, replace(DATA, max_prompt_length=16))
     texts = {pair.where: pair for pair in load_pairs(path, role="train").pairs}
@@ -198,7 +196,7 @@ def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokeniz
     assert encoded(path, tokenizer, replace(DATA, max_prompt_length=16)).account.samples == list(expected.values())
 
 
-def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer: TextTokenizer) -> None:
     rows = records(30)
     one, other = encoded(write("a.jsonl", rows), tokenizer), encoded(write("d/b.json", rows), tokenizer)
     assert one.origin.key != other.origin.key
@@ -210,7 +208,7 @@ def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer:
 # The key
 
 
-def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTokenizer) -> None:
     path = write("a.jsonl", records(12))
 
     def key(data: DataRecipe = DATA, by: TextTokenizer = tokenizer, **source: Any) -> str:
@@ -233,7 +231,7 @@ def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTo
     assert len({same, *others}) == len(others) + 1
 
 
-def test_a_file_edited_with_its_time_kept_is_read_anew(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_a_file_edited_with_its_time_kept_is_read_anew(write: Write, tokenizer: TextTokenizer) -> None:
     rows = records(5)
     path = write("a.jsonl", rows)
     before, times = encoded(path, tokenizer), os.stat(path)
@@ -264,10 +262,10 @@ def test_a_change_in_the_tokenizers_files_is_another_key(name: str, tmp_path: Pa
     assert load_tokenizer(str(tmp_path)).identity != before
 
 
-def test_hub_data_goes_by_its_commit(monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_hub_data_goes_by_its_commit(monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer) -> None:
     commit = "c0ffee"
 
-    def rows(name: str, split: str | None, receipt: FileReceipt) -> list[dict[str, str]]:
+    def rows(_: str, __: str | None, receipt: FileReceipt) -> list[dict[str, str]]:
         receipt.identity = commit
         return records(3, seed=len(commit))
 
@@ -292,7 +290,7 @@ def test_a_file_that_changes_between_the_look_and_the_reading_is_refused(
 # Bad input, twice
 
 
-def test_a_refused_file_is_refused_again(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_a_refused_file_is_refused_again(write: Write, tokenizer: TextTokenizer) -> None:
     path = write("a.jsonl", [*records(3), {**GOOD, "prompt": 7}])
     said = []
     for _ in range(2):
@@ -303,12 +301,12 @@ def test_a_refused_file_is_refused_again(write: Write, tokenizer: TextTokenizer,
     assert said[0].startswith(f"{path}:4: prompt: expected text or messages, got number.")
 
 
-def test_refusals_of_the_template_stop_with_the_others_of_their_batch(
-    write: Write, tokenizer: TextTokenizer, cache: Path
-) -> None:
+def test_refusals_of_the_template_stop_with_the_others_of_their_batch(write: Write, tokenizer: TextTokenizer) -> None:
     marked = {**GOOD, "prompt": "<|im_start|>user\nhi"}
     path = write("a.jsonl", [*records(2), marked, *records(2), marked])
-    with pytest.raises(UserError, match=r"already holds the chat template's markers .* \(1 more, such as .*a.jsonl:6\)"):
+    with pytest.raises(
+        UserError, match=r"already holds the chat template's markers .* \(1 more, such as .*a.jsonl:6\)"
+    ):
         encoded(path, tokenizer)
 
 
@@ -339,12 +337,13 @@ def test_a_damaged_entry_is_made_again(
     path = write("a.jsonl", [*records(6), "{oops"])
     data = replace(DATA, on_bad_record="skip")
     before = encoded(path, tokenizer, data)
+    pairs = [plain(pair) for pair in before.pairs]
     DAMAGES[damage](cache / before.origin.key / name)
     again = encoded(path, tokenizer, data)
     assert again.origin.cache == "miss"
     assert again.origin.remark.startswith("the cached tokens were damaged")
     assert again.account == before.account
-    assert [plain(pair) for pair in again.pairs] == [plain(pair) for pair in before.pairs]
+    assert [plain(pair) for pair in again.pairs] == pairs
     assert encoded(path, tokenizer, data).origin.cache == "hit"
     assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == [before.origin.key]
 
@@ -363,7 +362,7 @@ def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
     return make
 
 
-def test_of_two_at_once_one_makes_the_entry_and_both_have_it(cache: Path) -> None:
+def test_of_two_at_once_one_makes_the_entry_and_both_have_it() -> None:
     pairs, calls, found = made_up(5, 1), [], []
 
     def fetch_it(make: Callable[[Path], Account]) -> None:
@@ -396,18 +395,19 @@ def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -
     gc.collect()
     for age, key in enumerate([keys[0], keys[3], keys[1], keys[4], keys[2]]):
         os.utime(cache / key / "manifest.json", (1e9 + age, 1e9 + age))
-    size = sum(file.stat().st_size for file in (cache / keys[0]).iterdir())
+    sizes = {key: sum(file.stat().st_size for file in (cache / key).iterdir()) for key in keys}
+    total = sum(sizes.values())
 
     def left() -> list[str]:
         return sorted(entry.name for entry in cache.iterdir() if entry.is_dir())
 
-    prune(cache, 5 * size)
+    prune(cache, total)
     assert left() == keys
-    prune(cache, 4 * size)  # the oldest is in use
+    prune(cache, total - 1)  # the oldest is in use
     assert left() == [keys[0], keys[1], keys[2], keys[4]]
     fetch(keys[4], _make(pairs), 0.0)  # used again: younger than 2
     gc.collect()
-    prune(cache, 3 * size)
+    prune(cache, total - sizes[keys[3]] - 1)
     assert left() == [keys[0], keys[1], keys[4]]
     prune(cache, 0)
     assert left() == keys[:2]
@@ -444,7 +444,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 
 
 def test_a_cache_that_can_only_be_read_is_read(
-    write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("a.jsonl", records(6))
     encoded(path, tokenizer)
@@ -486,7 +486,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         assert cache_folder() == tmp_path / ".cache" / "simpo"
 
 
-def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: TextTokenizer, cache: Path) -> None:
+def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: TextTokenizer) -> None:
     plain_file = write("a.jsonl", records(9))
     Path(plain_file + ".gz").write_bytes(gzip.compress(Path(plain_file).read_bytes()))
     one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)

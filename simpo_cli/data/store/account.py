@@ -45,7 +45,8 @@ class Account:
         with (folder / REFUSED).open("x", encoding="ascii") as file:
             for record in self.refused:
                 file.write(json.dumps(asdict(record)) + "\n")
-        kept = {name: value for name, value in asdict(self).items() if name != "refused"}
+        kept = {**vars(self), "samples": [asdict(sample) for sample in self.samples]}
+        del kept["refused"]
         (folder / ACCOUNT).write_text(json.dumps(kept, indent=1) + "\n", encoding="ascii")
 
     @classmethod

@@ -88,7 +88,7 @@ class _TokenFile:
     def read(self, start: int, size: int) -> bytes:
         data = os.pread(self.descriptor, size, start)
         if len(data) != size:
-            raise OSError(f"{TOKENS} ends at {start + len(data)}, before the pair that should be there does")
+            raise OSError(f"{TOKENS} is shorter than it was")
         return data
 
 
