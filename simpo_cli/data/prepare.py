@@ -11,7 +11,7 @@ import numpy as np
 from simpo_cli.data.holdout import split_by_prompt
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Packing, Plan, tokens_of_each
-from simpo_cli.data.store import EncodedSource, StoredPairs, encode_source, prompt_keys_of
+from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import Recipe
@@ -176,16 +176,28 @@ def describe_losses(source: EncodedSource) -> str:
 
 def describe_origin(data: PreparedData) -> str:
     """Where the tokens came from, in words: made or from the cache, how long that took, and what it saved."""
-    said = []
-    for side, source in zip(("training", "evaluation"), data.sources, strict=False):
-        origin = source.origin
-        match origin.cache:
-            case "hit":
-                text = f"from the cache in {origin.seconds:.1f} s, {origin.seconds_saved:.1f} s saved"
-            case "miss":
-                text = f"made in {origin.seconds_made:.1f} s, kept for the next run in {origin.place}"
-            case "off":
-                text = f"made in {origin.seconds_made:.1f} s, not kept"
-        text += f" ({origin.remark})" if origin.remark else ""
-        said.append(f"{side} pairs {text}" if len(data.sources) > 1 else text)
-    return " · ".join(said)
+    origins = [source.origin for source in data.sources]
+    if len({(origin.cache, origin.remark) for origin in origins}) == 1:
+        return _origin_said(origins)
+    return " · ".join(f"{side} pairs {_origin_said([origin])}" for side, origin in zip(_SIDES, origins, strict=True))
+
+
+_SIDES = ("training", "evaluation")
+
+
+def _origin_said(origins: Sequence[Origin]) -> str:
+    """One sentence for sides that came the same way; their seconds are added."""
+    first = origins[0]
+    took = _seconds(sum(origin.seconds if origin.cache == "hit" else origin.seconds_made for origin in origins))
+    match first.cache:
+        case "hit":
+            said = f"from the cache in {took}, {_seconds(sum(origin.seconds_saved for origin in origins))} saved"
+        case "miss":
+            said = f"made in {took}, kept for the next run in {first.place}"
+        case "off":
+            said = f"made in {took}, not kept"
+    return f"{said} ({first.remark})" if first.remark else said
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"

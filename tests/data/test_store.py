@@ -1,15 +1,9 @@
-"""Encoded pairs on disk and in the cache: the same pairs as in memory, made once, and never half of them."""
+"""Encoded pairs on disk: the same pairs as in memory, under a key of all that they depend on."""
 
-import errno
-import fcntl
 import gc
 import gzip
 import json
 import os
-import random
-import threading
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,76 +14,19 @@ import pytest
 from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import load_pairs
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import FileReceipt
-from simpo_cli.data.store import EncodedSource, cache_folder, encode_source, highest_ids_of, lengths_of, prompt_keys_of
-from simpo_cli.data.store import entries as store_entries
+from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
 from simpo_cli.data.store import making as store_making
 from simpo_cli.data.store import source as store_source
-from simpo_cli.data.store.account import Account
-from simpo_cli.data.store.cache import fetch
-from simpo_cli.data.store.entries import prune
-from simpo_cli.data.store.pairs import PairWriter, StoredPairs
+from simpo_cli.data.store.pairs import StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
 from tests.data.pair_files import GOOD, Write
+from tests.data.stored import DATA, encoded, made_up, plain, records, written
 
-DATA = DataRecipe(train="-", max_length=48, max_prompt_length=24)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the entries of a cache that is empty."""
-    monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tokens"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> TextTokenizer:
-    return load_tokenizer("builtin:guide")
-
-
-def records(count: int, seed: int = 0) -> list[dict[str, str]]:
-    draw = random.Random(seed)
-    words = ["open", "settings", "choose", "people", "<|im_end|>", "naïve", "press", "the", "address", "🙂"]
-
-    def text(most: int) -> str:
-        return " ".join(draw.choice(words) for _ in range(draw.randint(1, most)))
-
-    return [
-        {"prompt": f"{draw.randrange(count)} {text(30)}", "chosen": text(40), "rejected": text(9)} for _ in range(count)
-    ]
-
-
-def encoded(path: str | list[DataSource], tokenizer: TextTokenizer, data: DataRecipe = DATA) -> EncodedSource:
-    return encode_source(path, "train", data, tokenizer)
-
-
-def plain(pair: EncodedPair) -> tuple[Any, ...]:
-    tokens = (pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist())
-    return (*tokens, pair.prompt_key, pair.where, pair.prompt_cut, pair.chosen_cut, pair.rejected_cut)
-
-
-def made_up(count: int, seed: int) -> list[EncodedPair]:
-    draw = np.random.default_rng(seed)
-
-    def ids() -> np.ndarray:
-        return draw.integers(0, 2**31 - 1, draw.integers(1, 9), dtype=np.int32)
-
-    flags = draw.integers(0, 2, (count, 3)).astype(bool).tolist()
-    keys = [f"{int(key):016x}" for key in draw.integers(0, 2**64, count, dtype=np.uint64)]
-    places = ["a.jsonl:17", "b c.json, record 3", "中文/🙂.csv:1", "\udcff.jsonl:2", ""]
-    return [EncodedPair(ids(), ids(), ids(), keys[i], places[i % len(places)], *flags[i]) for i in range(count)]
-
-
-def written(folder: Path, pairs: list[EncodedPair]) -> StoredPairs:
-    folder.mkdir()
-    writer = PairWriter(folder)
-    for start in range(0, len(pairs), 7):
-        writer.add(pairs[start : start + 7])
-    writer.close()
-    return StoredPairs.open(folder)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 # The sequence
@@ -205,6 +142,14 @@ def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer:
     assert swapped.account.content != one.account.content
 
 
+def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: TextTokenizer) -> None:
+    plain_file = write("a.jsonl", records(9))
+    Path(plain_file + ".gz").write_bytes(gzip.compress(Path(plain_file).read_bytes()))
+    one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)
+    assert one.origin.key != other.origin.key
+    assert one.account.content == other.account.content
+
+
 # The key
 
 
@@ -308,187 +253,3 @@ def test_refusals_of_the_template_stop_with_the_others_of_their_batch(write: Wri
         UserError, match=r"already holds the chat template's markers .* \(1 more, such as .*a.jsonl:6\)"
     ):
         encoded(path, tokenizer)
-
-
-# Damage, other processes, full disks
-
-
-def _flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "one bit": _flip,
-    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
-    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
-    "empty": lambda file: file.write_bytes(b""),
-    "gone": lambda file: file.unlink(),
-    "a folder": lambda file: (file.unlink(), file.mkdir()),
-}
-
-
-@pytest.mark.parametrize("name", ["pairs.bin", "rows.bin", "account.json", "refused.jsonl", "manifest.json"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_made_again(
-    name: str, damage: str, write: Write, tokenizer: TextTokenizer, cache: Path
-) -> None:
-    path = write("a.jsonl", [*records(6), "{oops"])
-    data = replace(DATA, on_bad_record="skip")
-    before = encoded(path, tokenizer, data)
-    pairs = [plain(pair) for pair in before.pairs]
-    DAMAGES[damage](cache / before.origin.key / name)
-    again = encoded(path, tokenizer, data)
-    assert again.origin.cache == "miss"
-    assert again.origin.remark.startswith("the cached tokens were damaged")
-    assert again.account == before.account
-    assert [plain(pair) for pair in again.pairs] == pairs
-    assert encoded(path, tokenizer, data).origin.cache == "hit"
-    assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == [before.origin.key]
-
-
-def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
-    def make(folder: Path) -> Account:
-        writer = PairWriter(folder)
-        writer.add(pairs)
-        writer.close()
-        empty: dict[str, Any] = {name: [] for name in ("files", "pairs_of_source", "refused", "samples")}
-        counts: dict[str, Any] = {name: Counter() for name in ("dropped", "counts", "warnings")}
-        account = Account(decision="", records_read=len(pairs), content="", **empty, **counts)
-        account.write(folder)
-        return account
-
-    return make
-
-
-def test_of_two_at_once_one_makes_the_entry_and_both_have_it() -> None:
-    pairs, calls, found = made_up(5, 1), [], []
-
-    def fetch_it(make: Callable[[Path], Account]) -> None:
-        entry, origin = fetch("ab" * 32, make, 0.0)
-        found.append((origin.cache, [plain(pair) for pair in entry.pairs]))
-
-    def make_second(folder: Path) -> Account:
-        calls.append("second")
-        return _make(pairs)(folder)
-
-    second = threading.Thread(target=fetch_it, args=(make_second,))
-
-    def make_first(folder: Path) -> Account:
-        calls.append("first")
-        second.start()  # while the first is at work
-        return _make(pairs)(folder)
-
-    fetch_it(make_first)
-    second.join()
-    assert calls == ["first"]
-    assert sorted(found) == [("hit", [plain(pair) for pair in pairs]), ("miss", [plain(pair) for pair in pairs])]
-
-
-def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -> None:
-    pairs = made_up(50, 1)
-    keys = [f"{i}" * 64 for i in range(5)]
-    held = [fetch(key, _make(pairs), 0.0)[0] for key in keys[:2]]
-    for key in keys[2:]:
-        fetch(key, _make(pairs), 0.0)
-    gc.collect()
-    for age, key in enumerate([keys[0], keys[3], keys[1], keys[4], keys[2]]):
-        os.utime(cache / key / "manifest.json", (1e9 + age, 1e9 + age))
-    sizes = {key: sum(file.stat().st_size for file in (cache / key).iterdir()) for key in keys}
-    total = sum(sizes.values())
-
-    def left() -> list[str]:
-        return sorted(entry.name for entry in cache.iterdir() if entry.is_dir())
-
-    prune(cache, total)
-    assert left() == keys
-    prune(cache, total - 1)  # the oldest is in use
-    assert left() == [keys[0], keys[1], keys[2], keys[4]]
-    fetch(keys[4], _make(pairs), 0.0)  # used again: younger than 2
-    gc.collect()
-    prune(cache, total - sizes[keys[3]] - 1)
-    assert left() == [keys[0], keys[1], keys[4]]
-    prune(cache, 0)
-    assert left() == keys[:2]
-    assert plain(held[0].pairs[3]) == plain(pairs[3])
-    del held
-    gc.collect()
-    prune(cache, 0)
-    assert left() == []
-
-
-def test_what_a_dead_writer_left_is_removed_and_a_living_one_is_not(cache: Path) -> None:
-    for name in (".making-dead", ".making-alive", ".making-young"):
-        (cache / name).mkdir(parents=True)
-        (cache / name / "pairs.bin").write_bytes(b"half")
-    os.utime(cache / ".making-dead", (1e9, 1e9))
-    with (cache / ".making-alive" / ".lock").open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        os.utime(cache / ".making-alive", (1e9, 1e9))
-        prune(cache, 10**9)
-    assert sorted(entry.name for entry in cache.iterdir()) == [".making-alive", ".making-young"]
-
-
-def test_a_cache_that_cannot_be_written_stops_nothing(
-    write: Write, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setenv("SIMPO_CACHE", write("file", "") + "/inside")
-    found = encoded(write("a.jsonl", records(6)), tokenizer)
-    assert found.origin.cache == "off"
-    assert "cannot be written: Not a directory; SIMPO_CACHE names another" in found.origin.remark
-    assert len([plain(pair) for pair in found.pairs]) == 6
-    assert not list(tmp_path.glob("simpo-*"))  # the tokens have no name any more
-
-
-def test_a_cache_that_can_only_be_read_is_read(
-    write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write("a.jsonl", records(6))
-    encoded(path, tokenizer)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "utime", fail)
-    monkeypatch.setattr("tempfile.TemporaryFile", fail)
-    monkeypatch.setattr(store_entries, "making", fail)
-    assert encoded(path, tokenizer).origin.cache == "hit"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_full_disk_ends_with_what_to_do_and_leaves_nothing(
-    number: int, write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(PairWriter, "add", fail)
-    with pytest.raises(UserError, match="tokens of the pairs cannot be written") as caught:
-        encoded(write("a.jsonl", records(6)), tokenizer)
-    assert caught.value.exit_code == ExitCode.ENVIRONMENT
-    assert os.strerror(number) in caught.value.problem
-    assert "SIMPO_CACHE" in caught.value.fix
-    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("SIMPO_CACHE", "~/mine")
-    assert cache_folder() == tmp_path / "mine"
-    monkeypatch.delenv("SIMPO_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "simpo"
-    for ignored in ("", "not/absolute"):
-        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert cache_folder() == tmp_path / ".cache" / "simpo"
-
-
-def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: TextTokenizer) -> None:
-    plain_file = write("a.jsonl", records(9))
-    Path(plain_file + ".gz").write_bytes(gzip.compress(Path(plain_file).read_bytes()))
-    one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)
-    assert one.origin.key != other.origin.key
-    assert one.account.content == other.account.content
