@@ -121,16 +121,17 @@ def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, mo
 
 
 def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer) -> None:
-    path = write("a.jsonl", records(1300))
-    found = encoded(path, tokenizer, replace(DATA, max_prompt_length=16))
+    path, data = write("a.jsonl", records(1300)), replace(DATA, max_length=64, max_prompt_length=40)
+    found = encoded(path, tokenizer, data)
     texts = {pair.where: pair for pair in load_pairs(path, role="train").pairs}
     expected: dict[str, PreferencePair] = {}
     for pair in sorted(found.pairs, key=lambda pair: pair.prompt_key):
         if not pair.prompt_cut and pair.prompt_key not in expected and len(expected) < 8:
             expected[pair.prompt_key] = texts[pair.where]
     assert any(pair.prompt_cut for pair in found.pairs)
+    assert len(expected) == 8
     assert found.account.samples == list(expected.values())
-    assert encoded(path, tokenizer, replace(DATA, max_prompt_length=16)).account.samples == list(expected.values())
+    assert encoded(path, tokenizer, data).account.samples == list(expected.values())
 
 
 def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer: TextTokenizer) -> None:
