@@ -5,14 +5,13 @@ different ones share a hash is under one in ten million.
 """
 
 from array import array
-from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.load import prompt_messages
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import PreferencePair
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -68,18 +67,6 @@ class PairIdentities:
 
 def _combined(prompt: int, first: int, second: int) -> int:
     return _hashed(prompt.to_bytes(8, "little") + first.to_bytes(8, "little") + second.to_bytes(8, "little"))
-
-
-def repeated_and_contradictory(pairs: Sequence[EncodedPair]) -> tuple[int, int]:
-    """How many pairs occurred before, and to how many the opposite occurs too, as training sees them.
-
-    Records that a recipe repeats are one pair each.
-    """
-    records = {pair.where: pair for pair in pairs}.values()
-    keys = [(pair.prompt_key, _hashed(pair.chosen.tobytes()), _hashed(pair.rejected.tobytes())) for pair in records]
-    different = set(keys)
-    opposed = sum((prompt, rejected, chosen) in different for prompt, chosen, rejected in keys)
-    return len(keys) - len(different), opposed
 
 
 class PlaceList:

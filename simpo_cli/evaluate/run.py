@@ -128,7 +128,7 @@ def _recipe_for_model(target: str, overrides: Sequence[str]) -> Recipe:
         return compose(str(file), [f"model.path={target}", train, *overrides]).recipe
 
 
-def _eval_pairs(recipe: Recipe) -> tuple[list[EncodedPair], str]:
+def _eval_pairs(recipe: Recipe) -> tuple[Sequence[EncodedPair], str]:
     """The pairs that training holds out: those of data.eval, or the same share of the training pairs."""
     if recipe.data.eval is None:
         data = prepare_data(recipe)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Packing
+from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
@@ -109,8 +109,8 @@ class CheckPairs:
             fullest: the micro-batch with most tokens.
             trained: whether gradients will be taken.
         """
-        longest = max(pairs, key=lambda pair: pair.num_tokens)
-        shortest = min(pairs, key=lambda pair: pair.num_tokens)
+        tokens = tokens_of_each(pairs, "shared_prefix")
+        longest, shortest = pairs[int(tokens.argmax())], pairs[int(tokens.argmin())]
         return cls([[longest], fullest], shortest if trained else None)
 
 

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,8 @@ class Training:
 
     recipe: Recipe
     plan: Plan
-    train: list[EncodedPair]
-    held_out: list[EncodedPair]
+    train: Sequence[EncodedPair]
+    held_out: Sequence[EncodedPair]
     policy: Policy
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator

@@ -4,13 +4,14 @@ import hashlib
 import os
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from simpo_cli.data.prepare import EncodedSource
+from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.train.checkpoint import sha256_of
 from simpo_cli.train.setting import Setting
@@ -21,8 +22,8 @@ _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "
 def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
     """The content of run.json when training begins; `outcome` is added when it ends.
 
-    records.read = trained + held_out + dropped + refused + not_reached holds for the training source when pairs are
-    held out of it; with data.eval, held_out is 0 there and the evaluation source has an account of its own.
+    records_read + repeated = trained + held_out + dropped + refused + not_reached holds for the training source when
+    pairs are held out of it; with data.eval, held_out is 0 there and the evaluation source has an account of its own.
     """
     recipe, source, data, plan = setting.recipe, setting.source, setting.data, setting.plan
     held_out_of_train = len(data.held_out) if data.eval_source is None else 0
@@ -54,6 +55,7 @@ def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
             ),
             "eval": None if data.eval_source is None else _source_receipt(data.eval_source, scored=len(data.held_out)),
             "train_pairs_with_held_out_prompts": data.shared_prompts,
+            "identity": data.identity,
         },
         "plan": {
             "steps": plan.num_steps,
@@ -97,13 +99,16 @@ def _model_files(source: ModelSource) -> dict[str, str]:
 
 
 def _source_receipt(source: EncodedSource, **use: int) -> dict[str, Any]:
+    account = source.account
     return {
-        "decision": source.loaded.decision,
-        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in source.loaded.files],
-        "records_read": source.loaded.records_read,
+        "decision": account.decision,
+        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in account.files],
+        "records_read": account.records_read,
+        "repeated": source.repeated,
         **use,
-        "dropped": dict(sorted(source.dropped.items())),
-        "refused": len(source.refused),
-        "warnings": dict(sorted(source.loaded.warnings.items())),
-        "counts": dict(sorted(source.counts.items())),
+        "dropped": dict(sorted(account.dropped.items())),
+        "refused": len(account.refused),
+        "counts": dict(sorted(account.counts.items())),
+        "warnings": dict(sorted(account.warnings.items())),
+        "tokens": {**asdict(source.origin), "seconds_saved": source.origin.seconds_saved},
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from simpo_cli.data.plan import microbatch_tokens
+from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.answers import answer, builtin_questions, held_out_questions
 from simpo_cli.model.adapters import add_adapters
@@ -49,7 +49,7 @@ def train(composed: ComposedRecipe, *, fresh: bool, dry_run: bool, observer: Obs
     setting = settle(recipe)
     if dry_run:
         announce(composed, setting, observer)
-        observer.note("dry run: nothing was written, no weight was read")
+        observer.note("dry run: no run was written, no weight was read")
         return None
     folder = RunFolder.create(run_dir, fresh=fresh)
     try:
@@ -65,8 +65,8 @@ def _train_in(folder: RunFolder, composed: ComposedRecipe, setting: Setting, wat
     folder.write_text("recipe.yaml", recipe_text)
     run_json = receipt(setting, recipe_text, command_line())
     folder.write_json("run.json", run_json)
-    for source in (setting.data.train_source, setting.data.eval_source):
-        for refused in source.refused if source is not None else ():
+    for source in setting.data.sources:
+        for refused in source.account.refused:
             folder.append(
                 "rejected.jsonl", {"where": refused.where, "problem": refused.problem, "record": refused.text}
             )
@@ -148,7 +148,7 @@ def build(setting: Setting, observer: Observer) -> tuple[Training, SelfCheck]:
     check = settle_packing(policy, recipe.model.attention, setting.why_padded, CheckPairs.of(data.scored, fullest))
     observer.note(str(check))
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
-        budget = max(budget, *(microbatch_tokens(pair, check.packing) for pair in data.scored))
+        budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
     optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
     training = Training(
         recipe=recipe,

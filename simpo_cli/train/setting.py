@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.plan import Packing, Plan, microbatch_tokens, row_tokens
+from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
@@ -83,7 +83,7 @@ def settle(recipe: Recipe) -> Setting:
             f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
             "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
         )
-    longest_row = max(map(row_tokens, data.scored))
+    longest_row = int(row_tokens_of_each(data.scored).max())
     why_padded = why_not_shared(source.config, longest_row)
     packing: Packing = "padded" if why_padded or recipe.model.attention == "padded" else "shared_prefix"
     adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
@@ -97,7 +97,7 @@ def settle(recipe: Recipe) -> Setting:
         ),
         available=available_bytes(accelerator.device),
     )
-    longest = max(microbatch_tokens(pair, packing) for pair in data.scored)
+    longest = int(tokens_of_each(data.scored, packing).max())
     if recipe.train.tokens_per_microbatch == "auto":
         budget = choose_budget(need, accelerator.device, longest)
     else:

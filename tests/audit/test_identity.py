@@ -1,11 +1,10 @@
 """Duplicates and contradictions against the obvious quadratic way."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.identity import PairIdentities, PlaceList, repeated_and_contradictory
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.audit.identity import PairIdentities, PlaceList
+from simpo_cli.data.pair import Message, PreferencePair
 
 TEXTS = st.sampled_from(["a", "b", "c"])
 PROMPTS = st.sampled_from(["p", "q", (Message("user", "p"),), (Message("system", "p"), Message("user", "q"))])
@@ -57,14 +56,3 @@ def test_places_come_back_as_they_were(places: list[str]) -> None:
     for place in places:
         kept.add(place)
     assert [kept[i] for i in range(len(places))] == places
-
-
-def test_repeats_and_contradictions_of_tokenized_pairs() -> None:
-    def encoded(where: str, prompt: str, chosen: int, rejected: int) -> EncodedPair:
-        ids = (np.array([n, 9], dtype=np.int32) for n in (1, chosen, rejected))
-        return EncodedPair(*ids, prompt_key=prompt, where=where)
-
-    pairs = [encoded("f:1", "p", 2, 3), encoded("f:2", "p", 2, 3), encoded("f:3", "p", 3, 2), encoded("f:4", "q", 3, 2)]
-    assert repeated_and_contradictory(pairs) == (1, 3)
-    assert repeated_and_contradictory([*pairs, *pairs]) == (1, 3)  # a source that the recipe repeats
-    assert repeated_and_contradictory([pairs[0], pairs[3]]) == (0, 0)

@@ -1,0 +1,77 @@
+"""What `tests.benchmarks.loading` measures, in a process of its own: prepare a file, or time its tokenizing."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.load import load_pairs
+from simpo_cli.data.plan import Plan
+from simpo_cli.data.prepare import prepare_data
+from simpo_cli.data.store import lengths_of
+from simpo_cli.data.tokenizer import TextTokenizer, Way, load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
+from tests.benchmarks.resident import peak_resident_bytes
+
+_ROUNDS = 3
+_PAIRS = 4096
+
+
+def prepare(file: str, model: str) -> dict[str, Any]:
+    """Everything that `simpo train` does with the data before it loads a model, then one epoch of reading the pairs."""
+    recipe = Recipe(name="loading", model=ModelRecipe(path=model), data=DataRecipe(train=file))
+    load_tokenizer(model)
+    before = peak_resident_bytes()
+    started = time.perf_counter()
+    data = prepare_data(recipe)
+    seconds, prepared = time.perf_counter() - started, peak_resident_bytes()
+    plan = Plan(num_pairs=len(data.train), pairs_per_step=128, num_epochs=1, max_steps=None, seed=42)
+    for step in range(plan.num_steps):
+        for i in plan.pairs_of(step):
+            assert data.train[i].num_tokens
+    return {
+        "cache": data.train_source.origin.cache,
+        "pairs": len(data.scored),
+        "tokens": int(lengths_of(data.scored).sum()),
+        "seconds": seconds,
+        "before_bytes": before,
+        "prepared_bytes": prepared,
+        "epoch_bytes": peak_resident_bytes(),
+    }
+
+
+class _Listening(TextTokenizer):
+    """A tokenizer that remembers the texts it is given."""
+
+    calls: list[tuple[list[str], Way]]
+
+    def encode_batch(self, texts: Any, way: Way = "parsed") -> list[list[int]]:
+        self.calls.append((list(texts), way))
+        return super().encode_batch(texts, way)
+
+
+def speed(file: str, model: str) -> dict[str, Any]:
+    """Seconds of our encoding, and of the library alone on the texts that we give it."""
+    pairs = load_pairs(file, role="train").pairs[:_PAIRS]
+    tokenizer, data = load_tokenizer(model), DataRecipe(train=file)
+    encode_pairs(pairs[:64], tokenizer, data)
+    tokenizer.__class__, tokenizer.calls = _Listening, []  # type: ignore[attr-defined]
+    encode_pairs(pairs, tokenizer, data)
+    tokenizer.__class__, calls = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
+    seen: dict[str, Any] = {"ours": [], "library": []}
+    for _ in range(_ROUNDS):
+        seen["ours"].append(_seconds(lambda: encode_pairs(pairs, tokenizer, data)))
+        seen["library"].append(_seconds(lambda: [tokenizer.encode_batch(texts, way) for texts, way in calls]))
+    seen["bytes"] = sum(len(text.encode()) for texts, _ in calls for text in texts)
+    return seen
+
+
+def _seconds(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    print(json.dumps({"prepare": prepare, "speed": speed}[sys.argv[1]](*sys.argv[2:])))
