@@ -92,7 +92,7 @@ def _measured(
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
     examination = examine(_reader(data, recipe, on_bad_record, in_tokens=tokens is not None), tokens)
 
-    from simpo_cli.evaluate.statistics import longer_wins, mean
+    from simpo_cli.statistics import longer_wins, mean
 
     chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
     return examination, stats_document(

@@ -12,7 +12,7 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import PairReader, load_pairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.statistics import longer_wins, mean
+from simpo_cli.statistics import longer_wins, mean
 from simpo_cli.recipe.schema import DataRecipe
 from tests.tiny import chatml_tokenizer
 

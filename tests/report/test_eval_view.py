@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.evaluate.statistics import mean, proportion
+from simpo_cli.statistics import mean, proportion
 from simpo_cli.report.console import make_console
 from simpo_cli.report.eval_view import print_eval
 
