@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
@@ -63,15 +62,15 @@ def stats_page(
     environment.filters.update(percent=percent, thousands=thousands, interval=_interval, shown=printable)
     template = importlib.resources.files("simpo_cli.report").joinpath("stats.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        mark=Markup(PAGE_MARK),
+        mark=PAGE_MARK,
         document=document,
         columns=_COLUMNS,
         catalogue=CATALOGUE,
         examples=shown,
         is_redacted=examples is None,
         sources=document["sources"][:SHOWN_FILES],
-        figures=[Markup(figure) for figure in figures],
-        surface_figure=None if surface is None else Markup(surface_figure(surface["weights"])),
+        figures=figures,
+        surface_figure=None if surface is None else surface_figure(surface["weights"]),
     )
 
 
