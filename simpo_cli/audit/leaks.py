@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.audit.identity import Hashes, Places, prompt_hash
 from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, Signatures, num_equal, signing
-from simpo_cli.data.load import PairReader, prompt_messages
+from simpo_cli.data.load import FileReceipt, PairReader, prompt_messages
 from simpo_cli.data.pair import PreferencePair
 
 _BAND_BYTES = 4
@@ -29,10 +29,12 @@ class Prompts:
     Attributes:
         hashes: (n,) in ascending order.
         signatures: (n, 64) of their texts.
+        files: where they are from.
     """
 
     hashes: Hashes
     signatures: Signatures
+    files: tuple[FileReceipt, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def read_prompts(reader: PairReader) -> Prompts:
             signatures.add(asked_text(pair))
         signed = signatures.finish()
     unique, first = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)
-    return Prompts(unique, signed[first])
+    return Prompts(unique, signed[first], tuple(reader.files))
 
 
 def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> Leaks:

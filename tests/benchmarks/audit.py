@@ -148,3 +148,70 @@ def measure(kind: str, file: str, evaluation: str, model: str) -> dict[str, Any]
         seconds = _seconds_of(lambda: document.update(_audit(kind, reader, evaluation, model)))
         found = {one["code"]: one["count"] for one in document["findings"]}
     return {"seconds": seconds, "peak_bytes": resident_bytes(), "found": found}
+
+
+def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any]:
+    """The document, as the command makes it."""
+    from simpo_cli.audit.document import stats_document
+    from simpo_cli.audit.examine import NO_LIMIT, Tokens, examine
+    from simpo_cli.audit.leaks import read_prompts
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.tokenizer import load_tokenizer
+    from simpo_cli.recipe.schema import DataRecipe
+
+    tokens, prompts = None, None
+    if kind == "in tokens":
+        data = DataRecipe(train="-", max_length=NO_LIMIT, max_prompt_length=NO_LIMIT - 1)
+        tokens = Tokens(load_tokenizer(model), data)
+    if kind == "whole audit":
+        prompts = read_prompts(PairReader(evaluation, role="eval", on_no_signal="keep"))
+    return stats_document(examine(reader, tokens, evaluation=prompts), version="-")
+
+
+def _library_seconds(file: str, model: str) -> float:
+    """Seconds that the tokenizer library takes for the texts of the audit, in the audit's batches."""
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.tokenizer import TextTokenizer
+
+    batches: list[tuple[TextTokenizer, list[str], Any]] = []
+    encode = TextTokenizer.encode_batch
+
+    def noted(self: TextTokenizer, texts: Sequence[str], way: Any = "parsed") -> list[list[int]]:
+        batches.append((self, list(texts), way))
+        return encode(self, texts, way)
+
+    TextTokenizer.encode_batch = noted  # type: ignore[method-assign]
+    _audit("in tokens", PairReader(file, role="train", on_no_signal="keep"), "", model)
+    TextTokenizer.encode_batch = encode  # type: ignore[method-assign]
+    return _seconds_of(lambda: [encode(*batch) for batch in batches])
+
+
+def _seconds_of(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# The table
+
+
+def _print_machine(pairs: int, file: Path, rounds: int) -> None:
+    machine = describe_machine()
+    used = ", ".join(f"{name} {number}" for name, number in versions("rensa", "tokenizers", "numpy").items())
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, {used}"
+    )
+    print(f"{pairs:,} made-up pairs, {file.stat().st_size / 1e6:,.0f} MB; medians of n = {rounds} fresh processes\n")
+    print(f"{'':<26}{'pairs':>10}{'seconds':>10}  {'(range)':<20}{'MB/s':>8}{'peak MB':>10}")
+
+
+def _print_line(kind: str, count: int, size: int, measured: list[dict[str, Any]]) -> None:
+    seconds = [one["seconds"] for one in measured]
+    middle = statistics.median(seconds)
+    spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
+    peak = max(one["peak_bytes"] for one in measured) / 1e6
+    print(f"{kind:<26}{count:>10,}{middle:>10.2f}  {spread:<20}{size / 1e6 / middle:>8.1f}{peak:>10.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
