@@ -5,9 +5,9 @@ different ones share a hash is under one in ten million.
 """
 
 from array import array
-from hashlib import blake2b
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from simpo_cli.audit.shingles import mixed
@@ -21,13 +21,13 @@ _STRIPPED = 3  # times that the ends of chains are taken off before circles are 
 
 
 def _hashed(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
 
 def prompt_hash(pair: PreferencePair) -> int:
     """A hash of the prompt; plain text and the same text as one user turn are the same prompt."""
     turns = prompt_messages(pair.prompt)
-    return _hashed("".join(f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns))
+    return _hashed("".join([f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns]))
 
 
 class PairIdentities:

@@ -9,7 +9,7 @@ on. Nothing is drawn at random, so the same pairs give the same number.
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,18 +40,19 @@ _EAGER = re.compile(
 )
 _ENDS = (".", "!", "?", "…", "。", "！", "？", ")", '"', "”", "'", "`", "*")
 
-# Each takes the response and the same with a newline in front, where a line's beginning can be found
+# Each takes the response and the same with a newline in front, where a line's beginning can be found. Whether a letter
+# is there at all is known much faster than how often anything is
 _COUNTS: dict[str, Callable[[str, str], int]] = {
     "characters": lambda text, _: len(text),
     "lines": lambda text, _: text.count("\n"),
-    "paragraphs": lambda text, _: text.count("\n\n"),
+    "paragraphs": lambda text, _: text.count("\n\n") if "\n" in text else 0,
     "list items": lambda _, lines: len(_LIST_ITEM.findall(lines)) if "\n" in lines else 0,
-    "headings": lambda _, lines: len(_HEADING.findall(lines)) if "\n#" in lines else 0,
-    "bold": lambda text, _: text.count("**") // 2,
-    "code": lambda text, _: text.count("`"),
-    "links": lambda text, _: text.count("://"),
+    "headings": lambda _, lines: len(_HEADING.findall(lines)) if "#" in lines else 0,
+    "bold": lambda text, _: text.count("**") // 2 if "*" in text else 0,
+    "code": lambda text, _: text.count("`") if "`" in text else 0,
+    "links": lambda text, _: text.count("://") if "/" in text else 0,
     "commas": lambda text, _: text.count(","),
-    "questions": lambda text, _: text.count("?"),
+    "questions": lambda text, _: text.count("?") if "?" in text else 0,
     "exclamations": lambda text, _: text.count("!"),
     "opens with a refusal": lambda text, _: _REFUSAL.match(text) is not None,
     "opens with eagerness": lambda text, _: _EAGER.match(text) is not None,
@@ -61,10 +62,10 @@ FEATURES = tuple(_COUNTS)
 """What is counted, in the order of the columns."""
 
 
-def surface_features(response: str) -> Iterator[float]:
+def surface_features(response: str) -> list[float]:
     """log(1 + count) of each of FEATURES: twice as many list items weigh the same among few as among many."""
     lines = "\n" + response
-    return (math.log1p(count(response, lines)) for count in _COUNTS.values())
+    return [math.log1p(count(response, lines)) for count in _COUNTS.values()]
 
 
 class SurfaceDifferences:
@@ -76,7 +77,7 @@ class SurfaceDifferences:
     def add(self, chosen: str, rejected: str) -> None:
         """Take in one more pair."""
         sides = zip(surface_features(chosen), surface_features(rejected), strict=True)
-        self._rows.extend(of_chosen - of_rejected for of_chosen, of_rejected in sides)
+        self._rows.extend([of_chosen - of_rejected for of_chosen, of_rejected in sides])
 
     @property
     def rows(self) -> Differences:

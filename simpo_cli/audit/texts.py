@@ -36,16 +36,10 @@ _HEADER = re.compile(
     r"|<start_of_turn>model|\[/INST\])",
     re.IGNORECASE,
 )
+# Two patterns, each with a first letter that is seldom in a text: it is found by a search that is as fast as memory
 _NEXT_TURNS = (
-    "\n\nHuman:",
-    "\n\nUser:",
-    "\n\nAssistant:",
-    "\n### Instruction",
-    "\n### Human",
-    "\n### User",
-    "<|im_start|>user",
-    "<|start_header_id|>user",
-    "<start_of_turn>user",
+    re.compile(r"\n(?:\n(?:Human|User|Assistant):|### (?:Instruction|Human|User))"),
+    re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user"),
 )
 
 
@@ -78,8 +72,8 @@ def begins_with_header(response: str) -> bool:
 
 def goes_on_with_a_turn(response: str) -> bool:
     """Whether a response holds the header of a further turn behind its beginning."""
-    start = len(response) - len(response.lstrip())
-    return any(response.find(header, start) > start for header in _NEXT_TURNS)
+    start = len(response) - len(response.lstrip()) + 1
+    return any(header.search(response, start) for header in _NEXT_TURNS)
 
 
 def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
@@ -90,17 +84,17 @@ def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
         special_tokens: look for the special tokens that are widely used; a tokenizer knows its own.
     """
     responses = (pair.chosen, pair.rejected)
-    texts = (*responses, *(turn.content for turn in prompt_messages(pair.prompt)))
-    if any("\0" in text for text in texts):
+    text = "\n".join((*responses, *(turn.content for turn in prompt_messages(pair.prompt))))
+    if "\0" in text:
         yield "CHR001"
-    if any(map(has_control_characters, texts)):
+    if has_control_characters(text):
         yield "CHR002"
-    if not all(map(str.isascii, texts)):
-        if any(map(is_mojibake, texts)):
+    if not text.isascii():
+        if is_mojibake(text):
             yield "CHR003"
-        if any("\ufffd" in text for text in texts):
+        if "\ufffd" in text:
             yield "CHR004"
-    if special_tokens and any(map(spells_special_token, texts)):
+    if special_tokens and spells_special_token(text):
         yield "TOK001"
     if any(map(begins_with_header, responses)):
         yield "TPL001"

@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpo_cli.audit.identity import PairIdentities, PlaceList
@@ -61,6 +61,7 @@ def test_places_come_back_as_they_were(places: list[str]) -> None:
     assert [kept[i] for i in range(len(places))] == places
 
 
+@settings(deadline=None)  # the first circle imports scipy
 @given(st.lists(st.builds(PreferencePair, st.just("p") | st.just("q"), RESPONSES, RESPONSES, st.just("")), max_size=9))
 def test_cycles_against_walking_every_way(pairs: list[PreferencePair]) -> None:
     identities = PairIdentities()
