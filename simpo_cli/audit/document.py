@@ -70,7 +70,9 @@ def _input(examination: Examination) -> dict[str, Any]:
         "malformed": len(examination.refused),
         "warnings": dict(sorted(reader.warnings.counts.items())),
         "tokens": None if examination.tokens is None else _limits(examination.tokens),
-        "evaluation": None if evaluation is None else {"files": _files(evaluation.files), "prompts": len(evaluation.hashes)},
+        "evaluation": None
+        if evaluation is None
+        else {"files": _files(evaluation.files), "prompts": len(evaluation.hashes)},
     }
 
 
@@ -122,9 +124,7 @@ def length_predicts(low: float, high: float) -> bool:
     return high < 0.5 - _PREDICTS or low > 0.5 + _PREDICTS
 
 
-def _bias_findings(
-    length_rule: Measured, by_surface: SurfaceResult | None, examination: Examination
-) -> list[Finding]:
+def _bias_findings(length_rule: Measured, by_surface: SurfaceResult | None, examination: Examination) -> list[Finding]:
     """What predicts the label without being the better answer."""
     findings = []
     if length_predicts(length_rule.low, length_rule.high):

@@ -21,7 +21,7 @@ from simpo_cli.audit.lengths import Lengths
 from simpo_cli.audit.marked import Marked
 from simpo_cli.audit.near import find_near_pairs
 from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair, read_pairs
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signing
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, SignatureList, Signatures
 from simpo_cli.data.load import PairReader, prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord, Tally
@@ -116,22 +116,21 @@ def examine(reader: PairReader, tokens: Tokens | None = None, *, evaluation: Pro
     chosen_len, rejected_len, prompt_len = array("q"), array("q"), array("q")
     file_of, numbers = array("i"), array("q")
     identities, places, surface = PairIdentities(), PlaceList(), SurfaceDifferences()
+    signatures = SignatureList()  # of prompt, chosen and rejected, in turn
     account, marked = Account(), Marked()
-    with signing() as signatures:
-        for measured in _measured(reader, tokens, account):
-            pair = measured.read.pair
-            for code in measured.codes:
-                marked.add(code, len(numbers), pair.where)
-            identities.add(pair)
-            places.add(pair.where)
-            surface.add(pair.chosen, pair.rejected)
-            file_of.append(measured.read.file)
-            numbers.append(measured.read.number)
-            prompt_len.append(measured.prompt_len)
-            chosen_len.append(measured.chosen_len)
-            rejected_len.append(measured.rejected_len)
-            signatures.add(asked_text(pair), pair.chosen, pair.rejected)
-        signed = signatures.finish().reshape(-1, 3, SIGNATURE_BYTES)
+    for measured in _measured(reader, tokens, account):
+        pair = measured.read.pair
+        for code in measured.codes:
+            marked.add(code, len(numbers), pair.where)
+        identities.add(pair)
+        places.add(pair.where)
+        surface.add(pair.chosen, pair.rejected)
+        file_of.append(measured.read.file)
+        numbers.append(measured.read.number)
+        prompt_len.append(measured.prompt_len)
+        chosen_len.append(measured.chosen_len)
+        rejected_len.append(measured.rejected_len)
+        signatures.add(asked_text(pair), pair.chosen, pair.rejected)
     no_signal = reader.dropped.counts + account.no_signal
     if not chosen_len:
         reasons = ", ".join(f"{count} {reason}" for reason, count in no_signal.items())
@@ -159,7 +158,7 @@ def examine(reader: PairReader, tokens: Tokens | None = None, *, evaluation: Pro
         looked_for=frozenset(looked_for),
         evaluation=evaluation,
         findings=[
-            *_label_findings(identities, signed, evaluation, places),
+            *_label_findings(identities, signatures.rows.reshape(-1, 3, SIGNATURE_BYTES), evaluation, places),
             *_tallied_findings(reader, account, marked),
             *_marked_findings(marked, account),
         ],

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.identity import Hashes, Places, prompt_hash
-from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, Signatures, num_equal, signing
+from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, SignatureList, Signatures, num_equal
 from simpo_cli.data.load import FileReceipt, PairReader, prompt_messages
 from simpo_cli.data.pair import PreferencePair
 
 _BAND_BYTES = 4
 _MOST_COMPARED = 8  # evaluation prompts of a group that a training prompt is compared with, at each place
+_CHUNK = 2**14  # comparisons made together
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,12 @@ def read_prompts(reader: PairReader) -> Prompts:
     Raises:
         UserError: a source or record is refused.
     """
-    hashes = array("Q")
-    with signing() as signatures:
-        for pair in reader:
-            hashes.append(prompt_hash(pair))
-            signatures.add(asked_text(pair))
-        signed = signatures.finish()
+    hashes, signatures = array("Q"), SignatureList()
+    for pair in reader:
+        hashes.append(prompt_hash(pair))
+        signatures.add(asked_text(pair))
     unique, first = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)
-    return Prompts(unique, signed[first], tuple(reader.files))
+    return Prompts(unique, signatures.rows[first], tuple(reader.files))
 
 
 def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> Leaks:
@@ -95,8 +94,9 @@ def _nearly_among(signatures: Signatures, others: Signatures) -> NDArray[np.bool
             places = np.flatnonzero((low + distance < high) & ~found)
             if not len(places):
                 break
-            equal = num_equal(signatures[places], others[order[low[places] + distance]])
-            found[places[equal >= NEARLY_SAME]] = True
+            for chunk in np.split(places, range(_CHUNK, len(places), _CHUNK)):
+                equal = num_equal(signatures[chunk], others[order[low[chunk] + distance]])
+                found[chunk[equal >= NEARLY_SAME]] = True
     return found
 
 

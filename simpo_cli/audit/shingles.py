@@ -24,8 +24,7 @@ _BLOCK = 2**17  # bytes of a text that are hashed together: their hashes fit in 
 _LONGEST_WORD = 2**16  # bytes; a longer run of letters is cut up
 
 _WORD_PRIME, _FIRST, _SECOND, _THIRD = (
-    np.uint64(factor)
-    for factor in (0xD1342543DE82EF95, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+    np.uint64(factor) for factor in (0xD1342543DE82EF95, 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 )
 
 

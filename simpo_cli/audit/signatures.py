@@ -6,11 +6,8 @@ kept (Li and König, "b-Bit Minwise Hashing", 2010), which two unlike texts shar
 is at most 1/16, and nought for texts that are the same but for case, white space and punctuation.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Sequence
+from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +20,8 @@ NEARLY_SAME = 48
 """Two texts are nearly the same if this many bytes agree, three in four: one word in about twenty was changed."""
 
 _SEED = 1
+_PACKED = Struct(f"{SIGNATURE_BYTES}I")  # of all ways from lists of numbers to an array the fastest
 _BATCH_CHARACTERS = 2**19
-_MOST_WAITING = 2  # batches; what is read faster than it can be signed waits, and memory stays bounded
 
 Signatures = NDArray[np.uint8]
 
@@ -33,49 +30,38 @@ def signatures_of(texts: Sequence[str]) -> Signatures:
     """(texts, 64) the signature of each text."""
     hashes, offsets = triples(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), SIGNATURE_BYTES, _SEED)
-    minima = np.fromiter(chain.from_iterable(matrix.to_rows()), dtype=np.uint32, count=len(texts) * SIGNATURE_BYTES)
+    minima = np.frombuffer(b"".join([_PACKED.pack(*row) for row in matrix.to_rows()]), dtype=np.uint32)
     return minima.astype(np.uint8).reshape(len(texts), SIGNATURE_BYTES)
 
 
 class SignatureList:
-    """Collects the signatures of texts in their order; the work is done in batches by a second thread."""
+    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch.
 
-    def __init__(self, worker: ThreadPoolExecutor) -> None:
-        self._worker = worker
+    A second thread would make it no faster: it would wait for the interpreter's lock at every step of the arithmetic.
+    """
+
+    def __init__(self) -> None:
         self._texts: list[str] = []
         self._num_characters = 0
-        self._waiting: deque[Future[Signatures]] = deque()
         self._signed = bytearray()
 
     def add(self, *texts: str) -> None:
-        """Take in more texts, which are kept until their batch has been signed."""
+        """Take in more texts."""
         self._texts += texts
         self._num_characters += sum(map(len, texts))
         if self._num_characters >= _BATCH_CHARACTERS:
-            self._send()
-            self._collect(_MOST_WAITING)
+            self._sign()
 
-    def finish(self) -> Signatures:
-        """(texts, 64) the signatures of all texts, once they are there."""
-        if self._texts:
-            self._send()
-        self._collect(0)
+    @property
+    def rows(self) -> Signatures:
+        """(texts, 64) the signatures of all texts so far; nothing can be added any more."""
+        self._sign()
         return np.frombuffer(self._signed, dtype=np.uint8).reshape(-1, SIGNATURE_BYTES)
 
-    def _send(self) -> None:
-        self._waiting.append(self._worker.submit(signatures_of, self._texts))
-        self._texts, self._num_characters = [], 0
-
-    def _collect(self, most: int) -> None:
-        while len(self._waiting) > most:
-            self._signed += self._waiting.popleft().result().tobytes()
-
-
-@contextmanager
-def signing() -> Iterator[SignatureList]:
-    """A list of signatures, with its thread for as long as it is needed."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="signatures") as worker:
-        yield SignatureList(worker)
+    def _sign(self) -> None:
+        if self._texts:
+            self._signed += signatures_of(self._texts).tobytes()
+            self._texts, self._num_characters = [], 0
 
 
 def num_equal(first: Signatures, second: Signatures) -> NDArray[np.int64]:

@@ -58,7 +58,9 @@ def stats(
     ] = None,
     evaluation: Annotated[
         list[str] | None,
-        typer.Option("--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."),
+        typer.Option(
+            "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
+        ),
     ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")

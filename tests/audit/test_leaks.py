@@ -21,7 +21,9 @@ def leaks(prompts: list[object], evaluation: list[object], folder: Path) -> Leak
     path.write_text("".join(json.dumps({"prompt": p, "chosen": "a", "rejected": "b"}) + "\n" for p in evaluation))
     pairs = [PreferencePair(_turns(prompt), "c", "d", "") for prompt in prompts]
     hashes = np.array([prompt_hash(pair) for pair in pairs], dtype=np.uint64)
-    return find_leaks(hashes, signatures_of([asked_text(pair) for pair in pairs]), read_prompts(PairReader(str(path), role="eval")))
+    return find_leaks(
+        hashes, signatures_of([asked_text(pair) for pair in pairs]), read_prompts(PairReader(str(path), role="eval"))
+    )
 
 
 def _turns(prompt: object) -> tuple[Message, ...] | str:

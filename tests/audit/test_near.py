@@ -44,7 +44,7 @@ def made_pairs(count: int, seed: int) -> list[Texts]:
 
 
 def test_against_comparing_every_pair_with_every_other() -> None:
-    pairs = made_pairs(240, seed=5)
+    pairs = made_pairs(160, seed=5)
     found = find_near_pairs(signed(pairs), NONE, NONE)
     likeness = np.zeros((len(pairs), len(pairs), 2))  # of the least similar part, as they are and swapped
     for i, (prompt, chosen, rejected) in enumerate(pairs):
@@ -57,7 +57,7 @@ def test_against_comparing_every_pair_with_every_other() -> None:
     duplicates = set(found.duplicates.tolist())
     assert set(np.flatnonzero(earlier.max(axis=1) > SURE).tolist()) <= duplicates
     assert duplicates <= set(np.flatnonzero(earlier.max(axis=1) > UNLIKE).tolist())
-    assert len(duplicates) > 50
+    assert len(duplicates) > 40
     firsts = np.array([i not in duplicates for i in range(len(pairs))])
     opposed = likeness[:, :, 1] * firsts[:, None] * firsts[None, :]
     contradictions = set(found.contradictions.tolist())
@@ -70,7 +70,13 @@ def test_what_is_known_already_is_not_said_again() -> None:
     draw = random.Random(1)
     prompt, chosen, rejected = text(draw), text(draw), text(draw)
     first = (prompt, chosen, rejected)
-    pairs = [first, first, (prompt.upper(), chosen + "!", rejected), (prompt, rejected, chosen), (prompt, chosen, chosen)]
+    pairs = [
+        first,
+        first,
+        (prompt.upper(), chosen + "!", rejected),
+        (prompt, rejected, chosen),
+        (prompt, chosen, chosen),
+    ]
     found = find_near_pairs(signed(pairs), repeated=np.array([1]), identical=np.array([4]))
     assert found.duplicates.tolist() == [2]
     assert found.contradictions.tolist() == [0, 3]
@@ -80,7 +86,13 @@ def test_what_is_known_already_is_not_said_again() -> None:
 def test_responses_that_are_nearly_the_same() -> None:
     draw = random.Random(2)
     one, other = text(draw), text(draw)
-    pairs = [("p", one, other), ("q", one, one + " more"), ("r", "Yes.", "yes"), ("s", "x = 1", "x = -1"), ("t", "", "a")]
+    pairs = [
+        ("p", one, other),
+        ("q", one, one + " more"),
+        ("r", "Yes.", "yes"),
+        ("s", "x = 1", "x = -1"),
+        ("t", "", "a"),
+    ]
     found = find_near_pairs(signed(pairs), NONE, NONE)
     assert found.same_responses.tolist() == [1, 2]
     # two pairs whose sides are all alike: duplicates, and no contradiction

@@ -11,7 +11,8 @@ from simpo_cli.audit.shingles import triples
 PUNCTUATION = re.compile("[\u2000-\u203f\u3000-\u303f\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf]")
 WORD = re.compile(r"[0-9a-z\x80-\u07ff]+|[-+/<=>%^&|~$@#]|[\u0800-\U0010ffff][0-9a-z\x80-\u07ff]*")
 TEXTS = st.lists(
-    st.text(st.sampled_from("aAbZ01 \n.,-+_*é Äя你好。“”—…🙂\u00a0·×<\0"), max_size=12) | st.text(max_size=8), max_size=6
+    st.text(st.sampled_from("aAbZ01 \n.,-+_*é Äя你好。“”—…🙂\u00a0·×<\0"), max_size=12) | st.text(max_size=8),
+    max_size=6,
 )
 
 

@@ -80,9 +80,7 @@ def main() -> None:
         for (kind, count), measured in seen.items():
             _print_line(kind, count, files[count].stat().st_size, measured)
         ours, library = (seen[kind, TOKEN_PAIRS] for kind in ("in tokens", "library alone"))
-        ratio = statistics.median(one["seconds"] for one in library) / statistics.median(
-            one["seconds"] for one in ours
-        )
+        ratio = statistics.median(one["seconds"] for one in library) / statistics.median(one["seconds"] for one in ours)
         print(f"\nin tokens: {100 * ratio:.0f} % of the library's own speed (medians)")
         print(f"found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
 
