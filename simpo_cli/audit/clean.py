@@ -133,9 +133,7 @@ def write_clean(path: Path, examination: Examination, read_again: Callable[[], P
                     kept += 1
             for bad in reader.bad_records:
                 by_code["FMT001"] += 1
-                _write_line(
-                    body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text}
-                )
+                _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
             dropped = len(codes) + len(reader.bad_records)
             _require_same(examination.reader, reader)
             if not kept:

@@ -35,10 +35,7 @@ def signatures_of(texts: Sequence[str]) -> Signatures:
 
 
 class SignatureList:
-    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch.
-
-    A second thread would make it no faster: it would wait for the interpreter's lock at every step of the arithmetic.
-    """
+    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
