@@ -31,9 +31,31 @@ DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.
 
 # Fields that the loader gives a part; the clean record has its own
 _PARTS = frozenset(
-    "prompt chosen rejected chosen_messages rejected_messages preferred_output non_preferred_output chosen_response "
-    "rejected_response conversations messages instruction question query input responses completions outputs answers "
-    "system tools history label".split()
+    {
+        "prompt",
+        "chosen",
+        "rejected",
+        "chosen_messages",
+        "rejected_messages",
+        "preferred_output",
+        "non_preferred_output",
+        "chosen_response",
+        "rejected_response",
+        "conversations",
+        "messages",
+        "instruction",
+        "question",
+        "query",
+        "input",
+        "responses",
+        "completions",
+        "outputs",
+        "answers",
+        "system",
+        "tools",
+        "history",
+        "label",
+    }
 )
 
 
@@ -133,9 +155,7 @@ def write_clean(path: Path, examination: Examination, read_again: Callable[[], P
                     kept += 1
             for bad in reader.bad_records:
                 by_code["FMT001"] += 1
-                _write_line(
-                    body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text}
-                )
+                _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
             dropped = len(codes) + len(reader.bad_records)
             _require_same(examination.reader, reader)
             if not kept:

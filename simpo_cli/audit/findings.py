@@ -52,9 +52,7 @@ class Finding:
         }
 
 
-def finding(
-    code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE
-) -> Finding:
+def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE) -> Finding:
     """A finding with the severity and remedy of its code.
 
     Args:

@@ -53,9 +53,9 @@ _COUNTS: dict[str, Callable[[str, str], int]] = {
     "commas": lambda text, _: text.count(","),
     "questions": lambda text, _: text.count("?"),
     "exclamations": lambda text, _: text.count("!"),
-    "opens with a refusal": lambda text, _: _REFUSAL.match(text) is not None,
-    "opens with eagerness": lambda text, _: _EAGER.match(text) is not None,
-    "ends a sentence": lambda text, _: text.rstrip().endswith(_ENDS),
+    "refusal openers": lambda text, _: _REFUSAL.match(text) is not None,
+    "eager openers": lambda text, _: _EAGER.match(text) is not None,
+    "sentence ends": lambda text, _: text.rstrip().endswith(_ENDS),
 }
 FEATURES = tuple(_COUNTS)
 """What is counted, in the order of the columns."""
@@ -174,7 +174,7 @@ def judge(differences: Differences, prompts: NDArray[np.uint64]) -> SurfaceResul
             right[unseen] = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
     weights = fit(differences).weights.tolist()
     return SurfaceResult(
-        accuracy=proportion(right, prompts.tolist()),
+        accuracy=proportion(right, prompts),
         ties=int((right == 0.5).sum()),
         weights=dict(zip(FEATURES, weights, strict=True)),
     )

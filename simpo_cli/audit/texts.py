@@ -11,18 +11,21 @@ _CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
 _C1 = re.compile("[\x80-\x9f]")
 
 # Mojibake: UTF-8 read as Windows-1252 or Latin-1. A byte 0x80 to 0xBF, which continues a letter, comes out as one of
-# these; the no-break space is left out where French sets one in front of ».
-_CONTINUED = "\x80-\x9f€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ¡-¿"
-_LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}]{{2}}|[ð-ô][{_CONTINUED}]{{3}}"
+# these; of them, what also closes or joins words is held apart.
+_CLOSING = "‘’“”„‚‹›«»…–—•"
+_SIGNS = "\x80-\x9f€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ¡-ª¬-º¼-¿"
+_CONTINUED = _SIGNS + _CLOSING
+_LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}\xa0]{{2}}|[ð-ô][{_CONTINUED}\xa0]{{3}}"
 _MOJIBAKE = re.compile(
-    # Latin letters and signs (Ã©, Â£, Â with a no-break space). Behind a capital it may be a word in capitals and a
-    # closing mark, as in "IRMÃ”"
-    f"(?<![A-ZÀ-Þ])[ÂÃ][{_CONTINUED}\xa0]"
-    # punctuation, arrows and signs, which are U+2000 to U+2BFF (â€™, â†’, âœ“)
-    f"|â[\x80-\x9f€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ][{_CONTINUED}\xa0]"
-    f"|ðŸ[{_CONTINUED}]{{2}}"  # emoji
+    # Latin letters and signs (Ã©, Â£, Â with a no-break space); a closing sign only where no capital or opening mark
+    # stands in front, for "IRMÃ”" is a word in capitals
+    f"[ÂÃ][{_SIGNS}]|(?<![A-ZÀ-Þ“„‘«])[ÂÃ][{_CLOSING}\xa0]"
+    # punctuation, arrows and signs, which are U+2000 to U+27FF (â€™, â†’, âœ“)
+    f"|â[\x80-\x9f€ƒ„‚…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ][{_CONTINUED}\xa0]"
+    f"|ð[Ÿ\x9f][{_CONTINUED}\xa0]{{2}}"  # emoji
     "|ï»¿"  # a byte order mark
-    f"|(?:{_LETTER}){{2,}}"  # other scripts, two letters or more in a row: one alone may be a word and its quotation mark
+    # other scripts, two letters or more in a row: one alone may be the end of a word and its quotation mark
+    f"|(?:{_LETTER}){{2,}}"
     "|‚Ä[ôòúùìî¶¢]"  # quotation marks and dashes read as Mac Roman
 )
 

@@ -1,6 +1,5 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -179,9 +178,7 @@ def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
     return [mapped.get(path) or source_named(path) for path in data] or listed
 
 
-def _reader(
-    sources: "list[DataSource]", recipe: "Recipe | None", on_bad_record: BadRecords | None
-) -> "PairReader":
+def _reader(sources: "list[DataSource]", recipe: "Recipe | None", on_bad_record: BadRecords | None) -> "PairReader":
     from simpo_cli.data.load import PairReader
 
     policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
@@ -231,7 +228,9 @@ def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
 def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
     """Print the result; for people only where it was not asked for in a file."""
     if as_json:
-        print(json.dumps(audit.document, indent=2, ensure_ascii=False, allow_nan=False))
+        from simpo_cli.report.report_file import json_text
+
+        print(json_text(audit.document))
     elif fmt == Format.GITHUB:
         from simpo_cli.report.console import out
         from simpo_cli.report.github import annotations

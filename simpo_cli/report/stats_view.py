@@ -34,6 +34,7 @@ ROWS = (
     ("difference", "chosen - rejected"),
 )
 
+
 def print_stats(console: Console, document: Mapping[str, Any], examination: Examination) -> None:
     """Print the document as a table, figures and findings.
 
@@ -199,7 +200,8 @@ def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> No
     ]
     name_width = max(map(cell_len, ("By file", *names)))
     fits = name_width + len(numbers[0]) <= console.width
-    console.print(Text.assemble(("By file", "bold"), " " * (name_width - 7), (numbers[0], "dim")) if fits else "By file")
+    title = Text.assemble(("By file", "bold"), " " * (name_width - len("By file")), (numbers[0], "dim"))
+    console.print(title if fits else Text("By file", "bold"), soft_wrap=True)
     for name, row, line in zip(names, rows, numbers[1:], strict=True):
         if fits:
             console.print(Text.assemble(name, " " * (name_width - cell_len(name)), (line, "bold")), soft_wrap=True)

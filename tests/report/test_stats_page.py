@@ -135,7 +135,8 @@ def test_size_stays_in_bounds(make: Callable[..., Made]) -> None:
     assert f"… {300_000 - SHOWN_CHARACTERS:,} more characters" in made.page
 
 
-def test_several_files(make: Callable[..., Made], tmp_path: Path) -> None:
+def test_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in PAIRS))
     (tmp_path / "data" / "b.jsonl").write_text(json.dumps({**PAIRS[0], "chosen": "x"}) + "\n")
