@@ -15,6 +15,7 @@ from simpo_cli.data.raw import BadRecord
 from simpo_cli.report.console import printable
 from simpo_cli.report.report_file import PAGE_MARK
 from simpo_cli.report.stats_figures import difference_figure, length_figure, surface_figure
+from simpo_cli.report.stats_view import bar_to_beat
 from simpo_cli.report.text import percent, percent_range, thousands
 
 SHOWN_CHARACTERS = 1200
@@ -70,6 +71,7 @@ def stats_page(
         is_redacted=examples is None,
         sources=document["sources"][:SHOWN_FILES],
         figures=figures,
+        bar="" if surface is None else bar_to_beat(surface),
         surface_figure=None if surface is None else surface_figure(surface["weights"]),
     )
 

@@ -167,14 +167,20 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
     surface = bias["surface"]
     if surface is not None:
         _print_rule(console, "surface features only", surface, f", {surface['folds']}-fold by prompt")
-        if surface["value"] > 0.5:
-            beaten = percent(surface["value"])
-            print_wrapped(console, Text("  "), f"A trained model has to beat {beaten}, not 50 %.")
+        print_wrapped(console, Text("  "), bar_to_beat(surface))
         leads = sorted(surface["weights"].items(), key=lambda item: -abs(item[1]))[:SHOWN_FEATURES]
         said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
         print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
     if document["input"]["prompts"] < FEW_PROMPTS:
         print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
+
+
+def bar_to_beat(surface: Mapping[str, Any]) -> str:
+    """What the surface-only classifier means for a trained model."""
+    low, _ = surface["ci"]
+    if low is not None and low > 0.5:
+        return f"A trained model has to beat {percent(surface['value'])}, not 50 %."
+    return "As far as these pairs can tell, the surface is no better than a coin: 50 % is to be beaten."
 
 
 def _print_rule(console: Console, name: str, measured: Mapping[str, Any], remark: str) -> None:
