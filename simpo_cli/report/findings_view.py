@@ -52,12 +52,18 @@ def print_findings(console: Console, document: Mapping[str, Any], refused: Seque
         print_wrapped(console, Text("  "), f"more: simpo stats --explain {findings[0]['code']}", style="dim")
 
 
+def shared_folder(files: Sequence[str]) -> str:
+    """The folder that all files are in, with its slash; it is said once, in the heading."""
+    folders = {file[: file.rfind("/") + 1] for file in files}
+    return folders.pop() if len(folders) == 1 else ""
+
+
 def _place(row: str, files: Sequence[str]) -> str:
-    """A pair's place, shortened where there is only one file: `prefs.jsonl:17` is line 17."""
+    """A pair's place, shortened: of one file `prefs.jsonl:17` is line 17, of several the folder is left out."""
     if len(files) == 1 and row.startswith(files[0]):
         row = row[len(files[0]) :].removeprefix(", ")
         return f"line {row[1:]}" if row.startswith(":") else row
-    return row
+    return row.removeprefix(shared_folder(files))
 
 
 def print_story(console: Console, entry: Entry) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.findings_view import print_findings
+from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
 
@@ -197,7 +197,9 @@ def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> No
     """What each file gives; narrow terminals get two lines a file."""
     heading = ("pairs", "chosen", "rejected", "longer wins", "findings")
     shown = sources[:SHOWN_FILES]
-    names = [encodable(printable(str(source["path"])), console.encoding) for source in shown]
+    folder = shared_folder([str(source["path"]) for source in sources])
+    paths = [str(source["path"]).removeprefix(folder) for source in shown]
+    names = [encodable(printable(path), console.encoding) for path in paths]
     rows = [_source_cells(source) for source in shown]
     widths = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(heading)]
     numbers = [
