@@ -7,9 +7,9 @@ on. Nothing is drawn at random, so the same pairs give the same number.
 """
 
 import math
+import operator
 import re
 from array import array
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,31 +40,50 @@ _EAGER = re.compile(
 )
 _ENDS = (".", "!", "?", "…", "。", "！", "？", ")", '"', "”", "'", "`", "*")
 
-# Each takes the response and the same with a newline in front, where a line's beginning can be found
-_COUNTS: dict[str, Callable[[str, str], int]] = {
-    "characters": lambda text, _: len(text),
-    "lines": lambda text, _: text.count("\n"),
-    "paragraphs": lambda text, _: text.count("\n\n"),
-    "list items": lambda _, lines: len(_LIST_ITEM.findall(lines)) if "\n" in lines else 0,
-    "headings": lambda _, lines: len(_HEADING.findall(lines)) if "\n#" in lines else 0,
-    "bold phrases": lambda text, _: text.count("**") // 2,
-    "code marks": lambda text, _: text.count("`"),
-    "links": lambda text, _: text.count("://"),
-    "commas": lambda text, _: text.count(","),
-    "questions": lambda text, _: text.count("?"),
-    "exclamations": lambda text, _: text.count("!"),
-    "refusal openers": lambda text, _: _REFUSAL.match(text) is not None,
-    "eager openers": lambda text, _: _EAGER.match(text) is not None,
-    "sentence ends": lambda text, _: text.rstrip().endswith(_ENDS),
-}
-FEATURES = tuple(_COUNTS)
+FEATURES = (
+    "characters",
+    "lines",
+    "paragraphs",
+    "list items",
+    "headings",
+    "bold phrases",
+    "code marks",
+    "links",
+    "commas",
+    "questions",
+    "exclamations",
+    "refusal openers",
+    "eager openers",
+    "sentence ends",
+)
 """What is counted, in the order of the columns."""
 
 
-def surface_features(response: str) -> Iterator[float]:
+def surface_features(response: str) -> list[float]:
     """log(1 + count) of each of FEATURES: twice as many list items weigh the same among few as among many."""
-    lines = "\n" + response
-    return (math.log1p(count(response, lines)) for count in _COUNTS.values())
+    count = response.count
+    num_lines, lines = count("\n"), "\n" + response  # with a newline in front, where a line's beginning can be found
+    return list(
+        map(
+            math.log1p,
+            (
+                len(response),
+                num_lines,
+                count("\n\n") if num_lines else 0,
+                len(_LIST_ITEM.findall(lines)) if num_lines else 0,
+                len(_HEADING.findall(lines)) if "\n#" in lines else 0,
+                count("**") // 2,
+                count("`"),
+                count("://"),
+                count(","),
+                count("?"),
+                count("!"),
+                _REFUSAL.match(response) is not None,
+                _EAGER.match(response) is not None,
+                response.rstrip().endswith(_ENDS),
+            ),
+        )
+    )
 
 
 class SurfaceDifferences:
@@ -75,8 +94,7 @@ class SurfaceDifferences:
 
     def add(self, chosen: str, rejected: str) -> None:
         """Take in one more pair."""
-        sides = zip(surface_features(chosen), surface_features(rejected), strict=True)
-        self._rows.extend(of_chosen - of_rejected for of_chosen, of_rejected in sides)
+        self._rows.extend(map(operator.sub, surface_features(chosen), surface_features(rejected)))
 
     @property
     def rows(self) -> Differences:

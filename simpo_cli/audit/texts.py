@@ -15,6 +15,7 @@ _C1 = re.compile("[\x80-\x9f]")
 _CLOSING = "‘’“”„‚‹›«»…–—•"
 _SIGNS = "\x80-\x9f€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ¡-ª¬-º¼-¿"
 _CONTINUED = _SIGNS + _CLOSING
+_CANDIDATE = re.compile(f"[Â-ô][{_CONTINUED}\xa0]")  # found fast; what is no more than this is no mojibake yet
 _LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}\xa0]{{2}}|[ð-ô][{_CONTINUED}\xa0]{{3}}"
 _MOJIBAKE = re.compile(
     # Latin letters and signs (Ã©, Â£, Â with a no-break space); a closing sign only where no capital or opening mark
@@ -30,26 +31,16 @@ _MOJIBAKE = re.compile(
 )
 
 # Special tokens that are widely used, for audits without a tokenizer
-_SPECIAL = re.compile(
-    r"<\|[a-zA-Z_]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<｜[^｜<>]{1,40}｜>"
-)
+_SPECIAL = re.compile(r"<\|[a-zA-Z_]{1,40}\|>|<｜[^｜<>]{1,40}｜>")
+_SPECIAL_NAMES = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>")
 
 _HEADER = re.compile(
     r"\s*(?:assistant\s*:|### ?(?:response|assistant)\s*:|<\|(?:assistant|im_start|start_header_id)\|>"
     r"|<start_of_turn>model|\[/INST\])",
     re.IGNORECASE,
 )
-_NEXT_TURNS = (
-    "\n\nHuman:",
-    "\n\nUser:",
-    "\n\nAssistant:",
-    "\n### Instruction",
-    "\n### Human",
-    "\n### User",
-    "<|im_start|>user",
-    "<|start_header_id|>user",
-    "<start_of_turn>user",
-)
+_NEXT_TURN = re.compile(r"\n(?:\n(?:Human|User|Assistant):|### ?(?:Instruction|Human|User)\b)")
+_NEXT_TURN_TOKENS = re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user")
 
 
 def is_mojibake(text: str) -> bool:
@@ -58,7 +49,9 @@ def is_mojibake(text: str) -> bool:
     Sequences count that decode, as UTF-8, to punctuation, signs, Latin letters or emoji, and runs of two letters or
     more of any other script. `à »` and `É»`, which decode too, are French.
     """
-    return not text.isascii() and _MOJIBAKE.search(text) is not None
+    if text.isascii() or (_CANDIDATE.search(text) is None and "‚Ä" not in text):
+        return False
+    return _MOJIBAKE.search(text) is not None
 
 
 def has_control_characters(text: str) -> bool:
@@ -71,7 +64,11 @@ def has_control_characters(text: str) -> bool:
 
 def spells_special_token(text: str) -> bool:
     """Whether a text spells out a special token that is widely used."""
-    return ("<" in text or "[" in text) and _SPECIAL.search(text) is not None
+    if "INST]" in text and ("[INST]" in text or "[/INST]" in text):
+        return True
+    if "<" not in text:
+        return False
+    return any(name in text for name in _SPECIAL_NAMES) or _SPECIAL.search(text) is not None
 
 
 def begins_with_header(response: str) -> bool:
@@ -81,8 +78,10 @@ def begins_with_header(response: str) -> bool:
 
 def goes_on_with_a_turn(response: str) -> bool:
     """Whether a response holds the header of a further turn behind its beginning."""
-    start = len(response) - len(response.lstrip())
-    return any(response.find(header, start) > start for header in _NEXT_TURNS)
+    start = len(response) - len(response.lstrip()) + 1
+    if _NEXT_TURN.search(response, start) is not None:
+        return True
+    return "<" in response and _NEXT_TURN_TOKENS.search(response, start) is not None
 
 
 def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
@@ -93,17 +92,17 @@ def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
         special_tokens: look for the special tokens that are widely used; a tokenizer knows its own.
     """
     responses = (pair.chosen, pair.rejected)
-    texts = (*responses, *(turn.content for turn in prompt_messages(pair.prompt)))
-    if any("\0" in text for text in texts):
+    # one text for all: nothing that is looked for in it goes over the end of a line
+    text = "\n".join((*responses, *(turn.content for turn in prompt_messages(pair.prompt))))
+    if "\0" in text:
         yield "CHR001"
-    if any(map(has_control_characters, texts)):
+    if has_control_characters(text):
         yield "CHR002"
-    if not all(map(str.isascii, texts)):
-        if any(map(is_mojibake, texts)):
-            yield "CHR003"
-        if any("\ufffd" in text for text in texts):
-            yield "CHR004"
-    if special_tokens and any(map(spells_special_token, texts)):
+    if is_mojibake(text):
+        yield "CHR003"
+    if "\ufffd" in text:
+        yield "CHR004"
+    if special_tokens and spells_special_token(text):
         yield "TOK001"
     if any(map(begins_with_header, responses)):
         yield "TPL001"
