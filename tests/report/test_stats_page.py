@@ -124,7 +124,7 @@ def test_findings_and_their_examples(make: Callable[..., Made]) -> None:
     page = Page(made.page)
     codes = [a["id"] for tag, a in page.tags if tag == "details"]
     assert codes == [finding["code"] for finding in made.document["findings"]]
-    assert "".join(page.text).count("prefs.jsonl:42") == 2  # in the list of places and above its example
+    assert "".join(page.text).count("line 42") == 2  # in the list of places and above its example
     assert [a["class"] for tag, a in page.tags if tag == "pre"][:3] == ["prompt", "chosen", "rejected"]
 
 
