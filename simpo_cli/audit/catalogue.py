@@ -105,7 +105,9 @@ _ENTRIES = (
         title="near-duplicate pairs",
         severity="warning",
         short="near-duplicates",
-        meaning="Pairs whose texts are nearly those of an earlier pair. The first of each group is not counted.",
+        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three in "
+        "four of the word triples are common, case, white space and punctuation aside. The first of each group is not "
+        "counted.",
         harm="They count a thing several times and leak over a split that goes by exact prompts.",
         remedy="Keep one of each group.",
         needs="near",
@@ -127,7 +129,8 @@ _ENTRIES = (
         title="nearly identical responses",
         severity="warning",
         short="nearly identical",
-        meaning="Chosen and rejected differ in very little of their text.",
+        meaning="Chosen and rejected are not the same, and three in four of their word triples are common, case, white "
+        "space and punctuation aside.",
         harm="All that the pair teaches sits in a few tokens, while its loss pushes on all of them; known to lower the "
         "log-probability of both responses.",
         remedy="Look at what differs; sample again if it is not what you want to teach.",
@@ -151,11 +154,22 @@ _ENTRIES = (
         title="preferences that go in a circle (A over B, B over C, C over A)",
         severity="error",
         short="cycles",
-        meaning="Pairs of one prompt whose preferences form a circle of three or more responses.",
+        meaning="Pairs of one prompt whose preferences form a circle of three or more responses. Contradictory pairs "
+        "(LBL002), which are circles of two, are set aside first.",
         harm="No reward can satisfy all of them, so part of the loss can never fall.",
         remedy="Judge the responses of these prompts again, or leave the pairs out.",
-        needs="near",
         drops=True,
+    ),
+    Entry(
+        code="LBL004",
+        title="nearly contradictory labels",
+        severity="warning",
+        short="near-contradictions",
+        meaning="Pairs with nearly the same prompt in which each one's chosen response is nearly the other's rejected one. "
+        "Exact contradictions (LBL002) and near-duplicates of an earlier pair are not counted.",
+        harm="As for LBL002: what one pair teaches the other takes back, but for what little differs.",
+        remedy="Look at what differs, and decide which answer is the better one.",
+        needs="near",
     ),
     Entry(
         code="LEK001",
@@ -173,7 +187,8 @@ _ENTRIES = (
         title="prompts that are nearly in the evaluation file",
         severity="warning",
         short="near leaks",
-        meaning="Training pairs whose prompt is nearly the same as one of the evaluation file.",
+        meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one that "
+        "is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
         harm="As for LEK001: the evaluation measures memory in part.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",

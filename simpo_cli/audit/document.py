@@ -1,5 +1,6 @@
 """The JSON document of `simpo stats`: versioned, the same bytes for the same input. docs/stats.md says every key."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens
 from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import describe, whole_mean
 from simpo_cli.audit.surface import SurfaceResult
+from simpo_cli.data.load import FileReceipt
 from simpo_cli.statistics import Measured, longer_wins, mean
 
 SCHEMA_VERSION = 1
@@ -58,9 +60,9 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
 
 
 def _input(examination: Examination) -> dict[str, Any]:
-    reader = examination.reader
+    reader, evaluation = examination.reader, examination.evaluation
     return {
-        "files": [{"path": file.path, "identity": file.identity, "bytes": file.size} for file in reader.files],
+        "files": _files(reader.files),
         "decision": reader.decision,
         "records_read": reader.records_read,
         "prompts": examination.num_prompts,
@@ -68,7 +70,14 @@ def _input(examination: Examination) -> dict[str, Any]:
         "malformed": len(examination.refused),
         "warnings": dict(sorted(reader.warnings.counts.items())),
         "tokens": None if examination.tokens is None else _limits(examination.tokens),
+        "evaluation": None
+        if evaluation is None
+        else {"files": _files(evaluation.files), "prompts": len(evaluation.hashes)},
     }
+
+
+def _files(files: Iterable[FileReceipt]) -> list[dict[str, Any]]:
+    return [{"path": file.path, "identity": file.identity, "bytes": file.size} for file in files]
 
 
 def _limits(tokens: Tokens) -> dict[str, Any]:

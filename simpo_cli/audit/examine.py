@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from simpo_cli.audit.catalogue import Needs
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
 from simpo_cli.audit.identity import Hashes, PairIdentities, PlaceList, Places
+from simpo_cli.audit.leaks import Prompts, asked_text, find_leaks
 from simpo_cli.audit.lengths import Lengths
 from simpo_cli.audit.marked import Marked
+from simpo_cli.audit.near import find_near_pairs
 from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair, read_pairs
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, SignatureList, Signatures
 from simpo_cli.data.load import PairReader, prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord, Tally
@@ -56,6 +59,7 @@ class Examination:
         refused: malformed records and pairs that the template refuses, left out.
         left_out: by code, the numbers of pairs that were read and not measured.
         looked_for: what there was to look at, as the catalogue says it.
+        evaluation: the prompts of the evaluation data that these were compared with.
         findings: trouble that needs no statistics to be seen.
     """
 
@@ -72,6 +76,7 @@ class Examination:
     refused: list[BadRecord]
     left_out: Marked
     looked_for: frozenset[Needs]
+    evaluation: Prompts | None = None
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -95,12 +100,13 @@ def prompt_text(pair: PreferencePair) -> str:
     return "\n".join(turn.content for turn in prompt_messages(pair.prompt))
 
 
-def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
+def examine(reader: PairReader, tokens: Tokens | None = None, *, evaluation: Prompts | None = None) -> Examination:
     """Read every pair once and measure it.
 
     Args:
         reader: gives the pairs, also those without signal (`on_no_signal="keep"`); it must not have been read before.
         tokens: how pairs become tokens; None counts words.
+        evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
 
     Raises:
         UserError: a source or record is refused, or no pair is left.
@@ -110,6 +116,7 @@ def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
     chosen_len, rejected_len, prompt_len = array("q"), array("q"), array("q")
     file_of, numbers = array("i"), array("q")
     identities, places, surface = PairIdentities(), PlaceList(), SurfaceDifferences()
+    signatures = SignatureList()  # of prompt, chosen and rejected, in turn
     account, marked = Account(), Marked()
     for measured in _measured(reader, tokens, account):
         pair = measured.read.pair
@@ -123,6 +130,7 @@ def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
         prompt_len.append(measured.prompt_len)
         chosen_len.append(measured.chosen_len)
         rejected_len.append(measured.rejected_len)
+        signatures.add(asked_text(pair), pair.chosen, pair.rejected)
     no_signal = reader.dropped.counts + account.no_signal
     if not chosen_len:
         reasons = ", ".join(f"{count} {reason}" for reason, count in no_signal.items())
@@ -131,7 +139,9 @@ def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
             "Raise data.max_length, or look at the pairs.",
             where=", ".join(source.path for source in reader.sources),
         )
-    looked_for: frozenset[Needs] = frozenset({"text"} if tokens is None else {"text", "tokens"})
+    looked_for: set[Needs] = {"text", "near"}
+    looked_for |= set() if tokens is None else {"tokens"}
+    looked_for |= set() if evaluation is None else {"evaluation"}
     return Examination(
         reader=reader,
         tokens=tokens,
@@ -145,9 +155,10 @@ def examine(reader: PairReader, tokens: Tokens | None = None) -> Examination:
         no_signal=no_signal,
         refused=reader.bad_records + account.refused,
         left_out=account.left_out,
-        looked_for=looked_for,
+        looked_for=frozenset(looked_for),
+        evaluation=evaluation,
         findings=[
-            *_label_findings(identities, places),
+            *_label_findings(identities, signatures.rows.reshape(-1, 3, SIGNATURE_BYTES), evaluation, places),
             *_tallied_findings(reader, account, marked),
             *_marked_findings(marked, account),
         ],
@@ -174,8 +185,24 @@ def _in_words(read: ReadPair) -> MeasuredPair:
 # Findings
 
 
-def _label_findings(identities: PairIdentities, places: PlaceList) -> Iterator[Finding]:
-    for code, found in (("LBL002", identities.contradictions()), ("DUP001", identities.duplicates())):
+def _label_findings(
+    identities: PairIdentities, signatures: Signatures, evaluation: Prompts | None, places: PlaceList
+) -> Iterator[Finding]:
+    """Pairs that are the same as others or contradict them, exactly or nearly."""
+    contradictory, repeated = identities.contradictions(), identities.duplicates()
+    near = find_near_pairs(signatures, repeated=repeated, identical=identities.identical())
+    found_by_code = {
+        "LBL002": contradictory,
+        "LBL003": identities.cycles(),
+        "LBL004": np.setdiff1d(near.contradictions, contradictory),
+        "DUP001": repeated,
+        "DUP002": near.duplicates,
+        "DUP004": near.same_responses,
+    }
+    if evaluation is not None:
+        leaks = find_leaks(identities.prompts, signatures[:, 0], evaluation)
+        found_by_code |= {"LEK001": leaks.same, "LEK002": leaks.near}
+    for code, found in found_by_code.items():
         if len(found):
             yield finding(code, len(found), rows=_rows(found, places), pairs=found)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,8 +15,9 @@ from simpo_cli.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
+    from simpo_cli.audit.leaks import Prompts
     from simpo_cli.data.load import PairReader
-    from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+    from simpo_cli.recipe.schema import DataSource, Recipe
 
 
 class FailOn(StrEnum):
@@ -53,6 +54,12 @@ def stats(
     ] = None,
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=8, help="Cut as training with this data.max_length would.")
+    ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
+        ),
     ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
@@ -91,7 +98,7 @@ def stats(
         require_replaceable(output)
     if html is not None:
         require_replaceable_page(html)
-    audit = _audit(data or [], recipe, tokenizer, max_length, on_bad_record, write_clean)
+    audit = _audit(data or [], recipe, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
     if output is not None:
         write_report(output, audit.document)
     if html is not None:
@@ -140,6 +147,7 @@ def _audit(
     recipe_name: str | None,
     tokenizer: str | None,
     max_length: int | None,
+    evaluation: list[str],
     on_bad_record: BadRecords | None,
     write_clean: Path | None,
 ) -> _Audit:
@@ -160,7 +168,8 @@ def _audit(
 
         require_writable(write_clean, [source.path for source in sources])
     read = partial(_reader, sources, recipe, on_bad_record)
-    examination = examine(read(), tokens)
+    prompts = _evaluation_prompts(evaluation, data, recipe, on_bad_record)
+    examination = examine(read(), tokens, evaluation=prompts)
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
@@ -173,23 +182,46 @@ def _composed(recipe_name: str) -> "Recipe":
 def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
     from simpo_cli.data.load import source_named
 
-    listed = [] if recipe is None else _listed(recipe.data)
+    listed = [] if recipe is None else _listed(recipe.data.train)
     mapped = {source.path: source for source in listed}
     return [mapped.get(path) or source_named(path) for path in data] or listed
 
 
-def _reader(sources: "list[DataSource]", recipe: "Recipe | None", on_bad_record: BadRecords | None) -> "PairReader":
+def _reader(
+    sources: "list[DataSource]",
+    recipe: "Recipe | None",
+    on_bad_record: BadRecords | None,
+    role: Literal["train", "eval"] = "train",
+) -> "PairReader":
     from simpo_cli.data.load import PairReader
 
     policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
-    return PairReader(sources, role="train", on_bad_record=policy, on_no_signal="keep")
+    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
 
 
-def _listed(data: "DataRecipe") -> "list[DataSource]":
-    """The sources that a recipe trains on."""
+def _evaluation_prompts(
+    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None
+) -> "Prompts | None":
+    """The prompts of the evaluation data that are named, or else of the recipe's."""
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
+    mapped = {source.path: source for source in listed}
+    # evaluation data that are audited themselves are not compared with themselves
+    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
+    sources = [mapped.get(path) or source_named(path) for path in named] or others
+    if not sources:
+        return None
+    from simpo_cli.audit.leaks import read_prompts
+
+    return read_prompts(_reader(sources, recipe, on_bad_record, "eval"))
+
+
+def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
+    """The sources that a recipe trains on, or evaluates on."""
     from simpo_cli.recipe.schema import DataSource
 
-    return [DataSource(path=data.train)] if isinstance(data.train, str) else data.train
+    return [DataSource(path=sources)] if isinstance(sources, str) else sources
 
 
 def _tokens(
