@@ -50,8 +50,8 @@ _ENTRIES = (
         short="records",
         meaning="Records that are no preference pair: a field is missing or misspelt, a side is no text, a role is "
         "unknown, the prompts of the two sides differ, or the chat template refuses the conversation.",
-        harm="Training stops at the first of them. With data.on_bad_record: skip it goes on without them, and a file in "
-        "which many are malformed is seldom right in the others.",
+        harm="Training stops at the first of them. With data.on_bad_record: skip it goes on without them, and a file "
+        "in which many are malformed is seldom right in the others.",
         remedy="Mend the records; each is named with its trouble.",
         drops=True,
     ),
@@ -119,8 +119,8 @@ _ENTRIES = (
         severity="warning",
         short="identical",
         meaning="Chosen and rejected are the same text.",
-        harm="Two equal answers have equal rewards whatever the model is: the gradient of the pair is zero. Many of them "
-        "say that the sampler's temperature was too low or that a join went wrong.",
+        harm="Two equal answers have equal rewards whatever the model is: the gradient of the pair is zero. Many of "
+        "them say that the sampler's temperature was too low or that a join went wrong.",
         remedy="Two equal answers teach nothing; sample again.",
         drops=True,
     ),
@@ -142,10 +142,10 @@ _ENTRIES = (
         title="contradictory labels (A over B and B over A)",
         severity="error",
         short="contradictions",
-        meaning="The same two responses to the same prompt, preferred one way in one pair and the other way in another. "
-        "All pairs of such a group are counted.",
-        harm="What one pair teaches the other takes back, and with a margin to reach neither is ever done: they pull at "
-        "full weight until the end.",
+        meaning="The same two responses to the same prompt, preferred one way in one pair and the other way in "
+        "another. All pairs of such a group are counted.",
+        harm="What one pair teaches the other takes back, and with a margin to reach neither is ever done: they pull "
+        "at full weight until the end.",
         remedy="Decide which answer is the better one, or leave both pairs out: together they teach nothing.",
         drops=True,
     ),
@@ -177,7 +177,8 @@ _ENTRIES = (
         severity="warning",
         short="leaks",
         meaning="Training pairs whose prompt occurs, the same to the letter, in the evaluation file.",
-        harm="The evaluation then measures memory: accuracy on prompts that were trained on is higher than on new ones.",
+        harm="The evaluation then measures memory: accuracy on prompts that were trained on is higher than on "
+        "new ones.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",
     ),
@@ -244,8 +245,8 @@ _ENTRIES = (
         title="control characters in texts",
         severity="warning",
         short="control characters",
-        meaning="A text holds a C0 or C1 control character other than tab, newline, carriage return and NUL: form feeds, "
-        "escape sequences of terminals, bytes of another encoding.",
+        meaning="A text holds a C0 or C1 control character other than tab, newline, carriage return and NUL: form "
+        "feeds, escape sequences of terminals, bytes of another encoding.",
         harm="The model learns to write them. In terminals they can do harm, in JSON they break parsers.",
         remedy="Remove them where the file is made, such as by stripping terminal colours.",
     ),
@@ -254,8 +255,8 @@ _ENTRIES = (
         title="mojibake (text decoded with the wrong encoding)",
         severity="warning",
         short="mojibake",
-        meaning="A text holds what UTF-8 becomes when it is read as Windows-1252, Latin-1 or Mac Roman: â€™ for ’, Ã© for "
-        "é, ðŸ˜€ for an emoji. Only sequences that decode to something sensible are counted.",
+        meaning="A text holds what UTF-8 becomes when it is read as Windows-1252, Latin-1 or Mac Roman: â€™ for ’, Ã© "
+        "for é, ðŸ˜€ for an emoji. Only sequences that decode to something sensible are counted.",
         harm="The model learns to write the garbage, and tokenizers spend three to six tokens on each such letter.",
         remedy="Read the source again as UTF-8, or repair the texts, such as with the package ftfy.",
     ),
@@ -274,10 +275,10 @@ _ENTRIES = (
         title="special tokens spelled out in texts",
         severity="warning",
         short="special tokens",
-        meaning="A text spells out a special token: of the tokenizer, or, when words are counted, one that is widely used "
-        "(<|im_end|>, </s>, [INST], <end_of_turn>).",
-        harm="Here they stay text. Other tools, and the server that will run the model, read them as tokens: a response "
-        "ends early, or a user's text opens a turn. Mostly they are left over from generation.",
+        meaning="A text spells out a special token: of the tokenizer, or, when words are counted, one that is widely "
+        "used (<|im_end|>, </s>, [INST], <end_of_turn>).",
+        harm="Here they stay text. Other tools, and the server that will run the model, read them as tokens: a "
+        "response ends early, or a user's text opens a turn. Mostly they are left over from generation.",
         remedy="Strip them where they are left over from generation; here they are kept as text.",
     ),
     Entry(
@@ -359,8 +360,8 @@ _ENTRIES = (
         title="responses identical after the cut (training drops such pairs)",
         severity="warning",
         short="identical after the cut",
-        meaning="The texts differ, and the scored tokens do not: the difference lies behind the cut, or the template or "
-        "tokenizer takes it away.",
+        meaning="The texts differ, and the scored tokens do not: the difference lies behind the cut, or the template "
+        "or tokenizer takes it away.",
         harm="Two equal rows of tokens have equal rewards whatever the model is: nothing can be learned.",
         remedy="Raise data.max_length; where nothing is cut, the responses differ in white space only.",
         needs="tokens",
@@ -394,9 +395,9 @@ _ENTRIES = (
         title="surface features predict the label",
         severity="warning",
         short="surface",
-        meaning="A classifier that sees no meaning, only differences in length, lists, bold, code, headings, openers and "
-        "the like, gets clearly more than half of unseen pairs right: the whole 95 % interval of its cross-validated "
-        "accuracy lies over 55 %.",
+        meaning="A classifier that sees no meaning, only differences in length, lists, bold, code, headings, openers "
+        "and the like, gets clearly more than half of unseen pairs right: the whole 95 % interval of its "
+        "cross-validated accuracy lies over 55 %.",
         harm="That accuracy, not 50 %, is what a trained model has to beat before it has learned anything about the "
         "answers themselves.",
         remedy="Compare a trained model with this accuracy, not with 50 %; the weights say which features lead.",

@@ -31,9 +31,31 @@ DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.
 
 # Fields that the loader gives a part; the clean record has its own
 _PARTS = frozenset(
-    "prompt chosen rejected chosen_messages rejected_messages preferred_output non_preferred_output chosen_response "
-    "rejected_response conversations messages instruction question query input responses completions outputs answers "
-    "system tools history label".split()
+    {
+        "prompt",
+        "chosen",
+        "rejected",
+        "chosen_messages",
+        "rejected_messages",
+        "preferred_output",
+        "non_preferred_output",
+        "chosen_response",
+        "rejected_response",
+        "conversations",
+        "messages",
+        "instruction",
+        "question",
+        "query",
+        "input",
+        "responses",
+        "completions",
+        "outputs",
+        "answers",
+        "system",
+        "tools",
+        "history",
+        "label",
+    }
 )
 
 

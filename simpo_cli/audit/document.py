@@ -27,7 +27,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
         version: of this program.
     """
     chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts
-    length_rule = longer_wins(chosen, rejected, prompts.tolist())
+    length_rule = longer_wins(chosen, rejected, prompts)
     by_surface = surface.judge(examination.surface, prompts)
     findings = [*examination.findings, *_bias_findings(length_rule, by_surface, examination)]
     findings.sort(key=lambda found: (found.severity, found.code))
@@ -45,7 +45,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
             "prompt_len": describe(examination.prompt_len),
             "difference": {
                 **describe(chosen - rejected),
-                "mean_ci": mean(chosen - rejected, prompts.tolist()).as_json()["ci"],
+                "mean_ci": mean(chosen - rejected, prompts).as_json()["ci"],
             },
         },
         "bias": {
@@ -105,7 +105,7 @@ def _sources(examination: Examination, findings: list[Finding]) -> list[dict[str
                 "prompts": len(np.unique(prompts)),
                 "mean_chosen_len": float(chosen.mean()) if count else None,
                 "mean_rejected_len": float(rejected.mean()) if count else None,
-                "longer_wins": longer_wins(chosen, rejected, prompts.tolist()).as_json() if count else None,
+                "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
                 "findings": {code: pairs for code, pairs in concerned.items() if pairs},
             }
         )

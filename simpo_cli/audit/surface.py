@@ -7,9 +7,9 @@ on. Nothing is drawn at random, so the same pairs give the same number.
 """
 
 import math
+import operator
 import re
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,32 +40,50 @@ _EAGER = re.compile(
 )
 _ENDS = (".", "!", "?", "…", "。", "！", "？", ")", '"', "”", "'", "`", "*")
 
-# Each takes the response and the same with a newline in front, where a line's beginning can be found. Whether a letter
-# is there at all is known much faster than how often anything is
-_COUNTS: dict[str, Callable[[str, str], int]] = {
-    "characters": lambda text, _: len(text),
-    "lines": lambda text, _: text.count("\n"),
-    "paragraphs": lambda text, _: text.count("\n\n") if "\n" in text else 0,
-    "list items": lambda _, lines: len(_LIST_ITEM.findall(lines)) if "\n" in lines else 0,
-    "headings": lambda _, lines: len(_HEADING.findall(lines)) if "#" in lines else 0,
-    "bold": lambda text, _: text.count("**") // 2 if "*" in text else 0,
-    "code": lambda text, _: text.count("`") if "`" in text else 0,
-    "links": lambda text, _: text.count("://") if "/" in text else 0,
-    "commas": lambda text, _: text.count(","),
-    "questions": lambda text, _: text.count("?") if "?" in text else 0,
-    "exclamations": lambda text, _: text.count("!"),
-    "opens with a refusal": lambda text, _: _REFUSAL.match(text) is not None,
-    "opens with eagerness": lambda text, _: _EAGER.match(text) is not None,
-    "ends a sentence": lambda text, _: text.rstrip().endswith(_ENDS),
-}
-FEATURES = tuple(_COUNTS)
+FEATURES = (
+    "characters",
+    "lines",
+    "paragraphs",
+    "list items",
+    "headings",
+    "bold phrases",
+    "code marks",
+    "links",
+    "commas",
+    "questions",
+    "exclamations",
+    "refusal openers",
+    "eager openers",
+    "sentence ends",
+)
 """What is counted, in the order of the columns."""
 
 
 def surface_features(response: str) -> list[float]:
     """log(1 + count) of each of FEATURES: twice as many list items weigh the same among few as among many."""
-    lines = "\n" + response
-    return [math.log1p(count(response, lines)) for count in _COUNTS.values()]
+    count = response.count  # whether a letter is there at all is known much faster than how often anything is
+    num_lines, lines = count("\n"), "\n" + response  # with a newline in front, where a line's beginning can be found
+    return list(
+        map(
+            math.log1p,
+            (
+                len(response),
+                num_lines,
+                count("\n\n") if num_lines else 0,
+                len(_LIST_ITEM.findall(lines)) if num_lines else 0,
+                len(_HEADING.findall(lines)) if "\n#" in lines else 0,
+                count("**") // 2 if "*" in response else 0,
+                count("`") if "`" in response else 0,
+                count("://") if "/" in response else 0,
+                count(","),
+                count("?") if "?" in response else 0,
+                count("!") if "!" in response else 0,
+                _REFUSAL.match(response) is not None,
+                _EAGER.match(response) is not None,
+                response.rstrip().endswith(_ENDS),
+            ),
+        )
+    )
 
 
 class SurfaceDifferences:
@@ -76,8 +94,7 @@ class SurfaceDifferences:
 
     def add(self, chosen: str, rejected: str) -> None:
         """Take in one more pair."""
-        sides = zip(surface_features(chosen), surface_features(rejected), strict=True)
-        self._rows.extend([of_chosen - of_rejected for of_chosen, of_rejected in sides])
+        self._rows.extend(map(operator.sub, surface_features(chosen), surface_features(rejected)))
 
     @property
     def rows(self) -> Differences:
@@ -175,7 +192,7 @@ def judge(differences: Differences, prompts: NDArray[np.uint64]) -> SurfaceResul
             right[unseen] = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
     weights = fit(differences).weights.tolist()
     return SurfaceResult(
-        accuracy=proportion(right, prompts.tolist()),
+        accuracy=proportion(right, prompts),
         ties=int((right == 0.5).sum()),
         weights=dict(zip(FEATURES, weights, strict=True)),
     )

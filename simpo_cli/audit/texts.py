@@ -11,36 +11,36 @@ _CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
 _C1 = re.compile("[\x80-\x9f]")
 
 # Mojibake: UTF-8 read as Windows-1252 or Latin-1. A byte 0x80 to 0xBF, which continues a letter, comes out as one of
-# these; the no-break space is left out where French sets one in front of ».
-_CONTINUED = "\x80-\x9f€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ¡-¿"
-_LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}]{{2}}|[ð-ô][{_CONTINUED}]{{3}}"
+# these; of them, what also closes or joins words is held apart.
+_CLOSING = "‘’“”„‚‹›«»…–—•"
+_SIGNS = "\x80-\x9f€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ¡-ª¬-º¼-¿"
+_CONTINUED = _SIGNS + _CLOSING
+_CANDIDATE = re.compile(f"[Â-ô][{_CONTINUED}\xa0]")  # found fast; what is no more than this is no mojibake yet
+_LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}\xa0]{{2}}|[ð-ô][{_CONTINUED}\xa0]{{3}}"
 _MOJIBAKE = re.compile(
-    # Latin letters and signs (Ã©, Â£, Â with a no-break space). Behind a capital it may be a word in capitals and a
-    # closing mark, as in "IRMÃ”"
-    f"(?<![A-ZÀ-Þ])[ÂÃ][{_CONTINUED}\xa0]"
-    # punctuation, arrows and signs, which are U+2000 to U+2BFF (â€™, â†’, âœ“)
-    f"|â[\x80-\x9f€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ][{_CONTINUED}\xa0]"
-    f"|ðŸ[{_CONTINUED}]{{2}}"  # emoji
+    # Latin letters and signs (Ã©, Â£, Â with a no-break space); a closing sign only where no capital or opening mark
+    # stands in front, for "IRMÃ”" is a word in capitals
+    f"[ÂÃ][{_SIGNS}]|(?<![A-ZÀ-Þ“„‘«])[ÂÃ][{_CLOSING}\xa0]"
+    # punctuation, arrows and signs, which are U+2000 to U+27FF (â€™, â†’, âœ“)
+    f"|â[\x80-\x9f€ƒ„‚…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ][{_CONTINUED}\xa0]"
+    f"|ð[Ÿ\x9f][{_CONTINUED}\xa0]{{2}}"  # emoji
     "|ï»¿"  # a byte order mark
-    f"|(?:{_LETTER}){{2,}}"  # other scripts, two letters or more in a row: one alone may be a word and its quotation mark
+    # other scripts, two letters or more in a row: one alone may be the end of a word and its quotation mark
+    f"|(?:{_LETTER}){{2,}}"
     "|‚Ä[ôòúùìî¶¢]"  # quotation marks and dashes read as Mac Roman
 )
 
 # Special tokens that are widely used, for audits without a tokenizer
-_SPECIAL = re.compile(
-    r"<\|[a-zA-Z_]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<｜[^｜<>]{1,40}｜>"
-)
+_SPECIAL = re.compile(r"<\|[a-zA-Z_]{1,40}\|>|<｜[^｜<>]{1,40}｜>")
+_SPECIAL_NAMES = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>")
 
 _HEADER = re.compile(
     r"\s*(?:assistant\s*:|### ?(?:response|assistant)\s*:|<\|(?:assistant|im_start|start_header_id)\|>"
     r"|<start_of_turn>model|\[/INST\])",
     re.IGNORECASE,
 )
-# Two patterns, each with a first letter that is seldom in a text: it is found by a search that is as fast as memory
-_NEXT_TURNS = (
-    re.compile(r"\n(?:\n(?:Human|User|Assistant):|### (?:Instruction|Human|User))"),
-    re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user"),
-)
+_NEXT_TURN = re.compile(r"\n(?:\n(?:Human|User|Assistant):|### ?(?:Instruction|Human|User)\b)")
+_NEXT_TURN_TOKENS = re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user")
 
 
 def is_mojibake(text: str) -> bool:
@@ -49,7 +49,9 @@ def is_mojibake(text: str) -> bool:
     Sequences count that decode, as UTF-8, to punctuation, signs, Latin letters or emoji, and runs of two letters or
     more of any other script. `à »` and `É»`, which decode too, are French.
     """
-    return not text.isascii() and _MOJIBAKE.search(text) is not None
+    if text.isascii() or (_CANDIDATE.search(text) is None and "‚Ä" not in text):
+        return False
+    return _MOJIBAKE.search(text) is not None
 
 
 def has_control_characters(text: str) -> bool:
@@ -62,7 +64,11 @@ def has_control_characters(text: str) -> bool:
 
 def spells_special_token(text: str) -> bool:
     """Whether a text spells out a special token that is widely used."""
-    return ("<" in text or "[" in text) and _SPECIAL.search(text) is not None
+    if "INST]" in text and ("[INST]" in text or "[/INST]" in text):
+        return True
+    if "<" not in text:
+        return False
+    return any(name in text for name in _SPECIAL_NAMES) or _SPECIAL.search(text) is not None
 
 
 def begins_with_header(response: str) -> bool:
@@ -73,7 +79,9 @@ def begins_with_header(response: str) -> bool:
 def goes_on_with_a_turn(response: str) -> bool:
     """Whether a response holds the header of a further turn behind its beginning."""
     start = len(response) - len(response.lstrip()) + 1
-    return any(header.search(response, start) for header in _NEXT_TURNS)
+    if _NEXT_TURN.search(response, start) is not None:
+        return True
+    return "<" in response and _NEXT_TURN_TOKENS.search(response, start) is not None
 
 
 def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
@@ -84,16 +92,16 @@ def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
         special_tokens: look for the special tokens that are widely used; a tokenizer knows its own.
     """
     responses = (pair.chosen, pair.rejected)
+    # one text for all: nothing that is looked for in it goes over the end of a line
     text = "\n".join((*responses, *(turn.content for turn in prompt_messages(pair.prompt))))
     if "\0" in text:
         yield "CHR001"
     if has_control_characters(text):
         yield "CHR002"
-    if not text.isascii():
-        if is_mojibake(text):
-            yield "CHR003"
-        if "\ufffd" in text:
-            yield "CHR004"
+    if is_mojibake(text):
+        yield "CHR003"
+    if "\ufffd" in text:
+        yield "CHR004"
     if special_tokens and spells_special_token(text):
         yield "TOK001"
     if any(map(begins_with_header, responses)):

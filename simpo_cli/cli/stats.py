@@ -1,6 +1,5 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -261,7 +260,9 @@ def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
 def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
     """Print the result; for people only where it was not asked for in a file."""
     if as_json:
-        print(json.dumps(audit.document, indent=2, ensure_ascii=False, allow_nan=False))
+        from simpo_cli.report.report_file import json_text
+
+        print(json_text(audit.document))
     elif fmt == Format.GITHUB:
         from simpo_cli.report.console import out
         from simpo_cli.report.github import annotations

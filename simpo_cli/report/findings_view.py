@@ -39,9 +39,9 @@ def print_findings(console: Console, document: Mapping[str, Any], refused: Seque
         indent = Text(" " * (11 if console.width < 80 else lead.cell_len))
         if finding["code"] == "FMT001":
             for bad in refused[:SHOWN_PLACES]:
-                print_wrapped(console, indent, f"{_place(bad.where, files)}: {bad.problem}", style="dim")
+                print_wrapped(console, indent, f"{short_place(bad.where, files)}: {bad.problem}", style="dim")
         elif finding["rows"]:
-            places = ", ".join(_place(str(row), files) for row in finding["rows"][:SHOWN_PLACES])
+            places = ", ".join(short_place(str(row), files) for row in finding["rows"][:SHOWN_PLACES])
             more = ", ..." if finding["count"] > SHOWN_PLACES else ""
             print_wrapped(console, indent, f"{places}{more}", style="dim")
         print_wrapped(console, indent, finding["hint"], style="dim")
@@ -52,12 +52,18 @@ def print_findings(console: Console, document: Mapping[str, Any], refused: Seque
         print_wrapped(console, Text("  "), f"more: simpo stats --explain {findings[0]['code']}", style="dim")
 
 
-def _place(row: str, files: Sequence[str]) -> str:
-    """A pair's place, shortened where there is only one file: `prefs.jsonl:17` is line 17."""
+def shared_folder(files: Sequence[str]) -> str:
+    """The folder that all files are in, with its slash; it is said once, in the heading."""
+    folders = {file[: file.rfind("/") + 1] for file in files}
+    return folders.pop() if len(folders) == 1 else ""
+
+
+def short_place(row: str, files: Sequence[str]) -> str:
+    """A pair's place, shortened: of one file `prefs.jsonl:17` is line 17, of several the folder is left out."""
     if len(files) == 1 and row.startswith(files[0]):
         row = row[len(files[0]) :].removeprefix(", ")
         return f"line {row[1:]}" if row.startswith(":") else row
-    return row
+    return row.removeprefix(shared_folder(files))
 
 
 def print_story(console: Console, entry: Entry) -> None:

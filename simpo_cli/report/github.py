@@ -8,8 +8,8 @@ from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.report.console import printable
 from simpo_cli.report.text import thousands
 
-_LINE = re.compile(r"(?P<file>.+):(?P<line>[1-9]\d*)")
-_RECORD = re.compile(r"(?P<file>.+), (?P<record>record \d+)")
+_LINE = re.compile(r"(?P<file>.+):(?P<line>[1-9]\d*)", re.DOTALL)
+_RECORD = re.compile(r"(?P<file>.+), (?P<record>record \d+)", re.DOTALL)
 _SHOWN_PLACES = 3
 
 
@@ -22,7 +22,9 @@ def annotations(document: Mapping[str, Any]) -> Iterator[str]:
     for finding in document["findings"]:
         title = CATALOGUE[finding["code"]].title
         rows = [str(row) for row in finding["rows"]]
-        properties = [*_place(rows[0]), ("title", f"{finding['code']} {title}")] if rows else [("title", finding["code"])]
+        properties = (
+            [*_place(rows[0]), ("title", f"{finding['code']} {title}")] if rows else [("title", finding["code"])]
+        )
         message = f"{thousands(finding['count'])}: {title}. {finding['hint']}"
         if rows:
             more = ", ..." if finding["count"] > _SHOWN_PLACES else ""

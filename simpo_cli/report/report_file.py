@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,15 @@ from simpo_cli.errors import ExitCode, UserError
 PAGE_MARK = '<meta name="generator" content="simpo">'
 """What a page of ours holds near its beginning."""
 _MARK_WITHIN = 1000  # characters
+
+# Controls that JSON leaves as they are, marks of the writing direction, line separators, halves of pairs
+_UNSHOWN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """A document as JSON text, with what could steer a terminal, such as in a file's name, written as an escape."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def require_replaceable(path: Path) -> None:
@@ -51,7 +61,7 @@ def require_replaceable_page(path: Path) -> None:
 def write_report(path: Path, document: Mapping[str, Any]) -> None:
     """Write a JSON report, whole or not at all."""
     require_replaceable(path)
-    _write(path, "--output", json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(path, "--output", json_text(document) + "\n")
 
 
 def write_page(path: Path, page: str) -> None:

@@ -87,7 +87,8 @@ def _svg(draw: Callable[[Axes], None], name: str, title: str, *, height: float =
         title: what those read who cannot see it.
         height: in inches of 72 points; the page scales it.
     """
-    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+    settings: Any = {**_SETTINGS, "svg.hashsalt": name}
+    with mpl.rc_context(settings):
         figure = Figure(figsize=(7.2, height), layout="constrained")
         draw(figure.subplots())
         written = io.StringIO()

@@ -13,8 +13,10 @@ from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.report.console import printable
+from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.report_file import PAGE_MARK
 from simpo_cli.report.stats_figures import difference_figure, length_figure, surface_figure
+from simpo_cli.report.stats_view import bar_to_beat
 from simpo_cli.report.text import percent, percent_range, thousands
 
 SHOWN_CHARACTERS = 1200
@@ -59,7 +61,9 @@ def stats_page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    files = [str(file["path"]) for file in document["input"]["files"]]
     environment.filters.update(percent=percent, thousands=thousands, interval=_interval, shown=printable)
+    environment.filters["place"] = lambda row: short_place(row, files)
     template = importlib.resources.files("simpo_cli.report").joinpath("stats.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         mark=PAGE_MARK,
@@ -69,7 +73,9 @@ def stats_page(
         examples=shown,
         is_redacted=examples is None,
         sources=document["sources"][:SHOWN_FILES],
+        folder=shared_folder(files),
         figures=figures,
+        bar="" if surface is None else bar_to_beat(surface),
         surface_figure=None if surface is None else surface_figure(surface["weights"]),
     )
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.findings_view import print_findings
+from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
 
@@ -33,6 +33,7 @@ ROWS = (
     ("rejected_len", "rejected"),
     ("difference", "chosen - rejected"),
 )
+
 
 def print_stats(console: Console, document: Mapping[str, Any], examination: Examination) -> None:
     """Print the document as a table, figures and findings.
@@ -166,14 +167,20 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
     surface = bias["surface"]
     if surface is not None:
         _print_rule(console, "surface features only", surface, f", {surface['folds']}-fold by prompt")
-        if surface["value"] > 0.5:
-            beaten = percent(surface["value"])
-            print_wrapped(console, Text("  "), f"A trained model has to beat {beaten}, not 50 %.")
+        print_wrapped(console, Text("  "), bar_to_beat(surface))
         leads = sorted(surface["weights"].items(), key=lambda item: -abs(item[1]))[:SHOWN_FEATURES]
         said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
         print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
     if document["input"]["prompts"] < FEW_PROMPTS:
         print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
+
+
+def bar_to_beat(surface: Mapping[str, Any]) -> str:
+    """What the surface-only classifier means for a trained model."""
+    low, _ = surface["ci"]
+    if low is not None and low > 0.5:
+        return f"A trained model has to beat {percent(surface['value'])}, not 50 %."
+    return "As far as these pairs can tell, the surface is no better than a coin: 50 % is to be beaten."
 
 
 def _print_rule(console: Console, name: str, measured: Mapping[str, Any], remark: str) -> None:
@@ -190,7 +197,9 @@ def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> No
     """What each file gives; narrow terminals get two lines a file."""
     heading = ("pairs", "chosen", "rejected", "longer wins", "findings")
     shown = sources[:SHOWN_FILES]
-    names = [encodable(printable(str(source["path"])), console.encoding) for source in shown]
+    folder = shared_folder([str(source["path"]) for source in sources])
+    paths = [str(source["path"]).removeprefix(folder) for source in shown]
+    names = [encodable(printable(path), console.encoding) for path in paths]
     rows = [_source_cells(source) for source in shown]
     widths = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(heading)]
     numbers = [
@@ -199,7 +208,8 @@ def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> No
     ]
     name_width = max(map(cell_len, ("By file", *names)))
     fits = name_width + len(numbers[0]) <= console.width
-    console.print(Text.assemble(("By file", "bold"), " " * (name_width - 7), (numbers[0], "dim")) if fits else "By file")
+    title = Text.assemble(("By file", "bold"), " " * (name_width - len("By file")), (numbers[0], "dim"))
+    console.print(title if fits else Text("By file", "bold"), soft_wrap=True)
     for name, row, line in zip(names, rows, numbers[1:], strict=True):
         if fits:
             console.print(Text.assemble(name, " " * (name_width - cell_len(name)), (line, "bold")), soft_wrap=True)

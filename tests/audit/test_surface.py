@@ -22,15 +22,15 @@ def test_features_are_counts() -> None:
         "paragraphs": 1,
         "list items": 3,
         "headings": 1,
-        "bold": 1,
-        "code": 2,
+        "bold phrases": 1,
+        "code marks": 2,
         "links": 1,
         "commas": 1,
         "questions": 1,
         "exclamations": 1,
-        "opens with a refusal": 0,
-        "opens with eagerness": 0,
-        "ends a sentence": 1,
+        "refusal openers": 0,
+        "eager openers": 0,
+        "sentence ends": 1,
     }
 
 
@@ -49,7 +49,7 @@ def test_features_are_counts() -> None:
 )
 def test_openers(text: str, refusal: int, eager: int) -> None:
     found = dict(zip(FEATURES, surface_features(text), strict=True))
-    assert (found["opens with a refusal"] > 0, found["opens with eagerness"] > 0) == (bool(refusal), bool(eager))
+    assert (found["refusal openers"] > 0, found["eager openers"] > 0) == (bool(refusal), bool(eager))
 
 
 @pytest.mark.parametrize("lean", [0.0, 0.3, 3.0])

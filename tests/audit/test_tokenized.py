@@ -48,7 +48,7 @@ def test_a_fine_pair_has_no_findings_and_its_codes_passed(audit: Any) -> None:
     assert "SRF001" not in passed  # one prompt is not enough
 
 
-def test_each_in_its_place(audit: Any, tokenizer: TextTokenizer) -> None:
+def test_each_in_its_place(audit: Any) -> None:
     long, other = "a b " * 100, "c d " * 100
     records = [
         FINE,

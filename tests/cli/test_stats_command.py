@@ -32,6 +32,11 @@ PAIRS = [
     for n in range(60)
 ]
 
+CONTRARY = [
+    {"prompt": "Who is asked?", "chosen": "a", "rejected": "b"},
+    {"prompt": "Who is asked?", "chosen": "b", "rejected": "a"},
+]
+
 
 class Seen(NamedTuple):
     code: int
@@ -238,6 +243,7 @@ def test_every_width_and_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = Path("d")
     folder.mkdir()
     bad = [{**PAIRS[0], "chosen": ""}, {**PAIRS[1], "rejected": PAIRS[1]["chosen"]}, {"prompt": HOSTILE}]
+    bad += [{**PAIRS[0], "prompt": [{"role": HOSTILE, "content": HOSTILE}]}]
     file = folder / (HOSTILE.replace("/", "|") + "äöü 你.jsonl")
     file.write_text("\n".join(json.dumps(r) for r in PAIRS + bad))
     document, examination = document_of("d")
@@ -253,6 +259,16 @@ def test_every_width_and_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "[bold red]x[/]".replace("/", "|") in shown
         assert ":smile:" in shown
         assert all(cell_len(line) <= width for line in shown.splitlines())
+
+
+def test_a_hostile_file_name_steers_no_terminal(simpo: Simpo) -> None:
+    name = "\x9b31m\u202eevil\udcff.jsonl"
+    Path(name).write_text("".join(json.dumps(record) + "\n" for record in [*PAIRS, PAIRS[0]]), encoding="utf-8")
+    for args in ([], ["--json"], ["--format", "github"]):
+        seen = simpo("stats", name, *args)
+        assert seen.code == 0, seen.err
+        assert not any(letter in seen.out for letter in "\x9b\u202e\udcff")
+    assert json.loads(simpo("stats", name, "--json").out)["input"]["files"][0]["path"] == name
 
 
 def test_blocks() -> None:
@@ -297,7 +313,7 @@ def test_the_docs_know_every_code_and_key(simpo: Simpo) -> None:
     for key in document["input"]:
         assert f"`input.{key}`" in text
     for feature in FEATURES:
-        assert feature.removeprefix("opens with a ").removeprefix("opens with ") in text.replace("\n", " ")
+        assert feature in text.replace("\n", " ")
 
 
 def test_the_document_keeps_to_its_schema(simpo: Simpo, tmp_path: Path) -> None:
@@ -346,13 +362,14 @@ def test_each_file_has_its_own_numbers(simpo: Simpo) -> None:
 
 
 def test_html(simpo: Simpo) -> None:
-    seen = simpo("stats", "prefs.json", "--html", "audit.html")
+    Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
+    seen = simpo("stats", "both.jsonl", "--html", "audit.html")
     assert (seen.code, seen.out, seen.err) == (0, "", "")
     page = Path("audit.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
-    assert "Question 7?" in page
-    assert simpo("stats", "prefs.json", "--html", "audit.html", "--redact").code == 0
-    assert "Question 7?" not in Path("audit.html").read_text(encoding="utf-8")
+    assert "Who is asked?" in page
+    assert simpo("stats", "both.jsonl", "--html", "audit.html", "--redact").code == 0
+    assert "Who is asked?" not in Path("audit.html").read_text(encoding="utf-8")
     seen = simpo("stats", "prefs.json", "--html", "prefs.json")
     assert (seen.code, seen.out) == (2, "")
     assert "is not a page of simpo" in seen.err
@@ -368,7 +385,9 @@ def test_write_clean(simpo: Simpo) -> None:
     assert seen.err == wanted
     assert [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()] == PAIRS[:5]
     assert simpo("stats", "clean.jsonl", "--fail-on", "error").code == 0
-    assert simpo("stats", "clean.jsonl", "--write-clean", "again.jsonl").err == "again.jsonl: 5 pairs kept, none dropped\n"
+    assert (
+        simpo("stats", "clean.jsonl", "--write-clean", "again.jsonl").err == "again.jsonl: 5 pairs kept, none dropped\n"
+    )
     before = Path("prefs.json").read_bytes()
     for target, said in (("twice.jsonl", "one of the files that are read"), ("prefs.json", "is not what an earlier")):
         seen = simpo("stats", "twice.jsonl", "--write-clean", target)
@@ -381,12 +400,11 @@ def test_github(simpo: Simpo) -> None:
     Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
     seen = simpo("stats", "both.jsonl", "--format", "github", "--fail-on", "error")
     assert seen.code == 3
-    assert seen.out.startswith("::error file=both.jsonl,line=1,title=LBL002 contradictory labels (A over B and B over A)::2: ")
+    assert seen.out.startswith(
+        "::error file=both.jsonl,line=1,title=LBL002 contradictory labels (A over B and B over A)::2: "
+    )
     assert all(line.startswith(("::error ", "::warning ")) for line in seen.out.splitlines())
     assert "Give one of them." in simpo("stats", "both.jsonl", "--format", "github", "--json").err
-
-
-CONTRARY = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "a"}]
 
 
 # What is not imported

@@ -124,7 +124,7 @@ def test_findings_and_their_examples(make: Callable[..., Made]) -> None:
     page = Page(made.page)
     codes = [a["id"] for tag, a in page.tags if tag == "details"]
     assert codes == [finding["code"] for finding in made.document["findings"]]
-    assert "".join(page.text).count("prefs.jsonl:42") == 2  # in the list of places and above its example
+    assert "".join(page.text).count("line 42") == 2  # in the list of places and above its example
     assert [a["class"] for tag, a in page.tags if tag == "pre"][:3] == ["prompt", "chosen", "rejected"]
 
 
@@ -135,7 +135,8 @@ def test_size_stays_in_bounds(make: Callable[..., Made]) -> None:
     assert f"… {300_000 - SHOWN_CHARACTERS:,} more characters" in made.page
 
 
-def test_several_files(make: Callable[..., Made], tmp_path: Path) -> None:
+def test_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in PAIRS))
     (tmp_path / "data" / "b.jsonl").write_text(json.dumps({**PAIRS[0], "chosen": "x"}) + "\n")
