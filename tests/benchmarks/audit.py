@@ -5,8 +5,8 @@
 The pairs are made up by a fixed seed, about 2.5 KB each, with known shares of repeated prompts, duplicates,
 near-duplicates and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking
 turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; imports are over before
-the clock starts. Prints medians with their range, and the seconds of processor. Asserts nothing: a time is a fact about a
-machine, not about the code alone.
+the clock starts. Prints medians with their range, and the seconds of processor. Asserts nothing: a time is a fact about
+a machine, not about the code alone.
 
 - reading: records to pairs, nothing else.
 - without near-duplicates: `simpo stats FILE --json`, its signatures and the search among them put out of action.
