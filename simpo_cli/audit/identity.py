@@ -98,7 +98,8 @@ class PairIdentities:
         winners, losers = ends[: len(left)], ends[len(left) :]
         beats = coo_array((np.ones(len(left), dtype=np.int32), (winners, losers)), shape=(len(responses),) * 2)
         _, circle = connected_components(beats.tocsr(), directed=True, connection="strong")
-        return left[circle[winners] == circle[losers]]
+        on_a_circle: Places = left[circle[winners] == circle[losers]]
+        return on_a_circle
 
 
 def _joined(*hashes: Hashes) -> Hashes:

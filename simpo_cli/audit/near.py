@@ -90,8 +90,14 @@ def _sorted(keys: Hashes) -> tuple[Hashes, Places]:
     kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
     """
     bits = np.uint64(len(keys).bit_length())
-    both = np.sort((mixed(keys) >> bits << bits) | np.arange(len(keys), dtype=np.uint64))
-    return both >> bits, (both & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    both = mixed(keys)
+    both >>= bits
+    both <<= bits
+    both |= np.arange(len(keys), dtype=np.uint64)
+    both.sort()
+    places = both & ((np.uint64(1) << bits) - np.uint64(1))
+    both >>= bits
+    return both, places.view(np.int64)
 
 
 def _compare(

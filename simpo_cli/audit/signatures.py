@@ -63,4 +63,5 @@ class SignatureList:
 
 def num_equal(first: Signatures, second: Signatures) -> NDArray[np.int64]:
     """(n,) in how many bytes two rows of signatures (n, 64) agree."""
-    return np.count_nonzero(first == second, axis=-1)
+    counts: NDArray[np.int64] = np.count_nonzero(first == second, axis=-1)
+    return counts
