@@ -115,7 +115,7 @@ class PlaceList:
 
     def __init__(self) -> None:
         self._prefixes: dict[str, int] = {}
-        self._prefix, self._number = array("q"), array("q")
+        self._prefix, self._number = array("i"), array("q")
 
     def add(self, where: str) -> None:
         """Take in the place of one more pair."""
