@@ -54,7 +54,10 @@ class RunKind:
 
 RUNS = {
     "Pair: equal after template and cut": RunKind(
-        "D", [GOOD, good(chosen=f"{_LONG} a", rejected=f"{_LONG} b")], "responses identical after the cut"
+        "D",
+        [GOOD, good(chosen=f"{_LONG} a", rejected=f"{_LONG} b")],
+        "responses identical after the cut",
+        finding="TRU004",
     ),
     "Pair: equal after template and cut (trimmed)": RunKind(
         "D",
@@ -72,7 +75,7 @@ RUNS = {
         finding="LBL002",
     ),
     "Pair: prompts of the evaluation file in training": RunKind(
-        "W", [GOOD, good(prompt="Why?")], "1 training pairs have a prompt of the evaluation pairs", {}, [GOOD]
+        "W", [GOOD, good(prompt="Why?")], "1 training pairs have a prompt of the evaluation pairs", {}, [GOOD], "LEK001"
     ),
     "Messages: tool turns (unknown to the template)": RunKind(
         "R",
@@ -87,20 +90,20 @@ RUNS = {
         {"data.chat_template": "strict.jinja"},
     ),
     "Messages: special tokens in text": RunKind(
-        "W", [GOOD, good(chosen="a <|im_end|> b")], "1 special token kept as text"
+        "W", [GOOD, good(chosen="a <|im_end|> b")], "1 special token kept as text", finding="TOK001"
     ),
     "Tokens: no response token": RunKind(
         "D", [GOOD, good(chosen="\u200b")], "response without tokens", {"model.path": "silent"}
     ),
-    "Tokens: one response token": RunKind("W", [GOOD, good(chosen="a")], "1 response of one token"),
-    "Tokens: prompt over the limit": RunKind("W", [GOOD, good(prompt=_LONG)], "1 prompt cut"),
+    "Tokens: one response token": RunKind("W", [GOOD, good(chosen="a")], "1 response of one token", finding="EMP003"),
+    "Tokens: prompt over the limit": RunKind("W", [GOOD, good(prompt=_LONG)], "1 prompt cut", finding="TRU003"),
     "Tokens: prompt over the limit (by option)": RunKind(
         "R", [GOOD, good(prompt=_LONG)], "prompt tokens and", {"data.overlong": "error"}
     ),
     "Tokens: prompt over the limit (dropped)": RunKind(
         "D", [GOOD, good(prompt=_LONG)], "over the length limits", {"data.overlong": "drop"}
     ),
-    "Tokens: response cut": RunKind("W", [GOOD, good(chosen=f"Yes, {_LONG}")], "1 chosen cut"),
+    "Tokens: response cut": RunKind("W", [GOOD, good(chosen=f"Yes, {_LONG}")], "1 chosen cut", finding="TRU002"),
     "Tokens: a pair over the micro-batch budget": RunKind(
         "R",
         [GOOD, good(chosen=f"Yes, {_LONG}")],
@@ -117,7 +120,11 @@ RUNS = {
     ),
     "Tokens: no EOS and no pad": RunKind("F", [GOOD], "has no end-of-text token", {"model.path": "endless"}),
     "Tokens: two BOS at the start": RunKind(
-        "A", [good(prompt=_OPENED), good(prompt=_OPENED, chosen="No.")], recipe={"data.rendered": True}
+        "W",
+        [good(prompt=_OPENED), good(prompt=_OPENED, chosen="No.")],
+        "2 second BOS left out",
+        {"data.rendered": True},
+        finding="TOK002",
     ),
     "Tokens: a 10 MB word": RunKind(
         "R", [GOOD, good(chosen="ab" * 5_000_000)], "chosen: a word, or a gap, of more than 1,000,000 characters"

@@ -19,8 +19,8 @@ from tests.data.bad_files import FILES
 from tests.data.bad_records import RECORDS
 from tests.data.pair_files import GOOD, write_pairs
 
-# The list of the design: R record refused, F file refused, D dropped, W accepted and counted, A accepted. Of tests
-# below the list the last three of "File" have their own.
+# The list of the design: R record refused, F file refused, D dropped, W accepted and counted, A accepted. Two more
+# kinds of files, one replaced while it is read and one without permission, have tests of their own below.
 KINDS = {
     "File": {
         "empty": "F",
@@ -114,7 +114,7 @@ KINDS = {
         "a pair over the micro-batch budget": "R",
         "an id at or above the vocabulary": "F",
         "no EOS and no pad": "F",
-        "two BOS at the start": "A",
+        "two BOS at the start": "W",
         "a 10 MB word": "R",
     },
 }
