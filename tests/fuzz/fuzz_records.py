@@ -16,7 +16,6 @@ import random
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -168,8 +167,8 @@ def mutated(found: Sequence[bytes], draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def _at_random(options: dict[str, str]) -> int:
-    """What libFuzzer does, without its guidance; returns the exit code."""
+def _at_random(options: dict[str, str]) -> None:
+    """What libFuzzer does, without its guidance."""
     draw = random.Random(int(options.get("seed", "0")))
     found = seeds()
     until = time.monotonic() + float(options.get("max_total_time", "inf"))
@@ -178,22 +177,14 @@ def _at_random(options: dict[str, str]) -> int:
     while time.monotonic() < until and number != runs:
         data = found[number] if number < len(found) else mutated(found, draw)
         number += 1
-        if not _survives(data):
-            return 1
+        try:
+            check(data)
+        except Exception as error:
+            path = Path(f"crash-{hashlib.sha1(data).hexdigest()}")
+            path.write_bytes(data)
+            error.add_note(f"the input is in {path}")
+            raise
     print(f"{number:,} inputs at random, nothing found", file=sys.stderr)
-    return 0
-
-
-def _survives(data: bytes) -> bool:
-    try:
-        check(data)
-    except Exception:
-        path = Path(f"crash-{hashlib.sha1(data).hexdigest()}")
-        path.write_bytes(data)
-        traceback.print_exc()
-        print(f"the input is in {path}", file=sys.stderr)
-        return False
-    return True
 
 
 def _by_coverage(arguments: Sequence[str]) -> int:
@@ -215,12 +206,15 @@ def _by_coverage(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str]) -> int:
     """The program; returns the exit code."""
     named = [argument for argument in arguments if not argument.startswith("-")]
+    for name in named:
+        check(Path(name).read_bytes())
     if named:
-        return int(not all(_survives(Path(name).read_bytes()) for name in named))
-    if atheris is None:
-        pairs = (argument.lstrip("-").partition("=") for argument in arguments)
-        return _at_random({name: value for name, _, value in pairs})
-    return _by_coverage(arguments)
+        return 0
+    if atheris is not None:
+        return _by_coverage(arguments)
+    pairs = (argument.lstrip("-").partition("=") for argument in arguments)
+    _at_random({name: value for name, _, value in pairs})
+    return 0
 
 
 if as_program:
