@@ -4,6 +4,7 @@ import gc
 import gzip
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pytest
 from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import load_pairs
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import FileReceipt
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, FileReceipt
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
 from simpo_cli.data.store import making as store_making
 from simpo_cli.data.store import source as store_source
+from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.pairs import StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -149,6 +151,24 @@ def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: Tex
     one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)
     assert one.origin.key != other.origin.key
     assert one.account.content == other.account.content
+
+
+def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
+    turns = (Message("system", "s"), Message("user", "中 \ud800 \u2028\n"))
+    account = Account(
+        decision="conversational",
+        files=[("a \udcff.jsonl", "0" * 64, 17)],
+        records_read=5,
+        pairs_of_source=[2, 0],
+        dropped=Counter({"empty response": 1}),
+        refused=[BadRecord("a:3", "chosen is missing", "Mend it.", '{"prompt": "\n"}'), BadRecord("a:4", "b", "", "")],
+        counts=Counter({"prompt cut": 2}),
+        warnings=Counter(),
+        samples=[PreferencePair(turns, "c", "r", "a:1", '[{"name": "f"}]'), PreferencePair("p", "c", "r", "a:2")],
+        content="1" * 64,
+    )
+    account.write(tmp_path)
+    assert Account.read(tmp_path) == account
 
 
 # The key
