@@ -16,7 +16,7 @@ NUM_EXAMPLES = 3
 def collect_examples(
     examination: Examination, read_again: Callable[[], PairReader]
 ) -> Mapping[str, Sequence[PreferencePair]]:
-    """The first pairs of each finding that is about pairs, by code; pairs of one prompt, perhaps at odds, come together.
+    """The first pairs of each finding that is about pairs, by code; those of one prompt, perhaps at odds, are together.
 
     Args:
         examination: what was found.
