@@ -1,7 +1,9 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
-import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,9 +13,11 @@ from simpo_cli import __version__
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
+    from simpo_cli.audit.leaks import Prompts
     from simpo_cli.data.load import PairReader
-    from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+    from simpo_cli.recipe.schema import DataSource, Recipe
 
 
 class FailOn(StrEnum):
@@ -30,6 +34,13 @@ class BadRecords(StrEnum):
     SKIP = "skip"
 
 
+class Format(StrEnum):
+    """What is printed for people."""
+
+    TEXT = "text"
+    GITHUB = "github"
+
+
 def stats(
     data: Annotated[
         list[str] | None,
@@ -44,41 +55,104 @@ def stats(
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=8, help="Cut as training with this data.max_length would.")
     ] = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
+        ),
+    ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Leave all text of the data out of the page.")] = False,
+    write_clean: Annotated[
+        Path | None,
+        typer.Option("--write-clean", metavar="FILE", help="Write the pairs without errors and duplicates."),
+    ] = None,
+    fmt: Annotated[
+        Format, typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions.")
+    ] = Format.TEXT,
     fail_on: Annotated[
         FailOn | None, typer.Option("--fail-on", help="Exit with 3 if there is a finding this bad or worse.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="CODE", help="Tell what a finding means; all lists the codes.")
+    ] = None,
 ) -> None:
     """Describe preference pairs: counts, lengths, and what in them could ruin a run."""
-    from simpo_cli.report.report_file import require_replaceable, write_report
+    if explain is not None:
+        _explain(explain)
+        return
+    if redact and html is None:
+        raise UserError("--redact is about the page, and none is written.", "Give --html FILE as well.")
+    if as_json and fmt == Format.GITHUB:
+        raise UserError("--json and --format github both say what is printed.", "Give one of them.")
+    from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
 
     if output is not None:
         require_replaceable(output)
-    examination, document = _measured(data or [], recipe, tokenizer, max_length, on_bad_record)
+    if html is not None:
+        require_replaceable_page(html)
+    audit = _audit(data or [], recipe, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
     if output is not None:
-        write_report(output, document)
-    if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
-    elif output is None:
-        from simpo_cli.report.console import out
-        from simpo_cli.report.stats_view import print_stats
+        write_report(output, audit.document)
+    if html is not None:
+        _write_page(html, audit, redact)
+    cleaned = None
+    if write_clean is not None:
+        from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
-        print_stats(out, document, examination)
+        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
+    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
+    if html is not None:
+        _say(f"page: {html}")
+    if cleaned is not None:
+        _say_cleaned(cleaned)
     if fail_on is not None:
-        _gate(document["findings"], fail_on)
+        _gate(audit.document["findings"], fail_on)
 
 
-def _measured(
+def _explain(code: str) -> None:
+    import difflib
+
+    from simpo_cli.audit.catalogue import CATALOGUE
+    from simpo_cli.report.console import out
+    from simpo_cli.report.findings_view import print_codes, print_story
+
+    if code.lower() == "all":
+        print_codes(out)
+        return
+    entry = CATALOGUE.get(code.upper())
+    if entry is None:
+        near = difflib.get_close_matches(code.upper(), CATALOGUE, n=1)
+        guess = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"{code} is not the code of a finding.", f"{guess}Codes are {', '.join(CATALOGUE)}.")
+    print_story(out, entry)
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What was found, and the way to read the same pairs once more."""
+
+    examination: "Examination"
+    document: dict[str, Any]
+    read_again: "Callable[[], PairReader]"
+
+
+def _audit(
     data: list[str],
     recipe_name: str | None,
     tokenizer: str | None,
     max_length: int | None,
+    evaluation: list[str],
     on_bad_record: BadRecords | None,
-) -> "tuple[Examination, dict[str, Any]]":
+    write_clean: Path | None,
+) -> _Audit:
     if recipe_name is not None and tokenizer is not None:
         raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
     if max_length is not None and tokenizer is None:
@@ -90,17 +164,15 @@ def _measured(
 
     recipe = None if recipe_name is None else _composed(recipe_name)
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
-    examination = examine(_reader(data, recipe, on_bad_record, in_tokens=tokens is not None), tokens)
+    sources = _sources(data, recipe)
+    if write_clean is not None:
+        from simpo_cli.audit.clean import require_writable
 
-    from simpo_cli.evaluate.statistics import longer_wins, mean
-
-    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
-    return examination, stats_document(
-        examination,
-        version=__version__,
-        longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
-        mean_difference=mean(chosen - rejected, prompts).as_json(),
-    )
+        require_writable(write_clean, [source.path for source in sources])
+    read = partial(_reader, sources, recipe, on_bad_record)
+    prompts = _evaluation_prompts(evaluation, data, recipe, on_bad_record)
+    examination = examine(read(), tokens, evaluation=prompts)
+    return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
 def _composed(recipe_name: str) -> "Recipe":
@@ -109,24 +181,49 @@ def _composed(recipe_name: str) -> "Recipe":
     return compose(recipe_name).recipe
 
 
-def _reader(
-    data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None, *, in_tokens: bool
-) -> "PairReader":
-    from simpo_cli.data.load import PairReader, source_named
+def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
+    from simpo_cli.data.load import source_named
 
-    listed = [] if recipe is None else _listed(recipe.data)
+    listed = [] if recipe is None else _listed(recipe.data.train)
     mapped = {source.path: source for source in listed}
-    sources = [mapped.get(path) or source_named(path) for path in data] or listed
+    return [mapped.get(path) or source_named(path) for path in data] or listed
+
+
+def _reader(
+    sources: "list[DataSource]",
+    recipe: "Recipe | None",
+    on_bad_record: BadRecords | None,
+    role: Literal["train", "eval"] = "train",
+) -> "PairReader":
+    from simpo_cli.data.load import PairReader
+
     policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
-    keep: Literal["keep", "drop"] = "drop" if in_tokens else "keep"
-    return PairReader(sources, role="train", on_bad_record=policy, on_no_signal=keep)
+    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
 
 
-def _listed(data: "DataRecipe") -> "list[DataSource]":
-    """The sources that a recipe trains on."""
+def _evaluation_prompts(
+    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None
+) -> "Prompts | None":
+    """The prompts of the evaluation data that are named, or else of the recipe's."""
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
+    mapped = {source.path: source for source in listed}
+    # evaluation data that are audited themselves are not compared with themselves
+    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
+    sources = [mapped.get(path) or source_named(path) for path in named] or others
+    if not sources:
+        return None
+    from simpo_cli.audit.leaks import read_prompts
+
+    return read_prompts(_reader(sources, recipe, on_bad_record, "eval"))
+
+
+def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
+    """The sources that a recipe trains on, or evaluates on."""
     from simpo_cli.recipe.schema import DataSource
 
-    return [DataSource(path=data.train)] if isinstance(data.train, str) else data.train
+    return [DataSource(path=sources)] if isinstance(sources, str) else sources
 
 
 def _tokens(
@@ -151,6 +248,49 @@ def _tokens(
     if on_bad_record is None:
         return tokens
     return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record.value))
+
+
+def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
+    from simpo_cli.audit.examples import collect_examples
+    from simpo_cli.report.report_file import write_page
+    from simpo_cli.report.stats_page import stats_page
+
+    examples = None if redact else collect_examples(audit.examination, audit.read_again)
+    write_page(path, stats_page(audit.document, audit.examination, examples))
+
+
+def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
+    """Print the result; for people only where it was not asked for in a file."""
+    if as_json:
+        from simpo_cli.report.report_file import json_text
+
+        print(json_text(audit.document))
+    elif fmt == Format.GITHUB:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.github import annotations
+
+        for command in annotations(audit.document, audit.examination.refused):
+            out.print(command, soft_wrap=True)
+    elif is_asked:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.stats_view import print_stats
+
+        print_stats(out, audit.document, audit.examination)
+
+
+def _say(text: str) -> None:
+    from simpo_cli.report.console import err, printable
+
+    err.print(printable(text), soft_wrap=True)
+
+
+def _say_cleaned(cleaned: "CleanResult") -> None:
+    from simpo_cli.report.text import thousands
+
+    by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
+    said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
+    listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
+    _say(said + (listed if cleaned.dropped else ", none dropped"))
 
 
 def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:

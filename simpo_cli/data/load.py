@@ -113,6 +113,10 @@ class PairReader:
 
     Args:
         sources, role, on_bad_record, on_no_signal: as for `load_pairs`.
+
+    Attributes:
+        record: what the pair last given was read from.
+        noted: what is worth telling of that pair and stops nothing.
     """
 
     def __init__(
@@ -132,6 +136,8 @@ class PairReader:
         self.records_read = 0
         self.pairs_read = 0
         self.files: list[FileReceipt] = []
+        self.record: RawRecord | None = None
+        self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
 
     def __iter__(self) -> Iterator[PreferencePair]:
@@ -197,7 +203,7 @@ class PairReader:
             return
         layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
-        noted: Counter[str] = Counter()
+        noted = self.noted = Counter()
         for record in records:
             if count == most:
                 break
@@ -205,6 +211,7 @@ class PairReader:
             if isinstance(record, BadRecord):
                 self._refuse(record, records, layout)
                 continue
+            self.record = record
             try:
                 pair = to_pair(record.fields, layout, record.where, noted)
             except RecordError as problem:

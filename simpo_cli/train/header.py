@@ -3,14 +3,14 @@
 import torch
 
 import simpo_cli
+from simpo_cli import statistics
 from simpo_cli.audit.document import length_predicts
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of
-from simpo_cli.evaluate import statistics
-from simpo_cli.evaluate.statistics import Measured
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource
+from simpo_cli.statistics import Measured
 from simpo_cli.train.events import RunHeader
 from simpo_cli.train.setting import Setting
 
