@@ -5,8 +5,9 @@ import sys
 import time
 from typing import Any
 
-from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.encode import encode_pairs, in_batches
 from simpo_cli.data.load import load_pairs
+from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import prepare_data
 from simpo_cli.data.store import lengths_of
@@ -15,7 +16,7 @@ from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.resident import peak_resident_bytes
 
 _ROUNDS = 3
-_PAIRS = 4096
+_PAIRS = 2048
 
 
 def prepare(file: str, model: str) -> dict[str, Any]:
@@ -52,25 +53,46 @@ class _Listening(TextTokenizer):
 
 
 def speed(file: str, model: str) -> dict[str, Any]:
-    """Seconds of our encoding, and of the library alone on the texts that we give it."""
+    """Seconds of wall and of processor time for pairs to tokens: ours, and the library's own on two sets of texts.
+
+    `same` are the texts that our encoder gives the library, which hold each prompt once; `whole` are the prompt and the
+    prompt with each answer, as they are without our encoder.
+    """
     pairs = load_pairs(file, role="train").pairs[:_PAIRS]
     tokenizer, data = load_tokenizer(model), DataRecipe(train=file)
     encode_pairs(pairs[:64], tokenizer, data)
     tokenizer.__class__, tokenizer.calls = _Listening, []  # type: ignore[attr-defined]
     encode_pairs(pairs, tokenizer, data)
-    tokenizer.__class__, calls = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
-    seen: dict[str, Any] = {"ours": [], "library": []}
+    tokenizer.__class__, same = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
+    whole = [
+        ([text for pair in batch for text in _whole_texts(tokenizer, pair)], "parsed") for batch in in_batches(pairs)
+    ]
+
+    def library(calls: Any) -> None:
+        for texts, way in calls:
+            tokenizer.encode_batch(texts, way)
+
+    seen: dict[str, Any] = {"pairs": len(pairs), "ours": [], "same": [], "whole": []}
     for _ in range(_ROUNDS):
         seen["ours"].append(_seconds(lambda: encode_pairs(pairs, tokenizer, data)))
-        seen["library"].append(_seconds(lambda: [tokenizer.encode_batch(texts, way) for texts, way in calls]))
-    seen["bytes"] = sum(len(text.encode()) for texts, _ in calls for text in texts)
+        seen["same"].append(_seconds(lambda: library(same)))
+        seen["whole"].append(_seconds(lambda: library(whole)))
     return seen
 
 
-def _seconds(work: Any) -> float:
-    started = time.perf_counter()
+def _whole_texts(tokenizer: TextTokenizer, pair: PreferencePair) -> list[str]:
+    turns = [Message("user", pair.prompt)] if isinstance(pair.prompt, str) else list(pair.prompt)
+    if tokenizer.has_template:
+        prompt = tokenizer.render(turns, generation_prompt=True)
+    else:
+        prompt = "\n".join(turn.content for turn in turns)
+    return [prompt, prompt + pair.chosen, prompt + pair.rejected]
+
+
+def _seconds(work: Any) -> tuple[float, float]:
+    started, processor = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - processor
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import gc
 import gzip
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.encode import ahead, encode_pairs
+from simpo_cli.data.encode.ahead import AHEAD
 from simpo_cli.data.load import load_pairs
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import FileReceipt
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, FileReceipt
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
-from simpo_cli.data.store import making as store_making
 from simpo_cli.data.store import source as store_source
+from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.pairs import StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -107,17 +109,17 @@ def test_tokens_order_and_account_are_those_of_one_pass_in_memory(write: Write, 
 
 
 def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write("a.jsonl", records(3000))
+    path = write("a.jsonl", records(4500))
     alive: list[int] = []
 
     def counted(pairs: Any, *rest: Any) -> Any:
         alive.append(sum(type(thing) is PreferencePair for thing in gc.get_objects()))
         return encode_pairs(pairs, *rest)
 
-    monkeypatch.setattr(store_making, "encode_pairs", counted)
+    monkeypatch.setattr(ahead, "encode_pairs", counted)
     encoded(path, tokenizer)
-    assert len(alive) == 6
-    assert max(alive) <= 2 * 512 + 8 + 1
+    assert len(alive) == 9
+    assert max(alive) <= (AHEAD + 2) * 512 + 8 + 1
 
 
 def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer) -> None:
@@ -149,6 +151,24 @@ def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: Tex
     one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)
     assert one.origin.key != other.origin.key
     assert one.account.content == other.account.content
+
+
+def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
+    turns = (Message("system", "s"), Message("user", "中 \ud800 \u2028\n"))
+    account = Account(
+        decision="conversational",
+        files=[("a \udcff.jsonl", "0" * 64, 17)],
+        records_read=5,
+        pairs_of_source=[2, 0],
+        dropped=Counter({"empty response": 1}),
+        refused=[BadRecord("a:3", "chosen is missing", "Mend it.", '{"prompt": "\n"}'), BadRecord("a:4", "b", "", "")],
+        counts=Counter({"prompt cut": 2}),
+        warnings=Counter(),
+        samples=[PreferencePair(turns, "c", "r", "a:1", '[{"name": "f"}]'), PreferencePair("p", "c", "r", "a:2")],
+        content="1" * 64,
+    )
+    account.write(tmp_path)
+    assert Account.read(tmp_path) == account
 
 
 # The key
@@ -254,3 +274,12 @@ def test_refusals_of_the_template_stop_with_the_others_of_their_batch(write: Wri
         encoded(path, tokenizer)
     assert caught.value.where == f"{path}:3"
     assert f"also {path}:6: the text already holds" in str(caught.value)
+
+
+def test_what_comes_first_in_the_file_stops_first(write: Write, tokenizer: TextTokenizer) -> None:
+    """Batches behind the one that is refused are read already, and their trouble waits."""
+    marked = {**GOOD, "prompt": "<|im_start|>user\nhi"}
+    path = write("a.jsonl", [*records(2), marked, *records(600), "{oops", *records(2)])
+    with pytest.raises(UserError, match="already holds the chat template's markers") as caught:
+        encoded(path, tokenizer)
+    assert caught.value.where == f"{path}:3"

@@ -18,8 +18,9 @@ Templates that do more than append are met by these rules:
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
+from simpo_cli.data.encode.ahead import encode_ahead
 from simpo_cli.data.encode.pairs import encode_pairs, in_batches
 from simpo_cli.data.encode.rendering import LONGEST_WORD
 from simpo_cli.data.encode.rules import EncodedPairs, prompt_key
 
-__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_pairs", "in_batches", "prompt_key"]
+__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_ahead", "encode_pairs", "in_batches", "prompt_key"]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from simpo_cli.data.encode import EncodedPairs, encode_pairs, in_batches
+from simpo_cli.data.encode import EncodedPairs, encode_ahead, in_batches
 from simpo_cli.data.load import PairReader, stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.store.account import Account
@@ -32,8 +32,8 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
     try:
         for source in reader.sources:
             before = writer.num_pairs
-            for batch in in_batches(reader.read_source(source)):
-                encoded = encode_pairs(batch, tokenizer, data)
+            batches = ((batch, batch) for batch in in_batches(reader.read_source(source)))
+            for batch, encoded in encode_ahead(batches, tokenizer, data):
                 if encoded.bad and data.on_bad_record == "error":
                     raise stopped_by(encoded.bad)
                 total.bad += encoded.bad
