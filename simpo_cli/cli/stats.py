@@ -44,6 +44,18 @@ def stats(
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=8, help="Cut as training with this data.max_length would.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Also score the pairs with this model, before any training: margins, accuracy, what a run could learn. "
+            "A folder, a hub id or builtin:guide; or `recipe`, the model of --recipe.",
+        ),
+    ] = None,
+    model_pairs: Annotated[
+        int, typer.Option("--model-pairs", min=1, help="Pairs that --model scores, the first by hash of the prompt.")
+    ] = 512,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
@@ -58,7 +70,18 @@ def stats(
 
     if output is not None:
         require_replaceable(output)
-    examination, document = _measured(data or [], recipe, tokenizer, max_length, on_bad_record)
+    if model is not None and tokenizer is not None:
+        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
+    if recipe is not None and tokenizer is not None:
+        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
+    composed = None if recipe is None else _composed(recipe)
+    if model is not None:
+        composed, tokenizer = _with_tokenizer_of(model, composed)
+    examination, document = _measured(data or [], composed, tokenizer, max_length, on_bad_record)
+    document["model"] = None
+    if model is not None:
+        reader = _reader(data or [], composed, BadRecords.SKIP, in_tokens=True)
+        _add_model(document, examination, reader, composed, model, model_pairs)
     if output is not None:
         write_report(output, document)
     if as_json:
@@ -74,21 +97,18 @@ def stats(
 
 def _measured(
     data: list[str],
-    recipe_name: str | None,
+    recipe: "Recipe | None",
     tokenizer: str | None,
     max_length: int | None,
     on_bad_record: BadRecords | None,
 ) -> "tuple[Examination, dict[str, Any]]":
-    if recipe_name is not None and tokenizer is not None:
-        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
     if max_length is not None and tokenizer is None:
-        raise UserError("--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer as well.")
-    if not data and recipe_name is None:
+        raise UserError("--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well.")
+    if not data and recipe is None:
         raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
     from simpo_cli.audit.document import stats_document
     from simpo_cli.audit.examine import examine
 
-    recipe = None if recipe_name is None else _composed(recipe_name)
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
     examination = examine(_reader(data, recipe, on_bad_record, in_tokens=tokens is not None), tokens)
 
@@ -107,6 +127,50 @@ def _composed(recipe_name: str) -> "Recipe":
     from simpo_cli.recipe.compose import compose
 
     return compose(recipe_name).recipe
+
+
+def _with_tokenizer_of(model: str, recipe: "Recipe | None") -> "tuple[Recipe | None, str | None]":
+    """The recipe with this model, or the model as what tokenizes where there is no recipe."""
+    from dataclasses import replace
+
+    if recipe is None:
+        if model == "recipe":
+            raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
+        return None, model
+    if model == "recipe":
+        return recipe, None
+    return replace(recipe, model=replace(recipe.model, path=model, revision=None)), None
+
+
+def _add_model(
+    document: dict[str, Any],
+    examination: "Examination",
+    reader: "PairReader",
+    recipe: "Recipe | None",
+    model: str,
+    most: int,
+) -> None:
+    """Score a sample of the pairs, and put what that says into the document."""
+    from dataclasses import replace
+
+    from simpo_cli.audit.examine import NO_LIMIT
+    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.data.sample import sample_by_prompt
+    from simpo_cli.recipe.schema import ModelRecipe, Recipe
+
+    assert examination.tokens is not None
+    sample = sample_by_prompt(reader, most)
+    quiet_libraries()
+    from simpo_cli.evaluate.start import fitting_lengths, measure_start
+
+    if recipe is None:
+        data = examination.tokens.data
+        lengths = fitting_lengths(model) if data.max_length == NO_LIMIT else data
+        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
+    start = measure_start(recipe, sample, examination.tokens.tokenizer, of_pairs=document["count"])
+    document["model"] = start.as_json()
+    document["findings"] += [finding.as_json() for finding in start.findings()]
+    document["findings"].sort(key=lambda finding: (finding["severity"], finding["code"]))
 
 
 def _reader(

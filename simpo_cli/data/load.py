@@ -133,6 +133,8 @@ class PairReader:
         self.pairs_read = 0
         self.files: list[FileReceipt] = []
         self._layouts: list[tuple[str, Layout, int]] = []
+        self.layout: Layout | None = None
+        """How the file that is being read was understood; None before the first."""
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for source in self.sources:
@@ -195,7 +197,7 @@ class PairReader:
         if not good:
             self._only_bad(sample, receipt)
             return
-        layout = detect(good, source.columns, receipt.path)
+        self.layout = layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
         noted: Counter[str] = Counter()
         for record in records:

@@ -10,8 +10,9 @@ from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.findings import TITLES
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.report.console import Console, encodable
+from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
+from simpo_cli.report.text import blocks, percent, percent_range, thousands
 
 GAP = 3
 SHOWN_PLACES = 3
@@ -55,6 +56,9 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     console.print()
     _print_bias(console, document)
     console.print()
+    if document.get("model") is not None:
+        print_start(console, document["model"])
+        console.print()
     _print_findings(console, document["findings"], [str(file["path"]) for file in document["input"]["files"]])
 
 
@@ -149,12 +153,6 @@ def _print_shapes(console: Console, examination: Examination) -> None:
             line = Text.assemble(label.ljust(label_width), " ", (figure, "cyan"))
         console.print(line, soft_wrap=True)
     print_wrapped(console, Text(), "outermost bins also hold what lies beyond", style="dim")
-
-
-def blocks(counts: Sequence[int]) -> str:
-    """One block a bin, the fullest bin highest; a bin with anything in it is never blank."""
-    most = max(counts)
-    return "".join(BLOCKS[max(0, -(-count * len(BLOCKS) // most) - 1)] if count else " " for count in counts)
 
 
 # Length as a rule

@@ -1,0 +1,106 @@
+"""What `simpo stats --model` adds to the screen: the model on the pairs at step 0, and what it means for a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from simpo_cli.report.console import Console, encodable
+from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.text import blocks, fixed, percent, percent_range, thousands
+
+LABEL_WIDTH = 19
+
+
+def print_start(console: Console, start: Mapping[str, Any]) -> None:
+    """Print the key `model` of the document.
+
+    Args:
+        console: where to.
+        start: accuracy, margins, loss and log-probs at step 0, and the suggestion.
+    """
+    console.print(Text("What could a run learn?", "bold"), soft_wrap=True)
+    objective = start["objective"]
+    beta, gamma, ratio = objective["beta"], objective["gamma"], objective["gamma_beta_ratio"]
+    print_wrapped(console, Text("  "), _scored(start))
+    print_wrapped(console, Text("  "), f"beta {beta:g}, gamma {gamma:g} (gamma/beta {ratio:g})")
+    _row(console, "accuracy", f"{_share(start['accuracy'])}: the chosen response is the likelier one")
+    _row(console, "margin", f"{_mean(start['margin'], 2)}: beta × (m(chosen) - m(rejected))")
+    _print_histogram(console, start["margin"]["histogram"], gamma)
+    _row(console, "past gamma", f"{_share(start['target_reached'])}: these pairs teach little")
+    _row(console, "loss", _mean(start["loss"], 3))
+    _row(console, "gradient weight", f"{_mean(start['gradient_weight'], 2)}: 1 pulls fully, 0 has nothing left to pull")
+    _row(console, "chosen", f"{_mean(start['logps/chosen'], 3)} nats a token")
+    _row(
+        console,
+        "rejected",
+        f"{_mean(start['logps/rejected'], 3)} nats a token; the nearer to 0, the more the responses are what this "
+        "model would write itself",
+    )
+    console.print()
+    for sentence in start_in_words(start):
+        print_wrapped(console, Text("  "), sentence)
+
+
+def _scored(start: Mapping[str, Any]) -> str:
+    """Which pairs were scored, by which model."""
+    count = f"{thousands(start['pairs'])} pairs of {thousands(start['prompts'])} prompts"
+    if start["pairs"] < start["of_pairs"]:
+        count += f", the first of {thousands(start['of_pairs'])} pairs by hash of the prompt"
+    return f"{start['model']} before any training, on {count}, cut at {thousands(start['max_length'])} tokens"
+
+
+def start_in_words(start: Mapping[str, Any]) -> list[str]:
+    """Whether a run can learn from these pairs, and which gamma/beta to begin with, with the reasons."""
+    weight, suggestion, objective = start["gradient_weight"]["value"], start["suggestion"], start["objective"]
+    ratio, gamma = suggestion["gamma_beta_ratio"], suggestion["gamma"]
+    below = _share(suggestion["below_target"])
+    room = f"A pair pulls with {fixed(weight, 2)} of its full weight on average"
+    if weight >= 0.25:
+        room += ": there is something to learn."
+    else:
+        room += ": most of what these pairs teach is known to this model already."
+    advice = f"gamma/beta {ratio:g} (gamma {gamma:g} at beta {objective['beta']:g}) is where to begin: {below} of the pairs"
+    if suggestion["wanted_ratio"] > ratio + 0.03:
+        reason = "start below it. Three quarters would need more than the authors ever used."
+    elif suggestion["wanted_ratio"] < ratio - 0.03:
+        reason = "start below it. It is the least that the authors used."
+    else:
+        reason = "start below it and pull, the rest is past it."
+    return [
+        room,
+        f"{advice} {reason}",
+        "That is a rule of thumb from the histogram, not an experiment: the authors searched between 0.1 and 0.8.",
+    ]
+
+
+def _print_histogram(console: Console, histogram: Mapping[str, Any], gamma: float) -> None:
+    """The margins of the pairs as a figure one line high, with the places of 0 and gamma under it."""
+    counts, edges = histogram["hist"], histogram["bin_edges"]
+    low, high = f"{edges[0]:+.1f}", f"{edges[-1]:+.1f}"
+    indent = " " * (2 + LABEL_WIDTH)
+    figure = encodable(blocks(counts), console.encoding)
+    width = (edges[-1] - edges[0]) / len(counts) or 1.0
+    at_gamma = min(len(counts) - 1, int((gamma - edges[0]) / width))
+    console.print(Text.assemble(indent, (low, "dim"), " ", (figure, "cyan"), " ", (high, "dim")), soft_wrap=True)
+    marks = " " * (len(indent) + len(low) + 1)
+    if at_gamma == len(counts) // 2:
+        under = " " * at_gamma + "^ 0 and gamma"
+    else:
+        under = " " * (len(counts) // 2) + "^0".ljust(at_gamma - len(counts) // 2) + "^gamma"
+    console.print(Text(marks + under, "dim"), soft_wrap=True)
+
+
+def _row(console: Console, label: str, text: str) -> None:
+    print_wrapped(console, Text(f"  {label.ljust(LABEL_WIDTH)}"), text)
+
+
+def _share(measured: Mapping[str, Any]) -> str:
+    low, high = measured["ci"]
+    return f"{percent(measured['value'])} (95 % CI {percent_range(low, high)}, n = {thousands(measured['n'])})"
+
+
+def _mean(measured: Mapping[str, Any], digits: int) -> str:
+    low, high = measured["ci"]
+    interval = "unknown" if low is None or high is None else f"{fixed(low, digits)} to {fixed(high, digits)}"
+    return f"{fixed(measured['value'], digits)} (95 % CI {interval})"
