@@ -93,17 +93,13 @@ def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no
     )
 
 
-def _views(
-    recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], count: int
-) -> "tuple[str, list[PairView]]":
+def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], count: int) -> "tuple[str, list[PairView]]":
     """How the training pairs are understood, and those to show; nothing is read behind the last of them."""
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.sample import named_pairs
     from simpo_cli.data.tokenized_view import view_pair
 
-    reader = PairReader(
-        recipe.data.train, role="train", on_bad_record=recipe.data.on_bad_record, on_no_signal="keep"
-    )
+    reader = PairReader(recipe.data.train, role="train", on_bad_record=recipe.data.on_bad_record, on_no_signal="keep")
     views: list[PairView] = []
     for number, pair in named_pairs(reader, places) if places else enumerate(reader, start=1):
         view = view_pair(number, pair, tokenizer, recipe.data)

@@ -1,6 +1,7 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -49,7 +50,7 @@ def stats(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="Also score the pairs with this model, before any training: margins, accuracy, what a run could learn. "
+            help="Also score the pairs with this model before any training: margins, accuracy, what a run could learn. "
             "A folder, a hub id or builtin:guide; or `recipe`, the model of --recipe.",
         ),
     ] = None,
@@ -103,7 +104,9 @@ def _measured(
     on_bad_record: BadRecords | None,
 ) -> "tuple[Examination, dict[str, Any]]":
     if max_length is not None and tokenizer is None:
-        raise UserError("--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well.")
+        raise UserError(
+            "--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well."
+        )
     if not data and recipe is None:
         raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
     from simpo_cli.audit.document import stats_document
@@ -160,6 +163,8 @@ def _add_model(
 
     assert examination.tokens is not None
     sample = sample_by_prompt(reader, most)
+    if sys.stderr.isatty():  # it may take minutes
+        print(f"scoring {len(sample):,} pairs with {model} ...", file=sys.stderr, flush=True)
     quiet_libraries()
     from simpo_cli.evaluate.start import fitting_lengths, measure_start
 

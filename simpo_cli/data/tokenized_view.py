@@ -11,6 +11,7 @@ from simpo_cli.data.tokenizer.pieces import token_pieces
 from simpo_cli.recipe.schema import DataRecipe
 
 _NO_LIMIT = 2**31 - 1
+_CONTEXT = 8  # tokens of the prompt that say how the first one behind it reads
 _SHOWN_OTHERWISE = ("prompt cut", "chosen cut", "rejected cut", "no end token")
 
 
@@ -75,10 +76,10 @@ def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data:
             raise stopped_by(encoded.bad)
         return PairView(number, pair, None, encoded.bad[0].problem)
     whole = _encode(pair, tokenizer, replace(data, max_length=_NO_LIMIT, max_prompt_length=_NO_LIMIT - 1))
-    [shown] = encoded.pairs or whole.pairs or [None]
-    [uncut] = whole.pairs or [shown]
+    shown = next(iter([*encoded.pairs, *whole.pairs]), None)
+    uncut = next(iter(whole.pairs), shown)
     reason = next(iter(encoded.dropped), "")
-    if shown is None or uncut is None:
+    if shown is None or uncut is None:  # empty without any limit
         return PairView(number, pair, None, reason)
     ends = end_ids(tokenizer, data)
     before = shown.prompt.tolist()
@@ -112,7 +113,8 @@ def _part(
     tokenizer: TextTokenizer, ids: list[int], before: list[int], length: int, ends: frozenset[int] = frozenset()
 ) -> TokenView:
     """The tokens `ids` behind those `before` them; `length` is what their number would be without limits."""
-    pieces = token_pieces(tokenizer, [*before, *ids])[len(before) :]
+    context = before[-_CONTEXT:]
+    pieces = token_pieces(tokenizer, [*context, *ids])[len(context) :]
     num_cut = length - len(ids)
     ended = ids[-1] in ends and not num_cut
     return TokenView(tuple(ids), tuple(pieces), num_cut, _named(tokenizer, ids[-1]) if ended else "")

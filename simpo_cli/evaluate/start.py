@@ -129,9 +129,7 @@ class Start:
         return found
 
 
-def measure_start(
-    recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, *, of_pairs: int
-) -> Start:
+def measure_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, *, of_pairs: int) -> Start:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
     Args:
@@ -191,7 +189,7 @@ def gradient_weights(scores: PairScores, loss: LossRecipe) -> NDArray[np.float64
     return weights
 
 
-def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, list[float]]:
+def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, Any]:
     """Counts of margins around 0; the range holds gamma and 99 % of the pairs, the outermost bins what lies beyond."""
     reach = max(float(np.percentile(np.abs(margins), 99)), 1.25 * gamma) or 1.0
     shape = histogram(margins, low=-reach, high=reach)

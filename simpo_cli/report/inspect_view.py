@@ -47,7 +47,8 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
     _line(console, "data", document["decision"])
     limits = f"cut at {thousands(tokenizer['max_length'])} (prompts at {thousands(tokenizer['max_prompt_length'])})"
     _line(console, "tokens", f"of {tokenizer['path']} · {tokenizer['used']} · {limits}")
-    _line(console, "reward", f"r = beta × m, m = the sum of the response's log-probs / its tokens · {_terms(objective)}")
+    _line(console, "reward", "r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out")
+    _line(console, "loss", _terms(objective))
     if document["model"] is not None:
         _line(console, "model", f"{document['model']['path']} · {document['model']['packing']}")
         if console.color_system is not None:
@@ -58,8 +59,9 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
 
 
 def _terms(objective: Mapping[str, Any]) -> str:
-    """beta 2 · gamma 1 (gamma/beta 0.5), and the other terms where they are on."""
+    """SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5), and the other terms where they are on."""
     terms = [
+        f"SimPO, {objective['type']}",
         f"beta {objective['beta']:g}",
         f"gamma {objective['gamma']:g} (gamma/beta {objective['gamma_beta_ratio']:g})",
     ]
@@ -116,13 +118,11 @@ def _print_scores(console: Console, response: Mapping[str, Any], beta: float) ->
     _line(
         console,
         "",
-        f"log-probs {_fixed(response['logp_sum'], 3)} / {_tokens(response['num_tokens'])} = m {mean} · "
-        f"r = {beta:g} × {mean} = {_fixed(response['reward'], 3)}",
+        f"sum of log-probs {_fixed(response['logp_sum'], 3)} / {_tokens(response['num_tokens'])} = m {mean} · "
+        f"reward {beta:g} × {mean} = {_fixed(response['reward'], 3)}",
     )
     likely = sorted(enumerate(response["tokens"], start=1), key=_logp)
-    least = [
-        f"'{sign(token['text'])}' {_fixed(token['logp'], 2)} at {at}" for at, token in likely[:NUM_LEAST_LIKELY]
-    ]
+    least = [f"'{sign(token['text'])}' {_fixed(token['logp'], 2)} at {at}" for at, token in likely[:NUM_LEAST_LIKELY]]
     print_wrapped(console, Text(" " * LABEL_WIDTH), f"least likely {' · '.join(least)}", style="dim")
 
 

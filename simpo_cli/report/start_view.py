@@ -60,17 +60,19 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
         room += ": there is something to learn."
     else:
         room += ": most of what these pairs teach is known to this model already."
-    advice = f"gamma/beta {ratio:g} (gamma {gamma:g} at beta {objective['beta']:g}) is where to begin: {below} of the pairs"
+    advice = (
+        f"gamma/beta {ratio:g} (gamma {gamma:g} at beta {objective['beta']:g}) is where to begin: {below} of the pairs"
+    )
     if suggestion["wanted_ratio"] > ratio + 0.03:
-        reason = "start below it. Three quarters would need more than the authors ever used."
+        reason = "start below it. The pairs lie further apart than any target of the authors reached."
     elif suggestion["wanted_ratio"] < ratio - 0.03:
-        reason = "start below it. It is the least that the authors used."
+        reason = "start below it. It is the least of the authors' set-ups; the pairs lie closer together."
     else:
         reason = "start below it and pull, the rest is past it."
     return [
         room,
         f"{advice} {reason}",
-        "That is a rule of thumb from the histogram, not an experiment: the authors searched between 0.1 and 0.8.",
+        "That is a rule of thumb from the histogram, not an experiment: the authors' values, 0.1 to 0.8, were found by search.",
     ]
 
 

@@ -101,10 +101,11 @@ def test_the_document_holds_tokens_and_the_numbers_of_single_sequences(simpo: Si
 def test_the_pairs_are_those_that_training_uses_or_those_that_are_named(simpo: Simpo) -> None:
     first = document_of(simpo("inspect", "recipe.yaml", "-n", "5", "--no-model", "--json"))
     assert [pair["number"] for pair in first["pairs"]] == [1, 2, 3, 5, 6]
-    named = document_of(
-        simpo("inspect", "recipe.yaml", "--pair", "line 4", "--pair", "2", "--no-model", "--json")
-    )
-    assert [(pair["number"], pair["left_out"]) for pair in named["pairs"]] == [(2, None), (4, "response without tokens")]
+    named = document_of(simpo("inspect", "recipe.yaml", "--pair", "line 4", "--pair", "2", "--no-model", "--json"))
+    assert [(pair["number"], pair["left_out"]) for pair in named["pairs"]] == [
+        (2, None),
+        (4, "response without tokens"),
+    ]
     changed = document_of(simpo("inspect", "recipe.yaml", "data.max_length=45", "-n", "1", "--no-model", "--json"))
     assert changed["tokenizer"]["max_length"] == 45
     assert len(document_of(simpo("inspect", "recipe.yaml", "--no-model", "--json"))["pairs"]) == 3
@@ -149,7 +150,7 @@ def test_a_run_folder_is_its_saved_model(simpo: Simpo, place: Path) -> None:
         (["recipe.yaml", "--pair", "1", "-n", "2"], "Give one of them."),
         (["recipe.yaml", "data.train=nothing.jsonl"], "nothing.jsonl"),
         (["recipe.yaml", "model.path=./nothing"], "nothing does not exist"),
-        (["recipe.yaml", "data.max_length=4096"], "recipe.yaml: data.max_length is 4096, and tiny knows 512 positions"),
+        (["recipe.yaml", "data.max_length=4096"], "override 1: data.max_length is 4096, and tiny knows 512 positions"),
         (["recipe.yaml", "-n", "0"], "-n"),
     ],
 )

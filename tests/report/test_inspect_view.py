@@ -88,7 +88,8 @@ def test_the_whole_screen() -> None:
         == """recipe.yaml
 data      plain text, explicit prompt, response = the whole answer
 tokens    of tiny · by its chat template · cut at 2,048 (prompts at 1,800)
-reward    r = beta × m, m = the sum of the response's log-probs / its tokens · beta 2 · gamma 1 (gamma/beta 0.5)
+reward    r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out
+loss      SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5)
 model     tiny · prompts shared
 
 pair 4,211 · prefs.jsonl:4211
@@ -97,11 +98,11 @@ prompt    3 tokens, seen and not scored · begins with BOS <|im_start|>
           <|im_start|>user⏎
 chosen    3 tokens scored · ends with <|im_end|>
           Open│ Settings│<|im_end|>
-          log-probs -4.500 / 3 tokens = m -1.500 · r = 2 × -1.500 = -3.000
+          sum of log-probs -4.500 / 3 tokens = m -1.500 · reward 2 × -1.500 = -3.000
           least likely ' Settings' -4.00 at 2 · 'Open' -0.25 at 1 · '<|im_end|>' -0.25 at 3
 rejected  2 tokens scored · the last 7 tokens cut off, with the end token
           No│pe
-          log-probs -4.000 / 2 tokens = m -2.000 · r = 2 × -2.000 = -4.000
+          sum of log-probs -4.000 / 2 tokens = m -2.000 · reward 2 × -2.000 = -4.000
           least likely 'No' -2.00 at 1 · 'pe' -2.00 at 2
 margin    r(chosen) - r(rejected) = -3.000 - (-4.000) = 1.000: not past the target, gamma 1.000
 loss      d = margin - gamma = 0.000 · -log sigmoid(d) = 0.693
@@ -114,8 +115,8 @@ def test_without_a_model_there_are_tokens_and_the_reason() -> None:
     text = printed(document)
     assert "model     no log-probs: its weights are not here\n" in text
     assert "Open│ Settings│<|im_end|>" in text
-    assert "log-probs -" not in text
-    assert "loss" not in text
+    assert "sum of log-probs" not in text
+    assert "sigmoid(d)" not in text
 
 
 def test_what_is_lost_or_left_out_is_said() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 
 UNFINISHED = "\ufffd"
-"""The text of a token that holds only some of the bytes of a character; the token with the last of them has it whole."""
+"""The text of a token with only some bytes of a character; the token with the last of them has it whole."""
 
 _MOST_BYTES = 4  # of a character in UTF-8
 
