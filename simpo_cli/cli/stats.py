@@ -56,7 +56,7 @@ def stats(
     ] = None,
     model_pairs: Annotated[
         int, typer.Option("--model-pairs", min=1, help="Pairs that --model scores, the first by hash of the prompt.")
-    ] = 512,
+    ] = 256,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,

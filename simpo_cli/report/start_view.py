@@ -27,7 +27,7 @@ def print_start(console: Console, start: Mapping[str, Any]) -> None:
     _row(console, "accuracy", f"{_share(start['accuracy'])}: the chosen response is the likelier one")
     _row(console, "margin", f"{_mean(start['margin'], 2)}: beta × (m(chosen) - m(rejected))")
     _print_histogram(console, start["margin"]["histogram"], gamma)
-    _row(console, "past gamma", f"{_share(start['target_reached'])}: these pairs teach little")
+    _row(console, "past gamma", f"{_share(start['target_reached'])}: such pairs teach little")
     _row(console, "loss", _mean(start["loss"], 3))
     _row(console, "gradient weight", f"{_mean(start['gradient_weight'], 2)}: 1 pulls fully, 0 has nothing left to pull")
     _row(console, "chosen", f"{_mean(start['logps/chosen'], 3)} nats a token")
@@ -72,7 +72,7 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
     return [
         room,
         f"{advice} {reason}",
-        "That is a rule of thumb from the histogram, not an experiment: the authors' values, 0.1 to 0.8, were found by search.",
+        "That is a rule of thumb from the histogram, no experiment: the authors found theirs (0.1 to 0.8) by search.",
     ]
 
 

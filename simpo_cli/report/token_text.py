@@ -21,6 +21,8 @@ SHADES = (
 )
 """From the likeliest tokens to the least: the lowest log-prob of a shade, its style, and what the legend calls it."""
 
+Piece = list[tuple[str, str]]  # what must stay on one line: texts with their styles
+
 _NOT_MUCH = 8  # tokens that are not worth a remark about what is left out
 
 
@@ -61,16 +63,16 @@ def token_lines(
         extent: how much to show; None shows all.
         style: of all tokens, without borders between them; None has borders, and shades by log-prob.
     """
-    pieces: list[tuple[str, str]] = []
-    border = encodable(BORDER, encoding) if style is None else ""
-    for token in _shortened(tokens, extent):
+    border = [(encodable(BORDER, encoding), "dim")] if style is None else []
+    shown = _shortened(tokens, extent)
+    pieces: list[Piece] = []
+    for number, token in enumerate(shown, start=1):
         if isinstance(token, int):
-            pieces.append((encodable(f"{border}… {token:,} tokens …", encoding), "dim"))
-            continue
-        text = encodable(sign(token["text"]) or f"<{token['id']}>", encoding)
-        if pieces and border:
-            pieces.append((border, "dim"))
-        pieces.append((text, shade(token.get("logp")) if style is None else style))
+            piece = (encodable(f"… {token:,} tokens …", encoding), "dim")
+        else:
+            text = encodable(sign(token["text"]) or f"<{token['id']}>", encoding)
+            piece = (text, shade(token.get("logp")) if style is None else style)
+        pieces.append([piece, *(border if number < len(shown) else [])])
     return _filled(pieces, width)
 
 
@@ -82,14 +84,16 @@ def _shortened(tokens: Sequence[Mapping[str, Any]], extent: Extent | None) -> li
     return [*tokens[: extent.head], left_out, *tokens[len(tokens) - extent.tail :]]
 
 
-def _filled(pieces: Sequence[tuple[str, str]], width: int) -> list[Text]:
+def _filled(pieces: Sequence[Piece], width: int) -> list[Text]:
     """Pieces one behind the other; one that does not fit goes to the next line, one that fits no line is broken."""
     lines = [Text()]
-    for text, style in pieces:
-        if lines[-1] and lines[-1].cell_len + cell_len(text) > width:
+    for piece in pieces:
+        needed = sum(cell_len(text) for text, _ in piece)
+        if lines[-1] and lines[-1].cell_len + needed > width:
             lines.append(Text())
-        for character in text if cell_len(text) > width else [text]:
-            if lines[-1].cell_len + cell_len(character) > width and lines[-1]:
-                lines.append(Text())
-            lines[-1].append(character, style)
+        for text, style in piece:
+            for part in text if needed > width else [text]:
+                if lines[-1].cell_len + cell_len(part) > width:
+                    lines.append(Text())
+                lines[-1].append(part, style)
     return lines

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from simpo_cli.evaluate.start import (
     measure_start,
     suggest,
 )
-from simpo_cli.evaluate.statistics import mean
+from simpo_cli.evaluate.statistics import Measured, mean
 from simpo_cli.evaluate.summary import summarise
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
 from tests.model.reference import response_logps
@@ -107,6 +108,14 @@ def test_findings_come_with_clear_intervals_only() -> None:
     [swapped] = start_of([-0.3] * 80 + [0.3] * 20, loss).findings()
     assert swapped.count == 80
     assert "80 of 100 pairs" in swapped.hint
+
+
+def test_labels_that_only_follow_length_do_not_look_swapped() -> None:
+    loss = LossRecipe(beta=2, gamma=1)
+    start = start_of([-0.3] * 80 + [0.3] * 20, loss)
+    balanced = Measured(0.5, 0.4, 0.6, 100)
+    of_length = replace(start.summary, length={**start.summary.length, "balanced": balanced})
+    assert replace(start, summary=of_length).findings() == []
 
 
 def test_the_document_is_measured_under_the_objective() -> None:
