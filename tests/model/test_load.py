@@ -134,6 +134,7 @@ def test_a_hub_id_without_a_network_is_an_environment_error(monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="the model hub did not give it") as caught:
         find_model("nobody/no-such-model")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_model_of_the_hub_can_be_asked_for_only_if_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +150,6 @@ def test_a_model_of_the_hub_can_be_asked_for_only_if_it_is_here(monkeypatch: pyt
     with pytest.raises(UserError, match="the weights of nobody/no-such-model are not on this machine"):
         find_model("nobody/no-such-model", fetch=False)
     assert asked == [True]
-    assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_file_is_not_a_model(folder: Path) -> None:
