@@ -20,7 +20,7 @@ TITLES = {
     "EMP002": "a response without enough tokens (training drops such pairs)",
     "FMT001": "malformed records, left out",
     "LBL002": "contradictory labels (A over B and B over A)",
-    "LBL004": "labels look swapped",
+    "LBL005": "labels look swapped",
     "LEN001": "length predicts the label",
     "MOD001": "most pairs are past the target before any training",
     "SCR001": "scores order the pair against its label",

@@ -123,7 +123,7 @@ class Start:
                 "chosen and rejected are swapped, or the labels prefer what this model would not write: read some "
                 "pairs with simpo inspect."
             )
-            found.append(Finding("LBL004", "warning", wrong, hint))
+            found.append(Finding("LBL005", "warning", wrong, hint))
         if reached.low > 0.5:
             count = round(reached.value * reached.n)
             hint = (

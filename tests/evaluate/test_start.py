@@ -99,7 +99,7 @@ def test_findings_come_with_clear_intervals_only() -> None:
     def codes(differences: Sequence[float]) -> list[str]:
         return [finding.code for finding in start_of(differences, loss).findings()]
 
-    assert codes([-0.3] * 80 + [0.3] * 20) == ["LBL004"]
+    assert codes([-0.3] * 80 + [0.3] * 20) == ["LBL005"]
     assert codes([-0.3] * 4 + [0.3]) == []  # five pairs say nothing
     assert codes([-0.3] * 52 + [0.3] * 48) == []
     assert codes([0.3] * 100) == []
