@@ -1,46 +1,40 @@
-"""The JSON document of `simpo stats`: versioned, the same bytes for the same input."""
+"""The JSON document of `simpo stats`: versioned, the same bytes for the same input. docs/stats.md says every key."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
+from simpo_cli.audit import surface
+from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens
-from simpo_cli.audit.findings import Finding
+from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import describe, whole_mean
+from simpo_cli.audit.surface import SurfaceResult
+from simpo_cli.data.load import FileReceipt
+from simpo_cli.statistics import Measured, longer_wins, mean
 
 SCHEMA_VERSION = 1
 
-_PREDICTS = 0.05  # how far from one half the whole interval must lie before length is said to predict the label
+_PREDICTS = 0.05  # how far from one half the whole interval must lie before something is said to predict the label
 
 
-def stats_document(
-    examination: Examination, *, version: str, longer_wins: Mapping[str, Any], mean_difference: Mapping[str, Any]
-) -> dict[str, Any]:
+def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
     """Everything that `simpo stats` reports.
 
     Args:
         examination: what was seen.
         version: of this program.
-        longer_wins: the share of pairs whose chosen response is the longer one, ties one half.
-        mean_difference: the mean of chosen minus rejected length. Both are {value, ci: [low, high], n}.
     """
-    reader = examination.reader
-    chosen, rejected = examination.chosen_len, examination.rejected_len
-    findings = [*examination.findings]
-    if (length := _length_finding(longer_wins, examination)) is not None:
-        findings.append(length)
+    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts
+    length_rule = longer_wins(chosen, rejected, prompts)
+    by_surface = surface.judge(examination.surface, prompts)
+    findings = [*examination.findings, *_bias_findings(length_rule, by_surface, examination)]
+    findings.sort(key=lambda found: (found.severity, found.code))
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "simpo", "version": version},
-        "input": {
-            "files": [{"path": file.path, "identity": file.identity, "bytes": file.size} for file in reader.files],
-            "decision": reader.decision,
-            "records_read": reader.records_read,
-            "prompts": examination.num_prompts,
-            "no_signal": dict(sorted(examination.no_signal.items())),
-            "malformed": len(examination.refused),
-            "warnings": dict(sorted(reader.warnings.counts.items())),
-            "tokens": None if examination.tokens is None else _limits(examination.tokens),
-        },
+        "input": _input(examination),
         "unit": "words" if examination.tokens is None else "tokens",
         "count": examination.count,
         "avg_chosen_len": whole_mean(chosen),
@@ -49,11 +43,41 @@ def stats_document(
             "chosen_len": describe(chosen),
             "rejected_len": describe(rejected),
             "prompt_len": describe(examination.prompt_len),
-            "difference": {**describe(chosen - rejected), "mean_ci": mean_difference["ci"]},
+            "difference": {
+                **describe(chosen - rejected),
+                "mean_ci": mean(chosen - rejected, prompts).as_json()["ci"],
+            },
         },
-        "bias": {**longer_wins, "ties": int((chosen == rejected).sum())},
-        "findings": [finding.as_json() for finding in sorted(findings, key=lambda f: (f.severity, f.code))],
+        "bias": {
+            **length_rule.as_json(),
+            "ties": int((chosen == rejected).sum()),
+            "surface": None if by_surface is None else by_surface.as_json(),
+        },
+        "sources": _sources(examination, findings),
+        "findings": [found.as_json() for found in findings],
+        "passed": _passed(examination, findings, is_judged=by_surface is not None),
     }
+
+
+def _input(examination: Examination) -> dict[str, Any]:
+    reader, evaluation = examination.reader, examination.evaluation
+    return {
+        "files": _files(reader.files),
+        "decision": reader.decision,
+        "records_read": reader.records_read,
+        "prompts": examination.num_prompts,
+        "no_signal": dict(sorted(examination.no_signal.items())),
+        "malformed": len(examination.refused),
+        "warnings": dict(sorted(reader.warnings.counts.items())),
+        "tokens": None if examination.tokens is None else _limits(examination.tokens),
+        "evaluation": None
+        if evaluation is None
+        else {"files": _files(evaluation.files), "prompts": len(evaluation.hashes)},
+    }
+
+
+def _files(files: Iterable[FileReceipt]) -> list[dict[str, Any]]:
+    return [{"path": file.path, "identity": file.identity, "bytes": file.size} for file in files]
 
 
 def _limits(tokens: Tokens) -> dict[str, Any]:
@@ -65,22 +89,54 @@ def _limits(tokens: Tokens) -> dict[str, Any]:
     }
 
 
+def _sources(examination: Examination, findings: list[Finding]) -> list[dict[str, Any]]:
+    """What each file gives by itself; findings by the number of its measured pairs that they concern."""
+    sources = []
+    for number, file in enumerate(examination.reader.files):
+        mine = examination.file_of == number
+        count = int(mine.sum())
+        chosen, rejected = examination.chosen_len[mine], examination.rejected_len[mine]
+        prompts = examination.prompts[mine]
+        concerned = {found.code: int(mine[found.pairs].sum()) for found in findings}
+        sources.append(
+            {
+                "path": file.path,
+                "count": count,
+                "prompts": len(np.unique(prompts)),
+                "mean_chosen_len": float(chosen.mean()) if count else None,
+                "mean_rejected_len": float(rejected.mean()) if count else None,
+                "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
+                "findings": {code: pairs for code, pairs in concerned.items() if pairs},
+            }
+        )
+    return sources
+
+
+def _passed(examination: Examination, findings: list[Finding], *, is_judged: bool) -> list[str]:
+    """The codes that were looked for and not found."""
+    found = {one.code for one in findings}
+    looked_for = {code for code, entry in CATALOGUE.items() if entry.needs in examination.looked_for}
+    return sorted(looked_for - found - (set() if is_judged else {"SRF001"}))
+
+
 def length_predicts(low: float, high: float) -> bool:
     """Whether the interval of "the longer wins" lies clearly on one side of a coin's 0.5."""
     return high < 0.5 - _PREDICTS or low > 0.5 + _PREDICTS
 
 
-def _length_finding(longer_wins: Mapping[str, Any], examination: Examination) -> Finding | None:
-    value, (low, high) = longer_wins["value"], longer_wins["ci"]
-    if value is None or low is None or high is None:
-        return None
-    if not length_predicts(low, high):
-        return None
-    longer = examination.chosen_len > examination.rejected_len
-    shorter = examination.chosen_len < examination.rejected_len
-    word, count = ("longer", longer.sum()) if value > 0.5 else ("shorter", shorter.sum())
-    hint = (
-        f"The {word} answer is the chosen one in {count:,} of {longer_wins['n']:,} pairs: a model can win by length "
-        "alone, so read its accuracy length-balanced."
-    )
-    return Finding("LEN001", "warning", int(count), hint)
+def _bias_findings(length_rule: Measured, by_surface: SurfaceResult | None, examination: Examination) -> list[Finding]:
+    """What predicts the label without being the better answer."""
+    findings = []
+    if length_predicts(length_rule.low, length_rule.high):
+        chosen, rejected = examination.chosen_len, examination.rejected_len
+        word, right = ("longer", chosen > rejected) if length_rule.value > 0.5 else ("shorter", chosen < rejected)
+        detail = f"The {word} answer is the chosen one in {right.sum():,} of {length_rule.n:,} pairs."
+        findings.append(finding("LEN001", int(right.sum()), detail=detail))
+    if by_surface is not None and by_surface.accuracy.low > 0.5 + _PREDICTS:
+        right_count = round(by_surface.accuracy.value * by_surface.accuracy.n - by_surface.ties / 2)
+        leads = sorted(by_surface.weights.items(), key=lambda item: -abs(item[1]))[:3]
+        detail = f"Of {by_surface.accuracy.n:,} unseen pairs {right_count:,} are told by the surface; it goes by " + (
+            ", ".join(f"{'more' if weight > 0 else 'fewer'} {name}" for name, weight in leads) + "."
+        )
+        findings.append(finding("SRF001", right_count, detail=detail))
+    return findings

@@ -2,36 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Severity = Literal["error", "warning"]
+from simpo_cli.audit.catalogue import CATALOGUE, Severity
 
 SHOWN_ROWS = 20
 """Places that a finding names in the document; its count says how many there are."""
 
-TITLES = {
-    "CHR001": "NUL characters in texts",
-    "DUP001": "exact duplicate pairs",
-    "DUP003": "identical responses (training drops such pairs)",
-    "EMP001": "an empty response (training drops such pairs)",
-    "EMP002": "a response without enough tokens (training drops such pairs)",
-    "FMT001": "malformed records, left out",
-    "LBL002": "contradictory labels (A over B and B over A)",
-    "LBL005": "labels look swapped",
-    "LEN001": "length predicts the label",
-    "MOD001": "most pairs are past the target before any training",
-    "SCR001": "scores order the pair against its label",
-    "SCR002": "tied scores",
-    "SCR003": "scores written as text",
-    "SCR004": "scores or labels that prefer neither answer (not read as pairs)",
-    "TRU001": "both responses cut by the length limit",
-    "TRU002": "only one response cut by the length limit",
-    "TRU003": "prompts cut by the length limit",
-}
-"""A code never changes its meaning."""
+Positions = NDArray[np.int64]
+_NONE: Positions = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +21,7 @@ class Finding:
     """One kind of trouble.
 
     Attributes:
-        code: its stable code, a key of TITLES.
+        code: its stable code, a key of CATALOGUE.
         severity: `error` for what makes training wrong, `warning` for what a person should look at.
         count: pairs or records that it concerns.
         hint: what to do.
@@ -52,12 +34,12 @@ class Finding:
     count: int
     hint: str
     rows: Sequence[str] = field(default=())
-    pairs: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64), compare=False)
+    pairs: Positions = field(default_factory=_NONE.copy, compare=False)
 
     @property
     def title(self) -> str:
         """What it is, in a few words."""
-        return TITLES[self.code]
+        return CATALOGUE[self.code].title
 
     def as_json(self) -> dict[str, Any]:
         """The finding as the document holds it."""
@@ -68,3 +50,15 @@ class Finding:
             "rows": list(self.rows[:SHOWN_ROWS]),
             "hint": self.hint,
         }
+
+
+def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE) -> Finding:
+    """A finding with the severity and remedy of its code.
+
+    Args:
+        code: a key of CATALOGUE.
+        count, rows, pairs: as for `Finding`.
+        detail: a sentence in front of the remedy, about these data.
+    """
+    entry = CATALOGUE[code]
+    return Finding(code, entry.severity, count, f"{detail} {entry.remedy}".lstrip(), rows, pairs)

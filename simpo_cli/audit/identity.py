@@ -1,55 +1,65 @@
-"""Which pairs are the same, and which contradict each other, in 32 bytes a pair.
+"""Which pairs are the same, which contradict each other and which go in circles, in 24 bytes a pair.
 
 A pair is known by 64-bit hashes of its prompt and its two responses. At a million pairs the chance that any two
 different ones share a hash is under one in ten million.
 """
 
 from array import array
-from hashlib import blake2b
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from simpo_cli.audit.shingles import mixed
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
-
-def _hashed(data: bytes) -> int:
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+_STRIPPED = 3  # times that the ends of chains are taken off before circles are looked for
 
 
-def _hashed_text(text: str) -> int:
-    return _hashed(text.encode("utf-8", "surrogatepass"))
+def _hashed(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def prompt_hash(pair: PreferencePair) -> int:
+    """A hash of the prompt; plain text and the same text as one user turn are the same prompt."""
+    turns = prompt_messages(pair.prompt)
+    return _hashed("".join([f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns]))
 
 
 class PairIdentities:
     """Collects the hashes of pairs, in their order."""
 
     def __init__(self) -> None:
-        self._prompts, self._pairs, self._sides = array("Q"), array("Q"), array("Q")
-        self._chosen_first = bytearray()
+        self._prompts, self._chosen, self._rejected = array("Q"), array("Q"), array("Q")
 
     def add(self, pair: PreferencePair) -> None:
         """Take in one more pair."""
-        turns = prompt_messages(pair.prompt)
-        prompt = _hashed_text("".join(f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns))
-        chosen, rejected = _hashed_text(pair.chosen), _hashed_text(pair.rejected)
-        self._prompts.append(prompt)
-        self._pairs.append(_combined(prompt, chosen, rejected))
-        self._sides.append(_combined(prompt, min(chosen, rejected), max(chosen, rejected)))
-        self._chosen_first.append(chosen < rejected)
+        self._prompts.append(prompt_hash(pair))
+        self._chosen.append(_hashed(pair.chosen))
+        self._rejected.append(_hashed(pair.rejected))
 
     @property
     def prompts(self) -> Hashes:
-        """(n,) a hash of each pair's prompt; plain text and the same text as one user turn are the same prompt."""
+        """(n,) a hash of each pair's prompt."""
         return np.frombuffer(self._prompts, dtype=np.uint64)
+
+    @property
+    def chosen(self) -> Hashes:
+        """(n,) a hash of each pair's chosen response."""
+        return np.frombuffer(self._chosen, dtype=np.uint64)
+
+    @property
+    def rejected(self) -> Hashes:
+        """(n,) a hash of each pair's rejected response."""
+        return np.frombuffer(self._rejected, dtype=np.uint64)
 
     def duplicates(self) -> Places:
         """Places of pairs that occurred before: the same prompt, chosen and rejected."""
-        pairs = np.frombuffer(self._pairs, dtype=np.uint64)
+        pairs = _joined(self.prompts, self.chosen, self.rejected)
         _, first = np.unique(pairs, return_index=True)
         later = np.ones(len(pairs), dtype=bool)
         later[first] = False
@@ -57,16 +67,46 @@ class PairIdentities:
 
     def contradictions(self) -> Places:
         """Places of pairs whose opposite occurs too: the same answers to the same prompt, preferred the other way."""
-        sides = np.frombuffer(self._sides, dtype=np.uint64)
-        chosen_first = np.frombuffer(self._chosen_first, dtype=np.uint8)
-        _, group = np.unique(sides, return_inverse=True)
+        low, high = np.minimum(self.chosen, self.rejected), np.maximum(self.chosen, self.rejected)
+        _, group = np.unique(_joined(self.prompts, low, high), return_inverse=True)
         size = np.bincount(group)
-        one_way = np.bincount(group, weights=chosen_first)
+        one_way = np.bincount(group, weights=self.chosen < self.rejected)
         return np.flatnonzero((one_way[group] > 0) & (one_way[group] < size[group]))
 
+    def identical(self) -> Places:
+        """Places of pairs whose two responses are the same."""
+        return np.flatnonzero(self.chosen == self.rejected)
 
-def _combined(prompt: int, first: int, second: int) -> int:
-    return _hashed(prompt.to_bytes(8, "little") + first.to_bytes(8, "little") + second.to_bytes(8, "little"))
+    def cycles(self) -> Places:
+        """Places of pairs on a circle of three or more responses: A over B, B over C, C over A.
+
+        Contradictory pairs, which are circles of two, are set aside first.
+        """
+        is_left = self.chosen != self.rejected
+        is_left[self.contradictions()] = False
+        left = np.flatnonzero(is_left)
+        better, worse = _joined(self.prompts, self.chosen)[left], _joined(self.prompts, self.rejected)[left]
+        for _ in range(_STRIPPED):  # a response that never wins, or never loses, is on no circle; mostly that is all
+            stays = np.isin(better, worse) & np.isin(worse, better)
+            left, better, worse = left[stays], better[stays], worse[stays]
+        if not len(left):
+            return left
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        responses, ends = np.unique(np.concatenate([better, worse]), return_inverse=True)
+        winners, losers = ends[: len(left)], ends[len(left) :]
+        beats = coo_array((np.ones(len(left), dtype=np.int32), (winners, losers)), shape=(len(responses),) * 2)
+        _, circle = connected_components(beats.tocsr(), directed=True, connection="strong")
+        return left[circle[winners] == circle[losers]]
+
+
+def _joined(*hashes: Hashes) -> Hashes:
+    """One hash of several, in their order."""
+    joined = np.zeros_like(hashes[0])
+    for one in hashes:
+        joined = mixed(joined + one + np.uint64(0x9E3779B97F4A7C15))
+    return joined
 
 
 class PlaceList:

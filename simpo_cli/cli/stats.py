@@ -1,8 +1,10 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
-import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +14,11 @@ from simpo_cli import __version__
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
+    from simpo_cli.audit.leaks import Prompts
     from simpo_cli.data.load import PairReader
-    from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+    from simpo_cli.recipe.schema import DataSource, Recipe
 
 
 class FailOn(StrEnum):
@@ -29,6 +33,13 @@ class BadRecords(StrEnum):
 
     ERROR = "error"
     SKIP = "skip"
+
+
+class Format(StrEnum):
+    """What is printed for people."""
+
+    TEXT = "text"
+    GITHUB = "github"
 
 
 def stats(
@@ -57,52 +68,108 @@ def stats(
     model_pairs: Annotated[
         int, typer.Option("--model-pairs", min=1, help="Pairs that --model scores, the first by hash of the prompt.")
     ] = 256,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
+        ),
+    ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
+    ] = None,
+    redact: Annotated[bool, typer.Option("--redact", help="Leave all text of the data out of the page.")] = False,
+    write_clean: Annotated[
+        Path | None,
+        typer.Option("--write-clean", metavar="FILE", help="Write the pairs without errors and duplicates."),
+    ] = None,
+    fmt: Annotated[
+        Format, typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions.")
+    ] = Format.TEXT,
     fail_on: Annotated[
         FailOn | None, typer.Option("--fail-on", help="Exit with 3 if there is a finding this bad or worse.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="CODE", help="Tell what a finding means; all lists the codes.")
+    ] = None,
 ) -> None:
     """Describe preference pairs: counts, lengths, and what in them could ruin a run."""
-    from simpo_cli.report.report_file import require_replaceable, write_report
+    if explain is not None:
+        _explain(explain)
+        return
+    if redact and html is None:
+        raise UserError("--redact is about the page, and none is written.", "Give --html FILE as well.")
+    if as_json and fmt == Format.GITHUB:
+        raise UserError("--json and --format github both say what is printed.", "Give one of them.")
+    from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
 
     if output is not None:
         require_replaceable(output)
-    if model is not None and tokenizer is not None:
-        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
-    if recipe is not None and tokenizer is not None:
-        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
-    composed = None if recipe is None else _composed(recipe)
+    if html is not None:
+        require_replaceable_page(html)
+    composed = _recipe(recipe, tokenizer, model)
+    if model is not None and composed is None:
+        tokenizer = model
+    audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
+    audit.document["model"] = None
     if model is not None:
-        composed, tokenizer = _with_tokenizer_of(model, composed)
-    examination, document = _measured(data or [], composed, tokenizer, max_length, on_bad_record)
-    document["model"] = None
-    if model is not None:
-        reader = _reader(data or [], composed, BadRecords.SKIP, in_tokens=True)
-        _add_model(document, examination, reader, composed, model, model_pairs)
+        _add_model(audit, composed, model, model_pairs)
     if output is not None:
-        write_report(output, document)
-    if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
-    elif output is None:
-        from simpo_cli.report.console import out
-        from simpo_cli.report.stats_view import print_stats
+        write_report(output, audit.document)
+    if html is not None:
+        _write_page(html, audit, redact)
+    cleaned = None
+    if write_clean is not None:
+        from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
-        print_stats(out, document, examination)
+        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
+    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None and html is None)
+    if cleaned is not None:
+        _say_cleaned(cleaned)
     if fail_on is not None:
-        _gate(document["findings"], fail_on)
+        _gate(audit.document["findings"], fail_on)
 
 
-def _measured(
+def _explain(code: str) -> None:
+    import difflib
+
+    from simpo_cli.audit.catalogue import CATALOGUE
+    from simpo_cli.report.console import out
+    from simpo_cli.report.findings_view import print_codes, print_story
+
+    if code.lower() == "all":
+        print_codes(out)
+        return
+    entry = CATALOGUE.get(code.upper())
+    if entry is None:
+        near = difflib.get_close_matches(code.upper(), CATALOGUE, n=1)
+        guess = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(f"{code} is not the code of a finding.", f"{guess}Codes are {', '.join(CATALOGUE)}.")
+    print_story(out, entry)
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What was found, and the way to read the same pairs once more."""
+
+    examination: "Examination"
+    document: dict[str, Any]
+    read_again: "Callable[[], PairReader]"
+
+
+def _audit(
     data: list[str],
     recipe: "Recipe | None",
     tokenizer: str | None,
     max_length: int | None,
+    evaluation: list[str],
     on_bad_record: BadRecords | None,
-) -> "tuple[Examination, dict[str, Any]]":
+    write_clean: Path | None,
+) -> _Audit:
     if max_length is not None and tokenizer is None:
         raise UserError(
             "--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well."
@@ -113,89 +180,111 @@ def _measured(
     from simpo_cli.audit.examine import examine
 
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
-    examination = examine(_reader(data, recipe, on_bad_record, in_tokens=tokens is not None), tokens)
+    sources = _sources(data, recipe)
+    if write_clean is not None:
+        from simpo_cli.audit.clean import require_writable
 
-    from simpo_cli.evaluate.statistics import longer_wins, mean
-
-    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
-    return examination, stats_document(
-        examination,
-        version=__version__,
-        longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
-        mean_difference=mean(chosen - rejected, prompts).as_json(),
-    )
+        require_writable(write_clean, [source.path for source in sources])
+    read = partial(_reader, sources, recipe, on_bad_record)
+    prompts = _evaluation_prompts(evaluation, data, recipe, on_bad_record)
+    examination = examine(read(), tokens, evaluation=prompts)
+    return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
-def _composed(recipe_name: str) -> "Recipe":
-    from simpo_cli.recipe.compose import compose
-
-    return compose(recipe_name).recipe
-
-
-def _with_tokenizer_of(model: str, recipe: "Recipe | None") -> "tuple[Recipe | None, str | None]":
-    """The recipe with this model, or the model as what tokenizes where there is no recipe."""
-    from dataclasses import replace
-
-    if recipe is None:
+def _recipe(name: str | None, tokenizer: str | None, model: str | None) -> "Recipe | None":
+    """The recipe that is named, with the model that is; None where none is named."""
+    if tokenizer is not None and name is not None:
+        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
+    if tokenizer is not None and model is not None:
+        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
+    if name is None:
         if model == "recipe":
             raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
-        return None, model
-    if model == "recipe":
-        return recipe, None
-    return replace(recipe, model=replace(recipe.model, path=model, revision=None)), None
+        return None
+    from dataclasses import replace
+
+    from simpo_cli.recipe.compose import compose
+
+    recipe = compose(name).recipe
+    if model in (None, "recipe"):
+        return recipe
+    return replace(recipe, model=replace(recipe.model, path=model, revision=None))
 
 
-def _add_model(
-    document: dict[str, Any],
-    examination: "Examination",
-    reader: "PairReader",
-    recipe: "Recipe | None",
-    model: str,
-    most: int,
-) -> None:
+def _add_model(audit: _Audit, recipe: "Recipe | None", model: str, most: int) -> None:
     """Score a sample of the pairs, and put what that says into the document."""
     from dataclasses import replace
 
+    from simpo_cli.audit.catalogue import CATALOGUE
     from simpo_cli.audit.examine import NO_LIMIT
     from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.data.load import PairReader
     from simpo_cli.data.sample import sample_by_prompt
     from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
-    assert examination.tokens is not None
-    sample = sample_by_prompt(reader, most)
+    document, tokens = audit.document, audit.examination.tokens
+    assert tokens is not None, "a model brings its tokenizer"
+    sources = audit.examination.reader.sources
+    sample = sample_by_prompt(PairReader(sources, role="train", on_bad_record="skip"), most)
     if sys.stderr.isatty():  # it may take minutes
         print(f"scoring {len(sample):,} pairs with {model} ...", file=sys.stderr, flush=True)
     quiet_libraries()
     from simpo_cli.evaluate.start import fitting_lengths, measure_start
 
     if recipe is None:
-        data = examination.tokens.data
-        lengths = fitting_lengths(model) if data.max_length == NO_LIMIT else data
+        lengths = fitting_lengths(model) if tokens.data.max_length == NO_LIMIT else tokens.data
         recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
-    start = measure_start(recipe, sample, examination.tokens.tokenizer, of_pairs=document["count"])
+    start = measure_start(recipe, sample, tokens.tokenizer, of_pairs=document["count"])
     document["model"] = start.as_json()
-    document["findings"] += [finding.as_json() for finding in start.findings()]
-    document["findings"].sort(key=lambda finding: (finding["severity"], finding["code"]))
+    found = [one.as_json() for one in start.findings()]
+    document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
+    looked_for = {code for code, entry in CATALOGUE.items() if entry.needs == "model"}
+    document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})
+
+
+def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None else _listed(recipe.data.train)
+    mapped = {source.path: source for source in listed}
+    return [mapped.get(path) or source_named(path) for path in data] or listed
 
 
 def _reader(
-    data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None, *, in_tokens: bool
+    sources: "list[DataSource]",
+    recipe: "Recipe | None",
+    on_bad_record: BadRecords | None,
+    role: Literal["train", "eval"] = "train",
 ) -> "PairReader":
-    from simpo_cli.data.load import PairReader, source_named
+    from simpo_cli.data.load import PairReader
 
-    listed = [] if recipe is None else _listed(recipe.data)
-    mapped = {source.path: source for source in listed}
-    sources = [mapped.get(path) or source_named(path) for path in data] or listed
     policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
-    keep: Literal["keep", "drop"] = "drop" if in_tokens else "keep"
-    return PairReader(sources, role="train", on_bad_record=policy, on_no_signal=keep)
+    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
 
 
-def _listed(data: "DataRecipe") -> "list[DataSource]":
-    """The sources that a recipe trains on."""
+def _evaluation_prompts(
+    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None
+) -> "Prompts | None":
+    """The prompts of the evaluation data that are named, or else of the recipe's."""
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
+    mapped = {source.path: source for source in listed}
+    # evaluation data that are audited themselves are not compared with themselves
+    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
+    sources = [mapped.get(path) or source_named(path) for path in named] or others
+    if not sources:
+        return None
+    from simpo_cli.audit.leaks import read_prompts
+
+    return read_prompts(_reader(sources, recipe, on_bad_record, "eval"))
+
+
+def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
+    """The sources that a recipe trains on, or evaluates on."""
     from simpo_cli.recipe.schema import DataSource
 
-    return [DataSource(path=data.train)] if isinstance(data.train, str) else data.train
+    return [DataSource(path=sources)] if isinstance(sources, str) else sources
 
 
 def _tokens(
@@ -220,6 +309,44 @@ def _tokens(
     if on_bad_record is None:
         return tokens
     return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record.value))
+
+
+def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
+    from simpo_cli.audit.examples import collect_examples
+    from simpo_cli.report.report_file import write_page
+    from simpo_cli.report.stats_page import stats_page
+
+    examples = None if redact else collect_examples(audit.examination, audit.read_again)
+    write_page(path, stats_page(audit.document, audit.examination, examples))
+
+
+def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
+    """Print the result; for people only where it was not asked for in a file."""
+    if as_json:
+        from simpo_cli.report.report_file import json_text
+
+        print(json_text(audit.document))
+    elif fmt == Format.GITHUB:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.github import annotations
+
+        for command in annotations(audit.document):
+            out.print(command, soft_wrap=True)
+    elif is_asked:
+        from simpo_cli.report.console import out
+        from simpo_cli.report.stats_view import print_stats
+
+        print_stats(out, audit.document, audit.examination)
+
+
+def _say_cleaned(cleaned: "CleanResult") -> None:
+    from simpo_cli.report.console import err, printable
+    from simpo_cli.report.text import thousands
+
+    by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
+    said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
+    listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
+    err.print(printable(said + (listed if cleaned.dropped else ", none dropped")), soft_wrap=True)
 
 
 def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:

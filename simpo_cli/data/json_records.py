@@ -45,6 +45,7 @@ def _whole_number(digits: str) -> int:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_whole_number)
 _TOO_DEEP = RecordError(f"lists and objects nested more than {MAX_DEPTH} deep", "Flatten the record.")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_HALF_ESCAPED = re.compile(r"\\u[dD]")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -59,9 +60,12 @@ def parse_value(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = _DECODER.raw_decode(text, start)
     except RecursionError:
         raise _TOO_DEEP from None
-    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH and _depth(value) > MAX_DEPTH:
-        raise _TOO_DEEP
-    if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
+    # where a letter is not there at all, that is found ten times as fast as anything is counted
+    if text.find("[", start, end) >= 0 or text.find("{", start + 1, end) >= 0:
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+            raise _TOO_DEEP
+    if text.find("\\", start, end) >= 0 and _HALF_ESCAPED.search(text, start, end):
         _refuse_surrogates(value)
     return value, end
 

@@ -113,6 +113,10 @@ class PairReader:
 
     Args:
         sources, role, on_bad_record, on_no_signal: as for `load_pairs`.
+
+    Attributes:
+        record: what the pair last given was read from.
+        noted: what is worth telling of that pair and stops nothing.
     """
 
     def __init__(
@@ -132,6 +136,8 @@ class PairReader:
         self.records_read = 0
         self.pairs_read = 0
         self.files: list[FileReceipt] = []
+        self.record: RawRecord | None = None
+        self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
         self.layout: Layout | None = None
         """How the file that is being read was understood; None before the first."""
@@ -199,7 +205,7 @@ class PairReader:
             return
         self.layout = layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
-        noted: Counter[str] = Counter()
+        noted = self.noted = Counter()
         for record in records:
             if count == most:
                 break
@@ -207,6 +213,7 @@ class PairReader:
             if isinstance(record, BadRecord):
                 self._refuse(record, records, layout)
                 continue
+            self.record = record
             try:
                 pair = to_pair(record.fields, layout, record.where, noted)
             except RecordError as problem:

@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from simpo_cli.audit.findings import Finding
+from simpo_cli import statistics
+from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate import statistics
 from simpo_cli.evaluate.inspection import objective_as_json
 from simpo_cli.evaluate.opening import open_model
 from simpo_cli.evaluate.score import PairScores
-from simpo_cli.evaluate.statistics import Measured
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.fit import require_lengths
 from simpo_cli.model.load import find_model
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
+from simpo_cli.statistics import Measured
 
 CLEARLY = 0.05
 """How far below one half the whole interval of the accuracy lies before labels are said to look swapped.
@@ -118,19 +118,12 @@ class Start:
         freed_of_length = self.summary.length["balanced"] or accuracy
         if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
             wrong = round((1 - accuracy.value) * accuracy.n)
-            hint = (
-                f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs. Either "
-                "chosen and rejected are swapped, or the labels prefer what this model would not write: read some "
-                "pairs with simpo inspect."
-            )
-            found.append(Finding("LBL005", "warning", wrong, hint))
+            detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
+            found.append(finding("LBL005", wrong, detail=detail))
         if reached.low > 0.5:
-            count = round(reached.value * reached.n)
-            hint = (
-                f"{count:,} of {reached.n:,} pairs have a margin over gamma before any training, so little is left to "
-                "learn from them: raise gamma, or give pairs that this model does not tell apart yet."
-            )
-            found.append(Finding("MOD001", "warning", count, hint))
+            past = round(reached.value * reached.n)
+            detail = f"{past:,} of {reached.n:,} scored pairs have a margin over gamma at step 0."
+            found.append(finding("MOD001", past, detail=detail))
         return found
 
 

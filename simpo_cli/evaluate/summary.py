@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from simpo_cli.evaluate import statistics
+from simpo_cli import statistics
 from simpo_cli.evaluate.score import PairScores
-from simpo_cli.evaluate.statistics import Measured
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.statistics import Measured
 
 SCHEMA_VERSION = 1
 

@@ -1,22 +1,35 @@
-"""Reports written with --output: JSON documents of ours, which may replace one another and nothing else."""
+"""Reports written to files: JSON documents and pages of ours, which may replace one another and nothing else."""
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from simpo_cli.errors import ExitCode, UserError
 
+PAGE_MARK = '<meta name="generator" content="simpo">'
+"""What a page of ours holds near its beginning."""
+_MARK_WITHIN = 1000  # characters
+
+# Controls that JSON leaves as they are, marks of the writing direction, line separators, halves of pairs
+_UNSHOWN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """A document as JSON text, with what could steer a terminal, such as in a file's name, written as an escape."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
 
 def require_replaceable(path: Path) -> None:
-    """Refuse to write over a file that is not a report.
+    """Refuse to write a JSON report over a file that is not one.
 
     Raises:
         UserError: the path is a folder, or a file that holds something else.
     """
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder.", "Name a file.")
+    _require_no_folder(path, "--output")
     if not path.exists():
         return
     try:
@@ -27,18 +40,50 @@ def require_replaceable(path: Path) -> None:
         raise UserError(f"--output {path} exists and is not a report of simpo.", "Name another file.")
 
 
+def require_replaceable_page(path: Path) -> None:
+    """Refuse to write a page over a file that is no page of ours.
+
+    Raises:
+        UserError: the path is a folder, or a file that holds something else.
+    """
+    _require_no_folder(path, "--html")
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            is_ours = PAGE_MARK in file.read(_MARK_WITHIN)
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"--html {path} exists and is not a page of simpo.", "Name another file.")
+
+
 def write_report(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a report, whole or not at all."""
+    """Write a JSON report, whole or not at all."""
     require_replaceable(path)
+    _write(path, "--output", json_text(document) + "\n")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, whole or not at all."""
+    assert PAGE_MARK in page[:_MARK_WITHIN], "a page that could not be replaced later"
+    require_replaceable_page(path)
+    _write(path, "--html", page)
+
+
+def _require_no_folder(path: Path, option: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder.", "Name a file.")
+
+
+def _write(path: Path, option: str, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(
-            json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"--output {path} cannot be written: {error.strerror}.",
+            f"{option} {path} cannot be written: {error.strerror}.",
             "Name a file in a folder that exists and can be written.",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error

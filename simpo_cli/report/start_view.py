@@ -20,34 +20,43 @@ def print_start(console: Console, start: Mapping[str, Any]) -> None:
         start: accuracy, margins, loss and log-probs at step 0, and the suggestion.
     """
     console.print(Text("What could a run learn?", "bold"), soft_wrap=True)
-    objective = start["objective"]
-    beta, gamma, ratio = objective["beta"], objective["gamma"], objective["gamma_beta_ratio"]
-    print_wrapped(console, Text("  "), _scored(start))
-    print_wrapped(console, Text("  "), f"beta {beta:g}, gamma {gamma:g} (gamma/beta {ratio:g})")
-    _row(console, "accuracy", f"{_share(start['accuracy'])}: the chosen response is the likelier one")
-    _row(console, "margin", f"{_mean(start['margin'], 2)}: beta × (m(chosen) - m(rejected))")
-    _print_histogram(console, start["margin"]["histogram"], gamma)
-    _row(console, "past gamma", f"{_share(start['target_reached'])}: such pairs teach little")
-    _row(console, "loss", _mean(start["loss"], 3))
-    _row(console, "gradient weight", f"{_mean(start['gradient_weight'], 2)}: 1 pulls fully, 0 has nothing left to pull")
-    _row(console, "chosen", f"{_mean(start['logps/chosen'], 3)} nats a token")
-    _row(
-        console,
-        "rejected",
-        f"{_mean(start['logps/rejected'], 3)} nats a token; the nearer to 0, the more the responses are what this "
-        "model would write itself",
-    )
+    print_wrapped(console, Text("  "), scored_in_words(start))
+    for label, text in start_rows(start):
+        print_wrapped(console, Text(f"  {label.ljust(LABEL_WIDTH)}"), text)
+        if label == "margin":
+            _print_histogram(console, start["margin"]["histogram"], start["objective"]["gamma"])
     console.print()
     for sentence in start_in_words(start):
         print_wrapped(console, Text("  "), sentence)
 
 
-def _scored(start: Mapping[str, Any]) -> str:
-    """Which pairs were scored, by which model."""
+def start_rows(start: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was measured, each number under its name with its interval and what it is."""
+    return [
+        ("accuracy", f"{_share(start['accuracy'])}: the chosen response is the likelier one"),
+        ("margin", f"{_mean(start['margin'], 2)}: beta × (m(chosen) - m(rejected))"),
+        ("past gamma", f"{_share(start['target_reached'])}: such pairs teach little"),
+        ("loss", _mean(start["loss"], 3)),
+        ("gradient weight", f"{_mean(start['gradient_weight'], 2)}: 1 pulls fully, 0 has nothing left to pull"),
+        ("chosen", f"{_mean(start['logps/chosen'], 3)} nats a token"),
+        (
+            "rejected",
+            f"{_mean(start['logps/rejected'], 3)} nats a token; the nearer to 0, the more the responses are what this "
+            "model would write itself",
+        ),
+    ]
+
+
+def scored_in_words(start: Mapping[str, Any]) -> str:
+    """Which pairs were scored, by which model, under which objective."""
+    objective = start["objective"]
     count = f"{thousands(start['pairs'])} pairs of {thousands(start['prompts'])} prompts"
     if start["pairs"] < start["of_pairs"]:
         count += f", the first of {thousands(start['of_pairs'])} pairs by hash of the prompt"
-    return f"{start['model']} before any training, on {count}, cut at {thousands(start['max_length'])} tokens"
+    return (
+        f"{start['model']} before any training, on {count}, cut at {thousands(start['max_length'])} tokens; "
+        f"beta {objective['beta']:g}, gamma {objective['gamma']:g} (gamma/beta {objective['gamma_beta_ratio']:g})"
+    )
 
 
 def start_in_words(start: Mapping[str, Any]) -> list[str]:
@@ -91,10 +100,6 @@ def _print_histogram(console: Console, histogram: Mapping[str, Any], gamma: floa
     else:
         under = " " * (len(counts) // 2) + "^0".ljust(at_gamma - len(counts) // 2) + "^gamma"
     console.print(Text(marks + under, "dim"), soft_wrap=True)
-
-
-def _row(console: Console, label: str, text: str) -> None:
-    print_wrapped(console, Text(f"  {label.ljust(LABEL_WIDTH)}"), text)
 
 
 def _share(measured: Mapping[str, Any]) -> str:

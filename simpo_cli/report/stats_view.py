@@ -4,19 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.text import Text
 
 from simpo_cli.audit.examine import Examination
-from simpo_cli.audit.findings import TITLES
 from simpo_cli.audit.lengths import histogram
-from simpo_cli.report.console import Console, encodable
+from simpo_cli.report.console import Console, encodable, printable
+from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import blocks, percent, percent_range, thousands
 
 GAP = 3
-SHOWN_PLACES = 3
+SHOWN_FILES = 10
+SHOWN_FEATURES = 4
 FEW_PROMPTS = 30
+RULE_WIDTH = len("surface features only")
 
 # from the widest table to the narrowest that still says something
 COLUMN_SETS = (
@@ -30,13 +33,6 @@ ROWS = (
     ("chosen_len", "chosen"),
     ("rejected_len", "rejected"),
     ("difference", "chosen - rejected"),
-)
-PASSED = (
-    ("EMP001", "empty"),
-    ("DUP003", "identical"),
-    ("DUP001", "duplicates"),
-    ("LBL002", "contradictions"),
-    ("LEN001", "length"),
 )
 
 
@@ -59,7 +55,10 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     if document.get("model") is not None:
         print_start(console, document["model"])
         console.print()
-    _print_findings(console, document["findings"], [str(file["path"]) for file in document["input"]["files"]])
+    if len(document["sources"]) > 1:
+        _print_sources(console, document["sources"])
+        console.print()
+    print_findings(console, document, examination.refused)
 
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
@@ -155,52 +154,80 @@ def _print_shapes(console: Console, examination: Examination) -> None:
     print_wrapped(console, Text(), "outermost bins also hold what lies beyond", style="dim")
 
 
-# Length as a rule
+# What tells the label without being the better answer
 
 
 def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
     bias = document["bias"]
-    low, high = bias["ci"]
     console.print(Text("Could a model win by length alone?", "bold"), soft_wrap=True)
-    interval = "unknown" if low is None else percent_range(low, high)
     ties = f", {thousands(bias['ties'])} of equal length count one half" if bias["ties"] else ""
-    text = f"{percent(bias['value'])} (95 % CI {interval}; n = {thousands(bias['n'])} pairs{ties})"
-    print_wrapped(console, Text("  the longer wins   "), text)
+    _print_rule(console, "the longer wins", bias, ties)
+    surface = bias["surface"]
+    if surface is not None:
+        _print_rule(console, "surface features only", surface, f", {surface['folds']}-fold by prompt")
+        print_wrapped(console, Text("  "), bar_to_beat(surface))
+        leads = sorted(surface["weights"].items(), key=lambda item: -abs(item[1]))[:SHOWN_FEATURES]
+        said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
+        print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
     if document["input"]["prompts"] < FEW_PROMPTS:
         print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
 
 
-# Findings
+def bar_to_beat(surface: Mapping[str, Any]) -> str:
+    """What the surface-only classifier means for a trained model."""
+    low, _ = surface["ci"]
+    if low is not None and low > 0.5:
+        return f"A trained model has to beat {percent(surface['value'])}, not 50 %."
+    return "As far as these pairs can tell, the surface is no better than a coin: 50 % is to be beaten."
 
 
-def _place(row: str, files: Sequence[str]) -> str:
-    """A pair's place, shortened where there is only one file: `prefs.jsonl:17` is line 17."""
-    if len(files) == 1 and row.startswith(files[0]):
-        row = row[len(files[0]) :].removeprefix(", ")
-        return f"line {row[1:]}" if row.startswith(":") else row
-    return row
+def _print_rule(console: Console, name: str, measured: Mapping[str, Any], remark: str) -> None:
+    low, high = measured["ci"]
+    interval = "unknown" if low is None else percent_range(low, high)
+    text = f"{percent(measured['value'])} (95 % CI {interval}; n = {thousands(measured['n'])} pairs{remark})"
+    print_wrapped(console, Text(f"  {name.ljust(RULE_WIDTH)}   "), text)
 
 
-def _print_findings(console: Console, findings: Sequence[Mapping[str, Any]], files: Sequence[str]) -> None:
-    console.print(Text("Findings", "bold"), soft_wrap=True)
-    number_width = max((len(thousands(f["count"])) for f in findings), default=0)
-    for finding in findings:
-        style = "red" if finding["severity"] == "error" else "yellow"
-        lead = Text.assemble(
-            "  ",
-            (finding["severity"].ljust(7), style),
-            f"  {finding['code']}  ",
-            thousands(finding["count"]).rjust(number_width),
-            "  ",
-        )
-        print_wrapped(console, lead, TITLES[finding["code"]])
-        indent = Text(" " * (11 if console.width < 80 else lead.cell_len))
-        if finding["rows"]:
-            places = ", ".join(_place(str(row), files) for row in finding["rows"][:SHOWN_PLACES])
-            more = ", ..." if finding["count"] > SHOWN_PLACES else ""
-            print_wrapped(console, indent, f"{places}{more}", style="dim")
-        print_wrapped(console, indent, finding["hint"], style="dim")
-    codes = {finding["code"] for finding in findings}
-    passed = [name for code, name in PASSED if code not in codes]
-    if passed:
-        print_wrapped(console, Text("  passed: ", "green"), ", ".join(passed))
+# Files
+
+
+def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> None:
+    """What each file gives; narrow terminals get two lines a file."""
+    heading = ("pairs", "chosen", "rejected", "longer wins", "findings")
+    shown = sources[:SHOWN_FILES]
+    folder = shared_folder([str(source["path"]) for source in sources])
+    paths = [str(source["path"]).removeprefix(folder) for source in shown]
+    names = [encodable(printable(path), console.encoding) for path in paths]
+    rows = [_source_cells(source) for source in shown]
+    widths = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(heading)]
+    numbers = [
+        "".join(" " * GAP + cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (heading, *rows)
+    ]
+    name_width = max(map(cell_len, ("By file", *names)))
+    fits = name_width + len(numbers[0]) <= console.width
+    title = Text.assemble(("By file", "bold"), " " * (name_width - len("By file")), (numbers[0], "dim"))
+    console.print(title if fits else Text("By file", "bold"), soft_wrap=True)
+    for name, row, line in zip(names, rows, numbers[1:], strict=True):
+        if fits:
+            console.print(Text.assemble(name, " " * (name_width - cell_len(name)), (line, "bold")), soft_wrap=True)
+        else:
+            print_wrapped(console, Text("  "), name)
+            said = ", ".join(f"{title} {cell}" for title, cell in zip(heading, row, strict=True))
+            print_wrapped(console, Text("    "), said, style="dim")
+    if len(sources) > SHOWN_FILES:
+        print_wrapped(console, Text("  "), f"and {len(sources) - SHOWN_FILES} more: see --json", style="dim")
+
+
+def _source_cells(source: Mapping[str, Any]) -> tuple[str, ...]:
+    if not source["count"]:
+        return ("0", "-", "-", "-", "-")
+    rule = source["longer_wins"]
+    interval = "" if rule["ci"][0] is None else f" ({percent_range(*rule['ci'])})"
+    return (
+        thousands(source["count"]),
+        f"{source['mean_chosen_len']:,.1f}",
+        f"{source['mean_rejected_len']:,.1f}",
+        f"{percent(rule['value'])}{interval}",
+        thousands(sum(source["findings"].values())),
+    )

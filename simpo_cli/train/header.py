@@ -3,13 +3,13 @@
 import torch
 
 import simpo_cli
+from simpo_cli import statistics
 from simpo_cli.audit.document import length_predicts
 from simpo_cli.data.plan import microbatch_tokens
 from simpo_cli.data.prepare import describe_losses
-from simpo_cli.evaluate import statistics
-from simpo_cli.evaluate.statistics import Measured
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource
+from simpo_cli.statistics import Measured
 from simpo_cli.train.events import RunHeader
 from simpo_cli.train.setting import Setting
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.statistics import Comparison, Measured, compare_accuracy
 from simpo_cli.evaluate.summary import EvalSummary, correct, summarise
 from simpo_cli.model.policy import Policy
+from simpo_cli.statistics import Comparison, Measured, compare_accuracy
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent

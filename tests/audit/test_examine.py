@@ -12,7 +12,6 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import PairReader, load_pairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.statistics import longer_wins, mean
 from simpo_cli.recipe.schema import DataRecipe
 from tests.tiny import chatml_tokenizer
 
@@ -38,13 +37,7 @@ def tokenizer(tmp_path: Path) -> TextTokenizer:
 
 
 def document(examination: Examination) -> dict[str, Any]:
-    chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts.tolist()
-    return stats_document(
-        examination,
-        version="0",
-        longer_wins=longer_wins(chosen, rejected, prompts).as_json(),
-        mean_difference=mean(chosen - rejected, prompts).as_json(),
-    )
+    return stats_document(examination, version="0")
 
 
 def found(examination: Examination) -> dict[str, tuple[int, list[str]]]:

@@ -1,12 +1,15 @@
 """Duplicates and contradictions against the obvious quadratic way."""
 
-from hypothesis import given
+from itertools import permutations
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simpo_cli.audit.identity import PairIdentities, PlaceList
 from simpo_cli.data.pair import Message, PreferencePair
 
 TEXTS = st.sampled_from(["a", "b", "c"])
+RESPONSES = st.sampled_from("abcde")
 PROMPTS = st.sampled_from(["p", "q", (Message("user", "p"),), (Message("system", "p"), Message("user", "q"))])
 PAIRS = st.lists(st.builds(PreferencePair, PROMPTS, TEXTS, TEXTS, st.just("")), max_size=12)
 
@@ -56,3 +59,30 @@ def test_places_come_back_as_they_were(places: list[str]) -> None:
     for place in places:
         kept.add(place)
     assert [kept[i] for i in range(len(places))] == places
+
+
+@settings(deadline=None)  # the first circle imports scipy
+@given(st.lists(st.builds(PreferencePair, st.just("p") | st.just("q"), RESPONSES, RESPONSES, st.just("")), max_size=9))
+def test_cycles_against_walking_every_way(pairs: list[PreferencePair]) -> None:
+    identities = PairIdentities()
+    for pair in pairs:
+        identities.add(pair)
+    edges = {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs}
+    edges = {(p, a, b) for p, a, b in edges if (p, b, a) not in edges}
+    on_a_circle = {
+        step
+        for length in range(3, 6)
+        for prompt in "pq"
+        for way in permutations("abcde", length)
+        if (steps := {(prompt, *step) for step in zip(way, way[1:] + way[:1], strict=True)}) <= edges
+        for step in steps
+    }
+    expected = [i for i, pair in enumerate(pairs) if (pair.prompt, pair.chosen, pair.rejected) in on_a_circle]
+    assert identities.cycles().tolist() == expected
+
+
+def test_a_circle_at_the_end_of_a_chain() -> None:
+    identities = PairIdentities()
+    for one, other in zip(range(50), [*range(1, 50), 45], strict=True):
+        identities.add(PreferencePair("p", f"{one}", f"{other}", ""))
+    assert identities.cycles().tolist() == [45, 46, 47, 48, 49]

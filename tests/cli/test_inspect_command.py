@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -14,6 +15,7 @@ from simpo_cli.cli.main import run
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 
+DOCS = Path(__file__).parents[2] / "docs"
 PAIRS = [
     {"prompt": f"Question {n % 8}?", "chosen": "yes, please " * (n % 4 + 1), "rejected": "never\n" * (n % 3 + 1)}
     for n in range(20)
@@ -178,6 +180,23 @@ def test_stats_hold_what_the_model_says_at_the_start(simpo: Simpo) -> None:
     assert start["logps/chosen"]["value"] == pytest.approx(sum(of_chosen) / 19, abs=1e-4)
     by_name = document_of(simpo("stats", "--recipe", "recipe.yaml", "--model", "tiny", "--json"))
     assert by_name["model"] == start
+
+
+def test_the_document_with_a_model_keeps_to_its_schema_and_the_page_shows_it(simpo: Simpo, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    args = ("stats", "prefs.jsonl", "--model", "tiny", "--max-length", "60")
+    document = document_of(simpo(*args, "--html", str(page), "--json"))
+    schema = json.loads((DOCS / "stats.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(document, schema)
+    codes = {finding["code"] for finding in document["findings"]}
+    assert {"LBL005", "MOD001"} <= codes | set(document["passed"])
+    assert not codes & set(document["passed"])
+    shown = page.read_text(encoding="utf-8")
+    assert "What could a run learn?" in shown
+    assert "gradient weight" in shown
+    without = document_of(simpo("stats", "prefs.jsonl", "--html", str(page), "--json"))
+    assert not {"LBL005", "MOD001"} & set(without["passed"])
+    assert "What could a run learn?" not in page.read_text(encoding="utf-8")
 
 
 def test_stats_without_a_model_have_none(simpo: Simpo) -> None:

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 
 from simpo_cli import PreferenceDataset
+from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.document import stats_document
 from simpo_cli.audit.examine import examine
+from simpo_cli.audit.surface import FEATURES
 from simpo_cli.cli.main import run
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
@@ -24,9 +27,15 @@ from simpo_cli.report.stats_view import print_stats
 from simpo_cli.report.text import blocks
 from tests.tiny import chatml_tokenizer
 
+DOCS = Path(__file__).parents[2] / "docs"
 PAIRS = [
     {"prompt": f"Question {n % 40}?", "chosen": "word " * (n % 7 + 1), "rejected": "other " * (n % 5 + 2)}
     for n in range(60)
+]
+
+CONTRARY = [
+    {"prompt": "Who is asked?", "chosen": "a", "rejected": "b"},
+    {"prompt": "Who is asked?", "chosen": "b", "rejected": "a"},
 ]
 
 
@@ -54,8 +63,7 @@ def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def document_of(path: str) -> tuple[dict[str, Any], Any]:
     examination = examine(PairReader(path, role="train", on_no_signal="keep", on_bad_record="skip"))
-    measured = {"value": 0.5, "ci": [0.4, 0.6], "n": examination.count}
-    return stats_document(examination, version="0", longer_wins=measured, mean_difference=measured), examination
+    return stats_document(examination, version="0"), examination
 
 
 # JSON
@@ -75,7 +83,9 @@ def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
         "avg_rejected_len",
         "columns",
         "bias",
+        "sources",
         "findings",
+        "passed",
         "model",
     ]
     assert document["tool"]["name"] == "simpo"
@@ -84,7 +94,7 @@ def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
     for column in document["columns"].values():
         assert {"min", "max", "mean", "median", "std", "p95", "histogram"} <= set(column)
         assert set(column["histogram"]) == {"hist", "bin_edges"}
-    assert set(document["bias"]) == {"value", "ci", "n", "ties"}
+    assert set(document["bias"]) == {"value", "ci", "n", "ties", "surface"}
     for finding in document["findings"]:
         assert set(finding) == {"code", "severity", "count", "rows", "hint"}
     assert simpo("stats", "prefs.json", "--json").out == seen.out
@@ -214,7 +224,7 @@ def test_the_screen(simpo: Simpo) -> None:
     text = seen.out
     assert "Could a model win by length alone?" in text
     wins = sum((c > r) + (c == r) / 2 for c, r in zip(*_lengths(), strict=True)) / 60
-    assert f"the longer wins   {100 * wins:.1f} % (95 % CI " in text
+    assert f"the longer wins         {100 * wins:.1f} % (95 % CI " in text
     assert "n = 60 pairs" in text
     assert "Findings" in text
     assert any(block in text for block in "▂▃▄▅▆▇█")
@@ -235,6 +245,7 @@ def test_every_width_and_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder = Path("d")
     folder.mkdir()
     bad = [{**PAIRS[0], "chosen": ""}, {**PAIRS[1], "rejected": PAIRS[1]["chosen"]}, {"prompt": HOSTILE}]
+    bad += [{**PAIRS[0], "prompt": [{"role": HOSTILE, "content": HOSTILE}]}]
     file = folder / (HOSTILE.replace("/", "|") + "äöü 你.jsonl")
     file.write_text("\n".join(json.dumps(r) for r in PAIRS + bad))
     document, examination = document_of("d")
@@ -252,16 +263,156 @@ def test_every_width_and_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert all(cell_len(line) <= width for line in shown.splitlines())
 
 
+def test_a_hostile_file_name_steers_no_terminal(simpo: Simpo) -> None:
+    name = "\x9b31m\u202eevil\udcff.jsonl"
+    Path(name).write_text("".join(json.dumps(record) + "\n" for record in [*PAIRS, PAIRS[0]]), encoding="utf-8")
+    for args in ([], ["--json"], ["--format", "github"]):
+        seen = simpo("stats", name, *args)
+        assert seen.code == 0, seen.err
+        assert not any(letter in seen.out for letter in "\x9b\u202e\udcff")
+    assert json.loads(simpo("stats", name, "--json").out)["input"]["files"][0]["path"] == name
+
+
 def test_blocks() -> None:
     assert blocks([0, 1, 4, 8]) == " ▁▄█"
     assert blocks([1, 1000]) == "▁█"
     assert blocks([5]) == "█"
 
 
+# Explanations
+
+
+def test_explain_tells_the_story_of_a_code(simpo: Simpo) -> None:
+    seen = simpo("stats", "--explain", "lbl002")
+    assert (seen.code, seen.err) == (0, "")
+    text = " ".join(seen.out.split())
+    entry = CATALOGUE["LBL002"]
+    assert text.startswith(f"LBL002 {entry.title}")
+    for said in (entry.meaning, entry.harm, entry.remedy, "--write-clean leaves such pairs out"):
+        assert said in text
+
+
+def test_explain_all_lists_every_code(simpo: Simpo) -> None:
+    lines = simpo("stats", "--explain", "all").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(CATALOGUE)
+
+
+def test_explain_of_an_unknown_code_suggests(simpo: Simpo) -> None:
+    seen = simpo("stats", "--explain", "DUP01")
+    assert (seen.code, seen.out) == (2, "")
+    assert seen.err.startswith("Error: DUP01 is not the code of a finding.\n  Did you mean DUP001? Codes are FMT001, ")
+    assert "Did you mean" not in simpo("stats", "--explain", "\x1b[31mX").err
+
+
+def test_the_docs_know_every_code_and_key(simpo: Simpo) -> None:
+    text = (DOCS / "stats.md").read_text(encoding="utf-8")
+    for code, entry in CATALOGUE.items():
+        star, drops = "*" if entry.needs == "tokens" else "", "drops" if entry.drops else ""
+        assert f"| {code}{star} | {entry.severity} | {entry.title} | {drops} |" in text
+    document = json.loads(simpo("stats", "prefs.json", "--json").out)
+    for key in document:
+        assert f"`{key}" in text
+    for key in document["input"]:
+        assert f"`input.{key}`" in text
+    for feature in FEATURES:
+        assert feature in text.replace("\n", " ")
+
+
+def test_the_document_keeps_to_its_schema(simpo: Simpo, tmp_path: Path) -> None:
+    schema = json.loads((DOCS / "stats.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    chatml_tokenizer(tmp_path / "model")
+    records = [*PAIRS, PAIRS[0], {**PAIRS[1], "chosen": ""}, {"prompt": "p"}, {**PAIRS[2], "chosen": "a <|im_end|>"}]
+    Path("more.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    Path("one.json").write_text(json.dumps(PAIRS[:1]))
+    for args in (
+        ["prefs.json"],
+        ["one.json"],
+        ["prefs.json", "more.jsonl", "--on-bad-record", "skip"],
+        ["more.jsonl", "--on-bad-record", "skip", "--tokenizer", "model", "--max-length", "20"],
+        ["prefs.json", "--tokenizer", "model"],
+    ):
+        seen = simpo("stats", *args, "--json")
+        assert seen.code == 0, seen.err
+        jsonschema.validate(json.loads(seen.out), schema)
+
+
+# By file, page, clean file, annotations
+
+
+def test_each_file_has_its_own_numbers(simpo: Simpo) -> None:
+    Path("more.jsonl").write_text(
+        "".join(json.dumps({"prompt": "p", "chosen": "a b c", "rejected": side}) + "\n" for side in "xxy")
+    )
+    first, second = json.loads(simpo("stats", "prefs.json", "more.jsonl", "--json").out)["sources"]
+    alone = json.loads(simpo("stats", "prefs.json", "--json").out)
+    assert first["count"] == 60
+    assert first["mean_chosen_len"] == alone["columns"]["chosen_len"]["mean"]
+    assert first["longer_wins"] == {key: alone["bias"][key] for key in ("value", "ci", "n")}
+    assert second == {
+        "path": "more.jsonl",
+        "count": 3,
+        "prompts": 1,
+        "mean_chosen_len": 3.0,
+        "mean_rejected_len": 1.0,
+        "longer_wins": {"value": 1.0, "ci": [0.0, 1.0], "n": 3},
+        "findings": {"DUP001": 1},
+    }
+    lines = simpo("stats", "prefs.json", "more.jsonl").out.splitlines()
+    assert any(line.split()[:5] == ["more.jsonl", "3", "3.0", "1.0", "100.0"] for line in lines)
+    assert not any("By file" in line for line in simpo("stats", "prefs.json").out.splitlines())
+
+
+def test_html(simpo: Simpo) -> None:
+    Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
+    seen = simpo("stats", "both.jsonl", "--html", "audit.html")
+    assert (seen.code, seen.out, seen.err) == (0, "", "")
+    page = Path("audit.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "Who is asked?" in page
+    assert simpo("stats", "both.jsonl", "--html", "audit.html", "--redact").code == 0
+    assert "Who is asked?" not in Path("audit.html").read_text(encoding="utf-8")
+    seen = simpo("stats", "prefs.json", "--html", "prefs.json")
+    assert (seen.code, seen.out) == (2, "")
+    assert "is not a page of simpo" in seen.err
+    assert "Give --html FILE as well" in simpo("stats", "prefs.json", "--redact").err
+
+
+def test_write_clean(simpo: Simpo) -> None:
+    Path("twice.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*PAIRS[:5], PAIRS[0]]))
+    seen = simpo("stats", "twice.jsonl", "--write-clean", "clean.jsonl", "--json")
+    assert seen.code == 0
+    assert json.loads(seen.out)["count"] == 6
+    wanted = "clean.jsonl: 5 pairs kept, 1 dropped (DUP001 1), listed in clean.jsonl.dropped.jsonl\n"
+    assert seen.err == wanted
+    assert [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()] == PAIRS[:5]
+    assert simpo("stats", "clean.jsonl", "--fail-on", "error").code == 0
+    assert (
+        simpo("stats", "clean.jsonl", "--write-clean", "again.jsonl").err == "again.jsonl: 5 pairs kept, none dropped\n"
+    )
+    before = Path("prefs.json").read_bytes()
+    for target, said in (("twice.jsonl", "one of the files that are read"), ("prefs.json", "is not what an earlier")):
+        seen = simpo("stats", "twice.jsonl", "--write-clean", target)
+        assert (seen.code, seen.out) == (2, "")
+        assert said in seen.err
+    assert Path("prefs.json").read_bytes() == before
+
+
+def test_github(simpo: Simpo) -> None:
+    Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
+    seen = simpo("stats", "both.jsonl", "--format", "github", "--fail-on", "error")
+    assert seen.code == 3
+    assert seen.out.startswith(
+        "::error file=both.jsonl,line=1,title=LBL002 contradictory labels (A over B and B over A)::2: "
+    )
+    assert all(line.startswith(("::error ", "::warning ")) for line in seen.out.splitlines())
+    assert "Give one of them." in simpo("stats", "both.jsonl", "--format", "github", "--json").err
+
+
 # What is not imported
 
 
-HEAVY = ("torch", "transformers", "datasets", "pyarrow", "tokenizers")
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "tokenizers", "matplotlib", "jinja2")
 
 
 def imported_by(*args: str, cwd: Path) -> set[str]:
@@ -283,4 +434,5 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
     chatml_tokenizer(tmp_path / "model")
     assert imported_by("stats", "prefs.json", cwd=tmp_path) == set()
     assert imported_by("stats", "prefs.parquet", "--json", cwd=tmp_path) == {"pyarrow"}
-    assert imported_by("stats", "prefs.json", "--tokenizer", "model", cwd=tmp_path) == {"tokenizers"}
+    assert imported_by("stats", "prefs.json", "--tokenizer", "model", cwd=tmp_path) == {"tokenizers", "jinja2"}
+    assert imported_by("stats", "prefs.json", "--html", "a.html", cwd=tmp_path) == {"matplotlib", "jinja2"}

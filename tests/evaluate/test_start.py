@@ -24,9 +24,9 @@ from simpo_cli.evaluate.start import (
     measure_start,
     suggest,
 )
-from simpo_cli.evaluate.statistics import Measured, mean
 from simpo_cli.evaluate.summary import summarise
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
+from simpo_cli.statistics import Measured, mean
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 

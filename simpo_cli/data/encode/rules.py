@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
@@ -22,14 +22,26 @@ class EncodedPairs:
         dropped: pairs without signal, by reason.
         bad: pairs that the template or the rules refuse, each with the reason.
         counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `tokenized apart`,
-            `no end token`, `special token kept as text`, `answer not as the template writes it`, and `tools unknown to
-            the template`: it has no place for their definitions, in training as later in use.
+            `no end token`, `second BOS left out`, `special token kept as text`, `answer not as the template writes it`,
+            and `tools unknown to the template`: it has no place for their definitions, in training as later in use.
+        places: where the pairs of each reason in `dropped` and each property in `counts` come from.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[BadRecord] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def drop(self, reason: str, where: str) -> None:
+        """Leave out one pair without signal."""
+        self.dropped[reason] += 1
+        self.places[reason].append(where)
+
+    def count(self, what: str, where: str) -> None:
+        """One more pair with a property worth telling."""
+        self.counts[what] += 1
+        self.places[what].append(where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,10 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
     prompt, prefix = ids.prompt, tokenizer.plain_prefix
     if rules.plain and prompt[: len(prefix)] != prefix:  # a rendered text may hold it already
         prompt = [*prefix, *prompt]
+    num_rendered = len(prompt)
     while tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
         prompt = prompt[1:]
+    mended = len(prompt) < num_rendered
     if not prompt:
         result.bad.append(refusal(pair, RecordError("the prompt has no tokens", SKIP)))
         return
@@ -37,7 +39,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
                 "Raise data.max_length, or set data.overlong to truncate or drop.",
                 where=pair.where,
             )
-        result.dropped["over the length limits"] += 1
+        result.drop("over the length limits", pair.where)
         return
     chosen_cut, rejected_cut = chosen.cut(room), rejected.cut(room)
     reason = _no_signal(chosen_cut, rejected_cut, data.min_response_tokens)
@@ -48,7 +50,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
                 "Mend the record, or set data.on_no_signal: drop to leave such pairs out and count them.",
                 where=pair.where,
             )
-        result.dropped[reason] += 1
+        result.drop(reason, pair.where)
         return
     encoded = EncodedPair(
         prompt=_array(prompt),
@@ -66,12 +68,13 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         ("rejected cut", encoded.rejected_cut),
         ("tokenized apart", ids.apart),
         ("no end token", not (chosen.has_end and rejected.has_end)),
+        ("second BOS left out", mended),
         ("special token kept as text", texts.way != "parsed"),
         ("answer not as the template writes it", texts.as_written),
         ("tools unknown to the template", texts.tools_left_out),
     ):
         if holds:
-            result.counts[what] += 1
+            result.count(what, pair.where)
     result.pairs.append(encoded)
 
 

@@ -199,10 +199,14 @@ def _shares(correct: ArrayLike) -> Floats:
 
 
 def _prompt_codes(groups: Iterable[Hashable] | None, n: int) -> tuple[Codes, int]:
-    """(n,) prompts numbered from 0 by first appearance, and how many there are."""
+    """(n,) prompts numbered from 0, and how many there are; an array, such as of hashes, takes no Python objects."""
     assert n > 0, "no pairs"
     if groups is None:
         return np.arange(n), n
+    if isinstance(groups, np.ndarray):
+        _, codes = np.unique(groups, return_inverse=True)
+        assert codes.shape == (n,), f"{codes.shape} prompts for {n} pairs"
+        return codes.astype(np.int64), int(codes.max()) + 1
     numbers: dict[Hashable, int] = {}
     codes = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
     assert len(codes) == n, f"{len(codes)} prompts for {n} pairs"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from simpo_cli.evaluate.statistics import (
+from simpo_cli.statistics import (
     Measured,
     compare_accuracy,
     length_strata,
@@ -332,5 +332,5 @@ def test_a_share_that_is_not_one_is_our_own_mistake(bad: list[float]) -> None:
 
 
 def test_statistics_do_not_import_torch() -> None:
-    program = "import sys, simpo_cli.evaluate.statistics; sys.exit('torch' in sys.modules)"
+    program = "import sys, simpo_cli.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

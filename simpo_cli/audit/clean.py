@@ -1,0 +1,292 @@
+"""The pairs that remain when the worst findings are taken out, and the list of what was dropped and why.
+
+A second pass over the sources writes each pair that stays as a line with `prompt`, `chosen` and `rejected`, in a form
+that the loader reads back as the very same pair; fields of the record that play no part in it, such as scores, are
+kept beside them. Both files are written whole or not at all.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from simpo_cli.audit.catalogue import CATALOGUE
+from simpo_cli.audit.examine import Examination
+from simpo_cli.data.formats import NoSignalError, detect, to_pair
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.raw import RecordError
+from simpo_cli.errors import ExitCode, UserError
+
+SCHEMA_VERSION = 1
+
+DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.drops))
+"""Findings whose pairs are left out."""
+
+# Fields that the loader gives a part; the clean record has its own
+_PARTS = frozenset(
+    {
+        "prompt",
+        "chosen",
+        "rejected",
+        "chosen_messages",
+        "rejected_messages",
+        "preferred_output",
+        "non_preferred_output",
+        "chosen_response",
+        "rejected_response",
+        "conversations",
+        "messages",
+        "instruction",
+        "question",
+        "query",
+        "input",
+        "responses",
+        "completions",
+        "outputs",
+        "answers",
+        "system",
+        "tools",
+        "history",
+        "label",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanResult:
+    """What was written.
+
+    Attributes:
+        path, dropped_path: the two files.
+        kept: pairs that remain.
+        dropped: pairs and malformed records that do not.
+        by_code: how many of these each code concerns; one pair may have several.
+    """
+
+    path: Path
+    dropped_path: Path
+    kept: int
+    dropped: int
+    by_code: dict[str, int]
+
+
+def dropped_path(path: Path) -> Path:
+    """Where the list of what was dropped goes."""
+    return path.with_name(path.name + ".dropped.jsonl")
+
+
+def require_writable(path: Path, inputs: list[str]) -> None:
+    """Refuse a file that is read, or that exists and is not, byte for byte, what an earlier call wrote.
+
+    Raises:
+        UserError: says which.
+    """
+    names = map(os.path.expanduser, inputs)
+    if any(os.path.exists(name) and path.exists() and os.path.samefile(path, name) for name in names):
+        raise UserError(f"--write-clean {path} is one of the files that are read.", "Name another file.")
+    if path.is_dir():
+        raise UserError(f"--write-clean {path} is a folder.", "Name a file.")
+    for file in (path, dropped_path(path)):
+        if file.exists() and not _is_own(path):
+            raise UserError(
+                f"--write-clean: {file} exists and is not what an earlier --write-clean wrote.",
+                "Name another file, or remove this one.",
+            )
+
+
+def _is_own(path: Path) -> bool:
+    """Whether both files are there and the list of the dropped names the clean file as it is now."""
+    try:
+        with dropped_path(path).open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+        return bool(header["clean"]["sha256"] == _sha256(path))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def codes_by_number(examination: Examination) -> dict[int, list[str]]:
+    """The codes for which a pair is dropped, by its number among the pairs that are read."""
+    codes: defaultdict[int, list[str]] = defaultdict(list)
+    of_measured = {found.code: examination.numbers[found.pairs] for found in examination.findings}
+    for code in DROPPED_CODES:
+        for numbers in (of_measured.get(code), examination.left_out.positions(code)):
+            for number in () if numbers is None else numbers.tolist():
+                codes[number].append(code)
+    return codes
+
+
+def write_clean(path: Path, examination: Examination, read_again: Callable[[], PairReader]) -> CleanResult:
+    """Write the pairs that remain, and the list of the others.
+
+    Args:
+        path: the clean file; the list goes beside it, as FILE.dropped.jsonl.
+        examination: what was found.
+        read_again: opens the same sources once more, as they were read for the examination.
+
+    Raises:
+        UserError: the file may not be written, no pair remains, or the sources have changed.
+    """
+    require_writable(path, [file.path for file in examination.reader.files])
+    codes = codes_by_number(examination)
+    reader = read_again()
+    by_code: Counter[str] = Counter()
+    kept = 0
+    try:
+        with _replacing(path) as clean, _replacing(dropped_path(path)) as listed, _scratch(path) as body:
+            for number, pair in enumerate(reader):
+                if number in codes:
+                    by_code.update(codes[number])
+                    _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
+                else:
+                    assert reader.record is not None
+                    _write_line(clean, clean_record(pair, reader.record.fields))
+                    kept += 1
+            for bad in reader.bad_records:
+                by_code["FMT001"] += 1
+                _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
+            dropped = len(codes) + len(reader.bad_records)
+            _require_same(examination.reader, reader)
+            if not kept:
+                raise UserError(
+                    f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
+                    "The findings say why each was dropped.",
+                )
+            clean.flush()
+            header = {
+                "schema_version": SCHEMA_VERSION,
+                "tool": "simpo stats --write-clean",
+                "clean": {"pairs": kept, "sha256": _sha256(Path(clean.name))},
+                "dropped": dropped,
+                "by_code": dict(sorted(by_code.items())),
+                "not_pairs": {
+                    reason: count
+                    for reason, count in sorted(reader.dropped.counts.items())
+                    if reason in ("tied scores", "tied label")
+                },
+            }
+            _write_line(listed, header)
+            body.seek(0)
+            for line in body:
+                listed.write(line)
+    except OSError as error:
+        raise UserError(
+            f"--write-clean {path} cannot be written: {error.strerror}.",
+            "Name a file in a folder that exists and can be written.",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+    return CleanResult(path, dropped_path(path), kept, dropped, dict(sorted(by_code.items())))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """A file that takes the place of `path` when it is whole; nothing changes if anything goes wrong."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[IO[str]]:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.dropped")
+    try:
+        with temporary.open("w+", encoding="utf-8", newline="\n") as file:
+            yield file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_line(file: IO[str], record: Mapping[str, Any]) -> None:
+    file.write(_line(record) + "\n")
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
+        return json.dumps(record)
+    return text
+
+
+def _require_same(first: PairReader, again: PairReader) -> None:
+    if [file.identity for file in first.files] != [file.identity for file in again.files]:
+        raise UserError(
+            "the data changed while they were read.",
+            "Run the command again when nothing writes to them.",
+            where=", ".join(source.path for source in first.sources),
+        )
+
+
+# Records
+
+
+def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A record that the loader reads back as this pair, with the original's other fields where they do no harm.
+
+    Args:
+        pair: the pair.
+        fields: the record that it was read from.
+    """
+    plain = _as_record(pair)
+    texts = (pair.prompt, pair.chosen, pair.rejected)  # under other names, which the columns mapping tells
+    more = {n: value for n, value in fields.items() if n not in _PARTS and value not in texts and _is_json(value)}
+    for record in ({**plain, **more}, plain):
+        if _reads_back(record, pair):
+            return record
+    # texts that look like a whole dialogue are taken apart unless each is a message
+    return {**plain, **{side: [{"role": "assistant", "content": plain[side]}] for side in ("chosen", "rejected")}}
+
+
+def _as_record(pair: PreferencePair) -> dict[str, Any]:
+    if isinstance(pair.prompt, str):
+        record: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    else:
+        record = {
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.prompt],
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+        }
+    if pair.tools is not None:
+        record["tools"] = pair.tools  # as text: read back to the letter
+    return record
+
+
+def _reads_back(record: Mapping[str, Any], pair: PreferencePair) -> bool:
+    try:
+        layout = detect([record], {}, "")
+        again = to_pair(record, layout, pair.where, Counter())
+    except (RecordError, NoSignalError, UserError):
+        return False
+    return again == pair and (layout.prompt, layout.order, layout.label) == ("prompt", "names", None)
+
+
+def _is_json(value: object) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case None | bool() | int() | str():
+            return True
+        case list():
+            return all(map(_is_json, value))
+        case dict():
+            return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+        case _:
+            return False

@@ -1,0 +1,198 @@
+"""How well the label can be told from a response's surface alone: the bar that a trained model has to beat.
+
+A response is described by a few counts that need no understanding: its length, lists, bold, code, how it begins. The
+difference of the two descriptions goes into a logistic regression without an intercept, so that the classifier cannot
+know which side is called chosen: swapping the sides swaps its answer. It is judged on prompts that it was not fitted
+on. Nothing is drawn at random, so the same pairs give the same number.
+"""
+
+import math
+import operator
+import re
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simpo_cli.statistics import Measured, proportion
+
+NUM_FOLDS = 5
+MIN_PROMPTS = 10
+"""Under so many prompts nothing is fitted."""
+_MOST_FITTED = 100_000  # pairs that a fit looks at: a few weights need no more, and time stays in bounds
+_RIDGE = 1.0  # keeps weights finite where a feature tells every label
+_TIE = 1e-9
+
+Floats = NDArray[np.float64]
+Differences = NDArray[np.float32]
+
+_LIST_ITEM = re.compile(r"\n[ \t]*(?:[-*•+]|\d{1,2}[.)])[ \t]")
+_HEADING = re.compile(r"\n#{1,6} ")
+_REFUSAL = re.compile(
+    r"\s*(?:(?:i[’']?m|i am) (?:so |very |really )?sorry|sorry|i apologi[sz]e|i (?:can|won)[’']t|i cannot|i will not"
+    r"|(?:i[’']?m|i am) (?:not able|unable)|unfortunately|as an ai\b)",
+    re.IGNORECASE,
+)
+_EAGER = re.compile(
+    r"\s*(?:sure|certainly|of course|absolutely|definitely|great|yes|here[’']s|here (?:is|are))\b", re.IGNORECASE
+)
+_ENDS = (".", "!", "?", "…", "。", "！", "？", ")", '"', "”", "'", "`", "*")
+
+FEATURES = (
+    "characters",
+    "lines",
+    "paragraphs",
+    "list items",
+    "headings",
+    "bold phrases",
+    "code marks",
+    "links",
+    "commas",
+    "questions",
+    "exclamations",
+    "refusal openers",
+    "eager openers",
+    "sentence ends",
+)
+"""What is counted, in the order of the columns."""
+
+
+def surface_features(response: str) -> list[float]:
+    """log(1 + count) of each of FEATURES: twice as many list items weigh the same among few as among many."""
+    count = response.count  # whether a letter is there at all is known much faster than how often anything is
+    num_lines, lines = count("\n"), "\n" + response  # with a newline in front, where a line's beginning can be found
+    return list(
+        map(
+            math.log1p,
+            (
+                len(response),
+                num_lines,
+                count("\n\n") if num_lines else 0,
+                len(_LIST_ITEM.findall(lines)) if num_lines else 0,
+                len(_HEADING.findall(lines)) if "\n#" in lines else 0,
+                count("**") // 2 if "*" in response else 0,
+                count("`") if "`" in response else 0,
+                count("://") if "/" in response else 0,
+                count(","),
+                count("?") if "?" in response else 0,
+                count("!") if "!" in response else 0,
+                _REFUSAL.match(response) is not None,
+                _EAGER.match(response) is not None,
+                response.rstrip().endswith(_ENDS),
+            ),
+        )
+    )
+
+
+class SurfaceDifferences:
+    """Collects what the sides of pairs differ in, 4 bytes a feature; the texts are not kept."""
+
+    def __init__(self) -> None:
+        self._rows = array("f")
+
+    def add(self, chosen: str, rejected: str) -> None:
+        """Take in one more pair."""
+        self._rows.extend(map(operator.sub, surface_features(chosen), surface_features(rejected)))
+
+    @property
+    def rows(self) -> Differences:
+        """(pairs, features) chosen minus rejected."""
+        return np.frombuffer(self._rows, dtype=np.float32).reshape(-1, len(FEATURES))
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceClassifier:
+    """A fitted classifier.
+
+    Attributes:
+        weights: (features,) for differences in units of `scale`.
+        scale: (features,) root mean square of each feature's difference.
+    """
+
+    weights: Floats
+    scale: Floats
+
+    def margins(self, differences: Differences) -> Floats:
+        """(pairs,) above 0 where the chosen response looks like the better one."""
+        margins: Floats = differences.astype(np.float64) @ (self.weights / self.scale)
+        return margins
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceResult:
+    """What the surface tells on pairs whose prompts the classifier had not seen.
+
+    Attributes:
+        accuracy: ties count one half.
+        ties: pairs with no difference that it could go by.
+        weights: of each feature, fitted on all pairs, for differences in units of their root mean square.
+    """
+
+    accuracy: Measured
+    ties: int
+    weights: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as the document holds it; weights are rounded, because their last digits depend on the machine."""
+        weights = {name: round(weight, 4) + 0.0 for name, weight in self.weights.items()}
+        return {**self.accuracy.as_json(), "ties": self.ties, "folds": NUM_FOLDS, "weights": weights}
+
+
+def fit(differences: Differences) -> SurfaceClassifier:
+    """Logistic regression without intercept by Newton's method, on at most 100,000 pairs taken at equal distances.
+
+        minimise  sum over pairs of -log sigmoid(w . d)  +  |w|^2 / 2
+
+    Args:
+        differences: (pairs, features) chosen minus rejected, at least one pair.
+    """
+    step = -(-len(differences) // _MOST_FITTED)
+    rows = differences[::step].astype(np.float64)
+    scale = np.sqrt((rows**2).mean(axis=0))
+    scale[scale == 0] = 1.0
+    rows /= scale
+    weights = np.zeros(rows.shape[1])
+    loss = _loss(rows, weights)
+    for _ in range(100):
+        wrong = 1 / (1 + np.exp(np.clip(rows @ weights, -500, 500)))  # (pairs,) chance of the wrong side
+        gradient = _RIDGE * weights - rows.T @ wrong
+        curvature = (rows.T * (wrong * (1 - wrong))) @ rows + _RIDGE * np.eye(len(weights))
+        move = np.linalg.solve(curvature, gradient)
+        size = 1.0
+        while size > 1e-6 and _loss(rows, weights - size * move) > loss:
+            size /= 2  # the whole step can go too far where a feature tells nearly every label
+        weights = weights - size * move
+        loss = _loss(rows, weights)
+        if np.abs(size * move).max() < 1e-8:
+            break
+    return SurfaceClassifier(weights, scale)
+
+
+def _loss(rows: Floats, weights: Floats) -> float:
+    return float(np.logaddexp(0, -(rows @ weights)).sum() + _RIDGE / 2 * (weights**2).sum())
+
+
+def judge(differences: Differences, prompts: NDArray[np.uint64]) -> SurfaceResult | None:
+    """Accuracy of the classifier on prompts that it was not fitted on, in five folds; None where prompts are too few.
+
+    Args:
+        differences: (pairs, features) chosen minus rejected.
+        prompts: (pairs,) a hash of each pair's prompt: it decides the fold, so pairs of a prompt stay together.
+    """
+    folds = prompts % NUM_FOLDS
+    if len(np.unique(prompts)) < MIN_PROMPTS or len(np.unique(folds)) < 2:
+        return None
+    right = np.empty(len(prompts))
+    for fold in range(NUM_FOLDS):
+        unseen = folds == fold
+        if unseen.any():
+            margins = fit(differences[~unseen]).margins(differences[unseen])
+            right[unseen] = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
+    weights = fit(differences).weights.tolist()
+    return SurfaceResult(
+        accuracy=proportion(right, prompts),
+        ties=int((right == 0.5).sum()),
+        weights=dict(zip(FEATURES, weights, strict=True)),
+    )

@@ -1,0 +1,110 @@
+"""Trouble that a text shows without a tokenizer: broken characters, and the template's business inside an answer."""
+
+import re
+from collections.abc import Iterator
+
+from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.pair import PreferencePair
+
+# Bytes of control characters that are neither NUL (a finding of its own), tab, newline nor carriage return
+_CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
+_C1 = re.compile("[\x80-\x9f]")
+
+# Mojibake: UTF-8 read as Windows-1252 or Latin-1. A byte 0x80 to 0xBF, which continues a letter, comes out as one of
+# these; of them, what also closes or joins words is held apart.
+_CLOSING = "‘’“”„‚‹›«»…–—•"
+_SIGNS = "\x80-\x9f€ƒ†‡ˆ‰ŠŒŽ˜™šœžŸ¡-ª¬-º¼-¿"
+_CONTINUED = _SIGNS + _CLOSING
+_CANDIDATE = re.compile(f"[Â-ô][{_CONTINUED}\xa0]")  # found fast; what is no more than this is no mojibake yet
+_LETTER = f"[Â-ß][{_CONTINUED}]|[à-ï][{_CONTINUED}\xa0]{{2}}|[ð-ô][{_CONTINUED}\xa0]{{3}}"
+_MOJIBAKE = re.compile(
+    # Latin letters and signs (Ã©, Â£, Â with a no-break space); a closing sign only where no capital or opening mark
+    # stands in front, for "IRMÃ”" is a word in capitals
+    f"[ÂÃ][{_SIGNS}]|(?<![A-ZÀ-Þ“„‘«])[ÂÃ][{_CLOSING}\xa0]"
+    # punctuation, arrows and signs, which are U+2000 to U+27FF (â€™, â†’, âœ“)
+    f"|â[\x80-\x9f€ƒ„‚…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ][{_CONTINUED}\xa0]"
+    f"|ð[Ÿ\x9f][{_CONTINUED}\xa0]{{2}}"  # emoji
+    "|ï»¿"  # a byte order mark
+    # other scripts, two letters or more in a row: one alone may be the end of a word and its quotation mark
+    f"|(?:{_LETTER}){{2,}}"
+    "|‚Ä[ôòúùìî¶¢]"  # quotation marks and dashes read as Mac Roman
+)
+
+# Special tokens that are widely used, for audits without a tokenizer
+_SPECIAL = re.compile(r"<\|[a-zA-Z_]{1,40}\|>|<｜[^｜<>]{1,40}｜>")
+_SPECIAL_NAMES = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>")
+
+_HEADER = re.compile(
+    r"\s*(?:assistant\s*:|### ?(?:response|assistant)\s*:|<\|(?:assistant|im_start|start_header_id)\|>"
+    r"|<start_of_turn>model|\[/INST\])",
+    re.IGNORECASE,
+)
+_NEXT_TURN = re.compile(r"\n(?:\n(?:Human|User|Assistant):|### ?(?:Instruction|Human|User)\b)")
+_NEXT_TURN_TOKENS = re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user")
+
+
+def is_mojibake(text: str) -> bool:
+    """Whether a text holds letters that came out of the wrong decoder.
+
+    Sequences count that decode, as UTF-8, to punctuation, signs, Latin letters or emoji, and runs of two letters or
+    more of any other script. `à »` and `É»`, which decode too, are French.
+    """
+    if text.isascii() or (_CANDIDATE.search(text) is None and "‚Ä" not in text):
+        return False
+    return _MOJIBAKE.search(text) is not None
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a text holds a control character other than tab, newline, carriage return and NUL."""
+    raw = text.encode("utf-8", "surrogatepass")
+    if len(raw.translate(None, _CONTROLS)) != len(raw):
+        return True
+    return b"\xc2" in raw and _C1.search(text) is not None
+
+
+def spells_special_token(text: str) -> bool:
+    """Whether a text spells out a special token that is widely used."""
+    if "INST]" in text and ("[INST]" in text or "[/INST]" in text):
+        return True
+    if "<" not in text:
+        return False
+    return any(name in text for name in _SPECIAL_NAMES) or _SPECIAL.search(text) is not None
+
+
+def begins_with_header(response: str) -> bool:
+    """Whether a response begins with the header of its own turn."""
+    return _HEADER.match(response) is not None
+
+
+def goes_on_with_a_turn(response: str) -> bool:
+    """Whether a response holds the header of a further turn behind its beginning."""
+    start = len(response) - len(response.lstrip()) + 1
+    if _NEXT_TURN.search(response, start) is not None:
+        return True
+    return "<" in response and _NEXT_TURN_TOKENS.search(response, start) is not None
+
+
+def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
+    """The codes of what a pair's texts show, each once.
+
+    Args:
+        pair: as the file has it.
+        special_tokens: look for the special tokens that are widely used; a tokenizer knows its own.
+    """
+    responses = (pair.chosen, pair.rejected)
+    # one text for all: nothing that is looked for in it goes over the end of a line
+    text = "\n".join((*responses, *(turn.content for turn in prompt_messages(pair.prompt))))
+    if "\0" in text:
+        yield "CHR001"
+    if has_control_characters(text):
+        yield "CHR002"
+    if is_mojibake(text):
+        yield "CHR003"
+    if "\ufffd" in text:
+        yield "CHR004"
+    if special_tokens and spells_special_token(text):
+        yield "TOK001"
+    if any(map(begins_with_header, responses)):
+        yield "TPL001"
+    if any(map(goes_on_with_a_turn, responses)):
+        yield "TPL002"

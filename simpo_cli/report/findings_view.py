@@ -1,0 +1,95 @@
+"""Findings as a person reads them: which there are and where, what passed, and the story of each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from simpo_cli.audit.catalogue import CATALOGUE, Entry
+from simpo_cli.data.raw import BadRecord
+from simpo_cli.report.console import Console
+from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.text import thousands
+
+SHOWN_PLACES = 3
+STYLES = {"error": "red", "warning": "yellow"}
+LABEL_WIDTH = 14
+
+
+def print_findings(console: Console, document: Mapping[str, Any], refused: Sequence[BadRecord]) -> None:
+    """Print the findings, worst first, and what passed.
+
+    Args:
+        console: where to.
+        document: what `simpo stats --json` prints.
+        refused: the malformed records, whose reasons the document does not hold.
+    """
+    findings, files = document["findings"], [str(file["path"]) for file in document["input"]["files"]]
+    console.print(Text("Findings", "bold"), soft_wrap=True)
+    number_width = max((len(thousands(f["count"])) for f in findings), default=0)
+    for finding in findings:
+        lead = Text.assemble(
+            "  ",
+            (finding["severity"].ljust(7), STYLES[finding["severity"]]),
+            f"  {finding['code']}  ",
+            thousands(finding["count"]).rjust(number_width),
+            "  ",
+        )
+        print_wrapped(console, lead, CATALOGUE[finding["code"]].title)
+        indent = Text(" " * (11 if console.width < 80 else lead.cell_len))
+        if finding["code"] == "FMT001":
+            for bad in refused[:SHOWN_PLACES]:
+                print_wrapped(console, indent, f"{short_place(bad.where, files)}: {bad.problem}", style="dim")
+        elif finding["rows"]:
+            places = ", ".join(short_place(str(row), files) for row in finding["rows"][:SHOWN_PLACES])
+            more = ", ..." if finding["count"] > SHOWN_PLACES else ""
+            print_wrapped(console, indent, f"{places}{more}", style="dim")
+        print_wrapped(console, indent, finding["hint"], style="dim")
+    if document["passed"]:
+        passed = ", ".join(CATALOGUE[code].short for code in document["passed"])
+        print_wrapped(console, Text("  passed: ", "green"), passed)
+    if findings:
+        print_wrapped(console, Text("  "), f"more: simpo stats --explain {findings[0]['code']}", style="dim")
+
+
+def shared_folder(files: Sequence[str]) -> str:
+    """The folder that all files are in, with its slash; it is said once, in the heading."""
+    folders = {file[: file.rfind("/") + 1] for file in files}
+    return folders.pop() if len(folders) == 1 else ""
+
+
+def short_place(row: str, files: Sequence[str]) -> str:
+    """A pair's place, shortened: of one file `prefs.jsonl:17` is line 17, of several the folder is left out."""
+    if len(files) == 1 and row.startswith(files[0]):
+        row = row[len(files[0]) :].removeprefix(", ")
+        return f"line {row[1:]}" if row.startswith(":") else row
+    return row.removeprefix(shared_folder(files))
+
+
+def print_story(console: Console, entry: Entry) -> None:
+    """What a finding is, why it ruins runs, and what to do."""
+    print_wrapped(console, Text(f"{entry.code}  ", "bold"), entry.title, style="bold")
+    print_wrapped(console, _label("severity"), entry.severity, style=STYLES[entry.severity])
+    print_wrapped(console, _label("what it is"), entry.meaning)
+    print_wrapped(console, _label("why it hurts"), entry.harm)
+    print_wrapped(console, _label("what to do"), entry.remedy)
+    looked_for = {
+        "text": "in every audit",
+        "tokens": "with --recipe or --tokenizer",
+        "evaluation": "with an evaluation file",
+        "near": "by the search for near-duplicates",
+        "model": "with --model",
+    }
+    print_wrapped(console, _label("looked for"), looked_for[entry.needs])
+    print_wrapped(console, _label("--write-clean"), "leaves such pairs out" if entry.drops else "keeps such pairs")
+
+
+def _label(text: str) -> Text:
+    return Text(f"{text.ljust(LABEL_WIDTH)} ", "dim")
+
+
+def print_codes(console: Console) -> None:
+    """Every code with its severity and title."""
+    for entry in CATALOGUE.values():
+        lead = Text.assemble(f"{entry.code}  ", (entry.severity.ljust(7), STYLES[entry.severity]), "  ")
+        print_wrapped(console, lead, entry.title)

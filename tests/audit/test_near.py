@@ -1,0 +1,135 @@
+"""Near-duplicates and near-contradictions against comparing every pair with every other."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from simpo_cli.audit import near
+from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, find_near_pairs
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
+from tests.audit.test_signatures import WORDS, edited, similarity
+
+Texts = tuple[str, str, str]  # prompt, chosen, rejected
+NONE = np.empty(0, dtype=np.int64)
+SURE, UNLIKE = 0.9, 0.55  # similarities that are told apart from 0.75 by 64 bytes, but for one case in many thousands
+
+
+def signed(pairs: Sequence[Texts]) -> Signatures:
+    return signatures_of([text for pair in pairs for text in pair]).reshape(-1, 3, SIGNATURE_BYTES)
+
+
+def text(draw: random.Random, words: int = 60) -> str:
+    return " ".join(draw.choices(WORDS, k=words))
+
+
+def made_pairs(count: int, seed: int) -> list[Texts]:
+    """Pairs of which many are copies of earlier ones: with some words changed, swapped, or with one part new."""
+    draw = random.Random(seed)
+    pairs: list[Texts] = []
+    for _ in range(count):
+        kind = draw.choice(["new", "near", "near", "far", "swapped", "part"]) if pairs else "new"
+        prompt, chosen, rejected = draw.choice(pairs) if pairs else ("", "", "")
+        share = 0.4 if kind == "far" else 0.01
+        parts = [edited(part, share, draw) for part in (prompt, chosen, rejected)]
+        if kind == "new":
+            parts = [text(draw), text(draw), text(draw)]
+        elif kind == "swapped":
+            parts[1:] = reversed(parts[1:])
+        elif kind == "part":
+            parts[draw.randrange(3)] = text(draw)
+        pairs.append((parts[0], parts[1], parts[2]))
+    return pairs
+
+
+def test_against_comparing_every_pair_with_every_other() -> None:
+    pairs = made_pairs(160, seed=5)
+    found = find_near_pairs(signed(pairs), NONE, NONE)
+    likeness = np.zeros((len(pairs), len(pairs), 2))  # of the least similar part, as they are and swapped
+    for i, (prompt, chosen, rejected) in enumerate(pairs):
+        for j, other in enumerate(pairs[:i]):
+            same_prompt = similarity(prompt, other[0])
+            as_is = min(same_prompt, similarity(chosen, other[1]), similarity(rejected, other[2]))
+            swapped = min(same_prompt, similarity(chosen, other[2]), similarity(rejected, other[1]))
+            likeness[i, j] = likeness[j, i] = as_is, swapped
+    earlier = np.tril(likeness[:, :, 0])
+    duplicates = set(found.duplicates.tolist())
+    assert set(np.flatnonzero(earlier.max(axis=1) > SURE).tolist()) <= duplicates
+    assert duplicates <= set(np.flatnonzero(earlier.max(axis=1) > UNLIKE).tolist())
+    assert len(duplicates) > 40
+    firsts = np.array([i not in duplicates for i in range(len(pairs))])
+    opposed = likeness[:, :, 1] * firsts[:, None] * firsts[None, :]
+    contradictions = set(found.contradictions.tolist())
+    assert set(np.flatnonzero(opposed.max(axis=1) > SURE).tolist()) <= contradictions
+    assert contradictions <= set(np.flatnonzero(likeness[:, :, 1].max(axis=1) > UNLIKE).tolist()) - duplicates
+    assert len(contradictions) > 10
+
+
+def test_what_is_known_already_is_not_said_again() -> None:
+    draw = random.Random(1)
+    prompt, chosen, rejected = text(draw), text(draw), text(draw)
+    first = (prompt, chosen, rejected)
+    pairs = [
+        first,
+        first,
+        (prompt.upper(), chosen + "!", rejected),
+        (prompt, rejected, chosen),
+        (prompt, chosen, chosen),
+    ]
+    found = find_near_pairs(signed(pairs), repeated=np.array([1]), identical=np.array([4]))
+    assert found.duplicates.tolist() == [2]
+    assert found.contradictions.tolist() == [0, 3]
+    assert found.same_responses.tolist() == []
+
+
+def test_responses_that_are_nearly_the_same() -> None:
+    draw = random.Random(2)
+    one, other = text(draw), text(draw)
+    pairs = [
+        ("p", one, other),
+        ("q", one, one + " more"),
+        ("r", "Yes.", "yes"),
+        ("s", "x = 1", "x = -1"),
+        ("t", "", "a"),
+    ]
+    found = find_near_pairs(signed(pairs), NONE, NONE)
+    assert found.same_responses.tolist() == [1, 2]
+    # two pairs whose sides are all alike: duplicates, and no contradiction
+    found = find_near_pairs(signed([("q", one, one + " more"), ("q", one + " more", one)]), NONE, NONE)
+    assert (found.duplicates.tolist(), found.contradictions.tolist()) == ([1], [])
+
+
+def test_short_prompts_that_differ_in_a_word_are_others() -> None:
+    draw = random.Random(4)
+    chosen, rejected = text(draw), text(draw)
+    pairs = [(f"What is the capital of {land}?", chosen, rejected) for land in ("France", "Spain", "Italy")]
+    assert find_near_pairs(signed(pairs), NONE, NONE).duplicates.tolist() == []
+
+
+@pytest.mark.parametrize("same_words", [True, False])
+def test_a_large_group_takes_linear_time(monkeypatch: pytest.MonkeyPatch, same_words: bool) -> None:
+    """A thousand copies, or a thousand pairs whose keys are all equal and whose texts are not."""
+    draw = random.Random(6)
+    count = 1000
+    if same_words:
+        signatures = np.repeat(signed([(text(draw), text(draw), text(draw))]), count, axis=0)
+    else:
+        signatures = np.random.default_rng(0).integers(0, 256, (count, 3, SIGNATURE_BYTES), dtype=np.uint8)
+        monkeypatch.setattr(near, "_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
+    compared = []
+    compare = near._compare
+
+    def counted(*args: object) -> None:
+        compared.append(len(args[1]))  # type: ignore[arg-type]
+        compare(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(near, "_compare", counted)
+    found = find_near_pairs(signatures, NONE, NONE)
+    assert found.duplicates.tolist() == (list(range(1, count)) if same_words else [])
+    assert sum(compared) <= (count if same_words else count * NUM_BANDS * MOST_COMPARED)
+
+
+def test_no_pairs() -> None:
+    found = find_near_pairs(np.empty((0, 3, SIGNATURE_BYTES), dtype=np.uint8), NONE, NONE)
+    assert (len(found.duplicates), len(found.contradictions), len(found.same_responses)) == (0, 0, 0)

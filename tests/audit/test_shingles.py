@@ -1,0 +1,70 @@
+"""Word triples against a regular expression and Python's own sets."""
+
+import re
+
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from simpo_cli.audit.shingles import triples
+
+PUNCTUATION = re.compile("[\u2000-\u203f\u3000-\u303f\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf]")
+WORD = re.compile(r"[0-9a-z\x80-\u07ff]+|[-+/<=>%^&|~$@#]|[\u0800-\U0010ffff][0-9a-z\x80-\u07ff]*")
+TEXTS = st.lists(
+    st.text(st.sampled_from("aAbZ01 \n.,-+_*é Äя你好。“”—…🙂\u00a0·×<\0"), max_size=12) | st.text(max_size=8),
+    max_size=6,
+)
+
+
+def triples_by_hand(text: str) -> list[tuple[str, str, str]]:
+    words = ["", "", *WORD.findall(PUNCTUATION.sub(" ", text.lower())), "", ""]
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def hashes_of(text: str) -> list[int]:
+    hashes, offsets = triples([text])
+    assert offsets.tolist() == [0, len(hashes)]
+    return hashes.tolist()
+
+
+@given(TEXTS)
+@example(["", " ", "a", "A.", "a b", "ab", "b a"])
+@example(["5 - 3", "5 + 3", "5-3", "5 3"])
+@example(["naïve Ünder", "NAÏVE under", "你好a", "你 好a", "好a你"])
+def test_the_same_triples_have_the_same_hashes_and_no_others(texts: list[str]) -> None:
+    hashes, offsets = triples(texts)
+    expected = [triple for text in texts for triple in triples_by_hand(text)]
+    assert offsets.tolist() == np.cumsum([0, *(len(triples_by_hand(text)) for text in texts)]).tolist()
+    pairs = set(zip(expected, hashes.tolist(), strict=True))
+    assert len(pairs) == len(set(expected)) == len(set(hashes.tolist()))
+
+
+@given(TEXTS)
+def test_a_text_has_the_same_triples_in_any_company(texts: list[str]) -> None:
+    hashes, offsets = triples(texts)
+    for text, begin, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
+        assert hashes[begin:end].tolist() == hashes_of(text)
+
+
+def test_texts_longer_than_a_block() -> None:
+    words = [f"word{n % 40_000}" for n in range(60_000)]
+    text = " ".join(words)
+    assert len(text) > 500_000
+    hashes = hashes_of(text)
+    by_triple = dict(zip(triples_by_hand(text), hashes, strict=True))
+    assert len(set(by_triple.values())) == len(by_triple)
+    assert hashes_of("word7, word8; WORD9")[2] == by_triple["word7", "word8", "word9"]
+    _, alone, behind = (triples([*company, text])[0][-len(hashes) :] for company in ([], [], ["x " * 70_000]))
+    assert alone.tolist() == behind.tolist() == hashes
+
+
+def test_a_word_without_end_is_cut_up() -> None:
+    long = "x" * 200_000
+    assert len(hashes_of(long)) == 2 + -(-200_000 // 2**16)
+    assert hashes_of(long) == triples(["before", f" \n {long}{' ' * 200_000}", "behind"])[0][3:-3].tolist()
+    assert hashes_of(long)[:3] == hashes_of(long + "y")[:3]
+    assert hashes_of(long)[-1] != hashes_of(long + "y")[-1]
+
+
+def test_lone_surrogates_are_characters() -> None:
+    assert hashes_of("a \ud800 b") != hashes_of("a b")

@@ -1,0 +1,121 @@
+"""The surface-only classifier against scipy's own minimiser, and against what it must not know."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from simpo_cli.audit.surface import FEATURES, SurfaceDifferences, fit, judge, surface_features
+
+
+def drawn(count: int, *, seed: int, lean: float) -> np.ndarray:
+    """Differences that lean towards the chosen side."""
+    draw = np.random.default_rng(seed)
+    return (draw.normal(size=(count, len(FEATURES))) + lean * (np.arange(len(FEATURES)) % 3 == 0)).astype(np.float32)
+
+
+def test_features_are_counts() -> None:
+    text = "# Title\n\n- one, two\n- **three**\n  2. `x`\nSee https://a.b? Wow!"
+    counts = {name: round(float(np.expm1(value))) for name, value in zip(FEATURES, surface_features(text), strict=True)}
+    assert counts == {
+        "characters": len(text),
+        "lines": 5,
+        "paragraphs": 1,
+        "list items": 3,
+        "headings": 1,
+        "bold phrases": 1,
+        "code marks": 2,
+        "links": 1,
+        "commas": 1,
+        "questions": 1,
+        "exclamations": 1,
+        "refusal openers": 0,
+        "eager openers": 0,
+        "sentence ends": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal", "eager"),
+    [
+        ("I'm sorry, but I can't", 1, 0),
+        ("I’m really sorry", 1, 0),
+        ("As an AI language model", 1, 0),
+        ("I cannot help", 1, 0),
+        ("Sure! Here is", 0, 1),
+        ("Certainly, yes", 0, 1),
+        ("Surely not", 0, 0),
+        ("Ice cream", 0, 0),
+    ],
+)
+def test_openers(text: str, refusal: int, eager: int) -> None:
+    found = dict(zip(FEATURES, surface_features(text), strict=True))
+    assert (found["refusal openers"] > 0, found["eager openers"] > 0) == (bool(refusal), bool(eager))
+
+
+@pytest.mark.parametrize("lean", [0.0, 0.3, 3.0])
+def test_the_fit_is_that_of_a_general_minimiser(lean: float) -> None:
+    rows = drawn(300, seed=4, lean=lean)
+    fitted = fit(rows)
+    scaled = rows / np.sqrt((rows.astype(np.float64) ** 2).mean(axis=0))
+
+    def objective(weights: np.ndarray) -> float:
+        return float(sum(np.log1p(np.exp(-margin)) for margin in scaled @ weights) + (weights @ weights) / 2)
+
+    reference = minimize(objective, np.zeros(len(FEATURES)), method="BFGS", options={"gtol": 1e-7})
+    assert fitted.weights == pytest.approx(reference.x, abs=2e-4)
+    assert fitted.margins(rows) == pytest.approx(scaled @ reference.x, abs=2e-2)
+
+
+def test_a_feature_that_tells_everything_stays_finite() -> None:
+    rows = np.zeros((2000, len(FEATURES)), dtype=np.float32)
+    rows[:, 0] = 5.0
+    fitted = fit(rows)
+    assert np.isfinite(fitted.weights).all()
+    assert (fitted.margins(rows) > 0).all()
+
+
+def test_swapping_the_sides_swaps_the_answer() -> None:
+    there, back = SurfaceDifferences(), SurfaceDifferences()
+    for n in range(20):
+        there.add("a, " * n + ".", "b?\n" * (n % 3))
+        back.add("b?\n" * (n % 3), "a, " * n + ".")
+    assert there.rows == pytest.approx(-back.rows)
+    fitted = fit(there.rows)
+    assert fitted.margins(back.rows) == pytest.approx(-fitted.margins(there.rows))
+    assert fit(back.rows).weights == pytest.approx(-fitted.weights)
+
+
+def test_without_a_difference_it_is_a_tie() -> None:
+    rows = np.zeros((40, len(FEATURES)), dtype=np.float32)
+    result = judge(rows, np.arange(40, dtype=np.uint64))
+    assert result is not None
+    assert (result.accuracy.value, result.ties) == (0.5, 40)
+
+
+def test_what_can_be_told_is_told_and_noise_is_not() -> None:
+    prompts = np.arange(2000, dtype=np.uint64)
+    told = judge(drawn(2000, seed=1, lean=1.0), prompts)
+    noise = judge(drawn(2000, seed=2, lean=0.0), prompts)
+    assert told is not None
+    assert noise is not None
+    assert told.accuracy.low > 0.9
+    assert noise.accuracy.low < 0.5 < noise.accuracy.high
+    assert told == judge(drawn(2000, seed=1, lean=1.0), prompts)
+
+
+def test_a_prompt_is_never_on_both_sides() -> None:
+    """A feature of its own a prompt tells its label: whoever saw the prompt would always be right."""
+    draw = np.random.default_rng(3)
+    rows = np.zeros((200, len(FEATURES)), dtype=np.float32)
+    prompts = np.repeat(np.arange(10, dtype=np.uint64), 20)
+    for prompt in range(10):
+        rows[prompts == prompt, prompt] = draw.choice([-1.0, 1.0])
+    result = judge(rows, prompts)
+    assert result is not None
+    assert result.accuracy.value == 0.5  # nothing of the other prompts says anything about this one
+    assert result.accuracy.n == 200
+
+
+def test_few_prompts_are_not_judged() -> None:
+    assert judge(drawn(100, seed=1, lean=1.0), np.zeros(100, dtype=np.uint64)) is None
+    assert judge(drawn(9, seed=1, lean=1.0), np.arange(9, dtype=np.uint64)) is None

@@ -1,0 +1,215 @@
+"""How fast the audit reads pairs, and in how much memory: in words, in full, in tokens, and as the data grow.
+
+    python -m tests.benchmarks.audit [--full] [--rounds 5] [--model FOLDER]
+
+The pairs are made up by a fixed seed, about 2 KB each, with known shares of repeated prompts, duplicates, near-duplicates
+and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking turns, so that
+its peak of memory is its own and a busy minute does not fall on one kind alone. Prints medians with their range.
+Asserts nothing: a time is a fact about a machine, not about the code alone.
+
+- reading: records to pairs, nothing else.
+- without near-duplicates: the whole of `simpo stats FILE --json` but for the signatures.
+- whole audit: `simpo stats FILE --eval OTHER --json`.
+- in tokens: `simpo stats FILE --tokenizer MODEL --json`, and beside it the tokenizer library alone on the very texts
+  and batches that the audit gives it.
+- growth: the whole audit at a tenth, a third and all of the pairs.
+
+The default is 60 MB, under three minutes; --full is 2 GB and a million pairs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.machine import describe_machine, resident_bytes, versions
+
+PAIRS, FULL_PAIRS = 30_000, 1_000_000
+TOKEN_PAIRS = 3_000
+EVALUATION_PAIRS = 2_000
+VOCABULARY = 30_000
+SHARES = {"duplicate": 0.01, "near-duplicate": 0.01, "contradiction": 0.005, "same prompt": 0.2}
+PARTS = (30, 160, 160)  # mean words of prompt, chosen, rejected
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="2 GB, a million pairs; takes long")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="builtin:guide", help="whose tokenizer counts tokens")
+    parser.add_argument("--one", nargs=4, metavar=("KIND", "FILE", "EVAL", "MODEL"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(measure(*options.one)))
+        return
+    pairs = FULL_PAIRS if options.full else PAIRS
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [pairs // 10, pairs // 3, pairs]
+        files = {count: Path(folder) / f"{count}.jsonl" for count in (*sizes, TOKEN_PAIRS)}
+        evaluation = Path(folder) / "eval.jsonl"
+        for count, file in files.items():
+            write_pairs(file, count, seed=1)
+        write_pairs(evaluation, EVALUATION_PAIRS, seed=1)
+        _print_machine(pairs, files[pairs], options.rounds)
+        runs = [
+            ("reading", pairs),
+            ("without near-duplicates", pairs),
+            *(("whole audit", count) for count in sizes),
+            ("in tokens", TOKEN_PAIRS),
+            ("library alone", TOKEN_PAIRS),
+        ]
+        seen: dict[tuple[str, int], list[dict[str, Any]]] = {run: [] for run in runs}
+        for _ in range(options.rounds):
+            for kind, count in runs:
+                command = [sys.executable, "-m", "tests.benchmarks.audit", "--one", kind, str(files[count])]
+                done = subprocess.run(
+                    [*command, str(evaluation), options.model], check=True, capture_output=True, text=True
+                )
+                seen[kind, count].append(json.loads(done.stdout))
+        for (kind, count), measured in seen.items():
+            _print_line(kind, count, files[count].stat().st_size, measured)
+        ours, library = (seen[kind, TOKEN_PAIRS] for kind in ("in tokens", "library alone"))
+        ratio = statistics.median(one["seconds"] for one in library) / statistics.median(one["seconds"] for one in ours)
+        print(f"\nin tokens: {100 * ratio:.0f} % of the library's own speed (medians)")
+        print(f"found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
+
+
+# The pairs
+
+
+def write_pairs(path: Path, count: int, *, seed: int) -> None:
+    """Made-up pairs as JSON lines; words are drawn as in natural text, the k-th word with a weight of 1 / k."""
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, chosen, rejected in made_pairs(count, seed):
+            file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+
+
+def made_pairs(count: int, seed: int) -> Iterator[tuple[str, str, str]]:
+    """Prompt, chosen, rejected; some are made of the one before as SHARES says."""
+    draw = np.random.default_rng(seed)
+    letters = draw.integers(97, 123, (VOCABULARY, 12), dtype=np.uint8)
+    lengths = draw.integers(2, 12, VOCABULARY)
+    words = np.array([bytes(row[:length]).decode() for row, length in zip(letters, lengths, strict=True)], dtype=object)
+    weights = 1 / np.arange(1, VOCABULARY + 1)
+    bounds = np.cumsum(weights / weights.sum())
+    prompt = chosen = rejected = ""
+    for kind in draw.choice([*SHARES, "new"], size=count, p=[*SHARES.values(), 1 - sum(SHARES.values())]):
+        if kind == "duplicate" and prompt:
+            yield prompt, chosen, rejected
+            continue
+        if kind == "near-duplicate" and prompt:
+            yield prompt, chosen + " indeed", rejected.capitalize()
+            continue
+        if kind == "contradiction" and prompt:
+            yield prompt, rejected, chosen
+            continue
+        sizes = draw.integers(np.array(PARTS) // 2, np.array(PARTS) * 3 // 2)
+        text = words[np.searchsorted(bounds, draw.random(sizes.sum()))].tolist()
+        first, second = sizes[0], sizes[0] + sizes[1]
+        if kind != "same prompt" or not prompt:
+            prompt = " ".join(text[:first]).capitalize() + "?"
+        chosen = _sentences(text[first:second])
+        rejected = _sentences(text[second:])
+        yield prompt, chosen, rejected
+
+
+def _sentences(words: list[str]) -> str:
+    return "\n\n".join(" ".join(words[i : i + 40]).capitalize() + "." for i in range(0, len(words), 40))
+
+
+# One measurement, in a process of its own
+
+
+def measure(kind: str, file: str, evaluation: str, model: str) -> dict[str, Any]:
+    """Seconds, the process's peak of memory in bytes, and what was found."""
+    from simpo_cli.data.load import PairReader
+
+    reader = PairReader(file, role="train", on_no_signal="keep")
+    found: dict[str, int] = {}
+    if kind == "reading":
+        seconds = _seconds_of(lambda: sum(1 for _ in reader))
+    elif kind == "library alone":
+        seconds = _library_seconds(file, model)
+    else:
+        document: dict[str, Any] = {}
+        seconds = _seconds_of(lambda: document.update(_audit(kind, reader, evaluation, model)))
+        found = {one["code"]: one["count"] for one in document["findings"]}
+    return {"seconds": seconds, "peak_bytes": resident_bytes(), "found": found}
+
+
+def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any]:
+    """The document, as the command makes it."""
+    from simpo_cli.audit.document import stats_document
+    from simpo_cli.audit.examine import NO_LIMIT, Tokens, examine
+    from simpo_cli.audit.leaks import read_prompts
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.tokenizer import load_tokenizer
+    from simpo_cli.recipe.schema import DataRecipe
+
+    tokens, prompts = None, None
+    if kind == "in tokens":
+        data = DataRecipe(train="-", max_length=NO_LIMIT, max_prompt_length=NO_LIMIT - 1)
+        tokens = Tokens(load_tokenizer(model), data)
+    if kind == "whole audit":
+        prompts = read_prompts(PairReader(evaluation, role="eval", on_no_signal="keep"))
+    return stats_document(examine(reader, tokens, evaluation=prompts), version="-")
+
+
+def _library_seconds(file: str, model: str) -> float:
+    """Seconds that the tokenizer library takes for the texts of the audit, in the audit's batches."""
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.tokenizer import TextTokenizer
+
+    batches: list[tuple[TextTokenizer, list[str], Any]] = []
+    encode = TextTokenizer.encode_batch
+
+    def noted(self: TextTokenizer, texts: Sequence[str], way: Any = "parsed") -> list[list[int]]:
+        batches.append((self, list(texts), way))
+        return encode(self, texts, way)
+
+    TextTokenizer.encode_batch = noted  # type: ignore[method-assign]
+    _audit("in tokens", PairReader(file, role="train", on_no_signal="keep"), "", model)
+    TextTokenizer.encode_batch = encode  # type: ignore[method-assign]
+    return _seconds_of(lambda: [encode(*batch) for batch in batches])
+
+
+def _seconds_of(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# The table
+
+
+def _print_machine(pairs: int, file: Path, rounds: int) -> None:
+    machine = describe_machine()
+    used = ", ".join(f"{name} {number}" for name, number in versions("rensa", "tokenizers", "numpy").items())
+    print(
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, Python {machine['python']}, {used}"
+    )
+    print(f"{pairs:,} made-up pairs, {file.stat().st_size / 1e6:,.0f} MB; medians of n = {rounds} fresh processes\n")
+    print(f"{'':<26}{'pairs':>10}{'seconds':>10}  {'(range)':<20}{'MB/s':>8}{'peak MB':>10}")
+
+
+def _print_line(kind: str, count: int, size: int, measured: list[dict[str, Any]]) -> None:
+    seconds = [one["seconds"] for one in measured]
+    middle = statistics.median(seconds)
+    spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
+    peak = max(one["peak_bytes"] for one in measured) / 1e6
+    print(f"{kind:<26}{count:>10,}{middle:>10.2f}  {spread:<20}{size / 1e6 / middle:>8.1f}{peak:>10.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
