@@ -8,6 +8,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from simpo_cli.data.tokenizer.pieces import UNFINISHED
 from simpo_cli.report.console import encodable, printable
 
 BORDER = "│"
@@ -61,12 +62,14 @@ def token_lines(
         width: cells of a line.
         encoding: of the stream; what it lacks is shown by stand-ins.
         extent: how much to show; None shows all.
-        style: of all tokens, without borders between them; None has borders, and shades by log-prob.
+        style: of all tokens, without borders between them, as a text is read; None has borders, and shades by log-prob.
     """
     border = [(encodable(BORDER, encoding), "dim")] if style is None else []
     shown = _shortened(tokens, extent)
     pieces: list[Piece] = []
     for number, token in enumerate(shown, start=1):
+        if style is not None and not isinstance(token, int) and token["text"] == UNFINISHED:
+            continue  # the character is whole at its last token
         if isinstance(token, int):
             piece = (encodable(f"… {token:,} tokens …", encoding), "dim")
         else:

@@ -196,6 +196,13 @@ def test_shades_go_by_probability() -> None:
     ]
 
 
+def test_a_character_of_several_tokens_is_told_apart_only_where_borders_are() -> None:
+    split = tokens("\ufffd", "\ufffd", "你", "!")
+    [scored] = token_lines(split, 80, "utf-8", extent=None)
+    [read] = token_lines(split, 80, "utf-8", extent=None, style="dim")
+    assert (scored.plain, read.plain) == ("\ufffd│\ufffd│你│!", "你!")
+
+
 def test_lines_break_at_borders_and_lose_nothing() -> None:
     texts = [f"t{n}" for n in range(40)]
     lines = token_lines(tokens(*texts), 20, "utf-8", extent=None)
