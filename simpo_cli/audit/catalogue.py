@@ -106,9 +106,9 @@ _ENTRIES = (
         title="near-duplicate pairs",
         severity="warning",
         short="near-duplicates",
-        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three in "
-        "four of the word triples are common, case, white space and punctuation aside. The first of each group is not "
-        "counted.",
+        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three "
+        "in four of the word triples are common, case, white space and punctuation aside. The first of each group is "
+        "not counted.",
         harm="They count a thing several times and leak over a split that goes by exact prompts.",
         remedy="Keep one of each group.",
         needs="near",
@@ -166,8 +166,8 @@ _ENTRIES = (
         title="nearly contradictory labels",
         severity="warning",
         short="near-contradictions",
-        meaning="Pairs with nearly the same prompt in which each one's chosen response is nearly the other's rejected one. "
-        "Exact contradictions (LBL002) and near-duplicates of an earlier pair are not counted.",
+        meaning="Pairs with nearly the same prompt in which each one's chosen response is nearly the other's rejected "
+        "one. Exact contradictions (LBL002) and near-duplicates of an earlier pair are not counted.",
         harm="As for LBL002: what one pair teaches the other takes back, but for what little differs.",
         remedy="Look at what differs, and decide which answer is the better one.",
         needs="near",
@@ -202,8 +202,8 @@ _ENTRIES = (
         title="prompts that are nearly in the evaluation file",
         severity="warning",
         short="near leaks",
-        meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one that "
-        "is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
+        meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one "
+        "that is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
         harm="As for LEK001: the evaluation measures memory in part.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",

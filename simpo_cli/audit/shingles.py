@@ -5,8 +5,7 @@ Words are runs of letters and digits, in lower case. Signs that mean something b
 Thai have no spaces. White space and punctuation only separate. A triple is three words in a row. A text counts as
 having two blank words at either end, so that each of its words is in three triples, and one word is a text as well.
 
-Triples are 64-bit hashes, made for many texts at once by arithmetic on arrays of bytes: a loop over words would take
-ten times as long, and while numpy computes, other threads can run.
+Triples are 64-bit hashes, made by arithmetic on the bytes of many texts at once: there is no step of Python for a word.
 """
 
 from collections.abc import Sequence

@@ -1,17 +1,21 @@
 """Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair
-from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.encode import EncodedPairs, encode_pairs
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
 FEW_TOKENS = 4
 _BATCH = 512  # pairs tokenized at a time
+_AHEAD = 2  # batches that are tokenized while another one is looked at
 
 _DROPPED = {"responses identical after the cut": "TRU004", "over the length limits": "TRU005"}
 _NOTED = {"special token kept as text": "TOK001", "second BOS left out": "TOK002"}
@@ -26,9 +30,7 @@ def in_tokens(
         UserError: a pair is refused where the recipe stops at such.
     """
     ends = _end_ids(tokenizer, data)
-    while batch := list(islice(pairs, _BATCH)):
-        usable = [read for read in batch if not _left_out_as_text(read, account)]
-        encoded = encode_pairs([read.pair for read in usable], tokenizer, data)
+    for usable, encoded in _encoded_ahead(pairs, tokenizer, data, account):
         if encoded.bad and data.on_bad_record == "error":
             raise stopped_by(encoded.bad)
         account.refused += encoded.bad
@@ -51,6 +53,36 @@ def in_tokens(
             lengths = len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)
             yield MeasuredPair(read, *lengths, codes=(*read.codes, *seen))
             tokens = next(left, None)
+
+
+def _encoded_ahead(
+    pairs: Iterator[ReadPair], tokenizer: TextTokenizer, data: DataRecipe, account: Account
+) -> Iterator[tuple[list[ReadPair], EncodedPairs]]:
+    """Batches of pairs with their tokens, in order.
+
+    Two further batches are on their way meanwhile: while the library tokenizes, which it does on all cores and without
+    the interpreter's lock, other batches are read, rendered and looked at. What goes wrong is raised in the order of
+    the batches, whichever thread saw it first.
+    """
+    waiting: deque[tuple[list[ReadPair], Future[EncodedPairs]]] = deque()
+    stopped: UserError | None = None
+    with ThreadPoolExecutor(max_workers=_AHEAD) as threads:
+        while True:
+            try:
+                batch = list(islice(pairs, _BATCH))
+            except UserError as error:
+                batch, stopped = [], error
+            if not batch:
+                break
+            usable = [read for read in batch if not _left_out_as_text(read, account)]
+            waiting.append((usable, threads.submit(encode_pairs, [read.pair for read in usable], tokenizer, data)))
+            if len(waiting) > _AHEAD:
+                usable, encoded = waiting.popleft()
+                yield usable, encoded.result()
+        for usable, encoded in waiting:
+            yield usable, encoded.result()
+    if stopped is not None:
+        raise stopped
 
 
 def _end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:
