@@ -10,6 +10,8 @@ from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import blocks, fixed, percent, percent_range, thousands
 
 LABEL_WIDTH = 19
+WIDE = 60
+MUCH_PULL = 0.25  # the weight of a pair that is past the target by a reward of 1.1
 
 
 def print_start(console: Console, start: Mapping[str, Any]) -> None:
@@ -54,7 +56,7 @@ def scored_in_words(start: Mapping[str, Any]) -> str:
     if start["pairs"] < start["of_pairs"]:
         count += f", the first of {thousands(start['of_pairs'])} pairs by hash of the prompt"
     return (
-        f"{start['model']} before any training, on {count}, cut at {thousands(start['max_length'])} tokens; "
+        f"{start['model']} as it is, on {count}, cut at {thousands(start['max_length'])} tokens; "
         f"beta {objective['beta']:g}, gamma {objective['gamma']:g} (gamma/beta {objective['gamma_beta_ratio']:g})"
     )
 
@@ -65,7 +67,9 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
     ratio, gamma = suggestion["gamma_beta_ratio"], suggestion["gamma"]
     below = _share(suggestion["below_target"])
     room = f"A pair pulls with {fixed(weight, 2)} of its full weight on average"
-    if weight >= 0.25:
+    if start["accuracy"]["ci"][1] < 0.5:
+        room += ", and the model prefers the rejected response in most pairs: see first that the labels are right."
+    elif weight >= MUCH_PULL:
         room += ": there is something to learn."
     else:
         room += ": most of what these pairs teach is known to this model already."
@@ -73,9 +77,9 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
         f"gamma/beta {ratio:g} (gamma {gamma:g} at beta {objective['beta']:g}) is where to begin: {below} of the pairs"
     )
     if suggestion["wanted_ratio"] > ratio + 0.03:
-        reason = "start below it. The pairs lie further apart than any target of the authors reached."
+        reason = "start below it. It is the most of the authors' set-ups; the histogram alone would give more."
     elif suggestion["wanted_ratio"] < ratio - 0.03:
-        reason = "start below it. It is the least of the authors' set-ups; the pairs lie closer together."
+        reason = "start below it. It is the least of the authors' set-ups; the histogram alone would give less."
     else:
         reason = "start below it and pull, the rest is past it."
     return [
@@ -89,7 +93,7 @@ def _print_histogram(console: Console, histogram: Mapping[str, Any], gamma: floa
     """The margins of the pairs as a figure one line high, with the places of 0 and gamma under it."""
     counts, edges = histogram["hist"], histogram["bin_edges"]
     low, high = f"{edges[0]:+.1f}", f"{edges[-1]:+.1f}"
-    indent = " " * (2 + LABEL_WIDTH)
+    indent = " " * (2 + LABEL_WIDTH if console.width >= WIDE else 2)
     figure = encodable(blocks(counts), console.encoding)
     width = (edges[-1] - edges[0]) / len(counts) or 1.0
     at_gamma = min(len(counts) - 1, int((gamma - edges[0]) / width))
