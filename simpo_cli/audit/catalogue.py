@@ -423,8 +423,8 @@ _ENTRIES = (
         title="most pairs are past the target before any training",
         severity="warning",
         short="room to learn",
-        meaning="The margin of more than half of the pairs is over gamma at step 0: the whole 95 % interval of that share "
-        "lies over 50 %.",
+        meaning="The margin of more than half of the pairs is over gamma at step 0: the whole 95 % interval of that "
+        "share lies over 50 %.",
         harm="A pair past the target has a small loss and a small gradient, so the run has little to learn from.",
         remedy="Raise gamma, or give pairs that this model does not tell apart yet.",
         needs="model",
