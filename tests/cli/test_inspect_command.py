@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.cli.main import run
+from simpo_cli.report.console import out
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 
@@ -54,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def simpo(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
     """Run a command line in that folder."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(out, "_width", 100)
 
     def type_in(*args: str) -> Seen:
         code = run(args)
@@ -185,7 +186,7 @@ def test_stats_hold_what_the_model_says_at_the_start(simpo: Simpo) -> None:
 def test_the_document_with_a_model_keeps_to_its_schema_and_the_page_shows_it(simpo: Simpo, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     args = ("stats", "prefs.jsonl", "--model", "tiny", "--max-length", "60")
-    document = document_of(simpo(*args, "--html", str(page), "--json"))
+    document = json.loads(simpo(*args, "--html", str(page), "--json").out)
     schema = json.loads((DOCS / "stats.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(document, schema)
     codes = {finding["code"] for finding in document["findings"]}
@@ -194,7 +195,7 @@ def test_the_document_with_a_model_keeps_to_its_schema_and_the_page_shows_it(sim
     shown = page.read_text(encoding="utf-8")
     assert "What could a run learn?" in shown
     assert "gradient weight" in shown
-    without = document_of(simpo("stats", "prefs.jsonl", "--html", str(page), "--json"))
+    without = json.loads(simpo("stats", "prefs.jsonl", "--html", str(page), "--json").out)
     assert not {"LBL005", "MOD001"} & set(without["passed"])
     assert "What could a run learn?" not in page.read_text(encoding="utf-8")
 

@@ -8,6 +8,7 @@ import pytest
 
 import simpo_cli
 from simpo_cli.cli.main import run
+from simpo_cli.report.console import out
 
 PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "inspect.md"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
@@ -18,7 +19,7 @@ CLOSE = 0.03
 def test_the_page_shows_what_the_commands_print(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setattr(out, "_width", 110)  # what it is by itself was settled when it was made
     blocks = re.findall(r"^```console\n\$ simpo (.*?)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.DOTALL)
     assert len(blocks) == 2
     for command, shown in blocks:
