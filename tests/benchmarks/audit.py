@@ -6,7 +6,7 @@ The pairs are made up by a fixed seed, about 2.5 KB each, with known shares of r
 near-duplicates and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking
 turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; imports are over before
 the clock starts. Prints medians with their range, and the seconds of processor. Asserts nothing: a time is a fact about
-a machine, not about the code alone.
+a machine, not about the code alone. Where other programs are busy too, only the seconds of processor say something.
 
 - reading: records to pairs, nothing else.
 - without near-duplicates: `simpo stats FILE --json`, its signatures and the search among them put out of action.
@@ -223,7 +223,7 @@ def _print_machine(pairs: int, file: Path, rounds: int) -> None:
     print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB")
     print(f"Python {machine['python']}, {used}")
     print(f"{pairs:,} made-up pairs, {file.stat().st_size / 1e6:,.0f} MB; medians of n = {rounds} fresh processes\n")
-    heading = f"{'seconds':>9}  {'(range)':<18}{'processor':>10}{'MB/s':>8}{'peak MB':>9}"
+    heading = f"{'seconds':>9}  {'(range)':<18}{'MB/s':>8}{'processor':>11}{'MB/s':>8}{'peak MB':>9}"
     print(f"{'':<25}{'pairs':>10}{heading}", flush=True)
 
 
@@ -233,8 +233,9 @@ def _print_line(kind: str, count: int, size: int, measured: list[dict[str, Any]]
     processor = statistics.median(one["processor_seconds"] for one in measured)
     spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
     peak = max(one["peak_bytes"] for one in measured) / 1e6
-    numbers = f"{middle:>9.2f}  {spread:<18}{processor:>10.2f}{size / 1e6 / middle:>8.1f}{peak:>9.0f}"
-    print(f"{kind:<25}{count:>10,}{numbers}", flush=True)
+    megabytes = size / 1e6
+    times = f"{middle:>9.2f}  {spread:<18}{megabytes / middle:>8.1f}{processor:>11.2f}{megabytes / processor:>8.1f}"
+    print(f"{kind:<25}{count:>10,}{times}{peak:>9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+"""The benchmark of the audit: its pairs are the same every time, and hold what the audit is to find."""
+
+import json
+from pathlib import Path
+
+from tests.benchmarks.audit import made_pairs, measure, write_pairs
+
+
+def test_made_pairs_hold_what_the_audit_finds(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    write_pairs(file, 1500, seed=3)
+    pairs = [tuple(record.values()) for record in map(json.loads, file.read_text().splitlines())]
+    assert pairs == list(made_pairs(1500, seed=3))
+    assert pairs != list(made_pairs(1500, seed=4))
+    swapped = {(prompt, rejected, chosen) for prompt, chosen, rejected in pairs}
+    near = {pair for pair in pairs if pair[1].endswith(" indeed")}
+    expected = {
+        "DUP001": len(pairs) - len(set(pairs)),
+        "DUP002": len(near),
+        "LBL002": sum(pair in swapped for pair in pairs),
+        "LEK001": len(pairs),
+    }
+    assert min(expected.values()) > 5
+    measured = measure("whole audit", str(file), str(file), "")
+    assert {code: measured["found"].get(code) for code in expected} == expected
+    assert 0 < measured["processor_seconds"]
+    assert measured["peak_bytes"] > 2**20
