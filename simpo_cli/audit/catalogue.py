@@ -52,7 +52,7 @@ _ENTRIES = (
         "unknown, the prompts of the two sides differ, or the chat template refuses the conversation.",
         harm="Training stops at the first of them. With data.on_bad_record: skip it goes on without them, and a file "
         "in which many are malformed is seldom right in the others.",
-        remedy="Mend the records; each is named with its trouble.",
+        remedy="Mend the records.",
         drops=True,
     ),
     Entry(

@@ -10,6 +10,7 @@ import math
 import operator
 import re
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,12 @@ class SurfaceResult:
         """The result as the document holds it; weights are rounded, because their last digits depend on the machine."""
         weights = {name: round(weight, 4) + 0.0 for name, weight in self.weights.items()}
         return {**self.accuracy.as_json(), "ties": self.ties, "folds": NUM_FOLDS, "weights": weights}
+
+
+def leading(weights: Mapping[str, float], most: int) -> list[tuple[str, float]]:
+    """The features that a classifier goes by, the heaviest first; those under a tenth of it are left out."""
+    ordered = sorted(weights.items(), key=lambda item: -abs(item[1]))[:most]
+    return [(name, weight) for name, weight in ordered if weight and abs(weight) >= abs(ordered[0][1]) / 10]
 
 
 def fit(differences: Differences) -> SurfaceClassifier:

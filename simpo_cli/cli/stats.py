@@ -108,7 +108,9 @@ def stats(
         from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
         cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
-    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None and html is None)
+    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
+    if html is not None:
+        _say(f"page: {html}")
     if cleaned is not None:
         _say_cleaned(cleaned)
     if fail_on is not None:
@@ -267,7 +269,7 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         from simpo_cli.report.console import out
         from simpo_cli.report.github import annotations
 
-        for command in annotations(audit.document):
+        for command in annotations(audit.document, audit.examination.refused):
             out.print(command, soft_wrap=True)
     elif is_asked:
         from simpo_cli.report.console import out
@@ -276,14 +278,19 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         print_stats(out, audit.document, audit.examination)
 
 
-def _say_cleaned(cleaned: "CleanResult") -> None:
+def _say(text: str) -> None:
     from simpo_cli.report.console import err, printable
+
+    err.print(printable(text), soft_wrap=True)
+
+
+def _say_cleaned(cleaned: "CleanResult") -> None:
     from simpo_cli.report.text import thousands
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
     said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
     listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
-    err.print(printable(said + (listed if cleaned.dropped else ", none dropped")), soft_wrap=True)
+    _say(said + (listed if cleaned.dropped else ", none dropped"))
 
 
 def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:

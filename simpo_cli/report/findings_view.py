@@ -76,7 +76,7 @@ def print_story(console: Console, entry: Entry) -> None:
     looked_for = {
         "text": "in every audit",
         "tokens": "with --recipe or --tokenizer",
-        "evaluation": "with an evaluation file",
+        "evaluation": "with --eval, or with --recipe and its data.eval",
         "near": "by the search for near-duplicates",
     }
     print_wrapped(console, _label("looked for"), looked_for[entry.needs])

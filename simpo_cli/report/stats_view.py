@@ -9,6 +9,7 @@ from rich.text import Text
 
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
+from simpo_cli.audit.surface import leading
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.summary import print_wrapped
@@ -168,9 +169,9 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
     if surface is not None:
         _print_rule(console, "surface features only", surface, f", {surface['folds']}-fold by prompt")
         print_wrapped(console, Text("  "), bar_to_beat(surface))
-        leads = sorted(surface["weights"].items(), key=lambda item: -abs(item[1]))[:SHOWN_FEATURES]
-        said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
-        print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
+        if leads := leading(surface["weights"], most=SHOWN_FEATURES):
+            said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
+            print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
     if document["input"]["prompts"] < FEW_PROMPTS:
         print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
 

@@ -364,7 +364,8 @@ def test_each_file_has_its_own_numbers(simpo: Simpo) -> None:
 def test_html(simpo: Simpo) -> None:
     Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
     seen = simpo("stats", "both.jsonl", "--html", "audit.html")
-    assert (seen.code, seen.out, seen.err) == (0, "", "")
+    assert (seen.code, seen.err) == (0, "page: audit.html\n")
+    assert seen.out.startswith("both.jsonl\n")
     page = Path("audit.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "Who is asked?" in page
