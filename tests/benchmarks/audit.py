@@ -58,7 +58,7 @@ def main() -> None:
         evaluation = Path(folder) / "eval.jsonl"
         for count, file in files.items():
             write_pairs(file, count, seed=1)
-        write_pairs(evaluation, EVALUATION_PAIRS, seed=1)
+        write_evaluation(evaluation, pairs, seed=1)
         _print_machine(pairs, files[pairs], options.rounds)
         runs = [
             ("reading", pairs),
@@ -90,6 +90,15 @@ def write_pairs(path: Path, count: int, *, seed: int) -> None:
     """Made-up pairs as JSON lines; words are drawn as in natural text, the k-th word with a weight of 1 / k."""
     with path.open("w", encoding="utf-8") as file:
         for prompt, chosen, rejected in made_pairs(count, seed):
+            file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+
+
+def write_evaluation(path: Path, count: int, *, seed: int) -> None:
+    """Other pairs, of which every fourth has a prompt of the training pairs, every eighth one in capitals."""
+    with path.open("w", encoding="utf-8") as file:
+        both = zip(made_pairs(EVALUATION_PAIRS, seed + 1), made_pairs(count, seed), strict=False)
+        for number, ((prompt, chosen, rejected), (known, _, _)) in enumerate(both):
+            prompt = (prompt, known, prompt, prompt, prompt, known.upper(), prompt, prompt)[number % 8]
             file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
