@@ -6,7 +6,7 @@ The pairs are made up by a fixed seed, about 2.5 KB each, with known shares of r
 near-duplicates and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking
 turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; imports are over before
 the clock starts. Prints medians with their range, and the seconds of processor. Asserts nothing: a time is a fact about
-a machine, not about the code alone.
+a machine, not about the code alone. Where other programs are busy too, only the seconds of processor say something.
 
 - reading: records to pairs, nothing else.
 - without near-duplicates: `simpo stats FILE --json`, its signatures and the search among them put out of action.
@@ -20,6 +20,7 @@ The default is 50 MB; --full is 2.4 GB and a million pairs.
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def main() -> None:
         evaluation = Path(folder) / "eval.jsonl"
         for count, file in files.items():
             write_pairs(file, count, seed=1)
-        write_pairs(evaluation, EVALUATION_PAIRS, seed=1)
+        write_evaluation(evaluation, pairs, seed=1)
         _print_machine(pairs, files[pairs], options.rounds)
         runs = [
             ("reading", pairs),
@@ -89,6 +90,15 @@ def write_pairs(path: Path, count: int, *, seed: int) -> None:
     """Made-up pairs as JSON lines; words are drawn as in natural text, the k-th word with a weight of 1 / k."""
     with path.open("w", encoding="utf-8") as file:
         for prompt, chosen, rejected in made_pairs(count, seed):
+            file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+
+
+def write_evaluation(path: Path, count: int, *, seed: int) -> None:
+    """Other pairs, of which every fourth has a prompt of the training pairs, every eighth one in capitals."""
+    with path.open("w", encoding="utf-8") as file:
+        both = zip(made_pairs(EVALUATION_PAIRS, seed + 1), made_pairs(count, seed), strict=False)
+        for number, ((prompt, chosen, rejected), (known, _, _)) in enumerate(both):
+            prompt = (prompt, known, prompt, prompt, prompt, known.upper(), prompt, prompt)[number % 8]
             file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
@@ -207,9 +217,12 @@ def _times_of(work: Callable[[], object]) -> dict[str, float]:
 
 
 def _peak_bytes() -> int:
-    """Most memory that this process has held: the high-water mark that Linux keeps."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    """Most memory that this process has held: the high-water mark that Linux keeps, elsewhere what comes nearest."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = status.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # The table
@@ -223,7 +236,7 @@ def _print_machine(pairs: int, file: Path, rounds: int) -> None:
     print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB")
     print(f"Python {machine['python']}, {used}")
     print(f"{pairs:,} made-up pairs, {file.stat().st_size / 1e6:,.0f} MB; medians of n = {rounds} fresh processes\n")
-    heading = f"{'seconds':>9}  {'(range)':<18}{'processor':>10}{'MB/s':>8}{'peak MB':>9}"
+    heading = f"{'seconds':>9}  {'(range)':<18}{'MB/s':>8}{'processor':>11}{'MB/s':>8}{'peak MB':>9}"
     print(f"{'':<25}{'pairs':>10}{heading}", flush=True)
 
 
@@ -233,8 +246,9 @@ def _print_line(kind: str, count: int, size: int, measured: list[dict[str, Any]]
     processor = statistics.median(one["processor_seconds"] for one in measured)
     spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
     peak = max(one["peak_bytes"] for one in measured) / 1e6
-    numbers = f"{middle:>9.2f}  {spread:<18}{processor:>10.2f}{size / 1e6 / middle:>8.1f}{peak:>9.0f}"
-    print(f"{kind:<25}{count:>10,}{numbers}", flush=True)
+    megabytes = size / 1e6
+    times = f"{middle:>9.2f}  {spread:<18}{megabytes / middle:>8.1f}{processor:>11.2f}{megabytes / processor:>8.1f}"
+    print(f"{kind:<25}{count:>10,}{times}{peak:>9.0f}", flush=True)
 
 
 if __name__ == "__main__":
