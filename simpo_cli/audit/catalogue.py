@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning"]
-Needs = Literal["text", "tokens", "evaluation", "near"]
+Needs = Literal["text", "tokens", "evaluation", "near", "model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Entry:
         harm: why it ruins runs.
         remedy: what to do, in a sentence or two.
         needs: what must be there for it to be looked for: `text` (any audit), `tokens` (a tokenizer or recipe),
-            `evaluation` (the evaluation file) or `near` (the search for near-duplicates).
+            `evaluation` (the evaluation file), `near` (the search for near-duplicates) or `model` (a model that scores
+            pairs).
         drops: whether --write-clean leaves such pairs out.
     """
 
@@ -170,6 +171,20 @@ _ENTRIES = (
         harm="As for LBL002: what one pair teaches the other takes back, but for what little differs.",
         remedy="Look at what differs, and decide which answer is the better one.",
         needs="near",
+    ),
+    Entry(
+        code="LBL005",
+        title="labels look swapped",
+        severity="warning",
+        short="swapped labels",
+        meaning="The model finds the rejected response the likelier one, per token, in clearly more than half of the "
+        "pairs: the whole 95 % interval of its accuracy lies under 45 %, and so does that of its length-balanced "
+        "accuracy where there are pairs enough to tell.",
+        harm="If chosen and rejected are swapped, the run teaches the opposite of what is wanted, and its own numbers "
+        "look good.",
+        remedy="Either chosen and rejected are swapped, or the labels prefer what this model would not write: read "
+        "some pairs with simpo inspect.",
+        needs="model",
     ),
     Entry(
         code="LEK001",
@@ -401,6 +416,18 @@ _ENTRIES = (
         harm="That accuracy, not 50 %, is what a trained model has to beat before it has learned anything about the "
         "answers themselves.",
         remedy="Compare a trained model with this accuracy, not with 50 %; the weights say which features lead.",
+    ),
+    # What a model says of the pairs before any training
+    Entry(
+        code="MOD001",
+        title="most pairs are past the target before any training",
+        severity="warning",
+        short="room to learn",
+        meaning="The margin of more than half of the pairs is over gamma at step 0: the whole 95 % interval of that "
+        "share lies over 50 %.",
+        harm="A pair past the target has a small loss and a small gradient, so the run has little to learn from.",
+        remedy="Raise gamma, or give pairs that this model does not tell apart yet.",
+        needs="model",
     ),
 )
 

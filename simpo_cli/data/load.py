@@ -139,6 +139,8 @@ class PairReader:
         self.record: RawRecord | None = None
         self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
+        self.layout: Layout | None = None
+        """How the file that is being read was understood; None before the first."""
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for source in self.sources:
@@ -201,7 +203,7 @@ class PairReader:
         if not good:
             self._only_bad(sample, receipt)
             return
-        layout = detect(good, source.columns, receipt.path)
+        self.layout = layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:

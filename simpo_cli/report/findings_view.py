@@ -78,6 +78,7 @@ def print_story(console: Console, entry: Entry) -> None:
         "tokens": "with --recipe or --tokenizer",
         "evaluation": "with --eval, or with --recipe and its data.eval",
         "near": "by the search for near-duplicates",
+        "model": "with --model",
     }
     print_wrapped(console, _label("looked for"), looked_for[entry.needs])
     print_wrapped(console, _label("--write-clean"), "leaves such pairs out" if entry.drops else "keeps such pairs")

@@ -12,8 +12,9 @@ from simpo_cli.audit.lengths import histogram
 from simpo_cli.audit.surface import leading
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.findings_view import print_findings, shared_folder
+from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
+from simpo_cli.report.text import blocks, percent, percent_range, thousands
 
 GAP = 3
 SHOWN_FILES = 10
@@ -52,6 +53,9 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     console.print()
     _print_bias(console, document)
     console.print()
+    if document.get("model") is not None:
+        print_start(console, document["model"])
+        console.print()
     if len(document["sources"]) > 1:
         _print_sources(console, document["sources"])
         console.print()
@@ -149,12 +153,6 @@ def _print_shapes(console: Console, examination: Examination) -> None:
             line = Text.assemble(label.ljust(label_width), " ", (figure, "cyan"))
         console.print(line, soft_wrap=True)
     print_wrapped(console, Text(), "outermost bins also hold what lies beyond", style="dim")
-
-
-def blocks(counts: Sequence[int]) -> str:
-    """One block a bin, the fullest bin highest; a bin with anything in it is never blank."""
-    most = max(counts)
-    return "".join(BLOCKS[max(0, -(-count * len(BLOCKS) // most) - 1)] if count else " " for count in counts)
 
 
 # What tells the label without being the better answer
