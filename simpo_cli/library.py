@@ -20,7 +20,7 @@ from simpo_cli.audit.dataset import PreferenceDataset
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import Packing, row_tokens
+from simpo_cli.data.plan import Packing, row_tokens_of_each
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import UserError
@@ -164,7 +164,7 @@ class SimPOTrainer:
 
     def _settle_packing(self, pairs: Sequence[EncodedPair]) -> Packing:
         """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
-        longest = max(map(row_tokens, pairs))
+        longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:
             why_padded = why_not_shared(self._policy.causal.config, longest)
             self._check = settle_packing(self._policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))

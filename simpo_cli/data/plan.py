@@ -114,16 +114,6 @@ def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
     return _microbatch_tokens(lengths_of(pairs), packing)
 
 
-def row_tokens(pair: EncodedPair) -> int:
-    """Tokens of the longer of the pair's two rows when each response stands behind its own copy of the prompt."""
-    return int(row_tokens_of_each([pair])[0])
-
-
-def microbatch_tokens(pair: EncodedPair, packing: Packing) -> int:
-    """What a pair by itself takes of a micro-batch's budget."""
-    return int(tokens_of_each([pair], packing)[0])
-
-
 def _row_tokens(lengths: Lengths) -> Sizes:
     return lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import fullest_microbatch, microbatch_tokens, row_tokens
+from simpo_cli.data.plan import fullest_microbatch, row_tokens_of_each, tokens_of_each
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import open_accelerator
@@ -59,7 +59,7 @@ def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair]
     """
     require_known_ids(pairs, source)
     accelerator, compute = open_accelerator(recipe)
-    longest_row = max(map(row_tokens, pairs))
+    longest_row = int(row_tokens_of_each(pairs).max())
     why_padded = why_not_shared(source.config, longest_row)
     weights = weights_dtype(recipe.model, source)
     need = MemoryNeed(
@@ -74,7 +74,7 @@ def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair]
         available=available_bytes(accelerator.device),
     )
     # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out
-    budget = choose_budget(need, accelerator.device, max(microbatch_tokens(pair, "padded") for pair in pairs))
+    budget = choose_budget(need, accelerator.device, int(tokens_of_each(pairs, "padded").max()))
     require_memory(need, budget, adapters=True, checkpointing=True)
     policy = Policy(load_model(source, weights)).to(accelerator.device).eval()
     policy.requires_grad_(False)
