@@ -30,6 +30,19 @@ class PairScores:
     rejected_lengths: NDArray[np.int64]
     prompt_keys: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, pairs: Sequence[EncodedPair], chosen: NDArray[np.float64], rejected: NDArray[np.float64]
+    ) -> "PairScores":
+        """The scores of these pairs, in their order."""
+        return cls(
+            chosen,
+            rejected,
+            np.array([len(pair.chosen) for pair in pairs]),
+            np.array([len(pair.rejected) for pair in pairs]),
+            tuple(pair.prompt_key for pair in pairs),
+        )
+
     def __len__(self) -> int:
         return len(self.prompt_keys)
 
@@ -67,10 +80,4 @@ def score_pairs(
                 rejected[positions] = m_rejected.cpu().numpy()
     finally:
         policy.train(was_training)
-    return PairScores(
-        chosen,
-        rejected,
-        np.array([len(pair.chosen) for pair in pairs]),
-        np.array([len(pair.rejected) for pair in pairs]),
-        tuple(pair.prompt_key for pair in pairs),
-    )
+    return PairScores.of(pairs, chosen, rejected)

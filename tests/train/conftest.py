@@ -54,14 +54,15 @@ class Memory:
 
     def __init__(self) -> None:
         self.header: RunHeader | None = None
+        self.first_step = 0
         self.notes: list[str] = []
         self.steps: list[StepRecord] = []
         self.evals: list[EvalRecord] = []
         self.outcome: RunOutcome | None = None
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
-        assert num_steps > first_step
-        self.header = header
+        assert num_steps >= first_step
+        self.header, self.first_step = header, first_step
 
     def note(self, text: str) -> None:
         self.notes.append(text)
