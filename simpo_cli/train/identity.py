@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource, Recipe
+from simpo_cli.recipe.schema import DataSource, LossRecipe, Recipe
 
 Kind = Literal["identity", "schedule", "machine"]
 
@@ -42,6 +42,7 @@ _SEEN_ELSEWHERE = {
     "data.on_bad_record",
     "data.on_no_signal",
 }
+_MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
 _FREE = {"name", "output_dir", "eval", "checkpoint", "export", "tracking"}
 
 
@@ -122,10 +123,8 @@ class Identity:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe by its dotted key. What can be written in two ways is written in one."""
+    """Every value of a recipe by its dotted key; sources are a list, also where the recipe names one by its path."""
     content = asdict(recipe)
-    content["loss"]["gamma"] = recipe.loss.margin
-    del content["loss"]["gamma_beta_ratio"]
     for key in ("train", "eval"):
         if isinstance(content["data"][key], str):
             content["data"][key] = [asdict(DataSource(path=content["data"][key]))]
@@ -155,11 +154,19 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     for key in [*now, *(key for key in before if key not in now)]:
         section = key.split(".")[0]
         is_path = section == "data" and key.endswith(".path")
-        if before.get(key) == now.get(key) or section in _FREE or key in _SEEN_ELSEWHERE or is_path:
+        is_free = section in _FREE or key in _SEEN_ELSEWHERE or is_path
+        is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
+        if before.get(key) == now.get(key) or is_free or is_same_margin:
             continue
         kind: Kind = "schedule" if key in _SCHEDULE else "identity"
         changes.append(Change(key, kind, f"{key} is {_shown(now.get(key))}, was {_shown(before.get(key))}"))
     return changes
+
+
+def _margin(values: Mapping[str, Any]) -> float:
+    """gamma, whichever of the two ways it was given."""
+    loss = LossRecipe(beta=values["loss.beta"], **{key.split(".")[1]: values[key] for key in _MARGIN})
+    return loss.margin
 
 
 def _flatten(value: Any, key: str, into: dict[str, Any]) -> None:
@@ -181,10 +188,13 @@ def _contents(files: Sequence[Sequence[str]] | None) -> list[str] | None:
 
 def _files(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
     """The names of the files that differ, for a message."""
-    then = dict(before or ())
-    names = [name for name, identity in now or () if then.get(name) != identity]
-    names += [name for name in then if name not in dict(now or ())]
+    then, there = _by_name(before), _by_name(now)
+    names = [name for name in there if then.get(name) != there[name]] + [name for name in then if name not in there]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "in another order"
+
+
+def _by_name(files: Sequence[Sequence[str]] | None) -> dict[str, str]:
+    return {str(name): content for name, content in files or ()}
 
 
 def _shown(value: Any) -> str:

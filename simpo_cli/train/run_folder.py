@@ -156,8 +156,8 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     if not fresh and not resume:
         raise UserError(
             f"{path} already holds a run.",
-            f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew; or name "
-            "this run: name=NEW.",
+            f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
+            "name this run: name=NEW.",
         )
 
 

@@ -85,4 +85,4 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

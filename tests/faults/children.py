@@ -1,8 +1,8 @@
 """Real processes that run `simpo`, quickly: a server that has imported everything forks one for every command line.
 
 `python -m tests.faults.children` is the server. It has run no tensor operation, so it has no threads that a fork would
-lose. It reads a list of command lines as one line of JSON, forks a child for each, tells their process ids, and when all
-have ended their exit codes (below 0: the signal that ended it).
+lose. It reads a list of command lines as one line of JSON, forks a child for each, tells their process ids, and when
+all have ended their exit codes (below 0: the signal that ended it).
 """
 
 import json

@@ -141,11 +141,15 @@ def _failing(at: int | None, number: int, *, stays: bool = False) -> Iterator[li
             setattr(os, name, real[name])
 
 
+def _save_and_rotate(parent: Path) -> None:
+    _save(parent, 2)
+    rotate(parent, 1)
+
+
 def _calls_of_a_save(parent: Path) -> list[str]:
     _save(parent, 1)
     with _failing(None, 0) as seen:
-        _save(parent, 2)
-        rotate(parent, 1)
+        _save_and_rotate(parent)
     return seen
 
 
@@ -158,8 +162,7 @@ def test_files_are_synced_before_the_manifest_and_all_before_the_rename(tmp_path
     assert seen.index("rmdir") > max(i for i, name in enumerate(seen) if name == "fsync")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
-@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize(("number", "stays"), [(errno.EIO, False), (errno.ENOSPC, True), (errno.EDQUOT, True)])
 def test_whatever_call_fails_the_old_or_the_new_one_is_whole(tmp_path: Path, number: int, stays: bool) -> None:
     count = len(_calls_of_a_save(tmp_path / "counted"))
     assert count > 25
@@ -167,14 +170,10 @@ def test_whatever_call_fails_the_old_or_the_new_one_is_whole(tmp_path: Path, num
     for at in range(count):
         parent = tmp_path / f"{number}-{at}"
         _save(parent, 1)
-        with _failing(at, number, stays=stays) as seen:
-            try:
-                _save(parent, 2)
-                rotate(parent, 1)
-            except OSError as error:
-                assert error.errno == number
-            else:
-                assert seen[at] in ("unlink", "rmdir", "open", "close"), "a failure was hidden"
+        with _failing(at, number, stays=stays) as seen, pytest.raises(OSError, match=r"Errno \d") as caught:
+            _save_and_rotate(parent)
+        # when a close fails, the standard library's rmtree closes a second time
+        assert number in (caught.value.errno, getattr(caught.value.__context__, "errno", None))
         assert len(seen) > at
         whole, damaged = find_checkpoints(parent)
         assert whole, f"call {at} ({seen[at]}) lost both"
@@ -282,26 +281,28 @@ def test_harm_is_noticed(tmp_path: Path, harm: str) -> None:
 
 
 def test_a_bit_anywhere_is_noticed(tmp_path: Path) -> None:
-    folder = _save(tmp_path / "checkpoints", 7).folder
-    for name in (*FILES, MANIFEST):
-        file = folder / name
-        whole = file.read_bytes()
-        places = range(len(whole)) if name == MANIFEST else range(0, len(whole), 997)
-        for at in places:
-            _flip(file, at, at % 8)
+    saved = _save(tmp_path / "checkpoints", 7)
+    for name in FILES:
+        whole = (saved.folder / name).read_bytes()
+        for at in range(0, len(whole), 997):
+            _flip(saved.folder / name, at, at % 8)
             assert _is_damaged(tmp_path / "checkpoints"), f"bit {at % 8} of byte {at} of {name}"
-            file.write_bytes(whole)
+        (saved.folder / name).write_bytes(whole)
     assert not _is_damaged(tmp_path / "checkpoints")
+    manifest = saved.manifest.as_bytes()
+    for at in range(8 * len(manifest)):
+        changed = bytearray(manifest)
+        changed[at // 8] ^= 1 << at % 8
+        with pytest.raises(ValueError, match=r"manifest|written|JSON|utf-8|Expecting|Invalid|Extra|Unterminated|line"):
+            Manifest.from_bytes(bytes(changed))
 
 
 def test_a_file_that_makes_its_reader_stumble_is_called_damaged_and_not_a_bug(tmp_path: Path) -> None:
     saved = _save(tmp_path, 7)
     _replace(saved.folder / "weights", lambda b: b"\xff" + b[1:])
-    with pytest.raises(DamagedCheckpointError, match="weights holds other bytes"), saved.open("weights") as file:
-        file.read(1)
+    with pytest.raises(DamagedCheckpointError, match="weights holds other bytes"), saved.open("weights"):
         raise KeyError("what a parser says of nonsense")
-    with pytest.raises(KeyError), saved.open("moments") as file:
-        file.read(1)
+    with pytest.raises(KeyError), saved.open("moments"):
         raise KeyError("a bug is not the file's fault")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ LORA = ["model.lora.rank=4", "model.lora.dropout=0.1", "train.learning_rate=1e-2
 EVERY = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     """The process is gone; nothing of ours expects this one."""
 
 
@@ -34,12 +33,12 @@ class Cutting(Memory):
     def step(self, record: StepRecord) -> None:
         super().step(record)
         if record.step == self._step:
-            raise PowerCut
+            raise PowerCutError
 
     def evaluated(self, record: EvalRecord) -> None:
         super().evaluated(record)
         if record.step == self._evaluation:
-            raise PowerCut
+            raise PowerCutError
 
 
 class Place:
@@ -59,7 +58,7 @@ class Place:
         return train(composed, observer=observer or Memory(), **options)
 
     def cut(self, run: str, *more: str, step: int | None = None, evaluation: int | None = None, **options: Any) -> None:
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             self.train(run, *more, observer=Cutting(step=step, evaluation=evaluation), **options)
 
     def checkpoints(self, run: str) -> list[str]:
@@ -88,11 +87,11 @@ def place(tmp_path: Path, tiny_folder: Path, prefs: Path) -> Place:
 @pytest.fixture(scope="module", params=["full", "lora"])
 def unbroken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path
-) -> Iterator[tuple[Place, list[str]]]:
+) -> tuple[Place, list[str]]:
     more = [*EVERY, *(LORA if request.param == "lora" else [])]
     place = Place(tmp_path_factory.mktemp(request.param), tiny_folder, prefs)
     place.train("unbroken", *more)
-    yield place, more
+    return place, more
 
 
 def test_a_run_cut_in_many_places_gives_the_bits_of_an_unbroken_one(unbroken: tuple[Place, list[str]]) -> None:
@@ -115,7 +114,7 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
     last = rows(place.folder / "unbroken" / "metrics.jsonl")[-1]["step"]
     with monkeypatch.context() as patch:
         patch.setattr("simpo_cli.train.finish.save_model", _power_cut)
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             place.train("late", *more)
     memory = Memory()
     place.train("late", *more, resume=True, observer=memory)
@@ -125,7 +124,7 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
 
 
 def _power_cut(*_: object, **__: object) -> None:
-    raise PowerCut
+    raise PowerCutError
 
 
 def test_it_goes_on_from_a_checkpoint_before_the_newest_when_that_is_damaged(
@@ -160,7 +159,7 @@ def test_the_embedded_model_goes_on_bit_for_bit(tmp_path: Path) -> None:
     for run in ("unbroken", "cut"):
         composed = compose(str(recipe), [f"output_dir={tmp_path / run}"])
         if run == "cut":
-            with pytest.raises(PowerCut):
+            with pytest.raises(PowerCutError):
                 train(composed, observer=Cutting(step=3))
         train(composed, observer=Memory(), resume=run == "cut")
     assert final_state(tmp_path / "cut") == final_state(tmp_path / "unbroken")
@@ -309,7 +308,7 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(
 
 
 def test_too_little_room_is_seen_before_each_save(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def room(path: Path, needed: int, purpose: str) -> None:
+    def room(_: Path, needed: int, purpose: str) -> None:
         if purpose == "the checkpoint of step 2":
             assert needed > 100_000
             raise UserError("the disk is too full", "", exit_code=ExitCode.ENVIRONMENT)

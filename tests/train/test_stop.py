@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +37,10 @@ class Sending(Memory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Place:
     place = Place(tmp_path_factory.mktemp("stop"), tiny_folder, prefs)
     place.train("unbroken", *EVERY, "checkpoint.every=4")
-    yield place
+    return place
 
 
 MORE = [*EVERY, "checkpoint.every=4"]
@@ -183,4 +182,3 @@ def test_a_block_that_may_be_left_is_left_and_others_wait() -> None:
             pytest.fail("it was asked for before")
     with StopRequest() as stop, pytest.raises(Stopped), stop.at_once():
         os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("the block went on")
