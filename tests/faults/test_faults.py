@@ -17,16 +17,19 @@ def test_kills_at_random_instants_lose_nothing(children: Children) -> None:
 
 
 def test_of_many_processes_on_one_folder_one_trains_and_the_others_name_it(children: Children) -> None:
-    command = ("train", "run.yaml", "name=shared", "--resume")
-    pids = children.start(*[command] * 4)
+    command = ("train", "run.yaml", "name=shared", "--resume", "train.num_epochs=4")
+    pids = children.start(*[command] * 5)
     codes = children.wait()
     assert codes is not None
-    assert sorted(codes) == [0, *[ExitCode.ENVIRONMENT] * 3] or codes.count(0) >= 1
-    refused = [children.said(number) for number, code in enumerate(codes) if code != 0]
-    for said in refused:
-        assert "another process is training in runs/shared" in said or "already holds a run" in said
-    named = [said for said in refused if socket.gethostname() in said]
-    assert all(any(f"pid {pid} on" in said for pid in pids) for said in named)
+    # a process that looks when the first has ended finds the run complete; at least one does the work
+    assert set(codes) <= {ExitCode.DONE, ExitCode.ENVIRONMENT}
+    trained = [number for number in range(5) if "step=1/36" in children.said(number)]
+    assert len(trained) == 1
+    assert codes[trained[0]] == ExitCode.DONE
+    for number, code in enumerate(codes):
+        if code == ExitCode.ENVIRONMENT:
+            place = f"another process is training in runs/shared: pid {pids[trained[0]]} on {socket.gethostname()}"
+            assert place in children.said(number) or "already holds a run" in children.said(number)
 
 
 def test_a_signal_to_a_real_process_ends_it_with_75_and_the_command_to_go_on(children: Children) -> None:
@@ -43,15 +46,3 @@ def test_a_signal_to_a_real_process_ends_it_with_75_and_the_command_to_go_on(chi
         "  Go on with: simpo train run.yaml name=stopped train.num_epochs=400 checkpoint.every=null --resume"
     )
     assert "Traceback" not in children.said()
-
-
-def test_the_second_interrupt_leaves_at_once(children: Children) -> None:
-    [pid] = children.start(("train", "run.yaml", "name=twice", "train.num_epochs=400", "checkpoint.every=null"))
-    metrics = children.place / "runs" / "twice" / "metrics.jsonl"
-    while not metrics.exists():
-        assert children.wait(0.01) is None, children.said()
-    os.kill(pid, signal.SIGSTOP)  # both are pending when it goes on, as while a long kernel runs
-    os.kill(pid, signal.SIGINT)
-    os.kill(pid, signal.SIGTERM)
-    os.kill(pid, signal.SIGCONT)
-    assert children.wait() in ([ExitCode.SAVED], [ExitCode.INTERRUPTED])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from simpo_cli.evaluate import answers
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from tests.tiny import save_tiny_model
 
@@ -47,6 +48,12 @@ def prefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"prompt": question, "chosen": f"Please {text}.", "rejected": f"No {text[::-1]}!"})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never stops; what it says is not what these tests are about."""
+    monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)
 
 
 class Memory:

@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from simpo_cli.train.events import StepRecord
 from simpo_cli.train.stop import Stopped, StopRequest
 from tests.train.conftest import Memory
 from tests.train.test_resume import EVERY, Place
+
+pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 def _send(number: int) -> None:
@@ -182,3 +187,25 @@ def test_a_block_that_may_be_left_is_left_and_others_wait() -> None:
             pytest.fail("it was asked for before")
     with StopRequest() as stop, pytest.raises(Stopped), stop.at_once():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+LONG_KERNEL = """
+import hashlib
+from simpo_cli.train.stop import StopRequest
+with StopRequest():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour that no handler of Python's interrupts
+"""
+
+
+def test_the_second_interrupt_leaves_at_once_also_out_of_a_long_kernel() -> None:
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", LONG_KERNEL], cwd=root, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"ready\n"
+        while process.poll() is None:  # of signals that come together the kernel hands on one
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+    assert process.returncode == ExitCode.INTERRUPTED
