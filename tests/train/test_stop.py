@@ -17,7 +17,7 @@ from simpo_cli.train import build, finish, loop, run, saving
 from simpo_cli.train.events import StepRecord
 from simpo_cli.train.stop import Stopped, StopRequest
 from tests.train.conftest import Memory
-from tests.train.test_resume import EVERY, Place
+from tests.train.test_resume import Place
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -44,11 +44,11 @@ class Sending(Memory):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Place:
     place = Place(tmp_path_factory.mktemp("stop"), tiny_folder, prefs)
-    place.train("unbroken", *EVERY, "checkpoint.every=4")
+    place.train("unbroken", *MORE)
     return place
 
 
-MORE = [*EVERY, "checkpoint.every=4"]
+MORE = ["checkpoint.every=3", "eval.every=2"]
 
 
 def _go_on(place: Place, name: str) -> None:
@@ -56,19 +56,20 @@ def _go_on(place: Place, name: str) -> None:
     place.require_same(name, "unbroken")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGHUP, 3)])
+def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Signals, step: int) -> None:
     name = f"step-{number.name}"
     before = signal.getsignal(number)
-    with pytest.raises(UserError, match=f"Stopped by {number.name} after step 3 of 8; everything is saved") as caught:
-        place.train(name, *MORE, observer=Sending(3, number))
+    said = f"Stopped by {number.name} after step {step} of 4; everything is saved"
+    with pytest.raises(UserError, match=said) as caught:
+        place.train(name, *MORE, observer=Sending(step, number))
     assert caught.value.exit_code == ExitCode.SAVED
     assert caught.value.fix.startswith("Go on with: simpo ")
     assert caught.value.fix.endswith(" --resume")
     assert signal.getsignal(number) is before
-    assert place.checkpoints(name) == ["step-00000003"]
+    assert place.checkpoints(name) == [f"step-0000000{step}"]
     document = json.loads((place.folder / name / "run.json").read_text(encoding="utf-8"))
-    assert (document["status"], document["step"]) == ("stopped", 3)
+    assert (document["status"], document["step"]) == ("stopped", step)
     _go_on(place, name)
 
 
@@ -80,8 +81,8 @@ def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Sign
         ("the first micro-batch", (loop, "accumulate"), 0),
         ("the first evaluation", (loop, "score_pairs"), 0),
         ("a save", (saving, "save_state"), 0),
-        ("the export", (finish, "save_model"), 8),
-        ("the last evaluation", (finish, "answer"), 8),
+        ("the export", (finish, "save_model"), 4),
+        ("the last evaluation", (finish, "answer"), 4),
     ],
 )
 def test_a_signal_in_any_phase_is_answered(
@@ -96,7 +97,7 @@ def test_a_signal_in_any_phase_is_answered(
 
     with monkeypatch.context() as patch:
         patch.setattr(*target, signalled)
-        said = "before the first step" if step is None else f"after step {step} of 8"
+        said = "before the first step" if step is None else f"after step {step} of 4"
         with pytest.raises(UserError, match=f"Stopped by SIGTERM {said}") as caught:
             place.train(name, *MORE)
     assert caught.value.exit_code == ExitCode.SAVED
@@ -113,7 +114,7 @@ def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
 
     def signalled(*args: Any, **options: Any) -> Any:
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 4:
             _send(signal.SIGTERM)
         return real(*args, **options)
 
@@ -123,7 +124,7 @@ def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
         patch.setattr(step_module, "simpo_terms", signalled)
         with pytest.raises(UserError, match="Stopped by SIGTERM"):
             place.train("mid", *more)
-    assert len(calls) == 7  # the micro-batch was finished, and the next not begun
+    assert len(calls) == 4  # the micro-batch was finished, and the next not begun
     place.train("mid", *more, resume=True)
     place.require_same("mid", "cut-up")
 
@@ -141,7 +142,7 @@ def test_a_signal_in_an_evaluation_leaves_it_to_be_made_when_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "score_pairs", signalled)
-        with pytest.raises(UserError, match="Stopped by SIGTERM after step 2 of 8"):
+        with pytest.raises(UserError, match="Stopped by SIGTERM after step 2 of 4"):
             place.train("evaluation", *MORE)
     assert place.checkpoints("evaluation") == ["step-00000002"]
     _go_on(place, "evaluation")
