@@ -17,7 +17,7 @@ from simpo_cli.train.loop import run_steps
 from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.resume import CHECKPOINTS, Past, take_up
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder, holds_a_run, require_usable
+from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder, require_usable
 from simpo_cli.train.saving import CheckpointSaver
 from simpo_cli.train.setting import Setting, settle
 from simpo_cli.train.stop import Stopped, StopRequest
@@ -53,14 +53,13 @@ def train(
     run_dir = Path(composed.recipe.output_dir)
     if not dry_run:
         require_usable(run_dir, fresh=fresh, resume=resume)
-    goes_on = resume and holds_a_run(run_dir)
     folder = None
     with StopRequest() as stop:
         try:
-            if goes_on and not dry_run:
+            if resume and not dry_run:  # locked before anything in it is read
                 folder = RunFolder.create(run_dir, resume=True)
                 checkpoint.reap(run_dir / CHECKPOINTS)
-            past = Past.of(run_dir) if goes_on else Past.none()
+            past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
                 setting = settle(composed.recipe, past.latest.identity.machine if past.latest else None)
                 content = receipt(setting, composed.as_yaml(), past.document)

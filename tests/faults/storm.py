@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simpo_cli.cli.quiet import quiet_libraries
 from simpo_cli.train.checkpoint import find_checkpoints
 from tests.faults.children import Children
 from tests.faults.place import make_place
@@ -62,25 +63,27 @@ class Tally:
 PHASES = ("before the first checkpoint", "between saves", "inside a save or a rotation", "after the last step")
 
 
-def storm(children: Children, kills: int, seed: int) -> Tally:
+def storm(children: Children, kills: int, seed: int, epochs: int = 1) -> Tally:
     """Kill `run` in the children's place so many times, in as many runs as that takes.
 
     Args:
         children: processes; their place holds what `make_place` makes.
         kills: how many.
         seed: of the instants.
+        epochs: length of a run, nine steps each.
     """
     draw, tally = random.Random(seed), Tally()
+    command = (*TRAIN, f"train.num_epochs={epochs}")
     runs = children.place / "runs"
     run, unbroken = runs / "run", runs / "unbroken"
     started = time.perf_counter()
-    code = children.run(*TRAIN, "name=unbroken")
+    code = children.run(*command, "name=unbroken")
     assert code == 0, children.said()
     seconds = time.perf_counter() - started
     last = rows(unbroken / "metrics.jsonl")[-1]["step"]
     committed = -1
     while tally.kills < kills or run.exists():
-        [pid] = children.start(TRAIN)
+        [pid] = children.start(command)
         # when there have been enough, the last run is left to come to its end
         codes = children.wait(draw.uniform(0, seconds) if tally.kills < kills else None)
         if codes is None:
@@ -141,9 +144,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill training runs at random instants and compare what is left.")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=3, help="length of a run; nine steps, each with a save, are one")
     options = parser.parse_args()
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as folder, Children(make_place(Path(folder))) as children:
-        tally = storm(children, options.kills, options.seed)
+        tally = storm(children, options.kills, options.seed, options.epochs)
     print(tally.table())
     return int(tally.differing + tally.lost + tally.damaged > 0)
 

@@ -218,9 +218,9 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
     problem: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from simpo_cli.train import run
+    from simpo_cli.train import build
 
-    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(build, "load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=problem) as caught:
         _train(tmp_path, tiny_folder, prefs, memory, *more)
     assert caught.value.exit_code == ExitCode.USAGE

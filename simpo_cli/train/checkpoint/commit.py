@@ -144,13 +144,13 @@ def rotate(parent: Path, keep: int, *, losses: Mapping[int, float] = MappingProx
 
 
 def reap(parent: Path) -> int:
-    """Remove what dead processes left behind, and return how many folders that were.
+    """Remove what dead processes left behind, as far as it goes, and return how many folders that were.
 
     Only the process that holds the run folder's lock may ask for it: then every temporary folder is a dead one's.
     """
     left = list(parent.glob(".tmp-*"))
     for folder in left:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return len(left)
 
 
