@@ -80,7 +80,7 @@ def run(args: Sequence[str]) -> int:
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
             traceback.print_exc()
-        _say(f"Error: {error}")
+        _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
         message = error.format_message().strip()

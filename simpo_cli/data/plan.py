@@ -91,10 +91,9 @@ class Plan:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch + min(step_in_epoch * self.pairs_per_step, self.num_pairs) / self.num_pairs
 
-    @property
-    def num_pairs_reached(self) -> int:
-        """Different pairs that the run trains on; fewer than num_pairs when max_steps ends the first epoch."""
-        return min(self.num_pairs, self.num_steps * self.pairs_per_step)
+    def num_pairs_after(self, steps_done: int) -> int:
+        """Different pairs that so many steps have trained on; all of them from the end of the first epoch on."""
+        return min(self.num_pairs, steps_done * self.pairs_per_step)
 
     def is_due(self, steps_done: int, every: int | None) -> bool:
         """Whether something that happens every so many steps happens now."""

@@ -31,6 +31,14 @@ class PairScores:
     rejected_lengths: NDArray[np.int64]
     prompt_keys: tuple[Hashable, ...]
 
+    @classmethod
+    def of(
+        cls, pairs: Sequence[EncodedPair], chosen: NDArray[np.float64], rejected: NDArray[np.float64]
+    ) -> "PairScores":
+        """The scores of these pairs, in their order."""
+        lengths = lengths_of(pairs)
+        return cls(chosen, rejected, lengths[:, 1], lengths[:, 2], tuple(prompt_keys_of(pairs).tolist()))
+
     def __len__(self) -> int:
         return len(self.prompt_keys)
 
@@ -68,11 +76,4 @@ def score_pairs(
                 rejected[positions] = m_rejected.cpu().numpy()
     finally:
         policy.train(was_training)
-    lengths = lengths_of(pairs)
-    return PairScores(
-        chosen,
-        rejected,
-        lengths[:, 1],
-        lengths[:, 2],
-        tuple(prompt_keys_of(pairs).tolist()),
-    )
+    return PairScores.of(pairs, chosen, rejected)

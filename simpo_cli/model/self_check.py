@@ -7,7 +7,7 @@ through the policy, and through the model's own untouched forward, one sequence 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -81,6 +81,12 @@ class SelfCheck:
     def as_json(self) -> dict[str, Any]:
         """Its part of run.json."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
+        """The outcome that `as_json` told."""
+        difference = content["difference"]
+        return cls(content["packing"], content["why_padded"], None if difference is None else Difference(**difference))
 
     def __str__(self) -> str:
         how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"

@@ -1,6 +1,6 @@
 """One optimizer step: the gradient of all its pairs, however they are cut up, and the sums behind its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ _SUMMED = ("loss", "rewards_chosen", "rewards_rejected", "correct", "past_target
 def accumulate(
     policy: Policy,
     pairs: Sequence[EncodedPair],
-    microbatches: Sequence[Sequence[int]],
+    microbatches: Iterable[Sequence[int]],
     *,
     loss: LossRecipe,
     accelerator: Accelerator,

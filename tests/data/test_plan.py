@@ -49,7 +49,7 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
     if most is None or most >= plan.steps_per_epoch * epochs:
         assert sorted(seen) == sorted(list(range(n)) * epochs)
         assert plan.epoch_after(plan.num_steps) == epochs
-    assert len(set(seen)) == plan.num_pairs_reached
+    assert len(set(seen)) == plan.num_pairs_after(plan.num_steps)
     sizes = [len(plan.pairs_of(step)) for step in range(plan.num_steps)]
     assert all(size == per_step or (step + 1) % plan.steps_per_epoch == 0 for step, size in enumerate(sizes))
     assert all(size >= 1 for size in sizes)
