@@ -118,8 +118,8 @@ class _LinearLogProbs(torch.autograd.Function):
 
         d/dh = g (W[y] - p W)        d/dW = sum over positions of (onehot(y) - p) (g h)'
 
-    so the probabilities never have to be scaled: what is small is, the product or the states. One array of a chunk is all
-    that is held, made once and written again for every chunk; the weight's gradient is added up in place.
+    so the probabilities never have to be scaled: what is small is, the product or the states. One array of a chunk is
+    all that is held, made once and written again for every chunk; the weight's gradient is added up in place.
     """
 
     @staticmethod

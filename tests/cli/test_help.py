@@ -50,6 +50,7 @@ def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
         (["train", "demo", "model.path=missing"], 2),
         (["train", "demo", "data.chat_template=missing.jinja"], 2),
         (["train", "demo", "output_dir=taken"], 2),
+        (["export", "missing", "--merge"], 2),
     ],
 )
 def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("train", "eval", "stats", "recipe"):
+    for command in ("train", "eval", "stats", "export", "recipe"):
         assert f"\n  {command} " in shown.output
     assert "simpo train demo" in shown.output
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"

@@ -1,0 +1,133 @@
+"""A run's adapters merged into the weights beside which they were trained, and the proof that the model is the same.
+
+A merge can go wrong without a word: in a narrow type most of the update may be rounded away, and an adapter on a head
+that shares its weights with the embedding would change both. So the folder that was written is loaded again as others
+load it, and scores real pairs of the run beside the adapters themselves; the merge is kept only if it says the same.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simpo_cli.data.holdout import probe
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.prepare import prepare_data
+from simpo_cli.errors import UserError
+from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, load_model
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe import compose
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.export import copy_tokenizer, export_dtype
+
+_COMPARED_PAIRS = 8
+_MOST_DIFFERENCE = 1e-3  # nats, for any token, of the merge itself in float32
+_MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merge that was kept.
+
+    Attributes:
+        folder: where it is.
+        dtype: type of its weights.
+        num_tokens: response tokens that were compared.
+        largest_difference: of their log-probs, merged in float32 against the adapters, in nats.
+        change: root mean square of what training changed in their log-probs, in nats.
+        lost: the same of saved against adapters: what the narrower type cost.
+    """
+
+    folder: Path
+    dtype: str
+    num_tokens: int
+    largest_difference: float
+    change: float
+    lost: float
+
+
+def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) -> Merged:
+    """Write a folder with the run's model in one piece, whole or not at all.
+
+    Args:
+        run: the folder of a run whose model/ holds adapters.
+        folder: what to write; nothing may be there.
+        dtype: type of the weights; None takes the recipe's export.dtype.
+
+    Raises:
+        UserError: the merged model differs from the adapters.
+    """
+    source = find_model(str(run / "model"))
+    recipe = compose(str(run / "recipe.yaml")).recipe
+    base = _whole(source)
+    data = prepare_data(recipe)
+    pairs = data.held_out or data.train
+    pairs = [pairs[i] for i in probe(pairs, _COMPARED_PAIRS)]
+
+    adapted: Any = load_model(source, torch.float32)
+    with adapted.disable_adapter():
+        before = _token_logps(adapted, pairs)
+    wanted = _token_logps(adapted, pairs)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    difference = float((_token_logps(merged, pairs) - wanted).abs().max())
+    if difference > _MOST_DIFFERENCE:
+        raise _differs(
+            f"a token's log-prob differs by {difference:.2g} nats in float32",
+            "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
+        )
+    dtype = export_dtype(recipe, base) if dtype is None else dtype
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
+        del adapted, merged
+        copy_tokenizer(source, temporary, recipe.data.chat_template)
+        saved = _token_logps(load_model(find_model(str(temporary)), torch.float32), pairs)
+        change, lost = _root_mean_square(wanted - before), _root_mean_square(saved - wanted)
+        if lost > max(_MOST_LOST * change, _MOST_DIFFERENCE):
+            raise _differs(
+                f"saved in {DTYPE_NAMES[dtype]} its log-probs are {lost:.2g} nats from the adapters', which changed "
+                f"them by {change:.2g} (root mean squares of {len(wanted):,} tokens)",
+                "Keep more digits: --dtype fp32.",
+            )
+        (temporary / "README.md").write_text(_card(recipe, dtype), encoding="utf-8")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
+
+
+def _whole(source: ModelSource) -> ModelSource:
+    """The model under all adapters."""
+    while source.adapter_base is not None:
+        source = source.adapter_base
+    return source
+
+
+def _token_logps(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+    """(N,) log-probs of the pairs' response tokens, in nats, by the model's own forward."""
+    policy = Policy(model).eval()
+    with torch.no_grad():
+        return torch.cat([policy(pack([pair], torch.device("cpu"))) for pair in pairs])
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
+
+
+def _differs(how: str, fix: str) -> UserError:
+    return UserError(f"the merged model is not the model that was trained: {how}. Nothing was written.", fix)
+
+
+def _card(recipe: Recipe, dtype: torch.dtype) -> str:
+    return (
+        f"# {recipe.name}, merged\n\n"
+        f"Adapters trained by SimPO (arXiv:2405.14734) with simpo-cli, merged into `{recipe.model.path}`, in "
+        f"{DTYPE_NAMES[dtype]}.\n\n"
+        "Before it was kept, this folder was loaded again and compared with the adapters on pairs of the run.\n"
+    )

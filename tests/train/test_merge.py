@@ -1,0 +1,68 @@
+"""Merged adapters: the same model in one piece, or nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from simpo_cli.errors import UserError
+from simpo_cli.model.load import find_model, load_model
+from simpo_cli.recipe import compose
+from simpo_cli.train.merge import merge_adapters
+from simpo_cli.train.run import train
+from tests.tiny import save_tiny_model
+from tests.train.conftest import Memory
+
+_RECIPE = "name: adapters\noutput_dir: {run}\nmodel: {{path: {model}, lora: {{rank: 4}}}}\n" + (
+    "data: {{train: {prefs}, holdout: 10, max_length: 128, max_prompt_length: 64}}\n"
+    "train: {{pairs_per_step: 8, learning_rate: 1e-2, num_epochs: 2, warmup_ratio: 0.0}}\n"
+)
+
+
+def _run_of(folder: Path, model: Path, prefs: Path, *overrides: str) -> Path:
+    run = folder / "run"
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(_RECIPE.format(run=run, model=model, prefs=prefs), encoding="utf-8")
+    train(compose(str(recipe), list(overrides)), fresh=False, dry_run=False, observer=Memory())
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Path:
+    return _run_of(tmp_path_factory.mktemp("merge"), tiny_folder, prefs)
+
+
+def test_the_merged_folder_says_what_the_adapters_say(run: Path, tmp_path: Path) -> None:
+    merged = merge_adapters(run, tmp_path / "merged")
+    assert merged.dtype == "float32"
+    assert merged.largest_difference < 1e-5
+    assert merged.change > 100 * merged.lost
+    own = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in name for name, _ in own.named_parameters())
+    ids = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        adapters = load_model(find_model(str(run / "model")), torch.float32)(input_ids=ids).logits
+        torch.testing.assert_close(own(input_ids=ids).logits, adapters, rtol=0, atol=1e-4)
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_type_that_loses_the_update_is_refused(tmp_path: Path, prefs: Path) -> None:
+    """A small update of large weights falls between two of the type's numbers."""
+    model = save_tiny_model(tmp_path / "start")
+    run = _run_of(tmp_path, model, prefs, "train.learning_rate=1e-6")
+    with pytest.raises(UserError, match="not the model that was trained: saved in bfloat16") as caught:
+        merge_adapters(run, tmp_path / "merged", torch.bfloat16)
+    assert "fp32" in caught.value.fix
+    assert not [path for path in tmp_path.iterdir() if "merged" in path.name]
+    assert merge_adapters(run, tmp_path / "merged", torch.float32).dtype == "float32"
+
+
+def test_an_adapter_on_a_tied_head_is_refused(tmp_path: Path, prefs: Path) -> None:
+    model = save_tiny_model(tmp_path / "start", tie_word_embeddings=True)
+    run = _run_of(tmp_path, model, prefs, "model.lora.target_modules=[q_proj,lm_head]")
+    with pytest.raises(UserError, match="differs by .* nats in float32"):
+        merge_adapters(run, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
