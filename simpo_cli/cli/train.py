@@ -47,12 +47,17 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> 
 def _run(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
     from simpo_cli.cli.quiet import quiet_libraries
     from simpo_cli.report.watch import watch
+    from simpo_cli.report.with_report import WithReport
 
     quiet_libraries()
-    observer = watch()
+    terminal = watch()
+    observer = WithReport(terminal, Path(composed.recipe.output_dir))
     try:
         from simpo_cli.train.run import train as run
 
-        run(composed, fresh=fresh, dry_run=dry_run, observer=observer)
+        run(composed, fresh=fresh, dry_run=dry_run, observer=terminal if dry_run else observer)
+    except UserError:
+        observer.ended_early()
+        raise
     finally:
         observer.close()

@@ -38,7 +38,12 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, thousands=thousands, interval=_interval, shown=printable, readable=readable
+        percent=percent,
+        thousands=thousands,
+        interval=_interval,
+        shown=printable,
+        shown_lines=functools.partial(printable, keep_newlines=True),
+        readable=readable,
     )
     return environment
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from simpo_cli.errors import ExitCode, UserError
 
 _RUN_FILES = ("run.json", "recipe.yaml", "metrics.jsonl")
+EVAL_PAIRS, NOTES = "evals-pairs.jsonl", "notes.jsonl"
 
 
 def holds_a_run(path: Path) -> bool:
@@ -100,6 +101,17 @@ def require_usable(path: Path, *, fresh: bool) -> None:
             f"{path} already holds a run.",
             f"Add --fresh to set it aside as {path.name}.old-TIME and start anew, or name this run: name=NEW.",
         )
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process trains in a run folder at this moment."""
+    if not (path / ".lock").is_file():
+        return False
+    try:
+        _locked(path).release()
+    except UserError:
+        return True
+    return False
 
 
 def _locked(path: Path) -> FileLock:

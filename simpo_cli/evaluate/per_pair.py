@@ -1,0 +1,65 @@
+"""What is known of each held-out pair: its scores before and after training, and the bar that its surface sets."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from simpo_cli.audit.surface import SurfaceDifferences, fit
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.evaluate.score import PairScores
+from simpo_cli.statistics import Measured, proportion
+
+_MOST_FITTED = 20_000  # training pairs: more do not move fourteen weights
+_TIE = 1e-9
+
+
+def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, after: PairScores) -> None:
+    """A line of JSON a held-out pair, whole or not at all, so that anyone can compute the run's numbers again.
+
+    Keys: where (its record), prompt (a hash: pairs of one prompt share it), chosen_tokens and rejected_tokens (scored),
+    and chosen_before, rejected_before, chosen_after, rejected_after (mean log-prob, nats per token).
+    """
+    rows = zip(
+        pairs,
+        *(scores.tolist() for scores in (before.chosen, before.rejected, after.chosen, after.rejected)),
+        strict=True,
+    )
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        for pair, chosen_before, rejected_before, chosen_after, rejected_after in rows:
+            row = {
+                "where": pair.where,
+                "prompt": pair.prompt_key,
+                "chosen_tokens": len(pair.chosen),
+                "rejected_tokens": len(pair.rejected),
+                "chosen_before": chosen_before,
+                "rejected_before": rejected_before,
+                "chosen_after": chosen_after,
+                "rejected_after": rejected_after,
+            }
+            stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+    temporary.replace(file)
+
+
+def surface_accuracy(data: PreparedData) -> Measured | None:
+    """Accuracy on the held-out pairs of a classifier that sees only counts of list items, letters and the like.
+
+    It is fitted on at most 20,000 of the training pairs, taken at equal distances; see `audit.surface`. None where a
+    pair cannot be found again as text.
+    """
+    trained = {pair.where for pair in data.train[:: -(-len(data.train) // _MOST_FITTED)]}
+    texts = {pair.where: pair for pair in data.texts}
+    seen, unseen = SurfaceDifferences(), SurfaceDifferences()
+    for text in data.train_source.loaded.pairs:
+        if text.where in trained:
+            seen.add(text.chosen, text.rejected)
+    if not len(seen.rows) or any(pair.where not in texts for pair in data.held_out):
+        return None
+    for pair in data.held_out:
+        unseen.add(texts[pair.where].chosen, texts[pair.where].rejected)
+    margins = fit(seen.rows).margins(unseen.rows)
+    right = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
+    return proportion(right, [pair.prompt_key for pair in data.held_out])
