@@ -18,7 +18,7 @@ MOST_POINTS = 300
 """Of a curve; more steps than that are averaged in groups."""
 _WINDOW = 1 / 25  # of the curve, for the smoothed line
 _NUM_BINS = 30
-_SIZE: dict[str, Any] = {"width": 3.9, "height": 2.3}
+_SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +73,8 @@ class Curve:
         low, high = show(float(self.values.min())), show(float(self.values.max()))
         if len(self) == 1:
             return f"{name} {first} at step {self.steps[0]:.0f}"
-        return f"{name} from {first} at step {self.steps[0]:.0f} to {last} at step {self.steps[-1]:.0f}, between {low} and {high}"
+        between = f"from {first} at step {self.steps[0]:.0f} to {last} at step {self.steps[-1]:.0f}"
+        return f"{name} {between}, never under {low} or over {high}"
 
 
 def training_figures(run: RunFiles) -> list[Figure]:
@@ -201,10 +202,12 @@ def _drift(evals: Sequence[Row]) -> Figure:
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("step")
-        axes.legend(fontsize=8)
+        _legend(axes)
 
     svg = draw_svg(draw, "drift", f"Change of log-probs since the start, on the probe. {told}.", **_SIZE)
-    return Figure("Drift", svg, f"Change since step 0 on the same {evals[-1]['probe_pairs']} held-out pairs, nats a token.")
+    return Figure(
+        "Drift", svg, f"Change since step 0 on the same {evals[-1]['probe_pairs']} held-out pairs, nats a token."
+    )
 
 
 def _draw_training(axes: Axes, curve: Curve, *, is_exact: bool = False) -> None:
@@ -240,7 +243,13 @@ def _finish(axes: Axes, run: RunFiles, *, has_legend: bool) -> None:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("step")
     if has_legend:
-        axes.legend(fontsize=8)
+        _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides no curve."""
+    style: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "borderaxespad": 0.0}
+    axes.legend(fontsize=8, ncols=3, handlelength=1.3, handletextpad=0.5, columnspacing=1.1, **style)
 
 
 # Pairs
@@ -259,7 +268,7 @@ def _margins(before: Floats, after: Floats, gamma: float) -> Figure:
         axes.axvline(gamma, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="gamma")
         axes.set_xlabel("reward of chosen - reward of rejected")
         axes.set_ylabel("pairs")
-        axes.legend(fontsize=8)
+        _legend(axes)
 
     told = (
         f"Margins of the held-out pairs: mean {fixed(float(before.mean()), 2)} before and "
@@ -269,25 +278,26 @@ def _margins(before: Floats, after: Floats, gamma: float) -> Figure:
     return Figure("Margins of held-out pairs", draw_svg(draw, "margins", told, **_SIZE), caption)
 
 
-def length_figure(rows: Sequence[LengthRow]) -> Figure:
-    """Accuracy with its interval by which response is the longer one, before and after."""
+def length_figure(rows: Sequence[LengthRow]) -> Figure | None:
+    """Accuracy with its interval by which response is the longer one, before and after; None without any pairs."""
+    known = [(height, row) for height, row in enumerate(reversed(rows)) if row.before and row.after]
+    if not known:
+        return None
 
     def draw(axes: Axes) -> None:
-        for height, row in enumerate(reversed(rows)):
-            for measured, colour, shift in ((row.before, INK, 0.14), (row.after, HELD_OUT, -0.14)):
-                if measured is not None and None not in measured["ci"]:
-                    name = {INK: "before", HELD_OUT: "after"}[colour] if height == 0 else None
-                    axes.plot(measured["ci"], [height + shift] * 2, color=colour, linewidth=1.6)
-                    axes.plot(measured["value"], height + shift, color=colour, marker="o", markersize=4, label=name)
+        for name, colour, shift in (("before", INK, 0.14), ("after", HELD_OUT, -0.14)):
+            shares = [getattr(row, name) for _, row in known]
+            reach = [[abs(share["value"] - share["ci"][end]) for share in shares] for end in (0, 1)]
+            values, heights = [share["value"] for share in shares], [height + shift for height, _ in known]
+            axes.errorbar(values, heights, xerr=reach, color=colour, fmt="o", markersize=4, label=name)
         axes.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
         axes.set_ylim(-0.5, len(rows) - 0.5)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+        _legend(axes)
 
-    told = "; ".join(
-        f"{row.label}: {_told_share(row.before)} before, {_told_share(row.after)} after" for row in rows
-    )
-    return Figure("", draw_svg(draw, "length", f"Accuracy by length. {told}.", width=4.2, height=2.1))
+    told = "; ".join(f"{row.label}: {_told_share(row.before)} before, {_told_share(row.after)} after" for row in rows)
+    return Figure("", draw_svg(draw, "length", f"Accuracy by length. {told}.", width=3.8, height=1.9))
 
 
 def _told_share(measured: Mapping[str, Any] | None) -> str:
@@ -305,7 +315,7 @@ def _changes(chosen: Floats, rejected: Floats) -> Figure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("change of the log-prob, nats a token")
         axes.set_ylabel("pairs")
-        axes.legend(fontsize=8)
+        _legend(axes)
 
     told = (
         f"Change of the log-probs of the held-out pairs: chosen {_signed(float(chosen.mean()))} and rejected "

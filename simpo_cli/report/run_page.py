@@ -9,7 +9,7 @@ from simpo_cli.report.page import render
 from simpo_cli.report.report_file import write_page
 from simpo_cli.report.run_figures import length_figure, pair_figures, training_figures
 from simpo_cli.report.run_files import RunFiles, read_run
-from simpo_cli.report.run_tables import accounts, baseline_rows, length_cell, length_rows, outcome_rows
+from simpo_cli.report.run_tables import accounts, baseline_rows, length_cells, length_rows, outcome_rows
 from simpo_cli.report.text import duration
 from simpo_cli.report.verdict import alerts, tone, verdict
 
@@ -50,15 +50,15 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         made=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
         last_written=None if run.last_written is None else run.last_written.strftime("%Y-%m-%d %H:%M UTC"),
         took=duration(run.outcome["seconds"]) if "seconds" in run.outcome else None,
-        verdict=verdict(run),
+        verdict=_unbroken(verdict(run)),
         tone=tone(run),
-        alerts=alerts(run),
+        alerts=[_unbroken(alert) for alert in alerts(run)],
         rows=measured,
         baselines=baseline_rows(run.outcome) if measured else [],
         training=training_figures(run),
         pairs=pair_figures(run),
-        lengths=[(row.label, length_cell(row.before), length_cell(row.after)) for row in lengths],
-        length_figure=length_figure(lengths) if lengths else None,
+        lengths=[length_cells(row) for row in lengths],
+        length_figure=length_figure(lengths),
         accounts=accounts(run),
         findings=[note for note in run.notes if note["label"] != "note" and _FINDING.match(note["text"])],
         screen=[note for note in run.notes if note["label"] != "note"],
@@ -66,3 +66,10 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         num_notes=len(said),
         shown_files=SHOWN_FILES,
     )
+
+
+def _unbroken(text: str) -> str:
+    """No line ends between a number and its sign."""
+    for sign in (" %", " = ", " < "):
+        text = text.replace(sign, sign.replace(" ", "\u00a0"))
+    return text

@@ -58,16 +58,16 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
     before, after = outcome["before"], outcome["after"]
     rows = [
         _row("accuracy", before["accuracy"], after["accuracy"], _share),
-        _row("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], _share),
-        _row("mean margin, in units of the reward", before["margin"], after["margin"], _two),
+        _row("length-balanced", before["length"]["balanced"], after["length"]["balanced"], _share),
+        _row("mean margin", before["margin"], after["margin"], _two),
         _row("margin past gamma", before["target_reached"], after["target_reached"], _share),
         _row("loss", before["loss"], after["loss"], _three),
-        _row("chosen, nats a token", before["logps/chosen"], after["logps/chosen"], _three),
-        _row("rejected, nats a token", before["logps/rejected"], after["logps/rejected"], _three),
+        _row("chosen log-prob", before["logps/chosen"], after["logps/chosen"], _three),
+        _row("rejected log-prob", before["logps/rejected"], after["logps/rejected"], _three),
     ]
     spearman = [before["length"]["spearman"], after["length"]["spearman"]]
     if None not in spearman:
-        rows.append(TableRow("reward with length, Spearman", *(Cell(fixed(rho, 2)) for rho in spearman)))
+        rows.append(TableRow("reward with length (Spearman)", *(Cell(fixed(rho, 2)) for rho in spearman)))
     if before["ties"] or after["ties"]:
         rows.append(TableRow("ties", Cell(thousands(before["ties"])), Cell(thousands(after["ties"]))))
     return rows
@@ -97,12 +97,11 @@ def length_rows(run: RunFiles) -> list[LengthRow]:
     ]
 
 
-def length_cell(measured: Measured | None) -> Cell:
-    """A share with its interval and its n."""
-    if measured is None:
-        return Cell("too few", f"under {MIN_STRATUM_PAIRS} pairs")
-    share = _share(measured)
-    return Cell(share.text, f"{share.below}, n = {thousands(measured['n'])}")
+def length_cells(row: LengthRow) -> tuple[Cell, Cell, Cell]:
+    """The row as it is shown: its label with n, before, after."""
+    if row.before is None or row.after is None:
+        return Cell(row.label, f"under {MIN_STRATUM_PAIRS} pairs"), Cell("too few"), Cell("too few")
+    return Cell(row.label, f"n = {thousands(row.after['n'])}"), _share(row.before), _share(row.after)
 
 
 def accounts(run: RunFiles) -> list[Account]:

@@ -1,4 +1,4 @@
-"""What a run achieved in one sentence, made only from the tests that it stored; and what a reader should know beside."""
+"""What a run achieved in one sentence, made only from the tests that it stored; and what to know beside it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,8 @@ def verdict(run: RunFiles) -> str:
         case "training":
             return f"Still training: step {_progress(run)}.{_so_far(run)} The tests come at the end."
         case "failed":
-            return f"The run failed after step {_progress(run)}: {_ended(str(outcome.get('error', 'unknown')))}{_so_far(run)}"
+            error = _ended(str(outcome.get("error", "unknown")))
+            return f"The run failed after step {_progress(run)}: {error}{_so_far(run)}"
         case "stopped":
             return f"The run was stopped after step {_progress(run)}, with everything saved.{_so_far(run)}"
         case _:
