@@ -19,9 +19,9 @@ def _said(path: Path, result: dict[str, Any] | None, **run: Any) -> tuple[str, s
 def test_a_rise(tmp_path: Path) -> None:
     said = _said(tmp_path, outcome((0.061, 0.04, 0.082), 0.00002, balanced=(0.022, -0.001, 0.045)))
     assert said == (
-        "Held-out accuracy rose 6.1 points, from 50.0 % to 56.1 % (95 % CI of the difference +4.0 to +8.2, n = 40 pairs "
-        "of 40 prompts, p < 0.0001, exact McNemar test); length-balanced +2.2 (-0.1 to +4.5): not distinguishable from "
-        "zero. One seed.",
+        "Held-out accuracy rose 6.1 points, from 50.0 % to 56.1 % (95 % CI of the difference +4.0 to +8.2, n = 40 "
+        "pairs of 40 prompts, p < 0.0001, exact McNemar test); length-balanced +2.2 (-0.1 to +4.5): not "
+        "distinguishable from zero. One seed.",
         "good",
     )
 

@@ -19,7 +19,7 @@ class Watcher:
         self.page, self.heard, self.notes = page, list[str](), list[str]()
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
-        self.heard.append(f"started {num_steps} {first_step}")
+        self.heard.append(f"started {header.title[:5]} {num_steps} {first_step}")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -31,7 +31,7 @@ class Watcher:
         self.heard.append(f"evaluated {record.step}")
 
     def finished(self, outcome: RunOutcome) -> None:
-        self.heard.append(f"finished {self.page.is_file()}")
+        self.heard.append(f"finished {outcome.steps} {self.page.is_file()}")
 
     def close(self) -> None:
         self.heard.append("closed")
@@ -57,7 +57,7 @@ def test_the_page_is_there_before_the_last_screen(
     observer.note("as it is")
     observer.finished(outcome)
     observer.close()
-    assert watcher.heard == ["started 4 1", "evaluated 0", "step 2", "finished True", "closed"]
+    assert watcher.heard == ["started simpo 4 1", "evaluated 0", "step 2", "finished 62 True", "closed"]
     assert watcher.notes == ["as it is"]
 
 
@@ -83,5 +83,5 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(
     observer.started(header, num_steps=4, first_step=0)
     observer.finished(outcome)
     observer.ended_early()
-    assert watcher.heard == ["started 4 0", "finished False"]
+    assert watcher.heard == ["started simpo 4 0", "finished 62 False"]
     assert watcher.notes == [f"report.html was not written (division by zero); try: simpo report {run}"] * 2

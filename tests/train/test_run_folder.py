@@ -9,7 +9,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import run_folder
-from simpo_cli.train.run_folder import RunFolder, require_free_space
+from simpo_cli.train.run_folder import RunFolder, is_in_use, require_free_space
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
@@ -67,3 +67,12 @@ def test_a_full_disk_is_seen_before_training(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="need 2.0 GB, free 0.0 GB") as caught:
         require_free_space(tmp_path / "not" / "there" / "yet", 2_000_000_000, "the model")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_folder_is_in_use_while_it_is_open(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert not is_in_use(run)
+    folder = RunFolder.create(run, fresh=False)
+    assert is_in_use(run)
+    folder.close()
+    assert not is_in_use(run)
