@@ -90,7 +90,7 @@ def training_figures(run: RunFiles) -> list[Figure]:
         _log_probs(run),
     ]
     if len(run.evals) > 1:
-        figures.append(_drift(run.evals))
+        figures.append(_drift(run))
     return [
         *figures,
         _curve(run, "Gradient norm", "grad_norm", _two, line=limit, line_name="max_grad_norm"),
@@ -192,21 +192,19 @@ def _log_probs(run: RunFiles) -> Figure:
     return Figure("Log-probs of the batches", svg, "Nats a token; batches hold different pairs.")
 
 
-def _drift(evals: Sequence[Row]) -> Figure:
-    chosen, rejected = Curve.of(evals, "logps/chosen_delta"), Curve.of(evals, "logps/rejected_delta")
+def _drift(run: RunFiles) -> Figure:
+    chosen, rejected = Curve.of(run.evals, "logps/chosen_delta"), Curve.of(run.evals, "logps/rejected_delta")
     told = f"{chosen.told('Chosen:', _signed)}; {rejected.told('rejected:', _signed)}"
 
     def draw(axes: Axes) -> None:
         axes.axhline(0, color=FAINT, linewidth=0.8)
         for curve, colour, name in ((chosen, CHOSEN, "chosen"), (rejected, REJECTED, "rejected")):
             axes.plot(curve.steps, curve.values, color=colour, linewidth=1.5, marker="o", markersize=3, label=name)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_xlabel("step")
-        _legend(axes)
+        _finish(axes, run, has_legend=True)
 
     svg = draw_svg(draw, "drift", f"Change of log-probs since the start, on the probe. {told}.", **_SIZE)
     return Figure(
-        "Drift", svg, f"Change since step 0 on the same {evals[-1]['probe_pairs']} held-out pairs, nats a token."
+        "Drift", svg, f"Change since step 0 on the same {run.evals[-1]['probe_pairs']} held-out pairs, nats a token."
     )
 
 
