@@ -6,6 +6,7 @@
 #   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
 #   make bench-page    its tables and plot again from docs/benchmarks.json
 #   make bench-step    speed of the parts of a training step
+#   make bench-audit   speed and memory of simpo stats
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full bench-page bench-step guide clean
+.PHONY: help setup demo test test-slow check bench bench-full bench-page bench-step bench-audit guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,6 +75,9 @@ bench-page: $(READY)
 
 bench-step: $(READY)
 	$(BIN)/python -m tests.benchmarks.step
+
+bench-audit: $(READY)
+	$(BIN)/python -m tests.benchmarks.audit
 
 guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide

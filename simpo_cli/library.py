@@ -20,7 +20,7 @@ from simpo_cli.audit.dataset import PreferenceDataset
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import Packing, row_tokens
+from simpo_cli.data.plan import Packing, row_tokens_of_each
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import UserError
@@ -28,7 +28,7 @@ from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
-from simpo_cli.objective import simpo_terms
+from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
 from simpo_cli.train.state import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
@@ -133,16 +133,7 @@ class SimPOTrainer:
         for name, lengths in (("chosen_len", chosen_len), ("rejected_len", rejected_len)):
             if not bool((torch.as_tensor(lengths) > 0).all()):
                 raise ValueError(f"{name} holds a length that is not above 0: such a response has no mean log-prob")
-        loss = self.config.loss
-        return simpo_terms(
-            chosen_logps / chosen_len,
-            rejected_logps / rejected_len,
-            beta=loss.beta,
-            gamma=loss.margin,
-            loss_type=loss.type,
-            label_smoothing=loss.label_smoothing,
-            sft_weight=loss.sft_weight,
-        ).losses.mean()
+        return terms_under(self.config.loss, chosen_logps / chosen_len, rejected_logps / rejected_len).losses.mean()
 
     def train_step(self, batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> float:
         """One optimizer step on all pairs of a batch.
@@ -173,7 +164,7 @@ class SimPOTrainer:
 
     def _settle_packing(self, pairs: Sequence[EncodedPair]) -> Packing:
         """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
-        longest = max(map(row_tokens, pairs))
+        longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:
             why_padded = why_not_shared(self._policy.causal.config, longest)
             self._check = settle_packing(self._policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))

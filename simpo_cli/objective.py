@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from simpo_cli.recipe.schema import LossRecipe
+
 
 @dataclass(frozen=True, slots=True)
 class PairTerms:
@@ -67,6 +69,19 @@ def simpo_terms(
     if sft_weight:
         losses = losses - sft_weight * chosen
     return PairTerms(losses, rewards_chosen.detach(), rewards_rejected.detach())
+
+
+def terms_under(loss: LossRecipe, chosen: Tensor, rejected: Tensor) -> PairTerms:
+    """`simpo_terms` with the values of a recipe's `loss`."""
+    return simpo_terms(
+        chosen,
+        rejected,
+        beta=loss.beta,
+        gamma=loss.margin,
+        loss_type=loss.type,
+        label_smoothing=loss.label_smoothing,
+        sft_weight=loss.sft_weight,
+    )
 
 
 def segment_means(logps: Tensor, lengths: Tensor) -> Tensor:

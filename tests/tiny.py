@@ -286,6 +286,10 @@ _QWEN3 = (
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
     "{%- endif %}"
 )
+_QWEN3_THINKING = (  # as the models of July 2025 that always think: the generation prompt opens the reasoning
+    _QWEN3.split("{%- if add_generation_prompt")[0]
+    + "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}"
+)
 _DEEPSEEK = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}"
     "{% elif message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
@@ -399,6 +403,7 @@ FAMILIES = {
         pad="<|endoftext|>",
         generation_ends=("<|im_end|>", "<|endoftext|>"),
     ),
+    "qwen3_thinking": Family(_qwen_tokenizer, _QWEN3_THINKING, eos="<|im_end|>", end="<|im_end|>", pad="<|endoftext|>"),
     "deepseek": Family(
         _with_words(byte_level_tokenizer, _DEEPSEEK_SPECIAL, ("<think>", "</think>")),
         _DEEPSEEK,

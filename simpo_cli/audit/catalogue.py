@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning"]
-Needs = Literal["text", "tokens", "evaluation", "near"]
+Needs = Literal["text", "tokens", "evaluation", "near", "model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,8 @@ class Entry:
         harm: why it ruins runs.
         remedy: what to do, in a sentence or two.
         needs: what must be there for it to be looked for: `text` (any audit), `tokens` (a tokenizer or recipe),
-            `evaluation` (the evaluation file) or `near` (the search for near-duplicates).
+            `evaluation` (the evaluation file), `near` (the search for near-duplicates) or `model` (a model that scores
+            pairs).
         drops: whether --write-clean leaves such pairs out.
     """
 
@@ -52,7 +53,7 @@ _ENTRIES = (
         "unknown, the prompts of the two sides differ, or the chat template refuses the conversation.",
         harm="Training stops at the first of them. With data.on_bad_record: skip it goes on without them, and a file "
         "in which many are malformed is seldom right in the others.",
-        remedy="Mend the records; each is named with its trouble.",
+        remedy="Mend the records.",
         drops=True,
     ),
     Entry(
@@ -105,9 +106,9 @@ _ENTRIES = (
         title="near-duplicate pairs",
         severity="warning",
         short="near-duplicates",
-        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three in "
-        "four of the word triples are common, case, white space and punctuation aside. The first of each group is not "
-        "counted.",
+        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three "
+        "in four of the word triples are common, case, white space and punctuation aside. The first of each group is "
+        "not counted.",
         harm="They count a thing several times and leak over a split that goes by exact prompts.",
         remedy="Keep one of each group.",
         needs="near",
@@ -165,11 +166,25 @@ _ENTRIES = (
         title="nearly contradictory labels",
         severity="warning",
         short="near-contradictions",
-        meaning="Pairs with nearly the same prompt in which each one's chosen response is nearly the other's rejected one. "
-        "Exact contradictions (LBL002) and near-duplicates of an earlier pair are not counted.",
+        meaning="Pairs with nearly the same prompt in which each one's chosen response is nearly the other's rejected "
+        "one. Exact contradictions (LBL002) and near-duplicates of an earlier pair are not counted.",
         harm="As for LBL002: what one pair teaches the other takes back, but for what little differs.",
         remedy="Look at what differs, and decide which answer is the better one.",
         needs="near",
+    ),
+    Entry(
+        code="LBL005",
+        title="labels look swapped",
+        severity="warning",
+        short="swapped labels",
+        meaning="The model finds the rejected response the likelier one, per token, in clearly more than half of the "
+        "pairs: the whole 95 % interval of its accuracy lies under 45 %, and so does that of its length-balanced "
+        "accuracy where there are pairs enough to tell.",
+        harm="If chosen and rejected are swapped, the run teaches the opposite of what is wanted, and its own numbers "
+        "look good.",
+        remedy="Either chosen and rejected are swapped, or the labels prefer what this model would not write: read "
+        "some pairs with simpo inspect.",
+        needs="model",
     ),
     Entry(
         code="LEK001",
@@ -187,8 +202,8 @@ _ENTRIES = (
         title="prompts that are nearly in the evaluation file",
         severity="warning",
         short="near leaks",
-        meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one that "
-        "is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
+        meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one "
+        "that is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
         harm="As for LEK001: the evaluation measures memory in part.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",
@@ -401,6 +416,18 @@ _ENTRIES = (
         harm="That accuracy, not 50 %, is what a trained model has to beat before it has learned anything about the "
         "answers themselves.",
         remedy="Compare a trained model with this accuracy, not with 50 %; the weights say which features lead.",
+    ),
+    # What a model says of the pairs before any training
+    Entry(
+        code="MOD001",
+        title="most pairs are past the target before any training",
+        severity="warning",
+        short="room to learn",
+        meaning="The margin of more than half of the pairs is over gamma at step 0: the whole 95 % interval of that "
+        "share lies over 50 %.",
+        harm="A pair past the target has a small loss and a small gradient, so the run has little to learn from.",
+        remedy="Raise gamma, or give pairs that this model does not tell apart yet.",
+        needs="model",
     ),
 )
 

@@ -134,7 +134,7 @@ def _bias_findings(length_rule: Measured, by_surface: SurfaceResult | None, exam
         findings.append(finding("LEN001", int(right.sum()), detail=detail))
     if by_surface is not None and by_surface.accuracy.low > 0.5 + _PREDICTS:
         right_count = round(by_surface.accuracy.value * by_surface.accuracy.n - by_surface.ties / 2)
-        leads = sorted(by_surface.weights.items(), key=lambda item: -abs(item[1]))[:3]
+        leads = surface.leading(by_surface.weights, most=3)
         detail = f"Of {by_surface.accuracy.n:,} unseen pairs {right_count:,} are told by the surface; it goes by " + (
             ", ".join(f"{'more' if weight > 0 else 'fewer'} {name}" for name, weight in leads) + "."
         )

@@ -98,7 +98,8 @@ class PairIdentities:
         winners, losers = ends[: len(left)], ends[len(left) :]
         beats = coo_array((np.ones(len(left), dtype=np.int32), (winners, losers)), shape=(len(responses),) * 2)
         _, circle = connected_components(beats.tocsr(), directed=True, connection="strong")
-        return left[circle[winners] == circle[losers]]
+        on_a_circle: Places = left[circle[winners] == circle[losers]]
+        return on_a_circle
 
 
 def _joined(*hashes: Hashes) -> Hashes:
@@ -114,7 +115,7 @@ class PlaceList:
 
     def __init__(self) -> None:
         self._prefixes: dict[str, int] = {}
-        self._prefix, self._number = array("q"), array("q")
+        self._prefix, self._number = array("i"), array("q")
 
     def add(self, where: str) -> None:
         """Take in the place of one more pair."""

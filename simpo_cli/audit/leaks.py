@@ -3,8 +3,8 @@
 Two prompts are nearly the same if three in four of the word triples in their turns are common, system turns aside:
 instructions that all prompts share would make them all alike. Case, white space and punctuation do not count.
 
-Candidates come from locality-sensitive hashing: prompts that agree in four bytes of their signatures in a row, at one of
-16 places, are compared. At a similarity s a prompt is missed with a chance of (1 - s^4)^16: 0.2 % at 0.75.
+Candidates come from locality-sensitive hashing: prompts whose signatures agree in four bytes in a row, at one of 16
+places, are compared. At a similarity s a prompt is missed with a chance of (1 - s^4)^16: 0.2 % at 0.75.
 """
 
 from array import array

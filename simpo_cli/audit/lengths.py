@@ -24,11 +24,13 @@ class Histogram:
     bin_edges: tuple[float, ...]
 
 
-def histogram(values: Lengths, *, low: float | None = None, high: float | None = None) -> Histogram:
+def histogram(
+    values: Lengths | NDArray[np.float64], *, low: float | None = None, high: float | None = None
+) -> Histogram:
     """Counts in bins of equal width.
 
     Args:
-        values: (n,) lengths or their differences, at least one.
+        values: (n,) lengths, differences or margins, at least one.
         low, high: the outermost edges; what lies beyond them counts in the outermost bins. None takes the extremes.
     """
     low = float(values.min()) if low is None else low

@@ -13,7 +13,6 @@ compared with the eight before it, so the time is linear, however many are alike
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simpo_cli.audit.shingles import Hashes, Places, mixed
 from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, Signatures, num_equal
@@ -22,8 +21,6 @@ NUM_BANDS = SIGNATURE_BYTES // 2
 MOST_COMPARED = 8
 """Pairs of a group that a pair is compared with, at each sorting."""
 _CHUNK = 2**14  # comparisons made together
-
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +46,59 @@ def find_near_pairs(signatures: Signatures, repeated: Places, identical: Places)
         repeated: places of exact duplicates of an earlier pair, which are known already.
         identical: places of pairs whose responses are the same to the letter, which are known as well.
     """
-    same_responses = num_equal(signatures[:, 1], signatures[:, 2]) >= NEARLY_SAME
-    duplicate, contradictory = np.zeros((2, len(signatures)), dtype=bool)
+    search = _Search(signatures)
     asked = np.ones(len(signatures), dtype=bool)
     asked[repeated] = False
-    left = np.flatnonzero(asked)
+    places = np.flatnonzero(asked)
     for band in range(NUM_BANDS):
-        keys, order = _sorted(_keys(signatures, band)[left])
-        order = left[order]
+        search.compare_alike(places, band)
+    search.same_responses[identical] = False
+    return NearPairs(
+        duplicates=np.flatnonzero(search.duplicate),
+        contradictions=np.flatnonzero(search.contradictory & ~search.duplicate),
+        same_responses=np.flatnonzero(search.same_responses),
+    )
+
+
+class _Search:
+    """What is known so far of each pair.
+
+    Attributes:
+        same_responses, duplicate, contradictory: (pairs,) whether a pair is.
+    """
+
+    def __init__(self, signatures: Signatures) -> None:
+        self._signatures = signatures
+        self.same_responses = num_equal(signatures[:, 1], signatures[:, 2]) >= NEARLY_SAME
+        self.duplicate, self.contradictory = np.zeros((2, len(signatures)), dtype=bool)
+
+    def compare_alike(self, places: Places, band: int) -> None:
+        """Compare those pairs with each other whose keys in this band are equal."""
+        keys, order = _sorted(_keys(self._signatures, band)[places])
         for distance in range(1, MOST_COMPARED + 1):
             equal = np.flatnonzero(keys[distance:] == keys[:-distance])
             if not len(equal):
                 break
             for start in range(0, len(equal), _CHUNK):
-                earlier, later = order[equal[start : start + _CHUNK]], order[equal[start : start + _CHUNK] + distance]
-                unknown = ~duplicate[later]
-                _compare(signatures, earlier[unknown], later[unknown], same_responses, duplicate, contradictory)
-    same_responses[identical] = False
-    return NearPairs(
-        duplicates=np.flatnonzero(duplicate),
-        contradictions=np.flatnonzero(contradictory & ~duplicate),
-        same_responses=np.flatnonzero(same_responses),
-    )
+                chunk = equal[start : start + _CHUNK]
+                earlier, later = places[order[chunk]], places[order[chunk + distance]]
+                unknown = ~self.duplicate[later]
+                self._compare(earlier[unknown], later[unknown])
+
+    def _compare(self, earlier: Places, later: Places) -> None:
+        first, second = self._signatures[earlier], self._signatures[later]
+        likely = np.flatnonzero(num_equal(first[:, 0], second[:, 0]) >= NEARLY_SAME)
+        first, second, earlier, later = first[likely], second[likely], earlier[likely], later[likely]
+        alike, opposed = (
+            (num_equal(first[:, 1], second[:, side]) >= NEARLY_SAME)
+            & (num_equal(first[:, 2], second[:, 3 - side]) >= NEARLY_SAME)
+            for side in (1, 2)
+        )
+        self.duplicate[later[alike]] = True
+        # where the responses of one pair are alike themselves, neither order says anything
+        opposed &= ~(self.same_responses[earlier] | self.same_responses[later])
+        self.contradictory[earlier[opposed]] = True
+        self.contradictory[later[opposed]] = True
 
 
 def _keys(signatures: Signatures, band: int) -> Hashes:
@@ -90,28 +118,11 @@ def _sorted(keys: Hashes) -> tuple[Hashes, Places]:
     kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
     """
     bits = np.uint64(len(keys).bit_length())
-    both = np.sort((mixed(keys) >> bits << bits) | np.arange(len(keys), dtype=np.uint64))
-    return both >> bits, (both & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-
-
-def _compare(
-    signatures: Signatures,
-    earlier: Places,
-    later: Places,
-    same_responses: Flags,
-    duplicate: Flags,
-    contradictory: Flags,
-) -> None:
-    """Compare pairs with earlier ones, and mark in `duplicate` and `contradictory` what is found."""
-    first, second = signatures[earlier], signatures[later]
-    likely = np.flatnonzero(num_equal(first[:, 0], second[:, 0]) >= NEARLY_SAME)
-    first, second, earlier, later = first[likely], second[likely], earlier[likely], later[likely]
-    alike, opposed = (
-        (num_equal(first[:, 1], second[:, side]) >= NEARLY_SAME)
-        & (num_equal(first[:, 2], second[:, 3 - side]) >= NEARLY_SAME)
-        for side in (1, 2)
-    )
-    duplicate[later[alike]] = True
-    opposed &= ~(same_responses[earlier] | same_responses[later])  # where both are alike, neither order says anything
-    contradictory[earlier[opposed]] = True
-    contradictory[later[opposed]] = True
+    both = mixed(keys)
+    both >>= bits
+    both <<= bits
+    both |= np.arange(len(keys), dtype=np.uint64)
+    both.sort()
+    places = both & ((np.uint64(1) << bits) - np.uint64(1))
+    both >>= bits
+    return both, places.view(np.int64)

@@ -22,6 +22,7 @@ NEARLY_SAME = 48
 _SEED = 1
 _PACKED = Struct(f"{SIGNATURE_BYTES}I")  # of all ways from lists of numbers to an array the fastest
 _BATCH_CHARACTERS = 2**19
+_COMPARED = 2**14  # rows at a time
 
 Signatures = NDArray[np.uint8]
 
@@ -35,10 +36,7 @@ def signatures_of(texts: Sequence[str]) -> Signatures:
 
 
 class SignatureList:
-    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch.
-
-    A second thread would make it no faster: it would wait for the interpreter's lock at every step of the arithmetic.
-    """
+    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -66,4 +64,8 @@ class SignatureList:
 
 def num_equal(first: Signatures, second: Signatures) -> NDArray[np.int64]:
     """(n,) in how many bytes two rows of signatures (n, 64) agree."""
-    return np.count_nonzero(first == second, axis=-1)
+    counts = np.empty(len(first), dtype=np.int64)
+    for start in range(0, len(first), _COMPARED):
+        rows = slice(start, start + _COMPARED)
+        counts[rows] = np.count_nonzero(first[rows] == second[rows], axis=-1)
+    return counts

@@ -10,6 +10,7 @@ import math
 import operator
 import re
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ MIN_PROMPTS = 10
 """Under so many prompts nothing is fitted."""
 _MOST_FITTED = 100_000  # pairs that a fit looks at: a few weights need no more, and time stays in bounds
 _RIDGE = 1.0  # keeps weights finite where a feature tells every label
-_TIE = 1e-9
+TIE = 1e-9
+"""A margin under it is none."""
 
 Floats = NDArray[np.float64]
 Differences = NDArray[np.float32]
@@ -140,6 +142,12 @@ class SurfaceResult:
         return {**self.accuracy.as_json(), "ties": self.ties, "folds": NUM_FOLDS, "weights": weights}
 
 
+def leading(weights: Mapping[str, float], most: int) -> list[tuple[str, float]]:
+    """The features that a classifier goes by, the heaviest first; those under a tenth of it are left out."""
+    ordered = sorted(weights.items(), key=lambda item: -abs(item[1]))[:most]
+    return [(name, weight) for name, weight in ordered if weight and abs(weight) >= abs(ordered[0][1]) / 10]
+
+
 def fit(differences: Differences) -> SurfaceClassifier:
     """Logistic regression without intercept by Newton's method, on at most 100,000 pairs taken at equal distances.
 
@@ -189,7 +197,7 @@ def judge(differences: Differences, prompts: NDArray[np.uint64]) -> SurfaceResul
         unseen = folds == fold
         if unseen.any():
             margins = fit(differences[~unseen]).margins(differences[unseen])
-            right[unseen] = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
+            right[unseen] = np.where(np.abs(margins) < TIE, 0.5, margins > 0)
     weights = fit(differences).weights.tolist()
     return SurfaceResult(
         accuracy=proportion(right, prompts),

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from itertools import islice
 
 from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair
-from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.encode import encode_ahead
 from simpo_cli.data.load import stopped_by
-from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 
@@ -26,9 +26,7 @@ def in_tokens(
         UserError: a pair is refused where the recipe stops at such.
     """
     ends = _end_ids(tokenizer, data)
-    while batch := list(islice(pairs, _BATCH)):
-        usable = [read for read in batch if not _left_out_as_text(read, account)]
-        encoded = encode_pairs([read.pair for read in usable], tokenizer, data)
+    for usable, encoded in encode_ahead(_batches(pairs, account), tokenizer, data):
         if encoded.bad and data.on_bad_record == "error":
             raise stopped_by(encoded.bad)
         account.refused += encoded.bad
@@ -51,6 +49,13 @@ def in_tokens(
             lengths = len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)
             yield MeasuredPair(read, *lengths, codes=(*read.codes, *seen))
             tokens = next(left, None)
+
+
+def _batches(pairs: Iterator[ReadPair], account: Account) -> Iterator[tuple[list[ReadPair], list[PreferencePair]]]:
+    """Pairs that have a signal as text, some hundred at a time."""
+    while batch := list(islice(pairs, _BATCH)):
+        usable = [read for read in batch if not _left_out_as_text(read, account)]
+        yield usable, [read.pair for read in usable]
 
 
 def _end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:

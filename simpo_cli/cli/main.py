@@ -17,6 +17,7 @@ import typer
 from simpo_cli import __version__
 from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
+from simpo_cli.cli.inspect import inspect
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
@@ -55,6 +56,7 @@ def _root(
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on held-out pairs.")(evaluate)
 app.command("stats", short_help="Look at preference pairs before they train a model.")(stats)
+app.command("inspect", short_help="Look at training pairs token by token.")(inspect)
 app.command("report", short_help="Write the page that shows what a run did.")(report)
 app.command("export", short_help="Write a run's model for other programs.")(export)
 app.add_typer(recipe_app, name="recipe")
@@ -80,7 +82,7 @@ def run(args: Sequence[str]) -> int:
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
             traceback.print_exc()
-        _say(f"Error: {error}")
+        _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
         message = error.format_message().strip()

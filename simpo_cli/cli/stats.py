@@ -1,5 +1,6 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,6 +56,18 @@ def stats(
     max_length: Annotated[
         int | None, typer.Option("--max-length", min=8, help="Cut as training with this data.max_length would.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Also score the pairs with this model before any training: margins, accuracy, what a run could learn. "
+            "A folder, a hub id or builtin:guide; or `recipe`, the model of --recipe.",
+        ),
+    ] = None,
+    model_pairs: Annotated[
+        int, typer.Option("--model-pairs", min=1, help="Pairs that --model scores, the first by hash of the prompt.")
+    ] = 256,
     evaluation: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,7 +111,13 @@ def stats(
         require_replaceable(output)
     if html is not None:
         require_replaceable_page(html)
-    audit = _audit(data or [], recipe, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
+    composed = _recipe(recipe, tokenizer, model)
+    if model is not None and composed is None:
+        tokenizer = model
+    audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
+    audit.document["model"] = None
+    if model is not None:
+        _add_model(audit, composed, model, model_pairs)
     if output is not None:
         write_report(output, audit.document)
     if html is not None:
@@ -108,7 +127,9 @@ def stats(
         from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
         cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
-    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None and html is None)
+    _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
+    if html is not None:
+        _say(f"page: {html}")
     if cleaned is not None:
         _say_cleaned(cleaned)
     if fail_on is not None:
@@ -144,23 +165,22 @@ class _Audit:
 
 def _audit(
     data: list[str],
-    recipe_name: str | None,
+    recipe: "Recipe | None",
     tokenizer: str | None,
     max_length: int | None,
     evaluation: list[str],
     on_bad_record: BadRecords | None,
     write_clean: Path | None,
 ) -> _Audit:
-    if recipe_name is not None and tokenizer is not None:
-        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
     if max_length is not None and tokenizer is None:
-        raise UserError("--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer as well.")
-    if not data and recipe_name is None:
+        raise UserError(
+            "--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well."
+        )
+    if not data and recipe is None:
         raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
     from simpo_cli.audit.document import stats_document
     from simpo_cli.audit.examine import examine
 
-    recipe = None if recipe_name is None else _composed(recipe_name)
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
     sources = _sources(data, recipe)
     if write_clean is not None:
@@ -173,10 +193,56 @@ def _audit(
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
-def _composed(recipe_name: str) -> "Recipe":
+def _recipe(name: str | None, tokenizer: str | None, model: str | None) -> "Recipe | None":
+    """The recipe that is named, with the model that is; None where none is named."""
+    if tokenizer is not None and name is not None:
+        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
+    if tokenizer is not None and model is not None:
+        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
+    if name is None:
+        if model == "recipe":
+            raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
+        return None
+    from dataclasses import replace
+
     from simpo_cli.recipe.compose import compose
 
-    return compose(recipe_name).recipe
+    recipe = compose(name).recipe
+    if model in (None, "recipe"):
+        return recipe
+    return replace(recipe, model=replace(recipe.model, path=model, revision=None))
+
+
+def _add_model(audit: _Audit, recipe: "Recipe | None", model: str, most: int) -> None:
+    """Score a sample of the pairs, and put what that says into the document."""
+    from dataclasses import replace
+
+    from simpo_cli.audit.catalogue import CATALOGUE
+    from simpo_cli.audit.examine import NO_LIMIT
+    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.sample import sample_by_prompt
+    from simpo_cli.recipe.schema import ModelRecipe, Recipe
+
+    document, tokens = audit.document, audit.examination.tokens
+    assert tokens is not None, "a model brings its tokenizer"
+    sources = audit.examination.reader.sources
+    sample = sample_by_prompt(PairReader(sources, role="train", on_bad_record="skip"), most)
+    if sys.stderr.isatty():  # it may take minutes
+        name = model if recipe is None else recipe.model.path
+        print(f"scoring {len(sample):,} pairs with {name} ...", file=sys.stderr, flush=True)
+    quiet_libraries()
+    from simpo_cli.evaluate.start import fitting_lengths, measure_start
+
+    if recipe is None:
+        lengths = fitting_lengths(model) if tokens.data.max_length == NO_LIMIT else tokens.data
+        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
+    start = measure_start(recipe, sample, tokens.tokenizer, of_pairs=document["count"])
+    document["model"] = start.as_json()
+    found = [one.as_json() for one in start.findings()]
+    document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
+    looked_for = {code for code, entry in CATALOGUE.items() if entry.needs == "model"}
+    document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})
 
 
 def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
@@ -267,7 +333,7 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         from simpo_cli.report.console import out
         from simpo_cli.report.github import annotations
 
-        for command in annotations(audit.document):
+        for command in annotations(audit.document, audit.examination.refused):
             out.print(command, soft_wrap=True)
     elif is_asked:
         from simpo_cli.report.console import out
@@ -276,14 +342,19 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         print_stats(out, audit.document, audit.examination)
 
 
-def _say_cleaned(cleaned: "CleanResult") -> None:
+def _say(text: str) -> None:
     from simpo_cli.report.console import err, printable
+
+    err.print(printable(text), soft_wrap=True)
+
+
+def _say_cleaned(cleaned: "CleanResult") -> None:
     from simpo_cli.report.text import thousands
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
     said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
     listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
-    err.print(printable(said + (listed if cleaned.dropped else ", none dropped")), soft_wrap=True)
+    _say(said + (listed if cleaned.dropped else ", none dropped"))
 
 
 def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:

@@ -16,9 +16,16 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run of this name, or start it if there is none.")
+    ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run of this name aside, and start anew.")
     ] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Go on although this has changed since; the refusal names the keys."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check data, model and memory, say what would run, write nothing.")
     ] = False,
@@ -26,25 +33,31 @@ def train(
     """Train a model from a recipe."""
     from simpo_cli.recipe import compose
 
+    if fresh and resume:
+        raise UserError("--resume goes on with a run and --fresh sets it aside.", "Give one of the two.")
+    if allow_changed and not resume:
+        raise UserError(
+            "--allow-changed says what may differ from the run that --resume goes on with.", "Add --resume."
+        )
     composed = compose(recipe, overrides or [])
     try:
-        _require_here(composed, fresh=fresh, dry_run=dry_run)
-        _run(composed, fresh=fresh, dry_run=dry_run)
+        _require_here(composed, fresh=fresh, resume=resume, dry_run=dry_run)
+        _run(composed, fresh=fresh, resume=resume, allow_changed=allow_changed or [], dry_run=dry_run)
     except UserError as error:
         raise composed.located(error) from error
 
 
-def _require_here(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
+def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_run: bool) -> None:
     """What can be refused without torch, whose import takes seconds."""
     from simpo_cli.data.inputs import require_inputs
     from simpo_cli.train.run_folder import require_usable
 
     require_inputs(composed.recipe)
     if not dry_run:
-        require_usable(Path(composed.recipe.output_dir), fresh=fresh)
+        require_usable(Path(composed.recipe.output_dir), fresh=fresh, resume=resume)
 
 
-def _run(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
+def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool) -> None:
     from simpo_cli.cli.quiet import quiet_libraries
     from simpo_cli.report.watch import watch
     from simpo_cli.report.with_report import WithReport
@@ -55,7 +68,14 @@ def _run(composed: "ComposedRecipe", *, fresh: bool, dry_run: bool) -> None:
     try:
         from simpo_cli.train.run import train as run
 
-        run(composed, fresh=fresh, dry_run=dry_run, observer=terminal if dry_run else observer)
+        run(
+            composed,
+            observer=terminal if dry_run else observer,
+            fresh=fresh,
+            resume=resume,
+            allow_changed=allow_changed,
+            dry_run=dry_run,
+        )
     except UserError:
         observer.ended_early()
         raise

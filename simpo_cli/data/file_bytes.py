@@ -204,18 +204,29 @@ class ByteSource:
             pass
         after = os.fstat(self._file.fileno())
         self._file.close()
-        with suppress(OSError):  # deleted while read: what was opened has been read whole
-            now = os.stat(self._path)
-            if _identity(now) != _identity(self._before) or _identity(after) != _identity(self._before):
-                raise UserError(
-                    "was changed while it was read.", "Run again when nothing writes to it.", where=self._name
-                )
+        require_unchanged(self._path, self._name, self._before, after)
         self._receipt.identity = self._hash.hexdigest()
         self._receipt.size = self._read_bytes
 
     def close(self) -> None:
         """Let go of the file without reading on."""
         self._file.close()
+
+
+def require_unchanged(path: str, name: str, before: os.stat_result, after: os.stat_result) -> None:
+    """Refuse a file that changed while it was read: what was read may be neither the old nor the new.
+
+    Args:
+        path: the file.
+        name: as the person named it.
+        before, after: the status of what was opened, before and after it was read.
+
+    Raises:
+        UserError: it is another file now.
+    """
+    with suppress(OSError):  # deleted while read: what was opened has been read whole
+        if not _identity(before) == _identity(after) == _identity(os.stat(path)):
+            raise UserError("was changed while it was read.", "Run again when nothing writes to it.", where=name)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -25,6 +25,17 @@ def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[Raw
         yield RawRecord(f"{place}, record {number}", row)
 
 
+def hub_identity(name: str, split: str | None) -> str:
+    """What tells the content of a hub data set: the commit that would be read.
+
+    Raises:
+        UserError: as for `read_hub`.
+    """
+    receipt = FileReceipt(name)
+    _load(name, split, receipt)
+    return receipt.identity
+
+
 def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
@@ -42,7 +53,7 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
         raise
     except Exception as error:  # datasets, huggingface_hub, httpx and OSError each raise their own
         raise _not_given(name, split, error) from error
-    receipt.identity = revision or "from the cache, commit unknown"
+    receipt.identity = revision or f"from the cache, fingerprint {rows._fingerprint}"
     return rows
 
 

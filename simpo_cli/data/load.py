@@ -139,6 +139,8 @@ class PairReader:
         self.record: RawRecord | None = None
         self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
+        self.layout: Layout | None = None
+        """How the file that is being read was understood; None before the first."""
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for source in self.sources:
@@ -181,15 +183,15 @@ class PairReader:
     @property
     def decision(self) -> str:
         """How the files were understood, such as `conversational, implicit prompt, 1,000 pairs, response = ...`."""
-        merged: dict[Layout, list[tuple[str, int]]] = {}
+        merged: dict[tuple[str, str], list[tuple[str, int]]] = {}
         for name, layout, pairs in self._layouts:
-            merged.setdefault(layout, []).append((name, pairs))
+            merged.setdefault((layout.described(), layout.response), []).append((name, pairs))
         said = []
-        for layout, files in merged.items():
+        for (layout_said, response), files in merged.items():
             place = "" if len(merged) == 1 else f"{', '.join(name for name, _ in files)}: "
             count = sum(pairs for _, pairs in files)
             pairs_said = f"{count:,} pair{'s' if count != 1 else ''}"
-            said.append(f"{place}{layout.described()}, {pairs_said}, response = {layout.response}")
+            said.append(f"{place}{layout_said}, {pairs_said}, response = {response}")
         return "; ".join(said)
 
     def _pairs(
@@ -201,7 +203,7 @@ class PairReader:
         if not good:
             self._only_bad(sample, receipt)
             return
-        layout = detect(good, source.columns, receipt.path)
+        self.layout = layout = detect(good, source.columns, receipt.path)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:

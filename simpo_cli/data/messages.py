@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError, kind_of
 
@@ -120,11 +121,19 @@ def _calls(calls: object, path: str) -> list[str]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise RecordError(f"{path}[{i}]: expected a call with a function name", _WHOLE)
         arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            with suppress(ValueError, RecursionError):  # otherwise kept as the text that it is
-                arguments = json.loads(arguments)
-        texts.append(json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False))
+        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+        written = {"name": function["name"], "arguments": arguments}
+        texts.append(json.dumps(written, ensure_ascii=False, default=str))
     return texts
+
+
+def _parsed(text: str) -> Any:
+    """What a text says as JSON; one that is none is kept as it is."""
+    with suppress(json.JSONDecodeError, RecordError):
+        value, end = parse_value(text.strip())
+        if end == len(text.strip()):
+            return value
+    return text
 
 
 # Human/Assistant transcripts, the form of HH-RLHF

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store.pairs import Lengths, lengths_of
 
 Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: each prompt once, or in padded rows
+Sizes = NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
 
@@ -74,42 +76,49 @@ class Plan:
         self, pairs: Sequence[EncodedPair], budget: int, packing: Packing, first_steps: int = 256
     ) -> list[EncodedPair]:
         """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
-        fullest: list[EncodedPair] = []
+        lengths = lengths_of(pairs)
+        fullest: list[int] = []
+        most = 0
         for step in range(min(self.num_steps, first_steps)):
-            of_step = fullest_microbatch([pairs[i] for i in self.pairs_of(step)], budget, packing)
-            fullest = max(fullest, of_step, key=_num_tokens)
-        return fullest
+            of_step = self.pairs_of(step)
+            positions, tokens = _fullest(lengths[of_step], budget, packing)
+            if tokens > most:
+                fullest, most = of_step[positions].tolist(), tokens
+        return [pairs[i] for i in fullest]
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data done when `step` steps are done, such as 0.25."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return epoch + min(step_in_epoch * self.pairs_per_step, self.num_pairs) / self.num_pairs
 
-    @property
-    def num_pairs_reached(self) -> int:
-        """Different pairs that the run trains on; fewer than num_pairs when max_steps ends the first epoch."""
-        return min(self.num_pairs, self.num_steps * self.pairs_per_step)
+    def num_pairs_after(self, steps_done: int) -> int:
+        """Different pairs that so many steps have trained on; all of them from the end of the first epoch on."""
+        return min(self.num_pairs, steps_done * self.pairs_per_step)
 
     def is_due(self, steps_done: int, every: int | None) -> bool:
         """Whether something that happens every so many steps happens now."""
         return every is not None and steps_done % every == 0
 
 
-def _num_tokens(pairs: Sequence[EncodedPair]) -> int:
-    return sum(pair.num_tokens for pair in pairs)
+def row_tokens_of_each(pairs: Sequence[EncodedPair]) -> Sizes:
+    """(n,) tokens of the longer of a pair's two rows when each response stands behind its own copy of the prompt."""
+    return _row_tokens(lengths_of(pairs))
 
 
-def row_tokens(pair: EncodedPair) -> int:
-    """Tokens of the longer of the pair's two rows when each response stands behind its own copy of the prompt."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-
-
-def microbatch_tokens(pair: EncodedPair, packing: Packing) -> int:
-    """What a pair by itself takes of a micro-batch's budget.
+def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
+    """(n,) what each pair by itself takes of a micro-batch's budget.
 
     With its prompt shared that is its tokens; padded it is two rows of the longer one's length.
     """
-    return pair.num_tokens if packing == "shared_prefix" else 2 * row_tokens(pair)
+    return _microbatch_tokens(lengths_of(pairs), packing)
+
+
+def _row_tokens(lengths: Lengths) -> Sizes:
+    return lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])
+
+
+def _microbatch_tokens(lengths: Lengths, packing: Packing) -> Sizes:
+    return lengths.sum(axis=1) if packing == "shared_prefix" else 2 * _row_tokens(lengths)
 
 
 def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[list[int]]:
@@ -127,42 +136,52 @@ def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) ->
     Returns:
         Positions within `pairs`, each exactly once.
     """
-    return _best_fit(pairs, budget) if packing == "shared_prefix" else _rows_of_like_length(pairs, budget)
+    return _cut(lengths_of(pairs), budget, packing)
 
 
 def fullest_microbatch(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[EncodedPair]:
     """The pairs of the micro-batch with most tokens."""
-    cut = microbatches(pairs, budget, packing)
-    return max(([pairs[i] for i in positions] for positions in cut), key=_num_tokens)
+    positions, _ = _fullest(lengths_of(pairs), budget, packing)
+    return [pairs[i] for i in positions]
 
 
-def _best_fit(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:
+def _fullest(lengths: Lengths, budget: int, packing: Packing) -> tuple[list[int], int]:
+    """Positions of the pairs of the micro-batch with most tokens, and how many tokens these are."""
+    tokens = lengths.sum(axis=1)
+    filled = [(positions, int(tokens[positions].sum())) for positions in _cut(lengths, budget, packing)]
+    return max(filled, key=lambda one: one[1])
+
+
+def _cut(lengths: Lengths, budget: int, packing: Packing) -> list[list[int]]:
+    sizes = _microbatch_tokens(lengths, packing).tolist()
+    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return (_best_fit if packing == "shared_prefix" else _rows_of_like_length)(sizes, longest_first, budget)
+
+
+def _best_fit(sizes: Sequence[int], longest_first: Sequence[int], budget: int) -> list[list[int]]:
     """Best-fit decreasing: each pair, longest first, goes where it leaves least room."""
-    longest_first = sorted(range(len(pairs)), key=lambda i: (-pairs[i].num_tokens, i))
     cut: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, micro-batch), sorted
     for i in longest_first:
-        size = pairs[i].num_tokens
-        at = bisect_left(room, (size, 0))
+        at = bisect_left(room, (sizes[i], 0))
         if at < len(room):
             left, bin_ = room.pop(at)
             cut[bin_].append(i)
         else:
             left, bin_ = budget, len(cut)
             cut.append([i])
-        insort(room, (left - size, bin_))
+        insort(room, (left - sizes[i], bin_))
     return cut
 
 
-def _rows_of_like_length(pairs: Sequence[EncodedPair], budget: int) -> list[list[int]]:
+def _rows_of_like_length(sizes: Sequence[int], longest_first: Sequence[int], budget: int) -> list[list[int]]:
     """Pairs of like length together, longest first, so that padding is least."""
-    longest_first = sorted(range(len(pairs)), key=lambda i: (-row_tokens(pairs[i]), i))
     cut: list[list[int]] = []
-    width = 0
+    widest = 0  # two rows of the longest pair of the micro-batch
     for i in longest_first:
-        if cut and 2 * width * (len(cut[-1]) + 1) <= budget:
+        if cut and widest * (len(cut[-1]) + 1) <= budget:
             cut[-1].append(i)
         else:
             cut.append([i])
-            width = row_tokens(pairs[i])
+            widest = sizes[i]
     return cut

@@ -1,69 +1,90 @@
 """From recipe to tokenized pairs: what in the data can stop a run is found here, before any weight is read."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from simpo_cli.data.encode import encode_pairs, prompt_key
+import numpy as np
+
 from simpo_cli.data.holdout import split_by_prompt
-from simpo_cli.data.load import LoadedPairs, load_pairs
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.plan import Packing, Plan, microbatch_tokens
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.plan import Packing, Plan, tokens_of_each
+from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+from simpo_cli.recipe.schema import Recipe
+
+__all__ = [
+    "PreparedData",
+    "describe_losses",
+    "describe_origin",
+    "encode_source",
+    "make_plan",
+    "prepare_data",
+    "prepare_tokenizer",
+    "require_budget",
+    "require_end_token",
+]
 
 
-@dataclass
-class EncodedSource:
-    """One side of the data, training or evaluation, as tokens, with the account of every record.
-
-    Attributes:
-        loaded: the pairs as text, and what became of the records.
-        pairs: the pairs as tokens.
-        dropped: pairs without signal, by reason, before and after tokenizing.
-        refused: malformed records, each with the reason (only with on_bad_record: skip).
-        counts: what else is worth telling, such as cut prompts.
-    """
-
-    loaded: LoadedPairs
-    pairs: list[EncodedPair]
-    dropped: Counter[str]
-    refused: list[BadRecord]
-    counts: Counter[str]
-
-
-@dataclass
+@dataclass(frozen=True)
 class PreparedData:
     """The pairs of a run.
 
     Attributes:
         tokenizer: the model's tokenizer with the recipe's template.
-        train, held_out: pairs as tokens.
+        train, held_out: pairs as tokens, read from the disk one by one.
         train_source: account of the training records.
         eval_source: account of the evaluation records, or None when pairs were held out.
         shared_prompts: training pairs whose prompt is also held out (only with data.eval).
     """
 
     tokenizer: TextTokenizer
-    train: list[EncodedPair]
-    held_out: list[EncodedPair]
+    train: StoredPairs
+    held_out: StoredPairs
     train_source: EncodedSource
     eval_source: EncodedSource | None = None
     shared_prompts: int = 0
-    texts: list[PreferencePair] = field(default_factory=list)
 
     @property
-    def scored(self) -> list[EncodedPair]:
+    def scored(self) -> StoredPairs:
         """Every pair that the run puts through the model."""
-        return [*self.train, *self.held_out]
+        return self.train + self.held_out
+
+    @property
+    def sources(self) -> list[EncodedSource]:
+        """The sides that were read: training, and evaluation where it has files of its own."""
+        return [self.train_source] if self.eval_source is None else [self.train_source, self.eval_source]
+
+    @property
+    def texts(self) -> list[PreferencePair]:
+        """A few pairs as text, with the lowest prompt hashes: those of the first held-out prompts that are not cut."""
+        return self.sources[-1].account.samples
+
+    @property
+    def identity(self) -> str:
+        """Digest of the tokens to train on and of those held out, in their order: two runs with equal ones, and an
+        equal plan, see equal batches. Where the files lie, and what they are called, plays no part."""
+        content = [source.account.content for source in self.sources]
+        parts = [
+            hashlib.sha256(pairs.rows["prompt_key"].tobytes()).hexdigest() for pairs in (self.train, self.held_out)
+        ]
+        return hashlib.sha256(json.dumps([content, parts]).encode()).hexdigest()
 
 
 def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
-    """The tokenizer of the recipe's model, with the recipe's template."""
-    return load_tokenizer(recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template)
+    """The tokenizer of the recipe's model, with the recipe's template.
+
+    Raises:
+        UserError: its files are missing or damaged, or it knows no end of a text.
+    """
+    tokenizer = load_tokenizer(
+        recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template
+    )
+    require_end_token(tokenizer)
+    return tokenizer
 
 
 def prepare_data(recipe: Recipe) -> PreparedData:
@@ -73,33 +94,30 @@ def prepare_data(recipe: Recipe) -> PreparedData:
         UserError: a file or record is refused, or nothing is left to train on.
     """
     tokenizer = prepare_tokenizer(recipe)
-    require_end_token(tokenizer)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
         eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
         train, held_out = train_source.pairs, eval_source.pairs
-        texts = eval_source.loaded.pairs
     else:
         eval_source = None
-        train, held_out = split_by_prompt(train_source.pairs, recipe.data.holdout)
-        texts = train_source.loaded.pairs
+        positions = split_by_prompt(prompt_keys_of(train_source.pairs), recipe.data.holdout)
+        train, held_out = map(train_source.pairs.select, positions)
     if not train:
+        account = train_source.account
         raise UserError(
-            f"no training pair is left: {train_source.loaded.records_read} records read, {len(held_out)} pairs held "
-            f"out, {_account(train_source.dropped) or 'none dropped'}.",
+            f"no training pair is left: {account.records_read} records read, {len(held_out)} pairs held "
+            f"out, {_account(account.dropped) or 'none dropped'}.",
             "Give more pairs, lower data.holdout, or raise the length limits.",
         )
     if recipe.data.eval is not None and not held_out:
         raise UserError("no evaluation pair is left after the filters.", "Check the file that data.eval names.")
-    held_out_prompts = {pair.prompt_key for pair in held_out}
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
         held_out=held_out,
         train_source=train_source,
         eval_source=eval_source,
-        shared_prompts=sum(pair.prompt_key in held_out_prompts for pair in train),
-        texts=[pair for pair in texts if prompt_key(pair) in held_out_prompts],
+        shared_prompts=int(np.isin(prompt_keys_of(train), prompt_keys_of(held_out)).sum()),
     )
 
 
@@ -119,38 +137,6 @@ def require_end_token(tokenizer: TextTokenizer) -> None:
         )
 
 
-def encode_source(
-    sources: str | Sequence[DataSource],
-    role: Literal["train", "eval"],
-    data: DataRecipe,
-    tokenizer: TextTokenizer,
-) -> EncodedSource:
-    """Load one side of the data and tokenize it.
-
-    Args:
-        sources: what data.train or data.eval names.
-        role: `train` or `eval`, which `builtin:guide` goes by.
-    """
-    loaded = load_pairs(
-        sources,
-        role=role,
-        on_bad_record=data.on_bad_record,
-        on_no_signal=data.on_no_signal,
-    )
-    encoded = encode_pairs(loaded.pairs, tokenizer, data)
-    if encoded.bad and data.on_bad_record == "error":
-        raise _first_of(encoded.bad)
-    dropped = Counter(loaded.dropped) + encoded.dropped
-    return EncodedSource(loaded, encoded.pairs, dropped, loaded.bad_records + encoded.bad, encoded.counts)
-
-
-def _first_of(refused: Sequence[BadRecord]) -> UserError:
-    """The first refusal as an error, with the number and places of the others."""
-    first, *others = refused
-    more = f" ({len(others)} more, such as {', '.join(bad.where for bad in others[:4])})" if others else ""
-    return UserError(first.problem + more, first.fix, where=first.where)
-
-
 def _account(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items()))
 
@@ -161,13 +147,14 @@ def require_budget(pairs: Sequence[EncodedPair], budget: int, packing: Packing) 
     Raises:
         UserError: names the pair and the smallest budget that works.
     """
-    longest = max(pairs, key=lambda pair: microbatch_tokens(pair, packing))
-    needed = microbatch_tokens(longest, packing)
+    tokens = tokens_of_each(pairs, packing)
+    longest = int(tokens.argmax())
+    needed = int(tokens[longest])
     if needed > budget:
         raise UserError(
             f"train.tokens_per_microbatch is {budget}, and this pair alone needs {needed}.",
             f"Set train.tokens_per_microbatch={needed} or more, or lower data.max_length.",
-            where=longest.where,
+            where=pairs[longest].where,
         )
 
 
@@ -183,11 +170,43 @@ def make_plan(recipe: Recipe, num_pairs: int) -> Plan:
 
 
 def describe_losses(source: EncodedSource) -> str:
-    """What happened to the records, in words: dropped, refused, cut."""
-    parts = [f"{sum(source.dropped.values())} dropped"]
-    if source.dropped:
-        parts[0] += " (" + ", ".join(f"{count} {reason}" for reason, count in sorted(source.dropped.items())) + ")"
-    if source.refused:
-        parts.append(f"{len(source.refused)} malformed, see rejected.jsonl")
-    parts += [f"{count} {what}" for what, count in sorted(source.counts.items())]
+    """What happened to the records, in words: dropped, refused, cut, and what is odd about the files."""
+    account = source.account
+    parts = [f"{sum(account.dropped.values())} dropped"]
+    if account.dropped:
+        parts[0] += " (" + ", ".join(f"{count} {reason}" for reason, count in sorted(account.dropped.items())) + ")"
+    if account.refused:
+        parts.append(f"{len(account.refused)} malformed, see rejected.jsonl")
+    parts += [f"{count} {what}" for what, count in sorted(account.counts.items())]
+    for what, count in sorted(account.warnings.items()):
+        parts.append(what if " is " in what else f"{count} {what}")  # said of a file, or of records
     return " · ".join(parts)
+
+
+def describe_origin(data: PreparedData) -> str:
+    """Where the tokens came from, in words: made or from the cache, how long that took, and what it saved."""
+    origins = [source.origin for source in data.sources]
+    if len({(origin.cache, origin.remark) for origin in origins}) == 1:
+        return _origin_said(origins)
+    return " · ".join(f"{side} pairs {_origin_said([origin])}" for side, origin in zip(_SIDES, origins, strict=True))
+
+
+_SIDES = ("training", "evaluation")
+
+
+def _origin_said(origins: Sequence[Origin]) -> str:
+    """One sentence for sides that came the same way; their seconds are added."""
+    first = origins[0]
+    took = _seconds(sum(origin.seconds if origin.cache == "hit" else origin.seconds_made for origin in origins))
+    match first.cache:
+        case "hit":
+            said = f"from the cache in {took}, {_seconds(sum(origin.seconds_saved for origin in origins))} saved"
+        case "miss":
+            said = f"made in {took}, kept for the next run in {first.place}"
+        case "off":
+            said = f"made in {took}, not kept"
+    return f"{said} ({first.remark})" if first.remark else said
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"

@@ -4,10 +4,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from simpo_cli.data.file_bytes import open_regular
+from simpo_cli.data.file_bytes import open_regular, require_unchanged
 from simpo_cli.data.json_records import decode_line, parse_value, read_lines
 from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, FileReceipt, RawRecord, RecordError
 from simpo_cli.errors import UserError
@@ -99,10 +100,14 @@ def _header(rows: Iterator[list[str]], lines: _Lines, name: str) -> list[str]:
     _, refused = lines.take()
     if refused:
         raise UserError(f"{refused[0].problem}.", refused[0].fix, where=f"{name}:1")
+    _require_unique(header, f"{name}:1")
+    return header
+
+
+def _require_unique(header: list[str], where: str) -> None:
     if len(set(header)) != len(header):
         twice = next(cell for cell in header if header.count(cell) > 1)
-        raise UserError(f"two columns are named {twice!r}.", "Give each column its own name.", where=f"{name}:1")
-    return header
+        raise UserError(f"two columns are named {twice!r}.", "Give each column its own name.", where=where)
 
 
 def _cell(text: str) -> Any:
@@ -154,11 +159,13 @@ def _read_columns(
 
     number = 0
     with open_regular(path, name) as file:
+        before = os.fstat(file.fileno())
         receipt.identity = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         receipt.size = file.tell()
         file.seek(0)
         try:
             for batch in batches_of(file):
+                _require_unique(batch.schema.names, name)
                 for start in range(0, batch.num_rows, _BATCH):
                     for row in _rows(batch.slice(start, _BATCH)):
                         number += 1
@@ -173,6 +180,11 @@ def _read_columns(
             raise UserError(
                 f"is not a whole {kind} file: {detail}", "Fetch or write the file again.", where=name
             ) from error
+        except (ValueError, OverflowError) as error:  # a date beyond the year 9999, and the like
+            raise UserError(
+                f"holds a value that cannot be read: {error}.", "Leave its column out, or write it as text.", where=name
+            ) from error
+        require_unchanged(path, name, before, os.fstat(file.fileno()))
 
 
 def _rows(batch: Any) -> list[dict[str, Any] | UnicodeDecodeError]:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 
 from simpo_cli.builtin import PROBE_QUESTIONS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.model.policy import Policy
 
@@ -39,9 +40,10 @@ def held_out_questions(
     by_place = {pair.where: pair for pair in texts}
     questions: list[Question] = []
     seen: set[str] = set()
-    for pair in sorted(held_out, key=lambda pair: pair.prompt_key):
+    for i in prompt_keys_of(held_out).argsort(kind="stable"):
         if len(questions) == count:
             break
+        pair = held_out[i]
         if pair.prompt_key in seen or pair.prompt_cut or pair.where not in by_place:
             continue
         seen.add(pair.prompt_key)

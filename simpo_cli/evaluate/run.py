@@ -5,27 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import fullest_microbatch, microbatch_tokens, row_tokens
 from simpo_cli.data.prepare import encode_source, prepare_data, prepare_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.score import score_pairs
+from simpo_cli.evaluate.opening import open_model
 from simpo_cli.evaluate.summary import EvalSummary, summarise
-from simpo_cli.model.attention.support import why_not_shared
-from simpo_cli.model.device import open_accelerator
-from simpo_cli.model.fit import require_known_ids, require_lengths
-from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
-from simpo_cli.model.memory import (
-    MemoryNeed,
-    activation_bytes_per_token,
-    available_bytes,
-    choose_budget,
-    require_memory,
-)
-from simpo_cli.model.policy import Policy
-from simpo_cli.model.self_check import CheckPairs, settle_packing
+from simpo_cli.model.fit import require_lengths
+from simpo_cli.model.load import find_model
 from simpo_cli.recipe import compose, find_recipe
 from simpo_cli.recipe.schema import DataSource, Recipe
 
@@ -54,30 +40,7 @@ def evaluate_target(target: str, overrides: Sequence[str]) -> Evaluation:
     source = find_model(recipe.model.path, recipe.model.revision)
     require_lengths(recipe, source)
     pairs, data = _eval_pairs(recipe)
-    require_known_ids(pairs, source)
-    accelerator, compute = open_accelerator(recipe)
-    longest_row = max(map(row_tokens, pairs))
-    why_padded = why_not_shared(source.config, longest_row)
-    weights = weights_dtype(recipe.model, source)
-    need = MemoryNeed(
-        state=count_parameters(recipe.model, source).total * weights.itemsize,
-        # without gradients a layer keeps nothing, as with checkpointing, where it keeps its input
-        per_token=activation_bytes_per_token(
-            source.text_config,
-            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-            checkpointing=True,
-            longest_row=longest_row,
-        ),
-        available=available_bytes(accelerator.device),
-    )
-    # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out
-    budget = choose_budget(need, accelerator.device, max(microbatch_tokens(pair, "padded") for pair in pairs))
-    require_memory(need, budget, adapters=True, checkpointing=True)
-    policy = Policy(load_model(source, weights)).to(accelerator.device).eval()
-    policy.requires_grad_(False)
-    fullest = fullest_microbatch(pairs, budget, "shared_prefix")
-    settle_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))
-    scores = score_pairs(policy, pairs, accelerator, budget)
+    scores = open_model(recipe, source, pairs).score(pairs)
     return Evaluation(recipe.model.path, data, summarise(scores, recipe.loss))
 
 
@@ -128,7 +91,7 @@ def _recipe_for_model(target: str, overrides: Sequence[str]) -> Recipe:
         return compose(str(file), [f"model.path={target}", train, *overrides]).recipe
 
 
-def _eval_pairs(recipe: Recipe) -> tuple[list[EncodedPair], str]:
+def _eval_pairs(recipe: Recipe) -> tuple[Sequence[EncodedPair], str]:
     """The pairs that training holds out: those of data.eval, or the same share of the training pairs."""
     if recipe.data.eval is None:
         data = prepare_data(recipe)

@@ -1,6 +1,6 @@
 """Scoring pairs: m(y|x) of both responses of every pair, under the model as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import microbatches
+from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 
@@ -21,14 +22,22 @@ class PairScores:
     Attributes:
         chosen, rejected: mean log-probability of each response, nats per token, float64 copies of float32 results.
         chosen_lengths, rejected_lengths: scored tokens.
-        prompt_keys: hash of each pair's prompt.
+        prompt_keys: a hash of each pair's prompt.
     """
 
     chosen: NDArray[np.float64]
     rejected: NDArray[np.float64]
     chosen_lengths: NDArray[np.int64]
     rejected_lengths: NDArray[np.int64]
-    prompt_keys: tuple[str, ...]
+    prompt_keys: tuple[Hashable, ...]
+
+    @classmethod
+    def of(
+        cls, pairs: Sequence[EncodedPair], chosen: NDArray[np.float64], rejected: NDArray[np.float64]
+    ) -> "PairScores":
+        """The scores of these pairs, in their order."""
+        lengths = lengths_of(pairs)
+        return cls(chosen, rejected, lengths[:, 1], lengths[:, 2], tuple(prompt_keys_of(pairs).tolist()))
 
     def __len__(self) -> int:
         return len(self.prompt_keys)
@@ -67,10 +76,4 @@ def score_pairs(
                 rejected[positions] = m_rejected.cpu().numpy()
     finally:
         policy.train(was_training)
-    return PairScores(
-        chosen,
-        rejected,
-        np.array([len(pair.chosen) for pair in pairs]),
-        np.array([len(pair.rejected) for pair in pairs]),
-        tuple(pair.prompt_key for pair in pairs),
-    )
+    return PairScores.of(pairs, chosen, rejected)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simpo_cli import statistics
 from simpo_cli.evaluate.score import PairScores
-from simpo_cli.objective import simpo_terms
+from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.statistics import Measured
 
@@ -71,15 +71,7 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
     Intervals are 95 % and go by prompt where prompts repeat (see `statistics`).
     """
     groups = scores.prompt_keys
-    terms = simpo_terms(
-        torch.from_numpy(scores.chosen),
-        torch.from_numpy(scores.rejected),
-        beta=loss.beta,
-        gamma=loss.margin,
-        loss_type=loss.type,
-        label_smoothing=loss.label_smoothing,
-        sft_weight=loss.sft_weight,
-    )
+    terms = terms_under(loss, torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
     margins = (terms.rewards_chosen - terms.rewards_rejected).numpy()
     right = correct(scores)
     lengths = (scores.chosen_lengths, scores.rejected_lengths)

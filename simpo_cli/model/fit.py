@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store import highest_ids_of
 from simpo_cli.errors import UserError
 from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.schema import Recipe
@@ -20,11 +21,11 @@ def require_lengths(recipe: Recipe, source: ModelSource) -> None:
 def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
     """Refuse ids beyond the model's vocabulary, which would read past its embedding."""
     highest = int(source.text_config.vocab_size) - 1
-    for pair in pairs:
-        largest = max(int(part.max()) for part in (pair.prompt, pair.chosen, pair.rejected) if len(part))
-        if largest > highest:
-            raise UserError(
-                f"the tokenizer gives id {largest}, and the model's vocabulary ends at {highest}.",
-                "Tokenizer and weights belong to different models; fetch both from one place.",
-                where=pair.where,
-            )
+    largest = highest_ids_of(pairs)
+    if (largest > highest).any():
+        first = int((largest > highest).argmax())
+        raise UserError(
+            f"the tokenizer gives id {largest[first]}, and the model's vocabulary ends at {highest}.",
+            "Tokenizer and weights belong to different models; fetch both from one place.",
+            where=pairs[first].where,
+        )

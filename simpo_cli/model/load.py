@@ -50,23 +50,28 @@ class ModelSource:
         return getattr(self.text_config, "max_position_embeddings", None)
 
 
-def find_model(path: str, revision: str | None = None) -> ModelSource:
+def find_model(path: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
     """Locate a model and read its configuration; the weights are looked at, not loaded.
+
+    Args:
+        path: a folder, a hub id or `builtin:guide`.
+        revision: branch, tag or commit of a hub id.
+        fetch: whether a model of the hub may be downloaded; else it has to be on this machine already.
 
     Raises:
         UserError: nothing is there, it is no causal language model, it needs code of its own, or its weights are
             missing, incomplete or pickled.
     """
-    folder, commit = _locate(path, revision)
+    folder, commit = _locate(path, revision, fetch=fetch)
     if (folder / "adapter_config.json").is_file():
-        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"])
+        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"], fetch=fetch)
         return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
     config = _read_config(path, folder)
     weights = _weight_files(path, folder)
     return ModelSource(path, folder, config, commit, _stored_dtype(weights))
 
 
-def _locate(path: str, revision: str | None) -> tuple[Path, str | None]:
+def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str | None]:
     if path == "builtin:guide":
         return guide_model_dir(), None
     folder = Path(path).expanduser()
@@ -82,8 +87,18 @@ def _locate(path: str, revision: str | None) -> tuple[Path, str | None]:
     import huggingface_hub
 
     try:
-        local = Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=list(_WEIGHT_PATTERNS)))
+        local = Path(
+            huggingface_hub.snapshot_download(
+                path, revision=revision, allow_patterns=list(_WEIGHT_PATTERNS), local_files_only=not fetch
+            )
+        )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
+        if not fetch:
+            raise UserError(
+                f"the weights of {path} are not on this machine.",
+                "simpo train and simpo eval fetch them.",
+                exit_code=ExitCode.ENVIRONMENT,
+            ) from error
         raise UserError(
             f"{path} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
             "Check the name and the network, or name a local folder; gated models need a login.",

@@ -32,6 +32,9 @@ class MemoryNeed:
     def total(self, microbatch_tokens: int) -> int:
         return self.state + self.per_token * microbatch_tokens + _LOGIT_CHUNKS
 
+    def fits(self, microbatch_tokens: int) -> bool:
+        return self.total(microbatch_tokens) <= self.available
+
 
 def state_bytes(parameters: ParameterCounts, weights: torch.dtype, *, adapters: bool) -> int:
     """Weights, gradients and the two moments of Adam: 16 bytes for each trainable float32 parameter.
@@ -99,7 +102,7 @@ def require_memory(need: MemoryNeed, microbatch_tokens: int, *, adapters: bool, 
         f"about {total / _GB:.1f} GB of {need.available / _GB:.1f} GB free: {need.state / _GB:.2f} weights, gradients "
         f"and optimizer, {(total - need.state) / _GB:.2f} micro-batches of up to {microbatch_tokens:,} tokens"
     )
-    if total <= need.available:
+    if need.fits(microbatch_tokens):
         return line
     remedies = [
         *([] if adapters else ["train adapters (add lora to defaults)"]),

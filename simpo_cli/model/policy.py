@@ -113,7 +113,11 @@ class Policy(nn.Module):
 
         Calls the module, hooks and all, and averages outside of it.
         """
-        logps = self(packed)
-        lengths = packed.response_lengths.reshape(-1).to(logps.device)
-        chosen, rejected = segment_means(logps, lengths).reshape(-1, 2).unbind(1)
-        return chosen, rejected
+        return means_of(self(packed), packed)
+
+
+def means_of(logps: Tensor, packed: PackedPairs) -> tuple[Tensor, Tensor]:
+    """m(y|x) of each pair's chosen and rejected response, each (P,), from the (N,) log-probs of their tokens."""
+    lengths = packed.response_lengths.reshape(-1).to(logps.device)
+    chosen, rejected = segment_means(logps, lengths).reshape(-1, 2).unbind(1)
+    return chosen, rejected

@@ -7,7 +7,7 @@ through the policy, and through the model's own untouched forward, one sequence 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Packing
+from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
@@ -82,6 +82,12 @@ class SelfCheck:
         """Its part of run.json."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
+        """The outcome that `as_json` told."""
+        difference = content["difference"]
+        return cls(content["packing"], content["why_padded"], None if difference is None else Difference(**difference))
+
     def __str__(self) -> str:
         how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"
         because = f" ({self.why_padded})" if self.why_padded else ""
@@ -109,8 +115,8 @@ class CheckPairs:
             fullest: the micro-batch with most tokens.
             trained: whether gradients will be taken.
         """
-        longest = max(pairs, key=lambda pair: pair.num_tokens)
-        shortest = min(pairs, key=lambda pair: pair.num_tokens)
+        tokens = tokens_of_each(pairs, "shared_prefix")
+        longest, shortest = pairs[int(tokens.argmax())], pairs[int(tokens.argmin())]
         return cls([[longest], fullest], shortest if trained else None)
 
 

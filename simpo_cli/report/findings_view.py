@@ -76,8 +76,9 @@ def print_story(console: Console, entry: Entry) -> None:
     looked_for = {
         "text": "in every audit",
         "tokens": "with --recipe or --tokenizer",
-        "evaluation": "with an evaluation file",
+        "evaluation": "with --eval, or with --recipe and its data.eval",
         "near": "by the search for near-duplicates",
+        "model": "with --model",
     }
     print_wrapped(console, _label("looked for"), looked_for[entry.needs])
     print_wrapped(console, _label("--write-clean"), "leaves such pairs out" if entry.drops else "keeps such pairs")

@@ -1,10 +1,11 @@
 """Findings as GitHub's workflow commands: they show as annotations beside the files of a pull request."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simpo_cli.audit.catalogue import CATALOGUE
+from simpo_cli.data.raw import BadRecord
 from simpo_cli.report.console import printable
 from simpo_cli.report.text import thousands
 
@@ -13,11 +14,12 @@ _RECORD = re.compile(r"(?P<file>.+), (?P<record>record \d+)", re.DOTALL)
 _SHOWN_PLACES = 3
 
 
-def annotations(document: Mapping[str, Any]) -> Iterator[str]:
+def annotations(document: Mapping[str, Any], refused: Sequence[BadRecord]) -> Iterator[str]:
     """One command a finding, at its first place: GitHub shows ten errors and ten warnings of a step and no more.
 
     Args:
         document: what `simpo stats --json` prints.
+        refused: the malformed records, whose reasons the document does not hold.
     """
     for finding in document["findings"]:
         title = CATALOGUE[finding["code"]].title
@@ -26,6 +28,8 @@ def annotations(document: Mapping[str, Any]) -> Iterator[str]:
             [*_place(rows[0]), ("title", f"{finding['code']} {title}")] if rows else [("title", finding["code"])]
         )
         message = f"{thousands(finding['count'])}: {title}. {finding['hint']}"
+        if finding["code"] == "FMT001":
+            message += f" The first: {refused[0].problem}."
         if rows:
             more = ", ..." if finding["count"] > _SHOWN_PLACES else ""
             message += f" At {', '.join(rows[:_SHOWN_PLACES])}{more}"

@@ -10,7 +10,7 @@ from typing import Any
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.run_folder import EVAL_PAIRS, NOTES, is_in_use
+from simpo_cli.train.run_folder import EVAL_PAIRS, EVALS, METRICS, NOTES, is_in_use
 
 Row = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def read_run(path: Path) -> RunFiles:
         recipe = compose(str(path / "recipe.yaml")).recipe
     except UserError:
         recipe = None  # of another version: the page then lacks the lines of gamma and of the gradient's limit
-    logs = [path / name for name in ("metrics.jsonl", "evals.jsonl")]
+    logs = [path / name for name in (METRICS, EVALS)]
     written = [file.stat().st_mtime for file in logs if file.is_file()]
     notes = _rows(path / NOTES)
     return RunFiles(

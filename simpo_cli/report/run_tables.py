@@ -41,12 +41,12 @@ class LengthRow:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where the records of one side went: `read` is the sum of the parts."""
+    """Where the records of one side went: what was read, and repeated, is the sum of the parts."""
 
     side: str
     decision: str
     files: list[Mapping[str, Any]]
-    read: int
+    left: list[tuple[str, int]]
     parts: list[tuple[str, int]]
     counts: Mapping[str, int]
 
@@ -111,21 +111,20 @@ def accounts(run: RunFiles) -> list[Account]:
 
 
 def _account(side: str, source: Mapping[str, Any]) -> Account:
-    records = source.get("records", source)
+    records = source["records"]
     parts = [
         (label, records[key])
         for key, label in (
             ("trained", "trained"),
             ("held_out", "held out"),
-            ("scored", "scored"),
             ("not_reached", "not reached"),
             ("refused", "malformed"),
         )
         if records.get(key)
     ]
     parts += [(f"dropped: {reason}", count) for reason, count in records["dropped"].items()]
-    read = records["read"] + records["repeated"] if "read" in records else records["records_read"]
-    return Account(side, source["decision"], source["files"], read, parts, source["counts"])
+    left = [("read", records["read"])] + ([("repeated", records["repeated"])] if records["repeated"] else [])
+    return Account(side, source["decision"], source["files"], left, parts, source["counts"])
 
 
 def _equal_lengths(run: RunFiles) -> tuple[Measured, Measured] | None:

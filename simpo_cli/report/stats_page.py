@@ -11,6 +11,7 @@ from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import readable, render
+from simpo_cli.report.start_view import scored_in_words, start_in_words, start_rows
 from simpo_cli.report.stats_figures import difference_figure, length_figure, surface_figure
 from simpo_cli.report.stats_view import bar_to_beat
 
@@ -44,7 +45,7 @@ def stats_page(
         examination: the lengths themselves, for the figures, and the malformed records.
         examples: pairs of each finding by its code; None leaves all text of the data out.
     """
-    surface = document["bias"]["surface"]
+    surface, start = document["bias"]["surface"], document["model"]
     shown: dict[str, list[Example]] = {}
     if examples is not None:
         shown = {code: [_pair_example(pair) for pair in pairs] for code, pairs in examples.items()}
@@ -64,6 +65,7 @@ def stats_page(
         folder=shared_folder(files),
         figures=figures,
         bar="" if surface is None else bar_to_beat(surface),
+        start=None if start is None else (scored_in_words(start), start_rows(start), start_in_words(start)),
         surface_figure=None if surface is None else surface_figure(surface["weights"]),
     )
 

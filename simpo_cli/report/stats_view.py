@@ -9,10 +9,12 @@ from rich.text import Text
 
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
+from simpo_cli.audit.surface import leading
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.findings_view import print_findings, shared_folder
+from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import BLOCKS, percent, percent_range, thousands
+from simpo_cli.report.text import blocks, percent, percent_range, thousands
 
 GAP = 3
 SHOWN_FILES = 10
@@ -51,6 +53,9 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     console.print()
     _print_bias(console, document)
     console.print()
+    if document.get("model") is not None:
+        print_start(console, document["model"])
+        console.print()
     if len(document["sources"]) > 1:
         _print_sources(console, document["sources"])
         console.print()
@@ -150,12 +155,6 @@ def _print_shapes(console: Console, examination: Examination) -> None:
     print_wrapped(console, Text(), "outermost bins also hold what lies beyond", style="dim")
 
 
-def blocks(counts: Sequence[int]) -> str:
-    """One block a bin, the fullest bin highest; a bin with anything in it is never blank."""
-    most = max(counts)
-    return "".join(BLOCKS[max(0, -(-count * len(BLOCKS) // most) - 1)] if count else " " for count in counts)
-
-
 # What tells the label without being the better answer
 
 
@@ -168,9 +167,9 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
     if surface is not None:
         _print_rule(console, "surface features only", surface, f", {surface['folds']}-fold by prompt")
         print_wrapped(console, Text("  "), bar_to_beat(surface))
-        leads = sorted(surface["weights"].items(), key=lambda item: -abs(item[1]))[:SHOWN_FEATURES]
-        said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
-        print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
+        if leads := leading(surface["weights"], most=SHOWN_FEATURES):
+            said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
+            print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
     if document["input"]["prompts"] < FEW_PROMPTS:
         print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
 

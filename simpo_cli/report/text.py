@@ -60,6 +60,12 @@ def sparkline(values: Sequence[float]) -> str:
     )
 
 
+def blocks(counts: Sequence[int]) -> str:
+    """A histogram: one block a bin, the fullest bin highest; a bin with anything in it is never blank."""
+    most = max(counts)
+    return "".join(BLOCKS[max(0, -(-count * len(BLOCKS) // most) - 1)] if count else " " for count in counts)
+
+
 def bar(share: float, width: int) -> tuple[str, str]:
     """The done and the open part of a progress bar `width` cells wide; full only when all is done."""
     done = min(width if share >= 1 else width - 1, math.floor(max(0.0, share) * width))

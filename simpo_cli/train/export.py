@@ -11,6 +11,7 @@ from torch import nn
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
 from simpo_cli.model.load import DTYPES, ModelSource, load_model
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.checkpoint import sync
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
 
@@ -51,11 +52,19 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
         if dtype.itemsize < next(model.parameters()).element_size():
             rounding = measure_rounding(model, source, dtype)
         model.to(dtype)
-    saveable.save_pretrained(temporary, safe_serialization=True)
-    copy_tokenizer(source, temporary, recipe.data.chat_template)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        saveable.save_pretrained(temporary, safe_serialization=True)
+        copy_tokenizer(source, temporary, recipe.data.chat_template)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return rounding
 
 

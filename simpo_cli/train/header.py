@@ -5,13 +5,17 @@ import torch
 import simpo_cli
 from simpo_cli import statistics
 from simpo_cli.audit.document import length_predicts
-from simpo_cli.data.plan import microbatch_tokens
-from simpo_cli.data.prepare import describe_losses
+from simpo_cli.audit.repeats import repeated_and_contradictory
+from simpo_cli.data.plan import tokens_of_each
+from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
+from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.statistics import Measured
 from simpo_cli.train.events import RunHeader
 from simpo_cli.train.setting import Setting
+
+_SHOWN = 90  # characters of each part of the example
 
 
 def header(setting: Setting) -> RunHeader:
@@ -37,18 +41,24 @@ def header(setting: Setting) -> RunHeader:
             "model",
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[setting.weights]}",
         ),
-        ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.loaded.decision}"),
+        ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         ("", describe_losses(data.train_source)),
+        ("tokens", describe_origin(data)),
+        *_example(data),
     ]
     if not data.held_out:
         lines.append(("", "no pairs are held out: nothing will say whether the model got better"))
     if data.shared_prompts:
         lines.append(("", f"{data.shared_prompts} training pairs have a prompt of the evaluation pairs"))
-    bias = statistics.longer_wins(
-        [len(pair.chosen) for pair in data.train],
-        [len(pair.rejected) for pair in data.train],
-        [pair.prompt_key for pair in data.train],
-    )
+    repeated, opposed = repeated_and_contradictory(data.train)
+    for code, count, what in (
+        ("DUP001", repeated, "training pairs occurred before"),
+        ("LBL002", opposed, "training pairs contradict one another"),
+    ):
+        if count:
+            lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}"))
+    lengths = lengths_of(data.train)
+    bias = statistics.longer_wins(lengths[:, 1], lengths[:, 2], prompt_keys_of(data.train).tolist())
     if length_predicts(bias.low, bias.high):
         told = f"LEN001 the longer response is the chosen one in {percent(bias)} of training pairs"
         lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}"))
@@ -67,17 +77,29 @@ def header(setting: Setting) -> RunHeader:
     return RunHeader(title, tuple(lines))
 
 
+def _example(data: PreparedData) -> list[tuple[str, str]]:
+    """The first pair as the model will see it, so that a wrong template or a wrong cut is seen before it is trained."""
+    pair = data.train[0]
+    parts = (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected))
+    shown = [f"{name:<8}  {_shortened(data.tokenizer.decode(ids.tolist()))}" for name, ids in parts]
+    return list(zip(("example", "", ""), shown, strict=True))
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of a text in one line."""
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
+
+
 def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _packing(setting: Setting) -> str:
     """How pairs will go through the model, and what that saves."""
-    pairs = setting.data.train
     if setting.packing == "padded":
         return "pairs in padded rows" + (f": {setting.why_padded}" if setting.why_padded else "")
-    rows = sum(microbatch_tokens(pair, "padded") for pair in pairs)
-    shared = sum(microbatch_tokens(pair, "shared_prefix") for pair in pairs)
+    rows, shared = (int(tokens_of_each(setting.data.train, packing).sum()) for packing in ("padded", "shared_prefix"))
     return f"every prompt once, no padding: {100 * (1 - shared / rows):.0f} % fewer tokens than pairs of padded rows"
 
 

@@ -2,8 +2,8 @@
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,71 +19,89 @@ from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.events import EvalRecord, Observer, StepRecord
 from simpo_cli.train.schedule import learning_rate
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
-
-SaveCheckpoint = Callable[[int, float | None], None]  # (steps done, held-out loss at this step)
+from simpo_cli.train.stop import StopRequest
 
 
 @dataclass
 class Training:
-    """Everything that the loop works with.
+    """Everything that the loop works with, and how far it is.
 
     Attributes:
         budget: tokens of a micro-batch.
+        steps_done: optimizer steps so far.
         start_scores: the held-out pairs under the start model, once they have been scored; drift is measured from it.
         last_scores: the same of the latest evaluation.
+        evaluated_at: step of the latest evaluation; -1 before the first.
+        eval_losses: held-out loss by step.
+        answers_before: the start model's answers to the probe questions.
     """
 
     recipe: Recipe
     plan: Plan
-    train: list[EncodedPair]
-    held_out: list[EncodedPair]
+    train: Sequence[EncodedPair]
+    held_out: Sequence[EncodedPair]
     policy: Policy
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     budget: int
     observer: Observer
+    stop: StopRequest
+    steps_done: int = 0
     start_scores: PairScores | None = None
     last_scores: PairScores | None = None
+    evaluated_at: int = -1
+    eval_losses: dict[int, float] = field(default_factory=dict)
+    answers_before: list[str] = field(default_factory=list)
 
 
-def run_steps(training: Training, save_checkpoint: SaveCheckpoint) -> None:
-    """Train from the first step to the last, scoring held-out pairs and saving when the recipe says so.
+def run_steps(training: Training, save: Callable[[], None]) -> None:
+    """Train from the step that is due to the last, scoring held-out pairs and saving when the recipe says so.
+
+    Args:
+        training: the run; `steps_done` says which step is due.
+        save: saves the state after the steps done, if that has not been done.
 
     Raises:
         UserError: the loss or the gradient is not finite; the weights are those before the step.
+        Stopped: a signal asked for it; the weights are those after `steps_done`.
     """
-    recipe, plan, policy = training.recipe, training.plan, training.policy
+    recipe, plan, policy, optimizer = training.recipe, training.plan, training.policy, training.optimizer
     policy.train()
-    if training.held_out:
-        evaluate(training, 0)
-    for step in range(plan.num_steps):
+    _evaluate_and_save(training, save)
+    for step in range(training.steps_done, plan.num_steps):
         started = time.perf_counter()
         pairs = [training.train[i] for i in plan.pairs_of(step)]
         rate = _rate(recipe, plan, step)
         sums = accumulate(
             policy,
             pairs,
-            microbatches(pairs, training.budget, policy.packing),
+            training.stop.between(microbatches(pairs, training.budget, policy.packing)),
             loss=recipe.loss,
             accelerator=training.accelerator,
             step=step,
             reseed=recipe.seed if recipe.model.lora is not None and recipe.model.lora.dropout else None,
         )
         grad_norm = clip_gradients(policy, recipe.train.max_grad_norm, step)  # stops here if not finite
-        for group in training.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
-        training.optimizer.step()
-        training.optimizer.zero_grad()
-        done = step + 1
-        training.observer.step(_step_record(sums, done, plan, rate, grad_norm, time.perf_counter() - started, training))
-        last = done == plan.num_steps
-        eval_loss = None
-        # after the last step the saved model is scored, so this one is only for choosing the best checkpoint
-        due = recipe.checkpoint.best if last else plan.is_due(done, recipe.eval.every)
-        if training.held_out and due:
-            eval_loss = evaluate(training, done).loss
-        if plan.is_due(done, recipe.checkpoint.every) or last:
-            save_checkpoint(done, eval_loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        training.steps_done = step + 1
+        seconds = time.perf_counter() - started
+        training.observer.step(_step_record(sums, step + 1, plan, rate, grad_norm, seconds, training))
+        _evaluate_and_save(training, save)
+
+
+def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
+    """What is due after the steps done; the evaluation comes before the checkpoint of its step."""
+    recipe, plan, done = training.recipe, training.plan, training.steps_done
+    first, last = done == 0, done == plan.num_steps
+    # after the last step the saved model is scored, so this one is only for choosing the best checkpoint
+    due = recipe.checkpoint.best if last else first or plan.is_due(done, recipe.eval.every)
+    if training.held_out and due and training.evaluated_at != done:
+        training.eval_losses[done] = evaluate(training, done).loss
+    if first or last or plan.is_due(done, recipe.checkpoint.every):  # the first shows that saving works
+        save()
 
 
 def evaluate(training: Training, step: int, saved: Policy | None = None) -> EvalRecord:
@@ -93,17 +111,17 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         training: the run; its policy is scored, and the scores are kept in it.
         step: steps done.
         saved: the saved model instead, loaded again.
+
+    Raises:
+        Stopped: a signal asked for it; nothing is recorded.
     """
     started = time.perf_counter()
-    scores = score_pairs(
-        saved or training.policy,
-        training.held_out,
-        training.accelerator,
-        training.budget,
-    )
+    with training.stop.at_once():
+        scores = score_pairs(saved or training.policy, training.held_out, training.accelerator, training.budget)
     if training.start_scores is None:
         training.start_scores = scores
     training.last_scores = scores
+    training.evaluated_at = step
     at = probe(training.held_out)
     now, then = scores.select(at), training.start_scores.select(at)
     summary = summarise(scores, training.recipe.loss)

@@ -66,8 +66,8 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
     recipe = compose(str(run / "recipe.yaml")).recipe
     base = _whole(source)
     data = prepare_data(recipe)
-    pairs = data.held_out or data.train
-    pairs = [pairs[i] for i in probe(pairs, _COMPARED_PAIRS)]
+    known = data.held_out or data.train
+    pairs = [known[i] for i in probe(known, _COMPARED_PAIRS)]
 
     adapted: Any = load_model(source, torch.float32)
     with adapted.disable_adapter():

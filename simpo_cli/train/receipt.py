@@ -3,36 +3,83 @@
 import hashlib
 import os
 import platform
+import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from simpo_cli.data.prepare import EncodedSource
+from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
-from simpo_cli.train.checkpoint import sha256_of
+from simpo_cli.train.identity import Identity, recipe_values
+from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
+from simpo_cli.train.run_folder import RunFolder
 from simpo_cli.train.setting import Setting
 
 _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
 
 
-def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
-    """The content of run.json when training begins; `outcome` is added when it ends.
+class RunReceipt:
+    """run.json, written anew whenever there is something to say: at the start, at every save, at the end.
 
-    records.read = trained + held_out + dropped + refused + not_reached holds for the training source when pairs are
-    held out of it; with data.eval, held_out is 0 there and the evaluation source has an account of its own.
+    Args:
+        folder: the run's folder.
+        setting: the run.
+        content: what does not change while this process trains.
+    """
+
+    def __init__(self, folder: RunFolder, setting: Setting, content: dict[str, Any]) -> None:
+        self._folder, self.setting, self.content = folder, setting, content
+
+    def write(self, status: str, steps_done: int, **more: Any) -> None:
+        """Say how far the run is.
+
+        Args:
+            status: running, done, stopped (by a signal, everything saved) or failed.
+            steps_done: steps that are saved; the account of the records is of these.
+            more: such as outcome.
+        """
+        setting = self.setting
+        data = setting.data
+        train = train_ledger(data, setting.plan, steps_done)
+        accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
+        if data.eval_source is not None:
+            accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
+        self._folder.write_json(
+            "run.json",
+            {
+                "schema_version": 1,
+                "status": status,
+                "step": steps_done,
+                **self.content,
+                "data": {
+                    **accounts,
+                    "train_pairs_with_held_out_prompts": data.shared_prompts,
+                    "identity": data.identity,
+                },
+                **more,
+            },
+        )
+
+
+def receipt(setting: Setting, recipe_text: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says from the start on.
+
+    Args:
+        setting: the run.
+        recipe_text: the composed recipe.
+        earlier: run.json of a run that is gone on with: when and how it began stays as it was; else empty.
     """
     recipe, source, data, plan = setting.recipe, setting.source, setting.data, setting.plan
-    held_out_of_train = len(data.held_out) if data.eval_source is None else 0
-    reached = plan.num_pairs_reached
     return {
-        "schema_version": 1,
-        "status": "running",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "started": earlier.get("started", now()),
+        "command": earlier.get("command", command_line()),
+        "versions": _versions(),
         "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
         "seed": recipe.seed,
         "model": {
@@ -45,16 +92,6 @@ def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
         },
         "tokenizer_sha256": data.tokenizer.sha256,
         "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
-        "data": {
-            "train": _source_receipt(
-                data.train_source,
-                trained=reached,
-                held_out=held_out_of_train,
-                not_reached=len(data.train) - reached,
-            ),
-            "eval": None if data.eval_source is None else _source_receipt(data.eval_source, scored=len(data.held_out)),
-            "train_pairs_with_held_out_prompts": data.shared_prompts,
-        },
         "plan": {
             "steps": plan.num_steps,
             "pairs_per_step": plan.pairs_per_step,
@@ -67,12 +104,50 @@ def receipt(setting: Setting, recipe_text: str, command: str) -> dict[str, Any]:
             "platform": platform.platform(),
             "compute": setting.compute,
         },
+        "resumed": list(earlier.get("resumed", [])),
     }
+
+
+def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
+    """What a later process must share with this run, drawn from its receipt.
+
+    Args:
+        setting: the run, with the packing and the budget that it really uses.
+        content: of `receipt`.
+    """
+    recipe, data = setting.recipe, setting.data
+    model = content["model"]
+    versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
+    return Identity(
+        recipe=recipe_values(recipe),
+        data={
+            "train": _files(data.train_source),
+            "eval": None if data.eval_source is None else _files(data.eval_source),
+        },
+        model={"revision": model["revision"], "files": model["files"]},
+        tokenizer=content["tokenizer_sha256"],
+        template=content["template_sha256"],
+        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out)},
+        machine={
+            **versions,
+            **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
+            "packing": setting.packing,
+            "tokens_per_microbatch": setting.budget,
+            "gradient_checkpointing": recipe.model.gradient_checkpointing,
+            "deterministic": recipe.train.deterministic,
+        },
+    )
 
 
 def command_line() -> str:
     """The command as typed, with the program's name and not its path."""
-    return " ".join(["simpo", *sys.argv[1:]]) if sys.argv else "simpo"
+    return shlex.join(["simpo", *sys.argv[1:]])
+
+
+def command_to_resume() -> str:
+    """The same command, to go on with the run."""
+    typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
+    return shlex.join(["simpo", *typed, "--resume"])
 
 
 def device_name(device: torch.device) -> str:
@@ -80,6 +155,15 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {os.cpu_count()} cores"
+
+
+def now() -> str:
+    """This moment, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str | None]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
 
 
 def _version(package: str) -> str | None:
@@ -90,19 +174,32 @@ def _version(package: str) -> str | None:
 
 
 def _model_files(source: ModelSource) -> dict[str, str]:
-    """sha256 of the weight files; those of a hub id are named by its commit instead."""
+    """sha256 of the weight files, with those of the model below an adapter; a hub id is named by its commit instead."""
     if source.revision is not None:
         return {}
-    return {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
+    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
+    if source.adapter_base is not None:
+        files |= {f"base/{name}": digest for name, digest in _model_files(source.adapter_base).items()}
+    return files
 
 
-def _source_receipt(source: EncodedSource, **use: int) -> dict[str, Any]:
+def sha256_of(file: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(source: EncodedSource) -> list[tuple[str, str]]:
+    return [(path, content) for path, content, _ in source.account.files]
+
+
+def _source_receipt(source: EncodedSource, records: Ledger) -> dict[str, Any]:
+    account = source.account
     return {
-        "decision": source.loaded.decision,
-        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in source.loaded.files],
-        "records_read": source.loaded.records_read,
-        **use,
-        "dropped": dict(sorted(source.dropped.items())),
-        "refused": len(source.refused),
-        "counts": dict(sorted(source.counts.items())),
+        "decision": account.decision,
+        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in account.files],
+        "records": records.as_json(),
+        "counts": dict(sorted(account.counts.items())),
+        "warnings": dict(sorted(account.warnings.items())),
+        "tokens": {**asdict(source.origin), "seconds_saved": source.origin.seconds_saved},
     }

@@ -3,7 +3,7 @@
 from accelerate import Accelerator
 
 from simpo_cli.train.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
-from simpo_cli.train.run_folder import NOTES, RunFolder
+from simpo_cli.train.run_folder import EVALS, METRICS, NOTES, RunFolder
 
 
 class Recorder:
@@ -33,13 +33,13 @@ class Recorder:
     def step(self, record: StepRecord) -> None:
         if record.step in (1, self._num_steps) or record.step % self._log_every == 0:
             row = record.as_metrics()
-            self._folder.append("metrics.jsonl", row)
+            self._folder.append(METRICS, row)
             self._accelerator.log({name: value for name, value in row.items() if name != "step"}, step=record.step)
         self._watcher.step(record)
 
     def evaluated(self, record: EvalRecord) -> None:
         row = record.as_metrics()
-        self._folder.append("evals.jsonl", row)
+        self._folder.append(EVALS, row)
         named = {f"eval/{name}": value for name, value in row.items() if name != "step"}
         self._accelerator.log(named, step=record.step)
         self._watcher.evaluated(record)

@@ -1,12 +1,14 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.plan import Packing, Plan, microbatch_tokens, row_tokens
+from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
@@ -53,8 +55,13 @@ class Setting:
     notes: tuple[str, ...]  # what a person should read once, and what stops nothing
 
 
-def settle(recipe: Recipe) -> Setting:
+def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
     """Decide and check everything that does not need the weights.
+
+    Args:
+        recipe: the run.
+        before: of a run that is gone on with, what its machine was (see `identity`): packing and micro-batches stay
+            those, where the recipe leaves them open and the memory allows it, because equal bits depend on them.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -83,9 +90,12 @@ def settle(recipe: Recipe) -> Setting:
             f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
             "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
         )
-    longest_row = max(map(row_tokens, data.scored))
+    longest_row = int(row_tokens_of_each(data.scored).max())
     why_padded = why_not_shared(source.config, longest_row)
-    packing: Packing = "padded" if why_padded or recipe.model.attention == "padded" else "shared_prefix"
+    padded = why_padded or recipe.model.attention == "padded"
+    if before and recipe.model.attention == "auto" and before["packing"] == "padded":
+        padded = True
+    packing: Packing = "padded" if padded else "shared_prefix"
     adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
     need = MemoryNeed(
         state=state_bytes(parameters, weights, adapters=adapters),
@@ -97,14 +107,17 @@ def settle(recipe: Recipe) -> Setting:
         ),
         available=available_bytes(accelerator.device),
     )
-    longest = max(microbatch_tokens(pair, packing) for pair in data.scored)
+    longest = int(tokens_of_each(data.scored, packing).max())
     if recipe.train.tokens_per_microbatch == "auto":
         budget = choose_budget(need, accelerator.device, longest)
+        if before and before["tokens_per_microbatch"] >= longest:
+            budget = before["tokens_per_microbatch"] if need.fits(before["tokens_per_microbatch"]) else budget
     else:
         budget = recipe.train.tokens_per_microbatch
         require_budget(data.scored, budget, packing)
     memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
-    kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 1
+    # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
+    kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
     require_free_space(
         Path(recipe.output_dir),
         kept * state_size(parameters.trainable, 4 if adapters else weights.itemsize)

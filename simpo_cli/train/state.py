@@ -1,13 +1,15 @@
-"""The training state as files: trainable weights and both moments of AdamW; safetensors and JSON, no pickles."""
+"""The training state: trainable weights and both moments of AdamW, by name and whole, whatever the devices were.
 
-import json
-from pathlib import Path
+The pairs of a step and its learning rate follow from its number, so there is nothing else that a run could lose.
+"""
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
-WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+from simpo_cli.train.checkpoint import Checkpoint, CheckpointWriter
+from simpo_cli.train.tensor_file import read_tensors, write_tensors
+
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 
 
 def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
@@ -15,23 +17,51 @@ def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
-def make_optimizer(policy: nn.Module, *, weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(policy: nn.Module, *, weight_decay: float) -> optim.AdamW:
     """AdamW as the authors use it, over the trainable parameters; its learning rate is set at every step."""
-    return torch.optim.AdamW(
+    return optim.AdamW(
         trainable(policy).values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
     )
 
 
-def save_state(folder: Path, policy: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Write weights, optimizer moments and the number of steps done into a folder."""
-    parameters = trainable(policy)
-    save_file({name: parameter.detach().contiguous() for name, parameter in parameters.items()}, folder / WEIGHTS)
-    moments: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            moments[f"{name}.{key}"] = value.detach().contiguous()
-    save_file(moments, folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+def start_moments(optimizer: optim.Optimizer) -> None:
+    """Make the moments of AdamW now, as its first step would: from then on the state has its full size."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def save_state(files: CheckpointWriter, policy: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Write weights and moments into a checkpoint."""
+    with files.open(WEIGHTS) as file:
+        write_tensors(file, trainable(policy))
+    with files.open(OPTIMIZER) as file:
+        write_tensors(file, _moments(policy, optimizer))
+
+
+def load_state(checkpoint: Checkpoint, policy: nn.Module, optimizer: optim.Optimizer) -> None:
+    """Read weights and moments from a checkpoint into place; `start_moments` comes before.
+
+    Raises:
+        DamagedCheckpointError: the files are not those that were saved; policy and optimizer hold anything.
+        TensorMismatchError: they are, and belong to another model.
+    """
+    with checkpoint.open(WEIGHTS) as file:
+        read_tensors(file, trainable(policy))
+    with checkpoint.open(OPTIMIZER) as file:
+        read_tensors(file, _moments(policy, optimizer))
+
+
+def _moments(policy: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, parameter in trainable(policy).items()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def state_size(parameters: int, weights_itemsize: int) -> int:

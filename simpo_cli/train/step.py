@@ -1,6 +1,6 @@
 """One optimizer step: the gradient of all its pairs, however they are cut up, and the sums behind its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import simpo_terms
+from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 
 
@@ -36,7 +36,7 @@ _SUMMED = ("loss", "rewards_chosen", "rewards_rejected", "correct", "past_target
 def accumulate(
     policy: Policy,
     pairs: Sequence[EncodedPair],
-    microbatches: Sequence[Sequence[int]],
+    microbatches: Iterable[Sequence[int]],
     *,
     loss: LossRecipe,
     accelerator: Accelerator,
@@ -67,15 +67,7 @@ def accumulate(
         packed = pack([pairs[i] for i in positions], accelerator.device)
         with accelerator.autocast():
             chosen, rejected = policy.response_means(packed)
-        terms = simpo_terms(
-            chosen,
-            rejected,
-            beta=loss.beta,
-            gamma=loss.margin,
-            loss_type=loss.type,
-            label_smoothing=loss.label_smoothing,
-            sft_weight=loss.sft_weight,
-        )
+        terms = terms_under(loss, chosen, rejected)
         _require_finite(terms.losses, [pairs[i] for i in positions], step)
         accelerator.backward(terms.losses.sum() / len(pairs))
         margins = terms.rewards_chosen - terms.rewards_rejected

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simpo_cli.audit.clean import clean_record, dropped_path, require_writable, write_clean
@@ -92,12 +92,12 @@ def test_what_is_clean_has_no_error_left_in_tokens(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "model")),
         DataRecipe(train="-", max_length=40, max_prompt_length=20, on_bad_record="skip"),
     )
-    records = [{"prompt": f"How {n}?", "chosen": "Open Settings. " * n, "rejected": "x" * n} for n in range(1, 9)]
-    records += [
+    records = [
         {"prompt": "same", "chosen": "a " * 60 + "b", "rejected": "a " * 60 + "c"},  # identical after the cut
         {"prompt": "<|im_start|>user", "chosen": "a", "rejected": "b"},  # refused by the template
         {"prompt": "e", "chosen": "", "rejected": "b"},
     ]
+    records += [{"prompt": f"How {n}?", "chosen": "Open Settings. " * n, "rejected": "x" * n} for n in range(1, 9)]
     path = tmp_path / "prefs.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     first = examine(reader_of(str(path))(), tokens)
@@ -132,7 +132,9 @@ MORE = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@example("p", "\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c", {}, True)
+@example("p", '[{"role": "user"}]', '[{"role": "assistant"}]', {}, True)
+@settings(max_examples=60, deadline=None)
 @given(PROMPTS, TEXTS, TEXTS, MORE, st.booleans())
 def test_any_pair_reads_back(
     tmp_path_factory: pytest.TempPathFactory, prompt: Any, chosen: str, rejected: str, more: dict[str, Any], turns: bool

@@ -36,13 +36,14 @@ def _turns(prompt: object) -> tuple[Message, ...] | str:
 def test_same_near_and_new(tmp_path: Path) -> None:
     user = {"role": "user", "content": "How do I invite a teammate?"}
     system = {"role": "system", "content": SYSTEM}
-    evaluation = [[user], "How can I change my name in the settings of the account that I use at work?", "Hi", "Hi"]
+    long = "How can I change my name in the settings of the account that I use at work? " + " ".join(WORDS[:40])
+    evaluation = [[user], long, "Hi", "Hi"]
     prompts = [
         "How do I invite a teammate?",  # the same, as text
         "HOW do I invite a teammate",
         [system, user],
         [system, {"role": "user", "content": "What is new?"}],
-        "How can I change my photo in the settings of the account that I use at work?",
+        long.replace("name", "photo"),
         "How do I remove a teammate?",
         "Hi",
         "",

@@ -8,6 +8,7 @@ import pytest
 
 from simpo_cli.audit import near
 from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, find_near_pairs
+from simpo_cli.audit.shingles import Places
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
 from tests.audit.test_signatures import WORDS, edited, similarity
 
@@ -31,7 +32,7 @@ def made_pairs(count: int, seed: int) -> list[Texts]:
     for _ in range(count):
         kind = draw.choice(["new", "near", "near", "far", "swapped", "part"]) if pairs else "new"
         prompt, chosen, rejected = draw.choice(pairs) if pairs else ("", "", "")
-        share = 0.4 if kind == "far" else 0.01
+        share = draw.choice([0.1, 0.4]) if kind == "far" else 0.01
         parts = [edited(part, share, draw) for part in (prompt, chosen, rejected)]
         if kind == "new":
             parts = [text(draw), text(draw), text(draw)]
@@ -118,13 +119,13 @@ def test_a_large_group_takes_linear_time(monkeypatch: pytest.MonkeyPatch, same_w
         signatures = np.random.default_rng(0).integers(0, 256, (count, 3, SIGNATURE_BYTES), dtype=np.uint8)
         monkeypatch.setattr(near, "_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
     compared = []
-    compare = near._compare
+    compare = near._Search._compare
 
-    def counted(*args: object) -> None:
-        compared.append(len(args[1]))  # type: ignore[arg-type]
-        compare(*args)  # type: ignore[arg-type]
+    def counted(search: near._Search, earlier: Places, later: Places) -> None:
+        compared.append(len(later))
+        compare(search, earlier, later)
 
-    monkeypatch.setattr(near, "_compare", counted)
+    monkeypatch.setattr(near._Search, "_compare", counted)
     found = find_near_pairs(signatures, NONE, NONE)
     assert found.duplicates.tolist() == (list(range(1, count)) if same_words else [])
     assert sum(compared) <= (count if same_words else count * NUM_BANDS * MOST_COMPARED)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.audit.surface import FEATURES, SurfaceDifferences, fit, judge, surface_features
+from simpo_cli.audit.surface import FEATURES, SurfaceDifferences, fit, judge, leading, surface_features
 
 
 def drawn(count: int, *, seed: int, lean: float) -> np.ndarray:
@@ -119,3 +119,10 @@ def test_a_prompt_is_never_on_both_sides() -> None:
 def test_few_prompts_are_not_judged() -> None:
     assert judge(drawn(100, seed=1, lean=1.0), np.zeros(100, dtype=np.uint64)) is None
     assert judge(drawn(9, seed=1, lean=1.0), np.arange(9, dtype=np.uint64)) is None
+
+
+def test_only_what_weighs_leads() -> None:
+    weights = {"a": 0.01, "b": -2.0, "c": 1.0, "d": 0.0, "e": 0.5}
+    assert leading(weights, most=2) == [("b", -2.0), ("c", 1.0)]
+    assert leading(weights, most=5) == [("b", -2.0), ("c", 1.0), ("e", 0.5)]
+    assert leading({"a": 0.0}, most=3) == []

@@ -2,13 +2,14 @@
 
 import os
 import platform
-import resource
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.benchmarks.resident import peak_resident_bytes
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _SIZE = 2048
@@ -61,25 +62,15 @@ def product_speed(device: torch.device, dtype: torch.dtype = torch.float32, seco
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held: on the card, or resident.
-
-    The high-water mark of the address space, where the system has it: `ru_maxrss` may begin with that of the process
-    that started this one.
-    """
+    """Most memory that this process has held: on the card, or resident."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()
 
 
 def resident_bytes() -> int:
     """Memory that this process has held so far, resident, on the machine itself."""
-    return peak_bytes(torch.device("cpu"))
+    return peak_resident_bytes()
 
 
 def finish(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches
+from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
@@ -47,7 +47,7 @@ class OurSide:
 
     def budget(self, pairs: list[EncodedPair]) -> int:
         """Tokens of a micro-batch; never less than the longest pair needs."""
-        return max(self.work.tokens_per_microbatch, *(microbatch_tokens(pair, self.policy.packing) for pair in pairs))
+        return max(self.work.tokens_per_microbatch, int(tokens_of_each(pairs, self.policy.packing).max()))
 
     def step(self, turn: Turn, chosen_pairs: list[WorkPair]) -> dict[str, Any]:
         """One optimizer step, timed from the moment it was asked for."""

@@ -23,7 +23,8 @@ from simpo_cli.audit.surface import FEATURES
 from simpo_cli.cli.main import run
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
-from simpo_cli.report.stats_view import blocks, print_stats
+from simpo_cli.report.stats_view import print_stats
+from simpo_cli.report.text import blocks
 from tests.tiny import chatml_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -85,6 +86,7 @@ def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
         "sources",
         "findings",
         "passed",
+        "model",
     ]
     assert document["tool"]["name"] == "simpo"
     assert document["unit"] == "words"
@@ -154,7 +156,7 @@ def test_fail_on(simpo: Simpo) -> None:
         ([], "no data is named"),
         (["nothing.json"], "nothing.json: does not exist."),
         (["pref.json"], "Did you mean prefs.json?"),
-        (["prefs.json", "--max-length", "100"], "Give --tokenizer as well."),
+        (["prefs.json", "--max-length", "100"], "Give --tokenizer or --model as well."),
         (["prefs.json", "--tokenizer", "t", "--recipe", "r"], "Give one of them."),
         (["prefs.json", "--tokenizer", "./nothing"], "nothing does not exist"),
         (["prefs.json", "--recipe", "nothing.yaml"], "nothing.yaml"),
@@ -364,7 +366,8 @@ def test_each_file_has_its_own_numbers(simpo: Simpo) -> None:
 def test_html(simpo: Simpo) -> None:
     Path("both.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*CONTRARY, *PAIRS]))
     seen = simpo("stats", "both.jsonl", "--html", "audit.html")
-    assert (seen.code, seen.out, seen.err) == (0, "", "")
+    assert (seen.code, seen.err) == (0, "page: audit.html\n")
+    assert seen.out.startswith("both.jsonl\n")
     page = Path("audit.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "Who is asked?" in page

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from simpo_cli.cli.main import run
 from tests.tiny import save_tiny_model
 
 
@@ -86,6 +87,20 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
     third = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1", "--fresh")
     assert third.returncode == 0, third.stderr
     assert len(list((place / "runs").glob("twice.old-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--resume", "--fresh"], "--resume goes on with a run and --fresh sets it aside"),
+        (["--allow-changed", "loss.beta"], "--allow-changed says what may differ"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "demo", *args]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

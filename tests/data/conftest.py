@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from tests.data.pair_files import Write, write_pairs
 
 if TYPE_CHECKING:
@@ -32,3 +33,15 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Case]":
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the entries of a cache that is empty."""
+    monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return load_tokenizer("builtin:guide")

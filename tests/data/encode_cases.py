@@ -4,6 +4,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ BYTE_LEVEL = (
     "chatml_loose",
     "llama3",
     "qwen3",
+    "qwen3_thinking",
     "deepseek",
     "glm4",
     "harmony",
@@ -40,6 +42,11 @@ class Case:
     folder: Path
     ours: TextTokenizer
     theirs: Any
+
+    @cached_property
+    def plain(self) -> TextTokenizer:
+        """Ours without its template."""
+        return load_tokenizer(str(self.folder), chat_template="none")
 
     @property
     def end_id(self) -> int:
@@ -93,6 +100,30 @@ def messages_of(pair: PreferencePair, answer: str | None = None) -> list[dict[st
 def sides(pair: PreferencePair, encoded: EncodedPair) -> Iterator[tuple[str, list[int]]]:
     yield pair.chosen, encoded.chosen.tolist()
     yield pair.rejected, encoded.rejected.tolist()
+
+
+def require_ids_of_transformers(at: Case, pair: PreferencePair) -> None:
+    """A pair's ids are those that transformers gives the prompt and the whole, the answers ended by one end token."""
+    encoded = at.encode(pair)
+    assert not encoded.bad, encoded.bad
+    (one,) = encoded.pairs
+    prompt = one.prompt.tolist()
+    assert prompt == at.ids(messages_of(pair), prompt=True)
+    straddling = 0
+    for answer, response in sides(pair, one):
+        whole = at.ids(messages_of(pair, answer))
+        if at.name == "glm4":  # its template leaves the last answer open
+            whole = [*whole, at.end_id]
+        assert response.count(at.end_id) == 1
+        assert response[-1] == at.end_id
+        if whole[: len(prompt)] == prompt:
+            assert whole[: len(prompt) + len(response)] == prompt + response
+            assert not at.theirs.decode(whole[len(prompt) + len(response) :]).replace("<|endoftext|>", "").strip()
+        else:
+            straddling += 1
+            rendered = at.rendered(messages_of(pair, answer)).removeprefix(at.rendered(messages_of(pair), prompt=True))
+            assert bare(at.theirs.decode(response)) == bare(rendered.split(at.family.end)[0] + at.family.end)
+    assert encoded.counts["tokenized apart"] == (straddling > 0)
 
 
 def bare(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,23 @@ def write_pairs(folder: Path, name: str, content: bytes | str | list[Any]) -> st
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, list):
-        lines = [record if isinstance(record, str) else json.dumps(record) for record in content]
-        is_array = ".json" in path.suffixes
-        content = "[" + ",\n".join(lines) + "]" if is_array else "".join(line + "\n" for line in lines)
+        content = array_of(content) if ".json" in path.suffixes else lines_of(content)
     data = content.encode() if isinstance(content, str) else content
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return str(path)
+
+
+def lines_of(records: Sequence[Any]) -> bytes:
+    """Records one a line; a record that is text or bytes already is written as it is."""
+    return b"".join(_written(record) + b"\n" for record in records)
+
+
+def array_of(records: Sequence[Any]) -> bytes:
+    """Records as one JSON list."""
+    return b"[" + b",\n".join(map(_written, records)) + b"]"
+
+
+def _written(record: Any) -> bytes:
+    if isinstance(record, bytes):
+        return record
+    return (record if isinstance(record, str) else json.dumps(record)).encode()

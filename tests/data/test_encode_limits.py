@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, prompt_key
+from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, in_batches, prompt_key
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
@@ -22,7 +22,7 @@ from tests.data.encode_cases import PAIR, ROOMY, Case, talk
 
 
 def test_plain_text_has_what_the_tokenizer_adds_and_eos(case: Callable[[str], Case]) -> None:
-    llama = load_tokenizer(str(case("llama3").folder), chat_template="none")
+    llama = case("llama3").plain
     (one,) = encode_pairs([PAIR], llama, ROOMY).pairs
     assert llama.decode(one.prompt.tolist()) == f"<|begin_of_text|>{PAIR.prompt}"
     assert llama.decode(one.chosen.tolist()) == f"{PAIR.chosen}<|eot_id|>"
@@ -49,7 +49,7 @@ def test_what_the_tokenizer_adds_is_not_added_to_rendered_text_that_holds_it(
 
 
 def test_conversations_become_transcripts_in_plain_text(case: Callable[[str], Case]) -> None:
-    plain = load_tokenizer(str(case("chatml").folder), chat_template="none")
+    plain = case("chatml").plain
     pair = PreferencePair(talk("Hi", "Hello.", "How?", system="Be brief."), "Open it.", "Ask.", "f:1")
     encoded = encode_pairs([pair], plain, ROOMY)
     (one,) = encoded.pairs
@@ -100,9 +100,26 @@ def test_pairs_without_signal(
     assert caught.value.exit_code == ExitCode.USAGE
 
 
-def test_a_response_of_one_token_is_kept(case: Callable[[str], Case]) -> None:
-    one = case("chatml").one(PreferencePair("Hi", "a", "b", "f:1"))
-    assert len(one.chosen) == len(one.rejected) == 2
+def test_a_response_of_one_token_is_kept_and_counted(case: Callable[[str], Case]) -> None:
+    encoded = case("chatml").encode(PreferencePair("Hi", "a", "the quick", "f:1"))
+    assert len(encoded.pairs[0].chosen) == 2
+    assert encoded.counts["response of one token"] == 1
+
+
+def test_a_cut_right_before_a_turn_puts_no_second_bos_in_front(case: Callable[[str], Case]) -> None:
+    """In ChatML the BOS opens every turn, so what is left of a cut prompt may begin with it already."""
+    at = case("chatml")
+    assert at.ours.bos_id == at.theirs.convert_tokens_to_ids("<|im_start|>")
+    whole = at.one(PAIR).prompt.tolist()
+    header = whole[len(whole) - 1 - whole[::-1].index(at.ours.bos_id) :]
+    for most in range(1, len(whole)):
+        prompt = at.one(PAIR, DataRecipe(train="x", max_length=100, max_prompt_length=most)).prompt.tolist()
+        assert prompt[0] == at.ours.bos_id
+        assert prompt[:2] != [at.ours.bos_id] * 2
+        assert len(prompt) == (most - 1 if most == len(header) + 1 else most)
+    assert (
+        at.one(PAIR, DataRecipe(train="x", max_length=100, max_prompt_length=len(header) + 1)).prompt.tolist() == header
+    )
 
 
 def test_refused_records_do_not_stop_the_others(case: Callable[[str], Case]) -> None:
@@ -117,6 +134,14 @@ def test_refused_records_do_not_stop_the_others(case: Callable[[str], Case]) -> 
     stopped = at.encode(*pairs, data=DataRecipe(train="x", on_bad_record="error"))
     assert stopped.bad[0].where == "f:1"
     assert len(stopped.bad) < 500  # no need to read on
+
+
+def test_batches_end_by_their_number_and_by_their_characters() -> None:
+    pairs = [PreferencePair("p", "c" * size, "r", f"f:{i}") for i, size in enumerate([1] * 600 + [3_999_999, 1, 1])]
+    sizes = [[pair.where for pair in batch] for batch in in_batches(pairs)]
+    assert [where for batch in sizes for where in batch] == [pair.where for pair in pairs]
+    assert [len(batch) for batch in sizes] == [512, 89, 2]
+    assert list(in_batches([])) == []
 
 
 @pytest.mark.parametrize("place", ["prompt", "chosen", "rejected"])
@@ -149,7 +174,7 @@ def test_a_text_that_the_vocabulary_cannot_say_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_prompt_without_tokens_is_refused(case: Callable[[str], Case]) -> None:
-    plain = load_tokenizer(str(case("chatml").folder), chat_template="none")
+    plain = case("chatml").plain
     (bad,) = encode_pairs([PreferencePair("", "a", "b", "f:1")], plain, ROOMY).bad
     assert bad.problem == "the prompt has no tokens"
 

@@ -4,46 +4,24 @@ import unicodedata
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
-from tests.data.encode_cases import APPEND_ONLY, BYTE_LEVEL, ROOMY, Case, bare, messages_of, sides, talk
+from tests.data.encode_cases import (
+    APPEND_ONLY,
+    BYTE_LEVEL,
+    ROOMY,
+    Case,
+    bare,
+    messages_of,
+    require_ids_of_transformers,
+    sides,
+)
+from tests.data.encode_texts import draw_pair, properties, texts_for
 from tests.tiny import FAMILIES
-
-# Properties
-
-properties = settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-# No angle bracket nor the like: special tokens, headers and `<think>` have tests of their own
-any_text = st.text(
-    st.characters(exclude_characters="<>[]{}|｜▁\ufffd", exclude_categories=["Cs", "Co", "Cn"]), max_size=30
-)
-plain_text = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<>[]{}|"), max_size=30)
-words = st.sampled_from(["Open Settings", "\n", " hello ", "Ask.", "\n\nthe quick", "  ", "a", "０1", "é", "你好"])
-
-
-def texts_for(case: Case) -> st.SearchStrategy[str]:
-    letters = plain_text if case.name == "vicuna" else any_text  # its vocabulary knows no other letters
-    joined = st.lists(plain_text if case.name == "vicuna" else st.one_of(words, any_text), min_size=1, max_size=4)
-    return st.one_of(letters, joined.map("".join)).filter(lambda text: text.strip() != "" and "ASSISTANT" not in text)
-
-
-def draw_pair(data: st.DataObject, case: Case) -> PreferencePair:
-    texts = texts_for(case)
-    turns = data.draw(st.lists(texts, min_size=1, max_size=3).filter(lambda turns: len(turns) % 2 == 1))
-    system = data.draw(st.one_of(st.none(), texts)) if case.name not in ("gemma", "chatml_merging") else None
-    prompt = turns[0] if len(turns) == 1 and system is None else talk(*turns, system=system)
-    chosen, rejected = data.draw(st.tuples(texts, texts).filter(lambda two: bare(two[0]) != bare(two[1])))
-    return PreferencePair(prompt, chosen, rejected, "f:1")
 
 
 @pytest.mark.parametrize("name", APPEND_ONLY)
@@ -52,25 +30,7 @@ def draw_pair(data: st.DataObject, case: Case) -> PreferencePair:
 def test_ids_are_those_of_transformers(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
     at = case(name)
     pair = draw_pair(data, at)
-    encoded = at.encode(pair)
-    (one,) = encoded.pairs
-    prompt = one.prompt.tolist()
-    assert prompt == at.ids(messages_of(pair), prompt=True)
-    straddling = 0
-    for answer, response in sides(pair, one):
-        whole = at.ids(messages_of(pair, answer))
-        if name == "glm4":  # its template leaves the last answer open
-            whole = [*whole, at.end_id]
-        assert response.count(at.end_id) == 1
-        assert response[-1] == at.end_id
-        if whole[: len(prompt)] == prompt:
-            assert whole[: len(prompt) + len(response)] == prompt + response
-            assert not at.theirs.decode(whole[len(prompt) + len(response) :]).replace("<|endoftext|>", "").strip()
-        else:
-            straddling += 1
-            rendered = at.rendered(messages_of(pair, answer)).removeprefix(at.rendered(messages_of(pair), prompt=True))
-            assert bare(at.theirs.decode(response)) == bare(rendered.split(at.family.end)[0] + at.family.end)
-    assert encoded.counts["tokenized apart"] == (straddling > 0)
+    require_ids_of_transformers(at, pair)
 
 
 @pytest.mark.parametrize("name", APPEND_ONLY)
@@ -154,7 +114,7 @@ def test_special_tokens_spelled_out_in_messages_stay_text(
 @properties
 def test_truncation(case: Callable[[str], Case], name: str, plain: bool, data: st.DataObject) -> None:
     at = case(name)
-    tokenizer = load_tokenizer(str(at.folder), chat_template="none") if plain else at.ours
+    tokenizer = at.plain if plain else at.ours
     pair = draw_pair(data, at)
     max_length = data.draw(st.integers(8, 60))
     max_prompt_length = data.draw(st.integers(1, max_length - 1))
@@ -164,7 +124,8 @@ def test_truncation(case: Callable[[str], Case], name: str, plain: bool, data: s
     full_prompt, bos = whole.prompt.tolist(), tokenizer.bos_id
     prompt = full_prompt[-max_prompt_length:]
     if len(full_prompt) > max_prompt_length and full_prompt[0] == bos:
-        prompt = [bos, *full_prompt[len(full_prompt) - max_prompt_length + 1 :]]
+        prompt = full_prompt[len(full_prompt) - max_prompt_length + 1 :]
+        prompt = prompt if prompt[:1] == [bos] else [bos, *prompt]
     room = max_length - len(prompt)
     wanted = [whole.chosen.tolist()[:room], whole.rejected.tolist()[:room]]
     if encoded.dropped:
@@ -214,7 +175,7 @@ def test_rendered_texts_give_the_same_ids(case: Callable[[str], Case], name: str
 @properties
 def test_plain_text(case: Callable[[str], Case], name: str, data: st.DataObject) -> None:
     at = case(name)
-    plain = load_tokenizer(str(at.folder), chat_template="none")
+    plain = at.plain
     texts = texts_for(at)
     special = st.sampled_from([at.family.end, at.family.eos, "x"]).map(lambda text: f" {text} b")
     prompt, chosen, rejected = (data.draw(st.one_of(texts, special)) for _ in range(3))

@@ -89,7 +89,7 @@ def test_a_response_that_begins_with_a_line_break_may_merge_with_the_header(case
 
 def test_no_space_is_put_in_front_of_a_response_that_is_tokenized_apart(case: Callable[[str], Case]) -> None:
     for name in ("mistral", "mistral_words", "vicuna"):
-        plain = load_tokenizer(str(case(name).folder), chat_template="none")
+        plain = case(name).plain
         cases = PreferencePair("2+2=th", "e quick", "ere", "f:1"), PreferencePair("2+2=th", "e </s>", "ere", "f:2")
         for pair in cases:
             (one,) = encode_pairs([pair], plain, ROOMY).pairs
@@ -179,6 +179,29 @@ def test_a_generation_prompt_that_opens_the_answer(case: Callable[[str], Case]) 
         kept = gap.removeprefix("\n")
         assert at.ours.decode(one.chosen.tolist()) == f"{kept}Hm.\n</think>\nOpen it.<｜end▁of▁sentence｜>"
     assert at.refusal(PAIR) == "the generation prompt ends with '<think>\\n', and this answer does not begin with it"
+
+
+def test_a_generation_prompt_that_opens_the_answer_as_the_rendering_does(case: Callable[[str], Case]) -> None:
+    at = case("qwen3_thinking")
+    for gap in ("\n", "", "\n\n"):
+        pair = PreferencePair("Hi", f"<think>{gap}Hm.\n</think>\n\nOpen it.", "Ask.", "f:1")
+        encoded = at.encode(pair)
+        (one,) = encoded.pairs
+        assert one.prompt.tolist() == at.ids(messages_of(pair), prompt=True)
+        assert at.ours.decode(one.prompt.tolist()).endswith("<|im_start|>assistant\n<think>\n")
+        assert at.ours.decode(one.chosen.tolist()) == "Hm.\n</think>\n\nOpen it.<|im_end|>"
+        assert at.ours.decode(one.rejected.tolist()) == "\n</think>\n\nAsk.<|im_end|>"  # it did not think
+        assert encoded.counts["answer not as the template writes it"] == 0
+
+
+def test_an_opening_that_the_template_would_repeat_is_refused(case: Callable[[str], Case], tmp_path: Path) -> None:
+    """A template that opens the reasoning and drops that of the answer: neither of its texts holds the answer."""
+    template = tmp_path / "drops.jinja"
+    template.write_text(FAMILIES["qwen3_thinking"].template.replace("<think>\n' + thought.strip('\n')", "<think>\n'"))
+    tokenizer = load_tokenizer(str(case("qwen3_thinking").folder), chat_template=str(template))
+    pair = PreferencePair("Hi", "<think>\nHm.\n</think>\n\nOpen it.", "Ask.", "f:1")
+    (bad,) = encode_pairs([pair], tokenizer, ROOMY).bad
+    assert bad.problem == "the chat template renders the conversation differently once the response is there"
 
 
 # Conversations

@@ -56,7 +56,7 @@ def test_a_special_token_that_only_the_normalizer_makes(tmp_path: Path) -> None:
 
 def test_a_special_token_that_prompt_and_response_spell_together(case: Callable[[str], Case]) -> None:
     at = case("chatml")
-    plain = load_tokenizer(str(at.folder), chat_template="none")
+    plain = at.plain
     (one,) = encode_pairs([PreferencePair("a <|im_", "end|> b", "c", "f:1")], plain, ROOMY).pairs
     ids = [*one.prompt.tolist(), *one.chosen.tolist()]
     assert ids.count(at.end_id) == 1
@@ -70,7 +70,7 @@ def test_stand_ins_cannot_be_forged(case: Callable[[str], Case], letter: str) ->
     one = at.one(PreferencePair("Hi", f"a {forged}", "b", "f:1"))
     assert at.ours.decode(one.chosen.tolist()) == f"a {forged}<|im_end|>"
     assert "U+10FFFD" in at.refusal(PreferencePair("<|im_end|>", f"a {forged}", "b", "f:1"))
-    plain = load_tokenizer(str(at.folder), chat_template="none")
+    plain = at.plain
     (bad,) = encode_pairs([PreferencePair("<|im_end|>", f"a {forged}", "b", "f:1")], plain, ROOMY).bad
     assert "U+10FFFD" in bad.problem
 

@@ -1,6 +1,8 @@
 """Records to pairs: every form that people write gives the prompt, the answers and the order that they mean."""
 
+import json
 from collections import Counter
+from datetime import date
 from typing import Any
 
 import pytest
@@ -130,7 +132,9 @@ def test_tools() -> None:
     assert found.tools == '[{"name": "f"}]'
     assert pair({**record, "tools": [{"name": "f"}]}).tools == '[{"name": "f"}]'
     assert pair({**record, "tools": None}).tools is None
-    for tools in (3, "no json"):
+    since = {"name": "f", "since": date(2024, 1, 2)}  # from a table
+    assert pair({**record, "tools": [since]}).tools == '[{"name": "f", "since": "2024-01-02"}]'
+    for tools in (3, "no json", "3", "[1] 2", "[" * 500 + "]" * 500):
         with pytest.raises(RecordError, match="tools: "):
             pair({**record, "tools": tools})
 
@@ -151,6 +155,10 @@ def test_tool_calls_of_openai_become_text() -> None:
         [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}], "m"
     )
     assert turns[1] == A('{"name": "f", "arguments": {"x": 1}}')
+    for arguments in ("{x: 1}", "[" * 500 + "]" * 500, '{"x": 1} 2'):  # what is no JSON that we take stays text
+        call["function"] = {"name": "f", "arguments": arguments}
+        (turn,) = turns_of([{"role": "assistant", "tool_calls": [call]}], "m")
+        assert json.loads(turn.content) == {"name": "f", "arguments": arguments}
     with pytest.raises(RecordError, match=r"m\[0\].tool_calls\[0\]: expected a call"):
         turns_of([{"role": "assistant", "content": "", "tool_calls": [{}]}], "m")
 

@@ -246,3 +246,25 @@ def test_several_splits_on_the_hub_are_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["all"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: numbered(1))
     assert prompts("org/prefs") == ["p0"]
+
+
+def test_a_pair_is_given_with_its_record_and_what_was_noted_of_it(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "a", "chosen": "x", "rejected": "y", "score_chosen": 1, "score_rejected": "1"},
+        {"prompt": "b", "chosen": "x", "rejected": 7, "score_chosen": 1, "score_rejected": 1},
+        {"prompt": "c", "chosen": "x", "rejected": "y", "score_chosen": 2, "score_rejected": 1},
+        {"prompt": "d", "chosen": "", "rejected": "y", "score_chosen": 1, "score_rejected": 2},
+    ]
+    path = tmp_path / "prefs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    reader = PairReader(str(path), role="train", on_bad_record="skip", on_no_signal="keep")
+    seen = []
+    for pair in reader:
+        assert reader.record is not None
+        assert reader.record.where == pair.where
+        seen.append((reader.record.fields, set(reader.noted)))
+    assert seen == [
+        (records[0], {"tied scores", "scores written as text"}),
+        (records[2], set()),
+        (records[3], {"scores order the pair against its label"}),
+    ]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatch_tokens, microbatches, row_tokens, shuffled
+from simpo_cli.data.plan import Plan, microbatches, row_tokens_of_each, shuffled, tokens_of_each
 
 
 def _pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
@@ -49,7 +49,7 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
     if most is None or most >= plan.steps_per_epoch * epochs:
         assert sorted(seen) == sorted(list(range(n)) * epochs)
         assert plan.epoch_after(plan.num_steps) == epochs
-    assert len(set(seen)) == plan.num_pairs_reached
+    assert len(set(seen)) == plan.num_pairs_after(plan.num_steps)
     sizes = [len(plan.pairs_of(step)) for step in range(plan.num_steps)]
     assert all(size == per_step or (step + 1) % plan.steps_per_epoch == 0 for step, size in enumerate(sizes))
     assert all(size >= 1 for size in sizes)
@@ -62,11 +62,12 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
 def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple[int, int, int]], budget: int) -> None:
     pairs = [_pair(*three) for three in lengths]
     cut = microbatches(pairs, budget, "padded")
+    rows = row_tokens_of_each(pairs).tolist()
     assert sorted(i for piece in cut for i in piece) == list(range(len(pairs)))
     for piece in cut:
-        padded = 2 * len(piece) * max(row_tokens(pairs[i]) for i in piece)
+        padded = 2 * len(piece) * max(rows[i] for i in piece)
         assert padded <= budget or len(piece) == 1
-    assert row_tokens(pairs[cut[0][0]]) == max(map(row_tokens, pairs))  # the one that may not fit comes first
+    assert rows[cut[0][0]] == max(rows)  # the one that may not fit comes first
 
 
 @given(
@@ -88,8 +89,10 @@ def test_packed_microbatches_hold_every_pair_once_and_are_well_filled(
 
 
 def test_tokens_of_a_pair() -> None:
-    assert microbatch_tokens(_pair(10, 3, 5), "padded") == 2 * 15
-    assert microbatch_tokens(_pair(10, 3, 5), "shared_prefix") == 18
+    pairs = [_pair(10, 3, 5), _pair(1, 4, 2)]
+    assert row_tokens_of_each(pairs).tolist() == [15, 5]
+    assert tokens_of_each(pairs, "padded").tolist() == [2 * 15, 2 * 5]
+    assert tokens_of_each(pairs, "shared_prefix").tolist() == [18, 7]
 
 
 def test_the_fullest_microbatch_is_one_of_the_plan() -> None:

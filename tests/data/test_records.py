@@ -134,6 +134,26 @@ def test_a_file_that_is_replaced_under_the_reader_is_refused(tmp_path: Path) -> 
         list(records)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_table_that_changes_under_the_reader_is_refused(tmp_path: Path, name: str) -> None:
+    table = pa.Table.from_pylist(RECORDS[:1] * 600)
+
+    def write(path: Path) -> None:
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+
+    write(tmp_path / name)
+    records, _ = read_records(str(tmp_path / name), FileReceipt(name))
+    next(records)
+    write(tmp_path / f"other-{name}")
+    (tmp_path / f"other-{name}").replace(tmp_path / name)
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(records)
+
+
 def test_a_number_that_is_cut_by_the_end_of_a_piece_is_one_number() -> None:
     records = list(read_json_array(iter([b"[12", b'3, {"a": 1}, 4', b"5]"]), "a.json"))
     assert [record.where for record in records] == [f"a.json, record {n}" for n in (1, 2, 3)]

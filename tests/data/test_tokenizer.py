@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from simpo_cli.data.encode.pairs import batches
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import (
     TemplateError,
@@ -260,6 +260,8 @@ def test_another_template(folder: Path, tmp_path: Path) -> None:
     other.write_bytes(b"\xff\xfe")
     assert "cannot be read" in refusal(folder, chat_template=str(other)).problem
     assert "cannot be read" in refusal(folder, chat_template=str(tmp_path)).problem
+    os.mkfifo(tmp_path / "pipe.jinja")
+    assert "cannot be read" in refusal(folder, chat_template=str(tmp_path / "pipe.jinja")).problem
 
 
 def test_templates_have_what_those_of_models_use(folder: Path) -> None:
@@ -388,11 +390,3 @@ def test_neither_torch_nor_transformers_is_imported(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_batches() -> None:
-    assert [list(batch) for batch in batches(range(5), 2)] == [[0, 1], [2, 3], [4]]
-    assert list(batches([], 2)) == []
-    sizes = [1, 1, 9, 1, 1, 1]
-    assert list(batches(sizes, 2, weigh=int, weight=5)) == [[1, 1], [9], [1, 1], [1]]
-    assert list(batches(sizes, 4, weigh=int, weight=5)) == [[1, 1, 9], [1, 1, 1]]

@@ -71,12 +71,12 @@ def test_a_recipe_means_its_start_model(place: Path) -> None:
 def test_the_numbers_are_those_of_single_sequences(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
-    from simpo_cli.evaluate import run
+    from simpo_cli.evaluate import opening
 
     seen: list[EncodedPair] = []
-    score = run.score_pairs
+    score = opening.score_pairs
     monkeypatch.setattr(
-        run, "score_pairs", lambda policy, pairs, *rest: seen.extend(pairs) or score(policy, pairs, *rest)
+        opening, "score_pairs", lambda policy, pairs, *rest: seen.extend(pairs) or score(policy, pairs, *rest)
     )
     summary = evaluate_target(str(place / "run"), []).summary
     model = AutoModelForCausalLM.from_pretrained(place / "run" / "model")

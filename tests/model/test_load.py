@@ -137,6 +137,21 @@ def test_a_hub_id_without_a_network_is_an_environment_error(monkeypatch: pytest.
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
+def test_a_model_of_the_hub_can_be_asked_for_only_if_it_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def snapshot_download(*_: object, local_files_only: bool, **__: object) -> str:
+        asked.append(local_files_only)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError, match="the weights of nobody/no-such-model are not on this machine"):
+        find_model("nobody/no-such-model", fetch=False)
+    assert asked == [True]
+
+
 def test_a_file_is_not_a_model(folder: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         find_model(str(folder / "config.json"))

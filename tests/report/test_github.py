@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from simpo_cli.data.raw import BadRecord
 from simpo_cli.report.github import annotations
 
 COMMAND = re.compile(r"::(error|warning) ((?:[a-z]+=[^:,\r\n]*,?)+)::([^\r\n]*)")
@@ -12,7 +13,7 @@ COMMAND = re.compile(r"::(error|warning) ((?:[a-z]+=[^:,\r\n]*,?)+)::([^\r\n]*)"
 
 def said(*rows: str, code: str = "LBL002", count: int = 2, hint: str = "Do it.") -> str:
     finding = {"code": code, "severity": "error", "count": count, "rows": list(rows), "hint": hint}
-    (line,) = annotations({"findings": [finding]})
+    (line,) = annotations({"findings": [finding]}, [BadRecord("", "chosen\n::error::is missing", "", "")])
     assert COMMAND.fullmatch(line)
     return line
 
@@ -26,6 +27,11 @@ def test_a_line_of_a_file() -> None:
 
 def test_a_record_has_no_line() -> None:
     assert said("prefs.json, record 4").startswith("::error file=prefs.json,title=LBL002 ")
+
+
+def test_malformed_records_say_why() -> None:
+    line = said("p.jsonl:2", code="FMT001", count=1)
+    assert line.endswith("Do it. The first: chosen%0A::error::is missing. At p.jsonl:2")
 
 
 def test_a_finding_without_a_place() -> None:

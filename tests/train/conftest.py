@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from simpo_cli.evaluate import answers
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from tests.tiny import save_tiny_model
 
@@ -49,19 +50,26 @@ def prefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never stops; what it says is not what these tests are about."""
+    monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)
+
+
 class Memory:
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:
         self.header: RunHeader | None = None
+        self.first_step = 0
         self.notes: list[str] = []
         self.steps: list[StepRecord] = []
         self.evals: list[EvalRecord] = []
         self.outcome: RunOutcome | None = None
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
-        assert num_steps > first_step
-        self.header = header
+        assert num_steps >= first_step
+        self.header, self.first_step = header, first_step
 
     def note(self, text: str) -> None:
         self.notes.append(text)

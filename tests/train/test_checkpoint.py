@@ -1,48 +1,314 @@
-"""Checkpoints are whole or absent, and rotation goes by the order in which they were saved."""
+"""Checkpoints are whole or absent: whatever call of a save fails, and whatever happens to the files afterwards."""
 
+import errno
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from simpo_cli.train.checkpoint import MANIFEST, commit, rotate, sha256_of
+from simpo_cli.train import checkpoint
+from simpo_cli.train.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointWriter,
+    DamagedCheckpointError,
+    Manifest,
+    commit,
+    find_checkpoints,
+    open_checkpoint,
+    reap,
+    rotate,
+)
+
+FILES = ("weights", "moments", "progress.json")
 
 
-def _save(parent: Path, step: int, loss: float | None = None) -> Path:
-    def write(folder: Path) -> None:
-        (folder / "weights").write_bytes(bytes([step]) * 100)
-        (folder / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
-
-    return commit(parent, step, write, {"eval_loss": loss})
+def _content(step: int, name: str) -> bytes:
+    return f"{name} of step {step}\n".encode() * 400
 
 
-def test_the_manifest_names_every_file_with_its_hash(tmp_path: Path) -> None:
-    folder = _save(tmp_path / "checkpoints", 7, 0.5)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    assert folder.name == "step-00000007"
-    assert (manifest["step"], manifest["sequence"], manifest["eval_loss"]) == (7, 1, 0.5)
-    assert manifest["files"].keys() == {"weights", "state.json"}
-    assert manifest["files"]["weights"] == {"size": 100, "sha256": sha256_of(folder / "weights")}
+def _save(parent: Path, step: int) -> Checkpoint:
+    def write(files: CheckpointWriter) -> None:
+        for name in FILES:
+            with files.open(name) as file:
+                half = len(_content(step, name)) // 2
+                file.write(_content(step, name)[:half])
+                file.write(memoryview(_content(step, name))[half:])
+
+    return commit(parent, step, write, {"recipe_sha256": "abc"})
 
 
-def test_a_failed_save_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None:
-    good = _save(tmp_path, 1)
-    before = (good / MANIFEST).read_bytes()
+def _read(found: Checkpoint) -> dict[str, bytes]:
+    """Every file, through the door that verifies it."""
+    content = {}
+    for name, facts in found.manifest.files.items():
+        with found.open(name) as file:
+            content[name] = file.read(facts.size)
+    return content
 
-    def write(folder: Path) -> None:
-        (folder / "weights").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+
+def _names(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir())
+
+
+def test_the_manifest_tells_step_sequence_facts_and_every_file(tmp_path: Path) -> None:
+    saved = _save(tmp_path / "a" / "checkpoints", 7)
+    content = json.loads((saved.folder / MANIFEST).read_text(encoding="utf-8"))
+    assert saved.folder.name == "step-00000007"
+    assert (content["step"], content["sequence"], content["recipe_sha256"]) == (7, 1, "abc")
+    assert content["files"].keys() == set(FILES)
+    assert content["files"]["weights"]["size"] == len(_content(7, "weights"))
+    assert _read(open_checkpoint(saved.folder)) == {name: _content(7, name) for name in FILES}
+
+
+def test_rotation_goes_by_the_order_of_the_saves_and_keeps_the_best(tmp_path: Path) -> None:
+    for step in (0, 10, 20, 30, 5, 6):
+        _save(tmp_path, step)
+    os.utime(tmp_path / "step-00000010", (2e9, 2e9))  # times of files say nothing
+    rotate(tmp_path, 2, losses={0: 0.01, 10: 0.9, 20: 0.2, 5: 0.8, 99: 0.1})
+    assert _names(tmp_path) == ["step-00000005", "step-00000006", "step-00000020"]
+    rotate(tmp_path, 1)
+    assert _names(tmp_path) == ["step-00000006"]
+
+
+def test_the_checkpoint_of_step_0_goes_with_the_first_after_it(tmp_path: Path) -> None:
+    _save(tmp_path, 0)
+    rotate(tmp_path, 2)
+    assert _names(tmp_path) == ["step-00000000"]
+    _save(tmp_path, 3)
+    rotate(tmp_path, 2)
+    assert _names(tmp_path) == ["step-00000003"]
+
+
+def test_a_damaged_checkpoint_is_not_counted_by_rotation_and_is_replaced_when_its_step_comes_again(
+    tmp_path: Path,
+) -> None:
+    for step in (1, 2, 3):
+        _save(tmp_path, step)
+    (tmp_path / "step-00000003" / "weights").unlink()
+    rotate(tmp_path, 2)
+    assert _names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+    again = _save(tmp_path, 3)
+    assert again.manifest.sequence == 4
+    assert _read(again)["weights"] == _content(3, "weights")
+    assert _names(tmp_path) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_what_dead_processes_left_is_removed(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+    for name in (".tmp-2-999999", ".tmp-removed-0-999999"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"half")
+    assert reap(tmp_path) == 2
+    assert _names(tmp_path) == ["step-00000001"]
+    assert reap(tmp_path / "nowhere") == 0
+
+
+# Every call of a save fails in turn
+
+CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")
+
+
+@contextmanager
+def _failing(at: int | None, number: int, *, stays: bool = False) -> Iterator[list[str]]:
+    """The calls of `os` by name; the one at position `at` fails, with `stays` also those that need room after it."""
+    seen: list[str] = []
+    real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in CALLS}
+
+    def shim(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            seen.append(name)
+            now = len(seen) - 1
+            if now == at or (stays and at is not None and now > at and name in ("mkdir", "write", "fsync")):
+                if name == "close":
+                    real[name](*args)  # a failed close closes all the same
+                raise OSError(number, os.strerror(number))
+            return real[name](*args, **options)
+
+        return call
+
+    try:
+        for name in CALLS:
+            setattr(os, name, shim(name))
+        yield seen
+    finally:
+        for name in CALLS:
+            setattr(os, name, real[name])
+
+
+def _save_and_rotate(parent: Path) -> None:
+    _save(parent, 2)
+    rotate(parent, 1)
+
+
+def _calls_of_a_save(parent: Path) -> list[str]:
+    _save(parent, 1)
+    with _failing(None, 0) as seen:
+        _save_and_rotate(parent)
+    return seen
+
+
+def test_files_are_synced_before_the_manifest_and_all_before_the_rename(tmp_path: Path) -> None:
+    seen = _calls_of_a_save(tmp_path / "checkpoints")
+    order = [name for name in seen if name in ("mkdir", "fsync", "rename")]
+    # three files, the manifest, the folder; the rename; its parent; and only then the older one goes
+    assert order == ["mkdir", *["fsync"] * 5, "rename", "fsync", "rename"]
+    assert seen.count("write") >= 7
+    assert seen.index("rmdir") > max(i for i, name in enumerate(seen) if name == "fsync")
+
+
+@pytest.mark.parametrize(("number", "stays"), [(errno.EIO, False), (errno.ENOSPC, True), (errno.EDQUOT, True)])
+def test_whatever_call_fails_the_old_or_the_new_one_is_whole(tmp_path: Path, number: int, stays: bool) -> None:
+    count = len(_calls_of_a_save(tmp_path / "counted"))
+    assert count > 25
+    survived = set()
+    for at in range(count):
+        parent = tmp_path / f"{number}-{at}"
+        _save(parent, 1)
+        with _failing(at, number, stays=stays) as seen, pytest.raises(OSError, match=r"Errno \d") as caught:
+            _save_and_rotate(parent)
+        # when a close fails, the standard library's rmtree closes a second time
+        assert number in (caught.value.errno, getattr(caught.value.__context__, "errno", None))
+        assert len(seen) > at
+        whole, damaged = find_checkpoints(parent)
+        assert whole, f"call {at} ({seen[at]}) lost both"
+        assert not damaged
+        for found in whole:
+            assert _read(found) == {name: _content(found.step, name) for name in FILES}
+        survived.add(whole[0].step)
+        reap(parent)
+        assert all(name.startswith("step-") for name in _names(parent))
+        assert _save(parent, 3).manifest.sequence > whole[0].manifest.sequence
+    assert survived == {1, 2}
+
+
+def test_a_failed_save_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    _save(tmp_path, 1)
+
+    def write(files: CheckpointWriter) -> None:
+        with files.open("weights") as file:
+            file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
         commit(tmp_path, 2, write, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
-    assert (good / MANIFEST).read_bytes() == before
+    assert _names(tmp_path) == ["step-00000001"]
 
 
-def test_rotation_keeps_the_newest_by_sequence_and_the_best_by_loss(tmp_path: Path) -> None:
-    for step, loss in ((10, 0.9), (20, 0.2), (30, None), (5, 0.8), (6, 0.7)):
-        _save(tmp_path, step, loss)
-    rotate(tmp_path, 2, best=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006", "step-00000020"]
-    rotate(tmp_path, 1, best=False)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000006"]
+# Whatever happens to a file is noticed
+
+
+def _flip(file: Path, at: int, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1 << bit
+    file.write_bytes(data)
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """An edit by somebody who keeps the layout and does not know the rule for the last line."""
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _swap(first: Path, second: Path) -> None:
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+
+
+def _link(file: Path) -> None:
+    elsewhere = file.parent.parent / "elsewhere"
+    file.rename(elsewhere)
+    file.symlink_to(elsewhere)
+
+
+def _replace(file: Path, change: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(change(file.read_bytes()))
+
+
+HARM: Mapping[str, Callable[[Path], Any]] = {
+    **{f"{name} cut by a byte": lambda f, n=name: _replace(f / n, lambda b: b[:-1]) for name in (*FILES, MANIFEST)},
+    **{f"{name} emptied": lambda f, n=name: _replace(f / n, lambda _: b"") for name in (*FILES, MANIFEST)},
+    **{f"{name} longer": lambda f, n=name: _replace(f / n, lambda b: b + b"\n") for name in (*FILES, MANIFEST)},
+    **{f"{name} missing": lambda f, n=name: (f / n).unlink() for name in (*FILES, MANIFEST)},
+    **{
+        f"{name} with a page of zeros": lambda f, n=name: _replace(f / n, lambda b: b[:99] + b"\0" * 64 + b[163:])
+        for name in (*FILES, MANIFEST)
+    },
+    "a link in place of a file": lambda f: _link(f / "weights"),
+    "two files swapped": lambda f: _swap(f / "weights", f / "moments"),
+    "a file too many": lambda f: (f / "extra").write_bytes(b"x"),
+    "a folder too many": lambda f: (f / "extra").mkdir(),
+    "another step in the manifest": lambda f: _edit(f, lambda c: c.update(step=8)),
+    "another sequence in the manifest": lambda f: _edit(f, lambda c: c.update(sequence=99)),
+    "another fact in the manifest": lambda f: _edit(f, lambda c: c.update(recipe_sha256="def")),
+    "a file taken out of the manifest": lambda f: (
+        _edit(f, lambda c: c["files"].pop("moments")),
+        (f / "moments").unlink(),
+    ),
+    "a manifest that is no object": lambda f: (f / MANIFEST).write_text("[]\n", encoding="utf-8"),
+    "a manifest of something else": lambda f: (f / MANIFEST).write_text('{"step": 1}\n', encoding="utf-8"),
+    "a manifest that is too deep": lambda f: (f / MANIFEST).write_text("[" * 100_000, encoding="utf-8"),
+    "the folder of another step": lambda f: f.rename(f.with_name("step-00000009")),
+}
+
+
+def _is_damaged(parent: Path) -> bool:
+    whole, damaged = find_checkpoints(parent)
+    if damaged:
+        assert not whole
+        return True
+    try:
+        for found in whole:
+            _read(found)
+    except DamagedCheckpointError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_harm_is_noticed(tmp_path: Path, harm: str) -> None:
+    folder = _save(tmp_path / "checkpoints", 7).folder
+    assert not _is_damaged(tmp_path / "checkpoints")
+    HARM[harm](folder)
+    assert _is_damaged(tmp_path / "checkpoints")
+
+
+def test_a_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    saved = _save(tmp_path / "checkpoints", 7)
+    for name in FILES:
+        whole = (saved.folder / name).read_bytes()
+        for at in range(0, len(whole), 997):
+            _flip(saved.folder / name, at, at % 8)
+            assert _is_damaged(tmp_path / "checkpoints"), f"bit {at % 8} of byte {at} of {name}"
+        (saved.folder / name).write_bytes(whole)
+    assert not _is_damaged(tmp_path / "checkpoints")
+    manifest = saved.manifest.as_bytes()
+    for at in range(8 * len(manifest)):
+        changed = bytearray(manifest)
+        changed[at // 8] ^= 1 << at % 8
+        with pytest.raises(ValueError, match=r"manifest|written|JSON|utf-8|Expecting|Invalid|Extra|Unterminated|line"):
+            Manifest.from_bytes(bytes(changed))
+
+
+def test_a_file_that_makes_its_reader_stumble_is_called_damaged_and_not_a_bug(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 7)
+    _replace(saved.folder / "weights", lambda b: b"\xff" + b[1:])
+    with pytest.raises(DamagedCheckpointError, match="weights holds other bytes"), saved.open("weights"):
+        raise KeyError("what a parser says of nonsense")
+    with pytest.raises(KeyError), saved.open("moments"):
+        raise KeyError("a bug is not the file's fault")
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    saved = _save(tmp_path, 7)
+    assert Manifest.from_bytes(saved.manifest.as_bytes()) == saved.manifest
+    shutil.rmtree(saved.folder)
+    assert find_checkpoints(tmp_path) == ([], [])
+    assert checkpoint.find_checkpoints(tmp_path / "nowhere") == ([], [])

@@ -68,11 +68,17 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs:
     assert evals[-1]["accuracy"] == 1.0
 
     receipt = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    account = receipt["data"]["train"]
-    assert receipt["status"] == "done"
-    assert account["records_read"] == 40
-    used = account["trained"] + account["held_out"] + account["not_reached"] + account["refused"]
-    assert used + sum(account["dropped"].values()) == 40
+    assert (receipt["status"], receipt["step"]) == ("done", len(metrics))
+    account = receipt["data"]["train"]["records"]
+    assert account == {
+        "read": 40,
+        "repeated": 0,
+        "trained": 40 - evals[0]["pairs"],
+        "held_out": evals[0]["pairs"],
+        "not_reached": 0,
+        "refused": 0,
+        "dropped": {},
+    }
     assert receipt["outcome"]["after"]["accuracy"]["value"] == 1.0
     assert receipt["outcome"]["difference"]["test"] in ("mcnemar-exact", "sign-flip-by-prompt")
     assert compose(str(run / "recipe.yaml")).recipe.train.learning_rate == 1e-3
@@ -227,9 +233,9 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
     problem: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from simpo_cli.train import run
+    from simpo_cli.train import build
 
-    monkeypatch.setattr(run, "load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(build, "load_model", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=problem) as caught:
         _train(tmp_path, tiny_folder, prefs, memory, *more)
     assert caught.value.exit_code == ExitCode.USAGE

@@ -1,6 +1,8 @@
 """The run folder: refusals, the lock, and files that are whole."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,9 @@ def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     other = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(other, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT, done.stderr
-    assert "another process" in done.stdout
+    assert (
+        f"another process is training in {tmp_path / 'run'}: pid {os.getpid()} on {socket.gethostname()}" in done.stdout
+    )
     folder.close()
     assert subprocess.run(other, capture_output=True, check=False).returncode == 0
 
@@ -50,7 +54,7 @@ def test_writing_a_document_leaves_nothing_behind(tmp_path: Path) -> None:
     folder.close()
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == {"a": 2}
     assert (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
-    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "metrics.jsonl", ".lock"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "metrics.jsonl", ".lock", ".owner"}
 
 
 def test_a_number_that_is_not_finite_never_reaches_a_file(tmp_path: Path) -> None:
@@ -69,10 +73,36 @@ def test_a_full_disk_is_seen_before_training(tmp_path: Path, monkeypatch: pytest
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
+def test_a_log_is_cut_back_to_whole_lines(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    for step in (1, 2, 3):
+        folder.append("metrics.jsonl", {"step": step, "text": "a\u2028b"})
+    assert folder.lines["metrics.jsonl"] == 3
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"step": 4, "te')
+    assert [row["step"] for row in folder.cut_back("metrics.jsonl", 4)] == [1, 2, 3]
+    assert [row["step"] for row in folder.cut_back("metrics.jsonl", 2)] == [1, 2]
+    folder.append("metrics.jsonl", {"step": 3})
+    folder.close()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["step"] for line in lines[:-1]] == [1, 2, 3]
+
+
+def test_what_a_process_leaves_that_dies_before_its_run_begins_is_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder.create(path).close()
+    (path / ".recipe.yaml.999999").write_text("name:", encoding="utf-8")
+    RunFolder.create(path).close()
+    assert not (path / ".recipe.yaml.999999").exists()
+    (path / ".git").mkdir()
+    with pytest.raises(UserError, match="not a run"):
+        RunFolder.create(path)
+
+
 def test_a_folder_is_in_use_while_it_is_open(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert not is_in_use(run)
-    folder = RunFolder.create(run, fresh=False)
+    folder = RunFolder.create(run)
     assert is_in_use(run)
     folder.close()
     assert not is_in_use(run)

@@ -9,13 +9,18 @@ Templates that do more than append are met by these rules:
 - One that ignores `add_generation_prompt`: the header that it writes in front of an answer belongs to the prompt.
 - One that changes the answer, as those do that drop its reasoning: the answer stands behind the prompt as it is in the
   record, followed by what the template writes behind an answer. Such pairs are counted.
-- One whose generation prompt already opens the answer (`<think>`), which the rendering of a whole conversation does
-  not: the same, for answers that begin with this opening; others are refused.
+- One whose generation prompt already opens the answer (`<think>`): the opening belongs to the prompt. Where the whole
+  conversation's rendering lacks it, the answer stands behind the prompt as in the record, without the opening that the
+  prompt holds; an answer that does not begin with it is refused.
+- One that writes earlier turns otherwise once an answer follows, as Qwen3 and Harmony do where the assistant speaks
+  twice in a row: the prompt is what the model sees when it generates, and the response what the whole rendering holds
+  behind its last answer header. Such pairs are counted.
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
-from simpo_cli.data.encode.pairs import encode_pairs
+from simpo_cli.data.encode.ahead import encode_ahead
+from simpo_cli.data.encode.pairs import encode_pairs, in_batches
 from simpo_cli.data.encode.rendering import LONGEST_WORD
 from simpo_cli.data.encode.rules import EncodedPairs, prompt_key
 
-__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_pairs", "prompt_key"]
+__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_ahead", "encode_pairs", "in_batches", "prompt_key"]

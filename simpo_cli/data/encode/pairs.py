@@ -1,7 +1,6 @@
 """Pairs as text to pairs as tokens, in batches: rendered, tokenized, then ended, cut and judged."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from simpo_cli.data.encode.rendering import Texts, num_characters, render
 from simpo_cli.data.encode.rules import EncodedPairs, Rules, refusal
@@ -37,7 +36,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
     ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
     rules = Rules(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
     result = EncodedPairs()
-    for batch in batches(pairs, _BATCH, weigh=num_characters, weight=_BATCH_CHARACTERS):
+    for batch in in_batches(pairs):
         rendered: list[tuple[PreferencePair, Texts]] = []
         for pair in batch:
             try:
@@ -55,15 +54,15 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
     return result
 
 
-def batches(
-    items: Sequence[Any], size: int, *, weigh: Callable[[Any], int] = lambda _: 0, weight: int = 1
-) -> Iterator[Sequence[Any]]:
-    """Consecutive slices of at most `size` items, each ended early by the item that brings it to the `weight`."""
-    start = held = 0
-    for end, item in enumerate(items, start=1):
-        held += weigh(item)
-        if end - start == size or held >= weight:
-            yield items[start:end]
-            start, held = end, 0
-    if start < len(items):
-        yield items[start:]
+def in_batches(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]]:
+    """Consecutive pairs, as many together as are tokenized together."""
+    batch: list[PreferencePair] = []
+    held = 0
+    for pair in pairs:
+        batch.append(pair)
+        held += num_characters(pair)
+        if len(batch) == _BATCH or held >= _BATCH_CHARACTERS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

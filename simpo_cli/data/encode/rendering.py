@@ -16,7 +16,10 @@ LONGEST_WORD = 1_000_000
 """Characters without white space, or of white space, that a text may hold in a row. A longer run is no text, and
 tokenizers take long for it, or all memory."""
 
+AS_WRITTEN = "answer not as the template writes it"
+HISTORY_CHANGED = "turns that the template writes otherwise once they are answered"
 _STAND_IN = "qZ7kqx"  # a made-up answer
+_LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
 _RUNS = re.compile(r"\S+|\s+")
 
 
@@ -28,14 +31,14 @@ class Texts:
         prompt: what is not scored.
         responses: what stands behind it, chosen and rejected.
         way: how special tokens in it are read.
-        as_written: whether the template was not asked how it would write the answers.
+        rules: the rules by which the answers continue the prompt, where the whole rendering does not say so itself.
         tools_left_out: whether the pair has definitions of tools that the template does not read.
     """
 
     prompt: str
     responses: tuple[str, str]
     way: Way
-    as_written: bool = False
+    rules: frozenset[str] = frozenset()
     tools_left_out: bool = False
 
 
@@ -93,9 +96,7 @@ def _render_chat(pair: PreferencePair, contents: Sequence[str], rules: Rules) ->
         )
         answers = keep(pair.chosen), keep(pair.rejected)
         prompt = talk.prompt()
-        (chosen, chosen_as_written), (rejected, rejected_as_written) = (
-            talk.response(prompt, answer) for answer in answers
-        )
+        (chosen, chosen_rule), (rejected, rejected_rule) = (talk.response(prompt, answer) for answer in answers)
         talk.require_turns_kept(prompt)
     except TemplateError as error:
         raise RecordError(
@@ -105,7 +106,7 @@ def _render_chat(pair: PreferencePair, contents: Sequence[str], rules: Rules) ->
     except EncodingError as error:
         raise RecordError(f"the text {error}", SKIP) from error
     way: Way = "masked" if masked else "parsed"
-    return Texts(prompt, (chosen, rejected), way, chosen_as_written or rejected_as_written, untold)
+    return Texts(prompt, (chosen, rejected), way, frozenset(filter(None, (chosen_rule, rejected_rule))), untold)
 
 
 def _roles(prompt: tuple[Message, ...] | str) -> list[str]:
@@ -124,33 +125,44 @@ class _Talk:
         """The conversation with the header of the answer."""
         return self._render(self.turns, generation_prompt=True) + self.rules.marks.opening
 
-    def response(self, prompt: str, answer: str) -> tuple[str, bool]:
-        """What stands behind the prompt, and whether the template was not asked how it would write it.
+    def response(self, prompt: str, answer: str) -> tuple[str, str]:
+        """What stands behind the prompt, and the rule that says so where the rendering alone does not.
 
         Raises:
             RecordError: no rule says how the answer continues the prompt.
         """
         whole = self._render((*self.turns, Message("assistant", answer)))
-        if whole.startswith(prompt) and _holds(whole[len(prompt) :], answer):
-            return whole[len(prompt) :], False
+        unsaid = _unsaid(prompt, answer)
+        if whole.startswith(prompt) and _holds(whole[len(prompt) :], unsaid):
+            return whole[len(prompt) :], ""
         before, found, behind = self._render((*self.turns, Message("assistant", _STAND_IN))).rpartition(_STAND_IN)
-        if found and whole.startswith(prompt):
+        if found and whole.startswith(prompt) and unsaid == answer:
             space = before[len(prompt) :]
-            return (space if not space.strip() else "") + answer + behind, True
+            return (space if not space.strip() else "") + answer + behind, AS_WRITTEN
         opening = prompt[len(before) :] if prompt.startswith(before) else ""
         word = opening.strip()
         if found and word:
             if answer.startswith(word):
-                return answer[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, True
+                return answer[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, AS_WRITTEN
             raise RecordError(
                 f"the generation prompt ends with {opening!r}, and this answer does not begin with it",
                 "Give answers with their reasoning, or a template without it with data.chat_template or "
                 "data.chat_template_kwargs.",
             )
+        start = self._answer_start(prompt, before) if found else 0
+        if start and whole.startswith(before[:start]) and _holds(whole[start:], unsaid):
+            return whole[start:], HISTORY_CHANGED
         raise RecordError(
             "the chat template renders the conversation differently once the response is there",
             "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
         )
+
+    def _answer_start(self, prompt: str, before: str) -> int:
+        """Where, of a rendering up to its answer, the generation prompt ends; 0 where it is not there."""
+        question = self._render(self.turns)
+        header = prompt[len(question) :] if prompt.startswith(question) else ""
+        place = before.rfind(header) if header.strip() else -1
+        return place + len(header) if place >= 0 else 0
 
     def require_turns_kept(self, prompt: str) -> None:
         """A template that knows no tool or system role may drop the turn without a word; nobody would see it.
@@ -177,6 +189,14 @@ class _Talk:
             tools=self.tools,
             template_kwargs=self.rules.data.chat_template_kwargs,
         )
+
+
+def _unsaid(prompt: str, answer: str) -> str:
+    """What of an answer the prompt does not hold already: a generation prompt may end with its `<think>`."""
+    said = prompt.rstrip()
+    most = min(len(said), len(answer), _LONGEST_OPENING)
+    length = next((n for n in range(most, 0, -1) if said.endswith(answer[:n])), 0)
+    return answer[length:]
 
 
 def _holds(rendered: str, answer: str) -> bool:

@@ -21,9 +21,10 @@ class EncodedPairs:
         pairs: those that can be trained on or scored, in their order.
         dropped: pairs without signal, by reason.
         bad: pairs that the template or the rules refuse, each with the reason.
-        counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `tokenized apart`,
-            `no end token`, `second BOS left out`, `special token kept as text`, `answer not as the template writes it`,
-            and `tools unknown to the template`: it has no place for their definitions, in training as later in use.
+        counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `response of one
+            token`, `tokenized apart`, `no end token`, `second BOS left out`, `special token kept as text`, `answer not
+            as the template writes it`, `turns that the template writes otherwise once they are answered`, and `tools
+            unknown to the template`: it has no place for their definitions, in training as later in use.
         places: where the pairs of each reason in `dropped` and each property in `counts` come from.
     """
 

@@ -30,6 +30,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
     chosen, rejected = (_ended(response, rules) for response in ids.responses)
     num_prompt = len(prompt)
     prompt = _cut_prompt(prompt, data.max_prompt_length, tokenizer.bos_id)
+    assert tokenizer.bos_id is None or prompt[:2] != [tokenizer.bos_id] * 2
     room = data.max_length - len(prompt)
     if data.overlong != "truncate" and (len(prompt) < num_prompt or max(len(chosen.ids), len(rejected.ids)) > room):
         if data.overlong == "error":
@@ -66,11 +67,12 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         ("prompt cut", encoded.prompt_cut),
         ("chosen cut", encoded.chosen_cut),
         ("rejected cut", encoded.rejected_cut),
+        ("response of one token", chosen_cut.num_without_end == 1 or rejected_cut.num_without_end == 1),
         ("tokenized apart", ids.apart),
         ("no end token", not (chosen.has_end and rejected.has_end)),
         ("second BOS left out", mended),
         ("special token kept as text", texts.way != "parsed"),
-        ("answer not as the template writes it", texts.as_written),
+        *((rule, True) for rule in texts.rules),
         ("tools unknown to the template", texts.tools_left_out),
     ):
         if holds:
@@ -84,6 +86,11 @@ class _Response:
 
     ids: list[int]
     has_end: bool
+
+    @property
+    def num_without_end(self) -> int:
+        """Tokens, the end token not counted."""
+        return len(self.ids) - self.has_end
 
     def cut(self, room: int) -> "_Response":
         """The first `room` tokens; one that is cut has no end token. Itself where it fits."""
@@ -102,17 +109,20 @@ def _ended(ids: list[int], rules: Rules) -> _Response:
 
 
 def _cut_prompt(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
-    """The last `most` tokens, with the BOS kept in front."""
+    """The last `most` tokens, with the BOS kept in front, once."""
     if len(prompt) <= most:
         return prompt
     if bos_id is not None and prompt[0] == bos_id:
-        return [bos_id, *prompt[len(prompt) - most + 1 :]]
+        kept = prompt[len(prompt) - most + 1 :]
+        while kept[:1] == [bos_id]:  # in ChatML the BOS opens every turn, and the cut may come right before one
+            kept = kept[1:]
+        return [bos_id, *kept]
     return prompt[len(prompt) - most :]
 
 
 def _no_signal(chosen: _Response, rejected: _Response, fewest: int) -> str | None:
     """Why a pair cannot teach, or None."""
-    shortest = min(len(response.ids) - response.has_end for response in (chosen, rejected))
+    shortest = min(chosen.num_without_end, rejected.num_without_end)
     if shortest == 0:
         return "response without tokens"
     if shortest < fewest:

@@ -9,6 +9,7 @@ from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
 from simpo_cli.data.formats.split import require_prompt, split_record, with_system
+from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
 
@@ -48,14 +49,18 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
     if tools is MISSING or tools is None or tools in ("", []):
         return None
     if isinstance(tools, list | dict):
-        return json.dumps(tools, ensure_ascii=False)
+        return json.dumps(tools, ensure_ascii=False, default=str)  # a table may hold dates
     if not isinstance(tools, str):
         raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
+    fix = "Tools are a list of JSON objects. " + SKIP
     try:
-        json.loads(tools)
-    except (ValueError, RecursionError):
-        fix = "Tools are a list of JSON objects. " + SKIP
+        value, end = parse_value(tools.strip())
+    except RecordError as error:
+        raise RecordError(f"{layout.tools}: {error.problem}", fix) from None
+    except json.JSONDecodeError:
         raise RecordError(f"{layout.tools}: the text is not JSON", fix) from None
+    if end != len(tools.strip()) or not isinstance(value, list | dict):
+        raise RecordError(f"{layout.tools}: the text is no list of tools", fix)
     return tools
 
 

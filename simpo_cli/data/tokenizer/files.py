@@ -167,8 +167,11 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
 
 def read_template(path: str) -> str:
     """The text of the file that data.chat_template names."""
+    file = Path(path).expanduser()
     try:
-        source = Path(path).expanduser().read_text(encoding="utf-8")
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(path)
+        source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"data.chat_template names {path}, which cannot be read: {type(error).__name__}.",

@@ -1,6 +1,7 @@
 """Text to ids and conversations to text, by a model's tokenizer and its chat template."""
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,7 @@ class TextTokenizer:
         self.special_tokens = dict(special_tokens)
         self.where = where
         self.template_source = templates.get("default", "")
+        self._sources = dict(templates)
         self._templates = {name: compile_template(source, template_where) for name, source in templates.items()}
         self._variables = {name: variables_of(self._templates[name], source) for name, source in templates.items()}
         self._marks: dict[str, TurnMarks] = {}
@@ -87,6 +89,18 @@ class TextTokenizer:
         """Ids that a template may write and a message may not: tokens with special=True, and those that mark turns."""
         marking = self.end_ids | (self.turn_marks().turn_ids if self.has_template else frozenset())
         return frozenset(i for i, token in self._added.items() if token.special or i in marking)
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all that its tokens depend on: vocabulary, added tokens, special parts, templates, end tokens."""
+        parts = (
+            self.sha256,
+            sorted((i, repr(token)) for i, token in self._added.items()),
+            sorted(self.special_tokens.items()),
+            sorted(self._sources.items()),
+            sorted(self.named_end_ids),
+        )
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
     @property
     def has_template(self) -> bool:

@@ -1,0 +1,150 @@
+"""`simpo inspect`: real pairs token by token, as training sees them, and how their log-probs become a loss."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simpo_cli.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.data.tokenized_view import PairView
+    from simpo_cli.data.tokenizer import TextTokenizer
+    from simpo_cli.evaluate.tokens import TokenScores
+    from simpo_cli.recipe import ComposedRecipe
+    from simpo_cli.recipe.schema import Recipe
+
+NUM_PAIRS = 3
+
+
+def inspect(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, the name of a shipped recipe, or a run folder.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+    ] = None,
+    num_pairs: Annotated[
+        int | None, typer.Option("-n", min=1, help=f"Show the first N pairs that training uses; {NUM_PAIRS} if absent.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pair", metavar="PAIR", help="Show this pair: its number, or its place, such as prefs.jsonl:17."
+        ),
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Show tokens only, and load no model.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show every token of long prompts and responses.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Show training pairs token by token: prompt, scored tokens, what is cut, log-probs, reward and loss.
+
+    The log-probs are those of the recipe's start model, of a run folder those of its saved model. Where the model's
+    weights are not on this machine, only the tokens are shown.
+    """
+    if pair and num_pairs is not None:
+        raise UserError("-n and --pair both say which pairs to show.", "Give one of them.")
+    composed = _composed(recipe, overrides or [])
+    try:
+        document = _inspected(recipe, composed.recipe, pair or [], num_pairs or NUM_PAIRS, no_model=no_model)
+    except UserError as error:
+        raise composed.located(error) from error
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from simpo_cli.report.console import out
+    from simpo_cli.report.inspect_view import print_inspection
+
+    print_inspection(out, document, full=full)
+
+
+def _composed(target: str, overrides: list[str]) -> "ComposedRecipe":
+    """The recipe; that of a run starts from the model that the run saved, if it has got so far."""
+    from simpo_cli.recipe import compose
+
+    run = Path(target)
+    if not (run / "run.json").is_file():
+        return compose(target, overrides)
+    saved = [f"model.path={run / 'model'}"] if (run / "model").is_dir() else []
+    return compose(str(run / "recipe.yaml"), [*saved, *overrides])
+
+
+def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no_model: bool) -> dict[str, Any]:
+    from simpo_cli.data.inputs import require_inputs
+    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
+    from simpo_cli.evaluate.inspection import inspection_document
+
+    require_inputs(recipe)
+    tokenizer = prepare_tokenizer(recipe)
+    require_end_token(tokenizer)
+    decision, views = _views(recipe, tokenizer, places, count)
+    said = _Said({}) if no_model else _asked(recipe, views)
+    return inspection_document(
+        name,
+        recipe,
+        tokenizer,
+        decision=decision,
+        views=views,
+        scores=[said.scores.get(view.number) for view in views],
+        packing=said.packing,
+        no_model=said.why_not,
+    )
+
+
+def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], count: int) -> "tuple[str, list[PairView]]":
+    """How the training pairs are understood, and those to show; nothing is read behind the last of them."""
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.data.sample import named_pairs
+    from simpo_cli.data.tokenized_view import view_pair
+
+    reader = PairReader(recipe.data.train, role="train", on_bad_record=recipe.data.on_bad_record, on_no_signal="keep")
+    views: list[PairView] = []
+    for number, pair in named_pairs(reader, places) if places else enumerate(reader, start=1):
+        view = view_pair(number, pair, tokenizer, recipe.data)
+        if places or view.encoded is not None:
+            views.append(view)
+        if not places and len(views) == count:
+            break
+    if not views:
+        raise UserError("no training pair is left to show.", "simpo stats says what becomes of the pairs.")
+    layout = reader.layout
+    return "" if layout is None else f"{layout.described()}, response = {layout.response}", views
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the model says of pairs, by their numbers; or why it was not asked."""
+
+    scores: "dict[int, TokenScores]"
+    packing: str | None = None
+    why_not: str | None = None
+
+
+def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
+    """Ask the model, if its weights are here and fit."""
+    from simpo_cli.cli.quiet import quiet_libraries
+
+    encoded = {view.number: view.encoded for view in views if view.encoded is not None}
+    if not encoded:
+        return _Said({})
+    quiet_libraries()
+    from simpo_cli.evaluate.opening import open_model
+    from simpo_cli.evaluate.tokens import score_tokens
+    from simpo_cli.model.fit import require_lengths
+    from simpo_cli.model.load import find_model
+
+    try:
+        source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
+    except UserError as error:
+        return _Said({}, why_not=error.problem)
+    require_lengths(recipe, source)
+    try:
+        opened = open_model(recipe, source, list(encoded.values()))
+    except UserError as error:
+        if error.exit_code != ExitCode.ENVIRONMENT:
+            raise
+        return _Said({}, why_not=error.problem)  # it does not fit in memory
+    scores = score_tokens(opened, list(encoded.values()), recipe.loss)
+    return _Said(dict(zip(encoded, scores, strict=True)), packing=str(opened.check))

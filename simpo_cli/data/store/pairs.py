@@ -1,0 +1,182 @@
+"""Encoded pairs as two files, and as a sequence that reads a pair when it is asked for.
+
+`pairs.bin` holds for each pair its tokens (prompt, chosen, rejected, int32) and behind them its place as UTF-8;
+`rows.bin` holds what is asked of all pairs at once, 40 bytes each. Tokens are read by position and not mapped into
+memory: pages of a mapping count as memory of this process, and a mapped file that is cut short ends it.
+"""
+
+import hashlib
+import operator
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simpo_cli.data.pair import EncodedPair
+
+TOKENS, ROWS = "pairs.bin", "rows.bin"
+
+ROW = np.dtype(
+    [
+        ("start", "<i8"),  # offset of the pair's tokens, bytes
+        ("prompt_key", "<u8"),
+        ("prompt", "<i4"),  # numbers of tokens
+        ("chosen", "<i4"),
+        ("rejected", "<i4"),
+        ("place", "<i4"),  # bytes of the place
+        ("highest_id", "<i4"),
+        ("cut", "u1"),  # bits: prompt, chosen, rejected
+        ("file", "u1"),  # which of the files in hand holds the pair; 0 on disk
+    ],
+    align=True,
+)
+_INT32 = np.dtype("<i4")
+
+Rows = NDArray[Any]  # of ROW
+Lengths = NDArray[np.int64]
+
+
+class PairWriter:
+    """Writes pairs into a folder, batch by batch.
+
+    Attributes:
+        num_pairs: written so far.
+        content: digest of the tokens in their order, so far; places are left aside.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokens = (folder / TOKENS).open("xb")
+        self._rows = (folder / ROWS).open("xb")
+        self._end = 0
+        self.content = hashlib.sha256()
+        self.num_pairs = 0
+
+    def add(self, pairs: Sequence[EncodedPair]) -> None:
+        """Append pairs."""
+        rows = np.zeros(len(pairs), dtype=ROW)
+        for i, pair in enumerate(pairs):
+            ids = np.concatenate((pair.prompt, pair.chosen, pair.rejected)).astype(_INT32, copy=False)
+            tokens, place = ids.tobytes(), pair.where.encode("utf-8", "surrogatepass")
+            counts = len(pair.prompt), len(pair.chosen), len(pair.rejected)
+            cut = pair.prompt_cut | pair.chosen_cut << 1 | pair.rejected_cut << 2
+            rows[i] = (self._end, int(pair.prompt_key, 16), *counts, len(place), int(ids.max()), cut, 0)
+            self._tokens.write(tokens)
+            self._tokens.write(place)
+            self.content.update(np.array(counts, dtype=_INT32).tobytes())
+            self.content.update(tokens)
+            self._end += len(tokens) + len(place)
+        self._rows.write(rows.tobytes())
+        self.num_pairs += len(pairs)
+
+    def close(self) -> None:
+        """Write what is left, and let go of the files."""
+        self._tokens.close()
+        self._rows.close()
+
+
+class _TokenFile:
+    """An open pairs.bin; it stays readable when its name is gone, and is closed with the last sequence that uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def read(self, start: int, size: int) -> bytes:
+        data = os.pread(self.descriptor, size, start)
+        if len(data) != size:
+            raise OSError(f"{TOKENS} is shorter than it was")
+        return data
+
+
+class StoredPairs(Sequence[EncodedPair]):
+    """Pairs in files, made into objects one at a time; a slice or a selection shares the files.
+
+    Attributes:
+        rows: (n,) of ROW, in the order of the pairs.
+    """
+
+    def __init__(self, files: Sequence[_TokenFile], rows: Rows) -> None:
+        self._files = tuple(files)
+        self.rows = rows
+
+    @classmethod
+    def open(cls, folder: Path) -> "StoredPairs":
+        """The pairs that a `PairWriter` has written."""
+        return cls([_TokenFile(folder / TOKENS)], np.fromfile(folder / ROWS, dtype=ROW))
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the first file, for a lock that lasts as long as the pairs are in use."""
+        return self._files[0].descriptor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> EncodedPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "StoredPairs": ...
+    def __getitem__(self, index: int | slice) -> "EncodedPair | StoredPairs":
+        if isinstance(index, slice):
+            return StoredPairs(self._files, self.rows[index])
+        return self._pair(self.rows[operator.index(index)])
+
+    def __iter__(self) -> Iterator[EncodedPair]:
+        return map(self._pair, self.rows)
+
+    def _pair(self, row: Any) -> EncodedPair:
+        start, key, prompt, chosen, rejected, place, _, cut, file = row.item()
+        num_ids = prompt + chosen + rejected
+        data = self._files[file].read(start, num_ids * _INT32.itemsize + place)
+        ids = np.frombuffer(data, dtype=_INT32, count=num_ids)
+        return EncodedPair(
+            prompt=ids[:prompt],
+            chosen=ids[prompt : prompt + chosen],
+            rejected=ids[prompt + chosen :],
+            prompt_key=f"{key:016x}",
+            where=data[num_ids * _INT32.itemsize :].decode("utf-8", "surrogatepass"),
+            prompt_cut=bool(cut & 1),
+            chosen_cut=bool(cut & 2),
+            rejected_cut=bool(cut & 4),
+        )
+
+    def select(self, positions: NDArray[np.int64]) -> "StoredPairs":
+        """The pairs at these positions, in their order; a position may occur more than once."""
+        return StoredPairs(self._files, self.rows[positions])
+
+    def __add__(self, other: "StoredPairs") -> "StoredPairs":
+        """These pairs, then the others."""
+        rows = np.concatenate((self.rows, other.rows))
+        rows["file"][len(self) :] += len(self._files)
+        return StoredPairs((*self._files, *other._files), rows)
+
+
+def lengths_of(pairs: Sequence[EncodedPair]) -> Lengths:
+    """(n, 3) tokens of prompt, chosen and rejected; of stored pairs without reading any."""
+    if isinstance(pairs, StoredPairs):
+        return np.stack([pairs.rows[part].astype(np.int64) for part in ("prompt", "chosen", "rejected")], axis=1)
+    counts = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    return np.array(counts, dtype=np.int64).reshape(-1, 3)
+
+
+def prompt_keys_of(pairs: Sequence[EncodedPair]) -> NDArray[Any]:
+    """(n,) a hash of each pair's prompt: equal where the prompts are, and in the order of `EncodedPair.prompt_key`.
+
+    Those of stored pairs are uint64, without reading any pair; others are text.
+    """
+    if isinstance(pairs, StoredPairs):
+        keys: NDArray[Any] = pairs.rows["prompt_key"]
+        return keys
+    return np.array([pair.prompt_key for pair in pairs], dtype=np.str_)
+
+
+def highest_ids_of(pairs: Sequence[EncodedPair]) -> NDArray[np.int64]:
+    """(n,) the highest token id of each pair."""
+    if isinstance(pairs, StoredPairs):
+        return pairs.rows["highest_id"].astype(np.int64)
+    parts = ((pair.prompt, pair.chosen, pair.rejected) for pair in pairs)
+    return np.array([max(int(part.max()) for part in three if len(part)) for three in parts], dtype=np.int64)

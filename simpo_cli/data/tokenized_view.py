@@ -1,0 +1,141 @@
+"""A pair as training sees it, token by token, with what the cut took away and why a pair may be left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from simpo_cli.data.encode import EncodedPairs, encode_pairs
+from simpo_cli.data.load import stopped_by
+from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.data.tokenizer.pieces import token_pieces
+from simpo_cli.recipe.schema import DataRecipe
+
+_NO_LIMIT = 2**31 - 1
+_CONTEXT = 8  # tokens of the prompt that say how the first one behind it reads
+_SHOWN_OTHERWISE = ("prompt cut", "chosen cut", "rejected cut", "no end token")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """One part of a pair.
+
+    Attributes:
+        ids: (n,) its tokens.
+        pieces: (n,) the text of each where it stands.
+        num_cut: tokens that the length limits took away: the first ones of a prompt, the last ones of a response.
+        end: the end token's text where the part ends with it; empty for prompts.
+    """
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    num_cut: int
+    end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PairView:
+    """One pair.
+
+    Attributes:
+        number: its place among the pairs that were read, 1 for the first.
+        pair: as the record holds it.
+        encoded: as the model sees it; None where training leaves it out.
+        left_out: why it does, such as `responses identical after the cut`; empty where it is trained on.
+        bos: the text of the BOS token in front; empty without one.
+        prompt, chosen, rejected: the tokens; None where there are none to show.
+        remarks: what the encoder counts of it, such as `tokenized apart`.
+    """
+
+    number: int
+    pair: PreferencePair
+    encoded: EncodedPair | None
+    left_out: str = ""
+    bos: str = ""
+    prompt: TokenView | None = None
+    chosen: TokenView | None = None
+    rejected: TokenView | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> PairView:
+    """Encode one pair as training does and keep what the encoder says of it.
+
+    Args:
+        number: the pair's number, to be shown.
+        pair: as the record holds it.
+        tokenizer: the model's tokenizer with the template that the recipe chose.
+        data: lengths, template variables and rules. A pair without signal, or over the limits, is shown as left out
+            also where training would stop at it.
+
+    Raises:
+        UserError: the template or the rules refuse the pair, and the recipe stops at such records.
+    """
+    encoded = _encode(pair, tokenizer, data)
+    if encoded.bad:
+        if data.on_bad_record == "error":
+            raise stopped_by(encoded.bad)
+        return PairView(number, pair, None, encoded.bad[0].problem)
+    whole = _encode(pair, tokenizer, replace(data, max_length=_NO_LIMIT, max_prompt_length=_NO_LIMIT - 1))
+    shown = next(iter([*encoded.pairs, *whole.pairs]), None)
+    uncut = next(iter(whole.pairs), shown)
+    reason = next(iter(encoded.dropped), "")
+    if shown is None or uncut is None:  # empty without any limit
+        return PairView(number, pair, None, reason)
+    ends = end_ids(tokenizer, data)
+    before = shown.prompt.tolist()
+    return PairView(
+        number=number,
+        pair=pair,
+        encoded=None if reason else shown,
+        left_out=reason,
+        bos=_named(tokenizer, before[0]) if tokenizer.bos_id is not None and before[0] == tokenizer.bos_id else "",
+        prompt=_part(tokenizer, before, [], len(uncut.prompt)),
+        chosen=_part(tokenizer, shown.chosen.tolist(), before, len(uncut.chosen), ends),
+        rejected=_part(tokenizer, shown.rejected.tolist(), before, len(uncut.rejected), ends),
+        remarks=tuple(sorted(what for what in encoded.counts if what not in _SHOWN_OTHERWISE)),
+    )
+
+
+def end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:
+    """Tokens that end an answer under the recipe's template variables."""
+    if not tokenizer.has_template:
+        return tokenizer.end_ids
+    of_template = tokenizer.turn_marks(data.chat_template_kwargs).end_id
+    return tokenizer.end_ids | ({of_template} if of_template is not None else set())
+
+
+def _encode(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
+    shown = replace(data, on_no_signal="drop", overlong="drop" if data.overlong == "error" else data.overlong)
+    return encode_pairs([pair], tokenizer, shown)
+
+
+def _part(
+    tokenizer: TextTokenizer, ids: list[int], before: list[int], length: int, ends: frozenset[int] = frozenset()
+) -> TokenView:
+    """The tokens `ids` behind those `before` them; `length` is what their number would be without limits."""
+    context = before[-_CONTEXT:]
+    pieces = token_pieces(tokenizer, [*context, *ids])[len(context) :]
+    num_cut = length - len(ids)
+    ended = ids[-1] in ends and not num_cut
+    return TokenView(tuple(ids), tuple(pieces), num_cut, _named(tokenizer, ids[-1]) if ended else "")
+
+
+def _named(tokenizer: TextTokenizer, token: int) -> str:
+    return tokenizer.decode([token])
+
+
+def tokens_in_words(tokenizer: TextTokenizer, data: DataRecipe) -> str:
+    """How texts become tokens, in words: by which template, with which BOS and ends."""
+    if tokenizer.has_template and not data.rendered:
+        how = f"by {data.chat_template}" if data.chat_template is not None else "by its chat template"
+    elif data.rendered:
+        how = "texts are rendered already (data.rendered)"
+    else:
+        how = "plain text, no template"
+    bos = "no BOS" if tokenizer.bos_id is None else f"BOS {_named(tokenizer, tokenizer.bos_id)}"
+    ends = _listed([_named(tokenizer, end) for end in sorted(end_ids(tokenizer, data))])
+    return f"{how} · {bos} · answers end with {ends or 'no token'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(names)

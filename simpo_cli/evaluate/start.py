@@ -1,0 +1,210 @@
+"""What a model says of training pairs before the first step, and what that means for the run: `simpo stats --model`.
+
+A run can only learn from pairs whose loss still has a gradient, and only what the labels mean. Both can be seen before
+any step is taken: where the margins lie, how many are past the target already, and whether the model prefers the
+rejected responses so clearly that the columns may be swapped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simpo_cli import statistics
+from simpo_cli.audit.findings import Finding, finding
+from simpo_cli.audit.lengths import histogram
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.inspection import objective_as_json
+from simpo_cli.evaluate.opening import open_model
+from simpo_cli.evaluate.score import PairScores
+from simpo_cli.evaluate.summary import EvalSummary, summarise
+from simpo_cli.model.fit import require_lengths
+from simpo_cli.model.load import find_model
+from simpo_cli.objective import terms_under
+from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
+from simpo_cli.statistics import Measured
+
+CLEARLY = 0.05
+"""How far below one half the whole interval of the accuracy lies before labels are said to look swapped.
+
+The same goes for the accuracy freed of length, where there are pairs enough to tell.
+"""
+LEAST_RATIO, MOST_RATIO = 0.1, 0.8
+"""gamma/beta in the authors' six set-ups: 0.1 (Mistral Instruct) to 0.8 (Mistral base)."""
+WANTED_BELOW = 0.75
+"""Share of pairs below the target at the start that the suggestion aims at."""
+_RATIO_STEP = 0.05
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A value of gamma/beta to begin a search with.
+
+    Attributes:
+        gamma_beta_ratio: the value.
+        wanted: the quantile of the differences that it was taken from, in nats per token, before it was rounded and
+            kept within the authors' range.
+        below: share of pairs whose difference is not past it.
+    """
+
+    gamma_beta_ratio: float
+    wanted: float
+    below: Measured
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model on training pairs at step 0.
+
+    Attributes:
+        model: its name.
+        of_pairs: pairs that there are, of which some were scored.
+        max_length: tokens that prompt and response were cut to.
+        loss: the objective.
+        summary: what `simpo eval` would say of these pairs.
+        differences: (P,) m(chosen) - m(rejected), nats per token; the margin is beta times it.
+        gradient_weight: mean over pairs of how hard a pair pulls (see `gradient_weights`).
+        suggestion: a gamma/beta for these pairs.
+    """
+
+    model: str
+    of_pairs: int
+    max_length: int
+    loss: LossRecipe
+    summary: EvalSummary
+    differences: NDArray[np.float64]
+    gradient_weight: Measured
+    suggestion: Suggestion
+
+    def as_json(self) -> dict[str, Any]:
+        """The key `model` of the document of `simpo stats`."""
+        summary, margins = self.summary, self.loss.beta * self.differences
+        shape = margin_histogram(margins, self.loss.margin)
+        p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
+        return {
+            "model": self.model,
+            "pairs": summary.pairs,
+            "prompts": summary.prompts,
+            "of_pairs": self.of_pairs,
+            "max_length": self.max_length,
+            "objective": objective_as_json(self.loss),
+            "accuracy": summary.accuracy.as_json(),
+            "ties": summary.ties,
+            "margin": {**summary.margin.as_json(), "p5": p5, "median": median, "p95": p95, "histogram": shape},
+            "target_reached": summary.target_reached.as_json(),
+            "loss": summary.loss.as_json(),
+            "gradient_weight": self.gradient_weight.as_json(),
+            "logps/chosen": summary.logps_chosen.as_json(),
+            "logps/rejected": summary.logps_rejected.as_json(),
+            "suggestion": {
+                "gamma_beta_ratio": self.suggestion.gamma_beta_ratio,
+                "gamma": self.suggestion.gamma_beta_ratio * self.loss.beta,
+                "wanted_ratio": self.suggestion.wanted,
+                "below_target": self.suggestion.below.as_json(),
+            },
+        }
+
+    def findings(self) -> list[Finding]:
+        """What should be looked at before a run."""
+        accuracy, reached = self.summary.accuracy, self.summary.target_reached
+        found = []
+        # long responses are often likelier a token, so labels that prefer short ones may only look swapped
+        freed_of_length = self.summary.length["balanced"] or accuracy
+        if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
+            wrong = round((1 - accuracy.value) * accuracy.n)
+            detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
+            found.append(finding("LBL005", wrong, detail=detail))
+        if reached.low > 0.5:
+            past = round(reached.value * reached.n)
+            detail = f"{past:,} of {reached.n:,} scored pairs have a margin over gamma at step 0."
+            found.append(finding("MOD001", past, detail=detail))
+        return found
+
+
+def measure_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, *, of_pairs: int) -> Start:
+    """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
+
+    Args:
+        recipe: model, lengths and objective.
+        pairs: a sample of the training pairs, as text; what carries no signal is left out.
+        tokenizer: the model's tokenizer with the recipe's template.
+        of_pairs: pairs that there are.
+
+    Raises:
+        UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
+    """
+    source = find_model(recipe.model.path, recipe.model.revision)
+    require_lengths(recipe, source)
+    data = replace(recipe.data, on_bad_record="skip", on_no_signal="drop")
+    encoded = encode_pairs(pairs, tokenizer, data).pairs
+    if not encoded:
+        raise UserError("no pair is left to score.", "The findings say what becomes of the pairs.")
+    scores = open_model(recipe, source, encoded).score(encoded)
+    if not np.isfinite([scores.chosen, scores.rejected]).all():
+        raise UserError(
+            f"the log-probs of {recipe.model.path} are not finite.",
+            "Its weights are damaged, or hold numbers that train.precision: fp32 would keep.",
+            exit_code=ExitCode.NUMBERS,
+        )
+    weights = gradient_weights(scores, recipe.loss)
+    return Start(
+        model=recipe.model.path,
+        of_pairs=of_pairs,
+        max_length=recipe.data.max_length,
+        loss=recipe.loss,
+        summary=summarise(scores, recipe.loss),
+        differences=scores.chosen - scores.rejected,
+        gradient_weight=statistics.mean(weights, scores.prompt_keys),
+        suggestion=suggest(scores),
+    )
+
+
+def fitting_lengths(path: str) -> DataRecipe:
+    """The recipe's default lengths, or what the model knows where that is less, for a model without a recipe."""
+    defaults = DataRecipe(train="-")
+    longest = find_model(path).max_length
+    if longest is None or longest >= defaults.max_length:
+        return defaults
+    return replace(defaults, max_length=longest, max_prompt_length=longest * 7 // 8)
+
+
+def gradient_weights(scores: PairScores, loss: LossRecipe) -> NDArray[np.float64]:
+    """How hard each pair pulls: -d loss / d margin, (P,).
+
+    For the sigmoid loss this is sigmoid(-d): near 1 for a pair far from the target, 1/2 at it, near 0 far past it. The
+    gradient of a pair is beta times this times that of m(y_w) - m(y_l) (arXiv:2405.14734, section 2.4).
+    """
+    chosen, rejected = torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected).requires_grad_()
+    with torch.enable_grad():
+        [gradient] = torch.autograd.grad(terms_under(loss, chosen, rejected).losses.sum(), rejected)
+    weights: NDArray[np.float64] = gradient.numpy() / loss.beta
+    return weights
+
+
+def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, Any]:
+    """Counts of margins around 0; the range holds gamma and 99 % of the pairs, the outermost bins what lies beyond."""
+    reach = max(float(np.percentile(np.abs(margins), 99)), 1.25 * gamma) or 1.0
+    shape = histogram(margins, low=-reach, high=reach)
+    return {"hist": list(shape.hist), "bin_edges": list(shape.bin_edges)}
+
+
+def suggest(scores: PairScores) -> Suggestion:
+    """A gamma/beta to begin a search with, by where the pairs are at the start.
+
+    In nats per token the target of a pair is m(y_w) - m(y_l) > gamma/beta. A target that most pairs are past already
+    leaves them nothing to learn; one far beyond all of them asks for large moves of the log-probs. So the suggestion is
+    the 75 % quantile of the differences, in steps of 0.05, kept within the range that the authors used. No experiment
+    stands behind it: it is where to begin, and the authors found the best value by search.
+    """
+    differences = scores.chosen - scores.rejected
+    wanted = float(np.quantile(differences, WANTED_BELOW))
+    stepped = round(round(wanted / _RATIO_STEP) * _RATIO_STEP, 2)
+    ratio = min(max(stepped, LEAST_RATIO), MOST_RATIO)
+    below = statistics.proportion((differences <= ratio).astype(np.float64), scores.prompt_keys)
+    return Suggestion(ratio, wanted, below)

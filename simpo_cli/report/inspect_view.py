@@ -1,0 +1,189 @@
+"""What `simpo inspect` shows a person: how a pair becomes tokens, and how its log-probs become a loss."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from simpo_cli.report.console import Console
+from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.text import fixed, thousands
+from simpo_cli.report.token_text import SHADES, Extent, sign, token_lines
+
+LABEL_WIDTH = 10
+PROMPT = Extent(head=24, tail=48)  # how the prompt ends says most: the header of the answer is there
+RESPONSE = Extent(head=48, tail=24)
+NUM_LEAST_LIKELY = 5
+
+REMARKS = {
+    "answer not as the template writes it": "the template would change the answer: it stands as it is in the record",
+    "special token kept as text": "a special token that the text spells out is kept as text",
+    "second BOS left out": "template and tokenizer both put a BOS in front: one is left out",
+    "tokenized apart": "prompt and responses are tokenized apart, as in generation: a token would straddle them",
+    "tools unknown to the template": "the template has no place for the definitions of tools",
+}
+"""What the encoder counts, in a sentence."""
+
+
+def print_inspection(console: Console, document: Mapping[str, Any], *, full: bool = False) -> None:
+    """Print the document as text.
+
+    Args:
+        console: where to.
+        document: what `simpo inspect --json` prints.
+        full: show every token; else long prompts and responses are shortened in the middle.
+    """
+    _print_heading(console, document)
+    for pair in document["pairs"]:
+        console.print()
+        scored = document["model"] is not None and pair["left_out"] is None
+        _print_pair(console, pair, document["objective"], scored=scored, full=full)
+
+
+def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
+    tokenizer, objective = document["tokenizer"], document["objective"]
+    print_wrapped(console, Text(), document["recipe"], style="bold")
+    _line(console, "data", document["decision"])
+    limits = f"cut at {thousands(tokenizer['max_length'])} (prompts at {thousands(tokenizer['max_prompt_length'])})"
+    _line(console, "tokens", f"of {tokenizer['path']} · {tokenizer['used']} · {limits}")
+    _line(console, "reward", "r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out")
+    _line(console, "loss", _terms(objective))
+    if document["model"] is not None:
+        _line(console, "model", f"{document['model']['path']} · {document['model']['packing']}")
+        if console.color_system is not None:
+            legend = [(f"{name}  ", style) for _, style, name in SHADES]
+            console.print(Text.assemble((" " * LABEL_WIDTH), *legend, ("by the token's probability", "dim")))
+    elif document["no_model"]:
+        _line(console, "model", f"no log-probs: {document['no_model']}", style="yellow")
+
+
+def _terms(objective: Mapping[str, Any]) -> str:
+    """SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5), and the other terms where they are on."""
+    terms = [
+        f"SimPO, {objective['type']}",
+        f"beta {objective['beta']:g}",
+        f"gamma {objective['gamma']:g} (gamma/beta {objective['gamma_beta_ratio']:g})",
+    ]
+    if objective["label_smoothing"]:
+        terms.append(f"label smoothing {objective['label_smoothing']:g}")
+    if objective["sft_weight"]:
+        terms.append(f"SFT term {objective['sft_weight']:g}")
+    return " · ".join(terms)
+
+
+# One pair
+
+
+def _print_pair(
+    console: Console, pair: Mapping[str, Any], objective: Mapping[str, Any], *, scored: bool, full: bool
+) -> None:
+    print_wrapped(console, Text(), f"pair {thousands(pair['number'])} · {pair['where']}", style="bold")
+    if pair["left_out"] is not None:
+        _line(console, "left out", f"training does not use this pair: {pair['left_out']}", style="yellow")
+    for remark in pair["remarks"]:
+        _line(console, "note", REMARKS.get(remark, remark), style="yellow")
+    if pair["prompt"] is None:
+        return
+    _print_prompt(console, pair["prompt"], full=full)
+    for side in ("chosen", "rejected"):
+        _print_response(console, side, pair[side], full=full)
+        if scored:
+            _print_scores(console, pair[side], objective["beta"])
+    if scored:
+        _print_loss(console, pair, objective)
+
+
+def _print_prompt(console: Console, prompt: Mapping[str, Any], *, full: bool) -> None:
+    bos = f"begins with BOS {prompt['bos']}" if prompt["bos"] is not None else "no BOS in front"
+    cut = f" · the first {_tokens(prompt['num_cut'])} cut off" if prompt["num_cut"] else ""
+    _line(console, "prompt", f"{_tokens(prompt['num_tokens'])}, seen and not scored · {bos}{cut}")
+    _print_tokens(console, prompt, None if full else PROMPT, style="dim")
+
+
+def _print_response(console: Console, side: str, response: Mapping[str, Any], *, full: bool) -> None:
+    if response["num_cut"]:
+        end = f"the last {_tokens(response['num_cut'])} cut off, with the end token"
+    elif response["end"] is not None:
+        end = f"ends with {response['end']}"
+    else:
+        end = "NO END TOKEN: nothing teaches the model to stop"
+    _line(console, side, f"{_tokens(response['num_tokens'])} scored · {end}")
+    _print_tokens(console, response, None if full else RESPONSE)
+
+
+def _print_scores(console: Console, response: Mapping[str, Any], beta: float) -> None:
+    """From the log-probs of the tokens to the reward, and which tokens cost most."""
+    mean = _fixed(response["logp_mean"], 3)
+    _line(
+        console,
+        "",
+        f"sum of log-probs {_fixed(response['logp_sum'], 3)} / {_tokens(response['num_tokens'])} = m {mean} · "
+        f"reward {beta:g} × {mean} = {_fixed(response['reward'], 3)}",
+    )
+    likely = sorted(enumerate(response["tokens"], start=1), key=_logp)
+    least = [f"'{sign(token['text'])}' {_fixed(token['logp'], 2)} at {at}" for at, token in likely[:NUM_LEAST_LIKELY]]
+    print_wrapped(console, Text(" " * LABEL_WIDTH), f"least likely {' · '.join(least)}", style="dim")
+
+
+def _logp(numbered: tuple[int, Mapping[str, Any]]) -> float:
+    value = numbered[1]["logp"]
+    return -math.inf if value is None else value
+
+
+def _print_loss(console: Console, pair: Mapping[str, Any], objective: Mapping[str, Any]) -> None:
+    gamma = objective["gamma"]
+    margin = math.nan if pair["margin"] is None else pair["margin"]
+    chosen, rejected = (_fixed(pair[side]["reward"], 3) for side in ("chosen", "rejected"))
+    reached = "past the target" if pair["past_target"] else "not past the target"
+    _line(
+        console,
+        "margin",
+        f"r(chosen) - r(rejected) = {chosen} - {_in_brackets(rejected)} = {fixed(margin, 3)}: {reached}, "
+        f"gamma {fixed(gamma, 3)}",
+    )
+    _line(
+        console,
+        "loss",
+        f"d = margin - gamma = {fixed(margin - gamma, 3)} · {loss_in_words(objective)} = {_fixed(pair['loss'], 3)}",
+        style="bold",
+    )
+
+
+def _in_brackets(number: str) -> str:
+    return f"({number})" if number.startswith("-") else number
+
+
+def loss_in_words(objective: Mapping[str, Any]) -> str:
+    """The loss of a pair as a formula of d, with the terms that are on."""
+    smoothing, sft_weight = objective["label_smoothing"], objective["sft_weight"]
+    if objective["type"] == "hinge":
+        formula = "max(0, 1 - d)"
+    elif smoothing:
+        formula = f"{1 - smoothing:g} × -log sigmoid(d) + {smoothing:g} × -log sigmoid(-d)"
+    else:
+        formula = "-log sigmoid(d)"
+    return formula + (f" + {sft_weight:g} × -m(chosen)" if sft_weight else "")
+
+
+# Lines
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return "nan" if value is None else fixed(value, digits)  # JSON has no NaN
+
+
+def _tokens(count: int) -> str:
+    return f"{thousands(count)} token{'' if count == 1 else 's'}"
+
+
+def _line(console: Console, label: str, text: str, *, style: str = "") -> None:
+    print_wrapped(console, Text(label.ljust(LABEL_WIDTH), "dim"), text, style=style)
+
+
+def _print_tokens(
+    console: Console, part: Mapping[str, Any], extent: Extent | None, *, style: str | None = None
+) -> None:
+    width = max(8, console.width - LABEL_WIDTH)
+    for line in token_lines(part["tokens"], width, console.encoding, extent=extent, style=style):
+        console.print(Text.assemble(" " * LABEL_WIDTH, line), soft_wrap=True)

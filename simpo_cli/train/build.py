@@ -1,0 +1,101 @@
+"""From a settled run to one that can take its next step: weights, self-check, optimizer, and what was saved."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from simpo_cli.data.plan import tokens_of_each
+from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
+from simpo_cli.evaluate.score import PairScores, score_pairs
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.load import load_model
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.train.events import Observer
+from simpo_cli.train.identity import Change
+from simpo_cli.train.loop import Training
+from simpo_cli.train.resume import Past, Saved
+from simpo_cli.train.setting import Setting
+from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.stop import StopRequest
+
+_CHECKED_ON = {"torch", "transformers", "peft", "device"}  # with others the self-check is made again
+
+
+def build(
+    setting: Setting, observer: Observer, stop: StopRequest, past: Past, changes: Sequence[Change]
+) -> tuple[Training, SelfCheck, Saved | None]:
+    """Read the weights, check how pairs may go through them, make the optimizer, and load what was saved.
+
+    Args:
+        setting: the run.
+        observer: the terminal and the logs.
+        stop: the signals.
+        past: what was saved of the run, if it is gone on with.
+        changes: what is not as it was then.
+
+    Returns:
+        The training, the self-check's outcome, and the checkpoint that the training goes on from, if there is one.
+    """
+    recipe, accelerator, data = setting.recipe, setting.accelerator, setting.data
+    model = load_model(setting.source, setting.weights)
+    if recipe.model.lora is not None:
+        torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
+        model = add_adapters(model, recipe.model.lora)
+    policy = Policy(model).to(accelerator.device)
+    if recipe.model.gradient_checkpointing:
+        policy.recompute_activations()
+    is_another_run = any(change.kind == "identity" for change in changes)
+    if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
+        fullest = setting.plan.fullest_microbatch(data.train, setting.budget, setting.packing)
+        pairs = CheckPairs.of(data.scored, fullest)
+        check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs)
+        observer.note(str(check))
+    else:
+        check = SelfCheck.from_json(past.latest.progress.self_check)
+        policy.packing = check.packing
+    budget = setting.budget
+    if check.packing != setting.packing:  # rows take more of the budget than was planned for
+        budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
+    optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
+    start_moments(optimizer)
+    training = Training(
+        recipe=recipe,
+        plan=setting.plan,
+        train=data.train,
+        held_out=data.held_out,
+        policy=policy,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        budget=budget,
+        observer=observer,
+        stop=stop,
+    )
+    if past.latest is None:
+        return training, check, None
+    if is_another_run:  # what was said of other pairs, or by another start model, is of no use here
+        training.start_scores = score_pairs(policy, data.held_out, accelerator, budget) if data.held_out else None
+        training.answers_before = answer(policy, questions_of(setting), data.tokenizer, accelerator)
+    saved = past.load(policy, optimizer)
+    if not is_another_run:
+        training.start_scores = _scores_before(saved, setting)
+        training.answers_before = list(saved.progress.answers_before)
+    training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
+    return training, check, saved
+
+
+def questions_of(setting: Setting) -> list[Question]:
+    """What the model is asked before and after."""
+    data = setting.data
+    if setting.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
+        return builtin_questions(data.tokenizer)
+    return held_out_questions(data.held_out, data.texts)
+
+
+def _scores_before(saved: Saved, setting: Setting) -> PairScores | None:
+    """The start model's scores as they were saved."""
+    chosen, rejected, held_out = saved.progress.chosen_before, saved.progress.rejected_before, setting.data.held_out
+    if chosen is None or rejected is None:
+        return None
+    return PairScores.of(held_out, np.array(chosen), np.array(rejected))

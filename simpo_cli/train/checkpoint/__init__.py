@@ -1,0 +1,30 @@
+"""Checkpoints that are whole or absent. Knows files and manifests; what is in the files is the caller's; no torch."""
+
+from simpo_cli.train.checkpoint.commit import CheckpointWriter, HashedFile, commit, reap, rotate, sync
+from simpo_cli.train.checkpoint.manifest import (
+    MANIFEST,
+    Checkpoint,
+    DamagedCheckpointError,
+    FileFacts,
+    HashedReader,
+    Manifest,
+    find_checkpoints,
+    open_checkpoint,
+)
+
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "CheckpointWriter",
+    "DamagedCheckpointError",
+    "FileFacts",
+    "HashedFile",
+    "HashedReader",
+    "Manifest",
+    "commit",
+    "find_checkpoints",
+    "open_checkpoint",
+    "reap",
+    "rotate",
+    "sync",
+]

@@ -1,0 +1,261 @@
+"""Reading checkpoints: a manifest that vouches for itself, and files that are hashed while they are read.
+
+Nothing of a checkpoint is believed: not its name, not its manifest, not its files. Its manifest must be, byte for byte,
+what we write for its content; the folder must hold the files of the manifest and no others; and whoever reads a file
+learns at its end whether the bytes were those that were saved.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+_MOST_MANIFEST_BYTES = 16 * 2**20
+_READ = 2**20
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that is not what was saved.
+
+    Args:
+        folder: the checkpoint.
+        reason: what is wrong, such as `weights.safetensors is cut short`.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.folder = folder
+        self.reason = reason
+        super().__init__(f"{folder.name}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What the manifest says of a file: bytes, and the hex digest of their sha256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of manifest.json.
+
+    Attributes:
+        step: optimizer steps done.
+        sequence: number of the save, higher than that of every checkpoint that was there before it.
+        facts: what else it says, such as hashes of recipe, data and plan; JSON values.
+        files: every file of the checkpoint but the manifest.
+    """
+
+    step: int
+    sequence: int
+    facts: Mapping[str, Any]
+    files: Mapping[str, FileFacts]
+
+    def as_bytes(self) -> bytes:
+        """The file, with the sha256 of its own content as its last entry."""
+        content = {
+            "schema_version": 1,
+            "step": self.step,
+            "sequence": self.sequence,
+            **self.facts,
+            "files": {name: asdict(facts) for name, facts in self.files.items()},
+        }
+        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return (json.dumps({**content, "sha256": digest}, indent=2) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            ValueError: it is not what `as_bytes` wrote.
+        """
+        content = json.loads(data)
+        if not isinstance(content, dict) or not {"step", "sequence", "files"} <= content.keys():
+            raise ValueError("lacks what a manifest says")
+        own = {"schema_version", "step", "sequence", "files", "sha256"}
+        try:
+            manifest = cls(
+                int(content["step"]),
+                int(content["sequence"]),
+                {key: value for key, value in content.items() if key not in own},
+                {name: FileFacts(**facts) for name, facts in content["files"].items()},
+            )
+        except (TypeError, AttributeError) as error:
+            raise ValueError("lacks what a manifest says") from error
+        if manifest.as_bytes() != data:
+            raise ValueError("was changed after it was written")
+        return manifest
+
+
+class HashedReader:
+    """A file that is hashed while it is read.
+
+    Args:
+        descriptor: an open file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def readinto(self, buffer: memoryview) -> None:
+        """Fill a buffer of bytes.
+
+        Raises:
+            EOFError: the file has ended before.
+        """
+        while buffer:
+            got = os.readv(self._descriptor, [buffer[:_READ]])  # in pieces that are still in the cache for the hash
+            if got == 0:
+                raise EOFError
+            self._hash.update(buffer[:got])
+            self.size += got
+            buffer = buffer[got:]
+
+    def read(self, size: int) -> bytes:
+        """The next `size` bytes; EOFError where there are fewer."""
+        data = bytearray(size)
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+    def drain(self) -> FileFacts:
+        """Read what is left, and return what the whole file was."""
+        while data := os.read(self._descriptor, _READ):
+            self._hash.update(data)
+            self.size += len(data)
+        return FileFacts(self.size, self._hash.hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose manifest and list of files are in order; their bytes are looked at when they are read."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[HashedReader]:
+        """Read a file; leaving the block checks its size and hash, whatever was read of it.
+
+        Raises:
+            DamagedCheckpointError: the bytes are not those that were saved, or cannot be read.
+        """
+        try:
+            descriptor = os.open(self.folder / name, os.O_RDONLY)
+            try:
+                reader = HashedReader(descriptor)
+                failure: Exception | None = None
+                try:
+                    yield reader
+                except Exception as error:  # what a damaged file makes its reader raise is no news; its hash is
+                    failure = error
+                found = reader.drain()
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DamagedCheckpointError(self.folder, f"{name} cannot be read: {error.strerror}") from error
+        if found != self.manifest.files[name]:
+            raise DamagedCheckpointError(
+                self.folder, _what_differs(name, found, self.manifest.files[name])
+            ) from failure
+        if failure is not None:
+            raise failure
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, checked as in `open`."""
+        with self.open(name) as reader:
+            return json.loads(reader.read(self.manifest.files[name].size))
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's manifest and compare it with the folder, sizes included.
+
+    Raises:
+        DamagedCheckpointError: they do not agree.
+    """
+    manifest = _read_manifest(folder)
+    if folder.name != folder_name(manifest.step):
+        raise DamagedCheckpointError(folder, f"its manifest is that of step {manifest.step}")
+    present = {entry.name: entry for entry in os.scandir(folder) if entry.name != MANIFEST}
+    for name, facts in manifest.files.items():
+        entry = present.pop(name, None)
+        if entry is None or not entry.is_file(follow_symlinks=False):
+            raise DamagedCheckpointError(folder, f"{name} is missing")
+        size = entry.stat(follow_symlinks=False).st_size
+        if size != facts.size:
+            raise DamagedCheckpointError(folder, _what_differs(name, FileFacts(size, ""), facts))
+    if present:
+        raise DamagedCheckpointError(folder, f"{min(present)} does not belong to it")
+    return Checkpoint(folder, manifest)
+
+
+def find_checkpoints(parent: Path) -> tuple[list[Checkpoint], list[DamagedCheckpointError]]:
+    """The checkpoints of a run, the one saved last first; and those that are damaged, so far as one sees from outside.
+
+    Args:
+        parent: the folder of the checkpoints, which need not exist.
+    """
+    whole: list[Checkpoint] = []
+    damaged: list[DamagedCheckpointError] = []
+    for folder in sorted(parent.glob("step-*")):
+        try:
+            whole.append(open_checkpoint(folder))
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+        except OSError as error:
+            damaged.append(DamagedCheckpointError(folder, f"cannot be read: {error.strerror}"))
+    return sorted(whole, key=lambda checkpoint: -checkpoint.manifest.sequence), damaged
+
+
+def folder_name(step: int) -> str:
+    """Name of the checkpoint taken after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def highest_sequence(parent: Path) -> int:
+    """The highest number that a save of this run can have had; 0 before the first.
+
+    Damaged checkpoints count where their manifest can still be read at all, so that a new one always sorts above them.
+    """
+    numbers = [0]
+    for file in parent.glob(f"step-*/{MANIFEST}"):
+        try:
+            found = re.search(rb'"sequence": (\d{1,15})\b', file.read_bytes())
+        except OSError:
+            continue
+        numbers.append(int(found[1]) if found else 0)
+    return max(numbers)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST
+    try:
+        if file.stat().st_size > _MOST_MANIFEST_BYTES:
+            raise DamagedCheckpointError(folder, f"{MANIFEST} is longer than it was")
+        return Manifest.from_bytes(file.read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(folder, f"it has no {MANIFEST}, so it was not finished") from error
+    except OSError as error:
+        raise DamagedCheckpointError(folder, f"{MANIFEST} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or not ours
+        raise DamagedCheckpointError(folder, f"{MANIFEST} is not what was written") from error
+
+
+def _what_differs(name: str, found: FileFacts, saved: FileFacts) -> str:
+    if found.size != saved.size:
+        return f"{name} is {'cut short' if found.size < saved.size else 'longer than it was'}"
+    return f"{name} holds other bytes than were saved"

@@ -1,0 +1,74 @@
+"""After the last step: the model as others load it, and what it is worth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from safetensors import SafetensorError
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.answers import Question, answer
+from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.policy import Policy
+from simpo_cli.train.events import RunOutcome
+from simpo_cli.train.export import model_card, save_model
+from simpo_cli.train.loop import Training
+from simpo_cli.train.outcome import conclude
+from simpo_cli.train.receipt import command_to_resume
+from simpo_cli.train.run_folder import RunFolder
+from simpo_cli.train.saving import CheckpointSaver
+from simpo_cli.train.setting import Setting
+
+
+def finish(
+    training: Training,
+    setting: Setting,
+    questions: Sequence[Question],
+    folder: RunFolder,
+    saver: CheckpointSaver,
+    command: str,
+) -> tuple[RunOutcome, dict[str, Any]]:
+    """Write model/, load it again as others will, and score that.
+
+    The training cannot go on in this process afterwards; its last checkpoint can.
+
+    Args:
+        training: at its last step, which is saved.
+        setting: the run, with the packing that it uses.
+        questions: asked once more.
+        folder: the run's folder.
+        saver: keeps the run's time.
+        command: for the model card.
+
+    Returns:
+        What a person sees, and the `outcome` of run.json.
+
+    Raises:
+        UserError: the disk did not take the model (exit code 4).
+        Stopped: a signal asked for it.
+    """
+    recipe, model_dir = setting.recipe, folder.path / "model"
+    training.stop.check()
+    training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
+    try:
+        with training.policy.untouched():
+            rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(recipe, command))
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the model cannot be written to {model_dir}: {error}; the checkpoint of the last step is kept.",
+            f"Free some space or mend the disk, and write it with: {command_to_resume()}",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+    with training.stop.at_once():
+        saved = Policy(load_model(find_model(str(model_dir)), setting.weights)).to(training.accelerator.device)
+        saved.packing = setting.packing
+        answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
+    both = zip(questions, training.answers_before, answers, strict=True)
+    return conclude(
+        training,
+        saved,
+        setting,
+        run_dir=folder.path,
+        rounding=rounding,
+        answers=tuple((question.text, before, after) for question, before, after in both),
+        seconds=saver.seconds,
+    )

@@ -1,0 +1,205 @@
+"""What a run is: the things that a resumed run must share with the one that saved, and what to say where it does not.
+
+Four kinds of change. Data, plan, model and objective are the run's identity: with others it would be another run, so
+they are refused unless each is allowed by name. The schedule may change, with a warning. The machine may change, and it
+is recorded from which step on the bits may differ. Everything else, such as names and how often to save, is free.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource, LossRecipe, Recipe
+
+Kind = Literal["identity", "schedule", "machine"]
+
+_SCHEDULE = {
+    f"train.{key}"
+    for key in (
+        "num_epochs",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler",
+        "warmup_ratio",
+        "optimizer",
+        "weight_decay",
+        "max_grad_norm",
+    )
+}
+# Seen by what they lead to: the machine's part, the model's files, the tokenizer, the template, the pairs.
+_SEEN_ELSEWHERE = {
+    "train.tokens_per_microbatch",
+    "train.precision",
+    "train.deterministic",
+    "model.attention",
+    "model.gradient_checkpointing",
+    "model.path",
+    "model.revision",
+    "data.chat_template",
+    "data.on_bad_record",
+    "data.on_no_signal",
+}
+_MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
+_FREE = {"name", "output_dir", "eval", "checkpoint", "export", "tracking"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that is not as it was.
+
+    Attributes:
+        key: the name that --allow-changed takes: a key of the recipe, or `tokenizer`.
+        sentence: what it was and what it is, such as `loss.beta is 2.5, was 2.0`.
+    """
+
+    key: str
+    kind: Kind
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a checkpoint says of the run that saved it; JSON values throughout.
+
+    Attributes:
+        recipe: every value by its dotted key.
+        data: of `train` and `eval`, the sha256 (or hub commit) of each file by name.
+        model: revision and sha256 of the weight files.
+        tokenizer, template: sha256.
+        plan: training pairs, held-out pairs.
+        machine: what equal bits depend on: versions, device, threads, instruction set, precision, packing, budget.
+    """
+
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    model: Mapping[str, Any]
+    tokenizer: str
+    template: str
+    plan: Mapping[str, int]
+    machine: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of identity.json."""
+        return asdict(self)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """For the manifest: sha256 of recipe, data, model and plan."""
+        return {f"{name}_sha256": _digest(getattr(self, name)) for name in ("recipe", "data", "model", "plan")}
+
+    def changes_since(self, before: "Identity") -> list[Change]:
+        """What has changed, identity first."""
+        changes = _recipe_changes(before.recipe, self.recipe)
+        for key, then, now in (
+            ("data.train", before.data["train"], self.data["train"]),
+            ("data.eval", before.data["eval"], self.data["eval"]),
+        ):
+            if _contents(then) != _contents(now):
+                changes.append(Change(key, "identity", f"the pairs of {key} are others ({_files(then, now)})"))
+        if before.model != self.model:
+            changes.append(Change("model.path", "identity", "the weights of model.path are others"))
+        if before.tokenizer != self.tokenizer:
+            changes.append(Change("tokenizer", "identity", "the model's tokenizer.json is another"))
+        if before.template != self.template:
+            changes.append(Change("data.chat_template", "identity", "the chat template is another"))
+        if before.plan != self.plan and not any(change.kind == "identity" for change in changes):
+            changes.append(
+                Change(
+                    "data.train",
+                    "identity",
+                    f"the same files give {self.plan['train_pairs']:,} pairs to train and "
+                    f"{self.plan['held_out_pairs']:,} held out, and gave {before.plan['train_pairs']:,} and "
+                    f"{before.plan['held_out_pairs']:,}",
+                )
+            )
+        for key in sorted(before.machine.keys() | self.machine.keys()):
+            then, now = before.machine.get(key), self.machine.get(key)
+            if then != now:
+                changes.append(Change(key, "machine", f"{key} {_shown(now)}, was {_shown(then)}"))
+        return sorted(changes, key=lambda change: ("identity", "schedule", "machine").index(change.kind))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key; sources are a list, also where the recipe names one by its path."""
+    content = asdict(recipe)
+    for key in ("train", "eval"):
+        if isinstance(content["data"][key], str):
+            content["data"][key] = [asdict(DataSource(path=content["data"][key]))]
+    values: dict[str, Any] = {}
+    _flatten(content, "", values)
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_dir: str) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Raises:
+        UserError: an identity change is not allowed by name; all of them are named.
+    """
+    refused = [change for change in changes if change.kind == "identity" and change.key not in allowed]
+    if refused:
+        options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(change.key for change in refused))
+        raise UserError(
+            f"{run_dir} cannot be gone on with: {'; '.join(change.sentence for change in refused)}.",
+            f"Put back what changed, start anew with --fresh, or go on all the same with {options}.",
+        )
+
+
+def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    changes = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        section = key.split(".")[0]
+        is_path = section == "data" and key.endswith(".path")
+        is_free = section in _FREE or key in _SEEN_ELSEWHERE or is_path
+        is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
+        if before.get(key) == now.get(key) or is_free or is_same_margin:
+            continue
+        kind: Kind = "schedule" if key in _SCHEDULE else "identity"
+        changes.append(Change(key, kind, f"{key} is {_shown(now.get(key))}, was {_shown(before.get(key))}"))
+    return changes
+
+
+def _margin(values: Mapping[str, Any]) -> float:
+    """gamma, whichever of the two ways it was given."""
+    loss = LossRecipe(beta=values["loss.beta"], **{key.split(".")[1]: values[key] for key in _MARGIN})
+    return loss.margin
+
+
+def _flatten(value: Any, key: str, into: dict[str, Any]) -> None:
+    """Mappings, and lists of mappings, key by key; a list of plain values is one value."""
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            _flatten(item, f"{key}.{name}" if key else name, into)
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, item in enumerate(value):
+            _flatten(item, f"{key}.{number}", into)
+    else:
+        into[key] = value
+
+
+def _contents(files: Sequence[Sequence[str]] | None) -> list[str] | None:
+    """What the files hold, in their order, whatever they are called."""
+    return None if files is None else [identity for _, identity in files]
+
+
+def _files(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
+    """The names of the files that differ, for a message."""
+    then, there = _by_name(before), _by_name(now)
+    names = [name for name in there if then.get(name) != there[name]] + [name for name in then if name not in there]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "in another order"
+
+
+def _by_name(files: Sequence[Sequence[str]] | None) -> dict[str, str]:
+    return {str(name): content for name, content in files or ()}
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

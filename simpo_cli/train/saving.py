@@ -1,0 +1,93 @@
+"""When the run saves: logs first, then the checkpoint, then the older ones go, then run.json says how far it is."""
+
+import json
+import time
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.train import checkpoint
+from simpo_cli.train.checkpoint import CheckpointWriter
+from simpo_cli.train.identity import Identity
+from simpo_cli.train.loop import Training
+from simpo_cli.train.receipt import RunReceipt, command_to_resume
+from simpo_cli.train.resume import CHECKPOINTS, IDENTITY, PROGRESS, Progress, Saved
+from simpo_cli.train.run_folder import RunFolder, require_free_space
+from simpo_cli.train.state import save_state, trainable
+
+_SMALL_FILES = 2**20  # identity, progress and manifest, with room
+
+
+class CheckpointSaver:
+    """Saves a training in its run folder.
+
+    Args:
+        folder: the run's folder.
+        training: what is saved.
+        receipt: run.json.
+        identity: of the run.
+        loaded: the checkpoint that the run goes on from; None for a run that begins.
+
+    Attributes:
+        saved_at: step of the latest checkpoint; None before the first.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        training: Training,
+        receipt: RunReceipt,
+        identity: Identity,
+        loaded: Saved | None,
+    ) -> None:
+        self._folder, self._training, self._receipt, self._identity = folder, training, receipt, identity
+        self._parent = folder.path / CHECKPOINTS
+        self._started = time.perf_counter() - (loaded.progress.seconds if loaded else 0.0)
+        self._bytes = _SMALL_FILES + sum(3 * p.numel() * p.element_size() for p in trainable(training.policy).values())
+        self.saved_at = loaded.step if loaded else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its processes."""
+        return time.perf_counter() - self._started
+
+    def save(self) -> None:
+        """Save the state after the steps done, if that has not been done.
+
+        Raises:
+            UserError: the disk is full or does not take it (exit code 4); the checkpoints before are as they were.
+        """
+        training = self._training
+        done = training.steps_done
+        if self.saved_at == done:
+            return
+        self._folder.sync_logs()
+        require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
+        try:
+            checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
+            losses = training.eval_losses if training.recipe.checkpoint.best else {}
+            checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
+        except OSError as error:
+            kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
+            raise UserError(
+                f"the checkpoint of step {done} cannot be saved in {self._parent}: {error.strerror}; {kept}.",
+                f"Free some space or mend the disk, and go on with: {command_to_resume()}",
+                exit_code=ExitCode.ENVIRONMENT,
+            ) from error
+        self.saved_at = done
+        self._receipt.write("running", done)
+
+    def _write(self, files: CheckpointWriter) -> None:
+        training = self._training
+        save_state(files, training.policy, training.optimizer)
+        scores = training.start_scores
+        progress = Progress(
+            seconds=self.seconds,
+            evaluated_at=training.evaluated_at,
+            lines=dict(self._folder.lines),
+            self_check=self._receipt.content["self_check"],
+            answers_before=training.answers_before,
+            chosen_before=None if scores is None else scores.chosen.tolist(),
+            rejected_before=None if scores is None else scores.rejected.tolist(),
+        )
+        for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
+            with files.open(name) as file:
+                file.write(json.dumps(content).encode())

@@ -1,0 +1,208 @@
+"""Every kind of bad file, plain and gz: refused with what it looks like, or read; never a hang, never a bomb."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from simpo_cli.data.load import LoadedPairs, load_pairs
+from simpo_cli.errors import ExitCode, UserError
+from tests.data.bad_files import FILES, FileKind
+from tests.data.bad_records import good
+from tests.data.pair_files import GOOD, Write
+
+
+def refusal(path: str, **options: Any) -> UserError:
+    with pytest.raises(UserError) as caught:
+        load_pairs(path, role="train", **options)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert caught.value.fix
+    return caught.value
+
+
+def skipped(path: str) -> LoadedPairs:
+    return load_pairs(path, role="train", on_bad_record="skip")
+
+
+def packed(kind: FileKind, folder: Path) -> str | None:
+    """The same file as gz, where there is such a thing."""
+    if not isinstance(kind.make, bytes) or kind.name.endswith((".gz", ".xz", ".parquet", ".arrow")):
+        return None
+    path = folder / f"{kind.name}.gz"
+    path.write_bytes(gzip.compress(kind.make))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind.outcome == "F"])
+def test_refused_files(tmp_path: Path, name: str) -> None:
+    kind = FILES[name]
+    for path in filter(None, (kind.at(tmp_path), packed(kind, tmp_path))):
+        error = refusal(path)
+        assert kind.said in error.problem
+        assert error.where.startswith(path)
+        if isinstance(kind.make, bytes):  # the others take longer, and have no records to skip
+            assert refusal(path, on_bad_record="skip").problem == error.problem
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind.outcome == "R"])
+def test_files_with_a_record_that_is_refused(tmp_path: Path, name: str) -> None:
+    kind = FILES[name]
+    for path in filter(None, (kind.at(tmp_path), packed(kind, tmp_path))):
+        assert kind.said in refusal(path).problem
+        loaded = skipped(path)
+        assert len(loaded.bad_records) == 1
+        assert len(loaded.pairs) == (3 if "behind" in name else 2)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FILES.items() if kind.outcome in "AW"])
+def test_files_that_are_read(tmp_path: Path, name: str) -> None:
+    kind = FILES[name]
+    for path in filter(None, (kind.at(tmp_path), packed(kind, tmp_path))):
+        loaded = load_pairs(path, role="train")
+        assert [pair.chosen for pair in loaded.pairs] == [GOOD["chosen"]] * 3
+        assert list(loaded.warnings) == ([f"{path} {kind.said}"] if kind.outcome == "W" else [])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_file_cut_in_its_last_record(tmp_path: Path, count: int, pack: Any) -> None:
+    for text in ("".join(json.dumps(GOOD) + "\n" for _ in range(count)), json.dumps([GOOD] * count)):
+        start = text.rindex('{"prompt"')
+        for end in range(start + 1, len(text.rstrip("]\n")), 7):
+            path = tmp_path / "cut"
+            path.write_bytes(pack(text[:end].encode()))
+            error = refusal(str(path))
+            assert "cut off" in error.problem, text[:end]
+            if count > 1:
+                loaded = skipped(str(path))
+                assert (len(loaded.pairs), len(loaded.bad_records)) == (count - 1, 1), text[:end]
+
+
+def test_an_array_without_its_end(write: Write) -> None:
+    for ending in ("", ",", ", "):
+        loaded = skipped(write("a.json", "[" + json.dumps(GOOD) + ending))
+        assert len(loaded.pairs) == 1
+        assert loaded.bad_records[0].problem.endswith(("cut off behind this record", "does not end"))
+
+
+def test_an_array_whose_order_is_lost_is_refused(write: Write) -> None:
+    line = json.dumps(GOOD)
+    for broken in (f"[{line} {line}]", f"[{line}, {line[:-10]}, {line}, {line}]", f"[{line}]{line}"):
+        error = refusal(write("a.json", broken), on_bad_record="skip")
+        assert error.exit_code == ExitCode.USAGE
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    data = "".join(json.dumps(good(n=n, chosen=f"It is {n * n}.")) + "\n" for n in range(3000)).encode()
+    packed, frames = gzip.compress(data), zstandard.compress(data)
+    checked = zstandard.ZstdCompressor(write_checksum=True).compress(data)
+    for name, content, said in (
+        ("cut.jsonl.gz", packed[: len(packed) // 2], "damaged gzip file: it ends in the middle"),
+        ("cut in its check.jsonl.gz", packed[:-3], "damaged gzip file: it ends in the middle"),
+        ("crc.jsonl.gz", packed[:-8] + bytes(4) + packed[-4:], "damaged gzip file"),
+        ("tail.jsonl.gz", packed + b"tail", "damaged gzip file"),
+        ("flipped.jsonl.gz", packed[:5000] + bytes([packed[5000] ^ 255]) + packed[5001:], "damaged gzip file"),
+        ("cut.jsonl.zst", frames[: len(frames) // 2], "damaged zstd file: it ends in the middle"),
+        ("crc.jsonl.zst", checked[:-1] + bytes([checked[-1] ^ 1]), "damaged zstd file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        error = refusal(str(tmp_path / name), on_bad_record="skip")
+        assert said in error.problem or "JSON" in error.problem, error
+
+
+def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> None:
+    """In a process of its own, for its memory."""
+    line = json.dumps(GOOD).encode() + b"\n"
+    many = 2**24
+    bombs = {  # the beginning, and what comes twenty times behind it
+        "line.jsonl.gz": (b'{"prompt": "', b"a" * many),
+        "breaks.jsonl.gz": (line, b"\n" * many),
+        "array.json.gz": (b"[", b" " * many),
+        "text.json.gz": (b'[{"prompt": "', b"a" * many),
+        "lists.json.gz": (b"[", b"[" * many),
+        "flat.json.gz": (b"[[x", b"[]," * (many // 3)),
+        "objects.jsonl.gz": (line, b"{}\n" * (many // 3)),
+    }
+    for name, (start, rest) in bombs.items():
+        (tmp_path / name).write_bytes(gzip.compress(start) + 20 * gzip.compress(rest, 1))
+    frames = 50 * zstandard.compress(b"a" * many)
+    (tmp_path / "line.jsonl.zst").write_bytes(zstandard.compress(b'{"prompt": "') + frames)
+    (tmp_path / "long.jsonl").write_bytes(b'{"prompt": "' + b"a" * (40 * 2**20) + b'"}\n' + line)
+    (tmp_path / "long.json").write_bytes(b'[{"prompt": "' + b"a" * (40 * 2**20) + b'"}]')
+    code = """
+import sys, time
+from simpo_cli.data.load import load_pairs
+from simpo_cli.errors import UserError
+for path in sys.argv[1:]:
+    for policy in ("error", "skip"):
+        start = time.process_time()
+        try:
+            load_pairs(path, role="train", on_bad_record=policy)
+            said = "read"
+        except UserError as error:
+            said = ascii(error.problem)
+        # of this process alone: getrusage would count what its parent held
+        peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+        print(time.process_time() - start, int(peak) / 1024, path, said)
+"""
+    paths = [str(tmp_path / name) for name in [*bombs, "line.jsonl.zst", "long.jsonl", "long.json"]]
+    output = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True).stdout
+    for result in output.splitlines():
+        seconds, megabytes, _, said = result.split(maxsplit=3)
+        assert said != "read", result
+        assert float(seconds) < 5, result
+        assert float(megabytes) < 500, result
+    assert len(output.splitlines()) == 2 * len(paths)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_without_permission_as_a_user(write: Write) -> None:
+    path = write("a.jsonl", [GOOD])
+    os.chmod(path, 0)
+    assert "permission denied" in refusal(path).problem
+
+
+def test_files_without_permission(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.jsonl", [GOOD])
+
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    assert "permission denied" in refusal(path).problem
+
+
+def test_missing_files_get_a_suggestion(write: Write, tmp_path: Path) -> None:
+    path = write("prefs.jsonl", [GOOD])
+    for missing in ("pref.jsonl", "prefs.json", "Prefs.jsonl", "prefs.jsnol"):
+        error = refusal(str(tmp_path / missing))
+        assert error.problem == "does not exist."
+        assert error.fix == f"Did you mean {path}?"
+    assert "Data files in" in refusal(str(tmp_path / "quite-another.csv")).fix
+    assert refusal(str(tmp_path / "no" / "such" / "folder.jsonl")).exit_code == ExitCode.USAGE
+
+
+def test_parquet_with_a_null_or_a_nan(tmp_path: Path) -> None:
+    rows = [good(score_chosen=2.0, score_rejected=1.0), good(score_chosen=float("nan"), score_rejected=1.0)]
+    pq.write_table(pa.Table.from_pylist([*rows, good(chosen=None)]), tmp_path / "a.parquet")
+    loaded = skipped(str(tmp_path / "a.parquet"))
+    assert [bad.problem for bad in loaded.bad_records] == [
+        "score_chosen: nan is no score",
+        "chosen: expected text or messages, got null",
+    ]
+    content = (tmp_path / "a.parquet").read_bytes()
+    for cut in (len(content) // 2, len(content) - 5):
+        (tmp_path / "cut.parquet").write_bytes(content[:cut])
+        assert "is not a whole Parquet file" in refusal(str(tmp_path / "cut.parquet")).problem
+    damaged = bytearray(content)
+    damaged[30:60] = bytes(30)
+    (tmp_path / "damaged.parquet").write_bytes(damaged)
+    assert refusal(str(tmp_path / "damaged.parquet")).exit_code == ExitCode.USAGE

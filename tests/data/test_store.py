@@ -1,0 +1,285 @@
+"""Encoded pairs on disk: the same pairs as in memory, under a key of all that they depend on."""
+
+import gc
+import gzip
+import json
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simpo_cli.data import hub
+from simpo_cli.data.encode import ahead, encode_pairs
+from simpo_cli.data.encode.ahead import AHEAD
+from simpo_cli.data.load import load_pairs
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, FileReceipt
+from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
+from simpo_cli.data.store import source as store_source
+from simpo_cli.data.store.account import Account
+from simpo_cli.data.store.pairs import StoredPairs
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataRecipe, DataSource
+from tests.data.pair_files import GOOD, Write
+from tests.data.stored import DATA, encoded, made_up, plain, records, written
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+# The sequence
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    pairs = made_up(40, 1)
+    stored = written(tmp_path / "a", pairs)
+    assert [plain(pair) for pair in stored] == [plain(pair) for pair in pairs]
+    assert plain(stored[-1]) == plain(pairs[-1])
+    assert plain(stored[np.int64(3)]) == plain(pairs[3])
+    assert [plain(pair) for pair in stored[3:30:4]] == [plain(pair) for pair in pairs[3:30:4]]
+    assert stored[5].prompt.dtype == np.int32
+    with pytest.raises(IndexError):
+        stored[40]
+
+
+def test_selections_and_sums_share_the_files(tmp_path: Path) -> None:
+    first, second = made_up(20, 2), made_up(11, 3)
+    a, b = written(tmp_path / "a", first), written(tmp_path / "b", second)
+    chosen = a.select(np.array([7, 7, 0]))
+    both = chosen + b + a
+    assert [plain(p) for p in both] == [plain(p) for p in (first[7], first[7], first[0], *second, *first)]
+    for file in tmp_path.glob("*/*"):
+        file.unlink()
+    assert plain(both[4]) == plain(second[1])  # what is open stays readable
+
+
+def test_what_is_asked_of_all_pairs_needs_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = made_up(30, 4)
+    stored = written(tmp_path / "a", pairs)
+    monkeypatch.setattr(StoredPairs, "_pair", lambda *_: pytest.fail("a pair was read"))
+    assert lengths_of(stored).tolist() == lengths_of(pairs).tolist()
+    assert lengths_of(pairs)[5].tolist() == [len(pairs[5].prompt), len(pairs[5].chosen), len(pairs[5].rejected)]
+    assert highest_ids_of(stored).tolist() == highest_ids_of(pairs).tolist()
+    assert prompt_keys_of(stored).argsort().tolist() == prompt_keys_of(pairs).argsort().tolist()
+    assert lengths_of(stored[:0]).shape == lengths_of([]).shape == (0, 3)
+
+
+def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    stored = written(tmp_path / "a", made_up(30, 5))
+    os.truncate(tmp_path / "a" / "pairs.bin", 100)
+    with pytest.raises(OSError, match="shorter than it was"):
+        stored[29]
+
+
+# The same as in memory
+
+
+def test_tokens_order_and_account_are_those_of_one_pass_in_memory(write: Write, tokenizer: TextTokenizer) -> None:
+    a = write("a.jsonl", [*records(700), {**GOOD, "chosen": ""}, "{oops", *records(500, 7), {**GOOD, "chosen": 1}])
+    b = write("b.json", records(40, 9))
+    sources = [DataSource(path=a, max_pairs=1100, repeat=2), DataSource(path=b), DataSource(path=a, max_pairs=3)]
+    data = replace(DATA, on_bad_record="skip", overlong="drop")
+    loaded = load_pairs([replace(source, repeat=1) for source in sources], role="train", on_bad_record="skip")
+    reference = encode_pairs(loaded.pairs, tokenizer, data)
+    assert reference.dropped["over the length limits"] > 50
+    first, second, third = (
+        encode_pairs(
+            load_pairs([replace(one, repeat=1)], role="train", on_bad_record="skip").pairs, tokenizer, data
+        ).pairs
+        for one in sources
+    )
+    expected = [*first, *first, *second, *third]
+    for cached in ("miss", "hit"):
+        found = encoded(sources, tokenizer, data)
+        assert found.origin.cache == cached
+        assert [plain(pair) for pair in found.pairs] == [plain(pair) for pair in expected]
+        assert found.repeated == len(first)
+        account = found.account
+        assert account.decision == loaded.decision
+        assert account.files == loaded.files
+        assert account.records_read == loaded.records_read
+        assert account.dropped == loaded.dropped + reference.dropped
+        assert account.refused == loaded.bad_records + reference.bad
+        assert account.counts == reference.counts
+        assert sum(account.pairs_of_source) == len(reference.pairs)
+
+
+def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.jsonl", records(4500))
+    alive: list[int] = []
+
+    def counted(pairs: Any, *rest: Any) -> Any:
+        alive.append(sum(type(thing) is PreferencePair for thing in gc.get_objects()))
+        return encode_pairs(pairs, *rest)
+
+    monkeypatch.setattr(ahead, "encode_pairs", counted)
+    encoded(path, tokenizer)
+    assert len(alive) == 9
+    assert max(alive) <= (AHEAD + 2) * 512 + 8 + 1
+
+
+def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer) -> None:
+    path, data = write("a.jsonl", records(1300)), replace(DATA, max_length=64, max_prompt_length=40)
+    found = encoded(path, tokenizer, data)
+    texts = {pair.where: pair for pair in load_pairs(path, role="train").pairs}
+    expected: dict[str, PreferencePair] = {}
+    for pair in sorted(found.pairs, key=lambda pair: pair.prompt_key):
+        if not pair.prompt_cut and pair.prompt_key not in expected and len(expected) < 8:
+            expected[pair.prompt_key] = texts[pair.where]
+    assert any(pair.prompt_cut for pair in found.pairs)
+    assert len(expected) == 8
+    assert found.account.samples == list(expected.values())
+    assert encoded(path, tokenizer, data).account.samples == list(expected.values())
+
+
+def test_the_digest_of_the_content_goes_by_tokens_alone(write: Write, tokenizer: TextTokenizer) -> None:
+    rows = records(30)
+    one, other = encoded(write("a.jsonl", rows), tokenizer), encoded(write("d/b.json", rows), tokenizer)
+    assert one.origin.key != other.origin.key
+    assert one.account.content == other.account.content
+    swapped = encoded(write("c.jsonl", [rows[1], rows[0], *rows[2:]]), tokenizer)
+    assert swapped.account.content != one.account.content
+
+
+def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: TextTokenizer) -> None:
+    plain_file = write("a.jsonl", records(9))
+    Path(plain_file + ".gz").write_bytes(gzip.compress(Path(plain_file).read_bytes()))
+    one, other = encoded(plain_file, tokenizer), encoded(plain_file + ".gz", tokenizer)
+    assert one.origin.key != other.origin.key
+    assert one.account.content == other.account.content
+
+
+def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
+    turns = (Message("system", "s"), Message("user", "中 \ud800 \u2028\n"))
+    account = Account(
+        decision="conversational",
+        files=[("a \udcff.jsonl", "0" * 64, 17)],
+        records_read=5,
+        pairs_of_source=[2, 0],
+        dropped=Counter({"empty response": 1}),
+        refused=[BadRecord("a:3", "chosen is missing", "Mend it.", '{"prompt": "\n"}'), BadRecord("a:4", "b", "", "")],
+        counts=Counter({"prompt cut": 2}),
+        warnings=Counter(),
+        samples=[PreferencePair(turns, "c", "r", "a:1", '[{"name": "f"}]'), PreferencePair("p", "c", "r", "a:2")],
+        content="1" * 64,
+    )
+    account.write(tmp_path)
+    assert Account.read(tmp_path) == account
+
+
+# The key
+
+
+def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTokenizer) -> None:
+    path = write("a.jsonl", records(12))
+
+    def key(data: DataRecipe = DATA, by: TextTokenizer = tokenizer, **source: Any) -> str:
+        return encoded([DataSource(path=path, **source)], by, data).origin.key
+
+    same = key()
+    assert same == key(replace(DATA, holdout=0.3)) == key(replace(DATA, eval="x", train="y")) == key(repeat=3)
+    others = [
+        key(replace(DATA, max_length=47)),
+        key(replace(DATA, max_prompt_length=23)),
+        key(replace(DATA, min_response_tokens=2)),
+        key(replace(DATA, overlong="drop")),
+        key(replace(DATA, on_bad_record="skip")),
+        key(replace(DATA, on_no_signal="error")),
+        key(replace(DATA, rendered=True)),
+        key(max_pairs=11),
+        key(columns={"prompt": "prompt", "chosen": "rejected", "rejected": "chosen"}),
+        key(by=load_tokenizer("builtin:guide", chat_template="none")),
+    ]
+    assert len({same, *others}) == len(others) + 1
+
+
+def test_a_file_edited_with_its_time_kept_is_read_anew(write: Write, tokenizer: TextTokenizer) -> None:
+    rows = records(5)
+    path = write("a.jsonl", rows)
+    before, times = encoded(path, tokenizer), os.stat(path)
+    write("a.jsonl", [{**rows[0], "chosen": rows[0]["chosen"].swapcase()}, *rows[1:]])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert os.stat(path).st_size == times.st_size
+    after = encoded(path, tokenizer)
+    assert after.origin.cache == "miss"
+    assert after.pairs[0].chosen.tolist() != before.pairs[0].chosen.tolist()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_change_in_the_tokenizers_files_is_another_key(name: str, tmp_path: Path) -> None:
+    from simpo_cli.builtin import guide_model_dir
+
+    for file in guide_model_dir().iterdir():
+        if file.suffix in (".json", ".jinja"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = load_tokenizer(str(tmp_path)).identity
+    assert before == load_tokenizer("builtin:guide").identity
+    file = tmp_path / name
+    text = file.read_text(encoding="utf-8") if file.is_file() else "{{ messages }}"
+    if name == "tokenizer_config.json":
+        text = json.dumps({**json.loads(text), "sep_token": "<|im_end|>"})
+    else:
+        text = text.replace("}", "} ", 1)
+    file.write_text(text, encoding="utf-8")
+    assert load_tokenizer(str(tmp_path)).identity != before
+
+
+def test_hub_data_goes_by_its_commit(monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer) -> None:
+    commit = "c0ffee"
+
+    def rows(_: str, __: str | None, receipt: FileReceipt) -> list[dict[str, str]]:
+        receipt.identity = commit
+        return records(3, seed=len(commit))
+
+    monkeypatch.setattr(hub, "_load", rows)
+    source = [DataSource(path="org/prefs", split="train_prefs")]
+    assert [encoded(source, tokenizer).origin.cache for _ in range(2)] == ["miss", "hit"]
+    commit = "c0ffee2"
+    assert encoded(source, tokenizer).origin.cache == "miss"
+
+
+def test_a_file_that_changes_between_the_look_and_the_reading_is_refused(
+    write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.jsonl", records(3))
+    monkeypatch.setattr(store_source, "identities_of", lambda *_: [(path, "0" * 64)])
+    with pytest.raises(UserError, match="was changed while it was read") as caught:
+        encoded(path, tokenizer)
+    assert caught.value.where == path
+    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
+
+
+# Bad input, twice
+
+
+def test_a_refused_file_is_refused_again(write: Write, tokenizer: TextTokenizer) -> None:
+    path = write("a.jsonl", [*records(3), {**GOOD, "prompt": 7}])
+    said = []
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            encoded(path, tokenizer)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{path}:4: prompt: expected text or messages, got number.")
+
+
+def test_refusals_of_the_template_stop_with_the_others_of_their_batch(write: Write, tokenizer: TextTokenizer) -> None:
+    marked = {**GOOD, "prompt": "<|im_start|>user\nhi"}
+    path = write("a.jsonl", [*records(2), marked, *records(2), marked])
+    with pytest.raises(UserError, match="already holds the chat template.s markers") as caught:
+        encoded(path, tokenizer)
+    assert caught.value.where == f"{path}:3"
+    assert f"also {path}:6: the text already holds" in str(caught.value)
+
+
+def test_what_comes_first_in_the_file_stops_first(write: Write, tokenizer: TextTokenizer) -> None:
+    """Batches behind the one that is refused are read already, and their trouble waits."""
+    marked = {**GOOD, "prompt": "<|im_start|>user\nhi"}
+    path = write("a.jsonl", [*records(2), marked, *records(600), "{oops", *records(2)])
+    with pytest.raises(UserError, match="already holds the chat template's markers") as caught:
+        encoded(path, tokenizer)
+    assert caught.value.where == f"{path}:3"

@@ -1,0 +1,264 @@
+"""The cache of encoded pairs: made once, whole or absent, read after damage, never removed while it is read."""
+
+import errno
+import fcntl
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store import cache_folder
+from simpo_cli.data.store import entries as store_entries
+from simpo_cli.data.store.account import Account
+from simpo_cli.data.store.cache import fetch
+from simpo_cli.data.store.entries import prune
+from simpo_cli.data.store.pairs import PairWriter
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.errors import ExitCode, UserError
+from tests.data.pair_files import Write
+from tests.data.stored import DATA, encoded, made_up, plain, records
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+# Damage, other processes, full disks
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "one bit": _flip,
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+@pytest.mark.parametrize("name", ["pairs.bin", "rows.bin", "account.json", "refused.jsonl", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_made_again(
+    name: str, damage: str, write: Write, tokenizer: TextTokenizer, cache: Path
+) -> None:
+    path = write("a.jsonl", [*records(6), "{oops"])
+    data = replace(DATA, on_bad_record="skip")
+    before = encoded(path, tokenizer, data)
+    pairs = [plain(pair) for pair in before.pairs]
+    DAMAGES[damage](cache / before.origin.key / name)
+    again = encoded(path, tokenizer, data)
+    assert again.origin.cache == "miss"
+    assert again.origin.remark.startswith("the cached tokens were damaged")
+    assert again.account == before.account
+    assert [plain(pair) for pair in again.pairs] == pairs
+    assert encoded(path, tokenizer, data).origin.cache == "hit"
+    assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == [before.origin.key]
+
+
+def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
+    def make(folder: Path) -> Account:
+        writer = PairWriter(folder)
+        writer.add(pairs)
+        writer.close()
+        empty: dict[str, Any] = {name: [] for name in ("files", "pairs_of_source", "refused", "samples")}
+        counts: dict[str, Any] = {name: Counter() for name in ("dropped", "counts", "warnings")}
+        account = Account(decision="", records_read=len(pairs), content="", **empty, **counts)
+        account.write(folder)
+        return account
+
+    return make
+
+
+def test_of_two_at_once_one_makes_the_entry_and_both_have_it() -> None:
+    pairs, calls, found = made_up(5, 1), [], []
+
+    def fetch_it(make: Callable[[Path], Account]) -> None:
+        entry, origin = fetch("ab" * 32, make, 0.0)
+        found.append((origin.cache, [plain(pair) for pair in entry.pairs]))
+
+    def make_second(folder: Path) -> Account:
+        calls.append("second")
+        return _make(pairs)(folder)
+
+    second = threading.Thread(target=fetch_it, args=(make_second,))
+
+    def make_first(folder: Path) -> Account:
+        calls.append("first")
+        second.start()  # while the first is at work
+        return _make(pairs)(folder)
+
+    fetch_it(make_first)
+    second.join()
+    assert calls == ["first"]
+    assert sorted(found) == [("hit", [plain(pair) for pair in pairs]), ("miss", [plain(pair) for pair in pairs])]
+
+
+def test_processes_at_once_do_the_work_once(write: Write, cache: Path) -> None:
+    path = write("a.jsonl", records(30))
+    code = (
+        "import sys\n"
+        "from simpo_cli.data.store import encode_source\n"
+        "from simpo_cli.data.tokenizer import load_tokenizer\n"
+        "from simpo_cli.recipe.schema import DataRecipe\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "found = encode_source(sys.argv[1], 'train', DataRecipe(train='-'), load_tokenizer('builtin:guide'))\n"
+        "print(found.origin.cache, found.account.content, len(found.pairs), sum(len(p.chosen) for p in found.pairs))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert all(process.stdout and process.stdout.readline() == "ready\n" for process in processes)
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].split() for process in processes]
+    assert sorted(words[0] for words in said) == ["hit", "hit", "miss"]
+    assert len({tuple(words[1:]) for words in said}) == 1
+    assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
+
+
+def test_a_writer_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> None:
+    pairs = made_up(9, 1)
+    half_done, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        def make_half(folder: Path) -> Account:
+            account = _make(pairs[:4])(folder)
+            os.write(tell, b"!")
+            signal.pause()
+            return account
+
+        try:
+            fetch("cd" * 32, make_half, 0.0)
+        finally:
+            os._exit(1)
+    assert os.read(half_done, 1) == b"!"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(half_done)
+    os.close(tell)
+    [left] = cache.glob(".making-*")
+    entry, origin = fetch("cd" * 32, _make(pairs), 0.0)
+    assert origin.cache == "miss"
+    assert [plain(pair) for pair in entry.pairs] == [plain(pair) for pair in pairs]
+    assert left.is_dir()  # too young to be sure that nobody is about to lock it
+    os.utime(left, (1e9, 1e9))
+    prune(cache, 10**9)
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["cd" * 32]
+
+
+def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -> None:
+    pairs = made_up(50, 1)
+    keys = [f"{i}" * 64 for i in range(5)]
+    held = [fetch(key, _make(pairs), 0.0)[0] for key in keys[:2]]
+    for key in keys[2:]:
+        fetch(key, _make(pairs), 0.0)
+    gc.collect()
+    for age, key in enumerate([keys[0], keys[3], keys[1], keys[4], keys[2]]):
+        os.utime(cache / key / "manifest.json", (1e9 + age, 1e9 + age))
+    sizes = {key: sum(file.stat().st_size for file in (cache / key).iterdir()) for key in keys}
+    total = sum(sizes.values())
+
+    def left() -> list[str]:
+        return sorted(entry.name for entry in cache.iterdir() if entry.is_dir())
+
+    prune(cache, total)
+    assert left() == keys
+    prune(cache, total - 1)  # the oldest is in use
+    assert left() == [keys[0], keys[1], keys[2], keys[4]]
+    fetch(keys[4], _make(pairs), 0.0)  # used again: younger than 2
+    gc.collect()
+    prune(cache, total - sizes[keys[3]] - 1)
+    assert left() == [keys[0], keys[1], keys[4]]
+    prune(cache, 0)
+    assert left() == keys[:2]
+    assert plain(held[0].pairs[3]) == plain(pairs[3])
+    del held
+    gc.collect()
+    prune(cache, 0)
+    assert left() == []
+
+
+def test_what_a_dead_writer_left_is_removed_and_a_living_one_is_not(cache: Path) -> None:
+    for name in (".making-dead", ".making-alive", ".making-young"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "pairs.bin").write_bytes(b"half")
+    os.utime(cache / ".making-dead", (1e9, 1e9))
+    with (cache / ".making-alive" / ".lock").open("w") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        os.utime(cache / ".making-alive", (1e9, 1e9))
+        prune(cache, 10**9)
+    assert sorted(entry.name for entry in cache.iterdir()) == [".making-alive", ".making-young"]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    write: Write, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("SIMPO_CACHE", write("file", "") + "/inside")
+    found = encoded(write("a.jsonl", records(6)), tokenizer)
+    assert found.origin.cache == "off"
+    assert "cannot be written: Not a directory; SIMPO_CACHE names another" in found.origin.remark
+    assert len([plain(pair) for pair in found.pairs]) == 6
+    assert not list(tmp_path.glob("simpo-*"))  # the tokens have no name any more
+
+
+def test_a_cache_that_can_only_be_read_is_read(
+    write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.jsonl", records(6))
+    encoded(path, tokenizer)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", fail)
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    monkeypatch.setattr(store_entries, "making", fail)
+    assert encoded(path, tokenizer).origin.cache == "hit"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_ends_with_what_to_do_and_leaves_nothing(
+    number: int, write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(PairWriter, "add", fail)
+    with pytest.raises(UserError, match="tokens of the pairs cannot be written") as caught:
+        encoded(write("a.jsonl", records(6)), tokenizer)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert os.strerror(number) in caught.value.problem
+    assert "SIMPO_CACHE" in caught.value.fix
+    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SIMPO_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("SIMPO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "simpo"
+    for ignored in ("", "not/absolute"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert cache_folder() == tmp_path / ".cache" / "simpo"

@@ -1,0 +1,178 @@
+"""What a model says before the first step: margins, pull, findings and the suggestion, by arithmetic of their own."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.score import PairScores
+from simpo_cli.evaluate.start import (
+    Start,
+    fitting_lengths,
+    gradient_weights,
+    margin_histogram,
+    measure_start,
+    suggest,
+)
+from simpo_cli.evaluate.summary import summarise
+from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
+from simpo_cli.statistics import Measured, mean
+from tests.model.reference import response_logps
+from tests.tiny import save_tiny_model
+
+
+def scores_of(differences: Sequence[float], base: float = -1.0) -> PairScores:
+    """Scored pairs of these differences, each of a prompt of its own."""
+    chosen = np.array([base + d for d in differences])
+    lengths = np.full(len(chosen), 7)
+    return PairScores(chosen, np.full(len(chosen), base), lengths, lengths, tuple(map(str, range(len(chosen)))))
+
+
+def start_of(differences: Sequence[float], loss: LossRecipe) -> Start:
+    scores = scores_of(differences)
+    return Start(
+        model="m",
+        of_pairs=len(scores),
+        max_length=64,
+        loss=loss,
+        summary=summarise(scores, loss),
+        differences=scores.chosen - scores.rejected,
+        gradient_weight=mean(gradient_weights(scores, loss)),
+        suggestion=suggest(scores),
+    )
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+DIFFERENCES = [-1.5, -0.2, 0.0, 0.1, 0.5, 3.0]
+
+
+def test_the_gradient_weight_is_the_slope_of_the_loss() -> None:
+    plain = LossRecipe(beta=2, gamma=1)
+    distances = [2 * d - 1 for d in DIFFERENCES]
+    assert gradient_weights(scores_of(DIFFERENCES), plain) == pytest.approx([sigmoid(-d) for d in distances])
+    smooth = LossRecipe(beta=2, gamma=1, label_smoothing=0.1, sft_weight=0.5)
+    assert gradient_weights(scores_of(DIFFERENCES), smooth) == pytest.approx(
+        [0.9 * sigmoid(-d) - 0.1 * sigmoid(d) for d in distances]
+    )
+    hinge = LossRecipe(beta=2, gamma=1, type="hinge")
+    assert gradient_weights(scores_of(DIFFERENCES), hinge).tolist() == [1, 1, 1, 1, 1, 0]
+
+
+def test_the_suggestion_is_the_upper_quartile_kept_within_the_range() -> None:
+    draw = random.Random(1)
+    spread = [draw.gauss(0.1, 0.4) for _ in range(400)]
+    suggestion = suggest(scores_of(spread))
+    assert suggestion.wanted == pytest.approx(float(np.quantile(spread, 0.75)))
+    assert suggestion.gamma_beta_ratio == pytest.approx(round(suggestion.wanted * 20) / 20)
+    assert suggestion.below.value == sum(d <= suggestion.gamma_beta_ratio for d in spread) / 400
+    assert 0.65 < suggestion.below.value < 0.85
+    assert suggest(scores_of([d / 100 for d in spread])).gamma_beta_ratio == 0.1
+    assert suggest(scores_of([d + 5 for d in spread])).gamma_beta_ratio == 0.8
+    assert suggest(scores_of([d + 5 for d in spread])).below.value == 0
+
+
+def test_the_histogram_holds_zero_in_its_middle_and_gamma_within() -> None:
+    margins = np.array([-0.5, -0.1, 0.0, 0.2, 0.4] * 50)
+    shape = margin_histogram(margins, gamma=3.0)
+    assert sum(shape["hist"]) == 250
+    assert shape["bin_edges"][0] == -shape["bin_edges"][-1]
+    assert shape["bin_edges"][-1] > 3.0
+    assert sum(margin_histogram(np.array([100.0, *margins]), gamma=0.0)["hist"]) == 251
+
+
+def test_findings_come_with_clear_intervals_only() -> None:
+    loss = LossRecipe(beta=2, gamma=1)
+
+    def codes(differences: Sequence[float]) -> list[str]:
+        return [finding.code for finding in start_of(differences, loss).findings()]
+
+    assert codes([-0.3] * 80 + [0.3] * 20) == ["LBL005"]
+    assert codes([-0.3] * 4 + [0.3]) == []  # five pairs say nothing
+    assert codes([-0.3] * 52 + [0.3] * 48) == []
+    assert codes([0.3] * 100) == []
+    assert codes([0.6] * 80 + [0.3] * 20) == ["MOD001"]
+    assert codes([0.6] * 52 + [0.3] * 48) == []
+    [swapped] = start_of([-0.3] * 80 + [0.3] * 20, loss).findings()
+    assert swapped.count == 80
+    assert "80 of 100 pairs" in swapped.hint
+
+
+def test_labels_that_only_follow_length_do_not_look_swapped() -> None:
+    loss = LossRecipe(beta=2, gamma=1)
+    start = start_of([-0.3] * 80 + [0.3] * 20, loss)
+    balanced = Measured(0.5, 0.4, 0.6, 100)
+    of_length = replace(start.summary, length={**start.summary.length, "balanced": balanced})
+    assert replace(start, summary=of_length).findings() == []
+
+
+def test_the_document_is_measured_under_the_objective() -> None:
+    loss = LossRecipe(beta=2, gamma=1)
+    document = start_of(DIFFERENCES, loss).as_json()
+    assert document["accuracy"]["value"] == pytest.approx(3.5 / 6)
+    assert document["ties"] == 1
+    assert document["margin"]["value"] == pytest.approx(2 * sum(DIFFERENCES) / 6)
+    assert document["target_reached"]["value"] == pytest.approx(1 / 6)  # 2 x 0.5 is at the target, not past it
+    assert document["loss"]["value"] == pytest.approx(sum(-math.log(sigmoid(2 * d - 1)) for d in DIFFERENCES) / 6)
+    assert document["gradient_weight"]["value"] == pytest.approx(sum(sigmoid(1 - 2 * d) for d in DIFFERENCES) / 6)
+    assert document["objective"]["gamma_beta_ratio"] == 0.5
+    assert sum(document["margin"]["histogram"]["hist"]) == 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_real_model_is_measured_as_single_sequences_are(folder: Path) -> None:
+    pairs = [
+        PreferencePair(f"Question {n % 5}?", "yes please " * (n % 4 + 1), "never " * (n % 3 + 1), f"p.jsonl:{n}")
+        for n in range(12)
+    ] + [PreferencePair("empty", "", "x", "p.jsonl:13")]
+    recipe = Recipe(
+        name="r",
+        model=ModelRecipe(path=str(folder)),
+        data=DataRecipe(train="-", max_length=64, max_prompt_length=40),
+        loss=LossRecipe(beta=2, gamma=0.4),
+        train=TrainRecipe(precision="fp32"),
+    )
+    tokenizer = load_tokenizer(str(folder))
+    start = measure_start(recipe, pairs, tokenizer, of_pairs=13)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    differences = []
+    with torch.no_grad():
+        for pair in encode_pairs(pairs, tokenizer, recipe.data).pairs:
+            chosen, rejected = (
+                float(response_logps(model, pair.prompt.tolist(), side.tolist()).mean())
+                for side in (pair.chosen, pair.rejected)
+            )
+            differences.append(chosen - rejected)
+    assert start.differences.tolist() == pytest.approx(differences, abs=1e-4)
+    assert (start.summary.pairs, start.summary.prompts, start.of_pairs) == (12, 5, 13)
+    assert start.gradient_weight.value == pytest.approx(sum(sigmoid(0.4 - 2 * d) for d in differences) / 12, abs=1e-4)
+
+
+def test_nothing_to_score_is_said(folder: Path) -> None:
+    data = DataRecipe(train="-", max_length=64, max_prompt_length=40)
+    recipe = Recipe(name="r", model=ModelRecipe(path=str(folder)), data=data)
+    pair = PreferencePair("p", "", "x", "p.jsonl:1")
+    with pytest.raises(UserError, match="no pair is left to score"):
+        measure_start(recipe, [pair], load_tokenizer(str(folder)), of_pairs=1)
+
+
+def test_lengths_fit_the_model(folder: Path) -> None:
+    lengths = fitting_lengths(str(folder))
+    assert (lengths.max_length, lengths.max_prompt_length) == (512, 448)

@@ -1,0 +1,121 @@
+"""`simpo stats --model` for a person: what was measured, whether a run can learn, and which gamma to begin with."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+
+from simpo_cli.report.console import make_console
+from simpo_cli.report.start_view import print_start, start_in_words
+
+
+def measured(value: float, low: float | None, high: float | None, n: int = 100) -> dict[str, Any]:
+    return {"value": value, "ci": [low, high], "n": n}
+
+
+START: dict[str, Any] = {
+    "model": "tiny",
+    "pairs": 100,
+    "prompts": 90,
+    "of_pairs": 12480,
+    "max_length": 2048,
+    "objective": {
+        "type": "sigmoid",
+        "beta": 2.0,
+        "gamma": 1.0,
+        "gamma_beta_ratio": 0.5,
+        "label_smoothing": 0.0,
+        "sft_weight": 0.0,
+    },
+    "accuracy": measured(0.53, 0.43, 0.63),
+    "ties": 0,
+    "margin": {
+        **measured(0.05, -0.03, 0.13),
+        "p5": -1.0,
+        "median": 0.0,
+        "p95": 1.0,
+        "histogram": {"hist": [0, 1, 2, 4, 8, 8, 4, 2, 1, 0], "bin_edges": [n / 2 for n in range(-5, 6)]},
+    },
+    "target_reached": measured(0.01, 0.0, 0.05),
+    "loss": measured(1.21, 1.16, 1.26),
+    "gradient_weight": measured(0.61, 0.6, 0.62),
+    "logps/chosen": measured(-1.165, -1.17, -1.16),
+    "logps/rejected": measured(-1.171, None, None),
+    "suggestion": {
+        "gamma_beta_ratio": 0.25,
+        "gamma": 0.5,
+        "wanted_ratio": 0.24,
+        "below_target": measured(0.76, 0.67, 0.83),
+    },
+}
+
+
+def printed(start: dict[str, Any], width: int = 100, encoding: str = "utf-8") -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    print_start(make_console(stream, width=width), start)
+    stream.flush()
+    shown: str = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    return shown
+
+
+def test_the_whole_screen() -> None:
+    assert (
+        printed(START)
+        == """What could a run learn?
+  tiny as it is, on 100 pairs of 90 prompts, the first of 12,480 pairs by hash of the prompt, cut at
+  2,048 tokens; beta 2, gamma 1 (gamma/beta 0.5)
+  accuracy           53.0 % (95 % CI 43.0 to 63.0, n = 100): the chosen response is the likelier one
+  margin             0.05 (95 % CI -0.03 to 0.13): beta × (m(chosen) - m(rejected))
+                     -2.5  ▁▂▄██▄▂▁  +2.5
+                               ^0^gamma
+  past gamma         1.0 % (95 % CI 0.0 to 5.0, n = 100): such pairs teach little
+  loss               1.210 (95 % CI 1.160 to 1.260)
+  gradient weight    0.61 (95 % CI 0.60 to 0.62): 1 pulls fully, 0 has nothing left to pull
+  chosen             -1.165 (95 % CI -1.170 to -1.160) nats a token
+  rejected           -1.171 (95 % CI unknown) nats a token; the nearer to 0, the more the responses
+                     are what this model would write itself
+
+  A pair pulls with 0.61 of its full weight on average: there is something to learn.
+  gamma/beta 0.25 (gamma 0.5 at beta 2) is where to begin: 76.0 % (95 % CI 67.0 to 83.0, n = 100) of
+  the pairs start below it and pull, the rest is past it.
+  That is a rule of thumb from the histogram, no experiment: the authors found theirs (0.1 to 0.8)
+  by search.
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gradient_weight": measured(0.02, 0.01, 0.03)}, "is known to this model already"),
+        ({"accuracy": measured(0.2, 0.1, 0.3)}, "see first that the labels are right"),
+        ({"suggestion": {**START["suggestion"], "gamma_beta_ratio": 0.1, "wanted_ratio": -0.2}}, "would give less"),
+        ({"suggestion": {**START["suggestion"], "gamma_beta_ratio": 0.8, "wanted_ratio": 2.0}}, "would give more"),
+    ],
+)
+def test_the_words_follow_the_numbers(changes: dict[str, Any], said: str) -> None:
+    assert said not in " ".join(start_in_words(START))
+    assert said in " ".join(start_in_words({**START, **changes}))
+
+
+def test_marks_stand_under_their_bins() -> None:
+    start = copy.deepcopy(START)
+    start["objective"]["gamma"] = 0.2
+    assert "^ 0 and gamma" in printed(start)
+    start["objective"]["gamma"] = 2.4
+    lines = printed(start).splitlines()
+    [figure] = [line for line in lines if "+2.5" in line]
+    [marks] = [line for line in lines if "^0" in line]
+    assert marks.index("^gamma") == figure.index("-2.5") + len("-2.5 ") + 9
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_every_width_and_encoding(width: int, encoding: str) -> None:
+    hostile = {**START, "model": "[red]\x1b[2J\u202emodel"}
+    shown = printed(hostile, width, encoding)
+    assert not set("\x1b\u202e") & set(shown)
+    assert "[red]\\x1b[2J\\u202emodel" in shown.replace("\n  ", "")
+    assert all(cell_len(line) <= width for line in shown.splitlines())

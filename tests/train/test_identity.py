@@ -1,0 +1,96 @@
+"""What counts as another run: every key of a recipe is identity, schedule, machine or free, and none is forgotten."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from simpo_cli.recipe.schema import (
+    CheckpointRecipe,
+    DataRecipe,
+    DataSource,
+    LossRecipe,
+    ModelRecipe,
+    Recipe,
+    TrainRecipe,
+)
+from simpo_cli.train.identity import Identity, recipe_values
+
+RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
+
+
+def _identity(recipe: Recipe = RECIPE, **changes: Any) -> Identity:
+    content: dict[str, Any] = {
+        "recipe": recipe_values(recipe),
+        "data": {"train": [["x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": None},
+        "model": {"revision": None, "files": {"model.safetensors": "cc"}},
+        "tokenizer": "dd",
+        "template": "ee",
+        "plan": {"train_pairs": 90, "held_out_pairs": 10},
+        "machine": {"torch": "2.13", "threads": 2, "packing": "shared_prefix"},
+    }
+    return Identity(**{**content, **changes})
+
+
+def _said(now: Identity) -> list[tuple[str, str]]:
+    return [(change.key, change.kind) for change in now.changes_since(_identity())]
+
+
+def test_an_identity_survives_json_and_equals_itself() -> None:
+    assert Identity(**_identity().as_json()) == _identity()
+    assert _said(_identity()) == []
+    assert _identity().hashes.keys() == {"recipe_sha256", "data_sha256", "model_sha256", "plan_sha256"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (replace(RECIPE, name="b", output_dir="elsewhere", checkpoint=CheckpointRecipe(every=3)), []),
+        (replace(RECIPE, data=DataRecipe(train=[DataSource(path="z.jsonl")])), []),  # its content says more
+        (
+            replace(RECIPE, data=DataRecipe(train=[DataSource(path="x.jsonl", repeat=2)])),
+            [("data.train.0.repeat", "identity")],
+        ),
+        (replace(RECIPE, loss=LossRecipe(gamma=1.0)), []),  # the same margin in other words
+        (replace(RECIPE, loss=LossRecipe(gamma=1.5)), [("loss.gamma", "identity")]),
+        (replace(RECIPE, loss=LossRecipe(sft_weight=0.1)), [("loss.sft_weight", "identity")]),
+        (
+            replace(RECIPE, train=TrainRecipe(precision="fp32", tokens_per_microbatch=64)),
+            [],
+        ),  # the machine's part says it
+        (
+            replace(RECIPE, train=TrainRecipe(num_epochs=2, pairs_per_step=64)),
+            [("train.pairs_per_step", "identity"), ("train.num_epochs", "schedule")],
+        ),
+    ],
+)
+def test_keys_of_the_recipe(recipe: Recipe, expected: list[tuple[str, str]]) -> None:
+    assert _said(_identity(recipe)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"train": [["new/x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": None}}, []),
+        ({"data": {"train": [["y.jsonl", "bb"], ["x.jsonl", "aa"]], "eval": None}}, [("data.train", "identity")]),
+        ({"data": {"train": [["x.jsonl", "a0"], ["y.jsonl", "bb"]], "eval": None}}, [("data.train", "identity")]),
+        (
+            {"data": {"train": [["x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": [["e.jsonl", "ff"]]}},
+            [("data.eval", "identity")],
+        ),
+        ({"model": {"revision": None, "files": {"model.safetensors": "c0"}}}, [("model.path", "identity")]),
+        ({"tokenizer": "d0"}, [("tokenizer", "identity")]),
+        ({"template": "e0"}, [("data.chat_template", "identity")]),
+        ({"plan": {"train_pairs": 89, "held_out_pairs": 10}}, [("data.train", "identity")]),
+        ({"machine": {"torch": "2.14", "threads": 2, "packing": "shared_prefix"}}, [("torch", "machine")]),
+        ({"machine": {"torch": "2.13", "threads": 2}}, [("packing", "machine")]),
+    ],
+)
+def test_what_a_run_reads_and_runs_on(changes: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert _said(_identity(**changes)) == expected
+
+
+def test_a_changed_file_is_named() -> None:
+    now = _identity(data={"train": [["x.jsonl", "aa"], ["y.jsonl", "b0"]], "eval": None})
+    [change] = now.changes_since(_identity())
+    assert change.sentence == "the pairs of data.train are others (y.jsonl)"

@@ -1,0 +1,212 @@
+"""Signals that stop a run: saved at the last whole step, exit code 75, and gone on with bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.train import build, finish, loop, run, saving
+from simpo_cli.train.events import StepRecord
+from simpo_cli.train.stop import Stopped, StopRequest
+from tests.train.conftest import Memory
+from tests.train.test_resume import Place
+
+pytestmark = pytest.mark.usefixtures("short_answers")
+
+
+def _send(number: int) -> None:
+    """A signal to this process, handled before the next line."""
+    os.kill(os.getpid(), number)
+    assert signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+
+
+class Sending(Memory):
+    """An observer that sends a signal at a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__()
+        self._step, self._number = step, number
+
+    def step(self, record: StepRecord) -> None:
+        super().step(record)
+        if record.step == self._step:
+            _send(self._number)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Place:
+    place = Place(tmp_path_factory.mktemp("stop"), tiny_folder, prefs)
+    place.train("unbroken", *MORE)
+    return place
+
+
+MORE = ["checkpoint.every=3", "eval.every=2"]
+
+
+def _go_on(place: Place, name: str) -> None:
+    place.train(name, *MORE, resume=True)
+    place.require_same(name, "unbroken")
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGHUP, 3)])
+def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Signals, step: int) -> None:
+    name = f"step-{number.name}"
+    before = signal.getsignal(number)
+    said = f"Stopped by {number.name} after step {step} of 4; everything is saved"
+    with pytest.raises(UserError, match=said) as caught:
+        place.train(name, *MORE, observer=Sending(step, number))
+    assert caught.value.exit_code == ExitCode.SAVED
+    assert caught.value.fix.startswith("Go on with: simpo ")
+    assert caught.value.fix.endswith(" --resume")
+    assert signal.getsignal(number) is before
+    assert place.checkpoints(name) == [f"step-0000000{step}"]
+    document = json.loads((place.folder / name / "run.json").read_text(encoding="utf-8"))
+    assert (document["status"], document["step"]) == ("stopped", step)
+    _go_on(place, name)
+
+
+@pytest.mark.parametrize(
+    ("where", "target", "step"),
+    [
+        ("reading the data", (run, "settle"), None),
+        ("reading the weights", (build, "load_model"), None),
+        ("the first micro-batch", (loop, "accumulate"), 0),
+        ("the first evaluation", (loop, "score_pairs"), 0),
+        ("a save", (saving, "save_state"), 0),
+        ("the export", (finish, "save_model"), 4),
+        ("the last evaluation", (finish, "answer"), 4),
+    ],
+)
+def test_a_signal_in_any_phase_is_answered(
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str, target: tuple[Any, str], step: int | None
+) -> None:
+    name = where.replace(" ", "-")
+    real = getattr(*target)
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        _send(signal.SIGTERM)
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, signalled)
+        said = "before the first step" if step is None else f"after step {step} of 4"
+        with pytest.raises(UserError, match=f"Stopped by SIGTERM {said}") as caught:
+            place.train(name, *MORE)
+    assert caught.value.exit_code == ExitCode.SAVED
+    _go_on(place, name)
+
+
+def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simpo_cli.train import step as step_module
+
+    calls = []
+    real = step_module.simpo_terms
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            _send(signal.SIGTERM)
+        return real(*args, **options)
+
+    more = [*MORE, "train.tokens_per_microbatch=130"]
+    place.train("cut-up", *more)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "simpo_terms", signalled)
+        with pytest.raises(UserError, match="Stopped by SIGTERM"):
+            place.train("mid", *more)
+    assert len(calls) == 4  # the micro-batch was finished, and the next not begun
+    place.train("mid", *more, resume=True)
+    place.require_same("mid", "cut-up")
+
+
+def test_a_signal_in_an_evaluation_leaves_it_to_be_made_when_the_run_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = loop.score_pairs, []
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            _send(signal.SIGTERM)
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "score_pairs", signalled)
+        with pytest.raises(UserError, match="Stopped by SIGTERM after step 2 of 4"):
+            place.train("evaluation", *MORE)
+    assert place.checkpoints("evaluation") == ["step-00000002"]
+    _go_on(place, "evaluation")
+
+
+def test_signals_that_were_ignored_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_of_the_main_thread_no_handler_is_set() -> None:
+    before, errors = signal.getsignal(signal.SIGTERM), []
+
+    def enter() -> None:
+        try:
+            with StopRequest() as stop:
+                stop.check()
+                assert signal.getsignal(signal.SIGTERM) is before
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+def test_a_block_that_may_be_left_is_left_and_others_wait() -> None:
+    with StopRequest() as stop:
+        with stop.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)  # noted, and no more
+        items = stop.between([1, 2])
+        with pytest.raises(Stopped):
+            next(items)
+        with pytest.raises(Stopped), stop.at_once():
+            pytest.fail("it was asked for before")
+    with StopRequest() as stop, pytest.raises(Stopped), stop.at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+LONG_KERNEL = """
+import hashlib
+from simpo_cli.train.stop import StopRequest
+with StopRequest():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour that no handler of Python's interrupts
+"""
+
+
+def test_the_second_interrupt_leaves_at_once_also_out_of_a_long_kernel() -> None:
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", LONG_KERNEL], cwd=root, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"ready\n"
+        while process.poll() is None:  # of signals that come together the kernel hands on one
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+    assert process.returncode == ExitCode.INTERRUPTED
