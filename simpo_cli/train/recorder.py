@@ -22,7 +22,7 @@ class Recorder:
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps
-        for label, text in header.lines:
+        for label, text in header.lines if first_step == 0 else ():  # a run that goes on has said it
             self._folder.append(NOTES, {"label": label, "text": text})
         self._watcher.started(header, num_steps=num_steps, first_step=first_step)
 

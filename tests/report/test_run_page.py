@@ -168,6 +168,12 @@ def test_notes_that_a_resumed_run_says_again_are_shown_once(tmp_path: Path) -> N
     assert [one["text"] for one in run.notes] == ["prompts shared", "other"]
 
 
+def test_a_run_that_was_gone_on_with_says_from_where(tmp_path: Path) -> None:
+    entry = {"at": "2026-01-02T05:00:00+00:00", "command": "simpo", "from_step": 3, "not_bit_exact": ["torch: 1 to 2"]}
+    _, text = _page(tmp_path, outcome=RISE, resumed=[entry])
+    assert "2026-01-02T05:00:00+00:00, from step 3, not bit-exact from there: torch: 1 to 2" in text
+
+
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", outcome=RISE, evals=EVALS, pairs=40))
     made = [run_page(run, now=run.last_written) for _ in range(2)]
