@@ -1,12 +1,15 @@
 # Everything starts here, on a machine with nothing but Python 3.11 or later.
 #   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
 #   make test    sets up and runs the tests
+#   make test-faults   kills runs at random instants, goes on with them, and compares bits (KILLS=300)
+#   make fuzz    feeds broken records and messages to the readers for a minute
 #   make check   formatting, lint, types, import rules
 #   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
 #   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
 #   make bench-page    its tables and plot again from docs/benchmarks.json
 #   make bench-step    speed of the parts of a training step
 #   make bench-audit   speed and memory of simpo stats
+#   make bench-loading speed and memory of reading and tokenizing pairs
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
@@ -18,9 +21,10 @@ PEER_READY := $(PEER_VENV)/.ready
 BENCH_MODEL ?= models/smollm2-135m-instruct
 BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
+KILLS ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench bench-full bench-page bench-step bench-audit guide clean
+.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -40,6 +44,13 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-faults: $(READY)
+	$(BIN)/python -m tests.faults.storm --kills $(KILLS)
+
+fuzz: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.fuzz_records -max_total_time=60
 
 # SIMPO_TEST_MODEL names a folder with a real model, such as SmolLM2-135M-Instruct
 test-slow: $(READY)
@@ -78,6 +89,9 @@ bench-step: $(READY)
 
 bench-audit: $(READY)
 	$(BIN)/python -m tests.benchmarks.audit
+
+bench-loading: $(READY)
+	$(BIN)/python -m tests.benchmarks.loading
 
 guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide

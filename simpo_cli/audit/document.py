@@ -20,7 +20,7 @@ _PREDICTS = 0.05  # how far from one half the whole interval must lie before som
 
 
 def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
-    """Everything that `simpo stats` reports.
+    """Everything that `simpo stats` reports; `model` is null until a model has scored the pairs.
 
     Args:
         examination: what was seen.
@@ -56,6 +56,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
         "sources": _sources(examination, findings),
         "findings": [found.as_json() for found in findings],
         "passed": _passed(examination, findings, is_judged=by_surface is not None),
+        "model": None,
     }
 
 

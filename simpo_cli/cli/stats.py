@@ -115,7 +115,6 @@ def stats(
     if model is not None and composed is None:
         tokenizer = model
     audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
-    audit.document["model"] = None
     if model is not None:
         _add_model(audit, composed, model, model_pairs)
     if output is not None:

@@ -74,8 +74,8 @@ def test_both_sides_and_every_record_are_accounted_for(
     for name, said in (("a", made), ("b", read)):
         more = (f"data.train={sources}", f"data.eval={prefs}", "data.on_bad_record=skip", "train.max_steps=2")
         receipt, lines, folder = run(tmp_path, name, tiny_folder, prefs, *more)
-        account = receipt["data"]["train"]
-        assert (account["records_read"], account["refused"], account["repeated"]) == (37, 2, 10)
+        account = receipt["data"]["train"]["records"]
+        assert (account["read"], account["refused"], account["repeated"]) == (37, 2, 10)
         assert account["trained"] + account["not_reached"] + account["refused"] == 37 + 10
         refused = [json.loads(line) for line in (folder / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [(row["where"].rpartition(":")[2], row["record"]) for row in refused] == [

@@ -74,6 +74,7 @@ class Place:
         measured = [json.loads((p / "run.json").read_text(encoding="utf-8")) for p in (one, two)]
         assert measured[0]["status"] == measured[1]["status"] == "done"
         for document in measured:
+            document["data"]["train"].pop("tokens")  # whether they were cached, and how long that took
             for summary in ("before", "after"):
                 document["outcome"][summary].pop("model")
         assert measured[0]["outcome"]["before"] == measured[1]["outcome"]["before"]

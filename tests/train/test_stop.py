@@ -110,7 +110,7 @@ def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
     from simpo_cli.train import step as step_module
 
     calls = []
-    real = step_module.simpo_terms
+    real = step_module.terms_under
 
     def signalled(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -121,7 +121,7 @@ def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
     more = [*MORE, "train.tokens_per_microbatch=130"]
     place.train("cut-up", *more)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "simpo_terms", signalled)
+        patch.setattr(step_module, "terms_under", signalled)
         with pytest.raises(UserError, match="Stopped by SIGTERM"):
             place.train("mid", *more)
     assert len(calls) == 4  # the micro-batch was finished, and the next not begun
