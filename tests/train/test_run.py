@@ -87,8 +87,10 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs:
     assert len(pairs) == after["pairs"] == evals[-1]["pairs"]
     assert len({row["where"] for row in pairs}) == len(pairs)
     assert len({row["prompt"] for row in pairs}) == after["prompts"]
-    assert sum(row["chosen_before"] for row in pairs) / len(pairs) == pytest.approx(evals[0]["logps/chosen"])
-    assert sum(row["rejected_after"] for row in pairs) / len(pairs) == pytest.approx(evals[-1]["logps/rejected"])
+    for when, scored in (("before", evals[0]), ("after", evals[-1])):
+        for side in ("chosen", "rejected"):
+            mean = sum(row[f"{side}_{when}"] for row in pairs) / len(pairs)
+            assert mean == pytest.approx(scored[f"logps/{side}"])
     longer = sum(row["chosen_tokens"] > row["rejected_tokens"] for row in pairs)
     equal = sum(row["chosen_tokens"] == row["rejected_tokens"] for row in pairs)
     assert after["baselines"]["longer_wins"]["value"] == pytest.approx((longer + equal / 2) / len(pairs))
