@@ -67,7 +67,7 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
     ]
     spearman = [before["length"]["spearman"], after["length"]["spearman"]]
     if None not in spearman:
-        rows.append(TableRow("reward with length (Spearman)", *(Cell(fixed(rho, 2)) for rho in spearman)))
+        rows.append(TableRow("Spearman with length", *(Cell(fixed(rho, 2)) for rho in spearman)))
     if before["ties"] or after["ties"]:
         rows.append(TableRow("ties", Cell(thousands(before["ties"])), Cell(thousands(after["ties"]))))
     return rows
