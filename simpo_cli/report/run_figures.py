@@ -235,7 +235,8 @@ def _dot(curve: Curve) -> dict[str, Any]:
 
 
 def _finish(axes: Axes, run: RunFiles, *, has_legend: bool) -> None:
-    axes.set_xlim(0, max(run.steps_done, 1) * 1.02)
+    most = max(run.steps_done, 1)
+    axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if not isinstance(axes.yaxis.get_major_formatter(), FuncFormatter) and max(np.abs(axes.get_ylim())) >= 1000:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
