@@ -173,6 +173,45 @@ def length_strata(
     return {"chosen_longer": longer, "chosen_shorter": shorter, "balanced": balanced}
 
 
+def balanced_difference(
+    base_correct: ArrayLike,
+    tuned_correct: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+) -> Measured | None:
+    """What length-balanced accuracy gained: the mean of the gains where chosen is longer and where it is shorter.
+
+    The interval goes by prompt and pads each stratum as `_paired_difference` pads all pairs. None where
+    `length_strata` has no balanced accuracy.
+
+    Args:
+        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
+        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    gains = _shares(tuned_correct) - _shares(base_correct)
+    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    codes, _ = _prompt_codes(groups, len(gains))
+    sides = [longer_by > 0, longer_by < 0]
+    if min(side.sum() for side in sides) < MIN_STRATUM_PAIRS:
+        return None
+    value = float(np.mean([gains[side].mean() for side in sides]))
+    used = sides[0] | sides[1]
+    used_codes, num_prompts = _prompt_codes(codes[used].tolist(), int(used.sum()))
+    if num_prompts == 1:
+        return Measured(value, -1.0, 1.0, int(used.sum()))
+    deviations, weights, added = np.zeros(len(gains)), np.zeros(len(gains)), 0.0
+    for side in sides:
+        padded_n = int(side.sum()) + 2
+        centre = float(gains[side].sum()) / padded_n
+        deviations[side], weights[side] = gains[side] - centre, 0.5 / padded_n
+        added += 0.25 * _added_variance(centre, padded_n)
+    variance = _variance(deviations[used], weights[used], used_codes, num_prompts) + added
+    half = _student(num_prompts) * math.sqrt(variance)
+    return Measured(value, max(-1.0, value - half), min(1.0, value + half), int(used.sum()))
+
+
 def spearman(rewards: ArrayLike, lengths: ArrayLike) -> float | None:
     """Spearman's rank correlation of reward and length, -1..1; None under 3 responses or where either never varies."""
     scores, tokens = np.asarray(rewards, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
@@ -279,10 +318,15 @@ def _paired_difference(gains: Floats, codes: Codes, num_prompts: int) -> Measure
         return Measured(value, -1.0, 1.0, n)
     padded_n = n + 2
     centre = float(gains.sum()) / padded_n
-    added = 0.5 * ((1 - centre) ** 2 + (1 + centre) ** 2 + 2 * centre**2) / padded_n**2
-    variance = _variance(gains - centre, np.full(n, 1 / padded_n), codes, num_prompts) + added
+    variance = _variance(gains - centre, np.full(n, 1 / padded_n), codes, num_prompts)
+    variance += _added_variance(centre, padded_n)
     half = _student(num_prompts) * math.sqrt(variance)
     return Measured(value, max(-1.0, min(centre - half, value)), min(1.0, max(centre + half, value)), n)
+
+
+def _added_variance(centre: float, padded_n: int) -> float:
+    """What half a pair of each outcome adds to the variance of a mean gain."""
+    return 0.5 * ((1 - centre) ** 2 + (1 + centre) ** 2 + 2 * centre**2) / padded_n**2
 
 
 def _sign_flip_p_value(gains: Floats) -> float:

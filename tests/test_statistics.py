@@ -17,6 +17,7 @@ from scipy import stats
 
 from simpo_cli.statistics import (
     Measured,
+    balanced_difference,
     compare_accuracy,
     length_strata,
     longer_wins,
@@ -303,6 +304,42 @@ def test_the_balanced_interval_covers_the_truth() -> None:
         assert balanced is not None
         covered += balanced.low <= 0.6 <= balanced.high
     assert 0.925 <= covered / 400 <= 0.99
+
+
+def test_the_balanced_gain_is_the_mean_of_both_sides_gains() -> None:
+    base = np.array([0.0] * 30 + [1.0] * 10 + [1.0] * 7)
+    tuned = np.array([1.0] * 24 + [0.0] * 6 + [1.0] * 8 + [0.0] * 2 + [0.0] * 7)
+    chosen, rejected = np.array([2] * 30 + [1] * 10 + [1] * 7), np.array([1] * 30 + [2] * 10 + [1] * 7)
+    gain = balanced_difference(base, tuned, chosen, rejected)
+    assert gain is not None
+    assert gain.value == pytest.approx((24 / 30 - 2 / 10) / 2)  # pairs of equal length are in neither
+    assert gain.n == 40
+    assert gain.low < gain.value < gain.high
+    assert balanced_difference(base[1:22], tuned[1:22], chosen[1:22], rejected[1:22]) is None
+    one_prompt = balanced_difference(base, tuned, chosen, rejected, [0] * 47)
+    assert one_prompt is not None
+    assert bounds(one_prompt) == (-1.0, 1.0)
+    same = balanced_difference(base, base, chosen, rejected)
+    assert same is not None
+    assert same.low < 0 < same.high  # forty pairs without a change do not prove that there is none
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_the_interval_of_a_balanced_gain_covers_the_truth(repeats: int) -> None:
+    draw = np.random.default_rng(7)
+    prompts, truth, covered, rounds = 90, (0.2 + 0.05) / 2, 0, 600
+    for _ in range(rounds):
+        longer = np.repeat(draw.random(prompts) < 0.7, repeats)
+        # pairs of a prompt share their luck half of the time
+        shared, own = np.repeat(draw.random(prompts), repeats), draw.random(prompts * repeats)
+        luck = np.where(draw.random(prompts * repeats) < 0.5, shared, own)
+        base = (luck < np.where(longer, 0.5, 0.6)).astype(np.float64)
+        tuned = (luck < np.where(longer, 0.7, 0.65)).astype(np.float64)
+        groups = np.repeat(np.arange(prompts), repeats)
+        gain = balanced_difference(base, tuned, np.where(longer, 2, 1), np.where(longer, 1, 2), groups)
+        assert gain is not None
+        covered += gain.low <= truth <= gain.high
+    assert 0.93 <= covered / rounds <= 0.985
 
 
 def test_the_longer_wins_with_equal_lengths_at_one_half() -> None:

@@ -24,7 +24,8 @@ MIN_PROMPTS = 10
 """Under so many prompts nothing is fitted."""
 _MOST_FITTED = 100_000  # pairs that a fit looks at: a few weights need no more, and time stays in bounds
 _RIDGE = 1.0  # keeps weights finite where a feature tells every label
-_TIE = 1e-9
+TIE = 1e-9
+"""A margin under it is none."""
 
 Floats = NDArray[np.float64]
 Differences = NDArray[np.float32]
@@ -196,7 +197,7 @@ def judge(differences: Differences, prompts: NDArray[np.uint64]) -> SurfaceResul
         unseen = folds == fold
         if unseen.any():
             margins = fit(differences[~unseen]).margins(differences[unseen])
-            right[unseen] = np.where(np.abs(margins) < _TIE, 0.5, margins > 0)
+            right[unseen] = np.where(np.abs(margins) < TIE, 0.5, margins > 0)
     weights = fit(differences).weights.tolist()
     return SurfaceResult(
         accuracy=proportion(right, prompts),

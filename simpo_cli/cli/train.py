@@ -60,19 +60,24 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_
 def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool) -> None:
     from simpo_cli.cli.quiet import quiet_libraries
     from simpo_cli.report.watch import watch
+    from simpo_cli.report.with_report import WithReport
 
     quiet_libraries()
-    observer = watch()
+    terminal = watch()
+    observer = WithReport(terminal, Path(composed.recipe.output_dir))
     try:
         from simpo_cli.train.run import train as run
 
         run(
             composed,
-            observer=observer,
+            observer=terminal if dry_run else observer,
             fresh=fresh,
             resume=resume,
             allow_changed=allow_changed,
             dry_run=dry_run,
         )
+    except UserError:
+        observer.ended_early()
+        raise
     finally:
         observer.close()

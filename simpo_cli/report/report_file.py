@@ -40,13 +40,17 @@ def require_replaceable(path: Path) -> None:
         raise UserError(f"--output {path} exists and is not a report of simpo.", "Name another file.")
 
 
-def require_replaceable_page(path: Path) -> None:
+def require_replaceable_page(path: Path, named: str = "--html") -> None:
     """Refuse to write a page over a file that is no page of ours.
+
+    Args:
+        path: the page.
+        named: what the error calls it by.
 
     Raises:
         UserError: the path is a folder, or a file that holds something else.
     """
-    _require_no_folder(path, "--html")
+    _require_no_folder(path, named)
     if not path.exists():
         return
     try:
@@ -55,7 +59,7 @@ def require_replaceable_page(path: Path) -> None:
     except (OSError, ValueError):
         is_ours = False
     if not is_ours:
-        raise UserError(f"--html {path} exists and is not a page of simpo.", "Name another file.")
+        raise UserError(f"{named} {path} exists and is not a page of simpo.", "Name another file.")
 
 
 def write_report(path: Path, document: Mapping[str, Any]) -> None:
@@ -64,11 +68,11 @@ def write_report(path: Path, document: Mapping[str, Any]) -> None:
     _write(path, "--output", json_text(document) + "\n")
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write a page, whole or not at all."""
+def write_page(path: Path, page: str, named: str = "--html") -> None:
+    """Write a page, whole or not at all; an error calls it by `named`."""
     assert PAGE_MARK in page[:_MARK_WITHIN], "a page that could not be replaced later"
-    require_replaceable_page(path)
-    _write(path, "--html", page)
+    require_replaceable_page(path, named)
+    _write(path, named, page)
 
 
 def _require_no_folder(path: Path, option: str) -> None:

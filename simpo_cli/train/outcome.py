@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
 from simpo_cli.evaluate.summary import EvalSummary, correct, summarise
 from simpo_cli.model.policy import Policy
-from simpo_cli.statistics import Comparison, Measured, compare_accuracy
+from simpo_cli.statistics import Comparison, Measured, balanced_difference, compare_accuracy
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
 from simpo_cli.train.loop import Training, evaluate
+from simpo_cli.train.run_folder import EVAL_PAIRS
 from simpo_cli.train.setting import Setting
 
 _KEPT_ENOUGH = 0.8
@@ -48,7 +50,9 @@ def conclude(
         assert training.last_scores is not None
         scores = training.last_scores
         before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
-        comparison = compare_accuracy(correct(training.start_scores), correct(scores), scores.prompt_keys)
+        right = correct(training.start_scores), correct(scores)
+        comparison = compare_accuracy(*right, scores.prompt_keys)
+        balanced = balanced_difference(*right, scores.chosen_lengths, scores.rejected_lengths, scores.prompt_keys)
         table = _table(before, after, comparison)
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
@@ -57,7 +61,13 @@ def conclude(
             "accuracy": comparison.difference.as_json(),
             "p_value": comparison.p_value,
             "test": comparison.test,
+            "length_balanced": None if balanced is None else balanced.as_json(),
         }
+        surface = surface_accuracy(setting.data)
+        for document in (measured["before"], measured["after"]):
+            document["baselines"]["surface"] = None if surface is None else surface.as_json()
+        write_pairs(run_dir / EVAL_PAIRS, held_out, training.start_scores, scores)
+    measured["answers"] = [{"question": q, "before": b, "after": a} for q, b, a in answers]
     if rounding is not None:
         measured["export"] = {
             "kept_share": rounding.kept_share,

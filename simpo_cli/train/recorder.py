@@ -1,9 +1,9 @@
-"""An observer that writes: metrics.jsonl, evals.jsonl and the trackers that the recipe names."""
+"""An observer that writes: metrics.jsonl, evals.jsonl, notes.jsonl and the trackers that the recipe names."""
 
 from accelerate import Accelerator
 
 from simpo_cli.train.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder
+from simpo_cli.train.run_folder import EVALS, METRICS, NOTES, RunFolder
 
 
 class Recorder:
@@ -22,9 +22,12 @@ class Recorder:
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps
+        for label, text in header.lines if first_step == 0 else ():  # a run that goes on has said it
+            self._folder.append(NOTES, {"label": label, "text": text})
         self._watcher.started(header, num_steps=num_steps, first_step=first_step)
 
     def note(self, text: str) -> None:
+        self._folder.append(NOTES, {"label": "note", "text": text})
         self._watcher.note(text)
 
     def step(self, record: StepRecord) -> None:

@@ -18,6 +18,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import sync
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
+EVAL_PAIRS, NOTES = "evals-pairs.jsonl", "notes.jsonl"
 
 _RUN_FILES = ("run.json", "recipe.yaml", METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
@@ -159,6 +160,17 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
             f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
             "name this run: name=NEW.",
         )
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process trains in a run folder at this moment."""
+    if not (path / _LOCK).is_file():
+        return False
+    try:
+        _locked(path).release()
+    except UserError:
+        return True
+    return False
 
 
 def _line(row: Mapping[str, Any]) -> str:

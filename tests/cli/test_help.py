@@ -39,6 +39,7 @@ def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
         (["train", "--help"], 0),
         (["eval", "--help"], 0),
         (["stats", "--help"], 0),
+        (["report", "--help"], 0),
         (["inspect", "--help"], 0),
         (["recipe", "list"], 0),
         (["recipe", "show", "paper/llama3-8b-instruct", "--origin"], 0),
@@ -68,14 +69,23 @@ def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("train", "eval", "stats", "inspect", "export", "recipe"):
+    for command in ("train", "eval", "stats", "inspect", "report", "export", "recipe"):
         assert f"\n  {command} " in shown.output
     assert "simpo train demo" in shown.output
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"
 
 
 def test_every_command_has_help() -> None:
-    for args in (["train"], ["eval"], ["stats"], ["inspect"], ["recipe"], ["recipe", "show"], ["recipe", "copy"]):
+    for args in (
+        ["train"],
+        ["eval"],
+        ["stats"],
+        ["inspect"],
+        ["report"],
+        ["recipe"],
+        ["recipe", "show"],
+        ["recipe", "copy"],
+    ):
         shown = CliRunner().invoke(cli.app, [*args, "--help"])
         assert shown.exit_code == 0
         assert f"Usage: simpo {' '.join(args)}" in shown.output

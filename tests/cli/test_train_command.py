@@ -64,6 +64,8 @@ def test_a_run_off_a_terminal(place: Path) -> None:
     assert table.count("%") >= 2
     assert "n = 6" in done.stderr
     assert "runs/plain/model" in done.stderr
+    assert "\nreport  runs/plain/report.html\n" in done.stderr
+    assert "Held-out accuracy" in (place / "runs" / "plain" / "report.html").read_text(encoding="utf-8")
     assert "simpo eval runs/plain" in done.stderr
     assert "simpo stats prefs.jsonl" in done.stderr
     assert "Traceback" not in done.stderr

@@ -83,6 +83,23 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs:
     assert receipt["outcome"]["difference"]["test"] in ("mcnemar-exact", "sign-flip-by-prompt")
     assert compose(str(run / "recipe.yaml")).recipe.train.learning_rate == 1e-3
 
+    pairs, after = _lines(run / "evals-pairs.jsonl"), receipt["outcome"]["after"]
+    assert len(pairs) == after["pairs"] == evals[-1]["pairs"]
+    assert len({row["where"] for row in pairs}) == len(pairs)
+    assert len({row["prompt"] for row in pairs}) == after["prompts"]
+    for when, scored in (("before", evals[0]), ("after", evals[-1])):
+        for side in ("chosen", "rejected"):
+            mean = sum(row[f"{side}_{when}"] for row in pairs) / len(pairs)
+            assert mean == pytest.approx(scored[f"logps/{side}"])
+    longer = sum(row["chosen_tokens"] > row["rejected_tokens"] for row in pairs)
+    equal = sum(row["chosen_tokens"] == row["rejected_tokens"] for row in pairs)
+    assert after["baselines"]["longer_wins"]["value"] == pytest.approx((longer + equal / 2) / len(pairs))
+    assert after["baselines"]["surface"]["value"] == 1.0  # "!" ends every rejected answer, "." every chosen one
+    assert receipt["outcome"]["answers"][0]["after"] == outcome.answers[0][2]
+    notes = _lines(run / "notes.jsonl")
+    assert [row["label"] for row in notes[:2]] == ["loss", "model"]
+    assert any(row["label"] == "note" and "self-check" in row["text"] for row in notes)
+
     [checkpoint] = (run / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{len(metrics):08d}"
     assert memory.header is not None

@@ -11,7 +11,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import run_folder
-from simpo_cli.train.run_folder import RunFolder, require_free_space
+from simpo_cli.train.run_folder import RunFolder, is_in_use, require_free_space
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
@@ -97,3 +97,12 @@ def test_what_a_process_leaves_that_dies_before_its_run_begins_is_no_run(tmp_pat
     (path / ".git").mkdir()
     with pytest.raises(UserError, match="not a run"):
         RunFolder.create(path)
+
+
+def test_a_folder_is_in_use_while_it_is_open(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert not is_in_use(run)
+    folder = RunFolder.create(run)
+    assert is_in_use(run)
+    folder.close()
+    assert not is_in_use(run)

@@ -1,0 +1,71 @@
+"""What is known of each held-out pair: its scores before and after training, and the bar that its surface sets."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from simpo_cli.audit.surface import TIE, SurfaceDifferences, fit
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.evaluate.score import PairScores
+from simpo_cli.statistics import Measured, proportion
+
+_MOST_FITTED = 5_000  # training pairs: more hardly move fourteen weights
+
+
+def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, after: PairScores) -> None:
+    """A line of JSON a held-out pair, whole or not at all, so that anyone can compute the run's numbers again.
+
+    Keys: where (its record), prompt (a hash: pairs of one prompt share it), chosen_tokens and rejected_tokens (scored),
+    and chosen_before, rejected_before, chosen_after, rejected_after (mean log-prob, nats per token).
+    """
+    rows = zip(
+        pairs,
+        *(scores.tolist() for scores in (before.chosen, before.rejected, after.chosen, after.rejected)),
+        strict=True,
+    )
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        for pair, chosen_before, rejected_before, chosen_after, rejected_after in rows:
+            row = {
+                "where": pair.where,
+                "prompt": pair.prompt_key,
+                "chosen_tokens": len(pair.chosen),
+                "rejected_tokens": len(pair.rejected),
+                "chosen_before": chosen_before,
+                "rejected_before": rejected_before,
+                "chosen_after": chosen_after,
+                "rejected_after": rejected_after,
+            }
+            stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
+    temporary.replace(file)
+
+
+def surface_accuracy(data: PreparedData) -> Measured | None:
+    """Accuracy on the held-out pairs of a classifier that sees only counts of list items, letters and the like.
+
+    It is fitted on at most 5,000 of the training pairs, taken at equal distances, and sees the responses as they were
+    trained on, that is, cut where they are too long; see `audit.surface`. None where nothing is held out.
+    """
+    if not data.held_out:
+        return None
+    seen, unseen = SurfaceDifferences(), SurfaceDifferences()
+    for position in range(0, len(data.train), -(-len(data.train) // _MOST_FITTED)):
+        _add(seen, data.train[position], data.tokenizer)
+    for pair in data.held_out:
+        _add(unseen, pair, data.tokenizer)
+    margins = fit(seen.rows).margins(unseen.rows)
+    right = np.where(np.abs(margins) < TIE, 0.5, margins > 0)
+    return proportion(right, [pair.prompt_key for pair in data.held_out])
+
+
+def _add(differences: SurfaceDifferences, pair: EncodedPair, tokenizer: TextTokenizer) -> None:
+    differences.add(*(_text(response.tolist(), tokenizer) for response in (pair.chosen, pair.rejected)))
+
+
+def _text(ids: list[int], tokenizer: TextTokenizer) -> str:
+    """A response without its end token, which a cut one lacks."""
+    return tokenizer.decode(ids[:-1] if ids[-1] in tokenizer.end_ids else ids)

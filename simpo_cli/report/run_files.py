@@ -1,0 +1,126 @@
+"""A run folder read for its report: also while it trains, and also where it ended early."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe import compose
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.run_folder import EVAL_PAIRS, EVALS, METRICS, NOTES, is_in_use
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run has written so far.
+
+    Attributes:
+        path: its folder.
+        receipt: run.json.
+        recipe_text: recipe.yaml.
+        recipe: the same, typed; None where this version of simpo does not understand it.
+        metrics, evals: rows by step.
+        pairs: of each held-out pair its scores before and after; empty before the end.
+        notes: the first screen's lines and the notes, each once.
+        is_training: a process holds the folder.
+        last_written: when the last step or evaluation was written, UTC.
+    """
+
+    path: Path
+    receipt: Mapping[str, Any]
+    recipe_text: str
+    recipe: Recipe | None
+    metrics: Sequence[Row]
+    evals: Sequence[Row]
+    pairs: Sequence[Row]
+    notes: Sequence[Row]
+    is_training: bool
+    last_written: datetime | None
+
+    @property
+    def outcome(self) -> Mapping[str, Any]:
+        """What was measured at the end; empty before it."""
+        outcome: Mapping[str, Any] = self.receipt.get("outcome") or {}
+        return outcome
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that are planned."""
+        return int(self.receipt["plan"]["steps"])
+
+    @property
+    def steps_done(self) -> int:
+        """The last step that was written."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def state(self) -> str:
+        """training, done, stopped, failed, or lost: the process ended and could not say so."""
+        status = str(self.receipt["status"])
+        if status == "running":
+            return "training" if self.is_training else "lost"
+        return status
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is not a run, or one of its files is damaged.
+    """
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path} is not a run.", "Name the folder of a run: it holds run.json.")
+    try:
+        receipt = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        recipe_text = (path / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a run: {error}.", "Restore its run.json and recipe.yaml.") from error
+    if not (isinstance(receipt, dict) and {"status", "plan", "data", "command"} <= receipt.keys()):
+        raise UserError(
+            f"{path / 'run.json'} was not written by simpo train.", "Name the folder that a run has written."
+        )
+    try:
+        recipe = compose(str(path / "recipe.yaml")).recipe
+    except UserError:
+        recipe = None  # of another version: the page then lacks the lines of gamma and of the gradient's limit
+    logs = [path / name for name in (METRICS, EVALS)]
+    written = [file.stat().st_mtime for file in logs if file.is_file()]
+    notes = _rows(path / NOTES)
+    return RunFiles(
+        path=path,
+        receipt=receipt,
+        recipe_text=recipe_text,
+        recipe=recipe,
+        metrics=_rows(logs[0]),
+        evals=_rows(logs[1]),
+        pairs=_rows(path / EVAL_PAIRS),
+        notes=[note for number, note in enumerate(notes) if note not in notes[:number]],  # resuming says some again
+        is_training=is_in_use(path),
+        last_written=datetime.fromtimestamp(max(written), UTC) if written else None,
+    )
+
+
+def _rows(file: Path) -> list[Row]:
+    """The rows of a file of JSON lines; a last line that is being written is left out."""
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"is no line of JSON: {error}.", "Restore or remove the line.", where=f"{file}:{number}"
+            ) from error
+        rows.append(row)
+    return rows

@@ -1,0 +1,75 @@
+"""`report.html`: what a run did and what it is worth, as one file."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import simpo_cli
+from simpo_cli.report.page import render
+from simpo_cli.report.report_file import write_page
+from simpo_cli.report.run_figures import length_figure, pair_figures, training_figures
+from simpo_cli.report.run_files import RunFiles, read_run
+from simpo_cli.report.run_tables import accounts, baseline_rows, length_cells, length_rows, outcome_rows
+from simpo_cli.report.text import duration
+from simpo_cli.report.verdict import alerts, tone, verdict
+
+REPORT_FILE = "report.html"
+SHOWN_NOTES = 100
+SHOWN_FILES = 100
+_FINDING = re.compile(r"[A-Z]{3}\d{3} ")
+
+
+def write_run_report(path: Path) -> Path:
+    """Write RUN/report.html anew from what the run has written so far, and return its path.
+
+    Raises:
+        UserError: the folder is not a run or is damaged, or the page cannot be written.
+    """
+    target = path / REPORT_FILE
+    write_page(target, run_page(read_run(path)), named="the report")
+    return target
+
+
+def run_page(run: RunFiles, now: datetime | None = None) -> str:
+    """The page.
+
+    Args:
+        run: the run as read.
+        now: when the page is made; this moment if not given.
+    """
+    lengths = length_rows(run)
+    measured = outcome_rows(run.outcome)
+    said = [note for note in run.notes if note["label"] == "note"]
+    return render(
+        "run.html.jinja",
+        run=run,
+        receipt=run.receipt,
+        outcome=run.outcome,
+        name=run.path.resolve().name if run.recipe is None else run.recipe.name,
+        version=simpo_cli.__version__,
+        made=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
+        last_written=None if run.last_written is None else run.last_written.strftime("%Y-%m-%d %H:%M UTC"),
+        took=duration(run.outcome["seconds"]) if "seconds" in run.outcome else None,
+        verdict=_unbroken(verdict(run)),
+        tone=tone(run),
+        alerts=[_unbroken(alert) for alert in alerts(run)],
+        rows=measured,
+        baselines=baseline_rows(run.outcome) if measured else [],
+        training=training_figures(run),
+        pairs=pair_figures(run),
+        lengths=[length_cells(row) for row in lengths],
+        length_figure=length_figure(lengths),
+        accounts=accounts(run),
+        findings=[note for note in run.notes if note["label"] != "note" and _FINDING.match(note["text"])],
+        screen=[note for note in run.notes if note["label"] != "note"],
+        notes=said[:SHOWN_NOTES],
+        num_notes=len(said),
+        shown_files=SHOWN_FILES,
+    )
+
+
+def _unbroken(text: str) -> str:
+    """No line ends between a number and its sign."""
+    for sign in (" %", " = ", " < "):
+        text = text.replace(sign, sign.replace(" ", "\u00a0"))
+    return text

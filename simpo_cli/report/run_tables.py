@@ -1,0 +1,162 @@
+"""The tables of a run's page: before and after, accuracy by length, and where every record went."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simpo_cli.report.run_files import RunFiles
+from simpo_cli.report.text import fixed, percent, percent_range, thousands
+from simpo_cli.statistics import MIN_STRATUM_PAIRS, proportion
+
+Measured = Mapping[str, Any]  # {"value", "ci": [low, high], "n"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number and, smaller, the interval or remark that belongs to it."""
+
+    text: str
+    below: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One line: what it is, before, after."""
+
+    label: str
+    before: Cell
+    after: Cell
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """Accuracy of the pairs of one kind, before and after; None where they are too few."""
+
+    label: str
+    before: Measured | None
+    after: Measured | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where the records of one side went: what was read, and repeated, is the sum of the parts."""
+
+    side: str
+    decision: str
+    files: list[Mapping[str, Any]]
+    left: list[tuple[str, int]]
+    parts: list[tuple[str, int]]
+    counts: Mapping[str, int]
+
+
+def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
+    """What was measured before and after, each with its interval; empty without an evaluation at the end."""
+    if "before" not in outcome:
+        return []
+    before, after = outcome["before"], outcome["after"]
+    rows = [
+        _row("accuracy", before["accuracy"], after["accuracy"], _share),
+        _row("length-balanced", before["length"]["balanced"], after["length"]["balanced"], _share),
+        _row("mean margin", before["margin"], after["margin"], _two),
+        _row("margin past gamma", before["target_reached"], after["target_reached"], _share),
+        _row("loss", before["loss"], after["loss"], _three),
+        _row("chosen log-prob", before["logps/chosen"], after["logps/chosen"], _three),
+        _row("rejected log-prob", before["logps/rejected"], after["logps/rejected"], _three),
+    ]
+    spearman = [before["length"]["spearman"], after["length"]["spearman"]]
+    if None not in spearman:
+        rows.append(TableRow("Spearman with length", *(Cell(fixed(rho, 2)) for rho in spearman)))
+    if before["ties"] or after["ties"]:
+        rows.append(TableRow("ties", Cell(thousands(before["ties"])), Cell(thousands(after["ties"]))))
+    return rows
+
+
+def baseline_rows(outcome: Mapping[str, Any]) -> list[tuple[str, Cell]]:
+    """Accuracy of rules without a model on the same pairs."""
+    known = outcome["after"]["baselines"]
+    rows = [("a coin", Cell(percent(0.5)))]
+    for key, label in (("longer_wins", "picking the longer response"), ("surface", "a classifier of surface features")):
+        if known.get(key) is not None:
+            rows.append((label, _share(known[key])))
+    return rows
+
+
+def length_rows(run: RunFiles) -> list[LengthRow]:
+    """Accuracy where chosen is longer, shorter, as long, and the mean of the first two."""
+    if "before" not in run.outcome:
+        return []
+    before, after = run.outcome["before"]["length"], run.outcome["after"]["length"]
+    equal = _equal_lengths(run)
+    return [
+        LengthRow("chosen longer", before["chosen_longer"], after["chosen_longer"]),
+        LengthRow("chosen shorter", before["chosen_shorter"], after["chosen_shorter"]),
+        *([] if equal is None else [LengthRow("equal length", *equal)]),
+        LengthRow("balanced", before["balanced"], after["balanced"]),
+    ]
+
+
+def length_cells(row: LengthRow) -> tuple[Cell, Cell, Cell]:
+    """The row as it is shown: its label with n, before, after."""
+    if row.before is None or row.after is None:
+        return Cell(row.label, f"under {MIN_STRATUM_PAIRS} pairs"), Cell("too few"), Cell("too few")
+    return Cell(row.label, f"n = {thousands(row.after['n'])}"), _share(row.before), _share(row.after)
+
+
+def accounts(run: RunFiles) -> list[Account]:
+    """Of the training records, and of the evaluation records where they are files of their own."""
+    sides = ((side, run.receipt["data"][side]) for side in ("train", "eval"))
+    return [_account(side, source) for side, source in sides if source is not None]
+
+
+def _account(side: str, source: Mapping[str, Any]) -> Account:
+    records = source["records"]
+    parts = [
+        (label, records[key])
+        for key, label in (
+            ("trained", "trained"),
+            ("held_out", "held out"),
+            ("not_reached", "not reached"),
+            ("refused", "malformed"),
+        )
+        if records.get(key)
+    ]
+    parts += [(f"dropped: {reason}", count) for reason, count in records["dropped"].items()]
+    left = [("read", records["read"])] + ([("repeated", records["repeated"])] if records["repeated"] else [])
+    return Account(side, source["decision"], source["files"], left, parts, source["counts"])
+
+
+def _equal_lengths(run: RunFiles) -> tuple[Measured, Measured] | None:
+    rows = [row for row in run.pairs if row["chosen_tokens"] == row["rejected_tokens"]]
+    if len(rows) < MIN_STRATUM_PAIRS:
+        return None
+    measured = []
+    for when in ("before", "after"):
+        gaps = np.sign([row[f"chosen_{when}"] - row[f"rejected_{when}"] for row in rows])
+        measured.append(proportion((gaps + 1) / 2, [row["prompt"] for row in rows]).as_json())
+    return measured[0], measured[1]
+
+
+def _row(label: str, before: Measured | None, after: Measured | None, show: Any) -> TableRow:
+    return TableRow(label, *(Cell("too few pairs") if one is None else show(one) for one in (before, after)))
+
+
+def _share(measured: Measured) -> Cell:
+    low, high = measured["ci"]
+    return Cell(percent(measured["value"]), "" if low is None else percent_range(low, high))
+
+
+def _two(measured: Measured) -> Cell:
+    return _number(measured, 2)
+
+
+def _three(measured: Measured) -> Cell:
+    return _number(measured, 3)
+
+
+def _number(measured: Measured, digits: int) -> Cell:
+    low, high = measured["ci"]
+    return Cell(
+        fixed(measured["value"], digits), "" if low is None else f"{fixed(low, digits)} to {fixed(high, digits)}"
+    )

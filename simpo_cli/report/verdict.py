@@ -1,0 +1,149 @@
+"""What a run achieved in one sentence, made only from the tests that it stored; and what to know beside it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from simpo_cli.report.run_files import RunFiles
+from simpo_cli.report.text import fixed, percent, percent_range, thousands
+
+FEW_PROMPTS = 30
+LEVEL = 0.05
+KEPT_ENOUGH = 0.8
+TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
+NOTHING = "not distinguishable from zero"
+
+
+def verdict(run: RunFiles) -> str:
+    """The sentence, and how many seeds stand behind it."""
+    outcome = run.outcome
+    match run.state:
+        case "done" if "difference" in outcome:
+            return f"{_compared(outcome)} One seed."
+        case "done":
+            return f"No pairs were held out, so nothing says whether the model got better.{_loss(run)} One seed."
+        case "training":
+            return f"Still training: step {_progress(run)}.{_so_far(run)} The tests come at the end."
+        case "failed":
+            error = _ended(str(outcome.get("error", "unknown")))
+            return f"The run failed after step {_progress(run)}: {error}{_so_far(run)}"
+        case "stopped":
+            return f"The run was stopped after step {_progress(run)}, with everything saved.{_so_far(run)}"
+        case _:
+            return f"The process ended after step {_progress(run)} without saying why.{_so_far(run)}"
+
+
+def tone(run: RunFiles) -> str:
+    """good where accuracy rose beyond doubt, error where it fell so or the run failed, warning otherwise."""
+    if run.state in ("failed", "lost"):
+        return "error"
+    if run.state != "done" or "difference" not in run.outcome:
+        return "warning"
+    difference = run.outcome["difference"]
+    if not _is_told(difference["accuracy"], difference["p_value"]):
+        return "warning"
+    return "good" if difference["accuracy"]["value"] > 0 else "error"
+
+
+def alerts(run: RunFiles) -> list[str]:
+    """What a reader of the verdict should know beside it, worst first."""
+    outcome, said = run.outcome, []
+    if "after" in outcome:
+        after = outcome["after"]
+        if after["prompts"] < FEW_PROMPTS:
+            said.append(f"Only {after['prompts']} prompts are held out: under {FEW_PROMPTS}, intervals are rough.")
+        said += _trivial(after)
+    kept = outcome.get("export")
+    if kept is not None and kept["kept_share"] < KEPT_ENOUGH:
+        said.append(
+            f"The saved model keeps {percent(kept['kept_share'])} of the change that training made, because its "
+            f"weights are narrower; {percent(kept['rounded_back_share'])} of the changed weights fell back to their "
+            "start. export.dtype=fp32 keeps all of it."
+        )
+    if run.evals and run.evals[-1]["logps/chosen_delta"] < 0:
+        last = run.evals[-1]
+        said.append(
+            f"The chosen responses became less likely: {fixed(last['logps/chosen_delta'], 3)} nats a token on the "
+            f"{last['probe_pairs']} pairs of the probe (rejected {fixed(last['logps/rejected_delta'], 3)}). Only their "
+            "distance is trained; loss.sft_weight holds the chosen ones up."
+        )
+    shared = run.receipt["data"].get("train_pairs_with_held_out_prompts", 0)
+    if shared:
+        said.append(f"{thousands(shared)} training pairs have a prompt of the evaluation pairs.")
+    return said
+
+
+def _compared(outcome: Mapping[str, Any]) -> str:
+    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
+    gain, p_value = difference["accuracy"], difference["p_value"]
+    from_to = f"from {percent(before['accuracy']['value'])} to {percent(after['accuracy']['value'])}"
+    told = _is_told(gain, p_value)
+    points = 100 * abs(gain["value"])
+    if told:
+        start = f"Held-out accuracy {'rose' if gain['value'] > 0 else 'fell'} {points:.1f} points, {from_to}"
+    else:
+        start = f"Held-out accuracy went {from_to}"
+    shown_p = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
+    evidence = (
+        f"{_signed_range(gain)}, n = {thousands(after['pairs'])} pairs of {thousands(after['prompts'])} prompts, "
+        f"{shown_p}, {TESTS[difference['test']]}"
+    )
+    sentence = f"{start} (95 % CI of the difference {evidence})" + ("" if told else f": {NOTHING}")
+    balanced = difference.get("length_balanced")
+    if balanced is None:
+        return f"{sentence}; length-balanced: too few pairs on one side to say."
+    end = "" if _excludes_zero(balanced) else f": {NOTHING}"
+    return f"{sentence}; length-balanced {100 * balanced['value']:+z.1f} ({_signed_range(balanced)}){end}."
+
+
+def _is_told(gain: Mapping[str, Any], p_value: float) -> bool:
+    return _excludes_zero(gain) and p_value < LEVEL
+
+
+def _excludes_zero(measured: Mapping[str, Any]) -> bool:
+    low, high = measured["ci"]
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _signed_range(measured: Mapping[str, Any]) -> str:
+    low, high = measured["ci"]
+    return "unknown" if low is None or high is None else f"{100 * low:+z.1f} to {100 * high:+z.1f}"
+
+
+def _trivial(after: Mapping[str, Any]) -> list[str]:
+    """Rules without a model that the trained one does not surely beat."""
+    low = after["accuracy"]["ci"][0]
+    rules = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
+    return [
+        f"{name.capitalize()} gets {percent(rule['value'])} ({percent_range(*rule['ci'])}) on the same pairs: the "
+        "trained model does not clearly beat that."
+        for key, name in rules.items()
+        if (rule := after["baselines"].get(key)) is not None and None not in rule["ci"] and low <= rule["ci"][1]
+    ]
+
+
+def _so_far(run: RunFiles) -> str:
+    if not run.evals:
+        return _loss(run)
+    first, last = run.evals[0], run.evals[-1]
+    interval = percent_range(last["accuracy_low"], last["accuracy_high"])
+    now = f"{percent(last['accuracy'])} (95 % CI {interval}, n = {thousands(last['pairs'])} pairs)"
+    if last["step"] == first["step"]:
+        return f" Held-out accuracy {'of the start model' if last['step'] == 0 else ''} is {now}.".replace("  ", " ")
+    return f" Held-out accuracy after step {thousands(last['step'])}: {now}; before {percent(first['accuracy'])}."
+
+
+def _loss(run: RunFiles) -> str:
+    if len(run.metrics) < 2:
+        return ""
+    first, last = (fixed(run.metrics[at]["loss"], 3) for at in (0, -1))
+    return f" The loss on the training pairs of a step went from {first} to {last}."
+
+
+def _progress(run: RunFiles) -> str:
+    return f"{thousands(run.steps_done)} of {thousands(run.num_steps)}"
+
+
+def _ended(text: str) -> str:
+    """A message as part of a paragraph: on one line, with a full stop."""
+    line = " ".join(text.split())
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -1,0 +1,124 @@
+"""A run's page in a real browser: it renders, asks for nothing, complains of nothing, and never scrolls sideways."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.report.run_page import write_run_report
+from tests.report.made_run import eval_row, outcome, write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDTHS = (375, 1280)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+)
+
+# the page itself runs no script, so another page looks at it from outside
+HARNESS = """<!doctype html><body>{frames}<pre id="found"></pre><script>
+addEventListener("load", () => {{
+  const found = [...document.querySelectorAll("iframe")].map(frame => {{
+    const page = frame.contentDocument, root = page.documentElement;
+    return {{
+      width: root.clientWidth,
+      needed: root.scrollWidth,
+      verdict: (page.querySelector(".verdict") || page.body).innerText,
+      figures: [...page.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height > 80).length,
+    }};
+  }});
+  document.getElementById("found").textContent = JSON.stringify(found).replaceAll("<", " ");
+}});
+</script></body>"""
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+
+
+def _look(folder: Path, pages: list[tuple[str, int]]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """What each page is like at its width, what the browser's console says of all, and every path that was asked for.
+
+    Args:
+        folder: served on a port of this machine; the browser can find no other host.
+        pages: (file name in the folder, width in pixels).
+    """
+    assert CHROMIUM is not None
+    frames = "".join(
+        f'<iframe src="{name}?{width}" style="width:{width}px;height:800px;border:0"></iframe>' for name, width in pages
+    )
+    (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
+        server.asked = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = subprocess.run(
+            [
+                CHROMIUM,
+                *FLAGS,
+                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                f"--user-data-dir={folder / 'profile'}",
+                "--dump-dom",
+                f"http://127.0.0.1:{server.server_port}/harness.html",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        server.shutdown()
+    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    looked: list[dict[str, Any]] = json.loads(found[1].replace("&amp;", "&").replace("&gt;", ">"))
+    asked = sorted(set(server.asked) - {"/harness.html", "/favicon.ico"})  # type: ignore[attr-defined]
+    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon.ico" not in line]
+    return looked, complaints, asked
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    long_word = "x" * 400
+    result = outcome((0.3, 0.2, 0.4), 0.001)
+    result["answers"] = [{"question": long_word, "before": long_word, "after": f"<b>{long_word}"}]
+    run = write_run(
+        tmp_path / "run",
+        outcome=result,
+        evals=[eval_row(0, 0.5), eval_row(4, 0.8)],
+        pairs=40,
+        notes=[{"label": "note", "text": long_word}, {"label": "data", "text": f"LEN001 {long_word}"}],
+        command=f"simpo train {long_word}",
+    )
+    write_run_report(run)
+    looked, complaints, asked = _look(run, [("report.html", width) for width in WIDTHS])
+    assert complaints == []
+    assert asked == ["/report.html?1280", "/report.html?375"]
+    for page, width in zip(looked, WIDTHS, strict=True):
+        assert page["width"] in range(width - 20, width + 1)  # less a scroll bar
+        assert page["needed"] <= page["width"]
+        assert page["verdict"].startswith("Held-out accuracy rose 30.0 points")
+        assert page["figures"] == 11
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_look_finds_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text(
+        '<body><img src="there.png"><div style="width:2000px">wide</div><script>oops()</script></body>'
+    )
+    [looked], complaints, asked = _look(tmp_path, [("bad.html", 375)])
+    assert looked["needed"] > looked["width"]
+    assert "/there.png" in asked
+    assert any("oops" in line for line in complaints)

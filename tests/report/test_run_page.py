@@ -1,0 +1,194 @@
+"""A run's page: what is on it, that it stands alone, and that it comes out of any run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.errors import UserError
+from simpo_cli.report.page import SHOWN_CHARACTERS
+from simpo_cli.report.report_file import PAGE_MARK
+from simpo_cli.report.run_files import read_run
+from simpo_cli.report.run_page import run_page, write_run_report
+from tests.report.made_run import RECIPE, eval_row, outcome, write_run
+from tests.report.parsed_page import Page
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=y>\"&amp;{{ 7*7 }}\x1b[31m\u202e"
+VISIBLE = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
+RISE = outcome((0.3, 0.2, 0.4), 0.001)
+EVALS = [eval_row(0, 0.5), eval_row(2, 0.6), eval_row(4, 0.8)]
+
+
+def _page(path: Path, **run: Any) -> tuple[Page, str]:
+    """The page taken apart, and its text on one line."""
+    written = write_run_report(write_run(path / "run", **run))
+    page = Page(written.read_text(encoding="utf-8"))
+    return page, " ".join(" ".join(page.text).replace("\u00a0", " ").split())
+
+
+def _figures(page: Page) -> list[str]:
+    return [attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg"]
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    page, text = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
+    assert "Held-out accuracy rose 30.0 points" in text
+    assert "accuracy 50.0 % 40.0 to 60.0 80.0 % 75.0 to 85.0" in text
+    assert "a coin 50.0 % picking the longer response 40.0 % 30.0 to 50.0" in text
+    assert "chosen longer n = 20 60.0 % 40.0 to 80.0" in text
+    assert "How? before Like that. after Like this." in text
+    assert "1,250 read = 1,200 trained + 40 held out + 1 malformed + 9 dropped: identical responses" in text
+    assert "prompt, chosen, rejected · 7 prompt cut" in text
+    assert "simpo train made-up.yaml" in text
+    assert "beta: 2.0" in text
+    figures = _figures(page)
+    assert [figure.split(".")[0] for figure in figures[:8]] == [
+        "Loss",
+        "Accuracy",
+        "Reward margin",
+        "Log-probs of training batches",
+        "Change of log-probs since the start, on the probe",
+        "Gradient norm",
+        "Learning rate",
+        "Tokens a second",
+    ]
+    assert figures[0].startswith("Loss. Training: from 1.000 at step 1 to 0.250 at step 4, never under 0.250 or over 1")
+    assert "gamma is 1.00" in figures[2]
+    assert len(figures) == 11
+
+
+def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
+    page, text = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evals-pairs.jsonl").read_text().splitlines()]
+    before = [2.0 * (row["chosen_before"] - row["rejected_before"]) for row in rows]
+    after = [2.0 * (row["chosen_after"] - row["rejected_after"]) for row in rows]
+    told = _figures(page)[8]
+    assert f"mean {sum(before) / 40:.2f} before and {sum(after) / 40:.2f} after" in told
+    past = sum(margin > 1.0 for margin in after) / 40
+    assert f"past gamma: 0.0 % before, {100 * past:.1f} % after (n = 40)" in text
+    fell = sum(row["chosen_after"] < row["chosen_before"] for row in rows) / 40
+    assert f"chosen fell in {100 * fell:.1f} % of the pairs" in text
+    equal = [row for row in rows if row["chosen_tokens"] == row["rejected_tokens"]]
+    right = sum(row["chosen_after"] > row["rejected_after"] for row in equal)
+    ties = sum(row["chosen_after"] == row["rejected_after"] for row in equal)
+    assert f"equal length n = {len(equal)}" in text
+    assert f"{100 * (right + ties / 2) / len(equal):.1f} %" in text.split("equal length n =")[1][:60]
+
+
+def test_foreign_text_is_never_markup(tmp_path: Path) -> None:
+    result = outcome((0.3, 0.2, 0.4), 0.001)
+    result["answers"] = [{"question": HOSTILE, "before": HOSTILE, "after": "x" * 5000}]
+    page, text = _page(
+        tmp_path,
+        outcome=result,
+        notes=[{"label": "note", "text": f"note {HOSTILE}"}, {"label": HOSTILE, "text": f"LEN001 {HOSTILE}"}],
+        recipe=RECIPE.replace("made-up", json.dumps(HOSTILE)),
+        command=f"simpo train {HOSTILE}",
+    )
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "iframe", "object"})
+    assert VISIBLE in text
+    assert f"simpo train {VISIBLE}" in text
+    assert f"note {VISIBLE}" in text
+    assert f"finding LEN001 {VISIBLE}" in text
+    assert f"… {5000 - SHOWN_CHARACTERS:,} more characters" in text
+    raw = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert not any(letter in raw for letter in "\x1b\u202e")
+
+
+def test_an_error_of_a_failed_run_is_never_markup(tmp_path: Path) -> None:
+    page, text = _page(tmp_path, status="failed", outcome={"error": HOSTILE}, steps=2, evals=EVALS[:1])
+    assert f"The run failed after step 2 of 4: {VISIBLE}" in text
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
+    assert len(_figures(page)) == 7  # the curves as far as they go; one evaluation shows no drift
+
+
+def test_the_page_stands_alone(tmp_path: Path) -> None:
+    page, _ = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "script")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert (value or "").startswith("#")
+    raw = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert PAGE_MARK in raw[:1000]
+    assert "prefers-color-scheme: dark" in raw
+    assert "@media print" in raw
+    assert not re.search(r"#01020[3-7]", raw)  # every stand-in has got its colour
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_long_run_stays_small(tmp_path: Path) -> None:
+    result = outcome((0.3, 0.2, 0.4), 0.001)
+    result["answers"] = [{"question": "?" * 50_000, "before": "<" * 50_000, "after": "\x07" * 50_000}] * 10
+    notes = [{"label": "note", "text": f"note {number}"} for number in range(500)]
+    evals = [eval_row(step, 0.5) for step in range(0, 20_000, 100)]
+    page, text = _page(tmp_path, outcome=result, steps=20_000, evals=evals, pairs=3000, notes=notes)
+    assert (tmp_path / "run" / "report.html").stat().st_size < 2_000_000
+    assert "and 400 more: see notes.jsonl" in text
+    assert len(_figures(page)) == 11
+
+
+@pytest.mark.parametrize(
+    ("run", "figures"),
+    [
+        ({"outcome": {"steps": 4, "seconds": 1.0, "answers": []}}, 7),  # nothing held out
+        ({"status": "running", "steps": 0}, 0),
+        ({"status": "running", "steps": 1, "evals": EVALS[:1]}, 7),
+        ({"status": "stopped", "steps": 1}, 7),
+        ({"outcome": RISE, "steps": 1, "evals": EVALS, "pairs": 1}, 11),
+        ({"outcome": RISE, "recipe": "name: of another version\nnew_key: 1\n", "evals": EVALS, "pairs": 12}, 10),
+    ],
+)
+def test_any_run_has_a_page(run: dict[str, Any], figures: int, tmp_path: Path) -> None:
+    page, _ = _page(tmp_path, **run)
+    assert len(_figures(page)) == figures
+
+
+def test_a_step_that_is_just_being_written_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", status="running", steps=3)
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "lo')
+    assert read_run(run).steps_done == 3
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('\n{"step": 5}\n')
+    with pytest.raises(UserError, match="no line of JSON") as caught:
+        read_run(run)
+    assert caught.value.where == f"{run / 'metrics.jsonl'}:4"
+
+
+def test_notes_that_a_resumed_run_says_again_are_shown_once(tmp_path: Path) -> None:
+    note = {"label": "note", "text": "prompts shared"}
+    run = read_run(write_run(tmp_path / "run", notes=[note, {"label": "note", "text": "other"}, note]))
+    assert [one["text"] for one in run.notes] == ["prompts shared", "other"]
+
+
+def test_a_run_that_was_gone_on_with_says_from_where(tmp_path: Path) -> None:
+    entry = {"at": "2026-01-02T05:00:00+00:00", "command": "simpo", "from_step": 3, "not_bit_exact": ["torch: 1 to 2"]}
+    _, text = _page(tmp_path, outcome=RISE, resumed=[entry])
+    assert "2026-01-02T05:00:00+00:00, from step 3, not bit-exact from there: torch: 1 to 2" in text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", outcome=RISE, evals=EVALS, pairs=40))
+    made = [run_page(run, now=run.last_written) for _ in range(2)]
+    assert made[0] == made[1]
+
+
+def test_what_is_no_run_and_what_is_no_page_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        write_run_report(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="was not written by simpo train"):
+        write_run_report(tmp_path)
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("my thesis")
+    with pytest.raises(UserError, match=r"the report .*report.html exists and is not a page of simpo"):
+        write_run_report(run)
+    assert (run / "report.html").read_text() == "my thesis"

@@ -1,0 +1,102 @@
+"""The sentence at the top of a run's page, and the alerts below it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from simpo_cli.report.run_files import read_run
+from simpo_cli.report.verdict import alerts, tone, verdict
+from tests.report.made_run import eval_row, measured, outcome, write_run
+
+
+def _said(path: Path, result: dict[str, Any] | None, **run: Any) -> tuple[str, str]:
+    files = read_run(write_run(path / "run", outcome=result, **run))
+    return verdict(files), tone(files)
+
+
+def test_a_rise(tmp_path: Path) -> None:
+    said = _said(tmp_path, outcome((0.061, 0.04, 0.082), 0.00002, balanced=(0.022, -0.001, 0.045)))
+    assert said == (
+        "Held-out accuracy rose 6.1 points, from 50.0 % to 56.1 % (95 % CI of the difference +4.0 to +8.2, n = 40 "
+        "pairs of 40 prompts, p < 0.0001, exact McNemar test); length-balanced +2.2 (-0.1 to +4.5): not "
+        "distinguishable from zero. One seed.",
+        "good",
+    )
+
+
+def test_a_fall(tmp_path: Path) -> None:
+    said, colour = _said(tmp_path, outcome((-0.2, -0.3, -0.1), 0.003, balanced=(-0.25, -0.4, -0.1)))
+    assert said.startswith("Held-out accuracy fell 20.0 points, from 50.0 % to 30.0 % (95 % CI of the difference -30.0")
+    assert "p = 0.003" in said
+    assert said.endswith("length-balanced -25.0 (-40.0 to -10.0). One seed.")
+    assert "not distinguishable" not in said
+    assert colour == "error"
+
+
+@pytest.mark.parametrize(
+    ("gain", "p_value"), [((0.02, -0.01, 0.05), 0.3), ((0.0, -0.05, 0.05), 1.0), ((0.02, 0.001, 0.04), 0.06)]
+)
+def test_nothing_that_can_be_told(gain: tuple[float, float, float], p_value: float, tmp_path: Path) -> None:
+    said, colour = _said(tmp_path, outcome(gain, p_value))
+    assert said.startswith("Held-out accuracy went from 50.0 %")
+    assert "exact McNemar test): not distinguishable from zero; length-balanced: too few pairs" in said
+    assert "rose" not in said
+    assert colour == "warning"
+
+
+def test_too_few_prompts_and_rules_that_do_as_well(tmp_path: Path) -> None:
+    result = outcome((0.3, 0.1, 0.5), 0.01, prompts=12, export={"kept_share": 0.01, "rounded_back_share": 0.99})
+    result["after"]["baselines"] = {"longer_wins": measured(0.78, 0.7, 0.85), "surface": measured(0.6, 0.5, 0.7)}
+    evals = [eval_row(0, 0.5), eval_row(4, 0.8, chosen_delta=-0.25)]
+    said = alerts(read_run(write_run(tmp_path / "run", outcome=result, evals=evals)))
+    assert said[0] == "Only 12 prompts are held out: under 30, intervals are rough."
+    assert said[1].startswith("Picking the longer response gets 78.0 % (70.0 to 85.0) on the same pairs")
+    assert said[2].startswith("The saved model keeps 1.0 % of the change")
+    assert said[3].startswith("The chosen responses became less likely: -0.250 nats a token on the 40 pairs")
+    assert len(said) == 4
+
+
+def test_a_good_run_has_no_alerts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", outcome=outcome((0.3, 0.1, 0.5), 0.01), evals=[eval_row(4, 0.8)])
+    assert alerts(read_run(run)) == []
+
+
+def test_without_held_out_pairs_nothing_is_claimed(tmp_path: Path) -> None:
+    said, colour = _said(tmp_path, {"steps": 4, "seconds": 1.0, "answers": []})
+    assert said == (
+        "No pairs were held out, so nothing says whether the model got better. The loss on the training pairs of a "
+        "step went from 1.000 to 0.250. One seed."
+    )
+    assert colour == "warning"
+
+
+def test_runs_that_ended_early(tmp_path: Path) -> None:
+    evals = [eval_row(0, 0.5), eval_row(2, 0.625)]
+    so_far = " Held-out accuracy after step 2: 62.5 % (95 % CI 52.5 to 72.5, n = 40 pairs); before 50.0 %."
+    failed = {"error": "gradient is\nnot finite at step 4"}
+    assert _said(tmp_path / "a", failed, status="failed", steps=3, evals=evals) == (
+        f"The run failed after step 3 of 4: gradient is not finite at step 4.{so_far}",
+        "error",
+    )
+    assert _said(tmp_path / "b", None, status="stopped", steps=3, evals=evals) == (
+        f"The run was stopped after step 3 of 4, with everything saved.{so_far}",
+        "warning",
+    )
+    assert _said(tmp_path / "c", None, status="running", steps=3, evals=evals) == (
+        f"The process ended after step 3 of 4 without saying why.{so_far}",
+        "error",
+    )
+
+
+def test_a_run_that_trains(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", status="running", steps=0, evals=[eval_row(0, 0.5)])
+    with FileLock(path / ".lock"):
+        run = read_run(path)
+    assert verdict(run) == (
+        "Still training: step 0 of 4. Held-out accuracy of the start model is 50.0 % (95 % CI 40.0 to 60.0, n = 40 "
+        "pairs). The tests come at the end."
+    )
+    assert tone(run) == "warning"
+    assert read_run(path).state == "lost"
