@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from simpo_cli.errors import ExitCode, UserError
@@ -196,12 +198,16 @@ def _locked(path: Path) -> FileLock:
 
 
 def _owner(path: Path) -> str:
-    """Who holds the lock, in words; nothing in the moment before it has said so."""
-    try:
-        owner = json.loads((path / _OWNER).read_text(encoding="utf-8"))
-        return f": pid {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    """Who holds the lock, in words; nothing if it does not say so within a second of having it."""
+    for _ in range(50):
+        try:
+            owner = json.loads((path / _OWNER).read_text(encoding="utf-8"))
+            if owner["host"] != socket.gethostname() or psutil.pid_exists(owner["pid"]):  # else the holder before it
+                return f": pid {owner['pid']} on {owner['host']}, since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        time.sleep(0.02)
+    return ""
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def storm(children: Children, kills: int, seed: int, epochs: int = 1) -> Tally:
         # when there have been enough, the last run is left to come to its end
         codes = children.wait(draw.uniform(0, seconds) if tally.kills < kills else None)
         if codes is None:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended in this very moment
+                os.kill(pid, signal.SIGKILL)
             codes = children.wait()
         if codes == [-signal.SIGKILL]:
             tally.kills += 1

@@ -16,6 +16,7 @@ if sys.argv[1] == "keep":
 def use():
     arrays = [torch.ones(1 << 20) for _ in range(64)]  # 256 MB
 use()
+use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
