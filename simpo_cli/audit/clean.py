@@ -5,7 +5,6 @@ that the loader reads back as the very same pair; fields of the record that play
 kept beside them. Both files are written whole or not at all.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
+from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
@@ -106,14 +106,9 @@ def _is_own(path: Path) -> bool:
     try:
         with dropped_path(path).open(encoding="utf-8") as file:
             header = json.loads(file.readline())
-        return bool(header["clean"]["sha256"] == _sha256(path))
+        return bool(header["clean"]["sha256"] == sha256_of(path))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def codes_by_number(examination: Examination) -> dict[int, list[str]]:
@@ -167,7 +162,7 @@ def write_clean(path: Path, examination: Examination, read_again: Callable[[], P
             header = {
                 "schema_version": SCHEMA_VERSION,
                 "tool": "simpo stats --write-clean",
-                "clean": {"pairs": kept, "sha256": _sha256(Path(clean.name))},
+                "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
                 "dropped": dropped,
                 "by_code": dict(sorted(by_code.items())),
                 "not_pairs": {

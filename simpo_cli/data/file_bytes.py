@@ -11,6 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from simpo_cli.data.raw import FileReceipt
@@ -211,6 +212,12 @@ class ByteSource:
     def close(self) -> None:
         """Let go of the file without reading on."""
         self._file.close()
+
+
+def sha256_of(file: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_unchanged(path: str, name: str, before: os.stat_result, after: os.stat_result) -> None:

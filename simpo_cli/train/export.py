@@ -1,6 +1,8 @@
 """The final model as a folder that others load, and how much of what training did is still in it."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,6 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     Returns:
         What rounding did, or None where nothing was rounded (adapters, or an export type as wide as the weights).
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     rounding = None
     saveable: Any = model
     if recipe.model.lora is None:
@@ -52,20 +52,35 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
         if dtype.itemsize < next(model.parameters()).element_size():
             rounding = measure_rounding(model, source, dtype)
         model.to(dtype)
-    try:
+    with written_whole(folder, replace=True) as temporary:
         saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+    return rounding
+
+
+@contextmanager
+def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into that becomes `folder` when the block ends, or goes when the block fails.
+
+    Args:
+        folder: the name it gets, once every file of it is on the disk.
+        replace: remove what has that name; else it must be free.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return rounding
 
 
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:

@@ -5,7 +5,6 @@ that shares its weights with the embedding would change both. So the folder that
 load it, and scores real pairs of the run beside the adapters themselves; the merge is kept only if it says the same.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.export import copy_tokenizer, export_dtype
+from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
 
 _COMPARED_PAIRS = 8
 _MOST_DIFFERENCE = 1e-3  # nats, for any token, of the merge itself in float32
@@ -81,9 +80,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
             "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
         )
     dtype = export_dtype(recipe, base) if dtype is None else dtype
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with written_whole(folder) as temporary:
         merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
         del adapted, merged
         copy_tokenizer(source, temporary, recipe.data.chat_template)
@@ -96,9 +93,6 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
                 "Keep more digits: --dtype fp32.",
             )
         (temporary / "README.md").write_text(_card(recipe, dtype), encoding="utf-8")
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
 
 

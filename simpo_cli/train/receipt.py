@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.train.identity import Identity, recipe_values
@@ -181,12 +181,6 @@ def _model_files(source: ModelSource) -> dict[str, str]:
     if source.adapter_base is not None:
         files |= {f"base/{name}": digest for name, digest in _model_files(source.adapter_base).items()}
     return files
-
-
-def sha256_of(file: Path) -> str:
-    """Hex digest of a file's bytes, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _files(source: EncodedSource) -> list[tuple[str, str]]:

@@ -5,9 +5,8 @@ What each kind does in every place of a file, plain and gz, is in tests/data/tes
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -15,6 +14,7 @@ from accelerate.state import AcceleratorState
 from simpo_cli.cli.main import run
 from simpo_cli.data.file_bytes import ByteSource
 from tests.cli.bad_runs import RUNS, make_place
+from tests.cli.seen import Seen, Simpo
 from tests.data.bad_files import FILES
 from tests.data.bad_records import RECORDS
 from tests.data.pair_files import GOOD, write_pairs
@@ -119,15 +119,6 @@ KINDS = {
     },
 }
 PLACES = ["first", "middle", "last"]
-
-
-class Seen(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Simpo = Callable[..., Seen]
 
 
 @pytest.fixture(scope="module")

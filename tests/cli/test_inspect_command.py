@@ -2,9 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonschema
 import pytest
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from simpo_cli.cli.main import run
 from simpo_cli.report.console import out
+from tests.cli.seen import Seen, Simpo
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 
@@ -27,15 +27,6 @@ data: {train: prefs.jsonl, max_length: 64, max_prompt_length: 40}
 loss: {gamma: 0.4}
 train: {precision: fp32}
 """
-
-
-class Seen(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Simpo = Callable[..., Seen]
 
 
 @pytest.fixture(scope="module")

@@ -13,23 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from simpo_cli.data.load import LoadedPairs, load_pairs
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.load import load_pairs
+from simpo_cli.errors import ExitCode
 from tests.data.bad_files import FILES, FileKind
+from tests.data.bad_loading import refusal, skipped
 from tests.data.bad_records import good
 from tests.data.pair_files import GOOD, Write
-
-
-def refusal(path: str, **options: Any) -> UserError:
-    with pytest.raises(UserError) as caught:
-        load_pairs(path, role="train", **options)
-    assert caught.value.exit_code == ExitCode.USAGE
-    assert caught.value.fix
-    return caught.value
-
-
-def skipped(path: str) -> LoadedPairs:
-    return load_pairs(path, role="train", on_bad_record="skip")
 
 
 def packed(kind: FileKind, folder: Path) -> str | None:

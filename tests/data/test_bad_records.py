@@ -1,12 +1,11 @@
 """Every kind of bad record as the only, first, middle and last one of a file, as lines and as a list, plain and gz."""
 
 import json
-from typing import Any
 
 import pytest
 
-from simpo_cli.data.load import LoadedPairs, load_pairs
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.load import load_pairs
+from tests.data.bad_loading import refusal, skipped
 from tests.data.bad_records import RECORDS, good, without
 from tests.data.pair_files import GOOD, Write, array_of, lines_of
 
@@ -17,18 +16,6 @@ CONTAINERS = ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"]
 def of(*outcomes: str) -> list[str]:
     """The kinds with these outcomes."""
     return [name for name, kind in RECORDS.items() if kind.outcome in outcomes]
-
-
-def refusal(path: str, **options: Any) -> UserError:
-    with pytest.raises(UserError) as caught:
-        load_pairs(path, role="train", **options)
-    assert caught.value.exit_code == ExitCode.USAGE
-    assert caught.value.fix
-    return caught.value
-
-
-def skipped(path: str) -> LoadedPairs:
-    return load_pairs(path, role="train", on_bad_record="skip")
 
 
 def number(place: str, container: str) -> str:
