@@ -4,6 +4,7 @@ import gc
 import gzip
 import json
 import os
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -111,9 +112,12 @@ def test_tokens_order_and_account_are_those_of_one_pass_in_memory(write: Write, 
 def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("a.jsonl", records(4500))
     alive: list[int] = []
+    # The list of all objects keeps them alive: two counts that overlap would count what each other holds.
+    one_at_a_time = threading.Lock()
 
     def counted(pairs: Any, *rest: Any) -> Any:
-        alive.append(sum(type(thing) is PreferencePair for thing in gc.get_objects()))
+        with one_at_a_time:
+            alive.append(sum(type(thing) is PreferencePair for thing in gc.get_objects()))
         return encode_pairs(pairs, *rest)
 
     monkeypatch.setattr(ahead, "encode_pairs", counted)
