@@ -68,7 +68,7 @@ def _input(examination: Examination) -> dict[str, Any]:
         "records_read": reader.records_read,
         "prompts": examination.num_prompts,
         "no_signal": dict(sorted(examination.no_signal.items())),
-        "malformed": len(examination.refused),
+        "malformed": examination.refused.count,
         "warnings": dict(sorted(reader.warnings.counts.items())),
         "tokens": None if examination.tokens is None else _limits(examination.tokens),
         "evaluation": None

@@ -1,4 +1,4 @@
-"""Trouble that a text shows without a tokenizer: broken characters, and the template's business inside an answer."""
+"""What a text shows without a tokenizer: its words, broken characters, and the template's business inside an answer."""
 
 import re
 from collections.abc import Iterator
@@ -41,6 +41,21 @@ _HEADER = re.compile(
 )
 _NEXT_TURN = re.compile(r"\n(?:\n(?:Human|User|Assistant):|### ?(?:Instruction|Human|User)\b)")
 _NEXT_TURN_TOKENS = re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of_turn>)user")
+
+
+def num_words(text: str) -> int:
+    """Words as people count them: what stands between blanks."""
+    return len(text.split())
+
+
+def prompt_text(pair: PreferencePair) -> str:
+    """The prompt's turns one after the other, without their roles."""
+    return "\n".join(turn.content for turn in prompt_messages(pair.prompt))
+
+
+def asked_text(pair: PreferencePair) -> str:
+    """The prompt's turns but the system's, by which near prompts are known."""
+    return "\n".join(turn.content for turn in prompt_messages(pair.prompt) if turn.role != "system")
 
 
 def is_mojibake(text: str) -> bool:
@@ -93,7 +108,7 @@ def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
     """
     responses = (pair.chosen, pair.rejected)
     # one text for all: nothing that is looked for in it goes over the end of a line
-    text = "\n".join((*responses, *(turn.content for turn in prompt_messages(pair.prompt))))
+    text = "\n".join((*responses, prompt_text(pair)))
     if "\0" in text:
         yield "CHR001"
     if has_control_characters(text):

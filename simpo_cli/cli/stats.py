@@ -332,7 +332,7 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         from simpo_cli.report.console import out
         from simpo_cli.report.github import annotations
 
-        for command in annotations(audit.document, audit.examination.refused):
+        for command in annotations(audit.document, audit.examination.refused.first):
             out.print(command, soft_wrap=True)
     elif is_asked:
         from simpo_cli.report.console import out

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simpo_cli.audit.surface import TIE, SurfaceDifferences, fit
+from simpo_cli.audit.features import SurfaceDifferences
+from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.tokenizer import TextTokenizer

@@ -49,7 +49,7 @@ def stats_page(
     shown: dict[str, list[Example]] = {}
     if examples is not None:
         shown = {code: [_pair_example(pair) for pair in pairs] for code, pairs in examples.items()}
-        shown["FMT001"] = [_record_example(bad) for bad in examination.refused[:SHOWN_RECORDS]]
+        shown["FMT001"] = [_record_example(bad) for bad in examination.refused.first[:SHOWN_RECORDS]]
     unit = str(document["unit"])
     figures = [length_figure(examination, unit), difference_figure(examination, unit)]
     files = [str(file["path"]) for file in document["input"]["files"]]

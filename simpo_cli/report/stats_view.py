@@ -59,7 +59,7 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     if len(document["sources"]) > 1:
         _print_sources(console, document["sources"])
         console.print()
-    print_findings(console, document, examination.refused)
+    print_findings(console, document, examination.refused.first)
 
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:

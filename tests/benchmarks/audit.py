@@ -184,12 +184,28 @@ def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any
 
 
 def _leave_out_near_duplicates() -> None:
-    from simpo_cli.audit import examine, signatures
+    """Put signatures and the search among them out of action, here and in the processes that measure."""
+    from simpo_cli.audit import examine, processes
     from simpo_cli.audit.near import NearPairs
 
     none = np.empty(0, dtype=np.int64)
-    signatures.signatures_of = lambda texts: np.zeros((len(texts), signatures.SIGNATURE_BYTES), dtype=np.uint8)
+    _leave_out_signatures()
     examine.find_near_pairs = lambda *_, **__: NearPairs(none, none, none)  # type: ignore[attr-defined]
+    processes._SERVE = "import tests.benchmarks.audit as audit; audit.serve_without_signatures"
+
+
+def serve_without_signatures(*, has_tokenizer: bool) -> None:
+    """What the measuring processes run where near-duplicates are left out."""
+    from simpo_cli.audit import processes
+
+    _leave_out_signatures()
+    processes.serve(has_tokenizer=has_tokenizer)
+
+
+def _leave_out_signatures() -> None:
+    from simpo_cli.audit import signatures
+
+    signatures.signatures_of = lambda texts: np.zeros((len(texts), signatures.SIGNATURE_BYTES), dtype=np.uint8)
 
 
 def _library_times(file: str, model: str) -> dict[str, float]:
