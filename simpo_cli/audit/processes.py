@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from simpo_cli.audit.measures import TextMeasures, measure
-from simpo_cli.audit.reading import ReadPair, num_characters
+from simpo_cli.audit.reading import ReadPair
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.errors import ExitCode, UserError
 
@@ -69,7 +69,7 @@ class MeasuringProcesses:
         num_characters_seen = 0
         for batch in batches:
             yield batch, measure([read.pair for read in batch], has_tokenizer=self._has_tokenizer)
-            num_characters_seen += sum(num_characters(read.pair) for read in batch)
+            num_characters_seen += sum(read.pair.num_characters for read in batch)
             if num_characters_seen >= MEASURED_HERE and self._most:
                 break
         yield from self._measured_elsewhere(batches)
@@ -184,7 +184,7 @@ def serve(*, has_tokenizer: bool) -> None:
     while True:
         try:
             pairs = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # whoever asked is gone, perhaps in the middle of it
             return
         try:
             pickle.dump(measure(pairs, has_tokenizer=has_tokenizer), answers, pickle.HIGHEST_PROTOCOL)

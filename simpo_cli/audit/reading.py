@@ -11,7 +11,7 @@ from simpo_cli.audit.findings import SHOWN_ROWS
 from simpo_cli.audit.groups import Groups
 from simpo_cli.audit.marked import Marked
 from simpo_cli.audit.measures import Counts, TextMeasures
-from simpo_cli.data.load import PairReader, prompt_messages
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
 
@@ -117,7 +117,7 @@ def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[Rea
         assert reader.record is not None, "every pair comes from a record"
         group = 0 if groups is None else groups.number_of(reader.record)
         batch.append(ReadPair(pair, number, len(reader.files) - 1, group, tuple(codes)))
-        held += num_characters(pair)
+        held += pair.num_characters
         if len(batch) == _BATCH or held >= _BATCH_CHARACTERS:
             yield batch
             batch, held = [], 0
@@ -125,11 +125,6 @@ def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[Rea
         groups.require_found(reader.record)
     if batch:
         yield batch
-
-
-def num_characters(pair: PreferencePair) -> int:
-    """Characters of the pair's texts."""
-    return sum(len(turn.content) for turn in prompt_messages(pair.prompt)) + len(pair.chosen) + len(pair.rejected)
 
 
 def _is_blank(text: str) -> bool:

@@ -9,6 +9,7 @@ from simpo_cli.data.pair import PreferencePair
 # Bytes of control characters that are neither NUL (a finding of its own), tab, newline nor carriage return
 _CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
 _C1 = re.compile("[\x80-\x9f]")
+_BLANK_OR_NOT = bytes(ord(" ") if chr(byte).isspace() else ord("x") for byte in range(256))
 
 # Mojibake: UTF-8 read as Windows-1252 or Latin-1. A byte 0x80 to 0xBF, which continues a letter, comes out as one of
 # these; of them, what also closes or joins words is held apart.
@@ -45,7 +46,10 @@ _NEXT_TURN_TOKENS = re.compile(r"<(?:\|im_start\|>|\|start_header_id\|>|start_of
 
 def num_words(text: str) -> int:
     """Words as people count them: what stands between blanks."""
-    return len(text.split())
+    if not text.isascii():
+        return len(text.split())
+    kinds = text.encode().translate(_BLANK_OR_NOT)  # twice as fast: no word becomes an object
+    return kinds.count(b" x") + kinds.startswith(b"x")
 
 
 def prompt_text(pair: PreferencePair) -> str:

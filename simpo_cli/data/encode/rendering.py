@@ -46,10 +46,6 @@ def _contents(pair: PreferencePair) -> list[str]:
     return [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
 
 
-def num_characters(pair: PreferencePair) -> int:
-    return sum(map(len, _contents(pair))) + len(pair.chosen) + len(pair.rejected)
-
-
 def render(pair: PreferencePair, rules: Rules) -> Texts:
     contents = _contents(pair)
     for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
