@@ -58,7 +58,9 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
+        template.globals = dict(template.globals)  # a chain of mappings before, which each rendering walks through
+        return template
     except (jinja2.TemplateSyntaxError, RecursionError) as error:
         reason = "it is nested too deeply"
         if isinstance(error, jinja2.TemplateSyntaxError):
