@@ -297,7 +297,7 @@ def _tokens(
     from dataclasses import replace
 
     from simpo_cli.audit.examine import NO_LIMIT, Tokens
-    from simpo_cli.data.prepare import prepare_tokenizer
+    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
     from simpo_cli.data.tokenizer import load_tokenizer
     from simpo_cli.recipe.schema import DataRecipe
 
@@ -307,7 +307,9 @@ def _tokens(
         assert tokenizer is not None
         length = NO_LIMIT if max_length is None else max_length
         data = DataRecipe(train="-", max_length=length, max_prompt_length=length * 7 // 8)
-        tokens = Tokens(load_tokenizer(tokenizer), data)
+        read = load_tokenizer(tokenizer)
+        require_end_token(read)
+        tokens = Tokens(read, data)
     if on_bad_record is None:
         return tokens
     return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record.value))

@@ -1,6 +1,6 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data.model_files import read_json
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.recipe.schema import ModelRecipe
@@ -17,6 +18,7 @@ from simpo_cli.recipe.schema import ModelRecipe
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
+_DAMAGED = "The model folder is damaged; fetch it again."
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -64,7 +66,10 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
     """
     folder, commit = _locate(path, revision, fetch=fetch)
     if (folder / "adapter_config.json").is_file():
-        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"], fetch=fetch)
+        named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not isinstance(named, str):
+            raise UserError("names no base_model_name_or_path.", _DAMAGED, where=str(folder / "adapter_config.json"))
+        base = find_model(named, fetch=fetch)
         return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
     config = _read_config(path, folder)
     weights = _weight_files(path, folder)
@@ -107,22 +112,10 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     return local, local.name  # a snapshot's folder is named by its commit
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read: {error}", "The model folder is damaged; fetch it again.", where=str(file)
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(file))
-    return content
-
-
 def _read_config(path: str, folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
-    raw = _read(folder / "config.json")
+    raw = read_json(folder / "config.json")
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -138,12 +131,22 @@ def _read_config(path: str, folder: Path) -> Any:
             f"{path} is not a model that transformers {_transformers_version()} knows: {str(error).splitlines()[0]}",
             "Check config.json (its model_type), or use a newer transformers.",
         ) from error
+    kind = raw.get("model_type", "nameless")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} is a {kind} model, which is no causal language model.", _NAME_CAUSAL)
+    if getattr(config, "is_decoder", None) is False and kind not in _ALWAYS_DECODERS:
         raise UserError(
-            f"{path} is a {raw.get('model_type', 'nameless')} model, which is no causal language model.",
-            "SimPO scores text from left to right: name a causal language model.",
+            f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
         )
+    architectures = config.architectures or []
+    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
+        raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
     return config
+
+
+_NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
+_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
+_OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
 
 
 def _transformers_version() -> str:
@@ -155,7 +158,7 @@ def _transformers_version() -> str:
 def _weight_files(path: str, folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(_read(index).get("weight_map", {}).values()))]
+        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UserError(

@@ -40,7 +40,8 @@ def batches_of(pairs: list[PreferencePair], size: int) -> Iterator[list[ReadPair
 
 
 @pytest.mark.parametrize("has_tokenizer", [False, True])
-def test_the_same_measures_in_the_same_order(elsewhere: None, has_tokenizer: bool) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_the_same_measures_in_the_same_order(has_tokenizer: bool) -> None:
     odd = [
         PreferencePair((Message("system", "s"), Message("user", "wie geht’s")), "gut\0", "â€™ </s>", "a"),
         PreferencePair("\ud800", "half a character", "Assistant: x", "b"),
@@ -66,7 +67,8 @@ def test_small_data_are_measured_here() -> None:
             assert children() == []
 
 
-def test_the_document_is_the_same_to_the_byte(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_the_document_is_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "prefs.jsonl"
     records = [dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) for texts in made_pairs(400, seed=6)]
     records[7]["chosen"] = records[390]["rejected"] = "mojibake â€™"
@@ -82,7 +84,8 @@ def test_the_document_is_the_same_to_the_byte(tmp_path: Path, elsewhere: None, m
     assert document() == several
 
 
-def test_none_is_left_behind_when_a_record_stops_the_audit(tmp_path: Path, elsewhere: None) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_none_is_left_behind_when_a_record_stops_the_audit(tmp_path: Path) -> None:
     path = tmp_path / "prefs.jsonl"
     lines = [json.dumps({"prompt": f"{n}", "chosen": "a", "rejected": "b"}) for n in range(300)]
     path.write_text("\n".join([*lines, "{"]))
@@ -92,7 +95,8 @@ def test_none_is_left_behind_when_a_record_stops_the_audit(tmp_path: Path, elsew
     assert children() == []
 
 
-def test_a_process_that_is_killed_is_an_error_of_resources_and_no_hang(elsewhere: None) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_a_process_that_is_killed_is_an_error_of_resources_and_no_hang() -> None:
     pairs = [PreferencePair(*texts, "") for texts in made_pairs(300, seed=5)]
 
     def until_killed() -> None:
@@ -107,7 +111,8 @@ def test_a_process_that_is_killed_is_an_error_of_resources_and_no_hang(elsewhere
     assert children() == []
 
 
-def test_ctrl_c_leaves_none_behind(elsewhere: None) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_ctrl_c_leaves_none_behind() -> None:
     pairs = [PreferencePair(*texts, "") for texts in made_pairs(300, seed=5)]
 
     def interrupted() -> None:
@@ -123,7 +128,8 @@ def test_ctrl_c_leaves_none_behind(elsewhere: None) -> None:
     assert children() == []
 
 
-def test_they_end_when_whoever_asked_is_gone(elsewhere: None) -> None:
+@pytest.mark.usefixtures("elsewhere")
+def test_they_end_when_whoever_asked_is_gone() -> None:
     process = processes._Process(has_tokenizer=False)
     assert process._process.stdin is not None
     process._process.stdin.close()
