@@ -74,6 +74,10 @@ def stats(
             "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
         ),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="FIELD", help="Also tell pairs apart by this field of their records."),
+    ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
@@ -114,7 +118,7 @@ def stats(
     composed = _recipe(recipe, tokenizer, model)
     if model is not None and composed is None:
         tokenizer = model
-    audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
+    audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], by, on_bad_record, write_clean)
     if model is not None:
         _add_model(audit, composed, model, model_pairs)
     if output is not None:
@@ -168,6 +172,7 @@ def _audit(
     tokenizer: str | None,
     max_length: int | None,
     evaluation: list[str],
+    by: str | None,
     on_bad_record: BadRecords | None,
     write_clean: Path | None,
 ) -> _Audit:
@@ -179,6 +184,7 @@ def _audit(
         raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
     from simpo_cli.audit.document import stats_document
     from simpo_cli.audit.examine import examine
+    from simpo_cli.audit.groups import Groups
 
     tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
     sources = _sources(data, recipe)
@@ -188,7 +194,8 @@ def _audit(
         require_writable(write_clean, [source.path for source in sources])
     read = partial(_reader, sources, recipe, on_bad_record)
     prompts = _evaluation_prompts(evaluation, data, recipe, on_bad_record)
-    examination = examine(read(), tokens, evaluation=prompts)
+    groups = None if by is None else Groups(by)
+    examination = examine(read(), tokens, evaluation=prompts, groups=groups)
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 

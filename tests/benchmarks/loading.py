@@ -49,10 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=_WORDS, help="whose tokenizer is compared with the library alone")
     parser.add_argument("--megabytes", type=int, nargs=2, default=None, help="the two sizes of input")
-    parser.add_argument("--full", action="store_true", help="256 and 2,048 MB; about ten minutes on two idle cores")
+    parser.add_argument("--full", action="store_true", help="128 and 2,048 MB; about ten minutes on two idle cores")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="write the page there, such as docs")
     options = parser.parse_args()
-    sizes = options.megabytes or ([256, 2048] if options.full else [8, 32])
+    sizes = options.megabytes or ([128, 2048] if options.full else [8, 32])
     with tempfile.TemporaryDirectory(prefix="simpo-loading-") as folder:
         seen = [_measured(Path(folder), size, _WORDS) for size in sizes]
         speed = _in_own_process(["speed", seen[0]["file"], options.model], folder)
