@@ -32,6 +32,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
+    from simpo_cli.data.sample import PromptSample
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 NO_LIMIT = 2**31 - 1
@@ -102,6 +103,7 @@ def examine(
     *,
     evaluation: Prompts | None = None,
     groups: Groups | None = None,
+    sample: "PromptSample | None" = None,
 ) -> Examination:
     """Read every pair once and measure it.
 
@@ -110,6 +112,7 @@ def examine(
         tokens: how pairs become tokens; None counts words.
         evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
         groups: tells pairs apart by a field; None where files are enough.
+        sample: takes in the measured pairs as they come by; their texts are not kept otherwise.
 
     Raises:
         UserError: a source or record is refused, or no pair is left.
@@ -119,6 +122,9 @@ def examine(
         batches = processes.measured(read_batches(reader, groups))
         for measured in _measured(batches, tokens, account):
             collected.add(measured)
+            if sample is not None:
+                for read in measured.pairs:
+                    sample.add(read.pair)
     no_signal = reader.dropped.counts + account.no_signal
     if not collected.count:
         reasons = ", ".join(f"{count} {reason}" for reason, count in no_signal.items())
