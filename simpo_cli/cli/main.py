@@ -6,8 +6,10 @@ lines on stderr and its exit code; anything else is our bug and keeps its traceb
 
 import errno
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -123,4 +125,16 @@ def _usage(error: typer.TyperException) -> str:
 def _say(text: str) -> None:
     """Write to stderr; control characters of foreign text are shown, not obeyed."""
     safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        safe = "\n".join(_broken(line, width) for line in safe.split("\n"))
     print(safe, file=sys.stderr, flush=True)
+
+
+def _broken(line: str, width: int) -> str:
+    """A line over several where a terminal would break it within words; names and paths are never broken."""
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(line)

@@ -1,5 +1,6 @@
 """The command itself: help, version, how errors and crashes end, and what is never imported on the way."""
 
+import io
 import os
 import subprocess
 import sys
@@ -173,3 +174,22 @@ def test_the_library_is_imported_when_it_is_used(tmp_path: Path) -> None:
     assert done.stdout == "False\n"
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         simpo_cli.Nope  # noqa: B018
+
+
+def test_errors_break_between_words_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    name = str(tmp_path / ("a-long-name-" * 6))  # wider than the terminal
+    for args in (["stats", "x.jsonl", "--max-length", "20"], ["stats", name]):
+        narrow, whole = Terminal(), io.StringIO()
+        for stream in (narrow, whole):
+            monkeypatch.setattr(sys, "stderr", stream)
+            assert cli.run(args) == ExitCode.USAGE
+        assert narrow.getvalue().split() == whole.getvalue().split()
+        assert len(whole.getvalue().splitlines()) == 2
+        lines = narrow.getvalue().splitlines()
+        assert all(len(line) <= 40 or name in line for line in lines)
+        assert lines[-1].startswith("  ")  # the remedy stays indented
