@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 
 DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.drops))
 """Findings whose pairs are left out."""
+_OF_ALL_PAIRS = ("LBL005", "LEN001", "MOD001", "SRF001")  # no single pair has them
 
 # Fields that the loader gives a part; the clean record has its own
 _PARTS = frozenset(
@@ -111,30 +112,50 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def codes_by_number(examination: Examination) -> dict[int, list[str]]:
-    """The codes for which a pair is dropped, by its number among the pairs that are read."""
+def require_droppable(codes: Sequence[str]) -> None:
+    """Refuse codes that are none, or that are about all pairs at once.
+
+    Raises:
+        UserError: names the code.
+    """
+    for code in codes:
+        if code not in CATALOGUE or code in _OF_ALL_PAIRS:
+            why = "says something of all pairs at once" if code in CATALOGUE else "is not the code of a finding"
+            raise UserError(f"--drop {code}: {code} {why}.", "simpo stats --explain all lists the codes.")
+
+
+def codes_by_number(examination: Examination, also: Sequence[str] = ()) -> dict[int, list[str]]:
+    """The codes for which a pair is dropped, by its number among the pairs that are read.
+
+    Args:
+        examination: what was found.
+        also: codes whose pairs are dropped beside DROPPED_CODES.
+    """
     codes: defaultdict[int, list[str]] = defaultdict(list)
     of_measured = {found.code: examination.numbers[found.pairs] for found in examination.findings}
-    for code in DROPPED_CODES:
+    for code in sorted({*DROPPED_CODES, *also}):
         for numbers in (of_measured.get(code), examination.left_out.positions(code)):
             for number in () if numbers is None else numbers.tolist():
                 codes[number].append(code)
     return codes
 
 
-def write_clean(path: Path, examination: Examination, read_again: Callable[[], PairReader]) -> CleanResult:
+def write_clean(
+    path: Path, examination: Examination, read_again: Callable[[], PairReader], also: Sequence[str] = ()
+) -> CleanResult:
     """Write the pairs that remain, and the list of the others.
 
     Args:
         path: the clean file; the list goes beside it, as FILE.dropped.jsonl.
         examination: what was found.
         read_again: opens the same sources once more, as they were read for the examination.
+        also: as for `codes_by_number`.
 
     Raises:
         UserError: the file may not be written, no pair remains, or the sources have changed.
     """
     require_writable(path, [file.path for file in examination.reader.files])
-    codes = codes_by_number(examination)
+    codes = codes_by_number(examination, also)
     reader = read_again()
     by_code: Counter[str] = Counter()
     kept = 0

@@ -99,6 +99,10 @@ def stats(
         Path | None,
         typer.Option("--write-clean", metavar="FILE", help="Write the pairs without errors and duplicates."),
     ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="CODE", help="With --write-clean: leave out pairs with this finding as well."),
+    ] = None,
     fmt: Annotated[
         Format, typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions.")
     ] = Format.TEXT,
@@ -115,10 +119,17 @@ def stats(
         return
     if redact and html is None:
         raise UserError("--redact is about the page, and none is written.", "Give --html FILE as well.")
+    if drop and write_clean is None:
+        raise UserError("--drop is about the clean file, and none is written.", "Give --write-clean FILE as well.")
     if as_json and fmt == Format.GITHUB:
         raise UserError("--json and --format github both say what is printed.", "Give one of them.")
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
 
+    also = [code.upper() for code in drop or ()]
+    if also:
+        from simpo_cli.audit.clean import require_droppable
+
+        require_droppable(also)
     if output is not None:
         require_replaceable(output)
     if html is not None:
@@ -151,7 +162,7 @@ def stats(
     if write_clean is not None:
         from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
-        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
+        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again, also)
     _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
     if html is not None:
         _say(f"page: {html}")

@@ -478,3 +478,27 @@ def test_by_a_field_that_is_not_there(simpo: Simpo) -> None:
     assert "--by source: no record has that field" in seen.err
     assert "Did you mean source where it says Source?" in seen.err
     assert "expected text or a number, got object" in simpo("stats", "by.jsonl", "--by", "Source").err
+
+
+def test_more_is_dropped_where_it_is_asked_for(simpo: Simpo) -> None:
+    scores = [(3, 2), (2, 2), (1, 4), (2, 2)]
+    records = [
+        {**record, "score_chosen": chosen, "score_rejected": rejected}
+        for record, (chosen, rejected) in zip(PAIRS, scores, strict=False)
+    ]
+    Path("scored.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert simpo("stats", "scored.jsonl", "--write-clean", "all.jsonl").code == 0
+    assert len(Path("all.jsonl").read_text().splitlines()) == 4
+    seen = simpo("stats", "scored.jsonl", "--write-clean", "clean.jsonl", "--drop", "scr002", "--drop", "LEK001")
+    assert "2 pairs kept, 2 dropped (SCR002 2)" in seen.err
+    kept = [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()]
+    assert [(record["score_chosen"], record["score_rejected"]) for record in kept] == [(3, 2), (1, 4)]
+    for args, said in (
+        (["--drop", "SCR002"], "Give --write-clean FILE as well."),
+        (["--drop", "SCR999", "--write-clean", "c.jsonl"], "SCR999 is not the code of a finding."),
+        (["--drop", "LEN001", "--write-clean", "c.jsonl"], "LEN001 says something of all pairs at once."),
+    ):
+        seen = simpo("stats", "scored.jsonl", *args)
+        assert (seen.code, seen.out) == (2, "")
+        assert said in seen.err
+    assert not Path("c.jsonl").exists()

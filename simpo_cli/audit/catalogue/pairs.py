@@ -185,7 +185,7 @@ ENTRIES = (
         short="score ties",
         meaning="The record holds scores of both responses, and they are equal.",
         harm="The label of such a pair was the order of a sort: a coin's toss that is trained like any other pair.",
-        remedy="Such pairs are a coin's toss; leave them out.",
+        remedy="Such pairs are a coin's toss; leave them out, as --write-clean FILE --drop SCR002 does.",
     ),
     Entry(
         code="SCR003",
