@@ -78,7 +78,7 @@ class MeasuringProcesses:
         """As `measured`; two batches a process are on their way, so that none of them waits for this one."""
         waiting: deque[tuple[list[ReadPair], Future[TextMeasures]]] = deque()
         stopped: UserError | None = None
-        while stopped is None:
+        while True:
             try:
                 batch = next(batches)
             except StopIteration:
