@@ -25,7 +25,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
 from simpo_cli.report.stats_view import print_stats
 from simpo_cli.report.text import blocks
-from tests.tiny import chatml_tokenizer
+from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAIRS = [
@@ -502,3 +502,11 @@ def test_more_is_dropped_where_it_is_asked_for(simpo: Simpo) -> None:
         assert (seen.code, seen.out) == (2, "")
         assert said in seen.err
     assert not Path("c.jsonl").exists()
+
+
+def test_a_tokenizer_without_an_end_is_refused_as_training_refuses_it(simpo: Simpo, tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(("<|im_start|>",))
+    save_tokenizer(tmp_path / "endless", tokenizer, bos=None, eos=None, pad=None, template=None)
+    seen = simpo("stats", "prefs.json", "--tokenizer", "endless")
+    assert (seen.code, seen.out) == (2, "")
+    assert "endless: has no end-of-text token" in seen.err
