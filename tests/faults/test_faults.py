@@ -6,14 +6,17 @@ import socket
 
 from simpo_cli.errors import ExitCode
 from tests.faults.children import Children
-from tests.faults.storm import storm
+from tests.faults.storm import ALL, Storm
 
 
 def test_kills_at_random_instants_lose_nothing(children: Children) -> None:
-    tally = storm(children, kills=10, seed=5)
-    assert (tally.kills, tally.differing, tally.lost, tally.damaged) == (10, 0, 0, 0)
-    assert tally.runs >= 1
-    assert "kills" in tally.table()
+    storm = Storm(children, seed=5)
+    storm.interrupt_one_run(4)
+    storm.kill(6)
+    seen = storm.tally
+    assert (seen.kills[ALL], seen.findings) == (10, [])
+    assert seen.runs[ALL] >= 2
+    assert seen.table().splitlines()[-1].split() == ["|", "all", "|", "10", "|", str(seen.runs[ALL]), *"|0|0|0|"]
 
 
 def test_of_many_processes_on_one_folder_one_trains_and_the_others_name_it(children: Children) -> None:
