@@ -2,8 +2,9 @@
 
 `python -m tests.faults.children` is the server. It has run no tensor operation, so it has no threads that a fork would
 lose. It reads a list of command lines as one line of JSON, forks a child for each and tells their process ids; whenever
-one has ended it tells which, and its exit code (below 0: the signal that ended it). Every child leads a process group of
-its own, so whatever it might leave behind can be found, and tells what it is doing; see `phases`.
+one has ended it tells which, and its exit code (below 0: the signal that ended it). Every child leads a process group
+of its own, so that what it leaves behind is found: nothing may be, ten seconds after its end. And it tells what it is
+doing; see `phases`.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 from tests.faults.phases import Interruption, read_phase, tell_phases
 
 ROOT = Path(__file__).parents[2]
+SECONDS_TO_GO = 10.0
 
 
 class Children:
@@ -93,7 +96,8 @@ class Children:
         """Number and exit code of the child that ends next; None when for so many seconds none has."""
         if not select.select([self._server.stdout], [], [], seconds)[0]:
             return None
-        number, code = self._answer()
+        number, code, is_alone = self._answer()
+        assert is_alone, f"ten seconds after its end, something of child {number} is alive"
         self._codes[number] = code
         return number, code
 
@@ -144,7 +148,19 @@ def serve() -> None:
         print(json.dumps(list(numbers)), flush=True)
         while numbers:
             pid, status = os.wait()
-            print(json.dumps([numbers.pop(pid), os.waitstatus_to_exitcode(status)]), flush=True)
+            print(json.dumps([numbers.pop(pid), os.waitstatus_to_exitcode(status), _is_alone(pid)]), flush=True)
+
+
+def _is_alone(pid: int) -> bool:
+    """Whether nothing is left of the process group of a child that has ended, within ten seconds of that."""
+    deadline = time.monotonic() + SECONDS_TO_GO
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[str, Any] | None) -> None:

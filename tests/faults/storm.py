@@ -5,9 +5,9 @@ looked at; then it is started again, until it has come to its end. Then every fi
 unbroken run, and the next run begins, with no tokens in the cache. The first run of all is interrupted fifty times, at
 instants counted in phases, so that it hardly moves from one to the next.
 
-Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is removed
-once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase, and many
-processes on one folder.
+Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is
+removed once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase,
+and many processes on one folder.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from tests.faults.children import Children
 from tests.faults.phases import LOADING, PHASES, RESUMING, STARTING, TOKENIZING, Interruption
 from tests.faults.place import make_place
 from tests.faults.same_run import Content, content_of, damage_in, differing_bits, newest_whole_step
+from tests.faults.signals import every_signal_in_every_moment
+from tests.faults.table import table
 
 ALL = "all"
 _SECONDS_BETWEEN_LINES = 20.0
@@ -84,13 +86,8 @@ class Tally:
     def table(self) -> str:
         """The counts as a table of Markdown, a line for each phase and the sums."""
         counts = (self.kills, self.runs, self.differing, self.lost, self.damaged)
-        names = ("killed in", "kills", "runs compared", "differing bits", "lost commits", "damaged")
         rows = [[phase, *(f"{count[phase]:,}" for count in counts)] for phase in (*PHASES, ALL)]
-        widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-        ruler = [f"{'-' * (width - 1)}{':' if place else '-'}" for place, width in enumerate(widths)]
-        lines = [[f"{cell:>{w}}" if place else f"{cell:<{w}}" for place, (cell, w) in enumerate(zip(row, widths))]
-                 for row in (names, ruler, *rows)]  # fmt: skip
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return table(["killed in", "kills", "runs compared", "differing bits", "lost commits", "damaged"], rows)
 
 
 class Storm:
@@ -237,7 +234,7 @@ def main() -> int:
             options.lanes,
             lambda line: print(line, file=sys.stderr, flush=True),
         )
-    print(tally.table())
+    print(tally.table(), end="\n\n")
     for sentence in tally.findings:
         print(sentence)
     return int(bool(tally.findings))
