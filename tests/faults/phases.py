@@ -5,6 +5,7 @@ the phase into one byte of a file, which is there also after SIGKILL. A child ca
 enters a phase for the nth time: that is the same place in every run, on a machine of any speed.
 """
 
+import errno
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -55,11 +56,13 @@ class Interruption:
         phase: that it enters; None for any.
         count: for the how manyth time, from 1.
         signals: what it sends, in this order.
+        fills_the_disk: from there on no checkpoint finds room.
     """
 
     phase: str | None
     count: int
-    signals: Sequence[int]
+    signals: Sequence[int] = ()
+    fills_the_disk: bool = False
 
 
 def tell_phases(file: Path, interruption: Interruption | None) -> None:
@@ -82,6 +85,8 @@ def tell_phases(file: Path, interruption: Interruption | None) -> None:
         if interruption is not None and interruption.phase in (None, phase):
             entered += 1
             if entered == interruption.count:
+                if interruption.fills_the_disk:
+                    os.write = _full  # type: ignore[assignment]
                 for number in interruption.signals:
                     os.kill(os.getpid(), number)
 
@@ -106,6 +111,10 @@ def tell_phases(file: Path, interruption: Interruption | None) -> None:
     for phase, module_name, name in _BEGINNINGS:
         module = importlib.import_module(module_name)
         setattr(module, name, within(phase, getattr(module, name)))
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_phase(file: Path) -> str:
