@@ -86,7 +86,7 @@ def tell_phases(file: Path, interruption: Interruption | None) -> None:
             entered += 1
             if entered == interruption.count:
                 if interruption.fills_the_disk:
-                    os.write = _full  # type: ignore[assignment]
+                    os.write = _full
                 for number in interruption.signals:
                     os.kill(os.getpid(), number)
 

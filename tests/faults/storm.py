@@ -7,7 +7,7 @@ instants counted in phases, so that it hardly moves from one to the next.
 
 Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is
 removed once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase,
-and many processes on one folder.
+and the state machine.
 """
 
 import argparse
@@ -26,8 +26,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hypothesis.stateful import run_state_machine_as_test
+
 from simpo_cli.cli.quiet import quiet_libraries
 from tests.faults.children import Children
+from tests.faults.machine import few_or_many, machine_for
 from tests.faults.phases import LOADING, PHASES, RESUMING, STARTING, TOKENIZING, Interruption
 from tests.faults.place import make_place
 from tests.faults.same_run import Content, content_of, damage_in, differing_bits, newest_whole_step
@@ -217,26 +220,30 @@ def rage(folder: Path, kills: int, seed: int, epochs: int, lanes: int, say: Call
 
 
 def main() -> int:
-    """Run the storms and print what came of them."""
+    """Run the storms, the signals and the state machine, and print what came of them."""
     parser = argparse.ArgumentParser(description="Kill training runs at random instants and compare what is left.")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3, help="length of a run; nine steps, each with a save, are one")
     parser.add_argument("--lanes", type=int, default=min(4, os.cpu_count() or 1), help="storms side by side")
+    parser.add_argument("--events", type=int, default=12, help="runs of the state machine, of up to six events each")
     options = parser.parse_args()
     quiet_libraries()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
-        tally = rage(
-            Path(folder),
-            options.kills,
-            options.seed,
-            options.epochs,
-            options.lanes,
-            lambda line: print(line, file=sys.stderr, flush=True),
-        )
-    print(tally.table(), end="\n\n")
-    for sentence in tally.findings:
-        print(sentence)
+        tally = rage(Path(folder), options.kills, options.seed, options.epochs, options.lanes, say)
+        print(tally.table(), end="\n\n", flush=True)
+        for sentence in tally.findings:
+            print(sentence)
+        with Children(make_place(Path(folder) / "signals")) as children:
+            say("every signal in every phase")
+            print(every_signal_in_every_moment(children), end="\n\n", flush=True)
+            say("the state machine")
+            run_state_machine_as_test(machine_for(children), settings=few_or_many(options.events))
+            print(f"{options.events} runs under events in any order went on from what was committed last")
     return int(bool(tally.findings))
 
 
