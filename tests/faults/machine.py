@@ -123,7 +123,9 @@ class RunMachine(RuleBasedStateMachine):
             committed.is_done = True
         else:
             codes = {int(ExitCode.ENVIRONMENT) if what == "full disk" else signalled}
-            committed.save(committed.due[: saved + (what == "stop" and phase == SAVE)])
+            # what has begun comes to its end: a save, or a step whose last micro-batch is on its way
+            ends = what == "stop" and (phase == SAVE or (phase == TRAINING and interruption.count % 2 == 0))
+            committed.save(committed.due[: saved + ends])
             committed.is_done = False
         code = self.children.run(*COMMAND, interrupted=interruption)
         said = self.children.said()
