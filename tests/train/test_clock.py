@@ -1,5 +1,6 @@
 """Clocks, time zones and times of files change no bit of a run; an edited file is seen whatever its times say."""
 
+import json
 import os
 import random
 import time
@@ -73,6 +74,8 @@ def test_clocks_that_jump_six_time_zones_and_scrambled_times_of_files_change_not
         time.tzset()
     assert clock.asked > asked + 2 * len(ZONES)  # it is the clock that a run looks at
     place.require_same("cut", "unbroken")
+    resumed = json.loads((place.folder / "cut" / "run.json").read_text(encoding="utf-8"))["resumed"]
+    assert [entry["from_step"] for entry in resumed] == list(range(len(ZONES)))  # from the newest, whatever its time
 
 
 def test_files_that_were_edited_with_their_times_and_sizes_kept_are_seen(
