@@ -10,6 +10,7 @@ doing; see `phases`.
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -131,11 +132,13 @@ def serve() -> None:
     sys.argv[0] = "simpo"
     import transformers.generation.utils
     import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import simpo_cli.report.run_page
     import simpo_cli.report.watch
     import simpo_cli.train.run  # noqa: F401
 
+    get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -167,6 +170,8 @@ def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[
     code = 1
     try:
         os.setpgid(0, 0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so they would stay
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
         os.chdir(place)
         log = os.open(f"child-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -219,6 +219,18 @@ def rage(folder: Path, kills: int, seed: int, epochs: int, lanes: int, say: Call
     return seen()
 
 
+def send_signals(place: Path) -> str:
+    """Every signal in every phase, as a table."""
+    with Children(make_place(place)) as children:
+        return every_signal_in_every_moment(children)
+
+
+def let_things_happen(place: Path, runs: int) -> None:
+    """The state machine, so many times."""
+    with Children(make_place(place)) as children:
+        run_state_machine_as_test(machine_for(children), settings=few_or_many(runs))
+
+
 def main() -> int:
     """Run the storms, the signals and the state machine, and print what came of them."""
     parser = argparse.ArgumentParser(description="Kill training runs at random instants and compare what is left.")
@@ -226,7 +238,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3, help="length of a run; nine steps, each with a save, are one")
     parser.add_argument("--lanes", type=int, default=min(4, os.cpu_count() or 1), help="storms side by side")
-    parser.add_argument("--events", type=int, default=12, help="runs of the state machine, of up to six events each")
+    parser.add_argument("--events", type=int, default=8, help="runs of the state machine, of up to six events each")
     options = parser.parse_args()
     quiet_libraries()
 
@@ -238,12 +250,12 @@ def main() -> int:
         print(tally.table(), end="\n\n", flush=True)
         for sentence in tally.findings:
             print(sentence)
-        with Children(make_place(Path(folder) / "signals")) as children:
-            say("every signal in every phase")
-            print(every_signal_in_every_moment(children), end="\n\n", flush=True)
-            say("the state machine")
-            run_state_machine_as_test(machine_for(children), settings=few_or_many(options.events))
-            print(f"{options.events} runs under events in any order went on from what was committed last")
+        with ThreadPoolExecutor(2) as threads:
+            say("every signal in every phase, and events in any order")
+            signals = threads.submit(send_signals, Path(folder) / "signals")
+            threads.submit(let_things_happen, Path(folder) / "events", options.events).result()
+            print(signals.result(), end="\n\n")
+            print(f"{options.events} runs under events in any order went on from what was committed last.")
     return int(bool(tally.findings))
 
 
