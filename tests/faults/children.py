@@ -39,7 +39,7 @@ class Children:
         self.place = place
         self._environment = environment
         self._codes: dict[int, int] = {}  # of the children that have ended, by number
-        self._num_started = 0
+        self._pids: list[int] = []
 
     def __enter__(self) -> "Children":
         fixed = {
@@ -61,6 +61,9 @@ class Children:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._server.stdin is not None
+        for number, pid in enumerate(self._pids):
+            if number not in self._codes:
+                os.kill(pid, signal.SIGKILL)  # one that stands still would be waited for
         self._server.stdin.close()
         self._server.wait()
         assert self._server.stdout is not None
@@ -73,7 +76,7 @@ class Children:
             commands: what they run.
             interrupted: where each of them sends itself signals.
         """
-        assert len(self._codes) == self._num_started
+        assert len(self._codes) == len(self._pids)
         assert self._server.stdin is not None
         request = {
             "commands": [list(command) for command in commands],
@@ -82,16 +85,16 @@ class Children:
         }
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
-        self._codes, self._num_started = {}, len(commands)
-        pids: list[int] = self._answer()
-        return pids
+        self._codes = {}
+        self._pids = self._answer()
+        return self._pids
 
     def wait(self, seconds: float | None = None) -> list[int] | None:
         """The exit codes when all children have ended; None when for so many seconds none of those left has."""
-        while len(self._codes) < self._num_started:
+        while len(self._codes) < len(self._pids):
             if self.wait_for_one(seconds) is None:
                 return None
-        return [self._codes[number] for number in range(self._num_started)]
+        return [self._codes[number] for number in range(len(self._pids))]
 
     def wait_for_one(self, seconds: float | None = None) -> tuple[int, int] | None:
         """Number and exit code of the child that ends next; None when for so many seconds none has."""
@@ -170,8 +173,8 @@ def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[
     code = 1
     try:
         os.setpgid(0, 0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so they would stay
-            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so they would stay
+            signal.signal(stop, signal.SIG_DFL if stop != signal.SIGINT else signal.default_int_handler)
         os.chdir(place)
         log = os.open(f"child-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)
