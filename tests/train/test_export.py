@@ -29,6 +29,41 @@ def _recipe(start: Path, dtype: str = "auto") -> Recipe:
     )
 
 
+@pytest.mark.parametrize("dies_at", range(1, 12))
+def test_a_process_that_dies_while_it_replaces_a_model_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    """The process is gone at its nth call that removes or renames something, and what comes after does not happen."""
+    calls = 0
+
+    def dying(real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls >= dies_at:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return call
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / name).write_text("old", encoding="utf-8")
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        for name in ("unlink", "rmdir", "rename"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        with written_whole(folder, replace=True) as temporary:
+            temporary.mkdir(exist_ok=True)
+            for name in ("a", "b", "c"):
+                (temporary / name).write_text("new", encoding="utf-8")
+    found = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*")}
+    assert found in ({}, dict.fromkeys("abc", "old"), dict.fromkeys("abc", "new"))
+    with written_whole(folder, replace=True) as temporary:
+        temporary.mkdir(exist_ok=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
 def test_small_changes_are_lost_in_a_narrow_save_and_the_number_says_so(start: Path) -> None:
     """Weights around 0.3 have bf16 steps of about 2e-3: changes of 1e-5 nearly all fall back, changes of 0.1 do not."""
     source = find_model(str(start))
@@ -75,38 +110,3 @@ def test_a_template_of_the_recipe_goes_into_the_model_folder(start: Path, tmp_pa
     source = find_model(str(start))
     save_model(tmp_path / "model", load_model(source, torch.float32), recipe, source, "")
     assert (tmp_path / "model" / "chat_template.jinja").read_text(encoding="utf-8") == template.read_text("utf-8")
-
-
-@pytest.mark.parametrize("dies_at", range(1, 12))
-def test_a_process_that_dies_while_it_replaces_a_model_leaves_no_half_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
-) -> None:
-    """The process is gone at its nth call that removes or renames something, and what comes after does not happen."""
-    calls = 0
-
-    def dying(real: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls >= dies_at:
-                raise KeyboardInterrupt
-            return real(*args, **options)
-
-        return call
-
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("a", "b", "c"):
-        (folder / name).write_text("old", encoding="utf-8")
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        for name in ("unlink", "rmdir", "rename"):
-            patch.setattr(os, name, dying(getattr(os, name)))
-        with written_whole(folder, replace=True) as temporary:
-            temporary.mkdir(exist_ok=True)
-            for name in ("a", "b", "c"):
-                (temporary / name).write_text("new", encoding="utf-8")
-    found = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*")}
-    assert found in ({}, dict.fromkeys("abc", "old"), dict.fromkeys("abc", "new"))
-    with written_whole(folder, replace=True) as temporary:
-        temporary.mkdir(exist_ok=True)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
