@@ -29,6 +29,7 @@ from pathlib import Path
 from hypothesis.stateful import run_state_machine_as_test
 
 from simpo_cli.cli.quiet import quiet_libraries
+from simpo_cli.errors import ExitCode
 from tests.faults.children import Children
 from tests.faults.machine import few_or_many, machine_for
 from tests.faults.phases import LOADING, PHASES, RESUMING, STARTING, TOKENIZING, Interruption
@@ -180,9 +181,13 @@ class Storm:
         self._struck_in.clear()
 
 
-def rage(folder: Path, kills: int, seed: int, epochs: int, lanes: int, say: Callable[[str], None]) -> Tally:
-    """Storms side by side, with a line of what they have seen now and then; Ctrl-C lets each end its run."""
-    over = threading.Event()
+def rage(
+    folder: Path, kills: int, seed: int, epochs: int, lanes: int, say: Callable[[str], None], over: threading.Event
+) -> Tally:
+    """Storms side by side, with a line of what they have seen now and then.
+
+    After Ctrl-C, which sets `over`, or a failure of one, each only ends its run.
+    """
     storms: list[Storm] = []
 
     def one(number: int) -> None:
@@ -241,15 +246,18 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=8, help="runs of the state machine, of up to six events each")
     options = parser.parse_args()
     quiet_libraries()
+    over = threading.Event()
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
-        tally = rage(Path(folder), options.kills, options.seed, options.epochs, options.lanes, say)
+        tally = rage(Path(folder), options.kills, options.seed, options.epochs, options.lanes, say, over)
         print(tally.table(), end="\n\n", flush=True)
         for sentence in tally.findings:
             print(sentence)
+        if over.is_set():
+            return ExitCode.INTERRUPTED
         with ThreadPoolExecutor(2) as threads:
             say("every signal in every phase, and events in any order")
             signals = threads.submit(send_signals, Path(folder) / "signals")
