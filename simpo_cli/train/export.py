@@ -67,20 +67,22 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         folder: the name it gets, once every file of it is on the disk.
         replace: remove what has that name; else it must be free.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, leaving = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
-        if replace:
-            shutil.rmtree(folder, ignore_errors=True)
+        if replace and folder.exists():
+            shutil.rmtree(leaving, ignore_errors=True)
+            folder.rename(leaving)  # all of it at once: no half of it is ever taken for a model
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(leaving, ignore_errors=True)
 
 
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:

@@ -127,7 +127,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
         model={"revision": model["revision"], "files": model["files"]},
         tokenizer=content["tokenizer_sha256"],
         template=content["template_sha256"],
-        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out)},
+        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out), "tokens": data.identity},
         machine={
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},

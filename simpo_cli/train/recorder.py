@@ -1,5 +1,7 @@
 """An observer that writes: metrics.jsonl, evals.jsonl, notes.jsonl and the trackers that the recipe names."""
 
+import sys
+
 from accelerate import Accelerator
 
 from simpo_cli.train.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
@@ -19,6 +21,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, accelerator: Accelerator, log_every: int, watcher: Observer) -> None:
         self._folder, self._accelerator, self._log_every, self._watcher = folder, accelerator, log_every, watcher
         self._num_steps = 0
+        folder.cut_back(NOTES, sys.maxsize)  # all but half a line that a killed process left
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps

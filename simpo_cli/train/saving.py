@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import checkpoint
@@ -58,6 +59,7 @@ class CheckpointSaver:
         training = self._training
         done = training.steps_done
         if self.saved_at == done:
+            self._finish_rotation()
             return
         self._folder.sync_logs()
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
@@ -91,3 +93,12 @@ class CheckpointSaver:
         for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:
                 file.write(json.dumps(content).encode())
+
+    def _finish_rotation(self) -> None:
+        """Remove what a process has left that was killed after it had saved and before the older ones were gone."""
+        training = self._training
+        whole, _ = checkpoint.find_checkpoints(self._parent)
+        if whole and whole[0].step == self.saved_at:  # this process wrote or loaded it, so every byte of it is known
+            losses = training.eval_losses if training.recipe.checkpoint.best else {}
+            with suppress(OSError):  # the next save will say it
+                checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)

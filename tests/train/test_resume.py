@@ -127,6 +127,33 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
     place.require_same("late", "unbroken")
 
 
+@pytest.mark.parametrize("unbroken", ["full"], indirect=True)
+def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
+    unbroken: tuple[Place, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, more = unbroken
+    last = rows(place.folder / "unbroken" / "metrics.jsonl")[-1]["step"]
+    rotate = saving.checkpoint.rotate
+
+    def cut_at_the_last(parent: Path, *rest: Any, **options: Any) -> None:
+        if (parent / f"step-{last:08d}").exists():
+            raise PowerCutError
+        rotate(parent, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.checkpoint, "rotate", cut_at_the_last)
+        with pytest.raises(PowerCutError):
+            place.train("unrotated", *more)
+    assert len(place.checkpoints("unrotated")) == len(place.checkpoints("unbroken")) + 1
+    notes = place.folder / "unrotated" / "notes.jsonl"
+    before = rows(notes)
+    with notes.open("a", encoding="utf-8") as file:
+        file.write('{"label": "note", "te')
+    place.train("unrotated", *more, resume=True)
+    assert place.checkpoints("unrotated") == place.checkpoints("unbroken")
+    assert rows(notes)[: len(before)] == before
+
+
 def _power_cut(*_: object, **__: object) -> None:
     raise PowerCutError
 
