@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from safetensors import SafetensorError
-
+from simpo_cli.data.writing import how_to_mend
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.model.load import find_model, load_model
@@ -52,10 +51,11 @@ def finish(
     try:
         with training.policy.untouched():
             rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(recipe, command))
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(
-            f"the model cannot be written to {model_dir}: {error}; the checkpoint of the last step is kept.",
-            f"Free some space or mend the disk, and write it with: {command_to_resume()}",
+            f"the model cannot be written to {model_dir}: {error.strerror or error}; the checkpoint of the last step "
+            "is kept.",
+            f"{how_to_mend(error)}, and write it with: {command_to_resume()}",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     with training.stop.at_once():

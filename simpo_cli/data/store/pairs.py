@@ -82,11 +82,15 @@ class _TokenFile:
     """An open pairs.bin; it stays readable when its name is gone, and is closed with the last sequence that uses it."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, start: int, size: int) -> bytes:
-        data = os.pread(self.descriptor, size, start)
+        try:
+            data = os.pread(self.descriptor, size, start)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if len(data) != size:
             raise OSError(f"{TOKENS} is shorter than it was")
         return data
