@@ -133,6 +133,7 @@ def _train_in(
         with suppress(UserError):  # a disk that did not take the checkpoint may not take this either
             receipt.write("failed", saver.saved_at or 0, outcome={"error": str(error)})
         raise
+    folder.sync_logs()  # before run.json vouches for them
     receipt.write("done", num_steps, outcome=measured, files=written_files(folder.path))
     setting.accelerator.end_training()
     observer.finished(outcome)

@@ -122,7 +122,7 @@ class RunFolder:
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
-        for name in (METRICS, EVALS):
+        for name in (METRICS, EVALS, NOTES):
             if (self.path / name).is_file():
                 with self._writing(name):
                     sync(self.path / name)
