@@ -32,6 +32,11 @@ def is_of_the_disk(error: OSError) -> bool:
     return error.errno in _MEND
 
 
+def exit_code_of(error: Exception) -> ExitCode:
+    """What the shell is told of a file that cannot be read: 4 where the machine is to blame, 2 where the file is."""
+    return ExitCode.ENVIRONMENT if isinstance(error, OSError) and is_of_the_disk(error) else ExitCode.USAGE
+
+
 def how_to_mend(error: OSError) -> str:
     """What a person can do about it, as the beginning of a sentence."""
     return (_MEND | _NOT_THERE).get(error.errno or 0, "Mend the disk")

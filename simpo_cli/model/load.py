@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.recipe.schema import ModelRecipe
@@ -112,7 +113,10 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot be read: {error}", "The model folder is damaged; fetch it again.", where=str(file)
+            f"cannot be read: {error}",
+            "The model folder is damaged; fetch it again.",
+            where=str(file),
+            exit_code=exit_code_of(error),
         ) from error
     if not isinstance(content, dict):
         raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(file))
@@ -197,6 +201,7 @@ def _stored_dtype(files: list[Path]) -> torch.dtype:
                 f"cannot be read: {error}",
                 "The weights are damaged or cut short; fetch the model again.",
                 where=str(file),
+                exit_code=exit_code_of(error),
             ) from error
     return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
 

@@ -1,8 +1,8 @@
 """Every file of a run compared with what the run says that it wrote: `simpo report RUN --verify`. Changes nothing.
 
 A checkpoint is vouched for by its manifest, run.json by a hash of itself, and the other files of a finished run by
-run.json. Before the end the newest checkpoint vouches for the logs up to its step; what follows there a kill may have cut
-in the middle of a line, and going on with the run removes it.
+run.json. Before the end the newest checkpoint vouches for the logs up to its step; what follows there a kill may have
+cut in the middle of a line, and going on with the run removes it.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -84,20 +84,20 @@ def _leave_after(save: Callable[[CheckpointSaver], None], step: int) -> Callable
     return saving
 
 
-def _no_page() -> None:
+def no_page() -> None:
     """The page takes longer than all else, and is of the end."""
     WithReport._write = lambda _: None  # type: ignore[method-assign]
 
 
 def _from_the_start(stop: Callable[[], None]) -> None:
-    _no_page()
+    no_page()
     CheckpointSaver.save = _leave_after(CheckpointSaver.save, 0)  # type: ignore[method-assign]
     stop()
     mark("begin")
 
 
 def _step_three(stop: Callable[[], None]) -> None:
-    _no_page()
+    no_page()
     record = Recorder.step
 
     def step(self: Recorder, row: object) -> None:
@@ -124,8 +124,8 @@ def _from_the_last_checkpoint(stop: Callable[[], None]) -> None:
 
 PARTS = (
     Part("one step: logs, evaluation, checkpoint, rotation, run.json", _step_three, (*CHANGING, *LOOKING), len(ERRORS)),
-    Part("the start: cache, recipe, notes, run.json, first checkpoint", _from_the_start, tuple(CHANGING), 1, cold=True),
-    Part("the end: model/, evaluation, pairs, run.json, page", _from_the_last_checkpoint, tuple(CHANGING), 1),
+    Part("the start: cache, recipe, notes, run.json, first checkpoint", _from_the_start, CHANGING, 1, cold=True),
+    Part("the end: model/, evaluation, pairs, run.json, page", _from_the_last_checkpoint, CHANGING, 1),
 )
 
 
@@ -140,7 +140,7 @@ class CallByCall:
         self._place = place
         self._run = place / "runs" / "run"
         self._gone_on: dict[str, str] = {}
-        ended = run_child(place, [*TRAIN, "output_dir=runs/unbroken"], _no_page)
+        ended = run_child(place, [*TRAIN, "output_dir=runs/unbroken"], no_page)
         assert ended.code == 0, ended.said
         self._unbroken = place / "runs" / "unbroken"
 
@@ -165,6 +165,7 @@ class CallByCall:
             assert seen.code in (0, SURVIVED), seen.said
             points = [call for call in _points(between(seen.calls, "begin", "end")) if call.name in part.calls]
             counts.points = len(points)
+            counts.wrong += unsynced(between(seen.calls, "begin", "end"), self._place)
             for point in points[::one_in]:
                 faults = [f"error={next(errors)}" for _ in range(part.errors_at_each)]
                 for fault in [*faults, *(["signal=KILL"] if kills else [])]:
@@ -187,7 +188,7 @@ class CallByCall:
         counts.refused += ended.code == ExitCode.ENVIRONMENT
         counts.harmless += ended.code in (ExitCode.DONE, SURVIVED)
         if fault != "KILL":
-            left = [str(file) for file in _temporary(self._run)]
+            left = [str(file) for file in temporary(self._run)]
             counts.left += bool(left)
             if left and not re.search(r"\.tmp-removed|unlink|rmdir", point.text):
                 problems.append(f"left {left}")
@@ -204,7 +205,7 @@ class CallByCall:
         shutil.rmtree(again, ignore_errors=True)
         if self._run.exists():
             shutil.copytree(self._run, again)
-        ended = run_child(self._place, [*TRAIN, "output_dir=runs/again"], _no_page)
+        ended = run_child(self._place, [*TRAIN, "output_dir=runs/again"], no_page)
         if ended.code != 0:
             return f"going on ended with {ended.code}: {ended.said[-500:]}"
         if final_state(again) != final_state(self._unbroken):
@@ -212,9 +213,53 @@ class CallByCall:
         if any(timeless(again / name) != timeless(self._unbroken / name) for name in ("metrics.jsonl", "evals.jsonl")):
             return "going on gave other logs"
         steps = [row["step"] for row in rows(again / "metrics.jsonl")]
-        if steps != [1, 2, 3, 4] or list(_temporary(again)):
-            return f"going on left steps {steps} and {list(_temporary(again))}"
+        if steps != [1, 2, 3, 4] or list(temporary(again)):
+            return f"going on left steps {steps} and {list(temporary(again))}"
         return ""
+
+
+def unsynced(calls: Sequence[Call], place: Path) -> list[str]:
+    """What is renamed before the disk has it, or gone on from before the disk has the new name; it must be nothing.
+
+    A file is synced after its last byte and before its own or its folder's new name; a folder after its last entry and
+    before its new name; and after a folder of files has its new name, the folder above it before anything else changes
+    its name or goes.
+
+    Args:
+        calls: in their order.
+        place: what relative names are below.
+    """
+    dirty: dict[str, str] = {}  # by path: what the disk may not have
+    named: str | None = None  # a folder with an entry that the disk may not have
+    wrong = []
+    for call in calls:
+        names = [os.path.join(place, name).rstrip("/") for name in re.findall(r'"([^"]*)"', call.text)]
+        opened = re.search(r"\w+\(\d+<([^>]*)>", call.text)
+        match call.name:
+            case "openat" if "O_CREAT" in call.text:
+                dirty[os.path.dirname(names[0])] = f"the entry of {names[0]}"
+            case "write" | "pwrite64" | "writev" | "sendfile" | "ftruncate" if opened:
+                dirty[opened[1]] = "its content"
+            case "fsync" | "fdatasync" if opened:
+                dirty.pop(opened[1], None)
+                named = None if named == opened[1] else named
+            case "rename" | "renameat" | "renameat2" | "unlink" | "unlinkat" | "rmdir":
+                if named is not None:
+                    wrong.append(f"{named} was not synced before {call.text}")
+                    named = None
+                source, target = (names[0], names[-1]) if call.name.startswith("rename") else ("", "")
+                under = [path for path in dirty if source and (path == source or path.startswith(f"{source}/"))]
+                wrong += [f"{path} lacks {dirty.pop(path)} before {call.text}" for path in under]
+                if any(os.path.dirname(path) == source for path in _created(calls, place)) and source:
+                    named = os.path.dirname(target)
+    if named is not None:
+        wrong.append(f"{named} was not synced at the end")
+    return wrong
+
+
+def _created(calls: Sequence[Call], place: Path) -> set[str]:
+    created = [call for call in calls if call.name == "openat" and "O_CREAT" in call.text]
+    return {os.path.join(place, re.findall(r'"([^"]*)"', call.text)[0]) for call in created}
 
 
 def _points(calls: list[Call]) -> Iterator[Call]:
@@ -255,7 +300,7 @@ def _lost(run: Path, before: Path) -> Iterator[str]:
                 yield f"step {old.step} is another"
 
 
-def _temporary(folder: Path) -> Iterator[Path]:
+def temporary(folder: Path) -> Iterator[Path]:
     return (file for file in folder.rglob("*") if _TEMPORARY.fullmatch(file.name))
 
 

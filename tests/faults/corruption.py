@@ -1,4 +1,4 @@
-"""Files of a run harmed in every way that we could think of: `python -m tests.faults.corruption` counts what is noticed.
+"""Files of a run harmed in every way that came to mind: `python -m tests.faults.corruption` counts what is noticed.
 
 A finished run is harmed in one place, `simpo report --verify` looks at it, and the place is put right again. Every file
 that the run has written is harmed, the page aside, which is made anew from the others.
@@ -6,7 +6,6 @@ that the run has written is harmed, the page aside, which is made anew from the 
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
@@ -92,9 +91,7 @@ def harm_everything(run: Path, draw: random.Random, bits: int, one_in: int = 1) 
 
 def _harms(run: Path, untouched: Path, draw: random.Random, bits: int) -> Iterator[Harm]:
     files = [
-        file.relative_to(run)
-        for file in sorted(run.rglob("*"))
-        if file.is_file() and file.name not in _NOT_VOUCHED_FOR
+        file.relative_to(run) for file in sorted(run.rglob("*")) if file.is_file() and file.name not in _NOT_VOUCHED_FOR
     ]
     for name in files:
         data = (run / name).read_bytes()

@@ -1,9 +1,9 @@
 """Runs of `simpo` in children of this process, and twins of them that strace looks at.
 
-This process must have imported what a run needs and run no tensor operation: then a child that is forked from it starts
-at once and lacks no thread. A child may stop at a place of its run and be doubled there as often as one likes: each twin
-goes on from that place, with strace at its side, which counts the system calls of its main thread and can make any of
-them fail, or be its last.
+This process must have imported what a run needs and run no tensor operation: then a child that is forked from it
+starts at once and lacks no thread. A child may stop at a place of its run and be doubled there as often as one likes.
+Each twin goes on from that place with strace at its side, which counts the system calls of its main thread and can make
+any of them fail, or be its last.
 """
 
 import os
@@ -20,10 +20,26 @@ from types import TracebackType
 SECONDS = 120
 SURVIVED = 77  # exit code of a twin that came to the end of what is looked at
 CHANGING = (
-    "openat,mkdir,mkdirat,write,pwrite64,writev,fsync,fdatasync,ftruncate,close,rename,renameat,renameat2,unlink,"
-    "unlinkat,rmdir,chmod,fchmod,fchmodat,utimensat,copy_file_range,sendfile"
-).split(",")
-LOOKING = "read,pread64,readv,lseek,stat,lstat,fstat,newfstatat,statx,statfs,fstatfs,getdents64,flock".split(",")
+    *(
+        "openat",
+        "mkdir",
+        "mkdirat",
+        "write",
+        "pwrite64",
+        "writev",
+        "fsync",
+        "fdatasync",
+        "ftruncate",
+        "close",
+        "rename",
+    ),
+    *("renameat", "renameat2", "unlink", "unlinkat", "rmdir", "chmod", "fchmod", "fchmodat", "utimensat"),
+    *("copy_file_range", "sendfile"),
+)
+LOOKING = (
+    *("read", "pread64", "readv", "lseek", "stat", "lstat", "fstat", "newfstatat", "statx", "statfs", "fstatfs"),
+    *("getdents64", "flock"),
+)
 _MARK, _MARKS = "/simpo-mark-", ("access", "faccessat", "faccessat2")
 _LINE = re.compile(r"(?P<call>\w+)\(.*")
 
