@@ -164,7 +164,7 @@ def take_up(
     lines = saved.progress.lines
     for name in (METRICS, EVALS):
         rows = folder.cut_back(name, lines.get(name, 0))
-        if len(rows) < lines.get(name, 0):
+        if folder.lines[name] < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")
         elif folder.digest(name) != saved.progress.digests.get(name, folder.digest(name)):
             note(f"{name} is damaged: up to step {step} it holds other lines than were written")

@@ -131,7 +131,7 @@ class RunFolder:
         """Keep the first lines of a log and forget the others, whole or not, by an atomic rewrite.
 
         Returns:
-            The rows that are left: fewer than `lines` when somebody else has cut the file, or damaged a line.
+            The rows that are left, but for lines that were damaged; `self.lines` counts those too.
         """
         file = self.path / name
         with self._writing(name):
@@ -284,7 +284,7 @@ def require_free_space(path: Path, needed: int, purpose: str) -> None:
     Raises:
         UserError: exit code 4, with both numbers.
     """
-    with disk_faults(f"there is no telling whether the disk has room for {purpose}"):
+    with disk_faults(f"there is no telling whether the disk has room for {purpose} at {path}"):
         existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free
     if free < needed:
