@@ -287,6 +287,8 @@ def _problems(fault: str, ended: Ended) -> Iterator[str]:
     if ended.code == ExitCode.ENVIRONMENT:
         said = ended.said[ended.said.rfind("Error: ") :].splitlines()
         reason = os.strerror(getattr(errno, fault))
+        if "cannot be read again" in said[0]:  # libraries have words of their own for it
+            reason = said[0]
         if reason not in said[0] or not re.search(r"runs/run|/cache", said[0]) or len(said) < 2:
             yield f"said {said}"
 
