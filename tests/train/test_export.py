@@ -7,9 +7,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train.export import measure_rounding, save_model, written_whole
+from simpo_cli.train.finish import _read_again
 from tests.tiny import save_tiny_model
 
 
@@ -90,3 +92,10 @@ def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothi
     with pytest.raises(FileNotFoundError), written_whole(tmp_path / "gone" / "model"):
         pytest.fail("a folder that is gone came back")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(start: Path) -> None:
+    (start / "model.safetensors").write_bytes(b"not what was written")
+    with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
+        _read_again(start, torch.float32)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT

@@ -10,6 +10,7 @@ import operator
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -84,7 +85,7 @@ class _TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.descriptor)
+        weakref.finalize(self, _close, self.descriptor)
 
     def read(self, start: int, size: int) -> bytes:
         try:
@@ -94,6 +95,11 @@ class _TokenFile:
         if len(data) != size:
             raise OSError(f"{TOKENS} is shorter than it was")
         return data
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):  # nothing was written through it
+        os.close(descriptor)
 
 
 class StoredPairs(Sequence[EncodedPair]):
