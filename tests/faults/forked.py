@@ -111,7 +111,8 @@ class Twins:
         asked, answered, go = os.pipe(), os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(asked[1])
+            for descriptor in (asked[1], answered[0], go[1]):  # so that it ends when this process does
+                os.close(descriptor)
             _be_the_child(place, command, self._log, lambda: arrange(lambda: _double(asked[0], answered[1], go[0])))
         for descriptor in (asked[0], answered[1], go[0]):
             os.close(descriptor)
@@ -167,7 +168,8 @@ def _double(asked: int, answers: int, go: int) -> None:
         pid = os.fork()
         if pid == 0:
             os.write(answers, f"{os.getpid()}\n".encode())
-            os.read(go, 1)
+            if not os.read(go, 1):
+                os._exit(1)
             return
         os.write(answers, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
     os._exit(0)
