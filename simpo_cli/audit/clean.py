@@ -22,7 +22,8 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.errors import UserError
 
 SCHEMA_VERSION = 1
 
@@ -159,64 +160,48 @@ def write_clean(
     reader = read_again()
     by_code: Counter[str] = Counter()
     kept = 0
-    try:
-        with _replacing(path) as clean, _replacing(dropped_path(path)) as listed, _scratch(path) as body:
-            for number, pair in enumerate(reader):
-                if number in codes:
-                    by_code.update(codes[number])
-                    _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
-                else:
-                    assert reader.record is not None
-                    _write_line(clean, clean_record(pair, reader.record.fields))
-                    kept += 1
-            for bad in reader.bad_records:
-                by_code["FMT001"] += 1
-                _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
-            dropped = len(codes) + len(reader.bad_records)
-            _require_same(examination.reader, reader)
-            if not kept:
-                raise UserError(
-                    f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
-                    "The findings say why each was dropped.",
-                )
-            clean.flush()
-            header = {
-                "schema_version": SCHEMA_VERSION,
-                "tool": "simpo stats --write-clean",
-                "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
-                "dropped": dropped,
-                "by_code": dict(sorted(by_code.items())),
-                "not_pairs": {
-                    reason: count
-                    for reason, count in sorted(reader.dropped.counts.items())
-                    if reason in ("tied scores", "tied label")
-                },
-            }
-            _write_line(listed, header)
-            body.seek(0)
-            for line in body:
-                listed.write(line)
-    except OSError as error:
-        raise UserError(
-            f"--write-clean {path} cannot be written: {error.strerror}.",
-            "Name a file in a folder that exists and can be written.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    with (
+        disk_faults(f"--write-clean {path} cannot be written"),
+        replacing(path) as clean,
+        replacing(dropped_path(path)) as listed,
+        _scratch(path) as body,
+    ):
+        for number, pair in enumerate(reader):
+            if number in codes:
+                by_code.update(codes[number])
+                _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
+            else:
+                assert reader.record is not None
+                _write_line(clean, clean_record(pair, reader.record.fields))
+                kept += 1
+        for bad in reader.bad_records:
+            by_code["FMT001"] += 1
+            _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
+        dropped = len(codes) + len(reader.bad_records)
+        _require_same(examination.reader, reader)
+        if not kept:
+            raise UserError(
+                f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
+                "The findings say why each was dropped.",
+            )
+        clean.flush()
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "tool": "simpo stats --write-clean",
+            "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
+            "dropped": dropped,
+            "by_code": dict(sorted(by_code.items())),
+            "not_pairs": {
+                reason: count
+                for reason, count in sorted(reader.dropped.counts.items())
+                if reason in ("tied scores", "tied label")
+            },
+        }
+        _write_line(listed, header)
+        body.seek(0)
+        for line in body:
+            listed.write(line)
     return CleanResult(path, dropped_path(path), kept, dropped, dict(sorted(by_code.items())))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of `path` when it is whole; nothing changes if anything goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

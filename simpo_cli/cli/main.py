@@ -4,7 +4,6 @@ Modules of commands import nothing heavy at their top, so `simpo --help` never l
 lines on stderr and its exit code; anything else is our bug and keeps its traceback.
 """
 
-import errno
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
+from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
@@ -99,10 +99,10 @@ def run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_of_the_disk(error):
             return _crashed()
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"Error: {place}no space is left on the device.\n  Free some space, or write elsewhere.")
+        _say(f"Error: {place}{error.strerror}.\n  {how_to_mend(error)}.")
         return ExitCode.ENVIRONMENT
     except Exception:
         return _crashed()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import UserError
 
 _DAMAGED = "The model folder is damaged; fetch it again."
@@ -18,7 +19,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}.", _DAMAGED, where=str(path)) from error
+        raise UserError(
+            f"cannot be read: {error}.", _DAMAGED, where=str(path), exit_code=exit_code_of(error)
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data.model_files import read_json
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.recipe.schema import ModelRecipe
@@ -200,6 +201,7 @@ def _stored_dtype(files: list[Path]) -> torch.dtype:
                 f"cannot be read: {error}",
                 "The weights are damaged or cut short; fetch the model again.",
                 where=str(file),
+                exit_code=exit_code_of(error),
             ) from error
     return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
 

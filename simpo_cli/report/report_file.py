@@ -1,13 +1,13 @@
 """Reports written to files: JSON documents and pages of ours, which may replace one another and nothing else."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.errors import UserError
 
 PAGE_MARK = '<meta name="generator" content="simpo">'
 """What a page of ours holds near its beginning."""
@@ -81,13 +81,5 @@ def _require_no_folder(path: Path, option: str) -> None:
 
 
 def _write(path: Path, option: str, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{option} {path} cannot be written: {error.strerror}.",
-            "Name a file in a folder that exists and can be written.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    with disk_faults(f"{option} {path} cannot be written"), replacing(path) as file:
+        file.write(text)

@@ -1,5 +1,7 @@
 """The final model as a folder that others load, and how much of what training did is still in it."""
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
@@ -16,6 +19,7 @@ from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.checkpoint import sync
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how the library of safetensors passes one on
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,14 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         folder: the name it gets, once every file of it is on the disk.
         replace: remove what has that name; else it must be free.
+
+    Raises:
+        OSError: the disk did not take it; nothing is left of it.
     """
     temporary, leaving = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+        temporary.mkdir()  # and not what is above it: a run folder that is gone stays gone
         yield temporary
         for file in temporary.iterdir():
             sync(file)
@@ -79,8 +87,10 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             folder.rename(leaving)  # all of it at once: no half of it is ever taken for a model
         temporary.rename(folder)
         sync(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError) and (number := _SYSTEM_ERROR.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
     shutil.rmtree(leaving, ignore_errors=True)
 

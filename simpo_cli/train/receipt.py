@@ -18,7 +18,8 @@ from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
-from simpo_cli.train.run_folder import RunFolder
+from simpo_cli.train.run_folder import RUN, RunFolder
+from simpo_cli.train.seal import sealed
 from simpo_cli.train.setting import Setting
 
 _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
@@ -42,7 +43,7 @@ class RunReceipt:
         Args:
             status: running, done, stopped (by a signal, everything saved) or failed.
             steps_done: steps that are saved; the account of the records is of these.
-            more: such as outcome.
+            more: such as outcome, and the files of a run that is done.
         """
         setting = self.setting
         data = setting.data
@@ -51,19 +52,21 @@ class RunReceipt:
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
         self._folder.write_json(
-            "run.json",
-            {
-                "schema_version": 1,
-                "status": status,
-                "step": steps_done,
-                **self.content,
-                "data": {
-                    **accounts,
-                    "train_pairs_with_held_out_prompts": data.shared_prompts,
-                    "identity": data.identity,
-                },
-                **more,
-            },
+            RUN,
+            sealed(
+                {
+                    "schema_version": 2,
+                    "status": status,
+                    "step": steps_done,
+                    **self.content,
+                    "data": {
+                        **accounts,
+                        "train_pairs_with_held_out_prompts": data.shared_prompts,
+                        "identity": data.identity,
+                    },
+                    **more,
+                }
+            ),
         )
 
 

@@ -1,6 +1,7 @@
 """`simpo train`: from a composed recipe to a run folder with a model in it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from simpo_cli.train.identity import Change, require_same_run
 from simpo_cli.train.loop import run_steps
 from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt
 from simpo_cli.train.recorder import Recorder
-from simpo_cli.train.resume import CHECKPOINTS, Past, take_up
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder, require_usable
+from simpo_cli.train.resume import Past, take_up
+from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, METRICS, RECIPE, REJECTED, RunFolder, require_usable
 from simpo_cli.train.saving import CheckpointSaver
 from simpo_cli.train.setting import Setting, settle
 from simpo_cli.train.stop import Stopped, StopRequest
 from simpo_cli.train.trackers import open_trackers
+from simpo_cli.train.verify import written_files
 
 
 def train(
@@ -76,7 +78,7 @@ def train(
                 return None
             if folder is None:
                 folder = RunFolder.create(run_dir, fresh=fresh)
-            folder.write_text("recipe.yaml", composed.as_yaml())
+            folder.write_text(RECIPE, composed.as_yaml())
             recorder = Recorder(folder, setting.accelerator, composed.recipe.tracking.log_every, observer)
             open_trackers(setting.accelerator, composed.recipe)
             announce(composed, setting, recorder, first_step)
@@ -128,9 +130,11 @@ def _train_in(
             exit_code=ExitCode.SAVED,
         ) from None
     except UserError as error:
-        receipt.write("failed", saver.saved_at or 0, outcome={"error": str(error)})
+        with suppress(UserError):  # a disk that did not take the checkpoint may not take this either
+            receipt.write("failed", saver.saved_at or 0, outcome={"error": str(error)})
         raise
-    receipt.write("done", num_steps, outcome=measured)
+    folder.sync_logs()  # before run.json vouches for them
+    receipt.write("done", num_steps, outcome=measured, files=written_files(folder.path))
     setting.accelerator.end_training()
     observer.finished(outcome)
     return outcome
@@ -153,4 +157,4 @@ def _write_rejected(folder: RunFolder, setting: Setting) -> None:
         for refused in source.account.refused
     ]
     if rows:
-        folder.write_lines("rejected.jsonl", rows)
+        folder.write_lines(REJECTED, rows)

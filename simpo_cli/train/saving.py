@@ -4,14 +4,15 @@ import json
 import time
 from contextlib import suppress
 
+from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import checkpoint
 from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
 from simpo_cli.train.receipt import RunReceipt, command_to_resume
-from simpo_cli.train.resume import CHECKPOINTS, IDENTITY, PROGRESS, Progress, Saved
-from simpo_cli.train.run_folder import RunFolder, require_free_space
+from simpo_cli.train.resume import IDENTITY, Progress, Saved
+from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, METRICS, PROGRESS, RunFolder, require_free_space
 from simpo_cli.train.state import save_state, trainable
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
@@ -65,16 +66,20 @@ class CheckpointSaver:
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
         try:
             checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
-            losses = training.eval_losses if training.recipe.checkpoint.best else {}
-            checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
         except OSError as error:
             kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
             raise UserError(
                 f"the checkpoint of step {done} cannot be saved in {self._parent}: {error.strerror}; {kept}.",
-                f"Free some space or mend the disk, and go on with: {command_to_resume()}",
+                f"{how_to_mend(error)}, and go on with: {command_to_resume()}",
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
+        losses = training.eval_losses if training.recipe.checkpoint.best else {}
+        with disk_faults(
+            f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
+            f", and go on with: {command_to_resume()}",
+        ):
+            checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
         self._receipt.write("running", done)
 
     def _write(self, files: CheckpointWriter) -> None:
@@ -89,6 +94,7 @@ class CheckpointSaver:
             answers_before=training.answers_before,
             chosen_before=None if scores is None else scores.chosen.tolist(),
             rejected_before=None if scores is None else scores.rejected.tolist(),
+            digests={name: self._folder.digest(name) for name in (METRICS, EVALS)},
         )
         for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:

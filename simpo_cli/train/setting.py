@@ -31,7 +31,7 @@ from simpo_cli.model.memory import (
 )
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.export import export_dtype
-from simpo_cli.train.run_folder import require_free_space
+from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
 from simpo_cli.train.trackers import require_trackers
 
@@ -121,7 +121,8 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
     require_free_space(
         Path(recipe.output_dir),
         kept * state_size(parameters.trainable, 4 if adapters else weights.itemsize)
-        + parameters.total * export_dtype(recipe, source).itemsize,
+        + parameters.total * export_dtype(recipe, source).itemsize
+        - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
     )
     return Setting(

@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data.model_files import read_json, read_text
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
 
 TOKENIZER_FILES = (
@@ -191,7 +192,10 @@ def _read_tokenizer(file: Path) -> tuple[Tokenizer, str]:
         return Tokenizer.from_str(content.decode()), hashlib.sha256(content).hexdigest()
     except Exception as error:  # the library raises bare Exception for every damage
         raise UserError(
-            f"cannot be read as a tokenizer: {error}.", "The file is damaged; fetch it again.", where=str(file)
+            f"cannot be read as a tokenizer: {error}.",
+            "The file is damaged; fetch it again.",
+            where=str(file),
+            exit_code=exit_code_of(error),
         ) from error
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -244,7 +245,10 @@ def highest_sequence(parent: Path) -> int:
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
-        if file.stat().st_size > _MOST_MANIFEST_BYTES:
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedCheckpointError(folder, f"{MANIFEST} is no file of its own")
+        if status.st_size > _MOST_MANIFEST_BYTES:
             raise DamagedCheckpointError(folder, f"{MANIFEST} is longer than it was")
         return Manifest.from_bytes(file.read_bytes())
     except FileNotFoundError as error:
