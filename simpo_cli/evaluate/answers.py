@@ -57,6 +57,15 @@ def held_out_questions(
     return questions
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model wrote: as text, as ids without the end token, and whether it came to an end by itself."""
+
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+
+
 def answer(
     policy: Policy,
     questions: Sequence[Question],
@@ -64,6 +73,19 @@ def answer(
     accelerator: Accelerator,
 ) -> list[str]:
     """The most likely answer to each question, word by word, at most 64 tokens; ` ...` marks one that was cut there."""
+    answers = generate(policy, questions, tokenizer, accelerator, most_tokens=_MAX_NEW_TOKENS)
+    return [one.text if one.ended else f"{one.text} ..." for one in answers]
+
+
+def generate(
+    policy: Policy,
+    questions: Sequence[Question],
+    tokenizer: TextTokenizer,
+    accelerator: Accelerator,
+    *,
+    most_tokens: int,
+) -> list[Answer]:
+    """The most likely answer to each question, word by word, cut after `most_tokens`."""
     was_training = policy.training
     policy.eval()
     answers = []
@@ -74,14 +96,15 @@ def answer(
                 output = causal.generate(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=_MAX_NEW_TOKENS,
+                    max_new_tokens=most_tokens,
                     do_sample=False,
                     eos_token_id=sorted(tokenizer.end_ids) or None,
                     pad_token_id=min(tokenizer.end_ids, default=0),
                 )
                 ids = output[0, len(question.ids) :].tolist()
                 ended = bool(ids) and ids[-1] in tokenizer.end_ids
-                answers.append(tokenizer.decode(ids[:-1] if ended else ids).strip() + ("" if ended else " ..."))
+                ids = ids[:-1] if ended else ids
+                answers.append(Answer(tokenizer.decode(ids).strip(), tuple(ids), ended))
     finally:
         policy.train(was_training)
     return answers

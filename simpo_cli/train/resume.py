@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder
+from simpo_cli.train.run_folder import EVALS, LOGS, RunFolder
 from simpo_cli.train.state import load_state
 from simpo_cli.train.tensor_file import TensorMismatchError
 
@@ -31,6 +31,7 @@ class Progress:
         self_check: outcome of the self-check, as in run.json.
         answers_before: the start model's answers to the probe questions.
         chosen_before, rejected_before: the start model's scores of the held-out pairs; None without such pairs.
+        health: what the watch over the run remembers.
     """
 
     seconds: float
@@ -40,6 +41,7 @@ class Progress:
     answers_before: Sequence[str]
     chosen_before: Sequence[float] | None
     rejected_before: Sequence[float] | None
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of progress.json."""
@@ -161,7 +163,7 @@ def take_up(
     for damage in past.damaged:
         note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
     lines = saved.progress.lines
-    for name in (METRICS, EVALS):
+    for name in LOGS:
         rows = folder.cut_back(name, lines.get(name, 0))
         if len(rows) < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")

@@ -21,6 +21,9 @@ from simpo_cli.train.checkpoint import sync
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, NOTES = "evals-pairs.jsonl", "notes.jsonl"
+ANSWERS = "answers.jsonl"
+LOGS = (METRICS, EVALS, ANSWERS)
+"""What a resumed run cuts back to its checkpoint."""
 
 _RUN_FILES = ("run.json", "recipe.yaml", METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
@@ -122,7 +125,7 @@ class RunFolder:
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
-        for name in (METRICS, EVALS):
+        for name in LOGS:
             if (self.path / name).is_file():
                 with _writing(self.path / name):
                     sync(self.path / name)

@@ -8,6 +8,7 @@ from simpo_cli.train import checkpoint
 from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
+from simpo_cli.train.not_finite import require_finite_state
 from simpo_cli.train.receipt import RunReceipt, command_to_resume
 from simpo_cli.train.resume import CHECKPOINTS, IDENTITY, PROGRESS, Progress, Saved
 from simpo_cli.train.run_folder import RunFolder, require_free_space
@@ -53,12 +54,14 @@ class CheckpointSaver:
         """Save the state after the steps done, if that has not been done.
 
         Raises:
-            UserError: the disk is full or does not take it (exit code 4); the checkpoints before are as they were.
+            UserError: the disk is full or does not take it (exit code 4), or a number of the state is not finite (exit
+                code 5); the checkpoints before are as they were.
         """
         training = self._training
         done = training.steps_done
         if self.saved_at == done:
             return
+        require_finite_state(training.policy, training.optimizer, done)
         self._folder.sync_logs()
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
         try:
@@ -73,7 +76,7 @@ class CheckpointSaver:
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
-        self._receipt.write("running", done)
+        self._receipt.write("running", done, training.health.alerts)
 
     def _write(self, files: CheckpointWriter) -> None:
         training = self._training
@@ -87,6 +90,7 @@ class CheckpointSaver:
             answers_before=training.answers_before,
             chosen_before=None if scores is None else scores.chosen.tolist(),
             rejected_before=None if scores is None else scores.rejected.tolist(),
+            health=training.health.as_json(),
         )
         for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:
