@@ -28,6 +28,7 @@ from simpo_cli.train.state import trainable
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from simpo_cli.train.stop import StopRequest
 
+_FEWER_ANSWERS = "Lower health.num_answers or health.answer_tokens."
 _FREE_MEMORY = "Lower train.tokens_per_microbatch, which changes no result, or data.max_length."
 
 
@@ -169,6 +170,7 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         scores = score_pairs(policy, held_out, training.accelerator, training.budget)
         both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
         require_finite_losses(policy, held_out, both, f"evaluation at step {step}", "the log-prob")
+    with training.stop.at_once(), memory_for(f"step {step}: asking the probe prompts", _FEWER_ANSWERS):
         answers = training.probe.ask(policy, training.accelerator)
     if training.start_scores is None:
         training.start_scores = scores

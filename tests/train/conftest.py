@@ -10,7 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from simpo_cli.evaluate import answers
+from simpo_cli.train import build
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.train.health.answers import AnswerProbe
 from tests.tiny import save_tiny_model
 
 
@@ -27,6 +29,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _short_probe_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never stops; two probe answers of three tokens are enough where they are not the subject."""
+    monkeypatch.setattr(build, "AnswerProbe", lambda questions, tokenizer, _: AnswerProbe(questions[:2], tokenizer, 3))
 
 
 @pytest.fixture(scope="session")
