@@ -31,9 +31,9 @@ def test_the_share_of_repeated_runs_of_four(text: str, share: float) -> None:
 
 
 def test_a_set_phrase_twice_is_no_loop_and_a_loop_is() -> None:
-    words = "to restore a deleted item open trash select the item and press put it back".split()
-    twice = [*words, "all its files return and the item and press put it back".split()[-1]]
-    loop = words + ["again", "and"] * 12
+    words = list("to restore a deleted item")  # letters stand for words
+    twice = [*words, *"; open a deleted"]
+    loop = words + ["x", "y"] * 12
     for answer, loops in ((twice, False), (loop, True)):
         share = repeated_share(answer)
         assert (share >= LOOPING) == loops

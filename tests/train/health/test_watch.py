@@ -71,7 +71,9 @@ def _steps(health: Health, *, count: int = 20, first: int = 1, lost: float | Non
 
 
 def _answers(*looping_and_ended: tuple[bool, bool]) -> tuple[ProbeAnswer, ...]:
-    return tuple(ProbeAnswer("How?", "Like that.", 12, 0.9 if loops else 0.0, ends) for loops, ends in looping_and_ended)
+    return tuple(
+        ProbeAnswer("How?", "Like that.", 12, 0.9 if loops else 0.0, ends) for loops, ends in looping_and_ended
+    )
 
 
 def _evaluate(health: Health, step: int = 50, **values: Any) -> None:
@@ -113,8 +115,8 @@ def test_a_line_names_code_step_numbers_threshold_key_and_remedy() -> None:
     health, said = _health()
     _evaluate(health, logps_chosen_delta=-0.25, logps_rejected_delta=-0.5)
     assert said == [
-        "HEA001 step 50: chosen responses fell by 0.25 nats/token while the margin rose (rejected fell by 0.50, probe of "
-        "64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio"
+        "HEA001 step 50: chosen responses fell by 0.25 nats/token while the margin rose (rejected fell by 0.50, probe "
+        "of 64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio"
     ]
 
 

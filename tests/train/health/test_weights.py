@@ -22,7 +22,7 @@ def _optimizer(weights: dict[str, nn.Parameter], rate: float) -> optim.Optimizer
     return optimizer
 
 
-@pytest.mark.parametrize(("rate", "low", "high"), [(1e-6, 0.9, 1.0), (1e-4, 0.2, 0.9), (1e-2, 0.0, 0.02)])
+@pytest.mark.parametrize(("rate", "low", "high"), [(1e-6, 0.9, 1.0), (1e-4, 0.05, 0.3), (1e-2, 0.0, 0.02)])
 def test_the_share_of_lost_updates_is_that_of_all_weights(rate: float, low: float, high: float) -> None:
     weights = _weights(torch.bfloat16, 300, 4096)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
