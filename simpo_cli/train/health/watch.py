@@ -105,16 +105,15 @@ class Health:
             )
             self._judge(catalogue.SATURATED, record.step, pull, seen)
 
-        # in the warm-up nearly every update is lost, and that passes
-        if lost_updates is not None and record.learning_rate >= self._recipe.train.learning_rate / 2:
+        # in the warm-up, and at the end of most schedules, nearly every update is lost, and that is meant so
+        if lost_updates is not None and record.learning_rate >= 0.9 * self._recipe.train.learning_rate:
             _remember(self._lost_updates, lost_updates)
-            if len(self._lost_updates) >= LEAST_STEPS or record.step == self._num_steps:
-                share = fmean(self._lost_updates)
-                seen = (
-                    f"{100 * share:.0f} % of the updates are lost: at learning rate {record.learning_rate:.2g} they "
-                    "are smaller than the rounding of the weights"
-                )
-                self._judge(catalogue.UPDATES_LOST, record.step, share, seen)
+            share = fmean(self._lost_updates)
+            seen = (
+                f"{100 * share:.0f} % of the updates are lost: at learning rate {record.learning_rate:.2g} they are "
+                "smaller than the rounding of the weights"
+            )
+            self._judge(catalogue.UPDATES_LOST, record.step, share, seen)
 
     def evaluated(self, record: EvalRecord) -> None:
         """Judge an evaluation; the first fixes what later answers are compared with."""
