@@ -120,8 +120,8 @@ def test_what_the_run_saw_of_its_health_comes_first_and_once(tmp_path: Path) -> 
     seen = [_alert("HEA001", times=3, last_step=125)]
     run = write_run(tmp_path / "run", evals=[eval_row(0, 0.5), eval_row(4, 0.6, chosen_delta=-0.24)], health=seen)
     assert alerts(read_run(run)) == [
-        "HEA001 from step 75: chosen responses fell by 0.24 nats/token (health.chosen_fall 0.2). Seen 3 times up to step "
-        "125. Lower train.learning_rate."
+        "HEA001 from step 75: chosen responses fell by 0.24 nats/token (health.chosen_fall 0.2). Seen 3 times up to "
+        "step 125. Lower train.learning_rate."
     ]
 
 

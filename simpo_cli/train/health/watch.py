@@ -3,6 +3,7 @@
 All that is remembered goes into the checkpoint, so a resumed run says and does what an unbroken one would.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
@@ -148,7 +149,7 @@ class Health:
         loop = [answer for answer, (looped, _) in both if answer.loops and not looped]
         endless = [answer for answer, (_, ended) in both if ended and not answer.ended]
         if loop:
-            seen = f'{len(loop)} of {len(answers)} probe answers repeat themselves, such as "{_ending(loop[0].text)}"'
+            seen = f'{len(loop)} of {len(answers)} probe answers repeat themselves, such as "{_refrain(loop[0].text)}"'
             self._judge(catalogue.ANSWERS_LOOP, step, len(loop) / len(answers), seen)
         if endless:
             most = max(answer.tokens for answer in endless)
@@ -237,7 +238,9 @@ def _remember(values: list[float], value: float) -> None:
     del values[:-WINDOW]
 
 
-def _ending(text: str, most: int = 40) -> str:
-    """The end of an answer in one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"...{line[-most:]}"
+def _refrain(text: str, most: int = 40) -> str:
+    """What an answer says again and again: its most frequent run of four words, or its end where it has none."""
+    words = text.split()
+    runs = Counter(" ".join(words[start : start + 4]) for start in range(len(words) - 3))
+    refrain, count = max(runs.items(), key=lambda item: item[1], default=("", 0))
+    return (refrain if count > 1 else " ".join(words))[-most:]
