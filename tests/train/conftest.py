@@ -22,7 +22,7 @@ def _no_accelerator_of_another_test() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny products gain nothing from threads, and workers side by side lose much by them."""
     before = torch.get_num_threads()
@@ -31,10 +31,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(autouse=True)
-def _short_probe_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _short_probe_answers() -> Iterator[None]:
     """A random model never stops; two probe answers of three tokens are enough where they are not the subject."""
-    monkeypatch.setattr(build, "AnswerProbe", lambda questions, tokenizer, _: AnswerProbe(questions[:2], tokenizer, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "AnswerProbe", lambda questions, tokenizer, _: AnswerProbe(questions[:2], tokenizer, 3))
+        yield
 
 
 @pytest.fixture(scope="session")
