@@ -75,7 +75,7 @@ def test_a_tracker_gets_every_number_and_is_closed(guide: Guide, monkeypatch: py
     assert [note for note in memory.notes if "tracker fragile" in note] == []
 
 
-@pytest.mark.parametrize("call", ["made", "configuration", "evaluation 0", "log 2", "finish"])
+@pytest.mark.parametrize("call", ["made", "evaluation 0", "log 2", "finish"])
 def test_one_that_raises_is_left_out_and_the_run_goes_on(
     guide: Guide, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
