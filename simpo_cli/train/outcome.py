@@ -76,9 +76,9 @@ def conclude(
         is_lost = catalogue.CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
         remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
         table.append(("change kept by the save", "", f"{100 * rounding.kept_share:.1f} %", remark))
-    if training.health.alerts:
-        codes = ", ".join(f"{alert.code} from step {alert.step}" for alert in training.health.alerts)
-        table.append(("health", "", codes, "see the notes above and docs/health.md"))
+    if alerts := training.health.alerts:
+        codes = ", ".join(f"{alert.code} from step {alert.step}" for alert in alerts)
+        table.append(("health", "", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
     outcome = RunOutcome(
         run_dir=str(run_dir),
         model_dir=str(run_dir / "model"),
