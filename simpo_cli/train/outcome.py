@@ -77,7 +77,7 @@ def conclude(
         remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
         table.append(("change kept by the save", "", f"{100 * rounding.kept_share:.1f} %", remark))
     if alerts := training.health.alerts:
-        codes = ", ".join(f"{alert.code} from step {alert.step}" for alert in alerts)
+        codes = ", ".join(alert.code for alert in alerts)
         table.append(("health", "", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
     outcome = RunOutcome(
         run_dir=str(run_dir),
