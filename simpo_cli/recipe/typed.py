@@ -219,7 +219,7 @@ def _text_fix(node: ScalarNode, kind: Kind, path: tuple[str, ...]) -> str:
         return f"Take the quotes away: {path[-1]}: {text}"
     if kind.section is not None and path[-1].isdigit():
         return f"Write the source as {{path: {text}}}."
-    if kind.items is not None and kind.items.text:
+    if kind.items is not None and (kind.items.text or text in kind.items.choices):
         return f"Write a list: {path[-1]}: [{text}]"
     return ""
 

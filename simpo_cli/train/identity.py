@@ -43,7 +43,7 @@ _SEEN_ELSEWHERE = {
     "data.on_no_signal",
 }
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
-_FREE = {"name", "output_dir", "eval", "checkpoint", "export", "tracking"}
+_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ import torch
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RUN, RunFolder
@@ -37,12 +38,13 @@ class RunReceipt:
     def __init__(self, folder: RunFolder, setting: Setting, content: dict[str, Any]) -> None:
         self._folder, self.setting, self.content = folder, setting, content
 
-    def write(self, status: str, steps_done: int, **more: Any) -> None:
+    def write(self, status: str, steps_done: int, alerts: Sequence[Alert], **more: Any) -> None:
         """Say how far the run is.
 
         Args:
-            status: running, done, stopped (by a signal, everything saved) or failed.
+            status: running, done, stopped (by a signal or for its health, everything saved) or failed.
             steps_done: steps that are saved; the account of the records is of these.
+            alerts: what was seen of the run's health.
             more: such as outcome, and the files of a run that is done.
         """
         setting = self.setting
@@ -64,6 +66,7 @@ class RunReceipt:
                         "train_pairs_with_held_out_prompts": data.shared_prompts,
                         "identity": data.identity,
                     },
+                    "health": [{**asdict(alert), "remedy": alert.remedy} for alert in alerts],
                     **more,
                 }
             ),

@@ -12,7 +12,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
-from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, METRICS, PROGRESS, RUN, RunFolder
+from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, LOGS, PROGRESS, RUN, RunFolder
 from simpo_cli.train.state import load_state
 from simpo_cli.train.tensor_file import TensorMismatchError
 
@@ -31,6 +31,7 @@ class Progress:
         answers_before: the start model's answers to the probe questions.
         chosen_before, rejected_before: the start model's scores of the held-out pairs; None without such pairs.
         digests: sha256 of these lines of each log; empty in checkpoints of before they were taken.
+        health: what the watch over the run remembers.
     """
 
     seconds: float
@@ -41,6 +42,7 @@ class Progress:
     chosen_before: Sequence[float] | None
     rejected_before: Sequence[float] | None
     digests: Mapping[str, str] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of progress.json."""
@@ -162,7 +164,7 @@ def take_up(
     for damage in past.damaged:
         note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
     lines = saved.progress.lines
-    for name in (METRICS, EVALS):
+    for name in LOGS:
         rows = folder.cut_back(name, lines.get(name, 0))
         if folder.lines[name] < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")

@@ -26,6 +26,9 @@ CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, NOTES, REJECTED = "evals-pairs.jsonl", "notes.jsonl", "rejected.jsonl"
+ANSWERS = "answers.jsonl"
+LOGS = (METRICS, EVALS, ANSWERS)
+"""What a resumed run cuts back to its checkpoint."""
 
 _RUN_FILES = (RUN, RECIPE, METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
@@ -122,7 +125,7 @@ class RunFolder:
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
-        for name in (METRICS, EVALS, NOTES):
+        for name in (*LOGS, NOTES):
             if (self.path / name).is_file():
                 with self._writing(name):
                     sync(self.path / name)

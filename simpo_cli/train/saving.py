@@ -10,9 +10,10 @@ from simpo_cli.train import checkpoint
 from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
+from simpo_cli.train.not_finite import require_finite_state
 from simpo_cli.train.receipt import RunReceipt, command_to_resume
 from simpo_cli.train.resume import IDENTITY, Progress, Saved
-from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, METRICS, PROGRESS, RunFolder, require_free_space
+from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, PROGRESS, RunFolder, require_free_space
 from simpo_cli.train.state import save_state, trainable
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
@@ -55,13 +56,15 @@ class CheckpointSaver:
         """Save the state after the steps done, if that has not been done.
 
         Raises:
-            UserError: the disk is full or does not take it (exit code 4); the checkpoints before are as they were.
+            UserError: the disk is full or does not take it (exit code 4), or a number of the state is not finite (exit
+                code 5); the checkpoints before are as they were.
         """
         training = self._training
         done = training.steps_done
         if self.saved_at == done:
             self._finish_rotation()
             return
+        require_finite_state(training.policy, training.optimizer, done)
         self._folder.sync_logs()
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
         try:
@@ -74,13 +77,12 @@ class CheckpointSaver:
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
-        losses = training.eval_losses if training.recipe.checkpoint.best else {}
         with disk_faults(
             f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
             f", and go on with: {command_to_resume()}",
         ):
-            checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
-        self._receipt.write("running", done)
+            self._rotate()
+        self._receipt.write("running", done, training.health.alerts)
 
     def _write(self, files: CheckpointWriter) -> None:
         training = self._training
@@ -94,7 +96,8 @@ class CheckpointSaver:
             answers_before=training.answers_before,
             chosen_before=None if scores is None else scores.chosen.tolist(),
             rejected_before=None if scores is None else scores.rejected.tolist(),
-            digests={name: self._folder.digest(name) for name in (METRICS, EVALS)},
+            digests={name: self._folder.digest(name) for name in LOGS},
+            health=training.health.as_json(),
         )
         for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:
@@ -102,9 +105,11 @@ class CheckpointSaver:
 
     def _finish_rotation(self) -> None:
         """Remove what a process has left that was killed after it had saved and before the older ones were gone."""
-        training = self._training
         whole, _ = checkpoint.find_checkpoints(self._parent)
         if whole and whole[0].step == self.saved_at:  # this process wrote or loaded it, so every byte of it is known
-            losses = training.eval_losses if training.recipe.checkpoint.best else {}
             with suppress(OSError):  # the next save will say it
-                checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
+                self._rotate()
+
+    def _rotate(self) -> None:
+        keep = self._training.recipe.checkpoint
+        checkpoint.rotate(self._parent, keep.keep, losses=self._training.eval_losses if keep.best else {})

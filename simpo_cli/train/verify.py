@@ -17,10 +17,11 @@ from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.run_folder import (
+    ANSWERS,
     CHECKPOINTS,
     EVAL_PAIRS,
     EVALS,
-    METRICS,
+    LOGS,
     MODEL,
     NOTES,
     PROGRESS,
@@ -32,8 +33,9 @@ from simpo_cli.train.run_folder import (
 )
 from simpo_cli.train.seal import is_as_sealed
 
-_LOGS = (METRICS, EVALS, EVAL_PAIRS, NOTES, REJECTED)
-_BY_STEP = (METRICS, EVALS)
+_LINES = (*LOGS, EVAL_PAIRS, NOTES, REJECTED)
+_SEVERAL_A_STEP = (EVALS, ANSWERS)
+"""The final evaluation may repeat its step, with the saved model; there is a line an answer."""
 _UNSEALED = 1  # schema of run.json that had no hash of itself
 
 
@@ -114,7 +116,7 @@ def verify_run(path: Path) -> Verification:
         listed = files if isinstance(files, dict) else {}
         progress = latest.read_json(PROGRESS) if latest else {}
         seen += [*_recipe(path, receipt, listed), *_ledgers(receipt)]
-        for name in _LOGS:
+        for name in _LINES:
             seen += _log(path, name, listed, progress)
         seen += [*checkpoints, *_model(path, listed, is_done=files is not None)]
     return Verification(path, seen, latest.step if latest else None)
@@ -127,7 +129,7 @@ def written_files(path: Path) -> dict[str, dict[str, Any]]:
         UserError: one cannot be read (exit code 4).
     """
     with disk_faults(f"{path} cannot be read"):
-        names = [name for name in (RECIPE, *_LOGS) if (path / name).is_file()]
+        names = [name for name in (RECIPE, *_LINES) if (path / name).is_file()]
         names += [_name(file, path) for file in sorted((path / MODEL).rglob("*")) if file.is_file()]
         return {name: _facts(path / name) for name in names}
 
@@ -186,7 +188,7 @@ def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str
     if listed and name not in listed:
         return [FileSeen(name, False, "is none of the files that run.json names")]
     *lines, rest = data.split(b"\n")
-    rows, reason = _rows(lines, by_step=name in _BY_STEP, may_repeat=name == EVALS)
+    rows, reason = _rows(lines, by_step=name in LOGS, may_repeat=name in _SEVERAL_A_STEP)
     if reason:
         return [FileSeen(name, False, reason)]
     if len(lines) < saved:
@@ -196,7 +198,7 @@ def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str
     if not listed and digest is not None and digest != upto:
         return [FileSeen(name, False, "holds other lines than when the checkpoint was taken")]
     told = f"{len(lines):,} lines"
-    if name in _BY_STEP and rows:
+    if name in LOGS and rows:
         told += f", steps {rows[0]['step']:,} to {rows[-1]['step']:,}"
     if rest:
         told += "; half a line behind them, which --resume cuts away"
@@ -204,7 +206,7 @@ def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str
 
 
 def _rows(lines: Sequence[bytes], *, by_step: bool, may_repeat: bool) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a log, and what is wrong with it; the final evaluation may repeat its step, with the saved model."""
+    """The rows of a log, and what is wrong with it."""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -22,6 +22,7 @@ from simpo_cli.errors import ExitCode
 from simpo_cli.report.with_report import WithReport
 from simpo_cli.train.checkpoint import find_checkpoints
 from simpo_cli.train.recorder import Recorder
+from simpo_cli.train.run_folder import LOGS
 from simpo_cli.train.saving import CheckpointSaver
 from tests.faults.forked import CHANGING, LOOKING, SURVIVED, Call, Ended, Twins, between, mark, run_child
 from tests.train.same_bits import final_state, rows, timeless
@@ -212,7 +213,7 @@ class CallByCall:
             return f"going on ended with {ended.code}: {ended.said[-500:]}"
         if final_state(again) != final_state(self._unbroken):
             return "going on gave other weights or moments"
-        if any(timeless(again / name) != timeless(self._unbroken / name) for name in ("metrics.jsonl", "evals.jsonl")):
+        if any(timeless(again / name) != timeless(self._unbroken / name) for name in LOGS):
             return "going on gave other logs"
         steps = [row["step"] for row in rows(again / "metrics.jsonl")]
         if steps != [1, 2, 3, 4] or list(temporary(again)):
@@ -318,7 +319,7 @@ def _state(run: Path) -> str:
     digest = hashlib.sha256()
     names = {_PROCESS.sub(r"\1", file.relative_to(run).as_posix()): file for file in run.rglob("*") if file.is_file()}
     for name, file in sorted(names.items()):
-        if name in ("metrics.jsonl", "evals.jsonl"):
+        if name in LOGS:
             *lines, rest = file.read_bytes().split(b"\n")
             digest.update(repr((name, [json.loads(line)["step"] for line in lines], bool(rest))).encode())
         elif name == "run.json":

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from simpo_cli.errors import ExitCode
 from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.checkpoint.manifest import folder_name
+from simpo_cli.train.run_folder import LOGS
 from tests.faults.children import Children
 from tests.faults.phases import EXPORT, LOADING, REPORT, SAVE, TRAINING, Interruption
 from tests.faults.same_run import Content, content_of, differing_bits
@@ -244,5 +245,5 @@ def _newest_verified(parent: Path) -> int:
 def _lasting(content: Content) -> Content:
     """What a run is in the end, whatever it has said of the damage on its way."""
     last = f"checkpoints/{folder_name(STEPS)}/"
-    lasting = ("metrics.jsonl", "evals.jsonl", "evals-pairs.jsonl", *(f"{last}{name}" for name in _LARGE_FILES))
+    lasting = (*LOGS, "evals-pairs.jsonl", *(f"{last}{name}" for name in _LARGE_FILES))
     return {name: data for name, data in content.items() if name in lasting or name.startswith("model/")}

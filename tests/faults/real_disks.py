@@ -19,12 +19,12 @@ from simpo_cli.errors import ExitCode
 from simpo_cli.train import finish, outcome, run_folder, saving
 from simpo_cli.train.checkpoint import find_checkpoints
 from simpo_cli.train.recorder import Recorder
+from simpo_cli.train.run_folder import LOGS
 from simpo_cli.train.verify import verify_run
 from tests.faults.calls import no_page, temporary
 from tests.faults.forked import Ended, run_child
 from tests.train.same_bits import final_state, timeless
 
-_LOGS = ("metrics.jsonl", "evals.jsonl")
 _BIG = "size=64m"
 
 
@@ -200,7 +200,7 @@ class RealDisks:
                 problems.append(
                     f"going on from {[one.step for one in saved]} ended with {again.code}: {again.said[-400:]}"
                 )
-            elif any(timeless(run / name) != timeless(self._unbroken / name) for name in _LOGS):
+            elif any(timeless(run / name) != timeless(self._unbroken / name) for name in LOGS):
                 problems.append("going on gave other logs")
             shutil.rmtree(run)
         return Row(fault, ended.code, _first(ended), problems)

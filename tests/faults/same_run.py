@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints
+from simpo_cli.train.run_folder import LOGS
 from tests.train.same_bits import rows, timeless
 
 _OF_THE_PROCESS = (".lock", ".owner")
@@ -72,7 +73,7 @@ def damage_in(run: Path, unbroken: Content) -> list[str]:
     model = {f"model/{file.name}": file.read_bytes() for file in (run / "model").glob("*")}
     if model and model != {name: data for name, data in unbroken.items() if name.startswith("model/")}:
         found.append(f"model/ holds {', '.join(sorted(model))}")
-    for name in ("metrics.jsonl", "evals.jsonl", "notes.jsonl", "evals-pairs.jsonl", "run.json", "report.html"):
+    for name in (*LOGS, "notes.jsonl", "evals-pairs.jsonl", "run.json", "report.html"):
         file = run / name
         if file.exists() and not _is_whole(file):
             found.append(f"{name} ends in {file.read_bytes()[-40:]!r}")
@@ -96,7 +97,7 @@ def _is_whole(file: Path) -> bool:
 
 def _comparable(file: Path) -> bytes:
     match file.name:
-        case "metrics.jsonl" | "evals.jsonl":
+        case name if name in LOGS:
             return _lines(timeless(file))
         case "notes.jsonl":
             said = [row for row in rows(file) if row["label"] not in _OF_THE_MOMENT]

@@ -29,7 +29,7 @@ def test_what_a_disk_refuses_is_exit_code_4_and_loses_nothing() -> None:
 def test_harm_to_any_file_of_a_run_is_noticed(children: Children, tmp_path: Path) -> None:
     assert children.run("train", "run.yaml", "name=harmed", "train.max_steps=2", "--fresh") == 0, children.said()
     shutil.copytree(children.place / "runs" / "harmed", tmp_path / "run")
-    harmed = harm_everything(tmp_path / "run", random.Random(3), bits=2, one_in=7)
+    harmed = harm_everything(tmp_path / "run", random.Random(3), bits=2, one_in=5)
     assert not harmed.missed
     assert harmed.done == harmed.noticed
     assert len(harmed.done) == 10
