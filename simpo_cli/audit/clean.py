@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
-from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.data.file_bytes import new_file, sha256_of
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
@@ -189,7 +189,7 @@ def _replacing(path: Path) -> Iterator[IO[str]]:
     """A file that takes the place of `path` when it is whole; nothing changes if anything goes wrong."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with new_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -202,7 +202,7 @@ def _replacing(path: Path) -> Iterator[IO[str]]:
 def _scratch(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.dropped")
     try:
-        with temporary.open("w+", encoding="utf-8", newline="\n") as file:
+        with new_file(temporary, "x+") as file:
             yield file
     finally:
         temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import forget, redacted
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
 
@@ -69,6 +70,7 @@ def main() -> None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return what the shell is told."""
+    forget()  # a program may run one command after the other
     try:
         # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
         command = typer.main.get_command(app)
@@ -81,7 +83,7 @@ def run(args: Sequence[str]) -> int:
         return done.exit_code
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
-            traceback.print_exc()
+            _say(traceback.format_exc())
         _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
@@ -107,7 +109,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _crashed() -> int:
-    traceback.print_exc()
+    _say(traceback.format_exc())
     _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
     return ExitCode.CRASH
 
@@ -121,6 +123,7 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _say(text: str) -> None:
-    """Write to stderr; control characters of foreign text are shown, not obeyed."""
+    """Write to stderr; control characters of foreign text are shown, not obeyed, and none of the environment."""
+    text = redacted(text)
     safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
     print(safe, file=sys.stderr, flush=True)

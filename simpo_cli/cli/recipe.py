@@ -160,9 +160,11 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
             _note(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
-                print(f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid.")
+                _print_wrapped(
+                    "", f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid."
+                )
             elif not warnings:
-                print(f"{name}: no remarks.")
+                _print_wrapped("", f"{name}: no remarks.")
     if errors:
         raise typer.Exit(ExitCode.USAGE)
 
@@ -192,6 +194,9 @@ def _file_and_line(finding: "Finding") -> tuple[str, int]:
 
 def _print_wrapped(head: str, text: str) -> None:
     """One line; on a terminal that is too narrow for it the text continues under itself."""
+    from simpo_cli.report.console import printable
+
+    head, text = printable(head), printable(text)
     if not sys.stdout.isatty():
         print(head + text)
         return
@@ -201,8 +206,12 @@ def _print_wrapped(head: str, text: str) -> None:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    from simpo_cli.report.report_file import json_text
+
+    print(json_text(document))
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    from simpo_cli.report.console import printable
+
+    print(printable(text, keep_newlines=True), file=sys.stderr)

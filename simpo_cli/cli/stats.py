@@ -229,7 +229,7 @@ def _add_model(audit: _Audit, recipe: "Recipe | None", model: str, most: int) ->
     sample = sample_by_prompt(PairReader(sources, role="train", on_bad_record="skip"), most)
     if sys.stderr.isatty():  # it may take minutes
         name = model if recipe is None else recipe.model.path
-        print(f"scoring {len(sample):,} pairs with {name} ...", file=sys.stderr, flush=True)
+        _say(f"scoring {len(sample):,} pairs with {name} ...")
     quiet_libraries()
     from simpo_cli.evaluate.start import fitting_lengths, measure_start
 

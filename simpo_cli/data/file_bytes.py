@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, Literal
 
 from simpo_cli.data.raw import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
@@ -212,6 +212,15 @@ class ByteSource:
     def close(self) -> None:
         """Let go of the file without reading on."""
         self._file.close()
+
+
+def new_file(path: Path, mode: Literal["x", "x+"] = "x") -> IO[str]:
+    """Open a file of this name for writing text, which is a new one: what has the name goes, be it a link.
+
+    A name that another process can foresee must not lead what is written to a file of its choice.
+    """
+    path.unlink(missing_ok=True)
+    return path.open(mode, encoding="utf-8", newline="\n")
 
 
 def sha256_of(file: Path) -> str:

@@ -15,6 +15,8 @@ import rich.console
 from rich.file_proxy import FileProxy
 from rich.text import Text
 
+from simpo_cli.redaction import redacted
+
 _STAND_INS = {
     "·": "-",
     "…": "...",
@@ -45,12 +47,14 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
     """Foreign text with its control characters shown, so that it cannot move the cursor or reorder what is beside it.
 
     Escape sequences, C0 and C1 controls, marks that reverse the writing direction, invisible tags, lone surrogates and
-    line separators come out as `\\x1b` or `\\u202e`; other letters of any script stay as they are.
+    line separators come out as `\\x1b` or `\\u202e`; other letters of any script stay as they are. Values that a
+    recipe took from the environment come out as the recipe names them.
 
     Args:
         text: any text.
         keep_newlines: newlines stay and tabs become four spaces; else both are shown as `\\n` and `\\t`.
     """
+    text = redacted(text)
     if keep_newlines:
         text = text.replace("\r\n", "\n").replace("\t", "    ")
     if text.isascii() and text.isprintable():

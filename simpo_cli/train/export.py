@@ -13,6 +13,7 @@ from torch import nn
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
 from simpo_cli.model.load import DTYPES, ModelSource, load_model
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 from simpo_cli.train.checkpoint import sync
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
@@ -55,7 +56,7 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     with written_whole(folder, replace=True) as temporary:
         saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(redacted(card), encoding="utf-8")
     return rounding
 
 

@@ -16,6 +16,7 @@ import torch
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.redaction import told_apart
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RunFolder
@@ -119,7 +120,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     model = content["model"]
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
     return Identity(
-        recipe=recipe_values(recipe),
+        recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
         data={
             "train": _files(data.train_source),
             "eval": None if data.eval_source is None else _files(data.eval_source),

@@ -16,7 +16,9 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from simpo_cli.data.file_bytes import new_file
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import redacted_values
 from simpo_cli.train.checkpoint import sync
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
@@ -95,7 +97,7 @@ class RunFolder:
         temporary = target.with_name(f".{name.lstrip('.')}.{os.getpid()}")
         with _writing(target):
             try:
-                with temporary.open("w", encoding="utf-8") as stream:
+                with new_file(temporary) as stream:
                     stream.write(text)
                     stream.flush()
                     os.fsync(stream.fileno())
@@ -107,7 +109,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON document, whole."""
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(redacted_values(content), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, text + "\n")
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write a file of JSON lines, whole."""
@@ -176,7 +179,7 @@ def is_in_use(path: Path) -> bool:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(redacted_values(row), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _is_of_no_run(name: str) -> bool:

@@ -5,6 +5,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 
 
 def require_trackers(names: list[str]) -> None:
@@ -35,8 +36,8 @@ def open_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
     accelerator.init_trackers(
         "simpo",
         config={
-            "name": recipe.name,
-            "model": recipe.model.path,
+            "name": redacted(recipe.name),
+            "model": redacted(recipe.model.path),
             "beta": recipe.loss.beta,
             "gamma": recipe.loss.margin,
             "learning_rate": recipe.train.learning_rate,
