@@ -126,7 +126,7 @@ def _write_schema(path: Path) -> str:
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     try:
-        if path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8"):
+        if path.is_symlink() or (path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8")):
             return f" ({path} is not ours and was left as it is: editors will not know the keys)"
         path.write_text(text, encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -69,19 +69,27 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: remove what has that name; else it must be free.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _discard(temporary)
     try:
         yield temporary
         for file in temporary.iterdir():
             sync(file)
         sync(temporary)
         if replace:
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
         temporary.rename(folder)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that may be there; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:

@@ -153,7 +153,10 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.")
-    if not path.is_dir() or all(_is_of_no_run(entry.name) for entry in path.iterdir()):
+    if not path.is_dir():
+        return
+    _refuse_links(path)
+    if all(_is_of_no_run(entry.name) for entry in path.iterdir()):
         return
     if not holds_a_run(path):
         raise UserError(
@@ -165,6 +168,16 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
             f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
             "name this run: name=NEW.",
         )
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse a folder in which something is a link: what is written, and what is removed, would be elsewhere."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise UserError(
+                f"{entry} is a link; all files of a run are in its own folder.",
+                "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
+            )
 
 
 def is_in_use(path: Path) -> bool:
