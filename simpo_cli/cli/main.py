@@ -23,7 +23,7 @@ from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.redaction import forget, redacted
+from simpo_cli.redaction import forget
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
 
@@ -124,6 +124,6 @@ def _usage(error: typer.TyperException) -> str:
 
 def _say(text: str) -> None:
     """Write to stderr; control characters of foreign text are shown, not obeyed, and none of the environment."""
-    text = redacted(text)
-    safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-    print(safe, file=sys.stderr, flush=True)
+    from simpo_cli.report.console import printable, unobeyed  # what it is built on takes a while to import
+
+    print(unobeyed("\n".join(map(printable, text.split("\n")))), file=sys.stderr, flush=True)

@@ -25,7 +25,8 @@ _UNSHOWN = re.compile(
 def json_text(document: Mapping[str, Any] | Sequence[Any]) -> str:
     """A document as JSON text, with what could steer a terminal, such as in a file's name, written as an escape."""
     text = json.dumps(redacted_values(document), indent=2, ensure_ascii=False, allow_nan=False)
-    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.replace("##[", "#\\u0023[")  # GitHub's runner obeys this wherever it finds it
 
 
 def require_replaceable(path: Path) -> None:

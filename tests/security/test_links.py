@@ -17,8 +17,8 @@ from tests.cli.seen import Simpo
 
 NAMES = [
     "..", ".", "../x", "a/../../x", "/etc/x", "a/b", "a\\b", "~", "~root", "-rf", ".hidden", "a..b", "", " ", " a",
-    "a ", "a\0b", "a\nb", "a\x1b[31mb", "a\x7fb", "a\x9b2Jb", "a\u202eb", "a\u2066b", "a\ufeffb", "a\u200bb", "a\rb", "a\tb",
-    "x" * 201, "é" * 101, "a\U000e0041b",
+    "a ", "a\0b", "a\nb", "a\x1b[31mb", "a\x7fb", "a\x9b2Jb", "a\u202eb", "a\u2066b", "a\ufeffb", "a\u200bb", "a\rb",
+    "a\tb", "x" * 201, "é" * 101, "a\U000e0041b",
 ]  # fmt: skip
 
 
