@@ -42,7 +42,8 @@ PIECES = [
     "\x07", "\x08\x08\x08", "\r", "\x00", "\x7f", "\x0c", "\x0b", "\x0e", "\t", "\n", "\r\n", "\u202e", "\u202d",
     "\u2066", "\u2069", "\u200e", "\u200f", "\u061c", "\u200b", "\ufeff", "\u2028", "\u2029", "\u00ad", "\U000e0041",
     "\ud800", "\udfff", "[red]", "[/red]", "[link=http://evil.test]", "[/]", "[bold", "]", "[@click=app.bell()]", "\\[",
-    ":smile:", ":warning:", "True", "12", "http://a.test", "'quoted'", "::error file=a::b", "##[error]c", "::stop-commands::x",
+    ":smile:", ":warning:", "True", "12", "http://a.test", "'quoted'", "::error file=a::b", "##[error]c",
+    "::stop-commands::x",
     "%0A", "ü", "言語", "שלום", "می\u200cخواهم", "👩\u200d🔬", "e\u0301", " ", "word", "a.jsonl:17",
 ]  # fmt: skip
 ALLOWED = "\u200c\u200d"
