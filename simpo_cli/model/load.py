@@ -214,7 +214,7 @@ def _weight_files(path: str, folder: Path) -> list[Path]:
 def _shard_names(index: Path) -> list[str]:
     """The files of sharded weights: names of safetensors files beside their index, and nothing else."""
     named = _read(index).get("weight_map")
-    names = list(named.values()) if isinstance(named, dict) else [None]
+    names: list[Any] = list(named.values()) if isinstance(named, dict) else [None]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(

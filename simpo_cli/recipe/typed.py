@@ -222,7 +222,8 @@ def _unexpanded(problem: str, tree: MappingNode, keys: list[tuple[str, ...]]) ->
         if isinstance(node, ScalarNode) and node.expression:
             spelled = {repr(node.value), str(node.value), str(scalar_of(str(node.value)))}
             values = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
-            problem = re.sub(rf"(?<![\w.])(?:{values})(?:\.0)?(?![\w.])", lambda _, by=node.expression: by, problem)
+            expression = node.expression.replace("\\", r"\\")
+            problem = re.sub(rf"(?<![\w.])(?:{values})(?:\.0)?(?![\w.])", expression, problem)
     return problem
 
 

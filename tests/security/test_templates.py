@@ -27,8 +27,10 @@ def _doubled(start: str, step: str, use: str = "{{ ns.x|length }}") -> str:
 BOMBS = {
     "loop in loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "range": "{% for i in range(10**12) %}{% endfor %}",
-    "loops that keep nothing": "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}",
-    "texts that are looked through": "{% set s = 'x' * 90000 %}{% for i in range(9999) %}{% if s.count('y') %}{% endif %}{% endfor %}",
+    "loops that keep nothing": "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}"
+    "{% endfor %}",
+    "texts that are looked through": "{% set s = 'x' * 90000 %}{% for i in range(9999) %}{% if s.count('y') %}"
+    "{% endif %}{% endfor %}",
     "slices": "{% set s = 'x' * 900000 %}{% for i in range(99999) %}{% set y = s[1:] %}{% endfor %}",
     "text times number": "{{ 'a' * 10**10 }}",
     "number times text": "{{ 10**10 * 'a' }}",
@@ -51,17 +53,20 @@ BOMBS = {
     "tuples that double": _doubled("(1,)", "(ns.x, ns.x)", "{{ {ns.x: 1} }}"),
     "mappings that double": _doubled("{}", "{'a': ns.x, 'b': ns.x}", "{{ ns.x | tojson }}"),
     "mappings that double by dict": _doubled("{}", "dict(a=ns.x, b=ns.x)", "{{ ns.x | string }}"),
-    "namespaces that double": "{% set a = namespace() %}{% for i in range(60) %}{% set b = namespace(x=[a, a]) %}{% endfor %}"
+    "namespaces that double": "{% set a = namespace() %}{% for i in range(60) %}"
+    "{% set b = namespace(x=[a, a]) %}{% endfor %}"
     + "".join(f"{{% set n{i + 1} = namespace(x=[n{i}, n{i}]) %}}" for i in range(60)) + "{{ n60 }}",
     "a namespace of itself": "{% set a = namespace() %}{% set a.x = [a, a] %}{{ a }}",
     "sums of lists": "{{ ([[0] * 99999] * 99999) | sum(start=[]) | length }}",
     "join by a long text": "{{ range(99999) | map('string') | join('x' * 900000) }}",
     "join by a long text, a method": "{{ ('x' * 900000).join(['a'] * 99999) }}",
     "a macro that calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "a macro that calls itself twice": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
+    "{% endmacro %}{{ f(60) }}",
     "a loop that calls itself": "{% for i in range(99) recursive %}{{ loop(range(99)) }}{% endfor %}",
     "a block that calls itself": "{% block a %}{{ self.a() }}{{ self.a() }}{% endblock %}",
-    "a caller": "{% macro f() %}{{ caller() }}{{ caller() }}{% endmacro %}{% call f() %}{% call f() %}{{ 'x' * 10**8 }}{% endcall %}{% endcall %}",
+    "a caller": "{% macro f() %}{{ caller() }}{{ caller() }}{% endmacro %}{% call f() %}{% call f() %}"
+    "{{ 'x' * 10**8 }}{% endcall %}{% endcall %}",
     "padded by %": "{{ '%1000000000d' % 1 }}",
     "padded by a computed width": "{{ '%*d' % (1000000000, 1) }}",
     "padded by the filter": "{{ '%1000000000d' | format(1) }}",
@@ -169,18 +174,29 @@ def test_it_renders_what_jinja_renders() -> None:
     plain = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     for source in (
         CHATML,
-        "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ m['content'][1:-1] }}{% else %}none{% endfor %}",
-        "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.revindex }}{{ m.content }}{% endfor %}",
+        "{% for m in messages if m.role == 'user' %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}"
+        "{{ m['content'][1:-1] }}{% else %}none{% endfor %}",
+        "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ loop.revindex }}{{ m.content }}"
+        "{% endfor %}",
         "{% for m in missing %}x{% else %}none{% endfor %}{{ missing }}{{ missing is defined }}",
-        "{% set ns = namespace(found=false, n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}{{ ns.found }}",
-        "{% macro turn(m, tag='b') %}<{{ tag }}>{{ m.content | trim | upper }}{{ caller() if caller }}{% endmacro %}{{ turn(messages[0]) }}{{ turn(messages[1], tag='i') }}",
-        "{{ messages[0].content ~ 1 ~ none ~ true ~ [1, 'a'] ~ {'b': 2.5} }}{{ 7 // 2 }}{{ 7 % 4 }}{{ -3 }}{{ 2 ** 5 }}{{ 1 / 4 }}",
-        "{{ messages | map(attribute='role') | join(', ') }}{{ ['a', 'b'] | join }}{{ ','.join(['x', 'y']) }}{{ (1, 2) }}{{ 'ab' * 3 }}",
-        "{{ 'a b c'.split() | length }}{{ 'a-b'.split('-')[-1] }}{{ 'x' in 'xy' }}{{ ' a '.strip() }}{{ 'abc'.startswith('a') }}{{ 'abc' | replace('b', 'dd') }}",
-        "{% for key, value in messages[0].items() %}{{ key }}={{ value }};{% endfor %}{{ messages[0].get('none', 'd') }}{{ messages[0] | dictsort }}",
-        "{% for i in range(3) recursive %}{{ i }}{{ loop([]) }}{% endfor %}{% set x %}a{{ 1 }}{% endset %}{{ x }}{% filter upper %}b{% endfilter %}",
-        "{{ '%s-%03d' % ('a', 7) }}{{ '%s' | format('b') }}{{ '{0:>4}|{a}'.format(1, a=2) }}{{ 'a\nb' | indent(2) }}{{ 1.26 | round(1) }}{{ [3, 1] | sort }}",
-        "{{ messages | length }}{{ [1, 2] | sum }}{{ 'x' | default('y') }}{{ none | string }}{{ '<' | e }}{{ [1, 1] | unique | list }}{{ [1, 2] | reverse | list }}",
+        "{% set ns = namespace(found=false, n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+        "{{ ns.n }}{{ ns.found }}",
+        "{% macro turn(m, tag='b') %}<{{ tag }}>{{ m.content | trim | upper }}{{ caller() if caller }}"
+        "{% endmacro %}{{ turn(messages[0]) }}{{ turn(messages[1], tag='i') }}",
+        "{{ messages[0].content ~ 1 ~ none ~ true ~ [1, 'a'] ~ {'b': 2.5} }}{{ 7 // 2 }}{{ 7 % 4 }}{{ -3 }}"
+        "{{ 2 ** 5 }}{{ 1 / 4 }}",
+        "{{ messages | map(attribute='role') | join(', ') }}{{ ['a', 'b'] | join }}{{ ','.join(['x', 'y']) }}"
+        "{{ (1, 2) }}{{ 'ab' * 3 }}",
+        "{{ 'a b c'.split() | length }}{{ 'a-b'.split('-')[-1] }}{{ 'x' in 'xy' }}{{ ' a '.strip() }}"
+        "{{ 'abc'.startswith('a') }}{{ 'abc' | replace('b', 'dd') }}",
+        "{% for key, value in messages[0].items() %}{{ key }}={{ value }};{% endfor %}"
+        "{{ messages[0].get('none', 'd') }}{{ messages[0] | dictsort }}",
+        "{% for i in range(3) recursive %}{{ i }}{{ loop([]) }}{% endfor %}{% set x %}a{{ 1 }}{% endset %}"
+        "{{ x }}{% filter upper %}b{% endfilter %}",
+        "{{ '%s-%03d' % ('a', 7) }}{{ '%s' | format('b') }}{{ '{0:>4}|{a}'.format(1, a=2) }}"
+        "{{ 'a\nb' | indent(2) }}{{ 1.26 | round(1) }}{{ [3, 1] | sort }}",
+        "{{ messages | length }}{{ [1, 2] | sum }}{{ 'x' | default('y') }}{{ none | string }}{{ '<' | e }}"
+        "{{ [1, 1] | unique | list }}{{ [1, 2] | reverse | list }}",
         "{% with a = [1] + [2] %}{{ a }}{{ a[:1] }}{{ a[-1] }}{% endwith %}",
     ):  # fmt: skip
         values = {"messages": TALK, "add_generation_prompt": True}

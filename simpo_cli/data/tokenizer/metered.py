@@ -59,6 +59,7 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (int, frozenset()),
     (float, frozenset({"is_integer"})),
 )
+_SEQUENCES = (str, list, tuple)
 _CONTAINERS = (list, tuple, dict, Namespace)
 _MANY_DIGITS = re.compile(r"\d{4,}")
 
@@ -70,9 +71,9 @@ class TooMuchError(Exception):
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     """Our own calls are made directly, and not as those of a template, which are looked at."""
 
-    def visit_Call(self, node: nodes.Call, frame: Any, **options: Any) -> None:  # noqa: N802 - the name is Jinja's
+    def visit_Call(self, node: nodes.Call, frame: Any, *args: Any, **options: Any) -> None:  # noqa: N802 - of Jinja
         if not isinstance(node.node, nodes.EnvironmentAttribute):
-            super().visit_Call(node, frame, **options)
+            super().visit_Call(node, frame, *args, **options)
             return
         self.write(f"environment.{node.node.name}(")
         for argument in node.args:
@@ -126,16 +127,19 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     def made(self, value: Any) -> Any:
         """A value that has come into being; a list or mapping counts with all that is in it, however often it is."""
-        if isinstance(value, str):
+        kind = type(value)
+        if kind is str or isinstance(value, str):
             self._charge(len(value))
-        elif isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+        elif kind is bool or value is None:
+            pass
+        elif kind is int and value.bit_length() > _LONGEST_NUMBER:
             raise TooMuchError("it computes with numbers of more than a thousand digits")
         elif isinstance(value, _CONTAINERS):
             waiting = [value]
             while waiting:
                 one = waiting.pop()
                 if isinstance(one, Namespace):
-                    one = one._Namespace__attrs  # type: ignore[attr-defined]
+                    one = one._Namespace__attrs
                 if isinstance(one, dict):
                     one = [*one.keys(), *one.values()]
                 if isinstance(one, list | tuple):
@@ -174,18 +178,19 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     # What may be large before it is there
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ARG002 - of Jinja
         """Arithmetic, and what the same signs do with texts and lists."""
-        self.tick()
-        for one, other in ((left, right), (right, left)) if operator == "*" else ():
-            if isinstance(one, str | list | tuple) and isinstance(other, int):
-                self._charge(max(0, other) * (len(one) if isinstance(one, str) else _ITEM * len(one)))
-        if operator == "**" and not (_is_small(left, 2**20) and _is_small(right, 64)):
-            raise TooMuchError("it computes with large powers")
-        if operator == "%" and isinstance(left, str):
+        if operator == "*":
+            for one, other in ((left, right), (right, left)):
+                if isinstance(one, _SEQUENCES) and isinstance(other, int):
+                    self._charge(max(0, other) * (len(one) if isinstance(one, str) else _ITEM * len(one)))
+        elif operator == "**":
+            if not (_is_small(left, 2**20) and _is_small(right, 64)):
+                raise TooMuchError("it computes with large powers")
+        elif operator == "%" and isinstance(left, str):
             self._check_format(left, "*")
             right = self.made(right)
-        return self.made(super().call_binop(context, operator, left, right))
+        return self.made(self.binop_table[operator](left, right))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`'{}'.format(...)`, whose fields may be padded."""
@@ -212,7 +217,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 return attr in allowed
         return super().is_safe_attribute(obj, attr, value)
 
-    def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Any, function: Any, /, *args: Any, **named: Any) -> Any:
         """Functions, macros and methods."""
         self.tick()
         if isinstance(function, LoopContext):  # {{ loop(children) }}
@@ -268,7 +273,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 self._check_format(self._text(text), "*")
                 self.made(given)
             case "string" | "e" | "escape" | "forceescape" | "urlencode" | "upper" | "lower" | "title" | "tojson":
-                self._charge(6 * len(self._text(text)) if name != "tojson" else 0)
+                self._charge(6 * len(self._text(text)))
             case "round" | "sum":
                 if not all(one is None or isinstance(one, str) or _is_small(one, 64) for one in given):
                     raise TooMuchError(f"it uses {name} with a large or foreign value")
@@ -279,17 +284,19 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         for loop in list(source.find_all(nodes.For)):
             test = 1 if loop.test is None else 1 + _size(loop.test)
             loop.iter = self._asked("counted", [loop.iter, nodes.Const(test)], loop.lineno)
-        for body in source.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)):
-            steps = sum(map(_size, body.body))
-            tick = self._asked("tick", [nodes.Const(steps)], body.lineno)
-            body.body.insert(0, nodes.ExprStmt(tick, lineno=body.lineno))
+        repeated: Any  # statements with a body
+        for repeated in source.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)):
+            steps = sum(_size(statement) for statement in repeated.body)
+            tick = self._asked("tick", [nodes.Const(steps)], repeated.lineno)
+            repeated.body.insert(0, nodes.ExprStmt(tick, lineno=repeated.lineno))
         self._rewrite(source)
         return super()._generate(source, *args, **options)
 
-    def _asked(self, name: str, args: list[nodes.Expr], lineno: int) -> nodes.Call:
+    def _asked(self, name: str, args: list[Any], lineno: int) -> nodes.Call:
         function = nodes.EnvironmentAttribute(name, lineno=lineno)
         call = nodes.Call(function, args, [], None, None, lineno=lineno)
-        return call.set_environment(self)  # type: ignore[return-value]
+        call.set_environment(self)
+        return call
 
     def _rewrite(self, node: nodes.Node) -> None:
         """Put `joined` and `made` around the expressions that make something."""
