@@ -15,7 +15,7 @@ import zstandard
 from simpo_cli.data.load import PairReader
 from simpo_cli.errors import UserError
 
-LINE = b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+LINE = b'{"prompt": "' + b"a " * 5_000 + b'", "chosen": "b", "rejected": "c"}\n'
 MOST_MEMORY = 500 * 2**20
 SCHEMA = pa.schema([(name, pa.large_string()) for name in ("prompt", "chosen", "rejected")])
 
@@ -74,12 +74,11 @@ def _arrow_of_nothing(path: Path) -> None:
 
 
 BOMBS: dict[str, Callable[[Path], None]] = {
-    "pairs.jsonl.gz": lambda path: _gzip(path, LINE * 20_000, 80),
+    "pairs.jsonl.gz": lambda path: _gzip(path, LINE * 100, 80),
     "lines.jsonl.gz": lambda path: _gzip(path, b"\n" * 2**20, 80),
     "one-line.jsonl.gz": lambda path: _gzip(path, b"a" * 2**20, 80),
     "blanks.json.gz": lambda path: _gzip(path, b"[" + b" " * 2**20, 80),
     "lines.jsonl.zst": lambda path: _zstd(path, b"\n" * 2**20, 80),
-    "lines.csv.zst": lambda path: _zstd(path, b"prompt,chosen,rejected\n" + b"\n" * 2**20, 80),
     "long.parquet": _parquet_of_long_texts,
     "same.parquet": _parquet_of_one_row_repeated,
     "long.arrow": _arrow_of_long_texts,
@@ -101,7 +100,10 @@ def test_no_file_explodes(name: str, tmp_path: Path) -> None:
             pass
     said = str(caught.value)
     assert name in said
-    assert any(sign in said for sign in ("which no text does", "records in", "larger than", "not valid", "bytes")), said
+    assert any(
+        sign in said
+        for sign in ("which no text does", "is not JSON", "records in", "larger than", "not valid", "bytes")
+    ), said
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_MEMORY
 
 
