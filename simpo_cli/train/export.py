@@ -72,7 +72,11 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     _discard(temporary)
     try:
         yield temporary
+        mode = (
+            temporary.stat().st_mode & 0o666
+        )  # the folder follows the umask; weights are written for their owner alone
         for file in temporary.iterdir():
+            file.chmod(mode)
             sync(file)
         sync(temporary)
         if replace:
