@@ -49,7 +49,7 @@ def require_plausible_arrow(file: BinaryIO, size: int, name: str) -> None:
     Raises:
         UserError: they do.
     """
-    from pyarrow import ipc
+    from pyarrow import ipc  # type: ignore[import-untyped]
 
     messages, unpacked = ipc.MessageReader.open_stream(file), 0
     while True:
