@@ -22,7 +22,7 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.data.writing import disk_faults, new_file, replacing
 from simpo_cli.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -208,7 +208,7 @@ def write_clean(
 def _scratch(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.dropped")
     try:
-        with temporary.open("w+", encoding="utf-8", newline="\n") as file:
+        with new_file(temporary, "x+") as file:
             yield file
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """`simpo eval`: a model measured on held-out pairs."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ def evaluate(
 ) -> None:
     """Score held-out pairs: loss, accuracy with its interval, margin, log-probs."""
     from simpo_cli.cli.quiet import quiet_libraries
-    from simpo_cli.report.report_file import require_replaceable, write_report
+    from simpo_cli.report.report_file import json_text, require_replaceable, write_report
 
     if output is not None:
         require_replaceable(output)
@@ -34,7 +33,7 @@ def evaluate(
     if output is not None:
         write_report(output, document)
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json_text(document))
     elif output is None:
         from simpo_cli.report.console import out
         from simpo_cli.report.eval_view import print_eval

@@ -1,5 +1,6 @@
 """`simpo export`: a run's model in the form that other programs load."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +40,7 @@ def export(
     folder = run / "merged" if output is None else output
     _require_adapters(run)
     with disk_faults(f"{folder} cannot be written"):
-        if folder.exists():
+        if os.path.lexists(folder):
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
         folder.parent.mkdir(parents=True, exist_ok=True)
     from simpo_cli.cli.quiet import quiet_libraries

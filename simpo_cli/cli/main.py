@@ -25,6 +25,7 @@ from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
 from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import forget
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
 
@@ -71,6 +72,7 @@ def main() -> None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return what the shell is told."""
+    forget()  # a program may run one command after the other
     try:
         # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
         command = typer.main.get_command(app)
@@ -83,7 +85,7 @@ def run(args: Sequence[str]) -> int:
         return done.exit_code
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
-            traceback.print_exc()
+            _say(traceback.format_exc())
         _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
@@ -109,7 +111,7 @@ def run(args: Sequence[str]) -> int:
 
 
 def _crashed() -> int:
-    traceback.print_exc()
+    _say(traceback.format_exc())
     _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
     return ExitCode.CRASH
 
@@ -123,12 +125,14 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _say(text: str) -> None:
-    """Write to stderr; control characters of foreign text are shown, not obeyed."""
-    safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    """Write to stderr; control characters of foreign text are shown, not obeyed, and none of the environment."""
+    from simpo_cli.report.console import printable, unobeyed  # what it is built on takes a while to import
+
+    lines = list(map(printable, text.split("\n")))
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        safe = "\n".join(_broken(line, width) for line in safe.split("\n"))
-    print(safe, file=sys.stderr, flush=True)
+        lines = [_broken(line, width) for line in lines]
+    print(unobeyed("\n".join(lines)), file=sys.stderr, flush=True)
 
 
 def _broken(line: str, width: int) -> str:

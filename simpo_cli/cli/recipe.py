@@ -127,7 +127,7 @@ def _write_schema(path: Path) -> str:
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     try:
-        if path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8"):
+        if path.is_symlink() or (path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8")):
             return f" ({path} is not ours and was left as it is: editors will not know the keys)"
         with replacing(path) as file:
             file.write(text)
@@ -162,9 +162,11 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
             _note(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
-                print(f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid.")
+                _print_wrapped(
+                    "", f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid."
+                )
             elif not warnings:
-                print(f"{name}: no remarks.")
+                _print_wrapped("", f"{name}: no remarks.")
     if errors:
         raise typer.Exit(ExitCode.USAGE)
 
@@ -194,6 +196,9 @@ def _file_and_line(finding: "Finding") -> tuple[str, int]:
 
 def _print_wrapped(head: str, text: str) -> None:
     """One line; on a terminal that is too narrow for it the text continues under itself."""
+    from simpo_cli.report.console import printable
+
+    head, text = printable(head), printable(text)
     if not sys.stdout.isatty():
         print(head + text)
         return
@@ -203,8 +208,12 @@ def _print_wrapped(head: str, text: str) -> None:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    from simpo_cli.report.report_file import json_text
+
+    print(json_text(document))
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    from simpo_cli.report.console import printable
+
+    print(printable(text, keep_newlines=True), file=sys.stderr)

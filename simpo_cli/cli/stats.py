@@ -1,5 +1,6 @@
 """`simpo stats`: preference pairs measured before anybody pays for a GPU."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -286,11 +287,11 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
 
         print(json_text(audit.document))
     elif fmt == Format.GITHUB:
-        from simpo_cli.report.console import out
+        from simpo_cli.report.console import encodable
         from simpo_cli.report.github import annotations
 
         for command in annotations(audit.document, audit.examination.refused.first):
-            out.print(command, soft_wrap=True)
+            print(encodable(command, sys.stdout.encoding or "utf-8"))  # the console lets none through
     elif is_asked:
         from simpo_cli.report.console import out
         from simpo_cli.report.stats_view import print_stats

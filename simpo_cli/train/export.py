@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
 from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, load_model
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 from simpo_cli.train.checkpoint import sync
 from simpo_cli.train.not_finite import require_finite_tensors
 
@@ -97,7 +98,7 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     with written_whole(folder, replace=True) as temporary:
         saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(redacted(card), encoding="utf-8")
     return rounding
 
 
@@ -113,15 +114,19 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: the disk did not take it; nothing is left of it.
     """
     temporary, leaving = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _discard(temporary)
     try:
         temporary.mkdir()  # and not what is above it: a run folder that is gone stays gone
         yield temporary
+        mode = (
+            temporary.stat().st_mode & 0o666
+        )  # the folder follows the umask; weights are written for their owner alone
         for file in temporary.iterdir():
+            file.chmod(mode)
             sync(file)
         sync(temporary)
-        if replace and folder.exists():
-            shutil.rmtree(leaving, ignore_errors=True)
+        if replace and os.path.lexists(folder):
+            _discard(leaving)
             folder.rename(leaving)  # all of it at once: no half of it is ever taken for a model
         temporary.rename(folder)
         sync(folder.parent)
@@ -130,7 +135,15 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         if isinstance(error, SafetensorError) and (number := _SYSTEM_ERROR.search(str(error))):
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
-    shutil.rmtree(leaving, ignore_errors=True)
+    _discard(leaving)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that may be there; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:

@@ -23,6 +23,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
 
 _COMPARED_PAIRS = 8
@@ -93,7 +94,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
                 f"them by {change:.2g} (root mean squares of {len(wanted):,} tokens)",
                 "Keep more digits: --dtype fp32.",
             )
-        (temporary / "README.md").write_text(_card(recipe, dtype), encoding="utf-8")
+        (temporary / "README.md").write_text(redacted(_card(recipe, dtype)), encoding="utf-8")
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
 
 

@@ -16,6 +16,7 @@ import torch
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.redaction import redacted_values, told_apart
 from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
@@ -53,24 +54,20 @@ class RunReceipt:
         accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
-        self._folder.write_json(
-            RUN,
-            sealed(
-                {
-                    "schema_version": 2,
-                    "status": status,
-                    "step": steps_done,
-                    **self.content,
-                    "data": {
-                        **accounts,
-                        "train_pairs_with_held_out_prompts": data.shared_prompts,
-                        "identity": data.identity,
-                    },
-                    "health": [{**asdict(alert), "remedy": alert.remedy} for alert in alerts],
-                    **more,
-                }
-            ),
-        )
+        document = {
+            "schema_version": 2,
+            "status": status,
+            "step": steps_done,
+            **self.content,
+            "data": {
+                **accounts,
+                "train_pairs_with_held_out_prompts": data.shared_prompts,
+                "identity": data.identity,
+            },
+            "health": [{**asdict(alert), "remedy": alert.remedy} for alert in alerts],
+            **more,
+        }
+        self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
 
 
 def receipt(setting: Setting, recipe_text: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     model = content["model"]
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
     return Identity(
-        recipe=recipe_values(recipe),
+        recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
         data={
             "train": _files(data.train_source),
             "eval": None if data.eval_source is None else _files(data.eval_source),

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import redacted_values
 from simpo_cli.train.checkpoint import sync
 
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
@@ -100,7 +101,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON document, whole."""
-        self.write_text(name, document_text(content))
+        self.write_text(name, document_text(redacted_values(content)))
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write a file of JSON lines, whole."""
@@ -168,7 +169,10 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     with disk_faults(f"output_dir {path} cannot be used"):
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.")
-        if not path.is_dir() or all(_is_of_no_run(entry.name) for entry in path.iterdir()):
+        if not path.is_dir():
+            return
+        _refuse_links(path)
+        if all(_is_of_no_run(entry.name) for entry in path.iterdir()):
             return
     if not holds_a_run(path):
         raise UserError(
@@ -180,6 +184,16 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
             f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
             "name this run: name=NEW.",
         )
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse a folder in which something is a link: what is written, and what is removed, would be elsewhere."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise UserError(
+                f"{entry} is a link; all files of a run are in its own folder.",
+                "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
+            )
 
 
 def is_in_use(path: Path) -> bool:
@@ -235,7 +249,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(redacted_values(row), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _is_of_no_run(name: str) -> bool:

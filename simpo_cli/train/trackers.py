@@ -13,6 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 
 
 def require_trackers(names: list[str]) -> None:
@@ -68,8 +69,8 @@ class Trackers:
         tracker.start()
         tracker.store_init_configuration(
             {
-                "name": recipe.name,
-                "model": recipe.model.path,
+                "name": redacted(recipe.name),
+                "model": redacted(recipe.model.path),
                 "beta": recipe.loss.beta,
                 "gamma": recipe.loss.margin,
                 "learning_rate": recipe.train.learning_rate,

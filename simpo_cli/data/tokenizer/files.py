@@ -36,17 +36,19 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str
     Raises:
         UserError: the files are missing or damaged.
     """
-    folder = tokenizer_folder(path, revision)
-    if not (folder / "tokenizer.json").is_file():
+    folder, seen = tokenizer_folder(path, revision), set()
+    while not (folder / "tokenizer.json").is_file():
+        seen.add(folder.resolve())
         adapter = read_json(folder / "adapter_config.json")
         base = adapter.get("base_model_name_or_path")
-        if isinstance(base, str) and base != path:
-            return load_tokenizer(base, revision=adapter.get("revision"), chat_template=chat_template)
-        raise UserError(
-            "has no tokenizer.json.",
-            "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
-            where=path,
-        )
+        if isinstance(base, str):
+            path, folder = base, tokenizer_folder(base, adapter.get("revision"))
+        if folder.resolve() in seen:  # no adapters, or adapters of themselves
+            raise UserError(
+                "has no tokenizer.json.",
+                "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
+                where=path,
+            )
     config = read_json(folder / "tokenizer_config.json")
     if chat_template is None:
         templates, template_place = _chosen_templates(config, folder)

@@ -107,16 +107,18 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
         with writer.open(MANIFEST) as file:
             file.write(manifest.as_bytes())
         sync(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             os.rename(target, aside)
         os.rename(temporary, target)
         sync(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not target.exists():
+        if os.path.lexists(aside) and not os.path.lexists(target):
             os.rename(aside, target)
         raise
-    if aside.exists():
+    if aside.is_symlink():
+        aside.unlink()  # and not what it leads to
+    elif aside.exists():
         shutil.rmtree(aside, ignore_errors=True)  # what stays is removed when the run is gone on with
     return Checkpoint(target, manifest)
 

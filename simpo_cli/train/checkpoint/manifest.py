@@ -188,6 +188,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DamagedCheckpointError: they do not agree.
     """
+    if folder.is_symlink():
+        raise DamagedCheckpointError(folder, "it is a link, and what it leads to is not of this run")
     manifest = _read_manifest(folder)
     if folder.name != folder_name(manifest.step):
         raise DamagedCheckpointError(folder, f"its manifest is that of step {manifest.step}")
