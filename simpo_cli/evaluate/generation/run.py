@@ -1,0 +1,217 @@
+"""`simpo eval --generate`: base and trained model answer the same prompts, and the folder that holds what they said."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from simpo_cli import __version__
+from simpo_cli.data.encode import Rules
+from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.generation import decode, vllm_engine
+from simpo_cli.evaluate.generation.blind import write_blind
+from simpo_cli.evaluate.generation.decoding import MODES, Decoding, Mode
+from simpo_cli.evaluate.generation.folder import SCHEMA_VERSION, SIDES, AnswerFolder, Side
+from simpo_cli.evaluate.generation.prompts import Question, Questions
+from simpo_cli.model.load import ModelSource
+from simpo_cli.recipe.schema import DataRecipe
+
+Engine = Literal["transformers", "vllm"]
+Progress = Callable[[Side, Mode, int, int], None]
+"""Told after every batch: model, mode, answers so far, answers wanted."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model that is to answer, and what files for other tools call it."""
+
+    name: str
+    source: ModelSource
+
+
+def settle_decoding(
+    tokenizer: TextTokenizer, data: DataRecipe, *, max_new_tokens: int, temperature: float, seed: int
+) -> Decoding:
+    """How answers are drawn: they end at the tokens that end a response in training.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {max_new_tokens}, must be at least 1.", "512 is usual.")
+    if not 0 < temperature <= 10:
+        raise UserError(
+            f"--temperature is {temperature:g}, must be above 0 and at most 10.", "Greedy answers are made besides."
+        )
+    ends = tuple(sorted(Rules.of(data, tokenizer).ends))
+    return Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, end_ids=ends)
+
+
+def choose_engine(models: Mapping[Side, Answering]) -> Engine:
+    """vLLM where it is installed and both models are whole; it would need an adapter merged first."""
+    adapters = any(model.source.adapter_base is not None for model in models.values())
+    return "vllm" if vllm_engine.is_installed() and not adapters else "transformers"
+
+
+def require_room(models: Mapping[Side, Answering], questions: Sequence[Question], decoding: Decoding) -> None:
+    """Refuse answers that would go beyond the positions that a model knows.
+
+    Raises:
+        UserError: names the model and the room that there is.
+    """
+    longest = max(len(question.ids) for question in questions)
+    for model in models.values():
+        most = model.source.max_length
+        if most is not None and longest + decoding.max_new_tokens > most:
+            raise UserError(
+                f"the longest prompt has {longest:,} tokens, and {model.name} knows {most:,} positions: no room for "
+                f"answers of {decoding.max_new_tokens:,}.",
+                f"Set --max-new-tokens {max(1, most - longest)} or less, or lower data.max_prompt_length.",
+            )
+
+
+def require_same_tokens(base: str, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
+    """Refuse a base model whose tokenizer gives other tokens: both models get the same ones.
+
+    Raises:
+        UserError: names a prompt.
+    """
+    texts = [question.text for question in questions]
+    other = load_tokenizer(base).encode_batch(texts)
+    for question, ours, theirs in zip(questions, tokenizer.encode_batch(texts), other, strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"the tokenizer of {base} is another one than that of {tokenizer.where}.",
+                "Name a baseline of the same family, such as the model that training started from.",
+                where=question.where,
+            )
+
+
+def manifest_of(
+    models: Mapping[Side, Answering],
+    questions: Questions,
+    asked_of: str,
+    decoding: Decoding,
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    data: DataRecipe,
+) -> dict[str, Any]:
+    """All that answers depend on, as JSON; two equal ones ask the same of the same models.
+
+    Args:
+        models: both.
+        questions, asked_of: the prompts, and where they are from.
+        decoding, engine: how they are answered.
+        tokenizer, data: what made tokens of them.
+    """
+    template = tokenizer.template_source
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "answers",
+        "tool": f"simpo {__version__}",
+        "models": {
+            side: {"name": model.name, "path": model.source.name, **_weights(model.source)}
+            for side, model in models.items()
+        },
+        "engine": engine,
+        "engine_version": _version(engine),
+        "decoding": {
+            "modes": list(MODES),
+            "max_new_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": 1.0,
+            "top_k": None,
+            "repetition_penalty": 1.0,
+            "seed": decoding.seed,
+        },
+        "stop_tokens": [{"id": end, "text": tokenizer.decode([end])} for end in decoding.end_ids],
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "chat_template_kwargs": data.chat_template_kwargs,
+        "tokenizer_sha256": tokenizer.sha256,
+        "prompts": {
+            "from": asked_of,
+            "count": len(questions.asked),
+            "sha256": hashlib.sha256(repr([one.ids for one in questions.asked]).encode()).hexdigest(),
+            "left_out": dict(sorted(questions.left_out.items())),
+        },
+    }
+
+
+def _weights(source: ModelSource) -> dict[str, Any]:
+    """The commit of a hub id, the adapter's base, and the hash of every file of weights."""
+    found: dict[str, Any] = {
+        "revision": source.revision,
+        "stored_dtype": str(source.stored_dtype).removeprefix("torch."),
+        "sha256": {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))},
+    }
+    if source.adapter_base is not None:
+        found["adapter_on"] = {"path": source.adapter_base.name, **_weights(source.adapter_base)}
+    return found
+
+
+def _version(engine: Engine) -> str:
+    return version(engine)
+
+
+def generate(
+    folder: AnswerFolder,
+    models: Mapping[Side, Answering],
+    decoding: Decoding,
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    progress: Progress,
+) -> None:
+    """Let both models answer what they have not answered yet, one after the other, and write the files of the folder.
+
+    Raises:
+        UserError: a model's weights do not load.
+    """
+    for side in SIDES:
+        asked = folder.still_to_ask(side)
+        if not any(asked.values()):
+            continue
+        wanted = len(folder.questions)
+        done = {mode: wanted - len(asked[mode]) for mode in MODES}
+        answers_of = vllm_engine.answers_of if engine == "vllm" else decode.answers_of
+        for mode, generated in answers_of(models[side].source, asked, decoding):
+            folder.add(side, mode, generated, [tokenizer.decode(one.ids).strip() for one in generated])
+            done[mode] += len(generated)
+            progress(side, mode, done[mode], wanted)
+    folder.write_formats(time.time())
+    write_blind(
+        folder.path,
+        folder.questions,
+        folder.in_order("base", "greedy"),
+        folder.in_order("trained", "greedy"),
+        decoding.seed,
+    )
+
+
+def names_of(base: str, trained: str) -> dict[Side, str]:
+    """Short names for two models that can name files: the last part of each path, told apart where they are the same.
+
+    Args:
+        base, trained: paths, hub ids, or `builtin:guide`.
+    """
+    short = [_short(name) for name in (base, trained)]
+    if short[0] == short[1]:
+        short = [f"{short[0]}-base", f"{short[1]}-trained"]
+    return {"base": short[0], "trained": short[1]}
+
+
+def _short(name: str) -> str:
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"  # of a run
+    return "".join(char if char.isalnum() or char in "._-" else "-" for char in last).lstrip(".") or "model"
+
+
+def default_folder(target: str, trained: str) -> Path:
+    """Where answers go when nobody says: into the run's folder, or into `answers/NAME`."""
+    if (Path(target) / "run.json").is_file():
+        return Path(target) / "answers"
+    return Path("answers") / _short(trained)
