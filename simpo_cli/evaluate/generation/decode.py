@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpo_cli.evaluate.generation.decoding import Decoding, Generated, Mode, uniforms, until_end
 from simpo_cli.evaluate.generation.prompts import Question
@@ -48,8 +48,9 @@ class InverseDraw:
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def open_for_answers(source: ModelSource) -> nn.Module:
-    """The saved model on its device, in the type it was saved in; in float32 where the device computes in no other.
+def open_for_answers(source: ModelSource) -> Any:
+    """The saved causal language model, with adapters in place, on its device, in the type it was saved in, or
+    in float32 where the device computes in no other.
 
     The model's own sampling defaults are put aside: see `Decoding`.
     """
@@ -57,18 +58,17 @@ def open_for_answers(source: ModelSource) -> nn.Module:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_fast = multiplies_in_bf16(on_cuda=device.type == "cuda")
-    model = load_model(source, "stored" if is_fast else torch.float32).to(device).eval()
-    model.requires_grad_(False)
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model: Any = load_model(source, "stored" if is_fast else torch.float32)
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    return model
+    return causal.to(device).eval().requires_grad_(False)
 
 
 def answers_of(
     source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding
 ) -> Iterator[tuple[Mode, list[Generated]]]:
     """Answers batch by batch, the shortest prompts of each mode first."""
-    model: Any = open_for_answers(source)
+    model = open_for_answers(source)
     weight = next(model.parameters())
     for mode, questions in asked.items():
         if not questions:
