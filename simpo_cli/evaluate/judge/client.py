@@ -121,10 +121,11 @@ class Judge:
         import openai
 
         messages: Any = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
+        settings = self._settings
         try:
-            return self._client.chat.completions.create(model=self.model, messages=messages, **self._settings)
+            return self._client.chat.completions.create(model=self.model, messages=messages, **settings)
         except openai.BadRequestError as error:
-            if error.param != "temperature" or not self._settings:
+            if error.param != "temperature" or not settings:
                 raise
             self._settings = {}  # models that reason take no temperature
             return self._client.chat.completions.create(model=self.model, messages=messages)
