@@ -57,6 +57,14 @@ def harness_files(path: Path) -> list[Path]:
     return sorted(path.rglob(_PATTERN), key=lambda file: (file.name, str(file)))
 
 
+def is_harness(path: Path) -> bool:
+    """Whether a path is a file of results, or a folder of them that is nothing else: no model, no run."""
+    if path.is_file():
+        return path.name.startswith("results_") and path.suffix == ".json"
+    is_other = any((path / name).exists() for name in ("run.json", "config.json", "adapter_config.json"))
+    return path.is_dir() and not is_other and bool(harness_files(path))
+
+
 def read_harness(path: Path) -> list[HarnessResults]:
     """The models of a folder of results, in the order of their first file.
 

@@ -6,18 +6,21 @@ where two tokens are equally likely to the last bits, another batch may take the
 there. With one thread and the same batches they are the same bits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simpo_cli.evaluate.generation.decoding import Decoding, Generated, Mode, uniforms, until_end
 from simpo_cli.evaluate.generation.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
 from simpo_cli.model.load import ModelSource, load_model
 from simpo_cli.model.memory import available_bytes
+
+Load = Callable[[ModelSource, torch.dtype], nn.Module]
+"""What reads a model in a type."""
 
 _MOST_ROWS = 32
 _CACHE_SHARE = 0.5  # of the free memory; the rest is for activations and logits
@@ -48,27 +51,33 @@ class InverseDraw:
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
-def open_for_answers(source: ModelSource) -> Any:
-    """The saved causal language model, with adapters in place, on its device, in the type it was saved in, or
-    in float32 where the device computes in no other.
+def open_for_answers(source: ModelSource, load: Load | None = None) -> Any:
+    """The causal language model, with adapters in place, on its device.
 
-    The model's own sampling defaults are put aside: see `Decoding`.
+    A saved model is held in the type it was saved in where the device computes in that, and in float32 elsewhere. Its
+    own sampling defaults are put aside: see `Decoding`.
+
+    Args:
+        source: the saved model.
+        load: what reads it instead, in float32, as for a checkpoint.
     """
     from transformers import GenerationConfig
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    is_fast = multiplies_in_bf16(on_cuda=device.type == "cuda")
-    model: Any = load_model(source, "stored" if is_fast else torch.float32)
+    if load is not None:
+        model: Any = load(source, torch.float32)
+    else:
+        model = load_model(source, "stored" if multiplies_in_bf16(on_cuda=device.type == "cuda") else torch.float32)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return causal.to(device).eval().requires_grad_(False)
 
 
 def answers_of(
-    source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding
+    source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding, load: Load | None = None
 ) -> Iterator[tuple[Mode, list[Generated]]]:
     """Answers batch by batch, the shortest prompts of each mode first."""
-    model = open_for_answers(source)
+    model = open_for_answers(source, load)
     weight = next(model.parameters())
     for mode, questions in asked.items():
         if not questions:

@@ -28,10 +28,18 @@ Progress = Callable[[Side, Mode, int, int], None]
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that is to answer, and what files for other tools call it."""
+    """A model that is to answer.
+
+    Attributes:
+        name: what files for other tools call it.
+        source: the saved model, or the one under the checkpoint.
+        checkpoint: the folder whose weights go over it, read by `load`.
+    """
 
     name: str
     source: ModelSource
+    checkpoint: Path | None = None
+    load: decode.Load | None = None
 
 
 def settle_decoding(
@@ -53,9 +61,9 @@ def settle_decoding(
 
 
 def choose_engine(models: Mapping[Side, Answering]) -> Engine:
-    """vLLM where it is installed and both models are whole; it would need an adapter merged first."""
-    adapters = any(model.source.adapter_base is not None for model in models.values())
-    return "vllm" if vllm_engine.is_installed() and not adapters else "transformers"
+    """vLLM where it is installed and both models are whole folders; adapters would have to be merged first."""
+    are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
+    return "vllm" if vllm_engine.is_installed() and are_whole else "transformers"
 
 
 def require_room(models: Mapping[Side, Answering], questions: Sequence[Question], decoding: Decoding) -> None:
@@ -115,7 +123,7 @@ def manifest_of(
         "kind": "answers",
         "tool": f"simpo {__version__}",
         "models": {
-            side: {"name": model.name, "path": model.source.name, **_weights(model.source)}
+            side: {"name": model.name, "path": str(model.checkpoint or model.source.name), **_weights(model)}
             for side, model in models.items()
         },
         "engine": engine,
@@ -142,16 +150,17 @@ def manifest_of(
     }
 
 
-def _weights(source: ModelSource) -> dict[str, Any]:
-    """The commit of a hub id, the adapter's base, and the hash of every file of weights."""
-    found: dict[str, Any] = {
-        "revision": source.revision,
-        "stored_dtype": str(source.stored_dtype).removeprefix("torch."),
-        "sha256": {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))},
-    }
+def _weights(model: Answering) -> dict[str, Any]:
+    """The commit of a hub id, the type, and the hash of every file of weights: also of those under an adapter."""
+    source = model.source
+    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:
-        found["adapter_on"] = {"path": source.adapter_base.name, **_weights(source.adapter_base)}
-    return found
+        below = sorted(source.adapter_base.folder.glob("*.safetensors"))
+        files |= {f"base/{file.name}": sha256_of(file) for file in below}
+    if model.checkpoint is not None:
+        files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
+    dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
+    return {"revision": source.revision, "dtype": dtype, "sha256": files}
 
 
 def _version(engine: Engine) -> str:
@@ -177,8 +186,13 @@ def generate(
             continue
         wanted = len(folder.questions)
         done = {mode: wanted - len(asked[mode]) for mode in MODES}
-        answers_of = vllm_engine.answers_of if engine == "vllm" else decode.answers_of
-        for mode, generated in answers_of(models[side].source, asked, decoding):
+        model = models[side]
+        answers = (
+            vllm_engine.answers_of(model.source, asked, decoding)
+            if engine == "vllm"
+            else decode.answers_of(model.source, asked, decoding, model.load)
+        )
+        for mode, generated in answers:
             folder.add(side, mode, generated, [tokenizer.decode(one.ids).strip() for one in generated])
             done[mode] += len(generated)
             progress(side, mode, done[mode], wanted)
@@ -198,20 +212,14 @@ def names_of(base: str, trained: str) -> dict[Side, str]:
     Args:
         base, trained: paths, hub ids, or `builtin:guide`.
     """
-    short = [_short(name) for name in (base, trained)]
+    short = [short_name(name) for name in (base, trained)]
     if short[0] == short[1]:
         short = [f"{short[0]}-base", f"{short[1]}-trained"]
     return {"base": short[0], "trained": short[1]}
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """The last part of a path or id, as it can name a file; of a run's model the run."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"  # of a run
+    last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"
     return "".join(char if char.isalnum() or char in "._-" else "-" for char in last).lstrip(".") or "model"
-
-
-def default_folder(target: str, trained: str) -> Path:
-    """Where answers go when nobody says: into the run's folder, or into `answers/NAME`."""
-    if (Path(target) / "run.json").is_file():
-        return Path(target) / "answers"
-    return Path("answers") / _short(trained)

@@ -57,10 +57,11 @@ def _answers(engine: Any, questions: Sequence[Question], decoding: Decoding, mod
     ]
     prompts = [{"prompt_token_ids": list(question.ids)} for question in questions]
     outputs = engine.generate(prompts, settings, use_tqdm=False)
-    return [
-        until_end(question.key, [*output.outputs[0].token_ids], decoding.end_ids)
-        for question, output in zip(questions, outputs, strict=True)
-    ]
+    answers = []
+    for question, output in zip(questions, outputs, strict=True):
+        ids = until_end(question.key, output.outputs[0].token_ids, decoding.end_ids).ids
+        answers.append(Generated(question.key, ids, output.outputs[0].finish_reason == "stop"))
+    return answers
 
 
 def seed_of(key: str, decoding: Decoding) -> int:

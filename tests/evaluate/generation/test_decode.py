@@ -38,11 +38,10 @@ def alone(model: torch.nn.Module, question: Question, numbers: np.ndarray | None
             token = int(logits.argmax())
         else:
             chances = torch.softmax(logits / DECODING.temperature, -1).tolist()
-            reached, token = 0.0, 0
-            for token, chance in enumerate(chances):
-                reached += chance
-                if numbers[step] < reached:
-                    break
+            token, reached = 0, chances[0]
+            while numbers[step] >= reached:
+                token += 1
+                reached += chances[token]
         if token in DECODING.end_ids:
             return ids[len(question.ids) :], True
         ids.append(token)

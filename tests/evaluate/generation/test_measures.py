@@ -6,7 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from simpo_cli.evaluate.generation.measures import Answer, distinct, is_refusal, mean_ratio, measure_answers, repeated_share
+from simpo_cli.evaluate.generation.measures import (
+    Answer,
+    distinct,
+    is_refusal,
+    mean_ratio,
+    measure_answers,
+    repeated_share,
+)
 
 
 def test_repeated_grams() -> None:

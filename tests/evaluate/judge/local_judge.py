@@ -54,7 +54,7 @@ def judge_server(say: Callable[[dict[str, Any]], Said]) -> Iterator[LocalJudge]:
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the name that the library calls
+        def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 judge.requests.append({**request, "path": self.path})

@@ -205,7 +205,10 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-9")
     path = answered(tmp_path / "answers", 4)
-    with judge_server(lambda _: error(400, "your key sk-secret-9 is odd")) as server, pytest.raises(UserError) as stopped:
+    with (
+        judge_server(lambda _: error(400, "your key sk-secret-9 is odd")) as server,
+        pytest.raises(UserError) as stopped,
+    ):
         judge_answers(path, judge_at(server.url), quiet)
     assert "your key (the key) is odd" in str(stopped.value)
     assert all("sk-secret-9" not in file.read_text(encoding="utf-8") for file in path.iterdir())
