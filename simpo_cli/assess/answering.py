@@ -1,7 +1,7 @@
 """`simpo eval --generate`: from a name to a folder of answers, of the model and of the one that it is compared with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simpo_cli.assess.checkpoints import loader_of
@@ -19,7 +19,6 @@ from simpo_cli.evaluate.generation.run import (
     generate,
     manifest_of,
     names_of,
-    require_room,
     require_same_tokens,
     settle_decoding,
     short_name,
@@ -35,14 +34,14 @@ class Wanted:
     Attributes:
         prompts: a file of prompts; None asks those of the held-out pairs.
         num_prompts: how many; None is 100 of held-out pairs and all of a file.
-        max_new_tokens, temperature: see `Decoding`.
+        max_new_tokens, temperature: see `settle_decoding`.
         engine: what runs the models; None is vLLM where it is installed.
         folder: where answers go; None is RUN/answers, or answers/NAME for what is no run.
     """
 
     prompts: str | None
     num_prompts: int | None
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     engine: Engine | None
     folder: Path | None
@@ -69,13 +68,6 @@ def answer_prompts(
     base = _base_of(trained, baseline, overrides)
     recipe = trained.recipe
     tokenizer = prepare_tokenizer(recipe)
-    decoding = settle_decoding(
-        tokenizer,
-        recipe.data,
-        max_new_tokens=wanted.max_new_tokens,
-        temperature=wanted.temperature,
-        seed=recipe.seed,
-    )
     questions, asked_of = _questions(recipe, tokenizer, wanted)
     names = names_of(base.name, trained.name)
     models: dict[Side, Answering] = {
@@ -83,7 +75,15 @@ def answer_prompts(
         "trained": _answering(names["trained"], trained),
     }
     require_same_tokens(base.recipe.model.path, tokenizer, questions.asked)
-    require_room(models, questions.asked, decoding)
+    decoding = settle_decoding(
+        models,
+        questions.asked,
+        tokenizer,
+        recipe.data,
+        max_new_tokens=wanted.max_new_tokens,
+        temperature=wanted.temperature,
+        seed=recipe.seed,
+    )
     engine = choose_engine(models) if wanted.engine is None else wanted.engine
     _require_engine(engine, models)
     manifest = manifest_of(models, questions, asked_of, decoding, engine, tokenizer, recipe.data)
@@ -108,7 +108,7 @@ def _base_of(trained: Target, baseline: str | None, overrides: Sequence[str]) ->
         )
     if baseline is None:
         assert trained.start is not None
-        return find_baseline(trained.start.path, [], trained.recipe)
+        return Target(trained.start.path, replace(trained.recipe, model=trained.start))
     base = find_baseline(baseline, overrides, trained.recipe)
     if base.identity == trained.identity:
         raise UserError(f"the baseline {base.name} is the model itself.", "Name another one with --baseline.")

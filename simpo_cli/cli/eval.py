@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simpo_cli.cli.eval_answers import (
-    MAX_NEW_TOKENS,
     TEMPERATURE,
     AnswerOptions,
     document_of_answers,
@@ -68,7 +67,7 @@ def evaluate(
     ] = None,
     num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Answer only so many.")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Most tokens of an answer; {MAX_NEW_TOKENS} if absent.")
+        int | None, typer.Option(metavar="N", help="Most tokens of an answer; 512 if absent, or what fits.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="T", help=f"Of the sampled answers; {TEMPERATURE} if absent.")

@@ -10,7 +10,6 @@ from simpo_cli.errors import UserError
 if TYPE_CHECKING:
     from simpo_cli.assess.answering import Wanted
 
-MAX_NEW_TOKENS = 512
 TEMPERATURE = 0.7
 
 
@@ -70,7 +69,7 @@ class AnswerOptions:
         return Wanted(
             prompts=self.prompts,
             num_prompts=self.num_prompts,
-            max_new_tokens=MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
             temperature=TEMPERATURE if self.temperature is None else self.temperature,
             engine=self.engine,
             folder=self.answers,

@@ -10,7 +10,8 @@ from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import fixed, percent, percent_range, thousands
 
-_GAP = 3
+_GAP = 2
+_NO_INTERVAL = "(no interval)"  # of one prompt, or where all are alike
 _FEW_PROMPTS = 30
 _SHARES = (("no_end", "no end token"), ("empty", "empty"), ("refusals", "refusals"))
 _MODES = {"greedy": "greedy", "sampled": "sampled at temperature {temperature:g}"}
@@ -63,7 +64,7 @@ def _rows(measures: Mapping[str, Any]) -> list[Row]:
     tokens, repeated = measures["tokens"], measures["repeated_4_grams"]
     rows = [
         Row("  tokens", _number(tokens["base"]), _number(tokens["trained"]), _ratio(tokens["ratio"])),
-        Row("  repeated 4-grams", _share(repeated["base"]), _share(repeated["trained"]), _points(repeated)),
+        Row("  repeated-4", _share(repeated["base"]), _share(repeated["trained"]), _points(repeated)),
     ]
     rows += [
         Row(f"  {label}", _share(measures[key]["base"]), _share(measures[key]["trained"]), _points(measures[key]))
@@ -72,7 +73,7 @@ def _rows(measures: Mapping[str, Any]) -> list[Row]:
     for size in (1, 2):
         distinct = measures[f"distinct_{size}"]
         values = ["" if distinct[side] is None else fixed(distinct[side], 3) for side in ("base", "trained")]
-        rows.append(Row(f"  distinct {size}-grams", *values))
+        rows.append(Row(f"  distinct-{size}", *values))
     return rows
 
 
@@ -87,7 +88,7 @@ def _ratio(measured: Mapping[str, Any] | None) -> str:
 def _share(measured: Mapping[str, Any]) -> str:
     low, high = measured["ci"]
     value = percent(measured["value"])
-    return value if low is None else f"{value} ({percent_range(max(0.0, low), min(1.0, high))})"
+    return f"{value} {_NO_INTERVAL}" if low is None else f"{value} ({percent_range(max(0.0, low), min(1.0, high))})"
 
 
 def _points(measure: Mapping[str, Any]) -> str:
@@ -96,13 +97,15 @@ def _points(measure: Mapping[str, Any]) -> str:
 
 def _with_interval(measured: Mapping[str, Any], shown: Any) -> str:
     low, high = measured["ci"]
-    return shown(measured["value"]) if low is None else f"{shown(measured['value'])} ({shown(low)} to {shown(high)})"
+    interval = _NO_INTERVAL if low is None else f"({shown(low)} to {shown(high)})"
+    return f"{shown(measured['value'])} {interval}"
 
 
 def _print_rows(console: Console, rows: Sequence[Row], models: Mapping[str, Any]) -> None:
     heading = Row("", "base", "trained", "difference")
     shown = [Row(*(encodable(cell, console.encoding) for cell in row)) for row in rows]
-    widths = [max(cell_len(row[column]) for row in [heading, *shown]) for column in range(len(heading))]
+    columns = [row for row in shown if row.base]  # a heading may be wider than its column
+    widths = [max(cell_len(row[column]) for row in [heading, *columns]) for column in range(len(heading))]
     if sum(widths) + _GAP * (len(widths) - 1) <= console.width:
         for number, row in enumerate([heading, *shown]):
             style = "dim" if number == 0 else ""

@@ -118,10 +118,15 @@ def _both(
     return {"base": [measure(answer) for answer in base], "trained": [measure(answer) for answer in trained]}
 
 
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean with its interval; without one where all values are the same, for a width of 0 would be a claim."""
+    measured = statistics.mean(values).as_json()
+    return {**measured, "ci": [None, None]} if np.ptp(values) == 0 else measured
+
+
 def _means(values: Mapping[str, list[float]], *, with_ratio: bool = False) -> dict[str, Any]:
-    document: dict[str, Any] = {side: statistics.mean(numbers).as_json() for side, numbers in values.items()}
-    gains = np.subtract(values["trained"], values["base"])
-    document["difference"] = statistics.mean(gains).as_json()
+    document: dict[str, Any] = {side: _mean(numbers) for side, numbers in values.items()}
+    document["difference"] = _mean(np.subtract(values["trained"], values["base"]).tolist())
     if with_ratio:
         ratio = mean_ratio(values["trained"], values["base"])
         document["ratio"] = None if ratio is None else ratio.as_json()

@@ -21,6 +21,9 @@ from simpo_cli.evaluate.generation.prompts import Question, Questions
 from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.schema import DataRecipe
 
+MAX_NEW_TOKENS = 512
+"""Most tokens of an answer when nobody says how many and the models know so many positions."""
+
 Engine = Literal["transformers", "vllm"]
 Progress = Callable[[Side, Mode, int, int], None]
 """Told after every batch: model, mode, answers so far, answers wanted."""
@@ -43,44 +46,52 @@ class Answering:
 
 
 def settle_decoding(
-    tokenizer: TextTokenizer, data: DataRecipe, *, max_new_tokens: int, temperature: float, seed: int
+    models: Mapping[Side, Answering],
+    questions: Sequence[Question],
+    tokenizer: TextTokenizer,
+    data: DataRecipe,
+    *,
+    max_new_tokens: int | None,
+    temperature: float,
+    seed: int,
 ) -> Decoding:
     """How answers are drawn: they end at the tokens that end a response in training.
 
+    Args:
+        models: both; an answer has to fit in the positions that they know.
+        questions: the prompts.
+        tokenizer, data: what made tokens of them.
+        max_new_tokens: None is 512, or what there is room for.
+        temperature, seed: of the sampled answers.
+
     Raises:
-        UserError: a value is out of its range.
+        UserError: a value is out of its range, or there is no room for an answer.
     """
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {max_new_tokens}, must be at least 1.", "512 is usual.")
     if not 0 < temperature <= 10:
         raise UserError(
             f"--temperature is {temperature:g}, must be above 0 and at most 10.", "Greedy answers are made besides."
         )
+    longest = max(len(question.ids) for question in questions)
+    known = [(model.source.max_length, model.name) for model in models.values() if model.source.max_length is not None]
+    most, name = min(known, default=(None, ""))
+    room = MAX_NEW_TOKENS if most is None else most - longest
+    wanted = min(MAX_NEW_TOKENS, room) if max_new_tokens is None else max_new_tokens
+    if most is not None and not 1 <= wanted <= room:
+        raise UserError(
+            f"the longest prompt has {longest:,} tokens, and {name} knows {most:,} positions: no room for answers of "
+            f"{max(1, wanted):,}.",
+            f"Set --max-new-tokens {room} or less." if room >= 1 else "Lower data.max_prompt_length.",
+        )
     ends = tuple(sorted(Rules.of(data, tokenizer).ends))
-    return Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, end_ids=ends)
+    return Decoding(max_new_tokens=wanted, temperature=temperature, seed=seed, end_ids=ends)
 
 
 def choose_engine(models: Mapping[Side, Answering]) -> Engine:
     """vLLM where it is installed and both models are whole folders; adapters would have to be merged first."""
     are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
     return "vllm" if vllm_engine.is_installed() and are_whole else "transformers"
-
-
-def require_room(models: Mapping[Side, Answering], questions: Sequence[Question], decoding: Decoding) -> None:
-    """Refuse answers that would go beyond the positions that a model knows.
-
-    Raises:
-        UserError: names the model and the room that there is.
-    """
-    longest = max(len(question.ids) for question in questions)
-    for model in models.values():
-        most = model.source.max_length
-        if most is not None and longest + decoding.max_new_tokens > most:
-            raise UserError(
-                f"the longest prompt has {longest:,} tokens, and {model.name} knows {most:,} positions: no room for "
-                f"answers of {decoding.max_new_tokens:,}.",
-                f"Set --max-new-tokens {max(1, most - longest)} or less, or lower data.max_prompt_length.",
-            )
 
 
 def require_same_tokens(base: str, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:

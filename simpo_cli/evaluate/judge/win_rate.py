@@ -115,7 +115,8 @@ def _deviations(
     slopes = np.zeros((num_prompts, features.shape[1]))
     np.add.at(slopes, codes, (won - chances)[:, None] * features)
     variance = num_prompts / (num_prompts - 1) * inverse @ (slopes.T @ slopes) @ inverse
-    deviations: NDArray[np.float64] = np.sqrt(np.diag(variance))
+    # verdicts that are all the same show no spread by prompt: then what as many independent ones would have counts
+    deviations: NDArray[np.float64] = np.sqrt(np.maximum(np.diag(variance), np.diag(inverse)))
     return deviations
 
 

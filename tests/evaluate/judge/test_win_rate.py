@@ -70,6 +70,7 @@ def test_a_judge_that_always_says_the_same_gives_numbers() -> None:
     always = length_controlled([1.0] * 24, longer, prompts)
     assert always is not None
     assert 0.9 < always.win_rate.value < 1
+    assert always.win_rate.low < 0.9, "twelve prompts cannot say more"
     by_length = length_controlled([float(gap > 5.5) for gap in longer], [gap - 5.5 for gap in longer], prompts)
     assert by_length is not None
     assert by_length.win_rate.value == pytest.approx(0.5, abs=0.01)
