@@ -77,7 +77,7 @@ def _same_but_for_the_seed(assessed: Sequence[Assessed]) -> list[list[Assessed]]
     for one in assessed:
         recipe = one.target.of_run
         if recipe is not None and one.target.checkpoint is None:
-            plain = replace(recipe, name="-", output_dir="-", seed=0, tracking=TrackingRecipe())
+            plain = replace(recipe, name="any", output_dir="any", seed=0, tracking=TrackingRecipe())
             groups.setdefault((repr(plain), one.held_out.key), []).append(one)
     return [group for group in groups.values() if len({_seed(one) for one in group}) == len(group) > 1]
 

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from simpo_cli.report.eval_view import span_of
 from simpo_cli.report.svg import CHOSEN, FAINT, INK, draw_svg
 from simpo_cli.report.text import percent
 
@@ -36,7 +37,7 @@ def bucket_figure(result: Mapping[str, Any], name: str) -> str:
     buckets = [one for one in result["length"]["buckets"] if one["accuracy"] is not None]
     if len(buckets) < 2:
         return ""
-    labels = [_span(one) for one in buckets]
+    labels = [span_of(one).replace(" to ", " to\n") for one in buckets]
 
     def draw(axes: Axes) -> None:
         axes.axhline(0.5, color=FAINT, linewidth=0.8)
@@ -50,11 +51,6 @@ def bucket_figure(result: Mapping[str, Any], name: str) -> str:
         f"{label}: {percent(one['accuracy']['value'])}" for label, one in zip(labels, buckets, strict=True)
     )
     return draw_svg(draw, f"{name}-length", f"Accuracy by difference in length: {told}", width=3.6)
-
-
-def _span(bucket: Mapping[str, Any]) -> str:
-    low, high = bucket["from"], bucket["to"]
-    return f"{low:+,}" if low == high else f"{low:+,} to\n{high:+,}"
 
 
 def _with_intervals(axes: Axes, places: Sequence[float], shares: Sequence[Mapping[str, Any]]) -> None:

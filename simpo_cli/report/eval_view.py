@@ -105,9 +105,14 @@ def _length_rows(length: Mapping[str, Any]) -> list[Row]:
     if len(buckets) > 1:
         rows.append(Row("accuracy by chosen - rejected, tokens"))
         for one in buckets:
-            span = f"{one['from']:+,}" if one["from"] == one["to"] else f"{one['from']:+,} to {one['to']:+,}"
-            rows.append(share_row(f"  {span}", one["accuracy"], one["pairs"]))
+            rows.append(share_row(f"  {span_of(one)}", one["accuracy"], one["pairs"]))
     return rows
+
+
+def span_of(bucket: Mapping[str, Any]) -> str:
+    """The lengths of a bucket, such as -40 to -8."""
+    low, high = (f"{bound:+,}" if bound else "0" for bound in (bucket["from"], bucket["to"]))
+    return low if low == high else f"{low} to {high}"
 
 
 def _comparison(result: Mapping[str, Any]) -> list[Row]:
