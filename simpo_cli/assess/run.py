@@ -30,7 +30,7 @@ class Scored:
 
     scores: PairScores
     packing: str
-    noise: Noise
+    noise: Noise | None
 
 
 @dataclass
@@ -84,13 +84,14 @@ class Assessment:
         held_out = held_out_of(target.recipe)
         self.say(f"tokens of {held_out.name}: {held_out.origin}")
         values: dict[str, list[str | None]] = {}
-        if len(set(files_of(held_out))) > 1:
-            values[FILE] = files_of(held_out)
+        if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
+            values[FILE] = files
         values |= {column: column_of(held_out, column, target.recipe) for column in self.by}
-        scored = self._score(target, held_out)
+        scored = self._score(target, held_out, with_noise=baseline is None)
         against, noise = None, scored.noise
         if baseline is not None:
             against, noise = self._against(baseline, target, held_out, scored)
+        assert noise is not None, "one of the two was scored again"
         return Assessed(
             target=target,
             held_out=held_out,
@@ -122,9 +123,10 @@ class Assessment:
             return None
         return Target(target.start.path, replace(target.recipe, model=target.start))
 
-    def _score(self, target: Target, held_out: HeldOut) -> Scored:
+    def _score(self, target: Target, held_out: HeldOut, *, with_noise: bool) -> Scored:
         recipe = target.recipe
-        key = (*target.identity, held_out.key, recipe.train.precision, recipe.model.attention, recipe.loss.beta)
+        settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
+        key = (*target.identity, held_out.key, settings, with_noise)
         if key in self._known:
             return self._known[key]
         source = find_model(recipe.model.path, recipe.model.revision)
@@ -139,13 +141,15 @@ class Assessment:
                 "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
                 exit_code=ExitCode.NUMBERS,
             )
-        noise = measure_noise(opened, held_out.pairs, scores, recipe.loss.beta)
+        noise = measure_noise(opened, held_out.pairs, scores, recipe.loss.beta) if with_noise else None
         self._known[key] = Scored(scores, str(opened.check), noise)
         return self._known[key]
 
-    def _against(self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored) -> tuple[Against, Noise]:
+    def _against(
+        self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
+    ) -> tuple[Against, Noise | None]:
         theirs = held_out_of(baseline.recipe)
-        base = self._score(baseline, theirs)
+        base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
         if theirs.key != held_out.key:
             ours, there, same_tokens = align(held_out.pairs, theirs.pairs)
@@ -168,7 +172,7 @@ class Assessment:
         recipe = replace(target.recipe, model=target.of_run.model)
         master = Target(str(target.master), recipe, checkpoint=target.master)
         try:
-            before = self._score(master, held_out).scores
+            before = self._score(master, held_out, with_noise=False).scores
         except UserError as error:
             self.say(f"not scored, and left out: {master.name}: {error}")
             return None

@@ -50,7 +50,9 @@ def _model_rows(one: Mapping[str, Any], letter: str) -> list[Row]:
         number_row("   chosen, nats/token", one["logps/chosen"], 3),
     ]
     if one["difference"] is not None:
-        rows.append(points_row(f"   against {printable(str(one['baseline']['model']))}", one["difference"]["accuracy"]))
+        rows.append(
+            points_row(f"   points over {printable(str(one['baseline']['model']))}", one["difference"]["accuracy"])
+        )
     return rows
 
 

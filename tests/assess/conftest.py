@@ -4,6 +4,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,20 @@ def rows(name: str, count: int, draw: random.Random) -> list[dict[str, Any]]:
     return made
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _short_and_single() -> Iterator[None]:
+@contextmanager
+def short_and_single() -> Iterator[None]:
     """A random model never stops, and tiny products gain nothing from threads."""
     threads, length = torch.get_num_threads(), answers._MAX_NEW_TOKENS
     torch.set_num_threads(1)
     answers._MAX_NEW_TOKENS = 3
-    yield
-    torch.set_num_threads(threads)
-    answers._MAX_NEW_TOKENS = length
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        answers._MAX_NEW_TOKENS = length
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder: tiny/, train.jsonl, held.jsonl, recipe.yaml, run/, again/ (another seed), lora/."""
     folder = tmp_path_factory.mktemp("place")
@@ -88,11 +91,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [f"output_dir={folder}/again", "seed=7"],
         [f"output_dir={folder}/lora", "model.lora.rank=4", "loss.beta=1.0"],
     ):
-        train(compose(str(folder / "recipe.yaml"), overrides), observer=quiet)
+        with short_and_single():
+            train(compose(str(folder / "recipe.yaml"), overrides), observer=quiet)
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def assess(place: Path) -> Callable[..., list[Assessed]]:
     """Scores targets by their names within the folder; asked the same twice it says the same."""
 
@@ -110,7 +114,7 @@ def assess(place: Path) -> Callable[..., list[Assessed]]:
     return of
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def document(assess: Callable[..., list[Assessed]]) -> Callable[..., dict[str, Any]]:
     """The document of targets by their names within the folder."""
 

@@ -83,7 +83,8 @@ def test_every_number_follows_from_the_scores_of_the_pairs(assess: Assess, of_ru
     assert (difference["margin_p_value"], difference["margin_test"]) == (pytest.approx(ranks.p_value), "datta-satten")
     drift = mean(now.chosen - then.chosen, prompts)
     assert difference["logps/chosen_delta"]["ci"] == pytest.approx([drift.low, drift.high])
-    assert difference["chosen_fell"] == proportion(now.chosen < then.chosen, prompts).as_json()
+    fell = proportion(now.chosen < then.chosen, prompts)
+    assert difference["chosen_fell"]["ci"] == pytest.approx([fell.low, fell.high])
     rewards, lengths = np.r_[now.chosen, now.rejected], np.r_[now.chosen_lengths, now.rejected_lengths]
     pooled = spearman(rewards, lengths, prompts * 2)
     assert pooled is not None

@@ -56,8 +56,12 @@ def test_runs_that_differ_by_their_seed_alone_are_put_together(three: dict[str, 
     [group] = three["seeds"]
     assert group["seeds"] == [42, 7]
     values = [one["accuracy"]["value"] for one in three["evaluations"][:2]]
-    assert group["accuracy"] == mean(values).as_json()
-    assert group["accuracy"]["n"] == 2
+    expected = mean(values)
+    assert group["accuracy"] == {
+        "value": expected.value,
+        "ci": [max(0.0, expected.low), min(1.0, expected.high)],
+        "n": 2,
+    }
     assert group["difference"]["value"] == pytest.approx(
         sum(one["difference"]["accuracy"]["value"] for one in three["evaluations"][:2]) / 2
     )

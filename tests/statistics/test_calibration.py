@@ -33,7 +33,7 @@ def drawn(rng: np.random.Generator, n: int, boast: float) -> np.ndarray:
 
 def test_a_calibrated_model_errs_by_chance_and_a_boaster_by_more() -> None:
     rng = np.random.default_rng(1)
-    honest = [calibration(drawn(rng, 400, 1.0)) for _ in range(300)]
+    honest = [calibration(drawn(rng, 400, 1.0)) for _ in range(100)]
     assert np.mean([one.error.value for one in honest]) == pytest.approx(
         np.mean([one.error_by_chance for one in honest]), rel=0.1
     )
