@@ -230,7 +230,9 @@ def names_of(base: str, trained: str) -> dict[Side, str]:
 
 
 def short_name(name: str) -> str:
-    """The last part of a path or id, as it can name a file; of a run's model the run."""
+    """The last part of a path or id, as it can name a file; of what a run wrote also the run."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    if len(parts) > 2 and parts[-2] == "checkpoints":
+        parts = [f"{parts[-3]}-{parts[-1]}"]
     last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"
     return "".join(char if char.isalnum() or char in "._-" else "-" for char in last).lstrip(".") or "model"
