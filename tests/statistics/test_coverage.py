@@ -64,7 +64,7 @@ def test_a_paired_difference(before: float, after: float, repeats: int) -> None:
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_the_smallest_effect_is_seen_in_about_four_of_five_samples(repeats: int) -> None:
     rng, gain, seen, told = np.random.default_rng(3), 0.12, 0, []
-    prompts = 133 if repeats == 1 else 73  # where about this gain is the smallest that can be seen
+    prompts = 140 if repeats == 1 else 73  # where about this gain is the smallest that can be seen
     for _ in range(ROUNDS // 2):
         groups = prompts_of(rng, prompts, repeats)
         luck = lucks(rng, groups)
@@ -73,7 +73,7 @@ def test_the_smallest_effect_is_seen_in_about_four_of_five_samples(repeats: int)
         told.append(smallest_effect(base, tuned, groups))
         difference = compare_accuracy(base, tuned, groups).difference
         seen += difference.low > 0
-    assert np.mean(told) == pytest.approx(gain, rel=0.06)
+    assert np.mean(told) == pytest.approx(gain, rel=0.03)
     assert 0.75 <= seen / (ROUNDS // 2) <= 0.85
 
 
