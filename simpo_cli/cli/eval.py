@@ -1,44 +1,209 @@
-"""`simpo eval`: a model measured on held-out pairs."""
+"""`simpo eval`: models measured on held-out pairs, against where they started and against one another."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.errors import UserError
+from simpo_cli.cli.eval_answers import (
+    TEMPERATURE,
+    AnswerOptions,
+    document_of_answers,
+    print_answers_or_results,
+)
+from simpo_cli.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.assess.assessment import Assessed, Failure
+
+
+class Engine(StrEnum):
+    """What runs a model that answers."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run folder, a recipe, or a model.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET... [KEY=VALUE]...",
+            help="Runs, models, checkpoints, adapters or recipes; then values that replace those of their recipes.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="FILE", help="Score these pairs instead of the held-out ones; may be repeated."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="What models are compared with; a run's start model if absent; none for none."
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", metavar="COLUMN", help="Also by the values of this column of the records; may be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Write the scores of every pair to this file: .jsonl or .parquet.")
+    ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Let the model and its baseline answer prompts instead of scoring pairs."),
+    ] = False,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Prompts to answer, as JSON; if absent 100 of the held-out pairs'.", show_default=False
+        ),
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Answer only so many.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Most tokens of an answer; 512 if absent, or what fits.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help=f"Of the sampled answers; {TEMPERATURE} if absent.")
+    ] = None,
+    engine: Annotated[Engine | None, typer.Option(help="What runs the models; vllm if absent and installed.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where answers go; RUN/answers if absent. Name it as TARGET to see them."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Have answers compared by a model behind an OpenAI-compatible address."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model that judges.")] = None,
+    judge_key: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="The environment variable with its key; OPENAI_API_KEY if absent."),
+    ] = None,
 ) -> None:
-    """Score held-out pairs: loss, accuracy with its interval, margin, log-probs."""
-    from simpo_cli.cli.quiet import quiet_libraries
-    from simpo_cli.report.report_file import json_text, require_replaceable, write_report
+    """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
+    from simpo_cli.report.report_file import require_replaceable, require_replaceable_page
 
     if output is not None:
         require_replaceable(output)
-    quiet_libraries()
-    from simpo_cli.evaluate.run import evaluate_target
-
-    try:
-        evaluation = evaluate_target(target, overrides or [])
-    except UserError as error:
-        raise _located(error, target, overrides or []) from error
-    document = evaluation.summary.as_json(model=evaluation.model, data=evaluation.data)
-    if output is not None:
-        write_report(output, document)
+    if html is not None:
+        require_replaceable_page(html)
+    names, overrides = _told_apart(arguments)
+    about_answers = AnswerOptions(
+        generate=generate,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        engine=None if engine is None else engine.value,
+        answers=answers,
+        judge=judge,
+        judge_model=judge_model,
+        judge_key=judge_key,
+        of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
+    )
+    found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
+    if found is not None:
+        _show_answers(found, output, as_json=as_json)
+        return
+    files = _Files(output, html, pairs, is_one=len(names) == 1)
+    document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
     if as_json:
+        from simpo_cli.report.report_file import json_text
+
         print(json_text(document))
     elif output is None:
         from simpo_cli.report.console import out
         from simpo_cli.report.eval_view import print_eval
 
         print_eval(out, document)
+    for path in (html, pairs):
+        if path is not None:
+            _say(f"written: {path}")
+    failed = document.get("failed", [])
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(names)} models could not be scored: {failed[0]['model']}: {failed[0]['problem']}",
+            failed[0]["fix"],
+            exit_code=ExitCode(failed[0]["exit_code"]),
+        )
+
+
+def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    from simpo_cli.report.report_file import json_text, write_report
+
+    if output is not None:
+        write_report(output, document)
+    if as_json:
+        print(json_text(document))
+    elif output is None:
+        print_answers_or_results(document)
+
+
+class _Files:
+    """Where results go; written anew after each model, so that nothing that was scored is lost with a later one."""
+
+    def __init__(self, output: Path | None, html: Path | None, pairs: Path | None, *, is_one: bool) -> None:
+        self._output, self._html, self._pairs, self._is_one = output, html, pairs, is_one
+        if pairs is not None:
+            from simpo_cli.assess.pairs_file import require_pairs_file
+
+            require_pairs_file(pairs)
+
+    def write(self, assessed: "list[Assessed]", failed: "list[Failure]") -> dict[str, Any]:
+        """Write what there is, and return the document."""
+        from simpo_cli.assess.pairs_file import write_pairs_file
+        from simpo_cli.assess.together import document_of
+        from simpo_cli.report.report_file import write_page, write_report
+
+        document = document_of(assessed, failed, is_one=self._is_one)
+        if self._output is not None:
+            write_report(self._output, document)
+        if self._pairs is not None:
+            write_pairs_file(self._pairs, assessed)
+        if self._html is not None:
+            from simpo_cli.report.eval_page import eval_page
+
+            write_page(self._html, eval_page(document))
+        return document
+
+
+def _assessed(
+    names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
+) -> dict[str, Any]:
+    from simpo_cli.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    from simpo_cli.assess.run import Assessment
+
+    try:
+        found = Assessment(overrides, baseline, by, _say).run(names, files.write)
+    except UserError as error:
+        raise _located(error, names[0], overrides) from error
+    return files.write(*found)
+
+
+def _told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Names, and KEY=VALUE; a name may hold an equals sign where something of that name is there."""
+    is_name = ["=" not in argument or Path(argument).exists() for argument in arguments]
+    names = [argument for argument, named in zip(arguments, is_name, strict=True) if named]
+    if not names:
+        raise UserError("nothing is named to score.", "Name a run, a model folder or a recipe: simpo eval runs/my-run")
+    return names, [argument for argument, named in zip(arguments, is_name, strict=True) if not named]
+
+
+def _data_overrides(files: list[str]) -> list[str]:
+    """`--data` as what it stands for, data.eval."""
+    from json import dumps
+
+    sources = ", ".join(f"{{path: {dumps(file, ensure_ascii=False)}}}" for file in files)
+    return [f"data.eval=[{sources}]"] if files else []
 
 
 def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
@@ -51,3 +216,9 @@ def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
         return compose(target, overrides).located(error)
     except UserError:
         return error
+
+
+def _say(text: str) -> None:
+    from simpo_cli.report.console import err, printable
+
+    err.print(printable(text), style="dim", soft_wrap=True)

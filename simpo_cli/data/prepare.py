@@ -20,6 +20,7 @@ __all__ = [
     "PreparedData",
     "describe_losses",
     "describe_origin",
+    "describe_source",
     "encode_source",
     "make_plan",
     "prepare_data",
@@ -189,6 +190,11 @@ def describe_origin(data: PreparedData) -> str:
     if len({(origin.cache, origin.remark) for origin in origins}) == 1:
         return _origin_said(origins)
     return " · ".join(f"{side} pairs {_origin_said([origin])}" for side, origin in zip(_SIDES, origins, strict=True))
+
+
+def describe_source(source: EncodedSource) -> str:
+    """Where the tokens of one side came from, as `describe_origin` says it."""
+    return _origin_said([source.origin])
 
 
 _SIDES = ("training", "evaluation")

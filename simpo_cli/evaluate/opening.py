@@ -1,10 +1,11 @@
 """A model made ready to score pairs: the way that `eval`, `inspect` and `stats --model` come to one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import fullest_microbatch, row_tokens_of_each, tokens_of_each
@@ -46,13 +47,19 @@ class OpenModel:
         return score_pairs(self.policy, pairs, self.accelerator, self.budget)
 
 
-def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair]) -> OpenModel:
+def open_model(
+    recipe: Recipe,
+    source: ModelSource,
+    pairs: Sequence[EncodedPair],
+    load: Callable[[ModelSource, torch.dtype], nn.Module] = load_model,
+) -> OpenModel:
     """Load a model for scoring, with the precision and the packing that training with the recipe would have.
 
     Args:
         recipe: precision, attention and type of the weights.
         source: the model.
         pairs: what will be scored, at least one; memory and self-check go by them.
+        load: reads the weights in a type.
 
     Raises:
         UserError: the pairs do not fit the model's vocabulary, or the model does not fit in memory.
@@ -76,7 +83,7 @@ def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair]
     # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out
     budget = choose_budget(need, accelerator.device, int(tokens_of_each(pairs, "padded").max()))
     require_memory(need, budget, adapters=True, checkpointing=True)
-    policy = Policy(load_model(source, weights)).to(accelerator.device).eval()
+    policy = Policy(load(source, weights)).to(accelerator.device).eval()
     policy.requires_grad_(False)
     fullest = fullest_microbatch(pairs, budget, "shared_prefix")
     check = settle_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))

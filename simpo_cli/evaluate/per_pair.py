@@ -9,7 +9,7 @@ import numpy as np
 from simpo_cli.audit.features import SurfaceDifferences
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.evaluate.score import PairScores
@@ -45,22 +45,22 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
             stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def surface_accuracy(data: PreparedData) -> Measured | None:
-    """Accuracy on the held-out pairs of a classifier that sees only counts of list items, letters and the like.
+def surface_accuracy(
+    train: Sequence[EncodedPair], held_out: Sequence[EncodedPair], tokenizer: TextTokenizer
+) -> Measured:
+    """Accuracy on held-out pairs of a classifier that sees only counts of list items, letters and the like.
 
     It is fitted on at most 5,000 of the training pairs, taken at equal distances, and sees the responses as they were
-    trained on, that is, cut where they are too long; see `audit.surface`. None where nothing is held out.
+    trained on, that is, cut where they are too long; see `audit.surface`. There is at least one pair of each kind.
     """
-    if not data.held_out:
-        return None
     seen, unseen = SurfaceDifferences(), SurfaceDifferences()
-    for position in range(0, len(data.train), -(-len(data.train) // _MOST_FITTED)):
-        _add(seen, data.train[position], data.tokenizer)
-    for pair in data.held_out:
-        _add(unseen, pair, data.tokenizer)
+    for position in range(0, len(train), -(-len(train) // _MOST_FITTED)):
+        _add(seen, train[position], tokenizer)
+    for pair in held_out:
+        _add(unseen, pair, tokenizer)
     margins = fit(seen.rows).margins(unseen.rows)
     right = np.where(np.abs(margins) < TIE, 0.5, margins > 0)
-    return proportion(right, [pair.prompt_key for pair in data.held_out])
+    return proportion(right, prompt_keys_of(held_out))
 
 
 def _add(differences: SurfaceDifferences, pair: EncodedPair, tokenizer: TextTokenizer) -> None:

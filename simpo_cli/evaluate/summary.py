@@ -1,6 +1,6 @@
 """What held-out pairs say about a model, each number with its interval and its count."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.statistics import Measured
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,19 @@ class EvalSummary:
     loss: Measured
     accuracy: Measured
     margin: Measured
+    margin_median: Measured
     target_reached: Measured
     logps_chosen: Measured
     logps_rejected: Measured
     length: statistics.LengthStrata
-    spearman: float | None
+    length_buckets: list[statistics.LengthBucket]
+    spearman: Measured | None
+    spearman_within: Measured | None
     longer_wins: Measured
+    calibration: statistics.Calibration
 
     def as_json(self, *, model: str, data: str) -> dict[str, Any]:
-        """The document of `simpo eval --json`."""
+        """What `simpo eval --json` says of one model, and run.json of the start model and the saved one."""
         strata = (self.length["chosen_longer"], self.length["chosen_shorter"], self.length["balanced"])
         longer, shorter, balanced = (None if measured is None else measured.as_json() for measured in strata)
         return {
@@ -47,6 +51,7 @@ class EvalSummary:
             "accuracy": self.accuracy.as_json(),
             "ties": self.ties,
             "margin": self.margin.as_json(),
+            "margin_median": self.margin_median.as_json(),
             "target_reached": self.target_reached.as_json(),
             "logps/chosen": self.logps_chosen.as_json(),
             "logps/rejected": self.logps_rejected.as_json(),
@@ -54,9 +59,12 @@ class EvalSummary:
                 "chosen_longer": longer,
                 "chosen_shorter": shorter,
                 "balanced": balanced,
-                "spearman": self.spearman,
+                "buckets": [bucket.as_json() for bucket in self.length_buckets],
+                "spearman": None if self.spearman is None else self.spearman.as_json(),
+                "spearman_within": None if self.spearman_within is None else self.spearman_within.as_json(),
             },
             "baselines": {"longer_wins": self.longer_wins.as_json()},
+            "calibration": self.calibration.as_json(),
         }
 
 
@@ -70,24 +78,43 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
 
     Intervals are 95 % and go by prompt where prompts repeat (see `statistics`).
     """
-    groups = scores.prompt_keys
+    groups = np.asarray(scores.prompt_keys)
     terms = terms_under(loss, torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
     margins = (terms.rewards_chosen - terms.rewards_rejected).numpy()
     right = correct(scores)
     lengths = (scores.chosen_lengths, scores.rejected_lengths)
+    pooled, within = _length_correlations(scores)
     return EvalSummary(
         pairs=len(scores),
-        prompts=len(set(groups)),
+        prompts=len(set(scores.prompt_keys)),
         ties=int((right == 0.5).sum()),
         loss=statistics.mean(terms.losses.numpy(), groups),
         accuracy=statistics.proportion(right, groups),
         margin=statistics.mean(margins, groups),
+        margin_median=statistics.median(margins, groups),
         target_reached=statistics.proportion((margins > loss.margin).astype(np.float64), groups),
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
         length=statistics.length_strata(right, *lengths, groups),
-        spearman=statistics.spearman(
-            np.concatenate([scores.chosen, scores.rejected]), np.concatenate(lengths).astype(np.float64)
-        ),
+        length_buckets=statistics.length_buckets(right, *lengths, groups),
+        spearman=pooled,
+        spearman_within=within,
         longer_wins=statistics.longer_wins(*lengths, groups),
+        calibration=statistics.calibration(margins, groups),
     )
+
+
+def _length_correlations(scores: PairScores) -> tuple[Measured | None, Measured | None]:
+    """Spearman's rank correlation of reward and length over all responses, and within pairs; n counts pairs.
+
+    Within pairs both are taken less their mean over the pair, so what prompts differ in plays no part.
+    """
+    rewards = np.stack([scores.chosen, scores.rejected])
+    lengths = np.stack([scores.chosen_lengths, scores.rejected_lengths]).astype(np.float64)
+    groups = np.tile(np.asarray(scores.prompt_keys), 2)
+    found = (
+        statistics.spearman(rewards.ravel(), lengths.ravel(), groups),
+        statistics.spearman((rewards - rewards.mean(axis=0)).ravel(), (lengths - lengths.mean(axis=0)).ravel(), groups),
+    )
+    pooled, within = (None if one is None else replace(one, n=len(scores)) for one in found)
+    return pooled, within

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, tokens_of_each
-from simpo_cli.errors import UserError
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
@@ -135,7 +135,8 @@ def settle_packing(
         pairs: what to compare.
 
     Raises:
-        UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way.
+        UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way, or are not
+            finite.
     """
     if wanted != "padded" and why_padded is None:
         why_padded = _why_not_this_kernel(policy, pairs)
@@ -153,6 +154,12 @@ def settle_packing(
     policy.packing = "padded"
     padded = _compare(policy, "padded", pairs)
     if isinstance(padded, Difference) and not padded.is_rounding:
+        if padded.highest == torch.inf:
+            raise UserError(
+                "the model's log-probs are not finite.",
+                "Its weights are damaged, or came from a run that was not stopped in time: use another model.",
+                exit_code=ExitCode.NUMBERS,
+            )
         raise UserError(
             f"what is computed here is not what this model computes itself: {padded.in_words()}.",
             "Something stands between its layers and its logits that this version does not know: use another model.",

@@ -67,7 +67,7 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
     ]
     spearman = [before["length"]["spearman"], after["length"]["spearman"]]
     if None not in spearman:
-        rows.append(TableRow("Spearman with length", *(Cell(fixed(rho, 2)) for rho in spearman)))
+        rows.append(TableRow("Spearman with length", *(_correlation(rho) for rho in spearman)))
     if before["ties"] or after["ties"]:
         rows.append(TableRow("ties", Cell(thousands(before["ties"])), Cell(thousands(after["ties"]))))
     return rows
@@ -153,6 +153,10 @@ def _two(measured: Measured) -> Cell:
 
 def _three(measured: Measured) -> Cell:
     return _number(measured, 3)
+
+
+def _correlation(rho: Measured | float) -> Cell:
+    return _two(rho) if isinstance(rho, Mapping) else Cell(fixed(rho, 2))  # runs of earlier versions hold no interval
 
 
 def _number(measured: Measured, digits: int) -> Cell:

@@ -18,7 +18,7 @@ def verdict(run: RunFiles) -> str:
     outcome = run.outcome
     match run.state:
         case "done" if "difference" in outcome:
-            return f"{_compared(outcome)} One seed."
+            return f"{gain_in_words(outcome)} One seed."
         case "done":
             return f"No pairs were held out, so nothing says whether the model got better.{_loss(run)} One seed."
         case "training":
@@ -88,7 +88,8 @@ def _health(alert: Mapping[str, Any]) -> str:
     )
 
 
-def _compared(outcome: Mapping[str, Any]) -> str:
+def gain_in_words(outcome: Mapping[str, Any]) -> str:
+    """`before`, `after` and `difference` as one sentence."""
     before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
     gain, p_value = difference["accuracy"], difference["p_value"]
     from_to = f"from {percent(before['accuracy']['value'])} to {percent(after['accuracy']['value'])}"

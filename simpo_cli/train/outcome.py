@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.evaluate.comparison import compare_scores
 from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
-from simpo_cli.evaluate.summary import EvalSummary, correct, summarise
+from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.policy import Policy
-from simpo_cli.statistics import Comparison, Measured, balanced_difference, compare_accuracy
+from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
@@ -49,22 +50,15 @@ def conclude(
         assert training.last_scores is not None
         scores = training.last_scores
         before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
-        right = correct(training.start_scores), correct(scores)
-        comparison = compare_accuracy(*right, scores.prompt_keys)
-        balanced = balanced_difference(*right, scores.chosen_lengths, scores.rejected_lengths, scores.prompt_keys)
-        table = _table(before, after, comparison)
+        comparison = compare_scores(training.start_scores, scores, recipe.loss)
+        table = _table(before, after, comparison.accuracy)
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
         measured["after"] = after.as_json(model=str(run_dir / "model"), data=name)
-        measured["difference"] = {
-            "accuracy": comparison.difference.as_json(),
-            "p_value": comparison.p_value,
-            "test": comparison.test,
-            "length_balanced": None if balanced is None else balanced.as_json(),
-        }
-        surface = surface_accuracy(setting.data)
+        measured["difference"] = comparison.as_json()
+        surface = surface_accuracy(setting.data.train, held_out, setting.data.tokenizer)
         for document in (measured["before"], measured["after"]):
-            document["baselines"]["surface"] = None if surface is None else surface.as_json()
+            document["baselines"]["surface"] = surface.as_json()
         write_pairs(run_dir / EVAL_PAIRS, held_out, training.start_scores, scores)
     measured["answers"] = [{"question": q, "before": b, "after": a} for q, b, a in answers]
     if rounding is not None:

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from simpo_cli.assess.run import Assessment
 from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs, world
 from simpo_cli.builtin.build import SEED
-from simpo_cli.evaluate.run import evaluate_target
 from simpo_cli.recipe import compose
 from simpo_cli.train.run import train
 from tests.builtin.answers_only import answers_only_judge
@@ -159,9 +159,9 @@ def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
 
 
 def test_before_training_the_model_cannot_tell_good_answers_from_bad_ones() -> None:
-    summary = evaluate_target("demo", []).summary
-    assert summary.pairs == 500
-    assert 0.4 <= summary.accuracy.value <= 0.6
+    [start], _ = Assessment([], None, [], print).run(["demo"], print)
+    assert len(start.scores) == 500
+    assert 0.4 <= (start.scores.chosen > start.scores.rejected).mean() <= 0.6
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ from simpo_cli.statistics import (
     longer_wins,
     mean,
     proportion,
-    spearman,
 )
 
 CORRECT = st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60)
@@ -344,19 +343,6 @@ def test_the_interval_of_a_balanced_gain_covers_the_truth(repeats: int) -> None:
 
 def test_the_longer_wins_with_equal_lengths_at_one_half() -> None:
     assert longer_wins([3, 1, 2, 9], [1, 3, 2, 2], None) == proportion([1, 0, 0.5, 1])
-
-
-def test_rank_correlation_of_reward_and_length() -> None:
-    rng = np.random.default_rng(1)
-    rewards, lengths = rng.normal(size=50), rng.integers(1, 20, 50)
-    ranks = [stats.rankdata(values) for values in (rewards, lengths)]
-    assert spearman(rewards, lengths) == pytest.approx(float(np.corrcoef(*ranks)[0, 1]))
-    assert spearman([1.0, 2.0, 3.0], [10, 20, 30]) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(("rewards", "lengths"), [([], []), ([1.0, 2.0], [1, 2]), ([1.0, 2.0, 3.0], [5, 5, 5])])
-def test_a_correlation_that_cannot_be_had_is_none(rewards: list[float], lengths: list[int]) -> None:
-    assert spearman(rewards, lengths) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- rules

@@ -1,0 +1,181 @@
+"""The pairs that a target is scored on, as training would see them, and what the records say of them beside that."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.prepare import describe_source, encode_source, prepare_data, prepare_tokenizer
+from simpo_cli.data.sources import Role
+from simpo_cli.data.store import EncodedSource, StoredPairs
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource, Recipe
+
+_SHOWN_COLUMNS = 8
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs to score.
+
+    Attributes:
+        pairs: as tokens.
+        name: what people call them.
+        tokenizer: what made the tokens.
+        sources, role: where the records are.
+        content: digest of the tokens of the files that they come from.
+        cache: whether the tokens were in the cache: hit, miss or off.
+        origin: the same in words, with the seconds.
+        train: the training pairs, where they had to be read to know which are held out.
+    """
+
+    pairs: StoredPairs
+    name: str
+    tokenizer: TextTokenizer
+    sources: Sequence[DataSource]
+    role: Role
+    content: str
+    cache: str
+    origin: str
+    train: StoredPairs | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Equal for equal tokens."""
+        return self.content, len(self.pairs)
+
+
+def held_out_of(recipe: Recipe) -> HeldOut:
+    """The pairs that training holds out: those of data.eval, or the same share of the training pairs.
+
+    Raises:
+        UserError: a file or record is refused, or no pair is left.
+    """
+    if recipe.data.eval is None:
+        data = prepare_data(recipe)
+        pairs, source, train, tokenizer = data.held_out, data.train_source, data.train, data.tokenizer
+        named, role, name = recipe.data.train, "train", f"held out of {_names(recipe.data.train)}"
+    else:
+        tokenizer = prepare_tokenizer(recipe)
+        source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
+        pairs, train = source.pairs, None
+        named, role, name = recipe.data.eval, "eval", _names(recipe.data.eval)
+    if not pairs:
+        raise UserError(
+            f"there are no pairs to score: {_account(source)}.",
+            "Name a file of pairs with --data, or set data.holdout above 0.",
+        )
+    sources = [DataSource(path=named)] if isinstance(named, str) else named
+    return HeldOut(
+        pairs,
+        name,
+        tokenizer,
+        sources,
+        "eval" if role == "eval" else "train",
+        source.account.content,
+        source.origin.cache,
+        describe_source(source),
+        train,
+    )
+
+
+def training_pairs(recipe: Recipe, held: HeldOut) -> StoredPairs | None:
+    """The pairs that the model was trained on; None where their files are not here any more, or are not as they were.
+
+    They are wanted for the surface classifier alone, so nothing else fails with them.
+    """
+    if held.train is not None:
+        return held.train
+    try:
+        return encode_source(recipe.data.train, "train", recipe.data, held.tokenizer).pairs
+    except UserError:
+        return None
+
+
+def align(first: StoredPairs, second: StoredPairs) -> tuple[Positions, Positions, bool]:
+    """The pairs that two lists have in common, by the place of their records and their prompts.
+
+    Returns:
+        Positions in the first, positions in the second, in the order of the first; and whether both have the same
+        tokens there.
+    """
+    places = {key: position for position, key in enumerate(_keyed(second))}
+    both = [(position, places[key]) for position, key in enumerate(_keyed(first)) if key in places]
+    ours, theirs = np.array(both, dtype=np.int64).reshape(-1, 2).T
+    same = all(_same_tokens(first[int(i)], second[int(j)]) for i, j in zip(ours, theirs, strict=True))
+    return ours, theirs, same
+
+
+def _keyed(pairs: StoredPairs) -> list[tuple[str, str, int]]:
+    """Of each pair its place, its prompt, and how often it came before, as a source may be repeated."""
+    seen: dict[tuple[str, str], int] = {}
+    keys = []
+    for pair in pairs:
+        key = pair.where, pair.prompt_key
+        keys.append((*key, seen.setdefault(key, 0)))
+        seen[key] += 1
+    return keys
+
+
+def _same_tokens(one: EncodedPair, other: EncodedPair) -> bool:
+    parts = ((one.prompt, other.prompt), (one.chosen, other.chosen), (one.rejected, other.rejected))
+    return all(np.array_equal(ours, theirs) for ours, theirs in parts)
+
+
+def column_of(held: HeldOut, column: str, recipe: Recipe) -> list[str | None]:
+    """What the record of each pair has in a column; nested ones are named with dots, such as `metadata.source`.
+
+    Raises:
+        UserError: no record has the column.
+    """
+    reader = PairReader(
+        held.sources,
+        role=held.role,
+        on_bad_record=recipe.data.on_bad_record,
+        on_no_signal=recipe.data.on_no_signal,
+    )
+    found: dict[str, str | None] = {}
+    known: dict[str, None] = {}
+    for pair in reader:
+        assert reader.record is not None, "a pair comes from a record"
+        known.update(dict.fromkeys(reader.record.fields))
+        found[pair.where] = _value(reader.record.fields, column)
+    if not any(value is not None for value in found.values()):
+        near = get_close_matches(column, known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"--by {column}: no record has such a column.",
+            f"{hint}Columns are {', '.join(list(known)[:_SHOWN_COLUMNS])}; a nested one is named with dots.",
+        )
+    return [found.get(pair.where) for pair in held.pairs]
+
+
+def files_of(held: HeldOut) -> list[str | None]:
+    """The file of each pair's record, as places name it."""
+    return [pair.where.rsplit(", record ", 1)[0].rsplit(":", 1)[0] for pair in held.pairs]
+
+
+def _value(fields: Mapping[str, Any], column: str) -> str | None:
+    value: Any = fields.get(column)
+    if value is None and "." in column:
+        value = fields
+        for part in column.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else str(value)
+
+
+def _names(sources: str | list[DataSource]) -> str:
+    return sources if isinstance(sources, str) else ", ".join(source.path for source in sources)
+
+
+def _account(source: EncodedSource) -> str:
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.account.dropped.items()))
+    return f"{source.account.records_read:,} records read, {dropped or 'none held out'}"

@@ -1,0 +1,188 @@
+"""From names to what was measured: every model is loaded as others load it, and scored on the code path of training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from simpo_cli.assess.assessment import Against, Assessed, Failure
+from simpo_cli.assess.checkpoints import loader_of
+from simpo_cli.assess.held_out import HeldOut, align, column_of, files_of, held_out_of, training_pairs
+from simpo_cli.assess.targets import Target, find_baseline, find_targets
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.comparison import compare_scores
+from simpo_cli.evaluate.noise import Noise, measure_noise
+from simpo_cli.evaluate.opening import open_model
+from simpo_cli.evaluate.per_pair import surface_accuracy
+from simpo_cli.evaluate.score import PairScores
+from simpo_cli.evaluate.slices import Slice, slices_of
+from simpo_cli.model.fit import require_lengths
+from simpo_cli.model.load import find_model, load_model, weights_dtype
+from simpo_cli.statistics import Measured
+
+FILE = "file"
+"""The column of the slices by file, where several files are scored."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores with what is known of how they came about."""
+
+    scores: PairScores
+    packing: str
+    noise: Noise | None
+
+
+@dataclass
+class Assessment:
+    """Scores models one after the other; each is in memory alone.
+
+    Args:
+        overrides: `KEY=VALUE`, for every recipe.
+        baseline: what models are held against: a name, `none`, or None for each run's start model.
+        by: columns of the records to slice by.
+        say: told what is going on, a line at a time.
+    """
+
+    overrides: Sequence[str]
+    baseline: str | None
+    by: Sequence[str]
+    say: Callable[[str], None]
+    _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
+
+    def run(
+        self, names: Sequence[str], keep: Callable[[list[Assessed], list[Failure]], object]
+    ) -> tuple[list[Assessed], list[Failure]]:
+        """Score the models.
+
+        Args:
+            names: what to score, at least one.
+            keep: called after each but the last with what there is, so that nothing is lost with a later one.
+
+        Raises:
+            UserError: a name means nothing, or no model could be scored.
+        """
+        targets = find_targets(names, self.overrides)
+        baselines = [self._baseline_of(target, is_alone=len(targets) == 1) for target in targets]
+        assessed: list[Assessed] = []
+        failed: list[Failure] = []
+        for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
+            try:
+                assessed.append(self._assess(target, baseline))
+            except UserError as error:
+                if len(targets) == 1:
+                    raise
+                self.say(f"not scored: {target.name}: {error}")
+                failed.append(Failure(target.name, error))
+            if assessed and number < len(targets):
+                keep(assessed, failed)
+        if not assessed:
+            raise failed[0].error
+        return assessed, failed
+
+    def _assess(self, target: Target, baseline: Target | None) -> Assessed:
+        held_out = held_out_of(target.recipe)
+        self.say(f"tokens of {held_out.name}: {held_out.origin}")
+        values: dict[str, list[str | None]] = {}
+        if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
+            values[FILE] = files
+        values |= {column: column_of(held_out, column, target.recipe) for column in self.by}
+        scored = self._score(target, held_out, with_noise=baseline is None)
+        against, noise = None, scored.noise
+        if baseline is not None:
+            against, noise = self._against(baseline, target, held_out, scored)
+        assert noise is not None, "one of the two was scored again"
+        return Assessed(
+            target=target,
+            held_out=held_out,
+            scores=scored.scores,
+            packing=scored.packing,
+            noise=noise,
+            baseline=against,
+            save=self._save(target, held_out, scored.scores),
+            surface=self._surface(target, held_out),
+            slices=_slices(values, scored.scores, against),
+            values=values,
+        )
+
+    def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
+        """What a model is held against; None for nothing, as for one of several that is itself the baseline."""
+        if self.baseline == "none":
+            return None
+        if self.baseline is not None:
+            found = find_baseline(self.baseline, self.overrides, target.recipe)
+            if found.identity != target.identity:
+                return found
+            if is_alone:
+                raise UserError(
+                    f"the baseline {found.name} is the model itself: every difference would be 0.",
+                    "Name another one, or --baseline none.",
+                )
+            return None
+        if target.start is None:
+            return None
+        return Target(target.start.path, replace(target.recipe, model=target.start))
+
+    def _score(self, target: Target, held_out: HeldOut, *, with_noise: bool) -> Scored:
+        recipe = target.recipe
+        settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
+        key = (*target.identity, held_out.key, settings, with_noise)
+        if key in self._known:
+            return self._known[key]
+        source = find_model(recipe.model.path, recipe.model.revision)
+        require_lengths(recipe, source)
+        self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
+        load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
+        opened = open_model(recipe, source, held_out.pairs, load)
+        scores = opened.score(held_out.pairs)
+        if not np.isfinite([scores.chosen, scores.rejected]).all():
+            raise UserError(
+                f"the log-probs of {target.name} are not finite.",
+                "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
+                exit_code=ExitCode.NUMBERS,
+            )
+        noise = measure_noise(opened, held_out.pairs, scores, recipe.loss.beta) if with_noise else None
+        self._known[key] = Scored(scores, str(opened.check), noise)
+        return self._known[key]
+
+    def _against(
+        self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
+    ) -> tuple[Against, Noise | None]:
+        theirs = held_out_of(baseline.recipe)
+        base = self._score(baseline, theirs, with_noise=True)
+        ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
+        if theirs.key != held_out.key:
+            ours, there, same_tokens = align(held_out.pairs, theirs.pairs)
+            if len(ours) < len(held_out.pairs):
+                raise UserError(
+                    f"{baseline.name} has tokens for only {len(ours):,} of the {len(held_out.pairs):,} pairs.",
+                    "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
+                )
+        before = base.scores.select(there.tolist())
+        comparison = compare_scores(before, scored.scores, target.recipe.loss, rewards_compare=same_tokens)
+        return Against(baseline.name, before, comparison, same_tokens), base.noise
+
+    def _save(self, target: Target, held_out: HeldOut, saved: PairScores) -> Against | None:
+        """The run's float32 weights on the same pairs, where the saved ones are narrower."""
+        if target.master is None or target.of_run is None:
+            return None
+        narrow = find_model(target.recipe.model.path).stored_dtype
+        if narrow.itemsize >= weights_dtype(target.of_run.model, find_model(target.of_run.model.path)).itemsize:
+            return None
+        recipe = replace(target.recipe, model=target.of_run.model)
+        master = Target(str(target.master), recipe, checkpoint=target.master)
+        try:
+            before = self._score(master, held_out, with_noise=False).scores
+        except UserError as error:
+            self.say(f"not scored, and left out: {master.name}: {error}")
+            return None
+        return Against(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
+
+    def _surface(self, target: Target, held_out: HeldOut) -> Measured | None:
+        train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
+        return surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None
+
+
+def _slices(values: dict[str, list[str | None]], scores: PairScores, against: Against | None) -> dict[str, list[Slice]]:
+    base = None if against is None else against.scores
+    return {column: slices_of(column, of_column, scores, base) for column, of_column in values.items()}

@@ -1,0 +1,60 @@
+"""The result of `simpo eval` as one HTML file: it opens offline and runs no script."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import simpo_cli
+from simpo_cli.report.eval_figures import bucket_figure, reliability_figure
+from simpo_cli.report.eval_remarks import difference_remarks, remarks
+from simpo_cli.report.eval_view import Row, difference_rows, eval_rows
+from simpo_cli.report.page import render
+from simpo_cli.report.verdict import gain_in_words
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One model, or two of them against one another."""
+
+    title: str
+    verdict: str
+    rows: list[Row]
+    remarks: list[str]
+    figures: list[str]
+    recipes: list[tuple[str, str, str]]
+
+
+def eval_page(result: Mapping[str, Any]) -> str:
+    """The page.
+
+    Args:
+        result: what `simpo eval --json` prints, for one model or several.
+    """
+    evaluations = result.get("evaluations", [result])
+    sections = [_model(one, f"model{number}") for number, one in enumerate(evaluations)]
+    sections += [_comparison(one) for one in result.get("comparisons", [])]
+    return render(
+        "eval.html.jinja",
+        sections=sections,
+        failed=result.get("failed", []),
+        data=evaluations[0]["data"],
+        models=[one["model"] for one in evaluations],
+        version=simpo_cli.__version__,
+    )
+
+
+def _model(one: Mapping[str, Any], name: str) -> Section:
+    verdict = ""
+    if one["difference"] is not None:
+        verdict = gain_in_words({"before": one["baseline"], "after": one, "difference": one["difference"]})
+    figures = [reliability_figure(one, name), bucket_figure(one, name)]
+    return Section(one["model"], verdict, eval_rows(one), remarks(one), [figure for figure in figures if figure], [])
+
+
+def _comparison(one: Mapping[str, Any]) -> Section:
+    first, second = one["models"]
+    title, difference = f"{second} less {first}", one["difference"]
+    recipes = [(told["key"], *(str(value) for value in told["values"])) for told in one["recipes"] or []]
+    if difference is None:
+        return Section(title, "They have no pair in common, so they cannot be compared.", [], [], [], recipes)
+    return Section(title, "", difference_rows(difference), difference_remarks(difference), [], recipes)

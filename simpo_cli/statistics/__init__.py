@@ -1,0 +1,49 @@
+"""Intervals and tests for numbers measured on preference pairs: numpy and scipy only, no torch.
+
+Pairs that share a prompt are not independent, and an interval that takes them for independent is too narrow. So every
+function takes `groups`, the prompt of each pair, and treats the prompt as the thing that was sampled. All intervals are
+two-sided and hold 95 %. docs/evaluation.md says what each number means and when not to believe it.
+"""
+
+from simpo_cli.statistics.calibration import Calibration, calibration
+from simpo_cli.statistics.length import (
+    MIN_STRATUM_PAIRS,
+    LengthBucket,
+    LengthStrata,
+    balanced_difference,
+    length_buckets,
+    length_strata,
+    longer_wins,
+)
+from simpo_cli.statistics.measured import CONFIDENCE, Measured
+from simpo_cli.statistics.paired import POWER, Comparison, compare_accuracy, smallest_effect
+from simpo_cli.statistics.proportions import mean, proportion
+from simpo_cli.statistics.rank import median, spearman
+from simpo_cli.statistics.several import holm, over_seeds
+from simpo_cli.statistics.signed_rank import RankTest, signed_rank_test
+
+__all__ = [
+    "CONFIDENCE",
+    "MIN_STRATUM_PAIRS",
+    "POWER",
+    "Calibration",
+    "Comparison",
+    "LengthBucket",
+    "LengthStrata",
+    "Measured",
+    "RankTest",
+    "balanced_difference",
+    "calibration",
+    "compare_accuracy",
+    "holm",
+    "length_buckets",
+    "length_strata",
+    "longer_wins",
+    "mean",
+    "median",
+    "over_seeds",
+    "proportion",
+    "signed_rank_test",
+    "smallest_effect",
+    "spearman",
+]

@@ -1,0 +1,195 @@
+"""What is left of an accuracy when length is accounted for, and what length alone would reach."""
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simpo_cli.statistics.measured import (
+    Codes,
+    Floats,
+    Measured,
+    as_shares,
+    prompt_codes,
+    student,
+    sums_by_prompt,
+    variance_of_mean,
+)
+from simpo_cli.statistics.paired import added_variance
+from simpo_cli.statistics.proportions import proportion
+
+MIN_STRATUM_PAIRS = 10
+NUM_BUCKETS = 5
+
+
+class LengthStrata(TypedDict):
+    """Accuracy where the chosen response is the longer one, where it is the shorter one, and the mean of the two."""
+
+    chosen_longer: Measured | None
+    chosen_shorter: Measured | None
+    balanced: Measured | None
+
+
+def length_strata(
+    correct: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+) -> LengthStrata:
+    """Accuracy freed of length: a model that only likes long (or short) responses has a balanced accuracy of one half.
+
+    Pairs of equal length are in neither stratum. A stratum of under 10 pairs is None, and so is then the balanced mean,
+    whose interval is made of those of the strata (see `_mean_of_both`).
+
+    Args:
+        correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
+        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    right = as_shares(correct)
+    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    codes, _ = prompt_codes(groups, len(right))
+    sides = [longer_by > 0, longer_by < 0]
+    longer, shorter = (
+        proportion(right[side], codes[side].tolist()) if side.sum() >= MIN_STRATUM_PAIRS else None for side in sides
+    )
+    balanced = None
+    if longer is not None and shorter is not None:
+        balanced = _mean_of_both(right, codes, sides, (longer, shorter))
+    return {"chosen_longer": longer, "chosen_shorter": shorter, "balanced": balanced}
+
+
+def _mean_of_both(
+    right: Floats, codes: Codes, sides: Sequence[NDArray[np.bool_]], strata: tuple[Measured, Measured]
+) -> Measured:
+    """The mean of two shares, with the interval of Zou and Donner (Statistics in Medicine 27, 2008).
+
+        low = mean - sqrt((p - low_p)^2 + (q - low_q)^2 + 2 * correlation * (p - low_p) * (q - low_q)) / 2
+
+    and high the same with the upper limits. It keeps the Wilson limits of the strata, which matter where a model that
+    goes by length alone is right in nearly all pairs of one and nearly none of the other. The correlation comes from
+    prompts that have pairs in both.
+
+    Args:
+        right: (n,) 1 right, 0 wrong, 0.5 for a tie.
+        codes: (n,) the prompt of each pair, 0 to prompts - 1.
+        sides: (n,) which pairs are in the first stratum, and which in the second.
+        strata: the share of each.
+    """
+    num_prompts = int(codes.max()) + 1
+    first, second = (
+        sums_by_prompt((right[side] - stratum.value) / stratum.n, codes[side], num_prompts)
+        for side, stratum in zip(sides, strata, strict=True)
+    )
+    scale = math.sqrt(float(first @ first) * float(second @ second))
+    correlation = float(first @ second) / scale if scale else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 + other**2 + 2 * correlation * one * other)) / 2
+
+    p, q = strata
+    value = (p.value + q.value) / 2
+    if num_prompts == 1:
+        return Measured(value, 0.0, 1.0, p.n + q.n)
+    low, high = value - reach(p.value - p.low, q.value - q.low), value + reach(p.high - p.value, q.high - q.value)
+    return Measured(value, max(0.0, low), min(1.0, high), p.n + q.n)
+
+
+def balanced_difference(
+    base_correct: ArrayLike,
+    tuned_correct: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+) -> Measured | None:
+    """What length-balanced accuracy gained: the mean of the gains where chosen is longer and where it is shorter.
+
+    The interval goes by prompt and pads each stratum as `_paired_difference` pads all pairs. None where
+    `length_strata` has no balanced accuracy.
+
+    Args:
+        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
+        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    gains = as_shares(tuned_correct) - as_shares(base_correct)
+    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    codes, _ = prompt_codes(groups, len(gains))
+    sides = [longer_by > 0, longer_by < 0]
+    if min(side.sum() for side in sides) < MIN_STRATUM_PAIRS:
+        return None
+    value = float(np.mean([gains[side].mean() for side in sides]))
+    used = sides[0] | sides[1]
+    used_codes, num_prompts = prompt_codes(codes[used].tolist(), int(used.sum()))
+    if num_prompts == 1:
+        return Measured(value, -1.0, 1.0, int(used.sum()))
+    deviations, weights, added = np.zeros(len(gains)), np.zeros(len(gains)), 0.0
+    for side in sides:
+        padded_n = int(side.sum()) + 2
+        centre = float(gains[side].sum()) / padded_n
+        deviations[side], weights[side] = gains[side] - centre, 0.5 / padded_n
+        added += 0.25 * added_variance(centre, padded_n)
+    variance = variance_of_mean(deviations[used], weights[used], used_codes, num_prompts) + added
+    half = student(num_prompts) * math.sqrt(variance)
+    return Measured(value, max(-1.0, value - half), min(1.0, value + half), int(used.sum()))
+
+
+def longer_wins(
+    chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Iterable[Hashable] | None = None
+) -> Measured:
+    """Accuracy of the rule "the longer response is the better one", equal lengths counting one half."""
+    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    return proportion((np.sign(longer_by) + 1) / 2, groups)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBucket:
+    """Pairs whose lengths differ by like amounts.
+
+    Attributes:
+        low, high: chosen minus rejected, in tokens, both included.
+        pairs: how many.
+        accuracy: on them; None under 10 pairs.
+    """
+
+    low: int
+    high: int
+    pairs: int
+    accuracy: Measured | None
+
+    def as_json(self) -> dict[str, Any]:
+        """{"from", "to", "pairs", "accuracy"}"""
+        accuracy = None if self.accuracy is None else self.accuracy.as_json()
+        return {"from": self.low, "to": self.high, "pairs": self.pairs, "accuracy": accuracy}
+
+
+def length_buckets(
+    correct: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    groups: Iterable[Hashable] | None = None,
+) -> list[LengthBucket]:
+    """Accuracy by how much longer the chosen response is: five buckets of about equally many pairs, shortest first.
+
+    Pairs with the same difference are never parted, so there may be fewer buckets, and they may be uneven.
+
+    Args:
+        correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
+        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    right = as_shares(correct)
+    longer_by = np.asarray(chosen_lengths, dtype=np.int64) - np.asarray(rejected_lengths, dtype=np.int64)
+    codes, _ = prompt_codes(groups, len(right))
+    inner = [(share + 1) / NUM_BUCKETS for share in range(NUM_BUCKETS - 1)]
+    edges = np.unique(np.quantile(longer_by, inner, method="inverted_cdf"))
+    bucket_of = np.searchsorted(edges, longer_by)
+    buckets = []
+    for bucket in np.unique(bucket_of):
+        at = bucket_of == bucket
+        accuracy = proportion(right[at], codes[at]) if at.sum() >= MIN_STRATUM_PAIRS else None
+        buckets.append(LengthBucket(int(longer_by[at].min()), int(longer_by[at].max()), int(at.sum()), accuracy))
+    return buckets

@@ -1,0 +1,146 @@
+"""Two models on the same pairs: the difference in accuracy, its test, and the smallest one that could be seen."""
+
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from simpo_cli.statistics.measured import (
+    Codes,
+    Floats,
+    Measured,
+    as_shares,
+    prompt_codes,
+    student,
+    sums_by_prompt,
+    variance_of_mean,
+)
+
+POWER = 0.8
+"""How often the smallest effect that can be seen would be seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same pairs. Wins are pairs that only the tuned model got right, losses the reverse."""
+
+    difference: Measured  # accuracy of the tuned model less that of the base model, -1..1
+    p_value: float  # two-sided
+    test: Literal["mcnemar-exact", "sign-flip-by-prompt"]
+    wins: int
+    losses: int
+    ties: int  # pairs on which both did equally well; they say nothing about the difference
+
+
+def compare_accuracy(
+    base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Iterable[Hashable] | None = None
+) -> Comparison:
+    """Base against tuned on the same pairs: is the difference in accuracy more than chance?
+
+    If every prompt occurs once: McNemar's exact test, that is, a fair coin on the pairs that only one model got right.
+    Else the sign-flip test by prompt: if the models were equal, each prompt's difference could as well have had the
+    other sign. Its p-value is exact (all 2^prompts flips, summed by value), so there is no seed.
+
+    Args:
+        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    base, tuned = as_shares(base_correct), as_shares(tuned_correct)
+    assert base.shape == tuned.shape, f"{len(base)} pairs of the base model, {len(tuned)} of the tuned one"
+    gains = tuned - base
+    codes, num_prompts = prompt_codes(groups, len(gains))
+    wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
+    test: Literal["mcnemar-exact", "sign-flip-by-prompt"]
+    if num_prompts == len(gains):
+        test = "mcnemar-exact"
+        p_value = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    else:
+        test = "sign-flip-by-prompt"
+        p_value = _sign_flip_p_value(sums_by_prompt(gains, codes, num_prompts))
+    return Comparison(
+        difference=_paired_difference(gains, codes, num_prompts),
+        p_value=p_value,
+        test=test,
+        wins=wins,
+        losses=losses,
+        ties=len(gains) - wins - losses,
+    )
+
+
+def _paired_difference(gains: Floats, codes: Codes, num_prompts: int) -> Measured:
+    """Mean gain with its interval, by prompt, after Agresti and Min (Statistics in Medicine 24, 2005).
+
+    Half a pair is added to each outcome (both right, both wrong, a win, a loss) before the interval is taken. Without
+    it, models that agree on all of ten pairs would differ by "0, interval 0 to 0".
+
+    Args:
+        gains: (n,) in steps of one half, -1..1: what the tuned model got right less what the base model did.
+    """
+    n, value = len(gains), float(gains.mean())
+    if num_prompts == 1:
+        return Measured(value, -1.0, 1.0, n)
+    centre, error = _padded(gains, codes, num_prompts)
+    half = student(num_prompts) * error
+    return Measured(value, max(-1.0, min(centre - half, value)), min(1.0, max(centre + half, value)), n)
+
+
+def _padded(gains: Floats, codes: Codes, num_prompts: int) -> tuple[float, float]:
+    """Mean gain and its standard error with half a pair added to each outcome."""
+    n, padded_n = len(gains), len(gains) + 2
+    centre = float(gains.sum()) / padded_n
+    variance = variance_of_mean(gains - centre, np.full(n, 1 / padded_n), codes, num_prompts)
+    return centre, math.sqrt(variance + added_variance(centre, padded_n))
+
+
+def smallest_effect(
+    base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Iterable[Hashable] | None = None
+) -> float | None:
+    """The smallest difference in accuracy that these pairs would show in four out of five samples, 0..1.
+
+        (t(0.975, prompts - 1) + z(0.8)) * standard error of the paired difference
+
+    The standard error is that of the interval of `compare_accuracy`, so it goes by how often the two models disagree on
+    these pairs. None for one prompt.
+
+    Args:
+        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
+        groups: (n,) the prompt of each pair; None says that no prompt repeats.
+    """
+    gains = as_shares(tuned_correct) - as_shares(base_correct)
+    codes, num_prompts = prompt_codes(groups, len(gains))
+    if num_prompts == 1:
+        return None
+    _, error = _padded(gains, codes, num_prompts)
+    return min(1.0, (student(num_prompts) + float(stats.norm.ppf(POWER))) * error)
+
+
+def added_variance(centre: float, padded_n: int) -> float:
+    """What half a pair of each outcome adds to the variance of a mean gain."""
+    return 0.5 * ((1 - centre) ** 2 + (1 + centre) ** 2 + 2 * centre**2) / padded_n**2
+
+
+def _sign_flip_p_value(gains: Floats) -> float:
+    """Two-sided share of all sign flips of `gains` (prompts,) whose sum is at least as far from 0 as the one seen.
+
+    Gains come in steps of one half, so the sums of all 2^prompts flips lie on a grid of whole numbers, and their
+    distribution is built up exactly: one prompt moves it up or down by its gain, half of it each way.
+    """
+    steps = np.rint(np.abs(gains) * 2).astype(np.int64)
+    reach = int(steps.sum())
+    seen = abs(round(float(gains.sum()) * 2))
+    chances = np.zeros(2 * reach + 1)  # chances[reach + s]: that the sum is s
+    chances[reach] = 1.0
+    span = 0  # sums so far lie within -span..span
+    for step in steps[steps > 0].tolist():
+        before = chances[reach - span : reach + span + 1] / 2
+        span += step
+        chances[reach - span : reach + span + 1] = 0.0
+        chances[reach - span : reach + span + 1 - 2 * step] += before
+        chances[reach - span + 2 * step : reach + span + 1] += before
+    # the chances are symmetric; the sum seen itself counts, so p is never 0 but by underflow
+    upper = float(chances[reach + seen :].sum())
+    return min(1.0, 2 * upper) if seen else 1.0

@@ -1,0 +1,163 @@
+"""What cannot be scored is refused with a clear word, before anything else is."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.assess.assessment import Assessed
+from simpo_cli.assess.run import Assessment
+from simpo_cli.errors import ExitCode, UserError
+from tests.assess.conftest import ignore
+
+Assess = Callable[..., list[Assessed]]
+Document = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("target", ["nosuch", "./no/where", "no/such/place", "missing.yaml"])
+def test_a_name_that_means_nothing(target: str) -> None:
+    with pytest.raises(UserError, match="neither a run, nor a model folder, nor a recipe"):
+        Assessment((), None, (), ignore).run([target], ignore)
+
+
+def test_a_model_and_a_hub_id_without_pairs(place: Path) -> None:
+    for target in (str(place / "tiny"), "nobody/no-such-model"):
+        with pytest.raises(UserError, match="nothing says which pairs") as caught:
+            Assessment((), None, (), ignore).run([target], ignore)
+        assert "--data FILE" in caught.value.fix
+
+
+def test_a_folder_that_is_neither(assess: Assess) -> None:
+    with pytest.raises(UserError, match="neither a run nor a model"):
+        assess("")
+
+
+def test_a_later_name_is_looked_at_before_the_first_is_scored(assess: Assess) -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        assess("run", "nosuch")
+
+
+def test_one_model_twice(assess: Assess) -> None:
+    with pytest.raises(UserError, match="named twice"):
+        assess("run", "run/model")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "problem"), [("nosuch", "neither a run"), ("{place}/run/model", "the model itself")]
+)
+def test_a_baseline_that_is_missing_or_the_model_itself(
+    place: Path, assess: Assess, baseline: str, problem: str
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        assess("run", baseline=baseline.format(place=place))
+
+
+def test_a_run_without_a_model_names_its_checkpoints(place: Path, assess: Assess) -> None:
+    shutil.copytree(place / "run", place / "half", dirs_exist_ok=True)
+    shutil.rmtree(place / "half" / "model")
+    with pytest.raises(UserError, match="has no model yet") as caught:
+        assess("half")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert "half/checkpoints/step-" in caught.value.fix
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no manifest"])
+def test_a_damaged_checkpoint(place: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    [folder] = (run / "checkpoints").glob("step-*")
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    match damage:
+        case "cut":
+            weights.write_bytes(content[:-8])
+        case "changed":
+            content[-1] ^= 1
+            weights.write_bytes(content)
+        case _:
+            (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=rf"{folder} is damaged: ") as caught:
+        Assessment((), None, (), ignore).run([str(folder)], ignore)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_damaged_master_costs_only_the_comparison_with_it(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    [folder] = (run / "checkpoints").glob("step-*")
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said: list[str] = []
+    [one], failed = Assessment((), "none", (), said.append).run([str(run)], ignore)
+    assert one.save is None
+    assert failed == []
+    assert any("left out" in line and "damaged" in line for line in said)
+
+
+def test_a_checkpoint_away_from_its_run(place: Path, tmp_path: Path) -> None:
+    [folder] = (place / "run" / "checkpoints").glob("step-*")
+    shutil.copytree(folder, tmp_path / "a" / "b" / folder.name)
+    with pytest.raises(UserError, match="without its run"):
+        Assessment((), None, (), ignore).run([str(tmp_path / "a" / "b" / folder.name)], ignore)
+
+
+def pairs_file(folder: Path, *rows: tuple[str, str, str]) -> str:
+    text = "".join(json.dumps(dict(zip(("prompt", "chosen", "rejected"), row, strict=True))) + "\n" for row in rows)
+    (folder / "pairs.jsonl").write_text(text, encoding="utf-8")
+    return f"data.eval={folder}/pairs.jsonl"
+
+
+def test_no_pair_that_can_be_scored(tmp_path: Path, assess: Assess) -> None:
+    with pytest.raises(UserError, match="no usable pair in 1 records"):
+        assess("run", overrides=[pairs_file(tmp_path, ("q", "same", "same"))])
+    with pytest.raises(UserError, match="there are no pairs to score"):
+        assess("run", overrides=["data.eval=null", "data.holdout=0"])
+
+
+def test_one_pair_gives_numbers_without_bounds(tmp_path: Path, document: Document) -> None:
+    one = document("run", overrides=[pairs_file(tmp_path, ("q", "yes please", "no never"))])
+    assert one["pairs"] == one["prompts"] == 1
+    assert one["margin"]["ci"] == [None, None]
+    assert one["difference"]["smallest_effect"] is None
+    assert one["difference"]["p_value"] == 1.0
+    assert one["length"]["spearman"] is None
+    assert one["length"]["buckets"][0]["accuracy"] is None
+
+
+def test_a_model_that_prefers_nothing_is_at_one_half(tmp_path: Path, place: Path, document: Document) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(place / "tiny", tmp_path / "flat")
+    weights = load_file(tmp_path / "flat" / "model.safetensors")
+    save_file({name: tensor * 0 for name, tensor in weights.items()}, tmp_path / "flat" / "model.safetensors")
+    rows = [(f"q {i}", "1 2 3" * (1 + i % 3), "4 5 6" * (1 + i % 3)) for i in range(12)]  # equally many tokens
+    one = document(str(tmp_path / "flat"), overrides=[pairs_file(tmp_path, *rows)])
+    assert one["ties"] == 12
+    assert one["accuracy"]["value"] == 0.5
+    assert one["margin"]["value"] == 0
+
+
+def test_weights_that_are_not_finite(tmp_path: Path, place: Path, assess: Assess) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(place / "tiny", tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "model.safetensors")
+    name = next(name for name in weights if "down_proj" in name)
+    save_file({**weights, name: weights[name] * float("nan")}, tmp_path / "nan" / "model.safetensors")
+    with pytest.raises(UserError, match="log-probs are not finite") as caught:
+        assess(str(tmp_path / "nan"), overrides=[f"data.eval={place}/held.jsonl"])
+    assert caught.value.exit_code == ExitCode.NUMBERS
+
+
+def test_a_column_that_no_record_has_and_one_with_too_many_values(assess: Assess) -> None:
+    with pytest.raises(UserError, match="no record has such a column") as caught:
+        assess("run", by=["sorce"])
+    assert "Did you mean source?" in caught.value.fix
+    assert "metadata" in caught.value.fix
+    with pytest.raises(UserError, match="different values"):
+        assess("run", by=["chosen"])

@@ -1,0 +1,105 @@
+"""Simulations with known truth: intervals hold it at their rate, tests keep their level and have their power."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from simpo_cli.statistics import balanced_difference, compare_accuracy, length_strata, proportion, smallest_effect
+from simpo_cli.statistics.proportions import wilson
+
+ROUNDS = 1000
+
+
+def prompts_of(rng: np.random.Generator, prompts: int, repeats: int) -> np.ndarray:
+    """Prompts of pairs: 1 to `repeats` pairs a prompt."""
+    return np.repeat(np.arange(prompts), rng.integers(1, repeats + 1, prompts) if repeats > 1 else 1)
+
+
+def lucks(rng: np.random.Generator, groups: np.ndarray) -> np.ndarray:
+    """Uniform numbers that the pairs of a prompt share half of the time."""
+    return np.where(rng.random(len(groups)) < 0.5, rng.random(groups[-1] + 1)[groups], rng.random(len(groups)))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("prompts", [60, 200])
+def test_accuracy_of_repeated_prompts(prompts: int, share: float) -> None:
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(ROUNDS):
+        groups = prompts_of(rng, prompts, 4)
+        measured = proportion(lucks(rng, groups) < share, groups)
+        covered += measured.low <= share <= measured.high
+    assert 0.93 <= covered / ROUNDS <= 0.97
+
+
+@pytest.mark.parametrize("n", [60, 61, 200, 1000])
+def test_accuracy_of_single_prompts_on_average_over_true_shares(n: int) -> None:
+    """Exact, by the binomial; for one share alone coverage jumps with it, as every interval's does that is a set."""
+    right = np.arange(n + 1)
+    bounds = np.array([wilson(k / n, n, float(stats.norm.ppf(0.975))) for k in right])
+    truths = np.linspace(0.5, 0.9, 401)[:, None]
+    inside = (bounds[:, 0] <= truths) & (truths <= bounds[:, 1])
+    covered = (stats.binom.pmf(right, n, truths) * inside).sum(axis=1)
+    assert 0.945 <= covered.mean() <= 0.955
+    assert covered.min() > 0.91
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize(("before", "after"), [(0.5, 0.7), (0.7, 0.9), (0.6, 0.6)])
+def test_a_paired_difference(before: float, after: float, repeats: int) -> None:
+    rng, covered, alarms = np.random.default_rng(2), 0, 0
+    for _ in range(ROUNDS):
+        groups = prompts_of(rng, 60, repeats)
+        luck = lucks(rng, groups)
+        again = np.where(rng.random(len(groups)) < 0.6, luck, lucks(rng, groups))  # the models agree in part
+        result = compare_accuracy(luck < before, again < after, groups)
+        covered += result.difference.low <= after - before <= result.difference.high
+        alarms += result.p_value < 0.05
+    assert 0.93 <= covered / ROUNDS <= 0.97
+    if before == after:
+        assert alarms / ROUNDS <= 0.06
+    else:
+        assert alarms / ROUNDS >= 0.6
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_the_smallest_effect_is_seen_in_about_four_of_five_samples(repeats: int) -> None:
+    rng, gain, seen, told = np.random.default_rng(3), 0.12, 0, []
+    prompts = 140 if repeats == 1 else 73  # where about this gain is the smallest that can be seen
+    for _ in range(ROUNDS // 2):
+        groups = prompts_of(rng, prompts, repeats)
+        luck = lucks(rng, groups)
+        again = np.where(rng.random(len(groups)) < 0.55, luck, lucks(rng, groups))
+        base, tuned = (luck < 0.6).astype(float), (again < 0.6 + gain).astype(float)
+        told.append(smallest_effect(base, tuned, groups))
+        difference = compare_accuracy(base, tuned, groups).difference
+        seen += difference.low > 0
+    assert np.mean(told) == pytest.approx(gain, rel=0.03)
+    assert 0.75 <= seen / (ROUNDS // 2) <= 0.85
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_planted_model_that_goes_by_length_alone_is_worth_one_half(repeats: int) -> None:
+    """In these data the longer response is the better one in 80 of 100 pairs, and the model knows nothing else."""
+    rng, rounds, plain, covered, gains = np.random.default_rng(4), 0, 0, 0, 0
+    for _ in range(ROUNDS):
+        groups = prompts_of(rng, 150, repeats)
+        longer = lucks(rng, groups) < 0.8
+        other = rng.random(len(groups)) < 0.1  # it errs in one of ten
+        right = (longer != other).astype(float)
+        lengths = np.where(longer, 2, 1), np.where(longer, 1, 2)
+        balanced = length_strata(right, *lengths, groups)["balanced"]
+        gain = balanced_difference(np.full(len(right), 0.5), right, *lengths, groups)
+        if balanced is None or gain is None:
+            continue  # under ten pairs in which the shorter one is the better
+        rounds += 1
+        plain += proportion(right, groups).low > 0.5
+        covered += balanced.low <= 0.5 <= balanced.high
+        gains += gain.low <= 0 <= gain.high
+    assert rounds > 0.95 * ROUNDS
+    assert plain / rounds > 0.95
+    assert 0.93 <= covered / rounds <= 0.97
+    assert gains / rounds >= 0.93
+
+
+def test_one_prompt_shows_no_effect_at_all() -> None:
+    assert smallest_effect([0, 1], [1, 1], ["p", "p"]) is None
