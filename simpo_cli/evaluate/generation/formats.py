@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.evaluate.generation.measures import Answer
 from simpo_cli.evaluate.generation.prompts import Question
 
@@ -100,7 +101,7 @@ def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """A file of text, whole or not at all; folders on the way are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    temporary.replace(file)
+    with disk_faults(f"{file} cannot be written", ", and run the same command again"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as stream:
+            stream.write(text)
