@@ -20,7 +20,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import sync
 
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
-EVAL_PAIRS, NOTES = "evals-pairs.jsonl", "notes.jsonl"
+EVAL_PAIRS, EVAL_SAMPLES, NOTES = "evals-pairs.jsonl", "evals-samples.jsonl", "notes.jsonl"
 
 _RUN_FILES = ("run.json", "recipe.yaml", METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
