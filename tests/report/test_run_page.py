@@ -55,7 +55,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "Tokens a second",
         "Accuracy by length",
         "Change of log-probs since the start, on the probe",
-        "Change of the log-probs of the held-out pairs: chosen -0",
+        "Change of the log-probs of the held-out pairs: chosen +0",
         "Margins of the held-out pairs: mean 0",
     ]
     assert figures[0].startswith("Loss. Training: from 1.000 at step 1 to 0.250 at step 4, never under 0.250 or over 1")
@@ -81,7 +81,7 @@ def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
 
 
 def test_drift_is_of_the_stored_pairs_with_intervals(tmp_path: Path) -> None:
-    _, text = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
+    _, text = _page(tmp_path, outcome=RISE, steps=0, pairs=40)
     rows = [json.loads(line) for line in (tmp_path / "run" / "evals-pairs.jsonl").read_text().splitlines()]
     change = [row["chosen_after"] - row["chosen_before"] for row in rows]
     low, high = stats.t.interval(0.95, 39, loc=sum(change) / 40, scale=stats.sem(change))
@@ -95,12 +95,10 @@ def test_drift_is_of_the_stored_pairs_with_intervals(tmp_path: Path) -> None:
 def test_pairs_to_read_are_shown_with_their_margins(tmp_path: Path) -> None:
     texts = {"prompt": "Why?", "chosen": "So.", "rejected": HOSTILE}
     samples = [{"line": 3, "why": "drawn", **texts}, {"line": 40, "why": "worst", **texts, "chosen": "It fell."}]
-    page, text = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40, samples=samples)
+    page, text = _page(tmp_path, outcome=RISE, steps=0, pairs=40, samples=samples)
     drawn, worst = text.split("Drawn by the seed")[1].split("Margins that fell most")
-    assert (
-        f"prefs.jsonl:2 margin 0.020 before, 0.460 after, nats a token prompt Why? chosen So. rejected {VISIBLE}"
-        in (drawn)
-    )
+    assert "prefs.jsonl:2 margin 0.020 before, 0.460 after, nats a token" in drawn
+    assert f"prompt Why? chosen So. rejected {VISIBLE}" in drawn
     assert "prefs.jsonl:39 margin 0.390 before, -0.280 after, nats a token" in worst
     assert "It fell." in worst
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
@@ -108,7 +106,7 @@ def test_pairs_to_read_are_shown_with_their_margins(tmp_path: Path) -> None:
 
 def test_the_recipe_says_where_each_value_was_set(tmp_path: Path) -> None:
     origins = {"name": "mine.yaml:1", "loss.beta": "override 2", "model.path": f"{HOSTILE}.yaml:3"}
-    _, text = _page(tmp_path, outcome=RISE, recipe_origins=origins)
+    _, text = _page(tmp_path, steps=0, recipe_origins=origins)
     table = text.split("key value set in")[1].split("Whatever is not in the table")[0]
     assert table.split() == (
         f"name made-up mine.yaml:1 model.path builtin:guide {VISIBLE}.yaml:3 loss.beta 2.0 override 2".split()
@@ -117,7 +115,7 @@ def test_the_recipe_says_where_each_value_was_set(tmp_path: Path) -> None:
 
 
 def test_how_to_do_it_again_is_commands_that_can_be_typed(tmp_path: Path) -> None:
-    page, _ = _page(tmp_path / "my runs", outcome=RISE)
+    page, _ = _page(tmp_path / "my runs", outcome=RISE, steps=0)
     run = tmp_path / "my runs" / "run"
     assert [shlex.split(line) for line in next(text for text in page.text if "simpo report" in text).splitlines()] == [
         ["simpo", "train", "made-up.yaml"],
@@ -128,11 +126,13 @@ def test_how_to_do_it_again_is_commands_that_can_be_typed(tmp_path: Path) -> Non
 
 
 def test_a_run_without_findings_says_that_it_looked(tmp_path: Path) -> None:
-    _, text = _page(tmp_path, notes=[{"label": "loss", "text": "SimPO"}])
+    _, text = _page(tmp_path, steps=0, notes=[{"label": "loss", "text": "SimPO"}])
     assert "found no repeats, no contradictions" in text
-    _, text = _page(tmp_path / "found", notes=[{"label": "", "text": "DUP001 7 training pairs occurred before"}])
+    _, text = _page(
+        tmp_path / "found", steps=0, notes=[{"label": "", "text": "DUP001 7 training pairs occurred before"}]
+    )
     assert "found no repeats" not in text
-    _, text = _page(tmp_path / "old")  # it kept no first screen: nothing is known
+    _, text = _page(tmp_path / "old", steps=0)  # it kept no first screen: nothing is known
     assert "found no repeats" not in text
 
 
