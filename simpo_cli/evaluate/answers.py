@@ -1,10 +1,13 @@
 """Answers of a model to a few fixed prompts, so that a person can read what training changed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import GenerationConfig
 
 from simpo_cli.builtin import PROBE_QUESTIONS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
@@ -90,6 +93,8 @@ def generate(
 ) -> list[Answer]:
     """The most likely answers, word by word, cut after `most_tokens`; all questions go through the model at once.
 
+    What the model's generation config suggests is put aside: a penalty on repetition would hide that it repeats itself.
+
     A question beside longer ones is padded at its left. That is exact for models that follow their attention mask, to
     the rounding of the sums, by which two words that are about equally likely may change places.
     """
@@ -102,7 +107,7 @@ def generate(
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal:
+        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal, _plain(causal):
             output = causal.generate(
                 input_ids=torch.tensor(rows, device=accelerator.device),
                 attention_mask=torch.tensor(mask, device=accelerator.device),
@@ -114,6 +119,15 @@ def generate(
     finally:
         policy.train(was_training)
     return [_answer_of(row, tokenizer) for row in output[:, longest:].tolist()]
+
+
+@contextmanager
+def _plain(causal: Any) -> Iterator[None]:
+    suggested, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        causal.generation_config = suggested
 
 
 def _answer_of(ids: list[int], tokenizer: TextTokenizer) -> Answer:

@@ -45,10 +45,12 @@ def test_prompts_of_different_lengths_are_answered_as_each_alone(tiny_folder: Pa
     texts = ["How?", "How do I invite a teammate to the new project?", "Please open the settings."]
     questions = [Question(text, tuple(tokenizer.encode_batch([text])[0])) for text in texts]
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    model.generation_config.repetition_penalty = 5.0
     policy = Policy(model, "shared_prefix").train()
     answers = AnswerProbe(questions, tokenizer, 9).ask(policy, Accelerator(cpu=True))
     assert policy.training
     assert policy.packing == "shared_prefix"
+    assert model.generation_config.repetition_penalty == 5.0
     alone = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for question, answer in zip(questions, answers, strict=True):
         ids = list(question.ids)
