@@ -1,7 +1,7 @@
 # Everything starts here, on a machine with nothing but Python 3.11 or later.
 #   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
 #   make test    sets up and runs the tests
-#   make test-faults   kills runs at random instants, goes on with them, and compares bits (KILLS=300)
+#   make test-faults   kills, signals, failing disks, damaged files: runs are gone on with and compared (KILLS=300)
 #   make fuzz    feeds broken records and messages to the readers for a minute
 #   make check   formatting, lint, types, import rules
 #   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
@@ -10,6 +10,8 @@
 #   make bench-step    speed of the parts of a training step
 #   make bench-audit   speed and memory of simpo stats
 #   make bench-loading speed and memory of reading and tokenizing pairs
+#   make bench-saving  what checkpoints cost beside the steps of a run
+#   make bench-resume  how soon a run goes on
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
@@ -22,9 +24,10 @@ BENCH_MODEL ?= models/smollm2-135m-instruct
 BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
 KILLS ?= 300
+FAULT_OPTIONS ?= --quick
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading guide clean
+.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +50,8 @@ test: $(READY)
 
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills $(KILLS)
+	$(BIN)/python -m tests.faults.disk $(FAULT_OPTIONS)
+	$(BIN)/python -m tests.faults.corruption
 
 fuzz: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
@@ -88,10 +93,16 @@ bench-step: $(READY)
 	$(BIN)/python -m tests.benchmarks.step
 
 bench-audit: $(READY)
-	$(BIN)/python -m tests.benchmarks.audit
+	$(BIN)/python -m tests.benchmarks.audit $(BENCH_OPTIONS)
 
 bench-loading: $(READY)
-	$(BIN)/python -m tests.benchmarks.loading
+	$(BIN)/python -m tests.benchmarks.loading $(BENCH_OPTIONS)
+
+bench-saving: $(READY)
+	$(BIN)/python -m tests.benchmarks.saving --model $(BENCH_MODEL) --data $(BENCH_DATA)/llamafactory_dpo_en_demo.json
+
+bench-resume: $(READY)
+	$(BIN)/python -m tests.benchmarks.resume
 
 guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide
