@@ -84,6 +84,27 @@ def terms_under(loss: LossRecipe, chosen: Tensor, rejected: Tensor) -> PairTerms
     )
 
 
+def gradient_weight(loss: LossRecipe, margins: Tensor) -> Tensor:
+    """How hard each pair still pulls its two responses apart, as a share of the most that the loss can, (P,).
+
+        sigmoid: sigmoid(-d)        hinge: 1 where d < 1, else 0        d = margin - gamma
+
+    This is -d loss / d margin of the term of the labels as they are: near 1 for a pair far from the target, 1/2 at it,
+    near 0 far past it. Label smoothing is left out: it holds pairs where both of its terms balance, and that is no
+    sign of saturation.
+
+    Args:
+        loss: the objective.
+        margins: (P,) reward margins.
+    """
+    distance = margins - loss.margin
+    match loss.type:
+        case "sigmoid":
+            return torch.sigmoid(-distance)
+        case "hinge":
+            return (distance < 1).to(margins.dtype)
+
+
 def segment_means(logps: Tensor, lengths: Tensor) -> Tensor:
     """m(y|x): the mean of each run of token log-probs (arXiv:2405.14734, Eq. 3).
 

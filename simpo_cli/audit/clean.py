@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,14 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.writing import disk_faults, new_file, replacing
+from simpo_cli.errors import UserError
 
 SCHEMA_VERSION = 1
 
 DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.drops))
 """Findings whose pairs are left out."""
+_OF_ALL_PAIRS = ("LBL005", "LEN001", "MOD001", "SRF001")  # no single pair has them
 
 # Fields that the loader gives a part; the clean record has its own
 _PARTS = frozenset(
@@ -111,98 +113,102 @@ def _is_own(path: Path) -> bool:
         return False
 
 
-def codes_by_number(examination: Examination) -> dict[int, list[str]]:
-    """The codes for which a pair is dropped, by its number among the pairs that are read."""
+def require_droppable(codes: Sequence[str]) -> None:
+    """Refuse codes that are none, or that are about all pairs at once.
+
+    Raises:
+        UserError: names the code.
+    """
+    for code in codes:
+        if code not in CATALOGUE or code in _OF_ALL_PAIRS:
+            why = "says something of all pairs at once" if code in CATALOGUE else "is not the code of a finding"
+            raise UserError(f"--drop {code}: {code} {why}.", "simpo stats --explain all lists the codes.")
+
+
+def codes_by_number(examination: Examination, also: Sequence[str] = ()) -> dict[int, list[str]]:
+    """The codes for which a pair is dropped, by its number among the pairs that are read.
+
+    Args:
+        examination: what was found.
+        also: codes whose pairs are dropped beside DROPPED_CODES.
+    """
     codes: defaultdict[int, list[str]] = defaultdict(list)
     of_measured = {found.code: examination.numbers[found.pairs] for found in examination.findings}
-    for code in DROPPED_CODES:
+    for code in sorted({*DROPPED_CODES, *also}):
         for numbers in (of_measured.get(code), examination.left_out.positions(code)):
             for number in () if numbers is None else numbers.tolist():
                 codes[number].append(code)
     return codes
 
 
-def write_clean(path: Path, examination: Examination, read_again: Callable[[], PairReader]) -> CleanResult:
+def write_clean(
+    path: Path, examination: Examination, read_again: Callable[[], PairReader], also: Sequence[str] = ()
+) -> CleanResult:
     """Write the pairs that remain, and the list of the others.
 
     Args:
         path: the clean file; the list goes beside it, as FILE.dropped.jsonl.
         examination: what was found.
         read_again: opens the same sources once more, as they were read for the examination.
+        also: as for `codes_by_number`.
 
     Raises:
         UserError: the file may not be written, no pair remains, or the sources have changed.
     """
     require_writable(path, [file.path for file in examination.reader.files])
-    codes = codes_by_number(examination)
+    codes = codes_by_number(examination, also)
     reader = read_again()
     by_code: Counter[str] = Counter()
     kept = 0
-    try:
-        with _replacing(path) as clean, _replacing(dropped_path(path)) as listed, _scratch(path) as body:
-            for number, pair in enumerate(reader):
-                if number in codes:
-                    by_code.update(codes[number])
-                    _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
-                else:
-                    assert reader.record is not None
-                    _write_line(clean, clean_record(pair, reader.record.fields))
-                    kept += 1
-            for bad in reader.bad_records:
-                by_code["FMT001"] += 1
-                _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
-            dropped = len(codes) + len(reader.bad_records)
-            _require_same(examination.reader, reader)
-            if not kept:
-                raise UserError(
-                    f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
-                    "The findings say why each was dropped.",
-                )
-            clean.flush()
-            header = {
-                "schema_version": SCHEMA_VERSION,
-                "tool": "simpo stats --write-clean",
-                "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
-                "dropped": dropped,
-                "by_code": dict(sorted(by_code.items())),
-                "not_pairs": {
-                    reason: count
-                    for reason, count in sorted(reader.dropped.counts.items())
-                    if reason in ("tied scores", "tied label")
-                },
-            }
-            _write_line(listed, header)
-            body.seek(0)
-            for line in body:
-                listed.write(line)
-    except OSError as error:
-        raise UserError(
-            f"--write-clean {path} cannot be written: {error.strerror}.",
-            "Name a file in a folder that exists and can be written.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    with (
+        disk_faults(f"--write-clean {path} cannot be written"),
+        replacing(path) as clean,
+        replacing(dropped_path(path)) as listed,
+        _scratch(path) as body,
+    ):
+        for number, pair in enumerate(reader):
+            if number in codes:
+                by_code.update(codes[number])
+                _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
+            else:
+                assert reader.record is not None
+                _write_line(clean, clean_record(pair, reader.record.fields))
+                kept += 1
+        for bad in reader.bad_records:
+            by_code["FMT001"] += 1
+            _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
+        dropped = len(codes) + len(reader.bad_records)
+        _require_same(examination.reader, reader)
+        if not kept:
+            raise UserError(
+                f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
+                "The findings say why each was dropped.",
+            )
+        clean.flush()
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "tool": "simpo stats --write-clean",
+            "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
+            "dropped": dropped,
+            "by_code": dict(sorted(by_code.items())),
+            "not_pairs": {
+                reason: count
+                for reason, count in sorted(reader.dropped.counts.items())
+                if reason in ("tied scores", "tied label")
+            },
+        }
+        _write_line(listed, header)
+        body.seek(0)
+        for line in body:
+            listed.write(line)
     return CleanResult(path, dropped_path(path), kept, dropped, dict(sorted(by_code.items())))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file that takes the place of `path` when it is whole; nothing changes if anything goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[IO[str]]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.dropped")
     try:
-        with temporary.open("w+", encoding="utf-8", newline="\n") as file:
+        with new_file(temporary, "x+") as file:
             yield file
     finally:
         temporary.unlink(missing_ok=True)

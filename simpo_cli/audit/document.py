@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simpo_cli.audit import surface
 from simpo_cli.audit.catalogue import CATALOGUE
@@ -54,6 +55,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
             "surface": None if by_surface is None else by_surface.as_json(),
         },
         "sources": _sources(examination, findings),
+        "groups": _groups(examination, findings),
         "findings": [found.as_json() for found in findings],
         "passed": _passed(examination, findings, is_judged=by_surface is not None),
         "model": None,
@@ -68,7 +70,7 @@ def _input(examination: Examination) -> dict[str, Any]:
         "records_read": reader.records_read,
         "prompts": examination.num_prompts,
         "no_signal": dict(sorted(examination.no_signal.items())),
-        "malformed": len(examination.refused),
+        "malformed": examination.refused.count,
         "warnings": dict(sorted(reader.warnings.counts.items())),
         "tokens": None if examination.tokens is None else _limits(examination.tokens),
         "evaluation": None
@@ -91,26 +93,37 @@ def _limits(tokens: Tokens) -> dict[str, Any]:
 
 
 def _sources(examination: Examination, findings: list[Finding]) -> list[dict[str, Any]]:
-    """What each file gives by itself; findings by the number of its measured pairs that they concern."""
-    sources = []
-    for number, file in enumerate(examination.reader.files):
-        mine = examination.file_of == number
-        count = int(mine.sum())
-        chosen, rejected = examination.chosen_len[mine], examination.rejected_len[mine]
-        prompts = examination.prompts[mine]
-        concerned = {found.code: int(mine[found.pairs].sum()) for found in findings}
-        sources.append(
-            {
-                "path": file.path,
-                "count": count,
-                "prompts": len(np.unique(prompts)),
-                "mean_chosen_len": float(chosen.mean()) if count else None,
-                "mean_rejected_len": float(rejected.mean()) if count else None,
-                "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
-                "findings": {code: pairs for code, pairs in concerned.items() if pairs},
-            }
-        )
-    return sources
+    """What each file gives by itself."""
+    files = enumerate(examination.reader.files)
+    return [
+        {"path": file.path, **_part(examination, examination.file_of == number, findings)} for number, file in files
+    ]
+
+
+def _groups(examination: Examination, findings: list[Finding]) -> dict[str, Any] | None:
+    """What the pairs of each value of a field give by themselves, the most frequent value first."""
+    groups = examination.groups
+    if groups is None:
+        return None
+    names = enumerate(groups.names)
+    values = [{"value": name, **_part(examination, examination.group_of == number, findings)} for number, name in names]
+    return {"field": groups.field, "values": sorted(values, key=lambda value: (-value["count"], value["value"]))}
+
+
+def _part(examination: Examination, mine: NDArray[np.bool_], findings: list[Finding]) -> dict[str, Any]:
+    """What some of the measured pairs give; findings by the number of these pairs that they concern."""
+    count = int(mine.sum())
+    chosen, rejected = examination.chosen_len[mine], examination.rejected_len[mine]
+    prompts = examination.prompts[mine]
+    concerned = {found.code: int(mine[found.pairs].sum()) for found in findings}
+    return {
+        "count": count,
+        "prompts": len(np.unique(prompts)),
+        "mean_chosen_len": float(chosen.mean()) if count else None,
+        "mean_rejected_len": float(rejected.mean()) if count else None,
+        "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
+        "findings": {code: pairs for code, pairs in concerned.items() if pairs},
+    }
 
 
 def _passed(examination: Examination, findings: list[Finding], *, is_judged: bool) -> list[str]:

@@ -4,7 +4,6 @@ The pairs come from the loader that training uses, and in tokens from the encode
 In words every well-formed pair is measured, as the file has it; in tokens every pair that training would see.
 """
 
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,22 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
+from simpo_cli.audit.features import FEATURES, Differences
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
+from simpo_cli.audit.groups import Groups
 from simpo_cli.audit.identity import Hashes, PairIdentities, PlaceList, Places
-from simpo_cli.audit.leaks import Prompts, asked_text, find_leaks
+from simpo_cli.audit.leaks import Prompts, find_leaks
 from simpo_cli.audit.lengths import Lengths
 from simpo_cli.audit.marked import Marked
+from simpo_cli.audit.measures import TextMeasures
 from simpo_cli.audit.near import find_near_pairs
-from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair, read_pairs
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, SignatureList, Signatures
-from simpo_cli.data.load import PairReader, prompt_messages
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import BadRecord, Tally
+from simpo_cli.audit.processes import MeasuringProcesses
+from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair, Refused, read_batches
+from simpo_cli.audit.rows import RowList
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.raw import Tally
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
-    from simpo_cli.audit.surface import Differences
+    from simpo_cli.data.sample import PromptSample
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 NO_LIMIT = 2**31 - 1
@@ -54,6 +57,8 @@ class Examination:
         prompts: (count,) a hash of each pair's prompt.
         surface: (count, features) what the surface of the two responses differs in.
         file_of: (count,) the number of each pair's file in `reader.files`.
+        group_of: (count,) the number of each pair's group in `groups`; 0 without any.
+        groups: tells pairs apart by a field; None where files are enough.
         numbers: (count,) each pair's place among all pairs that were read.
         no_signal: pairs that training drops, by reason; in words they are among the lengths.
         refused: malformed records and pairs that the template refuses, left out.
@@ -69,11 +74,13 @@ class Examination:
     rejected_len: Lengths
     prompt_len: Lengths
     prompts: Hashes
-    surface: "Differences"
+    surface: Differences
     file_of: NDArray[np.int32]
+    group_of: NDArray[np.uint8]
+    groups: Groups | None
     numbers: Positions
     no_signal: Counter[str]
-    refused: list[BadRecord]
+    refused: Refused
     left_out: Marked
     looked_for: frozenset[Needs]
     evaluation: Prompts | None = None
@@ -90,77 +97,71 @@ class Examination:
         return len(np.unique(self.prompts))
 
 
-def num_words(text: str) -> int:
-    """Words as people count them: what stands between blanks."""
-    return len(text.split())
-
-
-def prompt_text(pair: PreferencePair) -> str:
-    """The prompt's turns one after the other, without their roles."""
-    return "\n".join(turn.content for turn in prompt_messages(pair.prompt))
-
-
-def examine(reader: PairReader, tokens: Tokens | None = None, *, evaluation: Prompts | None = None) -> Examination:
+def examine(
+    reader: PairReader,
+    tokens: Tokens | None = None,
+    *,
+    evaluation: Prompts | None = None,
+    groups: Groups | None = None,
+    sample: "PromptSample | None" = None,
+) -> Examination:
     """Read every pair once and measure it.
 
     Args:
         reader: gives the pairs, also those without signal (`on_no_signal="keep"`); it must not have been read before.
         tokens: how pairs become tokens; None counts words.
         evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
+        groups: tells pairs apart by a field; None where files are enough.
+        sample: takes in the measured pairs as they come by; their texts are not kept otherwise.
 
     Raises:
         UserError: a source or record is refused, or no pair is left.
     """
-    from simpo_cli.audit.surface import SurfaceDifferences  # scipy, which counting words for the library does without
-
-    chosen_len, rejected_len, prompt_len = array("q"), array("q"), array("q")
-    file_of, numbers = array("i"), array("q")
-    identities, places, surface = PairIdentities(), PlaceList(), SurfaceDifferences()
-    signatures = SignatureList()  # of prompt, chosen and rejected, in turn
-    account, marked = Account(), Marked()
-    for measured in _measured(reader, tokens, account):
-        pair = measured.read.pair
-        for code in measured.codes:
-            marked.add(code, len(numbers), pair.where)
-        identities.add(pair)
-        places.add(pair.where)
-        surface.add(pair.chosen, pair.rejected)
-        file_of.append(measured.read.file)
-        numbers.append(measured.read.number)
-        prompt_len.append(measured.prompt_len)
-        chosen_len.append(measured.chosen_len)
-        rejected_len.append(measured.rejected_len)
-        signatures.add(asked_text(pair), pair.chosen, pair.rejected)
+    account, collected = Account(), _Collected()
+    with MeasuringProcesses(has_tokenizer=tokens is not None) as processes:
+        batches = processes.measured(read_batches(reader, groups))
+        for measured in _measured(batches, tokens, account):
+            collected.add(measured)
+            if sample is not None:
+                for read in measured.pairs:
+                    sample.add(read.pair)
     no_signal = reader.dropped.counts + account.no_signal
-    if not chosen_len:
+    if not collected.count:
         reasons = ", ".join(f"{count} {reason}" for reason, count in no_signal.items())
         raise UserError(
             f"no pair is left after the cut ({reasons}).",
             "Raise data.max_length, or look at the pairs.",
             where=", ".join(source.path for source in reader.sources),
         )
+    refused = Refused(
+        len(reader.bad_records) + account.refused.count,
+        [*reader.bad_records[:SHOWN_ROWS], *account.refused.first][:SHOWN_ROWS],
+    )
     looked_for: set[Needs] = {"text", "near"}
     looked_for |= set() if tokens is None else {"tokens"}
     looked_for |= set() if evaluation is None else {"evaluation"}
+    hashes, lengths = collected.hashes.rows, collected.lengths.rows
     return Examination(
         reader=reader,
         tokens=tokens,
-        chosen_len=np.frombuffer(chosen_len, dtype=np.int64),
-        rejected_len=np.frombuffer(rejected_len, dtype=np.int64),
-        prompt_len=np.frombuffer(prompt_len, dtype=np.int64),
-        prompts=identities.prompts,
-        surface=surface.rows,
-        file_of=np.frombuffer(file_of, dtype=np.int32),
-        numbers=np.frombuffer(numbers, dtype=np.int64),
+        prompt_len=lengths[:, 0],
+        chosen_len=lengths[:, 1],
+        rejected_len=lengths[:, 2],
+        prompts=hashes[:, 0],
+        surface=collected.surface.rows,
+        file_of=collected.files.rows,
+        group_of=collected.groups.rows,
+        groups=groups,
+        numbers=collected.numbers.rows,
         no_signal=no_signal,
-        refused=reader.bad_records + account.refused,
+        refused=refused,
         left_out=account.left_out,
         looked_for=frozenset(looked_for),
         evaluation=evaluation,
         findings=[
-            *_label_findings(identities, signatures.rows.reshape(-1, 3, SIGNATURE_BYTES), evaluation, places),
-            *_tallied_findings(reader, account, marked),
-            *_marked_findings(marked, account),
+            *_label_findings(PairIdentities(hashes), collected.take_signatures(), evaluation, collected.places),
+            *_tallied_findings(reader, refused, collected.marked),
+            *_marked_findings(collected.marked, account),
         ],
     )
 
@@ -168,18 +169,54 @@ def examine(reader: PairReader, tokens: Tokens | None = None, *, evaluation: Pro
 # Reading and measuring
 
 
-def _measured(reader: PairReader, tokens: Tokens | None, account: Account) -> Iterator[MeasuredPair]:
+def _measured(
+    batches: Iterator[tuple[list[ReadPair], TextMeasures]], tokens: Tokens | None, account: Account
+) -> Iterator[MeasuredPairs]:
     if tokens is None:
-        return map(_in_words, read_pairs(reader, special_tokens=True))
+        return map(_in_words, batches)
     from simpo_cli.audit.tokenized import in_tokens
 
-    return in_tokens(read_pairs(reader, special_tokens=False), tokens.tokenizer, tokens.data, account)
+    return in_tokens(batches, tokens.tokenizer, tokens.data, account)
 
 
-def _in_words(read: ReadPair) -> MeasuredPair:
-    pair = read.pair
-    lengths = num_words(prompt_text(pair)), num_words(pair.chosen), num_words(pair.rejected)
-    return MeasuredPair(read, *lengths, codes=read.codes)
+def _in_words(batch: tuple[list[ReadPair], TextMeasures]) -> MeasuredPairs:
+    reads, texts = batch
+    codes = [(*read.codes, *shown) for read, shown in zip(reads, texts.codes, strict=True)]
+    return MeasuredPairs(reads, codes, texts.words, texts, np.arange(len(reads)))
+
+
+class _Collected:
+    """What is kept of every measured pair, about 300 bytes; the texts are not."""
+
+    def __init__(self) -> None:
+        self.lengths = RowList(np.int32, (3,))
+        self.hashes = RowList(np.uint64, (3,))
+        self.surface = RowList(np.float32, (len(FEATURES),))
+        self.signatures = RowList(np.uint8, (3, SIGNATURE_BYTES))
+        self.files, self.groups, self.numbers = RowList(np.int32), RowList(np.uint8), RowList(np.int64)
+        self.places, self.marked = PlaceList(), Marked()
+        self.count = 0
+
+    def add(self, measured: MeasuredPairs) -> None:
+        """Take in the pairs of a batch."""
+        for position, (read, codes) in enumerate(zip(measured.pairs, measured.codes, strict=True), start=self.count):
+            self.places.add(read.pair.where)
+            for code in codes:
+                self.marked.add(code, position, read.pair.where)
+        self.lengths.add(measured.lengths)
+        self.hashes.add(measured.texts.hashes[measured.rows])
+        self.surface.add(measured.texts.surface[measured.rows])
+        self.signatures.add(measured.texts.signatures[measured.rows])
+        self.files.add([read.file for read in measured.pairs])
+        self.groups.add([read.group for read in measured.pairs])
+        self.numbers.add([read.number for read in measured.pairs])
+        self.count += len(measured.pairs)
+
+    def take_signatures(self) -> Signatures:
+        """(pairs, 3, 64) the signatures, which are kept no longer than the caller needs them."""
+        signatures: Signatures = self.signatures.rows
+        del self.signatures
+        return signatures
 
 
 # Findings
@@ -211,11 +248,10 @@ def _rows(found: Places, places: PlaceList) -> list[str]:
     return [places[i] for i in found[:SHOWN_ROWS].tolist()]
 
 
-def _tallied_findings(reader: PairReader, account: Account, marked: Marked) -> Iterator[Finding]:
+def _tallied_findings(reader: PairReader, refused: Refused, marked: Marked) -> Iterator[Finding]:
     """Findings that the reader has counted; some of their records are no pairs and have no position."""
-    refused = reader.bad_records + account.refused
-    if refused:
-        yield finding("FMT001", len(refused), rows=[bad.where for bad in refused[:SHOWN_ROWS]])
+    if refused.count:
+        yield finding("FMT001", refused.count, rows=[bad.where for bad in refused.first])
     for code, reasons in (
         ("EMP001", ("empty response",)),
         ("DUP003", ("identical responses",)),

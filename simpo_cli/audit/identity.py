@@ -30,32 +30,23 @@ def prompt_hash(pair: PreferencePair) -> int:
     return _hashed("".join([f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns]))
 
 
+def pair_hashes(pair: PreferencePair) -> tuple[int, int, int]:
+    """Hashes of the prompt, the chosen and the rejected response."""
+    return prompt_hash(pair), _hashed(pair.chosen), _hashed(pair.rejected)
+
+
 class PairIdentities:
-    """Collects the hashes of pairs, in their order."""
+    """Pairs by their hashes.
 
-    def __init__(self) -> None:
-        self._prompts, self._chosen, self._rejected = array("Q"), array("Q"), array("Q")
+    Args:
+        hashes: (n, 3) of prompt, chosen and rejected response of each pair.
 
-    def add(self, pair: PreferencePair) -> None:
-        """Take in one more pair."""
-        self._prompts.append(prompt_hash(pair))
-        self._chosen.append(_hashed(pair.chosen))
-        self._rejected.append(_hashed(pair.rejected))
+    Attributes:
+        prompts, chosen, rejected: (n,) the hashes by part.
+    """
 
-    @property
-    def prompts(self) -> Hashes:
-        """(n,) a hash of each pair's prompt."""
-        return np.frombuffer(self._prompts, dtype=np.uint64)
-
-    @property
-    def chosen(self) -> Hashes:
-        """(n,) a hash of each pair's chosen response."""
-        return np.frombuffer(self._chosen, dtype=np.uint64)
-
-    @property
-    def rejected(self) -> Hashes:
-        """(n,) a hash of each pair's rejected response."""
-        return np.frombuffer(self._rejected, dtype=np.uint64)
+    def __init__(self, hashes: Hashes) -> None:
+        self.prompts, self.chosen, self.rejected = hashes.T
 
     def duplicates(self) -> Places:
         """Places of pairs that occurred before: the same prompt, chosen and rejected."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from simpo_cli.audit.identity import Hashes, Places, prompt_hash
 from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, SignatureList, Signatures, num_equal
-from simpo_cli.data.load import FileReceipt, PairReader, prompt_messages
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.audit.texts import asked_text
+from simpo_cli.data.load import FileReceipt, PairReader
 
 _BAND_BYTES = 4
 _MOST_COMPARED = 8  # evaluation prompts of a group that a training prompt is compared with, at each place
@@ -44,11 +44,6 @@ class Leaks:
 
     same: Places
     near: Places
-
-
-def asked_text(pair: PreferencePair) -> str:
-    """The prompt's turns but the system's, by which near prompts are known."""
-    return "\n".join(turn.content for turn in prompt_messages(pair.prompt) if turn.role != "system")
 
 
 def read_prompts(reader: PairReader) -> Prompts:

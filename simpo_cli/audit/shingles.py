@@ -49,8 +49,10 @@ def triples(texts: Sequence[str]) -> tuple[Hashes, Places]:
     """
     beginnings = [text[:MOST_CHARACTERS] for text in texts]
     encoded = [(text if text.isascii() else text.lower()).encode("utf-8", "surrogatepass") for text in beginnings]
-    letters = np.frombuffer(bytearray(b"\n").join([*encoded, bytes(8)]).translate(_LOWER), dtype=np.uint8)
-    _blank_punctuation(letters)
+    joined_texts = bytearray(b"\n").join([*encoded, bytes(8)]).translate(_LOWER)
+    letters = np.frombuffer(joined_texts, dtype=np.uint8)
+    if not joined_texts.isascii():
+        _blank_punctuation(letters)
     starts, lengths = _words(letters)
     words = _word_hashes(letters, starts, lengths)
     before = np.searchsorted(starts, np.cumsum([len(text) + 1 for text in encoded]))  # words up to the end of each text
@@ -97,7 +99,7 @@ def _blank_punctuation(letters: NDArray[np.uint8]) -> None:
 def _words(letters: NDArray[np.uint8]) -> tuple[Places, Places]:
     """Where each word begins, and how many bytes it has."""
     kinds = np.frombuffer(letters.tobytes().translate(_KINDS), dtype=np.uint8)
-    goes_on = (kinds & 1).astype(bool)
+    goes_on = (kinds & 1).view(np.bool_)
     is_start = kinds == _WITHIN
     is_start[1:] &= ~goes_on[:-1]
     is_start |= kinds == _WORD

@@ -1,9 +1,12 @@
 """Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from simpo_cli.audit.reading import Account, MeasuredPair, ReadPair
+import numpy as np
+
+from simpo_cli.audit.measures import TextMeasures
+from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair
 from simpo_cli.data.encode import encode_ahead
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
@@ -11,31 +14,41 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 
 FEW_TOKENS = 4
-_BATCH = 512  # pairs tokenized at a time
 
 _DROPPED = {"responses identical after the cut": "TRU004", "over the length limits": "TRU005"}
 _NOTED = {"special token kept as text": "TOK001", "second BOS left out": "TOK002"}
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch on its way to the tokenizer: its texts' measures, the pairs with a signal as text, and their rows."""
+
+    texts: TextMeasures
+    usable: Sequence[ReadPair]
+    rows: Sequence[int]
+
+
 def in_tokens(
-    pairs: Iterator[ReadPair], tokenizer: TextTokenizer, data: DataRecipe, account: Account
-) -> Iterator[MeasuredPair]:
+    batches: Iterator[tuple[list[ReadPair], TextMeasures]], tokenizer: TextTokenizer, data: DataRecipe, account: Account
+) -> Iterator[MeasuredPairs]:
     """The pairs that training would see, with their lengths; the others go into the account.
 
     Raises:
         UserError: a pair is refused where the recipe stops at such.
     """
     ends = _end_ids(tokenizer, data)
-    for usable, encoded in encode_ahead(_batches(pairs, account), tokenizer, data):
+    for batch, encoded in encode_ahead(_with_signal(batches, account), tokenizer, data):
         if encoded.bad and data.on_bad_record == "error":
             raise stopped_by(encoded.bad)
-        account.refused += encoded.bad
+        for bad in encoded.bad:
+            account.refused.add(bad)
         account.no_signal.update(encoded.dropped)
         reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
         noted = [(code, set(encoded.places.get(what, ()))) for what, code in _NOTED.items()]
+        pairs, codes, lengths, rows = [], [], [], []
         left = iter(encoded.pairs)
         tokens = next(left, None)
-        for read in usable:
+        for read, row in zip(batch.usable, batch.rows, strict=True):
             where = read.pair.where
             if tokens is None or tokens.where != where:
                 reason = reasons.get(where)
@@ -46,16 +59,28 @@ def in_tokens(
             if min(len(tokens.chosen), len(tokens.rejected)) < FEW_TOKENS:
                 seen.append("EMP003")
             seen += [code for code, places in noted if where in places]
-            lengths = len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)
-            yield MeasuredPair(read, *lengths, codes=(*read.codes, *seen))
+            pairs.append(read)
+            codes.append((*read.codes, *batch.texts.codes[row], *seen))
+            lengths.append((len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)))
+            rows.append(row)
             tokens = next(left, None)
+        yield MeasuredPairs(
+            pairs,
+            codes,
+            np.array(lengths, dtype=np.int32).reshape(-1, 3),
+            batch.texts,
+            np.array(rows, dtype=np.int64),
+        )
 
 
-def _batches(pairs: Iterator[ReadPair], account: Account) -> Iterator[tuple[list[ReadPair], list[PreferencePair]]]:
-    """Pairs that have a signal as text, some hundred at a time."""
-    while batch := list(islice(pairs, _BATCH)):
-        usable = [read for read in batch if not _left_out_as_text(read, account)]
-        yield usable, [read.pair for read in usable]
+def _with_signal(
+    batches: Iterator[tuple[list[ReadPair], TextMeasures]], account: Account
+) -> Iterator[tuple[_Batch, list[PreferencePair]]]:
+    """Batches of pairs that have a signal as text."""
+    for reads, texts in batches:
+        rows = [row for row, read in enumerate(reads) if not _left_out_as_text(read, account)]
+        usable = [reads[row] for row in rows]
+        yield _Batch(texts, usable, rows), [read.pair for read in usable]
 
 
 def _end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:

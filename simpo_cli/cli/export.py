@@ -1,11 +1,13 @@
 """`simpo export`: a run's model in the form that other programs load."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
 
 
@@ -37,8 +39,10 @@ def export(
         )
     folder = run / "merged" if output is None else output
     _require_adapters(run)
-    if folder.exists():
-        raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
+    with disk_faults(f"{folder} cannot be written"):
+        if os.path.lexists(folder):
+            raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
     from simpo_cli.cli.quiet import quiet_libraries
 
     quiet_libraries()

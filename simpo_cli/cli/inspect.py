@@ -1,6 +1,5 @@
 """`simpo inspect`: real pairs token by token, as training sees them, and how their log-probs become a loss."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,7 +51,9 @@ def inspect(
     except UserError as error:
         raise composed.located(error) from error
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        from simpo_cli.report.report_file import json_text
+
+        print(json_text(document))
         return
     from simpo_cli.report.console import out
     from simpo_cli.report.inspect_view import print_inspection

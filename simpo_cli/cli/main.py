@@ -4,10 +4,11 @@ Modules of commands import nothing heavy at their top, so `simpo --help` never l
 lines on stderr and its exit code; anything else is our bug and keeps its traceback.
 """
 
-import errno
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -22,7 +23,9 @@ from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
+from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import forget
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
 
@@ -69,6 +72,7 @@ def main() -> None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line and return what the shell is told."""
+    forget()  # a program may run one command after the other
     try:
         # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
         command = typer.main.get_command(app)
@@ -81,7 +85,7 @@ def run(args: Sequence[str]) -> int:
         return done.exit_code
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
-            traceback.print_exc()
+            _say(traceback.format_exc())
         _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
         return error.exit_code
     except typer.TyperException as error:
@@ -97,17 +101,17 @@ def run(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_of_the_disk(error):
             return _crashed()
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"Error: {place}no space is left on the device.\n  Free some space, or write elsewhere.")
+        _say(f"Error: {place}{error.strerror}.\n  {how_to_mend(error)}.")
         return ExitCode.ENVIRONMENT
     except Exception:
         return _crashed()
 
 
 def _crashed() -> int:
-    traceback.print_exc()
+    _say(traceback.format_exc())
     _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
     return ExitCode.CRASH
 
@@ -121,6 +125,20 @@ def _usage(error: typer.TyperException) -> str:
 
 
 def _say(text: str) -> None:
-    """Write to stderr; control characters of foreign text are shown, not obeyed."""
-    safe = "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
-    print(safe, file=sys.stderr, flush=True)
+    """Write to stderr; control characters of foreign text are shown, not obeyed, and none of the environment."""
+    from simpo_cli.report.console import printable, unobeyed  # what it is built on takes a while to import
+
+    lines = list(map(printable, text.split("\n")))
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [_broken(line, width) for line in lines]
+    print(unobeyed("\n".join(lines)), file=sys.stderr, flush=True)
+
+
+def _broken(line: str, width: int) -> str:
+    """A line over several where a terminal would break it within words; names and paths are never broken."""
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()))
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(line)

@@ -1,6 +1,7 @@
 """`simpo recipe`: list, show, copy, check and schema."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -80,6 +81,7 @@ def copy(
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
 ) -> None:
     """Copy a recipe, to change it: it is named after its file, and editors know its keys."""
+    from simpo_cli.data.writing import disk_faults, replacing
     from simpo_cli.recipe import examine, find_recipe
     from simpo_cli.recipe.yaml_source import read_text
 
@@ -92,13 +94,11 @@ def copy(
     if not text.startswith("# yaml-language-server:"):
         text = modeline + text
     text = _renamed(text, target.stem)
-    try:
-        with target.open("x", encoding="utf-8") as file:
+    with disk_faults(f"{target} cannot be written"):
+        if os.path.lexists(target):
+            raise UserError(f"{target} exists.", "Name another file: simpo recipe copy NAME DEST")
+        with replacing(target) as file:
             file.write(text)
-    except FileExistsError:
-        raise UserError(f"{target} exists.", "Name another file: simpo recipe copy NAME DEST") from None
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}.", "Name a file in a folder of yours.") from None
     schema = _write_schema(target.with_name(SCHEMA_FILE))
     _note(f"Wrote {target}{schema}.")
     use = f"name {target.stem} in the defaults: of a recipe" if is_piece else f"simpo train {target}"
@@ -122,13 +122,15 @@ def _renamed(text: str, name: str) -> str:
 
 def _write_schema(path: Path) -> str:
     """Put the JSON Schema beside a recipe, unless a file there is not ours; returns what to say about it."""
+    from simpo_cli.data.writing import replacing
     from simpo_cli.recipe.json_schema import TITLE, json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     try:
-        if path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8"):
+        if path.is_symlink() or (path.exists() and f'"title": "{TITLE}"' not in path.read_text(encoding="utf-8")):
             return f" ({path} is not ours and was left as it is: editors will not know the keys)"
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as file:
+            file.write(text)
     except (OSError, UnicodeDecodeError):
         return f" ({path} could not be written: editors will not know the keys)"
     return f" and {path} for your editor"
@@ -160,9 +162,11 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
             _note(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
-                print(f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid.")
+                _print_wrapped(
+                    "", f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid."
+                )
             elif not warnings:
-                print(f"{name}: no remarks.")
+                _print_wrapped("", f"{name}: no remarks.")
     if errors:
         raise typer.Exit(ExitCode.USAGE)
 
@@ -192,6 +196,9 @@ def _file_and_line(finding: "Finding") -> tuple[str, int]:
 
 def _print_wrapped(head: str, text: str) -> None:
     """One line; on a terminal that is too narrow for it the text continues under itself."""
+    from simpo_cli.report.console import printable
+
+    head, text = printable(head), printable(text)
     if not sys.stdout.isatty():
         print(head + text)
         return
@@ -201,8 +208,12 @@ def _print_wrapped(head: str, text: str) -> None:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    from simpo_cli.report.report_file import json_text
+
+    print(json_text(document))
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr)
+    from simpo_cli.report.console import printable
+
+    print(printable(text, keep_newlines=True), file=sys.stderr)

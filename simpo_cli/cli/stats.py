@@ -6,19 +6,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simpo_cli import __version__
+from simpo_cli.cli.stats_inputs import (
+    OnBadRecord,
+    cut_at,
+    evaluation_prompts,
+    named_recipe,
+    named_sources,
+    named_tokens,
+    open_reader,
+)
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
-    from simpo_cli.audit.leaks import Prompts
     from simpo_cli.data.load import PairReader
-    from simpo_cli.recipe.schema import DataSource, Recipe
+    from simpo_cli.data.sample import PromptSample
+    from simpo_cli.recipe.schema import Recipe
 
 
 class FailOn(StrEnum):
@@ -74,6 +83,10 @@ def stats(
             "--eval", metavar="FILE", help="Look for its prompts among these; by default the recipe's data.eval."
         ),
     ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="FIELD", help="Also tell pairs apart by this field of their records."),
+    ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
@@ -86,6 +99,10 @@ def stats(
     write_clean: Annotated[
         Path | None,
         typer.Option("--write-clean", metavar="FILE", help="Write the pairs without errors and duplicates."),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option("--drop", metavar="CODE", help="With --write-clean: leave out pairs with this finding as well."),
     ] = None,
     fmt: Annotated[
         Format, typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions.")
@@ -103,20 +120,41 @@ def stats(
         return
     if redact and html is None:
         raise UserError("--redact is about the page, and none is written.", "Give --html FILE as well.")
+    if drop and write_clean is None:
+        raise UserError("--drop is about the clean file, and none is written.", "Give --write-clean FILE as well.")
     if as_json and fmt == Format.GITHUB:
         raise UserError("--json and --format github both say what is printed.", "Give one of them.")
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
 
+    also = [code.upper() for code in drop or ()]
+    if also:
+        from simpo_cli.audit.clean import require_droppable
+
+        require_droppable(also)
     if output is not None:
         require_replaceable(output)
     if html is not None:
         require_replaceable_page(html)
-    composed = _recipe(recipe, tokenizer, model)
+    composed = named_recipe(recipe, tokenizer, model)
     if model is not None and composed is None:
         tokenizer = model
-    audit = _audit(data or [], composed, tokenizer, max_length, evaluation or [], on_bad_record, write_clean)
+    if max_length is not None and tokenizer is None:
+        raise UserError(
+            "--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well."
+        )
+    if not data and composed is None:
+        raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
+    policies: dict[BadRecords | None, OnBadRecord] = {BadRecords.ERROR: "error", BadRecords.SKIP: "skip"}
+    policy = policies.get(on_bad_record)
+    tokens = named_tokens(composed, tokenizer, max_length, policy)
+    scored_by = sample = None
     if model is not None:
-        _add_model(audit, composed, model, model_pairs)
+        from simpo_cli.data.sample import PromptSample
+
+        scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
+    audit = _audit(data or [], composed, tokens, evaluation or [], by, policy, write_clean, sample)
+    if scored_by is not None and sample is not None:
+        _add_model(audit, scored_by, sample)
     if output is not None:
         write_report(output, audit.document)
     if html is not None:
@@ -125,7 +163,7 @@ def stats(
     if write_clean is not None:
         from simpo_cli.audit.clean import write_clean as write_clean_pairs
 
-        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again)
+        cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again, also)
     _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
     if html is not None:
         _say(f"page: {html}")
@@ -165,152 +203,72 @@ class _Audit:
 def _audit(
     data: list[str],
     recipe: "Recipe | None",
-    tokenizer: str | None,
-    max_length: int | None,
+    tokens: "Tokens | None",
     evaluation: list[str],
-    on_bad_record: BadRecords | None,
+    by: str | None,
+    on_bad_record: OnBadRecord | None,
     write_clean: Path | None,
+    sample: "PromptSample | None",
 ) -> _Audit:
-    if max_length is not None and tokenizer is None:
-        raise UserError(
-            "--max-length cuts tokens, and nothing says how to make them.", "Give --tokenizer or --model as well."
-        )
-    if not data and recipe is None:
-        raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
-    from simpo_cli.audit.document import stats_document
     from simpo_cli.audit.examine import examine
+    from simpo_cli.audit.groups import Groups
 
-    tokens = _tokens(recipe, tokenizer, max_length, on_bad_record)
-    sources = _sources(data, recipe)
+    sources = named_sources(data, recipe)
     if write_clean is not None:
         from simpo_cli.audit.clean import require_writable
 
         require_writable(write_clean, [source.path for source in sources])
-    read = partial(_reader, sources, recipe, on_bad_record)
-    prompts = _evaluation_prompts(evaluation, data, recipe, on_bad_record)
-    examination = examine(read(), tokens, evaluation=prompts)
+    read = partial(open_reader, sources, recipe, on_bad_record)
+    prompts = evaluation_prompts(evaluation, data, recipe, on_bad_record)
+    groups = None if by is None else Groups(by)
+    examination = examine(read(), tokens, evaluation=prompts, groups=groups, sample=sample)
+    from simpo_cli.audit.document import stats_document  # with scipy, when what the search held is given back
+
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
-def _recipe(name: str | None, tokenizer: str | None, model: str | None) -> "Recipe | None":
-    """The recipe that is named, with the model that is; None where none is named."""
-    if tokenizer is not None and name is not None:
-        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
-    if tokenizer is not None and model is not None:
-        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
-    if name is None:
-        if model == "recipe":
-            raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
-        return None
+def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -> "Recipe":
+    """What pairs are scored by; a model or lengths that do not fit are refused before anything is read."""
+    from simpo_cli.cli.quiet import quiet_libraries
+
+    quiet_libraries()
     from dataclasses import replace
 
-    from simpo_cli.recipe.compose import compose
+    from simpo_cli.evaluate.start import fitting_lengths, require_fitting
+    from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
-    recipe = compose(name).recipe
-    if model in (None, "recipe"):
-        return recipe
-    return replace(recipe, model=replace(recipe.model, path=model, revision=None))
+    if recipe is None:
+        lengths = fitting_lengths(model) if max_length is None else cut_at(max_length)
+        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
+    require_fitting(recipe)
+    return recipe
 
 
-def _add_model(audit: _Audit, recipe: "Recipe | None", model: str, most: int) -> None:
+def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     """Score a sample of the pairs, and put what that says into the document."""
-    from dataclasses import replace
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from simpo_cli.audit.catalogue import CATALOGUE
-    from simpo_cli.audit.examine import NO_LIMIT
-    from simpo_cli.cli.quiet import quiet_libraries
-    from simpo_cli.data.load import PairReader
-    from simpo_cli.data.sample import sample_by_prompt
-    from simpo_cli.recipe.schema import ModelRecipe, Recipe
+    from simpo_cli.evaluate.start import measure_start
+    from simpo_cli.report.console import err, printable
 
     document, tokens = audit.document, audit.examination.tokens
     assert tokens is not None, "a model brings its tokenizer"
-    sources = audit.examination.reader.sources
-    sample = sample_by_prompt(PairReader(sources, role="train", on_bad_record="skip"), most)
-    if sys.stderr.isatty():  # it may take minutes
-        name = model if recipe is None else recipe.model.path
-        print(f"scoring {len(sample):,} pairs with {name} ...", file=sys.stderr, flush=True)
-    quiet_libraries()
-    from simpo_cli.evaluate.start import fitting_lengths, measure_start
-
-    if recipe is None:
-        lengths = fitting_lengths(model) if tokens.data.max_length == NO_LIMIT else tokens.data
-        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
-    start = measure_start(recipe, sample, tokens.tokenizer, of_pairs=document["count"])
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(f"scoring pairs with {printable(recipe.model.path)}", total=None)
+        start = measure_start(
+            recipe,
+            sample.pairs,
+            tokens.tokenizer,
+            of_pairs=document["count"],
+            say=lambda done, total: progress.update(task, completed=done, total=total),
+        )
     document["model"] = start.as_json()
     found = [one.as_json() for one in start.findings()]
     document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
     looked_for = {code for code, entry in CATALOGUE.items() if entry.needs == "model"}
     document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})
-
-
-def _sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
-    from simpo_cli.data.load import source_named
-
-    listed = [] if recipe is None else _listed(recipe.data.train)
-    mapped = {source.path: source for source in listed}
-    return [mapped.get(path) or source_named(path) for path in data] or listed
-
-
-def _reader(
-    sources: "list[DataSource]",
-    recipe: "Recipe | None",
-    on_bad_record: BadRecords | None,
-    role: Literal["train", "eval"] = "train",
-) -> "PairReader":
-    from simpo_cli.data.load import PairReader
-
-    policy = on_bad_record.value if on_bad_record is not None else recipe.data.on_bad_record if recipe else "error"
-    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
-
-
-def _evaluation_prompts(
-    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: BadRecords | None
-) -> "Prompts | None":
-    """The prompts of the evaluation data that are named, or else of the recipe's."""
-    from simpo_cli.data.load import source_named
-
-    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
-    mapped = {source.path: source for source in listed}
-    # evaluation data that are audited themselves are not compared with themselves
-    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
-    sources = [mapped.get(path) or source_named(path) for path in named] or others
-    if not sources:
-        return None
-    from simpo_cli.audit.leaks import read_prompts
-
-    return read_prompts(_reader(sources, recipe, on_bad_record, "eval"))
-
-
-def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
-    """The sources that a recipe trains on, or evaluates on."""
-    from simpo_cli.recipe.schema import DataSource
-
-    return [DataSource(path=sources)] if isinstance(sources, str) else sources
-
-
-def _tokens(
-    recipe: "Recipe | None", tokenizer: str | None, max_length: int | None, on_bad_record: BadRecords | None
-) -> "Tokens | None":
-    if recipe is None and tokenizer is None:
-        return None
-    from dataclasses import replace
-
-    from simpo_cli.audit.examine import NO_LIMIT, Tokens
-    from simpo_cli.data.prepare import prepare_tokenizer
-    from simpo_cli.data.tokenizer import load_tokenizer
-    from simpo_cli.recipe.schema import DataRecipe
-
-    if recipe is not None:
-        tokens = Tokens(prepare_tokenizer(recipe), recipe.data)
-    else:
-        assert tokenizer is not None
-        length = NO_LIMIT if max_length is None else max_length
-        data = DataRecipe(train="-", max_length=length, max_prompt_length=length * 7 // 8)
-        tokens = Tokens(load_tokenizer(tokenizer), data)
-    if on_bad_record is None:
-        return tokens
-    return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record.value))
 
 
 def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
@@ -329,11 +287,11 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
 
         print(json_text(audit.document))
     elif fmt == Format.GITHUB:
-        from simpo_cli.report.console import out
+        from simpo_cli.report.console import encodable
         from simpo_cli.report.github import annotations
 
-        for command in annotations(audit.document, audit.examination.refused):
-            out.print(command, soft_wrap=True)
+        for command in annotations(audit.document, audit.examination.refused.first):
+            print(encodable(command, sys.stdout.encoding or "utf-8"))  # the console lets none through
     elif is_asked:
         from simpo_cli.report.console import out
         from simpo_cli.report.stats_view import print_stats

@@ -68,7 +68,7 @@ def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed
     try:
         from simpo_cli.train.run import train as run
 
-        run(
+        outcome = run(
             composed,
             observer=terminal if dry_run else observer,
             fresh=fresh,
@@ -76,6 +76,8 @@ def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed
             allow_changed=allow_changed,
             dry_run=dry_run,
         )
+        if outcome is None and not dry_run:
+            observer.was_complete()
     except UserError:
         observer.ended_early()
         raise

@@ -19,8 +19,8 @@ from simpo_cli.errors import ExitCode, UserError
 
 _READ = 2**20
 _ZSTD_READ = 1024  # a block of 4 bytes may become 128 KiB, so one read becomes at most 32 MiB
-_BOMB_BYTES = 256 * 2**20
-_BOMB_RATIO = 100  # text packs 3 to 15 times; long runs of equal records may reach 100 in small files only
+BOMB_BYTES = 64 * 2**20
+BOMB_RATIO = 100  # text packs 3 to 15 times; long runs of equal records may reach 100 in small files only
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -181,7 +181,7 @@ class ByteSource:
         unpacked = 0
         for piece in pieces:
             unpacked += len(piece)
-            if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * self._read_bytes:
+            if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * self._read_bytes:
                 raise UserError(
                     f"unpacks to more than {unpacked // 2**20:,} MiB from {self._read_bytes // 1024 + 1:,} KiB, which "
                     "no text does.",

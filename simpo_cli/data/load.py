@@ -22,6 +22,7 @@ __all__ = [
     "PairReader",
     "load_pairs",
     "prompt_messages",
+    "require_few",
     "source_named",
     "stopped_by",
 ]
@@ -261,10 +262,7 @@ class PairReader:
     def _refuse(self, bad: BadRecord, rest: Records, layout: Layout) -> None:
         if self._on_bad_record == "skip":
             self.bad_records.append(bad)
-            if len(self.bad_records) > _MOST_BAD:
-                raise UserError(
-                    f"more than {_MOST_BAD:,} malformed records: {bad.problem}.", "Mend the file.", where=bad.where
-                )
+            require_few(self.bad_records)
             return
         found = [bad]
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
@@ -289,6 +287,17 @@ class PairReader:
                 where=where,
             )
         self.dropped.add(reason, where)
+
+
+def require_few(bad: Sequence[BadRecord]) -> None:
+    """Refuse data of which more is malformed than is kept in memory.
+
+    Raises:
+        UserError: names the last of them.
+    """
+    if len(bad) > _MOST_BAD:
+        last = bad[-1]
+        raise UserError(f"more than {_MOST_BAD:,} malformed records: {last.problem}.", last.fix, where=last.where)
 
 
 def stopped_by(bad: Sequence[BadRecord]) -> UserError:

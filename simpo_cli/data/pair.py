@@ -35,6 +35,13 @@ class PreferencePair:
     where: str
     tools: str | None = None
 
+    @property
+    def num_characters(self) -> int:
+        """Characters of the prompt's turns and the two responses."""
+        prompt = self.prompt
+        num_asked = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
+        return num_asked + len(self.chosen) + len(self.rejected)
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:

@@ -2,21 +2,37 @@
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 
 from simpo_cli.data.encode import prompt_key
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.errors import UserError
 
 
-def sample_by_prompt(pairs: Iterable[PreferencePair], most: int) -> list[PreferencePair]:
-    """The first pairs by hash of their prompt, in their own order: the same ones however the file is sorted.
+class PromptSample:
+    """The first pairs by hash of their prompt: the same ones however the file is sorted.
 
-    No more than `most` pairs are held at a time.
+    Args:
+        most: pairs that are held, at most.
     """
-    order = count()
-    keyed = ((prompt_key(pair), next(order), pair) for pair in pairs)
-    return [pair for _, _, pair in sorted(heapq.nsmallest(most, keyed, key=lambda item: item[:2]), key=lambda i: i[1])]
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: list[tuple[int, int, PreferencePair]] = []  # a heap with the last one by hash and number in front
+        self._number = 0
+
+    def add(self, pair: PreferencePair) -> None:
+        """Take in one more pair."""
+        self._number += 1
+        entry = (-int(prompt_key(pair), 16), -self._number, pair)
+        if len(self._held) < self._most:
+            heapq.heappush(self._held, entry)
+        elif entry[:2] > self._held[0][:2]:
+            heapq.heapreplace(self._held, entry)
+
+    @property
+    def pairs(self) -> list[PreferencePair]:
+        """Those of the sample, in their own order."""
+        return [pair for _, _, pair in sorted(self._held, key=lambda entry: -entry[1])]
 
 
 def named_pairs(pairs: Iterable[PreferencePair], names: Sequence[str]) -> Iterator[tuple[int, PreferencePair]]:

@@ -10,6 +10,7 @@ from typing import Literal
 from simpo_cli.data.records import DATA_SUFFIXES, plain_suffix
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
+from simpo_cli.redaction import redacted
 
 Role = Literal["train", "eval"]
 
@@ -44,13 +45,13 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
     path = os.path.expanduser(source.path)
     if os.path.lexists(path):
         if os.path.isdir(path):
-            return _folder(path, source.path, source.split)
+            return _folder(path, redacted(source.path), source.split)
         if source.split is not None:
             raise UserError(
                 f"{source.path} is a file and has no split {source.split}.",
                 "Splits belong to folders and hub data sets; leave `split` out.",
             )
-        return [LocalFile(path, source.path)]
+        return [LocalFile(path, redacted(source.path))]
     if source.path.startswith("builtin:"):
         return [_builtin(source.path, role)]
     if _HUB_ID.fullmatch(source.path) and plain_suffix(source.path) not in DATA_SUFFIXES:

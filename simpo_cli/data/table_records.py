@@ -5,12 +5,14 @@ import hashlib
 import io
 import json
 import os
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from simpo_cli.data.file_bytes import open_regular, require_unchanged
 from simpo_cli.data.json_records import decode_line, parse_value, read_lines
 from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.data.table_bombs import require_plausible, require_plausible_arrow, unpacked_parquet
 from simpo_cli.errors import UserError
 
 _BATCH = 256  # rows turned into Python objects at a time
@@ -130,7 +132,9 @@ def read_parquet(path: str, name: str, receipt: FileReceipt) -> Iterator[RawReco
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
     def batches(file: io.BufferedReader) -> Iterator[Any]:
-        return iter(parquet.ParquetFile(file).iter_batches(batch_size=_BATCH))
+        table = parquet.ParquetFile(file)
+        require_plausible(unpacked_parquet(table.metadata), table.metadata.num_rows, receipt.size or 0, name)
+        return iter(table.iter_batches(batch_size=_BATCH))
 
     return _read_columns(path, name, receipt, batches, "Parquet")
 
@@ -140,9 +144,11 @@ def read_arrow(path: str, name: str, receipt: FileReceipt) -> Iterator[RawRecord
     import pyarrow as arrow
 
     def batches(file: io.BufferedReader) -> Iterator[Any]:
-        if file.peek(6).startswith(b"ARROW1"):
-            reader = arrow.ipc.open_file(file)
-            return (reader.get_batch(i) for i in range(reader.num_record_batches))
+        # the random access form is the stream between a mark and a table of contents, which may say otherwise
+        start = 8 if file.peek(6).startswith(b"ARROW1") else 0
+        file.seek(start)
+        require_plausible_arrow(file, receipt.size or 0, name)
+        file.seek(start)
         return iter(arrow.ipc.open_stream(file))
 
     return _read_columns(path, name, receipt, batches, "Arrow")
@@ -165,6 +171,7 @@ def _read_columns(
         file.seek(0)
         try:
             for batch in batches_of(file):
+                require_plausible(0, number + batch.num_rows, receipt.size, name)
                 _require_unique(batch.schema.names, name)
                 for start in range(0, batch.num_rows, _BATCH):
                     for row in _rows(batch.slice(start, _BATCH)):
@@ -175,7 +182,7 @@ def _read_columns(
                             yield BadRecord(where, f"not UTF-8 at byte {row.start} of a text", fix, "")
                         else:
                             yield RawRecord(where, row)
-        except (pyarrow.ArrowException, OSError, MemoryError) as error:
+        except (pyarrow.ArrowException, OSError, MemoryError, struct.error) as error:
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"is not a whole {kind} file: {detail}", "Fetch or write the file again.", where=name

@@ -57,6 +57,15 @@ def held_out_questions(
     return questions
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model wrote: as text, as ids without the end token, and whether it came to an end by itself."""
+
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+
+
 def answer(
     policy: Policy,
     questions: Sequence[Question],
@@ -64,24 +73,50 @@ def answer(
     accelerator: Accelerator,
 ) -> list[str]:
     """The most likely answer to each question, word by word, at most 64 tokens; ` ...` marks one that was cut there."""
+    answers = []
+    for question in questions:
+        [one] = generate(policy, [question], tokenizer, accelerator, most_tokens=_MAX_NEW_TOKENS)
+        answers.append(one.text if one.ended else f"{one.text} ...")
+    return answers
+
+
+def generate(
+    policy: Policy,
+    questions: Sequence[Question],
+    tokenizer: TextTokenizer,
+    accelerator: Accelerator,
+    *,
+    most_tokens: int,
+) -> list[Answer]:
+    """The most likely answers, word by word, cut after `most_tokens`; all questions go through the model at once.
+
+    A question beside longer ones is padded at its left. That is exact for models that follow their attention mask, to
+    the rounding of the sums, by which two words that are about equally likely may change places.
+    """
+    if not questions:
+        return []
+    ends, pad = tokenizer.end_ids, min(tokenizer.end_ids, default=0)
+    longest = max(len(question.ids) for question in questions)
+    rows = [[pad] * (longest - len(question.ids)) + list(question.ids) for question in questions]
+    mask = [[0] * (longest - len(question.ids)) + [1] * len(question.ids) for question in questions]
     was_training = policy.training
     policy.eval()
-    answers = []
     try:
         with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal:
-            for question in questions:
-                prompt = torch.tensor([question.ids], device=accelerator.device)
-                output = causal.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=_MAX_NEW_TOKENS,
-                    do_sample=False,
-                    eos_token_id=sorted(tokenizer.end_ids) or None,
-                    pad_token_id=min(tokenizer.end_ids, default=0),
-                )
-                ids = output[0, len(question.ids) :].tolist()
-                ended = bool(ids) and ids[-1] in tokenizer.end_ids
-                answers.append(tokenizer.decode(ids[:-1] if ended else ids).strip() + ("" if ended else " ..."))
+            output = causal.generate(
+                input_ids=torch.tensor(rows, device=accelerator.device),
+                attention_mask=torch.tensor(mask, device=accelerator.device),
+                max_new_tokens=most_tokens,
+                do_sample=False,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=pad,
+            )
     finally:
         policy.train(was_training)
-    return answers
+    return [_answer_of(row, tokenizer) for row in output[:, longest:].tolist()]
+
+
+def _answer_of(ids: list[int], tokenizer: TextTokenizer) -> Answer:
+    """What was generated up to the first end token; behind it the row is filled up."""
+    end = next((at for at, token in enumerate(ids) if token in tokenizer.end_ids), None)
+    return Answer(tokenizer.decode(ids[:end]).strip(), tuple(ids[:end]), ended=end is not None)

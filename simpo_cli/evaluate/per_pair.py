@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from simpo_cli.audit.surface import TIE, SurfaceDifferences, fit
+from simpo_cli.audit.features import SurfaceDifferences
+from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.evaluate.score import PairScores
 from simpo_cli.statistics import Measured, proportion
 
@@ -27,8 +29,8 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
         *(scores.tolist() for scores in (before.chosen, before.rejected, after.chosen, after.rejected)),
         strict=True,
     )
-    temporary = file.with_name(f".{file.name}")
-    with temporary.open("w", encoding="utf-8") as stream:
+    then = ", and run the same command with --resume"
+    with disk_faults(f"{file} cannot be written", then), replacing(file) as stream:
         for pair, chosen_before, rejected_before, chosen_after, rejected_after in rows:
             row = {
                 "where": pair.where,
@@ -41,7 +43,6 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
                 "rejected_after": rejected_after,
             }
             stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
-    temporary.replace(file)
 
 
 def surface_accuracy(

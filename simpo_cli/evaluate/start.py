@@ -5,7 +5,7 @@ any step is taken: where the margins lie, how many are past the target already, 
 rejected responses so clearly that the columns may be swapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from simpo_cli import statistics
 from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.inspection import objective_as_json
-from simpo_cli.evaluate.opening import open_model
+from simpo_cli.evaluate.opening import OpenModel, open_model
 from simpo_cli.evaluate.score import PairScores
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.fit import require_lengths
@@ -40,6 +40,7 @@ LEAST_RATIO, MOST_RATIO = 0.1, 0.8
 WANTED_BELOW = 0.75
 """Share of pairs below the target at the start that the suggestion aims at."""
 _RATIO_STEP = 0.05
+_SCORED_TOGETHER = 32  # pairs
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,14 @@ class Start:
         return found
 
 
-def measure_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, *, of_pairs: int) -> Start:
+def measure_start(
+    recipe: Recipe,
+    pairs: Sequence[PreferencePair],
+    tokenizer: TextTokenizer,
+    *,
+    of_pairs: int,
+    say: Callable[[int, int], None],
+) -> Start:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
     Args:
@@ -135,17 +143,17 @@ def measure_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: Te
         pairs: a sample of the training pairs, as text; what carries no signal is left out.
         tokenizer: the model's tokenizer with the recipe's template.
         of_pairs: pairs that there are.
+        say: is told now and then how many pairs have been scored, and of how many.
 
     Raises:
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
     """
     source = find_model(recipe.model.path, recipe.model.revision)
-    require_lengths(recipe, source)
     data = replace(recipe.data, on_bad_record="skip", on_no_signal="drop")
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
         raise UserError("no pair is left to score.", "The findings say what becomes of the pairs.")
-    scores = open_model(recipe, source, encoded).score(encoded)
+    scores = _scored(open_model(recipe, source, encoded), encoded, say)
     if not np.isfinite([scores.chosen, scores.rejected]).all():
         raise UserError(
             f"the log-probs of {recipe.model.path} are not finite.",
@@ -163,6 +171,26 @@ def measure_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: Te
         gradient_weight=statistics.mean(weights, scores.prompt_keys),
         suggestion=suggest(scores),
     )
+
+
+def _scored(model: OpenModel, pairs: Sequence[EncodedPair], say: Callable[[int, int], None]) -> PairScores:
+    """The pairs' scores, some pairs at a time, so that it can be said how far it is."""
+    parts = []
+    for start in range(0, len(pairs), _SCORED_TOGETHER):
+        say(start, len(pairs))
+        parts.append(model.score(pairs[start : start + _SCORED_TOGETHER]))
+    say(len(pairs), len(pairs))
+    chosen, rejected = (np.concatenate([getattr(part, side) for part in parts]) for side in ("chosen", "rejected"))
+    return PairScores.of(pairs, chosen, rejected)
+
+
+def require_fitting(recipe: Recipe) -> None:
+    """Refuse a model that is not there or is none to be trained, or lengths beyond its positions, before any reading.
+
+    Raises:
+        UserError: says which.
+    """
+    require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
 
 
 def fitting_lengths(path: str) -> DataRecipe:

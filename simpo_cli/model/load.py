@@ -1,6 +1,6 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data.model_files import read_json
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.recipe.schema import ModelRecipe
@@ -17,6 +19,10 @@ from simpo_cli.recipe.schema import ModelRecipe
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
+_NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
+_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
+_OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -62,9 +68,18 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
         UserError: nothing is there, it is no causal language model, it needs code of its own, or its weights are
             missing, incomplete or pickled.
     """
+    return _found(path, revision, fetch, ())
+
+
+def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]) -> ModelSource:
     folder, commit = _locate(path, revision, fetch=fetch)
     if (folder / "adapter_config.json").is_file():
-        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"], fetch=fetch)
+        if folder.resolve() in above:
+            raise UserError(
+                f"the adapters in {path} are adapters of themselves.",
+                "Mend base_model_name_or_path in adapter_config.json.",
+            )
+        base = _found(_adapter_base(path, folder), None, fetch, (*above, folder.resolve()))
         return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
     config = _read_config(path, folder)
     weights = _weight_files(path, folder)
@@ -107,25 +122,29 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     return local, local.name  # a snapshot's folder is named by its commit
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read: {error}", "The model folder is damaged; fetch it again.", where=str(file)
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(file))
-    return content
+def _adapter_base(path: str, folder: Path) -> str:
+    """The model under adapters, after a look at what peft would make of their folder."""
+    config = read_json(folder / "adapter_config.json")
+    base, where = config.get("base_model_name_or_path"), str(folder / "adapter_config.json")
+    if not isinstance(base, str) or not base:
+        raise UserError("names no base_model_name_or_path.", "Name the model under the adapters there.", where=where)
+    # other kinds may read pickled files of their own; a megatron_config names a Python module to import
+    if config.get("peft_type") != "LORA" or config.get("megatron_config") is not None:
+        kind = str(config.get("peft_type")) if config.get("megatron_config") is None else "Megatron's LoRA"
+        raise UserError(f"{path} holds adapters of the kind {kind}.", "LoRA adapters are what is loaded here.")
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to adapter_model.bin, then to the hub
+        raise _no_weights(path, folder, "adapter_model.safetensors")
+    return base
 
 
 def _read_config(path: str, folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
-    raw = _read(folder / "config.json")
+    raw = read_json(folder / "config.json")
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    _refuse_foreign_parts(path, raw)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
@@ -138,12 +157,33 @@ def _read_config(path: str, folder: Path) -> Any:
             f"{path} is not a model that transformers {_transformers_version()} knows: {str(error).splitlines()[0]}",
             "Check config.json (its model_type), or use a newer transformers.",
         ) from error
+    kind = raw.get("model_type", "nameless")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{path} is a {kind} model, which is no causal language model.", _NAME_CAUSAL)
+    if getattr(config, "is_decoder", None) is False and kind not in _ALWAYS_DECODERS:
         raise UserError(
-            f"{path} is a {raw.get('model_type', 'nameless')} model, which is no causal language model.",
-            "SimPO scores text from left to right: name a causal language model.",
+            f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
         )
+    architectures = config.architectures or []
+    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
+        raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
     return config
+
+
+def _refuse_foreign_parts(path: str, raw: Mapping[str, Any]) -> None:
+    """Refuse a configuration by which transformers would load compiled code of the hub, or a file of another name."""
+    waiting: list[Mapping[str, Any]] = [raw]
+    while waiting:
+        section = waiting.pop()
+        waiting += [value for value in section.values() if isinstance(value, dict)]
+        for key, value in section.items():
+            if key == "transformers_weights" and value is not None:
+                problem = f"names {value!r} as the file of its weights"
+            elif key.endswith("_implementation") and "/" in str(value):
+                problem = f"asks for code of the hub ({key}: {value!r})"
+            else:
+                continue
+            raise UserError(f"the config.json of {path} {problem}, which is not loaded.", f"Take {key} out of it.")
 
 
 def _transformers_version() -> str:
@@ -155,7 +195,7 @@ def _transformers_version() -> str:
 def _weight_files(path: str, folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(_read(index).get("weight_map", {}).values()))]
+        files = [folder / name for name in _shard_names(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UserError(
@@ -166,12 +206,30 @@ def _weight_files(path: str, folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
-    if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
-        raise UserError(
+    raise _no_weights(path, folder, "*.safetensors")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The files of sharded weights: names of safetensors files beside their index, and nothing else."""
+    named = read_json(index).get("weight_map")
+    names: list[Any] = list(named.values()) if isinstance(named, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(
+                f"names {name!r} as a file of weights, which is no safetensors file beside it.",
+                "Fetch the model again, or convert its weights to safetensors.",
+                where=str(index),
+            )
+    return sorted(set(names))
+
+
+def _no_weights(path: str, folder: Path, wanted: str) -> UserError:
+    if any(file.suffix in _PICKLED for file in folder.iterdir()):
+        return UserError(
             f"{path} holds only pickled weights, which can run code when they are read.",
             "Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) writes safetensors.",
         )
-    raise UserError(f"{path} holds no weights (*.safetensors).", "Fetch the model again, weights included.")
+    return UserError(f"{path} holds no weights ({wanted}).", "Fetch the model again, weights included.")
 
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
@@ -197,6 +255,7 @@ def _stored_dtype(files: list[Path]) -> torch.dtype:
                 f"cannot be read: {error}",
                 "The weights are damaged or cut short; fetch the model again.",
                 where=str(file),
+                exit_code=exit_code_of(error),
             ) from error
     return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
 

@@ -36,8 +36,8 @@ def _mapping(tree: MappingNode, indent: int) -> _Lines:
 
 def _entry(head: str, node: Node, indent: int) -> _Lines:
     match node:
-        case ScalarNode(value=value):
-            return [(f"{head} {_scalar(value)}", node)]
+        case ScalarNode():
+            return [(f"{head} {_scalar(node)}", node)]
         case ListNode(items=[]):
             return [(f"{head} []", node)]
         case MappingNode(items=items) if not items:
@@ -62,8 +62,11 @@ def _list(node: ListNode, indent: int) -> _Lines:
     return lines
 
 
-def _scalar(value: Any) -> str:
-    """One value on one line."""
+def _scalar(node: ScalarNode) -> str:
+    """One value on one line; one of the environment is left to be computed again."""
+    if node.expression:
+        return _one_line(node.expression)
+    value = node.value
     return _one_line(escape(value) if isinstance(value, str) and has_interpolation(value) else value)
 
 
@@ -74,4 +77,10 @@ def _one_line(value: Any) -> str:
 
 def _dumped(value: Any, style: str | None) -> str:
     text = yaml.dump(value, Dumper=RecipeDumper, default_style=style, width=float("inf"), allow_unicode=True)
-    return str(text).removesuffix("\n").removesuffix("\n...")
+    text = str(text).removesuffix("\n").removesuffix("\n...")
+    return text if style is None else "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    """As YAML writes it between double quotes; PyYAML leaves marks of the writing direction as they are."""
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

@@ -2,16 +2,21 @@
 
 OmegaConf computes the values. Before that we look at the forms, because OmegaConf alone would write a token into the
 recipe of the run, and at the graph of references, because `a: ${b}${b}`, `b: ${c}${c}` ... doubles with each line.
+What comes from the environment, by whatever way, keeps the words that it was written in beside its value.
 """
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.kinds import all_keys
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode, lookup, node_of, plain_value, scalars
+from simpo_cli.redaction import remember
 
 _START = re.compile(r"(\\*)\$\{")
 _ENVIRONMENT = re.compile(r"\s*oc\.env\s*:\s*([A-Za-z_]\w*)\s*([,}])")
@@ -53,7 +58,7 @@ def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
             del references[path], computed[path]
     _check_graph(references, computed)
     values = _evaluate(plain_value(tree), computed)
-    resolved = _replace(tree, (), values)
+    resolved = _Replacing(tree, values, references, _of_environment(computed, references)).of(tree, ())
     assert isinstance(resolved, MappingNode)
     return resolved
 
@@ -119,6 +124,15 @@ def _check_environment(path: Path, origin: Origin, name: str, *, has_default: bo
             path, origin, f"reads the environment variable {name}, which is not set",
             f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
         )  # fmt: skip
+    value = os.environ.get(name, "")
+    if value not in _own_words():
+        remember(name, value)
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """What a recipe may say without help from outside: `cosine`, `builtin:guide`."""
+    return frozenset({"builtin:guide"}.union(*(kind.choices for kind in all_keys().values())))
 
 
 def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, ScalarNode]) -> None:
@@ -166,16 +180,80 @@ def _evaluate(plain: dict[str, Any], computed: dict[Path, ScalarNode]) -> dict[P
     return values
 
 
-def _replace(node: Node, path: Path, values: dict[Path, Any]) -> Node:
-    match node:
-        case ScalarNode():
-            if path not in values:
-                return node
-            value = values[path]
+def _of_environment(computed: dict[Path, ScalarNode], references: dict[Path, list[Path]]) -> set[Path]:
+    """The values that come from the environment, of themselves or through others."""
+    found = {path for path, node in computed.items() if _reads_environment(node.value)}
+    while more := {path for path in references.keys() - found if _leads_to(found, references[path])}:
+        found |= more
+    return found
+
+
+def _reads_environment(text: str) -> bool:
+    return any(
+        len(match.group(1)) % 2 == 0 and _ENVIRONMENT.match(text, match.end()) for match in _START.finditer(text)
+    )
+
+
+def _leads_to(found: set[Path], targets: list[Path]) -> bool:
+    return any(path[: len(target)] == target for target in targets for path in found)
+
+
+class _Replacing:
+    """Puts computed values into a tree.
+
+    Args:
+        tree: the whole tree as it was written.
+        values: by the paths of what was computed.
+        references: the keys that each of them refers to.
+        of_environment: those that come from the environment.
+    """
+
+    def __init__(
+        self, tree: MappingNode, values: dict[Path, Any], references: dict[Path, list[Path]], of_environment: set[Path]
+    ) -> None:
+        self._tree, self._values, self._references, self._of_environment = tree, values, references, of_environment
+
+    def of(self, node: Node, path: Path) -> Node:
+        """The node with its values, and those below it."""
+        match node:
+            case ScalarNode():
+                return self._scalar(node, path) if path in self._values else node
+            case ListNode():
+                return ListNode([self.of(item, (*path, str(i))) for i, item in enumerate(node.items)], node.origin)
+            case MappingNode():
+                return MappingNode({k: self.of(v, (*path, k)) for k, v in node.items.items()}, node.origin)
+
+    def _scalar(self, node: ScalarNode, path: Path) -> Node:
+        value = self._values[path]
+        if path not in self._of_environment:
             if isinstance(value, dict | list):
                 return node_of(value, node.origin)
             return ScalarNode(value, node.origin, str(value), interpolated=True)
+        if isinstance(value, dict | list):  # the value is one reference, to a section or a list
+            [target] = self._references[path]
+            found = lookup(self._tree, target)
+            assert found is not None
+            return _at(self.of(found, target), node.origin)
+        expression = _with_whole_names(node.value, path)
+        return ScalarNode(value, node.origin, expression, interpolated=True, expression=expression)
+
+
+def _at(node: Node, origin: Origin) -> Node:
+    """The same values, written elsewhere."""
+    match node:
+        case ScalarNode():
+            return replace(node, origin=origin)
         case ListNode():
-            return ListNode([_replace(item, (*path, str(i)), values) for i, item in enumerate(node.items)], node.origin)
+            return ListNode([_at(item, origin) for item in node.items], origin)
         case MappingNode():
-            return MappingNode({k: _replace(v, (*path, k), values) for k, v in node.items.items()}, node.origin)
+            return MappingNode({key: _at(item, origin) for key, item in node.items.items()}, origin)
+
+
+def _with_whole_names(text: str, path: Path) -> str:
+    """References from the root on: `${.path}` means another key where the list that it stands in is used again."""
+
+    def whole(found: re.Match[str]) -> str:
+        dots, name = found.groups()
+        return f"${{{'.'.join((*path[: -len(dots)], name)) if dots else name}}}"
+
+    return re.sub(r"\$\{" + _REFERENCE.pattern, whole, text)

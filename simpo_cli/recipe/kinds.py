@@ -41,7 +41,8 @@ class Kind:
         if self.text:
             wanted.append("text")
         if self.items is not None:
-            wanted.append("a list of words" if self.items.text else "a list of sources")
+            words = f"words out of {', '.join(self.items.choices)}" if self.items.choices else "words"
+            wanted.append("a list of sources" if self.items.section is not None else f"a list of {words}")
         if self.section is not None or self.values is not None:
             wanted.append("a mapping")
         if self.nullable:

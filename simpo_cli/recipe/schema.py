@@ -397,6 +397,71 @@ class TrackingRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthRecipe:
+    """When a run says that it goes wrong, and when it stops for it; docs/health.md has every code with its formula."""
+
+    stop_on: list[Literal["HEA001", "HEA002", "HEA003", "HEA004", "HEA005", "HEA006", "HEA007", "HEA008"]] = field(
+        default_factory=list
+    )
+    """Codes that stop the run, saved at a whole step and with exit code 5; the others only warn."""
+    chosen_fall: float | None = 0.2
+    """HEA001: chosen responses fell by this much, nats a token, while the margin rose; null never warns."""
+    both_fall: float | None = 1.0
+    """HEA002: chosen and rejected responses both fell by this much, nats a token; null never warns."""
+    gradient_weight: float | None = 0.05
+    """HEA003: pairs pull with at most this share of their full weight, so little is left to learn; null never warns."""
+    gradient_spike: float | None = 20.0
+    """HEA004: a gradient norm is this many times the median of the 32 steps before it; null never warns."""
+    lost_updates: float | None = 0.5
+    """HEA005: this share of the updates is lost to the rounding of bf16 or fp16 weights; null never warns."""
+    kept_change: float | None = 0.8
+    """HEA006: a save in export.dtype keeps at most this share of what training changed; null never warns."""
+    looping_answers: float | None = 0.3
+    """HEA007: this share of the probe answers repeats itself and did not at the start; null never warns."""
+    endless_answers: float | None = 0.3
+    """HEA008: this share of the probe answers does not end any more and did at the start; null never warns."""
+    num_answers: int = 6
+    """Held-out prompts, 8 at most, that the model answers at each evaluation, word by word; 0 asks nothing."""
+    answer_tokens: int = 128
+    """Most tokens of such an answer."""
+
+    def __post_init__(self) -> None:
+        for key in ("gradient_weight", "lost_updates", "looping_answers", "endless_answers", "kept_change"):
+            share = getattr(self, key)
+            _require(
+                share is None or 0 < share <= 1,
+                key,
+                f"is {share}, must be above 0 and at most 1",
+                "It is a share; null switches the warning off.",
+            )
+        for key, nats in (("chosen_fall", self.chosen_fall), ("both_fall", self.both_fall)):
+            _require(
+                nats is None or (_finite(nats) and nats > 0),
+                key,
+                f"is {nats}, must be above 0",
+                "It is in nats a token, such as 0.2; null switches the warning off.",
+            )
+        _require(
+            self.gradient_spike is None or (_finite(self.gradient_spike) and self.gradient_spike > 1),
+            "gradient_spike",
+            f"is {self.gradient_spike}, must be above 1",
+            "It is a multiple of the usual norm, such as 20; null switches the warning off.",
+        )
+        _require(
+            0 <= self.num_answers <= 8,
+            "num_answers",
+            f"is {self.num_answers}, must be from 0 to 8",
+            "0 asks nothing.",
+        )
+        _require(
+            self.answer_tokens >= 8,
+            "answer_tokens",
+            f"is {self.answer_tokens}, must be at least 8",
+            "A loop shows after some 30 tokens; 128 is usual.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run, wholly described."""
 
@@ -418,6 +483,8 @@ class Recipe:
     """When the held-out pairs are scored."""
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     """When the training state is written."""
+    health: HealthRecipe = field(default_factory=HealthRecipe)
+    """When a run says that it goes wrong, and when it stops for it."""
     export: ExportRecipe = field(default_factory=ExportRecipe)
     """How the final model is written."""
     tracking: TrackingRecipe = field(default_factory=TrackingRecipe)

@@ -44,6 +44,7 @@ class ScalarNode:
     text: str = ""
     plain: bool = False
     interpolated: bool = False  # the value was computed from a ${...}
+    expression: str = ""  # how it was written, where it is of the environment: saved and shown instead of the value
 
 
 @dataclass(slots=True)
@@ -66,10 +67,10 @@ Node = ScalarNode | ListNode | MappingNode
 
 
 def plain_value(node: Node) -> Any:
-    """The node as ordinary dicts, lists and scalars."""
+    """The node as ordinary dicts, lists and scalars; what is of the environment as it was written."""
     match node:
         case ScalarNode():
-            return node.value
+            return node.expression or node.value
         case ListNode():
             return [plain_value(item) for item in node.items]
         case MappingNode():

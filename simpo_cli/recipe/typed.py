@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 from simpo_cli.errors import UserError
@@ -86,7 +87,8 @@ class _Reader:
             keys = [tuple(key.split(".")) for key in (error.key, *error.related)]
             where = self.place(tree, keys)
             name = ".".join((*path, *keys[0]))
-            self.problems.append(Problem(UserError(f"{name} {error.problem}.", error.fix, where=where)))
+            problem = _unexpanded(error.problem, tree, keys)
+            self.problems.append(Problem(UserError(f"{name} {problem}.", error.fix, where=where)))
             return _INVALID
 
     def place(self, tree: MappingNode, keys: list[tuple[str, ...]]) -> str:
@@ -176,6 +178,8 @@ def _shown(node: Node) -> tuple[str, str]:
             return "a list", ""
         case MappingNode():
             return "a mapping", ""
+        case ScalarNode(expression=expression) if expression:
+            return expression, " from the environment"
         case ScalarNode(value=value):
             text = node.text if node.plain and node.text else str(value)
             text = text if len(text) <= 40 else text[:40] + "..."
@@ -211,15 +215,27 @@ def _quote_fix(node: ScalarNode, kind: Kind, path: tuple[str, ...]) -> str:
     return f"For text put it in quotes: {path[-1]}: '{node.text}'" if kind.text and not path[-1].isdigit() else ""
 
 
+def _unexpanded(problem: str, tree: MappingNode, keys: list[tuple[str, ...]]) -> str:
+    """What is wrong with a value, told without the value where it is of the environment."""
+    for key in keys:
+        node = lookup(tree, key)
+        if isinstance(node, ScalarNode) and node.expression:
+            spelled = {repr(node.value), str(node.value), str(scalar_of(str(node.value)))}
+            values = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
+            expression = node.expression.replace("\\", r"\\")
+            problem = re.sub(rf"(?<![\w.])(?:{values})(?:\.0)?(?![\w.])", expression, problem)
+    return problem
+
+
 def _text_fix(node: ScalarNode, kind: Kind, path: tuple[str, ...]) -> str:
-    text = str(node.value)
+    text = node.expression or str(node.value)
     if kind.choices and (close := difflib.get_close_matches(text.lower(), kind.choices, n=1)):
         return f"Did you mean {close[0]}?"
     if not node.plain and (kind.integer or kind.number or kind.boolean) and not isinstance(scalar_of(text), str):
         return f"Take the quotes away: {path[-1]}: {text}"
     if kind.section is not None and path[-1].isdigit():
         return f"Write the source as {{path: {text}}}."
-    if kind.items is not None and kind.items.text:
+    if kind.items is not None and (kind.items.text or text in kind.items.choices):
         return f"Write a list: {path[-1]}: [{text}]"
     return ""
 

@@ -6,6 +6,7 @@ UTF-8 gets ASCII stand-ins for what it cannot show, and a reader that goes away 
 """
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import IO, Any, TextIO, cast
 import rich.console
 from rich.file_proxy import FileProxy
 from rich.text import Text
+
+from simpo_cli.redaction import redacted
 
 _STAND_INS = {
     "·": "-",
@@ -45,12 +48,14 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
     """Foreign text with its control characters shown, so that it cannot move the cursor or reorder what is beside it.
 
     Escape sequences, C0 and C1 controls, marks that reverse the writing direction, invisible tags, lone surrogates and
-    line separators come out as `\\x1b` or `\\u202e`; other letters of any script stay as they are.
+    line separators come out as `\\x1b` or `\\u202e`; other letters of any script stay as they are. Values that a
+    recipe took from the environment come out as the recipe names them.
 
     Args:
         text: any text.
         keep_newlines: newlines stay and tabs become four spaces; else both are shown as `\\n` and `\\t`.
     """
+    text = redacted(text)
     if keep_newlines:
         text = text.replace("\r\n", "\n").replace("\t", "    ")
     if text.isascii() and text.isprintable():
@@ -88,6 +93,20 @@ def _stand_in(character: str, encoding: str) -> str:
     return character
 
 
+_COMMAND = re.compile(r"^([ \t]*):(?=:)|#(?=#\[)", re.MULTILINE)
+
+
+def unobeyed(text: str) -> str:
+    """What GitHub's runner would take for a command of the workflow, written so that it does not.
+
+    It obeys lines that begin with `::name::`, wherever a wrapped text happens to begin one, and `##[name]` anywhere.
+    Elsewhere the text is as it was.
+    """
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return text
+    return _COMMAND.sub(lambda found: f"{found[1]}\\x3a" if found[0][-1] == ":" else "\\x23", text)
+
+
 class _Stream:
     """A text stream that takes any text, and goes quiet when its reader has gone away.
 
@@ -112,7 +131,7 @@ class _Stream:
         return self.target.encoding or "utf-8"  # StringIO has none
 
     def write(self, text: str) -> int:
-        self._unless_left(lambda: self.target.write(encodable(text, self.encoding)))
+        self._unless_left(lambda: self.target.write(encodable(unobeyed(text), self.encoding)))
         return len(text)
 
     def flush(self) -> None:

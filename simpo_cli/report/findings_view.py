@@ -22,7 +22,7 @@ def print_findings(console: Console, document: Mapping[str, Any], refused: Seque
     Args:
         console: where to.
         document: what `simpo stats --json` prints.
-        refused: the malformed records, whose reasons the document does not hold.
+        refused: the first malformed records, whose reasons the document does not hold.
     """
     findings, files = document["findings"], [str(file["path"]) for file in document["input"]["files"]]
     console.print(Text("Findings", "bold"), soft_wrap=True)

@@ -19,7 +19,7 @@ def annotations(document: Mapping[str, Any], refused: Sequence[BadRecord]) -> It
 
     Args:
         document: what `simpo stats --json` prints.
-        refused: the malformed records, whose reasons the document does not hold.
+        refused: the first malformed records, whose reasons the document does not hold.
     """
     for finding in document["findings"]:
         title = CATALOGUE[finding["code"]].title

@@ -1,6 +1,7 @@
 """A run on a terminal: the header, and under it one region that is redrawn in place, four times a second at most."""
 
 import atexit
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ REFRESHES_PER_SECOND = 4
 FIELD_GAP = "   "
 BAR_WIDTH = 40
 BAR_WIDTH_AT_LEAST = 5
+_ALERT = re.compile(r"HEA\d{3} ")
 
 Line = list[tuple[str, str]]  # pieces of text with their styles
 Field = tuple[str, str, str]  # name, value, remark
@@ -56,7 +58,9 @@ class LivePanel:
         self._live.start()
 
     def note(self, text: str) -> None:
-        print_wrapped(self._console, Text(), text)
+        alert = _ALERT.match(text)
+        lead = Text(alert.group(), "bold yellow") if alert else Text()
+        print_wrapped(self._console, lead, text.removeprefix(lead.plain))
 
     def step(self, record: StepRecord) -> None:
         self._progress.step(record)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from simpo_cli.redaction import redacted
 from simpo_cli.report.console import printable
 from simpo_cli.report.report_file import PAGE_MARK
 from simpo_cli.report.text import percent, percent_range, thousands
@@ -33,6 +34,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("simpo_cli.report", "."),
         autoescape=True,
+        finalize=lambda value: redacted(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,26 +1,31 @@
 """Reports written to files: JSON documents and pages of ours, which may replace one another and nothing else."""
 
 import json
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.errors import UserError
+from simpo_cli.redaction import redacted_values
 
 PAGE_MARK = '<meta name="generator" content="simpo">'
 """What a page of ours holds near its beginning."""
 _MARK_WITHIN = 1000  # characters
 
-# Controls that JSON leaves as they are, marks of the writing direction, line separators, halves of pairs
-_UNSHOWN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls that JSON leaves as they are, marks of the writing direction and other invisible signs, line separators,
+# halves of pairs; the joiners stay, without which some languages cannot be written
+_UNSHOWN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 
-def json_text(document: Mapping[str, Any]) -> str:
+def json_text(document: Mapping[str, Any] | Sequence[Any]) -> str:
     """A document as JSON text, with what could steer a terminal, such as in a file's name, written as an escape."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = json.dumps(redacted_values(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.replace("##[", "#\\u0023[")  # GitHub's runner obeys this wherever it finds it
 
 
 def require_replaceable(path: Path) -> None:
@@ -81,13 +86,5 @@ def _require_no_folder(path: Path, option: str) -> None:
 
 
 def _write(path: Path, option: str, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{option} {path} cannot be written: {error.strerror}.",
-            "Name a file in a folder that exists and can be written.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    with disk_faults(f"{option} {path} cannot be written"), replacing(path) as file:
+        file.write(text)

@@ -49,10 +49,11 @@ def stats_page(
     shown: dict[str, list[Example]] = {}
     if examples is not None:
         shown = {code: [_pair_example(pair) for pair in pairs] for code, pairs in examples.items()}
-        shown["FMT001"] = [_record_example(bad) for bad in examination.refused[:SHOWN_RECORDS]]
+        shown["FMT001"] = [_record_example(bad) for bad in examination.refused.first[:SHOWN_RECORDS]]
     unit = str(document["unit"])
     figures = [length_figure(examination, unit), difference_figure(examination, unit)]
     files = [str(file["path"]) for file in document["input"]["files"]]
+    folder, groups = shared_folder(files), document["groups"]
     return render(
         "stats.html.jinja",
         place=lambda row: short_place(row, files),
@@ -61,8 +62,11 @@ def stats_page(
         catalogue=CATALOGUE,
         examples=shown,
         is_redacted=examples is None,
-        sources=document["sources"][:SHOWN_FILES],
-        folder=shared_folder(files),
+        files=[(name.removeprefix(folder), part) for name, part in zip(files, document["sources"], strict=True)][
+            :SHOWN_FILES
+        ],
+        groups=[] if groups is None or examples is None else [(part["value"], part) for part in groups["values"]],
+        folder=folder,
         figures=figures,
         bar="" if surface is None else bar_to_beat(surface),
         start=None if start is None else (scored_in_words(start), start_rows(start), start_in_words(start)),

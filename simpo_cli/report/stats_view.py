@@ -17,7 +17,7 @@ from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import blocks, percent, percent_range, thousands
 
 GAP = 3
-SHOWN_FILES = 10
+SHOWN_PARTS = 10
 SHOWN_FEATURES = 4
 FEW_PROMPTS = 30
 RULE_WIDTH = len("surface features only")
@@ -57,9 +57,16 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
         print_start(console, document["model"])
         console.print()
     if len(document["sources"]) > 1:
-        _print_sources(console, document["sources"])
+        folder = shared_folder([str(source["path"]) for source in document["sources"]])
+        paths = [str(source["path"]).removeprefix(folder) for source in document["sources"]]
+        _print_parts(console, "By file", paths, document["sources"])
         console.print()
-    print_findings(console, document, examination.refused)
+    if document["groups"] is not None:
+        values = document["groups"]["values"]
+        title = f"By {printable(document['groups']['field'])}"
+        _print_parts(console, title, [str(value["value"]) for value in values], values)
+        console.print()
+    print_findings(console, document, examination.refused.first)
 
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
@@ -189,46 +196,43 @@ def _print_rule(console: Console, name: str, measured: Mapping[str, Any], remark
     print_wrapped(console, Text(f"  {name.ljust(RULE_WIDTH)}   "), text)
 
 
-# Files
+# Files and groups
 
 
-def _print_sources(console: Console, sources: Sequence[Mapping[str, Any]]) -> None:
-    """What each file gives; narrow terminals get two lines a file."""
+def _print_parts(console: Console, title: str, names: Sequence[str], parts: Sequence[Mapping[str, Any]]) -> None:
+    """What each part of the pairs gives; narrow terminals get two lines a part."""
     heading = ("pairs", "chosen", "rejected", "longer wins", "findings")
-    shown = sources[:SHOWN_FILES]
-    folder = shared_folder([str(source["path"]) for source in sources])
-    paths = [str(source["path"]).removeprefix(folder) for source in shown]
-    names = [encodable(printable(path), console.encoding) for path in paths]
-    rows = [_source_cells(source) for source in shown]
-    widths = [max(len(title), *(len(row[i]) for row in rows)) for i, title in enumerate(heading)]
+    shown = [encodable(printable(name), console.encoding) for name in names[:SHOWN_PARTS]]
+    rows = [_part_cells(part) for part in parts[:SHOWN_PARTS]]
+    widths = [max(len(head), *(len(row[i]) for row in rows)) for i, head in enumerate(heading)]
     numbers = [
         "".join(" " * GAP + cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in (heading, *rows)
     ]
-    name_width = max(map(cell_len, ("By file", *names)))
+    name_width = max(map(cell_len, (title, *shown)))
     fits = name_width + len(numbers[0]) <= console.width
-    title = Text.assemble(("By file", "bold"), " " * (name_width - len("By file")), (numbers[0], "dim"))
-    console.print(title if fits else Text("By file", "bold"), soft_wrap=True)
-    for name, row, line in zip(names, rows, numbers[1:], strict=True):
+    first = Text.assemble((title, "bold"), " " * (name_width - cell_len(title)), (numbers[0], "dim"))
+    console.print(first if fits else Text(title, "bold"), soft_wrap=True)
+    for name, row, line in zip(shown, rows, numbers[1:], strict=True):
         if fits:
             console.print(Text.assemble(name, " " * (name_width - cell_len(name)), (line, "bold")), soft_wrap=True)
         else:
             print_wrapped(console, Text("  "), name)
-            said = ", ".join(f"{title} {cell}" for title, cell in zip(heading, row, strict=True))
+            said = ", ".join(f"{head} {cell}" for head, cell in zip(heading, row, strict=True))
             print_wrapped(console, Text("    "), said, style="dim")
-    if len(sources) > SHOWN_FILES:
-        print_wrapped(console, Text("  "), f"and {len(sources) - SHOWN_FILES} more: see --json", style="dim")
+    if len(parts) > SHOWN_PARTS:
+        print_wrapped(console, Text("  "), f"and {len(parts) - SHOWN_PARTS} more: see --json", style="dim")
 
 
-def _source_cells(source: Mapping[str, Any]) -> tuple[str, ...]:
-    if not source["count"]:
+def _part_cells(part: Mapping[str, Any]) -> tuple[str, ...]:
+    if not part["count"]:
         return ("0", "-", "-", "-", "-")
-    rule = source["longer_wins"]
+    rule = part["longer_wins"]
     interval = "" if rule["ci"][0] is None else f" ({percent_range(*rule['ci'])})"
     return (
-        thousands(source["count"]),
-        f"{source['mean_chosen_len']:,.1f}",
-        f"{source['mean_rejected_len']:,.1f}",
+        thousands(part["count"]),
+        f"{part['mean_chosen_len']:,.1f}",
+        f"{part['mean_rejected_len']:,.1f}",
         f"{percent(rule['value'])}{interval}",
-        thousands(sum(source["findings"].values())),
+        thousands(sum(part["findings"].values())),
     )

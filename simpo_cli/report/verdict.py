@@ -26,6 +26,9 @@ def verdict(run: RunFiles) -> str:
         case "failed":
             error = _ended(str(outcome.get("error", "unknown")))
             return f"The run failed after step {_progress(run)}: {error}{_so_far(run)}"
+        case "stopped" if "error" in outcome:
+            error = _ended(str(outcome["error"]))
+            return f"The run ended early, after step {_progress(run)}: {error}{_so_far(run)}"
         case "stopped":
             return f"The run was stopped after step {_progress(run)}, with everything saved.{_so_far(run)}"
         case _:
@@ -46,20 +49,23 @@ def tone(run: RunFiles) -> str:
 
 def alerts(run: RunFiles) -> list[str]:
     """What a reader of the verdict should know beside it, worst first."""
-    outcome, said = run.outcome, []
+    outcome = run.outcome
+    seen = run.receipt.get("health", [])
+    codes = [alert["code"] for alert in seen]
+    said = [_health(alert) for alert in seen]
     if "after" in outcome:
         after = outcome["after"]
         if after["prompts"] < FEW_PROMPTS:
             said.append(f"Only {after['prompts']} prompts are held out: under {FEW_PROMPTS}, intervals are rough.")
         said += _trivial(after)
     kept = outcome.get("export")
-    if kept is not None and kept["kept_share"] < KEPT_ENOUGH:
+    if kept is not None and kept["kept_share"] < KEPT_ENOUGH and "HEA006" not in codes:
         said.append(
             f"The saved model keeps {percent(kept['kept_share'])} of the change that training made, because its "
             f"weights are narrower; {percent(kept['rounded_back_share'])} of the changed weights fell back to their "
             "start. export.dtype=fp32 keeps all of it."
         )
-    if run.evals and run.evals[-1]["logps/chosen_delta"] < 0:
+    if run.evals and run.evals[-1]["logps/chosen_delta"] < 0 and not {"HEA001", "HEA002"} & set(codes):
         last = run.evals[-1]
         said.append(
             f"The chosen responses became less likely: {fixed(last['logps/chosen_delta'], 3)} nats a token on the "
@@ -70,6 +76,16 @@ def alerts(run: RunFiles) -> list[str]:
     if shared:
         said.append(f"{thousands(shared)} training pairs have a prompt of the evaluation pairs.")
     return said
+
+
+def _health(alert: Mapping[str, Any]) -> str:
+    """An alert of the run's health, with how often it was seen."""
+    often = "" if alert["times"] == 1 else f" Seen {thousands(alert['times'])} times up to step {alert['last_step']}."
+    remedy = alert["remedy"][0].upper() + alert["remedy"][1:]
+    return (
+        f"{alert['code']} from step {alert['step']}: {alert['sentence']} (health.{alert['key']} {alert['limit']:g})."
+        f"{often} {remedy}."
+    )
 
 
 def gain_in_words(outcome: Mapping[str, Any]) -> str:

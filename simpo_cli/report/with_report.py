@@ -39,6 +39,12 @@ class WithReport:
         if self._has_started and (page := self._write()) is not None:
             self._watcher.note(f"report {page}")
 
+    def was_complete(self) -> None:
+        """The run had come to its end before: write the page where the process that did so was killed on the way."""
+        page, receipt = self._run_dir / "report.html", self._run_dir / "run.json"
+        if not page.exists() or page.stat().st_mtime_ns < receipt.stat().st_mtime_ns:  # or that of an earlier end
+            self._write()
+
     def close(self) -> None:
         self._watcher.close()
 

@@ -13,11 +13,15 @@ from simpo_cli.model.load import load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.train.events import Observer
-from simpo_cli.train.identity import Change
+from simpo_cli.train.export import export_dtype
+from simpo_cli.train.health.answers import AnswerProbe
+from simpo_cli.train.health.watch import Health
+from simpo_cli.train.health.weights import WeightSample
+from simpo_cli.train.identity import Change, recipe_values
 from simpo_cli.train.loop import Training
 from simpo_cli.train.resume import Past, Saved
 from simpo_cli.train.setting import Setting
-from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.state import make_optimizer, start_moments, trainable
 from simpo_cli.train.stop import StopRequest
 
 _CHECKED_ON = {"torch", "transformers", "peft", "device"}  # with others the self-check is made again
@@ -60,6 +64,8 @@ def build(
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
     optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
     start_moments(optimizer)
+    stored = export_dtype(recipe, setting.source)
+    narrows = recipe.model.lora is None and stored.itemsize < setting.weights.itemsize
     training = Training(
         recipe=recipe,
         plan=setting.plan,
@@ -71,6 +77,14 @@ def build(
         budget=budget,
         observer=observer,
         stop=stop,
+        health=Health(recipe, setting.plan.num_steps, observer.note),
+        probe=AnswerProbe(
+            held_out_questions(data.held_out, data.texts, recipe.health.num_answers),
+            data.tokenizer,
+            recipe.health.answer_tokens,
+        ),
+        start_weights=WeightSample.of(trainable(policy)) if narrows else None,
+        export_dtype=stored,
     )
     if past.latest is None:
         return training, check, None
@@ -82,6 +96,8 @@ def build(
         training.start_scores = _scores_before(saved, setting)
         training.answers_before = list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
+    recipe_changed = saved.identity.recipe != recipe_values(recipe)
+    training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
 
 

@@ -1,7 +1,10 @@
 """What a run tells whoever watches it. The loop calls an `Observer`; terminals and trackers implement it."""
 
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+LOOPING = 0.3
+"""Share of repeated runs of four tokens from which on an answer counts as one that repeats itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +33,28 @@ class StepRecord:
     tokens_per_second: float
     memory_gb: float  # peak so far: device memory on CUDA, resident memory on a CPU
     seconds: float  # wall time of this step
+    gradient_weight: float | None = None  # how hard its pairs pull on average, see objective.gradient_weight
 
     def as_metrics(self) -> dict[str, float | int]:
         """The line of metrics.jsonl: the field's names (`rewards/chosen`), sft_loss only when it is active."""
         row = {name.replace("rewards_", "rewards/").replace("logps_", "logps/"): v for name, v in asdict(self).items()}
         return {name: value for name, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAnswer:
+    """What the model said to a held-out prompt."""
+
+    question: str
+    text: str
+    tokens: int
+    repeated: float  # share of its runs of four tokens that occurred in it before
+    ended: bool
+
+    @property
+    def loops(self) -> bool:
+        """Whether it repeats itself beyond what lists and set phrases do."""
+        return self.repeated >= LOOPING
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +76,21 @@ class EvalRecord:
     logps_rejected_delta: float
     probe_pairs: int
     seconds: float
+    export_kept_share: float | None = None  # of the change so far, in a save in a narrower export.dtype, estimated
+    answers: tuple[ProbeAnswer, ...] = ()
 
     def as_metrics(self) -> dict[str, float | int]:
-        """The line of evals.jsonl."""
-        return {name.replace("logps_", "logps/"): value for name, value in asdict(self).items()}
+        """The line of evals.jsonl; of the answers the shares of those that repeat themselves and that do not end."""
+        row = {name.replace("logps_", "logps/"): value for name, value in asdict(self).items() if name != "answers"}
+        row["export/kept_share"] = row.pop("export_kept_share")
+        if self.answers:
+            row["answers/looping"] = sum(answer.loops for answer in self.answers) / len(self.answers)
+            row["answers/endless"] = sum(not answer.ended for answer in self.answers) / len(self.answers)
+        return {name: value for name, value in row.items() if value is not None}
+
+    def answer_rows(self) -> list[dict[str, Any]]:
+        """The lines of answers.jsonl."""
+        return [{"step": self.step, **asdict(answer)} for answer in self.answers]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The final model as a folder that others load, and how much of what training did is still in it."""
 
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
-from simpo_cli.model.load import DTYPES, ModelSource, load_model
+from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, load_model
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 from simpo_cli.train.checkpoint import sync
+from simpo_cli.train.not_finite import require_finite_tensors
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how the library of safetensors passes one on
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,38 @@ class Rounding:
 
     kept_share: float
     rounded_back_share: float
+
+
+class RoundingSums:
+    """Adds up what rounding does to the change of each tensor."""
+
+    def __init__(self) -> None:
+        self._along = self._length = self._changed = self._fell_back = 0.0
+
+    @torch.no_grad()
+    def add(self, before: Tensor, after: Tensor, dtype: torch.dtype, *, weight: float = 1.0) -> None:
+        """Compare a tensor before training, after it, and after it in another type.
+
+        Args:
+            before, after: of one shape, in any type.
+            dtype: the type of the save.
+            weight: what each value counts for, where the tensor is a sample of a larger one.
+        """
+        before, after = before.float(), after.float()
+        change, saved_change = after - before, after.to(dtype).float() - before
+        moved = change != 0
+        self._along += weight * float((change * saved_change).sum(dtype=torch.float64))
+        self._length += weight * float((change * change).sum(dtype=torch.float64))
+        self._changed += weight * int(moved.sum())
+        self._fell_back += weight * int((moved & (saved_change == 0)).sum())
+
+    @property
+    def rounding(self) -> Rounding:
+        """The shares; all is kept where nothing changed."""
+        return Rounding(
+            kept_share=self._along / self._length if self._length else 1.0,
+            rounded_back_share=self._fell_back / self._changed if self._changed else 0.0,
+        )
 
 
 def export_dtype(recipe: Recipe, source: ModelSource) -> torch.dtype:
@@ -52,10 +90,15 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
         if dtype.itemsize < next(model.parameters()).element_size():
             rounding = measure_rounding(model, source, dtype)
         model.to(dtype)
+        require_finite_tensors(
+            model.named_parameters(),
+            f"model/ in export.dtype {DTYPE_NAMES[dtype]}",
+            "The last checkpoint is kept; a wider export.dtype holds larger numbers.",
+        )
     with written_whole(folder, replace=True) as temporary:
         saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(redacted(card), encoding="utf-8")
     return rounding
 
 
@@ -66,21 +109,41 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         folder: the name it gets, once every file of it is on the disk.
         replace: remove what has that name; else it must be free.
+
+    Raises:
+        OSError: the disk did not take it; nothing is left of it.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, leaving = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    _discard(temporary)
     try:
+        temporary.mkdir()  # and not what is above it: a run folder that is gone stays gone
         yield temporary
+        mode = (
+            temporary.stat().st_mode & 0o666
+        )  # the folder follows the umask; weights are written for their owner alone
         for file in temporary.iterdir():
+            file.chmod(mode)
             sync(file)
         sync(temporary)
-        if replace:
-            shutil.rmtree(folder, ignore_errors=True)
+        if replace and os.path.lexists(folder):
+            _discard(leaving)
+            folder.rename(leaving)  # all of it at once: no half of it is ever taken for a model
         temporary.rename(folder)
         sync(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError) and (number := _SYSTEM_ERROR.search(str(error))):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise
+    _discard(leaving)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that may be there; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:
@@ -89,22 +152,10 @@ def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) 
     The start model is read once more in its stored type for this.
     """
     start = dict(load_model(source, "stored").named_parameters())
-    along = length = 0.0
-    changed = fell_back = 0
-    with torch.no_grad():
-        for name, trained in model.named_parameters():
-            before = start[name].to(trained.device, torch.float32)
-            after = trained.float()
-            change = after - before
-            saved_change = after.to(dtype).float() - before
-            along += float((change * saved_change).sum(dtype=torch.float64))
-            length += float((change * change).sum(dtype=torch.float64))
-            moved = change != 0
-            changed += int(moved.sum())
-            fell_back += int((moved & (saved_change == 0)).sum())
-    return Rounding(
-        kept_share=along / length if length else 1.0, rounded_back_share=fell_back / changed if changed else 0.0
-    )
+    sums = RoundingSums()
+    for name, trained in model.named_parameters():
+        sums.add(start[name].to(trained.device), trained, dtype)
+    return sums.rounding
 
 
 def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None) -> None:

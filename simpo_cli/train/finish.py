@@ -1,10 +1,13 @@
 """After the last step: the model as others load it, and what it is worth."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from torch import nn
 
+from simpo_cli.data.writing import how_to_mend
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.model.load import find_model, load_model
@@ -52,14 +55,15 @@ def finish(
     try:
         with training.policy.untouched():
             rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(recipe, command))
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(
-            f"the model cannot be written to {model_dir}: {error}; the checkpoint of the last step is kept.",
-            f"Free some space or mend the disk, and write it with: {command_to_resume()}",
+            f"the model cannot be written to {model_dir}: {error.strerror or error}; the checkpoint of the last step "
+            "is kept.",
+            f"{how_to_mend(error)}, and write it with: {command_to_resume()}",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     with training.stop.at_once():
-        saved = Policy(load_model(find_model(str(model_dir)), setting.weights)).to(training.accelerator.device)
+        saved = Policy(_read_again(model_dir, setting.weights)).to(training.accelerator.device)
         saved.packing = setting.packing
         answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
     both = zip(questions, training.answers_before, answers, strict=True)
@@ -72,3 +76,15 @@ def finish(
         answers=tuple((question.text, before, after) for question, before, after in both),
         seconds=saver.seconds,
     )
+
+
+def _read_again(folder: Path, weights: torch.dtype) -> nn.Module:
+    """The model as others will load it; where that fails the disk is to blame, which has just taken it."""
+    try:
+        return load_model(find_model(str(folder)), weights)
+    except UserError as error:
+        raise UserError(
+            f"the model was written to {folder} and cannot be read again: {error.problem.rstrip('.')}.",
+            f"Mend the disk, and write it with: {command_to_resume()}",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error

@@ -43,7 +43,7 @@ _SEEN_ELSEWHERE = {
     "data.on_no_signal",
 }
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
-_FREE = {"name", "output_dir", "eval", "checkpoint", "export", "tracking"}
+_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Identity:
         data: of `train` and `eval`, the sha256 (or hub commit) of each file by name.
         model: revision and sha256 of the weight files.
         tokenizer, template: sha256.
-        plan: training pairs, held-out pairs.
+        plan: training pairs, held-out pairs, and a digest of their tokens.
         machine: what equal bits depend on: versions, device, threads, instruction set, precision, packing, budget.
     """
 
@@ -78,7 +78,7 @@ class Identity:
     model: Mapping[str, Any]
     tokenizer: str
     template: str
-    plan: Mapping[str, int]
+    plan: Mapping[str, Any]
     machine: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
@@ -105,16 +105,8 @@ class Identity:
             changes.append(Change("tokenizer", "identity", "the model's tokenizer.json is another"))
         if before.template != self.template:
             changes.append(Change("data.chat_template", "identity", "the chat template is another"))
-        if before.plan != self.plan and not any(change.kind == "identity" for change in changes):
-            changes.append(
-                Change(
-                    "data.train",
-                    "identity",
-                    f"the same files give {self.plan['train_pairs']:,} pairs to train and "
-                    f"{self.plan['held_out_pairs']:,} held out, and gave {before.plan['train_pairs']:,} and "
-                    f"{before.plan['held_out_pairs']:,}",
-                )
-            )
+        if not any(change.kind == "identity" for change in changes):
+            changes += _plan_changes(before.plan, self.plan)
         for key in sorted(before.machine.keys() | self.machine.keys()):
             then, now = before.machine.get(key), self.machine.get(key)
             if then != now:
@@ -161,6 +153,25 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
         kind: Kind = "schedule" if key in _SCHEDULE else "identity"
         changes.append(Change(key, kind, f"{key} is {_shown(now.get(key))}, was {_shown(before.get(key))}"))
     return changes
+
+
+def _plan_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What came of files and settings that are as they were."""
+    counts = [(plan["train_pairs"], plan["held_out_pairs"]) for plan in (before, now)]
+    if counts[0] != counts[1]:
+        (then_train, then_held_out), (train, held_out) = counts
+        came_of_them = (
+            f"the same files give {train:,} pairs to train and {held_out:,} held out, and gave {then_train:,} and "
+            f"{then_held_out:,}"
+        )
+    elif "tokens" in before and before["tokens"] != now["tokens"]:  # checkpoints of before 0.2 do not say them
+        came_of_them = (
+            "the same files give other tokens, as they do when the chat template writes the date, or the tokenizer's "
+            "library is another"
+        )
+    else:
+        return []
+    return [Change("data.train", "identity", came_of_them)]
 
 
 def _margin(values: Mapping[str, Any]) -> float:

@@ -17,9 +17,19 @@ from simpo_cli.evaluate.summary import summarise
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.events import EvalRecord, Observer, StepRecord
+from simpo_cli.train.health.answers import AnswerProbe
+from simpo_cli.train.health.watch import Health
+from simpo_cli.train.health.weights import WeightSample, step_counting_lost
+from simpo_cli.train.not_finite import NotFiniteError, gradient_error, require_finite_losses, require_finite_weights
+from simpo_cli.train.out_of_memory import memory_for
+from simpo_cli.train.receipt import command_to_resume
 from simpo_cli.train.schedule import learning_rate
+from simpo_cli.train.state import trainable
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from simpo_cli.train.stop import StopRequest
+
+_FEWER_ANSWERS = "Lower health.num_answers or health.answer_tokens."
+_FREE_MEMORY = "Lower train.tokens_per_microbatch, which changes no result, or data.max_length."
 
 
 @dataclass
@@ -28,6 +38,10 @@ class Training:
 
     Attributes:
         budget: tokens of a micro-batch.
+        health: what the run is watched for.
+        probe: prompts that the model answers at every evaluation.
+        start_weights: a sample of the start model's weights; None where model/ holds as many digits as training.
+        export_dtype: the type of model/.
         steps_done: optimizer steps so far.
         start_scores: the held-out pairs under the start model, once they have been scored; drift is measured from it.
         last_scores: the same of the latest evaluation.
@@ -46,6 +60,10 @@ class Training:
     budget: int
     observer: Observer
     stop: StopRequest
+    health: Health
+    probe: AnswerProbe
+    start_weights: WeightSample | None
+    export_dtype: torch.dtype
     steps_done: int = 0
     start_scores: PairScores | None = None
     last_scores: PairScores | None = None
@@ -62,11 +80,14 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
         save: saves the state after the steps done, if that has not been done.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the weights are those before the step.
+        NotFiniteError: the loss, the gradient or a weight is not finite; the steps before are not harmed.
+        NoMemoryError: a micro-batch does not fit in memory; the weights are those after `steps_done`.
+        UnhealthyError: a code of `health.stop_on` was seen; everything is saved.
         Stopped: a signal asked for it; the weights are those after `steps_done`.
     """
     recipe, plan, policy, optimizer = training.recipe, training.plan, training.policy, training.optimizer
     policy.train()
+    _stop_if_unhealthy(training, save)
     _evaluate_and_save(training, save)
     for step in range(training.steps_done, plan.num_steps):
         started = time.perf_counter()
@@ -81,15 +102,37 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
             step=step,
             reseed=recipe.seed if recipe.model.lora is not None and recipe.model.lora.dropout else None,
         )
-        grad_norm = clip_gradients(policy, recipe.train.max_grad_norm, step)  # stops here if not finite
+        grad_norm = _clip(training, pairs, step)  # stops here if not finite
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        lost_updates = _update(training)
         optimizer.zero_grad()
+        require_finite_weights(policy, optimizer, pairs, step)
         training.steps_done = step + 1
         seconds = time.perf_counter() - started
-        training.observer.step(_step_record(sums, step + 1, plan, rate, grad_norm, seconds, training))
+        record = _step_record(sums, step + 1, plan, rate, grad_norm, seconds, training)
+        training.observer.step(record)
+        training.health.step(record, lost_updates)
         _evaluate_and_save(training, save)
+        _stop_if_unhealthy(training, save)
+
+
+def _clip(training: Training, pairs: Sequence[EncodedPair], step: int) -> float:
+    """The norm of the gradient, which is scaled down; if it is not finite, the error names the pairs that made it."""
+    recipe, policy = training.recipe, training.policy
+    try:
+        return clip_gradients(policy, recipe.train.max_grad_norm, step)
+    except NotFiniteError:
+        raise gradient_error(policy, pairs, step, loss=recipe.loss, accelerator=training.accelerator) from None
+
+
+def _update(training: Training) -> float | None:
+    """Take the optimizer's step; where weights are narrower than float32, return the share of updates that it lost."""
+    weights = trainable(training.policy)
+    if all(weight.dtype == torch.float32 for weight in weights.values()):
+        training.optimizer.step()
+        return None
+    return step_counting_lost(training.optimizer, weights)
 
 
 def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
@@ -104,6 +147,12 @@ def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
         save()
 
 
+def _stop_if_unhealthy(training: Training, save: Callable[[], None]) -> None:
+    """What `health.stop_on` asks for; after the last step the model is written first, and the run ends with it."""
+    if training.steps_done < training.plan.num_steps:
+        training.health.require_well(save, command_to_resume())
+
+
 def evaluate(training: Training, step: int, saved: Policy | None = None) -> EvalRecord:
     """Score the held-out pairs and tell the observer; the first call fixes what drift is measured from.
 
@@ -116,13 +165,18 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         Stopped: a signal asked for it; nothing is recorded.
     """
     started = time.perf_counter()
-    with training.stop.at_once():
-        scores = score_pairs(saved or training.policy, training.held_out, training.accelerator, training.budget)
+    policy, held_out = saved or training.policy, training.held_out
+    with training.stop.at_once(), memory_for(f"the evaluation at step {step}", _FREE_MEMORY):
+        scores = score_pairs(policy, held_out, training.accelerator, training.budget)
+        both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
+        require_finite_losses(policy, held_out, both, f"evaluation at step {step}", "the log-prob")
+    with training.stop.at_once(), memory_for(f"step {step}: asking the probe prompts", _FEWER_ANSWERS):
+        answers = training.probe.ask(policy, training.accelerator)
     if training.start_scores is None:
         training.start_scores = scores
     training.last_scores = scores
     training.evaluated_at = step
-    at = probe(training.held_out)
+    at = probe(held_out)
     now, then = scores.select(at), training.start_scores.select(at)
     summary = summarise(scores, training.recipe.loss)
     record = EvalRecord(
@@ -141,9 +195,19 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         logps_rejected_delta=float(np.mean(now.rejected - then.rejected)),
         probe_pairs=len(at),
         seconds=time.perf_counter() - started,
+        export_kept_share=_export_kept_share(training) if saved is None and step > 0 else None,
+        answers=answers,
     )
     training.observer.evaluated(record)
+    training.health.evaluated(record)
     return record
+
+
+def _export_kept_share(training: Training) -> float | None:
+    """What a save in the export type would now keep of the change; None where it is as wide as the weights."""
+    if training.start_weights is None:
+        return None
+    return training.start_weights.rounding(training.export_dtype).kept_share
 
 
 def _rate(recipe: Recipe, plan: Plan, step: int) -> float:
@@ -180,6 +244,7 @@ def _step_record(
         tokens_per_second=sums.tokens / seconds,
         memory_gb=peak_memory_gb(training.accelerator.device),
         seconds=seconds,
+        gradient_weight=sums.gradient_weight / n,
     )
 
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from simpo_cli.data.holdout import probe
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.prepare import prepare_data
+from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import UserError
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
 
 _COMPARED_PAIRS = 8
@@ -59,7 +61,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
         dtype: type of the weights; None takes the recipe's export.dtype.
 
     Raises:
-        UserError: the merged model differs from the adapters.
+        UserError: the merged model differs from the adapters, or the disk does not take it (exit code 4).
     """
     source = find_model(str(run / "model"))
     recipe = compose(str(run / "recipe.yaml")).recipe
@@ -80,7 +82,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
             "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
         )
     dtype = export_dtype(recipe, base) if dtype is None else dtype
-    with written_whole(folder) as temporary:
+    with disk_faults(f"the merged model cannot be written to {folder}"), written_whole(folder) as temporary:
         merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
         del adapted, merged
         copy_tokenizer(source, temporary, recipe.data.chat_template)
@@ -92,7 +94,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
                 f"them by {change:.2g} (root mean squares of {len(wanted):,} tokens)",
                 "Keep more digits: --dtype fp32.",
             )
-        (temporary / "README.md").write_text(_card(recipe, dtype), encoding="utf-8")
+        (temporary / "README.md").write_text(redacted(_card(recipe, dtype)), encoding="utf-8")
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
 
 

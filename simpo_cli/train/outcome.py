@@ -11,11 +11,10 @@ from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
+from simpo_cli.train.health import catalogue
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_folder import EVAL_PAIRS
 from simpo_cli.train.setting import Setting
-
-_KEPT_ENOUGH = 0.8
 
 
 def conclude(
@@ -67,8 +66,13 @@ def conclude(
             "kept_share": rounding.kept_share,
             "rounded_back_share": rounding.rounded_back_share,
         }
-        remark = "export.dtype=fp32 keeps all of it" if rounding.kept_share < _KEPT_ENOUGH else ""
+        training.health.judge_export(setting.plan.num_steps, rounding.kept_share)
+        is_lost = catalogue.CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
+        remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
         table.append(("change kept by the save", "", f"{100 * rounding.kept_share:.1f} %", remark))
+    if alerts := training.health.alerts:
+        codes = ", ".join(alert.code for alert in alerts)
+        table.append(("health", "", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
     outcome = RunOutcome(
         run_dir=str(run_dir),
         model_dir=str(run_dir / "model"),

@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,9 +16,12 @@ import torch
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.redaction import redacted_values, told_apart
+from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
-from simpo_cli.train.run_folder import RunFolder
+from simpo_cli.train.run_folder import RUN, RunFolder
+from simpo_cli.train.seal import sealed
 from simpo_cli.train.setting import Setting
 
 _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
@@ -36,13 +39,14 @@ class RunReceipt:
     def __init__(self, folder: RunFolder, setting: Setting, content: dict[str, Any]) -> None:
         self._folder, self.setting, self.content = folder, setting, content
 
-    def write(self, status: str, steps_done: int, **more: Any) -> None:
+    def write(self, status: str, steps_done: int, alerts: Sequence[Alert], **more: Any) -> None:
         """Say how far the run is.
 
         Args:
-            status: running, done, stopped (by a signal, everything saved) or failed.
+            status: running, done, stopped (by a signal or for its health, everything saved) or failed.
             steps_done: steps that are saved; the account of the records is of these.
-            more: such as outcome.
+            alerts: what was seen of the run's health.
+            more: such as outcome, and the files of a run that is done.
         """
         setting = self.setting
         data = setting.data
@@ -50,21 +54,20 @@ class RunReceipt:
         accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
-        self._folder.write_json(
-            "run.json",
-            {
-                "schema_version": 1,
-                "status": status,
-                "step": steps_done,
-                **self.content,
-                "data": {
-                    **accounts,
-                    "train_pairs_with_held_out_prompts": data.shared_prompts,
-                    "identity": data.identity,
-                },
-                **more,
+        document = {
+            "schema_version": 2,
+            "status": status,
+            "step": steps_done,
+            **self.content,
+            "data": {
+                **accounts,
+                "train_pairs_with_held_out_prompts": data.shared_prompts,
+                "identity": data.identity,
             },
-        )
+            "health": [{**asdict(alert), "remedy": alert.remedy} for alert in alerts],
+            **more,
+        }
+        self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
 
 
 def receipt(setting: Setting, recipe_text: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +122,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     model = content["model"]
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
     return Identity(
-        recipe=recipe_values(recipe),
+        recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
         data={
             "train": _files(data.train_source),
             "eval": None if data.eval_source is None else _files(data.eval_source),
@@ -127,7 +130,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
         model={"revision": model["revision"], "files": model["files"]},
         tokenizer=content["tokenizer_sha256"],
         template=content["template_sha256"],
-        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out)},
+        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out), "tokens": data.identity},
         machine={
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},

@@ -1,9 +1,10 @@
-"""An observer that writes: metrics.jsonl, evals.jsonl, notes.jsonl and the trackers that the recipe names."""
+"""An observer that writes: metrics.jsonl, evals.jsonl, answers.jsonl, notes.jsonl and the recipe's trackers."""
 
-from accelerate import Accelerator
+import sys
 
 from simpo_cli.train.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
-from simpo_cli.train.run_folder import EVALS, METRICS, NOTES, RunFolder
+from simpo_cli.train.run_folder import ANSWERS, EVALS, METRICS, NOTES, RunFolder
+from simpo_cli.train.trackers import Trackers
 
 
 class Recorder:
@@ -11,14 +12,18 @@ class Recorder:
 
     Args:
         folder: the run's folder.
-        accelerator: its trackers get every row too; without trackers that does nothing.
         log_every: steps between lines of metrics.jsonl; the first and the last step always have one.
         watcher: the terminal.
+
+    Attributes:
+        trackers: get every row too, once there are some.
     """
 
-    def __init__(self, folder: RunFolder, accelerator: Accelerator, log_every: int, watcher: Observer) -> None:
-        self._folder, self._accelerator, self._log_every, self._watcher = folder, accelerator, log_every, watcher
+    def __init__(self, folder: RunFolder, log_every: int, watcher: Observer) -> None:
+        self._folder, self._log_every, self._watcher = folder, log_every, watcher
         self._num_steps = 0
+        self.trackers: Trackers | None = None
+        folder.cut_back(NOTES, sys.maxsize)  # all but half a line that a killed process left
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps
@@ -34,14 +39,15 @@ class Recorder:
         if record.step in (1, self._num_steps) or record.step % self._log_every == 0:
             row = record.as_metrics()
             self._folder.append(METRICS, row)
-            self._accelerator.log({name: value for name, value in row.items() if name != "step"}, step=record.step)
+            self._track({name: value for name, value in row.items() if name != "step"}, record.step)
         self._watcher.step(record)
 
     def evaluated(self, record: EvalRecord) -> None:
         row = record.as_metrics()
         self._folder.append(EVALS, row)
-        named = {f"eval/{name}": value for name, value in row.items() if name != "step"}
-        self._accelerator.log(named, step=record.step)
+        for answer in record.answer_rows():
+            self._folder.append(ANSWERS, answer)
+        self._track({f"eval/{name}": value for name, value in row.items() if name != "step"}, record.step)
         self._watcher.evaluated(record)
 
     def finished(self, outcome: RunOutcome) -> None:
@@ -49,3 +55,7 @@ class Recorder:
 
     def close(self) -> None:
         self._watcher.close()
+
+    def _track(self, values: dict[str, float | int], step: int) -> None:
+        if self.trackers is not None:
+            self.trackers.log(values, step)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder
+from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, LOGS, PROGRESS, RUN, RunFolder
 from simpo_cli.train.state import load_state
 from simpo_cli.train.tensor_file import TensorMismatchError
 
-CHECKPOINTS = "checkpoints"
-IDENTITY, PROGRESS = "identity.json", "progress.json"
+IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class Progress:
         self_check: outcome of the self-check, as in run.json.
         answers_before: the start model's answers to the probe questions.
         chosen_before, rejected_before: the start model's scores of the held-out pairs; None without such pairs.
+        digests: sha256 of these lines of each log; empty in checkpoints of before they were taken.
+        health: what the watch over the run remembers.
     """
 
     seconds: float
@@ -40,6 +41,8 @@ class Progress:
     answers_before: Sequence[str]
     chosen_before: Sequence[float] | None
     rejected_before: Sequence[float] | None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The content of progress.json."""
@@ -102,7 +105,7 @@ class Past:
                 damaged.append(DamagedCheckpointError(checkpoint.folder, f"is of another version of simpo ({error})"))
         if damaged and not saved:
             raise no_usable_checkpoint(damaged)
-        return cls(saved, damaged, _read_document(run_dir / "run.json"))
+        return cls(saved, damaged, _read_document(run_dir / RUN))
 
     @property
     def latest(self) -> Saved | None:
@@ -161,12 +164,14 @@ def take_up(
     for damage in past.damaged:
         note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
     lines = saved.progress.lines
-    for name in (METRICS, EVALS):
+    for name in LOGS:
         rows = folder.cut_back(name, lines.get(name, 0))
-        if len(rows) < lines.get(name, 0):
+        if folder.lines[name] < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")
+        elif folder.digest(name) != saved.progress.digests.get(name, folder.digest(name)):
+            note(f"{name} is damaged: up to step {step} it holds other lines than were written")
         if name == EVALS:
-            training.eval_losses = {row["step"]: row["loss"] for row in rows}
+            training.eval_losses = {row["step"]: row["loss"] for row in rows if {"step", "loss"} <= row.keys()}
     entry: dict[str, Any] = {"from_step": step}
     for kind, name, said in (
         ("identity", "changed", f"another run from step {step} on"),

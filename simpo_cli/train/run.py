@@ -1,6 +1,7 @@
 """`simpo train`: from a composed recipe to a run folder with a model in it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,16 +13,22 @@ from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.events import Observer, RunOutcome
 from simpo_cli.train.finish import finish
 from simpo_cli.train.header import header
+from simpo_cli.train.health.watch import UnhealthyError
 from simpo_cli.train.identity import Change, require_same_run
-from simpo_cli.train.loop import run_steps
+from simpo_cli.train.loop import Training, run_steps
+from simpo_cli.train.not_finite import NotFiniteError
+from simpo_cli.train.out_of_memory import NoMemoryError, memory_for
 from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt
 from simpo_cli.train.recorder import Recorder
-from simpo_cli.train.resume import CHECKPOINTS, Past, take_up
-from simpo_cli.train.run_folder import EVALS, METRICS, RunFolder, require_usable
+from simpo_cli.train.resume import Past, take_up
+from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, RECIPE, REJECTED, RunFolder, require_usable
 from simpo_cli.train.saving import CheckpointSaver
 from simpo_cli.train.setting import Setting, settle
 from simpo_cli.train.stop import Stopped, StopRequest
-from simpo_cli.train.trackers import open_trackers
+from simpo_cli.train.trackers import Trackers
+from simpo_cli.train.verify import written_files
+
+_FREE_MEMORY = "Free some memory, or lower train.tokens_per_microbatch or data.max_length; model.lora needs less, too."
 
 
 def train(
@@ -53,7 +60,7 @@ def train(
     run_dir = Path(composed.recipe.output_dir)
     if not dry_run:
         require_usable(run_dir, fresh=fresh, resume=resume)
-    folder = None
+    folder = trackers = None
     with StopRequest() as stop:
         try:
             if resume and not dry_run:  # locked before anything in it is read
@@ -76,10 +83,10 @@ def train(
                 return None
             if folder is None:
                 folder = RunFolder.create(run_dir, fresh=fresh)
-            folder.write_text("recipe.yaml", composed.as_yaml())
-            recorder = Recorder(folder, setting.accelerator, composed.recipe.tracking.log_every, observer)
-            open_trackers(setting.accelerator, composed.recipe)
+            folder.write_text(RECIPE, composed.as_yaml())
+            recorder = Recorder(folder, composed.recipe.tracking.log_every, observer)
             announce(composed, setting, recorder, first_step)
+            recorder.trackers = trackers = Trackers(setting.accelerator, composed.recipe, recorder.note)
             return _train_in(folder, RunReceipt(folder, setting, content), past, changes, recorder, stop)
         except Stopped as stopped:
             raise UserError(
@@ -88,6 +95,8 @@ def train(
                 exit_code=ExitCode.SAVED,
             ) from None
         finally:
+            if trackers is not None:
+                trackers.close()
             if folder is not None:
                 folder.close()
 
@@ -96,44 +105,65 @@ def _train_in(
     folder: RunFolder, receipt: RunReceipt, past: Past, changes: list[Change], observer: Observer, stop: StopRequest
 ) -> RunOutcome:
     _write_rejected(folder, receipt.setting)
-    with stop.at_once():
+    with stop.at_once(), memory_for("loading and checking the model", _FREE_MEMORY):
         training, check, loaded = build(receipt.setting, observer, stop, past, changes)
     setting = replace(receipt.setting, packing=check.packing, budget=training.budget)
     receipt.content["self_check"] = check.as_json()
     me = identity(setting, receipt.content)
     if loaded is None:
-        for name in (METRICS, EVALS):
+        for name in LOGS:
             folder.cut_back(name, 0)
     else:
         entry = take_up(loaded, past, me.changes_since(loaded.identity), folder, training)
         receipt.content["resumed"].append({"at": now(), "command": command_line(), **entry})
     saver = CheckpointSaver(folder, training, receipt, me, loaded)
-    receipt.write("running", training.steps_done)
+    receipt.write("running", training.steps_done, training.health.alerts)
     questions, num_steps = questions_of(setting), setting.plan.num_steps
     try:
-        if loaded is None:
-            with stop.at_once():
-                training.answers_before = answer(
-                    training.policy, questions, setting.data.tokenizer, setting.accelerator
-                )
-        run_steps(training, saver.save)
-        outcome, measured = finish(training, setting, questions, folder, saver, receipt.content["command"])
+        with memory_for(f"the run, after step {training.steps_done}", _FREE_MEMORY):
+            if loaded is None:
+                with stop.at_once():
+                    training.answers_before = answer(
+                        training.policy, questions, setting.data.tokenizer, setting.accelerator
+                    )
+            run_steps(training, saver.save)
+            outcome, measured = finish(training, setting, questions, folder, saver, receipt.content["command"])
     except Stopped as stopped:
         if training.steps_done > 0:
             saver.save()
-        receipt.write("stopped", training.steps_done)
+        receipt.write("stopped", training.steps_done, training.health.alerts)
         raise UserError(
             f"Stopped by {stopped.name} after step {training.steps_done} of {num_steps}; everything is saved.",
             f"Go on with: {command_to_resume()}",
             exit_code=ExitCode.SAVED,
         ) from None
-    except UserError as error:
-        receipt.write("failed", saver.saved_at or 0, outcome={"error": str(error)})
+    except UnhealthyError as error:
+        _write_end(receipt, "stopped", training.steps_done, training, error)
         raise
-    receipt.write("done", num_steps, outcome=measured)
-    setting.accelerator.end_training()
+    except NoMemoryError as error:
+        if training.steps_done > 0:
+            saver.save()  # the weights are those of the last whole step
+        _write_end(receipt, "failed", saver.saved_at or 0, training, error)
+        raise NoMemoryError(
+            f"{error.problem} The state after step {saver.saved_at or 0} is saved.",
+            f"{error.fix} Then go on with: {command_to_resume()}",
+            exit_code=error.exit_code,
+        ) from error
+    except UserError as error:
+        _write_end(receipt, "failed", saver.saved_at or 0, training, error)
+        raise
+    folder.sync_logs()  # before run.json vouches for them
+    receipt.write("done", num_steps, training.health.alerts, outcome=measured, files=written_files(folder.path))
     observer.finished(outcome)
+    training.health.require_well_at_the_end()
     return outcome
+
+
+def _write_end(receipt: RunReceipt, status: str, step: int, training: Training, error: UserError) -> None:
+    """run.json of a run that ends before its last step."""
+    records = {"records": error.records} if isinstance(error, NotFiniteError) else {}
+    with suppress(UserError):  # a disk that did not take the checkpoint may not take this either
+        receipt.write(status, step, training.health.alerts, outcome={"error": str(error), **records})
 
 
 def announce(composed: ComposedRecipe, setting: Setting, observer: Observer, first_step: int) -> None:
@@ -153,4 +183,4 @@ def _write_rejected(folder: RunFolder, setting: Setting) -> None:
         for refused in source.account.refused
     ]
     if rows:
-        folder.write_lines("rejected.jsonl", rows)
+        folder.write_lines(REJECTED, rows)

@@ -1,5 +1,7 @@
 """The run folder: made once, owned by one process, never silently overwritten; plain files, safe to read meanwhile."""
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -16,15 +18,22 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import redacted_values
 from simpo_cli.train.checkpoint import sync
 
+CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
+RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
-EVAL_PAIRS, NOTES = "evals-pairs.jsonl", "notes.jsonl"
+EVAL_PAIRS, NOTES, REJECTED = "evals-pairs.jsonl", "notes.jsonl", "rejected.jsonl"
+ANSWERS = "answers.jsonl"
+LOGS = (METRICS, EVALS, ANSWERS)
+"""What a resumed run cuts back to its checkpoint."""
 
-_RUN_FILES = ("run.json", "recipe.yaml", METRICS)
+_RUN_FILES = (RUN, RECIPE, METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
-_UNFINISHED = re.compile(r"\.[\w.]+\.\d+")  # .run.json.4711, on its way to be run.json
+_UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be run.json
 
 
 def holds_a_run(path: Path) -> bool:
@@ -43,6 +52,8 @@ class RunFolder:
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
+        self._place = _place(path)
+        self._hashes: dict[str, Any] = {}
         self.lines: Counter[str] = Counter()
         """Lines that each log holds, as far as this process wrote or kept them."""
 
@@ -60,7 +71,7 @@ class RunFolder:
                 or it cannot be made.
         """
         require_usable(path, fresh=fresh, resume=resume)
-        try:
+        with disk_faults(f"the run folder {path} cannot be made", ", and see output_dir"):
             if fresh and holds_a_run(path):
                 lock = _locked(path)
                 path.rename(path.with_name(f"{path.name}.old-{datetime.now():%Y%m%d-%H%M%S}"))
@@ -68,15 +79,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, _locked(path))
             require_usable(path, resume=resume)  # another process may have trained here while this one looked
-        except OSError as error:
-            raise UserError(
-                f"the run folder {path} cannot be made: {error.strerror}.",
-                "Set output_dir to a place that can be written.",
-                exit_code=ExitCode.ENVIRONMENT,
-            ) from error
-        for entry in path.iterdir():
-            if _UNFINISHED.fullmatch(entry.name):
-                entry.unlink()
+            for entry in path.iterdir():
+                if _UNFINISHED.fullmatch(entry.name):
+                    entry.unlink()
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
         folder.write_json(_OWNER, owner)
         return folder
@@ -91,55 +96,68 @@ class RunFolder:
         Raises:
             UserError: the disk did not take it (exit code 4); the old file is as it was.
         """
-        target = self.path / name
-        temporary = target.with_name(f".{name.lstrip('.')}.{os.getpid()}")
-        with _writing(target):
-            try:
-                with temporary.open("w", encoding="utf-8") as stream:
-                    stream.write(text)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, target)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
+        with self._writing(name), replacing(self.path / name) as stream:
+            stream.write(text)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON document, whole."""
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write_text(name, document_text(redacted_values(content)))
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write a file of JSON lines, whole."""
         self.write_text(name, "".join(_line(row) for row in rows))
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """Add one line of JSON to a log."""
-        line = _line(row)
-        with _writing(self.path / name), (self.path / name).open("a", encoding="utf-8") as stream:
-            stream.write(line)
+        """Add one line of JSON to a log, whole or not at all.
+
+        Raises:
+            UserError: the disk did not take it (exit code 4).
+        """
+        line = _line(row).encode()
+        with self._writing(name):
+            _append(self.path / name, line)
         self.lines[name] += 1
+        self._hash(name).update(line)
+
+    def digest(self, name: str) -> str:
+        """sha256 of the lines that a log holds, as far as this process wrote or kept them."""
+        found: str = self._hash(name).hexdigest()
+        return found
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
-        for name in (METRICS, EVALS):
+        for name in (*LOGS, NOTES):
             if (self.path / name).is_file():
-                with _writing(self.path / name):
+                with self._writing(name):
                     sync(self.path / name)
 
     def cut_back(self, name: str, lines: int) -> list[dict[str, Any]]:
         """Keep the first lines of a log and forget the others, whole or not, by an atomic rewrite.
 
         Returns:
-            The rows that are left: fewer than `lines` when somebody else has cut the file.
+            The rows that are left, but for lines that were damaged; `self.lines` counts those too.
         """
         file = self.path / name
-        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        with self._writing(name):
+            text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         kept = text.split("\n")[:-1][:lines]  # behind the last line end there is nothing, or half a line
-        if text != "".join(f"{line}\n" for line in kept):
-            self.write_text(name, "".join(f"{line}\n" for line in kept))
+        whole = "".join(f"{line}\n" for line in kept)
+        if text != whole:
+            self.write_text(name, whole)
         self.lines[name] = len(kept)
-        return [json.loads(line) for line in kept]
+        self._hashes[name] = hashlib.sha256(whole.encode())
+        return [row for line in kept if (row := _row(line)) is not None]
+
+    def _hash(self, name: str) -> Any:
+        return self._hashes.setdefault(name, hashlib.sha256())
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Refuse to write where this run's folder is no longer: another's may have taken its name."""
+        with disk_faults(f"{self.path / name} cannot be written", ", and run the same command with --resume"):
+            if _place(self.path) != self._place:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            yield
 
 
 def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> None:
@@ -148,10 +166,14 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     Raises:
         UserError: as in `RunFolder.create`.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.")
-    if not path.is_dir() or all(_is_of_no_run(entry.name) for entry in path.iterdir()):
-        return
+    with disk_faults(f"output_dir {path} cannot be used"):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.")
+        if not path.is_dir():
+            return
+        _refuse_links(path)
+        if all(_is_of_no_run(entry.name) for entry in path.iterdir()):
+            return
     if not holds_a_run(path):
         raise UserError(
             f"output_dir {path} holds files that are not a run.", "Name a folder that is empty or does not exist yet."
@@ -164,6 +186,16 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
         )
 
 
+def _refuse_links(path: Path) -> None:
+    """Refuse a folder in which something is a link: what is written, and what is removed, would be elsewhere."""
+    for entry in path.iterdir():
+        if entry.is_symlink():
+            raise UserError(
+                f"{entry} is a link; all files of a run are in its own folder.",
+                "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
+            )
+
+
 def is_in_use(path: Path) -> bool:
     """Whether a process trains in a run folder at this moment."""
     if not (path / _LOCK).is_file():
@@ -172,11 +204,52 @@ def is_in_use(path: Path) -> bool:
         _locked(path).release()
     except UserError:
         return True
+    except OSError:  # a folder that cannot be written to is read, and nobody trains in it
+        return False
     return False
 
 
+def document_text(content: Any) -> str:
+    """A JSON document as every one of a run is written."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Which folder it is, whatever its name; (0, 0) where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _append(file: Path, line: bytes) -> None:
+    """Write bytes behind a file's last; what a disk took of them before it took no more goes again."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # less the umask
+    try:
+        before, left = os.fstat(descriptor).st_size, line
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of a log; None where it was damaged."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(redacted_values(row), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _is_of_no_run(name: str) -> bool:
@@ -210,16 +283,11 @@ def _owner(path: Path) -> str:
     return ""
 
 
-@contextmanager
-def _writing(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{file} cannot be written: {error.strerror}.",
-            "Free some space or mend the disk, and run the same command with --resume.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+def saved_bytes(path: Path) -> int:
+    """What the checkpoints and the model of a run that is gone on with take already, of what it needs in all."""
+    with disk_faults(f"{path} cannot be read"):
+        places = (path / CHECKPOINTS, path / MODEL)
+        return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
 
 
 def require_free_space(path: Path, needed: int, purpose: str) -> None:
@@ -233,11 +301,13 @@ def require_free_space(path: Path, needed: int, purpose: str) -> None:
     Raises:
         UserError: exit code 4, with both numbers.
     """
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    with disk_faults(f"there is no telling whether the disk has room for {purpose} at {path}"):
+        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
     if free < needed:
+        need, has = (f"{size / 1e9:.1f} GB" if needed >= 1e8 else f"{size / 1e6:.1f} MB" for size in (needed, free))
         raise UserError(
-            f"the disk is too full for {purpose}: need {needed / 1e9:.1f} GB, free {free / 1e9:.1f} GB, at {existing}.",
+            f"the disk is too full for {purpose}: need {need}, free {has}, at {existing}.",
             "Free some space, or set output_dir to another disk.",
             exit_code=ExitCode.ENVIRONMENT,
         )

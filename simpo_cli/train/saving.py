@@ -2,15 +2,18 @@
 
 import json
 import time
+from contextlib import suppress
 
+from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import checkpoint
 from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
+from simpo_cli.train.not_finite import require_finite_state
 from simpo_cli.train.receipt import RunReceipt, command_to_resume
-from simpo_cli.train.resume import CHECKPOINTS, IDENTITY, PROGRESS, Progress, Saved
-from simpo_cli.train.run_folder import RunFolder, require_free_space
+from simpo_cli.train.resume import IDENTITY, Progress, Saved
+from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, PROGRESS, RunFolder, require_free_space
 from simpo_cli.train.state import save_state, trainable
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
@@ -53,27 +56,33 @@ class CheckpointSaver:
         """Save the state after the steps done, if that has not been done.
 
         Raises:
-            UserError: the disk is full or does not take it (exit code 4); the checkpoints before are as they were.
+            UserError: the disk is full or does not take it (exit code 4), or a number of the state is not finite (exit
+                code 5); the checkpoints before are as they were.
         """
         training = self._training
         done = training.steps_done
         if self.saved_at == done:
+            self._finish_rotation()
             return
+        require_finite_state(training.policy, training.optimizer, done)
         self._folder.sync_logs()
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
         try:
             checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
-            losses = training.eval_losses if training.recipe.checkpoint.best else {}
-            checkpoint.rotate(self._parent, training.recipe.checkpoint.keep, losses=losses)
         except OSError as error:
             kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
             raise UserError(
                 f"the checkpoint of step {done} cannot be saved in {self._parent}: {error.strerror}; {kept}.",
-                f"Free some space or mend the disk, and go on with: {command_to_resume()}",
+                f"{how_to_mend(error)}, and go on with: {command_to_resume()}",
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
-        self._receipt.write("running", done)
+        with disk_faults(
+            f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
+            f", and go on with: {command_to_resume()}",
+        ):
+            self._rotate()
+        self._receipt.write("running", done, training.health.alerts)
 
     def _write(self, files: CheckpointWriter) -> None:
         training = self._training
@@ -87,7 +96,20 @@ class CheckpointSaver:
             answers_before=training.answers_before,
             chosen_before=None if scores is None else scores.chosen.tolist(),
             rejected_before=None if scores is None else scores.rejected.tolist(),
+            digests={name: self._folder.digest(name) for name in LOGS},
+            health=training.health.as_json(),
         )
         for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:
                 file.write(json.dumps(content).encode())
+
+    def _finish_rotation(self) -> None:
+        """Remove what a process has left that was killed after it had saved and before the older ones were gone."""
+        whole, _ = checkpoint.find_checkpoints(self._parent)
+        if whole and whole[0].step == self.saved_at:  # this process wrote or loaded it, so every byte of it is known
+            with suppress(OSError):  # the next save will say it
+                self._rotate()
+
+    def _rotate(self) -> None:
+        keep = self._training.recipe.checkpoint
+        checkpoint.rotate(self._parent, keep.keep, losses=self._training.eval_losses if keep.best else {})

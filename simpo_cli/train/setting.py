@@ -14,7 +14,6 @@ from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths
 from simpo_cli.model.load import (
-    DTYPE_NAMES,
     ModelSource,
     ParameterCounts,
     count_parameters,
@@ -31,7 +30,7 @@ from simpo_cli.model.memory import (
 )
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.export import export_dtype
-from simpo_cli.train.run_folder import require_free_space
+from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
 from simpo_cli.train.trackers import require_trackers
 
@@ -85,11 +84,6 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
                 f"{key} is {every} and the run has {plan.num_steps} steps: it comes due at the end and not before"
             )
     weights = weights_dtype(recipe.model, source)
-    if recipe.model.lora is None and weights != torch.float32:
-        notes.append(
-            f"weights are held in {DTYPE_NAMES[weights]}: at a learning rate of {recipe.train.learning_rate:g} most "
-            "updates are smaller than its rounding and are lost; model.weights_dtype: fp32 keeps them"
-        )
     longest_row = int(row_tokens_of_each(data.scored).max())
     why_padded = why_not_shared(source.config, longest_row)
     padded = why_padded or recipe.model.attention == "padded"
@@ -121,7 +115,8 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
     require_free_space(
         Path(recipe.output_dir),
         kept * state_size(parameters.trainable, 4 if adapters else weights.itemsize)
-        + parameters.total * export_dtype(recipe, source).itemsize,
+        + parameters.total * export_dtype(recipe, source).itemsize
+        - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
     )
     return Setting(

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import gradient_weight, terms_under
 from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.train.not_finite import UNMOVED, NotFiniteError, require_finite_losses
+from simpo_cli.train.out_of_memory import memory_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,24 @@ class StepSums:
     past_target: float
     logps_chosen: float
     logps_rejected: float
+    gradient_weight: float
     tokens: int  # every prompt counted once
 
 
-_SUMMED = ("loss", "rewards_chosen", "rewards_rejected", "correct", "past_target", "logps_chosen", "logps_rejected")
+_SUMMED = (
+    "loss",
+    "rewards_chosen",
+    "rewards_rejected",
+    "correct",
+    "past_target",
+    "logps_chosen",
+    "logps_rejected",
+    "gradient_weight",
+)
+_FREE_MEMORY = (
+    "Lower train.tokens_per_microbatch, which changes no step, or data.max_length; model.gradient_checkpointing: true "
+    "and model.lora need less memory, too."
+)
 
 
 def accumulate(
@@ -58,61 +73,65 @@ def accumulate(
         reseed: seeds torch for each micro-batch where an adapter has dropout; None where nothing is random.
 
     Raises:
-        UserError: a loss is not finite (exit code 5); the pairs are named, and nothing has moved.
+        NotFiniteError: a loss or a log-prob is not finite; the pairs are named, and nothing has moved.
+        NoMemoryError: a micro-batch does not fit in memory; nothing has moved.
     """
     sums = torch.zeros(len(_SUMMED), dtype=torch.float64)
     for number, positions in enumerate(microbatches):
         if reseed is not None:
             torch.manual_seed((reseed * 1_000_003 + step) * 1_000_003 + number)
-        packed = pack([pairs[i] for i in positions], accelerator.device)
-        with accelerator.autocast():
-            chosen, rejected = policy.response_means(packed)
-        terms = terms_under(loss, chosen, rejected)
-        _require_finite(terms.losses, [pairs[i] for i in positions], step)
-        accelerator.backward(terms.losses.sum() / len(pairs))
-        margins = terms.rewards_chosen - terms.rewards_rejected
-        sums += torch.stack(
-            [
-                terms.losses.detach().sum(),
-                terms.rewards_chosen.sum(),
-                terms.rewards_rejected.sum(),
-                (margins > 0).sum() + 0.5 * (margins == 0).sum(),
-                (margins > loss.margin).sum(),
-                chosen.detach().sum(),
-                rejected.detach().sum(),
-            ]
-        ).to("cpu", torch.float64)
+        batch = [pairs[i] for i in positions]
+        with memory_for(f"step {step + 1}: {_described(batch)}", _FREE_MEMORY):
+            sums += _one_microbatch(policy, batch, len(pairs), loss, accelerator, step)
     totals = dict(zip(_SUMMED, sums.tolist(), strict=True))
     return StepSums(pairs=len(pairs), tokens=sum(pair.num_tokens for pair in pairs), **totals)
 
 
-def _require_finite(losses: Tensor, pairs: Sequence[EncodedPair], step: int) -> None:
-    finite = torch.isfinite(losses)
-    if not bool(finite.all()):
-        rows = [pair.where for pair, fine in zip(pairs, finite.tolist(), strict=True) if not fine]
-        raise UserError(
-            f"step {step + 1}: the loss of {len(rows)} pairs is not finite, such as {', '.join(rows[:3])}.",
-            "No weight has moved in this step, and what was saved before it is kept. A lower learning rate, or "
-            "train.precision: fp32, usually mends this.",
-            exit_code=ExitCode.NUMBERS,
-        )
+def _one_microbatch(
+    policy: Policy, batch: Sequence[EncodedPair], pairs: int, loss: LossRecipe, accelerator: Accelerator, step: int
+) -> torch.Tensor:
+    """Add its gradient, and return its sums in the order of `_SUMMED`, float64 on the CPU."""
+    packed = pack(batch, accelerator.device)
+    with accelerator.autocast():
+        chosen, rejected = policy.response_means(packed)
+    terms = terms_under(loss, chosen, rejected)
+    require_finite_losses(policy, batch, (terms.losses, chosen, rejected), f"step {step + 1}")
+    accelerator.backward(terms.losses.sum() / pairs)
+    margins = terms.rewards_chosen - terms.rewards_rejected
+    return torch.stack(
+        [
+            terms.losses.detach().sum(),
+            terms.rewards_chosen.sum(),
+            terms.rewards_rejected.sum(),
+            (margins > 0).sum() + 0.5 * (margins == 0).sum(),
+            (margins > loss.margin).sum(),
+            chosen.detach().sum(),
+            rejected.detach().sum(),
+            gradient_weight(loss, margins).sum(),
+        ]
+    ).to("cpu", torch.float64)
+
+
+def _described(batch: Sequence[EncodedPair]) -> str:
+    """A micro-batch as a message names it."""
+    longest = max(batch, key=lambda pair: pair.num_tokens)
+    tokens = sum(pair.num_tokens for pair in batch)
+    pairs = "1 pair" if len(batch) == 1 else f"{len(batch)} pairs"
+    return (
+        f"a micro-batch of {tokens:,} tokens ({pairs}, the longest of {longest.num_tokens:,} tokens: {longest.where})"
+    )
 
 
 def clip_gradients(policy: nn.Module, most: float, step: int) -> float:
     """Scale the gradients down to a norm of at most `most` (0: leave them) and return the norm they had.
 
     Raises:
-        UserError: the norm is not finite (exit code 5); the weights have not moved.
+        NotFiniteError: the norm is not finite; the weights have not moved.
     """
     parameters = [p for p in policy.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
-        raise UserError(
-            f"step {step + 1}: the gradient is not finite.",
-            "No weight has moved in this step, and what was saved before it is kept. A lower learning rate, or "
-            "train.precision: fp32, usually mends this.",
-            exit_code=ExitCode.NUMBERS,
-        )
+        raise NotFiniteError(f"step {step + 1}: the gradient is not finite.", UNMOVED)
     if most > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return float(norm)

@@ -1,10 +1,19 @@
-"""Trackers through accelerate: none unless the recipe names them."""
+"""Trackers through accelerate: none unless the recipe names them, and none of them can harm the run.
+
+A tracker talks to a server, so it fails when that is away. Then its numbers stop, which is said once; metrics.jsonl and
+evals.jsonl have them all.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
 
 
 def require_trackers(names: list[str]) -> None:
@@ -28,19 +37,56 @@ def require_trackers(names: list[str]) -> None:
             )
 
 
-def open_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Start the trackers that the recipe names, with the numbers that people compare runs by."""
-    if not recipe.tracking.report_to:
-        return
-    accelerator.init_trackers(
-        "simpo",
-        config={
-            "name": recipe.name,
-            "model": recipe.model.path,
-            "beta": recipe.loss.beta,
-            "gamma": recipe.loss.margin,
-            "learning_rate": recipe.train.learning_rate,
-            "pairs_per_step": recipe.train.pairs_per_step,
-            "seed": recipe.seed,
-        },
-    )
+class Trackers:
+    """The trackers that the recipe names; one that raises is left out from then on.
+
+    Args:
+        accelerator: knows them by their names.
+        recipe: of the run; trackers get the numbers that people compare runs by.
+        note: takes a line about each that fails.
+    """
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._open: dict[str, GeneralTracker] = {}
+        for name in map(str, accelerator.log_with):
+            self._attempt(name, partial(self._start, name, accelerator, recipe))
+
+    def log(self, values: Mapping[str, float | int], step: int) -> None:
+        """Give numbers to every tracker."""
+        for name, tracker in list(self._open.items()):
+            self._attempt(name, partial(tracker.log, dict(values), step=step))
+
+    def close(self) -> None:
+        """Let them send what they still hold; a second call does nothing."""
+        for name, tracker in list(self._open.items()):
+            self._attempt(name, tracker.finish)
+        self._open.clear()
+
+    def _start(self, name: str, accelerator: Accelerator, recipe: Recipe) -> None:
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        tracker = kind("simpo", accelerator.logging_dir) if kind.requires_logging_directory else kind("simpo")
+        tracker.start()
+        tracker.store_init_configuration(
+            {
+                "name": redacted(recipe.name),
+                "model": redacted(recipe.model.path),
+                "beta": recipe.loss.beta,
+                "gamma": recipe.loss.margin,
+                "learning_rate": recipe.train.learning_rate,
+                "pairs_per_step": recipe.train.pairs_per_step,
+                "seed": recipe.seed,
+            }
+        )
+        self._open[name] = tracker
+
+    def _attempt(self, name: str, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except (Exception, SystemExit) as error:  # whatever a server's client does when its server is away
+            self._open.pop(name, None)
+            first_line = (str(error).splitlines() or [""])[0][:200]
+            self._note(
+                f"tracker {name} has failed and gets no more numbers ({type(error).__name__}: {first_line}); the run "
+                "goes on, with all of them in metrics.jsonl and evals.jsonl"
+            )

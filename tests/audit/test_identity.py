@@ -2,10 +2,11 @@
 
 from itertools import permutations
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo_cli.audit.identity import PairIdentities, PlaceList
+from simpo_cli.audit.identity import PairIdentities, PlaceList, pair_hashes
 from simpo_cli.data.pair import Message, PreferencePair
 
 TEXTS = st.sampled_from(["a", "b", "c"])
@@ -14,15 +15,17 @@ PROMPTS = st.sampled_from(["p", "q", (Message("user", "p"),), (Message("system",
 PAIRS = st.lists(st.builds(PreferencePair, PROMPTS, TEXTS, TEXTS, st.just("")), max_size=12)
 
 
+def identities_of(pairs: list[PreferencePair]) -> PairIdentities:
+    return PairIdentities(np.array([pair_hashes(pair) for pair in pairs], dtype=np.uint64).reshape(-1, 3))
+
+
 def same_prompt(pair: PreferencePair) -> object:
     return (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
 
 
 @given(PAIRS)
 def test_against_comparing_every_pair_with_every_other(pairs: list[PreferencePair]) -> None:
-    identities = PairIdentities()
-    for pair in pairs:
-        identities.add(pair)
+    identities = identities_of(pairs)
     keys = [(same_prompt(pair), pair.chosen, pair.rejected) for pair in pairs]
     assert identities.duplicates().tolist() == [i for i, key in enumerate(keys) if key in keys[:i]]
     opposite = [(prompt, rejected, chosen) for prompt, chosen, rejected in keys]
@@ -34,15 +37,12 @@ def test_against_comparing_every_pair_with_every_other(pairs: list[PreferencePai
 
 
 def test_prompts_that_only_look_alike_when_joined() -> None:
-    identities = PairIdentities()
-    for turns in (("ab", "c"), ("a", "bc")):
-        prompt = tuple(Message("user", text) for text in turns)
-        identities.add(PreferencePair(prompt, "x", "y", ""))
-    assert len(identities.duplicates()) == 0
+    prompts = [tuple(Message("user", text) for text in turns) for turns in (("ab", "c"), ("a", "bc"))]
+    assert len(identities_of([PreferencePair(prompt, "x", "y", "") for prompt in prompts]).duplicates()) == 0
 
 
 def test_lone_surrogates_can_be_hashed() -> None:
-    PairIdentities().add(PreferencePair("\ud800", "\udfff", "a", ""))
+    pair_hashes(PreferencePair("\ud800", "\udfff", "a", ""))
 
 
 @given(
@@ -64,9 +64,7 @@ def test_places_come_back_as_they_were(places: list[str]) -> None:
 @settings(deadline=None)  # the first circle imports scipy
 @given(st.lists(st.builds(PreferencePair, st.just("p") | st.just("q"), RESPONSES, RESPONSES, st.just("")), max_size=9))
 def test_cycles_against_walking_every_way(pairs: list[PreferencePair]) -> None:
-    identities = PairIdentities()
-    for pair in pairs:
-        identities.add(pair)
+    identities = identities_of(pairs)
     edges = {(pair.prompt, pair.chosen, pair.rejected) for pair in pairs}
     edges = {(p, a, b) for p, a, b in edges if (p, b, a) not in edges}
     on_a_circle = {
@@ -82,7 +80,6 @@ def test_cycles_against_walking_every_way(pairs: list[PreferencePair]) -> None:
 
 
 def test_a_circle_at_the_end_of_a_chain() -> None:
-    identities = PairIdentities()
-    for one, other in zip(range(50), [*range(1, 50), 45], strict=True):
-        identities.add(PreferencePair("p", f"{one}", f"{other}", ""))
+    chain = zip(range(50), [*range(1, 50), 45], strict=True)
+    identities = identities_of([PreferencePair("p", f"{one}", f"{other}", "") for one, other in chain])
     assert identities.cycles().tolist() == [45, 46, 47, 48, 49]

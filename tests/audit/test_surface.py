@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.audit.surface import FEATURES, SurfaceDifferences, fit, judge, leading, surface_features
+from simpo_cli.audit.features import FEATURES, SurfaceDifferences, surface_features
+from simpo_cli.audit.surface import fit, judge, leading
 
 
 def drawn(count: int, *, seed: int, lean: float) -> np.ndarray:

@@ -1,39 +1,46 @@
 """How fast the audit reads pairs, and in how much memory: in words, in full, in tokens, and as the data grow.
 
-    python -m tests.benchmarks.audit [--full] [--rounds 5] [--model FOLDER]
+    python -m tests.benchmarks.audit [--full] [--rounds N] [--model FOLDER] [--page FOLDER]
 
 The pairs are made up by a fixed seed, about 2.5 KB each, with known shares of repeated prompts, duplicates,
 near-duplicates and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking
-turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; imports are over before
-the clock starts. Prints medians with their range, and the seconds of processor. Asserts nothing: a time is a fact about
-a machine, not about the code alone. Where other programs are busy too, only the seconds of processor say something.
+turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; most imports are over
+before the clock starts. Prints medians with their range, and the seconds of processor of all processes of a
+measurement. Asserts nothing: a time is a fact about a machine, not about the code alone. Where other programs are busy
+too, only the seconds of processor say something.
 
 - reading: records to pairs, nothing else.
 - without near-duplicates: `simpo stats FILE --json`, its signatures and the search among them put out of action.
-- whole audit: `simpo stats FILE --eval OTHER --json`.
+- whole audit: `simpo stats FILE --eval OTHER --json`, at an eighth, a quarter, half and all of the pairs.
 - in tokens: `simpo stats FILE --tokenizer MODEL --json`, and beside it the tokenizer library alone on the very texts
   and batches that the audit gives it.
-- growth: the whole audit at a tenth, a third and all of the pairs.
 
-The default is 50 MB; --full is 2.4 GB and a million pairs.
+The default is 50 MB; --full is 2.5 GB and a million pairs, about ten minutes on two idle cores. --page writes
+benchmarks-audit.md and benchmarks-audit.svg into a folder.
 """
 
 import argparse
 import json
-import resource
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+
+from tests.benchmarks.audit_page import print_heading, print_line, write_audit_page
 
 PAIRS, FULL_PAIRS = 20_000, 1_000_000
-TOKEN_PAIRS = 2_000
+TOKEN_PAIRS, FULL_TOKEN_PAIRS = 2_000, 10_000
+ROUNDS, FULL_ROUNDS = 5, 2
+SHARES_OF_ALL = (8, 4, 2, 1)  # of the pairs, for the curve
 EVALUATION_PAIRS = 2_000
 VOCABULARY = 30_000
 SHARES = {"duplicate": 0.01, "near-duplicate": 0.01, "contradiction": 0.005, "same prompt": 0.2}
@@ -43,44 +50,64 @@ PARTS = (30, 160, 160)  # mean words of prompt, chosen, rejected
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="2 GB, a million pairs; takes long")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full", action="store_true", help="2.5 GB, a million pairs; about ten minutes on idle cores")
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or {FULL_ROUNDS} with --full")
     parser.add_argument("--model", default="builtin:guide", help="whose tokenizer counts tokens")
+    parser.add_argument("--page", type=Path, metavar="FOLDER", help="write the page there, such as docs")
     parser.add_argument("--one", nargs=4, metavar=("KIND", "FILE", "EVAL", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
         print(json.dumps(measure(*options.one)))
         return
     pairs = FULL_PAIRS if options.full else PAIRS
+    num_tokenized = FULL_TOKEN_PAIRS if options.full else TOKEN_PAIRS
+    rounds = options.rounds or (FULL_ROUNDS if options.full else ROUNDS)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [pairs // 10, pairs // 3, pairs]
-        files = {count: Path(folder) / f"{count}.jsonl" for count in (*sizes, TOKEN_PAIRS)}
+        sizes = [pairs // share for share in SHARES_OF_ALL]
+        files = {count: Path(folder) / f"{count}.jsonl" for count in (*sizes, num_tokenized)}
         evaluation = Path(folder) / "eval.jsonl"
+        write_pairs(files[pairs], pairs, seed=1)
         for count, file in files.items():
-            write_pairs(file, count, seed=1)
+            if count != pairs:
+                _write_first(file, files[pairs], count)
         write_evaluation(evaluation, pairs, seed=1)
-        _print_machine(pairs, files[pairs], options.rounds)
+        megabytes = {count: file.stat().st_size / 1e6 for count, file in files.items()}
+        machine = _machine()
+        print_heading(machine, pairs, megabytes[pairs], rounds)
         runs = [
             ("reading", pairs),
             ("without near-duplicates", pairs),
             *(("whole audit", count) for count in sizes),
-            ("in tokens", TOKEN_PAIRS),
-            ("library alone", TOKEN_PAIRS),
+            ("in tokens", num_tokenized),
+            ("library alone", num_tokenized),
         ]
         seen: dict[tuple[str, int], list[dict[str, Any]]] = {run: [] for run in runs}
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             for kind, count in runs:
                 command = [sys.executable, "-m", "tests.benchmarks.audit", "--one", kind, str(files[count])]
                 done = subprocess.run(
-                    [*command, str(evaluation), options.model], check=True, capture_output=True, text=True
+                    [*command, str(evaluation), options.model], check=True, stdout=subprocess.PIPE, text=True
                 )
                 seen[kind, count].append(json.loads(done.stdout))
-        for (kind, count), measured in seen.items():
-            _print_line(kind, count, files[count].stat().st_size, measured)
-        ours, library = (seen[kind, TOKEN_PAIRS] for kind in ("in tokens", "library alone"))
-        ratio = statistics.median(one["seconds"] for one in library) / statistics.median(one["seconds"] for one in ours)
-        print(f"\nin tokens: {100 * ratio:.0f} % of the library's own speed (medians)")
-        print(f"found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
+    for (kind, count), measured in seen.items():
+        print_line(kind, count, megabytes[count], measured)
+    ours, library = (seen[kind, num_tokenized] for kind in ("in tokens", "library alone"))
+    shares = [100 * b["seconds"] / a["seconds"] for a, b in zip(ours, library, strict=True)]
+    print(
+        f"\nin tokens: {statistics.median(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f}) of the library's own "
+        "speed, with all the rest of the audit"
+    )
+    print(f"found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
+    if options.page is not None:
+        command = "python -m tests.benchmarks.audit" + (" --full" if options.full else "") + f" --model {options.model}"
+        write_audit_page(options.page, machine, seen, megabytes, command)
+
+
+def _write_first(file: Path, whole: Path, count: int) -> None:
+    """The first records of the whole file."""
+    with whole.open("rb") as source, file.open("wb") as sink:
+        for _, line in zip(range(count), source, strict=False):
+            sink.write(line)
 
 
 # The pairs
@@ -139,12 +166,12 @@ def _sentences(words: list[str]) -> str:
 
 
 def measure(kind: str, file: str, evaluation: str, model: str) -> dict[str, Any]:
-    """Seconds, the process's peak of memory in bytes, and what was found."""
+    """Seconds, the peak of memory in bytes, and what was found."""
     from simpo_cli.data.load import PairReader
     from simpo_cli.recipe.schema import DataSource
 
     if kind not in ("reading", "library alone"):
-        _audit(
+        _examined(
             kind,
             PairReader([DataSource(path=file, max_pairs=100)], role="train", on_no_signal="keep"),
             evaluation,
@@ -152,20 +179,27 @@ def measure(kind: str, file: str, evaluation: str, model: str) -> dict[str, Any]
         )
     reader = PairReader(file, role="train", on_no_signal="keep")
     found: dict[str, int] = {}
-    if kind == "reading":
-        times = _times_of(lambda: sum(1 for _ in reader))
-    elif kind == "library alone":
-        times = _library_times(file, model)
-    else:
-        document: dict[str, Any] = {}
-        times = _times_of(lambda: document.update(_audit(kind, reader, evaluation, model)))
-        found = {one["code"]: one["count"] for one in document["findings"]}
-    return {**times, "peak_bytes": _peak_bytes(), "found": found}
+    with _Memory() as memory:
+        if kind == "reading":
+            times = _times_of(lambda: sum(1 for _ in reader))
+        elif kind == "library alone":
+            times = _library_times(file, model)
+        else:
+            document: dict[str, Any] = {}
+            times = _times_of(lambda: document.update(_audit(kind, reader, evaluation, model)))
+            found = {one["code"]: one["count"] for one in document["findings"]}
+    return {**times, "peak_bytes": memory.peak_bytes, "found": found}
 
 
 def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any]:
     """The document, as the command makes it."""
-    from simpo_cli.audit.document import stats_document
+    examination = _examined(kind, reader, evaluation, model)
+    from simpo_cli.audit.document import stats_document  # with scipy, which takes memory and comes late
+
+    return stats_document(examination, version="-")
+
+
+def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
     from simpo_cli.audit.examine import NO_LIMIT, Tokens, examine
     from simpo_cli.audit.leaks import read_prompts
     from simpo_cli.data.load import PairReader
@@ -180,16 +214,32 @@ def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any
         tokens = Tokens(load_tokenizer(model), data)
     if kind == "whole audit":
         prompts = read_prompts(PairReader(evaluation, role="eval", on_no_signal="keep"))
-    return stats_document(examine(reader, tokens, evaluation=prompts), version="-")
+    return examine(reader, tokens, evaluation=prompts)
 
 
 def _leave_out_near_duplicates() -> None:
-    from simpo_cli.audit import examine, signatures
+    """Put signatures and the search among them out of action, here and in the processes that measure."""
+    from simpo_cli.audit import examine, processes
     from simpo_cli.audit.near import NearPairs
 
     none = np.empty(0, dtype=np.int64)
-    signatures.signatures_of = lambda texts: np.zeros((len(texts), signatures.SIGNATURE_BYTES), dtype=np.uint8)
+    _leave_out_signatures()
     examine.find_near_pairs = lambda *_, **__: NearPairs(none, none, none)  # type: ignore[attr-defined]
+    processes._SERVE = "import tests.benchmarks.audit as audit; audit.serve_without_signatures"
+
+
+def serve_without_signatures(*, has_tokenizer: bool) -> None:
+    """What the measuring processes run where near-duplicates are left out."""
+    from simpo_cli.audit import processes
+
+    _leave_out_signatures()
+    processes.serve(has_tokenizer=has_tokenizer)
+
+
+def _leave_out_signatures() -> None:
+    from simpo_cli.audit import signatures
+
+    signatures.signatures_of = lambda texts: np.zeros((len(texts), signatures.SIGNATURE_BYTES), dtype=np.uint8)
 
 
 def _library_times(file: str, model: str) -> dict[str, float]:
@@ -211,44 +261,50 @@ def _library_times(file: str, model: str) -> dict[str, float]:
 
 
 def _times_of(work: Callable[[], object]) -> dict[str, float]:
-    started, used = time.perf_counter(), time.process_time()
+    """Seconds by the clock, and of processor: of this process and of those that it has started and that have ended."""
+    started, before = time.perf_counter(), os.times()
     work()
-    return {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - used}
+    used = sum(after - earlier for after, earlier in zip(os.times()[:4], before[:4], strict=True))
+    return {"seconds": time.perf_counter() - started, "processor_seconds": used}
 
 
-def _peak_bytes() -> int:
-    """Most memory that this process has held: the high-water mark that Linux keeps, elsewhere what comes nearest."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = status.read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+class _Memory:
+    """The most memory that this process and those that it has started hold together, looked at ten times a second.
+
+    Of this process all that is resident counts, of the others what is theirs alone: libraries are in memory once.
+    """
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "_Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        own = psutil.Process()
+        while True:
+            held = own.memory_info().rss
+            for other in own.children():
+                try:
+                    held += other.memory_full_info().uss
+                except psutil.Error:  # it has just ended
+                    continue
+            self.peak_bytes = max(self.peak_bytes, held)
+            if self._is_over.wait(0.1):
+                return
 
 
-# The table
-
-
-def _print_machine(pairs: int, file: Path, rounds: int) -> None:
+def _machine() -> dict[str, Any]:
     from tests.benchmarks.machine import describe_machine, versions  # imports torch, which a measurement must not
 
-    machine = describe_machine()
-    used = ", ".join(f"{name} {number}" for name, number in versions("rensa", "tokenizers", "numpy").items())
-    print(f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB")
-    print(f"Python {machine['python']}, {used}")
-    print(f"{pairs:,} made-up pairs, {file.stat().st_size / 1e6:,.0f} MB; medians of n = {rounds} fresh processes\n")
-    heading = f"{'seconds':>9}  {'(range)':<18}{'MB/s':>8}{'processor':>11}{'MB/s':>8}{'peak MB':>9}"
-    print(f"{'':<25}{'pairs':>10}{heading}", flush=True)
-
-
-def _print_line(kind: str, count: int, size: int, measured: list[dict[str, Any]]) -> None:
-    seconds = [one["seconds"] for one in measured]
-    middle = statistics.median(seconds)
-    processor = statistics.median(one["processor_seconds"] for one in measured)
-    spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
-    peak = max(one["peak_bytes"] for one in measured) / 1e6
-    megabytes = size / 1e6
-    times = f"{middle:>9.2f}  {spread:<18}{megabytes / middle:>8.1f}{processor:>11.2f}{megabytes / processor:>8.1f}"
-    print(f"{kind:<25}{count:>10,}{times}{peak:>9.0f}", flush=True)
+    return {**describe_machine(), "versions": versions("rensa", "tokenizers", "numpy")}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command itself: help, version, how errors and crashes end, and what is never imported on the way."""
 
+import io
 import os
 import subprocess
 import sys
@@ -141,13 +142,16 @@ def test_a_crash_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: py
     shown = capsys.readouterr().err
     assert "RuntimeError: ours" in shown
     assert "This is a bug in simpo." in shown
-    assert failing(OSError(5, "Input/output error"), monkeypatch) == 1
+    assert failing(OSError("ours too"), monkeypatch) == 1
+    assert failing(FileNotFoundError(2, "No such file or directory", "x"), monkeypatch) == 1
 
 
 def test_other_ways_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(KeyboardInterrupt(), monkeypatch) == 130
     assert failing(OSError(28, "No space left on device", "runs/x"), monkeypatch) == 4
-    assert "runs/x: no space is left on the device." in capsys.readouterr().err
+    assert "Error: runs/x: No space left on device.\n  Free some space.\n" in capsys.readouterr().err
+    assert failing(OSError(5, "Input/output error"), monkeypatch) == 4
+    assert "Error: Input/output error.\n  Mend the disk, or the connection to it.\n" in capsys.readouterr().err
 
 
 def test_output_to_a_full_disk(tmp_path: Path) -> None:
@@ -160,7 +164,7 @@ def test_output_to_a_full_disk(tmp_path: Path) -> None:
             cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == ExitCode.ENVIRONMENT
-    assert "no space is left on the device" in done.stderr
+    assert "Error: No space left on device." in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -173,3 +177,22 @@ def test_the_library_is_imported_when_it_is_used(tmp_path: Path) -> None:
     assert done.stdout == "False\n"
     with pytest.raises(AttributeError, match="no attribute 'Nope'"):
         simpo_cli.Nope  # noqa: B018
+
+
+def test_errors_break_between_words_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    name = str(tmp_path / ("a-long-name-" * 6))  # wider than the terminal
+    for args in (["stats", "x.jsonl", "--max-length", "20"], ["stats", name]):
+        narrow, whole = Terminal(), io.StringIO()
+        for stream in (narrow, whole):
+            monkeypatch.setattr(sys, "stderr", stream)
+            assert cli.run(args) == ExitCode.USAGE
+        assert narrow.getvalue().split() == whole.getvalue().split()
+        assert len(whole.getvalue().splitlines()) == 2
+        lines = narrow.getvalue().splitlines()
+        assert all(len(line) <= 40 or name in line for line in lines)
+        assert lines[-1].startswith("  ")  # the remedy stays indented

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.cli.main import run
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.recipe.schema import DataSource
 from simpo_cli.report.console import out
 from tests.cli.seen import Seen, Simpo
 from tests.model.reference import response_logps
@@ -212,6 +216,25 @@ def test_the_screen_of_stats_with_a_model(simpo: Simpo) -> None:
         assert said in seen.out
     for line in seen.out.splitlines():
         assert len(line) <= 100, line
+
+
+def test_with_a_model_the_pairs_are_read_once(simpo: Simpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, names = PairReader.read_source, []
+
+    def noted(self: PairReader, source: DataSource) -> Iterator[PreferencePair]:
+        names.append(source.path)
+        return read(self, source)
+
+    monkeypatch.setattr(PairReader, "read_source", noted)
+    assert simpo("stats", "prefs.jsonl", "--model", "tiny").code == 0
+    assert names == ["prefs.jsonl"]
+
+
+def test_a_limit_beyond_the_model_is_refused_before_any_record_is_read(simpo: Simpo) -> None:
+    Path("broken.jsonl").write_text("{")
+    seen = simpo("stats", "broken.jsonl", "--model", "tiny", "--max-length", "9999")
+    assert (seen.code, seen.out) == (2, "")
+    assert "data.max_length is 9999, and tiny knows 512 positions." in seen.err
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_copy_overwrites_nothing(simpo: Simpo) -> None:
 
 def test_copy_into_nowhere(simpo: Simpo) -> None:
     seen = simpo("recipe", "copy", "demo", "no/such/folder.yaml")
-    assert seen.code == 2
+    assert seen.code == 4
     assert seen.err.splitlines()[0] == "Error: no/such/folder.yaml cannot be written: No such file or directory."
 
 

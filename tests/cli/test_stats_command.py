@@ -25,7 +25,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
 from simpo_cli.report.stats_view import print_stats
 from simpo_cli.report.text import blocks
-from tests.tiny import chatml_tokenizer
+from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAIRS = [
@@ -84,6 +84,7 @@ def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
         "columns",
         "bias",
         "sources",
+        "groups",
         "findings",
         "passed",
         "model",
@@ -437,3 +438,75 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
     assert imported_by("stats", "prefs.parquet", "--json", cwd=tmp_path) == {"pyarrow"}
     assert imported_by("stats", "prefs.json", "--tokenizer", "model", cwd=tmp_path) == {"tokenizers", "jinja2"}
     assert imported_by("stats", "prefs.json", "--html", "a.html", cwd=tmp_path) == {"matplotlib", "jinja2"}
+
+
+def test_by_a_field(simpo: Simpo) -> None:
+    schema = json.loads((DOCS / "stats.schema.json").read_text(encoding="utf-8"))
+    records = [
+        {**record, "made": {"by": source}}
+        for record, source in zip(PAIRS, ("flan", "<b>wiki", "flan", None, 7), strict=False)
+    ]
+    records += [
+        {"prompt": "p", "chosen": "a b c", "rejected": "x"},
+        {"prompt": "q", "chosen": "a b c", "rejected": "x"},
+    ]
+    Path("by.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    document = json.loads(simpo("stats", "by.jsonl", "--by", "made.by", "--json").out)
+    jsonschema.validate(document, schema)
+    groups = document["groups"]
+    assert groups["field"] == "made.by"
+    assert [(value["value"], value["count"]) for value in groups["values"]] == [
+        ("(none)", 3),
+        ("flan", 2),
+        ("7", 1),
+        ("<b>wiki", 1),
+    ]
+    flan = [records[0], records[2]]
+    mean = sum(len(record["chosen"].split()) for record in flan) / 2
+    assert groups["values"][1]["mean_chosen_len"] == mean
+    assert json.loads(simpo("stats", "by.jsonl", "--json").out)["groups"] is None
+    assert "By made.by" in simpo("stats", "by.jsonl", "--by", "made.by", "--html", "by.html").out
+    assert "&lt;b&gt;wiki" in Path("by.html").read_text(encoding="utf-8")
+    simpo("stats", "by.jsonl", "--by", "made.by", "--html", "by.html", "--redact")
+    assert "wiki" not in Path("by.html").read_text(encoding="utf-8")
+
+
+def test_by_a_field_that_is_not_there(simpo: Simpo) -> None:
+    Path("by.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b", "Source": {"x": 1}}) + "\n")
+    seen = simpo("stats", "by.jsonl", "--by", "source")
+    assert (seen.code, seen.out) == (2, "")
+    assert "--by source: no record has that field" in seen.err
+    assert "Did you mean source where it says Source?" in seen.err
+    assert "expected text or a number, got object" in simpo("stats", "by.jsonl", "--by", "Source").err
+
+
+def test_more_is_dropped_where_it_is_asked_for(simpo: Simpo) -> None:
+    scores = [(3, 2), (2, 2), (1, 4), (2, 2)]
+    records = [
+        {**record, "score_chosen": chosen, "score_rejected": rejected}
+        for record, (chosen, rejected) in zip(PAIRS, scores, strict=False)
+    ]
+    Path("scored.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert simpo("stats", "scored.jsonl", "--write-clean", "all.jsonl").code == 0
+    assert len(Path("all.jsonl").read_text().splitlines()) == 4
+    seen = simpo("stats", "scored.jsonl", "--write-clean", "clean.jsonl", "--drop", "scr002", "--drop", "LEK001")
+    assert "2 pairs kept, 2 dropped (SCR002 2)" in seen.err
+    kept = [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()]
+    assert [(record["score_chosen"], record["score_rejected"]) for record in kept] == [(3, 2), (1, 4)]
+    for args, said in (
+        (["--drop", "SCR002"], "Give --write-clean FILE as well."),
+        (["--drop", "SCR999", "--write-clean", "c.jsonl"], "SCR999 is not the code of a finding."),
+        (["--drop", "LEN001", "--write-clean", "c.jsonl"], "LEN001 says something of all pairs at once."),
+    ):
+        seen = simpo("stats", "scored.jsonl", *args)
+        assert (seen.code, seen.out) == (2, "")
+        assert said in seen.err
+    assert not Path("c.jsonl").exists()
+
+
+def test_a_tokenizer_without_an_end_is_refused_as_training_refuses_it(simpo: Simpo, tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(("<|im_start|>",))
+    save_tokenizer(tmp_path / "endless", tokenizer, bos=None, eos=None, pad=None, template=None)
+    seen = simpo("stats", "prefs.json", "--tokenizer", "endless")
+    assert (seen.code, seen.out) == (2, "")
+    assert "endless: has no end-of-text token" in seen.err

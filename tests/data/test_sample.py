@@ -7,18 +7,25 @@ import pytest
 
 from simpo_cli.data.encode import prompt_key
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.sample import named_pairs, sample_by_prompt
+from simpo_cli.data.sample import PromptSample, named_pairs
 from simpo_cli.errors import UserError
 
 PAIRS = [PreferencePair(f"question {n % 30}", f"a{n}", f"b{n}", f"data/prefs.jsonl:{n + 1}") for n in range(80)]
 
 
+def sample_of(pairs: list[PreferencePair], most: int) -> list[PreferencePair]:
+    sample = PromptSample(most)
+    for pair in pairs:
+        sample.add(pair)
+    return sample.pairs
+
+
 @pytest.mark.parametrize("most", [1, 7, 80, 200])
 def test_the_sample_goes_by_the_prompt_and_not_by_the_order(most: int) -> None:
-    sample = sample_by_prompt(iter(PAIRS), most)
+    sample = sample_of(PAIRS, most)
     first = sorted(range(80), key=lambda i: (prompt_key(PAIRS[i]), i))[:most]
     assert sample == [PAIRS[i] for i in sorted(first)]
-    of_shuffled = sample_by_prompt(random.Random(0).sample(PAIRS, 80), most)
+    of_shuffled = sample_of(random.Random(0).sample(PAIRS, 80), most)
     assert {pair.prompt for pair in of_shuffled} == {pair.prompt for pair in sample}
 
 

@@ -1,38 +1,58 @@
 """Real processes that run `simpo`, quickly: a server that has imported everything forks one for every command line.
 
 `python -m tests.faults.children` is the server. It has run no tensor operation, so it has no threads that a fork would
-lose. It reads a list of command lines as one line of JSON, forks a child for each, tells their process ids, and when
-all have ended their exit codes (below 0: the signal that ended it).
+lose. It reads a list of command lines as one line of JSON, forks a child for each and tells their process ids; whenever
+one has ended it tells which, and its exit code (below 0: the signal that ended it). Every child leads a process group
+of its own, so that what it leaves behind is found: nothing may be, ten seconds after its end. And it tells what it is
+doing; see `phases`.
 """
 
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.faults.phases import Interruption, read_phase, tell_phases
+
 ROOT = Path(__file__).parents[2]
+SECONDS_TO_GO = 10.0
 
 
 class Children:
     """The server's client; a context.
 
     Args:
-        place: the folder in which the commands run; their output goes to `child-<n>.log` there.
+        place: the folder in which the commands run, with the cache of the tokens in `cache`; what they say goes to
+            `child-<n>.log` there.
+        environment: what the commands find in it besides.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, **environment: str) -> None:
         self.place = place
+        self._environment = environment
+        self._codes: dict[int, int] = {}  # of the children that have ended, by number
+        self._pids: list[int] = []
 
     def __enter__(self) -> "Children":
+        fixed = {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "NO_COLOR": "1",
+            "SIMPO_CACHE": str(self.place / "cache"),
+        }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.children"],
+            start_new_session=True,  # Ctrl-C is for whoever waits for the children
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
+            env={**os.environ, **fixed, **self._environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -41,30 +61,53 @@ class Children:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._server.stdin is not None
+        for number, pid in enumerate(self._pids):
+            if number not in self._codes:
+                os.kill(pid, signal.SIGKILL)  # one that stands still would be waited for
         self._server.stdin.close()
         self._server.wait()
         assert self._server.stdout is not None
         self._server.stdout.close()
 
-    def start(self, *commands: Sequence[str]) -> list[int]:
-        """Start a child for each list of arguments of `simpo`, and return their process ids."""
+    def start(self, *commands: Sequence[str], interrupted: Interruption | None = None) -> list[int]:
+        """Start a child for each list of arguments of `simpo`, and return their process ids; the last must have ended.
+
+        Args:
+            commands: what they run.
+            interrupted: where each of them sends itself signals.
+        """
+        assert len(self._codes) == len(self._pids)
         assert self._server.stdin is not None
-        request = {"commands": [list(command) for command in commands], "place": str(self.place)}
+        request = {
+            "commands": [list(command) for command in commands],
+            "place": str(self.place),
+            "interrupted": None if interrupted is None else asdict(interrupted),
+        }
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
-        pids: list[int] = self._answer()
-        return pids
+        self._codes = {}
+        self._pids = self._answer()
+        return self._pids
 
     def wait(self, seconds: float | None = None) -> list[int] | None:
-        """The exit codes when all children have ended; None when some have not after so many seconds."""
+        """The exit codes when all children have ended; None when for so many seconds none of those left has."""
+        while len(self._codes) < len(self._pids):
+            if self.wait_for_one(seconds) is None:
+                return None
+        return [self._codes[number] for number in range(len(self._pids))]
+
+    def wait_for_one(self, seconds: float | None = None) -> tuple[int, int] | None:
+        """Number and exit code of the child that ends next; None when for so many seconds none has."""
         if not select.select([self._server.stdout], [], [], seconds)[0]:
             return None
-        codes: list[int] = self._answer()
-        return codes
+        number, code, is_alone = self._answer()
+        assert is_alone, f"ten seconds after its end, something of child {number} is alive"
+        self._codes[number] = code
+        return number, code
 
-    def run(self, *command: str) -> int:
+    def run(self, *command: str, interrupted: Interruption | None = None) -> int:
         """Run one command line to its end and return its exit code."""
-        self.start(command)
+        self.start(command, interrupted=interrupted)
         codes = self.wait()
         assert codes is not None
         return codes[0]
@@ -73,10 +116,17 @@ class Children:
         """What a child has written, on both streams."""
         return (self.place / f"child-{number}.log").read_text(encoding="utf-8")
 
+    def phase(self, number: int = 0) -> str:
+        """What a child is doing, or was doing when it ended: one of `PHASES`."""
+        return read_phase(self.place / f"child-{number}.phase")
+
     def _answer(self) -> Any:
         assert self._server.stdout is not None
-        line = self._server.stdout.readline()  # whole lines only, so nothing stays in the buffer that select looks past
-        assert line, "the server has died"
+        line = b""  # a byte at a time, so that nothing stays in a buffer that select does not see
+        while not line.endswith(b"\n"):
+            byte = os.read(self._server.stdout.fileno(), 1)
+            assert byte, "the server has died"
+            line += byte
         return json.loads(line)
 
 
@@ -85,31 +135,52 @@ def serve() -> None:
     sys.argv[0] = "simpo"
     import transformers.generation.utils
     import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    import simpo_cli.report.run_page
     import simpo_cli.report.watch
     import simpo_cli.train.run  # noqa: F401
 
+    get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        pids = []
+        numbers = {}
         for number, command in enumerate(request["commands"]):
             pid = os.fork()
             if pid == 0:
-                _be_a_child(command, Path(request["place"]), number)
-            pids.append(pid)
-        print(json.dumps(pids), flush=True)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+                _be_a_child(command, number, Path(request["place"]), request["interrupted"])
+            numbers[pid] = number
+        print(json.dumps(list(numbers)), flush=True)
+        while numbers:
+            pid, status = os.wait()
+            print(json.dumps([numbers.pop(pid), os.waitstatus_to_exitcode(status), _is_alone(pid)]), flush=True)
 
 
-def _be_a_child(command: list[str], place: Path, number: int) -> None:
+def _is_alone(pid: int) -> bool:
+    """Whether nothing is left of the process group of a child that has ended, within ten seconds of that."""
+    deadline = time.monotonic() + SECONDS_TO_GO
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[str, Any] | None) -> None:
     code = 1
     try:
+        os.setpgid(0, 0)
+        for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so they would stay
+            signal.signal(stop, signal.SIG_DFL if stop != signal.SIGINT else signal.default_int_handler)
         os.chdir(place)
         log = os.open(f"child-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):
             os.dup2(descriptor, target)
+        tell_phases(place / f"child-{number}.phase", None if interrupted is None else Interruption(**interrupted))
         sys.argv[1:] = command
         from simpo_cli.cli.main import run
 

@@ -1,161 +1,270 @@
 """Processes that are killed at random instants: `python -m tests.faults.storm --kills 300` prints what was left.
 
 A run is started with --resume, killed by SIGKILL at an instant drawn uniformly from the length of an unbroken run, and
-looked at; then it is started again, until it has come to its end. Then its weights, moments and logs are compared with
-those of the unbroken run, and the next run begins.
+looked at; then it is started again, until it has come to its end. Then every file of it is compared with that of the
+unbroken run, and the next run begins, with no tokens in the cache. The first run of all is interrupted fifty times, at
+instants counted in phases, so that it hardly moves from one to the next.
+
+Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is
+removed once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase,
+and the state machine.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simpo_cli.cli.quiet import quiet_libraries
-from simpo_cli.train.checkpoint import find_checkpoints
-from tests.faults.children import Children
-from tests.faults.place import make_place
-from tests.train.same_bits import final_state, rows, timeless
+from hypothesis.stateful import run_state_machine_as_test
 
-TRAIN = ("train", "run.yaml", "--resume")
+from simpo_cli.cli.quiet import quiet_libraries
+from simpo_cli.errors import ExitCode
+from tests.faults.children import Children
+from tests.faults.machine import few_or_many, machine_for
+from tests.faults.phases import LOADING, PHASES, RESUMING, STARTING, TOKENIZING, Interruption
+from tests.faults.place import make_place
+from tests.faults.same_run import Content, content_of, damage_in, differing_bits, newest_whole_step
+from tests.faults.signals import every_signal_in_every_moment
+from tests.faults.table import table
+
+ALL = "all"
+_SECONDS_BETWEEN_LINES = 20.0
+_MOST_FINDINGS = 20
+_INTERRUPTIONS_OF_ONE_RUN = 50
 
 
 @dataclass
 class Tally:
-    """What a storm has seen.
+    """What a storm has seen, by the phase in which its kills struck; the key `ALL` counts everything once.
 
     Attributes:
         kills: SIGKILLs that met a living process.
-        during: kills by what the run was doing.
-        runs: runs that came to their end and were compared.
-        differing: files of those that differed from the unbroken run's.
+        runs: runs that came to their end and were compared, under every phase in which they had been killed.
+        differing: bits of those that differed from the unbroken run's.
         lost: times that the newest whole checkpoint was of an earlier step than before.
-        damaged: checkpoints that a kill left half.
+        damaged: files and checkpoints that a kill left half.
+        findings: the first of these in words.
     """
 
-    kills: int = 0
-    during: Counter[str] = field(default_factory=Counter)
-    runs: int = 0
-    differing: int = 0
-    lost: int = 0
-    damaged: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: Counter[str] = field(default_factory=Counter)
+    differing: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    damaged: Counter[str] = field(default_factory=Counter)
+    findings: list[str] = field(default_factory=list)
+
+    def found(self, sentence: str) -> None:
+        """Note what should not be; no more than a few, however long the storm."""
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings.append(sentence)
+
+    def with_that_of(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(
+            self.kills + other.kills,
+            self.runs + other.runs,
+            self.differing + other.differing,
+            self.lost + other.lost,
+            self.damaged + other.damaged,
+            self.findings + other.findings,
+        )
+
+    def line(self) -> str:
+        """The sums, for a line of progress."""
+        return (
+            f"{self.kills[ALL]:,} kills, {self.runs[ALL]:,} runs compared, {self.differing[ALL]:,} bits differ, "
+            f"{self.lost[ALL]:,} commits lost, {self.damaged[ALL]:,} files damaged"
+        )
 
     def table(self) -> str:
-        """The counts, a line each."""
-        lines = [
-            ("kills", self.kills),
-            *((f"  {what}", self.during[what]) for what in PHASES),
-            ("runs that came to their end", self.runs),
-            ("files that differ from an unbroken run's", self.differing),
-            ("commits lost", self.lost),
-            ("checkpoints damaged", self.damaged),
-        ]
-        return "\n".join(f"{name:<44}{count:>8,}" for name, count in lines)
+        """The counts as a table of Markdown, a line for each phase and the sums."""
+        counts = (self.kills, self.runs, self.differing, self.lost, self.damaged)
+        rows = [[phase, *(f"{count[phase]:,}" for count in counts)] for phase in (*PHASES, ALL)]
+        return table(["killed in", "kills", "runs compared", "differing bits", "lost commits", "damaged"], rows)
 
 
-PHASES = ("before the first checkpoint", "between saves", "inside a save or a rotation", "after the last step")
-
-
-def storm(children: Children, kills: int, seed: int, epochs: int = 1) -> Tally:
-    """Kill `run` in the children's place so many times, in as many runs as that takes.
+class Storm:
+    """A storm over the runs of one place.
 
     Args:
         children: processes; their place holds what `make_place` makes.
-        kills: how many.
         seed: of the instants.
         epochs: length of a run, nine steps each.
     """
-    draw, tally = random.Random(seed), Tally()
-    command = (*TRAIN, f"train.num_epochs={epochs}")
-    runs = children.place / "runs"
-    run, unbroken = runs / "run", runs / "unbroken"
+
+    def __init__(self, children: Children, seed: int, epochs: int = 1) -> None:
+        self.tally = Tally()
+        self._children, self._draw = children, random.Random(seed)
+        self._command = ("train", "run.yaml", "--resume", f"train.num_epochs={epochs}")
+        self._run, self._cache = children.place / "runs" / "run", children.place / "cache"
+        self._committed, self._struck_in = -1, set[str]()
+        started = time.perf_counter()
+        code = children.run(*self._command)
+        assert code == 0, children.said()
+        self._seconds = time.perf_counter() - started
+        self._unbroken: Content = content_of(self._run)
+        self._begin_anew()
+
+    def interrupt_one_run(self, times: int) -> None:
+        """Kill one run so many times, hardly a step apart, and compare it."""
+        for _ in range(times):
+            before = newest_whole_step(self._run)
+            interrupted = Interruption(None, self._draw.randint(1, 6), [signal.SIGKILL])
+            code = self._children.run(*self._command, interrupted=interrupted)
+            assert code == -signal.SIGKILL, self._children.said()
+            self._look(before)
+        assert self._children.run(*self._command) == 0, self._children.said()
+        self._compare()
+
+    def kill(self, kills: int, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Kill at so many instants, in as many runs as that takes; the last run is left to come to its end.
+
+        Args:
+            kills: how many.
+            is_over: whether to come to the end sooner.
+        """
+        wanted = self.tally.kills[ALL] + kills
+        while (is_enough := self.tally.kills[ALL] >= wanted or is_over()) is False or self._run.exists():
+            begins, started, before = not self._run.exists(), time.perf_counter(), newest_whole_step(self._run)
+            [pid] = self._children.start(self._command)
+            codes = self._children.wait(None if is_enough else self._draw.uniform(0, self._seconds))
+            if codes is None:
+                with suppress(ProcessLookupError):  # it ended in this very moment
+                    os.kill(pid, signal.SIGKILL)
+                codes = self._children.wait()
+            if codes == [-signal.SIGKILL]:
+                self._look(before)
+            else:
+                assert codes == [0], self._children.said()
+                if begins:  # the machine may be more or less busy than it was
+                    self._seconds = time.perf_counter() - started
+                self._compare()
+
+    def _look(self, before: int) -> None:
+        """See what a kill has left: nothing lost that was there before, and nothing half."""
+        phase = self._children.phase()
+        if before >= 0 and phase in (STARTING, TOKENIZING, LOADING):
+            phase = RESUMING
+        self._struck_in.add(phase)
+        self.tally.kills.update([phase, ALL])
+        newest = newest_whole_step(self._run)
+        if newest < before:
+            self.tally.lost.update([phase, ALL])
+            self.tally.found(f"killed in {phase}: step {before} was saved, and {newest} is what is left")
+        for damage in damage_in(self._run, self._unbroken):
+            self.tally.damaged.update([phase, ALL])
+            self.tally.found(f"killed in {phase}: {damage}")
+
+    def _compare(self) -> None:
+        """Compare a run that came to its end, and remove it."""
+        phases = [*self._struck_in, ALL]
+        self.tally.runs.update(phases)
+        for name, bits in differing_bits(content_of(self._run), self._unbroken).items():
+            self.tally.differing.update(dict.fromkeys(phases, bits))
+            self.tally.found(f"killed in {', '.join(sorted(self._struck_in))}: {bits:,} bits of {name} differ")
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        shutil.rmtree(self._run)
+        shutil.rmtree(self._cache)
+        self._struck_in.clear()
+
+
+def rage(
+    folder: Path, kills: int, seed: int, epochs: int, lanes: int, say: Callable[[str], None], over: threading.Event
+) -> Tally:
+    """Storms side by side, with a line of what they have seen now and then.
+
+    After Ctrl-C, which sets `over`, or a failure of one, each only ends its run.
+    """
+    storms: list[Storm] = []
+
+    def one(number: int) -> None:
+        mine = kills // lanes + (number < kills % lanes)
+        with Children(make_place(folder / f"lane-{number}")) as children:
+            storm = Storm(children, seed + number, epochs)
+            storms.append(storm)
+            if number == 0 and mine > _INTERRUPTIONS_OF_ONE_RUN:
+                storm.interrupt_one_run(_INTERRUPTIONS_OF_ONE_RUN)
+                mine -= _INTERRUPTIONS_OF_ONE_RUN
+            storm.kill(mine, over.is_set)
+
+    def seen() -> Tally:
+        tally = Tally()
+        for storm in list(storms):
+            tally = tally.with_that_of(storm.tally)
+        return tally
+
     started = time.perf_counter()
-    code = children.run(*command, "name=unbroken")
-    assert code == 0, children.said()
-    seconds = time.perf_counter() - started
-    last = rows(unbroken / "metrics.jsonl")[-1]["step"]
-    committed = -1
-    while tally.kills < kills or run.exists():
-        begins, started = not run.exists(), time.perf_counter()
-        [pid] = children.start(command)
-        # when there have been enough, the last run is left to come to its end
-        codes = children.wait(draw.uniform(0, seconds) if tally.kills < kills else None)
-        if codes is None:
-            with suppress(ProcessLookupError):  # it ended in this very moment
-                os.kill(pid, signal.SIGKILL)
-            codes = children.wait()
-        if codes == [-signal.SIGKILL]:
-            tally.kills += 1
-            tally.during[_phase(run / "checkpoints", last)] += 1
-            committed = _look(run, committed, tally)
-        else:
-            assert codes == [0], children.said()
-            if begins:  # the machine is less busy than it was
-                seconds = min(seconds, time.perf_counter() - started)
-            tally.runs += 1
-            tally.differing += _compare(run, unbroken)
-            shutil.rmtree(run)
-            committed = -1
-    return tally
+    with ThreadPoolExecutor(lanes) as threads:
+        waiting: set[Future[None]] = {threads.submit(one, number) for number in range(lanes)}
+        while waiting:
+            try:
+                done, waiting = wait(waiting, timeout=_SECONDS_BETWEEN_LINES)
+            except KeyboardInterrupt:
+                say("coming to the end of the runs that have begun")
+                over.set()
+                continue
+            for future in done:
+                if future.exception() is not None:
+                    over.set()
+                future.result()
+            say(f"{seen().line()}, {(time.perf_counter() - started) / 60:.1f} min")
+    return seen()
 
 
-def _phase(checkpoints: Path, last: int) -> str:
-    if any(checkpoints.glob(".tmp-*")):
-        return PHASES[2]
-    whole, _ = find_checkpoints(checkpoints)
-    if not whole:
-        return PHASES[0]
-    return PHASES[3] if whole[0].step == last else PHASES[1]
+def send_signals(place: Path) -> str:
+    """Every signal in every phase, as a table."""
+    with Children(make_place(place)) as children:
+        return every_signal_in_every_moment(children)
 
 
-def _look(run: Path, committed: int, tally: Tally) -> int:
-    """The newest whole checkpoint's step, with every byte of it read; logs hold whole lines."""
-    whole, damaged = find_checkpoints(run / "checkpoints")
-    for found in whole:
-        for name in found.manifest.files:
-            with found.open(name):
-                pass
-    tally.damaged += len(damaged)
-    newest = whole[0].step if whole else -1
-    tally.lost += newest < committed
-    for name in ("metrics.jsonl", "evals.jsonl"):
-        if (run / name).exists():
-            rows(run / name)
-    if (run / "run.json").exists():
-        json.loads((run / "run.json").read_text(encoding="utf-8"))
-    return newest
-
-
-def _compare(run: Path, unbroken: Path) -> int:
-    """How many files of two runs differ: weights, moments and model; the logs, timing aside."""
-    ours, theirs = final_state(run), final_state(unbroken)
-    differing = sum(ours.get(name) != digest for name, digest in theirs.items())
-    differing += sum(timeless(run / name) != timeless(unbroken / name) for name in ("metrics.jsonl", "evals.jsonl"))
-    steps = [row["step"] for row in rows(run / "metrics.jsonl")]
-    assert steps == sorted(set(steps))
-    return differing
+def let_things_happen(place: Path, runs: int) -> None:
+    """The state machine, so many times."""
+    with Children(make_place(place)) as children:
+        run_state_machine_as_test(machine_for(children), settings=few_or_many(runs))
 
 
 def main() -> int:
-    """Run a storm of its own and print the table."""
+    """Run the storms, the signals and the state machine, and print what came of them."""
     parser = argparse.ArgumentParser(description="Kill training runs at random instants and compare what is left.")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3, help="length of a run; nine steps, each with a save, are one")
+    parser.add_argument("--lanes", type=int, default=min(4, os.cpu_count() or 1), help="storms side by side")
+    parser.add_argument("--events", type=int, default=8, help="runs of the state machine, of up to six events each")
     options = parser.parse_args()
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as folder, Children(make_place(Path(folder))) as children:
-        tally = storm(children, options.kills, options.seed, options.epochs)
-    print(tally.table())
-    return int(tally.differing + tally.lost + tally.damaged > 0)
+    over = threading.Event()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder:
+        tally = rage(Path(folder), options.kills, options.seed, options.epochs, options.lanes, say, over)
+        print(tally.table(), end="\n\n", flush=True)
+        for sentence in tally.findings:
+            print(sentence)
+        if over.is_set():
+            return ExitCode.INTERRUPTED
+        with ThreadPoolExecutor(2) as threads:
+            say("every signal in every phase, and events in any order")
+            signals = threads.submit(send_signals, Path(folder) / "signals")
+            threads.submit(let_things_happen, Path(folder) / "events", options.events).result()
+            print(signals.result(), end="\n\n")
+            print(f"{options.events} runs under events in any order went on from what was committed last.")
+    return int(bool(tally.findings))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,72 @@
 """Faults in real processes: kills at random instants, two Ctrl-C, many processes on one folder."""
 
+import json
 import os
 import signal
 import socket
 
+import pytest
+
 from simpo_cli.errors import ExitCode
 from tests.faults.children import Children
-from tests.faults.storm import storm
+from tests.faults.phases import LOADING, TOKENIZING, Interruption
+from tests.faults.same_run import Content, content_of
+from tests.faults.signals import COMMAND, MOMENTS, Moment, stop_and_go_on
+from tests.faults.storm import ALL, Storm
+
+
+@pytest.fixture(scope="module")
+def unstopped(children: Children) -> Content:
+    """The run that nobody stopped."""
+    assert children.run(*COMMAND) == 0, children.said()
+    return content_of(children.place / "runs" / "run")
 
 
 def test_kills_at_random_instants_lose_nothing(children: Children) -> None:
-    tally = storm(children, kills=10, seed=5)
-    assert (tally.kills, tally.differing, tally.lost, tally.damaged) == (10, 0, 0, 0)
-    assert tally.runs >= 1
-    assert "kills" in tally.table()
+    storm = Storm(children, seed=5)
+    storm.interrupt_one_run(4)
+    storm.kill(6)
+    seen = storm.tally
+    assert (seen.kills[ALL], seen.findings) == (10, [])
+    assert seen.runs[ALL] >= 2
+    assert seen.table().splitlines()[-1].split() == ["|", "all", "|", "10", "|", str(seen.runs[ALL]), *"|0|0|0|"]
 
 
-def test_of_many_processes_on_one_folder_one_trains_and_the_others_name_it(children: Children) -> None:
-    command = ("train", "run.yaml", "name=shared", "--resume", "train.num_epochs=3")
-    pids = children.start(*[command] * 5)
+def test_of_twenty_processes_on_one_folder_one_trains_and_nineteen_name_it(children: Children) -> None:
+    command = ("train", "run.yaml", "name=shared", "--resume")
+    pids = children.start(*[command] * 20, interrupted=Interruption(LOADING, 1, [signal.SIGSTOP]))
+    refused = [children.wait_for_one() for _ in range(19)]  # while the one that has the folder stands still
+    [holder] = set(range(20)) - {number for number, _ in filter(None, refused)}
+    sentence = f"another process is training in runs/shared: pid {pids[holder]} on {socket.gethostname()}, since"
+    for number in set(range(20)) - {holder}:
+        assert sentence in children.said(number)
+    os.kill(pids[holder], signal.SIGKILL)
     codes = children.wait()
-    assert codes is not None
-    # who comes when the first has ended finds the run complete
-    assert set(codes) <= {ExitCode.DONE, ExitCode.ENVIRONMENT}
-    [trained] = [number for number in range(5) if "step=1/27" in children.said(number)]
-    assert codes[trained] == ExitCode.DONE
-    holder = f"another process is training in runs/shared: pid {pids[trained]} on {socket.gethostname()}, since"
-    for number, code in enumerate(codes):
-        assert code == ExitCode.DONE or holder in children.said(number)
+    assert codes == [-signal.SIGKILL if number == holder else ExitCode.ENVIRONMENT for number in range(20)]
+    assert children.run(*command) == ExitCode.DONE, children.said()  # the first to come gets in
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [(MOMENTS[0], signal.SIGTERM), (MOMENTS[2], signal.SIGINT), (MOMENTS[5], signal.SIGHUP)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_signal_in_any_phase_loses_nothing(
+    children: Children, unstopped: Content, moment: Moment, number: signal.Signals
+) -> None:
+    """Three of the cases; `make test-faults` sends every signal in every phase."""
+    stop_and_go_on(children, moment, [number], unstopped)
+
+
+@pytest.mark.parametrize("failure", ["refused", "killed", "crashed"])
+def test_nothing_is_alive_after_a_failure_amid_the_threads_that_tokenize(children: Children, failure: str) -> None:
+    """The last of several batches is bad, or the process dies in one; `Children` sees that nothing is left."""
+    pair = json.dumps({"prompt": "How?", "chosen": "Please open the settings.", "rejected": "No!"}) + "\n"
+    (children.place / "many.jsonl").write_text(pair * 3000 + "{}\n" * (failure == "refused"), encoding="utf-8")
+    command = ("train", "run.yaml", f"name={failure}", "data.train=many.jsonl")
+    number = {"refused": 0, "killed": signal.SIGKILL, "crashed": signal.SIGABRT}[failure]
+    code = children.run(*command, interrupted=Interruption(TOKENIZING, 3, [number] if number else []))
+    assert code == (-number or ExitCode.USAGE), children.said()
 
 
 def test_a_signal_to_a_real_process_ends_it_with_75_and_the_command_to_go_on(children: Children) -> None:

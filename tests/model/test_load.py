@@ -90,14 +90,29 @@ def _change_config(path: Path, **changes: object) -> None:
     (path / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
 
 
+def _both_ways(path: Path) -> None:
+    _change_config(path, model_type="bert", architectures=["BertLMHeadModel"])
+
+
+def _classifier(path: Path) -> None:
+    _change_config(path, architectures=["LlamaForSequenceClassification"])
+
+
+def _list(path: Path) -> None:
+    (path / "config.json").write_text("[]", encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (_no_config, "holds no config.json"),
-        (_broken_config, "cannot be read"),
+        (_broken_config, "is not valid JSON"),
         (_unknown_type, "is not a model that transformers"),
         (_needs_code, "needs code of its own"),
         (_encoder, "no causal language model"),
+        (_both_ways, "reads text in both directions"),
+        (_classifier, "holds a LlamaForSequenceClassification, which is no causal"),
+        (_list, "is not a JSON object"),
         (_no_weights, "holds no weights"),
         (_pickled, "only pickled weights"),
         (_cut_weights, "cannot be read"),

@@ -356,3 +356,14 @@ def test_without_a_stream_it_watches_on_stderr(capsys: pytest.CaptureFixture[str
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "LEN001 chosen is longer" in captured.err
+
+
+def test_an_alert_stands_out_and_wraps_under_its_own_text() -> None:
+    stream = io.StringIO()
+    panel = LivePanel(make_console(stream, width=40))
+    panel.note("HEA004 step 201: the gradient norm is 4.8, 16 times the 0.29 of the steps before")
+    assert stream.getvalue().splitlines() == [
+        "HEA004 step 201: the gradient norm is",
+        "       4.8, 16 times the 0.29 of the",
+        "       steps before",
+    ]

@@ -107,7 +107,7 @@ def test_an_error_of_a_failed_run_is_never_markup(tmp_path: Path) -> None:
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     page, _ = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     for tag, attributes in page.tags:
         assert tag not in ("link", "script")
         for name, value in attributes.items():

@@ -65,7 +65,7 @@ def test_the_page_stands_alone(make: Callable[..., Made]) -> None:
     made = make([*PAIRS, TWICE, TWICE])
     page = Page(made.page)
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
     for tag, attributes in page.tags:
         assert tag not in ("link", "script")
         for name, value in attributes.items():

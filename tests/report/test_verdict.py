@@ -100,3 +100,35 @@ def test_a_run_that_trains(tmp_path: Path) -> None:
     )
     assert tone(run) == "warning"
     assert read_run(path).state == "lost"
+
+
+def _alert(code: str, **more: Any) -> dict[str, Any]:
+    known = {"sentence": "chosen responses fell by 0.24 nats/token", "remedy": "lower train.learning_rate"}
+    numbers = {
+        "key": "chosen_fall",
+        "limit": 0.2,
+        "step": 75,
+        "value": 0.24,
+        "last_step": 75,
+        "times": 1,
+        "worst": 0.24,
+    }
+    return {"code": code, **known, **numbers, **more}
+
+
+def test_what_the_run_saw_of_its_health_comes_first_and_once(tmp_path: Path) -> None:
+    seen = [_alert("HEA001", times=3, last_step=125)]
+    run = write_run(tmp_path / "run", evals=[eval_row(0, 0.5), eval_row(4, 0.6, chosen_delta=-0.24)], health=seen)
+    assert alerts(read_run(run)) == [
+        "HEA001 from step 75: chosen responses fell by 0.24 nats/token (health.chosen_fall 0.2). Seen 3 times up to "
+        "step 125. Lower train.learning_rate."
+    ]
+
+
+def test_a_run_that_stopped_for_its_health_says_why(tmp_path: Path) -> None:
+    error = {"error": "stopped by health.stop_on, with everything saved: HEA001 step 2: chosen responses fell"}
+    run = read_run(write_run(tmp_path / "run", status="stopped", outcome=error))
+    assert verdict(run).startswith(
+        "The run ended early, after step 4 of 4: stopped by health.stop_on, with everything "
+    )
+    assert "HEA001 step 2: chosen responses fell." in verdict(run)

@@ -1,5 +1,6 @@
 """The page at the end of a run: before the last screen, also where the run ends early, and never at its cost."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,23 @@ def test_a_page_that_cannot_be_written_does_not_fail_the_run(
     observer.ended_early()
     assert watcher.heard == ["started simpo 4 0", "finished 62 False"]
     assert watcher.notes == [f"report.html was not written (division by zero); try: simpo report {run}"] * 2
+
+
+def test_a_run_that_was_complete_gets_the_page_that_it_lacks_and_keeps_the_one_it_has(
+    run: Path, watcher: Watcher
+) -> None:
+    WithReport(watcher, run).was_complete()
+    assert watcher.page.is_file()
+    watcher.page.write_text("as it was", encoding="utf-8")
+    WithReport(watcher, run).was_complete()
+    assert watcher.page.read_text(encoding="utf-8") == "as it was"
+
+
+def test_a_page_of_an_earlier_end_of_the_run_is_written_anew(run: Path, watcher: Watcher) -> None:
+    WithReport(watcher, run).was_complete()
+    first = watcher.page.read_bytes()
+    (run / "run.json").write_text((run / "run.json").read_text(encoding="utf-8").replace('"seed": ', '"seed": 1'))
+    before = watcher.page.stat().st_mtime_ns
+    os.utime(run / "run.json", ns=(before + 1, before + 1))
+    WithReport(watcher, run).was_complete()
+    assert watcher.page.read_bytes() != first

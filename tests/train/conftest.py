@@ -10,7 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from simpo_cli.evaluate import answers
+from simpo_cli.train import build
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.train.health.answers import AnswerProbe
 from tests.tiny import save_tiny_model
 
 
@@ -20,13 +22,21 @@ def _no_accelerator_of_another_test() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny products gain nothing from threads, and workers side by side lose much by them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_probe_answers() -> Iterator[None]:
+    """A random model never stops; two probe answers of three tokens are enough where they are not the subject."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "AnswerProbe", lambda questions, tokenizer, _: AnswerProbe(questions[:2], tokenizer, 3))
+        yield
 
 
 @pytest.fixture(scope="session")

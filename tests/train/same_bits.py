@@ -16,7 +16,9 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def timeless(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log without what a clock or the memory says."""
+    """The lines of a log without what a clock or the memory says; none where there is no log."""
+    if not file.is_file():
+        return []
     return [{name: value for name, value in row.items() if name not in TIMING} for row in rows(file)]
 
 

@@ -57,7 +57,9 @@ def _names(parent: Path) -> list[str]:
 
 
 def test_the_manifest_tells_step_sequence_facts_and_every_file(tmp_path: Path) -> None:
-    saved = _save(tmp_path / "a" / "checkpoints", 7)
+    with pytest.raises(FileNotFoundError):  # a run folder that is gone does not come back
+        _save(tmp_path / "a" / "checkpoints", 7)
+    saved = _save(tmp_path / "checkpoints", 7)
     content = json.loads((saved.folder / MANIFEST).read_text(encoding="utf-8"))
     assert saved.folder.name == "step-00000007"
     assert (content["step"], content["sequence"], content["recipe_sha256"]) == (7, 1, "abc")

@@ -1,14 +1,20 @@
 """The saved model: its type, and what rounding did to the change."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
-from simpo_cli.train.export import measure_rounding, save_model
+from simpo_cli.train.export import measure_rounding, save_model, written_whole
+from simpo_cli.train.finish import _read_again
 from tests.tiny import save_tiny_model
 
 
@@ -24,6 +30,41 @@ def _recipe(start: Path, dtype: str = "auto") -> Recipe:
         data=DataRecipe(train="x"),
         export=ExportRecipe(dtype=dtype),  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("dies_at", range(1, 12))
+def test_a_process_that_dies_while_it_replaces_a_model_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    """The process is gone at its nth call that removes or renames something, and what comes after does not happen."""
+    calls = 0
+
+    def dying(real: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls >= dies_at:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return call
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / name).write_text("old", encoding="utf-8")
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        for name in ("unlink", "rmdir", "rename"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        with written_whole(folder, replace=True) as temporary:
+            temporary.mkdir(exist_ok=True)
+            for name in ("a", "b", "c"):
+                (temporary / name).write_text("new", encoding="utf-8")
+    found = {file.name: file.read_text(encoding="utf-8") for file in folder.glob("*")}
+    assert found in ({}, dict.fromkeys("abc", "old"), dict.fromkeys("abc", "new"))
+    with written_whole(folder, replace=True) as temporary:
+        temporary.mkdir(exist_ok=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 def test_small_changes_are_lost_in_a_narrow_save_and_the_number_says_so(start: Path) -> None:
@@ -72,3 +113,27 @@ def test_a_template_of_the_recipe_goes_into_the_model_folder(start: Path, tmp_pa
     source = find_model(str(start))
     save_model(tmp_path / "model", load_model(source, torch.float32), recipe, source, "")
     assert (tmp_path / "model" / "chat_template.jinja").read_text(encoding="utf-8") == template.read_text("utf-8")
+
+
+def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothing(tmp_path: Path) -> None:
+    def write(problem: str) -> None:
+        with written_whole(tmp_path / "model") as folder:
+            (folder / "half").write_bytes(b"x")
+            raise SafetensorError(problem)
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == 28
+    with pytest.raises(SafetensorError, match="header"):
+        write("header too large")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "gone" / "model"):
+        pytest.fail("a folder that is gone came back")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(start: Path) -> None:
+    (start / "model.safetensors").write_bytes(b"not what was written")
+    with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
+        _read_again(start, torch.float32)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT

@@ -26,7 +26,7 @@ def _identity(recipe: Recipe = RECIPE, **changes: Any) -> Identity:
         "model": {"revision": None, "files": {"model.safetensors": "cc"}},
         "tokenizer": "dd",
         "template": "ee",
-        "plan": {"train_pairs": 90, "held_out_pairs": 10},
+        "plan": {"train_pairs": 90, "held_out_pairs": 10, "tokens": "ff"},
         "machine": {"torch": "2.13", "threads": 2, "packing": "shared_prefix"},
     }
     return Identity(**{**content, **changes})
@@ -81,7 +81,8 @@ def test_keys_of_the_recipe(recipe: Recipe, expected: list[tuple[str, str]]) -> 
         ({"model": {"revision": None, "files": {"model.safetensors": "c0"}}}, [("model.path", "identity")]),
         ({"tokenizer": "d0"}, [("tokenizer", "identity")]),
         ({"template": "e0"}, [("data.chat_template", "identity")]),
-        ({"plan": {"train_pairs": 89, "held_out_pairs": 10}}, [("data.train", "identity")]),
+        ({"plan": {"train_pairs": 89, "held_out_pairs": 10, "tokens": "f0"}}, [("data.train", "identity")]),
+        ({"plan": {"train_pairs": 90, "held_out_pairs": 10, "tokens": "f0"}}, [("data.train", "identity")]),
         ({"machine": {"torch": "2.14", "threads": 2, "packing": "shared_prefix"}}, [("torch", "machine")]),
         ({"machine": {"torch": "2.13", "threads": 2}}, [("packing", "machine")]),
     ],
@@ -94,3 +95,8 @@ def test_a_changed_file_is_named() -> None:
     now = _identity(data={"train": [["x.jsonl", "aa"], ["y.jsonl", "b0"]], "eval": None})
     [change] = now.changes_since(_identity())
     assert change.sentence == "the pairs of data.train are others (y.jsonl)"
+
+
+def test_a_checkpoint_that_does_not_say_its_tokens_is_not_refused_for_it() -> None:
+    before = _identity(plan={"train_pairs": 90, "held_out_pairs": 10})
+    assert _identity().changes_since(before) == []

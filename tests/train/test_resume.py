@@ -9,9 +9,12 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
-from simpo_cli.train import loop, saving
+from simpo_cli.train import loop, saving, setting
 from simpo_cli.train.events import EvalRecord, RunOutcome, StepRecord
+from simpo_cli.train.receipt import RunReceipt
 from simpo_cli.train.run import train
+from simpo_cli.train.run_folder import saved_bytes
+from simpo_cli.train.verify import verify_run
 from tests.train.conftest import Memory
 from tests.train.same_bits import final_state, rows, timeless
 
@@ -125,6 +128,33 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
     assert memory.first_step == last
     assert memory.steps == []
     place.require_same("late", "unbroken")
+
+
+@pytest.mark.parametrize("unbroken", ["full"], indirect=True)
+def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
+    unbroken: tuple[Place, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, more = unbroken
+    last = rows(place.folder / "unbroken" / "metrics.jsonl")[-1]["step"]
+    rotate = saving.checkpoint.rotate
+
+    def cut_at_the_last(parent: Path, *rest: Any, **options: Any) -> None:
+        if (parent / f"step-{last:08d}").exists():
+            raise PowerCutError
+        rotate(parent, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.checkpoint, "rotate", cut_at_the_last)
+        with pytest.raises(PowerCutError):
+            place.train("unrotated", *more)
+    assert len(place.checkpoints("unrotated")) == len(place.checkpoints("unbroken")) + 1
+    notes = place.folder / "unrotated" / "notes.jsonl"
+    before = rows(notes)
+    with notes.open("a", encoding="utf-8") as file:
+        file.write('{"label": "note", "te')
+    place.train("unrotated", *more, resume=True)
+    assert place.checkpoints("unrotated") == place.checkpoints("unbroken")
+    assert rows(notes)[: len(before)] == before
 
 
 def _power_cut(*_: object, **__: object) -> None:
@@ -329,4 +359,47 @@ def test_the_first_save_is_tried_before_the_first_step(place: Place, monkeypatch
     monkeypatch.setattr(saving.checkpoint, "commit", never)
     monkeypatch.setattr(loop, "accumulate", lambda *_, **__: pytest.fail("a step was taken"))
     with pytest.raises(UserError, match="step 0 cannot be saved .* no checkpoint is there yet"):
+        place.train("run")
+
+
+def test_what_a_run_left_is_counted_as_room_it_has_and_damaged_logs_are_named(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(setting, "require_free_space", lambda _, needed, __: asked.append(needed))
+    place.cut("run", *EVERY, step=4)
+    run = place.folder / "run"
+    assert verify_run(run).damaged == []
+    taken = saved_bytes(run)
+    assert taken > 1_000_000
+    text = (run / "evals.jsonl").read_text(encoding="utf-8")
+    (run / "evals.jsonl").write_text(text.replace('"loss": ', '"loss": 1', 1), encoding="utf-8")
+    (run / "metrics.jsonl").write_bytes(b"\xff" + (run / "metrics.jsonl").read_bytes()[1:])
+    assert verify_run(run).damaged == ["metrics.jsonl", "evals.jsonl"]
+    memory = Memory()
+    place.train("run", *EVERY, resume=True, observer=memory)
+    assert asked[1] == asked[0] - taken
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        assert f"{name} is damaged: up to step 3 it holds other lines than were written" in memory.notes
+    place.train("run", *EVERY, "train.num_epochs=3", resume=True)
+    # what is vouched for at the end is what is there
+    assert [file for file in verify_run(run).damaged if file != "metrics.jsonl"] == []
+
+
+def test_a_disk_that_takes_nothing_more_leaves_the_first_reason_to_be_read(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write = RunReceipt.write
+
+    def refusing(self: RunReceipt, status: str, *rest: Any, **more: Any) -> None:
+        if status == "failed":
+            raise UserError("run.json cannot be written", "", exit_code=ExitCode.ENVIRONMENT)
+        write(self, status, *rest, **more)
+
+    monkeypatch.setattr(saving.checkpoint, "commit", full)
+    monkeypatch.setattr(RunReceipt, "write", refusing)
+    with pytest.raises(UserError, match="step 0 cannot be saved"):
         place.train("run")

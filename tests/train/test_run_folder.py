@@ -1,5 +1,7 @@
 """The run folder: refusals, the lock, and files that are whole."""
 
+import errno
+import hashlib
 import json
 import os
 import socket
@@ -11,7 +13,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import run_folder
-from simpo_cli.train.run_folder import RunFolder, is_in_use, require_free_space
+from simpo_cli.train.run_folder import RunFolder, is_in_use, require_free_space, saved_bytes
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
@@ -71,6 +73,66 @@ def test_a_full_disk_is_seen_before_training(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="need 2.0 GB, free 0.0 GB") as caught:
         require_free_space(tmp_path / "not" / "there" / "yet", 2_000_000_000, "the model")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_room_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 1_200_000})
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"need 3\.4 MB, free 1\.2 MB"):
+        require_free_space(tmp_path, 3_400_000, "the checkpoint of step 3")
+
+
+def test_what_a_run_has_saved_already_is_counted(tmp_path: Path) -> None:
+    for name, size in (("checkpoints/step-00000001/weights", 700), ("model/model.safetensors", 50), ("run.json", 9)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert saved_bytes(tmp_path) == 750
+    assert saved_bytes(tmp_path / "nowhere") == 0
+
+
+def test_a_line_that_does_not_fit_is_not_half_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.append("metrics.jsonl", {"step": 1})
+    digest = folder.digest("metrics.jsonl")
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if len(data) < 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:5])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match="metrics.jsonl cannot be written: No space left on device") as caught:
+            folder.append("metrics.jsonl", {"step": 2, "a": 1})
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    assert (folder.lines["metrics.jsonl"], folder.digest("metrics.jsonl")) == (1, digest)
+    folder.append("metrics.jsonl", {"step": 2})
+    assert folder.digest("metrics.jsonl") == hashlib.sha256(b'{"step": 1}\n{"step": 2}\n').hexdigest()
+    folder.cut_back("metrics.jsonl", 1)
+    assert folder.digest("metrics.jsonl") == digest
+    folder.close()
+
+
+def test_nothing_is_written_into_a_folder_that_took_the_place_of_the_runs(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        folder.append("metrics.jsonl", {"step": 1})
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        folder.write_json("run.json", {})
+    assert list((tmp_path / "run").iterdir()) == []
+    folder.close()
+
+
+def test_a_damaged_line_is_no_reason_to_stop(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    (tmp_path / "run" / "evals.jsonl").write_bytes(b'{"step": 0}\n{"st\xffp"\n[3]\n{"step": 4}\n')
+    assert folder.cut_back("evals.jsonl", 4) == [{"step": 0}, {"step": 4}]
+    assert folder.lines["evals.jsonl"] == 4
+    folder.close()
 
 
 def test_a_log_is_cut_back_to_whole_lines(tmp_path: Path) -> None:

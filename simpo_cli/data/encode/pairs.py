@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from simpo_cli.data.encode.rendering import Texts, num_characters, render
+from simpo_cli.data.encode.rendering import Texts, render
 from simpo_cli.data.encode.rules import EncodedPairs, Rules, refusal
 from simpo_cli.data.encode.settling import settle
 from simpo_cli.data.encode.tokenizing import tokenize
@@ -60,7 +60,7 @@ def in_batches(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePair]
     held = 0
     for pair in pairs:
         batch.append(pair)
-        held += num_characters(pair)
+        held += pair.num_characters
         if len(batch) == _BATCH or held >= _BATCH_CHARACTERS:
             yield batch
             batch, held = [], 0

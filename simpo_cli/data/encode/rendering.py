@@ -46,10 +46,6 @@ def _contents(pair: PreferencePair) -> list[str]:
     return [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
 
 
-def num_characters(pair: PreferencePair) -> int:
-    return sum(map(len, _contents(pair))) + len(pair.chosen) + len(pair.rejected)
-
-
 def render(pair: PreferencePair, rules: Rules) -> Texts:
     contents = _contents(pair)
     for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -193,10 +189,11 @@ class _Talk:
 
 def _unsaid(prompt: str, answer: str) -> str:
     """What of an answer the prompt does not hold already: a generation prompt may end with its `<think>`."""
-    said = prompt.rstrip()
-    most = min(len(said), len(answer), _LONGEST_OPENING)
-    length = next((n for n in range(most, 0, -1) if said.endswith(answer[:n])), 0)
-    return answer[length:]
+    said = prompt.rstrip()[-_LONGEST_OPENING:]
+    start = said.find(answer[:1]) if answer else -1
+    while start >= 0 and not answer.startswith(said[start:]):
+        start = said.find(answer[0], start + 1)
+    return answer[len(said) - start :] if start >= 0 else answer
 
 
 def _holds(rendered: str, answer: str) -> bool:

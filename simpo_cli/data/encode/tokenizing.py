@@ -47,7 +47,9 @@ def _tokenize_all(texts: Sequence[Texts], way: Way, tokenizer: TextTokenizer) ->
         for one, start in zip(texts, starts, strict=True)
         for text in (one.prompt, *(one.prompt[start:] + response for response in one.responses))
     ]
-    encoded = tokenizer.encode_batch(flat, way)
+    once = list(dict.fromkeys(flat))  # several pairs of a prompt often stand together
+    ids_of = dict(zip(once, tokenizer.encode_batch(once, way), strict=True))
+    encoded = [ids_of[text] for text in flat]
     prompts = encoded[::3]
     wholes = [whole for i, whole in enumerate(encoded) if i % 3]
     responses = [_behind(prompts[i // 2], whole, starts[i // 2] > 0) for i, whole in enumerate(wholes)]

@@ -65,5 +65,6 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
 
 
 def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:
-    prompts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
-    return any("\0" in text for text in (chosen, rejected, *prompts))
+    if "\0" in chosen or "\0" in rejected:
+        return True
+    return "\0" in turns if isinstance(turns, str) else any("\0" in turn.content for turn in turns)

@@ -16,6 +16,7 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"),
     ("metadata.score_chosen", "metadata.score_rejected"),
 )
+_SCORE_ROOTS = frozenset(fields[0].partition(".")[0] for fields in _SCORES)  # one of them is there, or no scores are
 
 
 class NoSignalError(Exception):
@@ -50,6 +51,8 @@ def sides_of(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) 
 
 def _known_scores(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The fields of scores that stand beside a pair."""
+    if _SCORE_ROOTS.isdisjoint(record):
+        return None
     for fields in _SCORES:
         if get(record, fields[0]) is not MISSING and get(record, fields[1]) is not MISSING:
             return fields

@@ -64,7 +64,8 @@ def fetch(key: str, make: Make, started: float) -> tuple[Entry, Origin]:
     """
     parent = cache_folder()
     folder = None if parent is None else parent / "tokens" / key
-    entry, remark = (None, "") if folder is None else read_entry(folder)
+    is_ours = folder is not None and not _why_foreign(folder.parent)
+    entry, remark = read_entry(folder) if folder is not None and is_ours else (None, "")
 
     def origin(cache: Literal["hit", "miss", "off"], entry: Entry, remark: str = "") -> Origin:
         return Origin(cache, key, str(parent), time.perf_counter() - started, entry.seconds_made, remark)
@@ -92,12 +93,30 @@ def fetch(key: str, make: Make, started: float) -> tuple[Entry, Origin]:
     return entry, origin("miss", entry, remark)
 
 
+def _why_foreign(folder: Path) -> str:
+    """Why somebody else could have put tokens into the cache, or could take them out; empty when nobody can.
+
+    An entry vouches for itself, not for who wrote it.
+    """
+    try:
+        status = folder.stat()
+    except OSError:
+        return ""  # not there yet
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{folder} belongs to another user; SIMPO_CACHE names another"
+    if status.st_mode & 0o022:
+        return f"{folder} can be written by other users (chmod go-w mends it); SIMPO_CACHE names another"
+    return ""
+
+
 def _why_off(folder: Path | None) -> str:
     """Why an entry cannot be kept; empty when it can."""
     if folder is None:
         return "there is no home folder for a cache; SIMPO_CACHE names one"
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if why := _why_foreign(folder.parent):
+            return why
         with tempfile.TemporaryFile(dir=folder.parent):
             return ""
     except OSError as error:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simpo_cli.data.encode import EncodedPairs, encode_ahead, in_batches
-from simpo_cli.data.load import PairReader, stopped_by
+from simpo_cli.data.load import PairReader, require_few, stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.pairs import PairWriter
@@ -37,6 +37,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 if encoded.bad and data.on_bad_record == "error":
                     raise stopped_by(encoded.bad)
                 total.bad += encoded.bad
+                require_few(total.bad)
                 total.dropped += encoded.dropped
                 total.counts += encoded.counts
                 samples.add(batch, encoded.pairs)

@@ -10,6 +10,7 @@ import operator
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -82,14 +83,23 @@ class _TokenFile:
     """An open pairs.bin; it stays readable when its name is gone, and is closed with the last sequence that uses it."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.descriptor)
+        weakref.finalize(self, _close, self.descriptor)
 
     def read(self, start: int, size: int) -> bytes:
-        data = os.pread(self.descriptor, size, start)
+        try:
+            data = os.pread(self.descriptor, size, start)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if len(data) != size:
             raise OSError(f"{TOKENS} is shorter than it was")
         return data
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):  # nothing was written through it
+        os.close(descriptor)
 
 
 class StoredPairs(Sequence[EncodedPair]):

@@ -1,7 +1,6 @@
 """A tokenizer and its chat template from a model's files, wherever this model keeps them."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data.model_files import read_json, read_text
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
+from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
 
 TOKENIZER_FILES = (
@@ -35,18 +36,20 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str
     Raises:
         UserError: the files are missing or damaged.
     """
-    folder = tokenizer_folder(path, revision)
-    if not (folder / "tokenizer.json").is_file():
-        adapter = _read_json(folder / "adapter_config.json")
+    folder, seen = tokenizer_folder(path, revision), set()
+    while not (folder / "tokenizer.json").is_file():
+        seen.add(folder.resolve())
+        adapter = read_json(folder / "adapter_config.json")
         base = adapter.get("base_model_name_or_path")
-        if isinstance(base, str) and base != path:
-            return load_tokenizer(base, revision=adapter.get("revision"), chat_template=chat_template)
-        raise UserError(
-            "has no tokenizer.json.",
-            "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
-            where=path,
-        )
-    config = _read_json(folder / "tokenizer_config.json")
+        if isinstance(base, str):
+            path, folder = base, tokenizer_folder(base, adapter.get("revision"))
+        if folder.resolve() in seen:  # no adapters, or adapters of themselves
+            raise UserError(
+                "has no tokenizer.json.",
+                "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
+                where=path,
+            )
+    config = read_json(folder / "tokenizer_config.json")
     if chat_template is None:
         templates, template_place = _chosen_templates(config, folder)
     elif chat_template == "none":
@@ -152,9 +155,9 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
         templates = {"default": named}
     place = folder / "tokenizer_config.json"
     if file.is_file():
-        templates, place = {"default": _read_text(file)}, file
+        templates, place = {"default": read_text(file)}, file
         for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-            templates[more.stem] = _read_text(more)
+            templates[more.stem] = read_text(more)
     templates = {name: source for name, source in templates.items() if name in ("default", "tool_use") and source}
     if named and not templates.get("default"):
         raise UserError(
@@ -191,7 +194,10 @@ def _read_tokenizer(file: Path) -> tuple[Tokenizer, str]:
         return Tokenizer.from_str(content.decode()), hashlib.sha256(content).hexdigest()
     except Exception as error:  # the library raises bare Exception for every damage
         raise UserError(
-            f"cannot be read as a tokenizer: {error}.", "The file is damaged; fetch it again.", where=str(file)
+            f"cannot be read as a tokenizer: {error}.",
+            "The file is damaged; fetch it again.",
+            where=str(file),
+            exit_code=exit_code_of(error),
         ) from error
 
 
@@ -199,7 +205,7 @@ def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Special tokens by part, as a template sees them: the usual parts and the model's own, such as image_token."""
     found = dict(config)
     if "added_tokens_decoder" not in config:  # older folders keep them in a file of their own
-        found |= _read_json(folder / "special_tokens_map.json")
+        found |= read_json(folder / "special_tokens_map.json")
     if isinstance(more := found.get("extra_special_tokens"), dict):
         found |= more
     parts = [part for part in found if part in _SPECIAL_PARTS or part.endswith("_token")]
@@ -244,34 +250,11 @@ def _text_of(token: object) -> str | None:
 
 def _end_ids(folder: Path) -> list[int]:
     """End tokens by the generation config, or else by the model's config; they are one id, a list of ids, or absent."""
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     text_config = config.get("text_config")
-    for holder in (_read_json(folder / "generation_config.json"), config, text_config):
+    for holder in (read_json(folder / "generation_config.json"), config, text_config):
         ids = holder.get("eos_token_id") if isinstance(holder, dict) else None
         found = [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int]
         if found:
             return found
     return []
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read: {error}.", "The model folder is damaged; fetch it again.", where=str(path)
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"is not valid JSON: {error}.", "The model folder is damaged; fetch it again.", where=str(path)
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object.", "The model folder is damaged; fetch it again.", where=str(path))
-    return content

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja programs of the model's, compiled as transformers compiles them."""
+"""Chat templates: Jinja programs of the model's, compiled as transformers compiles them, and metered."""
 
 import json
 from datetime import datetime
@@ -9,9 +9,15 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
+from simpo_cli.data.tokenizer.metered import MeteredEnvironment
 from simpo_cli.errors import UserError
+
+LONGEST = 100_000
+"""Characters of a chat template."""
+
+
+_MOST_INDENT = 16
 
 
 class TemplateError(ValueError):
@@ -39,6 +45,8 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
+    if indent is not None and not 0 <= indent <= _MOST_INDENT:
+        raise jinja2.exceptions.TemplateError(f"tojson is asked for an indent of {indent}")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -50,19 +58,29 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     Raises:
         UserError: the text is not a Jinja template; `where` is named.
     """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    if len(source) > LONGEST:
+        raise UserError(
+            f"the chat template has {len(source):,} characters.",
+            f"Templates are programs of at most {LONGEST:,} characters.",
+            where=where,
+        )
+    environment = MeteredEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     now = datetime.now()
-    environment.filters["tojson"] = _tojson
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
     try:
-        return environment.from_string(source)
-    except (jinja2.TemplateSyntaxError, RecursionError) as error:
-        reason = "it is nested too deeply"
+        template = environment.from_string(source)
+        template.globals = dict(template.globals)  # a chain of mappings before, which each rendering walks through
+        return template
+    except (jinja2.TemplateError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError) as error:
+        reason = str(error) or type(error).__name__
         if isinstance(error, jinja2.TemplateSyntaxError):
             reason = f"{error.message} (its line {error.lineno})"
+        elif isinstance(error, RecursionError | MemoryError):
+            reason = "it is nested too deeply"
         raise UserError(
             f"the chat template is not valid Jinja: {reason}.",
             "Mend the template, or name another with data.chat_template.",

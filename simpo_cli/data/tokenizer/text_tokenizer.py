@@ -11,12 +11,14 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.data.pair import Message
+from simpo_cli.data.tokenizer import metered
 from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTexts, Way, any_of, refuse_stand_ins
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template, variables_of
 from simpo_cli.data.tokenizer.turn_marks import TurnMarks, learn_marks
 from simpo_cli.errors import UserError
 
 _GIVEN_BY_US = ("messages", "tools", "documents", "add_generation_prompt")
+_TURN = 100  # characters that a turn counts with beside its text, for what a template may take
 _ANCHORS = ("\n", ".", "a", "0")
 
 
@@ -62,6 +64,7 @@ class TextTokenizer:
         self.where = where
         self.template_source = templates.get("default", "")
         self._sources = dict(templates)
+        self._template_where = template_where
         self._templates = {name: compile_template(source, template_where) for name, source in templates.items()}
         self._variables = {name: variables_of(self._templates[name], source) for name, source in templates.items()}
         self._marks: dict[str, TurnMarks] = {}
@@ -127,6 +130,7 @@ class TextTokenizer:
 
         Raises:
             TemplateError: the template refuses the conversation, such as two user turns in a row.
+            UserError: the template takes more time or memory than any template needs.
         """
         values: dict[str, Any] = {
             **self.special_tokens,
@@ -137,7 +141,14 @@ class TextTokenizer:
             "add_generation_prompt": generation_prompt,
         }
         try:
-            return self._templates[self._template_for(tools)].render(values)
+            given = sum(len(message.content) + _TURN for message in messages)
+            return metered.render(self._templates[self._template_for(tools)], values, given)
+        except metered.TooMuchError as error:
+            raise UserError(
+                f"the chat template was stopped: {error}.",
+                "Templates are programs that come with a model: use another with data.chat_template, or another model.",
+                where=self._template_where,
+            ) from error
         except Exception as error:  # a template is a foreign program: what it raises is its answer to this conversation
             raise TemplateError(str(error) or type(error).__name__) from error
 

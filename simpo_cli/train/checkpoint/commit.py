@@ -85,7 +85,7 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
     """Write one checkpoint, all of it or nothing.
 
     Args:
-        parent: the folder of the checkpoints; made if missing.
+        parent: the folder of the checkpoints; made if missing, in a folder that is there.
         step: steps done. A checkpoint of this step that is there already, which can only be a damaged one, is replaced.
         write: writes the files.
         facts: what else the manifest says, such as hashes of recipe, data and plan; JSON values.
@@ -98,7 +98,7 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
     target = parent / folder_name(step)
     try:
         if not parent.is_dir():
-            os.makedirs(parent, exist_ok=True)
+            os.mkdir(parent)  # and not what is above it: a run folder that is gone does not come back as a part of one
             sync(parent.parent)
         os.mkdir(temporary)
         writer = CheckpointWriter(temporary)
@@ -107,17 +107,19 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
         with writer.open(MANIFEST) as file:
             file.write(manifest.as_bytes())
         sync(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             os.rename(target, aside)
         os.rename(temporary, target)
         sync(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if aside.exists() and not target.exists():
+        if os.path.lexists(aside) and not os.path.lexists(target):
             os.rename(aside, target)
         raise
-    if aside.exists():
-        shutil.rmtree(aside)
+    if aside.is_symlink():
+        aside.unlink()  # and not what it leads to
+    elif aside.exists():
+        shutil.rmtree(aside, ignore_errors=True)  # what stays is removed when the run is gone on with
     return Checkpoint(target, manifest)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -187,6 +188,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DamagedCheckpointError: they do not agree.
     """
+    if folder.is_symlink():
+        raise DamagedCheckpointError(folder, "it is a link, and what it leads to is not of this run")
     manifest = _read_manifest(folder)
     if folder.name != folder_name(manifest.step):
         raise DamagedCheckpointError(folder, f"its manifest is that of step {manifest.step}")
@@ -244,7 +247,10 @@ def highest_sequence(parent: Path) -> int:
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
     try:
-        if file.stat().st_size > _MOST_MANIFEST_BYTES:
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DamagedCheckpointError(folder, f"{MANIFEST} is no file of its own")
+        if status.st_size > _MOST_MANIFEST_BYTES:
             raise DamagedCheckpointError(folder, f"{MANIFEST} is longer than it was")
         return Manifest.from_bytes(file.read_bytes())
     except FileNotFoundError as error:

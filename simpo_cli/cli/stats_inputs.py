@@ -1,0 +1,111 @@
+"""What `simpo stats` is asked to read: which pairs, which evaluation data, and how they become tokens."""
+
+from typing import TYPE_CHECKING, Literal
+
+from simpo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.audit.examine import Tokens
+    from simpo_cli.audit.leaks import Prompts
+    from simpo_cli.data.load import PairReader
+    from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+
+OnBadRecord = Literal["error", "skip"]
+
+
+def named_recipe(name: str | None, tokenizer: str | None, model: str | None) -> "Recipe | None":
+    """The recipe that is named, with the model that is; None where none is named."""
+    if tokenizer is not None and name is not None:
+        raise UserError("--recipe and --tokenizer both say how to count tokens.", "Give one of them.")
+    if tokenizer is not None and model is not None:
+        raise UserError("--tokenizer and --model both say how to count tokens.", "Leave --tokenizer out.")
+    if name is None:
+        if model == "recipe":
+            raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
+        return None
+    from dataclasses import replace
+
+    from simpo_cli.recipe.compose import compose
+
+    recipe = compose(name).recipe
+    if model in (None, "recipe"):
+        return recipe
+    return replace(recipe, model=replace(recipe.model, path=model, revision=None))
+
+
+def named_sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
+    """The sources to audit: those that are named, mapped as the recipe maps them, or else the recipe's."""
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None else _listed(recipe.data.train)
+    mapped = {source.path: source for source in listed}
+    return [mapped.get(path) or source_named(path) for path in data] or listed
+
+
+def open_reader(
+    sources: "list[DataSource]",
+    recipe: "Recipe | None",
+    on_bad_record: OnBadRecord | None,
+    role: Literal["train", "eval"] = "train",
+) -> "PairReader":
+    """Opens sources for one reading; pairs without signal are kept, to be looked at."""
+    from simpo_cli.data.load import PairReader
+
+    policy = on_bad_record or (recipe.data.on_bad_record if recipe else "error")
+    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
+
+
+def evaluation_prompts(
+    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: OnBadRecord | None
+) -> "Prompts | None":
+    """The prompts of the evaluation data that are named, or else of the recipe's."""
+    from simpo_cli.data.load import source_named
+
+    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
+    mapped = {source.path: source for source in listed}
+    # evaluation data that are audited themselves are not compared with themselves
+    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
+    sources = [mapped.get(path) or source_named(path) for path in named] or others
+    if not sources:
+        return None
+    from simpo_cli.audit.leaks import read_prompts
+
+    return read_prompts(open_reader(sources, recipe, on_bad_record, "eval"))
+
+
+def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
+    """The sources that a recipe trains on, or evaluates on."""
+    from simpo_cli.recipe.schema import DataSource
+
+    return [DataSource(path=sources)] if isinstance(sources, str) else sources
+
+
+def named_tokens(
+    recipe: "Recipe | None", tokenizer: str | None, max_length: int | None, on_bad_record: OnBadRecord | None
+) -> "Tokens | None":
+    if recipe is None and tokenizer is None:
+        return None
+    from dataclasses import replace
+
+    from simpo_cli.audit.examine import NO_LIMIT, Tokens
+    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
+    from simpo_cli.data.tokenizer import load_tokenizer
+
+    if recipe is not None:
+        tokens = Tokens(prepare_tokenizer(recipe), recipe.data)
+    else:
+        assert tokenizer is not None
+        data = cut_at(NO_LIMIT if max_length is None else max_length)
+        read = load_tokenizer(tokenizer)
+        require_end_token(read)
+        tokens = Tokens(read, data)
+    if on_bad_record is None:
+        return tokens
+    return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record))
+
+
+def cut_at(max_length: int) -> "DataRecipe":
+    """The lengths of a recipe that says no more than its data.max_length."""
+    from simpo_cli.recipe.schema import DataRecipe
+
+    return DataRecipe(train="-", max_length=max_length, max_prompt_length=max_length * 7 // 8)

@@ -1,0 +1,94 @@
+"""Files that are written whole or not at all, and what a person is told when a disk does not take one."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Literal
+
+from simpo_cli.errors import ExitCode, UserError
+
+_SPACE = "Free some space"
+_MEND = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: f"{_SPACE}, or ask for a larger quota",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f)",
+    errno.EIO: "Mend the disk, or the connection to it",
+    errno.ESTALE: "Mend the connection to the disk",
+    errno.EROFS: "Make the disk writable, or name a place on another",
+    errno.EACCES: "Give yourself permission, or name a place of yours",
+    errno.EPERM: "Give yourself permission, or name a place of yours",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
+_NOT_THERE = {
+    errno.ENOENT: "Put back the folder that is gone, or name one that exists",
+    errno.ENOTDIR: "Name a place in a folder",
+}
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether an error says something about the machine, whatever it was that we wanted to do."""
+    return error.errno in _MEND
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """What the shell is told of a file that cannot be read: 4 where the machine is to blame, 2 where the file is."""
+    return ExitCode.ENVIRONMENT if isinstance(error, OSError) and is_of_the_disk(error) else ExitCode.USAGE
+
+
+def how_to_mend(error: OSError) -> str:
+    """What a person can do about it, as the beginning of a sentence."""
+    return (_MEND | _NOT_THERE).get(error.errno or 0, "Mend the disk")
+
+
+@contextmanager
+def disk_faults(what: str, then: str = "") -> Iterator[None]:
+    """A block in which what a disk refuses becomes an error that a person can act on.
+
+    Args:
+        what: what cannot be done, such as `metrics.jsonl cannot be written`.
+        then: what comes after the mending, such as `, and run the same command again`.
+
+    Raises:
+        UserError: exit code 4; an OSError without a number, which is none of the system's, passes as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"{what}: {error.strerror}.", f"{how_to_mend(error)}{then}.", exit_code=ExitCode.ENVIRONMENT
+        ) from error
+
+
+def new_file(path: Path, mode: Literal["x", "x+"] = "x") -> IO[str]:
+    """Open a file of this name for writing text, which is a new one: what has the name goes, be it a link.
+
+    A name that another process can foresee must not lead what is written to a file of its choice.
+    """
+    path.unlink(missing_ok=True)
+    return path.open(mode, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` when the block ends, and is gone when the block fails.
+
+    Whoever reads `path` finds the old or the new one, never half of it, also after a power cut.
+
+    Raises:
+        OSError: the disk did not take it; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}")
+    try:
+        with new_file(temporary) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

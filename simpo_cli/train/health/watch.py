@@ -1,0 +1,246 @@
+"""The readings of a run, judged as they come: each code is said once, and what a run should stop for is kept.
+
+All that is remembered goes into the checkpoint, so a resumed run says and does what an unbroken one would.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, median
+from typing import Any
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.events import EvalRecord, ProbeAnswer, StepRecord
+from simpo_cli.train.health import catalogue
+from simpo_cli.train.health.catalogue import WATCHES, Watch
+
+WINDOW = 32
+"""Steps that a step is compared with."""
+LEAST_STEPS = 16
+"""Steps that must have been seen before one is judged."""
+
+
+class UnhealthyError(UserError):
+    """A code of `health.stop_on` was seen; everything is saved (exit code 5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What was seen of one code.
+
+    Attributes:
+        code, key, limit: of the watch.
+        step: the first step at which it was beyond the threshold.
+        value: the reading there.
+        sentence: what was seen, with its numbers.
+        last_step, times: the latest such step, and how many readings were beyond the threshold.
+        worst: the worst of them.
+    """
+
+    code: str
+    key: str
+    limit: float
+    step: int
+    value: float
+    sentence: str
+    last_step: int
+    times: int
+    worst: float
+
+    @property
+    def line(self) -> str:
+        """The alert in one line: what is seen, the threshold and its key, what to do."""
+        return f"{self.code} step {self.step}: {self.sentence} (health.{self.key} {self.limit:g}); {self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return WATCHES[self.code].remedy
+
+
+class Health:
+    """Watches one run.
+
+    Args:
+        recipe: of the run; thresholds, and what they are about.
+        num_steps: steps of the whole run.
+        note: takes each line that is worth reading once.
+    """
+
+    def __init__(self, recipe: Recipe, num_steps: int, note: Callable[[str], None]) -> None:
+        self._recipe, self._num_steps, self._note = recipe, num_steps, note
+        self._grad_norms: list[float] = []  # of the latest steps, as the next two
+        self._gradient_weights: list[float] = []
+        self._lost_updates: list[float] = []
+        self._answers_before: list[tuple[bool, bool]] | None = None  # of each answer, whether it looped and ended
+        self._alerts: dict[str, Alert] = {}
+        self._stop: Alert | None = None
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """What was seen so far, by code."""
+        return [self._alerts[code] for code in sorted(self._alerts)]
+
+    def step(self, record: StepRecord, lost_updates: float | None) -> None:
+        """Judge a step.
+
+        Args:
+            record: its numbers.
+            lost_updates: share of its updates that rounding undid; None where the weights are float32.
+        """
+        norms, norm = self._grad_norms, record.grad_norm
+        if len(norms) >= LEAST_STEPS and (usual := median(norms)) > 0:
+            seen = f"the gradient norm is {norm:.3g}, {norm / usual:.0f} times the {usual:.3g} of the steps before"
+            self._judge(catalogue.GRADIENT_SPIKE, record.step, norm / usual, seen)
+        _remember(norms, norm)
+
+        assert record.gradient_weight is not None
+        _remember(self._gradient_weights, record.gradient_weight)
+        if len(self._gradient_weights) >= LEAST_STEPS:
+            pull = fmean(self._gradient_weights)
+            seen = (
+                f"pairs pull with {pull:.2g} of their full weight (last {len(self._gradient_weights)} steps): "
+                f"{100 * record.rewards_target_reached:.0f} % of this step's are past gamma, by "
+                f"{record.rewards_margins - self._recipe.loss.margin:.2g} on average"
+            )
+            self._judge(catalogue.SATURATED, record.step, pull, seen)
+
+        # in the warm-up, and at the end of most schedules, nearly every update is lost, and that is meant so
+        if lost_updates is not None and record.learning_rate >= 0.9 * self._recipe.train.learning_rate:
+            _remember(self._lost_updates, lost_updates)
+            share = fmean(self._lost_updates)
+            seen = (
+                f"{100 * share:.0f} % of the updates are lost: at learning rate {record.learning_rate:.2g} they are "
+                "smaller than the rounding of the weights"
+            )
+            self._judge(catalogue.UPDATES_LOST, record.step, share, seen)
+
+    def evaluated(self, record: EvalRecord) -> None:
+        """Judge an evaluation; the first fixes what later answers are compared with."""
+        fall, fall_rejected = -record.logps_chosen_delta, -record.logps_rejected_delta
+        if fall < fall_rejected:
+            seen = (
+                f"chosen responses fell by {fall:.2f} nats/token while the margin rose (rejected fell by "
+                f"{fall_rejected:.2f}, probe of {record.probe_pairs} pairs)"
+            )
+            self._judge(catalogue.CHOSEN_FALLS, record.step, fall, seen)
+        seen = (
+            f"chosen and rejected responses fell by {fall:.2f} and {fall_rejected:.2f} nats/token (probe of "
+            f"{record.probe_pairs} pairs): the model forgets how to write"
+        )
+        self._judge(catalogue.BOTH_FALL, record.step, min(fall, fall_rejected), seen)
+        # the change grows as long as the run: early on a save loses nearly all of it, and that passes
+        if record.export_kept_share is not None and 2 * record.step >= self._num_steps:
+            self.judge_export(record.step, record.export_kept_share, "would keep")
+        self._judge_answers(record.step, record.answers)
+
+    def judge_export(self, step: int, kept_share: float, verb: str = "keeps") -> None:
+        """Judge what a save in export.dtype keeps of the change."""
+        seen = f"model/ in its export type {verb} {100 * kept_share:.0f} % of the change that training made"
+        self._judge(catalogue.CHANGE_LOST, step, kept_share, seen)
+
+    def _judge_answers(self, step: int, answers: Sequence[ProbeAnswer]) -> None:
+        before = self._answers_before
+        if before is None or len(before) != len(answers):  # the first time, or other pairs were held out then
+            self._answers_before = [(answer.loops, answer.ended) for answer in answers]
+            return
+        both = list(zip(answers, before, strict=True))
+        loop = [answer for answer, (looped, _) in both if answer.loops and not looped]
+        endless = [answer for answer, (_, ended) in both if ended and not answer.ended]
+        if loop:
+            seen = f'{len(loop)} of {len(answers)} probe answers repeat themselves, such as "{_refrain(loop[0].text)}"'
+            self._judge(catalogue.ANSWERS_LOOP, step, len(loop) / len(answers), seen)
+        if endless:
+            most = max(answer.tokens for answer in endless)
+            seen = f"{len(endless)} of {len(answers)} probe answers do not end any more within {most} tokens"
+            self._judge(catalogue.ANSWERS_ENDLESS, step, len(endless) / len(answers), seen)
+
+    def _judge(self, watch: Watch, step: int, value: float, seen: str) -> None:
+        limit = watch.limit(self._recipe.health)
+        if limit is None or not watch.is_beyond(value, self._recipe.health):
+            return
+        known = self._alerts.get(watch.code)
+        if known is None:
+            alert = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
+            self._note(alert.line)
+        else:
+            worst = min(known.worst, value) if watch.is_least else max(known.worst, value)
+            alert = replace(known, last_step=step, times=known.times + 1, worst=worst)
+        self._alerts[watch.code] = alert
+        if watch.code in self._recipe.health.stop_on and self._stop is None:
+            self._stop = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
+
+    def require_well(self, save: Callable[[], None], command: str) -> None:
+        """Stop here if a code of `health.stop_on` was seen, once everything is saved.
+
+        Args:
+            save: saves the state after the steps done, if that has not been done.
+            command: goes on with the run.
+
+        Raises:
+            UnhealthyError: it was.
+        """
+        if self._stop is None:
+            return
+        save()
+        raise UnhealthyError(
+            f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
+            f"Change that, health.{self._stop.key} or health.stop_on, and go on with: {command}",
+            exit_code=ExitCode.NUMBERS,
+        )
+
+    def require_well_at_the_end(self) -> None:
+        """The same where the run is complete, and nothing is left to go on with.
+
+        Raises:
+            UnhealthyError: a code of `health.stop_on` was seen.
+        """
+        if self._stop is not None:
+            raise UnhealthyError(
+                f"the run is complete and model/ is saved, and health.stop_on names {self._stop.line}.",
+                "Change the recipe and train again with --fresh, or take the model as it is.",
+                exit_code=ExitCode.NUMBERS,
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "grad_norms": self._grad_norms,
+            "gradient_weights": self._gradient_weights,
+            "lost_updates": self._lost_updates,
+            "answers_before": self._answers_before,
+            "alerts": [asdict(alert) for alert in self.alerts],
+            "stop": None if self._stop is None else asdict(self._stop),
+        }
+
+    def take_up(self, saved: Mapping[str, Any], *, recipe_changed: bool) -> None:
+        """Remember what a checkpoint holds.
+
+        Args:
+            saved: of `as_json`; empty in checkpoints of a version that did not watch.
+            recipe_changed: whether any value is another one: only then a run that was stopped goes on.
+        """
+        if not saved:
+            return
+        self._grad_norms = list(saved["grad_norms"])
+        self._gradient_weights = list(saved["gradient_weights"])
+        self._lost_updates = list(saved["lost_updates"])
+        before = saved["answers_before"]
+        self._answers_before = None if before is None else [(looped, ended) for looped, ended in before]
+        self._alerts = {alert["code"]: Alert(**alert) for alert in saved["alerts"]}
+        self._stop = None if saved["stop"] is None or recipe_changed else Alert(**saved["stop"])
+
+
+def _remember(values: list[float], value: float) -> None:
+    """Add to the latest values, of which so many are kept."""
+    values.append(value)
+    del values[:-WINDOW]
+
+
+def _refrain(text: str, most: int = 40) -> str:
+    """What an answer says again and again: its most frequent run of four words, or its end where it has none."""
+    words = text.split()
+    runs = Counter(" ".join(words[start : start + 4]) for start in range(len(words) - 3))
+    refrain, count = max(runs.items(), key=lambda item: item[1], default=("", 0))
+    return (refrain if count > 1 else " ".join(words))[-most:]

@@ -1,0 +1,123 @@
+"""What a child is doing, told so that it survives the child, and children that interrupt themselves at a chosen place.
+
+The functions at which the phases of a run begin are wrapped in the forked child, and nowhere else. Each wrapper writes
+the phase into one byte of a file, which is there also after SIGKILL. A child can be told to send itself signals when it
+enters a phase for the nth time: that is the same place in every run, on a machine of any speed.
+"""
+
+import errno
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+STARTING, TOKENIZING, LOADING, RESUMING = "starting", "tokenizing", "loading", "resuming"
+TRAINING, EVALUATION, SAVE, ROTATION, BETWEEN = "training", "evaluation", "save", "rotation", "logs and run.json"
+EXPORT, LAST_EVALUATION, REPORT = "export", "last evaluation", "report"
+PHASES = (
+    STARTING,
+    TOKENIZING,
+    LOADING,
+    RESUMING,  # starting and loading, where there is something to go on from
+    TRAINING,
+    EVALUATION,
+    SAVE,
+    ROTATION,
+    BETWEEN,
+    EXPORT,
+    LAST_EVALUATION,
+    REPORT,
+)
+
+# Where each begins: in its caller's module. Phases may lie in one another; the inner one counts.
+_BEGINNINGS = (
+    (TOKENIZING, "simpo_cli.data.store.source", "make_tokens"),
+    (TOKENIZING, "simpo_cli.data.encode.ahead", "encode_pairs"),  # on a thread of its own
+    (LOADING, "simpo_cli.train.run", "build"),
+    (TRAINING, "simpo_cli.train.loop", "accumulate"),
+    (TRAINING, "simpo_cli.train.step", "terms_under"),  # once a micro-batch
+    (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
+    (SAVE, "simpo_cli.train.checkpoint", "commit"),
+    (ROTATION, "simpo_cli.train.checkpoint", "rotate"),
+    (EXPORT, "simpo_cli.train.finish", "save_model"),
+    (LAST_EVALUATION, "simpo_cli.train.finish", "conclude"),
+    (REPORT, "simpo_cli.report.run_page", "write_run_report"),
+)
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """Where a child sends itself signals.
+
+    Attributes:
+        phase: that it enters; None for any.
+        count: for the how manyth time, from 1.
+        signals: what it sends, in this order.
+        fills_the_disk: from there on no checkpoint finds room.
+    """
+
+    phase: str | None
+    count: int
+    signals: Sequence[int] = ()
+    fills_the_disk: bool = False
+
+
+def tell_phases(file: Path, interruption: Interruption | None) -> None:
+    """Wrap the beginnings of the phases in this process, which is a child and ends soon.
+
+    Args:
+        file: gets the phase; see `read_phase`.
+        interruption: where this process is to be interrupted, if anywhere.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    now, entered = [STARTING], 0
+
+    def tell(phase: str) -> None:
+        os.pwrite(descriptor, bytes([PHASES.index(phase)]), 0)
+
+    def enter(phase: str) -> None:
+        nonlocal entered
+        now.append(phase)
+        tell(phase)
+        if interruption is not None and interruption.phase in (None, phase):
+            entered += 1
+            if entered == interruption.count:
+                if interruption.fills_the_disk:
+                    os.write = _full
+                for number in interruption.signals:
+                    os.kill(os.getpid(), number)
+
+    def leave(phase: str) -> None:
+        now.pop()
+        if phase == LOADING:
+            now[0] = BETWEEN
+        tell(now[-1])
+
+    def within(phase: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def wrapped(*args: Any, **options: Any) -> Any:
+            enter(phase)
+            try:
+                return real(*args, **options)
+            finally:
+                leave(phase)
+
+        return wrapped
+
+    tell(STARTING)
+    for phase, module_name, name in _BEGINNINGS:
+        module = importlib.import_module(module_name)
+        setattr(module, name, within(phase, getattr(module, name)))
+
+
+def _full(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_phase(file: Path) -> str:
+    """What a child was doing when it ended."""
+    told = file.read_bytes()
+    return PHASES[told[0]] if told else STARTING

@@ -1,0 +1,48 @@
+"""Short runs of the embedded model, for tests that break something in them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from simpo_cli.recipe import compose
+from simpo_cli.train.events import RunOutcome
+from simpo_cli.train.run import train
+from tests.train.conftest import Memory
+
+
+class Guide:
+    """A folder in which the embedded model trains: 20 pairs, 5 steps of 4, a checkpoint after each, 4 held out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.recipe = folder / "guide.yaml"
+        self.recipe.write_text(
+            "name: guide\nmodel: {path: builtin:guide, attention: padded}\n"
+            "data:\n  train: [{path: builtin:guide, max_pairs: 24}]\n"
+            "  holdout: 4\n  max_length: 128\n  max_prompt_length: 64\n"
+            "train: {pairs_per_step: 4, learning_rate: 7e-4, precision: fp32, tokens_per_microbatch: 256}\n"
+            "eval: {every: 2}\ncheckpoint: {every: 1, keep: 9}\n",
+            encoding="utf-8",
+        )
+
+    def train(self, run: str, *more: str, observer: Memory | None = None, **options: Any) -> RunOutcome | None:
+        composed = compose(str(self.recipe), [f"output_dir={self.folder / run}", *more])
+        return train(composed, observer=observer or Memory(), **options)
+
+    def receipt(self, run: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.folder / run / "run.json").read_text(encoding="utf-8"))
+        return document
+
+    def require_all_finite(self, run: str) -> list[int]:
+        """Look through every file of numbers that a run has written; return the steps of its checkpoints."""
+        folder = self.folder / run
+        for file in folder.rglob("*.safetensors"):
+            assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(file).values()), file
+        for name in ("metrics.jsonl", "evals.jsonl", "run.json"):
+            text = (folder / name).read_text(encoding="utf-8")
+            assert "NaN" not in text
+            assert "Infinity" not in text
+        return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
