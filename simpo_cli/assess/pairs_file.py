@@ -1,7 +1,6 @@
 """Per-pair results as JSON lines or Parquet, so that anyone can compute the numbers again."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from simpo_cli.assess.assessment import Assessed
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.errors import UserError
 
 SUFFIXES = (".jsonl", ".parquet")
 _MARK = "chosen_baseline"  # a column that files of ours have, and hardly others
@@ -37,21 +37,12 @@ def write_pairs_file(path: Path, assessed: Sequence[Assessed]) -> None:
     (scored), chosen and rejected (mean log-prob, nats per token), margin (in units of the reward), and
     chosen_baseline, rejected_baseline, margin_baseline, which are null where there is no baseline.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     rows = (row for one in assessed for row in _rows(one))
-    try:
+    with disk_faults(f"--pairs {path} cannot be written"), replacing(path, "xb") as file:
         if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(list(rows)), temporary)
+            pq.write_table(pa.Table.from_pylist(list(rows)), file)
         else:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"--pairs {path} cannot be written: {error.strerror}.",
-            "Name a file in a folder that exists and can be written.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n" for row in rows)
 
 
 def _rows(one: Assessed) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,28 @@
 """`simpo eval`: models measured on held-out pairs, against where they started and against one another."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simpo_cli.cli.eval_answers import (
+    TEMPERATURE,
+    AnswerOptions,
+    document_of_answers,
+    print_answers_or_results,
+)
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from simpo_cli.assess.assessment import Assessed, Failure
+
+
+class Engine(StrEnum):
+    """What runs a model that answers."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
 
 
 def evaluate(
@@ -41,6 +55,37 @@ def evaluate(
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Write the scores of every pair to this file: .jsonl or .parquet.")
     ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Let the model and its baseline answer prompts instead of scoring pairs."),
+    ] = False,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Prompts to answer, as JSON; if absent 100 of the held-out pairs'.", show_default=False
+        ),
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Answer only so many.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Most tokens of an answer; 512 if absent, or what fits.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help=f"Of the sampled answers; {TEMPERATURE} if absent.")
+    ] = None,
+    engine: Annotated[Engine | None, typer.Option(help="What runs the models; vllm if absent and installed.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where answers go; RUN/answers if absent. Name it as TARGET to see them."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Have answers compared by a model behind an OpenAI-compatible address."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model that judges.")] = None,
+    judge_key: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="The environment variable with its key; OPENAI_API_KEY if absent."),
+    ] = None,
 ) -> None:
     """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page
@@ -50,6 +95,23 @@ def evaluate(
     if html is not None:
         require_replaceable_page(html)
     names, overrides = _told_apart(arguments)
+    about_answers = AnswerOptions(
+        generate=generate,
+        prompts=prompts,
+        num_prompts=num_prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        engine=None if engine is None else engine.value,
+        answers=answers,
+        judge=judge,
+        judge_model=judge_model,
+        judge_key=judge_key,
+        of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
+    )
+    found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
+    if found is not None:
+        _show_answers(found, output, as_json=as_json)
+        return
     files = _Files(output, html, pairs, is_one=len(names) == 1)
     document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
     if as_json:
@@ -71,6 +133,17 @@ def evaluate(
             failed[0]["fix"],
             exit_code=ExitCode(failed[0]["exit_code"]),
         )
+
+
+def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+    from simpo_cli.report.report_file import json_text, write_report
+
+    if output is not None:
+        write_report(output, document)
+    if as_json:
+        print(json_text(document))
+    elif output is None:
+        print_answers_or_results(document)
 
 
 class _Files:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from simpo_cli.errors import ExitCode, UserError
 
@@ -63,18 +63,18 @@ def disk_faults(what: str, then: str = "") -> Iterator[None]:
         ) from error
 
 
-def new_file(path: Path, mode: Literal["x", "x+"] = "x") -> IO[str]:
-    """Open a file of this name for writing text, which is a new one: what has the name goes, be it a link.
+def new_file(path: Path, mode: Literal["x", "x+", "xb"] = "x") -> IO[Any]:
+    """Open a file of this name for writing text, or bytes, which is a new one: what has the name goes, be it a link.
 
     A name that another process can foresee must not lead what is written to a file of its choice.
     """
     path.unlink(missing_ok=True)
-    return path.open(mode, encoding="utf-8", newline="\n")
+    return path.open(mode) if mode == "xb" else path.open(mode, encoding="utf-8", newline="\n")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` when the block ends, and is gone when the block fails.
+def replacing(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
+    """A new file that takes the place of `path` when the block ends, and is gone when the block fails.
 
     Whoever reads `path` finds the old or the new one, never half of it, also after a power cut.
 
@@ -83,7 +83,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
     """
     temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}")
     try:
-        with new_file(temporary) as file:
+        with new_file(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

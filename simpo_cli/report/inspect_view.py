@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.recipe.loss_words import loss_terms
+from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.report.console import Console
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import fixed, thousands
@@ -42,13 +44,13 @@ def print_inspection(console: Console, document: Mapping[str, Any], *, full: boo
 
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
-    tokenizer, objective = document["tokenizer"], document["objective"]
+    tokenizer = document["tokenizer"]
     print_wrapped(console, Text(), document["recipe"], style="bold")
     _line(console, "data", document["decision"])
     limits = f"cut at {thousands(tokenizer['max_length'])} (prompts at {thousands(tokenizer['max_prompt_length'])})"
     _line(console, "tokens", f"of {tokenizer['path']} · {tokenizer['used']} · {limits}")
     _line(console, "reward", "r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out")
-    _line(console, "loss", _terms(objective))
+    _line(console, "loss", loss_terms(_objective(document)))
     if document["model"] is not None:
         _line(console, "model", f"{document['model']['path']} · {document['model']['packing']}")
         if console.color_system is not None:
@@ -58,18 +60,9 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
         _line(console, "model", f"no log-probs: {document['no_model']}", style="yellow")
 
 
-def _terms(objective: Mapping[str, Any]) -> str:
-    """SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5), and the other terms where they are on."""
-    terms = [
-        f"SimPO, {objective['type']}",
-        f"beta {objective['beta']:g}",
-        f"gamma {objective['gamma']:g} (gamma/beta {objective['gamma_beta_ratio']:g})",
-    ]
-    if objective["label_smoothing"]:
-        terms.append(f"label smoothing {objective['label_smoothing']:g}")
-    if objective["sft_weight"]:
-        terms.append(f"SFT term {objective['sft_weight']:g}")
-    return " · ".join(terms)
+def _objective(document: Mapping[str, Any]) -> LossRecipe:
+    """The objective that the document describes; it gives gamma both ways, and either is enough."""
+    return LossRecipe(**{key: value for key, value in document["objective"].items() if key != "gamma_beta_ratio"})
 
 
 # One pair

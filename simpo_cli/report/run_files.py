@@ -10,7 +10,9 @@ from typing import Any
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.run_folder import EVAL_PAIRS, EVALS, METRICS, NOTES, is_in_use
+from simpo_cli.recipe.tree import scalars
+from simpo_cli.recipe.yaml_source import parse_file
+from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
 
 Row = Mapping[str, Any]
 
@@ -24,8 +26,10 @@ class RunFiles:
         receipt: run.json.
         recipe_text: recipe.yaml.
         recipe: the same, typed; None where this version of simpo does not understand it.
+        values: the same as dotted keys and their values; items of lists are KEY.0, KEY.1.
         metrics, evals: rows by step.
         pairs: of each held-out pair its scores before and after; empty before the end.
+        samples: the texts of a few of them.
         notes: the first screen's lines and the notes, each once.
         is_training: a process holds the folder.
         last_written: when the last step or evaluation was written, UTC.
@@ -35,9 +39,11 @@ class RunFiles:
     receipt: Mapping[str, Any]
     recipe_text: str
     recipe: Recipe | None
+    values: Mapping[str, Any]
     metrics: Sequence[Row]
     evals: Sequence[Row]
     pairs: Sequence[Row]
+    samples: Sequence[Row]
     notes: Sequence[Row]
     is_training: bool
     last_written: datetime | None
@@ -80,6 +86,7 @@ def read_run(path: Path) -> RunFiles:
         recipe_text = (path / "recipe.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a run: {error}.", "Restore its run.json and recipe.yaml.") from error
+    tree = parse_file(recipe_text, str(path / "recipe.yaml"))
     if not (isinstance(receipt, dict) and {"status", "plan", "data", "command"} <= receipt.keys()):
         raise UserError(
             f"{path / 'run.json'} was not written by simpo train.", "Name the folder that a run has written."
@@ -96,9 +103,11 @@ def read_run(path: Path) -> RunFiles:
         receipt=receipt,
         recipe_text=recipe_text,
         recipe=recipe,
+        values={".".join(path): node.value for path, node in scalars(tree)},
         metrics=_rows(logs[0]),
         evals=_rows(logs[1]),
         pairs=_rows(path / EVAL_PAIRS),
+        samples=_rows(path / EVAL_SAMPLES),
         notes=[note for number, note in enumerate(notes) if note not in notes[:number]],  # resuming says some again
         is_training=is_in_use(path),
         last_written=datetime.fromtimestamp(max(written), UTC) if written else None,

@@ -1,15 +1,26 @@
 """`report.html`: what a run did and what it is worth, as one file."""
 
 import re
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
 from simpo_cli.report.page import render
+from simpo_cli.report.pair_figures import change_figure, length_figure, margin_figure
+from simpo_cli.report.pair_samples import pair_samples
 from simpo_cli.report.report_file import write_page
-from simpo_cli.report.run_figures import length_figure, pair_figures, training_figures
+from simpo_cli.report.run_figures import drift_figure, training_figures
 from simpo_cli.report.run_files import RunFiles, read_run
-from simpo_cli.report.run_tables import accounts, baseline_rows, length_cells, length_rows, outcome_rows
+from simpo_cli.report.run_tables import (
+    accounts,
+    baseline_rows,
+    drift_rows,
+    length_cells,
+    length_rows,
+    outcome_rows,
+    recipe_rows,
+)
 from simpo_cli.report.text import duration
 from simpo_cli.report.verdict import alerts, tone, verdict
 
@@ -56,16 +67,33 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         rows=measured,
         baselines=baseline_rows(run.outcome) if measured else [],
         training=training_figures(run),
-        pairs=pair_figures(run),
+        margins=margin_figure(run),
+        drift=drift_rows(run),
+        drift_figures=[figure for figure in (drift_figure(run), change_figure(run)) if figure is not None],
+        samples=pair_samples(run),
         lengths=[length_cells(row) for row in lengths],
         length_figure=length_figure(lengths),
         accounts=accounts(run),
+        settings=recipe_rows(run),
+        commands=_commands(run),
         findings=[note for note in run.notes if note["label"] != "note" and _FINDING.match(note["text"])],
         screen=[note for note in run.notes if note["label"] != "note"],
         notes=said[:SHOWN_NOTES],
         num_notes=len(said),
         shown_files=SHOWN_FILES,
     )
+
+
+def _commands(run: RunFiles) -> list[str]:
+    """What makes the run, its scores and its page again."""
+    commands = [str(run.receipt["command"])]
+    if run.recipe is not None:
+        again = f"{run.recipe.name}-again"
+        words = ["simpo", "train", str(run.path / "recipe.yaml"), f"name={again}", f"output_dir=runs/{again}"]
+        commands.append(shlex.join(words))
+    if run.state == "done":
+        commands.append(shlex.join(["simpo", "eval", str(run.path)]))
+    return [*commands, shlex.join(["simpo", "report", str(run.path)])]
 
 
 def _unbroken(text: str) -> str:

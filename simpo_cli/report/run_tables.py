@@ -1,14 +1,16 @@
 """The tables of a run's page: before and after, accuracy by length, and where every record went."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simpo_cli.report.run_files import RunFiles
 from simpo_cli.report.text import fixed, percent, percent_range, thousands
-from simpo_cli.statistics import MIN_STRATUM_PAIRS, proportion
+from simpo_cli.statistics import MIN_STRATUM_PAIRS, mean, proportion
 
 Measured = Mapping[str, Any]  # {"value", "ci": [low, high], "n"}
 
@@ -104,6 +106,37 @@ def length_cells(row: LengthRow) -> tuple[Cell, Cell, Cell]:
     return Cell(row.label, f"n = {thousands(row.after['n'])}"), _share(row.before), _share(row.after)
 
 
+def drift_rows(run: RunFiles) -> list[tuple[str, Cell]]:
+    """How the log-probs of the held-out pairs changed, with intervals by prompt; empty where that is not known."""
+    if not run.pairs:
+        return []
+    prompts = [row["prompt"] for row in run.pairs]
+    rows = []
+    for side in ("chosen", "rejected"):
+        change = pair_column(run, f"{side}_after") - pair_column(run, f"{side}_before")
+        rows += [
+            (f"{side}, nats a token", _signed(mean(change, prompts).as_json())),
+            (f"pairs whose {side} fell", _share(proportion((change < 0).astype(float), prompts).as_json())),
+        ]
+    return rows
+
+
+def recipe_rows(run: RunFiles) -> list[tuple[str, str, str]]:
+    """Key, value and origin of what somebody set, in the order of the recipe; empty for runs that kept no origins."""
+    origins = run.receipt.get("recipe_origins", {})
+    return [(key, shown_value(value), origins[key]) for key, value in run.values.items() if key in origins]
+
+
+def shown_value(value: Any) -> str:
+    """A value as a recipe would hold it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def pair_column(run: RunFiles, name: str) -> NDArray[np.float64]:
+    """(P,) one number of every held-out pair."""
+    return np.array([row[name] for row in run.pairs], dtype=np.float64)
+
+
 def accounts(run: RunFiles) -> list[Account]:
     """Of the training records, and of the evaluation records where they are files of their own."""
     sides = ((side, run.receipt["data"][side]) for side in ("train", "eval"))
@@ -157,6 +190,11 @@ def _three(measured: Measured) -> Cell:
 
 def _correlation(rho: Measured | float) -> Cell:
     return _two(rho) if isinstance(rho, Mapping) else Cell(fixed(rho, 2))  # runs of earlier versions hold no interval
+
+
+def _signed(measured: Measured) -> Cell:
+    low, high = measured["ci"]
+    return Cell(f"{measured['value']:+z.3f}", "" if low is None else f"{low:+z.3f} to {high:+z.3f}")
 
 
 def _number(measured: Measured, digits: int) -> Cell:

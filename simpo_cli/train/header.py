@@ -10,6 +10,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.model.load import DTYPE_NAMES
+from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.statistics import Measured
 from simpo_cli.train.events import RunHeader
@@ -24,19 +25,11 @@ def header(setting: Setting) -> RunHeader:
     device = setting.accelerator.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     compute = "float32" if setting.compute == "fp32" else "bfloat16 autocast"
-    loss = recipe.loss
-    terms = [
-        f"SimPO, {loss.type}",
-        f"beta {loss.beta:g}",
-        f"gamma {loss.margin:g} (gamma/beta {loss.margin / loss.beta:g})",
-        f"label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else "label smoothing off",
-        f"SFT term {loss.sft_weight:g}" if loss.sft_weight else "SFT term off",
-    ]
     total, trainable = setting.parameters.total, setting.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"
     held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt")
     lines = [
-        ("loss", " · ".join(terms)),
+        ("loss", loss_terms(recipe.loss)),
         (
             "model",
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[setting.weights]}",

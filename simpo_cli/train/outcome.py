@@ -5,6 +5,7 @@ from typing import Any
 
 from simpo_cli.evaluate.comparison import compare_scores
 from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
+from simpo_cli.evaluate.samples import write_samples
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.policy import Policy
 from simpo_cli.statistics import Comparison, Measured
@@ -13,7 +14,7 @@ from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
 from simpo_cli.train.health import catalogue
 from simpo_cli.train.loop import Training, evaluate
-from simpo_cli.train.run_folder import EVAL_PAIRS
+from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES
 from simpo_cli.train.setting import Setting
 
 
@@ -60,6 +61,14 @@ def conclude(
         for document in (measured["before"], measured["after"]):
             document["baselines"]["surface"] = surface.as_json()
         write_pairs(run_dir / EVAL_PAIRS, held_out, training.start_scores, scores)
+        write_samples(
+            run_dir / EVAL_SAMPLES,
+            held_out,
+            training.start_scores,
+            scores,
+            tokenizer=setting.data.tokenizer,
+            seed=recipe.seed,
+        )
     measured["answers"] = [{"question": q, "before": b, "after": a} for q, b, a in answers]
     if rounding is not None:
         measured["export"] = {

@@ -16,6 +16,7 @@ import torch
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.redaction import redacted_values, told_apart
 from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
@@ -70,12 +71,12 @@ class RunReceipt:
         self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
 
 
-def receipt(setting: Setting, recipe_text: str, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json says from the start on.
 
     Args:
         setting: the run.
-        recipe_text: the composed recipe.
+        composed: the recipe with the origin of every value.
         earlier: run.json of a run that is gone on with: when and how it began stays as it was; else empty.
     """
     recipe, source, data, plan = setting.recipe, setting.source, setting.data, setting.plan
@@ -83,7 +84,10 @@ def receipt(setting: Setting, recipe_text: str, earlier: Mapping[str, Any]) -> d
         "started": earlier.get("started", now()),
         "command": earlier.get("command", command_line()),
         "versions": _versions(),
-        "recipe_sha256": hashlib.sha256(recipe_text.encode()).hexdigest(),
+        "recipe_sha256": hashlib.sha256(composed.as_yaml().encode()).hexdigest(),
+        "recipe_origins": {  # where each value was set; what is not here is a default
+            key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
+        },
         "seed": recipe.seed,
         "model": {
             "name": source.name,

@@ -69,7 +69,7 @@ def train(
             past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
                 setting = settle(composed.recipe, past.latest.identity.machine if past.latest else None)
-                content = receipt(setting, composed.as_yaml(), past.document)
+                content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))
             if past.is_complete(setting.plan.num_steps):

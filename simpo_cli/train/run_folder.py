@@ -26,7 +26,8 @@ from simpo_cli.train.checkpoint import sync
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
-EVAL_PAIRS, NOTES, REJECTED = "evals-pairs.jsonl", "notes.jsonl", "rejected.jsonl"
+EVAL_PAIRS, EVAL_SAMPLES = "evals-pairs.jsonl", "evals-samples.jsonl"
+NOTES, REJECTED = "notes.jsonl", "rejected.jsonl"
 ANSWERS = "answers.jsonl"
 LOGS = (METRICS, EVALS, ANSWERS)
 """What a resumed run cuts back to its checkpoint."""

@@ -20,6 +20,7 @@ from simpo_cli.train.run_folder import (
     ANSWERS,
     CHECKPOINTS,
     EVAL_PAIRS,
+    EVAL_SAMPLES,
     EVALS,
     LOGS,
     MODEL,
@@ -33,7 +34,7 @@ from simpo_cli.train.run_folder import (
 )
 from simpo_cli.train.seal import is_as_sealed
 
-_LINES = (*LOGS, EVAL_PAIRS, NOTES, REJECTED)
+_LINES = (*LOGS, EVAL_PAIRS, EVAL_SAMPLES, NOTES, REJECTED)
 _SEVERAL_A_STEP = (EVALS, ANSWERS)
 """The final evaluation may repeat its step, with the saved model; there is a line an answer."""
 _UNSEALED = 1  # schema of run.json that had no hash of itself

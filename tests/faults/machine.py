@@ -245,5 +245,5 @@ def _newest_verified(parent: Path) -> int:
 def _lasting(content: Content) -> Content:
     """What a run is in the end, whatever it has said of the damage on its way."""
     last = f"checkpoints/{folder_name(STEPS)}/"
-    lasting = (*LOGS, "evals-pairs.jsonl", *(f"{last}{name}" for name in _LARGE_FILES))
+    lasting = (*LOGS, "evals-pairs.jsonl", "evals-samples.jsonl", *(f"{last}{name}" for name in _LARGE_FILES))
     return {name: data for name, data in content.items() if name in lasting or name.startswith("model/")}

@@ -20,7 +20,15 @@ _OF_TIME_IN_PAGE = re.compile(
     r"<dt>(started|resumed|tokens|memory)</dt>.*|<li>goes on from step .*| · took [^<·]*|\d{4}-\d\d-\d\d \d\d:\d\d UTC"
     r'|(?s:<svg role="img" aria-label="[^"]*(?: second|memory|GB)[^"]*".*?</svg>)'
 )
-_FILES_OF_EVERY_RUN = ("run.json", "metrics.jsonl", "evals.jsonl", "evals-pairs.jsonl", "report.html", "notes.jsonl")
+_FILES_OF_EVERY_RUN = (
+    "run.json",
+    "metrics.jsonl",
+    "evals.jsonl",
+    "evals-pairs.jsonl",
+    "evals-samples.jsonl",
+    "report.html",
+    "notes.jsonl",
+)
 
 Content = Mapping[str, bytes]
 
@@ -73,7 +81,7 @@ def damage_in(run: Path, unbroken: Content) -> list[str]:
     model = {f"model/{file.name}": file.read_bytes() for file in (run / "model").glob("*")}
     if model and model != {name: data for name, data in unbroken.items() if name.startswith("model/")}:
         found.append(f"model/ holds {', '.join(sorted(model))}")
-    for name in (*LOGS, "notes.jsonl", "evals-pairs.jsonl", "run.json", "report.html"):
+    for name in (*LOGS, "notes.jsonl", "evals-pairs.jsonl", "evals-samples.jsonl", "run.json", "report.html"):
         file = run / name
         if file.exists() and not _is_whole(file):
             found.append(f"{name} ends in {file.read_bytes()[-40:]!r}")

@@ -123,6 +123,7 @@ def write_run(
     steps: int = 4,
     evals: list[dict[str, Any]] | None = None,
     pairs: int = 0,
+    samples: list[dict[str, Any]] | None = None,
     notes: list[dict[str, str]] | None = None,
     recipe: str = RECIPE,
     **receipt: Any,
@@ -135,6 +136,7 @@ def write_run(
         steps: lines of metrics.jsonl.
         evals: lines of evals.jsonl; none if not given.
         pairs: lines of evals-pairs.jsonl.
+        samples: lines of evals-samples.jsonl.
         notes: lines of notes.jsonl.
         recipe: recipe.yaml.
     """
@@ -192,6 +194,7 @@ def write_run(
         ("metrics.jsonl", [step_row(step) for step in range(1, steps + 1)]),
         ("evals.jsonl", evals or []),
         ("evals-pairs.jsonl", [pair_row(number) for number in range(pairs)]),
+        ("evals-samples.jsonl", samples or []),
         ("notes.jsonl", notes or []),
     ):
         if rows:

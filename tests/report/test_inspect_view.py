@@ -89,7 +89,7 @@ def test_the_whole_screen() -> None:
 data      plain text, explicit prompt, response = the whole answer
 tokens    of tiny · by its chat template · cut at 2,048 (prompts at 1,800)
 reward    r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out
-loss      SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5)
+loss      SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5) · label smoothing off · SFT term off
 model     tiny · prompts shared
 
 pair 4,211 · prefs.jsonl:4211

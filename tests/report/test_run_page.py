@@ -1,19 +1,20 @@
 """A run's page: what is on it, that it stands alone, and that it comes out of any run."""
 
 import json
-import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from simpo_cli.errors import UserError
 from simpo_cli.report.page import SHOWN_CHARACTERS
-from simpo_cli.report.report_file import PAGE_MARK
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import run_page, write_run_report
 from tests.report.made_run import RECIPE, eval_row, outcome, write_run
 from tests.report.parsed_page import Page
+from tests.report.stands_alone import require_stands_alone
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=y>\"&amp;{{ 7*7 }}\x1b[31m\u202e"
 VISIBLE = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
@@ -44,19 +45,21 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "simpo train made-up.yaml" in text
     assert "beta: 2.0" in text
     figures = _figures(page)
-    assert [figure.split(".")[0] for figure in figures[:8]] == [
+    assert [figure.split(".")[0] for figure in figures] == [
         "Loss",
         "Accuracy",
         "Reward margin",
         "Log-probs of training batches",
-        "Change of log-probs since the start, on the probe",
         "Gradient norm",
         "Learning rate",
         "Tokens a second",
+        "Accuracy by length",
+        "Change of log-probs since the start, on the probe",
+        "Change of the log-probs of the held-out pairs: chosen +0",
+        "Margins of the held-out pairs: mean 0",
     ]
     assert figures[0].startswith("Loss. Training: from 1.000 at step 1 to 0.250 at step 4, never under 0.250 or over 1")
     assert "gamma is 1.00" in figures[2]
-    assert len(figures) == 11
 
 
 def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "evals-pairs.jsonl").read_text().splitlines()]
     before = [2.0 * (row["chosen_before"] - row["rejected_before"]) for row in rows]
     after = [2.0 * (row["chosen_after"] - row["rejected_after"]) for row in rows]
-    told = _figures(page)[8]
+    told = _figures(page)[-1]
     assert f"mean {sum(before) / 40:.2f} before and {sum(after) / 40:.2f} after" in told
     past = sum(margin > 1.0 for margin in after) / 40
     assert f"past gamma: 0.0 % before, {100 * past:.1f} % after (n = 40)" in text
@@ -75,6 +78,62 @@ def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
     ties = sum(row["chosen_after"] == row["rejected_after"] for row in equal)
     assert f"equal length n = {len(equal)}" in text
     assert f"{100 * (right + ties / 2) / len(equal):.1f} %" in text.split("equal length n =")[1][:60]
+
+
+def test_drift_is_of_the_stored_pairs_with_intervals(tmp_path: Path) -> None:
+    _, text = _page(tmp_path, outcome=RISE, steps=0, pairs=40)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evals-pairs.jsonl").read_text().splitlines()]
+    change = [row["chosen_after"] - row["chosen_before"] for row in rows]
+    low, high = stats.t.interval(0.95, 39, loc=sum(change) / 40, scale=stats.sem(change))
+    assert f"chosen, nats a token {sum(change) / 40:+.3f} {low:+.3f} to {high:+.3f}" in text
+    fell = stats.binomtest(sum(one < 0 for one in change), 40)
+    wilson = fell.proportion_ci(method="wilson")
+    shown = f"{100 * fell.statistic:.1f} % {100 * wilson.low:.1f} to {100 * wilson.high:.1f}"
+    assert f"pairs whose chosen fell {shown}" in text
+
+
+def test_pairs_to_read_are_shown_with_their_margins(tmp_path: Path) -> None:
+    texts = {"prompt": "Why?", "chosen": "So.", "rejected": HOSTILE}
+    samples = [{"line": 3, "why": "drawn", **texts}, {"line": 40, "why": "worst", **texts, "chosen": "It fell."}]
+    page, text = _page(tmp_path, outcome=RISE, steps=0, pairs=40, samples=samples)
+    drawn, worst = text.split("Drawn by the seed")[1].split("Margins that fell most")
+    assert "prefs.jsonl:2 margin 0.020 before, 0.460 after, nats a token" in drawn
+    assert f"prompt Why? chosen So. rejected {VISIBLE}" in drawn
+    assert "prefs.jsonl:39 margin 0.390 before, -0.280 after, nats a token" in worst
+    assert "It fell." in worst
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img"})
+
+
+def test_the_recipe_says_where_each_value_was_set(tmp_path: Path) -> None:
+    origins = {"name": "mine.yaml:1", "loss.beta": "override 2", "model.path": f"{HOSTILE}.yaml:3"}
+    _, text = _page(tmp_path, steps=0, recipe_origins=origins)
+    table = text.split("key value set in")[1].split("Whatever is not in the table")[0]
+    assert table.split() == (
+        f"name made-up mine.yaml:1 model.path builtin:guide {VISIBLE}.yaml:3 loss.beta 2.0 override 2".split()
+    )
+    assert "Every value name: made-up" in text
+
+
+def test_how_to_do_it_again_is_commands_that_can_be_typed(tmp_path: Path) -> None:
+    page, _ = _page(tmp_path / "my runs", outcome=RISE, steps=0)
+    run = tmp_path / "my runs" / "run"
+    assert [shlex.split(line) for line in next(text for text in page.text if "simpo report" in text).splitlines()] == [
+        ["simpo", "train", "made-up.yaml"],
+        ["simpo", "train", str(run / "recipe.yaml"), "name=made-up-again", "output_dir=runs/made-up-again"],
+        ["simpo", "eval", str(run)],
+        ["simpo", "report", str(run)],
+    ]
+
+
+def test_a_run_without_findings_says_that_it_looked(tmp_path: Path) -> None:
+    _, text = _page(tmp_path, steps=0, notes=[{"label": "loss", "text": "SimPO"}])
+    assert "found no repeats, no contradictions" in text
+    _, text = _page(
+        tmp_path / "found", steps=0, notes=[{"label": "", "text": "DUP001 7 training pairs occurred before"}]
+    )
+    assert "found no repeats" not in text
+    _, text = _page(tmp_path / "old", steps=0)  # it kept no first screen: nothing is known
+    assert "found no repeats" not in text
 
 
 def test_foreign_text_is_never_markup(tmp_path: Path) -> None:
@@ -106,21 +165,7 @@ def test_an_error_of_a_failed_run_is_never_markup(tmp_path: Path) -> None:
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     page, _ = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
-    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv"))
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-    for tag, attributes in page.tags:
-        assert tag not in ("link", "script")
-        for name, value in attributes.items():
-            assert not name.startswith("on")
-            if name in ("src", "href", "xlink:href"):
-                assert (value or "").startswith("#")
-    raw = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert PAGE_MARK in raw[:1000]
-    assert "prefers-color-scheme: dark" in raw
-    assert "@media print" in raw
-    assert not re.search(r"#01020[3-7]", raw)  # every stand-in has got its colour
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
+    require_stands_alone(page.raw)
 
 
 def test_a_long_run_stays_small(tmp_path: Path) -> None:

@@ -192,6 +192,13 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_folder: Path, prefs: Path
     assert any(label == "memory" for label, _ in memory.header.lines)
 
 
+def test_narrow_weights_are_warned_about_once(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:
+    _train(tmp_path, tiny_folder, prefs, memory, "model.weights_dtype=bf16", dry_run=True)
+    warned = [note for note in memory.notes if "bf16" in note or "bfloat16" in note]
+    assert len(warned) == 1
+    assert "REC005" in warned[0]
+
+
 def test_a_run_that_fails_on_numbers_says_so_and_keeps_what_was_saved(
     tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

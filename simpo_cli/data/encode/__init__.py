@@ -20,7 +20,17 @@ Templates that do more than append are met by these rules:
 
 from simpo_cli.data.encode.ahead import encode_ahead
 from simpo_cli.data.encode.pairs import encode_pairs, in_batches
+from simpo_cli.data.encode.prompts import encode_prompt
 from simpo_cli.data.encode.rendering import LONGEST_WORD
-from simpo_cli.data.encode.rules import EncodedPairs, prompt_key
+from simpo_cli.data.encode.rules import EncodedPairs, Rules, prompt_key
 
-__all__ = ["LONGEST_WORD", "EncodedPairs", "encode_ahead", "encode_pairs", "in_batches", "prompt_key"]
+__all__ = [
+    "LONGEST_WORD",
+    "EncodedPairs",
+    "Rules",
+    "encode_ahead",
+    "encode_pairs",
+    "encode_prompt",
+    "in_batches",
+    "prompt_key",
+]

@@ -8,7 +8,7 @@ from simpo_cli.data.encode.settling import settle
 from simpo_cli.data.encode.tokenizing import tokenize
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.tokenizer import TextTokenizer, TurnMarks
+from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 
 _BATCH = 512  # pairs tokenized together: enough to keep the library's threads busy, little to hold
@@ -32,9 +32,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
             the template does not have.
     """
     tokenizer.require_known(data.chat_template_kwargs)
-    marks = tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks()
-    ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
-    rules = Rules(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
+    rules = Rules.of(data, tokenizer)
     result = EncodedPairs()
     for batch in in_batches(pairs):
         rendered: list[tuple[PreferencePair, Texts]] = []

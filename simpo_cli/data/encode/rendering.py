@@ -54,6 +54,28 @@ def render(pair: PreferencePair, rules: Rules) -> Texts:
     return _render_plain(pair, rules) if rules.plain else _render_chat(pair, contents, rules)
 
 
+def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str, Way]:
+    """A prompt without a response, as it is in front of one: its text, and how special tokens in it are read.
+
+    Raises:
+        RecordError: the text holds the template's markers, or the template drops one of its turns.
+        TemplateError: the template refuses the conversation.
+        EncodingError: a special token that the prompt spells out cannot be kept as text.
+    """
+    pair = PreferencePair(prompt, "", "", where="")
+    if rules.plain:
+        texts = _render_plain(pair, rules)
+        return texts.prompt, texts.way
+    contents = _contents(pair)
+    _refuse_rendered(contents, rules)
+    masked = any(map(rules.tokenizer.has_special_literal, contents))
+    kept = [rules.tokenizer.mask_literals(text) if masked else text for text in contents]
+    talk = _Talk(rules, tuple(map(Message, _roles(prompt), kept)), None)
+    text = talk.prompt()
+    talk.require_turns_kept(text)
+    return text, "masked" if masked else "parsed"
+
+
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
     """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
     prompt, responses = pair.prompt, (pair.chosen, pair.rejected)

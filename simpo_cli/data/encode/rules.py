@@ -54,6 +54,13 @@ class Rules:
     marks: TurnMarks
     ends: frozenset[int]
 
+    @classmethod
+    def of(cls, data: DataRecipe, tokenizer: TextTokenizer) -> "Rules":
+        """The rules of a recipe's data under a tokenizer with the template that the recipe chose."""
+        marks = tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks()
+        ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
+        return cls(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
+
     @property
     def plain(self) -> bool:
         """Whether texts are used as they are."""

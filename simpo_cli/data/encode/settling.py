@@ -17,13 +17,7 @@ from simpo_cli.errors import UserError
 def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: EncodedPairs) -> None:
     """End, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
     tokenizer, data = rules.tokenizer, rules.data
-    prompt, prefix = ids.prompt, tokenizer.plain_prefix
-    if rules.plain and prompt[: len(prefix)] != prefix:  # a rendered text may hold it already
-        prompt = [*prefix, *prompt]
-    num_rendered = len(prompt)
-    while tokenizer.bos_id is not None and prompt[:2] == [tokenizer.bos_id] * 2:
-        prompt = prompt[1:]
-    mended = len(prompt) < num_rendered
+    prompt, mended = whole_prompt(ids.prompt, rules)
     if not prompt:
         result.bad.append(refusal(pair, RecordError("the prompt has no tokens", SKIP)))
         return
@@ -78,6 +72,17 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         if holds:
             result.count(what, pair.where)
     result.pairs.append(encoded)
+
+
+def whole_prompt(ids: list[int], rules: Rules) -> tuple[list[int], bool]:
+    """A prompt with what the tokenizer puts in front of plain text, and with one BOS; and whether there were two."""
+    prefix, bos_id = rules.tokenizer.plain_prefix, rules.tokenizer.bos_id
+    # a rendered text may hold it already
+    prompt = [*prefix, *ids] if rules.plain and ids[: len(prefix)] != prefix else ids
+    num_rendered = len(prompt)
+    while bos_id is not None and prompt[:2] == [bos_id] * 2:
+        prompt = prompt[1:]
+    return prompt, len(prompt) < num_rendered
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,172 @@
+"""What `simpo eval` does with answers: `--generate`, `--judge`, and folders of answers or of other tools' results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from simpo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.assess.answering import Wanted
+
+TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """The options of `simpo eval` that are about answers, as they were typed.
+
+    Attributes:
+        of_pairs: the options that were typed and are about scored pairs.
+    """
+
+    generate: bool
+    prompts: str | None
+    num_prompts: int | None
+    max_new_tokens: int | None
+    temperature: float | None
+    engine: Literal["transformers", "vllm"] | None
+    answers: Path | None
+    judge: str | None
+    judge_model: str | None
+    judge_key: str | None
+    of_pairs: tuple[str, ...]
+
+    def require_use(self, *, of_answers: bool) -> None:
+        """Refuse options that would do nothing.
+
+        Args:
+            of_answers: whether the target is a folder of answers.
+
+        Raises:
+            UserError: names the option, and what it needs.
+        """
+        if self.generate and of_answers:
+            raise UserError(
+                "the folder holds answers already, and --generate makes them from a model.",
+                "Name the run again to go on with it, or leave --generate out to see what there is.",
+            )
+        if not self.generate:
+            for name in ("prompts", "num_prompts", "max_new_tokens", "temperature", "engine", "answers"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name.replace('_', '-')} says how answers are made.", "Add --generate.")
+        if self.judge is None:
+            for name in ("judge_model", "judge_key"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name.replace('_', '-')} needs a judge.", "Add --judge URL.")
+        elif not self.generate and not of_answers:
+            raise UserError(
+                "a judge compares answers, and none are named.", "Add --generate, or name a folder of answers."
+            )
+        elif self.judge_model is None:
+            raise UserError("--judge does not say which model judges.", "Add --judge-model NAME.")
+
+    def wanted(self) -> "Wanted":
+        """How answers are to be made."""
+        from simpo_cli.assess.answering import Wanted
+
+        return Wanted(
+            prompts=self.prompts,
+            num_prompts=self.num_prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=TEMPERATURE if self.temperature is None else self.temperature,
+            engine=self.engine,
+            folder=self.answers,
+        )
+
+
+def document_of_answers(
+    names: Sequence[str],
+    overrides: Sequence[str],
+    baseline: str | None,
+    options: AnswerOptions,
+    say: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Do what the options ask of answers, and return the document; None where pairs are to be scored.
+
+    Args:
+        names: what is named: with `--generate` one model, else perhaps one folder of answers or folders of results.
+        overrides, baseline: as for scoring.
+        options: what was typed.
+        say: told what is going on.
+
+    Raises:
+        UserError: an option does nothing here, or what it asks cannot be done.
+    """
+    from simpo_cli.evaluate.generation.folder import is_answers
+
+    folder = Path(names[0])
+    options.require_use(of_answers=is_answers(folder))
+    if not options.generate and not is_answers(folder):
+        results = _results_of_others(names)
+        if results is not None:
+            _require_nothing_else([*options.of_pairs, *overrides, *([baseline] if baseline else [])])
+        return results
+    if len(names) > 1:
+        raise UserError("answers are of one model and what it is compared with.", "Name one at a time.")
+    unused = (
+        options.of_pairs if options.generate else [*options.of_pairs, *overrides, *([baseline] if baseline else [])]
+    )
+    _require_nothing_else(unused)
+    judge = _judge(options)  # before anything is generated: it may lack a package or a key
+    if options.generate:
+        from simpo_cli.assess.answering import answer_prompts
+        from simpo_cli.cli.quiet import quiet_libraries
+
+        quiet_libraries()
+        folder = answer_prompts(names[0], overrides, baseline, options.wanted(), say)
+    if judge is not None:
+        from simpo_cli.evaluate.judge.run import judge_answers
+
+        judge_answers(folder, judge, lambda done, wanted: say(f"judged: {done:,} of {wanted:,}"))
+    from simpo_cli.evaluate.generation.document import answers_document
+
+    return answers_document(folder)
+
+
+def _require_nothing_else(given: Sequence[str]) -> None:
+    """Refuse what would be left unused: what is there already is not scored.
+
+    Raises:
+        UserError: names the first of it.
+    """
+    if given:
+        raise UserError(f"{given[0]} is for scoring pairs, and none are scored here.", f"Leave {given[0]} out.")
+
+
+def _judge(options: AnswerOptions) -> Any:
+    if options.judge is None or options.judge_model is None:
+        return None
+    from simpo_cli.evaluate.judge.client import KEY_VARIABLE, Judge
+
+    return Judge(options.judge, options.judge_model, key_variable=options.judge_key or KEY_VARIABLE)
+
+
+def _results_of_others(names: Sequence[str]) -> dict[str, Any] | None:
+    """Results of lm-evaluation-harness, where that is what all names are; None where none is."""
+    from simpo_cli.evaluate.harness import harness_document, is_harness, read_harness
+
+    are_results = [is_harness(Path(name)) for name in names]
+    if not any(are_results):
+        return None
+    if not all(are_results):
+        raise UserError(
+            f"{names[are_results.index(False)]} is no folder of results, and {names[are_results.index(True)]} is one.",
+            "Name models, or results, not both.",
+        )
+    return harness_document([model for name in names for model in read_harness(Path(name))])
+
+
+def print_answers_or_results(document: dict[str, Any]) -> None:
+    """The document on the screen."""
+    from simpo_cli.report.console import out
+
+    if document["kind"] == "answers":
+        from simpo_cli.report.answers_view import print_answers
+
+        print_answers(out, document)
+    else:
+        from simpo_cli.report.harness_view import print_harness
+
+        print_harness(out, document)

@@ -1,0 +1,141 @@
+"""What can be counted in answers: lengths, ends, repetition, variety, refusals; base against trained, by prompt."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simpo_cli import statistics
+from simpo_cli.statistics import Comparison, Measured
+
+REPEATED = 4
+"""Tokens of the grams whose repetition is counted (Welleck et al. 2020, arXiv:1908.04319)."""
+
+_REFUSALS = (
+    r"(i'?m|i am) (very |so |really |truly )?(sorry|afraid)\b.{0,40}\b(can'?t|cannot|can not|unable|won'?t|not able)",
+    r"(sorry|unfortunately),? (but )?(i|we) (can'?t|cannot|can not|won'?t|am unable|am not able|'m unable|'m not able)",
+    r"i (can'?t|cannot|can not|won'?t|will not) "
+    r"(help|assist|do that|comply|provide|support|fulfil|answer|create|write)",
+    r"i(('m| am) (unable|not able)|'m not going) to\b",
+    r"(as|being|i'?m|i am) an? (ai|artificial intelligence|large)? ?(language )?(model|assistant)?,? ?i "
+    r"(can'?t|cannot|can not|am unable|am not able|don'?t|do not)",
+    r"i must (decline|refuse)\b",
+)
+_REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE | re.DOTALL)
+_OPENING = 200  # characters in which a refusal shows itself
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to one prompt.
+
+    Attributes:
+        key: the prompt's.
+        text: what a person reads: its tokens without the end token, as text, white space at both ends left out.
+        ids: its tokens without the end token.
+        ended: whether the model ended it; else it was cut at max_new_tokens.
+    """
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+
+
+def repeated_share(ids: Sequence[int], size: int = REPEATED) -> float:
+    """Share of an answer's grams of `size` tokens that occurred in it before; 0 where it is shorter."""
+    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def distinct(answers: Iterable[Sequence[int]], size: int) -> float | None:
+    """Different grams of `size` tokens over all grams of all answers (Li et al. 2016, arXiv:1510.03055)."""
+    seen: set[tuple[int, ...]] = set()
+    total = 0
+    for ids in answers:
+        grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else None
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer opens with one of the usual English ways to refuse; a model may refuse in other words."""
+    return _REFUSAL.search(text[:_OPENING].replace("\u2019", "'")) is not None
+
+
+def mean_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Measured | None:
+    """Ratio of two means over the same prompts, with its interval by linearisation (the delta method).
+
+        r = mean(t) / mean(b),   r_i = r + (t_i - r * b_i) / mean(b),   whose mean is r
+
+    None where the denominators are all 0.
+    """
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if not below.mean():
+        return None
+    ratio = above.mean() / below.mean()
+    return statistics.mean(ratio + (above - ratio * below) / below.mean())
+
+
+def measure_answers(base: Sequence[Answer], trained: Sequence[Answer]) -> dict[str, Any]:
+    """Both models' answers to the same prompts, and how they differ.
+
+    Args:
+        base, trained: one answer a prompt, the same prompts in the same order, at least one.
+
+    Returns:
+        The JSON of one mode. What was measured on answers is {value, ci, n}; a share comes with the test of its
+        difference. `distinct` has no interval: it describes these texts, and depends on how much of them there is, so
+        it is taken of as many first tokens of either answer as both have.
+    """
+    assert [answer.key for answer in base] == [answer.key for answer in trained], "answers to the same prompts"
+    tokens = _both(lambda answer: float(len(answer.ids)), base, trained)
+    shorter = [min(len(one.ids), len(other.ids)) for one, other in zip(base, trained, strict=True)]
+    document: dict[str, Any] = {
+        "prompts": len(base),
+        "tokens": _means(tokens, with_ratio=True),
+        "words": _means(_both(lambda answer: float(len(answer.text.split())), base, trained), with_ratio=True),
+        "repeated_4_grams": _means(_both(lambda answer: repeated_share(answer.ids), base, trained)),
+        "no_end": _shares(_both(lambda answer: float(not answer.ended), base, trained)),
+        "empty": _shares(_both(lambda answer: float(not answer.text), base, trained)),
+        "refusals": _shares(_both(lambda answer: float(is_refusal(answer.text)), base, trained)),
+    }
+    for size in (1, 2):
+        document[f"distinct_{size}"] = {
+            side: distinct((answer.ids[:most] for answer, most in zip(answers, shorter, strict=True)), size)
+            for side, answers in (("base", base), ("trained", trained))
+        }
+    document["same_answers"] = sum(one.ids == other.ids for one, other in zip(base, trained, strict=True))
+    return document
+
+
+def _both(
+    measure: Callable[[Answer], float], base: Sequence[Answer], trained: Sequence[Answer]
+) -> Mapping[str, list[float]]:
+    return {"base": [measure(answer) for answer in base], "trained": [measure(answer) for answer in trained]}
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """The mean with its interval; without one where all values are the same, for a width of 0 would be a claim."""
+    measured = statistics.mean(values).as_json()
+    return {**measured, "ci": [None, None]} if np.ptp(values) == 0 else measured
+
+
+def _means(values: Mapping[str, list[float]], *, with_ratio: bool = False) -> dict[str, Any]:
+    document: dict[str, Any] = {side: _mean(numbers) for side, numbers in values.items()}
+    document["difference"] = _mean(np.subtract(values["trained"], values["base"]).tolist())
+    if with_ratio:
+        ratio = mean_ratio(values["trained"], values["base"])
+        document["ratio"] = None if ratio is None else ratio.as_json()
+    return document
+
+
+def _shares(values: Mapping[str, list[float]]) -> dict[str, Any]:
+    document: dict[str, Any] = {side: statistics.proportion(numbers).as_json() for side, numbers in values.items()}
+    comparison: Comparison = statistics.compare_accuracy(values["base"], values["trained"])
+    document["difference"] = comparison.difference.as_json()
+    document["p_value"] = comparison.p_value
+    return document

@@ -1,0 +1,215 @@
+"""What is asked: prompts of held-out pairs, or of a file, each once, as text and as the tokens that the model gets."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.data.encode import encode_prompt
+from simpo_cli.data.encode.rules import prompt_key
+from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.load import PairReader, prompt_messages
+from simpo_cli.data.messages import as_transcript, turns_of
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, kind_of
+from simpo_cli.data.records import read_records
+from simpo_cli.data.sources import Role
+from simpo_cli.data.store import prompt_keys_of
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataRecipe, DataSource
+
+NUM_PROMPTS = 100
+"""Prompts of held-out pairs that are asked when nobody says how many; of a file all are."""
+
+_FORMS = 'A record is {"prompt": ...}, {"instruction": ...} or {"messages": [...]}, or a text.'
+_KEPT = ("uid", "category", "dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt.
+
+    Attributes:
+        key: a hash of its text, by which answers and verdicts find it again.
+        turns: the conversation, which ends before the answer.
+        ids: the tokens that the model gets, with the header of the answer.
+        where: its record.
+        labels: what the file says of it and the files for other tools hand on: uid, category, dataset.
+    """
+
+    key: str
+    turns: tuple[Message, ...]
+    ids: tuple[int, ...]
+    where: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What a person reads: the user's words, or, where there is more than one turn, the conversation."""
+        if len(self.turns) == 1 and self.turns[0].role == "user":
+            return self.turns[0].content
+        return as_transcript(self.turns).removesuffix("\n\nAssistant:")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The prompts that are asked.
+
+    Attributes:
+        asked: each prompt once.
+        left_out: prompts that are not asked, by reason.
+    """
+
+    asked: tuple[Question, ...]
+    left_out: Counter[str]
+
+
+def questions_of_pairs(
+    pairs: Sequence[EncodedPair], sources: str | Sequence[DataSource], role: Role, data: DataRecipe, most: int
+) -> Questions:
+    """The prompts of held-out pairs, the first by hash, so that the choice does not depend on the order of the file.
+
+    Args:
+        pairs: the pairs that are scored.
+        sources: what they were read from, which is read again for the texts.
+        role: `train` where the pairs were held out of the training pairs.
+        data: how the sources are read.
+        most: prompts to ask.
+
+    Raises:
+        UserError: every prompt is cut, or a source cannot be read any more.
+    """
+    left_out: Counter[str] = Counter()
+    chosen: dict[str, EncodedPair] = {}
+    seen: set[str] = set()
+    for i in prompt_keys_of(pairs).argsort(kind="stable"):
+        pair = pairs[i]
+        if pair.prompt_key in seen:
+            left_out["asked already"] += 1
+            continue
+        seen.add(pair.prompt_key)
+        if pair.prompt_cut:
+            left_out["over data.max_prompt_length"] += 1
+        elif len(chosen) < most:
+            chosen[pair.where] = pair
+    prompts = _texts_of(set(chosen), sources, role, data)
+    asked = tuple(
+        Question(pair.prompt_key, prompt_messages(prompts[where]), tuple(pair.prompt.tolist()), where)
+        for where, pair in chosen.items()
+    )
+    return _required(asked, left_out, "the held-out pairs")
+
+
+def _texts_of(
+    wanted: set[str], sources: str | Sequence[DataSource], role: Role, data: DataRecipe
+) -> dict[str, tuple[Message, ...] | str]:
+    """The prompts of some records, as text; reading stops behind the last of them."""
+    reader = PairReader(sources, role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal)
+    found: dict[str, tuple[Message, ...] | str] = {}
+    if not wanted:
+        return found
+    for pair in reader:
+        if pair.where in wanted:
+            found[pair.where] = pair.prompt
+            if len(found) == len(wanted):
+                return found
+    raise UserError(
+        "changed since its pairs were scored.", "Run again when nothing writes to it.", where=min(wanted - set(found))
+    )
+
+
+def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, most: int | None) -> Questions:
+    """The prompts of a file, in its order: AlpacaEval's, Arena-Hard's, or a list of texts, JSON or JSON lines.
+
+    Args:
+        path: the file.
+        tokenizer: the model's, with the recipe's template.
+        data: the template's variables and the longest prompt.
+        most: prompts to ask; None asks all.
+
+    Raises:
+        UserError: the file or one of its records is refused, or nothing is left to ask.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file of prompts {path}.", f"Name a JSON file. {_FORMS}")
+    left_out: Counter[str] = Counter()
+    asked: dict[str, Question] = {}
+    for where, prompt, labels in _prompts_in(path):
+        if most is not None and len(asked) == most:
+            break
+        key = prompt_key(PreferencePair(prompt, "", "", where))
+        if key in asked:
+            left_out["asked already"] += 1
+            continue
+        try:
+            ids = encode_prompt(prompt, tokenizer, data)
+        except RecordError as error:
+            raise UserError(f"{error.problem}.", error.fix, where=where) from error
+        if len(ids) > data.max_prompt_length:
+            left_out["over data.max_prompt_length"] += 1
+            continue
+        asked[key] = Question(key, prompt_messages(prompt), tuple(ids), where, labels)
+    return _required(tuple(asked.values()), left_out, path)
+
+
+def _required(asked: tuple[Question, ...], left_out: Counter[str], name: str) -> Questions:
+    if not asked:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+        raise UserError(
+            f"no prompt is left to ask in {name} ({reasons or 'none'}).", "Raise data.max_prompt_length, or ask others."
+        )
+    return Questions(asked, left_out)
+
+
+def _prompts_in(path: str) -> Iterator[tuple[str, tuple[Message, ...] | str, dict[str, str]]]:
+    """Place, prompt and labels of each record of a file."""
+    records, _ = read_records(path, FileReceipt(path))
+    for record in records:
+        try:
+            yield record.where, *_prompt_of(record)
+        except RecordError as error:
+            raise UserError(f"{error.problem}.", error.fix, where=record.where) from error
+
+
+def _prompt_of(record: RawRecord | BadRecord) -> tuple[tuple[Message, ...] | str, dict[str, str]]:
+    if isinstance(record, BadRecord):  # a file of prompts may also be a list of texts, which no file of pairs is
+        value = _text_in(record)
+        if value is None:
+            raise RecordError(record.problem, record.fix)
+        return _asked(value, "the prompt"), {}
+    fields = record.fields
+    names = [name for name in ("prompt", "instruction", "messages", "turns") if name in fields]
+    if len(names) != 1:
+        raise RecordError(f"holds {' and '.join(names) if names else 'no prompt'}", f"Give one of them. {_FORMS}")
+    labels = {name: str(fields[name]) for name in _KEPT if isinstance(fields.get(name), str | int)}
+    return _asked(_one_turn(fields["turns"]) if names == ["turns"] else fields[names[0]], names[0]), labels
+
+
+def _text_in(record: BadRecord) -> str | None:
+    try:
+        value, _ = parse_value(record.text)
+    except (ValueError, RecordError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _one_turn(turns: Any) -> Any:
+    """The question of the first form of Arena-Hard and MT-Bench: a list with a turn of the user."""
+    if not isinstance(turns, list) or len(turns) != 1:
+        raise RecordError("turns: more than one question to answer in turn", "Ask each as a prompt of its own.")
+    return turns[0].get("content") if isinstance(turns[0], dict) else turns[0]
+
+
+def _asked(value: Any, name: str) -> tuple[Message, ...] | str:
+    if isinstance(value, list):
+        turns = turns_of(value, name)
+        if turns[-1].role == "assistant":
+            raise RecordError(f"{name}: the last turn is the assistant's, so nothing is asked", "Leave the answer out.")
+        return tuple(turns)
+    if not isinstance(value, str):
+        raise RecordError(f"{name}: expected text or a list of messages, got {kind_of(value)}", _FORMS)
+    if not value.strip():
+        raise RecordError(f"{name}: is blank", "Leave the record out.")
+    return value

@@ -1,0 +1,151 @@
+"""Asking an endpoint that speaks OpenAI's chat completions, and saying clearly why it did not answer."""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.judge.question import INSTRUCTIONS
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+TIMEOUT_SECONDS = 120.0
+_RETRIES = 2  # by the client, for refused connections, 408, 409, 429 and 5xx, with a growing pause
+
+Status = Literal["replied", "refused", "timed out", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: the text where the judge replied, and else what happened, in words."""
+
+    status: Status
+    text: str
+
+
+def require_url(url: str) -> str:
+    """The address of an endpoint, as it may be written down.
+
+    Raises:
+        UserError: it is no address, or holds a password.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--judge is {url!r}, which is no address.", "Write it as http://localhost:8000/v1.")
+    if parts.username or parts.password or parts.query:
+        raise UserError(
+            "--judge holds a password or a query, which would be written down.",
+            f"Put the key into the environment variable {KEY_VARIABLE}, and name the address alone.",
+        )
+    return url.rstrip("/")
+
+
+class Judge:
+    """An endpoint with a model. The key comes from the environment, and goes nowhere but to the endpoint.
+
+    Args:
+        url: the endpoint, such as `http://localhost:8000/v1`.
+        model: the model's name there.
+        key_variable: the environment variable with the key. Without one the endpoint is asked without a key, unless
+            the variable is not the usual one.
+        timeout, retries: seconds to wait for one reply, and how often to ask again.
+
+    Raises:
+        UserError: the openai package is missing, the address is none, or the named variable is not set.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_variable: str = KEY_VARIABLE,
+        timeout: float = TIMEOUT_SECONDS,
+        retries: int = _RETRIES,
+    ) -> None:
+        self.url, self.model = require_url(url), model
+        key = os.environ.get(key_variable, "")
+        if not key and key_variable != KEY_VARIABLE:
+            raise UserError(
+                f"the environment variable {key_variable} is not set.",
+                f"Set it to the key of {self.url}.",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        try:
+            import openai
+        except ImportError as error:
+            raise UserError(
+                "a judge is asked with the package openai, which is not installed.",
+                "Run pip install 'simpo-cli[judge]'.",
+                exit_code=ExitCode.ENVIRONMENT,
+            ) from error
+        self._key_variable, self._key = key_variable, key
+        self._client = openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=timeout, max_retries=retries)
+        self._settings: dict[str, Any] = {"temperature": 0.0}
+
+    def ask(self, question: str) -> Reply:
+        """One reply. What concerns this question alone is in it; what would go on failing is raised.
+
+        Raises:
+            UserError: the endpoint cannot be reached, knows no such model, or refuses the key.
+        """
+        import openai
+
+        try:
+            completion = self._complete(question)
+        except openai.APITimeoutError:
+            return Reply("timed out", "no reply in time")
+        except openai.APIConnectionError as error:
+            reason = str(error.__cause__ or error)
+            raise self._stopped(f"cannot be reached: {reason}.", "Start it, or check the address.") from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            held = f"the key in {self._key_variable}" if self._key else "to be asked without a key"
+            raise self._stopped(
+                f"refuses {held} ({error.status_code}).",
+                f"Put its key into {self._key_variable}, or name another with --judge-key.",
+            ) from error
+        except openai.NotFoundError as error:
+            raise self._stopped(
+                f"knows no {self.model} at this address (404).",
+                "Check --judge-model, and that the address ends in /v1.",
+            ) from error
+        except openai.BadRequestError as error:
+            return Reply("refused" if error.code == "content_filter" else "failed", f"400: {self._said(error.message)}")
+        except openai.APIStatusError as error:
+            return Reply("failed", f"{error.status_code}: {self._said(error.message)}")
+        except (openai.APIError, ValueError) as error:  # a body that is no chat completion
+            return Reply("failed", f"no chat completion: {self._said(str(error))}")
+        return _reply_in(completion)
+
+    def _complete(self, question: str) -> Any:
+        import openai
+
+        messages: Any = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
+        settings = self._settings
+        try:
+            return self._client.chat.completions.create(model=self.model, messages=messages, **settings)
+        except openai.BadRequestError as error:
+            if error.param != "temperature" or not settings:
+                raise
+            self._settings = {}  # models that reason take no temperature
+            return self._client.chat.completions.create(model=self.model, messages=messages)
+
+    def _said(self, message: str) -> str:
+        """What the endpoint says of a question it does not answer, on one line; some repeat the key."""
+        text = message.replace(self._key, "(the key)") if self._key else message
+        return " ".join(text.split())[:200]
+
+    def _stopped(self, problem: str, fix: str) -> UserError:
+        return UserError(f"the judge {problem}", fix, where=self.url, exit_code=ExitCode.ENVIRONMENT)
+
+
+def _reply_in(completion: Any) -> Reply:
+    """The text of a completion; servers differ in what they leave out."""
+    choices = getattr(completion, "choices", None)
+    if not choices:
+        return Reply("failed", "a reply without choices")
+    message = choices[0].message
+    refusal = getattr(message, "refusal", None)
+    if refusal or choices[0].finish_reason == "content_filter":
+        return Reply("refused", str(refusal or "stopped by a content filter"))
+    return Reply("replied", getattr(message, "content", None) or "")

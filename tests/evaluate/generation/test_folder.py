@@ -1,0 +1,54 @@
+"""The folder of answers after damage: what is lost is said, or made again."""
+
+from pathlib import Path
+
+import pytest
+
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.generation.decoding import Generated
+from simpo_cli.evaluate.generation.folder import MANIFEST, AnswerFolder, is_answers
+from tests.evaluate.generation.questions import random_questions
+
+QUESTIONS = random_questions(3, seed=1)
+MADE = {"schema_version": 1, "kind": "answers", "models": {"base": {"name": "b"}, "trained": {"name": "t"}}}
+
+
+def folder_at(path: Path) -> AnswerFolder:
+    return AnswerFolder.make(path / "answers", MADE, QUESTIONS)
+
+
+def test_questions_come_back_as_they_were(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    assert is_answers(made.path)
+    assert AnswerFolder.open(made.path) == made == folder_at(tmp_path)
+
+
+def test_an_answer_that_a_kill_cut_short_is_asked_again(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("base", "greedy", [Generated(one.key, (5, 6), True) for one in QUESTIONS[:2]], ["é", "b"])
+    file = made.file("base", "greedy")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [one.key for one in made.still_to_ask("base")["greedy"]] == [QUESTIONS[1].key, QUESTIONS[2].key]
+    made.add("base", "greedy", [Generated(one.key, (7,), False) for one in QUESTIONS[1:]], ["c", "d"])
+    assert [answer.text for answer in made.in_order("base", "greedy")] == ["é", "c", "d"]
+
+
+def test_answers_that_are_not_all_there(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("trained", "sampled", [Generated(QUESTIONS[0].key, (), False)], [""])
+    with pytest.raises(UserError, match="lacks 2 of 3 answers") as missing:
+        made.in_order("trained", "sampled")
+    assert "goes on where it stopped" in missing.value.fix
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.file("base", "greedy").write_text('{"key": "a"}\n')
+    with pytest.raises(UserError, match="a row lacks 'output'"):
+        made.answers("base", "greedy")
+    made.file("base", "greedy").write_text("nonsense\n")
+    with pytest.raises(UserError, match="is no line of JSON"):
+        made.answers("base", "greedy")
+    (made.path / MANIFEST).write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a folder of answers"):
+        AnswerFolder.open(made.path)

@@ -1,0 +1,265 @@
+"""A judge end to end against a server that the test starts: both orders, what goes wrong, and going on."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.generation.decoding import Generated
+from simpo_cli.evaluate.generation.folder import AnswerFolder
+from simpo_cli.evaluate.judge.client import Judge
+from simpo_cli.evaluate.judge.run import AT_ONCE, judge_answers, judge_document
+from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.judge.local_judge import Said, completion, error, judge_server, shown_answers
+
+MANIFEST = {
+    "schema_version": 1,
+    "kind": "answers",
+    "models": {"base": {"name": "base"}, "trained": {"name": "trained"}},
+}
+
+
+def answered(path: Path, count: int, *, texts: Sequence[str] = ("base {i}", "trained {i}, and longer")) -> Path:
+    """A folder of answers that needs no model."""
+    questions = random_questions(count, seed=1)
+    folder = AnswerFolder.make(path, MANIFEST, questions)
+    for side, text in zip(("base", "trained"), texts, strict=True):
+        written = [text.replace("{i}", str(i)) for i in range(count)]
+        generated = [Generated(question.key, (i,), True) for i, question in enumerate(questions)]
+        for mode in ("greedy", "sampled"):
+            folder.add(side, mode, generated, written)  # type: ignore[arg-type]
+    return path
+
+
+def judge_at(url: str, **settings: Any) -> Judge:
+    return Judge(url, "tiny-judge", **{"timeout": 10.0, "retries": 0, **settings})
+
+
+def quiet(_done: int, _wanted: int) -> None:
+    pass
+
+
+def moved(record: Path, document: dict[str, Any], url: str) -> None:
+    """The record as if the server of now had written it: each has a port of its own."""
+    record.write_bytes(record.read_bytes().replace(document["url"].encode(), url.encode()))
+
+
+def likes(word: str) -> Any:
+    """A judge that prefers the answer that holds a word, wherever it is shown."""
+
+    def say(request: dict[str, Any]) -> Said:
+        a, b = shown_answers(request)
+        return completion(f"So.\nVerdict: {'tie' if (word in a) == (word in b) else 'A' if word in a else 'B'}")
+
+    return say
+
+
+def test_both_orders_are_asked_and_the_better_answer_wins(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 12)
+    with judge_server(likes("trained")) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    assert len(server.requests) == 24
+    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
+    assert {request["temperature"] for request in server.requests} == {0.0}
+    (document,) = judge_document(path)
+    assert document["prompts"] == {"all": 12, "judged": 12, "equal_answers": 0}
+    assert document["win_rate"]["value"] == 1.0
+    assert document["position_consistency"]["value"] == 1.0
+    assert document["first_shown_wins"] == 0.5
+    assert document["verdicts"] == {"trained": 24, "tie": 0, "base": 0}
+
+
+def test_a_judge_that_goes_by_place_is_found_out(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 12)
+    with judge_server(lambda _: completion("Verdict: A")) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    (document,) = judge_document(path)
+    assert document["win_rate"]["value"] == 0.5
+    assert document["position_consistency"]["value"] == 0.0
+    assert document["first_shown_wins"] == 1.0
+
+
+def test_equal_answers_are_ties_and_cost_nothing(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 12, texts=("the same", "the same"))
+    with judge_server(likes("x")) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    assert not server.requests
+    (document,) = judge_document(path)
+    assert document["win_rate"]["value"] == 0.5
+    assert document["prompts"]["equal_answers"] == 12
+    assert document["position_consistency"] is None
+
+
+def test_a_second_call_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 12)
+    seen = 0
+
+    def stops_behind_a_batch(request: dict[str, Any]) -> Said:
+        nonlocal seen
+        seen += 1
+        return likes("trained")(request) if seen <= AT_ONCE else error(500, "out of memory")
+
+    with judge_server(stops_behind_a_batch) as server, pytest.raises(UserError) as stopped:
+        judge_answers(path, judge_at(server.url), quiet)
+    assert stopped.value.exit_code == ExitCode.ENVIRONMENT
+    assert f"did not reply, 8 times of {AT_ONCE}: '500: " in stopped.value.problem
+    assert "16 of 24 replies are kept" in stopped.value.fix
+    (document,) = judge_document(path)
+    assert document["prompts"]["judged"] == 4
+    assert document["replies"]["failed"] == 8
+    first = {shown_answers(request) for request in server.requests[:AT_ONCE]}
+    # killed in the middle of a line
+    record = Path(document["file"])
+    record.write_bytes(record.read_bytes() + b'{"key": "0')
+    progress: list[tuple[int, int]] = []
+    with judge_server(likes("trained")) as server:
+        moved(record, document, server.url)
+        judge_answers(path, judge_at(server.url), lambda *at: progress.append(at))
+    again = [shown_answers(request) for request in server.requests]
+    assert len(again) == 16
+    assert first.isdisjoint(again), "what was judged is not asked again"
+    assert progress[-1] == (24, 24)
+    (document,) = judge_document(path)
+    assert document["prompts"]["judged"] == 12
+    assert document["replies"] == {"verdict": 24, "unreadable": 0, "refused": 0, "timed_out": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("say", "said", "outcome"),
+    [
+        (completion("blah"), "gave no verdict that can be read, 8 times of 8: 'blah'", "unreadable"),
+        (completion(None), "gave no verdict that can be read, 8 times of 8", "unreadable"),
+        (completion("I'm sorry, I can't help with that."), "refused to judge, 8 times of 8", "refused"),
+        (completion(None, refusal="No."), "refused to judge, 8 times of 8: 'No.'", "refused"),
+        (completion("", finish_reason="content_filter"), "refused to judge", "refused"),
+        (error(400, "filtered", code="content_filter"), "refused to judge", "refused"),
+        (error(400, "too long"), "did not reply, 8 times of 8: '400: ", "failed"),
+        (error(503, "busy"), "did not reply, 8 times of 8: '503: ", "failed"),
+        (error(429, "slow down"), "did not reply, 8 times of 8: '429: ", "failed"),
+        ((200, {"choices": []}), "did not reply, 8 times of 8: 'a reply without choices'", "failed"),
+        ((200, "<html>"), "did not reply", "failed"),
+        ((200, None), "did not reply in time, 8 times of 8", "timed out"),
+    ],
+)
+def test_a_judge_of_no_use_is_stopped_after_one_batch(tmp_path: Path, say: Said, said: str, outcome: str) -> None:
+    path = answered(tmp_path / "answers", 12)
+    with judge_server(lambda _: say) as server, pytest.raises(UserError) as stopped:
+        judge_answers(path, judge_at(server.url, timeout=0.3 if say[1] is None else 10.0), quiet)
+    assert said in stopped.value.problem
+    assert "the same command goes on from there" in stopped.value.fix
+    assert stopped.value.exit_code == ExitCode.ENVIRONMENT
+    assert len(server.requests) == 8
+    (document,) = judge_document(path)
+    assert document["replies"][outcome.replace(" ", "_")] == 8
+    assert document["win_rate"] is None
+
+
+def test_some_garbage_is_counted_and_its_prompts_left_out(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 12)
+    with judge_server(
+        lambda request: completion("hm") if "trained 3" in shown_answers(request)[0] else likes("trained")(request)
+    ) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    (document,) = judge_document(path)
+    assert document["replies"]["unreadable"] == 1
+    assert document["prompts"] == {"all": 12, "judged": 11, "equal_answers": 0}
+    with judge_server(likes("trained")) as server:
+        moved(Path(document["file"]), document, server.url)
+        judge_answers(path, judge_at(server.url), quiet)
+    assert not server.requests, "a reply that came is not asked for again"
+
+
+@pytest.mark.parametrize(
+    ("say", "said"),
+    [
+        (error(401, "Incorrect API key: sk-secret-9"), "refuses the key in JUDGE_KEY (401)"),
+        (error(403, "no"), "refuses the key in JUDGE_KEY (403)"),
+        (error(404, "no such model"), "knows no tiny-judge at this address (404)"),
+    ],
+)
+def test_what_would_go_on_failing_stops_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Said, said: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-9")
+    path = answered(tmp_path / "answers", 12)
+    with judge_server(lambda _: say) as server, pytest.raises(UserError) as stopped:
+        judge_answers(path, judge_at(server.url, key_variable="JUDGE_KEY"), quiet)
+    assert said in str(stopped.value)
+    assert "sk-secret-9" not in str(stopped.value)
+    assert set(server.keys) == {"Bearer sk-secret-9"}
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 2)
+    with judge_server(likes("x")) as server:
+        pass
+    with pytest.raises(UserError, match="the judge cannot be reached") as stopped:
+        judge_answers(path, judge_at(server.url), quiet)
+    assert stopped.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-9")
+    path = answered(tmp_path / "answers", 4)
+    with (
+        judge_server(lambda _: error(400, "your key sk-secret-9 is odd")) as server,
+        pytest.raises(UserError) as stopped,
+    ):
+        judge_answers(path, judge_at(server.url), quiet)
+    assert "your key (the key) is odd" in str(stopped.value)
+    assert all("sk-secret-9" not in file.read_text(encoding="utf-8") for file in path.iterdir())
+
+
+def test_a_model_that_takes_no_temperature(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 2)
+
+    def say(request: dict[str, Any]) -> Said:
+        if "temperature" in request:
+            return error(400, "Unsupported value", param="temperature", code="unsupported_value")
+        return likes("trained")(request)
+
+    with judge_server(say) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    (document,) = judge_document(path)
+    assert document["replies"]["verdict"] == 4
+
+
+def test_verdicts_belong_to_their_answers(tmp_path: Path) -> None:
+    path = answered(tmp_path / "answers", 4)
+    with judge_server(likes("trained")) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+        file = path / "trained.greedy.jsonl"
+        file.write_text(file.read_text().replace("trained 2", "trained two"))
+        with pytest.raises(UserError, match="verdicts of something else: answers_sha256 differ"):
+            judge_answers(path, judge_at(server.url), quiet)
+    assert json.loads((path / "judge.tiny-judge.jsonl").read_text().splitlines()[0])["judge"] == "tiny-judge"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:8000", "which is no address"),
+        ("ftp://localhost", "which is no address"),
+        ("https://me:secret@host/v1", "holds a password or a query"),
+        ("https://host/v1?key=secret", "holds a password or a query"),
+    ],
+)
+def test_addresses_that_are_refused(url: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        judge_at(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_variable_that_is_not_set_and_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
+        judge_at("http://localhost/v1", key_variable="NO_SUCH_KEY")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError) as missing:
+        judge_at("http://localhost/v1")
+    assert missing.value.exit_code == ExitCode.ENVIRONMENT
+    assert "pip install 'simpo-cli[judge]'" in missing.value.fix
