@@ -47,7 +47,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
 def difference_remarks(difference: Mapping[str, Any]) -> list[str]:
     """How sure a difference is, and what it could not have shown."""
     counts = ", ".join(
-        f"{thousands(difference[name])} pairs {said}"
+        f"{thousands(difference[name])} pair{'' if difference[name] == 1 else 's'} {said}"
         for name, said in (("wins", "won"), ("losses", "lost"), ("ties", "the same"))
         if name in difference
     )

@@ -54,7 +54,8 @@ def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """The table in columns, or where it is too wide with two lines a number."""
     rows = [Row(*(encodable(cell, console.encoding) for cell in row)) for row in rows]
     heading = Row("", "value", "95 % interval", "n")
-    widths = [max(cell_len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
+    filled = [heading, *(row for row in rows if row.value)]  # a title may run over all columns
+    widths = [max(cell_len(row[column]) for row in filled) for column in range(len(heading))]
     if sum(widths) + GAP * (len(widths) - 1) <= console.width:
         _print_columns(console, [heading, *rows], widths)
     else:
@@ -201,6 +202,9 @@ def _change_row(label: str, measured: Mapping[str, Any], digits: int) -> Row:
 
 def _print_columns(console: Console, rows: list[Row], widths: list[int]) -> None:
     for number, row in enumerate(rows):
+        if number and not row.value:
+            print_wrapped(console, Text(), row.label)
+            continue
         spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
         label = row.label + spaces[0]
         value, interval, n = (space + cell for space, cell in zip(spaces[1:], row[1:], strict=True))

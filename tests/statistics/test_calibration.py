@@ -67,3 +67,10 @@ def test_few_or_equal_differences_make_fewer_buckets() -> None:
     assert (only.low, only.high, only.pairs, only.accuracy) == (1, 1, 3, None)
     two = length_buckets([1] * 30, [2] * 15 + [1] * 15, [1] * 15 + [2] * 15)
     assert [(one.low, one.pairs) for one in two] == [(-1, 15), (1, 15)]
+
+
+def test_a_hundred_different_differences_make_buckets_of_twenty() -> None:
+    buckets = length_buckets([1] * 100, range(101, 201), [1] * 100)
+    assert [(one.low, one.high, one.pairs) for one in buckets] == [
+        (100, 119, 20), (120, 139, 20), (140, 159, 20), (160, 179, 20), (180, 199, 20)
+    ]  # fmt: skip
