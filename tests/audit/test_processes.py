@@ -21,6 +21,15 @@ from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.errors import ExitCode, UserError
 from tests.benchmarks.audit import made_pairs
 
+_OF_OTHERS: set[psutil.Process] = set()
+"""Children that other tests in this process have left for later ones of theirs."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    _OF_OTHERS.clear()
+    _OF_OTHERS.update(psutil.Process().children(recursive=True))
+
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +40,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    return [child for child in psutil.Process().children(recursive=True) if child not in _OF_OTHERS]
 
 
 def batches_of(pairs: list[PreferencePair], size: int) -> Iterator[list[ReadPair]]:

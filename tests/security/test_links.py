@@ -102,7 +102,6 @@ def test_what_is_written_whole_replaces_a_link_and_leaves_what_it_leads_to(tmp_p
     for link in ("model", ".model.tmp"):
         (run / link).symlink_to(precious / "deep")
     with written_whole(run / "model", replace=True) as temporary:
-        temporary.mkdir()
         (temporary / "a").write_text("new")
     assert (run / "model" / "a").read_text() == "new"
     assert _content(precious) == before

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
 pytestmark = pytest.mark.usefixtures("short_answers")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _heard() -> Iterator[None]:
+    """What started the tests in the background may have left signals ignored, which a run would respect."""
+    ignored = [one for one in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(one) == signal.SIG_IGN]
+    for one in ignored:
+        signal.signal(one, signal.SIG_DFL)
+    yield
+    for one in ignored:
+        signal.signal(one, signal.SIG_IGN)
 
 
 def _send(number: int) -> None:
