@@ -81,6 +81,9 @@ class Assessment:
         return assessed, failed
 
     def _assess(self, target: Target, baseline: Target | None) -> Assessed:
+        for one in (target, baseline):
+            if one is not None:  # seen before anything takes time
+                require_lengths(one.recipe, find_model(one.recipe.model.path, one.recipe.model.revision))
         held_out = held_out_of(target.recipe)
         self.say(f"tokens of {held_out.name}: {held_out.origin}")
         values: dict[str, list[str | None]] = {}
@@ -130,7 +133,6 @@ class Assessment:
         if key in self._known:
             return self._known[key]
         source = find_model(recipe.model.path, recipe.model.revision)
-        require_lengths(recipe, source)
         self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
         load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
         opened = open_model(recipe, source, held_out.pairs, load)
