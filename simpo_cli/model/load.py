@@ -17,7 +17,7 @@ from simpo_cli.recipe.schema import ModelRecipe
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
-_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
     """
     folder, commit = _locate(path, revision, fetch=fetch)
     if (folder / "adapter_config.json").is_file():
-        base = find_model(_read(folder / "adapter_config.json")["base_model_name_or_path"], fetch=fetch)
+        under = _read(folder / "adapter_config.json")
+        base = find_model(under["base_model_name_or_path"], under.get("revision"), fetch=fetch)
         return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
     config = _read_config(path, folder)
     weights = _weight_files(path, folder)

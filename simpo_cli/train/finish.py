@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.train.events import RunOutcome
-from simpo_cli.train.export import model_card, save_model
+from simpo_cli.train.export import export_dtype, save_model
 from simpo_cli.train.loop import Training
+from simpo_cli.train.model_card import Trained, model_card, write_card
 from simpo_cli.train.outcome import conclude
 from simpo_cli.train.receipt import command_to_resume
 from simpo_cli.train.run_folder import RunFolder
@@ -25,7 +27,6 @@ def finish(
     questions: Sequence[Question],
     folder: RunFolder,
     saver: CheckpointSaver,
-    command: str,
 ) -> tuple[RunOutcome, dict[str, Any]]:
     """Write model/, load it again as others will, and score that.
 
@@ -37,7 +38,6 @@ def finish(
         questions: asked once more.
         folder: the run's folder.
         saver: keeps the run's time.
-        command: for the model card.
 
     Returns:
         What a person sees, and the `outcome` of run.json.
@@ -47,11 +47,12 @@ def finish(
         Stopped: a signal asked for it.
     """
     recipe, model_dir = setting.recipe, folder.path / "model"
+    trained = _trained(setting)
     training.stop.check()
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
     try:
         with training.policy.untouched():
-            rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(recipe, command))
+            rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(trained, {}))
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the model cannot be written to {model_dir}: {error}; the checkpoint of the last step is kept.",
@@ -63,7 +64,7 @@ def finish(
         saved.packing = setting.packing
         answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
     both = zip(questions, training.answers_before, answers, strict=True)
-    return conclude(
+    outcome, measured = conclude(
         training,
         saved,
         setting,
@@ -72,3 +73,12 @@ def finish(
         answers=tuple((question.text, before, after) for question, before, after in both),
         seconds=saver.seconds,
     )
+    write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    return outcome, measured
+
+
+def _trained(setting: Setting) -> Trained:
+    """What the card tells of the run."""
+    recipe, source = setting.recipe, setting.source
+    dtype = torch.float32 if recipe.model.lora is not None else export_dtype(recipe, source)  # as peft keeps adapters
+    return Trained(recipe, source, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])
