@@ -19,7 +19,7 @@ def require_repo_id(repo_id: str) -> None:
         UserError: the hub's rules for names are not met.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, and not marked so
 
     try:
         validate_repo_id(repo_id)
