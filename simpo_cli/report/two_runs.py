@@ -13,7 +13,7 @@ from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import Measured, shown_value
 from simpo_cli.report.text import thousands
 from simpo_cli.report.verdict import LEVEL, NOTHING, TESTS
-from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, mean, proportion
+from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
 _NOT_SET = "not set"
@@ -42,6 +42,11 @@ class SharedPairs:
         """(P,) of each run: 1 where the chosen response is the likelier one after training, 0.5 where equal, else 0."""
         first, second = ((np.sign(_gaps(rows)) + 1) / 2 for rows in (self.first, self.second))
         return first, second
+
+    @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """(P,) scored tokens of the chosen and of the rejected responses, as the first run cut them."""
+        return [row["chosen_tokens"] for row in self.first], [row["rejected_tokens"] for row in self.first]
 
     @property
     def gained(self) -> Floats:
@@ -81,9 +86,29 @@ class TwoRuns:
         assert self.shared is not None
         if not self.shared.same_tokens:
             return None
-        chosen, rejected = ([row[f"{side}_tokens"] for row in self.shared.first] for side in ("chosen", "rejected"))
-        found = balanced_difference(*self.shared.right, chosen, rejected, self.shared.prompts)
+        found = balanced_difference(*self.shared.right, *self.shared.lengths, self.shared.prompts)
         return None if found is None else found.as_json()
+
+    @property
+    def balanced_accuracies(self) -> tuple[Measured, Measured] | None:
+        """Of each run, freed of length; None as for `balanced`."""
+        assert self.shared is not None
+        if not self.shared.same_tokens:
+            return None
+        lengths = self.shared.lengths
+        found = [length_strata(right, *lengths, self.shared.prompts)["balanced"] for right in self.shared.right]
+        if found[0] is None or found[1] is None:
+            return None
+        return found[0].as_json(), found[1].as_json()
+
+    @property
+    def margins(self) -> tuple[Measured, Measured] | None:
+        """Mean of chosen less rejected of each run, in nats a token; None where tokens differ."""
+        assert self.shared is not None
+        if not self.shared.same_tokens:
+            return None
+        first, second = (mean(_gaps(rows), self.shared.prompts) for rows in (self.shared.first, self.shared.second))
+        return first.as_json(), second.as_json()
 
     @property
     def gain(self) -> Measured | None:

@@ -9,7 +9,7 @@ from simpo_cli.report.page import render
 from simpo_cli.report.report_file import require_replaceable_page, write_page
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_page import unbroken
-from simpo_cli.report.run_tables import Cell, Measured
+from simpo_cli.report.run_tables import Cell, Measured, TableRow
 from simpo_cli.report.text import percent, percent_range
 from simpo_cli.report.two_runs import (
     TwoRuns,
@@ -51,6 +51,7 @@ def comparison_page(runs: TwoRuns, now: datetime | None = None) -> str:
         tone=_tone(runs),
         caveats=caveats(runs),
         rows=_rows(runs),
+        changes=_changes(runs),
         counts=_counts(runs),
         gained=gained_figure(runs),
         curves=curve_figures(runs),
@@ -85,20 +86,27 @@ def _tone(runs: TwoRuns) -> str:
     return "good" if runs.comparison.difference.value > 0 else "error"
 
 
-def _rows(runs: TwoRuns) -> list[tuple[str, Cell, Cell, Cell]]:
-    """Label, A, B, B - A."""
+def _rows(runs: TwoRuns) -> list[TableRow]:
+    """What each run is worth on the shared pairs; empty without any."""
     if runs.shared is None:
         return []
-    first, second = runs.accuracies
-    rows = [
-        ("accuracy", _share(first), _share(second), _points(runs.comparison.difference.as_json())),
-    ]
+    rows = [TableRow("accuracy", *map(_share, runs.accuracies))]
+    if (balanced := runs.balanced_accuracies) is not None:
+        rows.append(TableRow("length-balanced", *map(_share, balanced)))
+    if (margins := runs.margins) is not None:
+        rows.append(TableRow("margin, nats a token", *(_number(margin, "z.3f") for margin in margins)))
+    return rows
+
+
+def _changes(runs: TwoRuns) -> list[tuple[str, Cell]]:
+    """The same, B less A."""
+    if runs.shared is None:
+        return []
+    rows = [("accuracy, points", _points(runs.comparison.difference.as_json()))]
     if runs.balanced is not None:
-        rows.append(("length-balanced", Cell(""), Cell(""), _points(runs.balanced)))
+        rows.append(("length-balanced, points", _points(runs.balanced)))
     if runs.gain is not None:
-        low, high = runs.gain["ci"]
-        interval = "" if low is None else f"{low:+z.3f} to {high:+z.3f}"
-        rows.append(("margin, nats a token", Cell(""), Cell(""), Cell(f"{runs.gain['value']:+z.3f}", interval)))
+        rows.append(("margin, nats a token", _number(runs.gain, "+z.3f")))
     return rows
 
 
@@ -117,3 +125,8 @@ def _share(measured: Measured) -> Cell:
 
 def _points(measured: Measured) -> Cell:
     return Cell(f"{100 * measured['value']:+z.1f}", signed_points(measured))
+
+
+def _number(measured: Measured, form: str) -> Cell:
+    low, high = measured["ci"]
+    return Cell(f"{measured['value']:{form}}", "" if low is None else f"{low:{form}} to {high:{form}}")
