@@ -52,6 +52,11 @@ class Trained:
         return self.recipe.model.lora is not None and not self.merged
 
     @property
+    def num_pairs(self) -> int:
+        """Pairs that were trained on: all, unless train.max_steps came first."""
+        return min(len(self.data.train), self.steps * self.recipe.train.pairs_per_step)
+
+    @property
     def hub_model(self) -> str | None:
         """The start model's id on the hub; None for a folder and for the embedded model."""
         return None if self.start.revision is None else self.start.name
@@ -132,8 +137,8 @@ def _introduction(trained: Trained) -> str:
     }[trained.is_adapter]
     text = (
         f"# {' '.join(trained.recipe.name.split())}\n\n{what} {_named(trained)} by "
-        "[SimPO](https://arxiv.org/abs/2405.14734): it learned from "
-        f"{len(trained.data.train):,} pairs of responses which of two people prefer, without a reward model. "
+        f"[SimPO](https://arxiv.org/abs/2405.14734), from {trained.num_pairs:,} preference pairs (prompt, chosen and "
+        "rejected response) and without a reward model. "
         f"Weights are {trained.dtype}. Made with simpo {simpo_cli.__version__}."
     )
     return f"{text}\n\n{trained.merged}" if trained.merged else text
@@ -215,17 +220,17 @@ def _loading(trained: Trained) -> str:
 
 def _training(trained: Trained) -> str:
     recipe, train = trained.recipe, trained.recipe.train
-    epochs = "1 epoch" if train.num_epochs == 1 else f"{train.num_epochs} epochs"
+    epochs = "" if train.max_steps else ", 1 epoch" if train.num_epochs == 1 else f", {train.num_epochs} epochs"
     rows = [
         ("objective", loss_terms(recipe.loss)),
         (
             "schedule",
-            f"{trained.steps:,} steps of {train.pairs_per_step} pairs, {epochs}; "
+            f"{trained.steps:,} steps of {train.pairs_per_step} pairs{epochs}; "
             f"learning rate {train.learning_rate:g}, {train.lr_scheduler}, warm-up {train.warmup_ratio:g}; "
             f"{train.optimizer}",
         ),
         ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
-        *_data_rows(trained.data),
+        *_data_rows(trained),
         ("seed", str(recipe.seed)),
     ]
     if (lora := recipe.model.lora) is not None:
@@ -238,13 +243,17 @@ def _training(trained: Trained) -> str:
     return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
 
 
-def _data_rows(data: PreparedData) -> list[tuple[str, str]]:
+def _data_rows(trained: Trained) -> list[tuple[str, str]]:
+    data = trained.data
+    pairs = f"{len(data.train):,} pairs"
+    if trained.num_pairs < len(data.train):
+        pairs += f", of which {trained.num_pairs:,} were reached"
     if data.eval_source is None:
-        shares = f"{len(data.train):,} pairs, and {len(data.held_out):,} held out of the same by prompt"
+        shares = f"{pairs}, and {len(data.held_out):,} held out of the same by prompt"
         return [("data", f"{_origin(data.train_source)}: {shares}")]
     shared = f"; {data.shared_prompts:,} training pairs have a prompt of these" if data.shared_prompts else ""
     return [
-        ("data", f"{_origin(data.train_source)}: {len(data.train):,} pairs"),
+        ("data", f"{_origin(data.train_source)}: {pairs}"),
         ("held out", f"{_origin(data.eval_source)}: {len(data.held_out):,} pairs{shared}"),
     ]
 

@@ -67,7 +67,17 @@ def test_a_local_run_tells_nothing_of_the_machine(trained: Trained, tiny_folder:
     for secret in ("alice", "secret", str(tiny_folder), str(Path.home()), "simpo train"):
         assert secret not in card
     assert "A tuning of a llama model that is not on the hub" in read.text
+    assert "from 1,200 preference pairs" in read.text
+    assert "10 steps of 128 pairs, 1 epoch;" in read.text
     assert "1 file (sha256 444444444444): 1,200 pairs, and 40 held out of the same by prompt" in read.text
+
+
+def test_a_run_that_ended_before_its_pairs_says_how_many_it_reached(trained: Trained) -> None:
+    short = replace(trained.recipe, train=replace(trained.recipe.train, max_steps=3))
+    text = _read(model_card(replace(trained, recipe=short, steps=3), RISE)).text
+    assert "from 384 preference pairs" in text
+    assert "3 steps of 128 pairs; learning rate" in text
+    assert "1,200 pairs, of which 384 were reached, and 40 held out" in text
 
 
 def test_hub_ids_are_metadata_and_files_are_not(trained: Trained) -> None:
