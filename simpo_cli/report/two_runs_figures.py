@@ -68,7 +68,8 @@ def _figure(
         rows[name] = _scaled(run, of_evals, scale)
         curves[name] = Curve.of(rows[name], key)
         most = max(most, scale * run.steps_done)
-    if not any(len(curve) for curve in curves.values()):
+    is_drift = key.endswith("_delta")  # which begins at 0 and says something from its second point on
+    if not any(len(curve) > is_drift for curve in curves.values()):
         return None
 
     def draw(axes: Axes) -> None:
@@ -80,8 +81,10 @@ def _figure(
         if key == "accuracy":
             draw_level(axes, 0.5, "a coin")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
-        elif key.endswith("_delta"):
+        elif is_drift:
             axes.axhline(0, color=FAINT, linewidth=0.8)
+        elif is_exact:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no power above the axes
         finish(axes, most, has_legend=True, label="pairs seen" if by_pairs else "step")
 
     told = "; ".join(curve.told(f"{name}:", show) for name, curve in curves.items())
