@@ -17,7 +17,8 @@ from simpo_cli.recipe.schema import ModelRecipe
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
-_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md")
+_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_CARD = "README.md"  # which states the licence
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     try:
         local = Path(
             huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=list(_WEIGHT_PATTERNS), local_files_only=not fetch
+                path, revision=revision, allow_patterns=[*_WEIGHT_PATTERNS, _CARD], local_files_only=not fetch
             )
         )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own

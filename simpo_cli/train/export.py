@@ -47,14 +47,14 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     """
     rounding = None
     saveable: Any = model
+    if recipe.model.lora is not None and source.revision is not None:
+        config = saveable.peft_config["default"]  # by its name, where peft would put the folder of this machine's cache
+        config.base_model_name_or_path, config.revision = source.name, source.revision
     if recipe.model.lora is None:
         dtype = export_dtype(recipe, source)
         if dtype.itemsize < next(model.parameters()).element_size():
             rounding = measure_rounding(model, source, dtype)
         model.to(dtype)
-    elif source.revision is not None:
-        config = saveable.peft_config["default"]  # by its name, where peft would put the folder of this machine's cache
-        config.base_model_name_or_path, config.revision = source.name, source.revision
     with written_whole(folder, replace=True) as temporary:
         saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
-from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
+from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.train.events import RunOutcome
-from simpo_cli.train.export import export_dtype, save_model
+from simpo_cli.train.export import save_model
 from simpo_cli.train.loop import Training
 from simpo_cli.train.model_card import Trained, model_card, write_card
 from simpo_cli.train.outcome import conclude
@@ -47,7 +46,7 @@ def finish(
         Stopped: a signal asked for it.
     """
     recipe, model_dir = setting.recipe, folder.path / "model"
-    trained = _trained(setting)
+    trained = Trained.by(setting)
     training.stop.check()
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
     try:
@@ -75,10 +74,3 @@ def finish(
     )
     write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
     return outcome, measured
-
-
-def _trained(setting: Setting) -> Trained:
-    """What the card tells of the run."""
-    recipe, source = setting.recipe, setting.source
-    dtype = torch.float32 if recipe.model.lora is not None else export_dtype(recipe, source)  # as peft keeps adapters
-    return Trained(recipe, source, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])

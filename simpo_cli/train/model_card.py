@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 import simpo_cli
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.load import ModelSource
+from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.export import export_dtype
+from simpo_cli.train.setting import Setting
 
 CARD = "README.md"
 _LICENCE = ("license", "license_name", "license_link")
@@ -45,6 +48,13 @@ class Trained:
     steps: int
     dtype: str
     merged: str = ""
+
+    @classmethod
+    def by(cls, setting: Setting) -> "Trained":
+        """What a run puts into model/."""
+        recipe, start = setting.recipe, setting.source
+        dtype = export_dtype(recipe, start) if recipe.model.lora is None else torch.float32  # as peft keeps adapters
+        return cls(recipe, start, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])
 
     @property
     def is_adapter(self) -> bool:

@@ -1,16 +1,13 @@
 """The saved model: its type, and what rounding did to the change."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import find_model, load_model
-from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, LoraRecipe, ModelRecipe, Recipe
+from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train.export import measure_rounding, save_model
 from tests.tiny import save_tiny_model
 
@@ -75,32 +72,3 @@ def test_a_template_of_the_recipe_goes_into_the_model_folder(start: Path, tmp_pa
     source = find_model(str(start))
     save_model(tmp_path / "model", load_model(source, torch.float32), recipe, source, "")
     assert (tmp_path / "model" / "chat_template.jinja").read_text(encoding="utf-8") == template.read_text("utf-8")
-
-
-def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_not_the_cache(start: Path, tmp_path: Path) -> None:
-    lora = LoraRecipe(rank=2)
-    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
-    source = replace(find_model(str(start)), name="org/base", revision="c" * 40)
-    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
-    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "c" * 40)
-    assert str(start) not in "".join(file.read_text("utf-8") for file in (tmp_path / "model").glob("*.json"))
-
-
-def test_adapters_find_their_hub_model_at_the_commit_that_they_were_trained_on(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def snapshot(path: str, *, revision: str | None, **_: object) -> str:
-        asked.append((path, revision))
-        return str(start)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    lora = LoraRecipe(rank=2)
-    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
-    source = replace(find_model("org/base"), revision="c" * 40)
-    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
-    base = find_model(str(tmp_path / "model")).adapter_base
-    assert base is not None
-    assert (base.name, asked) == ("org/base", [("org/base", None), ("org/base", "c" * 40)])

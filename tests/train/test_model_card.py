@@ -1,5 +1,6 @@
 """The card of a model folder: what the hub's own library reads of it, and what it must not tell."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.load import ModelSource, find_model
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.load import ModelSource, find_model, load_model
 from simpo_cli.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe
+from simpo_cli.train.export import save_model
 from simpo_cli.train.model_card import Trained, inherited_licence, model_card, write_card
 from tests.report.made_run import outcome
 
@@ -184,3 +187,32 @@ def test_a_card_that_the_disk_does_not_take_leaves_the_old_one(tmp_path: Path) -
     with pytest.raises(UserError, match="card of the model cannot be written") as caught:
         write_card(tmp_path / "gone", "card")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_not_the_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    lora = LoraRecipe(rank=2)
+    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
+    source = replace(find_model(str(tiny_folder)), name="org/base", revision="c" * 40)
+    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
+    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "c" * 40)
+    assert str(tiny_folder) not in "".join(file.read_text("utf-8") for file in (tmp_path / "model").glob("*.json"))
+
+
+def test_adapters_find_their_hub_model_at_the_commit_that_they_were_trained_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(path: str, *, revision: str | None, **_: object) -> str:
+        asked.append((path, revision))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    lora = LoraRecipe(rank=2)
+    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
+    source = replace(find_model("org/base"), revision="c" * 40)
+    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
+    base = find_model(str(tmp_path / "model")).adapter_base
+    assert base is not None
+    assert (base.name, asked) == ("org/base", [("org/base", None), ("org/base", "c" * 40)])
