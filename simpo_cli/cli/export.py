@@ -30,13 +30,34 @@ def export(
     dtype: Annotated[
         WeightType | None, typer.Option("--dtype", help="Type of the weights; the recipe's export.dtype if not given.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="REPO", help="Send the model to this repository of the hub.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make a new repository public.")] = False,
 ) -> None:
-    """Write a run's adapters and the model under them as one folder, compared with the adapters before it is kept."""
-    if not merge:
+    """Merge a run's adapters into the model under them, compared before it is kept, or send a model to the hub."""
+    if not merge and push is None:
         raise UserError(
-            "there is one way to export so far, and it is not asked for.",
-            f"Add --merge to merge adapters; a run that trained all weights has its whole model in {run / 'model'}.",
+            "nothing is asked for.",
+            "Add --merge to merge adapters, or --push REPO to send the model to the hub; a run that trained all "
+            f"weights has its whole model in {run / 'model'}.",
         )
+    if not merge and (output is not None or dtype is not None):
+        raise UserError("--output and --dtype say how to merge.", "Add --merge, or leave them out.")
+    if public and push is None:
+        raise UserError("--public says how to push.", "Add --push REPO, or leave it out.")
+    _require_model(run)
+    if push is not None:
+        from simpo_cli.train.push import require_repo_id
+
+        require_repo_id(push)
+    folder = _merged(run, output, dtype) if merge else run / "model"
+    if push is not None:
+        _push(folder, push, public)
+
+
+def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
+    """Merge, say what it cost, and return the folder."""
     folder = run / "merged" if output is None else output
     _require_adapters(run)
     with disk_faults(f"{folder} cannot be written"):
@@ -59,15 +80,31 @@ def export(
         f"saved in {merged.dtype}: {merged.lost:.2g} nats from the adapters, which changed them by "
         f"{merged.change:.2g} (root mean squares)"
     )
-    err.print(f"model   {printable(str(merged.folder))}")
+    err.print(f"model   {printable(str(merged.folder))}", soft_wrap=True)
+    return folder
 
 
-def _require_adapters(run: Path) -> None:
-    """Refuse what is no finished run with adapters; asked before torch is imported."""
+def _push(folder: Path, repo_id: str, public: bool) -> None:
+    """Send a folder that is saved."""
+    from simpo_cli.report.console import err, printable
+    from simpo_cli.train.push import push
+
+    address, left_out = push(folder, repo_id, public=public)
+    if left_out:
+        err.print(f"left out, as no file of a model: {printable(', '.join(left_out))}", soft_wrap=True)
+    err.print(f"pushed  {printable(address)}", soft_wrap=True)
+
+
+def _require_model(run: Path) -> None:
+    """Refuse what is no finished run; asked before torch is imported."""
     if not (run / "run.json").is_file():
         raise UserError(f"{run} is not a run.", "Name the folder of a run: it holds run.json.")
     if not (run / "model").is_dir():
         raise UserError(f"the run {run} has no model yet.", "Let the run finish first.", exit_code=ExitCode.ENVIRONMENT)
+
+
+def _require_adapters(run: Path) -> None:
+    """Refuse a run with nothing to merge."""
     if not (run / "model" / "adapter_config.json").is_file():
         raise UserError(
             f"the run {run} trained all weights, so there is nothing to merge.",

@@ -1,4 +1,4 @@
-"""`simpo report`: the page that shows what a run did and what it is worth."""
+"""`simpo report`: the page that shows what a run did and what it is worth, or two runs side by side."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,22 +9,44 @@ from simpo_cli.errors import UserError
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, also while it trains.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [OTHER]", help="One run, also while it trains; or two.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Where the page goes; RUN/report.html or OTHER/against-RUN.html if not given.",
+        ),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every file with what the run wrote; write nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --verify: one JSON document and nothing else.")] = False,
 ) -> None:
-    """Write RUN/report.html anew from the numbers that the run has stored; no model is loaded."""
+    """Write the page of a run, or of two runs compared, from the numbers that they have stored; no model is loaded."""
     if verify:
-        _verify(run, as_json)
+        if len(runs) > 1 or output is not None:
+            raise UserError("--verify looks at one run and writes nothing.", "Name one run, without --output.")
+        _verify(runs[0], as_json)
         return
     if as_json:
         raise UserError("--json is how --verify answers, and the report is a page.", "Add --verify.")
     from simpo_cli.report.console import err, printable
-    from simpo_cli.report.run_page import write_run_report
 
-    err.print(f"report  {printable(str(write_run_report(run)))}", soft_wrap=True)
+    match runs:
+        case [run]:
+            from simpo_cli.report.run_page import write_run_report
+
+            written = write_run_report(run, output)
+        case [first, second]:
+            from simpo_cli.report.two_runs_page import comparison_lines, write_comparison
+
+            written, compared = write_comparison(first, second, output)
+            for label, text in comparison_lines(compared):
+                err.print(f"{label:<7} {printable(text)}", soft_wrap=True)
+        case _:
+            raise UserError(f"{len(runs)} runs are named.", "Name one run, or two to compare.")
+    err.print(f"report  {printable(str(written))}", soft_wrap=True)
 
 
 def _verify(run: Path, as_json: bool) -> None:

@@ -36,7 +36,8 @@ def hub_identity(name: str, split: str | None) -> str:
     return receipt.identity
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
@@ -46,7 +47,7 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
     import datasets
 
     try:
-        revision = None if _offline() else _commit(name)
+        revision = None if is_offline() else _commit(name)
         split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
         rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
@@ -77,7 +78,7 @@ def _not_given(name: str, split: str | None, error: Exception) -> UserError:
     said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if "split" in said.lower() and isinstance(error, ValueError):
         return UserError(f"has no split {split}: {said}", "Check `split` in the recipe.", where=name)
-    if _offline():
+    if is_offline():
         return UserError(
             "is no file or folder here and not in the cache, and HF_HUB_OFFLINE forbids to fetch it.",
             "Check the path, or unset HF_HUB_OFFLINE to fetch a hub data set.",

@@ -24,6 +24,7 @@ _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations hav
 _OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_CARD = "README.md"  # which states the licence
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
                 f"the adapters in {path} are adapters of themselves.",
                 "Mend base_model_name_or_path in adapter_config.json.",
             )
-        base = _found(_adapter_base(path, folder), None, fetch, (*above, folder.resolve()))
+        base = _found(*_adapter_base(path, folder), fetch, (*above, folder.resolve()))
         return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
     config = _read_config(path, folder)
     weights = _weight_files(path, folder)
@@ -104,7 +105,7 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     try:
         local = Path(
             huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=list(_WEIGHT_PATTERNS), local_files_only=not fetch
+                path, revision=revision, allow_patterns=[*_WEIGHT_PATTERNS, _CARD], local_files_only=not fetch
             )
         )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
@@ -122,8 +123,8 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     return local, local.name  # a snapshot's folder is named by its commit
 
 
-def _adapter_base(path: str, folder: Path) -> str:
-    """The model under adapters, after a look at what peft would make of their folder."""
+def _adapter_base(path: str, folder: Path) -> tuple[str, str | None]:
+    """The model under adapters and its commit, after a look at what peft would make of their folder."""
     config = read_json(folder / "adapter_config.json")
     base, where = config.get("base_model_name_or_path"), str(folder / "adapter_config.json")
     if not isinstance(base, str) or not base:
@@ -134,7 +135,7 @@ def _adapter_base(path: str, folder: Path) -> str:
         raise UserError(f"{path} holds adapters of the kind {kind}.", "LoRA adapters are what is loaded here.")
     if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to adapter_model.bin, then to the hub
         raise _no_weights(path, folder, "adapter_model.safetensors")
-    return base
+    return base, config.get("revision")
 
 
 def _read_config(path: str, folder: Path) -> Any:

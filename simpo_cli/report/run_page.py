@@ -30,14 +30,14 @@ SHOWN_FILES = 100
 _FINDING = re.compile(r"[A-Z]{3}\d{3} ")
 
 
-def write_run_report(path: Path) -> Path:
-    """Write RUN/report.html anew from what the run has written so far, and return its path.
+def write_run_report(path: Path, output: Path | None = None) -> Path:
+    """Write the page of a run anew from what it has written so far, by default RUN/report.html, and return its path.
 
     Raises:
         UserError: the folder is not a run or is damaged, or the page cannot be written.
     """
-    target = path / REPORT_FILE
-    write_page(target, run_page(read_run(path)), named="the report")
+    target = path / REPORT_FILE if output is None else output
+    write_page(target, run_page(read_run(path)), named="the report" if output is None else "--output")
     return target
 
 
@@ -61,9 +61,9 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         made=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
         last_written=None if run.last_written is None else run.last_written.strftime("%Y-%m-%d %H:%M UTC"),
         took=duration(run.outcome["seconds"]) if "seconds" in run.outcome else None,
-        verdict=_unbroken(verdict(run)),
+        verdict=unbroken(verdict(run)),
         tone=tone(run),
-        alerts=[_unbroken(alert) for alert in alerts(run)],
+        alerts=[unbroken(alert) for alert in alerts(run)],
         rows=measured,
         baselines=baseline_rows(run.outcome) if measured else [],
         training=training_figures(run),
@@ -96,7 +96,7 @@ def _commands(run: RunFiles) -> list[str]:
     return [*commands, shlex.join(["simpo", "report", str(run.path)])]
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
     """No line ends between a number and its sign."""
     for sign in (" %", " = ", " < "):
         text = text.replace(sign, sign.replace(" ", "\u00a0"))

@@ -85,6 +85,9 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     """
     rounding = None
     saveable: Any = model
+    if recipe.model.lora is not None and source.revision is not None:
+        config = saveable.peft_config["default"]  # by its name, where peft would put the folder of this machine's cache
+        config.base_model_name_or_path, config.revision = source.name, source.revision
     if recipe.model.lora is None:
         dtype = export_dtype(recipe, source)
         if dtype.itemsize < next(model.parameters()).element_size():
@@ -168,17 +171,3 @@ def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None)
             shutil.copyfile(origin.folder / name, folder / name)
     if chat_template not in (None, "none"):
         shutil.copyfile(chat_template, folder / "chat_template.jinja")
-
-
-def model_card(recipe: Recipe, command: str) -> str:
-    """A card for the model folder: what it was made from, and how."""
-    loss = recipe.loss
-    return (
-        f"# {recipe.name}\n\n"
-        f"Made from `{recipe.model.path}` by SimPO (arXiv:2405.14734) with simpo-cli.\n\n"
-        f"- beta {loss.beta:g}, gamma {loss.margin:g} (gamma/beta {loss.margin / loss.beta:g}), {loss.type} loss\n"
-        f"- learning rate {recipe.train.learning_rate:g}, {recipe.train.pairs_per_step} pairs a step, "
-        f"{recipe.train.num_epochs} epoch(s), seed {recipe.seed}\n"
-        f"- command: `{command}`\n\n"
-        "The run's run.json says what was measured, on which pairs, with intervals.\n"
-    )

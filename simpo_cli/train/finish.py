@@ -13,8 +13,9 @@ from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.train.events import RunOutcome
-from simpo_cli.train.export import model_card, save_model
+from simpo_cli.train.export import save_model
 from simpo_cli.train.loop import Training
+from simpo_cli.train.model_card import Trained, model_card, write_card
 from simpo_cli.train.outcome import conclude
 from simpo_cli.train.receipt import command_to_resume
 from simpo_cli.train.run_folder import RunFolder
@@ -28,7 +29,6 @@ def finish(
     questions: Sequence[Question],
     folder: RunFolder,
     saver: CheckpointSaver,
-    command: str,
 ) -> tuple[RunOutcome, dict[str, Any]]:
     """Write model/, load it again as others will, and score that.
 
@@ -40,7 +40,6 @@ def finish(
         questions: asked once more.
         folder: the run's folder.
         saver: keeps the run's time.
-        command: for the model card.
 
     Returns:
         What a person sees, and the `outcome` of run.json.
@@ -50,11 +49,12 @@ def finish(
         Stopped: a signal asked for it.
     """
     recipe, model_dir = setting.recipe, folder.path / "model"
+    trained = Trained.by(setting)
     training.stop.check()
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
     try:
         with training.policy.untouched():
-            rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(recipe, command))
+            rounding = save_model(model_dir, training.policy.model, recipe, setting.source, model_card(trained, {}))
     except OSError as error:
         raise UserError(
             f"the model cannot be written to {model_dir}: {error.strerror or error}; the checkpoint of the last step "
@@ -67,7 +67,7 @@ def finish(
         saved.packing = setting.packing
         answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
     both = zip(questions, training.answers_before, answers, strict=True)
-    return conclude(
+    outcome, measured = conclude(
         training,
         saved,
         setting,
@@ -76,6 +76,8 @@ def finish(
         answers=tuple((question.text, before, after) for question, before, after in both),
         seconds=saver.seconds,
     )
+    write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    return outcome, measured
 
 
 def _read_again(folder: Path, weights: torch.dtype) -> nn.Module:

@@ -5,6 +5,7 @@ that shares its weights with the embedding would change both. So the folder that
 load it, and scores real pairs of the run beside the adapters themselves; the merge is kept only if it says the same.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,16 @@ from torch import Tensor, nn
 
 from simpo_cli.data.holdout import probe
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.prepare import prepare_data
+from simpo_cli.data.prepare import make_plan, prepare_data
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import UserError
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
-from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted
 from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
+from simpo_cli.train.model_card import CARD, Trained, model_card
 
 _COMPARED_PAIRS = 8
 _MOST_DIFFERENCE = 1e-3  # nats, for any token, of the merge itself in float32
@@ -94,7 +95,14 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
                 f"them by {change:.2g} (root mean squares of {len(wanted):,} tokens)",
                 "Keep more digits: --dtype fp32.",
             )
-        (temporary / "README.md").write_text(redacted(_card(recipe, dtype)), encoding="utf-8")
+        checked = (
+            f"Before it was kept, this folder was loaded again and scored {len(wanted):,} response tokens of real "
+            f"pairs: its log-probs are {lost:.2g} nats from those of the adapters, which changed them by {change:.2g} "
+            "(root mean squares). The numbers below were measured with the adapters."
+        )
+        steps = make_plan(recipe, len(data.train)).num_steps
+        trained = Trained(recipe, base, data, steps, DTYPE_NAMES[dtype], checked)
+        (temporary / CARD).write_text(redacted(_card(run, trained)), encoding="utf-8")
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
 
 
@@ -120,10 +128,7 @@ def _differs(how: str, fix: str) -> UserError:
     return UserError(f"the merged model is not the model that was trained: {how}. Nothing was written.", fix)
 
 
-def _card(recipe: Recipe, dtype: torch.dtype) -> str:
-    return (
-        f"# {recipe.name}, merged\n\n"
-        f"Adapters trained by SimPO (arXiv:2405.14734) with simpo-cli, merged into `{recipe.model.path}`, in "
-        f"{DTYPE_NAMES[dtype]}.\n\n"
-        "Before it was kept, this folder was loaded again and compared with the adapters on pairs of the run.\n"
-    )
+def _card(run: Path, trained: Trained) -> str:
+    """What was measured of the adapters holds for the merge, whose log-probs were just compared with theirs."""
+    outcome = json.loads((run / "run.json").read_text(encoding="utf-8")).get("outcome")
+    return model_card(trained, outcome or {})

@@ -127,7 +127,7 @@ def _train_in(
                         training.policy, questions, setting.data.tokenizer, setting.accelerator
                     )
             run_steps(training, saver.save)
-            outcome, measured = finish(training, setting, questions, folder, saver, receipt.content["command"])
+            outcome, measured = finish(training, setting, questions, folder, saver)
     except Stopped as stopped:
         if training.steps_done > 0:
             saver.save()

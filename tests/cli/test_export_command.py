@@ -18,7 +18,7 @@ def _run_folder(folder: Path, *files: str) -> Path:
 @pytest.mark.parametrize(
     ("files", "args", "code", "said"),
     [
-        (["model/adapter_config.json"], [], ExitCode.USAGE, "Add --merge"),
+        (["model/adapter_config.json"], [], ExitCode.USAGE, "Add --merge to merge adapters, or --push REPO"),
         ([], ["--merge"], ExitCode.ENVIRONMENT, "has no model yet"),
         (["model/config.json"], ["--merge"], ExitCode.USAGE, "trained all weights"),
         (["model/adapter_config.json", "merged/config.json"], ["--merge"], ExitCode.USAGE, "exists already"),

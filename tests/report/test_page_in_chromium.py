@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.report.run_page import write_run_report
+from simpo_cli.report.two_runs_page import write_comparison
 from tests.report.made_run import eval_row, outcome, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -111,6 +112,23 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert page["needed"] <= page["width"]
         assert page["verdict"].startswith("Held-out accuracy rose 30.0 points")
         assert page["figures"] == 11
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_of_two_runs_in_a_browser(tmp_path: Path) -> None:
+    long_word = "x" * 400
+    more: dict[str, Any] = {"outcome": outcome((0.3, 0.2, 0.4), 0.001), "evals": [eval_row(0, 0.5), eval_row(4, 0.8)]}
+    first = write_run(tmp_path / "a", pairs=40, **more)
+    second = write_run(tmp_path / "b", pairs=40, recipe=f"name: {long_word}\nseed: 7\n", **more)
+    write_comparison(first, second, tmp_path / "two.html")
+    looked, complaints, asked = _look(tmp_path, [("two.html", width) for width in WIDTHS])
+    assert complaints == []
+    assert asked == ["/two.html?1280", "/two.html?375"]
+    for page, width in zip(looked, WIDTHS, strict=True):
+        assert page["width"] in range(width - 20, width + 1)
+        assert page["needed"] <= page["width"]
+        assert page["verdict"].startswith("On the same held-out pairs B is right in")
+        assert page["figures"] == 9
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.errors import UserError
@@ -46,6 +47,12 @@ def test_the_merged_folder_says_what_the_adapters_say(run: Path, tmp_path: Path)
         torch.testing.assert_close(own(input_ids=ids).logits, adapters, rtol=0, atol=1e-4)
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
+    card = ModelCard.load(tmp_path / "merged" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert "Adapters merged into a llama model" in card.text
+    assert f"scored {merged.num_tokens:,} response tokens of real pairs" in card.text
+    assert "| accuracy | " in card.text
+    assert str(run) not in card.content
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 

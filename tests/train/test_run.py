@@ -1,6 +1,7 @@
 """A whole run on a tiny model: what is in the run folder, and that it is what was measured."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs:
     assert receipt["outcome"]["after"]["accuracy"]["value"] == 1.0
     assert receipt["outcome"]["difference"]["test"] in ("mcnemar-exact", "sign-flip-by-prompt")
     assert compose(str(run / "recipe.yaml")).recipe.train.learning_rate == 1e-3
+    before, after = (100 * receipt["outcome"][when]["accuracy"]["value"] for when in ("before", "after"))
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"\| accuracy \| {before:.1f} % \(.*\) \| {after:.1f} % \(.*\) \|", card)
+    assert str(tmp_path) not in card
 
     pairs, after = _lines(run / "evals-pairs.jsonl"), receipt["outcome"]["after"]
     assert len(pairs) == after["pairs"] == evals[-1]["pairs"]

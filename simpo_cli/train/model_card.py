@@ -1,0 +1,293 @@
+"""The card of a model folder: what hubs read of it, and what a stranger has to know before using it.
+
+It travels with the model, so it names nothing of the machine: models and data sets by their hub ids, files by a hash.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import simpo_cli
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.store import EncodedSource
+from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.recipe.loss_words import loss_terms
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
+from simpo_cli.train.export import export_dtype
+from simpo_cli.train.setting import Setting
+
+CARD = "README.md"
+_LICENCE = ("license", "license_name", "license_link")
+_SHA256_DIGITS = 64
+_FEW_PROMPTS = 30
+_TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a card is about.
+
+    Attributes:
+        recipe: of the run.
+        start: the model that training began with.
+        data: its pairs.
+        steps: optimizer steps.
+        dtype: type of the weights in the folder, such as bfloat16.
+        merged: for adapters merged into the model under them, how that was checked, in a sentence; else empty.
+    """
+
+    recipe: Recipe
+    start: ModelSource
+    data: PreparedData
+    steps: int
+    dtype: str
+    merged: str = ""
+
+    @classmethod
+    def by(cls, setting: Setting) -> "Trained":
+        """What a run puts into model/."""
+        recipe, start = setting.recipe, setting.source
+        dtype = export_dtype(recipe, start) if recipe.model.lora is None else torch.float32  # as peft keeps adapters
+        return cls(recipe, start, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds adapters and not a whole model."""
+        return self.recipe.model.lora is not None and not self.merged
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs that were trained on: all, unless train.max_steps came first."""
+        return min(len(self.data.train), self.steps * self.recipe.train.pairs_per_step)
+
+    @property
+    def hub_model(self) -> str | None:
+        """The start model's id on the hub; None for a folder and for the embedded model."""
+        return None if self.start.revision is None else self.start.name
+
+
+def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
+    """The card as Markdown with its metadata in front.
+
+    Args:
+        trained: the model.
+        outcome: of run.json; without `before` and `after` the card says that nothing was measured.
+    """
+    parts = [_introduction(trained), *_results(outcome), _loading(trained), _training(trained)]
+    return f"---\n{_metadata(trained)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Put a card in the place of the one that is there.
+
+    Raises:
+        UserError: the disk did not take it (exit code 4); the old card is as it was.
+    """
+    file = folder / CARD
+    then = ", and run the same command with --resume"
+    with disk_faults(f"the card of the model cannot be written to {file}", then), replacing(file) as stream:
+        stream.write(redacted(card))
+
+
+def inherited_licence(start: ModelSource) -> dict[str, str]:
+    """The licence that the start model's card states, in the hub's words; empty where there is no such card."""
+    from huggingface_hub import metadata_load
+
+    try:
+        stated: Mapping[str, Any] = metadata_load(start.folder / CARD) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one that is damaged
+        return {}
+    licence = {key: str(stated[key]) for key in _LICENCE if isinstance(stated.get(key), str)}
+    link = licence.get("license_link", "")
+    if link and "://" not in link:  # a file beside the start model, which is not copied
+        del licence["license_link"]
+        if start.revision is not None:
+            licence["license_link"] = f"https://huggingface.co/{start.name}/blob/main/{link}"
+    return licence if "license" in licence else {}
+
+
+def hub_datasets(data: PreparedData) -> list[str]:
+    """The ids of the data sets that came from the hub, each once."""
+    names = [path for source in data.sources for path, identity, _ in source.account.files if _is_of_hub(identity)]
+    return list(dict.fromkeys(names))
+
+
+def _metadata(trained: Trained) -> str:
+    from huggingface_hub import ModelCardData
+
+    tags = ["simpo", "preference-alignment", "preference-optimization"]
+    return ModelCardData(
+        base_model=trained.hub_model,
+        base_model_relation=None if trained.hub_model is None else "adapter" if trained.is_adapter else "finetune",
+        datasets=hub_datasets(trained.data) or None,
+        library_name="peft" if trained.is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=[*tags, "lora"] if trained.is_adapter else tags,
+        **inherited_licence(trained.start),  # type: ignore[arg-type]  # texts, each under its own name
+    ).to_yaml()
+
+
+def _introduction(trained: Trained) -> str:
+    what = {
+        True: "Adapters (LoRA) for",
+        False: "Adapters merged into" if trained.merged else "A tuning of",
+    }[trained.is_adapter]
+    text = (
+        f"# {' '.join(trained.recipe.name.split())}\n\n{what} {_named(trained)} by "
+        f"[SimPO](https://arxiv.org/abs/2405.14734), from {trained.num_pairs:,} preference pairs (prompt, chosen and "
+        "rejected response) and without a reward model. "
+        f"Weights are {trained.dtype}. Made with simpo {simpo_cli.__version__}."
+    )
+    return f"{text}\n\n{trained.merged}" if trained.merged else text
+
+
+def _named(trained: Trained) -> str:
+    if trained.hub_model is not None:
+        return f"[{trained.hub_model}](https://huggingface.co/{trained.hub_model})"
+    if trained.start.name == "builtin:guide":
+        return "the small model that simpo carries with it (`builtin:guide`)"
+    return f"a {trained.start.config.model_type} model that is not on the hub"
+
+
+def _results(outcome: Mapping[str, Any]) -> list[str]:
+    heading = "## How it did"
+    if "before" not in outcome:
+        return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
+    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
+    rows = [
+        ("accuracy", before["accuracy"], after["accuracy"], _share),
+        ("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], _share),
+        ("mean reward margin", before["margin"], after["margin"], _number),
+        ("loss", before["loss"], after["loss"], _number),
+        ("mean log-prob of chosen, nats a token", before["logps/chosen"], after["logps/chosen"], _number),
+        ("mean log-prob of rejected, nats a token", before["logps/rejected"], after["logps/rejected"], _number),
+    ]
+    table = [f"| {after['pairs']:,} held-out pairs | start model | this model |", "|---|---|---|"]
+    for label, *both, show in rows:
+        shown = ["too few pairs" if one is None else show(one) for one in both]
+        table.append(f"| {label} | {shown[0]} | {shown[1]} |")
+    gain = difference["accuracy"]
+    p_value = "p < 0.0001" if difference["p_value"] < 1e-4 else f"p = {difference['p_value']:.2g}"
+    lines = [
+        f"Accuracy changed by {100 * gain['value']:+z.1f} points ({_range(gain, 100, '+z.1f')}, n = {after['pairs']:,} "
+        f"pairs of {after['prompts']:,} prompts, {p_value}, {_TESTS[difference['test']]}). One seed. Brackets hold "
+        "95 % intervals."
+        + ("" if after["prompts"] >= _FEW_PROMPTS else f" Under {_FEW_PROMPTS} prompts they are rough."),
+        f"To beat on the same pairs: {'; '.join(_baselines(after['baselines']))}.",
+        "Accuracy is the share of pairs in which the model finds the preferred response the likelier one, per token. "
+        "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",
+    ]
+    return ["\n".join([f"{heading}\n", *table]), *lines]
+
+
+def _baselines(known: Mapping[str, Any]) -> list[str]:
+    named = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
+    said = ["a coin 50.0 %"]
+    return said + [f"{name} {_share(known[key])}" for key, name in named.items() if known.get(key) is not None]
+
+
+def _loading(trained: Trained) -> str:
+    library, name = (
+        ("peft", "AutoPeftModelForCausalLM") if trained.is_adapter else ("transformers", "AutoModelForCausalLM")
+    )
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if trained.is_adapter:
+        imports = [f"from {library} import {name}", "from transformers import AutoTokenizer"]
+    if trained.data.tokenizer.template_source:
+        asked = [
+            'messages = [{"role": "user", "content": "What is preference alignment?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        asked = ['inputs = tokenizer("What is preference alignment?", return_tensors="pt")']
+    code = [
+        *imports,
+        "",
+        'path = "."  # this folder, or its name on the hub',
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        f"model = {name}.from_pretrained(path)",
+        *asked,
+        "answer = model.generate(**inputs, max_new_tokens=200)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
+
+
+def _training(trained: Trained) -> str:
+    recipe, train = trained.recipe, trained.recipe.train
+    epochs = "" if train.max_steps else ", 1 epoch" if train.num_epochs == 1 else f", {train.num_epochs} epochs"
+    rows = [
+        ("objective", loss_terms(recipe.loss)),
+        (
+            "schedule",
+            f"{trained.steps:,} steps of {train.pairs_per_step} pairs{epochs}; "
+            f"learning rate {train.learning_rate:g}, {train.lr_scheduler}, warm-up {train.warmup_ratio:g}; "
+            f"{train.optimizer}",
+        ),
+        ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
+        *_data_rows(trained),
+        ("seed", str(recipe.seed)),
+    ]
+    if (lora := recipe.model.lora) is not None:
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+        rows.insert(
+            1, ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}" + (", DoRA" if lora.use_dora else ""))
+        )
+    if trained.hub_model is not None:
+        rows.append(("start model", f"{trained.hub_model} at {trained.start.revision}"))
+    return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
+
+
+def _data_rows(trained: Trained) -> list[tuple[str, str]]:
+    data = trained.data
+    pairs = f"{len(data.train):,} pairs"
+    if trained.num_pairs < len(data.train):
+        pairs += f", of which {trained.num_pairs:,} were reached"
+    if data.eval_source is None:
+        shares = f"{pairs}, and {len(data.held_out):,} held out of the same by prompt"
+        return [("data", f"{_origin(data.train_source)}: {shares}")]
+    shared = f"; {data.shared_prompts:,} training pairs have a prompt of these" if data.shared_prompts else ""
+    return [
+        ("data", f"{_origin(data.train_source)}: {pairs}"),
+        ("held out", f"{_origin(data.eval_source)}: {len(data.held_out):,} pairs{shared}"),
+    ]
+
+
+def _origin(source: EncodedSource) -> str:
+    """Hub data sets with their commits; of files, whose names are nobody's business, the hashes."""
+    named = [
+        f"[{path}](https://huggingface.co/datasets/{path}) at {identity}"
+        for path, identity, _ in source.account.files
+        if _is_of_hub(identity)
+    ]
+    hashes = [identity[:12] for _, identity, _ in source.account.files if not _is_of_hub(identity)]
+    if hashes:
+        shown = ", ".join(hashes[:5]) + (f" and {len(hashes) - 5:,} more" if len(hashes) > 5 else "")
+        named.append(f"{len(hashes):,} {'file' if len(hashes) == 1 else 'files'} (sha256 {shown})")
+    return ", ".join(named)
+
+
+def _is_of_hub(identity: str) -> bool:
+    """What is read of a file is known by its sha256, what is read of the hub by its commit."""
+    return len(identity) != _SHA256_DIGITS
+
+
+def _share(measured: Mapping[str, Any]) -> str:
+    return f"{100 * measured['value']:.1f} % ({_range(measured, 100, 'z.1f')})"
+
+
+def _number(measured: Mapping[str, Any]) -> str:
+    return f"{measured['value']:z.3f} ({_range(measured, 1, 'z.3f')})"
+
+
+def _range(measured: Mapping[str, Any], scale: float, form: str) -> str:
+    low, high = measured["ci"]
+    return "interval unknown" if low is None or high is None else f"{scale * low:{form}} to {scale * high:{form}}"

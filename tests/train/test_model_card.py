@@ -1,0 +1,218 @@
+"""The card of a model folder: what the hub's own library reads of it, and what it must not tell."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.load import ModelSource, find_model, load_model
+from simpo_cli.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe
+from simpo_cli.train.export import save_model
+from simpo_cli.train.model_card import Trained, inherited_licence, model_card, write_card
+from tests.report.made_run import outcome
+
+COMMIT = "a" * 40
+RISE = outcome((0.3, 0.2, 0.4), 0.001, prompts=35)
+
+
+def _source(*files: tuple[str, str]) -> Any:
+    return SimpleNamespace(account=SimpleNamespace(files=[(*file, 10) for file in files]))
+
+
+@pytest.fixture
+def trained(tiny_folder: Path) -> Trained:
+    """A run of a local model on a local file, whose names nobody else is to learn."""
+    data: Any = SimpleNamespace(
+        train=range(1200),
+        held_out=range(40),
+        train_source=_source(("/home/alice/secret.jsonl", "4" * 64)),
+        eval_source=None,
+        shared_prompts=0,
+        tokenizer=SimpleNamespace(template_source="{{ messages }}"),
+    )
+    data.sources = [data.train_source]
+    recipe = Recipe(
+        name="mine", model=ModelRecipe(path=str(tiny_folder)), data=DataRecipe(train="/home/alice/secret.jsonl")
+    )
+    return Trained(recipe, find_model(str(tiny_folder)), data, 10, "bfloat16")
+
+
+def _on_the_hub(trained: Trained, *files: tuple[str, str]) -> Trained:
+    start = replace(trained.start, name="HuggingFaceTB/SmolLM2-135M", revision=COMMIT)
+    trained.data.train_source.account.files = [(*file, 0) for file in files]  # type: ignore[attr-defined]
+    return replace(trained, start=start)
+
+
+def _read(card: str) -> ModelCard:
+    """The card as the hub's library reads it."""
+    read = ModelCard(card, ignore_metadata_errors=False)
+    assert yaml.safe_load(card.split("---")[1]) == read.data.to_dict()
+    return read
+
+
+def test_a_local_run_tells_nothing_of_the_machine(trained: Trained, tiny_folder: Path) -> None:
+    card = model_card(trained, RISE)
+    read = _read(card)
+    assert read.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["simpo", "preference-alignment", "preference-optimization"],
+    }
+    for secret in ("alice", "secret", str(tiny_folder), str(Path.home()), "simpo train"):
+        assert secret not in card
+    assert "A tuning of a llama model that is not on the hub" in read.text
+    assert "from 1,200 preference pairs" in read.text
+    assert "10 steps of 128 pairs, 1 epoch;" in read.text
+    assert "1 file (sha256 444444444444): 1,200 pairs, and 40 held out of the same by prompt" in read.text
+
+
+def test_a_run_that_ended_before_its_pairs_says_how_many_it_reached(trained: Trained) -> None:
+    short = replace(trained.recipe, train=replace(trained.recipe.train, max_steps=3))
+    text = _read(model_card(replace(trained, recipe=short, steps=3), RISE)).text
+    assert "from 384 preference pairs" in text
+    assert "3 steps of 128 pairs; learning rate" in text
+    assert "1,200 pairs, of which 384 were reached, and 40 held out" in text
+
+
+def test_hub_ids_are_metadata_and_files_are_not(trained: Trained) -> None:
+    hub = _on_the_hub(trained, ("org/pairs", "b" * 40), ("org/pairs", "b" * 40), ("data/prefs.jsonl", "4" * 64))
+    read = _read(model_card(hub, RISE))
+    assert read.data.base_model == "HuggingFaceTB/SmolLM2-135M"
+    assert read.data.base_model_relation == "finetune"
+    assert read.data.datasets == ["org/pairs"]
+    assert f"[org/pairs](https://huggingface.co/datasets/org/pairs) at {'b' * 40}" in read.text
+    assert f"| start model | HuggingFaceTB/SmolLM2-135M at {COMMIT} |" in read.text
+    assert "prefs.jsonl" not in read.text
+
+
+def test_how_it_did_stands_with_intervals_and_counts(trained: Trained) -> None:
+    text = _read(model_card(trained, RISE)).text
+    assert "| accuracy | 50.0 % (40.0 to 60.0) | 80.0 % (75.0 to 85.0) |" in text
+    assert "| length-balanced accuracy | too few pairs | too few pairs |" in text
+    assert "Accuracy changed by +30.0 points (+20.0 to +40.0, n = 40 pairs of 35 prompts, p = 0.001" in text
+    assert "a coin 50.0 %; picking the longer response 40.0 % (30.0 to 50.0)" in text
+    assert "they are rough" not in text
+    assert "Under 30 prompts they are rough" in model_card(trained, outcome((0.3, 0.2, 0.4), 0.001, prompts=29))
+
+
+def test_a_run_that_held_nothing_out_says_so(trained: Trained) -> None:
+    assert "nothing says whether it got better" in model_card(trained, {"steps": 4, "answers": []})
+
+
+def test_adapters_are_loaded_through_peft(trained: Trained) -> None:
+    recipe = replace(trained.recipe, model=replace(trained.recipe.model, lora=LoraRecipe(rank=4)))
+    read = _read(model_card(_on_the_hub(replace(trained, recipe=recipe)), RISE))
+    assert (read.data.library_name, read.data.base_model_relation) == ("peft", "adapter")
+    assert read.data.tags[-1] == "lora"
+    assert "from peft import AutoPeftModelForCausalLM" in read.text
+    assert "| LoRA | rank 4, alpha 32, all-linear |" in read.text
+    merged = _read(model_card(_on_the_hub(replace(trained, recipe=recipe, merged="It was compared.")), RISE))
+    assert (merged.data.library_name, merged.data.base_model_relation) == ("transformers", "finetune")
+    assert "It was compared." in merged.text
+
+
+def _start(folder: Path, card: str | None, *, revision: str | None = None) -> ModelSource:
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    source: Any = SimpleNamespace(folder=folder, name="org/base", revision=revision)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("card", "revision", "licence"),
+    [
+        (None, None, {}),
+        ("# no metadata\n", None, {}),
+        ("---\nlicense: [broken\n---\n", None, {}),
+        ("---\ntags: [x]\nlicense_name: alone\n---\n", None, {}),
+        ("---\nlicense: apache-2.0\n---\n# base\n", None, {"license": "apache-2.0"}),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
+            COMMIT,
+            {
+                "license": "other",
+                "license_name": "own",
+                "license_link": "https://huggingface.co/org/base/blob/main/LICENSE",
+            },
+        ),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
+            None,
+            {"license": "other", "license_name": "own"},
+        ),
+    ],
+)
+def test_the_licence_is_the_start_models_or_none(
+    card: str | None, revision: str | None, licence: dict[str, str], tmp_path: Path
+) -> None:
+    assert inherited_licence(_start(tmp_path, card, revision=revision)) == licence
+
+
+def test_the_inherited_licence_is_in_the_metadata(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    read = _read(model_card(replace(trained, start=replace(trained.start, folder=tmp_path)), RISE))
+    assert read.data.license == "mit"
+
+
+def _code(card: str) -> str:
+    found: Sequence[str] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    [code] = found
+    return code
+
+
+def test_the_code_of_the_card_runs(
+    trained: Trained, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny_folder)
+    exec(_code(model_card(trained, RISE)).replace("=200", "=3"), {})
+    assert capsys.readouterr().out
+    trained.data.tokenizer.template_source = ""
+    exec(_code(model_card(trained, RISE)).replace("=200", "=3"), {})
+    assert capsys.readouterr().out
+
+
+def test_a_card_that_the_disk_does_not_take_leaves_the_old_one(tmp_path: Path) -> None:
+    write_card(tmp_path, "old")
+    write_card(tmp_path, "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("README.md", "new")]
+    with pytest.raises(UserError, match="card of the model cannot be written") as caught:
+        write_card(tmp_path / "gone", "card")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_not_the_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    lora = LoraRecipe(rank=2)
+    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
+    source = replace(find_model(str(tiny_folder)), name="org/base", revision="c" * 40)
+    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
+    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "c" * 40)
+    assert str(tiny_folder) not in "".join(file.read_text("utf-8") for file in (tmp_path / "model").glob("*.json"))
+
+
+def test_adapters_find_their_hub_model_at_the_commit_that_they_were_trained_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(path: str, *, revision: str | None, **_: object) -> str:
+        asked.append((path, revision))
+        return str(tiny_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    lora = LoraRecipe(rank=2)
+    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
+    source = replace(find_model("org/base"), revision="c" * 40)
+    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
+    base = find_model(str(tmp_path / "model")).adapter_base
+    assert base is not None
+    assert (base.name, asked) == ("org/base", [("org/base", None), ("org/base", "c" * 40)])
