@@ -207,13 +207,16 @@ class RunMachine(RuleBasedStateMachine):
             self.committed = Committed()
         if not self.committed.is_complete:
             assert self.children.run(*COMMAND) == 0, self.children.said()
-            assert differing_bits(_lasting(content_of(self.run)), _lasting(self.unbroken)) == {}
+            differing = differing_bits(_lasting(content_of(self.run)), _lasting(self.unbroken))
+            assert not differing, f"bits that differ: {differing}"
 
 
 def machine_for(children: Children) -> type[RuleBasedStateMachine]:
     """The machine over the run of a place of its own."""
+    run = children.place / "runs" / "run"
+    shutil.rmtree(run, ignore_errors=True)  # what a test that failed has left there
     assert children.run(*COMMAND) == 0, children.said()
-    content = content_of(children.place / "runs" / "run")
+    content = content_of(run)
     return type("RunMachine", (RunMachine,), {"children": children, "unbroken": content})
 
 

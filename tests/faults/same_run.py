@@ -79,7 +79,8 @@ def damage_in(run: Path, unbroken: Content) -> list[str]:
         except DamagedCheckpointError as error:
             found.append(str(error))
     model = {f"model/{file.name}": file.read_bytes() for file in (run / "model").glob("*")}
-    if model and model != {name: data for name, data in unbroken.items() if name.startswith("model/")}:
+    card = {"model/README.md": model.get("model/README.md")}  # says nothing of the result until that is there
+    if model and {**model, **card} != {**{n: data for n, data in unbroken.items() if n.startswith("model/")}, **card}:
         found.append(f"model/ holds {', '.join(sorted(model))}")
     for name in (*LOGS, "notes.jsonl", "evals-pairs.jsonl", "evals-samples.jsonl", "run.json", "report.html"):
         file = run / name
