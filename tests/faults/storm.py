@@ -109,6 +109,7 @@ class Storm:
         self._command = ("train", "run.yaml", "--resume", f"train.num_epochs={epochs}")
         self._run, self._cache = children.place / "runs" / "run", children.place / "cache"
         self._committed, self._struck_in = -1, set[str]()
+        shutil.rmtree(self._run, ignore_errors=True)  # what others have left there
         started = time.perf_counter()
         code = children.run(*self._command)
         assert code == 0, children.said()

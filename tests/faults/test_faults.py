@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 
@@ -18,8 +19,10 @@ from tests.faults.storm import ALL, Storm
 @pytest.fixture(scope="module")
 def unstopped(children: Children) -> Content:
     """The run that nobody stopped."""
+    run = children.place / "runs" / "run"
+    shutil.rmtree(run, ignore_errors=True)
     assert children.run(*COMMAND) == 0, children.said()
-    return content_of(children.place / "runs" / "run")
+    return content_of(run)
 
 
 def test_kills_at_random_instants_lose_nothing(children: Children) -> None:
