@@ -1,12 +1,6 @@
 """A run's page in a real browser: it renders, asks for nothing, complains of nothing, and never scrolls sideways."""
 
-import functools
 import json
-import re
-import shutil
-import subprocess
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +8,10 @@ import pytest
 
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.two_runs_page import write_comparison
+from tests.browser import CHROMIUM, look
 from tests.report.made_run import eval_row, outcome, write_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (375, 1280)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-)
 
 # the page itself runs no script, so another page looks at it from outside
 HARNESS = """<!doctype html><body>{frames}<pre id="found"></pre><script>
@@ -47,11 +30,6 @@ addEventListener("load", () => {{
 </script></body>"""
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-
-
 def _look(folder: Path, pages: list[tuple[str, int]]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """What each page is like at its width, what the browser's console says of all, and every path that was asked for.
 
@@ -59,34 +37,11 @@ def _look(folder: Path, pages: list[tuple[str, int]]) -> tuple[list[dict[str, An
         folder: served on a port of this machine; the browser can find no other host.
         pages: (file name in the folder, width in pixels).
     """
-    assert CHROMIUM is not None
     frames = "".join(
         f'<iframe src="{name}?{width}" style="width:{width}px;height:800px;border:0"></iframe>' for name, width in pages
     )
-    (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder))) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = subprocess.run(
-            [
-                CHROMIUM,
-                *FLAGS,
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                f"--user-data-dir={folder / 'profile'}",
-                "--dump-dom",
-                f"http://127.0.0.1:{server.server_port}/harness.html",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        server.shutdown()
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr
-    looked: list[dict[str, Any]] = json.loads(found[1].replace("&amp;", "&").replace("&gt;", ">"))
-    asked = sorted(set(server.asked) - {"/harness.html", "/favicon.ico"})  # type: ignore[attr-defined]
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon.ico" not in line]
+    found, asked, complaints = look(folder, HARNESS.format(frames=frames))
+    looked: list[dict[str, Any]] = json.loads(found)
     return looked, complaints, asked
 
 

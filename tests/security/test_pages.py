@@ -1,35 +1,19 @@
 """Text of others in HTML: 200 payloads in every place of both pages, in a real browser, with our policy and without."""
 
-import functools
 import html
 import json
 import re
-import shutil
-import subprocess
-import threading
 from collections.abc import Sequence
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from simpo_cli.report.run_page import write_run_report
+from tests.browser import CHROMIUM, look
 from tests.cli.seen import Simpo
 from tests.report.made_run import RECIPE, eval_row, outcome, write_run
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-)
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 # what runs says so to the page above it, and asks the server for a page of its own; `N` is the payload's number
@@ -87,40 +71,11 @@ class Visit(NamedTuple):
     complaints: list[str]
 
 
-class _Counting(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
-
-
 def visit(folder: Path, pages: Sequence[str]) -> Visit:
     """Open pages of a folder in the browser, which finds no other host than the server that counts what it asks for."""
-    assert CHROMIUM is not None
     frames = "".join(f'<iframe src="{page}" style="width:900px;height:900px"></iframe>' for page in pages)
-    (folder / "harness.html").write_text(HARNESS.format(frames=frames), encoding="utf-8")
-    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Counting, directory=str(folder))) as server:
-        server.asked = []  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = subprocess.run(
-            [
-                CHROMIUM,
-                *FLAGS,
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                f"--user-data-dir={folder / 'profile'}",
-                "--virtual-time-budget=20000",
-                "--dump-dom",
-                f"http://127.0.0.1:{server.server_port}/harness.html",
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        server.shutdown()
-    found = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found, done.stderr
-    told = json.loads(html.unescape(found[1]))
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon.ico" not in line]
-    asked = sorted(set(server.asked) - {"/harness.html", "/favicon.ico"})  # type: ignore[attr-defined]
+    found, asked, complaints = look(folder, HARNESS.format(frames=frames), "--virtual-time-budget=20000")
+    told = json.loads(found)
     return Visit(told["hits"], told["seen"], asked, complaints)
 
 
