@@ -73,15 +73,21 @@ def new_file(path: Path, mode: Literal["x", "x+", "xb"] = "x") -> IO[Any]:
 
 
 @contextmanager
-def replacing(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
+def replacing(path: Path, mode: Literal["x", "xb"] = "x", *, written_in: Path | None = None) -> Iterator[IO[Any]]:
     """A new file that takes the place of `path` when the block ends, and is gone when the block fails.
 
     Whoever reads `path` finds the old or the new one, never half of it, also after a power cut.
 
+    Args:
+        path: the file.
+        mode: for text or for bytes.
+        written_in: a folder of the same disk that holds the new file until it is whole, and for good where the process
+            is killed; default: that of `path`.
+
     Raises:
         OSError: the disk did not take it; the old file is as it was.
     """
-    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}")
+    temporary = (written_in or path.parent) / f".{path.name.lstrip('.')}.{os.getpid()}"
     try:
         with new_file(temporary, mode) as file:
             yield file

@@ -86,12 +86,15 @@ def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
 def write_card(folder: Path, card: str) -> None:
     """Put a card in the place of the one that is there.
 
+    It is written beside the folder, so that a process killed in it leaves nothing in the model that others load.
+
     Raises:
         UserError: the disk did not take it (exit code 4); the old card is as it was.
     """
     file = folder / CARD
     then = ", and run the same command with --resume"
-    with disk_faults(f"the card of the model cannot be written to {file}", then), replacing(file) as stream:
+    what = f"the card of the model cannot be written to {file}"
+    with disk_faults(what, then), replacing(file, written_in=folder.parent) as stream:
         stream.write(redacted(card))
 
 

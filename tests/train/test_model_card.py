@@ -1,6 +1,7 @@
 """The card of a model folder: what the hub's own library reads of it, and what it must not tell."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -181,12 +182,27 @@ def test_the_code_of_the_card_runs(
 
 
 def test_a_card_that_the_disk_does_not_take_leaves_the_old_one(tmp_path: Path) -> None:
-    write_card(tmp_path, "old")
-    write_card(tmp_path, "new")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("README.md", "new")]
+    model = tmp_path / "model"
+    model.mkdir()
+    write_card(model, "old")
+    write_card(model, "new")
+    assert [(file.name, file.read_text()) for file in model.iterdir()] == [("README.md", "new")]
     with pytest.raises(UserError, match="card of the model cannot be written") as caught:
         write_card(tmp_path / "gone", "card")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_process_killed_in_the_writing_of_a_card_leaves_nothing_in_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    write_card(model, "old")
+    seen = list[str]()
+    monkeypatch.setattr(os, "fsync", lambda _: seen.extend(sorted(os.listdir(model))))
+    write_card(model, "new")
+    assert seen == ["README.md"]
 
 
 def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_not_the_cache(tiny_folder: Path, tmp_path: Path) -> None:
