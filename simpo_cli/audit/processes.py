@@ -28,6 +28,7 @@ MEASURED_HERE = 16_000_000
 MOST_PROCESSES = 4
 """More would wait for the reader."""
 
+_PIPE_BYTES = 1 << 20  # a batch: threads that write and read it by pieces would wait for this one again and again
 _SERVE = f"import {__name__}; {__name__}.serve"  # what the others run
 
 Measured = tuple[list[ReadPair], TextMeasures]
@@ -133,6 +134,7 @@ class _Process:
                 [sys.executable, "-P", "-c", f"{_SERVE}(has_tokenizer={has_tokenizer})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                pipesize=_PIPE_BYTES,
                 env={**os.environ, "PYTHONPATH": path},
                 process_group=0,
             )
@@ -149,7 +151,7 @@ class _Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            pickle.dump(pairs, self._process.stdin, pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.write(pickle.dumps(pairs, pickle.HIGHEST_PROTOCOL))
             self._process.stdin.flush()
             answer: TextMeasures = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
@@ -187,7 +189,7 @@ def serve(*, has_tokenizer: bool) -> None:
         except (EOFError, pickle.UnpicklingError):  # whoever asked is gone, perhaps in the middle of it
             return
         try:
-            pickle.dump(measure(pairs, has_tokenizer=has_tokenizer), answers, pickle.HIGHEST_PROTOCOL)
+            answers.write(pickle.dumps(measure(pairs, has_tokenizer=has_tokenizer), pickle.HIGHEST_PROTOCOL))
             answers.flush()
         except BrokenPipeError:  # whoever asked is gone
             os._exit(0)
