@@ -126,13 +126,27 @@ def evaluate(
     for path in (html, pairs):
         if path is not None:
             _say(f"written: {path}")
+    _require_all(document, len(names))
+
+
+def _require_all(document: dict[str, Any], num_named: int) -> None:
+    """End with an error, after everything that was measured is shown and written, where something was not.
+
+    Raises:
+        UserError: models were not scored, or not compared with their baseline.
+    """
     failed = document.get("failed", [])
+    missing = [one["not_compared"] for one in document.get("evaluations", [document]) if one["not_compared"]]
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(names)} models could not be scored: {failed[0]['model']}: {failed[0]['problem']}",
-            failed[0]["fix"],
-            exit_code=ExitCode(failed[0]["exit_code"]),
-        )
+        what, first = f"{len(failed)} of {num_named} models could not be scored", failed[0]
+    elif missing:
+        whose = "the model was" if num_named == 1 else f"{len(missing)} of {num_named} models were"
+        what, first = f"{whose} scored, but not compared with the baseline", missing[0]
+    else:
+        return
+    from simpo_cli.report.eval_remarks import failure_in_words
+
+    raise UserError(f"{what}: {failure_in_words(first)}", first["fix"], exit_code=ExitCode(first["exit_code"]))
 
 
 def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.eval_remarks import remarks
+from simpo_cli.report.eval_remarks import failure_in_words, remarks
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import fixed, percent, percent_range, thousands
 from simpo_cli.report.verdict import gain_in_words
@@ -39,6 +39,8 @@ def print_eval(console: Console, result: Mapping[str, Any]) -> None:
         return
     print_wrapped(console, Text(), result["model"], style="bold")
     print_wrapped(console, Text("on ", "dim"), str(result["data"]))
+    if result.get("not_compared"):
+        print_wrapped(console, Text("not compared  ", "bold"), failure_in_words(result["not_compared"]))
     if result.get("difference"):
         said = gain_in_words({"before": result["baseline"], "after": result, "difference": result["difference"]})
         console.print()
