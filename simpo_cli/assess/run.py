@@ -182,12 +182,15 @@ class Assessment:
         """The run's float32 weights on the same pairs, where the saved ones are narrower."""
         if target.master is None or target.of_run is None:
             return None
-        narrow = find_model(target.recipe.model.path).stored_dtype
-        if narrow.itemsize >= weights_dtype(target.of_run.model, find_model(target.of_run.model.path)).itemsize:
-            return None
         recipe = replace(target.recipe, model=target.of_run.model)
         master = Target(str(target.master), recipe, checkpoint=target.master)
         try:
+            start = find_model(recipe.model.path, recipe.model.revision)
+            if (
+                find_model(target.recipe.model.path).stored_dtype.itemsize
+                >= weights_dtype(recipe.model, start).itemsize
+            ):
+                return None
             before = self._score(master, held_out, with_noise=False).scores
         except UserError as error:
             self.say(f"not scored, and left out: {master.name}: {error}")

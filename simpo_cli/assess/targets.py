@@ -14,7 +14,9 @@ from simpo_cli.recipe import compose, find_recipe
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 _CHECKPOINT = re.compile(r"step-\d{8}")
-_HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")  # its parts are named with one slash; a revision may have more
+_HUB_ID = re.compile(
+    r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?"
+)  # its parts are named with one slash; a revision may have more
 
 
 @dataclass(frozen=True)

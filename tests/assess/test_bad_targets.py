@@ -55,6 +55,11 @@ def test_a_baseline_that_is_missing_or_the_model_itself(
         assess("run", baseline=baseline.format(place=place))
 
 
+def change_config(model: Path, **changes: int) -> None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+
+
 @pytest.mark.parametrize("damage", ["gone", "no weights", "tokenizer", "short", "hub away"])
 def test_a_baseline_that_cannot_be_scored_costs_only_the_comparison(
     place: Path, tmp_path: Path, damage: str, assess: Assess, monkeypatch: pytest.MonkeyPatch
@@ -71,13 +76,9 @@ def test_a_baseline_that_cannot_be_scored_costs_only_the_comparison(
         case "no weights":
             (start / "model.safetensors").unlink()
         case "tokenizer":  # of a larger model
-            added = {"id": 40_000, "content": "yes", "single_word": False, "lstrip": False, "rstrip": False}
-            tokenizer = json.loads((start / "tokenizer.json").read_text(encoding="utf-8"))
-            tokenizer["added_tokens"].append({**added, "normalized": False, "special": False})
-            (start / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+            change_config(start, vocab_size=100)
         case "short":
-            config = json.loads((start / "config.json").read_text(encoding="utf-8"))
-            (start / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}), encoding="utf-8")
+            change_config(start, max_position_embeddings=32)
         case _:
             monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             baseline, code = "nobody/no-such-model", ExitCode.ENVIRONMENT

@@ -137,7 +137,7 @@ def test_a_model_keeps_its_own_numbers_where_its_baseline_is_gone(place: Path, t
     alone = json.loads(simpo_eval(place / "run", "--baseline", "none", "--json").stdout)
     assert {**found, "not_compared": None} == {**alone, "token_cache": found["token_cache"]}
     shown = simpo_eval(place / "run", "--baseline", broken)
-    assert f"not compared  {broken}" in shown.stdout
+    assert "\nnot compared  /" in shown.stdout
     assert "\naccuracy " in shown.stdout
 
 
