@@ -7,8 +7,9 @@ from typing import Any
 import simpo_cli
 from simpo_cli.report.eval_figures import bucket_figure, reliability_figure
 from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
-from simpo_cli.report.eval_view import Row, difference_rows, eval_rows
+from simpo_cli.report.eval_view import difference_rows, eval_rows
 from simpo_cli.report.page import render
+from simpo_cli.report.table import Row
 from simpo_cli.report.verdict import gain_in_words
 
 
