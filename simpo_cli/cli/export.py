@@ -73,11 +73,11 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
 
     merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype.value])
     err.print(
-        f"merged and loaded again: {merged.num_tokens:,} response tokens of real pairs within "
-        f"{merged.largest_difference:.1g} nats of the adapters in float32"
+        f"merged: all logits at {merged.num_positions:,} positions of real responses within "
+        f"{merged.largest_difference:.1g} nats of the adapters' in float32"
     )
     err.print(
-        f"saved in {merged.dtype}: {merged.lost:.2g} nats from the adapters, which changed them by "
+        f"saved in {merged.dtype} and loaded again: {merged.lost:.2g} nats from the adapters, which changed them by "
         f"{merged.change:.2g} (root mean squares)"
     )
     err.print(f"model   {printable(str(merged.folder))}", soft_wrap=True)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
+from simpo_cli.report.answers_panel import answer_panels
 from simpo_cli.report.page import render
 from simpo_cli.report.pair_figures import change_figure, length_figure, margin_figure
 from simpo_cli.report.pair_samples import pair_samples
@@ -73,6 +74,7 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         samples=pair_samples(run),
         lengths=[length_cells(row) for row in lengths],
         length_figure=length_figure(lengths),
+        panels=answer_panels(run),
         accounts=accounts(run),
         settings=recipe_rows(run),
         commands=_commands(run),

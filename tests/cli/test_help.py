@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_every_command_has_help() -> None:
         shown = CliRunner().invoke(cli.app, [*args, "--help"])
         assert shown.exit_code == 0
         assert f"Usage: simpo {' '.join(args)}" in shown.output
+
+
+def test_the_options_of_eval_stand_in_groups_on_two_screens() -> None:
+    shown = CliRunner().invoke(cli.app, ["eval", "--help"], env={"COLUMNS": "80"}).output
+    assert len(shown.splitlines()) <= 48
+    groups = {
+        group.split(":\n")[0]: re.findall(r"^  (?:-h, )?(--[a-z-]+)", group, re.MULTILINE)
+        for group in shown.split("\n\n")
+    }
+    options = groups.pop("Options")
+    answers, judge = (named for title, named in groups.items() if title.startswith("Answers "))
+    assert options == ["--data", "--baseline", "--by", "--json", "--output", "--html", "--pairs", "--help"]
+    assert answers[0] == "--generate"
+    assert judge == ["--judge", "--judge-model", "--judge-key"]
+    command = typer.main.get_command(cli.app).get_command(None, "eval")
+    every = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+    assert every | {"--help"} == {*options, *answers, *judge}
 
 
 def test_nothing_typed_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
