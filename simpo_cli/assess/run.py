@@ -133,6 +133,8 @@ class Assessment:
         if key in self._known:
             return self._known[key]
         source = find_model(recipe.model.path, recipe.model.revision)
+        if source.code:
+            self.say(f"code of {target.name} is run: {', '.join(source.code)}")
         self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
         load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
         opened = open_model(recipe, source, held_out.pairs, load)

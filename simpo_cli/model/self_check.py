@@ -164,9 +164,25 @@ def settle_packing(
             f"what is computed here is not what this model computes itself: {padded.in_words()}.",
             "Something stands between its layers and its logits that this version does not know: use another model.",
         )
+    if isinstance(padded, str):
+        _require_computable(policy, pairs)
     return SelfCheck(
         "padded", None if wanted == "padded" else why_padded, padded if isinstance(padded, Difference) else None
     )
+
+
+def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
+    """Refuse a model that padded rows cannot go through; where only its own forward fails, nothing speaks against it."""
+    shortest = min((pair for batch in pairs.batches for pair in batch), key=lambda pair: pair.num_tokens)
+    try:
+        with torch.no_grad():
+            policy(pack([shortest], next(policy.parameters()).device))
+    except Exception as error:
+        raise UserError(
+            f"this model cannot be computed here: {type(error).__name__}: {error}.".splitlines()[0],
+            "Its get_decoder() has to give layers that take input_ids and use_cache and return last_hidden_state, and "
+            "get_output_embeddings() the head behind them: use another model.",
+        ) from error
 
 
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:

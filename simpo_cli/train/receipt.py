@@ -93,12 +93,14 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
             "name": source.name,
             "revision": source.revision,
             "files": _model_files(source),
+            "code": dict(source.code),
             "parameters": setting.parameters.total,
             "trainable_parameters": setting.parameters.trainable,
             "weights_dtype": DTYPE_NAMES[setting.weights],
         },
         "tokenizer_sha256": data.tokenizer.sha256,
         "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
+        "template_dates": data.tokenizer.dates,
         "plan": {
             "steps": plan.num_steps,
             "pairs_per_step": plan.pairs_per_step,
@@ -123,7 +125,16 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
         content: of `receipt`.
     """
     recipe, data = setting.recipe, setting.data
-    model = content["model"]
+    model = {name: content["model"][name] for name in ("revision", "files", "code")}
+    if not model["code"]:
+        del model["code"]  # as in checkpoints of before there was any
+    plan: dict[str, Any] = {
+        "train_pairs": len(data.train),
+        "held_out_pairs": len(data.held_out),
+        "tokens": data.identity,
+    }
+    if data.tokenizer.dates:
+        plan["rendered_at"] = data.tokenizer.moment.isoformat()
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
@@ -131,10 +142,10 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             "train": _files(data.train_source),
             "eval": None if data.eval_source is None else _files(data.eval_source),
         },
-        model={"revision": model["revision"], "files": model["files"]},
+        model=model,
         tokenizer=content["tokenizer_sha256"],
         template=content["template_sha256"],
-        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out), "tokens": data.identity},
+        plan=plan,
         machine={
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},

@@ -68,7 +68,7 @@ def train(
                 checkpoint.reap(run_dir / CHECKPOINTS)
             past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
-                setting = settle(composed.recipe, past.latest.identity.machine if past.latest else None)
+                setting = settle(composed.recipe, past.latest.identity if past.latest else None)
                 content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))
