@@ -1,4 +1,4 @@
-"""A causal language model that transformers does not know: a folder with Python code of its own, written by the test."""
+"""A causal language model that transformers does not know: a folder with Python code of its own."""
 
 import json
 import sys
@@ -141,13 +141,13 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     cache = tmp_path / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = _forget()
+    before = forget_own_code()
     yield cache
-    _forget()
+    forget_own_code()
     sys.modules.update(before)
 
 
-def _forget() -> dict[str, Any]:
+def forget_own_code() -> dict[str, Any]:
     """Take what was imported of models' code out of the interpreter's list."""
     names = [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
     return {name: sys.modules.pop(name) for name in names}

@@ -1,4 +1,4 @@
-"""The Python code that a model brings with it: run only where the command line asks for it, and then told by its hashes.
+"""The Python code that a model brings with it: run only where the command line asks for it, and then told by its hash.
 
 A model that transformers does not know names its classes in `auto_map` of config.json; they are in Python files beside
 it. Whoever loads such a model runs these files, with every right of the person at the keyboard. So consent is given by

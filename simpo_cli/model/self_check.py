@@ -172,7 +172,7 @@ def settle_packing(
 
 
 def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
-    """Refuse a model that padded rows cannot go through; where only its own forward fails, nothing speaks against it."""
+    """Refuse a model that padded rows cannot go through; where its own forward alone fails, it may still be trained."""
     shortest = min((pair for batch in pairs.batches for pair in batch), key=lambda pair: pair.num_tokens)
     try:
         with torch.no_grad():
@@ -188,7 +188,7 @@ def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
     """On a card that has the variable-length kernel: whether it computes what it should, here and for these pairs."""
     config = policy.causal.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     device = next(policy.parameters()).device
     if not fits_varlen(torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)):

@@ -94,7 +94,7 @@ class Identity:
 
     @property
     def rendered_at(self) -> datetime | None:
-        """What the chat template took for now; None where that changes nothing, and in checkpoints that do not say it."""
+        """What the chat template took for now; None where it writes no date, and in checkpoints that do not say."""
         written = self.plan.get("rendered_at")
         return None if written is None else datetime.fromisoformat(written)
 

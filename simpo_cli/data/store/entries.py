@@ -1,9 +1,9 @@
 """Entries of the cache: folders that are whole or absent, verified when they are read, and removed when nobody reads.
 
-An entry is a folder of the name of its key. It is written beside its place, synced to the disk and renamed into it, and
-carries the size and sha256 of each of its files, by which damage is found, a power cut's too. Locks are the kernel's and end with their
-process: one for making an entry, so that of several processes one does the work; one that every reader holds on the
-tokens, so that nothing in use is removed; and one of every writer in its folder, so that what a dead one left is.
+An entry is a folder of the name of its key. It is written beside its place, synced and renamed into it, and carries the
+size and sha256 of each of its files, by which damage is found, a power cut's too. Locks are the kernel's and end with
+their process: one for making an entry, so that of several processes one does the work; one that every reader holds on
+the tokens, so that nothing in use is removed; and one of every writer in its folder, so that what a dead one left is.
 """
 
 import errno

@@ -100,8 +100,8 @@ def variables_of(template: jinja2.Template, source: str) -> frozenset[str]:
 def dates_of(template: jinja2.Template, source: str, moment: datetime) -> list[str]:
     """The moment in each format that a template writes it in, none for a template that does not write it.
 
-    Where a format is not spelled out, or the clock is handed on to other parts of the template, nobody knows what will be
-    written: there the whole moment stands for it.
+    Where a format is not spelled out, or the clock is handed on to other parts of the template, nobody knows what will
+    be written: there the whole moment stands for it.
     """
     tree = template.environment.parse(source)
     calls = [call for call in tree.find_all(jinja2.nodes.Call) if _is_clock(call.node)]

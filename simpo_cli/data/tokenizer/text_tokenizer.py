@@ -105,7 +105,7 @@ class TextTokenizer:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that its tokens depend on: vocabulary, added tokens, special parts, templates and their date, ends."""
+        """A digest of all that its tokens depend on: vocabulary, added tokens, special parts, templates, dates, end."""
         parts = (
             self.sha256,
             sorted((i, repr(token)) for i, token in self._added.items()),

@@ -162,7 +162,7 @@ def manifest_of(
 
 
 def _weights(model: Answering) -> dict[str, Any]:
-    """The commit of a hub id, the type, the hash of every file of weights, also of those under an adapter, and of code."""
+    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
     source = model.source
     files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from simpo_cli.data.writing import sync
 from simpo_cli.train.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
