@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -163,6 +164,43 @@ def test_a_class_that_only_claims_to_share_prompts_goes_padded(simpo: Simpo, pla
     save_own_model(place / "means", ran=place / "ran", claims_to_share=True)
     packing = _document(simpo("inspect", "run.yaml", MEANS, "-n", "1", "--json", FLAG))["model"]["packing"]
     assert re.match(r"padded rows \(sharing them is not exact here: .*\) · self-check: [\d,]+ tokens equal", packing)
+
+
+def test_a_model_that_transformers_knows_runs_its_own_code_as_well(place: Path, tiny_folder: Path) -> None:
+    """As `trust_remote_code=True` does everywhere else."""
+    folder = Path(shutil.copytree(tiny_folder, place / "known"))
+    (folder / "modeling_own.py").write_text(
+        f"import os\n\nos.mkdir({str(place / 'ran')!r})\n"
+        "from transformers import LlamaForCausalLM\n\n\nclass OwnLlama(LlamaForCausalLM):\n    pass\n"
+    )
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnLlama"}
+    (folder / "config.json").write_text(json.dumps(content))
+    with own_code.trusting(True):
+        source = find_model(str(folder))
+        loaded = load_model(source, torch.float32)
+    assert source.code.keys() == {"modeling_own.py"}
+    assert type(loaded).__name__ == "OwnLlama"
+    unasked = find_model(str(folder))
+    assert unasked.code == {}
+    assert type(load_model(unasked, torch.float32)).__name__ == "LlamaForCausalLM"
+
+
+def test_python_files_are_fetched_where_they_are_asked_for(means: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = Path(shutil.copytree(means, means.parent / ("c" * 40)))
+    fetched: list[set[str]] = []
+
+    def snapshot_download(*_: object, allow_patterns: list[str], **__: object) -> str:
+        fetched.append(set(allow_patterns))
+        return str(commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(own_code.NeedsOwnCodeError):
+        find_model("org/means")
+    with own_code.trusting(True):
+        source = find_model("org/means")
+    assert fetched[1] - fetched[0] == {"*.py"}
+    assert (source.revision, tuple(source.code)) == ("c" * 40, CODE)
 
 
 # Still refused, or left alone
