@@ -102,7 +102,8 @@ def _class_of(path: str, folder: Path, config: Any, code: Mapping[str, str]) -> 
 
     if code and _brings_causal(config):
         return own_code.class_of(path, folder, config)
-    of_transformers: type = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    of_transformers: type = known[type(config)]
     return of_transformers
 
 

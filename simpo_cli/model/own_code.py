@@ -138,8 +138,8 @@ def class_of(name: str, folder: Path, config: Any) -> type:
 
     own: Any = get_class_from_dynamic_module(config.auto_map[CAUSAL], folder)
     if isinstance(own, type) and issubclass(own, PreTrainedModel):
-        own.register_for_auto_class(CAUSAL)  # so that a save takes the code along
-        own = add_generation_mixin_to_remote_model(own)  # which classes of before transformers 4.50 do not name
+        own.register_for_auto_class(CAUSAL)  # type: ignore[no-untyped-call]  # so that a save takes the code along
+        own = add_generation_mixin_to_remote_model(own)  # type: ignore[no-untyped-call]  # older classes lack it
         if issubclass(own, GenerationMixin):
             found: type = own
             return found

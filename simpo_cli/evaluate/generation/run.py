@@ -171,7 +171,7 @@ def _weights(model: Answering) -> dict[str, Any]:
     if model.checkpoint is not None:
         files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
     dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
-    return {"revision": source.revision, "dtype": dtype, "sha256": files | source.code}
+    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
 
 
 def _version(engine: Engine) -> str:
