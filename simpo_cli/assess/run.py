@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Assessment:
     baseline: str | None
     by: Sequence[str]
     say: Callable[[str], None]
+    _moment: datetime = field(default_factory=datetime.now)  # one for all: a template may write it
     _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
 
     def run(
@@ -84,7 +86,7 @@ class Assessment:
         for one in (target, baseline):
             if one is not None:  # seen before anything takes time
                 require_lengths(one.recipe, find_model(one.recipe.model.path, one.recipe.model.revision))
-        held_out = held_out_of(target.recipe)
+        held_out = held_out_of(target.recipe, self._moment)
         self.say(f"tokens of {held_out.name}: {held_out.origin}")
         values: dict[str, list[str | None]] = {}
         if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
@@ -152,7 +154,7 @@ class Assessment:
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
     ) -> tuple[Against, Noise | None]:
-        theirs = held_out_of(baseline.recipe)
+        theirs = held_out_of(baseline.recipe, self._moment)
         base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
         if theirs.key != held_out.key:
