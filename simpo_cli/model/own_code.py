@@ -109,9 +109,9 @@ def with_imports(file: Path) -> list[Path]:
     if not file.is_file():
         return [file]
     try:
-        return list(dict.fromkeys([file, *map(Path, get_relative_import_files(file))]))
+        imported = map(Path, get_relative_import_files(file))
     except FileNotFoundError as error:
-        return [file, Path(error.filename)]
+        imported = map(Path, [error.filename])
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read: {error}.",
@@ -119,6 +119,8 @@ def with_imports(file: Path) -> list[Path]:
             where=str(file),
             exit_code=exit_code_of(error),
         ) from error
+    # what it finds elsewhere was no import but words of a comment
+    return list(dict.fromkeys([file, *(one for one in imported if one.parent == file.parent)]))
 
 
 def class_of(name: str, folder: Path, config: Any) -> type:

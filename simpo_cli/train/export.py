@@ -181,5 +181,4 @@ def _code_of_tokenizer(folder: Path) -> list[Path]:
     named = read_json(folder / "tokenizer_config.json").get("auto_map")
     classes = named.get("AutoTokenizer") if isinstance(named, dict) else named
     modules = [str(one).rpartition(".")[0] for one in (classes if isinstance(classes, list) else [classes]) if one]
-    files = [file for module in modules if module.isidentifier() for file in with_imports(folder / f"{module}.py")]
-    return [file for file in files if file.parent == folder]
+    return [file for module in modules if module.isidentifier() for file in with_imports(folder / f"{module}.py")]
