@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Assessment:
     baseline: str | None
     by: Sequence[str]
     say: Callable[[str], None]
+    _moment: datetime = field(default_factory=datetime.now)  # one for all: a template may write it
     _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
 
     def run(
@@ -88,7 +90,7 @@ class Assessment:
                 _require_fitting(baseline)
             except UserError as error:
                 not_compared, baseline = self._not_compared(baseline, error), None
-        held_out = held_out_of(target.recipe)
+        held_out = held_out_of(target.recipe, self._moment)
         self.say(f"tokens of {held_out.name}: {held_out.origin}")
         values: dict[str, list[str | None]] = {}
         if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
@@ -144,6 +146,8 @@ class Assessment:
         key = (*target.identity, held_out.key, settings, with_noise)
         if key in self._known:
             return self._known[key]
+        if code := find_model(recipe.model.path, recipe.model.revision).code:
+            self.say(f"code of {target.name} is run: {', '.join(code)}")
         self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
         opened = _opened(target, held_out)
         scores = opened.score(held_out.pairs)
@@ -164,7 +168,7 @@ class Assessment:
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
     ) -> tuple[Against, Noise | None]:
-        theirs = held_out_of(baseline.recipe)
+        theirs = held_out_of(baseline.recipe, self._moment)
         base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
         if theirs.key != held_out.key:

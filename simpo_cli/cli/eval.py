@@ -12,7 +12,9 @@ from simpo_cli.cli.eval_answers import (
     document_of_answers,
     print_answers_or_results,
 )
+from simpo_cli.cli.trust import TrustRemoteCode
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.assess.assessment import Assessed, Failure
@@ -107,6 +109,7 @@ def evaluate(
             help="The environment variable with its key; if absent OPENAI_API_KEY.",
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page
@@ -129,12 +132,14 @@ def evaluate(
         judge_key=judge_key,
         of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
     )
-    found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
+    with trusting(trust_remote_code):
+        found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
     if found is not None:
         _show_answers(found, output, as_json=as_json)
         return
     files = _Files(output, html, pairs, is_one=len(names) == 1)
-    document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
+    with trusting(trust_remote_code):
+        document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
     if as_json:
         from simpo_cli.report.report_file import json_text
 

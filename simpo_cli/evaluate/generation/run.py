@@ -162,7 +162,7 @@ def manifest_of(
 
 
 def _weights(model: Answering) -> dict[str, Any]:
-    """The commit of a hub id, the type, and the hash of every file of weights: also of those under an adapter."""
+    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
     source = model.source
     files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:
@@ -171,7 +171,7 @@ def _weights(model: Answering) -> dict[str, Any]:
     if model.checkpoint is not None:
         files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
     dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
-    return {"revision": source.revision, "dtype": dtype, "sha256": files}
+    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
 
 
 def _version(engine: Engine) -> str:
