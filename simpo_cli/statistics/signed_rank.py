@@ -27,9 +27,9 @@ def signed_rank_test(changes: ArrayLike, groups: Iterable[Hashable] | None = Non
     """Test that changes are as likely up as down, big ones like small ones.
 
     If every prompt occurs once: Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945), changes of 0 left out, exact
-    up to 50 changes and by the normal distribution above. Else the test of Datta and Satten ("A signed-rank test for clustered data",
-    Biometrics 64, 2008), in which every prompt has one vote however many pairs it has; it goes by the normal
-    distribution, so under 30 prompts it is rough.
+    up to 50 changes and by the normal distribution above. Else the test of Datta and Satten ("A signed-rank test for
+    clustered data", Biometrics 64, 2008), in which every prompt has one vote however many pairs it has; it goes by the
+    normal distribution, so under 30 prompts it is rough.
 
     Args:
         changes: (n,) of each pair.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from simpo_cli.evaluate import answers
@@ -20,15 +19,6 @@ from tests.tiny import save_tiny_model
 def _no_accelerator_of_another_test() -> None:
     """accelerate shares its precision in the process; a test that opens one by itself starts from none."""
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and workers side by side lose much by them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
