@@ -15,8 +15,6 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import receipt, run_folder
 from tests.train.test_resume import Place
 
-pytestmark = pytest.mark.usefixtures("short_answers")
-
 MORE = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
 ZONES = ("UTC", "Asia/Kathmandu", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Europe/London")
 DAY = timedelta(days=1)
