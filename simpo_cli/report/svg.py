@@ -59,7 +59,8 @@ def draw_svg(
         draw(figure.subplots())
         written = io.StringIO()
         # not savefig: that draws once to lay the figure out, which drawing does by itself, and once more to write it
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(written, metadata={"Date": None, "Creator": None})
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
