@@ -17,8 +17,6 @@ from tests.tiny import CHATML
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
-pytestmark = pytest.mark.usefixtures("short_answers")
-
 MORE = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
 ZONES = ("UTC", "Asia/Kathmandu", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Europe/London")
 DAY = timedelta(days=1)

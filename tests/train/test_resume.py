@@ -23,8 +23,6 @@ from tests.train.same_bits import final_state, rows, timeless
 LORA = ["model.lora.rank=4", "model.lora.dropout=0.1", "train.learning_rate=1e-2"]
 EVERY = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
 
-pytestmark = pytest.mark.usefixtures("short_answers")
-
 
 class PowerCutError(Exception):
     """The process is gone; nothing of ours expects this one."""
