@@ -138,7 +138,8 @@ def test_the_options_of_eval_stand_in_groups_on_two_screens() -> None:
     }
     options = groups.pop("Options")
     answers, judge = (named for title, named in groups.items() if title.startswith("Answers "))
-    assert options == ["--data", "--baseline", "--by", "--json", "--output", "--html", "--pairs", "--help"]
+    asked = ["--data", "--baseline", "--by", "--json", "--output", "--html", "--pairs", "--trust-remote-code", "--help"]
+    assert options == asked
     assert answers[0] == "--generate"
     assert judge == ["--judge", "--judge-model", "--judge-key"]
     command = typer.main.get_command(cli.app).get_command(None, "eval")
