@@ -166,7 +166,8 @@ class SimPOTrainer:
         """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
         longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:
-            why_padded = why_not_shared(self._policy.causal.config, longest)
+            causal = self._policy.causal
+            why_padded = why_not_shared(type(causal), causal.config, longest)
             self._check = settle_packing(self._policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
             self._longest_checked = longest
             self._policy.packing = "padded"

@@ -1,8 +1,13 @@
-"""What holds for every test: none reads or writes the cache of the person who runs them."""
+"""What holds for every test: none reads or writes the cache of the person who runs them, and each has one thread."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before anything imports torch, and for the processes that tests start: tiny products gain nothing from threads, and
+# workers side by side lose much by them, as threads that wait for work keep a processor busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,6 @@ def prefs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.set_num_threads(1)
     return save_tiny_model(tmp_path / "tiny")
 
 

@@ -74,7 +74,7 @@ def answer_prompts(
         "base": _answering(names["base"], base),
         "trained": _answering(names["trained"], trained),
     }
-    require_same_tokens(base.recipe.model.path, tokenizer, questions.asked)
+    require_same_tokens(base.recipe.model, tokenizer, questions.asked)
     decoding = settle_decoding(
         models,
         questions.asked,

@@ -33,6 +33,25 @@ class Against:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A model that could not be scored, and why."""
+
+    model: str
+    error: UserError
+
+    def as_json(self) -> dict[str, Any]:
+        """As `failed` and `not_compared` of the document hold it."""
+        error = self.error
+        return {
+            "model": self.model,
+            "problem": error.problem,
+            "fix": error.fix,
+            "where": error.where,
+            "exit_code": int(error.exit_code),
+        }
+
+
+@dataclass(frozen=True)
 class Assessed:
     """One model and what was measured of it.
 
@@ -41,8 +60,9 @@ class Assessed:
         held_out: its pairs.
         scores: of these pairs, as the saved model gives them.
         packing: how pairs went through the model, with the self-check's evidence.
-        noise: of the baseline's scores, or of its own where there is no baseline.
+        noise: of the baseline's scores, or of its own where there are none.
         baseline: what it is held against.
+        not_compared: what it was to be held against, and why it is not.
         save: the float32 weights that it was saved from.
         surface: accuracy of a classifier of surface features that was fitted on the training pairs.
         slices: by column.
@@ -55,6 +75,7 @@ class Assessed:
     packing: str
     noise: Noise
     baseline: Against | None = None
+    not_compared: Failure | None = None
     save: Against | None = None
     surface: Measured | None = None
     slices: Mapping[str, Sequence[Slice]] = field(default_factory=dict)
@@ -73,6 +94,7 @@ class Assessed:
             "noise": self.noise.as_json(),
             "baseline": None if baseline is None else self._baseline_as_json(baseline, document["baselines"]),
             "difference": None if baseline is None else self._difference_as_json(baseline),
+            "not_compared": None if self.not_compared is None else self.not_compared.as_json(),
             "save": None if self.save is None else self._save_as_json(self.save),
             "slices": {column: [one.as_json() for one in slices] for column, slices in self.slices.items()},
         }
@@ -101,23 +123,4 @@ class Assessed:
             "checkpoint": save.name,
             "accuracy": summarise(save.scores, self.target.recipe.loss).accuracy.as_json(),
             "difference": save.comparison.as_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A model that could not be scored, and why."""
-
-    model: str
-    error: UserError
-
-    def as_json(self) -> dict[str, Any]:
-        """One entry of the document's `failed`."""
-        error = self.error
-        return {
-            "model": self.model,
-            "problem": error.problem,
-            "fix": error.fix,
-            "where": error.where,
-            "exit_code": int(error.exit_code),
         }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
@@ -53,18 +54,22 @@ class HeldOut:
         return self.content, len(self.pairs)
 
 
-def held_out_of(recipe: Recipe) -> HeldOut:
+def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
     """The pairs that training holds out: those of data.eval, or the same share of the training pairs.
+
+    Args:
+        recipe: of the training.
+        moment: what a template that writes today's date takes for now; this moment if not given.
 
     Raises:
         UserError: a file or record is refused, or no pair is left.
     """
     if recipe.data.eval is None:
-        data = prepare_data(recipe)
+        data = prepare_data(recipe, moment)
         pairs, source, train, tokenizer = data.held_out, data.train_source, data.train, data.tokenizer
         named, role, name = recipe.data.train, "train", f"held out of {_names(recipe.data.train)}"
     else:
-        tokenizer = prepare_tokenizer(recipe)
+        tokenizer = prepare_tokenizer(recipe, moment)
         source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
         pairs, train = source.pairs, None
         named, role, name = recipe.data.eval, "eval", _names(recipe.data.eval)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from simpo_cli.assess.targets import Target, find_baseline, find_targets
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.comparison import compare_scores
 from simpo_cli.evaluate.noise import Noise, measure_noise
-from simpo_cli.evaluate.opening import open_model
+from simpo_cli.evaluate.opening import OpenModel, open_model
 from simpo_cli.evaluate.per_pair import surface_accuracy
 from simpo_cli.evaluate.score import PairScores
 from simpo_cli.evaluate.slices import Slice, slices_of
@@ -48,6 +49,7 @@ class Assessment:
     baseline: str | None
     by: Sequence[str]
     say: Callable[[str], None]
+    _moment: datetime = field(default_factory=datetime.now)  # one for all: a template may write it
     _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
 
     def run(
@@ -81,10 +83,14 @@ class Assessment:
         return assessed, failed
 
     def _assess(self, target: Target, baseline: Target | None) -> Assessed:
-        for one in (target, baseline):
-            if one is not None:  # seen before anything takes time
-                require_lengths(one.recipe, find_model(one.recipe.model.path, one.recipe.model.revision))
-        held_out = held_out_of(target.recipe)
+        not_compared = None
+        _require_fitting(target)  # seen before anything takes time
+        if baseline is not None:
+            try:
+                _require_fitting(baseline)
+            except UserError as error:
+                not_compared, baseline = self._not_compared(baseline, error), None
+        held_out = held_out_of(target.recipe, self._moment)
         self.say(f"tokens of {held_out.name}: {held_out.origin}")
         values: dict[str, list[str | None]] = {}
         if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
@@ -93,7 +99,10 @@ class Assessment:
         scored = self._score(target, held_out, with_noise=baseline is None)
         against, noise = None, scored.noise
         if baseline is not None:
-            against, noise = self._against(baseline, target, held_out, scored)
+            try:
+                against, noise = self._against(baseline, target, held_out, scored)
+            except UserError as error:  # the model's own numbers stand without it
+                not_compared, noise = self._not_compared(baseline, error), self._noise(target, held_out, scored.scores)
         assert noise is not None, "one of the two was scored again"
         return Assessed(
             target=target,
@@ -102,11 +111,16 @@ class Assessment:
             packing=scored.packing,
             noise=noise,
             baseline=against,
+            not_compared=not_compared,
             save=self._save(target, held_out, scored.scores),
             surface=self._surface(target, held_out),
             slices=_slices(values, scored.scores, against),
             values=values,
         )
+
+    def _not_compared(self, baseline: Target, error: UserError) -> Failure:
+        self.say(f"not compared with {baseline.name}: {error}")
+        return Failure(baseline.name, error)
 
     def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
         """What a model is held against; None for nothing, as for one of several that is itself the baseline."""
@@ -132,10 +146,10 @@ class Assessment:
         key = (*target.identity, held_out.key, settings, with_noise)
         if key in self._known:
             return self._known[key]
-        source = find_model(recipe.model.path, recipe.model.revision)
+        if code := find_model(recipe.model.path, recipe.model.revision).code:
+            self.say(f"code of {target.name} is run: {', '.join(code)}")
         self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
-        load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
-        opened = open_model(recipe, source, held_out.pairs, load)
+        opened = _opened(target, held_out)
         scores = opened.score(held_out.pairs)
         if not np.isfinite([scores.chosen, scores.rejected]).all():
             raise UserError(
@@ -147,10 +161,14 @@ class Assessment:
         self._known[key] = Scored(scores, str(opened.check), noise)
         return self._known[key]
 
+    def _noise(self, target: Target, held_out: HeldOut, scores: PairScores) -> Noise:
+        """Of a model that was scored in the belief that its baseline would tell the noise."""
+        return measure_noise(_opened(target, held_out), held_out.pairs, scores, target.recipe.loss.beta)
+
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
     ) -> tuple[Against, Noise | None]:
-        theirs = held_out_of(baseline.recipe)
+        theirs = held_out_of(baseline.recipe, self._moment)
         base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
         if theirs.key != held_out.key:
@@ -168,12 +186,15 @@ class Assessment:
         """The run's float32 weights on the same pairs, where the saved ones are narrower."""
         if target.master is None or target.of_run is None:
             return None
-        narrow = find_model(target.recipe.model.path).stored_dtype
-        if narrow.itemsize >= weights_dtype(target.of_run.model, find_model(target.of_run.model.path)).itemsize:
-            return None
         recipe = replace(target.recipe, model=target.of_run.model)
         master = Target(str(target.master), recipe, checkpoint=target.master)
         try:
+            start = find_model(recipe.model.path, recipe.model.revision)
+            if (
+                find_model(target.recipe.model.path).stored_dtype.itemsize
+                >= weights_dtype(recipe.model, start).itemsize
+            ):
+                return None
             before = self._score(master, held_out, with_noise=False).scores
         except UserError as error:
             self.say(f"not scored, and left out: {master.name}: {error}")
@@ -183,6 +204,18 @@ class Assessment:
     def _surface(self, target: Target, held_out: HeldOut) -> Measured | None:
         train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
         return surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None
+
+
+def _require_fitting(target: Target) -> None:
+    """Refuse a model that is not there, or lengths beyond its positions."""
+    recipe = target.recipe
+    require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
+
+
+def _opened(target: Target, held_out: HeldOut) -> OpenModel:
+    recipe = target.recipe
+    load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
+    return open_model(recipe, find_model(recipe.model.path, recipe.model.revision), held_out.pairs, load)
 
 
 def _slices(values: dict[str, list[str | None]], scores: PairScores, against: Against | None) -> dict[str, list[Slice]]:

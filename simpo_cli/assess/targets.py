@@ -14,6 +14,9 @@ from simpo_cli.recipe import compose, find_recipe
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 _CHECKPOINT = re.compile(r"step-\d{8}")
+_HUB_ID = re.compile(
+    r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?"
+)  # its parts are named with one slash; a revision may have more
 
 
 @dataclass(frozen=True)
@@ -83,27 +86,35 @@ def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> T
     """A model that no run has made.
 
     Args:
-        name: a folder or a hub id.
+        name: a folder, `builtin:guide`, or a hub id, which may name its branch, tag or commit: ORG/NAME@REVISION.
         overrides: `KEY=VALUE`; must name data.eval where there is no recipe.
         recipe: what says pairs and objective; None takes the defaults.
     """
+    path, revision = _path_and_revision(name)
     if recipe is not None:
-        model = replace(recipe.model, path=name, revision=None, lora=None)
+        model = replace(recipe.model, path=path, revision=revision, lora=None)
         return Target(name, replace(recipe, model=model), has_training_pairs=False)
     sources = [override for override in overrides if override.startswith("data.eval")]
     if not sources:
         raise UserError(f"{name} is a model, and nothing says which pairs to score.", "Add --data FILE.")
-    lengths = fitting_lengths(name)
+    lengths = fitting_lengths(path, revision)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "eval.yaml")
         file.write_text("name: eval\n", encoding="utf-8")
         given = [
-            f"model.path={name}",
+            f"model.path={path}",
+            f"model.revision={json.dumps(revision)}",
             "data.train=-",
             f"data.max_length={lengths.max_length}",
             f"data.max_prompt_length={lengths.max_prompt_length}",
         ]
         return Target(name, compose(str(file), [*given, *overrides]).recipe, has_training_pairs=False)
+
+
+def _path_and_revision(name: str) -> tuple[str, str | None]:
+    """What recipes call model.path and model.revision; a name that is here is all of it a path."""
+    named = None if Path(name).expanduser().exists() else _HUB_ID.fullmatch(name)
+    return (name, None) if named is None else (named[1], named[2])
 
 
 def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
@@ -129,7 +140,8 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
     try:
         find_recipe(name)
     except UserError as error:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".yaml", ".yml")):
+        is_hub_id = _HUB_ID.fullmatch(name) and not name.endswith((".yaml", ".yml"))
+        if is_hub_id or name == "builtin:guide":
             return None
         raise UserError(
             f"{name} is neither a run, nor a model folder, nor a recipe.",

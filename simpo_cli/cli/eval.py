@@ -12,10 +12,16 @@ from simpo_cli.cli.eval_answers import (
     document_of_answers,
     print_answers_or_results,
 )
+from simpo_cli.cli.trust import TrustRemoteCode
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.assess.assessment import Assessed, Failure
+
+
+_ANSWERS = "Answers to prompts, in place of scores (TARGET may also be their folder)"
+_JUDGE = "Answers compared by a judge, with --generate or of a folder of answers"
 
 
 class Engine(StrEnum):
@@ -39,53 +45,71 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="What models are compared with; a run's start model if absent; none for none."
-        ),
+        typer.Option(metavar="MODEL", help="What to compare with; if absent a run's start model; none for nothing."),
     ] = None,
     by: Annotated[
         list[str] | None,
-        typer.Option(
-            "--by", metavar="COLUMN", help="Also by the values of this column of the records; may be repeated."
-        ),
+        typer.Option("--by", metavar="COLUMN", help="Also by the values of a column of the records; may be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the JSON document to this file.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to this file.")] = None,
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="Write the scores of every pair to this file: .jsonl or .parquet.")
+        Path | None,
+        typer.Option("--pairs", metavar="FILE", help="Write every pair's scores to this file: .jsonl or .parquet."),
     ] = None,
     generate: Annotated[
         bool,
-        typer.Option("--generate", help="Let the model and its baseline answer prompts instead of scoring pairs."),
+        typer.Option("--generate", rich_help_panel=_ANSWERS, help="Let model and baseline answer prompts."),
     ] = False,
     prompts: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Prompts to answer, as JSON; if absent 100 of the held-out pairs'.", show_default=False
+            metavar="FILE",
+            rich_help_panel=_ANSWERS,
+            help="Prompts, as JSON; if absent 100 of the held-out pairs'.",
+            show_default=False,
         ),
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option("--num-prompts", metavar="N", help="Answer only so many.")] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option("--num-prompts", metavar="N", rich_help_panel=_ANSWERS, help="Ask only so many.")
+    ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Most tokens of an answer; 512 if absent, or what fits.")
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=_ANSWERS, help="Most tokens of an answer; if absent 512, or what fits."
+        ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help=f"Of the sampled answers; {TEMPERATURE} if absent.")
+        float | None,
+        typer.Option(metavar="T", rich_help_panel=_ANSWERS, help=f"Of the sampled answers; if absent {TEMPERATURE}."),
     ] = None,
-    engine: Annotated[Engine | None, typer.Option(help="What runs the models; vllm if absent and installed.")] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(rich_help_panel=_ANSWERS, help="What runs the models; if absent vllm where it is installed."),
+    ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where answers go; RUN/answers if absent. Name it as TARGET to see them."),
+        typer.Option(metavar="FOLDER", rich_help_panel=_ANSWERS, help="Where they go; if absent RUN/answers."),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Have answers compared by a model behind an OpenAI-compatible address."),
+        typer.Option(metavar="URL", rich_help_panel=_JUDGE, help="An OpenAI-compatible address."),
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model that judges.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_JUDGE, help="The model there that judges.")
+    ] = None,
     judge_key: Annotated[
         str | None,
-        typer.Option(metavar="VARIABLE", help="The environment variable with its key; OPENAI_API_KEY if absent."),
+        typer.Option(
+            metavar="VARIABLE",
+            rich_help_panel=_JUDGE,
+            help="The environment variable with its key; if absent OPENAI_API_KEY.",
+        ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page
@@ -108,12 +132,14 @@ def evaluate(
         judge_key=judge_key,
         of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
     )
-    found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
+    with trusting(trust_remote_code):
+        found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
     if found is not None:
         _show_answers(found, output, as_json=as_json)
         return
     files = _Files(output, html, pairs, is_one=len(names) == 1)
-    document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
+    with trusting(trust_remote_code):
+        document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
     if as_json:
         from simpo_cli.report.report_file import json_text
 
@@ -126,13 +152,27 @@ def evaluate(
     for path in (html, pairs):
         if path is not None:
             _say(f"written: {path}")
+    _require_all(document, len(names))
+
+
+def _require_all(document: dict[str, Any], num_named: int) -> None:
+    """End with an error, after everything that was measured is shown and written, where something was not.
+
+    Raises:
+        UserError: models were not scored, or not compared with their baseline.
+    """
     failed = document.get("failed", [])
+    missing = [one["not_compared"] for one in document.get("evaluations", [document]) if one["not_compared"]]
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(names)} models could not be scored: {failed[0]['model']}: {failed[0]['problem']}",
-            failed[0]["fix"],
-            exit_code=ExitCode(failed[0]["exit_code"]),
-        )
+        what, first = f"{len(failed)} of {num_named} models could not be scored", failed[0]
+    elif missing:
+        whose = "the model was" if num_named == 1 else f"{len(missing)} of {num_named} models were"
+        what, first = f"{whose} scored, but not compared with the baseline", missing[0]
+    else:
+        return
+    from simpo_cli.report.eval_remarks import failure_in_words
+
+    raise UserError(f"{what}: {failure_in_words(first)}", first["fix"], exit_code=ExitCode(first["exit_code"]))
 
 
 def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:

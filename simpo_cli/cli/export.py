@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from simpo_cli.cli.trust import TrustRemoteCode, require_model
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.own_code import trusting
 
 
 class WeightType(StrEnum):
@@ -34,6 +36,7 @@ def export(
         str | None, typer.Option("--push", metavar="REPO", help="Send the model to this repository of the hub.")
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="With --push: make a new repository public.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Merge a run's adapters into the model under them, compared before it is kept, or send a model to the hub."""
     if not merge and push is None:
@@ -44,6 +47,7 @@ def export(
         )
     if not merge and (output is not None or dtype is not None):
         raise UserError("--output and --dtype say how to merge.", "Add --merge, or leave them out.")
+    require_model(trust_remote_code, loads_one=merge, fix="Leave it out: what is pushed is sent as it is.")
     if public and push is None:
         raise UserError("--public says how to push.", "Add --push REPO, or leave it out.")
     _require_model(run)
@@ -51,7 +55,8 @@ def export(
         from simpo_cli.train.push import require_repo_id
 
         require_repo_id(push)
-    folder = _merged(run, output, dtype) if merge else run / "model"
+    with trusting(trust_remote_code):
+        folder = _merged(run, output, dtype) if merge else run / "model"
     if push is not None:
         _push(folder, push, public)
 
@@ -73,11 +78,11 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
 
     merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype.value])
     err.print(
-        f"merged and loaded again: {merged.num_tokens:,} response tokens of real pairs within "
-        f"{merged.largest_difference:.1g} nats of the adapters in float32"
+        f"merged: all logits at {merged.num_positions:,} positions of real responses within "
+        f"{merged.largest_difference:.1g} nats of the adapters' in float32"
     )
     err.print(
-        f"saved in {merged.dtype}: {merged.lost:.2g} nats from the adapters, which changed them by "
+        f"saved in {merged.dtype} and loaded again: {merged.lost:.2g} nats from the adapters, which changed them by "
         f"{merged.change:.2g} (root mean squares)"
     )
     err.print(f"model   {printable(str(merged.folder))}", soft_wrap=True)

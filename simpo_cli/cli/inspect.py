@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simpo_cli.cli.trust import TrustRemoteCode, require_model
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.own_code import NeedsOwnCodeError, trusting
 
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView
@@ -37,6 +39,7 @@ def inspect(
     no_model: Annotated[bool, typer.Option("--no-model", help="Show tokens only, and load no model.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Show every token of long prompts and responses.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show training pairs token by token: prompt, scored tokens, what is cut, log-probs, reward and loss.
 
@@ -45,9 +48,11 @@ def inspect(
     """
     if pair and num_pairs is not None:
         raise UserError("-n and --pair both say which pairs to show.", "Give one of them.")
+    require_model(trust_remote_code, loads_one=not no_model, fix="Leave it out, or --no-model.")
     composed = _composed(recipe, overrides or [])
     try:
-        document = _inspected(recipe, composed.recipe, pair or [], num_pairs or NUM_PAIRS, no_model=no_model)
+        with trusting(trust_remote_code):
+            document = _inspected(recipe, composed.recipe, pair or [], num_pairs or NUM_PAIRS, no_model=no_model)
     except UserError as error:
         raise composed.located(error) from error
     if as_json:
@@ -138,6 +143,8 @@ def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
 
     try:
         source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
+    except NeedsOwnCodeError:
+        raise  # the weights are here, and the person has to decide
     except UserError as error:
         return _Said({}, why_not=error.problem)
     require_lengths(recipe, source)

@@ -19,6 +19,7 @@ from simpo_cli import __version__
 from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
 from simpo_cli.cli.inspect import inspect
+from simpo_cli.cli.panels import GroupedCommand
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
@@ -57,7 +58,7 @@ def _root(
 
 
 app.command("train", short_help="Train a model from a recipe.")(train)
-app.command("eval", short_help="Measure a model on held-out pairs.")(evaluate)
+app.command("eval", cls=GroupedCommand, short_help="Measure a model on held-out pairs.")(evaluate)
 app.command("stats", short_help="Look at preference pairs before they train a model.")(stats)
 app.command("inspect", short_help="Look at training pairs token by token.")(inspect)
 app.command("report", short_help="Write the page that shows what a run did.")(report)

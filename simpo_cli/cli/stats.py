@@ -20,7 +20,9 @@ from simpo_cli.cli.stats_inputs import (
     named_tokens,
     open_reader,
 )
+from simpo_cli.cli.trust import TrustRemoteCode, require_model
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult
@@ -113,6 +115,7 @@ def stats(
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="CODE", help="Tell what a finding means; all lists the codes.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Describe preference pairs: counts, lengths, and what in them could ruin a run."""
     if explain is not None:
@@ -124,6 +127,7 @@ def stats(
         raise UserError("--drop is about the clean file, and none is written.", "Give --write-clean FILE as well.")
     if as_json and fmt == Format.GITHUB:
         raise UserError("--json and --format github both say what is printed.", "Give one of them.")
+    require_model(trust_remote_code, loads_one=model is not None, fix="Give --model as well, or leave it out.")
     from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
 
     also = [code.upper() for code in drop or ()]
@@ -151,10 +155,12 @@ def stats(
     if model is not None:
         from simpo_cli.data.sample import PromptSample
 
-        scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
+        with trusting(trust_remote_code):
+            scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
     audit = _audit(data or [], composed, tokens, evaluation or [], by, policy, write_clean, sample)
     if scored_by is not None and sample is not None:
-        _add_model(audit, scored_by, sample)
+        with trusting(trust_remote_code):
+            _add_model(audit, scored_by, sample)
     if output is not None:
         write_report(output, audit.document)
     if html is not None:

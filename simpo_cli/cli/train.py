@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simpo_cli.cli.trust import TrustRemoteCode
 from simpo_cli.errors import UserError
+from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.recipe import ComposedRecipe
@@ -29,6 +31,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check data, model and memory, say what would run, write nothing.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a model from a recipe."""
     from simpo_cli.recipe import compose
@@ -42,7 +45,8 @@ def train(
     composed = compose(recipe, overrides or [])
     try:
         _require_here(composed, fresh=fresh, resume=resume, dry_run=dry_run)
-        _run(composed, fresh=fresh, resume=resume, allow_changed=allow_changed or [], dry_run=dry_run)
+        with trusting(trust_remote_code):
+            _run(composed, fresh=fresh, resume=resume, allow_changed=allow_changed or [], dry_run=dry_run)
     except UserError as error:
         raise composed.located(error) from error
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -75,26 +76,37 @@ class PreparedData:
         return hashlib.sha256(json.dumps([content, parts]).encode()).hexdigest()
 
 
-def prepare_tokenizer(recipe: Recipe) -> TextTokenizer:
+def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTokenizer:
     """The tokenizer of the recipe's model, with the recipe's template.
+
+    Args:
+        recipe: names both.
+        moment: what a template that writes today's date takes for now; this moment if not given.
 
     Raises:
         UserError: its files are missing or damaged, or it knows no end of a text.
     """
     tokenizer = load_tokenizer(
-        recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template
+        recipe.model.path,
+        revision=recipe.model.revision,
+        chat_template=recipe.data.chat_template,
+        moment=moment,
     )
     require_end_token(tokenizer)
     return tokenizer
 
 
-def prepare_data(recipe: Recipe) -> PreparedData:
+def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData:
     """Read, tokenize and split the pairs of a training run.
+
+    Args:
+        recipe: the run.
+        moment: see `prepare_tokenizer`; of a run that is gone on with the moment at which it began.
 
     Raises:
         UserError: a file or record is refused, or nothing is left to train on.
     """
-    tokenizer = prepare_tokenizer(recipe)
+    tokenizer = prepare_tokenizer(recipe, moment)
     train_source = encode_source(recipe.data.train, "train", recipe.data, tokenizer)
     if recipe.data.eval is not None:
         eval_source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)

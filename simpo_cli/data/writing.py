@@ -72,6 +72,15 @@ def new_file(path: Path, mode: Literal["x", "x+", "xb"] = "x") -> IO[Any]:
     return path.open(mode) if mode == "xb" else path.open(mode, encoding="utf-8", newline="\n")
 
 
+def sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file, or which entries a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(path: Path, mode: Literal["x", "xb"] = "x", *, written_in: Path | None = None) -> Iterator[IO[Any]]:
     """A new file that takes the place of `path` when the block ends, and is gone when the block fails.

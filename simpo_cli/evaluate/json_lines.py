@@ -10,7 +10,7 @@ from simpo_cli.errors import UserError
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last line that a kill cut short is cut off, so that the next one can be added.
+    """The rows of a file; a last line that a kill cut short, or that is being written, is left out.
 
     Raises:
         UserError: another line is no row.
@@ -19,8 +19,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(file, len(whole))
     rows = []
     for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], start=1):
         try:
@@ -36,6 +34,18 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def add_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows, handed to the system before this returns."""
+    """Add rows, handed to the system before this returns; a last line that a kill cut short goes first."""
+    if file.is_file():
+        _cut_unfinished_line(file)
     with file.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _cut_unfinished_line(file: Path) -> None:
+    with file.open("r+b") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)

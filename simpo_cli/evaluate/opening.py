@@ -67,7 +67,7 @@ def open_model(
     require_known_ids(pairs, source)
     accelerator, compute = open_accelerator(recipe)
     longest_row = int(row_tokens_of_each(pairs).max())
-    why_padded = why_not_shared(source.config, longest_row)
+    why_padded = why_not_shared(source.model_class, source.config, longest_row)
     weights = weights_dtype(recipe.model, source)
     need = MemoryNeed(
         state=count_parameters(recipe.model, source).total * weights.itemsize,

@@ -193,10 +193,10 @@ def require_fitting(recipe: Recipe) -> None:
     require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
 
 
-def fitting_lengths(path: str) -> DataRecipe:
+def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:
     """The recipe's default lengths, or what the model knows where that is less, for a model without a recipe."""
     defaults = DataRecipe(train="-")
-    longest = find_model(path).max_length
+    longest = find_model(path, revision).max_length
     if longest is None or longest >= defaults.max_length:
         return defaults
     return replace(defaults, max_length=longest, max_prompt_length=longest * 7 // 8)

@@ -1,8 +1,8 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
-import re
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,18 @@ from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data.model_files import read_json
 from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model import own_code
 from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.configuration import read_configuration
 from simpo_cli.recipe.schema import ModelRecipe
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
-_NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
-_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
-_OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CARD = "README.md"  # which states the licence
+_CODE = "*.py"
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,22 @@ class ModelSource:
     Attributes:
         name: as the recipe names it.
         folder: the local folder that holds it.
-        config: its transformers configuration.
+        config: its configuration.
+        model_class: what computes it, a class of transformers or of the model's own code.
         revision: the commit that a hub id resolved to, or None.
         stored_dtype: type of the weights on disk.
         adapter_base: the model under it, when the folder holds a peft adapter.
+        code: files of the model's own code that are run, each with its sha256; of an adapter those of its base.
     """
 
     name: str
     folder: Path
     config: Any
+    model_class: type
     revision: str | None
     stored_dtype: torch.dtype
     adapter_base: "ModelSource | None" = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text_config(self) -> Any:
@@ -81,10 +85,10 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
                 "Mend base_model_name_or_path in adapter_config.json.",
             )
         base = _found(*_adapter_base(path, folder), fetch, (*above, folder.resolve()))
-        return ModelSource(path, folder, base.config, commit, base.stored_dtype, adapter_base=base)
-    config = _read_config(path, folder)
+        return replace(base, name=path, folder=folder, revision=commit, adapter_base=base)
+    read = read_configuration(path, folder)
     weights = _weight_files(path, folder)
-    return ModelSource(path, folder, config, commit, _stored_dtype(weights))
+    return ModelSource(path, folder, read.config, read.model_class, commit, _stored_dtype(weights), code=read.code)
 
 
 def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str | None]:
@@ -102,10 +106,11 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
         )
     import huggingface_hub
 
+    wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if own_code.is_trusted() else [])]
     try:
         local = Path(
             huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=[*_WEIGHT_PATTERNS, _CARD], local_files_only=not fetch
+                path, revision=revision, allow_patterns=wanted, local_files_only=not fetch
             )
         )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
@@ -136,61 +141,6 @@ def _adapter_base(path: str, folder: Path) -> tuple[str, str | None]:
     if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to adapter_model.bin, then to the hub
         raise _no_weights(path, folder, "adapter_model.safetensors")
     return base, config.get("revision")
-
-
-def _read_config(path: str, folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
-    raw = read_json(folder / "config.json")
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    _refuse_foreign_parts(path, raw)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
-        if "auto_map" in raw:
-            raise UserError(
-                f"{path} needs code of its own to run, which this version does not load.",
-                "Use a model that transformers supports itself.",
-            ) from error
-        raise UserError(
-            f"{path} is not a model that transformers {_transformers_version()} knows: {str(error).splitlines()[0]}",
-            "Check config.json (its model_type), or use a newer transformers.",
-        ) from error
-    kind = raw.get("model_type", "nameless")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{path} is a {kind} model, which is no causal language model.", _NAME_CAUSAL)
-    if getattr(config, "is_decoder", None) is False and kind not in _ALWAYS_DECODERS:
-        raise UserError(
-            f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
-        )
-    architectures = config.architectures or []
-    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
-        raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
-    return config
-
-
-def _refuse_foreign_parts(path: str, raw: Mapping[str, Any]) -> None:
-    """Refuse a configuration by which transformers would load compiled code of the hub, or a file of another name."""
-    waiting: list[Mapping[str, Any]] = [raw]
-    while waiting:
-        section = waiting.pop()
-        waiting += [value for value in section.values() if isinstance(value, dict)]
-        for key, value in section.items():
-            if key == "transformers_weights" and value is not None:
-                problem = f"names {value!r} as the file of its weights"
-            elif key.endswith("_implementation") and "/" in str(value):
-                problem = f"asks for code of the hub ({key}: {value!r})"
-            else:
-                continue
-            raise UserError(f"the config.json of {path} {problem}, which is not loaded.", f"Take {key} out of it.")
-
-
-def _transformers_version() -> str:
-    import transformers
-
-    return str(transformers.__version__)
 
 
 def _weight_files(path: str, folder: Path) -> list[Path]:
@@ -287,8 +237,10 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     """
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(source.config)  # type: ignore[no-untyped-call]
+    with torch.device("meta"), own_code.faults_of(source.name, source.code):
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            source.config, trust_remote_code=bool(source.code)
+        )
         if recipe.lora is not None:
             model = add_adapters(model, recipe.lora)
     parameters = list(model.parameters())
@@ -314,20 +266,25 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
         base = load_model(source.adapter_base, dtype)
         adapted: nn.Module = PeftModel.from_pretrained(base, source.folder)
         return adapted
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            dtype=source.stored_dtype if dtype == "stored" else dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"the weights of {source.name} do not load: {str(error).splitlines()[0]}",
-            "The folder is damaged, or its weights belong to another configuration.",
-        ) from error
+    # The class itself where it is the model's own, as transformers does it, but for custom_generate/generate.py: that
+    # would take the place of the decoding that every answer here is made by.
+    auto: Any = source.model_class if source.code else AutoModelForCausalLM
+    own = {"config": copy.deepcopy(source.config)} if source.code else {"trust_remote_code": False}
+    with own_code.faults_of(source.name, source.code):
+        try:
+            loaded: Any = auto.from_pretrained(
+                source.folder,
+                dtype=source.stored_dtype if dtype == "stored" else dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **own,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"the weights of {source.name} do not load: {str(error).splitlines()[0]}",
+                "The folder is damaged, or its weights belong to another configuration.",
+            ) from error
     model, report = loaded
     missing = sorted(report.get("missing_keys", ()))
     if missing:
@@ -335,6 +292,8 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
             f"{source.name} lacks {len(missing)} of its weights, such as {missing[0]}.",
             "They would be random numbers; fetch the model again, or mend its configuration.",
         )
+    if not source.code:
+        vars(model.config).pop("auto_map", None)  # what was not run shall not be asked for by the model that is saved
     switch_off_dropout(model)
     checked: nn.Module = model
     return checked

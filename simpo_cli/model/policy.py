@@ -100,13 +100,23 @@ class Policy(nn.Module):
 
     def forward(self, packed: PackedPairs) -> Tensor:
         """(N,) float32 log-probs of the response tokens, in the order of `packed.targets`."""
-        causal = self.causal
-        decoder = decoder_of(causal)
+        head = self.causal.get_output_embeddings()
+        return token_logprobs(self._states(packed), packed.targets, head, self._scale, self._vocab_size)
+
+    def logits(self, packed: PackedPairs, at: Tensor) -> Tensor:
+        """(K, V) float32 logits of the whole vocabulary where the response tokens `at` of `packed.targets` stand.
+
+        For looking at a model; what is trained or scored is `forward`, which never holds as much.
+        """
+        logits = self.causal.get_output_embeddings()(self._states(packed)[at])
+        return self._scale(logits.float())
+
+    def _states(self, packed: PackedPairs) -> Tensor:
+        """(N, H) hidden states, each before the token that it predicts."""
+        decoder = decoder_of(self.causal)
         if self.packing == "shared_prefix":
-            states = shared_hidden_states(decoder, packed)
-        else:
-            states = padded_hidden_states(decoder, packed)
-        return token_logprobs(states, packed.targets, causal.get_output_embeddings(), self._scale, self._vocab_size)
+            return shared_hidden_states(decoder, packed)
+        return padded_hidden_states(decoder, packed)
 
     def response_means(self, packed: PackedPairs) -> tuple[Tensor, Tensor]:
         """m(y|x) of each pair's chosen and rejected response, each (P,) float32.

@@ -164,15 +164,31 @@ def settle_packing(
             f"what is computed here is not what this model computes itself: {padded.in_words()}.",
             "Something stands between its layers and its logits that this version does not know: use another model.",
         )
+    if isinstance(padded, str):
+        _require_computable(policy, pairs)
     return SelfCheck(
         "padded", None if wanted == "padded" else why_padded, padded if isinstance(padded, Difference) else None
     )
 
 
+def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
+    """Refuse a model that padded rows cannot go through; where its own forward alone fails, it may still be trained."""
+    shortest = min((pair for batch in pairs.batches for pair in batch), key=lambda pair: pair.num_tokens)
+    try:
+        with torch.no_grad():
+            policy(pack([shortest], next(policy.parameters()).device))
+    except Exception as error:
+        raise UserError(
+            f"this model cannot be computed here: {type(error).__name__}: {error}.".splitlines()[0],
+            "Its get_decoder() has to give layers that take input_ids and use_cache and return last_hidden_state, and "
+            "get_output_embeddings() the head behind them: use another model.",
+        ) from error
+
+
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
     """On a card that has the variable-length kernel: whether it computes what it should, here and for these pairs."""
     config = policy.causal.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     device = next(policy.parameters()).device
     if not fits_varlen(torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)):

@@ -6,18 +6,20 @@ from typing import Any
 
 import simpo_cli
 from simpo_cli.report.eval_figures import bucket_figure, reliability_figure
-from simpo_cli.report.eval_remarks import difference_remarks, remarks
-from simpo_cli.report.eval_view import Row, difference_rows, eval_rows
+from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
+from simpo_cli.report.eval_view import difference_rows, eval_rows
 from simpo_cli.report.page import render
+from simpo_cli.report.table import Row
 from simpo_cli.report.verdict import gain_in_words
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One model, or two of them against one another."""
+    """One model, or two of them against one another; `failure` says of which other one it could not be told."""
 
     title: str
     verdict: str
+    failure: str
     rows: list[Row]
     remarks: list[str]
     figures: list[str]
@@ -36,7 +38,7 @@ def eval_page(result: Mapping[str, Any]) -> str:
     return render(
         "eval.html.jinja",
         sections=sections,
-        failed=result.get("failed", []),
+        failed=[failure_in_words(failure) for failure in result.get("failed", [])],
         data=evaluations[0]["data"],
         models=[one["model"] for one in evaluations],
         version=simpo_cli.__version__,
@@ -48,7 +50,15 @@ def _model(one: Mapping[str, Any], name: str) -> Section:
     if one["difference"] is not None:
         verdict = gain_in_words({"before": one["baseline"], "after": one, "difference": one["difference"]})
     figures = [reliability_figure(one, name), bucket_figure(one, name)]
-    return Section(one["model"], verdict, eval_rows(one), remarks(one), [figure for figure in figures if figure], [])
+    return Section(
+        title=one["model"],
+        verdict=verdict,
+        failure=failure_in_words(one["not_compared"]) if one["not_compared"] else "",
+        rows=eval_rows(one),
+        remarks=remarks(one),
+        figures=[figure for figure in figures if figure],
+        recipes=[],
+    )
 
 
 def _comparison(one: Mapping[str, Any]) -> Section:
@@ -56,5 +66,14 @@ def _comparison(one: Mapping[str, Any]) -> Section:
     title, difference = f"{second} less {first}", one["difference"]
     recipes = [(told["key"], *(str(value) for value in told["values"])) for told in one["recipes"] or []]
     if difference is None:
-        return Section(title, "They have no pair in common, so they cannot be compared.", [], [], [], recipes)
-    return Section(title, "", difference_rows(difference), difference_remarks(difference), [], recipes)
+        said = "They have no pair in common, so they cannot be compared."
+        return Section(title, verdict=said, failure="", rows=[], remarks=[], figures=[], recipes=recipes)
+    return Section(
+        title=title,
+        verdict="",
+        failure="",
+        rows=difference_rows(difference),
+        remarks=difference_remarks(difference),
+        figures=[],
+        recipes=recipes,
+    )

@@ -44,6 +44,12 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def failure_in_words(failure: Mapping[str, Any]) -> str:
+    """Which model could not be scored, and why."""
+    where = f"{failure['where']}: " if failure["where"] else ""
+    return f"{failure['model']}: {where}{failure['problem']}"
+
+
 def difference_remarks(difference: Mapping[str, Any]) -> list[str]:
     """How sure a difference is, and what it could not have shown."""
     counts = ", ".join(

@@ -6,9 +6,10 @@ from typing import Any
 from rich.text import Text
 
 from simpo_cli.report.console import Console, printable
-from simpo_cli.report.eval_remarks import difference_remarks, remarks
-from simpo_cli.report.eval_view import Row, difference_rows, number_row, points_row, print_rows, share_row
+from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
+from simpo_cli.report.eval_view import difference_rows, number_row, points_row, print_rows, share_row
 from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.table import Row
 from simpo_cli.report.text import thousands
 
 MOST_DETAILED = 3
@@ -23,6 +24,9 @@ def print_together(console: Console, result: Mapping[str, Any]) -> None:
     console.print()
     print_rows(console, [row for one in result["evaluations"] for row in _model_rows(one, letters[one["model"]])])
     for one in result["evaluations"]:
+        if one.get("not_compared"):
+            lead = Text(f"{letters[one['model']]}  not compared  ", "bold")
+            print_wrapped(console, lead, failure_in_words(one["not_compared"]))
         notable = [said for said in remarks(one) if said.startswith(("Only ", "Equal ", "Picking ", "A classifier "))]
         for said in notable:
             print_wrapped(console, Text(f"{letters[one['model']]}  ", "dim"), said, style="dim")
@@ -32,7 +36,7 @@ def print_together(console: Console, result: Mapping[str, Any]) -> None:
         _print_seeds(console, group, letters)
     for failure in result["failed"]:
         console.print()
-        print_wrapped(console, Text("not scored  ", "bold"), f"{failure['model']}: {failure['problem']}")
+        print_wrapped(console, Text("not scored  ", "bold"), failure_in_words(failure))
 
 
 def _letters(result: Mapping[str, Any]) -> dict[str, str]:

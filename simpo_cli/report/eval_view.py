@@ -1,28 +1,25 @@
 """The result of `simpo eval` for a person: every number with its 95 % interval and its n."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.cells import cell_len
 from rich.text import Text
 
-from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.eval_remarks import remarks
+from simpo_cli.report.cells import Cell, Measured, change_cell, number_cell, points_cell, share_cell
+from simpo_cli.report.console import Console, printable
+from simpo_cli.report.eval_remarks import failure_in_words, remarks
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import fixed, percent, percent_range, thousands
+from simpo_cli.report.table import Column, Row, print_label, print_table
+from simpo_cli.report.text import fixed, percent, thousands
 from simpo_cli.report.verdict import gain_in_words
 
-GAP = 3
 BASELINES = {"longer_wins": "the longer wins", "surface": "surface features only"}
 
-
-class Row(NamedTuple):
-    """One line of the table, as text; the last three are empty for a heading."""
-
-    label: str
-    value: str = ""
-    interval: str = ""
-    n: str = ""
+_COLUMNS = (
+    Column("value", "bold", ends_aligned=True),
+    Column("95 % interval", ends_aligned=True),
+    Column("n", "dim", ends_aligned=True),
+)
 
 
 def print_eval(console: Console, result: Mapping[str, Any]) -> None:
@@ -39,6 +36,8 @@ def print_eval(console: Console, result: Mapping[str, Any]) -> None:
         return
     print_wrapped(console, Text(), result["model"], style="bold")
     print_wrapped(console, Text("on ", "dim"), str(result["data"]))
+    if result.get("not_compared"):
+        print_wrapped(console, Text("not compared  ", "bold"), failure_in_words(result["not_compared"]))
     if result.get("difference"):
         said = gain_in_words({"before": result["baseline"], "after": result, "difference": result["difference"]})
         console.print()
@@ -52,14 +51,7 @@ def print_eval(console: Console, result: Mapping[str, Any]) -> None:
 
 def print_rows(console: Console, rows: Sequence[Row]) -> None:
     """The table in columns, or where it is too wide with two lines a number."""
-    rows = [Row(*(encodable(cell, console.encoding) for cell in row)) for row in rows]
-    heading = Row("", "value", "95 % interval", "n")
-    filled = [heading, *(row for row in rows if row.value)]  # a title may run over all columns
-    widths = [max(cell_len(row[column]) for row in filled) for column in range(len(heading))]
-    if sum(widths) + GAP * (len(widths) - 1) <= console.width:
-        _print_columns(console, [heading, *rows], widths)
-    else:
-        _print_stacked(console, rows)
+    print_table(console, _COLUMNS, rows, stack=_print_stacked)
 
 
 def eval_rows(result: Mapping[str, Any]) -> list[Row]:
@@ -73,7 +65,7 @@ def eval_rows(result: Mapping[str, Any]) -> list[Row]:
     ):
         if name in length:
             rows.append(share_row(label, length[name]))
-    rows += [Row("to beat"), Row("  a coin", percent(0.5))]
+    rows += [Row("to beat"), Row("  a coin", (percent(0.5),))]
     for name, baseline in (result.get("baselines") or {}).items():
         if baseline is not None or name != "surface":  # no training pairs are known of a model by itself
             rows.append(share_row(f"  {BASELINES.get(name, printable(name))}", baseline))
@@ -168,59 +160,42 @@ def _slices(result: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def share_row(label: str, measured: Mapping[str, Any] | None, pairs: int | None = None) -> Row:
+def share_row(label: str, measured: Measured | None, pairs: int | None = None) -> Row:
     """A share of pairs; None is too few of them."""
     if measured is None:
-        return Row(label, "too few", "", "" if pairs is None else thousands(pairs))
-    return Row(label, percent(measured["value"]), percent_range(*measured["ci"]), thousands(measured["n"]))
+        return Row(label, ("too few", "", "" if pairs is None else thousands(pairs)))
+    return _row(label, share_cell(measured), measured["n"])
 
 
-def points_row(label: str, measured: Mapping[str, Any]) -> Row:
+def points_row(label: str, measured: Measured) -> Row:
     """A difference of two shares, in percentage points."""
-    low, high = measured["ci"]
-    interval = f"{100 * low:+z.1f} to {100 * high:+z.1f}"
-    return Row(label, f"{100 * measured['value']:+z.1f}", interval, thousands(measured["n"]))
+    return _row(label, points_cell(measured), measured["n"])
 
 
-def number_row(label: str, measured: Mapping[str, Any] | float, digits: int) -> Row:
+def number_row(label: str, measured: Measured | float, digits: int) -> Row:
     """A number that is no share."""
     if not isinstance(measured, Mapping):
-        return Row(label, fixed(measured, digits))
+        return Row(label, (fixed(measured, digits),))
     if measured["value"] is None:  # JSON has no NaN
-        return Row(label, "nan", "", thousands(measured["n"]))
-    low, high = measured["ci"]
-    interval = "unknown" if low is None or high is None else f"{fixed(low, digits)} to {fixed(high, digits)}"
-    return Row(label, fixed(measured["value"], digits), interval, thousands(measured["n"]))
+        return Row(label, ("nan", "", thousands(measured["n"])))
+    return _row(label, number_cell(measured, digits), measured["n"])
 
 
-def _change_row(label: str, measured: Mapping[str, Any], digits: int) -> Row:
+def _change_row(label: str, measured: Measured, digits: int) -> Row:
     """A change, with its sign."""
-    low, high = measured["ci"]
-    interval = "unknown" if low is None else f"{low:+z.{digits}f} to {high:+z.{digits}f}"
-    return Row(label, f"{measured['value']:+z.{digits}f}", interval, thousands(measured["n"]))
+    return _row(label, change_cell(measured, digits), measured["n"])
 
 
-def _print_columns(console: Console, rows: list[Row], widths: list[int]) -> None:
-    for number, row in enumerate(rows):
-        if number and not row.value:
-            print_wrapped(console, Text(), row.label)
-            continue
-        spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        label = row.label + spaces[0]
-        value, interval, n = (space + cell for space, cell in zip(spaces[1:], row[1:], strict=True))
-        gap = " " * GAP
-        style = "dim" if number == 0 else ""
-        line = Text.assemble((label, style), gap, (value, style or "bold"), gap, (interval, style), gap, (n, "dim"))
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+def _row(label: str, cell: Cell, n: int) -> Row:
+    return Row(label, (cell.text, cell.below, thousands(n)))
 
 
 def _print_stacked(console: Console, rows: Sequence[Row]) -> None:
-    for label, value, interval, n in rows:
-        indent = " " * (len(label) - len(label.lstrip()))
-        print_wrapped(console, Text(indent), label, style="" if value else "dim")
-        if value:
+    for row in rows:
+        print_label(console, row.label, style="" if row.cells else "dim")
+        if row.cells:
+            value, *others = row.cells
+            interval, n = others or ("", "")
             remark = ", ".join(part for part in (interval, n and f"n {n}") if part)
-            console.print(
-                Text.assemble(f"{indent}  ", (value, "bold"), (remark and f" ({remark})", "dim")), soft_wrap=True
-            )
+            indent = " " * (len(row.label) - len(row.label.lstrip()) + 2)
+            console.print(Text.assemble(indent, (value, "bold"), (remark and f" ({remark})", "dim")), soft_wrap=True)

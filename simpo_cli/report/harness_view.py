@@ -1,16 +1,14 @@
 """Results of lm-evaluation-harness on the screen, with their standard errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich.cells import cell_len
 from rich.text import Text
 
-from simpo_cli.report.console import Console, encodable, printable
+from simpo_cli.report.console import Console
 from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.table import Column, Row, print_table
 from simpo_cli.report.text import fixed
-
-_GAP = 3
 
 
 def print_harness(console: Console, document: Mapping[str, Any]) -> None:
@@ -26,24 +24,15 @@ def print_harness(console: Console, document: Mapping[str, Any]) -> None:
     for letter, model in zip(letters, models, strict=True):
         print_wrapped(console, Text(f"{letter}   ", "dim"), str(model))
     console.print()
-    heading = ["", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])]
-    table = [[encodable(printable(cell), console.encoding) for cell in _cells(row)] for row in document["rows"]]
-    widths = [max(cell_len(line[column]) for line in [heading, *table]) for column in range(len(heading))]
-    if sum(widths) + _GAP * (len(widths) - 1) <= console.width:
-        for number, line in enumerate([heading, *table]):
-            _print_line(console, line, widths, "dim" if number == 0 else "")
-    else:
-        for label, *cells in table:
-            print_wrapped(console, Text(), label)
-            for name, cell in zip(heading[1:], cells, strict=True):
-                if cell:
-                    console.print(Text.assemble((f"  {name:<6}", "dim"), cell), soft_wrap=True)
+    columns = [Column(letter) for letter in letters]
+    columns += [Column(f"{letter} - {letters[0]}") for letter in letters[1:]]
+    print_table(console, columns, [_row(row) for row in document["rows"]])
     console.print()
     for remark in _remarks(document):
         print_wrapped(console, Text(), remark, style="dim")
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def _row(row: Mapping[str, Any]) -> Row:
     shots = {score["shots"] for score in row["scores"] if score is not None} - {None}
     told = [row["metric"]]
     if row["filter"] != "none":
@@ -51,11 +40,11 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     if len(shots) == 1:
         told.append(f"{shots.pop()}-shot")
     down = " (lower is better)" if row["higher_is_better"] is False else ""
-    return [
-        f"{row['task']}, {', '.join(told)}{down}",
+    cells = (
         *("-" if score is None else _with_error(score, 4, "") for score in row["scores"]),
         *("-" if gap is None else _with_error(gap, 4, "+") for gap in row["differences"]),
-    ]
+    )
+    return Row(f"{row['task']}, {', '.join(told)}{down}", cells)
 
 
 def _with_error(number: Mapping[str, Any], digits: int, sign: str) -> str:
@@ -74,11 +63,3 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
     if None in gaps:
         remarks.append("- where a model lacks the number, or was asked with another number of examples.")
     return remarks
-
-
-def _print_line(console: Console, cells: Sequence[str], widths: Sequence[int], style: str) -> None:
-    line = Text(style=style)
-    for cell, width in zip(cells, widths, strict=True):
-        line.append(cell + " " * (width - cell_len(cell) + _GAP))
-    line.rstrip()
-    console.print(line, soft_wrap=True)

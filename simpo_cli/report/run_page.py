@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
+from simpo_cli.model.own_code import FLAG
+from simpo_cli.report.answers_panel import answer_panels
 from simpo_cli.report.page import render
 from simpo_cli.report.pair_figures import change_figure, length_figure, margin_figure
 from simpo_cli.report.pair_samples import pair_samples
@@ -73,6 +75,7 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         samples=pair_samples(run),
         lengths=[length_cells(row) for row in lengths],
         length_figure=length_figure(lengths),
+        panels=answer_panels(run),
         accounts=accounts(run),
         settings=recipe_rows(run),
         commands=_commands(run),
@@ -87,12 +90,13 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
 def _commands(run: RunFiles) -> list[str]:
     """What makes the run, its scores and its page again."""
     commands = [str(run.receipt["command"])]
+    trusted = [FLAG] if run.receipt.get("model", {}).get("code") else []
     if run.recipe is not None:
         again = f"{run.recipe.name}-again"
         words = ["simpo", "train", str(run.path / "recipe.yaml"), f"name={again}", f"output_dir=runs/{again}"]
-        commands.append(shlex.join(words))
+        commands.append(shlex.join([*words, *trusted]))
     if run.state == "done":
-        commands.append(shlex.join(["simpo", "eval", str(run.path)]))
+        commands.append(shlex.join(["simpo", "eval", str(run.path), *trusted]))
     return [*commands, shlex.join(["simpo", "report", str(run.path)])]
 
 

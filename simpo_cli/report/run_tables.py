@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simpo_cli.report.cells import Cell, Measured, change_cell, number_cell, share_cell
 from simpo_cli.report.run_files import RunFiles
-from simpo_cli.report.text import fixed, percent, percent_range, thousands
+from simpo_cli.report.text import fixed, percent, thousands
 from simpo_cli.statistics import MIN_STRATUM_PAIRS, mean, proportion
-
-Measured = Mapping[str, Any]  # {"value", "ci": [low, high], "n"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A number and, smaller, the interval or remark that belongs to it."""
-
-    text: str
-    below: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +50,10 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
         return []
     before, after = outcome["before"], outcome["after"]
     rows = [
-        _row("accuracy", before["accuracy"], after["accuracy"], _share),
-        _row("length-balanced", before["length"]["balanced"], after["length"]["balanced"], _share),
+        _row("accuracy", before["accuracy"], after["accuracy"], share_cell),
+        _row("length-balanced", before["length"]["balanced"], after["length"]["balanced"], share_cell),
         _row("mean margin", before["margin"], after["margin"], _two),
-        _row("margin past gamma", before["target_reached"], after["target_reached"], _share),
+        _row("margin past gamma", before["target_reached"], after["target_reached"], share_cell),
         _row("loss", before["loss"], after["loss"], _three),
         _row("chosen log-prob", before["logps/chosen"], after["logps/chosen"], _three),
         _row("rejected log-prob", before["logps/rejected"], after["logps/rejected"], _three),
@@ -81,7 +72,7 @@ def baseline_rows(outcome: Mapping[str, Any]) -> list[tuple[str, Cell]]:
     rows = [("a coin", Cell(percent(0.5)))]
     for key, label in (("longer_wins", "picking the longer response"), ("surface", "a classifier of surface features")):
         if known.get(key) is not None:
-            rows.append((label, _share(known[key])))
+            rows.append((label, share_cell(known[key])))
     return rows
 
 
@@ -103,7 +94,7 @@ def length_cells(row: LengthRow) -> tuple[Cell, Cell, Cell]:
     """The row as it is shown: its label with n, before, after."""
     if row.before is None or row.after is None:
         return Cell(row.label, f"under {MIN_STRATUM_PAIRS} pairs"), Cell("too few"), Cell("too few")
-    return Cell(row.label, f"n = {thousands(row.after['n'])}"), _share(row.before), _share(row.after)
+    return Cell(row.label, f"n = {thousands(row.after['n'])}"), share_cell(row.before), share_cell(row.after)
 
 
 def drift_rows(run: RunFiles) -> list[tuple[str, Cell]]:
@@ -115,8 +106,8 @@ def drift_rows(run: RunFiles) -> list[tuple[str, Cell]]:
     for side in ("chosen", "rejected"):
         change = pair_column(run, f"{side}_after") - pair_column(run, f"{side}_before")
         rows += [
-            (f"{side}, nats a token", _signed(mean(change, prompts).as_json())),
-            (f"pairs whose {side} fell", _share(proportion((change < 0).astype(float), prompts).as_json())),
+            (f"{side}, nats a token", change_cell(mean(change, prompts).as_json(), 3)),
+            (f"pairs whose {side} fell", share_cell(proportion((change < 0).astype(float), prompts).as_json())),
         ]
     return rows
 
@@ -175,30 +166,13 @@ def _row(label: str, before: Measured | None, after: Measured | None, show: Any)
     return TableRow(label, *(Cell("too few pairs") if one is None else show(one) for one in (before, after)))
 
 
-def _share(measured: Measured) -> Cell:
-    low, high = measured["ci"]
-    return Cell(percent(measured["value"]), "" if low is None else percent_range(low, high))
-
-
 def _two(measured: Measured) -> Cell:
-    return _number(measured, 2)
+    return number_cell(measured, 2)
 
 
 def _three(measured: Measured) -> Cell:
-    return _number(measured, 3)
+    return number_cell(measured, 3)
 
 
 def _correlation(rho: Measured | float) -> Cell:
     return _two(rho) if isinstance(rho, Mapping) else Cell(fixed(rho, 2))  # runs of earlier versions hold no interval
-
-
-def _signed(measured: Measured) -> Cell:
-    low, high = measured["ci"]
-    return Cell(f"{measured['value']:+z.3f}", "" if low is None else f"{low:+z.3f} to {high:+z.3f}")
-
-
-def _number(measured: Measured, digits: int) -> Cell:
-    low, high = measured["ci"]
-    return Cell(
-        fixed(measured["value"], digits), "" if low is None else f"{fixed(low, digits)} to {fixed(high, digits)}"
-    )

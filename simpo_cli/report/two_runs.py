@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from simpo_cli.errors import UserError
+from simpo_cli.report.cells import Measured
 from simpo_cli.report.curves import Floats
 from simpo_cli.report.run_files import Row, RunFiles
-from simpo_cli.report.run_tables import Measured, shown_value
+from simpo_cli.report.run_tables import shown_value
 from simpo_cli.report.text import thousands
 from simpo_cli.report.verdict import LEVEL, NOTHING, TESTS
 from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion

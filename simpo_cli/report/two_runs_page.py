@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
+from simpo_cli.report.cells import Cell, change_cell, number_cell, points_cell, share_cell
 from simpo_cli.report.page import render
 from simpo_cli.report.report_file import require_replaceable_page, write_page
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_page import unbroken
-from simpo_cli.report.run_tables import Cell, Measured, TableRow
-from simpo_cli.report.text import percent, percent_range
+from simpo_cli.report.run_tables import TableRow
 from simpo_cli.report.two_runs import (
     TwoRuns,
     caveats,
@@ -19,7 +19,6 @@ from simpo_cli.report.two_runs import (
     is_told,
     other_differences,
     recipe_differences,
-    signed_points,
 )
 from simpo_cli.report.two_runs_figures import curve_figures, gained_figure
 from simpo_cli.report.verdict import verdict
@@ -90,11 +89,11 @@ def _rows(runs: TwoRuns) -> list[TableRow]:
     """What each run is worth on the shared pairs; empty without any."""
     if runs.shared is None:
         return []
-    rows = [TableRow("accuracy", *map(_share, runs.accuracies))]
+    rows = [TableRow("accuracy", *map(share_cell, runs.accuracies))]
     if (balanced := runs.balanced_accuracies) is not None:
-        rows.append(TableRow("length-balanced", *map(_share, balanced)))
+        rows.append(TableRow("length-balanced", *map(share_cell, balanced)))
     if (margins := runs.margins) is not None:
-        rows.append(TableRow("margin, nats a token", *(_number(margin, "z.3f") for margin in margins)))
+        rows.append(TableRow("margin, nats a token", *(number_cell(margin, 3) for margin in margins)))
     return rows
 
 
@@ -102,11 +101,11 @@ def _changes(runs: TwoRuns) -> list[tuple[str, Cell]]:
     """The same, B less A."""
     if runs.shared is None:
         return []
-    rows = [("accuracy, points", _points(runs.comparison.difference.as_json()))]
+    rows = [("accuracy, points", points_cell(runs.comparison.difference.as_json()))]
     if runs.balanced is not None:
-        rows.append(("length-balanced, points", _points(runs.balanced)))
+        rows.append(("length-balanced, points", points_cell(runs.balanced)))
     if runs.gain is not None:
-        rows.append(("margin, nats a token", _number(runs.gain, "+z.3f")))
+        rows.append(("margin, nats a token", change_cell(runs.gain, 3)))
     return rows
 
 
@@ -116,17 +115,3 @@ def _counts(runs: TwoRuns) -> list[tuple[str, int]]:
         return []
     told = runs.comparison
     return [("only A is right", told.losses), ("only B is right", told.wins), ("both or neither", told.ties)]
-
-
-def _share(measured: Measured) -> Cell:
-    low, high = measured["ci"]
-    return Cell(percent(measured["value"]), "" if low is None else percent_range(low, high))
-
-
-def _points(measured: Measured) -> Cell:
-    return Cell(f"{100 * measured['value']:+z.1f}", signed_points(measured))
-
-
-def _number(measured: Measured, form: str) -> Cell:
-    low, high = measured["ci"]
-    return Cell(f"{measured['value']:{form}}", "" if low is None else f"{low:{form}} to {high:{form}}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 
@@ -71,7 +71,7 @@ def variance_of_mean(deviations: Floats, weights: Floats, codes: Codes, num_prom
 @functools.cache
 def student(num_prompts: int) -> float:
     """Quantile of Student's t for a two-sided interval over so many prompts, at least two."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_prompts - 1))
+    return float(stdtrit(num_prompts - 1, 0.5 + CONFIDENCE / 2))
 
 
 def as_shares(correct: ArrayLike) -> Floats:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import bdtr, ndtri
 
 from simpo_cli.statistics.measured import (
     Codes,
@@ -57,10 +57,10 @@ def compare_accuracy(
     test: Literal["mcnemar-exact", "sign-flip-by-prompt"]
     if num_prompts == len(gains):
         test = "mcnemar-exact"
-        p_value = float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        p_value = _coin_p_value(wins, losses)
     else:
         test = "sign-flip-by-prompt"
-        p_value = _sign_flip_p_value(sums_by_prompt(gains, codes, num_prompts))
+        p_value = sign_flip_p_value(sums_by_prompt(gains, codes, num_prompts))
     return Comparison(
         difference=_paired_difference(gains, codes, num_prompts),
         p_value=p_value,
@@ -115,7 +115,7 @@ def smallest_effect(
     if num_prompts == 1:
         return None
     _, error = _padded(gains, codes, num_prompts)
-    return min(1.0, (student(num_prompts) + float(stats.norm.ppf(POWER))) * error)
+    return min(1.0, (student(num_prompts) + float(ndtri(POWER))) * error)
 
 
 def added_variance(centre: float, padded_n: int) -> float:
@@ -123,7 +123,12 @@ def added_variance(centre: float, padded_n: int) -> float:
     return 0.5 * ((1 - centre) ** 2 + (1 + centre) ** 2 + 2 * centre**2) / padded_n**2
 
 
-def _sign_flip_p_value(gains: Floats) -> float:
+def _coin_p_value(wins: int, losses: int) -> float:
+    """Two-sided share of all tosses of a fair coin that are at least as uneven as the one seen."""
+    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+
+
+def sign_flip_p_value(gains: Floats) -> float:
     """Two-sided share of all sign flips of `gains` (prompts,) whose sum is at least as far from 0 as the one seen.
 
     Gains come in steps of one half, so the sums of all 2^prompts flips lie on a grid of whole numbers, and their

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtri
 
 from simpo_cli.statistics.measured import (
     CONFIDENCE,
@@ -35,7 +35,7 @@ def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> 
     codes, num_prompts = prompt_codes(groups, len(right))
     value = float(right.mean())
     if num_prompts == len(right):
-        low, high = wilson(value, len(right), float(stats.norm.ppf(0.5 + CONFIDENCE / 2)))
+        low, high = wilson(value, len(right), float(ndtri(0.5 + CONFIDENCE / 2)))
         return Measured(value, low, high, len(right))
     if num_prompts == 1:  # however many pairs: one prompt says nothing about the next
         return Measured(value, 0.0, 1.0, len(right))

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from simpo_cli.statistics.measured import Floats, Measured, prompt_codes, student, sums_by_prompt
 from simpo_cli.statistics.proportions import proportion
@@ -68,7 +67,8 @@ def median(values: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measu
 
 def _grades(values: Floats) -> Floats:
     """(n,) share of values below each, equal ones at one half, less one half: mid-ranks around 0."""
-    grades: Floats = (stats.rankdata(values) - 0.5) / len(values) - 0.5
+    _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
+    grades: Floats = (np.cumsum(counts) - counts / 2)[codes] / len(values) - 0.5
     return grades
 
 

@@ -7,9 +7,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtr
 
 from simpo_cli.statistics.measured import Codes, Floats, prompt_codes
+from simpo_cli.statistics.paired import sign_flip_p_value
+
+_MOST_EXACT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,10 @@ class RankTest:
 def signed_rank_test(changes: ArrayLike, groups: Iterable[Hashable] | None = None) -> RankTest:
     """Test that changes are as likely up as down, big ones like small ones.
 
-    If every prompt occurs once: Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945), exact up to 50 changes
-    without ties, changes of 0 left out. Else the test of Datta and Satten ("A signed-rank test for clustered data",
-    Biometrics 64, 2008), in which every prompt has one vote however many pairs it has; it goes by the normal
-    distribution, so under 30 prompts it is rough.
+    If every prompt occurs once: Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945), changes of 0 left out, exact
+    up to 50 changes and by the normal distribution above. Else the test of Datta and Satten ("A signed-rank test for
+    clustered data", Biometrics 64, 2008), in which every prompt has one vote however many pairs it has; it goes by the
+    normal distribution, so under 30 prompts it is rough.
 
     Args:
         changes: (n,) of each pair.
@@ -37,8 +40,18 @@ def signed_rank_test(changes: ArrayLike, groups: Iterable[Hashable] | None = Non
     if not numbers.any():
         return RankTest(1.0, "wilcoxon" if num_prompts == len(numbers) else "datta-satten")
     if num_prompts == len(numbers):
-        return RankTest(float(stats.wilcoxon(numbers).pvalue), "wilcoxon")
+        return RankTest(_wilcoxon(numbers[numbers != 0]), "wilcoxon")
     return RankTest(_datta_satten(numbers, codes, num_prompts), "datta-satten")
+
+
+def _wilcoxon(numbers: Floats) -> float:
+    """Two-sided p-value: the sign-flip test on the ranks of the absolute changes, equal ones sharing theirs."""
+    _, codes, counts = np.unique(np.abs(numbers), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
+    signed = np.sign(numbers) * ranks
+    if len(signed) <= _MOST_EXACT:
+        return sign_flip_p_value(signed)
+    return float(2 * ndtr(-abs(float(signed.sum())) / math.sqrt(float(ranks @ ranks))))
 
 
 def _datta_satten(numbers: Floats, codes: Codes, num_prompts: int) -> float:
@@ -59,7 +72,7 @@ def _datta_satten(numbers: Floats, codes: Codes, num_prompts: int) -> float:
     variance = float(spread @ spread)
     if variance == 0:
         return 1.0
-    return float(2 * stats.norm.sf(abs(float(votes.sum())) / math.sqrt(variance)))
+    return float(2 * ndtr(-abs(float(votes.sum())) / math.sqrt(variance)))
 
 
 def _share_below(values: Floats, weights: Floats) -> Floats:
@@ -75,7 +88,7 @@ def _share_below(values: Floats, weights: Floats) -> Floats:
 def _within(values: Floats, codes: Codes, sizes: Codes) -> Floats:
     """(n,) share of the values of the same prompt that lie below each, equal ones at one half."""
     # ranks of all values, shifted by prompt so far that prompts do not mix
-    ranks = stats.rankdata(values, method="dense") + codes * (len(values) + 1.0)
+    ranks = np.unique(values, return_inverse=True)[1] + codes * (len(values) + 1.0)
     before = np.cumsum(sizes) - sizes
     share: Floats = (_share_below(ranks, np.ones(len(values))) - before[codes]) / sizes[codes]
     return share

@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from simpo_cli.data.model_files import read_json
 from simpo_cli.data.tokenizer import TOKENIZER_FILES
+from simpo_cli.data.writing import sync
 from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, load_model
+from simpo_cli.model.own_code import with_imports
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted
-from simpo_cli.train.checkpoint import sync
 from simpo_cli.train.not_finite import require_finite_tensors
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
@@ -166,8 +168,17 @@ def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None)
     origin = source
     while not (origin.folder / "tokenizer.json").is_file() and origin.adapter_base is not None:
         origin = origin.adapter_base
-    for name in TOKENIZER_FILES:
-        if name not in _NOT_THE_TOKENIZER and (origin.folder / name).is_file():
-            shutil.copyfile(origin.folder / name, folder / name)
+    names = [name for name in TOKENIZER_FILES if name not in _NOT_THE_TOKENIZER]
+    for file in [*(origin.folder / name for name in names), *_code_of_tokenizer(origin.folder)]:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
     if chat_template not in (None, "none"):
         shutil.copyfile(chat_template, folder / "chat_template.jinja")
+
+
+def _code_of_tokenizer(folder: Path) -> list[Path]:
+    """Python files that tokenizer_config.json names for other programs; here they are copied and never run."""
+    named = read_json(folder / "tokenizer_config.json").get("auto_map")
+    classes = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    modules = [str(one).rpartition(".")[0] for one in (classes if isinstance(classes, list) else [classes]) if one]
+    return [file for module in modules if module.isidentifier() for file in with_imports(folder / f"{module}.py")]

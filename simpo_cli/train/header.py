@@ -1,5 +1,7 @@
 """The first screen of a run: what is trained, on what, toward what."""
 
+from collections.abc import Mapping
+
 import torch
 
 import simpo_cli
@@ -34,6 +36,7 @@ def header(setting: Setting) -> RunHeader:
             "model",
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[setting.weights]}",
         ),
+        *_own_code(setting.source.code),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         ("", describe_losses(data.train_source)),
         ("tokens", describe_origin(data)),
@@ -68,6 +71,11 @@ def header(setting: Setting) -> RunHeader:
     network = "no network used" if setting.source.revision is None else f"model revision {setting.source.revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(lines))
+
+
+def _own_code(code: Mapping[str, str]) -> list[tuple[str, str]]:
+    """That code of the model was run, and which: run.json holds the hashes."""
+    return [("", f"code of the model was run, as --trust-remote-code asks: {', '.join(code)}")] if code else []
 
 
 def _example(data: PreparedData) -> list[tuple[str, str]]:

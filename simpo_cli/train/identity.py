@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from simpo_cli.errors import UserError
@@ -67,9 +68,10 @@ class Identity:
     Attributes:
         recipe: every value by its dotted key.
         data: of `train` and `eval`, the sha256 (or hub commit) of each file by name.
-        model: revision and sha256 of the weight files.
+        model: revision, sha256 of the weight files, and of the model's own code where that is run.
         tokenizer, template: sha256.
-        plan: training pairs, held-out pairs, and a digest of their tokens.
+        plan: training pairs, held-out pairs, and a digest of their tokens; where the template writes the date also the
+            moment that it takes for now.
         machine: what equal bits depend on: versions, device, threads, instruction set, precision, packing, budget.
     """
 
@@ -90,6 +92,12 @@ class Identity:
         """For the manifest: sha256 of recipe, data, model and plan."""
         return {f"{name}_sha256": _digest(getattr(self, name)) for name in ("recipe", "data", "model", "plan")}
 
+    @property
+    def rendered_at(self) -> datetime | None:
+        """What the chat template took for now; None where it writes no date, and in checkpoints that do not say."""
+        written = self.plan.get("rendered_at")
+        return None if written is None else datetime.fromisoformat(written)
+
     def changes_since(self, before: "Identity") -> list[Change]:
         """What has changed, identity first."""
         changes = _recipe_changes(before.recipe, self.recipe)
@@ -99,8 +107,10 @@ class Identity:
         ):
             if _contents(then) != _contents(now):
                 changes.append(Change(key, "identity", f"the pairs of {key} are others ({_files(then, now)})"))
-        if before.model != self.model:
+        if _weights(before.model) != _weights(self.model):
             changes.append(Change("model.path", "identity", "the weights of model.path are others"))
+        if sentence := _code_change(before.model.get("code", {}), self.model.get("code", {})):
+            changes.append(Change("model.path", "identity", sentence))
         if before.tokenizer != self.tokenizer:
             changes.append(Change("tokenizer", "identity", "the model's tokenizer.json is another"))
         if before.template != self.template:
@@ -165,13 +175,26 @@ def _plan_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
             f"{then_held_out:,}"
         )
     elif "tokens" in before and before["tokens"] != now["tokens"]:  # checkpoints of before 0.2 do not say them
-        came_of_them = (
-            "the same files give other tokens, as they do when the chat template writes the date, or the tokenizer's "
-            "library is another"
-        )
+        came_of_them = "the same files give other tokens, as they do when the library of the tokenizer is another"
     else:
         return []
     return [Change("data.train", "identity", came_of_them)]
+
+
+def _weights(model: Mapping[str, Any]) -> tuple[Any, Any]:
+    return model["revision"], model["files"]
+
+
+def _code_change(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What has become of the code that the model brings with it; empty where it is as it was."""
+    if before == now:
+        return ""
+    if not now:
+        return f"the model's own code ({', '.join(before)}) was run before and is not now (--trust-remote-code)"
+    if not before:
+        return f"the model's own code ({', '.join(now)}) is run now and was not before (--trust-remote-code)"
+    named = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return f"the model's own code is another ({', '.join(named)})"
 
 
 def _margin(values: Mapping[str, Any]) -> float:

@@ -2,7 +2,8 @@
 
 A merge can go wrong without a word: in a narrow type most of the update may be rounded away, and an adapter on a head
 that shares its weights with the embedding would change both. So the folder that was written is loaded again as others
-load it, and scores real pairs of the run beside the adapters themselves; the merge is kept only if it says the same.
+load it, and its logits, of the whole vocabulary where responses of the run's own pairs stand, are held beside those of
+the adapters themselves; the merge is kept only if they say the same.
 """
 
 import json
@@ -28,7 +29,9 @@ from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
 from simpo_cli.train.model_card import CARD, Trained, model_card
 
 _COMPARED_PAIRS = 8
-_MOST_DIFFERENCE = 1e-3  # nats, for any token, of the merge itself in float32
+_MOST_LOGITS = 2**25  # held for each of three models at once: 128 MB as float32
+_FEWEST_POSITIONS = 64
+_MOST_DIFFERENCE = 1e-3  # nats, of any logit, by the merge itself in float32
 _MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
 
 
@@ -39,15 +42,15 @@ class Merged:
     Attributes:
         folder: where it is.
         dtype: type of its weights.
-        num_tokens: response tokens that were compared.
-        largest_difference: of their log-probs, merged in float32 against the adapters, in nats.
-        change: root mean square of what training changed in their log-probs, in nats.
+        num_positions: where logits of the whole vocabulary were compared.
+        largest_difference: of any logit, merged in float32 against the adapters, in nats.
+        change: root mean square of what training changed in the logits, in nats.
         lost: the same of saved against adapters: what the narrower type cost.
     """
 
     folder: Path
     dtype: str
-    num_tokens: int
+    num_positions: int
     largest_difference: float
     change: float
     lost: float
@@ -73,13 +76,13 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
 
     adapted: Any = load_model(source, torch.float32)
     with adapted.disable_adapter():
-        before = _token_logps(adapted, pairs)
-    wanted = _token_logps(adapted, pairs)
+        before = _logits(adapted, pairs)
+    wanted = _logits(adapted, pairs)
     merged = adapted.merge_and_unload(safe_merge=True)
-    difference = float((_token_logps(merged, pairs) - wanted).abs().max())
+    difference = float((_logits(merged, pairs) - wanted).abs().max())
     if difference > _MOST_DIFFERENCE:
         raise _differs(
-            f"a token's log-prob differs by {difference:.2g} nats in float32",
+            f"a logit differs by {difference:.2g} nats in float32",
             "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
         )
     dtype = export_dtype(recipe, base) if dtype is None else dtype
@@ -87,18 +90,18 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
         merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
         del adapted, merged
         copy_tokenizer(source, temporary, recipe.data.chat_template)
-        saved = _token_logps(load_model(find_model(str(temporary)), torch.float32), pairs)
+        saved = _logits(load_model(find_model(str(temporary)), torch.float32), pairs)
         change, lost = _root_mean_square(wanted - before), _root_mean_square(saved - wanted)
         if lost > max(_MOST_LOST * change, _MOST_DIFFERENCE):
             raise _differs(
-                f"saved in {DTYPE_NAMES[dtype]} its log-probs are {lost:.2g} nats from the adapters', which changed "
-                f"them by {change:.2g} (root mean squares of {len(wanted):,} tokens)",
+                f"saved in {DTYPE_NAMES[dtype]} its logits are {lost:.2g} nats from the adapters', which changed them "
+                f"by {change:.2g} (root mean squares over the vocabulary at {len(wanted):,} positions)",
                 "Keep more digits: --dtype fp32.",
             )
         checked = (
-            f"Before it was kept, this folder was loaded again and scored {len(wanted):,} response tokens of real "
-            f"pairs: its log-probs are {lost:.2g} nats from those of the adapters, which changed them by {change:.2g} "
-            "(root mean squares). The numbers below were measured with the adapters."
+            f"Before it was kept, this folder was loaded again and its logits compared at {len(wanted):,} positions of "
+            f"real responses: over the whole vocabulary they are {lost:.2g} nats from those of the adapters, which "
+            f"changed them by {change:.2g} (root mean squares). The numbers below were measured with the adapters."
         )
         steps = make_plan(recipe, len(data.train)).num_steps
         trained = Trained(recipe, base, data, steps, DTYPE_NAMES[dtype], checked)
@@ -113,11 +116,22 @@ def _whole(source: ModelSource) -> ModelSource:
     return source
 
 
-def _token_logps(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
-    """(N,) log-probs of the pairs' response tokens, in nats, by the model's own forward."""
+def _logits(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+    """(K, V) logits at positions spread evenly over the pairs' responses, in nats, by the model's own layers.
+
+    All positions where they are few, and of a large vocabulary as many as `_MOST_LOGITS` allows.
+    """
     policy = Policy(model).eval()
+    lengths = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+    most = max(_FEWEST_POSITIONS, _MOST_LOGITS // int(policy.causal.config.get_text_config().vocab_size))
+    chosen = torch.linspace(0, sum(lengths) - 1, min(most, sum(lengths))).round().long()
+    found, start = [], 0
     with torch.no_grad():
-        return torch.cat([policy(pack([pair], torch.device("cpu"))) for pair in pairs])
+        for pair, length in zip(pairs, lengths, strict=True):
+            at = chosen[(chosen >= start) & (chosen < start + length)] - start
+            found.append(policy.logits(pack([pair], torch.device("cpu")), at))
+            start += length
+    return torch.cat(found)
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -125,6 +125,7 @@ def _metadata(trained: Trained) -> str:
     from huggingface_hub import ModelCardData
 
     tags = ["simpo", "preference-alignment", "preference-optimization"]
+    tags += ["custom_code"] if trained.start.code else []  # the hub's word for it
     return ModelCardData(
         base_model=trained.hub_model,
         base_model_relation=None if trained.hub_model is None else "adapter" if trained.is_adapter else "finetune",
@@ -211,17 +212,23 @@ def _loading(trained: Trained) -> str:
         ]
     else:
         asked = ['inputs = tokenizer("What is preference alignment?", return_tensors="pt")']
+    trust = ", trust_remote_code=True" if trained.start.code else ""
     code = [
         *imports,
         "",
         'path = "."  # this folder, or its name on the hub',
-        "tokenizer = AutoTokenizer.from_pretrained(path)",
-        f"model = {name}.from_pretrained(path)",
+        f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",
+        f"model = {name}.from_pretrained(path{trust})",
         *asked,
         "answer = model.generate(**inputs, max_new_tokens=200)",
         'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
-    return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
+    text = "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
+    if not trained.start.code:
+        return text
+    where = "that comes with the model under it" if trained.is_adapter else "in this folder"
+    files = ", ".join(f"`{file}`" for file in trained.start.code)
+    return f"{text}\n\nThis runs Python code {where} ({files}): read it before you load the model."
 
 
 def _training(trained: Trained) -> str:

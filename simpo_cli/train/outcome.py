@@ -7,6 +7,7 @@ from simpo_cli.evaluate.comparison import compare_scores
 from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
 from simpo_cli.evaluate.samples import write_samples
 from simpo_cli.evaluate.summary import EvalSummary, summarise
+from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
 from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
@@ -90,7 +91,10 @@ def conclude(
         answers=answers,
         table=tuple(table),
         next_commands=(
-            (f"simpo eval {run_dir}", "scores the saved model again, with --json for scripts"),
+            (
+                f"simpo eval {run_dir}{f' {FLAG}' if setting.source.code else ''}",
+                "scores the saved model again, with --json for scripts",
+            ),
             _next_step(setting),
         ),
     )

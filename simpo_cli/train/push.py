@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.hub import is_offline
+from simpo_cli.data.model_files import read_json
 from simpo_cli.errors import ExitCode, UserError
 
 _SENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
+_CODE = ".py"
+_NAMES_CODE = ("config.json", "tokenizer_config.json")
 
 
 def require_repo_id(repo_id: str) -> None:
@@ -77,11 +80,13 @@ def command_to_push(folder: Path, repo_id: str, *, public: bool) -> str:
 
 def _contents(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the files that are sent, and of what is not: folders, links, hidden files and those of other kinds."""
+    has_code = any("auto_map" in read_json(folder / name) for name in _NAMES_CODE)
+    kinds = (*_SENT, _CODE) if has_code else _SENT
     sent: list[str] = []
     left_out: list[str] = []
     for entry in sorted(folder.iterdir()):
         is_plain = entry.is_file() and not entry.is_symlink() and not entry.name.startswith(".")
-        (sent if is_plain and entry.suffix in _SENT else left_out).append(entry.name)
+        (sent if is_plain and entry.suffix in kinds else left_out).append(entry.name)
     return sent, left_out
 
 

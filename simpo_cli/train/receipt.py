@@ -22,7 +22,7 @@ from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RUN, RunFolder
-from simpo_cli.train.seal import sealed
+from simpo_cli.train.seal import REOPENED, SEAL, sealed
 from simpo_cli.train.setting import Setting
 
 _PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
@@ -71,6 +71,23 @@ class RunReceipt:
         self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
 
 
+def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRecipe) -> None:
+    """Say in run.json that the run is gone on with, before anything changes that it vouches for.
+
+    A process that is killed before it writes run.json anew leaves the recipe of before or that of now, and logs behind
+    the end that run.json tells of: both are as they should be. What the run was worth until then stays told.
+
+    Args:
+        folder: the run's folder.
+        document: run.json as it is; empty where there is none.
+        composed: the recipe of now.
+    """
+    if document:
+        kept = {name: value for name, value in document.items() if name != SEAL}
+        reopened = [*document.get(REOPENED, []), _recipe_sha256(composed)]
+        folder.write_json(RUN, sealed(redacted_values({**kept, REOPENED: reopened})))
+
+
 def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json says from the start on.
 
@@ -84,7 +101,7 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
         "started": earlier.get("started", now()),
         "command": earlier.get("command", command_line()),
         "versions": _versions(),
-        "recipe_sha256": hashlib.sha256(composed.as_yaml().encode()).hexdigest(),
+        "recipe_sha256": _recipe_sha256(composed),
         "recipe_origins": {  # where each value was set; what is not here is a default
             key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
         },
@@ -93,12 +110,14 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
             "name": source.name,
             "revision": source.revision,
             "files": _model_files(source),
+            "code": dict(source.code),
             "parameters": setting.parameters.total,
             "trainable_parameters": setting.parameters.trainable,
             "weights_dtype": DTYPE_NAMES[setting.weights],
         },
         "tokenizer_sha256": data.tokenizer.sha256,
         "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
+        "template_dates": data.tokenizer.dates,
         "plan": {
             "steps": plan.num_steps,
             "pairs_per_step": plan.pairs_per_step,
@@ -123,7 +142,16 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
         content: of `receipt`.
     """
     recipe, data = setting.recipe, setting.data
-    model = content["model"]
+    model = {name: content["model"][name] for name in ("revision", "files", "code")}
+    if not model["code"]:
+        del model["code"]  # as in checkpoints of before there was any
+    plan: dict[str, Any] = {
+        "train_pairs": len(data.train),
+        "held_out_pairs": len(data.held_out),
+        "tokens": data.identity,
+    }
+    if data.tokenizer.dates:
+        plan["rendered_at"] = data.tokenizer.moment.isoformat()
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
@@ -131,10 +159,10 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             "train": _files(data.train_source),
             "eval": None if data.eval_source is None else _files(data.eval_source),
         },
-        model={"revision": model["revision"], "files": model["files"]},
+        model=model,
         tokenizer=content["tokenizer_sha256"],
         template=content["template_sha256"],
-        plan={"train_pairs": len(data.train), "held_out_pairs": len(data.held_out), "tokens": data.identity},
+        plan=plan,
         machine={
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
@@ -167,6 +195,11 @@ def device_name(device: torch.device) -> str:
 def now() -> str:
     """This moment, in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _recipe_sha256(composed: ComposedRecipe) -> str:
+    """Of the bytes of recipe.yaml."""
+    return hashlib.sha256(composed.as_yaml().encode()).hexdigest()
 
 
 def _versions() -> dict[str, str | None]:

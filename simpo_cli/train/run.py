@@ -18,7 +18,7 @@ from simpo_cli.train.identity import Change, require_same_run
 from simpo_cli.train.loop import Training, run_steps
 from simpo_cli.train.not_finite import NotFiniteError
 from simpo_cli.train.out_of_memory import NoMemoryError, memory_for
-from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt
+from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt, reopen
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.resume import Past, take_up
 from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, RECIPE, REJECTED, RunFolder, require_usable
@@ -68,7 +68,7 @@ def train(
                 checkpoint.reap(run_dir / CHECKPOINTS)
             past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
-                setting = settle(composed.recipe, past.latest.identity.machine if past.latest else None)
+                setting = settle(composed.recipe, past.latest.identity if past.latest else None)
                 content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))
@@ -83,6 +83,7 @@ def train(
                 return None
             if folder is None:
                 folder = RunFolder.create(run_dir, fresh=fresh)
+            reopen(folder, past.document, composed)
             folder.write_text(RECIPE, composed.as_yaml())
             recorder = Recorder(folder, composed.recipe.tracking.log_every, observer)
             announce(composed, setting, recorder, first_step)

@@ -18,10 +18,9 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.data.writing import disk_faults, replacing, sync
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.redaction import redacted_values
-from simpo_cli.train.checkpoint import sync
 
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"

@@ -7,20 +7,22 @@ from typing import Any
 
 from simpo_cli.train.run_folder import document_text
 
-_SEAL = "sha256"
+SEAL = "sha256"
+REOPENED = "reopened"
+"""Hashes of the recipes with which the run was to be gone on with since this run.json told of it."""
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """A document with the hash of its content as its last entry."""
-    return {**content, _SEAL: hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    return {**content, SEAL: hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
 def is_as_sealed(data: bytes) -> bool:
     """Whether a file is, byte for byte, a sealed document as a run writes it."""
     try:
         content = json.loads(data)
-        seal = content.pop(_SEAL)
+        seal = content.pop(SEAL)
         # what reads back as it was and is spelt as we spell it has not lost a bit anywhere
-        return bool(sealed(content)[_SEAL] == seal and document_text(sealed(content)).encode() == data)
+        return bool(sealed(content)[SEAL] == seal and document_text(sealed(content)).encode() == data)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return False

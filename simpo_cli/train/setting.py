@@ -1,9 +1,7 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +28,7 @@ from simpo_cli.model.memory import (
 )
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.export import export_dtype
+from simpo_cli.train.identity import Identity
 from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
 from simpo_cli.train.trackers import require_trackers
@@ -54,13 +53,14 @@ class Setting:
     notes: tuple[str, ...]  # what a person should read once, and what stops nothing
 
 
-def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
+def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     """Decide and check everything that does not need the weights.
 
     Args:
         recipe: the run.
-        before: of a run that is gone on with, what its machine was (see `identity`): packing and micro-batches stay
-            those, where the recipe leaves them open and the memory allows it, because equal bits depend on them.
+        before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
+            so do packing and micro-batches, where the recipe leaves them open and the memory allows it: equal bits
+            depend on all three.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -75,7 +75,11 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
             "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
         )
     parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe)
+    machine = before.machine if before else None
+    data = prepare_data(recipe, before.rendered_at if before else None)
+    if data.tokenizer.dates:
+        written = ", ".join(data.tokenizer.dates)
+        notes.append(f"the chat template writes the date, which stays that of the run's beginning: {written}")
     require_known_ids(data.scored, source)
     plan = make_plan(recipe, len(data.train))
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
@@ -85,9 +89,9 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
             )
     weights = weights_dtype(recipe.model, source)
     longest_row = int(row_tokens_of_each(data.scored).max())
-    why_padded = why_not_shared(source.config, longest_row)
+    why_padded = why_not_shared(source.model_class, source.config, longest_row)
     padded = why_padded or recipe.model.attention == "padded"
-    if before and recipe.model.attention == "auto" and before["packing"] == "padded":
+    if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
     packing: Packing = "padded" if padded else "shared_prefix"
     adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
@@ -104,8 +108,8 @@ def settle(recipe: Recipe, before: Mapping[str, Any] | None = None) -> Setting:
     longest = int(tokens_of_each(data.scored, packing).max())
     if recipe.train.tokens_per_microbatch == "auto":
         budget = choose_budget(need, accelerator.device, longest)
-        if before and before["tokens_per_microbatch"] >= longest:
-            budget = before["tokens_per_microbatch"] if need.fits(before["tokens_per_microbatch"]) else budget
+        if machine and machine["tokens_per_microbatch"] >= longest:
+            budget = machine["tokens_per_microbatch"] if need.fits(machine["tokens_per_microbatch"]) else budget
     else:
         budget = recipe.train.tokens_per_microbatch
         require_budget(data.scored, budget, packing)

@@ -1,8 +1,8 @@
 """Every file of a run compared with what the run says that it wrote: `simpo report RUN --verify`. Changes nothing.
 
 A checkpoint is vouched for by its manifest, run.json by a hash of itself, and the other files of a finished run by
-run.json. Before the end the newest checkpoint vouches for the logs up to its step; what follows there a kill may have
-cut in the middle of a line, and going on with the run removes it.
+run.json, unless it says that the run is being gone on with. Before the end the newest checkpoint vouches for the logs
+up to its step; what follows there a kill may have cut in the middle of a line, and going on with the run removes it.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from simpo_cli.train.run_folder import (
     holds_a_run,
     is_in_use,
 )
-from simpo_cli.train.seal import is_as_sealed
+from simpo_cli.train.seal import REOPENED, is_as_sealed
 
 _LINES = (*LOGS, EVAL_PAIRS, EVAL_SAMPLES, NOTES, REJECTED)
 _SEVERAL_A_STEP = (EVALS, ANSWERS)
@@ -113,7 +113,8 @@ def verify_run(path: Path) -> Verification:
         receipt, seen = _receipt(path, has_saved=bool(checkpoints))
         latest = whole[0] if whole else None
         checkpoints += _missing_checkpoint(receipt, latest, checkpoints)
-        files = receipt.get("files") if receipt.get("status") == "done" else None
+        is_done = receipt.get("status") == "done" and REOPENED not in receipt
+        files = receipt.get("files") if is_done else None
         listed = files if isinstance(files, dict) else {}
         progress = latest.read_json(PROGRESS) if latest else {}
         seen += [*_recipe(path, receipt, listed), *_ledgers(receipt)]
@@ -149,7 +150,8 @@ def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], list[Fi
         return {}, [FileSeen(RUN, False, "is not what was written")]
     if not old and not is_as_sealed(data):
         return {}, [FileSeen(RUN, False, "was changed after it was written")]
-    remark = ", by a version that kept no hash of it" if old else ", being trained now" if is_in_use(path) else ""
+    left = ", left by a process that was about to go on with it" if REOPENED in content else ""
+    remark = ", by a version that kept no hash of it" if old else ", being trained now" if is_in_use(path) else left
     return content, [FileSeen(RUN, True, f"{status}, step {step:,}{remark}")]
 
 
@@ -157,7 +159,7 @@ def _recipe(path: Path, receipt: Mapping[str, Any], listed: Mapping[str, Any]) -
     if not (path / RECIPE).is_file():
         return [FileSeen(RECIPE, False, "is missing")]
     found = sha256_of(path / RECIPE)
-    if receipt and receipt["recipe_sha256"] != found:
+    if receipt and found not in (receipt["recipe_sha256"], *receipt.get(REOPENED, ())):
         return [FileSeen(RECIPE, False, "is not the recipe that run.json names")]
     return [FileSeen(RECIPE, True, "as run.json says" if receipt or listed else "nothing vouches for it")]
 

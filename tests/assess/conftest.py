@@ -63,15 +63,13 @@ def rows(name: str, count: int, draw: random.Random) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def short_and_single() -> Iterator[None]:
-    """A random model never stops, and tiny products gain nothing from threads."""
-    threads, length = torch.get_num_threads(), answers._MAX_NEW_TOKENS
-    torch.set_num_threads(1)
+def short_answers() -> Iterator[None]:
+    """A random model never stops."""
+    length = answers._MAX_NEW_TOKENS
     answers._MAX_NEW_TOKENS = 3
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         answers._MAX_NEW_TOKENS = length
 
 
@@ -91,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [f"output_dir={folder}/again", "seed=7"],
         [f"output_dir={folder}/lora", "model.lora.rank=4", "loss.beta=1.0"],
     ):
-        with short_and_single():
+        with short_answers():
             train(compose(str(folder / "recipe.yaml"), overrides), observer=quiet)
     return folder
 

@@ -1,22 +1,27 @@
 """`simpo eval --generate` end to end on tiny models: a run, an adapter, a checkpoint, and what is refused."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from simpo_cli.assess.answering import Wanted, answer_prompts
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generation import decode
+from simpo_cli.evaluate.generation.blind import SHEET
 from simpo_cli.evaluate.generation.document import answers_document
 from simpo_cli.evaluate.generation.folder import MANIFEST
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.evaluate.judge.local_judge import completion, judge_server
 
 Answer = Callable[..., Path]
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "answers.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -161,16 +166,33 @@ def test_the_command_generates_judges_and_shows(
         assert simpo(["eval", str(place / "run"), *generate, *judge, "--json"]) == ExitCode.DONE
     shown = capsys.readouterr()
     document = json.loads(shown.out)
-    assert document["kind"] == "answers"
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.validate(document)
     assert document["judges"][0]["first_shown_wins"] == 1.0
     replies = 2 * (5 - document["measures"]["greedy"]["same_answers"])
     assert f"judged: {replies} of {replies}" in shown.err
+    _fill_in(folder / SHEET)
+    assert simpo(["eval", str(folder), "--json"]) == ExitCode.DONE
+    filled = json.loads(capsys.readouterr().out)
+    validator.validate(filled)
+    assert filled["people"]["open"] == 0
+    for broken in ({**filled, "extra": 1}, {**filled, "people": {}}, {**filled, "judges": None}):
+        assert not validator.is_valid(broken)
     assert simpo(["eval", str(folder)]) == ExitCode.DONE
     shown = capsys.readouterr()
     assert shown.out.startswith("answers of run and tiny\n5 prompts of ")
     assert "The answer shown first won 100.0 % of the decided verdicts." in shown.out
     assert "Only 5 prompts: too few to conclude much." in shown.out
     assert shown.err == ""
+
+
+def _fill_in(sheet: Path) -> None:
+    rows = list(csv.reader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline="")))
+    for row in rows[1:]:
+        row[1] = "tie"
+    filled = io.StringIO()
+    csv.writer(filled).writerows(rows)
+    sheet.write_text(filled.getvalue(), encoding="utf-8", newline="")
 
 
 @pytest.mark.parametrize(

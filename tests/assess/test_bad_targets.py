@@ -55,6 +55,46 @@ def test_a_baseline_that_is_missing_or_the_model_itself(
         assess("run", baseline=baseline.format(place=place))
 
 
+def change_config(model: Path, **changes: int) -> None:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", ["gone", "no weights", "tokenizer", "short", "hub away"])
+def test_a_baseline_that_cannot_be_scored_costs_only_the_comparison(
+    place: Path, tmp_path: Path, damage: str, assess: Assess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, start = tmp_path / "run", tmp_path / "start"
+    shutil.copytree(place / "run", run)
+    shutil.copytree(place / "tiny", start)
+    baseline, code = str(start), ExitCode.USAGE
+    match damage:
+        case "gone":  # the start model that recipe.yaml names
+            recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+            (run / "recipe.yaml").write_text(recipe.replace(str(place / "tiny"), str(start)), encoding="utf-8")
+            shutil.rmtree(start)
+        case "no weights":
+            (start / "model.safetensors").unlink()
+        case "tokenizer":  # of a larger model
+            change_config(start, vocab_size=100)
+        case "short":
+            change_config(start, max_position_embeddings=32)
+        case _:
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            baseline, code = "nobody/no-such-model", ExitCode.ENVIRONMENT
+    said: list[str] = []
+    [one], failed = Assessment((), None if damage == "gone" else baseline, (), said.append).run([str(run)], ignore)
+    [alone] = assess("run", baseline="none")
+    assert failed == []
+    assert one.baseline is None
+    assert one.not_compared is not None
+    assert one.not_compared.model == baseline
+    assert one.not_compared.error.exit_code == code
+    assert any(line.startswith(f"not compared with {baseline}: ") for line in said)
+    assert (one.scores.chosen == alone.scores.chosen).all()
+    assert one.noise == alone.noise
+
+
 def test_a_run_without_a_model_names_its_checkpoints(place: Path, assess: Assess) -> None:
     shutil.copytree(place / "run", place / "half", dirs_exist_ok=True)
     shutil.rmtree(place / "half" / "model")

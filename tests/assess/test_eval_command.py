@@ -118,6 +118,29 @@ def test_a_failure_among_several_ends_with_its_code_after_what_was_scored(place:
     assert found["failed"][0]["model"] == str(tmp_path / "broken")
 
 
+def test_a_model_keeps_its_own_numbers_where_its_baseline_is_gone(place: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(place / "tiny", broken)
+    (broken / "model.safetensors").write_bytes(b"")
+    output, page = tmp_path / "report.json", tmp_path / "page.html"
+    done = simpo_eval(place / "run", "--baseline", broken, "--output", output, "--html", page, "--json")
+    assert isinstance(done.exception, UserError)
+    said = "the model was scored, but not compared with the baseline: "
+    assert done.exception.problem.startswith(f"{said}{broken}: {broken}/model.safetensors: cannot be read")
+    assert done.exception.exit_code == ExitCode.USAGE
+    found = json.loads(output.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(SCHEMA).validate(found)
+    assert found == json.loads(done.stdout)
+    assert (found["baseline"], found["difference"]) == (None, None)
+    assert found["not_compared"]["model"] == str(broken)
+    assert f"Not compared with the baseline: {broken}" in "".join(Page(page.read_text(encoding="utf-8")).text)
+    alone = json.loads(simpo_eval(place / "run", "--baseline", "none", "--json").stdout)
+    assert {**found, "not_compared": None} == {**alone, "token_cache": found["token_cache"]}
+    shown = simpo_eval(place / "run", "--baseline", broken)
+    assert "\nnot compared  /" in shown.stdout
+    assert "\naccuracy " in shown.stdout
+
+
 def test_nothing_to_score_is_a_mistake_of_the_command_line() -> None:
     refused = simpo_eval("loss.beta=2")
     assert isinstance(refused.exception, UserError)

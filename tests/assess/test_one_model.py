@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.assess.assessment import Assessed
+from simpo_cli.assess.run import Assessment
+from simpo_cli.builtin import guide_model_dir
 from simpo_cli.statistics import compare_accuracy, mean, proportion, signed_rank_test, spearman
-from tests.assess.conftest import HELD_OUT
+from tests.assess.conftest import HELD_OUT, ignore
 from tests.model.reference import response_logps
 
 Document = Callable[..., dict[str, Any]]
@@ -136,6 +139,37 @@ def test_a_model_by_itself_has_what_it_is_given(place: Path, document: Document,
     against = document("moved", overrides=given, baseline=str(place / "tiny"))
     for key in ("accuracy", "p_value", "margin"):
         assert against["difference"][key] == of_run["difference"][key]
+
+
+def test_the_embedded_model_goes_by_its_name(place: Path, tmp_path: Path, document: Document) -> None:
+    shutil.copytree(guide_model_dir(), tmp_path / "guide")
+    given = [f"data.eval={place}/held.jsonl"]
+    [[named], _], [[copied], _] = (
+        Assessment(given, None, (), ignore).run([name], ignore) for name in ("builtin:guide", str(tmp_path / "guide"))
+    )
+    assert named.target.name == "builtin:guide"
+    assert scores(named.as_json()) == scores(copied.as_json())
+    against = document("run", baseline="builtin:guide")
+    assert against["baseline"]["model"] == "builtin:guide"
+    assert against["difference"]["accuracy"]["n"] == HELD_OUT
+
+
+def test_an_id_of_the_hub_may_name_its_revision(place: Path, monkeypatch: pytest.MonkeyPatch, assess: Assess) -> None:
+    revisions = {"first": place / "tiny", "refs/pr/2": place / "run" / "model"}
+
+    def snapshot_download(name: str, *, revision: str, **_: object) -> str:
+        assert name == "org/tiny"
+        return str(revisions[revision])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    given = [f"data.eval={place}/held.jsonl", "loss.gamma=0.7", "train.precision=fp32"]
+    [one], _ = Assessment(given, "org/tiny@first", (), ignore).run(["org/tiny@refs/pr/2"], ignore)
+    [run] = assess("run")
+    assert one.target.name == "org/tiny@refs/pr/2"
+    assert one.baseline is not None
+    assert run.baseline is not None
+    np.testing.assert_array_equal(one.scores.chosen, run.scores.chosen)
+    np.testing.assert_array_equal(one.baseline.scores.chosen, run.baseline.scores.chosen)
 
 
 def test_equal_weights_differ_by_noise_alone(place: Path, document: Document) -> None:

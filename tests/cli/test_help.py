@@ -1,9 +1,12 @@
 """The command itself: help, version, how errors and crashes end, and what is never imported on the way."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,54 +20,88 @@ from simpo_cli.errors import ExitCode, UserError
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "scipy", "pandas", "pyarrow")
 
 
-def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
-    """The exit code of a command line, run in a fresh interpreter, and which heavy modules it imported."""
-    program = (
-        "import sys\nfrom simpo_cli.cli.main import run\n"
-        f"code = run({list(args)!r})\n"
-        f"print('\\nIMPORTED', code, *[name for name in {HEAVY!r} if name in sys.modules])"
-    )
+_EACH_IN_A_FORK = """
+import json, os, sys
+from simpo_cli.cli.main import run
+for args in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        result = [1, []]
+        try:
+            code = run(args)
+            result = [code, [name for name in json.loads(sys.argv[2]) if name in sys.modules]]
+        finally:
+            os.write(tell, json.dumps(result).encode())
+            os._exit(0)
+    os.close(tell)
+    os.wait()
+    print("\\nIMPORTED", os.read(told, 10_000).decode())
+"""
+
+
+def imported_by_each(commands: Sequence[Sequence[str]], cwd: Path) -> list[tuple[int, set[str]]]:
+    """The exit code of each command line, and which heavy modules it imported.
+
+    Each is run in a fork of a fresh interpreter that has imported the command itself, and nothing else.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [json.dumps(list(map(list, commands))), json.dumps(HEAVY)]
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
-    )
-    _, code, *names = done.stdout.splitlines()[-1].split()
-    return int(code), set(names)
+        [sys.executable, "-c", _EACH_IN_A_FORK, *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    results = [json.loads(line[9:]) for line in done.stdout.splitlines() if line.startswith("IMPORTED ")]
+    return [(code, set(names)) for code, names in results]
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [
-        (["--help"], 0),
-        (["--version"], 0),
-        (["train", "--help"], 0),
-        (["eval", "--help"], 0),
-        (["stats", "--help"], 0),
-        (["report", "--help"], 0),
-        (["inspect", "--help"], 0),
-        (["recipe", "list"], 0),
-        (["recipe", "show", "paper/llama3-8b-instruct", "--origin"], 0),
-        (["recipe", "schema"], 0),
-        (["recipe", "check", "bad.yaml"], 2),
-        (["inspect", "demo", "--no-model"], 0),
-        (["inspect", "bad.yaml"], 2),
-        (["inspect", "demo", "--pair", "no.jsonl:1"], 2),
-        (["inspect", "demo", "data.train=missing.jsonl"], 2),
-        (["train", "bad.yaml"], 2),
-        (["train", "demo", "train.learning_rate=0"], 2),
-        (["train", "lora"], 2),
-        (["train", "demo", "data.train=missing.jsonl"], 2),
-        (["train", "demo", "model.path=missing"], 2),
-        (["train", "demo", "data.chat_template=missing.jinja"], 2),
-        (["train", "demo", "output_dir=taken"], 2),
-        (["export", "missing", "--merge"], 2),
-    ],
-)
-def test_no_heavy_import(args: list[str], code: int, tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "run.json").touch()
-    (tmp_path / "bad.yaml").write_text("name: a\noutput_dir: ${nmae}\n")
-    assert imported_by(*args, cwd=tmp_path) == (code, set())
+def imported_by(*args: str, cwd: Path) -> tuple[int, set[str]]:
+    """The same of one command line."""
+    [result] = imported_by_each([args], cwd)
+    return result
+
+
+LIGHT: list[tuple[list[str], int]] = [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["train", "--help"], 0),
+    (["eval", "--help"], 0),
+    (["stats", "--help"], 0),
+    (["report", "--help"], 0),
+    (["inspect", "--help"], 0),
+    (["recipe", "list"], 0),
+    (["recipe", "show", "paper/llama3-8b-instruct", "--origin"], 0),
+    (["recipe", "schema"], 0),
+    (["recipe", "check", "bad.yaml"], 2),
+    (["inspect", "demo", "--no-model"], 0),
+    (["inspect", "bad.yaml"], 2),
+    (["inspect", "demo", "--pair", "no.jsonl:1"], 2),
+    (["inspect", "demo", "data.train=missing.jsonl"], 2),
+    (["train", "bad.yaml"], 2),
+    (["train", "demo", "train.learning_rate=0"], 2),
+    (["train", "lora"], 2),
+    (["train", "demo", "data.train=missing.jsonl"], 2),
+    (["train", "demo", "model.path=missing"], 2),
+    (["train", "demo", "data.chat_template=missing.jinja"], 2),
+    (["train", "demo", "output_dir=taken"], 2),
+    (["export", "missing", "--merge"], 2),
+]
+"""Command lines that import nothing heavy, and their exit codes."""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, set[str]]]:
+    """What they all did."""
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "run.json").touch()
+    (folder / "bad.yaml").write_text("name: a\noutput_dir: ${nmae}\n")
+    return imported_by_each([args for args, _ in LIGHT], folder)
+
+
+@pytest.mark.parametrize("number", range(len(LIGHT)), ids=[" ".join(args) for args, _ in LIGHT])
+def test_no_heavy_import(number: int, light: list[tuple[int, set[str]]]) -> None:
+    assert light[number] == (LIGHT[number][1], set())
 
 
 def test_help_lists_the_commands() -> None:
@@ -90,6 +127,24 @@ def test_every_command_has_help() -> None:
         shown = CliRunner().invoke(cli.app, [*args, "--help"])
         assert shown.exit_code == 0
         assert f"Usage: simpo {' '.join(args)}" in shown.output
+
+
+def test_the_options_of_eval_stand_in_groups_on_two_screens() -> None:
+    shown = CliRunner().invoke(cli.app, ["eval", "--help"], env={"COLUMNS": "80"}).output
+    assert len(shown.splitlines()) <= 48
+    groups = {
+        group.split(":\n")[0]: re.findall(r"^  (?:-h, )?(--[a-z-]+)", group, re.MULTILINE)
+        for group in shown.split("\n\n")
+    }
+    options = groups.pop("Options")
+    answers, judge = (named for title, named in groups.items() if title.startswith("Answers "))
+    asked = ["--data", "--baseline", "--by", "--json", "--output", "--html", "--pairs", "--trust-remote-code", "--help"]
+    assert options == asked
+    assert answers[0] == "--generate"
+    assert judge == ["--judge", "--judge-model", "--judge-key"]
+    command = typer.main.get_command(cli.app).get_command(None, "eval")
+    every = {name for parameter in command.params for name in parameter.opts if name.startswith("--")}
+    assert every | {"--help"} == {*options, *answers, *judge}
 
 
 def test_nothing_typed_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,6 @@ train: {precision: fp32}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, pairs and a recipe."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("place")
     save_tiny_model(folder / "tiny")
     rows = [*PAIRS[:3], {**PAIRS[3], "rejected": ""}, *PAIRS[4:]]

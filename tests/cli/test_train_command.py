@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.cli.main import run
+from simpo_cli.evaluate import answers
+from tests.cli.seen import Seen, Simpo
 from tests.tiny import save_tiny_model
 
 
@@ -33,7 +35,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _simpo(place: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def simpo(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Simpo:
+    """Types a command in that folder, in this process, which has imported torch already."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)  # a random model never stops
+
+    def type_in(*words: str) -> Seen:
+        monkeypatch.setattr("sys.argv", ["simpo", *words])
+        return Seen(run(words), *capfd.readouterr())
+
+    return type_in
+
+
+def _in_a_process(place: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **env}
     environment.pop("COLUMNS", None)
     return subprocess.run(
@@ -47,7 +64,7 @@ def _simpo(place: Path, *args: str, **env: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_run_off_a_terminal(place: Path) -> None:
-    done = _simpo(place, "train", "run.yaml", "name=plain")
+    done = _in_a_process(place, "train", "run.yaml", "name=plain")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""  # data goes to stdout, and training has none
     assert "\r" not in done.stderr
@@ -73,19 +90,19 @@ def test_a_run_off_a_terminal(place: Path) -> None:
 
 
 def test_ascii_terminals_get_ascii(place: Path) -> None:
-    done = _simpo(place, "train", "run.yaml", "name=ascii", "train.max_steps=1", PYTHONIOENCODING="ascii")
+    done = _in_a_process(place, "train", "run.yaml", "name=ascii", "train.max_steps=1", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stderr.isascii()
 
 
-def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place: Path) -> None:
-    first = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1")
-    assert first.returncode == 0, first.stderr
-    second = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1")
-    assert second.returncode == 2
-    assert second.stderr.splitlines()[0] == "Error: runs/twice already holds a run."
-    third = _simpo(place, "train", "run.yaml", "name=twice", "train.max_steps=1", "--fresh")
-    assert third.returncode == 0, third.stderr
+def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place: Path, simpo: Simpo) -> None:
+    first = simpo("train", "run.yaml", "name=twice", "train.max_steps=1")
+    assert first.code == 0, first.err
+    second = simpo("train", "run.yaml", "name=twice", "train.max_steps=1")
+    assert second.code == 2
+    assert second.err.splitlines()[0] == "Error: runs/twice already holds a run."
+    third = simpo("train", "run.yaml", "name=twice", "train.max_steps=1", "--fresh")
+    assert third.code == 0, third.err
     assert len(list((place / "runs").glob("twice.old-*"))) == 1
 
 
@@ -129,23 +146,23 @@ def test_options_that_do_not_go_together_are_refused(
     ],
 )
 def test_mistakes_are_two_lines_with_an_exit_code_and_no_traceback(
-    place: Path, args: list[str], code: int, said: str
+    simpo: Simpo, args: list[str], code: int, said: str
 ) -> None:
-    done = _simpo(place, *args)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 2
-    assert done.stderr.splitlines()[1].startswith("  ")
-    assert done.stdout == ""
+    seen = simpo(*args)
+    assert seen.code == code, seen.err
+    assert said in seen.err
+    assert seen.err.startswith("Error: ")
+    assert "Traceback" not in seen.err
+    assert len(seen.err.strip().splitlines()) == 2
+    assert seen.err.splitlines()[1].startswith("  ")
+    assert seen.out == ""
 
 
-def test_a_dry_run_checks_and_writes_nothing(place: Path) -> None:
+def test_a_dry_run_checks_and_writes_nothing(place: Path, simpo: Simpo) -> None:
     before = sorted(path.name for path in place.iterdir())
-    done = _simpo(place, "train", "run.yaml", "name=dry", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "memory" in done.stderr
-    assert "dry run" in done.stderr
+    seen = simpo("train", "run.yaml", "name=dry", "--dry-run")
+    assert seen.code == 0, seen.err
+    assert "memory" in seen.err
+    assert "dry run" in seen.err
     assert not (place / "runs" / "dry").exists()
     assert sorted(path.name for path in place.iterdir()) == before or before == []

@@ -252,6 +252,29 @@ def test_a_full_disk_ends_with_what_to_do_and_leaves_nothing(
     assert not [entry for entry in cache.iterdir() if entry.is_dir()]
 
 
+def test_an_entry_is_on_the_disk_before_it_has_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def see_fsync(descriptor: int) -> None:
+        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def see_rename(source: Path, target: Path) -> None:
+        seen.append(f"{source.name} is {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", see_fsync)
+    monkeypatch.setattr(os, "rename", lambda source, target: see_rename(Path(source), Path(target)))
+    fetch("ab" * 32, _make(made_up(3, 1)), 0.0)
+    monkeypatch.undo()
+    [made] = [name for name in seen if name.endswith(f" is {'ab' * 32}")]
+    before, behind = seen[: seen.index(made)], seen[seen.index(made) + 1 :]
+    files = {file.name for file in (cache / ("ab" * 32)).iterdir()} - {".lock"}
+    assert {*files, made.split()[0]} <= set(before)
+    assert behind == ["tokens"]
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SIMPO_CACHE", "~/mine")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,7 @@ def test_what_a_template_raises_is_its_answer(folder: Path, source: str) -> None
 
 
 def test_the_date_of_a_template_is_that_of_the_start() -> None:
-    template = compile_template("{{ strftime_now('%f %S') }}", "x")
+    template = compile_template("{{ strftime_now('%f %S') }}", "x", datetime.now())
     assert template.render() == template.render()
 
 

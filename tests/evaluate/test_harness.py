@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from simpo_cli.cli.main import run as simpo
@@ -39,6 +40,16 @@ def write(folder: Path, document: Any, time: str = "2026-01-01T00-00-00.000001")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(document), encoding="utf-8")
     return file
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "harness.schema.json").read_text(encoding="utf-8"))
+
+
+def document_of(*folders: Path) -> dict[str, Any]:
+    """The document of folders of results, which keeps to its schema."""
+    document = harness_document([model for folder in folders for model in read_harness(folder)])
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads(json.dumps(document)))
+    return document
 
 
 ARC = {"acc,none": 0.4, "acc_stderr,none": 0.03, "acc_norm,none": 0.5, "acc_norm_stderr,none": 0.04}
@@ -75,7 +86,7 @@ def test_the_newest_of_each_task_counts(tmp_path: Path) -> None:
 def test_two_models_side_by_side(tmp_path: Path) -> None:
     write(tmp_path / "a", results("org/a", arc=ARC, only_a={"acc,none": 0.2, "acc_stderr,none": 0.1}))
     write(tmp_path / "b", results("org/b", arc={**ARC, "acc,none": 0.5, "acc_stderr,none": 0.04}))
-    document = harness_document(read_harness(tmp_path))
+    document = document_of(tmp_path)
     assert document["models"] == ["org/a", "org/b"]
     rows = {(row["task"], row["metric"]): row for row in document["rows"]}
     (gap,) = rows["arc", "acc"]["differences"]
@@ -89,15 +100,29 @@ def test_two_models_side_by_side(tmp_path: Path) -> None:
 def test_numbers_that_were_asked_in_another_way_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "a", results("org/a", arc=ARC))
     write(tmp_path / "b", {**results("org/b", arc=ARC), "n-shot": {"arc": 0}})
-    assert {gap for row in harness_document(read_harness(tmp_path))["rows"] for gap in row["differences"]} == {None}
+    assert {gap for row in document_of(tmp_path)["rows"] for gap in row["differences"]} == {None}
 
 
 def test_the_form_of_version_3(tmp_path: Path) -> None:
     old = {"results": {"arc": {"acc": 0.4, "acc_stderr": 0.03}}, "config": {"model_args": "pretrained=a,peft=b"}}
     (model,) = read_harness(write(tmp_path, old))
+    document_of(tmp_path)
     assert model.model == "b"
     assert model.scores["arc", "acc", "none"].stderr == 0.03
     assert model.scores["arc", "acc", "none"].shots is None
+
+
+def test_what_does_not_keep_to_the_schema(tmp_path: Path) -> None:
+    write(tmp_path, results("org/a", arc=ARC))
+    document = document_of(tmp_path)
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    row = document["rows"][0]
+    for broken in (
+        {**document, "rows": [{**row, "scores": []}]},
+        {**document, "kind": "answers"},
+        {**document, "x": 1},
+    ):
+        assert not validator.is_valid(broken)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +151,7 @@ def test_the_screen(tmp_path: Path) -> None:
         tmp_path / "a", results("org/a", arc={"acc,none": 0.4, "acc_stderr,none": 0.03, "word_perplexity,none": 12.0})
     )
     write(tmp_path / "b", results("org/b", arc={"acc,none": 0.5, "acc_stderr,none": 0.04}))
-    document = harness_document(read_harness(tmp_path))
+    document = document_of(tmp_path)
     shown = {}
     for width in (120, 60):
         stream = io.StringIO()
@@ -139,7 +164,7 @@ def test_the_screen(tmp_path: Path) -> None:
     ]
     assert "12.0000 (no error given)" in shown[120]
     assert "(lower is better)" in shown[120]
-    assert "  B - A +0.1000 ± 0.0500" in shown[60]
+    assert "    B - A  +0.1000 ± 0.0500" in shown[60]
     assert "as of independent samples" in shown[60]
 
 

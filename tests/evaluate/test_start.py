@@ -133,7 +133,6 @@ def test_the_document_is_measured_under_the_objective() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 

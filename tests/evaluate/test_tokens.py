@@ -25,7 +25,6 @@ def sigmoid(x: float) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 

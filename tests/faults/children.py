@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.faults.phases import Interruption, read_phase, tell_phases
+from tests.faults.phases import Interruption, read_events, read_phase, tell_phases
+from tests.faults.ready import be_ready_to_fork
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_GO = 10.0
@@ -120,6 +121,10 @@ class Children:
         """What a child is doing, or was doing when it ended: one of `PHASES`."""
         return read_phase(self.place / f"child-{number}.phase")
 
+    def events(self, number: int = 0) -> Mapping[str, int]:
+        """What a child has counted that was to be interrupted at an event."""
+        return read_events(self.place / f"child-{number}.phase")
+
     def _answer(self) -> Any:
         assert self._server.stdout is not None
         line = b""  # a byte at a time, so that nothing stays in a buffer that select does not see
@@ -133,15 +138,7 @@ class Children:
 def serve() -> None:
     """Be the server until stdin closes."""
     sys.argv[0] = "simpo"
-    import transformers.generation.utils
-    import transformers.models.llama.modeling_llama  # noqa: F401
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    import simpo_cli.report.run_page
-    import simpo_cli.report.watch
-    import simpo_cli.train.run  # noqa: F401
-
-    get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
+    be_ready_to_fork()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -6,12 +6,14 @@ one may. What cannot be done here is said and not counted. With --quick a few of
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.faults.ready import be_ready_to_fork
 
 if TYPE_CHECKING:
     from tests.faults.calls import Counts
@@ -62,20 +64,13 @@ def main() -> int:
 def _prepare(folder: Path) -> Path:
     """A place to run in, and everything imported; nothing in this process may touch a tensor before it forks."""
     os.environ |= {"SIMPO_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    make = (
-        "import sys; from pathlib import Path; from tests.faults.place import make_place; make_place(Path(sys.argv[1]))"
-    )
-    subprocess.run([sys.executable, "-c", make, str(folder)], check=True, cwd=Path(__file__).parents[2])
-    from simpo_cli.cli.quiet import quiet_libraries
+    be_ready_to_fork()
+    from tests.faults.place import make_place
 
-    quiet_libraries()
-    import transformers.generation.utils
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import simpo_cli.report.run_page
-    import simpo_cli.report.watch
-    import simpo_cli.train.run  # noqa: F401
-
+    maker = get_context("fork").Process(target=make_place, args=(folder,))
+    maker.start()
+    maker.join()
+    assert maker.exitcode == 0
     return folder
 
 

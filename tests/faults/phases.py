@@ -2,13 +2,16 @@
 
 The functions at which the phases of a run begin are wrapped in the forked child, and nowhere else. Each wrapper writes
 the phase into one byte of a file, which is there also after SIGKILL. A child can be told to send itself signals when it
-enters a phase for the nth time: that is the same place in every run, on a machine of any speed.
+enters a phase for the nth time, or at the nth event in it, which is a call of a function or the return from one, those
+of C included: that is the same place in every run, on a machine of any speed.
 """
 
 import errno
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -57,12 +60,19 @@ class Interruption:
         count: for the how manyth time, from 1.
         signals: what it sends, in this order.
         fills_the_disk: from there on no checkpoint finds room.
+        event: not as it enters, but at the how manyth event in that phase, from 1, over all the times that it enters.
     """
 
     phase: str | None
-    count: int
+    count: int = 1
     signals: Sequence[int] = ()
     fills_the_disk: bool = False
+    event: int | None = None
+
+
+COUNT_EVENTS = Interruption(None, event=0)
+"""Nowhere: what happens in each phase is only counted."""
+_COUNTS = struct.Struct(f"{len(PHASES)}q")
 
 
 def tell_phases(file: Path, interruption: Interruption | None) -> None:
@@ -73,22 +83,36 @@ def tell_phases(file: Path, interruption: Interruption | None) -> None:
         interruption: where this process is to be interrupted, if anywhere.
     """
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    now, entered = [STARTING], 0
+    now, entered, events = [STARTING], 0, dict.fromkeys(PHASES, 0)
+    wanted = interruption or Interruption(None, 0)
+
+    def interrupt() -> None:
+        if wanted.fills_the_disk:
+            os.write = _full
+        for number in wanted.signals:
+            os.kill(os.getpid(), number)
+
+    def count(*_: object) -> None:
+        phase = now[-1]
+        if wanted.phase in (None, phase):
+            events[phase] += 1
+            if events[phase] == wanted.event:
+                interrupt()
 
     def tell(phase: str) -> None:
         os.pwrite(descriptor, bytes([PHASES.index(phase)]), 0)
+        if wanted.event is not None:
+            os.pwrite(descriptor, _COUNTS.pack(*events.values()), 1)
+            sys.setprofile(count if wanted.phase in (None, phase) else None)  # of this thread
 
     def enter(phase: str) -> None:
         nonlocal entered
         now.append(phase)
         tell(phase)
-        if interruption is not None and interruption.phase in (None, phase):
+        if wanted.event is None and wanted.phase in (None, phase):
             entered += 1
-            if entered == interruption.count:
-                if interruption.fills_the_disk:
-                    os.write = _full
-                for number in interruption.signals:
-                    os.kill(os.getpid(), number)
+            if entered == wanted.count:
+                interrupt()
 
     def leave(phase: str) -> None:
         now.pop()
@@ -121,3 +145,8 @@ def read_phase(file: Path) -> str:
     """What a child was doing when it ended."""
     told = file.read_bytes()
     return PHASES[told[0]] if told else STARTING
+
+
+def read_events(file: Path) -> Mapping[str, int]:
+    """How many events of each phase a child has counted, of those that it was told to count."""
+    return dict(zip(PHASES, _COUNTS.unpack(file.read_bytes()[1:]), strict=True))

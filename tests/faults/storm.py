@@ -3,7 +3,8 @@
 A run is started with --resume, killed by SIGKILL at an instant drawn uniformly from the length of an unbroken run, and
 looked at; then it is started again, until it has come to its end. Then every file of it is compared with that of the
 unbroken run, and the next run begins, with no tokens in the cache. The first run of all is interrupted fifty times, at
-instants counted in phases, so that it hardly moves from one to the next.
+instants counted in phases, so that it hardly moves from one to the next. Time passes quickly in some phases, and few
+instants fall into them: a third of the kills is aimed, and strikes each phase as often as any other.
 
 Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is
 removed once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase,
@@ -32,7 +33,23 @@ from simpo_cli.cli.quiet import quiet_libraries
 from simpo_cli.errors import ExitCode
 from tests.faults.children import Children
 from tests.faults.machine import few_or_many, machine_for
-from tests.faults.phases import LOADING, PHASES, RESUMING, STARTING, TOKENIZING, Interruption
+from tests.faults.phases import (
+    BETWEEN,
+    COUNT_EVENTS,
+    EVALUATION,
+    EXPORT,
+    LAST_EVALUATION,
+    LOADING,
+    PHASES,
+    REPORT,
+    RESUMING,
+    ROTATION,
+    SAVE,
+    STARTING,
+    TOKENIZING,
+    TRAINING,
+    Interruption,
+)
 from tests.faults.place import make_place
 from tests.faults.same_run import Content, content_of, damage_in, differing_bits, newest_whole_step
 from tests.faults.signals import every_signal_in_every_moment
@@ -42,6 +59,8 @@ ALL = "all"
 _SECONDS_BETWEEN_LINES = 20.0
 _MOST_FINDINGS = 20
 _INTERRUPTIONS_OF_ONE_RUN = 50
+_OF_EACH_STEP = (TRAINING, EVALUATION, SAVE, ROTATION, BETWEEN)
+_ONE_AIMED_IN = 3
 
 
 @dataclass
@@ -50,6 +69,7 @@ class Tally:
 
     Attributes:
         kills: SIGKILLs that met a living process.
+        aimed: those of them that came at an event drawn from their phase's.
         runs: runs that came to their end and were compared, under every phase in which they had been killed.
         differing: bits of those that differed from the unbroken run's.
         lost: times that the newest whole checkpoint was of an earlier step than before.
@@ -58,6 +78,7 @@ class Tally:
     """
 
     kills: Counter[str] = field(default_factory=Counter)
+    aimed: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
     differing: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
@@ -73,6 +94,7 @@ class Tally:
         """Both together."""
         return Tally(
             self.kills + other.kills,
+            self.aimed + other.aimed,
             self.runs + other.runs,
             self.differing + other.differing,
             self.lost + other.lost,
@@ -89,9 +111,10 @@ class Tally:
 
     def table(self) -> str:
         """The counts as a table of Markdown, a line for each phase and the sums."""
-        counts = (self.kills, self.runs, self.differing, self.lost, self.damaged)
+        counts = (self.kills, self.aimed, self.runs, self.differing, self.lost, self.damaged)
         rows = [[phase, *(f"{count[phase]:,}" for count in counts)] for phase in (*PHASES, ALL)]
-        return table(["killed in", "kills", "runs compared", "differing bits", "lost commits", "damaged"], rows)
+        names = ["killed in", "kills", "of them aimed", "runs compared", "differing bits", "lost commits", "damaged"]
+        return table(names, rows)
 
 
 class Storm:
@@ -108,12 +131,13 @@ class Storm:
         self._children, self._draw = children, random.Random(seed)
         self._command = ("train", "run.yaml", "--resume", f"train.num_epochs={epochs}")
         self._run, self._cache = children.place / "runs" / "run", children.place / "cache"
-        self._committed, self._struck_in = -1, set[str]()
+        self._struck_in = set[str]()
         shutil.rmtree(self._run, ignore_errors=True)  # what others have left there
         started = time.perf_counter()
-        code = children.run(*self._command)
+        code = children.run(*self._command, interrupted=COUNT_EVENTS)
         assert code == 0, children.said()
         self._seconds = time.perf_counter() - started
+        self._events = {**children.events(), RESUMING: children.events()[LOADING]}
         self._unbroken: Content = content_of(self._run)
         self._begin_anew()
 
@@ -127,6 +151,28 @@ class Storm:
             self._look(before)
         assert self._children.run(*self._command) == 0, self._children.said()
         self._compare()
+
+    def strike_in_each_phase(self) -> None:
+        """Kill one run once in every phase, at an event drawn uniformly from those of that phase, and compare it."""
+        # resuming needs something saved, which rotation leaves
+        of_each_step = self._draw.sample(_OF_EACH_STEP, len(_OF_EACH_STEP))
+        for phase in (TOKENIZING, STARTING, LOADING, *of_each_step, RESUMING, EXPORT, LAST_EVALUATION, REPORT):
+            # none of those of each step takes the run further than a fifth of its length
+            events = self._events[phase] // (len(_OF_EACH_STEP) if phase in _OF_EACH_STEP else 1)
+            before = newest_whole_step(self._run)
+            told = LOADING if phase == RESUMING else phase
+            aim = Interruption(told, signals=[signal.SIGKILL], event=self._draw.randint(1, max(events, 1)))
+            code = self._children.run(*self._command, interrupted=aim)
+            if code == -signal.SIGKILL:
+                self._look(before, aim)
+                continue
+            assert code == 0, self._children.said()  # there were fewer events than were counted
+            if phase == RESUMING:  # an unbroken run could not tell how many
+                self._events[phase] = self._children.events()[told]
+            self._compare()
+        if self._run.exists():
+            assert self._children.run(*self._command) == 0, self._children.said()
+            self._compare()
 
     def kill(self, kills: int, is_over: Callable[[], bool] = lambda: False) -> None:
         """Kill at so many instants, in as many runs as that takes; the last run is left to come to its end.
@@ -152,13 +198,15 @@ class Storm:
                     self._seconds = time.perf_counter() - started
                 self._compare()
 
-    def _look(self, before: int) -> None:
+    def _look(self, before: int, aim: Interruption | None = None) -> None:
         """See what a kill has left: nothing lost that was there before, and nothing half."""
         phase = self._children.phase()
+        assert aim is None or phase == aim.phase
         if before >= 0 and phase in (STARTING, TOKENIZING, LOADING):
             phase = RESUMING
         self._struck_in.add(phase)
         self.tally.kills.update([phase, ALL])
+        self.tally.aimed.update([phase, ALL] if aim is not None else [])
         newest = newest_whole_step(self._run)
         if newest < before:
             self.tally.lost.update([phase, ALL])
@@ -199,7 +247,11 @@ def rage(
             if number == 0 and mine > _INTERRUPTIONS_OF_ONE_RUN:
                 storm.interrupt_one_run(_INTERRUPTIONS_OF_ONE_RUN)
                 mine -= _INTERRUPTIONS_OF_ONE_RUN
-            storm.kill(mine, over.is_set)
+            wanted = storm.tally.kills[ALL] + mine
+            for _ in range(-(-mine // (_ONE_AIMED_IN * len(PHASES)))):
+                if not over.is_set():
+                    storm.strike_in_each_phase()
+            storm.kill(wanted - storm.tally.kills[ALL], over.is_set)
 
     def seen() -> Tally:
         tally = Tally()

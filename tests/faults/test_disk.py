@@ -1,7 +1,5 @@
 """Faults of the disk, a few of each kind; `python -m tests.faults.disk` causes them all."""
 
-import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.calls import unsynced
-from tests.faults.children import ROOT, Children
-from tests.faults.corruption import harm_everything
+from tests.faults.children import ROOT
 from tests.faults.forked import Call, has_strace
 
 
@@ -24,16 +21,6 @@ def test_what_a_disk_refuses_is_exit_code_4_and_loses_nothing() -> None:
     if not has_strace():
         pytest.skip("system calls were not made to fail: no strace")
     assert "| one step: logs, evaluation, checkpoint, rotation, run.json |" in done.stdout
-
-
-def test_harm_to_any_file_of_a_run_is_noticed(children: Children, tmp_path: Path) -> None:
-    assert children.run("train", "run.yaml", "name=harmed", "train.max_steps=2", "--fresh") == 0, children.said()
-    shutil.copytree(children.place / "runs" / "harmed", tmp_path / "run")
-    harmed = harm_everything(tmp_path / "run", random.Random(3), bits=2, one_in=5)
-    assert not harmed.missed
-    assert harmed.done == harmed.noticed
-    assert len(harmed.done) == 10
-    assert harmed.done.total() > 100
 
 
 def _call(name: str, text: str) -> Call:

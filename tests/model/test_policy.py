@@ -110,6 +110,20 @@ def test_log_probs_loss_and_gradients_are_those_of_single_sequences(name: str, p
     _assert_equal_to_single_sequences(_model(name), packing, random_pairs(5, seed=seed))
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "cohere"])
+def test_logits_are_the_models_own(name: str, packing: Packing) -> None:
+    model, [pair] = _model(name), random_pairs(1, seed=3)
+    at = torch.tensor([0, len(pair.chosen) - 1, len(pair.chosen), len(pair.chosen) + len(pair.rejected) - 1])
+    rows = []
+    for response in (pair.chosen, pair.rejected):
+        ids = torch.tensor([*pair.prompt.tolist(), *response.tolist()])
+        own = model(input_ids=ids[None]).logits[0]
+        rows += [own[len(pair.prompt) - 1], own[-2]]
+    logits = Policy(model, packing).logits(pack([pair], CPU), at)
+    torch.testing.assert_close(logits, torch.stack(rows).float(), rtol=0, atol=1e-5)
+
+
 def test_the_text_part_of_a_model_of_text_and_images_is_enough() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

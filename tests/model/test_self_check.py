@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from simpo_cli.errors import UserError
 from simpo_cli.model import hidden
@@ -156,10 +157,13 @@ def test_numbers_that_are_not_finite_do_not_pass() -> None:
         _settle(model)
 
 
+def _why_not(config: Any, longest: int) -> str | None:
+    return why_not_shared(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config, longest)
+
+
 @pytest.mark.parametrize("name", ["bloom", "stablelm", "mamba", "llama4_text", "falcon_mamba"])
 def test_models_that_cannot_share_prompts_are_known_and_run_padded(name: str) -> None:
-    config = tiny_config(name)
-    why = why_not_shared(config, 80)
+    why = _why_not(tiny_config(name), 80)
     assert why is not None
     assert name in why
     check, _ = _settle(tiny_model(name), why_padded=why)
@@ -177,13 +181,13 @@ def test_the_check_itself_would_find_them(name: str) -> None:
 def test_stretched_rotary_embeddings_are_padded_beyond_their_original_length() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     config = tiny_config("llama", rope_parameters=rope)
-    assert why_not_shared(config, 512) is None
-    assert "beyond 512 tokens the dynamic rotary embedding of llama" in str(why_not_shared(config, 513))
+    assert _why_not(config, 512) is None
+    assert "beyond 512 tokens the dynamic rotary embedding of llama" in str(_why_not(config, 513))
 
 
 def test_layers_with_a_state_are_padded() -> None:
     config = tiny_config("lfm2", layer_types=["conv", "full_attention"])
-    assert why_not_shared(config, 40) == "lfm2 has layers of type conv"
+    assert _why_not(config, 40) == "lfm2 has layers of type conv"
 
 
 def test_a_recipe_may_insist() -> None:

@@ -3,50 +3,21 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from simpo_cli.errors import ExitCode
-from simpo_cli.evaluate.generation.blind import SHEET, write_blind
-from simpo_cli.evaluate.generation.decoding import MODES, Generated
+from simpo_cli.evaluate.generation.blind import SHEET
 from simpo_cli.evaluate.generation.document import answers_document
-from simpo_cli.evaluate.generation.folder import SIDES, AnswerFolder
 from simpo_cli.report.answers_view import print_answers
 from simpo_cli.report.console import make_console
 from tests.cli.test_help import imported_by
-from tests.evaluate.generation.questions import random_questions
-
-QUESTIONS = random_questions(40, seed=1)
-MANIFEST: dict[str, Any] = {
-    "schema_version": 1,
-    "kind": "answers",
-    "models": {
-        "base": {"name": "smol", "path": "org/smol"},
-        "trained": {"name": "mine", "path": "runs/mine/model"},
-    },
-    "engine": "transformers",
-    "engine_version": "5.0",
-    "decoding": {"max_new_tokens": 64, "temperature": 0.7},
-    "prompts": {"from": "held.jsonl", "count": 40, "left_out": {"asked already": 3}},
-}
+from tests.report.made_answers import write_answers
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Answers of forty prompts: the trained model's are longer, and two of them do not end."""
-    made = AnswerFolder.make(tmp_path / "answers", MANIFEST, QUESTIONS)
-    for side in SIDES:
-        extra = 8 if side == "trained" else 0
-        for mode in MODES:
-            generated = [
-                Generated(question.key, tuple(range(i, i + 12 + i % 5 + extra)), not extra or i > 1)
-                for i, question in enumerate(QUESTIONS)
-            ]
-            made.add(side, mode, generated, [f"{side} {one.ids[-1]}" for one in generated])
-    base, trained = (made.in_order(side, "greedy") for side in SIDES)
-    write_blind(made.path, QUESTIONS, base, trained, seed=1)
-    return made.path
+    return write_answers(tmp_path / "answers").path
 
 
 def shown(folder: Path, width: int) -> list[str]:
@@ -90,7 +61,7 @@ def test_what_people_said_is_shown_once_they_did(folder: Path) -> None:
     (folder / SHEET).write_text(filled.getvalue(), encoding="utf-8", newline="")
     lines = shown(folder, 80)
     place = lines.index("judged by people")
-    assert lines[place + 1] == "  trained wins   100.0 % (88.6 to 100.0)   n 30"
+    assert lines[place + 1] == "  trained wins   100.0 % (88.6 to 100.0, n 30)"
     assert lines[place + 2] == "  30 wins, 0 ties, 0 losses, 10 open; a tie counts one half."
 
 

@@ -198,7 +198,7 @@ def test_what_could_not_be_measured_is_said_and_not_guessed() -> None:
     text = printed(result)
     assert re.search(r"chosen is longer +too few\n", text)
     assert re.search(r"the longer wins +too few\n", text)
-    assert re.search(r"margin +1\.00 +unknown +1\n", text)
+    assert re.search(r"margin +1\.00 +no interval +1\n", text)
     assert re.search(r"loss +nan +500\n", text)
     assert "Spearman" not in text
     assert "Too few: under 10 pairs" in text

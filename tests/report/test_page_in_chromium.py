@@ -9,6 +9,7 @@ import pytest
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.two_runs_page import write_comparison
 from tests.browser import CHROMIUM, look
+from tests.report.made_answers import write_answers
 from tests.report.made_run import eval_row, outcome, write_run
 
 WIDTHS = (375, 1280)
@@ -45,6 +46,10 @@ def _look(folder: Path, pages: list[tuple[str, int]]) -> tuple[list[dict[str, An
     return looked, complaints, asked
 
 
+def _long_names(word: str) -> dict[str, dict[str, str]]:
+    return {side: {"name": side, "path": word} for side in ("base", "trained")}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     long_word = "x" * 400
@@ -58,6 +63,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         notes=[{"label": "note", "text": long_word}, {"label": "data", "text": f"LEN001 {long_word}"}],
         command=f"simpo train {long_word}",
     )
+    write_answers(run / "answers", said=f"<b>{long_word}{{side}}", models=_long_names(long_word))
     write_run_report(run)
     looked, complaints, asked = _look(run, [("report.html", width) for width in WIDTHS])
     assert complaints == []

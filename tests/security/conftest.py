@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from simpo_cli.cli.main import run
@@ -37,7 +36,6 @@ def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)  # a random model never stops
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(1)
     return tmp_path
 
 

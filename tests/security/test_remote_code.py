@@ -1,4 +1,4 @@
-"""A model's own Python code: never loaded, whatever its files ask for; nor can a recipe ask for it."""
+"""A model's own Python code: not loaded unasked, whatever its files ask for; and a recipe cannot ask for it."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simpo_cli.data.tokenizer import load_tokenizer
-from simpo_cli.errors import UserError
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.recipe import compose
 
@@ -40,9 +40,25 @@ def test_a_known_model_is_loaded_with_the_classes_of_transformers(model: Path, t
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_was_not_run_is_not_asked_for_by_the_model_that_is_saved(model: Path, tmp_path: Path) -> None:
+    saved: Any = load_model(find_model(str(model)), torch.float32)
+    saved.save_pretrained(tmp_path / "saved")
+    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+
+
 def test_a_model_that_needs_its_code_is_refused(model: Path, tmp_path: Path) -> None:
     _change(model / "config.json", model_type="evil")
-    with pytest.raises(UserError, match="needs code of its own to run"):
+    with pytest.raises(UserError, match="needs Python code of its own to run") as caught:
+        find_model(str(model))
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "Read its code first; --trust-remote-code runs it." in caught.value.fix
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_known_configuration_whose_model_is_not(model: Path, tmp_path: Path) -> None:
+    """As of models of images that somebody has put a causal language model around."""
+    (model / "config.json").write_text(json.dumps({"model_type": "vit", "auto_map": MAP}))
+    with pytest.raises(UserError, match="needs Python code of its own to run"):
         find_model(str(model))
     assert not (tmp_path / "ran").exists()
 

@@ -3,6 +3,7 @@
 import resource
 import signal
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from simpo_cli.errors import UserError
 from tests.cli.seen import Simpo
 from tests.tiny import CHATML
 
+NOON = datetime(2026, 11, 24, 12)
 TALK = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, thank you."}]
 DOUBLE = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}USE"
 
@@ -126,7 +128,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def _render(source: str, messages: list[dict[str, Any]] = TALK, **more: Any) -> str:
-    template = compile_template(source, "there")
+    template = compile_template(source, "there", NOON)
     return metered.render(template, {"messages": messages, "add_generation_prompt": False, **more}, 30)
 
 

@@ -119,6 +119,18 @@ def test_without_repeats_it_is_wilcoxons_exact_test() -> None:
     assert result.p_value == pytest.approx(every_sign(changes))
 
 
+def test_equal_changes_share_a_rank_and_no_change_has_none() -> None:
+    changes = [0.5, -0.5, 1.0, 0.0, 1.0, -2.0, 0.5, 0.0, 3.0]
+    assert signed_rank_test(changes).p_value == pytest.approx(every_sign([one for one in changes if one]))
+
+
+@pytest.mark.parametrize(("n", "digits"), [(50, 15), (51, 15), (400, 15), (400, 1)])
+def test_many_changes_go_by_the_normal_distribution(n: int, digits: int) -> None:
+    changes = np.round(np.random.default_rng(n + digits).normal(0.1, 1, n), digits)
+    reference = stats.wilcoxon(changes, method="exact" if n == 50 else "asymptotic")
+    assert signed_rank_test(changes).p_value == pytest.approx(reference.pvalue, rel=1e-9)
+
+
 def datta_satten_by_loops(changes: list[list[float]]) -> float:
     """Datta and Satten (2008), section 2, one pair and one prompt at a time."""
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState
 
 from simpo_cli.evaluate import answers
@@ -23,18 +22,10 @@ def _no_accelerator_of_another_test() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny products gain nothing from threads, and workers side by side lose much by them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _short_probe_answers() -> Iterator[None]:
-    """A random model never stops; two probe answers of three tokens are enough where they are not the subject."""
+def _short_answers() -> Iterator[None]:
+    """A random model never stops; two probe answers, and all answers of three tokens, are enough for these tests."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "_MAX_NEW_TOKENS", 3)
         patch.setattr(build, "AnswerProbe", lambda questions, tokenizer, _: AnswerProbe(questions[:2], tokenizer, 3))
         yield
 
@@ -58,12 +49,6 @@ def prefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"prompt": question, "chosen": f"Please {text}.", "rejected": f"No {text[::-1]}!"})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model never stops; what it says is not what these tests are about."""
-    monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)
 
 
 class Memory:

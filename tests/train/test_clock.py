@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from simpo_cli.data.tokenizer import template
+from simpo_cli.data.tokenizer import text_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train import receipt, run_folder
+from tests.tiny import CHATML
+from tests.train.conftest import Memory
 from tests.train.test_resume import Place
-
-pytestmark = pytest.mark.usefixtures("short_answers")
 
 MORE = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
 ZONES = ("UTC", "Asia/Kathmandu", "America/St_Johns", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Europe/London")
@@ -38,7 +38,7 @@ class Clock(datetime):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Clock]]:
     real = time.time
-    for module in (receipt, run_folder, template):
+    for module in (receipt, run_folder, text_tokenizer):
         monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(time, "time", lambda: real() + Clock.off.total_seconds())
     yield Clock
@@ -106,23 +106,27 @@ def test_files_that_were_edited_with_their_times_and_sizes_kept_are_seen(
     place.cut("run", *more, step=3, resume=True)
 
 
-def test_a_template_that_writes_the_date_is_not_gone_on_with_on_another_day(
+def test_a_run_keeps_the_date_that_its_template_writes_and_the_next_run_has_its_own(
     place: Place, clock: type[Clock], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the tokens are kept in the cache the run goes on with those; where they are not, they would be others."""
+    """Also where its tokens are no longer in the cache and are made again."""
     dated = tmp_path / "dated.jinja"
-    dated.write_text(
-        "{{ strftime_now('%d') }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-        encoding="utf-8",
-    )
-    more = [*MORE, f"data.chat_template={dated}"]
-    place.cut("run", *more, step=2)
+    dated.write_text("{{ strftime_now('%j') }}" + CHATML, encoding="utf-8")
+    more = ["checkpoint.every=1", "train.max_steps=3", f"data.chat_template={dated}"]
+    place.train("unbroken", *more)
+    place.cut("cut", *more, step=2)
     clock.off += DAY
-    place.cut("run", *more, step=2, resume=True)
+    place.cut("cut", *more, step=2, resume=True)
     monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(UserError, match="the same files give other tokens, as they do when the chat template writes"):
-        place.train("run", *more, resume=True)
-    clock.off -= DAY
-    monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "empty as well"))  # the day's tokens are kept in the other one
-    place.cut("run", *more, step=2, resume=True)
+    observer = Memory()
+    place.train("cut", *more, resume=True, observer=observer)
+    receipts = [json.loads((place.folder / run / "run.json").read_text("utf-8")) for run in ("unbroken", "cut")]
+    [date] = receipts[0]["template_dates"]
+    assert receipts[1]["template_dates"] == [date]
+    assert f"the chat template writes the date, which stays that of the run's beginning: {date}" in observer.notes
+    assert receipts[1]["data"]["train"]["tokens"]["cache"] == "miss"
+    place.require_same("cut", "unbroken")
+    place.cut("next day", *more, step=1)
+    receipt = json.loads((place.folder / "next day" / "run.json").read_text("utf-8"))
+    assert receipt["template_dates"] != [date]
+    assert receipt["data"]["train"]["tokens"]["cache"] == "miss"

@@ -100,3 +100,27 @@ def test_a_changed_file_is_named() -> None:
 def test_a_checkpoint_that_does_not_say_its_tokens_is_not_refused_for_it() -> None:
     before = _identity(plan={"train_pairs": 90, "held_out_pairs": 10})
     assert _identity().changes_since(before) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"a.py": "1"}, "the model's own code (a.py) is run now and was not before (--trust-remote-code)"),
+        ({"a.py": "1"}, {}, "the model's own code (a.py) was run before and is not now (--trust-remote-code)"),
+        ({"a.py": "1", "b.py": "2"}, {"a.py": "1", "b.py": "3"}, "the model's own code is another (b.py)"),
+        ({"a.py": "1", "b.py": "2"}, {"a.py": "1"}, "the model's own code is another (b.py)"),
+        ({"a.py": "1"}, {"a.py": "1"}, None),
+    ],
+)
+def test_code_that_a_model_brings_with_it_is_part_of_the_model(
+    before: dict[str, str], now: dict[str, str], said: str | None
+) -> None:
+    """Checkpoints of models without any do not speak of it."""
+    models = [
+        {"revision": None, "files": {"model.safetensors": "cc"}, **({"code": code} if code else {})}
+        for code in (before, now)
+    ]
+    changes = _identity(model=models[1]).changes_since(_identity(model=models[0]))
+    assert [(change.key, change.kind, change.sentence) for change in changes] == (
+        [] if said is None else [("model.path", "identity", said)]
+    )

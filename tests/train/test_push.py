@@ -77,6 +77,17 @@ def test_only_the_files_of_the_model_are_sent(run: Path, hub: Hub, capsys: pytes
     assert TOKEN not in said
 
 
+@pytest.mark.parametrize("named_in", ["config.json", "tokenizer_config.json", None])
+def test_python_files_are_sent_where_the_model_names_them_as_its_code(
+    named_in: str | None, run: Path, hub: Hub
+) -> None:
+    (run / "model" / "modeling_own.py").write_text("code")
+    if named_in is not None:
+        (run / "model" / named_in).write_text('{"auto_map": {"AutoConfig": "modeling_own.Config"}}')
+    push(run / "model", "me/model")
+    assert ("modeling_own.py" in hub.files) == (named_in is not None)
+
+
 def test_names_that_look_like_patterns_are_names(run: Path, hub: Hub) -> None:
     (run / "model" / "a[b]*.json").write_text("odd")
     push(run / "model", "me/model", public=True)

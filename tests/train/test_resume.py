@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,13 @@ from simpo_cli.train import loop, saving, setting
 from simpo_cli.train.events import EvalRecord, RunOutcome, StepRecord
 from simpo_cli.train.receipt import RunReceipt
 from simpo_cli.train.run import train
-from simpo_cli.train.run_folder import saved_bytes
+from simpo_cli.train.run_folder import RunFolder, saved_bytes
 from simpo_cli.train.verify import verify_run
 from tests.train.conftest import Memory
 from tests.train.same_bits import final_state, rows, timeless
 
 LORA = ["model.lora.rank=4", "model.lora.dropout=0.1", "train.learning_rate=1e-2"]
 EVERY = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]
-
-pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 class PowerCutError(Exception):
@@ -131,6 +131,38 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
 
 
 @pytest.mark.parametrize("unbroken", ["full"], indirect=True)
+def test_a_finished_run_that_dies_as_it_is_gone_on_with_is_whole_and_keeps_its_results(
+    unbroken: tuple[Place, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe is the one of now, or still that of before, and its notes are more than run.json tells of."""
+    place, more = unbroken
+    run = place.folder / "longer"
+    shutil.copytree(place.folder / "unbroken", run)
+    before, recipe = json.loads((run / "run.json").read_text("utf-8")), (run / "recipe.yaml").read_bytes()
+    longer = [*more, "train.num_epochs=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("simpo_cli.train.run_folder.RunFolder.write_text", _power_cut_at("recipe.yaml"))
+        with pytest.raises(PowerCutError):
+            place.train("longer", *longer, "train.learning_rate=2e-3", resume=True)
+    assert (run / "recipe.yaml").read_bytes() == recipe
+    assert verify_run(run).damaged == []
+    with monkeypatch.context() as patch:
+        patch.setattr("simpo_cli.train.run.build", _power_cut)
+        for rate in ("3e-3", "4e-3"):
+            with pytest.raises(PowerCutError):
+                place.train("longer", *longer, f"train.learning_rate={rate}", resume=True)
+            assert (run / "recipe.yaml").read_bytes() != recipe
+            assert verify_run(run).damaged == []
+    assert json.loads((run / "run.json").read_text("utf-8"))["outcome"] == before["outcome"]
+    text = (run / "recipe.yaml").read_text("utf-8")
+    (run / "recipe.yaml").write_text(text.replace("4e-3", "5e-3").replace("0.004", "0.005"), "utf-8")
+    assert verify_run(run).damaged == ["recipe.yaml"]
+    place.train("longer", *longer, resume=True)
+    assert verify_run(run).damaged == []
+    assert "reopened" not in json.loads((run / "run.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("unbroken", ["full"], indirect=True)
 def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
     unbroken: tuple[Place, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +191,18 @@ def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
 
 def _power_cut(*_: object, **__: object) -> None:
     raise PowerCutError
+
+
+def _power_cut_at(file: str) -> Callable[..., None]:
+    """A stand-in for RunFolder.write_text under which the power fails before a file is written."""
+    write_text = RunFolder.write_text
+
+    def write_or_die(self: RunFolder, name: str, text: str) -> None:
+        if name == file:
+            raise PowerCutError
+        write_text(self, name, text)
+
+    return write_or_die
 
 
 @pytest.mark.parametrize("unbroken", ["full"], indirect=True)

@@ -20,8 +20,6 @@ from simpo_cli.train.stop import Stopped, StopRequest
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
-pytestmark = pytest.mark.usefixtures("short_answers")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _heard() -> Iterator[None]:

@@ -1,9 +1,9 @@
 """Entries of the cache: folders that are whole or absent, verified when they are read, and removed when nobody reads.
 
-An entry is a folder of the name of its key. It is written beside its place and renamed into it, and carries the size
-and sha256 of each of its files, by which damage is found, a power cut's too. Locks are the kernel's and end with their
-process: one for making an entry, so that of several processes one does the work; one that every reader holds on the
-tokens, so that nothing in use is removed; and one of every writer in its folder, so that what a dead one left is.
+An entry is a folder of the name of its key. It is written beside its place, synced and renamed into it, and carries the
+size and sha256 of each of its files, by which damage is found, a power cut's too. Locks are the kernel's and end with
+their process: one for making an entry, so that of several processes one does the work; one that every reader holds on
+the tokens, so that nothing in use is removed; and one of every writer in its folder, so that what a dead one left is.
 """
 
 import errno
@@ -22,6 +22,7 @@ from typing import Any
 
 from simpo_cli.data.store.account import ACCOUNT, REFUSED, Account
 from simpo_cli.data.store.pairs import ROWS, TOKENS, StoredPairs
+from simpo_cli.data.writing import sync
 
 _MANIFEST = "manifest.json"
 _FILES = (TOKENS, ROWS, ACCOUNT, REFUSED)
@@ -94,6 +95,8 @@ def make_entry(folder: Path, make: Make) -> Entry:
         seconds_made = time.perf_counter() - started
         manifest = {"seconds_made": seconds_made, "files": {name: _identity(place / name) for name in _FILES}}
         (place / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
+        for path in (*(place / name for name in (*_FILES, _MANIFEST)), place):
+            sync(path)
         pairs = StoredPairs.open(place)
         _lock(pairs.descriptor, fcntl.LOCK_SH)
         _remove(folder)
@@ -102,6 +105,7 @@ def make_entry(folder: Path, make: Make) -> Entry:
         except OSError as error:  # where there are no locks, another process may have been faster; its entry is as good
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+        sync(folder.parent)
     finally:
         shutil.rmtree(place, ignore_errors=True)  # not there any more when all went well
         os.close(lock)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,16 @@ TOKENIZER_FILES = (
 _SPECIAL_PARTS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str | None = None) -> TextTokenizer:
+def load_tokenizer(
+    path: str, *, revision: str | None = None, chat_template: str | None = None, moment: datetime | None = None
+) -> TextTokenizer:
     """Read a tokenizer and its chat template.
 
     Args:
         path: `builtin:guide`, a folder, a tokenizer.json, or a hub id; of an adapter without one, its base model's.
         revision: branch, tag or commit of a hub id.
         chat_template: a Jinja file instead of the model's template, `none` for plain text, None for the model's own.
+        moment: what a template that writes today's date takes for now; this moment if not given.
 
     Raises:
         UserError: the files are missing or damaged.
@@ -67,6 +71,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat_template: str
         template_where=template_place,
         generation_end_ids=_end_ids(folder),
         where=path,
+        moment=moment,
     )
 
 

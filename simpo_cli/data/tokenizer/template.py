@@ -18,6 +18,7 @@ LONGEST = 100_000
 
 
 _MOST_INDENT = 16
+_CLOCK = "strftime_now"
 
 
 class TemplateError(ValueError):
@@ -50,10 +51,13 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def compile_template(source: str, where: str) -> jinja2.Template:
+def compile_template(source: str, where: str, moment: datetime) -> jinja2.Template:
     """Compile a chat template with the functions that templates of models expect.
 
-    A template that writes today's date writes the date of its compilation: one run, one date.
+    Args:
+        source: its text.
+        where: its place, for messages.
+        moment: what a template that writes today's date takes for now.
 
     Raises:
         UserError: the text is not a Jinja template; `where` is named.
@@ -67,10 +71,9 @@ def compile_template(source: str, where: str) -> jinja2.Template:
     environment = MeteredEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    now = datetime.now()
     environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = now.strftime
+    environment.globals[_CLOCK] = moment.strftime
     try:
         template = environment.from_string(source)
         template.globals = dict(template.globals)  # a chain of mappings before, which each rendering walks through
@@ -92,3 +95,33 @@ def variables_of(template: jinja2.Template, source: str) -> frozenset[str]:
     """Names that a template reads without setting them first."""
     read = jinja2.meta.find_undeclared_variables(template.environment.parse(source))
     return frozenset(read).difference(template.environment.globals)
+
+
+def dates_of(template: jinja2.Template, source: str, moment: datetime) -> list[str]:
+    """The moment in each format that a template writes it in, none for a template that does not write it.
+
+    Where a format is not spelled out, or the clock is handed on to other parts of the template, nobody knows what will
+    be written: there the whole moment stands for it.
+    """
+    tree = template.environment.parse(source)
+    calls = [call for call in tree.find_all(jinja2.nodes.Call) if _is_clock(call.node)]
+    asked_whether_known = [test for test in tree.find_all(jinja2.nodes.Test) if _is_clock(test.node)]
+    mentions = [name for name in tree.find_all(jinja2.nodes.Name) if _is_clock(name)]
+    dates = [_date(call, moment) for call in calls]
+    if len(mentions) > len(calls) + len(asked_whether_known):
+        dates.append(None)
+    return sorted({moment.isoformat() if date is None else date for date in dates})
+
+
+def _is_clock(node: jinja2.nodes.Node) -> bool:
+    return isinstance(node, jinja2.nodes.Name) and node.name == _CLOCK
+
+
+def _date(call: jinja2.nodes.Call, moment: datetime) -> str | None:
+    match call.args, call.kwargs, call.dyn_args, call.dyn_kwargs:
+        case [jinja2.nodes.Const(value=str(written))], [], None, None:
+            try:
+                return moment.strftime(written)
+            except ValueError:  # which it will be for the template, too
+                return None
+    return None

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import metered
 from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTexts, Way, any_of, refuse_stand_ins
-from simpo_cli.data.tokenizer.template import TemplateError, compile_template, variables_of
+from simpo_cli.data.tokenizer.template import TemplateError, compile_template, dates_of, variables_of
 from simpo_cli.data.tokenizer.turn_marks import TurnMarks, learn_marks
 from simpo_cli.errors import UserError
 
@@ -34,8 +35,11 @@ class TextTokenizer:
         template_where: the template's place, for messages.
         generation_end_ids: end tokens that the generation config names.
         where: the folder or id, for messages.
+        moment: what templates that write today's date take for now; this moment if not given.
 
     Attributes:
+        moment: the same: one tokenizer, one date.
+        dates: what its templates write of it, in the formats that they ask for; mostly nothing.
         template_source: the template's text, for the receipt; empty without one.
         vocab_size: one more than the highest id.
         bos_id, eos_id: ids of these tokens, or None.
@@ -55,6 +59,7 @@ class TextTokenizer:
         template_where: str,
         generation_end_ids: Sequence[int],
         where: str,
+        moment: datetime | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
@@ -65,7 +70,12 @@ class TextTokenizer:
         self.template_source = templates.get("default", "")
         self._sources = dict(templates)
         self._template_where = template_where
-        self._templates = {name: compile_template(source, template_where) for name, source in templates.items()}
+        self.moment = datetime.now() if moment is None else moment
+        self._templates = {
+            name: compile_template(source, template_where, self.moment) for name, source in templates.items()
+        }
+        written = (dates_of(self._templates[name], source, self.moment) for name, source in templates.items())
+        self.dates = sorted(set().union(*written))
         self._variables = {name: variables_of(self._templates[name], source) for name, source in templates.items()}
         self._marks: dict[str, TurnMarks] = {}
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -95,12 +105,13 @@ class TextTokenizer:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that its tokens depend on: vocabulary, added tokens, special parts, templates, end tokens."""
+        """A digest of all that its tokens depend on: vocabulary, added tokens, special parts, templates, dates, end."""
         parts = (
             self.sha256,
             sorted((i, repr(token)) for i, token in self._added.items()),
             sorted(self.special_tokens.items()),
             sorted(self._sources.items()),
+            self.dates,
             sorted(self.named_end_ids),
         )
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -128,8 +128,9 @@ def rows_that_fit(
         questions: the prompts, at least one.
         decoding: how long an answer may get.
     """
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = getattr(config, "num_attention_heads", None) or 1  # one of full width, for layers without attention
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     token_bytes = 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
     row_tokens = max(len(question.ids) for question in questions) + decoding.max_new_tokens
     fitting = int(_CACHE_SHARE * available_bytes(device) / (token_bytes * row_tokens))

@@ -19,7 +19,7 @@ from simpo_cli.evaluate.generation.decoding import MODES, Decoding, Mode
 from simpo_cli.evaluate.generation.folder import SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generation.prompts import Question, Questions
 from simpo_cli.model.load import ModelSource
-from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.recipe.schema import DataRecipe, ModelRecipe
 
 MAX_NEW_TOKENS = 512
 """Most tokens of an answer when nobody says how many and the models know so many positions."""
@@ -94,18 +94,18 @@ def choose_engine(models: Mapping[Side, Answering]) -> Engine:
     return "vllm" if vllm_engine.is_installed() and are_whole else "transformers"
 
 
-def require_same_tokens(base: str, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
+def require_same_tokens(base: ModelRecipe, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
     """Refuse a base model whose tokenizer gives other tokens: both models get the same ones.
 
     Raises:
         UserError: names a prompt.
     """
     texts = [question.text for question in questions]
-    other = load_tokenizer(base).encode_batch(texts)
+    other = load_tokenizer(base.path, revision=base.revision).encode_batch(texts)
     for question, ours, theirs in zip(questions, tokenizer.encode_batch(texts), other, strict=True):
         if ours != theirs:
             raise UserError(
-                f"the tokenizer of {base} is another one than that of {tokenizer.where}.",
+                f"the tokenizer of {base.path} is another one than that of {tokenizer.where}.",
                 "Name a baseline of the same family, such as the model that training started from.",
                 where=question.where,
             )
@@ -162,7 +162,7 @@ def manifest_of(
 
 
 def _weights(model: Answering) -> dict[str, Any]:
-    """The commit of a hub id, the type, and the hash of every file of weights: also of those under an adapter."""
+    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
     source = model.source
     files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:
@@ -171,7 +171,7 @@ def _weights(model: Answering) -> dict[str, Any]:
     if model.checkpoint is not None:
         files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
     dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
-    return {"revision": source.revision, "dtype": dtype, "sha256": files}
+    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
 
 
 def _version(engine: Engine) -> str:

@@ -30,7 +30,7 @@ def answers_of(
         model=str(source.folder),
         seed=decoding.seed,
         max_model_len=longest + decoding.max_new_tokens,
-        trust_remote_code=False,
+        trust_remote_code=bool(source.code),
         generation_config="vllm",  # not the sampling that the model's folder suggests
     )
     try:

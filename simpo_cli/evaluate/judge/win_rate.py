@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from simpo_cli import statistics
 from simpo_cli.statistics import CONFIDENCE, Measured
@@ -74,7 +74,7 @@ def length_controlled(
     features = np.column_stack([np.ones_like(won), np.tanh(longer / spread)])
     weights = _fit(features, won)
     deviations = _deviations(features, won, weights, codes, len(names))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(names) - 1)) * deviations
+    half = float(stdtrit(len(names) - 1, 0.5 + CONFIDENCE / 2)) * deviations
     theta, phi = weights.tolist()
     return LengthControlled(
         Measured(_sigmoid(theta), _sigmoid(theta - half[0]), _sigmoid(theta + half[0]), len(won)),

@@ -6,23 +6,21 @@ anything, or only for some lengths, or carries a state from token to token that 
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-_MODELS: Any = MODEL_FOR_CAUSAL_LM_MAPPING
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _STRETCHED_ROPE = ("longrope", "dynamic")
 
 
-def why_not_shared(config: Any, longest: int) -> str | None:
+def why_not_shared(model_class: Any, config: Any, longest: int) -> str | None:
     """Why pairs of this model are computed as padded rows, or None when prompts may be shared.
 
     Args:
+        model_class: the class that computes the model.
         config: the model's configuration.
         longest: tokens of the longest prompt with one response.
     """
     text = config.get_text_config()
     model_type = str(text.model_type)
-    if not _MODELS[type(config)]._supports_attention_backend:
+    if not model_class._supports_attention_backend:
         # attention of its own (bloom, falcon), a state (mamba and hybrids), or layers that drop arguments (stablelm)
         return f"{model_type} does not compute its attention through the interface of transformers"
     if model_type == "llama4_text":

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent. Knows files and manifests; what is in the files is the caller's; no torch."""
 
-from simpo_cli.train.checkpoint.commit import CheckpointWriter, HashedFile, commit, reap, rotate, sync
+from simpo_cli.train.checkpoint.commit import CheckpointWriter, HashedFile, commit, reap, rotate
 from simpo_cli.train.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
@@ -26,5 +26,4 @@ __all__ = [
     "open_checkpoint",
     "reap",
     "rotate",
-    "sync",
 ]

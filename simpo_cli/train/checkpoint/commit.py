@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from simpo_cli.data.writing import sync
 from simpo_cli.train.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
@@ -154,12 +155,3 @@ def reap(parent: Path) -> int:
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return len(left)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has what was written to a file, or which entries a folder has."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

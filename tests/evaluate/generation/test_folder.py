@@ -33,6 +33,18 @@ def test_an_answer_that_a_kill_cut_short_is_asked_again(tmp_path: Path) -> None:
     assert [answer.text for answer in made.in_order("base", "greedy")] == ["é", "c", "d"]
 
 
+def test_reading_leaves_a_line_that_is_being_written_alone(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("base", "greedy", [Generated(one.key, (5,), True) for one in QUESTIONS[:2]], ["a", "b"])
+    file = made.file("base", "greedy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    assert list(made.answers("base", "greedy")) == [QUESTIONS[0].key]
+    with file.open("ab") as writer:  # which was half way
+        writer.write(whole[-20:])
+    assert [answer.text for answer in made.answers("base", "greedy").values()] == ["a", "b"]
+
+
 def test_answers_that_are_not_all_there(tmp_path: Path) -> None:
     made = folder_at(tmp_path)
     made.add("trained", "sampled", [Generated(QUESTIONS[0].key, (), False)], [""])

@@ -29,7 +29,8 @@ class LLM:
         generation_config: str = "auto",
     ) -> None:
         self.settings = dict(zip(inspect.signature(LLM).parameters, (model, seed, max_model_len), strict=False))
-        assert (trust_remote_code, generation_config) == (False, "vllm")
+        self.trust_remote_code = trust_remote_code
+        assert generation_config == "vllm"
         self.calls: list[Any] = []
         LLM.made.append(self)
 
@@ -74,11 +75,12 @@ def cleanups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_prompts_go_in_as_tokens_and_answers_come_back_without_their_end(cleanups: list[str]) -> None:
     questions = random_questions(3, seed=1)
-    source: Any = SimpleNamespace(folder="some/model")
+    source: Any = SimpleNamespace(folder="some/model", code={})
     answers = dict(vllm_engine.answers_of(source, {"greedy": questions, "sampled": questions[:1]}, DECODING))
     (engine,) = LLM.made
     longest = max(len(question.ids) for question in questions)
     assert engine.settings == {"model": "some/model", "seed": 5, "max_model_len": longest + 9}
+    assert engine.trust_remote_code is False
     (prompts, greedy), (_, sampled) = engine.calls
     assert prompts == [{"prompt_token_ids": list(question.ids)} for question in questions]
     assert {(one.temperature, one.max_tokens, one.detokenize) for one in greedy} == {(0.0, 9, False)}
@@ -92,8 +94,15 @@ def test_prompts_go_in_as_tokens_and_answers_come_back_without_their_end(cleanup
     assert cleanups == ["given back"]
 
 
+@pytest.mark.usefixtures("cleanups")
+def test_code_of_a_model_is_run_where_the_command_line_has_asked_for_it() -> None:
+    source: Any = SimpleNamespace(folder="some/model", code={"modeling_own.py": "aa"})
+    list(vllm_engine.answers_of(source, {"greedy": random_questions(1, seed=1)}, DECODING))
+    assert LLM.made[0].trust_remote_code is True
+
+
 def test_memory_is_given_back_when_the_call_is_broken_off(cleanups: list[str]) -> None:
-    source: Any = SimpleNamespace(folder="some/model")
+    source: Any = SimpleNamespace(folder="some/model", code={})
     answers = vllm_engine.answers_of(source, {"greedy": random_questions(3, seed=1)}, DECODING)
     next(answers)
     answers.close()  # type: ignore[attr-defined]

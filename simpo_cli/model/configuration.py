@@ -1,0 +1,123 @@
+"""A model's configuration and the class that goes with it, read before any weight is."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.data.model_files import read_json
+from simpo_cli.errors import UserError
+from simpo_cli.model import own_code
+
+_NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
+_ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
+_OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
+_ASKED_OF_OWN_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a model folder says of its model.
+
+    Attributes:
+        config: the configuration, an object of transformers or of the model's own code.
+        model_class: what computes the model.
+        code: the model's own files that were run for it, each with its sha256; mostly none.
+    """
+
+    config: Any
+    model_class: type
+    code: Mapping[str, str]
+
+
+def read_configuration(path: str, folder: Path) -> Configuration:
+    """Read config.json, and run the model's own code where that is named and `own_code.trusting` allows it.
+
+    Args:
+        path: the model, as the recipe names it.
+        folder: holds its files.
+
+    Raises:
+        UserError: there is none, it is none of a causal language model, or the model needs code that may not be run.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
+    raw = read_json(folder / "config.json")
+    _refuse_foreign_parts(path, raw)
+    code = own_code.code_to_run(path, folder, raw)
+    config = _read(path, folder, raw, code)
+    _require_causal(path, raw, config, code)
+    with own_code.faults_of(path, code):
+        return Configuration(config, _class_of(path, folder, config, code), code)
+
+
+def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, str]) -> Any:
+    import transformers
+    from transformers import AutoConfig
+
+    if code:
+        with own_code.faults_of(path, code):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        if unsaid := [key for key in _ASKED_OF_OWN_CODE if not isinstance(getattr(config, key, None), int)]:
+            raise UserError(
+                f"the configuration of {path} does not say its {', '.join(unsaid)}.",
+                "Its own class has to give them, by these names or by attribute_map.",
+            )
+        return config
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
+        if "auto_map" in raw and not own_code.is_trusted():
+            raise own_code.NeedsOwnCodeError(path) from error
+        raise UserError(
+            f"{path} is not a model that transformers {transformers.__version__} knows: {str(error).splitlines()[0]}",
+            "Check config.json (its model_type), or use a newer transformers.",
+        ) from error
+
+
+def _require_causal(path: str, raw: Mapping[str, Any], config: Any, code: Mapping[str, str]) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = raw.get("model_type", "nameless")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not (code and _brings_causal(config)):
+        if _brings_causal(config):
+            raise own_code.NeedsOwnCodeError(path)
+        raise UserError(f"{path} is a {kind} model, which is no causal language model.", _NAME_CAUSAL)
+    if getattr(config, "is_decoder", None) is False and kind not in _ALWAYS_DECODERS:
+        raise UserError(
+            f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
+        )
+    architectures = config.architectures or []
+    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
+        raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
+
+
+def _brings_causal(config: Any) -> bool:
+    return own_code.CAUSAL in (getattr(config, "auto_map", None) or {})
+
+
+def _class_of(path: str, folder: Path, config: Any, code: Mapping[str, str]) -> type:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if code and _brings_causal(config):
+        return own_code.class_of(path, folder, config)
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    of_transformers: type = known[type(config)]
+    return of_transformers
+
+
+def _refuse_foreign_parts(path: str, raw: Mapping[str, Any]) -> None:
+    """Refuse a configuration by which transformers would load compiled code of the hub, or a file of another name."""
+    waiting: list[Mapping[str, Any]] = [raw]
+    while waiting:
+        section = waiting.pop()
+        waiting += [value for value in section.values() if isinstance(value, dict)]
+        for key, value in section.items():
+            if key == "transformers_weights" and value is not None:
+                problem = f"names {value!r} as the file of its weights"
+            elif key.endswith("_implementation") and "/" in str(value):
+                problem = f"asks for code of the hub ({key}: {value!r})"
+            else:
+                continue
+            raise UserError(f"the config.json of {path} {problem}, which is not loaded.", f"Take {key} out of it.")

@@ -1,0 +1,179 @@
+"""The Python code that a model brings with it: run only where the command line asks for it, and then told by its hash.
+
+A model that transformers does not know names its classes in `auto_map` of config.json; they are in Python files beside
+it. Whoever loads such a model runs these files, with every right of the person at the keyboard. So consent is given by
+`--trust-remote-code` alone: a command does its work inside `trusting`, everything that finds a model there asks
+`is_trusted`, and outside of it, or where somebody forgot it, such a model is refused.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.data.writing import exit_code_of
+from simpo_cli.errors import ExitCode, UserError
+
+FLAG = "--trust-remote-code"
+CAUSAL = "AutoModelForCausalLM"
+_RUN_HERE = ("AutoConfig", CAUSAL)
+_CLASS = re.compile(r"(\w+)\.\w+")  # a file beside config.json, without its ending, and a class in it
+
+_trusted = ContextVar("trusted", default=False)
+
+
+class NeedsOwnCodeError(UserError):
+    """A model that cannot be loaded without running its code, and nobody has asked for that."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} needs Python code of its own to run, which is not loaded unasked.",
+            f"Read its code first; {FLAG} runs it.",
+        )
+
+
+@contextmanager
+def trusting(asked: bool) -> Iterator[None]:
+    """A block in which models may run the code that they bring with them, if that was asked for.
+
+    Args:
+        asked: whether the command line holds the flag; a recipe or the environment is never asked.
+    """
+    before = _trusted.set(asked)
+    try:
+        yield
+    finally:
+        _trusted.reset(before)
+
+
+def is_trusted() -> bool:
+    """Whether code of models may be run here."""
+    return _trusted.get()
+
+
+def code_to_run(name: str, folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that loading the model here will run, each with its sha256; empty without consent.
+
+    Args:
+        name: the model, for messages.
+        folder: holds its files.
+        config: content of its config.json.
+
+    Raises:
+        UserError: code is named that is not in the folder, such as another repository's.
+    """
+    named = config.get("auto_map")
+    if not is_trusted() or not isinstance(named, dict):
+        return {}
+    files: dict[str, str] = {}
+    for auto in _RUN_HERE:
+        if auto in named:
+            files |= {file.name: sha256_of(file) for file in _files_of(name, folder, auto, named[auto])}
+    return dict(sorted(files.items()))
+
+
+def _files_of(name: str, folder: Path, auto: str, reference: object) -> list[Path]:
+    """The file with a class that auto_map names, and those that it imports."""
+    if isinstance(reference, str) and "--" in reference:
+        raise UserError(
+            f"the config.json of {name} names code of another repository ({auto}: {reference!r}), which is not loaded.",
+            "Put the files of that code beside config.json, and take the repository and its -- out of auto_map.",
+        )
+    found = _CLASS.fullmatch(reference) if isinstance(reference, str) else None
+    if found is None:
+        raise UserError(
+            f"the config.json of {name} names {reference!r} as its {auto}, which is no class in a file beside it.",
+            "Mend auto_map: it names classes as FILE.CLASS, without the .py.",
+        )
+    files = with_imports(folder / f"{found[1]}.py")
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(
+            f"{name} lacks {missing[0].relative_to(folder)}, which is part of its code.",
+            "Fetch the model again, with its Python files.",
+        )
+    return files
+
+
+def with_imports(file: Path) -> list[Path]:
+    """A Python file and those beside it that it imports, as transformers finds them; the last may be missing.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    if not file.is_file():
+        return [file]
+    try:
+        imported = map(Path, get_relative_import_files(file))
+    except FileNotFoundError as error:
+        imported = map(Path, [error.filename])
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot be read: {error}.",
+            "The model folder is damaged; fetch it again.",
+            where=str(file),
+            exit_code=exit_code_of(error),
+        ) from error
+    # what it finds elsewhere was no import but words of a comment
+    return list(dict.fromkeys([file, *(one for one in imported if one.parent == file.parent)]))
+
+
+def class_of(name: str, folder: Path, config: Any) -> type:
+    """The class of a causal language model that its own code defines; the code is run.
+
+    Args:
+        name: the model, for messages.
+        folder: holds its files.
+        config: its configuration, with an auto_map that `code_to_run` has looked at.
+
+    Raises:
+        UserError: it is not built as transformers builds models.
+    """
+    from transformers import GenerationMixin, PreTrainedModel
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
+
+    own: Any = get_class_from_dynamic_module(config.auto_map[CAUSAL], folder)
+    if isinstance(own, type) and issubclass(own, PreTrainedModel):
+        own.register_for_auto_class(CAUSAL)  # type: ignore[no-untyped-call]  # so that a save takes the code along
+        own = add_generation_mixin_to_remote_model(own)  # type: ignore[no-untyped-call]  # older classes lack it
+        if issubclass(own, GenerationMixin):
+            found: type = own
+            return found
+    raise UserError(
+        f"the code of {name} is not built like a causal language model of transformers.",
+        f"{config.auto_map[CAUSAL]} has to derive from PreTrainedModel and GenerationMixin.",
+    )
+
+
+@contextmanager
+def faults_of(name: str, code: Mapping[str, str]) -> Iterator[None]:
+    """A block that runs a model's code, if it has any: what it raises is a fault of the model and not of ours.
+
+    Raises:
+        UserError: it raised something (exit code 4 where it wants a package that is not here).
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not code:
+            raise
+        import transformers
+
+        said = (str(error).splitlines() or [""])[0]
+        problem = f"the code of {name} ({', '.join(code)}) fails: {type(error).__name__}: {said}".rstrip(": ")
+        if isinstance(error, ImportError):
+            raise UserError(
+                problem, "Install what it imports, and start again.", exit_code=ExitCode.ENVIRONMENT
+            ) from error
+        raise UserError(
+            problem,
+            f"It may be written for another version of transformers than {transformers.__version__}, which is here.",
+        ) from error
