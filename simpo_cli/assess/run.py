@@ -18,7 +18,7 @@ from simpo_cli.evaluate.per_pair import surface_accuracy
 from simpo_cli.evaluate.score import PairScores
 from simpo_cli.evaluate.slices import Slice, slices_of
 from simpo_cli.model.fit import require_lengths
-from simpo_cli.model.load import find_model, load_model, weights_dtype
+from simpo_cli.model.load import ModelSource, find_model, load_model, weights_dtype
 from simpo_cli.statistics import Measured
 
 FILE = "file"
@@ -146,10 +146,11 @@ class Assessment:
         key = (*target.identity, held_out.key, settings, with_noise)
         if key in self._known:
             return self._known[key]
-        if code := find_model(recipe.model.path, recipe.model.revision).code:
-            self.say(f"code of {target.name} is run: {', '.join(code)}")
+        source = find_model(recipe.model.path, recipe.model.revision)
+        if source.code:
+            self.say(f"code of {target.name} is run: {', '.join(source.code)}")
         self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
-        opened = _opened(target, held_out)
+        opened = _opened(target, source, held_out)
         scores = opened.score(held_out.pairs)
         if not np.isfinite([scores.chosen, scores.rejected]).all():
             raise UserError(
@@ -163,7 +164,9 @@ class Assessment:
 
     def _noise(self, target: Target, held_out: HeldOut, scores: PairScores) -> Noise:
         """Of a model that was scored in the belief that its baseline would tell the noise."""
-        return measure_noise(_opened(target, held_out), held_out.pairs, scores, target.recipe.loss.beta)
+        model = target.recipe.model
+        opened = _opened(target, find_model(model.path, model.revision), held_out)
+        return measure_noise(opened, held_out.pairs, scores, target.recipe.loss.beta)
 
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
@@ -212,10 +215,9 @@ def _require_fitting(target: Target) -> None:
     require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
 
 
-def _opened(target: Target, held_out: HeldOut) -> OpenModel:
-    recipe = target.recipe
-    load = load_model if target.checkpoint is None else loader_of(target.checkpoint, recipe)
-    return open_model(recipe, find_model(recipe.model.path, recipe.model.revision), held_out.pairs, load)
+def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel:
+    load = load_model if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
+    return open_model(target.recipe, source, held_out.pairs, load)
 
 
 def _slices(values: dict[str, list[str | None]], scores: PairScores, against: Against | None) -> dict[str, list[Slice]]:
