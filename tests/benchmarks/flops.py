@@ -34,7 +34,7 @@ def shape_of(config: Any) -> Shape:
     return Shape(layers * block, layers, heads * size, hidden, config.vocab_size)
 
 
-def needed_flops(shape: Shape, prompt: int, chosen: int, rejected: int) -> int:
+def needed_flops(shape: Shape, prompt: int, chosen: int, rejected: int, *, frozen: bool = False) -> int:
     """What the method needs for one pair, forward and backward.
 
     A multiplication with its addition counts as two operations, and only matrix products are counted:
@@ -47,14 +47,16 @@ def needed_flops(shape: Shape, prompt: int, chosen: int, rejected: int) -> int:
       the first token of both responses and is counted once.
 
     The backward pass counts twice the forward pass. Recomputation, softmax, norms, the optimizer: not counted, so the
-    share of the machine's speed that follows is what is left after them.
+    share of the machine's speed that follows is what is left after them. Under adapters the weights are `frozen`, and a
+    product for their gradient is not needed; the adapters' own products are not counted.
     """
+    passes = _PASSES - frozen
     tokens = prompt + chosen + rejected
     seen = _causal(prompt) + _causal(chosen) + _causal(rejected) + prompt * (chosen + rejected)
     linear = 2 * shape.linear * tokens
     attention = 4 * shape.layers * shape.attention * seen
     head = 2 * shape.hidden * shape.vocabulary * (chosen + rejected - 1)
-    return _PASSES * (linear + attention + head)
+    return passes * (linear + head) + _PASSES * attention
 
 
 def padded_flops(shape: Shape, rows: int, width: int) -> int:

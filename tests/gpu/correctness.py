@@ -1,0 +1,301 @@
+"""Parts that compare: kernels with plain attention, a step with single sequences, predicted memory with real memory."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Packing, fullest_microbatch
+from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
+from simpo_cli.model.attention.varlen_cuda import fits_varlen
+from simpo_cli.model.memory import training_need
+from simpo_cli.model.packed import PairSpan, layout_of, pack
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, settle_packing
+from simpo_cli.objective import terms_under
+from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.train.state import make_optimizer, start_moments
+from tests.gpu import models
+from tests.gpu.check import Place, require
+
+LOSS = LossRecipe()
+_SHAPES = ((32, 8, 128), (14, 2, 64), (9, 3, 64), (16, 16, 80), (8, 4, 256), (12, 12, 100))  # heads, key heads, width
+_WINDOWS = (None, 7, 130)
+_PARTS = ((40, 20, 31), (1, 1, 1), (300, 90, 5), (2, 0, 1), (129, 128, 64), (1, 0, 0), (64, 1, 200), (17, 33, 0))
+
+
+# Kernels
+
+
+def kernels(place: Place) -> tuple[str, dict[str, Any]]:
+    """What a layer calls, against attention with the whole of the scores: output and gradients of six head shapes."""
+    spans, start = list[PairSpan](), 0
+    for parts in _PARTS:
+        spans.append(PairSpan(start, *parts))
+        start = spans[-1].end
+    rows = []
+    for heads, key_heads, width in _SHAPES:
+        for window in _WINDOWS:
+            difference, by_kernel = _kernel_difference(spans, heads, key_heads, width, window, place)
+            rows.append(
+                {
+                    "heads": heads,
+                    "key_heads": key_heads,
+                    "width": width,
+                    "window": window,
+                    "by_kernel": by_kernel,
+                    "difference": difference,
+                }
+            )
+    most = MOST_KERNEL_DIFFERENCE if place.on_cuda else 1e-4
+    worst = max(row["difference"] for row in rows)
+    facts = {"bound": most, "rows": rows}
+    require(all(row["difference"] <= most for row in rows), f"up to {worst:.2g} of the norm from plain attention", facts)
+    kernel_rows = sum(row["by_kernel"] for row in rows)
+    if place.on_cuda:
+        require(kernel_rows == 15, f"the kernel computed {kernel_rows} of 18 shapes, and should compute 15", facts)
+    return f"{len(rows)} shapes and windows within {worst:.2g} of the norm (bound {most:g}), {kernel_rows} by kernel", facts
+
+
+def _kernel_difference(
+    spans: Sequence[PairSpan], heads: int, key_heads: int, width: int, window: int | None, place: Place
+) -> tuple[float, bool]:
+    """Highest difference of output and gradients relative to their norm, and whether the card's kernel computed it."""
+    generator = torch.Generator(place.device).manual_seed(0)
+    shapes = [(1, count, spans[-1].end, width) for count in (heads, key_heads, key_heads)]
+    drawn = [torch.randn(shape, generator=generator, device=place.device).to(place.compute) for shape in shapes]
+    results = []
+    for own in (False, True):
+        inputs = [tensor.float() if own else tensor.clone() for tensor in drawn]
+        for tensor in inputs:
+            tensor.requires_grad_()
+        if own:
+            output = _plain_attention(*inputs, spans, width**-0.5, window)
+        else:
+            output, _ = shared_prefix_attention(
+                nn.Module(), *inputs, None, sliding_window=window, **{SPANS: layout_of(spans, place.device)}
+            )
+        weights = torch.linspace(-1, 1, output.numel(), device=place.device).reshape(output.shape).to(output.dtype)
+        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)])
+    apart = [float((a.float() - b).norm() / b.norm()) for a, b in zip(*results, strict=True)]
+    return max(apart), fits_varlen(drawn[0])
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, window: int | None
+) -> Tensor:
+    """(1, T, H, D) from the (T, T) scores of every head."""
+    length = query.shape[2]
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for span in spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        chosen = list(range(prompt[-1] + 1, prompt[-1] + 1 + span.chosen))
+        rejected = list(range(prompt[-1] + 1 + span.chosen, span.end))
+        for own in (chosen, rejected):
+            row = prompt + own  # a sequence by itself; the prompt's part is the same in both
+            at = torch.arange(len(row))
+            apart = at[:, None] - at[None, :]
+            visible = (apart >= 0) & (apart < (length if window is None else window))
+            seen[torch.tensor(row)[:, None], torch.tensor(row)[None, :]] = visible
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~seen.to(query.device), float("-inf"))
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+# A step against single sequences
+
+
+class _Step(NamedTuple):
+    logps: Tensor  # (2P,) mean log-probs, chosen and rejected of each pair
+    gradient: dict[str, Tensor]
+
+
+def agreement(place: Place) -> tuple[str, dict[str, Any]]:
+    """Mean log-probs and the gradient of a step, float32 and bf16, prompts shared and padded rows."""
+    config = models.tiny() if place.tiny else models.smollm2_135m()
+    policy = models.build(config, place.device, weights=torch.float32)
+    pairs = models.make_pairs(6, models.TINY if place.tiny else models.SHORT, config.vocab_size)
+    with ieee_float32():
+        reference = _reference(policy, pairs)
+        errors = {}
+        for precision in ("fp32", "bf16"):
+            for packing in ("shared_prefix", "padded"):
+                step = _ours(policy, pairs, packing, precision, place)
+                errors[f"{precision}_{packing}"] = {
+                    "logps": float((step.logps - reference.logps).abs().max()),
+                    "logps_rms": float((step.logps - reference.logps).square().mean().sqrt()),
+                    "gradient": _apart(step.gradient, reference.gradient),
+                }
+    for packing in ("shared_prefix", "padded"):
+        found = errors[f"fp32_{packing}"]
+        require(found["logps"] <= 1e-4, f"float32 {packing}: mean log-probs differ by {found['logps']:.2g} nats", errors)
+        require(found["gradient"] <= 1e-3, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors)
+    shared, padded = errors["bf16_shared_prefix"], errors["bf16_padded"]
+    for what in ("logps_rms", "gradient"):
+        ratio = shared[what] / padded[what]
+        require(ratio <= 1.5, f"bf16: shared prompts err {ratio:.2f} times as much as padded rows in {what}", errors)
+    return (
+        f"float32 gradient to {errors['fp32_shared_prefix']['gradient']:.1e}; bf16 to {shared['gradient']:.1e} shared "
+        f"and {padded['gradient']:.1e} padded ({len(pairs)} pairs, one seed)",
+        errors,
+    )
+
+
+def _reference(policy: Policy, pairs: Sequence[EncodedPair]) -> _Step:
+    """One sequence at a time through the model's own forward and its own logits."""
+    policy.zero_grad()
+    device = next(policy.parameters()).device
+    means = []
+    with policy.untouched() as causal:
+        for pair in pairs:
+            of_pair = []
+            for response in (pair.chosen, pair.rejected):
+                ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=device)
+                logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1].float()
+                logps = logits.log_softmax(-1).gather(1, ids[0, len(pair.prompt) :, None])
+                of_pair.append(logps.mean())
+            terms = terms_under(LOSS, of_pair[0][None], of_pair[1][None])
+            (terms.losses.sum() / len(pairs)).backward()
+            means += [m.detach() for m in of_pair]
+    return _Step(torch.stack(means), _taken(policy))
+
+
+def _ours(policy: Policy, pairs: Sequence[EncodedPair], packing: Packing, precision: str, place: Place) -> _Step:
+    policy.zero_grad()
+    autocast = torch.autocast(place.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    with policy.packed(packing), autocast:
+        chosen, rejected = policy.response_means(pack(pairs, place.device))
+        (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
+    return _Step(torch.stack([chosen, rejected], 1).flatten().detach().float(), _taken(policy))
+
+
+def _taken(policy: Policy) -> dict[str, Tensor]:
+    gradient = {name: p.grad.float() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    return gradient
+
+
+def _apart(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Norm of the difference over the norm of the reference."""
+    squares = sum(float((ours[name] - g).double().square().sum()) for name, g in reference.items())
+    return float((squares / sum(float(g.double().square().sum()) for g in reference.values())) ** 0.5)
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# The self-check of a run
+
+
+def self_check(place: Place) -> tuple[str, dict[str, Any]]:
+    """That it shares prompts on this device: full float32 weights, with TF32 on too, and adapters over bf16 weights."""
+    facts, told = {}, []
+    for name, config, weights, lora, tf32 in (
+        ("full", models.smollm2_135m(), torch.float32, False, False),
+        ("full, TF32 on", models.smollm2_135m(), torch.float32, False, True),
+        ("1.5B, adapters, bf16", models.qwen2_1_5b(), torch.bfloat16, True, False),
+    ):
+        config = models.tiny() if place.tiny else config
+        policy = models.build(config, place.device, weights=weights, lora=lora)
+        pairs = models.make_pairs(24, models.TINY if place.tiny else models.LONG, config.vocab_size)
+        fullest = fullest_microbatch(pairs, 16384, "shared_prefix")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
+            check = settle_packing(policy, "auto", None, CheckPairs.of(pairs, fullest))
+            kept = torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        finally:
+            torch.set_float32_matmul_precision(before)
+        facts[name] = check.as_json()
+        require(check.packing == "shared_prefix", f"{name}: {check}", facts)
+        require(kept, f"{name}: the setting of TF32 is not what it was", facts)
+        told.append(f"{name}: {_in_short(check)}")
+    return "; ".join(told), facts
+
+
+def _in_short(check: SelfCheck) -> str:
+    assert check.difference is not None
+    return f"{check.difference.highest:.0e} nats"
+
+
+# Memory
+
+
+class _Setting(NamedTuple):
+    name: str
+    config: Any
+    weights: torch.dtype
+    compute: torch.dtype
+    lora: bool
+    checkpointing: bool
+    tokens: int
+
+
+def memory(place: Place) -> tuple[str, dict[str, Any]]:
+    """The memory that is predicted before a run, against the peak of a real step, for six settings."""
+    if not place.on_cuda:
+        from tests.gpu.tiny_memory import predicted_and_counted
+
+        return predicted_and_counted()
+    f32, bf16 = torch.float32, torch.bfloat16
+    settings = [
+        _Setting("135M full, bf16", models.smollm2_135m(), f32, bf16, False, False, 16384),
+        _Setting("1.5B full, float32", models.qwen2_1_5b(), f32, f32, False, False, 4096),
+        _Setting("1.5B full, bf16", models.qwen2_1_5b(), f32, bf16, False, False, 8192),
+        _Setting("1.5B full, bf16, checkpointing", models.qwen2_1_5b(), f32, bf16, False, True, 16384),
+        _Setting("8B LoRA, bf16", models.llama3_8b(), bf16, bf16, True, False, 8192),
+        _Setting("8B LoRA, bf16, checkpointing", models.llama3_8b(), bf16, bf16, True, True, 16384),
+    ]
+    rows = []
+    for setting in settings:
+        predicted, measured = _predicted_and_measured(setting, place)
+        rows.append({"setting": setting.name, "predicted_gb": predicted / 1e9, "measured_gb": measured / 1e9})
+    facts = {"rows": rows}
+    off = [row["predicted_gb"] / row["measured_gb"] - 1 for row in rows]
+    worst = max(off, key=abs)
+    place.bar("memory formula, furthest from the measured peak", abs(worst), most=0.1)
+    summary = "predicted against measured: " + ", ".join(f"{100 * one:+.0f} %" for one in off)
+    return summary, facts
+
+
+def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
+    torch.cuda.empty_cache()
+    policy = models.build(setting.config, place.device, weights=setting.weights, lora=setting.lora)
+    if setting.checkpointing:
+        policy.recompute_activations()
+    optimizer = make_optimizer(policy, weight_decay=0.0)
+    start_moments(optimizer)
+    pairs = fullest_microbatch(
+        models.make_pairs(200, models.LONG, setting.config.vocab_size), setting.tokens, "shared_prefix"
+    )
+    tokens = sum(pair.num_tokens for pair in pairs)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):  # gradients are there from the first on
+        with torch.autocast("cuda", torch.bfloat16, enabled=setting.compute == torch.bfloat16):
+            chosen, rejected = policy.response_means(pack(pairs, place.device))
+        (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
+        optimizer.step()
+    measured = torch.cuda.max_memory_allocated()
+    need = training_need(
+        setting.config,
+        models.count(policy),
+        weights=setting.weights,
+        compute=setting.compute,
+        lora_rank=models.LORA.rank if setting.lora else None,
+        checkpointing=setting.checkpointing,
+        longest_row=max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs),
+        device=place.device,
+        available=0,
+    )
+    return need.total(tokens), measured
