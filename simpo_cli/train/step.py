@@ -78,11 +78,11 @@ def accumulate(
                 policy, batch, len(pairs), loss, accelerator
             )
         order += positions
-    norm = torch.nn.utils.get_total_norm(_gradients(policy))
-    read = torch.cat([numbers.flatten(), norm.reshape(1)]).cpu()  # the only wait for the device
-    numbers = torch.empty(5, len(pairs), dtype=torch.float64)
-    numbers[:, order] = read[:-1].view(5, -1)
-    losses, rewards_chosen, rewards_rejected, chosen, rejected = numbers
+    norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
+    read = torch.cat([numbers.flatten(), norm.reshape(1)]).cpu()  # the step's only wait for the device
+    in_order = torch.empty(5, len(pairs), dtype=torch.float64)
+    in_order[:, order] = read[:-1].view(5, -1)
+    losses, _, _, chosen, rejected = in_order
     grad_norm = float(read[-1])
     try:
         require_finite_losses(policy, pairs, (losses, chosen, rejected), f"step {step + 1}")
@@ -91,9 +91,15 @@ def accumulate(
     except NotFiniteError:
         policy.zero_grad()
         raise
+    return _sums(in_order, grad_norm, sum(pair.num_tokens for pair in pairs), loss)
+
+
+def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> StepSums:
+    """The sums of a step, from the (5, P) numbers of its pairs, see `_one_microbatch`: float64 on the CPU."""
+    losses, rewards_chosen, rewards_rejected, chosen, rejected = numbers
     margins = rewards_chosen - rewards_rejected
     return StepSums(
-        pairs=len(pairs),
+        pairs=len(losses),
         loss=float(losses.sum()),
         rewards_chosen=float(rewards_chosen.sum()),
         rewards_rejected=float(rewards_rejected.sum()),
@@ -102,7 +108,7 @@ def accumulate(
         logps_chosen=float(chosen.sum()),
         logps_rejected=float(rejected.sum()),
         gradient_weight=float(gradient_weight(loss, margins).sum()),
-        tokens=sum(pair.num_tokens for pair in pairs),
+        tokens=tokens,
         grad_norm=grad_norm,
     )
 
@@ -134,7 +140,3 @@ def clip_gradients(policy: nn.Module, most: float, *, norm: float) -> None:
     if 0 < most < norm:
         parameters = [p for p in policy.parameters() if p.grad is not None]
         torch.nn.utils.clip_grads_with_norm_(parameters, most, torch.tensor(norm))
-
-
-def _gradients(policy: nn.Module) -> list[Tensor]:
-    return [p.grad for p in policy.parameters() if p.grad is not None]

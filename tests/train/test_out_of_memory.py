@@ -222,6 +222,7 @@ def test_tensors_of_the_step_that_failed_are_let_go() -> None:
         assert held
         raise MemoryError
 
-    with pytest.raises(NoMemoryError), memory_for("a step", "Lower it."):
+    with pytest.raises(NoMemoryError) as caught, memory_for("a step", "Lower it."):
         step()
+    assert caught.value.__cause__  # the error is held on to, as by whoever handles it
     assert freed == [True]
