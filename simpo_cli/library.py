@@ -156,7 +156,7 @@ class SimPOTrainer:
             sums = accumulate(
                 self._policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
             )
-        clip_gradients(self._policy, self.config.max_grad_norm, self._steps)
+        clip_gradients(self._policy, self.config.max_grad_norm, norm=sums.grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps += 1

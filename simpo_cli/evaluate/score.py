@@ -62,18 +62,21 @@ def score_pairs(
 ) -> PairScores:
     """Score pairs without gradients, in micro-batches of at most `budget` tokens.
 
-    The policy's training mode is put back as it was found.
+    Scores stay on the device until all are there, so that no micro-batch waits for the one before. The policy's
+    training mode is put back as it was found.
     """
-    chosen = np.empty(len(pairs))
-    rejected = np.empty(len(pairs))
+    means = torch.empty(2, len(pairs), dtype=torch.float64, device=accelerator.device)
+    order: list[int] = []
     was_training = policy.training
     policy.eval()
     try:
         with torch.no_grad(), accelerator.autocast():
             for positions in microbatches(pairs, budget, policy.packing):
-                m_chosen, m_rejected = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
-                chosen[positions] = m_chosen.cpu().numpy()
-                rejected[positions] = m_rejected.cpu().numpy()
+                both = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
+                means[:, len(order) : len(order) + len(positions)] = torch.stack(both)
+                order += positions
     finally:
         policy.train(was_training)
-    return PairScores.of(pairs, chosen, rejected)
+    scores = np.empty((2, len(pairs)))
+    scores[:, order] = means.cpu().numpy()
+    return PairScores.of(pairs, scores[0], scores[1])

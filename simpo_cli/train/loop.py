@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 
 from simpo_cli.data.holdout import probe
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatches
+from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.evaluate.summary import summarise
 from simpo_cli.model.policy import Policy
@@ -20,8 +21,8 @@ from simpo_cli.train.events import EvalRecord, Observer, StepRecord
 from simpo_cli.train.health.answers import AnswerProbe
 from simpo_cli.train.health.watch import Health
 from simpo_cli.train.health.weights import WeightSample, step_counting_lost
-from simpo_cli.train.not_finite import NotFiniteError, gradient_error, require_finite_losses, require_finite_weights
-from simpo_cli.train.out_of_memory import memory_for
+from simpo_cli.train.not_finite import require_finite_losses, require_finite_weights
+from simpo_cli.train.out_of_memory import NoMemoryError, memory_for, release_memory
 from simpo_cli.train.receipt import command_to_resume
 from simpo_cli.train.schedule import learning_rate
 from simpo_cli.train.state import trainable
@@ -29,7 +30,9 @@ from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from simpo_cli.train.stop import StopRequest
 
 _FEWER_ANSWERS = "Lower health.num_answers or health.answer_tokens."
-_FREE_MEMORY = "Lower train.tokens_per_microbatch, which changes no result, or data.max_length."
+_FREE_MEMORY = "Lower data.max_length: the longest held-out pair by itself is too long for the memory."
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Training:
     """Everything that the loop works with, and how far it is.
 
     Attributes:
-        budget: tokens of a micro-batch.
+        budget: most tokens of a micro-batch; halved when memory runs out.
         health: what the run is watched for.
         probe: prompts that the model answers at every evaluation.
         start_weights: a sample of the start model's weights; None where model/ holds as many digits as training.
@@ -81,7 +84,7 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
 
     Raises:
         NotFiniteError: the loss, the gradient or a weight is not finite; the steps before are not harmed.
-        NoMemoryError: a micro-batch does not fit in memory; the weights are those after `steps_done`.
+        NoMemoryError: a pair by itself does not fit in memory; the weights are those after `steps_done`.
         UnhealthyError: a code of `health.stop_on` was seen; everything is saved.
         Stopped: a signal asked for it; the weights are those after `steps_done`.
     """
@@ -93,16 +96,8 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
         started = time.perf_counter()
         pairs = [training.train[i] for i in plan.pairs_of(step)]
         rate = _rate(recipe, plan, step)
-        sums = accumulate(
-            policy,
-            pairs,
-            training.stop.between(microbatches(pairs, training.budget, policy.packing)),
-            loss=recipe.loss,
-            accelerator=training.accelerator,
-            step=step,
-            reseed=recipe.seed if recipe.model.lora is not None and recipe.model.lora.dropout else None,
-        )
-        grad_norm = _clip(training, pairs, step)  # stops here if not finite
+        sums = _accumulate(training, pairs, step)  # stops here if a loss or the gradient is not finite
+        clip_gradients(policy, recipe.train.max_grad_norm, norm=sums.grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
         lost_updates = _update(training)
@@ -110,20 +105,67 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
         require_finite_weights(policy, optimizer, pairs, step)
         training.steps_done = step + 1
         seconds = time.perf_counter() - started
-        record = _step_record(sums, step + 1, plan, rate, grad_norm, seconds, training)
+        record = _step_record(sums, step + 1, plan, rate, seconds, training)
         training.observer.step(record)
         training.health.step(record, lost_updates)
         _evaluate_and_save(training, save)
         _stop_if_unhealthy(training, save)
 
 
-def _clip(training: Training, pairs: Sequence[EncodedPair], step: int) -> float:
-    """The norm of the gradient, which is scaled down; if it is not finite, the error names the pairs that made it."""
+def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> StepSums:
+    """The gradient and the sums of a step."""
     recipe, policy = training.recipe, training.policy
-    try:
-        return clip_gradients(policy, recipe.train.max_grad_norm, step)
-    except NotFiniteError:
-        raise gradient_error(policy, pairs, step, loss=recipe.loss, accelerator=training.accelerator) from None
+
+    def attempt(budget: int) -> StepSums:
+        return accumulate(
+            policy,
+            pairs,
+            training.stop.between(microbatches(pairs, budget, policy.packing)),
+            loss=recipe.loss,
+            accelerator=training.accelerator,
+            step=step,
+            reseed=recipe.seed if _has_dropout(recipe) else None,
+        )
+
+    return _within_memory(training, attempt, pairs, policy, f"step {step + 1}")
+
+
+def _within_memory(
+    training: Training, attempt: Callable[[int], Result], pairs: Sequence[EncodedPair], policy: Policy, what: str
+) -> Result:
+    """What `attempt` returns with the run's budget, which is halved for good whenever memory runs out.
+
+    Args:
+        training: the run.
+        attempt: called with a budget; it may be called again after a NoMemoryError.
+        pairs: those that it cuts into micro-batches.
+        policy: how it cuts them.
+        what: such as `step 17`.
+
+    Raises:
+        NoMemoryError: the longest pair by itself does not fit.
+    """
+    longest, planned = int(tokens_of_each(pairs, policy.packing).max()), training.budget
+    while True:
+        try:
+            return attempt(training.budget)
+        except NoMemoryError:
+            if training.budget <= longest:
+                training.budget = planned  # smaller ones were no help, and the run may be resumed with more memory
+                raise
+        # out of the handler, so that nothing holds the tensors of the attempt
+        before, training.budget = training.budget, max(training.budget // 2, longest)
+        training.policy.zero_grad()
+        release_memory()
+        equal = "but for what dropout leaves out" if _has_dropout(training.recipe) else "to rounding, not to the bit"
+        training.observer.note(
+            f"{what} ran out of memory and begins again: from here on a micro-batch holds at most "
+            f"{training.budget:,} tokens, not {before:,}; results are equal {equal}"
+        )
+
+
+def _has_dropout(recipe: Recipe) -> bool:
+    return recipe.model.lora is not None and recipe.model.lora.dropout > 0
 
 
 def _update(training: Training) -> float | None:
@@ -166,8 +208,14 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
     """
     started = time.perf_counter()
     policy, held_out = saved or training.policy, training.held_out
-    with training.stop.at_once(), memory_for(f"the evaluation at step {step}", _FREE_MEMORY):
-        scores = score_pairs(policy, held_out, training.accelerator, training.budget)
+    moment = f"the evaluation at step {step}"
+
+    def attempt(budget: int) -> PairScores:
+        with memory_for(moment, _FREE_MEMORY):
+            return score_pairs(policy, held_out, training.accelerator, budget)
+
+    with training.stop.at_once():
+        scores = _within_memory(training, attempt, held_out, policy, moment)
         both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
         require_finite_losses(policy, held_out, both, f"evaluation at step {step}", "the log-prob")
     with training.stop.at_once(), memory_for(f"step {step}: asking the probe prompts", _FEWER_ANSWERS):
@@ -220,9 +268,7 @@ def _rate(recipe: Recipe, plan: Plan, step: int) -> float:
     )
 
 
-def _step_record(
-    sums: StepSums, done: int, plan: Plan, rate: float, grad_norm: float, seconds: float, training: Training
-) -> StepRecord:
+def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: float, training: Training) -> StepRecord:
     n = sums.pairs
     return StepRecord(
         step=done,
@@ -236,7 +282,7 @@ def _step_record(
         logps_chosen=sums.logps_chosen / n,
         logps_rejected=sums.logps_rejected / n,
         sft_loss=-sums.logps_chosen / n if training.recipe.loss.sft_weight else None,
-        grad_norm=grad_norm,
+        grad_norm=sums.grad_norm,
         learning_rate=rate,
         pairs=n,
         tokens=sums.tokens,

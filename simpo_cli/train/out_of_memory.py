@@ -1,5 +1,6 @@
-"""Memory that runs out: told apart from other errors, and said with what to change."""
+"""Memory that runs out: told apart from other errors, said with what to change, and given back."""
 
+import gc
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,15 @@ import torch
 
 from simpo_cli.errors import ExitCode, UserError
 
-# What torch's allocator of a CPU says in its RuntimeError, on Linux and macOS, and on Windows.
-_SAID_BY_ALLOCATOR = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+# In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
+# whose memory does not come out of torch's allocator for cards.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class NoMemoryError(UserError):
@@ -32,14 +40,22 @@ def memory_for(what: str, fix: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        for cause in (error, error.__context__):  # frames that ended hold tensors, and the memory is wanted for saving
-            if cause is not None:
-                traceback.clear_frames(cause.__traceback__)
+        cause: BaseException | None = error
+        while cause is not None:  # frames that ended hold tensors, and the memory is wanted
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
         raise NoMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID_BY_ALLOCATOR)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
@@ -82,6 +83,7 @@ class CheckpointSaver:
             f", and go on with: {command_to_resume()}",
         ):
             self._rotate()
+        self._receipt.content["plan"]["tokens_per_microbatch"] = training.budget
         self._receipt.write("running", done, training.health.alerts)
 
     def _write(self, files: CheckpointWriter) -> None:
@@ -99,7 +101,9 @@ class CheckpointSaver:
             digests={name: self._folder.digest(name) for name in LOGS},
             health=training.health.as_json(),
         )
-        for name, content in ((IDENTITY, self._identity.as_json()), (PROGRESS, progress.as_json())):
+        machine = {**self._identity.machine, "tokens_per_microbatch": training.budget}  # halved when memory runs out
+        identity = replace(self._identity, machine=machine)
+        for name, content in ((IDENTITY, identity.as_json()), (PROGRESS, progress.as_json())):
             with files.open(name) as file:
                 file.write(json.dumps(content).encode())
 

@@ -60,7 +60,8 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         recipe: the run.
         before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
             so do packing and micro-batches, where the recipe leaves them open and the memory allows it: equal bits
-            depend on all three.
+            depend on all three. Micro-batches that became smaller than the recipe says, because memory ran out, stay
+            so until the recipe says something else.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -106,13 +107,21 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         available=available_bytes(accelerator.device),
     )
     longest = int(tokens_of_each(data.scored, packing).max())
-    if recipe.train.tokens_per_microbatch == "auto":
+    given = recipe.train.tokens_per_microbatch
+    if given == "auto":
         budget = choose_budget(need, accelerator.device, longest)
-        if machine and machine["tokens_per_microbatch"] >= longest:
-            budget = machine["tokens_per_microbatch"] if need.fits(machine["tokens_per_microbatch"]) else budget
+        if machine and need.fits(machine["tokens_per_microbatch"]):
+            budget = machine["tokens_per_microbatch"]
     else:
-        budget = recipe.train.tokens_per_microbatch
-        require_budget(data.scored, budget, packing)
+        require_budget(data.scored, given, packing)
+        budget = given
+        if before and before.recipe["train.tokens_per_microbatch"] == given:
+            budget = min(given, before.machine["tokens_per_microbatch"])
+        if budget < given:
+            notes.append(
+                f"train.tokens_per_microbatch is {given:,}, and memory ran out with it: micro-batches stay at "
+                f"{budget:,} tokens; another number in the recipe counts again"
+            )
     memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
     # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
     kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2

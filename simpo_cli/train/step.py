@@ -1,18 +1,19 @@
 """One optimizer step: the gradient of all its pairs, however they are cut up, and the sums behind its numbers."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import gradient_weight, terms_under
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train.not_finite import UNMOVED, NotFiniteError, require_finite_losses
+from simpo_cli.train.not_finite import NotFiniteError, gradient_error, require_finite_losses
 from simpo_cli.train.out_of_memory import memory_for
 
 
@@ -30,22 +31,10 @@ class StepSums:
     logps_rejected: float
     gradient_weight: float
     tokens: int  # every prompt counted once
+    grad_norm: float  # no sum: of the step's whole gradient, before it is clipped
 
 
-_SUMMED = (
-    "loss",
-    "rewards_chosen",
-    "rewards_rejected",
-    "correct",
-    "past_target",
-    "logps_chosen",
-    "logps_rejected",
-    "gradient_weight",
-)
-_FREE_MEMORY = (
-    "Lower train.tokens_per_microbatch, which changes no step, or data.max_length; model.gradient_checkpointing: true "
-    "and model.lora need less memory, too."
-)
+_FREE_MEMORY = "Lower data.max_length; model.gradient_checkpointing: true and model.lora need less memory, too."
 
 
 def accumulate(
@@ -61,11 +50,12 @@ def accumulate(
     """Add the gradient of the step's mean loss to the parameters, one micro-batch at a time.
 
     Each micro-batch contributes sum(losses) / (pairs of the step), so the gradient is that of the mean over the step's
-    pairs whatever the cut.
+    pairs whatever the cut. Kernels are launched and not waited for: the next micro-batch is packed while this one runs,
+    and what a step comes to is read once, at its end.
 
     Args:
         policy: in training mode, its gradients empty.
-        pairs: the pairs of the step.
+        pairs: the P pairs of the step.
         microbatches: positions within `pairs`, each once.
         loss: the objective.
         accelerator: device, autocast, backward.
@@ -73,43 +63,66 @@ def accumulate(
         reseed: seeds torch for each micro-batch where an adapter has dropout; None where nothing is random.
 
     Raises:
-        NotFiniteError: a loss or a log-prob is not finite; the pairs are named, and nothing has moved.
+        NotFiniteError: a loss, a log-prob or the gradient is not finite; the pairs are named, nothing has moved, and
+            the gradients are empty.
         NoMemoryError: a micro-batch does not fit in memory; nothing has moved.
     """
-    sums = torch.zeros(len(_SUMMED), dtype=torch.float64)
+    numbers = torch.empty(5, len(pairs), dtype=torch.float64, device=accelerator.device)
+    order: list[int] = []
     for number, positions in enumerate(microbatches):
         if reseed is not None:
             torch.manual_seed((reseed * 1_000_003 + step) * 1_000_003 + number)
         batch = [pairs[i] for i in positions]
         with memory_for(f"step {step + 1}: {_described(batch)}", _FREE_MEMORY):
-            sums += _one_microbatch(policy, batch, len(pairs), loss, accelerator, step)
-    totals = dict(zip(_SUMMED, sums.tolist(), strict=True))
-    return StepSums(pairs=len(pairs), tokens=sum(pair.num_tokens for pair in pairs), **totals)
+            numbers[:, len(order) : len(order) + len(batch)] = _one_microbatch(
+                policy, batch, len(pairs), loss, accelerator
+            )
+        order += positions
+    norm = torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
+    read = torch.cat([numbers.flatten(), norm.reshape(1)]).cpu()  # the step's only wait for the device
+    in_order = torch.empty(5, len(pairs), dtype=torch.float64)
+    in_order[:, order] = read[:-1].view(5, -1)
+    losses, _, _, chosen, rejected = in_order
+    grad_norm = float(read[-1])
+    try:
+        require_finite_losses(policy, pairs, (losses, chosen, rejected), f"step {step + 1}")
+        if not math.isfinite(grad_norm):
+            raise gradient_error(policy, pairs, step, loss=loss, accelerator=accelerator)
+    except NotFiniteError:
+        policy.zero_grad()
+        raise
+    return _sums(in_order, grad_norm, sum(pair.num_tokens for pair in pairs), loss)
+
+
+def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> StepSums:
+    """The sums of a step, from the (5, P) numbers of its pairs, see `_one_microbatch`: float64 on the CPU."""
+    losses, rewards_chosen, rewards_rejected, chosen, rejected = numbers
+    margins = rewards_chosen - rewards_rejected
+    return StepSums(
+        pairs=len(losses),
+        loss=float(losses.sum()),
+        rewards_chosen=float(rewards_chosen.sum()),
+        rewards_rejected=float(rewards_rejected.sum()),
+        correct=float((margins > 0).sum() + 0.5 * (margins == 0).sum()),
+        past_target=float((margins > loss.margin).sum()),
+        logps_chosen=float(chosen.sum()),
+        logps_rejected=float(rejected.sum()),
+        gradient_weight=float(gradient_weight(loss, margins).sum()),
+        tokens=tokens,
+        grad_norm=grad_norm,
+    )
 
 
 def _one_microbatch(
-    policy: Policy, batch: Sequence[EncodedPair], pairs: int, loss: LossRecipe, accelerator: Accelerator, step: int
-) -> torch.Tensor:
-    """Add its gradient, and return its sums in the order of `_SUMMED`, float64 on the CPU."""
+    policy: Policy, batch: Sequence[EncodedPair], pairs: int, loss: LossRecipe, accelerator: Accelerator
+) -> Tensor:
+    """Launch its forward and backward pass; (5, p) on the device: loss, both rewards, both mean log-probs."""
     packed = pack(batch, accelerator.device)
     with accelerator.autocast():
         chosen, rejected = policy.response_means(packed)
     terms = terms_under(loss, chosen, rejected)
-    require_finite_losses(policy, batch, (terms.losses, chosen, rejected), f"step {step + 1}")
     accelerator.backward(terms.losses.sum() / pairs)
-    margins = terms.rewards_chosen - terms.rewards_rejected
-    return torch.stack(
-        [
-            terms.losses.detach().sum(),
-            terms.rewards_chosen.sum(),
-            terms.rewards_rejected.sum(),
-            (margins > 0).sum() + 0.5 * (margins == 0).sum(),
-            (margins > loss.margin).sum(),
-            chosen.detach().sum(),
-            rejected.detach().sum(),
-            gradient_weight(loss, margins).sum(),
-        ]
-    ).to("cpu", torch.float64)
+    return torch.stack([terms.losses, terms.rewards_chosen, terms.rewards_rejected, chosen, rejected]).detach()
 
 
 def _described(batch: Sequence[EncodedPair]) -> str:
@@ -122,16 +135,8 @@ def _described(batch: Sequence[EncodedPair]) -> str:
     )
 
 
-def clip_gradients(policy: nn.Module, most: float, step: int) -> float:
-    """Scale the gradients down to a norm of at most `most` (0: leave them) and return the norm they had.
-
-    Raises:
-        NotFiniteError: the norm is not finite; the weights have not moved.
-    """
-    parameters = [p for p in policy.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not bool(torch.isfinite(norm)):
-        raise NotFiniteError(f"step {step + 1}: the gradient is not finite.", UNMOVED)
-    if most > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return float(norm)
+def clip_gradients(policy: nn.Module, most: float, *, norm: float) -> None:
+    """Scale the gradients, whose norm is known, down to a norm of at most `most` (0: leave them)."""
+    if 0 < most < norm:
+        parameters = [p for p in policy.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, torch.tensor(norm))

@@ -58,7 +58,7 @@ class OurSide:
         sums = accumulate(
             self.policy, pairs, cut, loss=self.loss, accelerator=self.accelerator, step=self.done, reseed=None
         )
-        clip_gradients(self.policy, MAX_GRAD_NORM, self.done)
+        clip_gradients(self.policy, MAX_GRAD_NORM, norm=sums.grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.work.learning_rate
         self.optimizer.step()

@@ -207,16 +207,17 @@ def test_narrow_weights_are_warned_about_once(tmp_path: Path, tiny_folder: Path,
 def test_a_run_that_fails_on_numbers_says_so_and_keeps_what_was_saved(
     tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simpo_cli.train import loop
+    from simpo_cli.train import step as step_module
 
-    clip = loop.clip_gradients
+    backward = step_module._one_microbatch
 
-    def fail_at_third(policy: Any, most: float, step: int) -> float:
-        if step == 2:
+    def fail_at_third(policy: Any, batch: Any, *rest: Any) -> Any:
+        numbers = backward(policy, batch, *rest)
+        if len(memory.steps) == 2:
             next(policy.parameters()).grad.fill_(float("nan"))
-        return clip(policy, most, step)
+        return numbers
 
-    monkeypatch.setattr(loop, "clip_gradients", fail_at_third)
+    monkeypatch.setattr(step_module, "_one_microbatch", fail_at_third)
     with pytest.raises(UserError, match="step 3") as caught:
         _train(tmp_path, tiny_folder, prefs, memory, "checkpoint.every=1", "checkpoint.keep=5")
     assert caught.value.exit_code == ExitCode.NUMBERS

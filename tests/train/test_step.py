@@ -1,16 +1,22 @@
 """One step: the same gradient however it is cut up, and a stop before anything moves when a number is not finite."""
 
 import math
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import masking_utils
 
 from simpo_cli.data.plan import Packing, microbatches
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.score import score_pairs
 from simpo_cli.model.policy import Policy
+from simpo_cli.objective import PairTerms
 from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.train import step as step_module
+from simpo_cli.train.not_finite import NotFiniteError
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from tests.model.reference import response_logps, simpo_loss_backward
 from tests.pairs import random_pairs
@@ -76,20 +82,90 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves_and_names_the_pai
     with torch.no_grad():
         policy.causal.get_output_embeddings().weight[PAIRS[4].chosen[0]] = math.inf
     with pytest.raises(UserError) as caught:
-        accumulate(policy, PAIRS, [[4], [0]], loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=16)
+        accumulate(policy, PAIRS, CUTS["one at a time"], loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=16)
     assert caught.value.exit_code == ExitCode.NUMBERS
     assert "step 17" in str(caught.value)
     assert "random:4" in str(caught.value)
 
 
+def test_a_loss_that_is_not_finite_is_that_of_its_own_pair_and_leaves_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, spoils = step_module.terms_under, iter([False, False, True])
+
+    def spoilt(*args: Any) -> PairTerms:
+        terms = real(*args)
+        if next(spoils):
+            terms.losses.data[1] = math.nan
+        return terms
+
+    monkeypatch.setattr(step_module, "terms_under", spoilt)
+    policy = Policy(tiny_model()).train()
+    cut = [[3, 0, 12], [1], [9, 11, 10, 2, 4, 5, 6, 7, 8]]
+    with pytest.raises(NotFiniteError, match="step 1: the loss of 1 pair is not finite: random:11") as caught:
+        accumulate(policy, PAIRS, cut, loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
+    assert caught.value.records == ["random:11"]
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_optimizer() -> None:
-    policy = Policy(tiny_model())
-    for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    next(policy.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="step 3: the gradient is not finite") as caught:
-        clip_gradients(policy, 1.0, 2)
+    policy = Policy(tiny_model()).train()
+    next(policy.parameters()).register_hook(lambda gradient: torch.full_like(gradient, math.nan))
+    with pytest.raises(UserError, match="step 3: the gradient is not finite; it comes from 13 pairs") as caught:
+        accumulate(policy, PAIRS, CUTS["uneven"], loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=2)
     assert caught.value.exit_code == ExitCode.NUMBERS
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+def test_the_norm_of_the_gradient_is_that_of_the_mean_over_the_pairs() -> None:
+    sums, model = _step(CUTS["uneven"])
+    assert sums.grad_norm == pytest.approx(float(_flat(model).norm()), rel=1e-6)
+
+
+class _Reads:
+    """A device that computes nothing and cannot be read: a read other than `Tensor.cpu` fails, and those are counted.
+
+    torch's meta device stands for a card: `item`, `tolist`, `bool` and copies to the host raise on it, as they would
+    wait on a card.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, packing: Packing) -> None:
+        self.count, self.padded = 0, packing == "padded"
+        monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: self._read(tensor))
+        monkeypatch.setattr(Accelerator, "device", torch.device("meta"))
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # torch has none for meta
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+        # the one wait of a micro-batch of padded rows: transformers asks whether the positions are of packed sequences
+        monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", self._no_packed_sequences)
+
+    def _read(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.is_meta
+        self.count += 1
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+
+    def _no_packed_sequences(self, _: torch.Tensor) -> None:
+        assert self.padded, "the shared prefix needs no mask"
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_step_waits_for_its_device_once_however_it_is_cut(
+    cut: str, packing: Packing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = _Reads(monkeypatch, packing)
+    policy = Policy(tiny_model().to("meta"), packing).train()
+    sums = accumulate(policy, PAIRS, CUTS[cut], loss=LossRecipe(), accelerator=Accelerator(), step=0)
+    clip_gradients(policy, 0.5, norm=sums.grad_norm)
+    assert reads.count == 1
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize("packing", get_args(Packing))
+def test_scoring_waits_for_its_device_once(packing: Packing, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = _Reads(monkeypatch, packing)
+    policy = Policy(tiny_model().to("meta"), packing)
+    score_pairs(policy, PAIRS, Accelerator(), budget=60)
+    assert reads.count == 1
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1.0, 1.0), (0.0, 5.0), (10.0, 5.0)])
@@ -98,5 +174,5 @@ def test_gradients_are_scaled_down_and_never_up(most: float, expected: float) ->
     parameter = next(policy.parameters())
     parameter.grad = torch.zeros_like(parameter)
     parameter.grad.view(-1)[:2] = torch.tensor([3.0, 4.0])
-    assert clip_gradients(policy, most, 0) == pytest.approx(5.0)
+    clip_gradients(policy, most, norm=5.0)
     assert float(parameter.grad.norm()) == pytest.approx(expected, rel=1e-4)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from simpo_cli.model.attention.by_segment import attend_by_segment
 from simpo_cli.model.attention.fused_cpu import attend_fused
@@ -108,12 +108,9 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def _no_mask(**_: Any) -> None:
-    """The spans take the place of a mask."""
-
-
+# No AttentionMaskInterface: the spans take the place of a mask, and transformers, which would ask the positions on the
+# device whether sequences are packed, waits for no answer where the attention has none.
 AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def share_prompts(causal: Any) -> None:

@@ -50,12 +50,20 @@ def step_counting_lost(optimizer: optim.Optimizer, parameters: Mapping[str, nn.P
     """
     sample = WeightSample.of(parameters)
     optimizer.step()
-    updates = lost = 0.0
+    counts = []
     for parameter, before in zip(sample.parameters, sample.before, strict=True):
         is_updated = sampled(optimizer.state[parameter]["exp_avg"]) != 0
+        counts.append(torch.stack([is_updated.sum(), (is_updated & (sampled(parameter) == before)).sum()]))
+    updates = lost = 0.0
+    for parameter, before, (moved, back) in zip(
+        sample.parameters,
+        sample.before,
+        torch.stack(counts).tolist(),
+        strict=True,  # read at once: a read is a wait
+    ):
         weight = parameter.numel() / before.numel()
-        updates += weight * float(is_updated.sum())
-        lost += weight * float((is_updated & (sampled(parameter) == before)).sum())
+        updates += weight * moved
+        lost += weight * back
     return lost / updates if updates else 0.0
 
 
