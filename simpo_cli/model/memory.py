@@ -72,7 +72,7 @@ class MemoryNeed:
         return self.total(microbatch_tokens) <= self.available
 
     def comfortable_tokens(self, most: int) -> int:
-        """Tokens of a micro-batch, at most `most`, that take 80 % of what the state leaves free; 0 if there are none."""
+        """Most tokens of a micro-batch, up to `most`, in 80 % of what the state leaves free; 0 if there are none."""
         limit = self.state + int(_ROOM_SHARE * (self.available - self.state))
         return bisect_right(range(1, most + 1), limit, key=self.total)
 
@@ -170,23 +170,15 @@ def state_bytes(parameters: ParameterCounts, weights: torch.dtype, *, adapters: 
 
 
 def head_bytes(parameters: int, compute: torch.dtype, *, narrowed: bool, trained: bool) -> int:
-    """What the output head takes in its backward pass.
-
-    Its copy in the compute type, its gradient added up in float32, and where that is not the compute type the gradient
-    once more on its way to the weight: 10 bytes a parameter in bf16.
-    """
-    copy = compute.itemsize if narrowed else 0
-    gradient = 4 + (0 if compute == torch.float32 else 4) if trained else 0
-    return parameters * (copy + gradient)
+    """What the output head takes in its backward pass: its copy in the compute type, and its gradient in float32."""
+    return parameters * ((compute.itemsize if narrowed else 0) + (4 if trained else 0))
 
 
 def logit_bytes(config: Any, compute: torch.dtype) -> int:
-    """Of one token's logits: one array in float32; in bf16 the product, the float32 logits and their softmax.
-
-    Capped logits (gemma2) are held twice more while they are computed.
-    """
-    bytes_each = 4 if compute == torch.float32 else 10
-    return int(config.vocab_size) * (bytes_each + (8 if getattr(config, "final_logit_softcapping", None) else 0))
+    """Of one token's logits: in float32, in the compute type if that is another, and once more if they are capped."""
+    narrow = compute.itemsize if compute.itemsize < 4 else 0
+    capped = 4 if getattr(config, "final_logit_softcapping", None) else 0
+    return int(config.vocab_size) * (4 + narrow + capped)
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:

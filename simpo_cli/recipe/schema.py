@@ -94,7 +94,7 @@ class ModelRecipe:
     attention: Literal["auto", "shared_prefix", "padded"] = "auto"
     """How pairs go through the model: shared_prefix computes every prompt once; auto falls back to padded rows."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: less memory, more time; auto does so where too little fits without."""
+    """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
     lora: LoraRecipe | None = None
     """Train adapters instead of all weights; null trains all weights."""
 

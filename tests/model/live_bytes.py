@@ -1,7 +1,7 @@
 """The memory that a training step really takes, without the memory: its tensors have shapes and no numbers.
 
-A model of real size is made of fake tensors, its step is run by torch as ever, and every storage that an operation makes
-is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps.
+A model of real size is made of fake tensors, its step is run by torch as ever, and every storage that an operation
+makes is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps.
 """
 
 import weakref
@@ -63,11 +63,11 @@ class _Attention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any) -> tuple[Tensor, None]:
+def _attend(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: None, **___: Any) -> tuple[Tensor, None]:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     return _Attention.apply(query.to(dtype), key.to(dtype), value.to(dtype)), None  # type: ignore[no-untyped-call]
 
