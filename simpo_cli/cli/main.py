@@ -26,6 +26,7 @@ from simpo_cli.cli.stats import stats
 from simpo_cli.cli.train import train
 from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.allocator import expand_segments
 from simpo_cli.redaction import forget
 
 _EPILOG = "First minute, no GPU, no network: simpo train demo"
@@ -74,6 +75,7 @@ def main() -> None:
 def run(args: Sequence[str]) -> int:
     """Run one command line and return what the shell is told."""
     forget()  # a program may run one command after the other
+    expand_segments()  # read when torch is loaded, which commands do when they need it
     try:
         # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
         command = typer.main.get_command(app)

@@ -14,13 +14,7 @@ from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import open_accelerator
 from simpo_cli.model.fit import require_known_ids
 from simpo_cli.model.load import ModelSource, count_parameters, load_model, weights_dtype
-from simpo_cli.model.memory import (
-    MemoryNeed,
-    activation_bytes_per_token,
-    available_bytes,
-    choose_budget,
-    require_memory,
-)
+from simpo_cli.model.memory import available_bytes, choose_budget, require_memory, scoring_need
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.recipe.schema import Recipe
@@ -69,15 +63,13 @@ def open_model(
     longest_row = int(row_tokens_of_each(pairs).max())
     why_padded = why_not_shared(source.model_class, source.config, longest_row)
     weights = weights_dtype(recipe.model, source)
-    need = MemoryNeed(
-        state=count_parameters(recipe.model, source).total * weights.itemsize,
-        # without gradients a layer keeps nothing, as with checkpointing, where it keeps its input
-        per_token=activation_bytes_per_token(
-            source.text_config,
-            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-            checkpointing=True,
-            longest_row=longest_row,
-        ),
+    need = scoring_need(
+        source.text_config,
+        count_parameters(recipe.model, source),
+        weights=weights,
+        compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+        longest_row=longest_row,
+        device=accelerator.device,
         available=available_bytes(accelerator.device),
     )
     # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out

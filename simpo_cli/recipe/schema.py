@@ -93,8 +93,8 @@ class ModelRecipe:
     """Type that the weights are held in; auto is float32 for full tuning and the checkpoint's own under adapters."""
     attention: Literal["auto", "shared_prefix", "padded"] = "auto"
     """How pairs go through the model: shared_prefix computes every prompt once; auto falls back to padded rows."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
     lora: LoraRecipe | None = None
     """Train adapters instead of all weights; null trains all weights."""
 

@@ -48,7 +48,7 @@ def build(
         torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
         model = add_adapters(model, recipe.model.lora)
     policy = Policy(model).to(accelerator.device)
-    if recipe.model.gradient_checkpointing:
+    if setting.checkpointing:
         policy.recompute_activations()
     is_another_run = any(change.kind == "identity" for change in changes)
     if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):

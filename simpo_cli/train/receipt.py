@@ -168,7 +168,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
             "packing": setting.packing,
             "tokens_per_microbatch": setting.budget,
-            "gradient_checkpointing": recipe.model.gradient_checkpointing,
+            "gradient_checkpointing": setting.checkpointing,
             "deterministic": recipe.train.deterministic,
         },
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -19,12 +20,11 @@ from simpo_cli.model.load import (
     weights_dtype,
 )
 from simpo_cli.model.memory import (
-    MemoryNeed,
-    activation_bytes_per_token,
     available_bytes,
     choose_budget,
+    is_worth_checkpointing,
     require_memory,
-    state_bytes,
+    training_need,
 )
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.export import export_dtype
@@ -47,6 +47,7 @@ class Setting:
     plan: Plan
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
+    checkpointing: bool  # whether layers are computed again in the backward pass
     budget: int
     memory: str
     accelerator: Accelerator
@@ -59,9 +60,9 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     Args:
         recipe: the run.
         before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
-            so do packing and micro-batches, where the recipe leaves them open and the memory allows it: equal bits
-            depend on all three. Micro-batches that became smaller than the recipe says, because memory ran out, stay
-            so until the recipe says something else.
+            so do packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory
+            allows it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because
+            memory ran out, stay so until the recipe says something else.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -95,19 +96,35 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
     packing: Packing = "padded" if padded else "shared_prefix"
-    adapters, checkpointing = recipe.model.lora is not None, recipe.model.gradient_checkpointing
-    need = MemoryNeed(
-        state=state_bytes(parameters, weights, adapters=adapters),
-        per_token=activation_bytes_per_token(
+    lora, free = recipe.model.lora, available_bytes(accelerator.device)
+    plain, checkpointed = (
+        training_need(
             source.text_config,
+            parameters,
+            weights=weights,
             compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-            checkpointing=checkpointing,
+            lora_rank=None if lora is None else lora.rank,
+            checkpointing=on,
             longest_row=longest_row,
-        ),
-        available=available_bytes(accelerator.device),
+            device=accelerator.device,
+            available=free,
+        )
+        for on in (False, True)
     )
     longest = int(tokens_of_each(data.scored, packing).max())
-    given = recipe.train.tokens_per_microbatch
+    checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
+    if checkpointing == "auto":
+        if machine and (machine["gradient_checkpointing"] or plain.fits(longest)):
+            checkpointing = bool(machine["gradient_checkpointing"])
+        else:
+            checkpointing = is_worth_checkpointing(
+                plain,
+                accelerator.device,
+                longest=longest,
+                step_tokens=int(np.sort(tokens_of_each(data.train, packing))[-plan.pairs_per_step :].sum()),
+                budget=None if given == "auto" else given,
+            )
+    need = checkpointed if checkpointing else plain
     if given == "auto":
         budget = choose_budget(need, accelerator.device, longest)
         if machine and need.fits(machine["tokens_per_microbatch"]):
@@ -122,12 +139,12 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
                 f"train.tokens_per_microbatch is {given:,}, and memory ran out with it: micro-batches stay at "
                 f"{budget:,} tokens; another number in the recipe counts again"
             )
-    memory = require_memory(need, budget, adapters=adapters, checkpointing=checkpointing)
+    memory = require_memory(need, budget, adapters=lora is not None, checkpointing=checkpointing)
     # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
     kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
     require_free_space(
         Path(recipe.output_dir),
-        kept * state_size(parameters.trainable, 4 if adapters else weights.itemsize)
+        kept * state_size(parameters.trainable, weights.itemsize if lora is None else 4)
         + parameters.total * export_dtype(recipe, source).itemsize
         - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
@@ -142,6 +159,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         plan=plan,
         packing=packing,
         why_padded=why_padded,
+        checkpointing=checkpointing,
         budget=budget,
         memory=memory,
         accelerator=accelerator,

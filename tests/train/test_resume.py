@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.memory import MemoryNeed, training_need
 from simpo_cli.recipe import compose
 from simpo_cli.train import loop, saving, setting
 from simpo_cli.train.events import EvalRecord, RunOutcome, StepRecord
@@ -83,6 +84,12 @@ class Place:
         assert measured[0]["outcome"]["before"] == measured[1]["outcome"]["before"]
         assert measured[0]["outcome"]["after"] == measured[1]["outcome"]["after"]
         assert measured[0]["data"] == measured[1]["data"]
+
+
+def _memory_line(memory: Memory) -> str:
+    assert memory.header is not None
+    [line] = [text for label, text in memory.header.lines if label == "memory"]
+    return line
 
 
 @pytest.fixture
@@ -342,6 +349,39 @@ def test_changed_pairs_tokenizer_and_template_are_named(place: Place, tmp_path: 
     with pytest.raises(UserError, match="the chat template is another") as caught:
         place.train("run", *EVERY, f"data.chat_template={template}", resume=True)
     assert "--allow-changed data.chat_template" in caught.value.fix
+
+
+def test_what_auto_made_of_gradient_checkpointing_is_recorded_and_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begins where only checkpointed layers fit, and goes on where there is room for more."""
+    needs: list[MemoryNeed] = []
+
+    def remembered(*of: Any, **options: Any) -> MemoryNeed:
+        needs.append(training_need(*of, **options))
+        return needs[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setting, "training_need", remembered)
+        place.train("run", dry_run=True)
+    plain, checkpointed = needs
+    free = (checkpointed.total(400) + plain.total(400)) // 2
+    assert checkpointed.total(400) < free < plain.total(400)
+    memory = Cutting(step=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(setting, "available_bytes", lambda _: free)
+        with pytest.raises(PowerCutError):
+            place.train("run", *EVERY, observer=memory)
+    assert _memory_line(memory).endswith("gradient checkpointing on")
+    [identity, *_] = sorted((place.folder / "run" / "checkpoints").glob("*/identity.json"))
+    assert json.loads(identity.read_text(encoding="utf-8"))["machine"]["gradient_checkpointing"] is True
+    resumed = Memory()
+    place.train("run", *EVERY, resume=True, observer=resumed)
+    assert _memory_line(resumed).endswith("gradient checkpointing on")
+    assert not [note for note in resumed.notes if "not bit-exact" in note]
+    fresh = Memory()
+    place.train("fresh", *EVERY, dry_run=True, observer=fresh)
+    assert _memory_line(fresh).endswith("gradient checkpointing off")
 
 
 def test_the_schedule_warns_the_machine_is_recorded_and_the_rest_is_silent(place: Place) -> None:

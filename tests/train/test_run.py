@@ -268,6 +268,9 @@ def test_too_little_memory_is_an_error_with_remedies(
         _train(tmp_path, tiny_folder, prefs, memory)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "lora" in caught.value.fix
+    assert "gradient_checkpointing" not in caught.value.fix  # auto has tried it
+    with pytest.raises(UserError, match="does not fit in memory") as caught:
+        _train(tmp_path, tiny_folder, prefs, memory, "model.gradient_checkpointing=false")
     assert "gradient_checkpointing" in caught.value.fix
 
 
