@@ -24,7 +24,7 @@ def shared_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
         input_ids=packed.tokens[None],
         position_ids=packed.positions[None],
         use_cache=False,
-        **{SPANS: packed.spans},
+        **{SPANS: packed.layout},
     )
     states: Tensor = output.last_hidden_state
     return states[0].index_select(0, packed.predicting)
@@ -42,18 +42,16 @@ def padded_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     Returns:
         (N, H), in the order of `packed.targets`.
     """
-    rows, lengths = [], []
+    rows = []
     for span in packed.spans:
         tokens = packed.tokens[span.start : span.end]
         prompt, chosen, rejected = torch.split(tokens, [span.prompt, span.chosen, span.rejected])
         rows += [torch.cat([prompt, chosen]), torch.cat([prompt, rejected])]
-        lengths += [(span.prompt, span.chosen), (span.prompt, span.rejected)]
     # No attention mask: padding stands behind the real tokens, where causal attention never looks, so any id will do.
     input_ids = pad_sequence(rows, batch_first=True, padding_value=0)
-    width = input_ids.shape[1]
     output: Any = decoder(input_ids=input_ids, use_cache=False)
     states: Tensor = output.last_hidden_state
-    wanted = torch.cat(
-        [torch.arange(prompt - 1, prompt + fed) + row * width for row, (prompt, fed) in enumerate(lengths)]
-    )
-    return states.reshape(-1, states.shape[-1])[wanted.to(states.device)]
+    lengths = packed.response_lengths.reshape(-1)
+    row = torch.repeat_interleave(lengths, output_size=len(packed.predicting))
+    # a token of a response stands in its row where it would stand alone
+    return states[row, packed.positions[packed.predicting]]

@@ -128,6 +128,5 @@ class Policy(nn.Module):
 
 def means_of(logps: Tensor, packed: PackedPairs) -> tuple[Tensor, Tensor]:
     """m(y|x) of each pair's chosen and rejected response, each (P,), from the (N,) log-probs of their tokens."""
-    lengths = packed.response_lengths.reshape(-1).to(logps.device)
-    chosen, rejected = segment_means(logps, lengths).reshape(-1, 2).unbind(1)
+    chosen, rejected = segment_means(logps, packed.response_lengths.reshape(-1)).reshape(-1, 2).unbind(1)
     return chosen, rejected

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, fullest_microbatch
 from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
-from simpo_cli.model.memory import training_need
+from simpo_cli.model.memory import chunk_rows, training_need
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, settle_packing
@@ -19,7 +20,7 @@ from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.state import make_optimizer, start_moments
 from tests.gpu import models
-from tests.gpu.check import Place, require
+from tests.gpu.check import Place, need, require
 
 LOSS = LossRecipe()
 _SHAPES = ((32, 8, 128), (14, 2, 64), (9, 3, 64), (16, 16, 80), (8, 4, 256), (12, 12, 100))  # heads, key heads, width
@@ -33,7 +34,7 @@ _PARTS = ((40, 20, 31), (1, 1, 1), (300, 90, 5), (2, 0, 1), (129, 128, 64), (1, 
 def kernels(place: Place) -> tuple[str, dict[str, Any]]:
     """What a layer calls, against attention with the whole of the scores: output and gradients of six head shapes."""
     spans, start = list[PairSpan](), 0
-    for parts in _PARTS:
+    for parts in _PARTS[: 2 if place.tiny else None]:
         spans.append(PairSpan(start, *parts))
         start = spans[-1].end
     rows = []
@@ -245,9 +246,7 @@ class _Setting(NamedTuple):
 def memory(place: Place) -> tuple[str, dict[str, Any]]:
     """The memory that is predicted before a run, against the peak of a real step, for six settings."""
     if not place.on_cuda:
-        from tests.gpu.tiny_memory import predicted_and_counted
-
-        return predicted_and_counted()
+        return _predicted_and_counted()
     f32, bf16 = torch.float32, torch.bfloat16
     settings = [
         _Setting("135M full, bf16", models.smollm2_135m(), f32, bf16, False, False, 16384),
@@ -280,6 +279,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         models.make_pairs(200, models.LONG, setting.config.vocab_size), setting.tokens, "shared_prefix"
     )
     tokens = sum(pair.num_tokens for pair in pairs)
+    policy.packing = "shared_prefix"
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # gradients are there from the first on
         with torch.autocast("cuda", torch.bfloat16, enabled=setting.compute == torch.bfloat16):
@@ -299,3 +299,33 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         available=0,
     )
     return need.total(tokens), measured
+
+
+def _predicted_and_counted() -> tuple[str, dict[str, Any]]:
+    """What stands for it without a card: the tensors of a step of adapters on 8B, counted without their memory."""
+    pytest = need("pytest")
+    from tests.model.live_bytes import measured
+
+    config = models.llama3_8b()
+    config.num_hidden_layers = 2
+    bf16, cuda = torch.bfloat16, torch.device("cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        counted, parameters = measured(
+            config, patch, rows=4, width=512, weights=bf16, compute=bf16, lora_rank=models.LORA.rank
+        )
+    memory_need = training_need(
+        config,
+        parameters,
+        weights=bf16,
+        compute=bf16,
+        lora_rank=models.LORA.rank,
+        checkpointing=False,
+        longest_row=512,
+        device=cuda,
+        available=0,
+    )
+    predicted = replace(memory_need, chunk_rows=chunk_rows(config.vocab_size, torch.device("cpu"))).total(4 * 512)
+    facts = {"predicted_gb": predicted / 1e9, "counted_gb": counted / 1e9, "stands_for_it": "tensors counted on a CPU"}
+    off = predicted / counted - 1
+    require(abs(off) <= 0.1, f"predicted {100 * off:+.0f} % of what was counted", facts)
+    return f"2 layers of 8B with adapters, counted on a CPU: predicted {100 * off:+.0f} %", facts

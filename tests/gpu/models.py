@@ -99,16 +99,14 @@ def tiny() -> LlamaConfig:
 
 
 def build(config: Any, device: torch.device, *, weights: torch.dtype, lora: bool = False) -> Policy:
-    """A policy with random weights, made on the device itself."""
+    """A policy of padded rows with random weights, made on the device itself."""
     torch.manual_seed(0)
     with device:
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=weights)
     switch_off_dropout(model)
     if lora:
         model = add_adapters(model, LORA)
-    policy = Policy(model).to(device).train()
-    policy.packing = "shared_prefix"
-    return policy
+    return Policy(model).to(device).train()
 
 
 def count(policy: Policy) -> ParameterCounts:

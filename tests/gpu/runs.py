@@ -25,9 +25,9 @@ _ROOT = Path(__file__).parents[2]
 
 def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
     """A run whose micro-batches do not fit goes on with smaller ones, and comes to the same numbers."""
-    whole = _train(place, place.folder / "whole", [])
+    whole = _train(place, place.folder / "whole")
     with _less_memory(place):
-        starved = _train(place, place.folder / "starved", [])
+        starved = _train(place, place.folder / "starved")
     notes = [note for note in starved["notes"] if "ran out of memory" in note]
     apart = max(abs(a - b) / abs(a) for a, b in zip(whole["losses"], starved["losses"], strict=True))
     facts = {"notes": notes, "budgets": [whole["budget"], starved["budget"]], "losses_apart": apart}
@@ -38,14 +38,15 @@ def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
     return f"survived with {starved['budget']:,} tokens instead of {whole['budget']:,}; losses to {apart:.1e}", facts
 
 
-def _train(place: Place, folder: Path, more: list[str]) -> dict[str, Any]:
+def _train(place: Place, folder: Path) -> dict[str, Any]:
     """A few steps of the demo in this process; its notes, losses and the budget in its receipt."""
     from simpo_cli.recipe import compose
     from simpo_cli.train.run import train
     from tests.train.conftest import Memory
 
     observer = Memory()
-    composed = compose("demo", [f"output_dir={folder}", "train.max_steps=3", "health.num_answers=0", *_WIDE, *more])
+    sizes = _FEW if place.tiny else _WIDE
+    composed = compose("demo", [f"output_dir={folder}", "train.max_steps=3", "health.num_answers=0", *sizes])
     train(composed, observer=observer)
     receipt = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return {
@@ -56,6 +57,7 @@ def _train(place: Place, folder: Path, more: list[str]) -> dict[str, Any]:
 
 
 _WIDE = ["train.pairs_per_step=128", "train.tokens_per_microbatch=4096", "data.eval=null", "data.holdout=20"]
+_FEW = ["train.pairs_per_step=16", "train.tokens_per_microbatch=1024", "data.eval=null", "data.holdout=8"]
 
 
 @contextmanager
@@ -96,7 +98,7 @@ def repeat_and_resume(place: Place) -> tuple[str, dict[str, Any]]:
         f"train.max_steps={steps}",
         "checkpoint.every=2",
         "health.num_answers=0",
-        *(["data.eval=null", "data.holdout=20"] if place.tiny else []),
+        *(["data.eval=null", "data.holdout=8", "train.pairs_per_step=4"] if place.tiny else []),
     ]
     hashes = {}
     for name in ("first", "second"):

@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from simpo_cli.model.attention import by_segment, varlen_cuda
+from torch._subclasses import FakeTensorMode
+
+from simpo_cli.model.attention import varlen_cuda
 from simpo_cli.model.attention.by_segment import attend_by_segment
-from simpo_cli.model.attention.fused_cpu import attend_fused
-from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference, sequences
-from simpo_cli.model.packed import PairSpan
+from simpo_cli.model.attention.operator import packed_attention
+from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
+from simpo_cli.model.packed import PairSpan, layout_of, sequences_of, sizes_of, spans_of
+from tests.model import flash_operators
+from tests.model.flash_operators import FlashOperators
+
+
+CPU = torch.device("cpu")
 
 
 def _spans(seed: int, count: int = 4) -> tuple[PairSpan, ...]:
@@ -31,6 +38,12 @@ def _states(spans: Sequence[PairSpan], heads: int, dtype: torch.dtype, seed: int
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(1, spans[-1].end, heads, width, generator=generator, dtype=torch.float64).to(dtype)
     return rows.transpose(1, 2).requires_grad_()
+
+
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float) -> Tensor:
+    output, _ = packed_attention(query, key, value, *layout_of(spans, CPU), scale, None)
+    assert isinstance(output, Tensor)
+    return output
 
 
 def _reference(
@@ -134,17 +147,102 @@ def test_bf16_is_merged_without_more_error_than_the_kernel_has() -> None:
 
 def test_the_sequences_of_a_variable_length_kernel() -> None:
     """Following the ends through queries and keys gives the three sequences of each pair."""
-    spans = (PairSpan(0, 3, 2, 0), PairSpan(5, 1, 0, 2))
-    rows, query_ends, key_ends, most_queries, most_keys = sequences(spans, torch.device("cpu"))
+    lengths = (3, 2, 0, 1, 0, 2)
+    sizes = sizes_of(lengths)
+    ends = sizes.sequences + 1
+    rows, copies, query_ends, key_ends = torch.from_numpy(sequences_of(lengths)).split([12, 24, ends, ends])
     keys = [rows[first:last].tolist() for first, last in pairwise(key_ends)]
     assert keys == [[0, 1, 2], [0, 1, 2, 3, 4], [5], [5, 6, 7]]
     assert query_ends.tolist() == [0, 3, 5, 6, 8]
-    assert (most_queries, most_keys) == (3, 5)
-    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert sizes == (8, 12, 4, 3, 5)
+    assert copies.view(3, 8).T.tolist() == [
+        [0, 3, 12],
+        [1, 4, 12],
+        [2, 5, 12],
+        [6, 12, 12],
+        [7, 12, 12],
+        [8, 9, 12],
+        [10, 12, 12],
+        [11, 12, 12],
+    ]
+    assert rows.dtype == torch.int32
 
 
-def test_the_kernel_for_cards_is_not_asked_on_a_cpu() -> None:
-    assert not fits_varlen(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16))
+def _tiny_spans(*lengths: tuple[int, int, int]) -> tuple[PairSpan, ...]:
+    return spans_of(tuple(n for pair in lengths for n in pair))
+
+
+@pytest.mark.parametrize("version", ["2.11", "2.13"])
+@pytest.mark.parametrize("window", [None, 1, 3, 500])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_the_way_of_a_card_is_exact(
+    heads: tuple[int, int], window: int | None, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gathering, ends, window and the way back, with plain attention in the place of the kernels."""
+    flash = FlashOperators(version)
+    flash.put_in_place(monkeypatch)
+    seed = torch.seed() % 2**32
+    print("seed", seed)
+    for spans in (_spans(seed), _tiny_spans((1, 0, 0)), _tiny_spans((1, 0, 1), (1, 1, 0), (2, 0, 0), (1, 3, 3))):
+        states = [_states(spans, count, torch.float64, seed + i) for i, count in enumerate((*heads, heads[1]))]
+        ours, _ = packed_attention(*states, *layout_of(spans, CPU), 0.4, window)
+        _assert_same_with_gradients(ours, _reference(*states, spans, 0.4, window=window), states)
+    assert len(flash.calls) == 6
+    assert all(call["scale"] == 0.4 for call in flash.calls)
+    assert flash.calls[0].get("num_splits") == (1 if version == "2.13" else None)
+    assert {call["window_size_left"] for call in flash.calls[-2:]} == {window - 1 if window in (1, 3) else -1}
+
+
+def test_copies_of_a_row_are_added_up_wide_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 + 2^-9 + 2^-9 in bf16 is 1 when each sum is rounded; and twice the same bits."""
+    layout = layout_of(_tiny_spans((1, 1, 1)), CPU)
+    call = varlen_cuda._Call(layout, 1.0, None)
+    gradient = torch.tensor([1.0, 2**-9, 8.0, 2**-8, 8.0]).to(torch.bfloat16)[:, None, None].expand(5, 1, 8)
+    assert call.summed(gradient)[0, 0, :, 0].tolist() == [1.0078125, 8.0, 8.0]
+
+
+@pytest.mark.parametrize("broken", ["copies", "ends", "window"])
+def test_a_wrong_way_to_the_kernel_is_noticed(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted breaks: a lost copy in the way back, keys of the neighbour, a window one too wide."""
+    FlashOperators("2.13").put_in_place(monkeypatch)
+    spans = _tiny_spans((4, 3, 2), (2, 4, 4))
+    lengths, sequences = layout_of(spans, CPU)
+    sizes = sizes_of(tuple(lengths.tolist()))
+    window = 2
+    if broken == "copies":
+        sequences[sizes.keys + 2 * sizes.tokens + 3] = sizes.keys  # the last token of the first prompt
+    elif broken == "ends":
+        sequences[-3] += 1
+    else:
+        window = 3
+    states = [_states(spans, 2, torch.float64, 60 + i, width=8) for i in range(3)]
+    with pytest.raises(AssertionError):
+        ours, _ = packed_attention(*states, lengths, sequences, 0.4, window)
+        _assert_same_with_gradients(ours, _reference(*states, spans, 0.4, window=2), states)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_is_what_a_compiler_takes_it_for(dtype: torch.dtype) -> None:
+    """Shapes, strides and types of the fake kernels, the schema, and the gradient's registration."""
+    spans = _spans(9)
+    states = [_states(spans, heads, dtype, 70 + i) for i, heads in enumerate((4, 2, 2))]
+    with torch.random.fork_rng():
+        torch.library.opcheck(packed_attention, (*states, *layout_of(spans, CPU), 0.4, None), atol=0.05, rtol=0.05)
+
+
+def test_a_card_that_is_asked_what_its_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits(dtype: torch.dtype, width: int, capability: tuple[int, int] = (8, 0), device: str = "cuda") -> bool:
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+        with FakeTensorMode():
+            return fits_varlen(torch.empty(1, 2, 3, width, dtype=dtype, device=device))
+
+    assert fits(torch.bfloat16, 64)
+    assert fits(torch.float16, 256)
+    assert not fits(torch.float32, 64)
+    assert not fits(torch.bfloat16, 64, (7, 5))
+    assert not fits(torch.bfloat16, 100)  # no multiple of 8
+    assert not fits(torch.bfloat16, 264)
+    assert not fits(torch.bfloat16, 64, device="cpu")
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -165,24 +263,8 @@ def test_the_check_of_the_kernel_sees_a_mask_aligned_at_the_wrong_end(
     window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the kernel replaced by plain attention the check finds rounding; with the mask shifted, much more."""
-    device = torch.device("cpu")
-
-    def right(
-        query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, at: int | None
-    ) -> Tensor:
-        return attend_by_segment(query, key, value, spans, scale, at, None, None)
-
-    def wrong(
-        query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, at: int | None
-    ) -> Tensor:
-        monkeypatch.setattr(by_segment, "_visible", lambda q, k, *_: torch.ones(q, k, dtype=torch.bool).tril())
-        try:
-            return attend_by_segment(query, key, value, spans, scale, at, None, None)
-        finally:
-            monkeypatch.setattr(by_segment, "_visible", visible)
-
-    visible = by_segment._visible
-    monkeypatch.setattr(varlen_cuda, "attend_varlen", right)
-    assert 0 < kernel_difference(_spans(8), 4, 2, 8, window, device) < 0.02
-    monkeypatch.setattr(varlen_cuda, "attend_varlen", wrong)
-    assert kernel_difference(_spans(8), 4, 2, 8, window, device) > 0.1
+    FlashOperators("2.13").put_in_place(monkeypatch)
+    assert 0 < kernel_difference(_spans(8), 4, 2, 8, window, CPU) < 0.02
+    right = flash_operators._seen
+    monkeypatch.setattr(flash_operators, "_seen", lambda queries, keys, left: right(queries, keys + 1, left)[:, :-1])
+    assert kernel_difference(_spans(8), 4, 2, 8, window, CPU) > 0.1

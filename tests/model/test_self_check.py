@@ -1,6 +1,7 @@
 """The self-check sees what is wrong, and the run falls back; each break below is one that happens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from simpo_cli.model.attention import interface
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.logprobs import LogitScale
-from simpo_cli.model.packed import PackedPairs, PairSpan
+from simpo_cli.model.packed import PackedPairs, PairSpan, layout_of
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.recipe.schema import LoraRecipe
@@ -55,7 +56,7 @@ def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     shifted = packed.positions + (packed.positions >= 2)
     return hidden.shared_hidden_states(
         decoder,
-        PackedPairs(packed.tokens, shifted, packed.predicting, packed.targets, packed.spans, packed.response_lengths),
+        replace(packed, positions=shifted),
     )
 
 
@@ -64,16 +65,16 @@ def _responses_one_off(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     later = (packed.predicting + 1).clamp(max=len(packed.tokens) - 1)
     return hidden.shared_hidden_states(
         decoder,
-        PackedPairs(packed.tokens, packed.positions, later, packed.targets, packed.spans, packed.response_lengths),
+        replace(packed, predicting=later),
     )
 
 
 def _one_mask_over_the_pack(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """Plain causal attention over everything: rejected sees chosen, and pairs see each other."""
-    whole = (PairSpan(0, len(packed.tokens), 0, 0),)
+    whole = layout_of([PairSpan(0, len(packed.tokens), 0, 0)], packed.tokens.device)
     return hidden.shared_hidden_states(
         decoder,
-        PackedPairs(packed.tokens, packed.positions, packed.predicting, packed.targets, whole, packed.response_lengths),
+        replace(packed, layout=whole),
     )
 
 
@@ -208,6 +209,6 @@ def test_a_recipe_may_insist() -> None:
 )
 def test_attention_refuses_what_it_does_not_know(given: dict[str, Any], problem: str) -> None:
     states = torch.randn(1, 2, 5, 4)
-    arguments = {"simpo_spans": (PairSpan(0, 2, 2, 1),), **given}
+    arguments = {"simpo_spans": layout_of([PairSpan(0, 2, 2, 1)], states.device), **given}
     with pytest.raises(interface.UnsupportedAttentionError, match=problem):
         interface.shared_prefix_attention(nn.Module(), states, states, states, None, **arguments)

@@ -12,11 +12,9 @@ al. 2022, arXiv:2205.14135, and ring attention, Liu et al. 2023, arXiv:2310.0188
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from simpo_cli.model.packed import PairSpan
 
@@ -24,65 +22,70 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def attend_fused(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float) -> Tensor:
-    """Attention of every pair; see `interface.shared_prefix_attention`. Returns (1, T, H, D)."""
-    attended: Tensor = _FusedAttention.apply(query, key, value, spans, scale)  # type: ignore[no-untyped-call]
-    return attended
-
-
-class _FusedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float) -> Tensor:
-        _, heads, length, width = query.shape
-        output = query.new_empty(1, length, heads, width).transpose(1, 2)
-        normaliser = query.new_empty(1, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
-        for span in spans:
-            prompt, responses, each = _slices(span)
-            for part in (prompt, *each):
-                output[:, :, part], normaliser[:, :, part] = _forward(
-                    query[:, :, part], key[:, :, part], value[:, :, part], 0.0, True, scale=scale
-                )
-            if each:
-                _merge(
-                    output[:, :, responses],
-                    normaliser[:, :, responses],
-                    *_forward(query[:, :, responses], key[:, :, prompt], value[:, :, prompt], 0.0, False, scale=scale),
-                )
-        ctx.save_for_backward(query, key, value, output, normaliser)
-        ctx.spans, ctx.scale = spans, scale
-        return output.transpose(1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, normaliser = ctx.saved_tensors
-        gradient = gradient.transpose(1, 2)
-        grad_query, grad_key, grad_value = (_empty_rows_first(tensor) for tensor in (query, key, value))
-
-        def part_of(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-            parts: tuple[Tensor, Tensor, Tensor] = _backward(
-                gradient[:, :, queries],
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                output[:, :, queries],
-                normaliser[:, :, queries],
-                0.0,
-                causal,
-                scale=ctx.scale,
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float) -> tuple[Tensor, Tensor]:
+    """Output and normaliser; see `operator.packed_attention`."""
+    _, heads, length, width = query.shape
+    output = query.new_empty(1, length, heads, width).transpose(1, 2)
+    normaliser = query.new_empty(1, heads, length, dtype=torch.promote_types(query.dtype, torch.float32))
+    for span in spans:
+        prompt, responses, each = _slices(span)
+        for part in (prompt, *each):
+            output[:, :, part], normaliser[:, :, part] = _forward(
+                query[:, :, part], key[:, :, part], value[:, :, part], 0.0, True, scale=scale
             )
-            return parts
+        if each:
+            _merge(
+                output[:, :, responses],
+                normaliser[:, :, responses],
+                *_forward(query[:, :, responses], key[:, :, prompt], value[:, :, prompt], 0.0, False, scale=scale),
+            )
+    return output.transpose(1, 2), normaliser
 
-        for span in ctx.spans:
-            prompt, responses, each = _slices(span)
-            for part in (prompt, *each):
-                grad_query[:, :, part], grad_key[:, :, part], grad_value[:, :, part] = part_of(part, part, True)
-            if each:
-                of_query, of_key, of_value = part_of(responses, prompt, False)
-                grad_query[:, :, responses] += of_query
-                grad_key[:, :, prompt] += of_key
-                grad_value[:, :, prompt] += of_value
-        return grad_query, grad_key, grad_value, None, None
+
+def gradients(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    normaliser: Tensor,
+    spans: Sequence[PairSpan],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values; see `operator.packed_attention_backward`."""
+    gradient, output = gradient.transpose(1, 2), output.transpose(1, 2)
+    grad_query, grad_key, grad_value = (empty_rows_first(tensor) for tensor in (query, key, value))
+
+    def part_of(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+        parts: tuple[Tensor, Tensor, Tensor] = _backward(
+            gradient[:, :, queries],
+            query[:, :, queries],
+            key[:, :, keys],
+            value[:, :, keys],
+            output[:, :, queries],
+            normaliser[:, :, queries],
+            0.0,
+            causal,
+            scale=scale,
+        )
+        return parts
+
+    for span in spans:
+        prompt, responses, each = _slices(span)
+        for part in (prompt, *each):
+            grad_query[:, :, part], grad_key[:, :, part], grad_value[:, :, part] = part_of(part, part, True)
+        if each:
+            of_query, of_key, of_value = part_of(responses, prompt, False)
+            grad_query[:, :, responses] += of_query
+            grad_key[:, :, prompt] += of_key
+            grad_value[:, :, prompt] += of_value
+    return grad_query, grad_key, grad_value
+
+
+def empty_rows_first(like: Tensor) -> Tensor:
+    """(1, H, T, D) in memory as (1, T, H, D), which is how the projections around attention have their rows."""
+    _, heads, length, width = like.shape
+    return like.new_empty(1, length, heads, width).transpose(1, 2)
 
 
 def _slices(span: PairSpan) -> tuple[slice, slice, list[slice]]:
@@ -99,9 +102,3 @@ def _merge(output: Tensor, normaliser: Tensor, other: Tensor, other_normaliser: 
     ours, theirs = (normaliser - joint).exp_().unsqueeze(-1), (other_normaliser - joint).exp_().unsqueeze(-1)
     output.copy_(output * ours + other * theirs)  # in float32 where the output is narrower
     normaliser.copy_(joint)
-
-
-def _empty_rows_first(like: Tensor) -> Tensor:
-    """(1, H, T, D) in memory as (1, T, H, D), which is how the projections around attention have their rows."""
-    _, heads, length, width = like.shape
-    return like.new_empty(1, length, heads, width).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 Each response attends to its prompt and to itself, at the positions that it would have alone; so a pack of pairs gives
 the numbers of single sequences, with every prompt computed once. transformers hands each layer's queries, keys and
-values to the function registered here, and passes on the spans that the policy gave to the model's forward.
+values to the function registered here, and passes on the layout that the policy gave to the model's forward.
 
 What a layer asks for goes through an allow-list: a model that needs something unknown to this function raises here
 instead of being computed wrongly, and the run goes on padded.
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from simpo_cli.model.attention.by_segment import attend_by_segment
-from simpo_cli.model.attention.fused_cpu import attend_fused
-from simpo_cli.model.attention.varlen_cuda import attend_varlen, fits_varlen
-from simpo_cli.model.packed import PairSpan
+from simpo_cli.model.attention.operator import packed_attention
+from simpo_cli.model.attention.varlen_cuda import fits_varlen
+from simpo_cli.model.packed import PackLayout, sizes_of
 
 NAME = "simpo_shared_prefix"
-SPANS = "simpo_spans"  # the keyword argument of the model's forward that carries the spans down to the layers
+SPANS = "simpo_spans"  # the keyword argument of the model's forward that carries the pairs' layout to the layers
 
 # Arguments that change nothing here: bookkeeping of caches and outputs, and positions that are in q and k already.
 _WITHOUT_EFFECT = {
@@ -77,8 +77,8 @@ def shared_prefix_attention(
     Raises:
         UnsupportedAttentionError: an argument is not understood, or the spans are missing.
     """
-    spans: tuple[PairSpan, ...] | None = others.pop(SPANS, None)
-    if spans is None:
+    layout: PackLayout | None = others.pop(SPANS, None)
+    if layout is None:
         raise UnsupportedAttentionError("the model did not pass the spans of the pairs on to its layers")
     if attention_mask is not None:
         raise UnsupportedAttentionError("the model made an attention mask of its own")
@@ -91,14 +91,17 @@ def shared_prefix_attention(
         raise UnsupportedAttentionError("the layer looks at later tokens")
     query, key, value = _one_dtype(query, key, value)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    longest = max(span.prompt + max(span.chosen, span.rejected) for span in spans)
-    window = sliding_window if sliding_window is not None and sliding_window < longest else None
     plain = softcap is None and s_aux is None and key.shape[-1] == value.shape[-1]
     if plain and fits_varlen(query):
-        return attend_varlen(query, key, value, spans, scale, window), None
-    if plain and window is None and query.device.type == "cpu":
-        return attend_fused(query, key, value, spans, scale), None
-    return attend_by_segment(query, key, value, spans, scale, window, softcap, s_aux), None
+        return packed_attention(query, key, value, *layout, scale, sliding_window)[0], None
+    if plain and query.device.type == "cpu" and _sees_all(layout, sliding_window):
+        return packed_attention(query, key, value, *layout, scale, None)[0], None
+    return attend_by_segment(query, key, value, layout.spans, scale, sliding_window, softcap, s_aux), None
+
+
+def _sees_all(layout: PackLayout, window: int | None) -> bool:
+    """Whether a window is wider than the longest pair."""
+    return window is None or window >= sizes_of(tuple(layout.lengths.tolist())).most_keys
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +111,7 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-# No AttentionMaskInterface: the spans take the place of a mask, and transformers, which would ask the positions on the
-# device whether sequences are packed, waits for no answer where the attention has none.
+# Without a mask function of this name transformers makes no mask, and asks the device nothing on the way.
 AttentionInterface.register(NAME, shared_prefix_attention)
 
 

@@ -1,21 +1,25 @@
 """Attention over packed pairs on a CUDA device: one call of a variable-length kernel for the whole pack.
 
-As (queries, keys) of different lengths a pair is three sequences, each causal and aligned at its end:
-(prompt, prompt), (chosen, prompt + chosen), (rejected, prompt + rejected). So keys and values are gathered with every
-prompt up to three times; queries and outputs are the pack's own rows. The kernel is that of
-`torch.nn.attention.varlen`, which ships with torch.
+Keys and values are gathered with every prompt up to three times (see `packed.sequences_of`); queries and outputs are
+the pack's own rows. The kernel is FlashAttention as it ships with torch, by the operators that
+`torch.nn.attention.varlen` calls. It takes grouped heads as they are.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from simpo_cli.model.attention.by_segment import attend_by_segment
-from simpo_cli.model.packed import PairSpan
+from simpo_cli.model.packed import PackLayout, PairSpan, SequenceSizes, layout_of, sizes_of
+
+_forward = torch.ops.aten._flash_attention_forward
+_backward = torch.ops.aten._flash_attention_backward
 
 _WIDEST_HEAD = 256
+_WIDTHS = 8  # the kernel reads rows 16 bytes at a time
 _FIRST_CAPABILITY = (8, 0)  # Ampere: what the kernels need
 
 
@@ -25,33 +29,62 @@ def fits_varlen(query: Tensor) -> bool:
         query.device.type == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= _WIDEST_HEAD
-        and torch.cuda.get_device_capability(query.device) >= _FIRST_CAPABILITY
+        and query.shape[-1] % _WIDTHS == 0
+        and _has_kernel(query.device)
     )
 
 
-def attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, window: int | None
-) -> Tensor:
-    """Attention of every pair; see `interface.shared_prefix_attention`. Returns (1, T, H, D)."""
-    from torch.nn.attention.varlen import varlen_attn
+@torch.compiler.assume_constant_result  # a question to the driver, which no graph can hold
+def _has_kernel(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
 
-    gather, query_ends, key_ends, most_queries, most_keys = sequences(tuple(spans), query.device)
-    attended = varlen_attn(
-        query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1).index_select(0, gather),
-        value[0].transpose(0, 1).index_select(0, gather),
-        query_ends,
-        key_ends,
-        most_queries,
-        most_keys,
-        scale=scale,
-        # a token sees itself and what is at most so many places before it
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-        num_splits=1,  # the sum's order must not depend on the other pairs of the pack
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Output and normaliser; see `operator.packed_attention`."""
+    call = _Call(layout, scale, window)
+    output, normaliser, *_ = _forward(
+        _rows(query),
+        call.gathered(key),
+        call.gathered(value),
+        *call.sequences,
+        *call.fixed,
+        False,  # no mask for debugging
+        **call.options,
+        **_NO_SPLITS,
     )
-    assert isinstance(attended, Tensor)
-    return attended.unsqueeze(0)
+    return output.unsqueeze(0), normaliser.unsqueeze(0)
+
+
+def gradients(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    normaliser: Tensor,
+    layout: PackLayout,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values; see `operator.packed_attention_backward`."""
+    call = _Call(layout, scale, window)
+    grad_query, grad_key, grad_value = _backward(
+        gradient[0].contiguous(),
+        _rows(query),
+        call.gathered(key),
+        call.gathered(value),
+        output[0],
+        normaliser[0],
+        *call.sequences,
+        *call.fixed,
+        # the state of a generator that is not asked without dropout
+        torch.zeros(2, dtype=torch.uint64, device=query.device),
+        query.new_empty(0),
+        **call.options,
+    )
+    return grad_query.unsqueeze(0).transpose(1, 2), call.summed(grad_key), call.summed(grad_value)
 
 
 def kernel_difference(
@@ -60,62 +93,64 @@ def kernel_difference(
     """How far the kernel is from the same attention by segment, on random bf16 numbers: output and gradients.
 
     The self-check compares whole models in float32, where the kernel does not compute; this is its part of the check.
+    Beside the pairs given, the shortest there can be are looked at.
 
     Returns:
         The highest relative difference, by norm. Rounding to bf16 makes some thousandths; a mask aligned at the wrong
         end, or a window that is lost, makes a number near 1.
     """
+    spans = [*spans]
+    for prompt, chosen, rejected in ((1, 0, 0), (1, 1, 1), (2, 0, 1), (1, 3, 0)):
+        spans.append(PairSpan(spans[-1].end, prompt, chosen, rejected))
     generator = torch.Generator(device).manual_seed(0)
-    states = [
-        torch.randn(1, count, spans[-1].end, width, generator=generator, device=device, dtype=torch.bfloat16)
-        for count in (heads, key_heads, key_heads)
-    ]
-    results = []
-    for kernel in (True, False):
-        query, key, value = ((t if kernel else t.float()).detach().requires_grad_() for t in states)
-        scale = width**-0.5
-        if kernel:
-            output = attend_varlen(query, key, value, spans, scale, window)
-        else:
-            output = attend_by_segment(query, key, value, spans, scale, window, None, None)
-        weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
-        results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), (query, key, value))])
-    return max(
-        float((ours.float() - own).norm() / own.norm().clamp_min(1e-12)) for ours, own in zip(*results, strict=True)
-    )
+    shapes = [(1, count, spans[-1].end, width) for count in (heads, key_heads, key_heads)]
+    drawn = [torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes]
+    layout, scale = layout_of(spans, device), width**-0.5
+    output, normaliser = attend(*drawn, layout, scale, window)
+    weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
+    ours = [output, *gradients(weights, *drawn, output, normaliser, layout, scale, window)]
+    inputs = [states.float().requires_grad_() for states in drawn]
+    expected = attend_by_segment(*inputs, spans, scale, window, None, None)
+    own = [expected.detach(), *torch.autograd.grad((expected * weights).sum(), inputs)]
+    return max(float((a.float() - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(ours, own, strict=True))
 
 
-@lru_cache(maxsize=4)  # every layer of a micro-batch asks for the same
-def sequences(spans: tuple[PairSpan, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """The three sequences of every pair for a variable-length kernel.
+class _Call:
+    """What both operators are called with beside the states."""
 
-    Returns:
-        (K,) int64 rows of the pack that are keys, sequence after sequence; (S + 1,) int32 ends of the sequences among
-        the queries, and among the keys, each with a 0 in front; most queries and most keys of a sequence. Sequences
-        without queries are left out.
-    """
-    rows: list[Tensor] = []
-    query_lengths, key_lengths = [], []
-    for span in spans:
-        prompt = torch.arange(span.start, span.start + span.prompt)
-        first = span.start + span.prompt
-        rows.append(prompt)
-        query_lengths.append(span.prompt)
-        key_lengths.append(span.prompt)
-        for length in (span.chosen, span.rejected):
-            if length:
-                rows += [prompt, torch.arange(first, first + length)]
-                query_lengths.append(length)
-                key_lengths.append(span.prompt + length)
-            first += length
+    def __init__(self, layout: PackLayout, scale: float, window: int | None) -> None:
+        sizes: SequenceSizes = sizes_of(tuple(layout.lengths.tolist()))
+        ends = sizes.sequences + 1
+        self._keys, copies, query_ends, key_ends = layout.sequences.split([sizes.keys, 3 * sizes.tokens, ends, ends])
+        self._copies = copies.view(3, sizes.tokens)
+        self.sequences = (query_ends, key_ends, sizes.most_queries, sizes.most_keys)
+        is_windowed = window is not None and window < sizes.most_keys
+        self.fixed = (0.0, not is_windowed)  # dropout, plain causal attention
+        # a token sees itself and what is at most so many places before it
+        left = window - 1 if window is not None and is_windowed else -1
+        self.options = {"scale": scale, "window_size_left": left, "window_size_right": 0}
 
-    def ends(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    def gathered(self, states: Tensor) -> Tensor:
+        """(1, K, T, D) to the rows of all sequences."""
+        return states[0].transpose(0, 1).index_select(0, self._keys)
 
-    return (
-        torch.cat(rows).to(device),
-        ends(query_lengths),
-        ends(key_lengths),
-        max(query_lengths),
-        max(key_lengths),
-    )
+    def summed(self, gradient: Tensor) -> Tensor:
+        """The rows of all sequences to (1, K, T, D): always first copy, second, third, added up in float32 or wider."""
+        padded = pad(gradient, (0, 0, 0, 0, 0, 1))  # a row of 0 for copies that are not there
+        first, second, third = (padded.index_select(0, rows) for rows in self._copies)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return (first.to(wide) + second + third).to(gradient.dtype).unsqueeze(0).transpose(1, 2)
+
+
+def _rows(states: Tensor) -> Tensor:
+    """(1, H, T, D) to (T, H, D)."""
+    return states[0].transpose(0, 1).contiguous()
+
+
+def _splits() -> dict[str, Any]:
+    """The sum's order must not depend on the other pairs of the pack: 2.11 never splits the keys, later ones may."""
+    known = [argument.name for argument in _forward.default._schema.arguments]
+    return {"num_splits": 1} if "num_splits" in known else {}
+
+
+_NO_SPLITS = _splits()
