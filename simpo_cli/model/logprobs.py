@@ -13,7 +13,8 @@ log-probs and products in a type of b bytes:
     a trained weight, backward pass     V * H * 4, its gradient, which becomes `weight.grad` where there is none yet
     states, N rows                      N * H * b, kept from forward to backward pass, and as much again in the latter
 
-so 6 V H bytes in the backward pass of a head trained in bfloat16 from float32 weights, and no V H for a frozen head.
+so 6 V H bytes in the backward pass of a head trained in bfloat16 from float32 weights (8 on a CPU, where a chunk's part
+of the gradient is a product of its own), and no V H for a frozen head in the type of the products.
 """
 
 from collections.abc import Callable, Iterator

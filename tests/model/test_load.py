@@ -231,6 +231,7 @@ def test_what_is_read_with_a_device_map_is_the_same_to_the_bit(folder: Path, mon
     assert torch.equal(plain(input_ids=ids).logits, mapped(input_ids=ids).logits)
 
 
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")
 def test_adapters_go_where_their_base_is(folder: Path, tmp_path: Path, given: list[dict[str, Any]]) -> None:
     base: Any = load_model(find_model(str(folder)), torch.bfloat16)
     adapted: Any = add_adapters(base, LoraRecipe(rank=4))
