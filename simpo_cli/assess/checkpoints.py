@@ -1,6 +1,5 @@
 """The weights of a checkpoint, put into the model that its run started from."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ModelSource, load_model
+from simpo_cli.model.load import Load, ModelSource, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints, open_checkpoint
@@ -28,7 +27,7 @@ def require_whole(folder: Path) -> None:
         raise _damaged(error) from error
 
 
-def loader_of(folder: Path, recipe: Recipe) -> Callable[[ModelSource, torch.dtype], nn.Module]:
+def loader_of(folder: Path, recipe: Recipe) -> Load:
     """What reads the start model and then the checkpoint's weights over it.
 
     Args:
@@ -36,8 +35,8 @@ def loader_of(folder: Path, recipe: Recipe) -> Callable[[ModelSource, torch.dtyp
         recipe: its run's; says whether adapters were trained.
     """
 
-    def load(source: ModelSource, dtype: torch.dtype) -> nn.Module:
-        model = load_model(source, dtype)
+    def load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        model = load_model(source, dtype, device)
         if recipe.model.lora is not None:
             model = add_adapters(model, recipe.model.lora)
         try:

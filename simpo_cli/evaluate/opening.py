@@ -1,11 +1,10 @@
 """A model made ready to score pairs: the way that `eval`, `inspect` and `stats --model` come to one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import fullest_microbatch, row_tokens_of_each, tokens_of_each
@@ -13,7 +12,7 @@ from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import open_accelerator
 from simpo_cli.model.fit import require_known_ids
-from simpo_cli.model.load import ModelSource, count_parameters, load_model, weights_dtype
+from simpo_cli.model.load import Load, ModelSource, count_parameters, load_model, weights_dtype
 from simpo_cli.model.memory import available_bytes, choose_budget, require_memory, scoring_need
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
@@ -45,7 +44,7 @@ def open_model(
     recipe: Recipe,
     source: ModelSource,
     pairs: Sequence[EncodedPair],
-    load: Callable[[ModelSource, torch.dtype], nn.Module] = load_model,
+    load: Load = load_model,
 ) -> OpenModel:
     """Load a model for scoring, with the precision and the packing that training with the recipe would have.
 
@@ -53,7 +52,7 @@ def open_model(
         recipe: precision, attention and type of the weights.
         source: the model.
         pairs: what will be scored, at least one; memory and self-check go by them.
-        load: reads the weights in a type.
+        load: reads the weights.
 
     Raises:
         UserError: the pairs do not fit the model's vocabulary, or the model does not fit in memory.
@@ -75,7 +74,7 @@ def open_model(
     # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out
     budget = choose_budget(need, accelerator.device, int(tokens_of_each(pairs, "padded").max()))
     require_memory(need, budget, adapters=True, checkpointing=True)
-    policy = Policy(load(source, weights)).to(accelerator.device).eval()
+    policy = Policy(load(source, weights, accelerator.device)).eval()
     policy.requires_grad_(False)
     fullest = fullest_microbatch(pairs, budget, "shared_prefix")
     check = settle_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))

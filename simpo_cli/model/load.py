@@ -1,7 +1,7 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -250,10 +250,17 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     )
 
 
-def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> nn.Module:
-    """Read the weights: a causal language model in `dtype`, every dropout off, on the CPU.
+Load = Callable[[ModelSource, torch.dtype, torch.device], nn.Module]
+"""What reads a model in a type, onto a device."""
 
-    An adapter's folder gives its base model with the adapter in place.
+_CPU = torch.device("cpu")
+
+
+def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:
+    """Read the weights onto a device: a causal language model in `dtype`, every dropout off.
+
+    Each tensor goes from its file to the device, so that a card's model never stands in the machine's memory. An
+    adapter's folder gives its base model with the adapter in place.
 
     Raises:
         UserError: the weights do not fit the configuration.
@@ -263,8 +270,9 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
     if source.adapter_base is not None:
         from peft import PeftModel
 
-        base = load_model(source.adapter_base, dtype)
-        adapted: nn.Module = PeftModel.from_pretrained(base, source.folder)
+        base = load_model(source.adapter_base, dtype, device)
+        # read on the CPU, where peft would look for a device of its own, and copied to where their layers are
+        adapted: nn.Module = PeftModel.from_pretrained(base, source.folder, torch_device="cpu")
         return adapted
     # The class itself where it is the model's own, as transformers does it, but for custom_generate/generate.py: that
     # would take the place of the decoding that every answer here is made by.
@@ -278,6 +286,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"]) -> n
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                **({} if device.type == "cpu" else {"device_map": {"": device}}),
                 **own,
             )
         except (RuntimeError, ValueError, OSError) as error:

@@ -2,7 +2,19 @@
 
 Logits of one token take as many numbers as the vocabulary has entries; for a micro-batch they would outweigh everything
 else. So the head works on a chunk of positions at a time, the log-softmax of the chunk is taken in float32, one number
-a token is kept, and the backward pass computes the chunk again.
+a token is kept, and the backward pass computes the chunk again. Where the head is frozen the forward pass takes the
+states' gradient along, up to the factor that the backward pass brings, and nothing is computed again.
+
+What a plain head of V entries and states of width H holds at its peak, beside what its arguments take, with float32
+log-probs and products in a type of b bytes:
+
+    a chunk, of `chunk_rows` rows       V * (4 + b) bytes a row, V * 4 where b is 4; V * 4 more with a soft cap
+    weights of another type             V * H * b, the weight in the type of the products: in each pass, not in between
+    a trained weight, backward pass     V * H * 4, its gradient, which becomes `weight.grad` where there is none yet
+    states, N rows                      N * H * b, kept from forward to backward pass, and as much again in the latter
+
+so 6 V H bytes in the backward pass of a head trained in bfloat16 from float32 weights (8 on a CPU, where a chunk's part
+of the gradient is a product of its own), and no V H for a frozen head in the type of the products.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +27,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-_CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB as float32
+_CHUNK_ELEMENTS = 1 << 24  # logits held at once on a CPU: 64 MB as float32
 _FEWEST_ROWS = 128  # below this the products are slow
+_MOST_CUDA_ROWS = 4096  # above this the weight, read once a chunk, is a small part of what a chunk reads and writes
+_FIXED_CUDA_ROWS = 2048
+_SHARE_OF_FREE = 0.25  # of a card's free memory, the most that a chunk may take
+_CALLED_BYTES = 20  # a logit of a chunk whose head is called as a module: logits, gradients, and what is between
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +54,17 @@ class LogitScale:
             logits = self.soft_cap * torch.tanh(logits / self.soft_cap)
         return logits
 
+    def apply_(self, logits: Tensor) -> None:
+        """The same in place, without gradient."""
+        if self.factor != 1.0:
+            logits *= self.factor
+        if self.soft_cap is not None:
+            logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+
     def slope(self, scaled: Tensor) -> Tensor | float | None:
         """Derivative of the scaled logits with respect to the head's own, given the scaled ones; None where it is 1."""
         if self.soft_cap is not None:
-            return (1 - (scaled / self.soft_cap).square()) * self.factor
+            return (scaled / self.soft_cap).square_().neg_().add_(1).mul_(self.factor)
         return None if self.factor == 1.0 else self.factor
 
 
@@ -51,6 +74,38 @@ def logit_scale_of(config: Any) -> LogitScale:
     if scaling := getattr(config, "logits_scaling", None):
         factor = 1.0 / float(scaling)
     return LogitScale(factor, getattr(config, "final_logit_softcapping", None))
+
+
+def chunk_rows(device: torch.device, vocab_size: int, bytes_per_logit: int) -> int:
+    """Positions whose logits are there together.
+
+    On CUDA a power of two from 128 to 4,096 whose chunk takes at most a quarter of the free memory. Deterministic runs
+    always take 2,048: the order of a sum may not depend on what else is on the card.
+
+    Args:
+        device: where the head is.
+        vocab_size: logits of a position.
+        bytes_per_logit: what a chunk holds for each of its logits.
+    """
+    if device.type != "cuda":
+        return max(_FEWEST_ROWS, _CHUNK_ELEMENTS // vocab_size)
+    if torch.are_deterministic_algorithms_enabled():
+        return _FIXED_CUDA_ROWS
+    fitting = int(_SHARE_OF_FREE * _free_bytes(device)) // (bytes_per_logit * vocab_size)
+    return max(_FEWEST_ROWS, min(_MOST_CUDA_ROWS, 1 << fitting.bit_length() >> 1))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What can still be allocated on a card: free memory, and what torch keeps of freed tensors. Waits for nothing."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def plain_bytes_per_logit(products: torch.dtype, scale: LogitScale) -> int:
+    """What a chunk of a plain linear head holds for each logit: see the table above."""
+    wide = _wide(products)
+    narrow = 0 if products == wide else products.itemsize
+    return narrow + wide.itemsize * (1 if scale.soft_cap is None else 2)
 
 
 def token_logprobs(states: Tensor, targets: Tensor, head: nn.Module, scale: LogitScale, vocab_size: int) -> Tensor:
@@ -67,11 +122,14 @@ def token_logprobs(states: Tensor, targets: Tensor, head: nn.Module, scale: Logi
     Returns:
         (N,) float32, or float64 where the model computes in it.
     """
-    chunk = max(_FEWEST_ROWS, _CHUNK_ELEMENTS // vocab_size)
     if _is_plain_linear(head):
-        states, weight, bias = _compute_dtype(states, head.weight, head.bias)
-        logps: Tensor = _LinearLogProbs.apply(states, targets, weight, bias, scale, chunk)  # type: ignore[no-untyped-call]
+        states = states.to(_product_dtype(states, head.weight))
+        chunk = chunk_rows(states.device, vocab_size, plain_bytes_per_logit(states.dtype, scale))
+        is_frozen = not head.weight.requires_grad and (head.bias is None or not head.bias.requires_grad)
+        ahead = is_frozen and states.requires_grad and torch.is_grad_enabled()
+        logps: Tensor = _LinearLogProbs.apply(states, targets, head.weight, head.bias, scale, chunk, ahead)  # type: ignore[no-untyped-call]
         return logps
+    chunk = chunk_rows(states.device, vocab_size, _CALLED_BYTES)
     step: Callable[..., Tensor] = _chunk_logprobs
     pieces = []
     for start in range(0, len(targets), chunk):
@@ -104,11 +162,10 @@ def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-def _compute_dtype(states: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _product_dtype(states: Tensor, weight: Tensor) -> torch.dtype:
     """What a linear layer would compute in: autocast's type when that is on, else the weight's."""
     device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    return states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -118,8 +175,10 @@ class _LinearLogProbs(torch.autograd.Function):
 
         d/dh = g (W[y] - p W)        d/dW = sum over positions of (onehot(y) - p) (g h)'
 
-    so the probabilities never have to be scaled: what is small is, the product or the states. One array of a chunk is
-    all that is held, made once and written again for every chunk; the weight's gradient is added up in place.
+    so the probabilities never have to be scaled: what is small is, the product or the states. The arrays of a chunk are
+    made once and written again for every chunk; the weight's gradient is added up in place, in float32 or wider, which
+    is also what it leaves in. With `ahead` the forward pass keeps W[y] - p W of every position in place of its state:
+    two products where forward and backward pass would take three.
     """
 
     @staticmethod
@@ -131,20 +190,28 @@ class _LinearLogProbs(torch.autograd.Function):
         bias: Tensor | None,
         scale: LogitScale,
         chunk: int,
+        ahead: bool,
     ) -> Tensor:
-        wide = _wide(states.dtype)
-        logps = states.new_empty(len(targets), dtype=wide)
+        logps = states.new_empty(len(targets), dtype=_wide(states.dtype))
+        slopes = torch.empty_like(states) if ahead else None
         with _no_autocast(states):
             workspace = _Workspace(states, weight, bias, scale, chunk)
             for at in _chunks(len(targets), chunk):
-                logps[at] = workspace.log_softmax(at).gather(1, targets[at, None]).squeeze(1)
-        ctx.save_for_backward(states, targets, weight, bias)
-        ctx.scale, ctx.chunk = scale, chunk
+                workspace.take(at, with_slope=ahead)
+                logps[at] = workspace.log_softmax().gather(1, targets[at, None]).squeeze(1)
+                if slopes is not None:
+                    torch.mm(workspace.error_of_log_softmax(targets[at]), workspace.weight, out=slopes[at]).neg_()
+        ctx.ahead, ctx.scale, ctx.chunk = ahead, scale, chunk
+        ctx.save_for_backward(*((slopes,) if ahead else (states, targets, weight, bias)))
         return logps
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.ahead:
+            (slopes,) = ctx.saved_tensors
+            # the product is taken in the wider type of the two, and only its result is rounded
+            return torch.mul(slopes, gradient[:, None], out=torch.empty_like(slopes)), *[None] * 6
         states, targets, weight, bias = ctx.saved_tensors
         needs_states, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         wide = gradient.dtype
@@ -154,16 +221,13 @@ class _LinearLogProbs(torch.autograd.Function):
         with _no_autocast(states):
             workspace = _Workspace(states, weight, bias, ctx.scale, ctx.chunk)
             for at in _chunks(len(targets), ctx.chunk):
-                error = workspace.error(at, targets[at]).to(states.dtype)
+                workspace.take(at, with_slope=True)
+                error = workspace.error(targets[at])
                 g = -gradient[at, None]
                 if grad_states is not None:
-                    grad_states[at] = (error @ weight) * g
+                    grad_states[at] = (error @ workspace.weight) * g
                 if grad_weight is not None:
-                    weighted = (states[at] * g).to(states.dtype)
-                    if wide == states.dtype:
-                        grad_weight.addmm_(error.T, weighted)
-                    else:
-                        grad_weight += error.T @ weighted
+                    _add_product(grad_weight, error.T, (states[at] * g).to(states.dtype))
                 if grad_bias is not None:
                     grad_bias += (error * g).sum(0)
         return (
@@ -171,45 +235,80 @@ class _LinearLogProbs(torch.autograd.Function):
             None,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
+            *[None] * 3,
         )
 
 
-class _Workspace:
-    """An array of (chunk, V), and what is computed in it. What a method returns is overwritten by the next call.
+def _has_wide_products(factor: Tensor) -> bool:
+    """Whether matrices of this type can be multiplied into float32 without rounding to their own: on CUDA alone."""
+    return factor.is_cuda and factor.dtype in (torch.bfloat16, torch.float16)
 
-    Logits narrower than float32 have an array of their own.
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, for a total of float32 or wider."""
+    if _has_wide_products(left):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    elif total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+class _Workspace:
+    """Arrays of (chunk, V), and what is computed in them. What a method returns is overwritten by the next call.
+
+    Products narrower than float32 have an array of their own, which the error is rounded into.
+
+    Attributes:
+        weight: (V, H) in the type of the states.
     """
 
     def __init__(self, states: Tensor, weight: Tensor, bias: Tensor | None, scale: LogitScale, chunk: int) -> None:
-        self._states, self._weight, self._bias, self._scale = states, weight, bias, scale
+        self.weight = weight.to(states.dtype)
+        self._states, self._bias, self._scale = states, None if bias is None else bias.to(states.dtype), scale
         rows = min(chunk, len(states))
-        self._product = states.new_empty(rows, len(weight))
+        self._narrow_rows = states.new_empty(rows, len(weight))
         wide = _wide(states.dtype)
-        self._result = self._product if wide == states.dtype else torch.empty_like(self._product, dtype=wide)
+        is_wide = wide == states.dtype
+        self._wide_rows = self._narrow_rows if is_wide else torch.empty_like(self._narrow_rows, dtype=wide)
+        self._slope: Tensor | float | None = None
 
-    def _logits(self, at: slice) -> Tensor:
+    def take(self, at: slice, *, with_slope: bool) -> None:
+        """Compute the logits of these positions, and the slope of their scaling for `error`."""
         rows = self._states[at]
-        product = self._product[: len(rows)]
-        if self._bias is None:
-            torch.mm(rows, self._weight.T, out=product)
+        self._slope = None  # a chunk's is let go before the next one's is made
+        self._narrow, self._logits = self._narrow_rows[: len(rows)], self._wide_rows[: len(rows)]
+        if _has_wide_products(rows):
+            torch.mm(rows, self.weight.T, out_dtype=self._logits.dtype, out=self._logits)
+            if self._bias is not None:
+                self._logits += self._bias
         else:
-            torch.addmm(self._bias, rows, self._weight.T, out=product)
-        return self._scale(product.to(self._result.dtype))
+            if self._bias is None:
+                torch.mm(rows, self.weight.T, out=self._narrow)
+            else:
+                torch.addmm(self._bias, rows, self.weight.T, out=self._narrow)
+            if self._logits is not self._narrow:
+                self._logits.copy_(self._narrow)
+        self._scale.apply_(self._logits)
+        self._slope = self._scale.slope(self._logits) if with_slope else None
 
-    def log_softmax(self, at: slice) -> Tensor:
-        """(rows, V) log-probabilities."""
-        logits = self._logits(at)
-        return torch.log_softmax(logits, 1, out=self._result[: len(logits)])
+    def log_softmax(self) -> Tensor:
+        """(rows, V) log-probabilities, in place of the logits."""
+        return torch.log_softmax(self._logits, 1, out=self._logits)
 
-    def error(self, at: slice, targets: Tensor) -> Tensor:
-        """(rows, V): softmax less 1 at the target, times the slope of the logits' scaling."""
-        logits = self._logits(at)
-        error = torch.softmax(logits, 1, out=self._result[: len(logits)])
+    def error_of_log_softmax(self, targets: Tensor) -> Tensor:
+        """`error` behind `log_softmax`."""
+        return self._error(self._logits.exp_(), targets)
+
+    def error(self, targets: Tensor) -> Tensor:
+        """(rows, V) in the type of the states: softmax less 1 at the target, times the slope of the logits' scaling."""
+        return self._error(torch.softmax(self._logits, 1, out=self._logits), targets)
+
+    def _error(self, error: Tensor, targets: Tensor) -> Tensor:
         error.scatter_add_(1, targets[:, None], error.new_full((len(targets), 1), -1.0))
-        slope = self._scale.slope(logits)
-        return error if slope is None else error.mul_(slope)
+        if self._slope is not None:
+            error *= self._slope
+        return error if error.dtype == self._narrow.dtype else self._narrow.copy_(error)
 
 
 def _chunks(length: int, chunk: int) -> Iterator[slice]:

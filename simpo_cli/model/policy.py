@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simpo_cli.data.plan import Packing
+from simpo_cli.model.adapters import leave_casts_to_autocast
 from simpo_cli.model.attention.interface import share_prompts
 from simpo_cli.model.fused.replace import StandIn, find_stand_ins
 from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
@@ -38,6 +39,8 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module, packing: Packing = "padded") -> None:
         super().__init__()
         self.model = model
+        if model is not self.causal:
+            leave_casts_to_autocast(model)
         text_config = self.causal.config.get_text_config()
         self._scale = logit_scale_of(text_config)
         self._vocab_size = int(text_config.vocab_size)

@@ -4,12 +4,16 @@ Sharing prompts changes what a model's layers see, and taking the head in chunks
 exact for the models that we know, and a model that we do not know may break either without a word. So a few pairs of
 the run are scored both ways, in float32 and without autocast (in bfloat16 a wrong mask can hide in the rounding):
 through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
+Products are those of IEEE float32 meanwhile, whatever TF32 setting the process has.
+
+At most 4,096 tokens are compared, so that a large model takes seconds: what only shows beyond, such as a window of
+4,096 tokens, is not seen.
 """
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,10 +28,13 @@ from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
 
+MOST_TOKENS = 4096  # of all that is compared
 MOST_TOKEN_DIFFERENCE = 1e-3  # nats
 MOST_MEAN_DIFFERENCE = 1e-4  # nats
 MOST_GRADIENT_DIFFERENCE = 1e-3  # relative to the gradient's norm
 MOST_KERNEL_DIFFERENCE = 0.03  # relative, in bf16
+
+_NORM_PART = 1 << 22  # numbers that are squared at a time: 32 MB in float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +105,13 @@ class SelfCheck:
 class CheckPairs:
     """What is compared.
 
+    At most 4,096 tokens in all. Of longer pairs the last part of the prompt and the first parts of the responses are
+    taken, in proportion.
+
     Attributes:
-        batches: pairs that are packed together: the longest pair by itself, and the fullest micro-batch.
-        shortest: the pair whose gradient is compared; None where nothing is trained.
+        batches: pairs that are packed together: the longest pair by itself, cut to 2,048 tokens, and as many whole
+            pairs of the fullest micro-batch as fit beside it; two at least, cut where they have to be.
+        shortest: the pair whose gradient is compared, cut to 1,024 tokens; None where nothing is trained.
     """
 
     batches: Sequence[Sequence[EncodedPair]]
@@ -116,8 +127,32 @@ class CheckPairs:
             trained: whether gradients will be taken.
         """
         tokens = tokens_of_each(pairs, "shared_prefix")
-        longest, shortest = pairs[int(tokens.argmax())], pairs[int(tokens.argmin())]
-        return cls([[longest], fullest], shortest if trained else None)
+        longest = _cut_to(pairs[int(tokens.argmax())], MOST_TOKENS // 2)
+        shortest = _cut_to(pairs[int(tokens.argmin())], MOST_TOKENS // 4) if trained else None
+        room = MOST_TOKENS - longest.num_tokens - (0 if shortest is None else shortest.num_tokens)
+        return cls([[longest], _fitting(fullest, room)], shortest)
+
+
+def _fitting(pairs: Sequence[EncodedPair], room: int) -> list[EncodedPair]:
+    """As many pairs as the room takes, the shortest first, in their order; all whole but the first two."""
+    half = room // 2
+    kept: dict[int, EncodedPair] = {}
+    for i in sorted(range(len(pairs)), key=lambda i: pairs[i].num_tokens):
+        pair = pairs[i] if len(kept) >= 2 else _cut_to(pairs[i], half)
+        if pair.num_tokens > room:
+            break
+        kept[i] = pair
+        room -= pair.num_tokens
+    return [kept[i] for i in sorted(kept)]
+
+
+def _cut_to(pair: EncodedPair, most: int) -> EncodedPair:
+    """The pair where it has at most so many tokens (3 or more), else a part of each of its three parts."""
+    if pair.num_tokens <= most:
+        return pair
+    chosen, rejected = (max(1, len(part) * (most - 2) // pair.num_tokens) for part in (pair.chosen, pair.rejected))
+    prompt = pair.prompt[-(most - chosen - rejected) :]
+    return replace(pair, prompt=prompt, chosen=pair.chosen[:chosen], rejected=pair.rejected[:rejected])
 
 
 def settle_packing(
@@ -221,7 +256,7 @@ def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
     device = next(policy.parameters()).device
     highest = total = 0.0
     count = 0
-    with torch.autocast(device.type, enabled=False), _without_dropout(policy):
+    with torch.autocast(device.type, enabled=False), _ieee_float32(), _without_dropout(policy):
         for batch in pairs.batches:
             with torch.no_grad():
                 ours = policy(pack(batch, device))
@@ -236,23 +271,29 @@ def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
 
 
 def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
-    """Relative difference of the gradient of an uneven sum of both means: no part of it cancels or saturates."""
-    policy.zero_grad()
-    chosen, rejected = policy.response_means(pack([pair], next(policy.parameters()).device))
-    torch.autograd.backward((chosen - 0.5 * rejected).sum())
-    ours = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    """Relative difference of the gradient of an uneven sum of both means: no part of it cancels or saturates.
+
+    The second gradient is added to the negative of the first, so that there is never more than one.
+    """
     policy.zero_grad()
     # one response after the other, so that their whole logits are never there together
-    for response, weight in ((pair.chosen, 1.0), (pair.rejected, -0.5)):
+    for response, weight in ((pair.chosen, -1.0), (pair.rejected, 0.5)):
         torch.autograd.backward(weight * _own_logps(policy, pair, response).mean())
-    apart = norm = 0.0
-    for name, parameter in policy.named_parameters():
-        if parameter.grad is not None:
-            mine = ours.pop(name, None)
-            apart += float((parameter.grad if mine is None else parameter.grad - mine).double().square().sum())
-            norm += float(parameter.grad.double().square().sum())
-    apart += sum(float(extra.double().square().sum()) for extra in ours.values())
-    return float((apart / norm) ** 0.5) if norm else float(apart > 0)
+    norm = _gradient_norm(policy)
+    chosen, rejected = policy.response_means(pack([pair], next(policy.parameters()).device))
+    torch.autograd.backward((chosen - 0.5 * rejected).sum())
+    apart = _gradient_norm(policy)
+    return apart / norm if norm else float(apart > 0)
+
+
+def _gradient_norm(policy: Policy) -> float:
+    squares = [
+        part.double().square().sum()
+        for parameter in policy.parameters()
+        if parameter.grad is not None
+        for part in torch.split(parameter.grad.flatten(), _NORM_PART)
+    ]
+    return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
 
 
 def _own_logps(policy: Policy, pair: EncodedPair, response: NDArray[np.int32]) -> Tensor:
@@ -262,6 +303,37 @@ def _own_logps(policy: Policy, pair: EncodedPair, response: NDArray[np.int32]) -
         logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     return logps.gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1)
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Matrix products and convolutions of float32 without TF32 or bfloat16 inside, and every setting as it was after.
+
+    torch has an older and a newer interface to this, which write to the same settings, and reads that find the two at
+    odds raise. A setting of the newer one that is `none` follows those above it, so they are read from the top down,
+    each with all above it at `none`.
+    """
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    settings = [backends, cudnn, backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
+    before = []
+    for setting in settings:
+        before.append(setting.fp32_precision)
+        setting.fp32_precision = "none"
+    older_matmul = torch.get_float32_matmul_precision()
+    try:
+        older_cudnn = cudnn.allow_tf32
+    except RuntimeError:  # it is on, and none of the newer ones is
+        older_cudnn = True
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older_matmul)
+        cudnn.allow_tf32 = older_cudnn
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
 
 
 @contextmanager

@@ -43,11 +43,11 @@ def build(
         The training, the self-check's outcome, and the checkpoint that the training goes on from, if there is one.
     """
     recipe, accelerator, data = setting.recipe, setting.accelerator, setting.data
-    model = load_model(setting.source, setting.weights)
+    model = load_model(setting.source, setting.weights, accelerator.device)
     if recipe.model.lora is not None:
         torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
         model = add_adapters(model, recipe.model.lora)
-    policy = Policy(model).to(accelerator.device)
+    policy = Policy(model)
     if setting.checkpointing:
         policy.recompute_activations()
     is_another_run = any(change.kind == "identity" for change in changes)

@@ -63,7 +63,7 @@ def finish(
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     with training.stop.at_once():
-        saved = Policy(_read_again(model_dir, setting.weights)).to(training.accelerator.device)
+        saved = Policy(_read_again(model_dir, setting.weights, training.accelerator.device))
         saved.packing = setting.packing
         answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
     both = zip(questions, training.answers_before, answers, strict=True)
@@ -80,10 +80,10 @@ def finish(
     return outcome, measured
 
 
-def _read_again(folder: Path, weights: torch.dtype) -> nn.Module:
+def _read_again(folder: Path, weights: torch.dtype, device: torch.device) -> nn.Module:
     """The model as others will load it; where that fails the disk is to blame, which has just taken it."""
     try:
-        return load_model(find_model(str(folder)), weights)
+        return load_model(find_model(str(folder)), weights, device)
     except UserError as error:
         raise UserError(
             f"the model was written to {folder} and cannot be read again: {error.problem.rstrip('.')}.",

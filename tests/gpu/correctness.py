@@ -304,7 +304,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
 def _predicted_and_counted() -> tuple[str, dict[str, Any]]:
     """What stands for it without a card: the tensors of a step of adapters on 8B, counted without their memory."""
     pytest = need("pytest")
-    from tests.model.live_bytes import measured
+    from tests.model.counted_step import measured
 
     config = models.llama3_8b()
     config.num_hidden_layers = 2

@@ -1,159 +1,53 @@
-"""The memory that a training step really takes, without the memory: its tensors have shapes and no numbers.
-
-A model of real size is made of fake tensors, its step is run by torch as ever, and every storage that an operation
-makes is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps.
-"""
+"""Counting what tensors hold: the peak of the bytes that are alive, on any device and without an allocator's help."""
 
 import weakref
 from typing import Any
 
-import pytest
 import torch
-import transformers
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AttentionInterface, AttentionMaskInterface
-
-from simpo_cli.model import logprobs
-from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.policy import Policy, decoder_of
-from simpo_cli.recipe.schema import LoraRecipe
-from simpo_cli.train.state import make_optimizer, start_moments
-
-_ATTENTION = "keeps_as_a_kernel_does"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that are alive, and their highest sum."""
+    """Follows every tensor that an operation returns until its storage is freed.
+
+    What was there before is not counted, however it is used.
+
+    Attributes:
+        peak: most bytes that were alive at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._sizes: dict[int, int] = {}
-        self._live = self.peak = 0
+        self.peak = self._alive = 0
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_iter((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._known.add(_key(tensor))
         result = func(*args, **(kwargs or {}))
-        for item in tree_iter(result):
-            if isinstance(item, Tensor):
-                self.count(item)
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
         return result
 
-    def count(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self._live += storage.nbytes()
-            self.peak = max(self.peak, self._live)
-            weakref.finalize(storage, self._gone, key)
+    def count(self, tensor: torch.Tensor) -> None:
+        """Count a tensor from now on, if that has not begun."""
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
 
-    def _gone(self, key: int) -> None:
-        self._live -= self._sizes.pop(key)
+        def freed() -> None:
+            self._alive -= size
+            self._known.discard(key)
 
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, heads, length, width = query.shape
-        output = query.new_empty(batch, length, heads, width)
-        ctx.save_for_backward(query, key, value, output, query.new_empty(batch, heads, length, dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+        weakref.finalize(storage, freed)
 
 
-def _attend(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: None, **___: Any) -> tuple[Tensor, None]:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
-    return _Attention.apply(query.to(dtype), key.to(dtype), value.to(dtype)), None  # type: ignore[no-untyped-call]
-
-
-def _no_mask(**_: Any) -> None:
-    """Nothing is masked."""
-
-
-AttentionInterface.register(_ATTENTION, _attend)
-AttentionMaskInterface.register(_ATTENTION, _no_mask)
-
-
-def measured(
-    config: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    rows: int,
-    width: int,
-    weights: torch.dtype,
-    compute: torch.dtype,
-    lora_rank: int | None = None,
-    checkpointing: bool = False,
-    trained: bool = True,
-) -> tuple[int, ParameterCounts]:
-    """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
-
-    Every token is scored. With `trained` false it is a forward pass of a frozen model.
-
-    Returns:
-        The bytes, and the parameters.
-    """
-    monkeypatch.setattr(logprobs, "_is_plain_linear", lambda _: True)  # parameters are of a type of their own here
-    config._attn_implementation = _ATTENTION
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
-        if lora_rank is not None:
-            model = add_adapters(model, LoraRecipe(rank=lora_rank))
-            for layer in model.modules():
-                if hasattr(layer, "cast_input_dtype_enabled"):
-                    layer.cast_input_dtype_enabled = False  # autocast does it, once and to the type of the products
-    live = LiveBytes()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
-        policy = Policy(model).train(trained)
-        for parameter in policy.parameters():
-            parameter.requires_grad_(parameter.requires_grad and trained)
-            live.count(parameter)
-        if checkpointing:
-            policy.recompute_activations()
-        if trained:
-            optimizer = make_optimizer(policy, weight_decay=0.0)
-            start_moments(optimizer)
-            for moments in optimizer.state.values():
-                live.count(moments["exp_avg"])
-                live.count(moments["exp_avg_sq"])
-        with live, torch.set_grad_enabled(trained):
-            for _ in range(2):
-                logps = _logps(policy, rows, width, compute)
-                if trained:
-                    logps.sum().backward()
-                del logps
-            if trained:
-                optimizer.step()
-    parameters = list(policy.parameters())
-    return live.peak, ParameterCounts(
-        total=sum(p.numel() for p in parameters), trainable=sum(p.numel() for p in parameters if p.requires_grad)
-    )
-
-
-def _logps(policy: Policy, rows: int, width: int, compute: torch.dtype) -> Tensor:
-    ids = torch.zeros(rows, width, dtype=torch.int64)
-    with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
-        states = decoder_of(policy.causal)(input_ids=ids, use_cache=False).last_hidden_state
-        states = states.reshape(rows * width, -1).index_select(0, torch.arange(rows * width))
-        head = policy.causal.get_output_embeddings()
-        return logprobs.token_logprobs(states, ids.reshape(-1), head, policy._scale, policy._vocab_size)
-
-
-def _make_fake(model: nn.Module) -> None:
-    """Fake tensors for those without memory; tied ones stay tied."""
-    made: dict[Tensor, Any] = {}
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None and tensor not in made:
-                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    is_weight = isinstance(tensor, nn.Parameter)
-                    made[tensor] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
-                held[name] = None if tensor is None else made[tensor]
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -3,11 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.tiny import save_tiny_model
@@ -177,3 +180,68 @@ def test_dropout_is_off(tmp_path: Path) -> None:
     model = load_model(find_model(str(tmp_path / "gpt")), torch.float32).train()
     ids = torch.arange(20)[None]
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What transformers is asked for."""
+    asked: list[dict[str, Any]] = []
+    right = AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*args: Any, **options: Any) -> Any:
+        asked.append(options)
+        return right(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    return asked
+
+
+def test_weights_are_read_onto_the_device_that_computes(folder: Path, given: list[dict[str, Any]]) -> None:
+    device = torch.device("meta")  # stands for a card
+    model = load_model(find_model(str(folder)), torch.bfloat16, device)
+    assert given[0]["device_map"] == {"": device}
+    assert given[0]["dtype"] == torch.bfloat16
+    assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
+
+
+def test_on_a_cpu_nothing_is_said_of_devices(folder: Path, given: list[dict[str, Any]]) -> None:
+    load_model(find_model(str(folder)), torch.float32)
+    load_model(find_model(str(folder)), torch.float32, torch.device("cpu"))
+    assert len(given) == 2
+    assert not any("device_map" in options for options in given)
+
+
+def test_what_is_read_with_a_device_map_is_the_same_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that no file holds included, such as the frequencies of rotary embeddings."""
+    source = find_model(str(folder))
+    plain = load_model(source, torch.float32)
+    right = AutoModelForCausalLM.from_pretrained
+
+    def onto_the_cpu(*args: Any, **options: Any) -> Any:
+        return right(*args, **{**options, "device_map": {"": torch.device("cpu")}})
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", onto_the_cpu)
+    mapped = load_model(source, torch.float32, torch.device("cuda", 0))
+    named = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
+    assert any("inv_freq" in name for name in named)
+    for name, tensor in (*mapped.named_parameters(), *mapped.named_buffers()):
+        assert torch.equal(tensor, named.pop(name)), name
+    assert not named
+    ids = torch.arange(20)[None]
+    assert torch.equal(plain(input_ids=ids).logits, mapped(input_ids=ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*to a meta parameter")
+def test_adapters_go_where_their_base_is(folder: Path, tmp_path: Path, given: list[dict[str, Any]]) -> None:
+    base: Any = load_model(find_model(str(folder)), torch.bfloat16)
+    adapted: Any = add_adapters(base, LoraRecipe(rank=4))
+    adapted.save_pretrained(tmp_path / "adapters")
+    config = tmp_path / "adapters" / "adapter_config.json"
+    named = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**named, "base_model_name_or_path": str(folder)}), encoding="utf-8")
+    given.clear()
+    device = torch.device("meta")
+    model = load_model(find_model(str(tmp_path / "adapters")), torch.bfloat16, device)
+    assert given[0]["device_map"] == {"": device}
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    assert {parameter.device for parameter in model.parameters()} == {device}

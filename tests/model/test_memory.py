@@ -23,7 +23,7 @@ from simpo_cli.model.memory import (
     state_bytes,
     training_need,
 )
-from tests.model.live_bytes import measured
+from tests.model.counted_step import measured
 from tests.model.shapes import GEMMA2_9B, LLAMA_8B, QWEN_1B5, SMOLLM2_135M
 from tests.tiny import tiny_config
 

@@ -1,16 +1,18 @@
 """The self-check sees what is wrong, and the run falls back; each break below is one that happens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import UserError
-from simpo_cli.model import hidden
+from simpo_cli.model import hidden, self_check
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.attention import interface
 from simpo_cli.model.attention.support import why_not_shared
@@ -18,8 +20,9 @@ from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.logprobs import LogitScale
 from simpo_cli.model.packed import PackedPairs, PairSpan, layout_of
 from simpo_cli.model.policy import Policy
-from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import MOST_TOKENS, CheckPairs, SelfCheck, settle_packing
 from simpo_cli.recipe.schema import LoraRecipe
+from tests.model.live_bytes import LiveBytes
 from tests.pairs import random_pairs
 from tests.tiny import tiny_config, tiny_model
 
@@ -212,3 +215,167 @@ def test_attention_refuses_what_it_does_not_know(given: dict[str, Any], problem:
     arguments = {"simpo_spans": layout_of([PairSpan(0, 2, 2, 1)], states.device), **given}
     with pytest.raises(interface.UnsupportedAttentionError, match=problem):
         interface.shared_prefix_attention(nn.Module(), states, states, states, None, **arguments)
+
+
+BACKENDS: Any = torch.backends
+PRECISIONS = {
+    "all": BACKENDS,
+    "cudnn": BACKENDS.cudnn,
+    "cuda.matmul": BACKENDS.cuda.matmul,
+    "cudnn.conv": BACKENDS.cudnn.conv,
+    "cudnn.rnn": BACKENDS.cudnn.rnn,
+    "mkldnn.matmul": BACKENDS.mkldnn.matmul,
+    "mkldnn.conv": BACKENDS.mkldnn.conv,
+    "mkldnn.rnn": BACKENDS.mkldnn.rnn,
+}
+
+
+def _read(older: Callable[[], Any]) -> Any:
+    try:
+        return older()
+    except RuntimeError as error:  # torch will not say where its two interfaces are at odds
+        return str(error)
+
+
+def _precisions() -> dict[str, Any]:
+    """Every setting of both interfaces as a user reads it."""
+    newer = {name: setting.fp32_precision for name, setting in PRECISIONS.items()}
+    return {
+        **newer,
+        "older matmul": _read(torch.get_float32_matmul_precision),
+        "older cuda.matmul": _read(lambda: BACKENDS.cuda.matmul.allow_tf32),
+        "older cudnn": _read(lambda: BACKENDS.cudnn.allow_tf32),
+    }
+
+
+def _newer(*names: str, value: str = "tf32") -> None:
+    for name in names:
+        PRECISIONS[name].fp32_precision = value
+
+
+def _followers() -> set[str]:
+    """The settings that have no value of their own and go by the one above all."""
+    own = BACKENDS.fp32_precision
+    seen = []
+    for value in ("tf32", "ieee"):
+        BACKENDS.fp32_precision = value
+        seen.append({name: setting.fp32_precision for name, setting in PRECISIONS.items() if name != "all"})
+    BACKENDS.fp32_precision = own
+    return {name for name in seen[0] if (seen[0][name], seen[1][name]) == ("tf32", "ieee")}
+
+
+@pytest.fixture
+def _default_precisions() -> Iterator[None]:
+    before = _precisions()
+    yield
+    torch.set_float32_matmul_precision(before["older matmul"])
+    BACKENDS.cudnn.allow_tf32 = before["older cudnn"]
+    for name, setting in PRECISIONS.items():
+        setting.fp32_precision = before[name]
+    assert _precisions() == before
+
+
+@pytest.mark.usefixtures("_default_precisions")
+@pytest.mark.parametrize(
+    "switch_on",
+    [
+        lambda: None,
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(BACKENDS.cuda.matmul, "allow_tf32", True),  # what an image's environment variable does too
+        lambda: setattr(BACKENDS.cudnn, "allow_tf32", False),
+        lambda: _newer("all"),
+        lambda: _newer("cudnn"),
+        lambda: _newer("cuda.matmul"),
+        lambda: _newer("mkldnn.matmul", value="bf16"),
+        lambda: [torch.set_float32_matmul_precision("high"), _newer("cuda.matmul", value="ieee")],
+        lambda: [_newer("all"), _newer("cudnn.conv", "cudnn.rnn", value="none")],
+    ],
+)
+def test_float32_is_ieee_within_the_check_and_as_the_user_set_it_after(switch_on: Callable[[], Any]) -> None:
+    switch_on()
+    before, followers = _precisions(), _followers()
+    within: list[dict[str, Any]] = []
+    model = tiny_model()
+    model.model.layers[0].register_forward_hook(lambda *_: within.append(_precisions()))
+    model.model.layers[0].register_full_backward_hook(lambda *_: within.append(_precisions()))
+    check, _ = _settle(model)
+    assert check.packing == "shared_prefix"
+    assert within
+    for seen in within:
+        assert {seen[name] for name in PRECISIONS} <= {"ieee", "none"}
+        assert (seen["older matmul"], seen["older cuda.matmul"], seen["older cudnn"]) == ("highest", False, False)
+    assert _precisions() == before
+    assert _followers() == followers
+
+
+def _pair_of(prompt: int, chosen: int, rejected: int) -> EncodedPair:
+    parts = [
+        np.arange(start, start + length, dtype=np.int32) for start, length in enumerate((prompt, chosen, rejected))
+    ]
+    return EncodedPair(*parts, prompt_key="k", where="w")
+
+
+def _tokens(check: CheckPairs) -> int:
+    gradient = 0 if check.shortest is None else check.shortest.num_tokens
+    return gradient + sum(pair.num_tokens for batch in check.batches for pair in batch)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    "lengths",
+    [(9000, 1, 1), (1, 9000, 1), (1, 1, 9000), (1, 1, 2046), (3000, 3000, 3000), (1, 5000, 5000), (700, 300, 20)],
+)
+def test_at_most_so_many_tokens_are_compared_and_none_of_the_parts_is_empty(
+    lengths: tuple[int, int, int], trained: bool
+) -> None:
+    pairs = [_pair_of(*lengths)] * 7
+    check = CheckPairs.of(pairs, pairs, trained=trained)
+    assert _tokens(check) <= MOST_TOKENS
+    assert len(check.batches[1]) >= 2
+    for cut in (pair for batch in check.batches for pair in batch):
+        assert min(len(cut.prompt), len(cut.chosen), len(cut.rejected)) >= 1
+        assert cut.prompt.tolist() == pairs[0].prompt[-len(cut.prompt) :].tolist()
+        assert cut.chosen.tolist() == pairs[0].chosen[: len(cut.chosen)].tolist()
+        assert cut.rejected.tolist() == pairs[0].rejected[: len(cut.rejected)].tolist()
+    longest = check.batches[0][0].num_tokens
+    assert min(sum(lengths), MOST_TOKENS // 2 - 3) <= longest <= MOST_TOKENS // 2
+
+
+def test_pairs_that_fit_are_compared_whole_and_in_their_order() -> None:
+    pairs = [_pair_of(n, n, n) for n in (90, 10, 300, 40, 200)]
+    check = CheckPairs.of(pairs, pairs)
+    assert check.batches == [[pairs[2]], pairs]
+    assert check.shortest is pairs[1]
+    many = pairs * 3
+    assert CheckPairs.of(many, many).batches[1] == [pair for pair in many if len(pair.prompt) < 300]
+
+
+def test_a_gradient_is_compared_in_the_room_of_one() -> None:
+    """By the bytes of tensors alive: the weights' two gradients would be twice their size."""
+    policy = Policy(tiny_model(hidden_size=64, intermediate_size=256, num_hidden_layers=8)).train()
+    weights = sum(parameter.nbytes for parameter in policy.parameters())
+    pairs = random_pairs(1, seed=3, longest=3)
+    with LiveBytes() as seen:
+        check = settle_packing(policy, "auto", None, CheckPairs.of(pairs, pairs))
+    assert check.difference is not None
+    assert check.difference.gradient is not None
+    assert weights < seen.peak < 1.5 * weights
+
+
+def test_the_difference_of_gradients_is_relative_to_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that computes twice the means has twice the gradient."""
+    policy = Policy(tiny_model()).train()
+    means = Policy.response_means
+    monkeypatch.setattr(Policy, "response_means", lambda *args: tuple(2 * mean for mean in means(*args)))
+    difference = self_check._gradient_difference(policy, PAIRS[0])
+    assert difference == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_parameter_that_one_side_alone_uses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(tiny_model()).train()
+    extra = nn.Parameter(torch.zeros(()))
+    policy.register_parameter("extra", extra)
+    means = Policy.response_means
+    monkeypatch.setattr(Policy, "response_means", lambda *args: tuple(mean + 100 * extra for mean in means(*args)))
+    assert self_check._gradient_difference(policy, PAIRS[0]) > 0.1

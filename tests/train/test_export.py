@@ -135,5 +135,5 @@ def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothi
 def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(start: Path) -> None:
     (start / "model.safetensors").write_bytes(b"not what was written")
     with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
-        _read_again(start, torch.float32)
+        _read_again(start, torch.float32, torch.device("cpu"))
     assert caught.value.exit_code == ExitCode.ENVIRONMENT

@@ -6,21 +6,18 @@ where two tokens are equally likely to the last bits, another batch may take the
 there. With one thread and the same batches they are the same bits.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simpo_cli.evaluate.generation.decoding import Decoding, Generated, Mode, uniforms, until_end
 from simpo_cli.evaluate.generation.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
-from simpo_cli.model.load import ModelSource, load_model
+from simpo_cli.model.load import Load, ModelSource, load_model
 from simpo_cli.model.memory import available_bytes
-
-Load = Callable[[ModelSource, torch.dtype], nn.Module]
-"""What reads a model in a type."""
 
 _MOST_ROWS = 32
 _CACHE_SHARE = 0.5  # of the free memory; the rest is for activations and logits
@@ -65,12 +62,13 @@ def open_for_answers(source: ModelSource, load: Load | None = None) -> Any:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if load is not None:
-        model: Any = load(source, torch.float32)
+        model: Any = load(source, torch.float32, device)
     else:
-        model = load_model(source, "stored" if multiplies_in_bf16(on_cuda=device.type == "cuda") else torch.float32)
+        in_bf16 = multiplies_in_bf16(on_cuda=device.type == "cuda")
+        model = load_model(source, "stored" if in_bf16 else torch.float32, device)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    return causal.to(device).eval().requires_grad_(False)
+    return causal.eval().requires_grad_(False)
 
 
 def answers_of(

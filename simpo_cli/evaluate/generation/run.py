@@ -18,7 +18,7 @@ from simpo_cli.evaluate.generation.blind import write_blind
 from simpo_cli.evaluate.generation.decoding import MODES, Decoding, Mode
 from simpo_cli.evaluate.generation.folder import SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generation.prompts import Question, Questions
-from simpo_cli.model.load import ModelSource
+from simpo_cli.model.load import Load, ModelSource
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe
 
 MAX_NEW_TOKENS = 512
@@ -42,7 +42,7 @@ class Answering:
     name: str
     source: ModelSource
     checkpoint: Path | None = None
-    load: decode.Load | None = None
+    load: Load | None = None
 
 
 def settle_decoding(

@@ -1,0 +1,129 @@
+"""The memory that a training step really takes, without the memory: its tensors have shapes and no numbers.
+
+A model of real size is made of fake tensors, its step is run by torch as ever, and every storage that an operation
+makes is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from simpo_cli.model import logprobs
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.policy import Policy, decoder_of
+from simpo_cli.recipe.schema import LoraRecipe
+from simpo_cli.train.state import make_optimizer, start_moments
+from tests.model.live_bytes import LiveBytes
+
+_ATTENTION = "keeps_as_a_kernel_does"
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, length, width = query.shape
+        output = query.new_empty(batch, length, heads, width)
+        ctx.save_for_backward(query, key, value, output, query.new_empty(batch, heads, length, dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _attend(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: None, **___: Any) -> tuple[Tensor, None]:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    return _Attention.apply(query.to(dtype), key.to(dtype), value.to(dtype)), None  # type: ignore[no-untyped-call]
+
+
+def _no_mask(**_: Any) -> None:
+    """Nothing is masked."""
+
+
+AttentionInterface.register(_ATTENTION, _attend)
+AttentionMaskInterface.register(_ATTENTION, _no_mask)
+
+
+def measured(
+    config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    rows: int,
+    width: int,
+    weights: torch.dtype,
+    compute: torch.dtype,
+    lora_rank: int | None = None,
+    checkpointing: bool = False,
+    trained: bool = True,
+) -> tuple[int, ParameterCounts]:
+    """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
+
+    Every token is scored. With `trained` false it is a forward pass of a frozen model.
+
+    Returns:
+        The bytes, and the parameters.
+    """
+    monkeypatch.setattr(logprobs, "_is_plain_linear", lambda _: True)  # parameters are of a type of their own here
+    config._attn_implementation = _ATTENTION
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
+        if lora_rank is not None:
+            model = add_adapters(model, LoraRecipe(rank=lora_rank))
+            for layer in model.modules():
+                if hasattr(layer, "cast_input_dtype_enabled"):
+                    layer.cast_input_dtype_enabled = False  # autocast does it, once and to the type of the products
+    live = LiveBytes()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model)
+        policy = Policy(model).train(trained)
+        for parameter in policy.parameters():
+            parameter.requires_grad_(parameter.requires_grad and trained)
+            live.count(parameter)
+        if checkpointing:
+            policy.recompute_activations()
+        if trained:
+            optimizer = make_optimizer(policy, weight_decay=0.0)
+            start_moments(optimizer)
+            for moments in optimizer.state.values():
+                live.count(moments["exp_avg"])
+                live.count(moments["exp_avg_sq"])
+        with live, torch.set_grad_enabled(trained):
+            for _ in range(2):
+                logps = _logps(policy, rows, width, compute)
+                if trained:
+                    logps.sum().backward()
+                del logps
+            if trained:
+                optimizer.step()
+    parameters = list(policy.parameters())
+    return live.peak, ParameterCounts(
+        total=sum(p.numel() for p in parameters), trainable=sum(p.numel() for p in parameters if p.requires_grad)
+    )
+
+
+def _logps(policy: Policy, rows: int, width: int, compute: torch.dtype) -> Tensor:
+    ids = torch.zeros(rows, width, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+        states = decoder_of(policy.causal)(input_ids=ids, use_cache=False).last_hidden_state
+        states = states.reshape(rows * width, -1).index_select(0, torch.arange(rows * width))
+        head = policy.causal.get_output_embeddings()
+        return logprobs.token_logprobs(states, ids.reshape(-1), head, policy._scale, policy._vocab_size)
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Fake tensors for those without memory; tied ones stay tied."""
+    made: dict[Tensor, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor not in made:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_weight = isinstance(tensor, nn.Parameter)
+                    made[tensor] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                held[name] = None if tensor is None else made[tensor]

@@ -1,0 +1,145 @@
+"""Adapters: no cast that autocast would undo, the same numbers, and the same start on any device."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
+from simpo_cli.recipe.schema import LoraRecipe
+from tests.pairs import random_pairs
+from tests.tiny import tiny_model
+
+PAIRS = random_pairs(4, seed=31)
+CPU = torch.device("cpu")
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class _Casts(TorchDispatchMode):
+    """Counts what is cast from bfloat16 to float32 with a row for each token of a pack."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.count = 0
+        self._tokens = tokens
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if str(func) == "aten._to_copy.default" and (args[0].dtype, result.dtype) == (torch.bfloat16, torch.float32):
+            self.count += self._tokens in args[0].shape[:-1]
+        return result
+
+
+def _adapted(*, dropout: float = 0.0, use_dora: bool = False) -> Any:
+    """A bfloat16 base under 14 adapters that are no longer at their start, where half of each is 0."""
+    recipe = LoraRecipe(rank=4, dropout=dropout, use_dora=use_dora, target_modules=ALL)
+    model = add_adapters(tiny_model(dtype=torch.bfloat16), recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def _pass(policy: Policy, *, autocast: bool = True) -> tuple[int, Tensor, dict[str, Tensor]]:
+    """Casts of a forward and a backward pass, log-probs and gradients."""
+    policy.zero_grad()
+    packed = pack(PAIRS, CPU)
+    with _Casts(len(packed.tokens)) as casts:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logps = policy(packed)
+        logps.sum().backward()
+    return casts.count, logps.detach(), {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+
+
+def _as_peft_has_it(policy: Policy) -> Policy:
+    for module in policy.modules():
+        vars(module).pop("_cast_input_dtype", None)
+    return policy
+
+
+def _require_equal(one: tuple[int, Tensor, dict[str, Tensor]], other: tuple[int, Tensor, dict[str, Tensor]]) -> None:
+    assert torch.equal(one[1], other[1])
+    assert one[2].keys() == other[2].keys()
+    assert one[2]
+    for name, gradient in one[2].items():
+        assert torch.equal(gradient, other[2][name]), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("way", ["made", "loaded", "copied"])
+def test_under_autocast_no_input_of_an_adapter_is_cast_and_no_number_changes(
+    way: str, recompute: bool, tmp_path: Path
+) -> None:
+    model = _adapted()
+    if way == "loaded":
+        model.save_pretrained(tmp_path)
+        model = PeftModel.from_pretrained(tiny_model(dtype=torch.bfloat16), tmp_path, is_trainable=True)
+    policy = Policy(model, "shared_prefix").train()
+    if way == "copied":
+        policy = copy.deepcopy(policy)
+    with policy.model.disable_adapter():  # type: ignore[operator]
+        casts_of_the_base = _casts_of_forward(policy)
+    assert _casts_of_forward(policy) == casts_of_the_base
+    if recompute:
+        policy.recompute_activations()
+    ours = _pass(policy)
+    peft = _pass(_as_peft_has_it(policy))
+    assert peft[0] - ours[0] >= (2 if recompute else 1) * 14
+    _require_equal(ours, peft)
+
+
+def _casts_of_forward(policy: Policy) -> int:
+    packed = pack(PAIRS, CPU)
+    with torch.no_grad(), _Casts(len(packed.tokens)) as casts, torch.autocast("cpu", torch.bfloat16):
+        policy(packed)
+    return casts.count
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_without_autocast_a_layer_casts_as_peft_has_it(recompute: bool) -> None:
+    policy = Policy(_adapted(), "shared_prefix").train()
+    if recompute:
+        policy.recompute_activations()
+    ours = _pass(policy, autocast=False)
+    peft = _pass(_as_peft_has_it(policy), autocast=False)
+    assert ours[0] == peft[0] >= 14
+    _require_equal(ours, peft)
+
+
+def test_dropout_of_adapters_works_in_either_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other number is dropped: random masks are other ones in another type."""
+    monkeypatch.setattr(nn.Dropout, "forward", lambda _, x: x * (torch.arange(x.shape[-1]) % 2) * 2)
+    policy = Policy(_adapted(dropout=0.5), "shared_prefix").train()
+    ours = _pass(policy)
+    peft = _pass(_as_peft_has_it(policy))
+    assert peft[0] - ours[0] >= 14
+    _require_equal(ours, peft)
+
+
+def test_dora_keeps_the_norms_of_its_weights_in_float32() -> None:
+    policy = Policy(_adapted(use_dora=True), "shared_prefix").train()
+    _require_equal(_pass(policy), _pass(_as_peft_has_it(policy)))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_start_from_the_same_numbers_on_any_device(use_dora: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draw is made on the CPU; what stands for a card here holds no numbers, so the tensors drawn into tell."""
+    drawn: list[str] = []
+    right = nn.init.kaiming_uniform_
+
+    def draw(tensor: Tensor, **options: Any) -> Tensor:
+        drawn.append(tensor.device.type)
+        return right(tensor, **options)
+
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", draw)
+    model = add_adapters(tiny_model().to("meta"), LoraRecipe(rank=4, use_dora=use_dora))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert drawn
+    assert set(drawn) == {"cpu"}
