@@ -12,6 +12,9 @@
 #   make bench-loading speed and memory of reading and tokenizing pairs
 #   make bench-saving  what checkpoints cost beside the steps of a run
 #   make bench-resume  how soon a run goes on
+#   make gpu-check   what this project does on a card, right, lean and how fast, in six minutes (ARGS=--tiny: small, on a CPU)
+#   make gpu-bundle  the wheels that a machine with a card and no network lacks for it (PYTHON_VERSION=3.12)
+#   make gpu-page    docs/gpu.md from the results under docs/gpu/
 #   make guide   rebuilds the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
@@ -25,9 +28,10 @@ BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
 KILLS ?= 300
 FAULT_OPTIONS ?= --quick
+PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume guide clean
+.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -103,6 +107,15 @@ bench-saving: $(READY)
 
 bench-resume: $(READY)
 	$(BIN)/python -m tests.benchmarks.resume
+
+gpu-check: $(READY)
+	$(BIN)/python -m tests.gpu.check $(ARGS)
+
+gpu-bundle: $(READY)
+	$(BIN)/python -m tests.gpu.bundle --python-version $(PYTHON_VERSION)
+
+gpu-page: $(READY)
+	$(BIN)/python -m tests.gpu.page docs
 
 guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide

@@ -54,11 +54,16 @@ def kernels(place: Place) -> tuple[str, dict[str, Any]]:
     most = MOST_KERNEL_DIFFERENCE if place.on_cuda else 1e-4
     worst = max(row["difference"] for row in rows)
     facts = {"bound": most, "rows": rows}
-    require(all(row["difference"] <= most for row in rows), f"up to {worst:.2g} of the norm from plain attention", facts)
+    require(
+        all(row["difference"] <= most for row in rows), f"up to {worst:.2g} of the norm from plain attention", facts
+    )
     kernel_rows = sum(row["by_kernel"] for row in rows)
     if place.on_cuda:
         require(kernel_rows == 15, f"the kernel computed {kernel_rows} of 18 shapes, and should compute 15", facts)
-    return f"{len(rows)} shapes and windows within {worst:.2g} of the norm (bound {most:g}), {kernel_rows} by kernel", facts
+    return (
+        f"{len(rows)} shapes and windows within {worst:.2g} of the norm (bound {most:g}), {kernel_rows} by kernel",
+        facts,
+    )
 
 
 def _kernel_difference(
@@ -133,8 +138,12 @@ def agreement(place: Place) -> tuple[str, dict[str, Any]]:
                 }
     for packing in ("shared_prefix", "padded"):
         found = errors[f"fp32_{packing}"]
-        require(found["logps"] <= 1e-4, f"float32 {packing}: mean log-probs differ by {found['logps']:.2g} nats", errors)
-        require(found["gradient"] <= 1e-3, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors)
+        require(
+            found["logps"] <= 1e-4, f"float32 {packing}: mean log-probs differ by {found['logps']:.2g} nats", errors
+        )
+        require(
+            found["gradient"] <= 1e-3, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors
+        )
     shared, padded = errors["bf16_shared_prefix"], errors["bf16_padded"]
     for what in ("logps_rms", "gradient"):
         ratio = shared[what] / padded[what]

@@ -40,7 +40,9 @@ def make_pairs(count: int, lengths: Lengths, vocab_size: int, seed: int = 0) -> 
         return random.integers(0, vocab_size, length).astype(np.int32)
 
     return [
-        EncodedPair(ids(lengths.prompt), ids(lengths.chosen), ids(lengths.rejected), prompt_key=str(i), where=f"made {i}")
+        EncodedPair(
+            ids(lengths.prompt), ids(lengths.chosen), ids(lengths.rejected), prompt_key=str(i), where=f"made {i}"
+        )
         for i in range(count)
     ]
 

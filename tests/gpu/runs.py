@@ -25,6 +25,7 @@ _ROOT = Path(__file__).parents[2]
 
 def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
     """A run whose micro-batches do not fit goes on with smaller ones, and comes to the same numbers."""
+    need("scipy")
     whole = _train(place, place.folder / "whole")
     with _less_memory(place):
         starved = _train(place, place.folder / "starved")
@@ -92,6 +93,7 @@ def _less_memory(place: Place) -> Iterator[None]:
 
 def repeat_and_resume(place: Place) -> tuple[str, dict[str, Any]]:
     """The demo twice with `train.deterministic`, and once more killed and resumed: one model, to the bit."""
+    need("scipy")
     steps = 4 if place.tiny else 24
     common = [
         "train.deterministic=true",

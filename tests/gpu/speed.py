@@ -152,7 +152,9 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None) -> t
                 "seconds": _spread(seconds),
                 "pairs_per_second": work.pairs / statistics.median(seconds),
                 "tokens_per_second": trainer.tokens / statistics.median(seconds),
-                "share_of_products": flops / statistics.median(seconds) / place.peak_flops if place.peak_flops else None,
+                "share_of_products": flops / statistics.median(seconds) / place.peak_flops
+                if place.peak_flops
+                else None,
                 "peak_gb": peaks[way] / 1e9 if way in peaks else None,
                 "warm_up_seconds": warm_up[way],
             }
@@ -239,17 +241,13 @@ class _Trainer:
         require(not far, f"losses differ from ours: {far}", facts)
 
 
-def _variant(
-    policy: Policy, packing: Packing, *, compiled: bool, liger: bool
-) -> AbstractContextManager[None]:
+def _variant(policy: Policy, packing: Packing, *, compiled: bool, liger: bool) -> AbstractContextManager[None]:
     if compiled or liger:
         raise Missing("not built yet")
     return policy.packed(packing)
 
 
-def _means_from_whole_logits(
-    causal: Any, pairs: Sequence[EncodedPair], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _means_from_whole_logits(causal: Any, pairs: Sequence[EncodedPair], device: torch.device) -> tuple[Tensor, Tensor]:
     """m(y|x) of chosen and rejected responses, each (P,), from padded rows: all chosen ones, then all rejected ones."""
     rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
     width = max(len(prompt) + len(response) for prompt, response in rows)

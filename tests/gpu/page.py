@@ -1,0 +1,101 @@
+"""docs/gpu.md from the newest run of the check on a card: python -m tests.gpu.page docs"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_HEAD = """\
+# On a card
+
+`make gpu-check` shows in six minutes what this project does on a CUDA card: that its kernels and its steps are right, what
+memory they take beside what is predicted, how fast they are beside padded rows and whole logits, that a run survives memory
+running out, and that a run repeated, or killed and resumed, has the same bits. It needs torch 2.11 and transformers 5.5 or
+later and no network; data and models are made by the script. A part that lacks a package reads SKIP.
+
+    make gpu-check                          # in this project's environment, with a CUDA build of torch
+    make gpu-check ARGS=--tiny              # all of it small, on a CPU: that the script works
+    make gpu-check ARGS="--only kernels"    # some parts again
+    make gpu-page                           # this page from the files under docs/gpu/
+
+For a machine without network or environment, `make gpu-bundle PYTHON_VERSION=3.12` collects the packages that such a machine
+lacks beside torch and transformers as wheels, and prints the two commands to use them there. The script writes
+`gpu_check.json` after every part, so a time-out loses nothing; put the file under `docs/gpu/` to have it shown here.
+"""
+
+_NONE = """\
+
+## Results
+
+There is none yet: nothing on this page, and no line of the CUDA paths, has been run on a card. What the documentation says of
+CUDA is by arithmetic and by tests with emulated kernels, and says so where it stands.
+"""
+
+
+def page(folder: Path) -> str:
+    """The page, from the results in `folder`, of which it may hold none."""
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    real = sorted((d for d in documents if not d["tiny"]), key=lambda d: str(d["started"]))
+    return _HEAD + ("".join(_result(real[-1], len(real))) if real else _NONE)
+
+
+def _result(document: dict[str, Any], runs: int) -> Iterator[str]:
+    machine, parts = document["machine"], {part["part"]: part for part in document["parts"]}
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    earlier = "" if runs == 1 else f" It is the newest of {runs} runs; the others are beside it."
+    yield (
+        f"\n## Results of {document['started'][:10]}\n\n"
+        f"{machine['device']} ({machine.get('memory_gb', '?')} GB), {machine['cores']} cores, Python {machine['python']}, "
+        f"CUDA {machine['cuda']}; {versions}. {document['seconds']:.0f} s, one run.{earlier}\n\n"
+        "| | part | seconds | |\n|---|---|---|---|\n"
+    )
+    for part in parts.values():
+        yield f"| {part['status']} | {part['part']} | {part['seconds']:.0f} | {_cell(part['summary'])} |\n"
+    if document["bars"]:
+        yield "\n| aim | measured | wanted | |\n|---|---|---|---|\n"
+        for bar in document["bars"]:
+            wanted = f"at least {bar['least']:g}" if bar["least"] is not None else f"at most {bar['most']:g}"
+            yield f"| {bar['name']} | {bar['value']:.3g} | {wanted} | {'met' if bar['met'] else 'missed'} |\n"
+    for name, part in parts.items():
+        if part["status"] == "PASS" and "ways" in part["facts"]:
+            yield from _speed(name, part["facts"])
+    if (memory := parts.get("memory")) and "rows" in memory["facts"]:
+        yield "\n### Memory\n\n| setting | predicted GB | measured GB |\n|---|---|---|\n"
+        for row in memory["facts"]["rows"]:
+            yield f"| {row['setting']} | {row['predicted_gb']:.1f} | {row['measured_gb']:.1f} |\n"
+
+
+def _speed(name: str, facts: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"\n### {name}\n\n{facts['pairs']} pairs of {facts['tokens']:,} tokens a step, each prompt counted once; medians of "
+        "steps taken in turn, lowest and highest in brackets. The share is of the measured speed of bf16 products, by the\n"
+        "operations that the method needs.\n\n"
+        "| | seconds a step | pairs/s | tokens/s | share | peak GB |\n|---|---|---|---|---|---|\n"
+    )
+    for way, row in facts["ways"].items():
+        seconds = row["seconds"]
+        share = "" if row["share_of_products"] is None else f"{100 * row['share_of_products']:.0f} %"
+        peak = "" if row["peak_gb"] is None else f"{row['peak_gb']:.1f}"
+        yield (
+            f"| {way} | {seconds['median']:.3g} ({seconds['low']:.3g} to {seconds['high']:.3g}, n = {seconds['n']}) "
+            f"| {row['pairs_per_second']:.3g} | {row['tokens_per_second']:,.0f} | {share} | {peak} |\n"
+        )
+    for way, why in facts["missing"].items():
+        yield f"| {way} | {_cell(why)} | | | | |\n"
+    yield "\nThe kernels that take most of our own step's time:\n\n| share | milliseconds | calls | |\n|---|---|---|---|\n"
+    for row in facts["kernels"]:
+        yield f"| {100 * row['share']:.1f} % | {row['milliseconds']:.1f} | {row['calls']} | `{_cell(row['name'])}` |\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    docs = Path(sys.argv[1])
+    (docs / "gpu.md").write_text(page(docs / "gpu"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
