@@ -1,8 +1,8 @@
 """The wheels that a bare machine with a card lacks: python -m tests.gpu.bundle --python-version 3.12
 
 Such a machine has torch, transformers and what these bring with them, and no network. What is collected here makes the
-check run there beside them. pyarrow and datasets, which are large, are not needed for it; scipy, which is large too, is left
-out, and the parts that train whole runs are skipped where it is missing.
+check run there beside them. pyarrow and datasets, which are large, are not needed for it; scipy, which is large too, is
+left out, and the parts that train whole runs are skipped where it is missing.
 """
 
 import argparse

@@ -59,7 +59,7 @@ class Place:
         self.bars.append({"name": name, "value": value, "least": least, "most": most, "met": met})
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A part cannot run here; the message says what it lacks."""
 
 
@@ -67,7 +67,7 @@ class Missing(Exception):
 class Part:
     """Attributes:
     run: does the work; returns a sentence and the numbers. It raises AssertionError where something is wrong, and
-        `Missing` where it cannot run.
+        `MissingError` where it cannot run.
     seconds: about what it takes on a card.
     """
 
@@ -127,7 +127,7 @@ def _run(part: Part, place: Place) -> Outcome:
     try:
         summary, facts = part.run(place)
         status = "PASS"
-    except Missing as error:
+    except MissingError as error:
         status, summary = "SKIP", str(error)
     except Exception as error:  # whatever a card does to a part, the others are still worth running
         status, summary = "FAIL", f"{type(error).__name__}: {error}".splitlines()[0][:300]
@@ -136,7 +136,7 @@ def _run(part: Part, place: Place) -> Outcome:
     return Outcome(part.name, status, time.perf_counter() - started, summary, facts)
 
 
-class Wrong(AssertionError):
+class WrongError(AssertionError):
     """A part measured something that is not as it should be; `facts` is what it measured."""
 
     def __init__(self, problem: str, facts: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ class Wrong(AssertionError):
 
 def require(holds: bool, problem: str, facts: dict[str, Any]) -> None:
     if not holds:
-        raise Wrong(problem, facts)
+        raise WrongError(problem, facts)
 
 
 def _clear(place: Place) -> None:
@@ -234,7 +234,7 @@ def need(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise Missing(f"{module} is not installed") from error
+        raise MissingError(f"{module} is not installed") from error
 
 
 if __name__ == "__main__":

@@ -9,18 +9,19 @@ from typing import Any
 _HEAD = """\
 # On a card
 
-`make gpu-check` shows in six minutes what this project does on a CUDA card: that its kernels and its steps are right, what
-memory they take beside what is predicted, how fast they are beside padded rows and whole logits, that a run survives memory
-running out, and that a run repeated, or killed and resumed, has the same bits. It needs torch 2.11 and transformers 5.5 or
-later and no network; data and models are made by the script. A part that lacks a package reads SKIP.
+`make gpu-check` shows in six minutes what this project does on a CUDA card: that its kernels and its steps are right,
+what memory they take beside what is predicted, how fast they are beside padded rows and whole logits, that a run
+survives memory running out, and that a run repeated, or killed and resumed, has the same bits. It needs torch 2.11 and
+transformers 5.5 or later and no network; data and models are made by the script. A part that lacks a package reads
+SKIP.
 
     make gpu-check                          # in this project's environment, with a CUDA build of torch
     make gpu-check ARGS=--tiny              # all of it small, on a CPU: that the script works
     make gpu-check ARGS="--only kernels"    # some parts again
     make gpu-page                           # this page from the files under docs/gpu/
 
-For a machine without network or environment, `make gpu-bundle PYTHON_VERSION=3.12` collects the packages that such a machine
-lacks beside torch and transformers as wheels, and prints the two commands to use them there. The script writes
+For a machine without network or environment, `make gpu-bundle PYTHON_VERSION=3.12` collects the packages that such a
+machine lacks beside torch and transformers as wheels, and prints the two commands to use them there. The script writes
 `gpu_check.json` after every part, so a time-out loses nothing; put the file under `docs/gpu/` to have it shown here.
 """
 
@@ -28,8 +29,8 @@ _NONE = """\
 
 ## Results
 
-There is none yet: nothing on this page, and no line of the CUDA paths, has been run on a card. What the documentation says of
-CUDA is by arithmetic and by tests with emulated kernels, and says so where it stands.
+There is none yet: nothing on this page, and no line of the CUDA paths, has been run on a card. What the documentation
+says of CUDA is by arithmetic and by tests with emulated kernels, and says so where it stands.
 """
 
 
@@ -46,8 +47,8 @@ def _result(document: dict[str, Any], runs: int) -> Iterator[str]:
     earlier = "" if runs == 1 else f" It is the newest of {runs} runs; the others are beside it."
     yield (
         f"\n## Results of {document['started'][:10]}\n\n"
-        f"{machine['device']} ({machine.get('memory_gb', '?')} GB), {machine['cores']} cores, Python {machine['python']}, "
-        f"CUDA {machine['cuda']}; {versions}. {document['seconds']:.0f} s, one run.{earlier}\n\n"
+        f"{machine['device']} ({machine.get('memory_gb', '?')} GB), {machine['cores']} cores, Python "
+        f"{machine['python']}, CUDA {machine['cuda']}; {versions}. {document['seconds']:.0f} s, one run.{earlier}\n\n"
         "| | part | seconds | |\n|---|---|---|---|\n"
     )
     for part in parts.values():
@@ -68,9 +69,9 @@ def _result(document: dict[str, Any], runs: int) -> Iterator[str]:
 
 def _speed(name: str, facts: dict[str, Any]) -> Iterator[str]:
     yield (
-        f"\n### {name}\n\n{facts['pairs']} pairs of {facts['tokens']:,} tokens a step, each prompt counted once; medians of "
-        "steps taken in turn, lowest and highest in brackets. The share is of the measured speed of bf16 products, by the\n"
-        "operations that the method needs.\n\n"
+        f"\n### {name}\n\n{facts['pairs']} pairs with {facts['tokens']:,} tokens a step, each prompt counted once; "
+        "medians of steps\ntaken in turn, lowest and highest in brackets. The share is of the measured speed of bf16 "
+        "products, by the\noperations that the method needs.\n\n"
         "| | seconds a step | pairs/s | tokens/s | share | peak GB |\n|---|---|---|---|---|---|\n"
     )
     for way, row in facts["ways"].items():
@@ -83,7 +84,7 @@ def _speed(name: str, facts: dict[str, Any]) -> Iterator[str]:
         )
     for way, why in facts["missing"].items():
         yield f"| {way} | {_cell(why)} | | | | |\n"
-    yield "\nThe kernels that take most of our own step's time:\n\n| share | milliseconds | calls | |\n|---|---|---|---|\n"
+    yield "\nThe kernels that take most time of our step:\n\n| share | milliseconds | calls | |\n|---|---|---|---|\n"
     for row in facts["kernels"]:
         yield f"| {100 * row['share']:.1f} % | {row['milliseconds']:.1f} | {row['calls']} | `{_cell(row['name'])}` |\n"
 

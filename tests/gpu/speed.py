@@ -3,23 +3,24 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from simpo_cli.model.compiled import compiled_layers
 from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, tokens_of_each
+from simpo_cli.model.fused.replace import find_stand_ins
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import terms_under
 from simpo_cli.train.state import make_optimizer, start_moments
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.flops import needed_flops, shape_of
 from tests.gpu import models
-from tests.gpu.check import Missing, Place, need, require
+from tests.gpu.check import MissingError, Place, need, require
 from tests.gpu.correctness import LOSS
 
 _KERNELS = 20
@@ -124,7 +125,7 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None) -> t
         try:
             step()
             _finish(place)
-        except (Missing, torch.OutOfMemoryError) as error:
+        except (MissingError, torch.OutOfMemoryError) as error:
             missing[way] = str(error).splitlines()[0]
             trainer.policy.zero_grad()
             continue
@@ -192,6 +193,9 @@ class _Trainer:
         self.pairs = models.make_pairs(work.pairs, work.lengths, work.config.vocab_size)
         self.tokens = sum(pair.num_tokens for pair in self.pairs)
         self.losses: dict[str, float] = {}
+        self._is_cpu = not place.on_cuda
+        self._stand_ins = find_stand_ins(self.policy.causal)  # on a card Liger's, where that is installed
+        self._compiled = compiled_layers(self.policy.layers, strict=False)
 
     def flops(self) -> float:
         """What the method needs for the step."""
@@ -205,7 +209,11 @@ class _Trainer:
 
     def ours(self, packing: Packing, *, compiled: bool = False, liger: bool = False) -> None:
         """A step as the training loop takes it."""
-        with _variant(self.policy, packing, compiled=compiled, liger=liger):
+        if liger:
+            need("liger_kernel")
+        # what takes the place of a model's own layers and modules while prompts are shared
+        self.policy._replaced = self._compiled if compiled else self._stand_ins if liger or self._is_cpu else ()
+        with self.policy.packed(packing):
             budget = max(self._work.budget, int(tokens_of_each(self.pairs, packing).max()))
             cut = microbatches(self.pairs, budget, packing)
             sums = accumulate(self.policy, self.pairs, cut, loss=LOSS, accelerator=self._accelerator, step=0)
@@ -239,12 +247,6 @@ class _Trainer:
         apart = {way: abs(loss - self.losses["ours"]) for way, loss in self.losses.items()}
         far = {way: difference for way, difference in apart.items() if not difference <= most}
         require(not far, f"losses differ from ours: {far}", facts)
-
-
-def _variant(policy: Policy, packing: Packing, *, compiled: bool, liger: bool) -> AbstractContextManager[None]:
-    if compiled or liger:
-        raise Missing("not built yet")
-    return policy.packed(packing)
 
 
 def _means_from_whole_logits(causal: Any, pairs: Sequence[EncodedPair], device: torch.device) -> tuple[Tensor, Tensor]:

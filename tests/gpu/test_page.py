@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.gpu import check
-from tests.gpu.check import Missing, Outcome, Part, Place, require, run_parts
+from tests.gpu.check import MissingError, Outcome, Part, Place, require, run_parts
 from tests.gpu.page import page
 
 _DOCS = Path(__file__).parents[2] / "docs"
@@ -80,7 +80,7 @@ def test_a_part_that_breaks_is_not_the_end_and_is_written_down(tmp_path: Path) -
         raise ZeroDivisionError("by design")
 
     def lacks(_: Place) -> tuple[str, dict[str, Any]]:
-        raise Missing("liger_kernel is not installed")
+        raise MissingError("liger_kernel is not installed")
 
     def is_wrong(_: Place) -> tuple[str, dict[str, Any]]:
         require(False, "0.2 from plain attention", {"rows": [1]})
