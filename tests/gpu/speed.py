@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -119,14 +120,18 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None) -> t
     measured: dict[str, list[float]] = {}
     peaks: dict[str, int] = {}
     missing: dict[str, str] = {}
+    broken: list[str] = []
     warm_up: dict[str, float] = {}
     for way, step in ways.items():
         started = time.perf_counter()
         try:
             step()
             _finish(place)
-        except (MissingError, torch.OutOfMemoryError) as error:
-            missing[way] = str(error).splitlines()[0]
+        except Exception as error:  # the other ways are still worth timing
+            missing[way] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            if not isinstance(error, MissingError | torch.OutOfMemoryError):
+                broken.append(way)
+            traceback.clear_frames(error.__traceback__)
             trainer.policy.zero_grad()
             continue
         warm_up[way] = time.perf_counter() - started
@@ -169,6 +174,7 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None) -> t
     best = min((statistics.median(measured[way]), way) for way in ("ours", "compiled", "liger") if way in measured)
     if share is not None and place.on_cuda and place.peak_flops:
         place.bar(f"{name}: share of the measured product speed", flops / best[0] / place.peak_flops, least=share)
+    require(not broken, f"did not run: {', '.join(f'{way} ({missing[way]})' for way in broken)}", facts)
     summary = ", ".join(f"{way} {work.pairs / statistics.median(s):.3g}" for way, s in measured.items())
     if "whole_logits" in measured and place.on_cuda:
         place.bar(
@@ -211,6 +217,8 @@ class _Trainer:
         """A step as the training loop takes it."""
         if liger:
             need("liger_kernel")
+        if compiled and self._place.tiny and not self._work.lora:
+            raise MissingError("compiled under adapters only, where all is small")
         # what takes the place of a model's own layers and modules while prompts are shared
         self.policy._replaced = self._compiled if compiled else self._stand_ins if liger or self._is_cpu else ()
         with self.policy.packed(packing):
