@@ -60,8 +60,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         recipe: the run.
         before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
             so do packing and micro-batches, where the recipe leaves them open and the memory allows it: equal bits
-            depend on all three. Micro-batches that became smaller than the recipe says, because memory ran out, stay
-            so until the recipe says something else.
+            depend on all three.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -115,7 +114,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     else:
         require_budget(data.scored, given, packing)
         budget = given
-        if before and before.recipe["train.tokens_per_microbatch"] == given:
+        if before and before.recipe["train.tokens_per_microbatch"] == given:  # else somebody wants another one now
             budget = min(given, before.machine["tokens_per_microbatch"])
         if budget < given:
             notes.append(

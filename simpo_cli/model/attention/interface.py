@@ -108,8 +108,7 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-# No AttentionMaskInterface: the spans take the place of a mask, and transformers, which would ask the positions on the
-# device whether sequences are packed, waits for no answer where the attention has none.
+# Without a mask function of this name transformers makes no mask, and asks the device nothing on the way.
 AttentionInterface.register(NAME, shared_prefix_attention)
 
 
