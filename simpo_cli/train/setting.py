@@ -132,7 +132,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     else:
         require_budget(data.scored, given, packing)
         budget = given
-        if before and before.recipe["train.tokens_per_microbatch"] == given:
+        if before and before.recipe["train.tokens_per_microbatch"] == given:  # else somebody wants another one now
             budget = min(given, before.machine["tokens_per_microbatch"])
         if budget < given:
             notes.append(
