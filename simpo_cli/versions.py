@@ -1,8 +1,8 @@
 """Whether the installed packages are the versions that are needed, read from their metadata and without importing them.
 
-What a version has to be stands in one place, `dependencies` in pyproject.toml, which an installed package repeats in its
-metadata, also when it is installed in editable form. A checkout that was never installed has none: then only what
-transformers needs is looked at.
+What a version has to be stands in one place, `dependencies` in pyproject.toml, which the metadata of an installed package
+repeats, also of one installed in editable form. A checkout that was never installed has none: then only what transformers
+needs is looked at.
 """
 
 from importlib import metadata
@@ -41,9 +41,7 @@ def require_versions() -> None:
     if problems:
         both = {name: ours.get(name, SpecifierSet()) & theirs.get(name, SpecifierSet()) for name in problems}
         wanted = " ".join(f"'{name}{_readable(specifier)}'" for name, specifier in both.items())
-        raise UserError(
-            f"{'; '.join(problems.values())}.", f"Run pip install {wanted}", exit_code=ExitCode.ENVIRONMENT
-        )
+        raise UserError(f"{'; '.join(problems.values())}.", f"Run pip install {wanted}", exit_code=ExitCode.ENVIRONMENT)
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:

@@ -1,4 +1,4 @@
-"""Versions: one sentence where a package is too old, does not fit another or is missing; the floors are those that were run."""
+"""One sentence where a package is too old, does not fit another or is missing; and the floors are those that were run."""
 
 import os
 import re
@@ -97,7 +97,9 @@ def test_what_will_do(torch: str, installed: Installed) -> None:
     require_versions()
 
 
-@pytest.mark.parametrize("args", [["train", "demo"], ["inspect", "demo"], ["stats", "p.jsonl", "--model", "builtin:guide"]])
+@pytest.mark.parametrize(
+    "args", [["train", "demo"], ["inspect", "demo"], ["stats", "p.jsonl", "--model", "builtin:guide"]]
+)
 def test_a_command_says_so_before_it_loads_torch(args: list[str], tmp_path: Path) -> None:
     write_metadata(tmp_path / "site", "tokenizers", "0.1.0", [])
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
