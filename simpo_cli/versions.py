@@ -1,8 +1,7 @@
 """Whether the installed packages are the versions that are needed, read from their metadata and without importing them.
 
-What a version has to be stands in one place, `dependencies` in pyproject.toml, which the metadata of an installed package
-repeats, also of one installed in editable form. A checkout that was never installed has none: then only what transformers
-needs is looked at.
+What a version has to be stands in one place, `dependencies` in pyproject.toml; an installed package, in editable form too,
+repeats it in its metadata. A checkout that was never installed has none: there only what transformers needs is checked.
 """
 
 from importlib import metadata

@@ -1,4 +1,4 @@
-"""One sentence where a package is too old, does not fit another or is missing; and the floors are those that were run."""
+"""One sentence where a package is too old, does not fit another or is missing; the floors are those that were run."""
 
 import os
 import re
