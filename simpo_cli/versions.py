@@ -1,6 +1,6 @@
 """Whether the installed packages are the versions that are needed, read from their metadata and without importing them.
 
-What a version has to be stands in one place, `dependencies` in pyproject.toml; an installed package, in editable form too,
+What a version has to be stands in one place, `dependencies` in pyproject.toml; an installed package (editable too)
 repeats it in its metadata. A checkout that was never installed has none: there only what transformers needs is checked.
 """
 
