@@ -17,7 +17,7 @@ from packaging.version import Version
 import simpo_cli
 from simpo_cli.cli import main as cli
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.versions import require_versions
+from simpo_cli.versions import missing_package, require_versions
 
 ROOT = Path(__file__).parent.parent
 Installed = Callable[..., None]
@@ -136,7 +136,15 @@ def test_a_missing_package_is_a_sentence(
     assert cli.run(["recipe", "check", str(tmp_path / "x.yaml")]) == ExitCode.ENVIRONMENT
     first, fix = capsys.readouterr().err.splitlines()
     assert first == "Error: the package omegaconf is not installed, and this command needs it."
-    assert fix.startswith("  Run pip install 'omegaconf>=")
+    assert fix.startswith("  Run pip install 'omegaconf")
+
+
+def test_a_missing_package_is_named_as_pip_knows_it(installed: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed("simpo-cli", "1.2", "PyYAML>=6.0")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    missing = missing_package(ModuleNotFoundError("No module named 'yaml'", name="yaml"))
+    assert missing is not None
+    assert missing.fix == "Run pip install 'pyyaml>=6.0'"
 
 
 def test_a_part_that_an_installed_package_lacks_is_a_crash(
