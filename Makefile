@@ -1,6 +1,7 @@
 # Everything starts here, on a machine with nothing but Python 3.11 or later.
 #   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
 #   make test    sets up and runs the tests
+#   make test-oldest   the tests of model, training, evaluation, data and commands under the oldest versions of what simpo needs
 #   make test-faults   kills, signals, failing disks, damaged files: runs are gone on with and compared (KILLS=300)
 #   make fuzz    feeds broken records and messages to the readers for a minute
 #   make check   formatting, lint, types, import rules
@@ -20,9 +21,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEER_VENV ?= .venv-peer
+OLDEST_VENV ?= .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEER_READY := $(PEER_VENV)/.ready
+OLDEST_READY := $(OLDEST_VENV)/.ready
 BENCH_MODEL ?= models/smollm2-135m-instruct
 BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
@@ -31,7 +34,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo test test-oldest test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +54,17 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+
+# everything by its exact pin, in an environment of its own; torch first, as above
+$(OLDEST_READY): pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints-oldest.txt)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement constraints-oldest.txt --editable .
+	@touch $(OLDEST_READY)
+
+test-oldest: $(OLDEST_READY)
+	$(OLDEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" tests/model tests/train \
+		tests/evaluate tests/assess tests/data tests/cli tests/report tests/statistics tests/test_library.py tests/test_versions.py
 
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills $(KILLS)
@@ -121,4 +135,4 @@ guide: $(READY)
 	$(BIN)/python -m simpo_cli.builtin.build simpo_cli/builtin/guide
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER_VENV) $(OLDEST_VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

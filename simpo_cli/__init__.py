@@ -18,6 +18,9 @@ _FROM_LIBRARY = ("PreferenceDataset", "SimPOConfig", "SimPOTrainer")
 def __getattr__(name: str) -> Any:
     """Import the library when one of its names is used."""
     if name in _FROM_LIBRARY:
+        from simpo_cli.versions import require_versions
+
+        require_versions()
         from simpo_cli import library
 
         return getattr(library, name)

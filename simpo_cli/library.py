@@ -25,7 +25,7 @@ from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.support import why_not_shared
-from simpo_cli.model.load import switch_off_dropout
+from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import terms_under
@@ -101,6 +101,7 @@ class SimPOTrainer:
         self.config = config
         self._accelerator = Accelerator()
         switch_off_dropout(model)
+        apply_soft_cap(model)
         self._policy = Policy(model).to(self._accelerator.device)
         self._policy.train()
         self._optimizer = make_optimizer(self._policy, weight_decay=0.0)

@@ -19,6 +19,8 @@ from tokenizers import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from simpo_cli.model.load import apply_soft_cap
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -108,7 +110,9 @@ def tiny_config(model_type: str = "llama", **changes: Any) -> Any:
 def tiny_model(model_type: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A random model; float64 where a test wants exactness."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).to(dtype).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).to(dtype).eval()
+    apply_soft_cap(model)
+    return model
 
 
 def save_tiny_model(folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> Path:

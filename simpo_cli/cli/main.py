@@ -109,6 +109,14 @@ def run(args: Sequence[str]) -> int:
         place = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {place}{error.strerror}.\n  {how_to_mend(error)}.")
         return ExitCode.ENVIRONMENT
+    except ModuleNotFoundError as error:
+        from simpo_cli.versions import missing_package
+
+        missing = missing_package(error)
+        if missing is None:
+            return _crashed()
+        _say(f"Error: {missing}")
+        return missing.exit_code
     except Exception:
         return _crashed()
 

@@ -4,9 +4,16 @@ import logging
 import os
 import warnings
 
+from simpo_cli.versions import require_versions
+
 
 def quiet_libraries() -> None:
-    """Call before transformers, datasets or the hub client are imported; what a person set already stays."""
+    """Call before transformers, datasets or the hub client are imported; what a person set already stays.
+
+    Raises:
+        UserError: they are of versions that will not do.
+    """
+    require_versions()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

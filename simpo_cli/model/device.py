@@ -43,7 +43,6 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Literal["bf16", "fp32
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=not on_cuda,
-        log_with=list(recipe.tracking.report_to) or None,
         project_dir=recipe.output_dir,
     )
     return accelerator, precision

@@ -304,6 +304,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], devi
     if not source.code:
         vars(model.config).pop("auto_map", None)  # what was not run shall not be asked for by the model that is saved
     switch_off_dropout(model)
+    apply_soft_cap(model)
     checked: nn.Module = model
     return checked
 
@@ -316,3 +317,14 @@ def switch_off_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout", "activation_dropout", "resid_dropout", "hidden_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def apply_soft_cap(model: Any) -> None:
+    """Have a model cap its attention scores where its configuration says so, in its own forward pass too.
+
+    Under transformers before 5.21 Gemma 2 and VaultGemma compute their attention with torch's SDPA unless they are told
+    otherwise, which knows no such cap and leaves it out.
+    """
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")

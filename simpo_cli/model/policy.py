@@ -97,7 +97,9 @@ class Policy(nn.Module):
     def recompute_activations(self) -> None:
         """Trade time for memory: keep only each layer's input and compute the rest again in the backward pass."""
         causal = self.causal
-        causal.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        # transformers before 5.23 knows it by its former name only
+        enable = getattr(causal, "activation_checkpointing_enable", None) or causal.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         if self.model is not causal:
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
 

@@ -41,7 +41,7 @@ class Trackers:
     """The trackers that the recipe names; one that raises is left out from then on.
 
     Args:
-        accelerator: knows them by their names.
+        accelerator: knows the folder for their files.
         recipe: of the run; trackers get the numbers that people compare runs by.
         note: takes a line about each that fails.
     """
@@ -49,7 +49,7 @@ class Trackers:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, note: Callable[[str], None]) -> None:
         self._note = note
         self._open: dict[str, GeneralTracker] = {}
-        for name in map(str, accelerator.log_with):
+        for name in dict.fromkeys(recipe.tracking.report_to):
             self._attempt(name, partial(self._start, name, accelerator, recipe))
 
     def log(self, values: Mapping[str, float | int], step: int) -> None:
