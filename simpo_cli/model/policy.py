@@ -33,6 +33,9 @@ class Policy(nn.Module):
         packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and,
             on a CPU, their norms and feed-forwards; `padded` leaves the model as it is. See
             `self_check.settle_packing` for which of them is right for a model.
+
+    Attributes:
+        flex: whether FlexAttention may compute soft caps on a card; it takes effect when prompts are next shared.
     """
 
     def __init__(self, model: nn.Module, packing: Packing = "padded") -> None:
@@ -43,6 +46,7 @@ class Policy(nn.Module):
         self._vocab_size = int(text_config.vocab_size)
         self._own_attention: str = self.causal.config._attn_implementation
         self._packing: Packing = "padded"
+        self.flex = True
         self.packing = packing
 
     @cached_property
@@ -60,7 +64,7 @@ class Policy(nn.Module):
         if packing == self._packing:
             return
         if packing == "shared_prefix":
-            share_prompts(self.causal)
+            share_prompts(self.causal, flex=self.flex)
             for stand_in in self._stand_ins:
                 stand_in.place()
         else:

@@ -58,7 +58,7 @@ def build(
         observer.note(str(check))
     else:
         check = SelfCheck.from_json(past.latest.progress.self_check)
-        policy.packing = check.packing
+        policy.flex, policy.packing = check.why_by_segment is None, check.packing
     budget = setting.budget
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
