@@ -1,7 +1,7 @@
 """Soft-capped attention through FlexAttention: exact against one sequence at a time, and used only where it is right.
 
-On a CPU torch computes FlexAttention unfused, backward as well once its check of the device is set aside: what is tested
-here is what is asked of it. That its kernel computes this is tested on a card, and by the self-check of every run.
+On a CPU torch computes FlexAttention unfused, backward as well once its check of the device is set aside: what is
+tested here is what is asked of it. That its kernel computes this is tested on a card, and by the self-check.
 """
 
 from types import SimpleNamespace
@@ -126,19 +126,20 @@ def test_it_is_compiled_once_for_all_packs_windows_caps_and_scales(monkeypatch: 
     compiled = flex._compiled()
     flex._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", compile_)
-    plain = flex._flex
-    for number, spans in enumerate((SHORT, LONG, SHORT[:1], LONG[:1], SHORT[:2], LONG[:2])):
-        for window in (None, 6):
-            scale, softcap = (0.3 + number / 10, 1.5 + number)
-            states = _states(spans, (4, 2), torch.float32)
-            results = []
-            for function in (compiled, plain):
-                monkeypatch.setattr(flex, "_flex", function)
-                output = attend_flex(*states, spans, scale, window, softcap)
-                results.append([output, *torch.autograd.grad(output.square().sum(), states)])
-            for ours, own in zip(*results, strict=True):
-                torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
-    assert len(counter.graphs) == 2 * len({len(g.graph.nodes) for g in counter.graphs}) or len(counter.graphs) <= 4
+    plain, seen = flex._flex, []
+    middle = (PairSpan(0, 200, 100, 17), PairSpan(317, 1, 0, 40))
+    packs = (SHORT, middle, SHORT[:1], middle[:1], (*middle, PairSpan(358, 30, 1, 1)))
+    for number, (spans, window) in enumerate(zip(packs, (None, 6, 6, None, 3), strict=True)):
+        states = _states(spans, (4, 2), torch.float32)
+        results = []
+        for function in (compiled, plain):
+            monkeypatch.setattr(flex, "_flex", function)
+            output = attend_flex(*states, spans, 0.3 + number / 10, window, 1.5 + number)
+            results.append([output, *torch.autograd.grad(output.square().sum(), states)])
+        for ours, own in zip(*results, strict=True):
+            torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-4)
+        seen.append(len(counter.graphs))
+    assert 0 < seen[0] < seen[1] == seen[-1]
 
 
 def _gemma(dtype: torch.dtype, **changes: Any) -> Any:
@@ -178,7 +179,12 @@ def _shortest() -> list[EncodedPair]:
 @pytest.mark.parametrize("pairs", [random_pairs(7, seed=5), _shortest()], ids=["many", "shortest"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gemma_2_is_exact_loss_and_every_gradient(
-    pairs: list[EncodedPair], dtype: torch.dtype, most: float, checkpointing: bool, calls: list[int | None]
+    pairs: list[EncodedPair],
+    dtype: torch.dtype,
+    most: float,
+    checkpointing: bool,
+    calls: list[int | None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = _gemma(dtype).train()
     single = torch.cat([response_logps(model, p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
@@ -189,15 +195,18 @@ def test_gemma_2_is_exact_loss_and_every_gradient(
     policy = Policy(model, "shared_prefix")
     if checkpointing:
         policy.recompute_activations()
+        # as on a card; not compiled, FlexAttention differentiates its score function in the forward pass, where
+        # checkpointing recomputes the layer for it and gradients come out wrong
+        compiled = torch.compile(flex._flex, backend="aot_eager", dynamic=True, fullgraph=True)
+        monkeypatch.setattr(flex, "_flex", compiled)
     packed = pack(pairs, CPU)
     torch.testing.assert_close(policy(packed).double(), single.double(), rtol=0, atol=most)
-    assert len(calls) == 2
+    assert set(calls) == {None, 6}
     chosen, rejected = policy.response_means(packed)
     ours = simpo_terms(chosen, rejected, beta=2.0, gamma=1.0).losses.mean()
-    assert float((ours - loss).abs()) < most
+    assert abs(float(ours.detach()) - float(loss.detach())) < most
     for name, mine, own in zip(names, torch.autograd.grad(ours, parameters), expected, strict=True):
         assert float((mine - own).norm() / own.norm().clamp_min(1e-12)) < 10 * most, name
-    assert set(calls) == ({None, 6} if len(pairs) > 4 else {None, 6})
 
 
 def test_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
