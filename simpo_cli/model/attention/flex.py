@@ -97,7 +97,8 @@ def _constants(softcap: float, scale: float, device: torch.device, dtype: torch.
 
     As tensors: numbers would either be part of what is compiled, or make it fail with lengths that are not.
     """
-    return torch.tensor(softcap, dtype=dtype, device=device), torch.tensor(scale / softcap, dtype=dtype, device=device)
+    cap, inner = (torch.full((), number, dtype=dtype, device=device) for number in (softcap, scale / softcap))
+    return cap, inner
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, capped: Callable[..., Tensor], mask: BlockMask) -> Tensor:
