@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simpo_cli.data.plan import Packing
 from simpo_cli.model.adapters import leave_casts_to_autocast
 from simpo_cli.model.attention.interface import share_prompts
+from simpo_cli.model.fused.liger import LigerGatedMLP, LigerNorm
 from simpo_cli.model.fused.replace import StandIn, find_stand_ins
 from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
 from simpo_cli.model.logprobs import logit_scale_of, token_logprobs
@@ -31,9 +32,12 @@ class Policy(nn.Module):
 
     Args:
         model: a causal language model, or a peft model around one.
-        packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and,
-            on a CPU, their norms and feed-forwards; `padded` leaves the model as it is. See
+        packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and
+            their norms and feed-forwards (see `fused.replace`); `padded` leaves the model as it is. See
             `self_check.settle_packing` for which of them is right for a model.
+
+    Attributes:
+        flex: whether FlexAttention may compute soft caps on a card; it takes effect when prompts are next shared.
     """
 
     def __init__(self, model: nn.Module, packing: Packing = "padded") -> None:
@@ -46,12 +50,18 @@ class Policy(nn.Module):
         self._vocab_size = int(text_config.vocab_size)
         self._own_attention: str = self.causal.config._attn_implementation
         self._packing: Packing = "padded"
+        self.flex = True
         self.packing = packing
 
     @cached_property
     def _stand_ins(self) -> list[StandIn]:
         """Looked for when they are first wanted, on the device where the model then is: each is tried before."""
         return find_stand_ins(self.causal)
+
+    @property
+    def liger_modules(self) -> int:
+        """How many norms and feed-forwards Liger's kernels compute while prompts are shared."""
+        return sum(isinstance(one.fused, (LigerNorm, LigerGatedMLP)) for one in self._stand_ins)
 
     @property
     def packing(self) -> Packing:
@@ -63,7 +73,7 @@ class Policy(nn.Module):
         if packing == self._packing:
             return
         if packing == "shared_prefix":
-            share_prompts(self.causal)
+            share_prompts(self.causal, flex=self.flex)
             for stand_in in self._stand_ins:
                 stand_in.place()
         else:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.attention.flex import fits_flex, flex_difference
 from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
@@ -79,11 +80,14 @@ class SelfCheck:
         packing: what the run uses.
         why_padded: why prompts are not shared; None when they are, or when the recipe asked for padded rows.
         difference: of the packing in use; None where it could not be taken.
+        why_by_segment: why a card's FlexAttention does not compute the model's soft caps; None where it does, or where
+            it is not asked.
     """
 
     packing: Packing
     why_padded: str | None
     difference: Difference | None
+    why_by_segment: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Its part of run.json."""
@@ -93,11 +97,18 @@ class SelfCheck:
     def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
         """The outcome that `as_json` told."""
         difference = content["difference"]
-        return cls(content["packing"], content["why_padded"], None if difference is None else Difference(**difference))
+        return cls(
+            content["packing"],
+            content["why_padded"],
+            None if difference is None else Difference(**difference),
+            content.get("why_by_segment"),  # runs of before do not say
+        )
 
     def __str__(self) -> str:
         how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"
         because = f" ({self.why_padded})" if self.why_padded else ""
+        if self.why_by_segment:
+            how += f", soft-capped attention segment by segment ({self.why_by_segment})"
         return f"{how}{because} · self-check: {self.difference or 'not possible for this model'}"
 
 
@@ -173,13 +184,18 @@ def settle_packing(
         UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way, or are not
             finite.
     """
+    why_by_segment = None
     if wanted != "padded" and why_padded is None:
-        why_padded = _why_not_this_kernel(policy, pairs)
+        why_not = _why_not_this_kernel(policy, pairs)
+        if _soft_cap(policy) is None:
+            why_padded = why_not
+        else:  # there is another way to share prompts
+            policy.flex, why_by_segment = why_not is None, why_not
     if wanted != "padded" and why_padded is None:
         shared = _compare(policy, "shared_prefix", pairs)
         if isinstance(shared, Difference) and shared.is_rounding:
             policy.packing = "shared_prefix"
-            return SelfCheck("shared_prefix", None, shared)
+            return SelfCheck("shared_prefix", None, shared, why_by_segment)
         why_padded = shared if isinstance(shared, str) else f"sharing them is not exact here: {shared.in_words()}"
     if wanted == "shared_prefix":
         raise UserError(
@@ -220,19 +236,32 @@ def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
         ) from error
 
 
+def _soft_cap(policy: Policy) -> float | None:
+    """What the scores of the model's attention are capped at."""
+    cap = getattr(policy.causal.config.get_text_config(), "attn_logit_softcapping", None)
+    return None if cap is None else float(cap)
+
+
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
-    """On a card that has the variable-length kernel: whether it computes what it should, here and for these pairs."""
+    """On a card that has the kernel that these layers want: whether it computes what it should, for these pairs."""
     config = policy.causal.config.get_text_config()
     heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     device = next(policy.parameters()).device
-    if not fits_varlen(torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)):
+    softcap = _soft_cap(policy)
+    state = torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)
+    if not (fits_varlen(state) if softcap is None else fits_flex(state, state, state)):
         return None
     spans = pack(pairs.batches[-1][:4], device).spans
     key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     window = getattr(config, "sliding_window", None)
     try:
-        worst = max(kernel_difference(spans, heads, key_heads, width, seen, device) for seen in {None, window})
+        worst = max(
+            kernel_difference(spans, heads, key_heads, width, seen, device)
+            if softcap is None
+            else flex_difference(spans, heads, key_heads, width, seen, softcap, device)
+            for seen in {None, window}
+        )
     except Exception as error:  # whatever the kernel raises here, it would raise in training
         return f"{type(error).__name__}: {error}".splitlines()[0]
     if worst <= MOST_KERNEL_DIFFERENCE:

@@ -9,6 +9,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
@@ -24,7 +25,7 @@ from simpo_cli.train.setting import Setting
 from simpo_cli.train.state import make_optimizer, start_moments, trainable
 from simpo_cli.train.stop import StopRequest
 
-_CHECKED_ON = {"torch", "transformers", "peft", "device"}  # with others the self-check is made again
+_CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again
 
 
 def build(
@@ -58,7 +59,9 @@ def build(
         observer.note(str(check))
     else:
         check = SelfCheck.from_json(past.latest.progress.self_check)
-        policy.packing = check.packing
+        policy.flex, policy.packing = check.why_by_segment is None, check.packing
+    if check.packing == "shared_prefix" and accelerator.device.type == "cuda" and (liger := liger_version()):
+        observer.note(f"Liger {liger} computes {policy.liger_modules} of the model's norms and feed-forwards")
     budget = setting.budget
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))

@@ -15,6 +15,7 @@ import torch
 
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.store import EncodedSource
+from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.redaction import redacted_values, told_apart
@@ -25,7 +26,17 @@ from simpo_cli.train.run_folder import RUN, RunFolder
 from simpo_cli.train.seal import REOPENED, SEAL, sealed
 from simpo_cli.train.setting import Setting
 
-_PACKAGES = ("simpo-cli", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "omegaconf")
+_PACKAGES = (
+    "simpo-cli",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "liger-kernel",
+    "datasets",
+    "omegaconf",
+)
 
 
 class RunReceipt:
@@ -153,6 +164,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     if data.tokenizer.dates:
         plan["rendered_at"] = data.tokenizer.moment.isoformat()
     versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
+    on_card = setting.accelerator.device.type == "cuda"
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
         data={
@@ -167,6 +179,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
             "packing": setting.packing,
+            "liger": liger_version() if on_card and setting.packing == "shared_prefix" else None,
             "tokens_per_microbatch": setting.budget,
             "gradient_checkpointing": setting.checkpointing,
             "deterministic": recipe.train.deterministic,

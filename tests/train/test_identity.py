@@ -1,9 +1,11 @@
 """What counts as another run: every key of a recipe is identity, schedule, machine or free, and none is forgotten."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from simpo_cli.recipe.schema import (
     CheckpointRecipe,
@@ -14,6 +16,7 @@ from simpo_cli.recipe.schema import (
     Recipe,
     TrainRecipe,
 )
+from simpo_cli.train import receipt
 from simpo_cli.train.identity import Identity, recipe_values
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
@@ -124,3 +127,35 @@ def test_code_that_a_model_brings_with_it_is_part_of_the_model(
     assert [(change.key, change.kind, change.sentence) for change in changes] == (
         [] if said is None else [("model.path", "identity", said)]
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "packing", "expected"),
+    [("cuda", "shared_prefix", "0.8.5"), ("cuda", "padded", None), ("cpu", "shared_prefix", None)],
+)
+def test_liger_is_part_of_it_where_its_kernels_compute(
+    device: str, packing: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipt, "liger_version", lambda: "0.8.5")
+    setting: Any = SimpleNamespace(
+        recipe=RECIPE,
+        data=SimpleNamespace(
+            train=[],
+            held_out=[],
+            identity="aa",
+            tokenizer=SimpleNamespace(dates=False),
+            train_source=SimpleNamespace(account=SimpleNamespace(files=[])),
+            eval_source=None,
+        ),
+        accelerator=SimpleNamespace(device=torch.device(device)),
+        packing=packing,
+        budget=100,
+    )
+    content: dict[str, Any] = {
+        "model": {"revision": None, "files": {}, "code": {}},
+        "versions": dict.fromkeys(("torch", "transformers", "peft")),
+        "hardware": dict.fromkeys(("device", "threads", "cpu_capability", "compute")),
+        "tokenizer_sha256": "aa",
+        "template_sha256": "aa",
+    }
+    assert receipt.identity(setting, content).machine["liger"] == expected

@@ -8,6 +8,7 @@ What a layer asks for goes through an allow-list: a model that needs something u
 instead of being computed wrongly, and the run goes on padded.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from simpo_cli.model.attention.by_segment import attend_by_segment
+from simpo_cli.model.attention.flex import attend_flex, fits_flex
 from simpo_cli.model.attention.operator import packed_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
 from simpo_cli.model.packed import PackLayout, sizes_of
 
 NAME = "simpo_shared_prefix"
+NAME_WITHOUT_FLEX = "simpo_shared_prefix_without_flex"
 SPANS = "simpo_spans"  # the keyword argument of the model's forward that carries the pairs' layout to the layers
 
 # Arguments that change nothing here: bookkeeping of caches and outputs, and positions that are in q and k already.
@@ -54,6 +57,7 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    flex: bool = True,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer over a pack of pairs, in the form that transformers calls.
@@ -69,6 +73,7 @@ def shared_prefix_attention(
         sliding_window: a token sees this many tokens up to itself, or all when None.
         softcap: scores become cap * tanh(score / cap).
         s_aux: (H,) sinks: a score of each head that takes part in the softmax and has no value.
+        flex: whether FlexAttention may compute soft caps where it can; otherwise they go segment by segment.
         others: `simpo_spans`, and arguments without effect.
 
     Returns:
@@ -96,6 +101,8 @@ def shared_prefix_attention(
         return packed_attention(query, key, value, *layout, scale, sliding_window)[0], None
     if plain and query.device.type == "cpu" and _sees_all(layout, sliding_window):
         return packed_attention(query, key, value, *layout, scale, None)[0], None
+    if flex and softcap is not None and s_aux is None and fits_flex(query, key, value):
+        return attend_flex(query, key, value, layout.spans, scale, sliding_window, softcap), None
     return attend_by_segment(query, key, value, layout.spans, scale, sliding_window, softcap, s_aux), None
 
 
@@ -113,14 +120,15 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 # Without a mask function of this name transformers makes no mask, and asks the device nothing on the way.
 AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionInterface.register(NAME_WITHOUT_FLEX, partial(shared_prefix_attention, flex=False))
 
 
-def share_prompts(causal: Any) -> None:
-    """Let the model's layers call `shared_prefix_attention` from now on.
+def share_prompts(causal: Any, *, flex: bool) -> None:
+    """Let the model's layers call `shared_prefix_attention` from now on, with FlexAttention or without.
 
     Raises:
         UnsupportedAttentionError: the model has attention of its own that does not go through the interface.
     """
     if not causal._can_set_attn_implementation():
         raise UnsupportedAttentionError("the model's attention does not go through the interface of transformers")
-    causal.set_attn_implementation(NAME)
+    causal.set_attn_implementation(NAME if flex else NAME_WITHOUT_FLEX)

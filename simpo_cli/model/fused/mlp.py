@@ -15,11 +15,16 @@ from torch.nn.functional import linear, silu
 _CHILDREN = ["gate_proj", "up_proj", "down_proj", "act_fn"]
 
 
+def is_gated(own: nn.Module) -> bool:
+    """Whether a module has the parts of such a feed-forward."""
+    return sorted(name for name, _ in own.named_children()) == sorted(_CHILDREN)
+
+
 def fused_mlp(own: nn.Module) -> list["FusedGatedMLP"]:
     """What may compute the same as a module, where it is such a feed-forward of plain linear layers."""
-    children = dict(own.named_children())
-    if sorted(children) != sorted(_CHILDREN):
+    if not is_gated(own):
         return []
+    children = dict(own.named_children())
     projections = [children[name] for name in _CHILDREN[:3]]
     if any(type(layer) is not nn.Linear for layer in projections) or children["down_proj"].bias is not None:
         return []

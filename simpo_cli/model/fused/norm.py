@@ -16,16 +16,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def fused_norm(own: nn.Module) -> list["FusedRMSNorm"]:
-    """What may compute the same as a module: weight times the normed states, or 1 + weight times them, as Gemma has."""
+def epsilon_of(own: nn.Module) -> float | None:
+    """What a module adds to the mean square, where it looks like an RMSNorm; else None."""
     eps = getattr(own, "variance_epsilon", getattr(own, "eps", None))
     if (
         not type(own).__name__.endswith("RMSNorm")
         or [(name, p.dim()) for name, p in own.named_parameters()] != [("weight", 1)]
         or not isinstance(eps, float)
     ):
-        return []
-    return [FusedRMSNorm(own, eps, offset) for offset in (0.0, 1.0)]
+        return None
+    return eps
+
+
+def fused_norm(own: nn.Module) -> list["FusedRMSNorm"]:
+    """What may compute the same as a module: weight times the normed states, or 1 + weight times them, as Gemma has."""
+    eps = epsilon_of(own)
+    return [] if eps is None else [FusedRMSNorm(own, eps, offset) for offset in (0.0, 1.0)]
 
 
 class FusedRMSNorm(nn.Module):
