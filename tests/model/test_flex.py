@@ -17,7 +17,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model import self_check
 from simpo_cli.model.attention import flex, interface
 from simpo_cli.model.attention.flex import attend_flex, block_mask, fits_flex, flex_difference
-from simpo_cli.model.packed import PairSpan, pack
+from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import simpo_terms
