@@ -112,19 +112,20 @@ def training_need(
     cached = trained * compute.itemsize if compute.itemsize < (weights.itemsize if trains_all else 4) else 0
     wanted = 0 if checkpointing else cached + (frozen * compute.itemsize if narrowed else 0)
     token = _token_bytes(config, weights, compute, lora_rank, longest_row, device)
-    kept = int(config.num_hidden_layers) * (token.input if checkpointing else token.layer) + token.last
+    stacked = int(config.num_hidden_layers) * (token.input if checkpointing else token.layer)
+    kept = stacked + token.last
     phases = [
         Phase(max(cached, wanted) + (head * compute.itemsize if narrowed else 0), kept, has_logits=True),
         Phase(wanted + head_bytes(head, compute, narrowed=narrowed, trained=trains_all), kept, has_logits=True),
         # the gradient of a tied head waits for that of the embedding
         Phase(
             wanted + (4 * head if tied and trains_all else 0),
-            kept + token.gradients + (token.layer if checkpointing else 0),
+            stacked + token.gradients + (token.layer if checkpointing else 0),
             has_logits=False,
         ),
     ]
     if checkpointing:  # a layer holds half of it at once when it only runs forward
-        phases.append(Phase(cached, kept + token.layer // 2, has_logits=False))
+        phases.append(Phase(cached, stacked + token.layer // 2, has_logits=False))
     return MemoryNeed(
         state=state_bytes(parameters, weights, adapters=not trains_all),
         phases=tuple(phases),
