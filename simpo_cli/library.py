@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from simpo_cli.audit.dataset import PreferenceDataset
@@ -25,6 +24,7 @@ from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.support import why_not_shared
+from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
@@ -48,6 +48,8 @@ class SimPOConfig:
         loss_type, label_smoothing, sft_weight: as in a recipe's `loss` section.
         max_length, max_prompt_length: as in a recipe's `data` section.
         max_grad_norm: gradients are scaled down to this norm.
+        precision: arithmetic of forward and backward pass, as in a recipe's `train` section: `auto` is bf16 autocast
+            where the device multiplies in it, else float32; where your program has an `Accelerator`, it is that one's.
 
     Raises:
         ValueError: a value is out of its range.
@@ -63,12 +65,15 @@ class SimPOConfig:
     max_length: int = 2048
     max_prompt_length: int = 1800
     max_grad_norm: float = 1.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
 
     def __post_init__(self) -> None:
         _ = self.loss, self.data  # their own checks
         TrainRecipe(learning_rate=self.lr, max_grad_norm=self.max_grad_norm)
         if self.batch_size < 1:
             raise FieldError("batch_size", f"is {self.batch_size}, must be at least 1", "4 is usual.")
+        if self.precision not in ("auto", "bf16", "fp32"):  # fp16 would need its loss scaled
+            raise FieldError("precision", f"is {self.precision}, must be auto, bf16 or fp32", "auto is usual.")
 
     @property
     def loss(self) -> LossRecipe:
@@ -92,14 +97,21 @@ class SimPOTrainer:
 
     Args:
         model: a causal language model of transformers, perhaps with peft adapters; moved to the GPU if there is one.
+            Its trained weights should be float32: at usual learning rates bfloat16 weights round most updates away.
         config: see `SimPOConfig`.
         tokenizer: a tokenizer of transformers, a folder or hub id that holds one, or None for the folder or id that the
             model was loaded from. Only `train_step` needs it.
+
+    Attributes:
+        precision: arithmetic of forward and backward pass: `bf16` (autocast) or `fp32`.
+
+    Raises:
+        UserError: the precision cannot be had here, or a launcher started several processes.
     """
 
     def __init__(self, model: nn.Module, config: SimPOConfig, tokenizer: Any = None) -> None:
         self.config = config
-        self._accelerator = Accelerator()
+        self._accelerator, self.precision = join_accelerator(config.precision)
         switch_off_dropout(model)
         apply_soft_cap(model)
         self._policy = Policy(model).to(self._accelerator.device)

@@ -1,51 +1,90 @@
-"""The device and its arithmetic."""
+"""The device and its arithmetic, for a command and for a program that uses the library."""
 
 import os
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
 from simpo_cli.errors import UserError
 from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.recipe.schema import Recipe
 
+Precision = Literal["bf16", "fp32"]  # of forward and backward pass: bf16 autocast or float32
+_OF_ACCELERATE: dict[Precision, str] = {"bf16": "bf16", "fp32": "no"}
 
-def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Literal["bf16", "fp32"]]:
-    """The device, and the arithmetic of forward and backward pass on it: bf16 autocast or float32.
 
-    `precision: auto` takes bf16 where the device multiplies in it, and float32 elsewhere.
+def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Precision]:
+    """The device of a command, and the arithmetic on it; the process is the command's, and takes its settings.
 
     Raises:
         UserError: the recipe asks for bf16 where the card has none, or a launcher started several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "this version trains in one process, and a launcher started several.",
-            "Start it with `simpo train`, without the launcher.",
-        )
+    precision = choose_precision(recipe.train.precision, "train.precision")
     on_cuda = torch.cuda.is_available()
-    precision = recipe.train.precision
-    if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
-        raise UserError(
-            "train.precision is bf16, which this card does not compute in.", "Set train.precision: fp32 or auto."
-        )
-    if precision == "auto":
-        precision = "bf16" if multiplies_in_bf16(on_cuda=on_cuda) else "fp32"
     if not on_cuda:
         keep_freed_memory()
     if recipe.train.deterministic:
+        # read when cuBLAS is first used, which is later: without it torch refuses every matrix product on a card
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     set_seed(recipe.seed)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had its own precision
     accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision=_OF_ACCELERATE[precision],
         cpu=not on_cuda,
         project_dir=recipe.output_dir,
     )
     return accelerator, precision
+
+
+def join_accelerator(wanted: Literal["auto", "bf16", "fp32"]) -> tuple[Accelerator, Precision]:
+    """The device of a program that is not ours, and the arithmetic on it.
+
+    Neither its random generators nor its `Accelerator` are touched: accelerate has one precision in a process, so where
+    the program has an `Accelerator`, `auto` takes its precision.
+
+    Raises:
+        UserError: bf16 is wanted where the card has none, a launcher started several processes, or the program's
+            `Accelerator` has another precision.
+    """
+    precision = choose_precision(wanted, "precision")
+    if not is_initialized():
+        return Accelerator(mixed_precision=_OF_ACCELERATE[precision], cpu=not torch.cuda.is_available()), precision
+    accelerator = Accelerator()
+    for its, name in _OF_ACCELERATE.items():
+        if accelerator.mixed_precision == name and wanted in ("auto", its):
+            return accelerator, its
+    raise UserError(
+        f"precision is {wanted}, and this program has an Accelerator of mixed_precision={accelerator.mixed_precision}, "
+        "which holds for the whole process.",
+        "Make that Accelerator with mixed_precision='bf16' or 'no', and leave precision at auto.",
+    )
+
+
+def choose_precision(wanted: Literal["auto", "bf16", "fp32"], key: str) -> Precision:
+    """The arithmetic in the one process that there may be; `auto` is bf16 where the device multiplies in it.
+
+    Args:
+        wanted: by the user.
+        key: what the user calls it.
+
+    Raises:
+        UserError: bf16 is wanted where the card has none, or a launcher started several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "this version trains in one process, and a launcher started several.",
+            "Start it without the launcher: `simpo train`, or your program with `python`.",
+        )
+    on_cuda = torch.cuda.is_available()
+    if wanted == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{key} is bf16, which this card does not compute in.", f"Set {key} to fp32 or auto.")
+    if wanted == "auto":
+        return "bf16" if multiplies_in_bf16(on_cuda=on_cuda) else "fp32"
+    return wanted
 
 
 def multiplies_in_bf16(*, on_cuda: bool) -> bool:

@@ -1,9 +1,15 @@
 """Checkpoints are whole or absent: whatever call of a save fails, and whatever happens to the files afterwards."""
 
 import errno
+import hashlib
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +23,7 @@ from simpo_cli.train.checkpoint import (
     Checkpoint,
     CheckpointWriter,
     DamagedCheckpointError,
+    FileFacts,
     Manifest,
     commit,
     find_checkpoints,
@@ -29,7 +36,8 @@ FILES = ("weights", "moments", "progress.json")
 
 
 def _content(step: int, name: str) -> bytes:
-    return f"{name} of step {step}\n".encode() * 400
+    """The weights are many enough for the thread that hashes."""
+    return f"{name} of step {step}\n".encode() * (40_000 if name == "weights" else 400)
 
 
 def _save(parent: Path, step: int) -> Checkpoint:
@@ -200,6 +208,106 @@ def test_a_failed_save_leaves_no_temporary_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         commit(tmp_path, 2, write, {})
     assert _names(tmp_path) == ["step-00000001"]
+
+
+# The thread that hashes
+
+
+class _SlowHash:
+    """A hash that looks at what it is given a little later."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.new("sha256")
+        self.hexdigest = self._hash.hexdigest
+
+    def update(self, piece: memoryview) -> None:
+        time.sleep(0.05)
+        self._hash.update(piece)
+
+
+def _hashing() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_a_file_is_hashed_beside_the_calls_of_the_disk_which_stay_in_their_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(0).randbytes(3_000_001)
+    callers, beside = set(), []
+    write, readv = os.write, os.readv
+
+    def part(descriptor: int, piece: memoryview) -> int:
+        callers.add(threading.current_thread())
+        beside.append(len(_hashing()))
+        return write(descriptor, piece[:700_001])  # a disk may take less than it is given
+
+    def parts(descriptor: int, pieces: list[memoryview]) -> int:
+        callers.add(threading.current_thread())
+        return readv(descriptor, [pieces[0][:600_001]])
+
+    monkeypatch.setattr(hashlib, "sha256", _SlowHash)
+    monkeypatch.setattr(os, "write", part)
+    monkeypatch.setattr(os, "readv", parts)
+    writer = CheckpointWriter(tmp_path)
+    with writer.open("large") as file:
+        for start in (0, 10, 1_500_000):
+            end = {0: 10, 10: 1_500_000}.get(start, len(data))
+            again = bytearray(data[start:end])
+            file.write(memoryview(again))
+            again[:] = bytes(len(again))  # what was given may be used for others at once
+    assert (tmp_path / "large").read_bytes() == data
+    assert writer.files["large"] == FileFacts(len(data), hashlib.new("sha256", data).hexdigest())
+    found = Checkpoint(tmp_path, Manifest(1, 1, {}, writer.files))
+    into = bytearray(1_700_000)
+    with found.open("large") as reader:
+        reader.readinto(memoryview(into))
+        assert into == data[: len(into)]
+        into[:] = bytes(len(into))
+        assert len(_hashing()) == 1
+    assert callers == {threading.current_thread()}
+    assert beside[0] == 0  # ten bytes are hashed at once
+    assert set(beside[1:]) == {1}
+    assert _hashing() == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_no_thread_outlives_a_file_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        assert len(_hashing()) == 1
+        raise failure
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(type(failure)) as caught:
+        _save(tmp_path, 1)
+    assert caught.value is failure
+    assert _hashing() == []
+    assert _names(tmp_path) == []
+
+
+def test_a_process_may_fork_and_end_between_and_amid_saves(tmp_path: Path) -> None:
+    """A child has none of its parent's threads, and starts its own; none of them keeps a process from ending."""
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from pathlib import Path
+from simpo_cli.train.checkpoint import CheckpointWriter
+writer = CheckpointWriter(Path({str(tmp_path)!r}))
+def save(name):
+    with writer.open(name) as file:
+        file.write(bytes(3_000_000))
+save("first")
+child = os.fork()
+save("of the child" if child == 0 else "of the parent")
+if child == 0:
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+kept = writer.open("never ended")
+kept.__enter__().write(bytes(3_000_000))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "never ended", "of the child", "of the parent"]
 
 
 # Whatever happens to a file is noticed

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from simpo_cli.recipe import compose
+from simpo_cli.train.checkpoint import Checkpoint, CheckpointWriter, Manifest
 from simpo_cli.train.run import train
+from simpo_cli.train.tensor_file import read_tensors, write_tensors
 from tests.train.conftest import Memory
 
 pytestmark = [
@@ -50,3 +52,18 @@ def test_a_run_on_cuda_in_float32_follows_the_run_on_a_cpu(
 def test_bf16_autocast_learns_on_cuda(tmp_path: Path, tiny_folder: Path, prefs: Path) -> None:
     losses = _losses(tmp_path, tiny_folder, prefs, "bf16")
     assert losses[-1] < losses[0]
+
+
+def test_tensors_of_a_card_are_saved_as_those_of_a_cpu_and_come_back(tmp_path: Path) -> None:
+    sizes = {"step": (), "empty": (0, 3), "odd": (70_000_001,), "matrix": (4096, 5001)}  # the odd one is five pieces
+    tensors = {name: torch.randn(size) for name, size in sizes.items()}
+    writer = CheckpointWriter(tmp_path)
+    with writer.open("cpu") as file:
+        write_tensors(file, tensors)
+    with writer.open("cuda") as file:
+        write_tensors(file, {name: tensor.cuda() for name, tensor in tensors.items()})
+    assert writer.files["cuda"] == writer.files["cpu"]
+    into = {name: torch.zeros(size, device="cuda") for name, size in sizes.items()}
+    with Checkpoint(tmp_path, Manifest(1, 1, {}, writer.files)).open("cuda") as reader:
+        read_tensors(reader, into)
+    assert all(torch.equal(into[name].cpu(), tensors[name]) for name in tensors)

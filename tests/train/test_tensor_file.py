@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from simpo_cli.train.checkpoint import CheckpointWriter, HashedReader
+from simpo_cli.train import tensor_file
+from simpo_cli.train.checkpoint import CheckpointWriter, HashedFile, HashedReader
 from simpo_cli.train.tensor_file import TensorMismatchError, read_tensors, write_tensors
+from tests.train.card import OnCard, played_card
 
 
 def _tensors(seed: int) -> dict[str, Tensor]:
@@ -74,3 +76,82 @@ def test_other_tensors_are_refused_by_name(tmp_path: Path, change: object, said:
     change(into)  # type: ignore[operator]
     with pytest.raises(TensorMismatchError, match=said):
         _read(file, into)
+
+
+def _many(seed: int) -> dict[str, Tensor]:
+    """Every type, and sizes around one, two and three pieces of 64 bytes."""
+    draw = torch.Generator().manual_seed(seed)
+    sizes = (0, 1, 15, 16, 17, 32, 33, 48, 50)
+    made = {
+        f"{dtype}.{size}".removeprefix("torch."): torch.randn(size, generator=draw).to(dtype)
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        for size in sizes
+    }
+    return {
+        **made,
+        **_tensors(seed),
+        "step": torch.tensor(float(seed)),
+        "strided": torch.randn(9, 8, generator=draw)[:, ::2],
+    }
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["copied at once", "copied at the last moment"])
+def test_a_card_gives_and_takes_the_bytes_that_a_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    tensors = _many(7)
+    (tmp_path / "cpu").mkdir()
+    expected = _write(tmp_path / "cpu", tensors).read_bytes()
+    monkeypatch.setattr(tensor_file, "_PIECE", 64)
+    with played_card(late=late) as card:
+        file = _write(tmp_path, {name: tensor.as_subclass(OnCard) for name, tensor in tensors.items()})
+        assert file.read_bytes() == expected
+        contiguous = [tensor.nbytes for tensor in tensors.values() if tensor.is_contiguous()]
+        assert card.copies == sum(-(-size // 64) for size in contiguous)
+        into = _many(8)
+        _read(file, {name: tensor.as_subclass(OnCard) for name, tensor in into.items()})
+        assert card.copies == 2 * sum(-(-size // 64) for size in contiguous)
+    assert all(torch.equal(into[name], tensors[name]) for name in tensors)
+
+
+def test_tensors_on_both_sides_go_into_one_file_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = _many(9)
+    (tmp_path / "cpu").mkdir()
+    expected = _write(tmp_path / "cpu", tensors).read_bytes()
+    monkeypatch.setattr(tensor_file, "_PIECE", 64)
+    with played_card(late=True):
+        mixed = {
+            name: tensor.as_subclass(OnCard) if i % 3 else tensor for i, (name, tensor) in enumerate(tensors.items())
+        }
+        assert _write(tmp_path, mixed).read_bytes() == expected
+
+
+def test_the_next_piece_is_on_its_way_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_PIECE", 64)
+    begun = []
+    with played_card(late=False) as card:
+        write = HashedFile.write
+
+        def writing(self: HashedFile, data: bytes | memoryview) -> None:
+            begun.append(card.copies)
+            write(self, data)
+
+        monkeypatch.setattr(HashedFile, "write", writing)
+        _write(tmp_path, {"a": torch.arange(80.0).as_subclass(OnCard)})
+    assert begun == [0, 0, 2, 3, 4, 5, 5]  # length and header; then five pieces
+
+
+def test_what_is_on_its_way_to_a_card_has_arrived_when_reading_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could arrive amid what an older checkpoint holds, which is read next."""
+    file = _write(tmp_path, {"a": torch.arange(80.0)})
+    with open(file, "r+b") as cut:
+        cut.truncate(file.stat().st_size - 10)
+    monkeypatch.setattr(tensor_file, "_PIECE", 64)
+    into = torch.zeros(80)
+    with played_card(late=True) as card:
+        with pytest.raises(EOFError):
+            _read(file, {"a": into.as_subclass(OnCard)})
+        assert card.copies == 4
+    assert torch.equal(into[:64], torch.arange(64.0))

@@ -8,20 +8,19 @@ renamed first, so that no half of it is ever taken for a checkpoint.
 The calls are those of `os`, unbuffered: each of them can fail by itself, and tests make each of them fail.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from simpo_cli.data.writing import sync
+from simpo_cli.train.checkpoint.hashing import FileFacts, HashBeside
 from simpo_cli.train.checkpoint.manifest import (
     MANIFEST,
     Checkpoint,
-    FileFacts,
     Manifest,
     find_checkpoints,
     folder_name,
@@ -32,7 +31,7 @@ _WRITE = 2**20
 
 
 class HashedFile:
-    """A new file that is hashed while it is written.
+    """A new file that is hashed while it is written; `close` comes last.
 
     Args:
         descriptor: the open file.
@@ -40,22 +39,25 @@ class HashedFile:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._hash = hashlib.sha256()
-        self._size = 0
+        self._hashing = HashBeside()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append bytes, all of them."""
+        """Append bytes, all of them; afterwards their memory may be used for others."""
         left = memoryview(data)
+        self._hashing.update(left)
         while left:
             written = os.write(self._descriptor, left[:_WRITE])
-            self._hash.update(left[:written])
-            self._size += written
             left = left[written:]
+        self._hashing.wait()
 
     @property
     def facts(self) -> FileFacts:
         """What has been written."""
-        return FileFacts(self._size, self._hash.hexdigest())
+        return self._hashing.facts()
+
+    def close(self) -> None:
+        """End the thread that hashes; the file stays open."""
+        self._hashing.close()
 
 
 class CheckpointWriter:
@@ -74,8 +76,8 @@ class CheckpointWriter:
         """Write a file; leaving the block syncs it to the disk."""
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
         try:
-            file = HashedFile(descriptor)
-            yield file
+            with closing(HashedFile(descriptor)) as file:
+                yield file
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -11,10 +11,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from simpo_cli.train.checkpoint.hashing import FileFacts, HashBeside
 
 MANIFEST = "manifest.json"
 
@@ -34,14 +36,6 @@ class DamagedCheckpointError(Exception):
         self.folder = folder
         self.reason = reason
         super().__init__(f"{folder.name}: {reason}")
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What the manifest says of a file: bytes, and the hex digest of their sha256."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +92,7 @@ class Manifest:
 
 
 class HashedReader:
-    """A file that is hashed while it is read.
+    """A file that is hashed while it is read; `close` comes last.
 
     Args:
         descriptor: an open file.
@@ -106,8 +100,7 @@ class HashedReader:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._hash = hashlib.sha256()
-        self.size = 0
+        self._hashing = HashBeside()
 
     def readinto(self, buffer: memoryview) -> None:
         """Fill a buffer of bytes.
@@ -119,9 +112,9 @@ class HashedReader:
             got = os.readv(self._descriptor, [buffer[:_READ]])  # in pieces that are still in the cache for the hash
             if got == 0:
                 raise EOFError
-            self._hash.update(buffer[:got])
-            self.size += got
+            self._hashing.update(buffer[:got])
             buffer = buffer[got:]
+        self._hashing.wait()
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes; EOFError where there are fewer."""
@@ -132,9 +125,12 @@ class HashedReader:
     def drain(self) -> FileFacts:
         """Read what is left, and return what the whole file was."""
         while data := os.read(self._descriptor, _READ):
-            self._hash.update(data)
-            self.size += len(data)
-        return FileFacts(self.size, self._hash.hexdigest())
+            self._hashing.update(data)
+        return self._hashing.facts()
+
+    def close(self) -> None:
+        """End the thread that hashes; the file stays open."""
+        self._hashing.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +154,13 @@ class Checkpoint:
         try:
             descriptor = os.open(self.folder / name, os.O_RDONLY)
             try:
-                reader = HashedReader(descriptor)
                 failure: Exception | None = None
-                try:
-                    yield reader
-                except Exception as error:  # what a damaged file makes its reader raise is no news; its hash is
-                    failure = error
-                found = reader.drain()
+                with closing(HashedReader(descriptor)) as reader:
+                    try:
+                        yield reader
+                    except Exception as error:  # what a damaged file makes its reader raise is no news; its hash is
+                        failure = error
+                    found = reader.drain()
             finally:
                 os.close(descriptor)
         except OSError as error:
