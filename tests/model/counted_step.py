@@ -75,9 +75,6 @@ def measured(
         model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
         if lora_rank is not None:
             model = add_adapters(model, LoraRecipe(rank=lora_rank))
-            for layer in model.modules():
-                if hasattr(layer, "cast_input_dtype_enabled"):
-                    layer.cast_input_dtype_enabled = False  # autocast does it, once and to the type of the products
     live = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)

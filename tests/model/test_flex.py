@@ -235,9 +235,13 @@ def test_sinks_and_layers_without_a_cap_are_not_for_it(calls: list[int | None]) 
     layer: Any = SimpleNamespace(is_causal=True)
     states = _states(SHORT, (4, 2))
     for given in ({}, {"softcap": 2.0, "s_aux": torch.zeros(4)}, {"softcap": 2.0, "flex": False}):
-        interface.shared_prefix_attention(layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, **given)
+        interface.shared_prefix_attention(
+            layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, **given
+        )
     assert calls == []
-    interface.shared_prefix_attention(layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, softcap=2.0)
+    interface.shared_prefix_attention(
+        layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, softcap=2.0
+    )
     assert calls == [None]
 
 
