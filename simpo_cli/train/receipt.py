@@ -167,6 +167,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
             "packing": setting.packing,
+            **({"compiled": True} if setting.compiled else {}),  # else as in checkpoints of before there was any
             "tokens_per_microbatch": setting.budget,
             "gradient_checkpointing": recipe.model.gradient_checkpointing,
             "deterministic": recipe.train.deterministic,

@@ -47,6 +47,7 @@ class Setting:
     plan: Plan
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
+    compiled: bool  # as the run was that is gone on with; the check of the layers decides
     budget: int
     memory: str
     accelerator: Accelerator
@@ -133,6 +134,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         plan=plan,
         packing=packing,
         why_padded=why_padded,
+        compiled=bool(machine and machine.get("compiled")),
         budget=budget,
         memory=memory,
         accelerator=accelerator,
