@@ -101,7 +101,7 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Callable[[], AbstractC
                     if not apart <= MOST_ROUNDING * other + least:  # what is not finite is not less either
                         return f"{what} would differ by {apart:.1g}, and rounding makes {other:.1g}"
     except Exception as error:
-        return f"{type(error).__name__}: {error.__cause__ or error}".splitlines()[0]
+        return " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())[:200]
     return None
 
 

@@ -102,7 +102,7 @@ def shared_prefix_attention(
 
 
 def _sees_all(layout: PackLayout, window: int | None) -> bool:
-    """Whether a window is wider than the longest pair; a compiler, which sees no lengths, has to take it for narrower."""
+    """Whether a window is wider than the longest pair. A compiler sees no lengths, and takes it for narrower."""
     if window is None or torch.compiler.is_compiling():
         return window is None
     return window >= sizes_of(tuple(layout.lengths.tolist())).most_keys
