@@ -186,7 +186,7 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -
 def test_attention_beside_the_operator_is_not_compiled(name: str, changes: dict[str, Any], backend: Backend) -> None:
     told = settle_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
     assert told is not None
-    assert "this layer's attention reads where the pairs lie" in told
+    assert "UnsupportedAttentionError" in told  # with its words or without: as the version of torch has it
     assert backend.graphs == 0
 
 
