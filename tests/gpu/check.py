@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,7 +52,8 @@ class Place:
     Attributes:
         tiny: small shapes on a CPU instead of real ones on a card.
         ends: `time.monotonic()` by which the part that runs should be done; what is repeated is repeated until then.
-        keep: writes down what a part knows before its end.
+        known: what the part that runs knows so far; see `keep`.
+        write: puts it into the file.
         peak_flops: bf16 products a second (float32 on a CPU), once measured.
         bars: numbers with an aim: name, value, least or most, whether it was met.
     """
@@ -60,7 +62,8 @@ class Place:
     tiny: bool
     folder: Path
     ends: float = 0.0
-    keep: Callable[[Facts], None] = field(default=lambda _: None)
+    known: Facts = field(default_factory=dict)
+    write: Callable[[Facts], None] = field(default=lambda _: None)
     peak_flops: float | None = None
     bars: list[Facts] = field(default_factory=list)
 
@@ -78,6 +81,11 @@ class Place:
         """Hold a number against its aim; missing it is told, and no failure."""
         met = (least is None or value >= least) and (most is None or value <= most)
         self.bars.append({"name": name, "value": value, "least": least, "most": most, "met": met})
+
+    def keep(self, facts: Facts) -> None:
+        """Write down what a part knows before its end, which it may not reach."""
+        self.known = facts
+        self.write(facts)
 
     def finish(self) -> None:
         """Wait until the device has done all that it was given."""
@@ -218,9 +226,9 @@ def run_parts(chosen: Sequence[Part], place: Place, document: Document) -> bool:
             summary = f"left out: {document.elapsed:.0f} s are gone and it takes about {part.seconds:.0f}"
             document.end(Outcome(part.name, "SKIP", 0.0, summary))
             continue
-        document.begin(part.name, {})
         place.ends = time.monotonic() + part.seconds
-        place.keep = lambda facts, name=part.name: document.begin(name, facts)
+        place.write = partial(document.begin, part.name)
+        place.keep({})
         outcome = _run(part, place)
         document.end(outcome)
         print(f"{outcome.status:<5} {outcome.part} {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
@@ -246,7 +254,7 @@ def _run(part: Part, place: Place) -> Outcome:
         status, summary = "FAIL" if ours else "SKIP", f"{error.name} is not installed"
     except Exception as error:  # whatever a card does to a part, the others are still worth running
         status, summary = "FAIL", f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        facts = {**getattr(error, "facts", {}), "traceback": traceback.format_exc().splitlines()[-30:]}
+        facts = {**place.known, **getattr(error, "facts", {}), "traceback": traceback.format_exc().splitlines()[-30:]}
         traceback.clear_frames(error.__traceback__)
     return Outcome(part.name, status, time.perf_counter() - started, summary, facts)
 

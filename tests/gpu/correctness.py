@@ -139,9 +139,9 @@ def agreement(place: Place) -> tuple[str, dict[str, Any]]:
                 }
     for packing in ("shared_prefix", "padded"):
         found = errors[f"fp32_{packing}"]
-        require(found["logps"] <= 1e-3, f"float32 {packing}: a log-prob differs by {found['logps']:.2g} nats", errors)
+        require(found["logps"] <= 5e-4, f"float32 {packing}: a log-prob differs by {found['logps']:.2g} nats", errors)
         require(
-            found["gradient"] <= 1e-3, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors
+            found["gradient"] <= 2e-4, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors
         )
     full, shared, padded = errors["fp32_shared_prefix"], errors["bf16_shared_prefix"], errors["bf16_padded"]
     for what in ("logps_rms", "gradient"):

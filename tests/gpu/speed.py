@@ -128,20 +128,17 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None = Non
     times.warm_up("whole_logits", trainer.whole_logits)
     times.rounds(_ROUNDS, _ROUNDS)
     place.keep(times.facts())
-    kernels: dict[str, Any] = {}
-    if "ours" in times.ways:
-        kernels["ours"] = _profiled(times.ways["ours"], place)
-        place.keep({**times.facts(), "kernels": kernels})
+    times.profile("ours")
+    place.keep(times.facts())
     times.warm_up("compiled", lambda: trainer.ours("compiled"))
     times.rounds(_ROUNDS, _MOST_ROUNDS)
-    if "compiled" in times.ways:
-        kernels["compiled"] = _profiled(times.ways["compiled"], place)
-    facts = {**times.facts(), "kernels": kernels}
+    times.profile("compiled")
+    facts = times.facts()
     require(not times.broken, f"{', '.join(times.broken)} did not run: {[*times.broken.values()][:1]}", facts)
-    if "ours" not in times.ways:
-        raise MissingError(f"our step does not fit this card: {times.missing['ours']}")
+    if "ours" in times.missing:
+        raise MissingError(f"our step: {times.missing['ours']}")
     trainer.require_same_losses(facts)
-    medians = {way: statistics.median(seconds) for way, seconds in times.seconds.items()}
+    medians = {way: statistics.median(seconds) for way, seconds in times.seconds.items() if seconds}
     best = min(("ours", "compiled", "liger"), key=lambda way: medians.get(way, float("inf")))
     if place.on_cuda:
         assert place.peak_flops is not None
@@ -174,12 +171,38 @@ class _Times:
         self.broken: dict[str, str] = {}
         self._warm_up: dict[str, float] = {}
         self._peaks: dict[str, int] = {}
+        self._kernels: dict[str, list[dict[str, Any]]] = {}
 
     def warm_up(self, way: str, step: Callable[[], None]) -> None:
         """Take the first step of a way, which is not counted; if it cannot be taken the others go on."""
-        try:
+        with self._apart(way):
             self._warm_up[way] = _clocked(step, self._place)
             self.ways[way], self.seconds[way] = step, []
+
+    def rounds(self, least: int, most: int) -> None:
+        """Let every way take a step in turn, and again until the time is gone."""
+        for number in range(most):
+            if number >= least and (self._place.tiny or time.monotonic() > self._place.ends):
+                break
+            for way, step in [*self.ways.items()]:
+                with self._apart(way):
+                    if self._place.on_cuda:
+                        torch.cuda.reset_peak_memory_stats()
+                    self.seconds[way].append(_clocked(step, self._place))
+                    if self._place.on_cuda:
+                        self._peaks[way] = torch.cuda.max_memory_allocated()
+
+    def profile(self, way: str) -> None:
+        """What takes most time in a step of a way, if that is one that runs."""
+        if way in self.ways:
+            with self._apart(way):
+                self._kernels[way] = _profiled(self.ways[way], self._place)
+
+    @contextmanager
+    def _apart(self, way: str) -> Iterator[None]:
+        """What breaks in a way ends that way and no other."""
+        try:
+            yield
             return
         except MissingError as error:
             self.missing[way] = str(error)
@@ -187,20 +210,9 @@ class _Times:
             self.missing[way] = "out of memory"
         except Exception as error:  # a compiler or a kernel that breaks here
             self.broken[way] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        self.ways.pop(way, None)
         self._trainer.zero_grad()
         self._place.release()
-
-    def rounds(self, least: int, most: int) -> None:
-        """Let every way take a step in turn, and again until the time is gone."""
-        for number in range(most):
-            if number >= least and (self._place.tiny or time.monotonic() > self._place.ends):
-                break
-            for way, step in self.ways.items():
-                if self._place.on_cuda:
-                    torch.cuda.reset_peak_memory_stats()
-                self.seconds[way].append(_clocked(step, self._place))
-                if self._place.on_cuda:
-                    self._peaks[way] = torch.cuda.max_memory_allocated()
 
     def facts(self) -> dict[str, Any]:
         trainer, flops = self._trainer, self._trainer.flops()
@@ -226,6 +238,7 @@ class _Times:
             "broken": self.broken,
             "ways": rows,
             "losses": dict(trainer.losses),
+            "kernels": self._kernels,
         }
 
 
@@ -369,8 +382,10 @@ def _means_from_whole_logits(causal: Any, pairs: Sequence[EncodedPair], device: 
         real[row, :end] = 1
         scored[row, len(prompt) : end] = 1
     ids, real, scored = ids.to(device), real.to(device), scored[:, 1:].to(device)
-    logits = causal(input_ids=ids, attention_mask=real, use_cache=False).logits.float()
-    logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    logits = causal(input_ids=ids, attention_mask=real, use_cache=False).logits.float()[:, :-1]
+    # as TRL does it: a row of the batch at a time, which holds less than a log-softmax of all
+    normalisers = torch.stack([row.logsumexp(-1) for row in logits])
+    logps = logits.gather(2, ids[:, 1:, None]).squeeze(2) - normalisers
     means = (logps * scored).sum(1) / scored.sum(1)
     return means[: len(pairs)], means[len(pairs) :]
 

@@ -9,8 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu import bundle, check
-from tests.gpu.check import PARTS, Document, MissingError, Outcome, Part, Place, require, run_parts, supervise
+from simpo_cli.model.policy import Policy
+from tests.gpu import bundle, check, speed
+from tests.gpu.check import (
+    PARTS,
+    Document,
+    MissingError,
+    Outcome,
+    Part,
+    Place,
+    WrongError,
+    require,
+    run_parts,
+    supervise,
+)
 
 Work = Callable[[Place], tuple[str, dict[str, Any]]]
 
@@ -24,7 +36,8 @@ def _part(monkeypatch: pytest.MonkeyPatch, work: Work, seconds: float = 1.0) -> 
 def test_a_part_that_breaks_is_not_the_end_and_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def breaks(_: Place) -> tuple[str, dict[str, Any]]:
+    def breaks(place: Place) -> tuple[str, dict[str, Any]]:
+        place.keep({"half": 2})
         raise ZeroDivisionError("by design")
 
     def lacks(_: Place) -> tuple[str, dict[str, Any]]:
@@ -52,6 +65,7 @@ def test_a_part_that_breaks_is_not_the_end_and_is_written_down(tmp_path: Path, m
     outcomes = document.outcomes
     assert [outcome.status for outcome in outcomes] == ["FAIL", "SKIP", "SKIP", "FAIL", "FAIL", "PASS"]
     assert outcomes[0].summary == "ZeroDivisionError: by design"
+    assert outcomes[0].facts["half"] == 2
     assert any("by design" in line for line in outcomes[0].facts["traceback"])
     assert outcomes[2].summary == "omegaconf.errors is not installed"
     assert outcomes[4].facts["rows"] == [1]
@@ -188,3 +202,35 @@ def test_the_bundle_holds_what_the_check_imports_and_neither_torch_nor_pyarrow()
     packages = {name.lower() for name in bundle._PACKAGES}
     assert {"omegaconf", "rensa", "xxhash", "pytest-socket", "liger-kernel"} <= packages
     assert not packages & {"torch", "pyarrow", "transformers", "datasets", "huggingface-hub", "tokenizers"}
+
+
+def test_a_way_that_breaks_stops_no_other_from_being_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler breaks: everything else is measured and kept, and the part fails with the reason."""
+    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
+
+    def breaks(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no compiler here\nsecond line")
+
+    monkeypatch.setattr(Policy, "compile_layers", breaks, raising=False)
+    with pytest.raises(WrongError, match="compiled did not run.*RuntimeError: no compiler here") as caught:
+        speed.speed_1_5b_full(place)
+    facts = caught.value.facts
+    assert set(facts["ways"]) == {"ours", "padded", "whole_logits"}
+    assert all(way["seconds"]["n"] == 4 for way in facts["ways"].values())
+    assert len(facts["kernels"]["ours"]) == 20
+    assert "liger" in facts["missing"]
+    assert place.known["ways"].keys() == facts["ways"].keys()
+
+
+def test_ways_that_do_not_compute_the_same_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
+    means = speed._means_from_whole_logits
+
+    def off(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen, rejected = means(*arguments)
+        return chosen + 0.01, rejected
+
+    monkeypatch.setattr(Policy, "compile_layers", lambda *_: None, raising=False)
+    monkeypatch.setattr(speed, "_means_from_whole_logits", off)
+    with pytest.raises(WrongError, match="losses differ from ours: {'whole_logits'"):
+        speed.speed_1_5b_full(place)
