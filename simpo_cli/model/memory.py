@@ -215,8 +215,8 @@ def _token_bytes(
 
     Norms keep their input in float32, and what they scale if the scale is trained. Autocast gives each of the five
     products that share an input a copy of its own, where that is not in the compute type already. Attention keeps
-    queries, keys, values, output and a normaliser for each head; models that cap their scores keep those too on a CPU, a
-    number for every head and key. The feed-forward keeps four wide arrays. Each adapted product keeps one of its rank.
+    queries, keys, values, output and a normaliser for each head; models that cap their scores keep those too on a CPU,
+    a number for every head and key. The feed-forward keeps four wide arrays, each adapted product one of its rank.
     """
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,20 +76,30 @@ class PackedPairs:
 def pack(pairs: Sequence[EncodedPair], device: torch.device) -> PackedPairs:
     """Lay pairs end to end and move them to the device, in one copy that nothing waits for."""
     lengths = [n for pair in pairs for n in (len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1)]
-    tokens, positions, predicting, targets = [], [], [], []
+    tokens: list[NDArray[Any]] = []
+    positions: list[NDArray[Any]] = []
+    predicting: list[NDArray[Any]] = []
+    targets: list[NDArray[Any]] = []
     for pair, span in zip(pairs, spans_of(tuple(lengths)), strict=True):
         tokens += [pair.prompt, pair.chosen[:-1], pair.rejected[:-1]]
         positions.append(np.arange(span.prompt))
         first = span.start + span.prompt
         for length in (span.chosen, span.rejected):
             positions.append(np.arange(span.prompt, span.prompt + length))
-            predicting += [[span.start + span.prompt - 1], np.arange(first, first + length)]
+            predicting += [np.array([span.start + span.prompt - 1]), np.arange(first, first + length)]
             first += length
         targets += [pair.chosen, pair.rejected]
     parts = [np.concatenate(part) for part in (tokens, positions, predicting, targets)]
     parts.append(np.array([len(response) for pair in pairs for response in (pair.chosen, pair.rejected)]))
-    *moved, sequences = _moved_at_once(parts, sequences_of(lengths), device)
-    return PackedPairs(*moved[:4], moved[4].view(-1, 2), PackLayout(torch.tensor(lengths), sequences))
+    moved, sequences = _moved_at_once(parts, sequences_of(lengths), device)
+    return PackedPairs(
+        tokens=moved[0],
+        positions=moved[1],
+        predicting=moved[2],
+        targets=moved[3],
+        response_lengths=moved[4].view(-1, 2),
+        layout=PackLayout(torch.tensor(lengths), sequences),
+    )
 
 
 def layout_of(spans: Sequence[PairSpan], device: torch.device) -> PackLayout:
@@ -177,13 +187,16 @@ def sequences_of(lengths: Sequence[int]) -> NDArray[np.int32]:
     return np.concatenate([keys, copies.ravel(), np.array(query_ends, np.int32), np.array(key_ends, np.int32)])
 
 
-def _moved_at_once(parts: Sequence[NDArray[np.integer]], last: NDArray[np.int32], device: torch.device) -> list[Tensor]:
-    """Arrays as int64 tensors on a device, and one of int32, all of them views of a single copy."""
+def _moved_at_once(
+    parts: Sequence[NDArray[Any]], last: NDArray[np.int32], device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Arrays as int64 tensors on a device, and one of int32, by a single copy to it."""
     sizes = [len(part) for part in parts] + [(len(last) + 1) // 2]
     host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
-    *wide, narrow = host.split(sizes)
+    *wide, narrow = torch.split(host, sizes)
     for tensor, part in zip(wide, parts, strict=True):
         tensor.numpy()[:] = part
     narrow.view(torch.int32).numpy()[: len(last)] = last
-    *moved, narrow = host.to(device, non_blocking=True).split(sizes)
-    return [*moved, narrow.view(torch.int32)[: len(last)]]
+    *moved, narrow = torch.split(host.to(device, non_blocking=True), sizes)
+    # on the device again, and no view: how a view lies in its buffer would make it another graph to a compiler
+    return moved, narrow.view(torch.int32)[: len(last)].clone()

@@ -1,6 +1,6 @@
 """The policy: one module, called with packed pairs, that returns the log-probability of every response token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from simpo_cli.data.plan import Packing
 from simpo_cli.model.adapters import leave_casts_to_autocast
 from simpo_cli.model.attention.interface import share_prompts
+from simpo_cli.model.compiled import CompiledLayer, compiled_layers
 from simpo_cli.model.fused.liger import LigerGatedMLP, LigerNorm
 from simpo_cli.model.fused.replace import StandIn, find_stand_ins
 from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
@@ -54,14 +55,46 @@ class Policy(nn.Module):
         self.packing = packing
 
     @cached_property
-    def _stand_ins(self) -> list[StandIn]:
-        """Looked for when they are first wanted, on the device where the model then is: each is tried before."""
+    def _replaced(self) -> Sequence[StandIn | CompiledLayer]:
+        """What takes the place of the model's own while prompts are shared: compiled layers, or else stand-ins.
+
+        The latter are looked for when they are first wanted, on the device where the model then is: each is tried.
+        """
         return find_stand_ins(self.causal)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the decoder's layers run as compiled code while prompts are shared."""
+        return any(isinstance(part, CompiledLayer) for part in self._replaced)
+
+    def compile_layers(self, compiled: bool, *, strict: bool = False) -> None:
+        """Let the decoder's layers run as compiled code from now on, or as they are.
+
+        A compiler joins the operations of norms and feed-forwards itself, so stand-ins are not used beside it.
+
+        Args:
+            compiled: whether to.
+            strict: raise where a layer cannot be compiled as a whole, instead of compiling its parts.
+        """
+        with self.packed("padded"):
+            self._replaced = compiled_layers(self.layers, strict=strict) if compiled else find_stand_ins(self.causal)
 
     @property
     def liger_modules(self) -> int:
         """How many norms and feed-forwards Liger's kernels compute while prompts are shared."""
-        return sum(isinstance(one.fused, (LigerNorm, LigerGatedMLP)) for one in self._stand_ins)
+        parts = [part for part in self._replaced if isinstance(part, StandIn)]
+        return sum(isinstance(part.fused, (LigerNorm, LigerGatedMLP)) for part in parts)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        count = int(self.causal.config.get_text_config().num_hidden_layers)
+        [layers] = [
+            child
+            for child in decoder_of(self.causal).children()
+            if isinstance(child, nn.ModuleList) and len(child) == count
+        ]
+        return layers
 
     @property
     def packing(self) -> Packing:
@@ -74,11 +107,11 @@ class Policy(nn.Module):
             return
         if packing == "shared_prefix":
             share_prompts(self.causal, flex=self.flex)
-            for stand_in in self._stand_ins:
-                stand_in.place()
+            for part in self._replaced:
+                part.place()
         else:
-            for stand_in in self._stand_ins:
-                stand_in.restore()
+            for part in self._replaced:
+                part.restore()
             self.causal.set_attn_implementation(self._own_attention)
         self._packing = packing
 

@@ -93,6 +93,8 @@ class ModelRecipe:
     """Type that the weights are held in; auto is float32 for full tuning and the checkpoint's own under adapters."""
     attention: Literal["auto", "shared_prefix", "padded"] = "auto"
     """How pairs go through the model: shared_prefix computes every prompt once; auto falls back to padded rows."""
+    compile: bool | Literal["auto"] = "auto"
+    """Run the decoder's layers as compiled code while prompts are shared; auto does in long runs on a card."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
     lora: LoraRecipe | None = None

@@ -9,6 +9,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
 from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import load_model
 from simpo_cli.model.policy import Policy
@@ -52,16 +53,24 @@ def build(
     if setting.checkpointing:
         policy.recompute_activations()
     is_another_run = any(change.kind == "identity" for change in changes)
+    fullest = setting.plan.fullest_microbatch(data.train, setting.budget, setting.packing)
+    pairs = CheckPairs.of(data.scored, fullest)
     if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
-        fullest = setting.plan.fullest_microbatch(data.train, setting.budget, setting.packing)
-        pairs = CheckPairs.of(data.scored, fullest)
         check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs)
         observer.note(str(check))
+        compile_as_before = False
     else:
         check = SelfCheck.from_json(past.latest.progress.self_check)
         policy.flex, policy.packing = check.why_by_segment is None, check.packing
-    if check.packing == "shared_prefix" and accelerator.device.type == "cuda" and (liger := liger_version()):
-        observer.note(f"Liger {liger} computes {policy.liger_modules} of the model's norms and feed-forwards")
+        compile_as_before = past.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
+    if not compile_as_before:
+        worth = is_worth_compiling(accelerator.device, setting.parameters.total, _training_tokens(setting))
+        if told := settle_compiling(policy, recipe.model.compile, pairs, accelerator.autocast, is_worth_it=worth):
+            observer.note(told)
+    elif setting.compiled:
+        compile_for_training(policy, pairs, accelerator.autocast)
+    if policy.packing == "shared_prefix" and policy.liger_modules:
+        observer.note(f"Liger {liger_version()} computes {policy.liger_modules} of the model's norms and feed-forwards")
     budget = setting.budget
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
@@ -102,6 +111,12 @@ def build(
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
     training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
+
+
+def _training_tokens(setting: Setting) -> int:
+    """Tokens that the run trains on, every prompt counted once a pair."""
+    plan, train = setting.plan, setting.data.train
+    return int(tokens_of_each(train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
 
 
 def questions_of(setting: Setting) -> list[Question]:

@@ -36,6 +36,7 @@ _SEEN_ELSEWHERE = {
     "train.precision",
     "train.deterministic",
     "model.attention",
+    "model.compile",
     "model.gradient_checkpointing",
     "model.path",
     "model.revision",

@@ -179,7 +179,10 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
             **versions,
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
             "packing": setting.packing,
-            "liger": liger_version() if on_card and setting.packing == "shared_prefix" else None,
+            "liger": liger_version()
+            if on_card and setting.packing == "shared_prefix" and not setting.compiled
+            else None,
+            **({"compiled": True} if setting.compiled else {}),  # else as in checkpoints of before there was any
             "tokens_per_microbatch": setting.budget,
             "gradient_checkpointing": setting.checkpointing,
             "deterministic": recipe.train.deterministic,

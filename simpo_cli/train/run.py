@@ -108,8 +108,10 @@ def _train_in(
     _write_rejected(folder, receipt.setting)
     with stop.at_once(), memory_for("loading and checking the model", _FREE_MEMORY):
         training, check, loaded = build(receipt.setting, observer, stop, past, changes)
-    setting = replace(receipt.setting, packing=check.packing, budget=training.budget)
+    compiled = training.policy.compiled
+    setting = replace(receipt.setting, packing=check.packing, compiled=compiled, budget=training.budget)
     receipt.content["self_check"] = check.as_json()
+    receipt.content["compiled"] = compiled
     me = identity(setting, receipt.content)
     if loaded is None:
         for name in LOGS:

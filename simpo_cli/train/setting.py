@@ -48,6 +48,7 @@ class Setting:
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
     checkpointing: bool  # whether layers are computed again in the backward pass
+    compiled: bool  # as the run was that is gone on with; the check of the layers decides
     budget: int
     memory: str
     accelerator: Accelerator
@@ -160,6 +161,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         packing=packing,
         why_padded=why_padded,
         checkpointing=checkpointing,
+        compiled=bool(machine and machine.get("compiled")),
         budget=budget,
         memory=memory,
         accelerator=accelerator,

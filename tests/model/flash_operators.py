@@ -35,6 +35,7 @@ class FlashOperators:
         monkeypatch.setitem(operator.packed_attention._backend_fns, "cpu", operator._attend_on_cuda)
         monkeypatch.setitem(operator.packed_attention_backward._backend_fns, "cpu", operator._gradients_on_cuda)
         monkeypatch.setattr("simpo_cli.model.attention.interface.fits_varlen", lambda query: query.shape[-1] % 8 == 0)
+        monkeypatch.setattr("simpo_cli.model.attention.interface._sees_all", lambda *_: False)  # no CPU's kernel
 
     def _forward(self, given: dict[str, Any]) -> tuple[Tensor, ...]:
         _check(given)

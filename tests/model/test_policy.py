@@ -15,6 +15,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import simpo_terms
 from simpo_cli.recipe.schema import LoraRecipe
+from tests.model.flash_operators import FlashOperators
 from tests.model.reference import response_logps, simpo_loss
 from tests.pairs import random_pairs
 from tests.tiny import tiny_model
@@ -143,6 +144,17 @@ def test_the_text_part_of_a_model_of_text_and_images_is_enough() -> None:
         AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
     )
     _assert_equal_to_single_sequences(model.double().eval(), "shared_prefix", random_pairs(4, seed=17))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "qwen3, heads 12 wide"])
+def test_the_way_of_a_card_gives_the_numbers_of_single_sequences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer whose heads or soft cap the kernel does not take goes by segment, and prompts stay shared."""
+    flash = FlashOperators("2.13")
+    flash.put_in_place(monkeypatch)
+    changes = {"head_dim": 12} if "wide" in name else MODELS[name]
+    model = tiny_model(name.split(",")[0], dtype=torch.float64, **changes)
+    _assert_equal_to_single_sequences(model, "shared_prefix", random_pairs(4, seed=19))
+    assert bool(flash.calls) == (name in ("llama", "mistral"))
 
 
 def test_scaling_of_logits_is_not_optional() -> None:

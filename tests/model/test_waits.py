@@ -105,7 +105,7 @@ def test_what_waits_is_seen() -> None:
 
 
 def test_a_micro_batch_is_moved_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From one pinned buffer to one on the card, and whatever the model reads is a view of the latter."""
+    """From one pinned buffer to one on the card, and what the model reads are views of the latter."""
     asked: list[tuple[Any, ...]] = []
     empty, move = torch.empty, Tensor.to
 
@@ -123,7 +123,8 @@ def test_a_micro_batch_is_moved_by_one_copy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     assert asked == [("pinned", True), ("moved", "cuda", True)]
     on_card = [packed.tokens, packed.positions, packed.predicting, packed.targets, packed.response_lengths]
-    assert len({t.untyped_storage().data_ptr() for t in (*on_card, packed.layout.sequences)}) == 1
+    assert len({tensor.untyped_storage().data_ptr() for tensor in on_card}) == 1
+    assert packed.layout.sequences._base is None
     expected = pack(random_pairs(3, seed=2), CPU)
     for ours, own in zip(on_card, [expected.tokens, expected.positions, expected.predicting], strict=False):
         assert torch.equal(ours, own)

@@ -101,14 +101,18 @@ def shared_prefix_attention(
         return packed_attention(query, key, value, *layout, scale, sliding_window)[0], None
     if plain and query.device.type == "cpu" and _sees_all(layout, sliding_window):
         return packed_attention(query, key, value, *layout, scale, None)[0], None
+    if torch.compiler.is_compiling():
+        raise UnsupportedAttentionError("this layer's attention reads where the pairs lie, outside of an operator")
     if flex and softcap is not None and s_aux is None and fits_flex(query, key, value):
         return attend_flex(query, key, value, layout.spans, scale, sliding_window, softcap), None
     return attend_by_segment(query, key, value, layout.spans, scale, sliding_window, softcap, s_aux), None
 
 
 def _sees_all(layout: PackLayout, window: int | None) -> bool:
-    """Whether a window is wider than the longest pair."""
-    return window is None or window >= sizes_of(tuple(layout.lengths.tolist())).most_keys
+    """Whether a window is wider than the longest pair. A compiler sees no lengths, and takes it for narrower."""
+    if window is None or torch.compiler.is_compiling():
+        return window is None
+    return window >= sizes_of(tuple(layout.lengths.tolist())).most_keys
 
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,7 +44,7 @@ def _attend_on_cuda(
 
 @packed_attention.register_fake
 def _attend_on_shapes(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    _, heads, length, width = query.shape
+    heads, length, width = query.shape[1:]
     wide = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(1, length, heads, width), query.new_empty(1, heads, length, dtype=wide)
 
@@ -69,6 +69,7 @@ def packed_attention_backward(
         query, key, value, lengths, sequences, scale, window: as they were given to `packed_attention`.
         output, normaliser: what it returned.
     """
+    assert window is None
     spans = PackLayout(lengths, sequences).spans
     return fused_cpu.gradients(gradient, query, key, value, output, normaliser, spans, scale)
 

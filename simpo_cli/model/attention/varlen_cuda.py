@@ -30,11 +30,11 @@ def fits_varlen(query: Tensor) -> bool:
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.shape[-1] <= _WIDEST_HEAD
         and query.shape[-1] % _WIDTHS == 0
-        and _has_kernel(query.device)
+        and bool(_has_kernel(query.device))
     )
 
 
-@torch.compiler.assume_constant_result  # a question to the driver, which no graph can hold
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a question to the driver, which no graph can hold
 def _has_kernel(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
 
@@ -103,15 +103,17 @@ def kernel_difference(
     for prompt, chosen, rejected in ((1, 0, 0), (1, 1, 1), (2, 0, 1), (1, 3, 0)):
         spans.append(PairSpan(spans[-1].end, prompt, chosen, rejected))
     generator = torch.Generator(device).manual_seed(0)
-    shapes = [(1, count, spans[-1].end, width) for count in (heads, key_heads, key_heads)]
-    drawn = [torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16) for shape in shapes]
+    query, key, value = (
+        torch.randn(1, count, spans[-1].end, width, generator=generator, device=device, dtype=torch.bfloat16)
+        for count in (heads, key_heads, key_heads)
+    )
     layout, scale = layout_of(spans, device), width**-0.5
-    output, normaliser = attend(*drawn, layout, scale, window)
+    output, normaliser = attend(query, key, value, layout, scale, window)
     weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
-    ours = [output, *gradients(weights, *drawn, output, normaliser, layout, scale, window)]
-    inputs = [states.float().requires_grad_() for states in drawn]
-    expected = attend_by_segment(*inputs, spans, scale, window, None, None)
-    own = [expected.detach(), *torch.autograd.grad((expected * weights).sum(), inputs)]
+    ours = [output, *gradients(weights, query, key, value, output, normaliser, layout, scale, window)]
+    query, key, value = (states.float().requires_grad_() for states in (query, key, value))
+    expected = attend_by_segment(query, key, value, spans, scale, window, None, None)
+    own = [expected.detach(), *torch.autograd.grad((expected * weights).sum(), (query, key, value))]
     return max(float((a.float() - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(ours, own, strict=True))
 
 
@@ -121,7 +123,9 @@ class _Call:
     def __init__(self, layout: PackLayout, scale: float, window: int | None) -> None:
         sizes: SequenceSizes = sizes_of(tuple(layout.lengths.tolist()))
         ends = sizes.sequences + 1
-        self._keys, copies, query_ends, key_ends = layout.sequences.split([sizes.keys, 3 * sizes.tokens, ends, ends])
+        self._keys, copies, query_ends, key_ends = torch.split(
+            layout.sequences, [sizes.keys, 3 * sizes.tokens, ends, ends]
+        )
         self._copies = copies.view(3, sizes.tokens)
         self.sequences = (query_ends, key_ends, sizes.most_queries, sizes.most_keys)
         is_windowed = window is not None and window < sizes.most_keys
