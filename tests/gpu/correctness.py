@@ -14,13 +14,13 @@ from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
 from simpo_cli.model.memory import chunk_rows, training_need
 from simpo_cli.model.packed import PairSpan, layout_of, pack
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.state import make_optimizer, start_moments
 from tests.gpu import models
-from tests.gpu.check import Place, need, require
+from tests.gpu.check import MissingError, Place, need, require
 
 LOSS = LossRecipe()
 _SHAPES = ((32, 8, 128), (14, 2, 64), (9, 3, 64), (16, 16, 80), (8, 4, 256), (12, 12, 100))  # heads, key heads, width
@@ -58,7 +58,7 @@ def kernels(place: Place) -> tuple[str, dict[str, Any]]:
         all(row["difference"] <= most for row in rows), f"up to {worst:.2g} of the norm from plain attention", facts
     )
     kernel_rows = sum(row["by_kernel"] for row in rows)
-    if place.on_cuda:
+    if place.on_cuda and torch.cuda.get_device_capability() >= (8, 0):
         require(kernel_rows == 15, f"the kernel computed {kernel_rows} of 18 shapes, and should compute 15", facts)
     return (
         f"{len(rows)} shapes and windows within {worst:.2g} of the norm (bound {most:g}), {kernel_rows} by kernel",
@@ -116,41 +116,41 @@ def _plain_attention(
 
 
 class _Step(NamedTuple):
-    logps: Tensor  # (2P,) mean log-probs, chosen and rejected of each pair
+    logps: Tensor  # (N,) of every response token, chosen and rejected of each pair in turn
     gradient: dict[str, Tensor]
 
 
 def agreement(place: Place) -> tuple[str, dict[str, Any]]:
-    """Mean log-probs and the gradient of a step, float32 and bf16, prompts shared and padded rows."""
+    """Log-probs and the gradient of a step, float32 and bf16, prompts shared and padded rows."""
     config = models.tiny() if place.tiny else models.smollm2_135m()
     policy = models.build(config, place.device, weights=torch.float32)
-    pairs = models.make_pairs(6, models.TINY if place.tiny else models.SHORT, config.vocab_size)
+    pairs = models.make_pairs(12, models.TINY if place.tiny else models.SHORT, config.vocab_size)
     with ieee_float32():
         reference = _reference(policy, pairs)
         errors = {}
         for precision in ("fp32", "bf16"):
             for packing in ("shared_prefix", "padded"):
                 step = _ours(policy, pairs, packing, precision, place)
+                apart = step.logps - reference.logps
                 errors[f"{precision}_{packing}"] = {
-                    "logps": float((step.logps - reference.logps).abs().max()),
-                    "logps_rms": float((step.logps - reference.logps).square().mean().sqrt()),
+                    "logps": float(apart.abs().max()),
+                    "logps_rms": float(apart.square().mean().sqrt()),
                     "gradient": _apart(step.gradient, reference.gradient),
                 }
     for packing in ("shared_prefix", "padded"):
         found = errors[f"fp32_{packing}"]
+        require(found["logps"] <= 5e-4, f"float32 {packing}: a log-prob differs by {found['logps']:.2g} nats", errors)
         require(
-            found["logps"] <= 1e-4, f"float32 {packing}: mean log-probs differ by {found['logps']:.2g} nats", errors
+            found["gradient"] <= 2e-4, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors
         )
-        require(
-            found["gradient"] <= 1e-3, f"float32 {packing}: the gradient differs by {found['gradient']:.2g}", errors
-        )
-    shared, padded = errors["bf16_shared_prefix"], errors["bf16_padded"]
+    full, shared, padded = errors["fp32_shared_prefix"], errors["bf16_shared_prefix"], errors["bf16_padded"]
     for what in ("logps_rms", "gradient"):
         ratio = shared[what] / padded[what]
         require(ratio <= 1.5, f"bf16: shared prompts err {ratio:.2f} times as much as padded rows in {what}", errors)
     return (
-        f"float32 gradient to {errors['fp32_shared_prefix']['gradient']:.1e}; bf16 to {shared['gradient']:.1e} shared "
-        f"and {padded['gradient']:.1e} padded ({len(pairs)} pairs, one seed)",
+        f"float32: log-probs to {full['logps']:.1e} nats, gradient to {full['gradient']:.1e}; bf16, shared and padded: "
+        f"log-probs to {shared['logps_rms']:.1e} and {padded['logps_rms']:.1e} (root mean square), gradient to "
+        f"{shared['gradient']:.1e} and {padded['gradient']:.1e} ({len(reference.logps):,} tokens, one seed)",
         errors,
     )
 
@@ -159,28 +159,30 @@ def _reference(policy: Policy, pairs: Sequence[EncodedPair]) -> _Step:
     """One sequence at a time through the model's own forward and its own logits."""
     policy.zero_grad()
     device = next(policy.parameters()).device
-    means = []
+    found = []
     with policy.untouched() as causal:
         for pair in pairs:
-            of_pair = []
+            means = []
             for response in (pair.chosen, pair.rejected):
                 ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=device)
                 logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1].float()
-                logps = logits.log_softmax(-1).gather(1, ids[0, len(pair.prompt) :, None])
-                of_pair.append(logps.mean())
-            terms = terms_under(LOSS, of_pair[0][None], of_pair[1][None])
+                logps = logits.log_softmax(-1).gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1)
+                found.append(logps.detach())
+                means.append(logps.mean())
+            terms = terms_under(LOSS, means[0][None], means[1][None])
             (terms.losses.sum() / len(pairs)).backward()
-            means += [m.detach() for m in of_pair]
-    return _Step(torch.stack(means), _taken(policy))
+    return _Step(torch.cat(found), _taken(policy))
 
 
 def _ours(policy: Policy, pairs: Sequence[EncodedPair], packing: Packing, precision: str, place: Place) -> _Step:
     policy.zero_grad()
     autocast = torch.autocast(place.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    packed = pack(pairs, place.device)
     with policy.packed(packing), autocast:
-        chosen, rejected = policy.response_means(pack(pairs, place.device))
+        logps = policy(packed)
+        chosen, rejected = means_of(logps, packed)
         (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
-    return _Step(torch.stack([chosen, rejected], 1).flatten().detach().float(), _taken(policy))
+    return _Step(logps.detach().float(), _taken(policy))
 
 
 def _taken(policy: Policy) -> dict[str, Tensor]:
@@ -265,20 +267,27 @@ def memory(place: Place) -> tuple[str, dict[str, Any]]:
         _Setting("8B LoRA, bf16", models.llama3_8b(), bf16, bf16, True, False, 8192),
         _Setting("8B LoRA, bf16, checkpointing", models.llama3_8b(), bf16, bf16, True, True, 16384),
     ]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    facts = {"rows": rows, "do_not_fit": (small := [])}
     for setting in settings:
-        predicted, measured = _predicted_and_measured(setting, place)
+        place.release()
+        try:
+            predicted, measured = _predicted_and_measured(setting, place)
+        except torch.OutOfMemoryError:
+            small.append(setting.name)
+            continue
         rows.append({"setting": setting.name, "predicted_gb": predicted / 1e9, "measured_gb": measured / 1e9})
-    facts = {"rows": rows}
+        place.keep(facts)
+    if not rows:
+        raise MissingError("none of the settings fits this card")
     off = [row["predicted_gb"] / row["measured_gb"] - 1 for row in rows]
-    worst = max(off, key=abs)
-    place.bar("memory formula, furthest from the measured peak", abs(worst), most=0.1)
-    summary = "predicted against measured: " + ", ".join(f"{100 * one:+.0f} %" for one in off)
-    return summary, facts
+    place.bar("memory formula, furthest from the measured peak", max(map(abs, off)), most=0.1)
+    told = ", ".join(f"{100 * one:+.0f} %" for one in off)
+    return f"predicted against measured: {told}" + (f"; {', '.join(small)} do not fit" if small else ""), facts
 
 
 def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
-    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
     policy = models.build(setting.config, place.device, weights=setting.weights, lora=setting.lora)
     if setting.checkpointing:
         policy.recompute_activations()
@@ -288,6 +297,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         models.make_pairs(200, models.LONG, setting.config.vocab_size), setting.tokens, "shared_prefix"
     )
     tokens = sum(pair.num_tokens for pair in pairs)
+    models.without_stand_ins(policy)
     policy.packing = "shared_prefix"
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):  # gradients are there from the first on
@@ -295,7 +305,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
             chosen, rejected = policy.response_means(pack(pairs, place.device))
         (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
         optimizer.step()
-    measured = torch.cuda.max_memory_allocated()
+    measured = torch.cuda.max_memory_allocated() - before
     need = training_need(
         setting.config,
         models.count(policy),

@@ -114,3 +114,9 @@ def build(config: Any, device: torch.device, *, weights: torch.dtype, lora: bool
 def count(policy: Policy) -> ParameterCounts:
     sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
     return ParameterCounts(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
+
+
+def without_stand_ins(policy: Policy) -> None:
+    """Leave the model's own norms and feed-forwards in place while prompts are shared, where Liger is installed too."""
+    policy._replaced = ()
+    assert not getattr(policy, "liger_modules", 0)
