@@ -220,7 +220,7 @@ def _token_bytes(
     """
     hidden = int(config.hidden_size)
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
     key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_width = int(getattr(config, "head_dim", None) or hidden // heads)
     norms = 4 if str(config.model_type).startswith(("gemma2", "gemma3")) else 2

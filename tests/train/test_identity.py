@@ -130,11 +130,16 @@ def test_code_that_a_model_brings_with_it_is_part_of_the_model(
 
 
 @pytest.mark.parametrize(
-    ("device", "packing", "expected"),
-    [("cuda", "shared_prefix", "0.8.5"), ("cuda", "padded", None), ("cpu", "shared_prefix", None)],
+    ("device", "packing", "compiled", "expected"),
+    [
+        ("cuda", "shared_prefix", False, "0.8.5"),
+        ("cuda", "shared_prefix", True, None),
+        ("cuda", "padded", False, None),
+        ("cpu", "shared_prefix", False, None),
+    ],
 )
 def test_liger_is_part_of_it_where_its_kernels_compute(
-    device: str, packing: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+    device: str, packing: str, compiled: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receipt, "liger_version", lambda: "0.8.5")
     setting: Any = SimpleNamespace(
@@ -149,6 +154,8 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
         ),
         accelerator=SimpleNamespace(device=torch.device(device)),
         packing=packing,
+        compiled=compiled,
+        checkpointing=False,
         budget=100,
     )
     content: dict[str, Any] = {
