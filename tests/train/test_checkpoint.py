@@ -27,10 +27,17 @@ from simpo_cli.train.checkpoint import (
     Manifest,
     commit,
     find_checkpoints,
+    hashing,
     open_checkpoint,
     reap,
     rotate,
 )
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces_are_hashed_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "_FEWEST", 2**18)
+
 
 FILES = ("weights", "moments", "progress.json")
 
@@ -296,7 +303,7 @@ from simpo_cli.train.checkpoint import CheckpointWriter
 writer = CheckpointWriter(Path({str(tmp_path)!r}))
 def save(name):
     with writer.open(name) as file:
-        file.write(bytes(3_000_000))
+        file.write(bytes(6_000_000))
 save("first")
 child = os.fork()
 save("of the child" if child == 0 else "of the parent")
@@ -304,7 +311,7 @@ if child == 0:
     sys.exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 kept = writer.open("never ended")
-kept.__enter__().write(bytes(3_000_000))
+kept.__enter__().write(bytes(6_000_000))
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "never ended", "of the child", "of the parent"]

@@ -21,7 +21,7 @@ from simpo_cli.train.checkpoint.hashing import FileFacts, HashBeside
 MANIFEST = "manifest.json"
 
 _MOST_MANIFEST_BYTES = 16 * 2**20
-_READ = 2**20
+_READ = 2**22  # one piece is hashed while the next is read
 
 
 class DamagedCheckpointError(Exception):
@@ -109,7 +109,7 @@ class HashedReader:
             EOFError: the file has ended before.
         """
         while buffer:
-            got = os.readv(self._descriptor, [buffer[:_READ]])  # in pieces that are still in the cache for the hash
+            got = os.readv(self._descriptor, [buffer[:_READ]])
             if got == 0:
                 raise EOFError
             self._hashing.update(buffer[:got])
