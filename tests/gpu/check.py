@@ -103,6 +103,18 @@ class Place:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+    def allocated(self) -> int:
+        """Bytes of the tensors on a card; 0 on a CPU, where nobody counts them."""
+        import torch
+
+        return torch.cuda.memory_allocated() if self.on_cuda else 0
+
+    def peak(self) -> int:
+        """The most that they were since `release`."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self.on_cuda else 0
+
 
 class MissingError(Exception):
     """A part cannot run here; the message says what it lacks."""

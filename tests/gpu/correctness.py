@@ -256,8 +256,6 @@ class _Setting(NamedTuple):
 
 def memory(place: Place) -> tuple[str, dict[str, Any]]:
     """The memory that is predicted before a run, against the peak of a real step, for six settings."""
-    if not place.on_cuda:
-        return _predicted_and_counted()
     f32, bf16 = torch.float32, torch.bfloat16
     settings = [
         _Setting("135M full, bf16", models.smollm2_135m(), f32, bf16, False, False, 16384),
@@ -267,6 +265,8 @@ def memory(place: Place) -> tuple[str, dict[str, Any]]:
         _Setting("8B LoRA, bf16", models.llama3_8b(), bf16, bf16, True, False, 8192),
         _Setting("8B LoRA, bf16, checkpointing", models.llama3_8b(), bf16, bf16, True, True, 16384),
     ]
+    if place.tiny:
+        settings = [setting._replace(config=models.tiny(), tokens=256) for setting in settings]
     rows: list[dict[str, Any]] = []
     facts = {"rows": rows, "do_not_fit": (small := [])}
     for setting in settings:
@@ -278,6 +278,8 @@ def memory(place: Place) -> tuple[str, dict[str, Any]]:
             continue
         rows.append({"setting": setting.name, "predicted_gb": predicted / 1e9, "measured_gb": measured / 1e9})
         place.keep(facts)
+    if not place.on_cuda:  # the steps ran, and nobody counted
+        return _predicted_and_counted()
     if not rows:
         raise MissingError("none of the settings fits this card")
     off = [row["predicted_gb"] / row["measured_gb"] - 1 for row in rows]
@@ -287,25 +289,27 @@ def memory(place: Place) -> tuple[str, dict[str, Any]]:
 
 
 def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
-    before = torch.cuda.memory_allocated()
+    before = place.allocated()
     policy = models.build(setting.config, place.device, weights=setting.weights, lora=setting.lora)
     if setting.checkpointing:
         policy.recompute_activations()
     optimizer = make_optimizer(policy, weight_decay=0.0)
     start_moments(optimizer)
     pairs = fullest_microbatch(
-        models.make_pairs(200, models.LONG, setting.config.vocab_size), setting.tokens, "shared_prefix"
+        models.make_pairs(200, models.TINY if place.tiny else models.LONG, setting.config.vocab_size),
+        setting.tokens,
+        "shared_prefix",
     )
     tokens = sum(pair.num_tokens for pair in pairs)
     models.without_stand_ins(policy)
     policy.packing = "shared_prefix"
-    torch.cuda.reset_peak_memory_stats()
+    place.release()
     for _ in range(2):  # gradients are there from the first on
-        with torch.autocast("cuda", torch.bfloat16, enabled=setting.compute == torch.bfloat16):
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=setting.compute == torch.bfloat16):
             chosen, rejected = policy.response_means(pack(pairs, place.device))
         (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
         optimizer.step()
-    measured = torch.cuda.max_memory_allocated() - before
+    measured = place.peak() - before
     need = training_need(
         setting.config,
         models.count(policy),

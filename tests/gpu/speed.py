@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Packing, microbatches, tokens_of_each
+from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
 from simpo_cli.model.memory import available_bytes, training_need
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import terms_under
@@ -29,6 +29,7 @@ from tests.gpu.correctness import LOSS
 _KERNELS = 20
 _ROUNDS = 2  # of every way at least, however slow; more until the part's time is gone
 _MOST_ROUNDS = 9
+_PROFILE_SECONDS = 8.0  # and what else comes behind the rounds
 _TOKENS = 16384  # of a micro-batch at most, as `tokens_per_microbatch: auto` has it
 
 
@@ -181,21 +182,23 @@ class _Times:
 
     def rounds(self, least: int, most: int) -> None:
         """Let every way take a step in turn, and again until the time is gone."""
+        took = 0.0
         for number in range(most):
-            if number >= least and (self._place.tiny or time.monotonic() > self._place.ends):
+            started = time.monotonic()
+            if number >= least and (self._place.tiny or started + took + _PROFILE_SECONDS > self._place.ends):
                 break
             for way, step in [*self.ways.items()]:
                 with self._apart(way):
                     if self._place.on_cuda:
                         torch.cuda.reset_peak_memory_stats()
                     self.seconds[way].append(_clocked(step, self._place))
-                    if self._place.on_cuda:
-                        self._peaks[way] = torch.cuda.max_memory_allocated()
+                    self._peaks[way] = self._place.peak()
+            took = time.monotonic() - started
 
     def profile(self, way: str) -> None:
         """What takes most time in a step of a way, if that is one that runs."""
         if way in self.ways:
-            with self._apart(way):
+            with self._apart(f"the profile of {way}"):
                 self._kernels[way] = _profiled(self.ways[way], self._place)
 
     @contextmanager
@@ -225,7 +228,7 @@ class _Times:
                     "pairs_per_second": len(trainer.pairs) / middle,
                     "tokens_per_second": trainer.tokens / middle,
                     "share_of_products": flops / middle / (self._place.peak_flops or float("inf")),
-                    "peak_gb": self._peaks[way] / 1e9 if way in self._peaks else None,
+                    "peak_gb": self._peaks[way] / 1e9 if self._peaks[way] else None,
                     "warm_up_seconds": self._warm_up[way],
                 }
         return {
@@ -268,8 +271,6 @@ class _Trainer:
     def _most_tokens(self, available: int) -> int:
         """Tokens of a micro-batch as a run chooses them; never less than the longest pair needs."""
         longest = int(tokens_of_each(self.pairs, "shared_prefix").max())
-        if self._place.tiny:
-            return max(64, longest)
         memory = training_need(
             self._work.config,
             models.count(self._policy),
@@ -277,11 +278,11 @@ class _Trainer:
             compute=self._place.compute,
             lora_rank=models.LORA.rank if self._work.lora else None,
             checkpointing=False,
-            longest_row=longest,
+            longest_row=int(row_tokens_of_each(self.pairs).max()),
             device=self._place.device,
             available=available,
         )
-        return max(longest, memory.comfortable_tokens(_TOKENS))
+        return max(longest, memory.comfortable_tokens(64 if self._place.tiny else _TOKENS))
 
     def flops(self) -> float:
         """What the method needs for the step."""
@@ -363,8 +364,8 @@ class _Trainer:
 
 @contextmanager
 def _graphs_only(place: Place) -> Iterator[None]:
-    """On a CPU layers are made into graphs, forward and backward, and no code is made of them: that takes a minute."""
-    if place.on_cuda:
+    """Where all is small, layers are made into graphs and no code is made of these, which takes a minute on a CPU."""
+    if not place.tiny:
         yield
         return
     with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):

@@ -211,7 +211,7 @@ def test_a_way_that_breaks_stops_no_other_from_being_timed(tmp_path: Path, monke
     def breaks(*_: Any, **__: Any) -> None:
         raise RuntimeError("no compiler here\nsecond line")
 
-    monkeypatch.setattr(Policy, "compile_layers", breaks, raising=False)
+    monkeypatch.setattr(Policy, "compile_layers", breaks)
     with pytest.raises(WrongError, match="compiled did not run.*RuntimeError: no compiler here") as caught:
         speed.speed_1_5b_full(place)
     facts = caught.value.facts
@@ -230,7 +230,20 @@ def test_ways_that_do_not_compute_the_same_are_a_failure(tmp_path: Path, monkeyp
         chosen, rejected = means(*arguments)
         return chosen + 0.01, rejected
 
-    monkeypatch.setattr(Policy, "compile_layers", lambda *_: None, raising=False)
+    monkeypatch.setattr(Policy, "compile_layers", lambda *_: None)
     monkeypatch.setattr(speed, "_means_from_whole_logits", off)
     with pytest.raises(WrongError, match="losses differ from ours: {'whole_logits'"):
         speed.speed_1_5b_full(place)
+
+
+def test_a_profile_that_breaks_leaves_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("no profiler here")
+
+    monkeypatch.setattr(Policy, "compile_layers", lambda *_: None)
+    monkeypatch.setattr(speed, "_profiled", breaks)
+    with pytest.raises(WrongError, match="the profile of ours, the profile of compiled did not run") as caught:
+        speed.speed_1_5b_full(place)
+    assert all(way["seconds"]["n"] >= 2 for way in caught.value.facts["ways"].values())
