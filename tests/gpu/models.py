@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
+from tests.model.shapes import LLAMA_8B, QWEN_1B5, SMOLLM2_135M
 
 LORA = LoraRecipe(rank=16, alpha=32.0)
 
@@ -47,43 +48,16 @@ def make_pairs(count: int, lengths: Lengths, vocab_size: int, seed: int = 0) -> 
     ]
 
 
-def smollm2_135m() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
+def smollm2_135m() -> Any:
+    return AutoConfig.for_model(**SMOLLM2_135M, max_position_embeddings=8192)
 
 
-def qwen2_1_5b() -> Qwen2Config:
-    return Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-    )
+def qwen2_1_5b() -> Any:
+    return AutoConfig.for_model(**QWEN_1B5, max_position_embeddings=8192)
 
 
-def llama3_8b() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        tie_word_embeddings=False,
-    )
+def llama3_8b() -> Any:
+    return AutoConfig.for_model(**LLAMA_8B, max_position_embeddings=8192)
 
 
 def tiny() -> LlamaConfig:
@@ -119,4 +93,3 @@ def count(policy: Policy) -> ParameterCounts:
 def without_stand_ins(policy: Policy) -> None:
     """Leave the model's own norms and feed-forwards in place while prompts are shared, where Liger is installed too."""
     policy._replaced = ()
-    assert not getattr(policy, "liger_modules", 0)
