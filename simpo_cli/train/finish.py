@@ -64,7 +64,7 @@ def finish(
         ) from error
     with training.stop.at_once():
         saved = Policy(_read_again(model_dir, setting.weights, training.accelerator.device))
-        saved.packing = setting.packing
+        saved.flex, saved.packing = training.policy.flex, setting.packing
         answers = answer(saved, questions, setting.data.tokenizer, training.accelerator)
     both = zip(questions, training.answers_before, answers, strict=True)
     outcome, measured = conclude(

@@ -16,6 +16,7 @@ _OUT_OF_MEMORY = (
     "not enough memory",
     "Cannot allocate memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # of segments that can grow, whose memory the driver maps
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 

@@ -16,7 +16,18 @@ _MOST_MB = 60
 _PACKAGES = (
     *("accelerate", "peft", "psutil", "omegaconf", "pyyaml", "rensa", "xxhash", "filelock", "jinja2"),
     *("typer", "annotated-doc", "shellingham", "rich", "pygments", "markdown-it-py", "mdurl"),
-    *("matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver", "pillow", "pyparsing", "python-dateutil"),
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),  # typer reads arguments by it
+    *(
+        "matplotlib",
+        "contourpy",
+        "cycler",
+        "fonttools",
+        "kiwisolver",
+        "pillow",
+        "pyparsing",
+        "python-dateutil",
+        "tzdata",
+    ),
     *("pytest", "pytest-socket", "iniconfig", "pluggy", "hypothesis", "sortedcontainers"),
     "liger-kernel",
 )

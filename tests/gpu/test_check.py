@@ -3,11 +3,15 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from simpo_cli.model.policy import Policy
 from tests.gpu import bundle, check, speed
@@ -202,6 +206,17 @@ def test_the_bundle_holds_what_the_check_imports_and_neither_torch_nor_pyarrow()
     packages = {name.lower() for name in bundle._PACKAGES}
     assert {"omegaconf", "rensa", "xxhash", "pytest-socket", "liger-kernel"} <= packages
     assert not packages & {"torch", "pyarrow", "transformers", "datasets", "huggingface-hub", "tokenizers"}
+
+
+def test_what_the_bundle_needs_is_in_it_or_comes_with_torch_and_transformers() -> None:
+    bundled = {canonicalize_name(name) for name in bundle._PACKAGES}
+    there = {"torch", "transformers", "typing-extensions"}  # and what the latter two bring, but for typer's own
+    there |= {"huggingface-hub", "numpy", "packaging", "pyyaml", "safetensors", "tqdm", "markupsafe", "six"}
+    for name in sorted(bundled):
+        with suppress(PackageNotFoundError):  # not all of them are here
+            needs = [Requirement(text) for text in requires(name) or []]
+            wanted = {canonicalize_name(need.name) for need in needs if not need.marker or need.marker.evaluate()}
+            assert wanted <= bundled | there, name
 
 
 def test_a_way_that_breaks_stops_no_other_from_being_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.attention.interface import NAME_WITHOUT_FLEX
 from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.self_check import SelfCheck, settle_packing
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
+from simpo_cli.train import build, finish
 from simpo_cli.train.export import measure_rounding, save_model, written_whole
 from simpo_cli.train.finish import _read_again
+from simpo_cli.train.loop import Training
+from simpo_cli.train.outcome import conclude
 from tests.tiny import save_tiny_model
+from tests.train.guide import Guide
 
 
 @pytest.fixture
@@ -137,3 +145,25 @@ def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(sta
     with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
         _read_again(start, torch.float32, torch.device("cpu"))
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_the_saved_model_is_scored_by_the_kernels_that_were_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlexAttention that failed its check on a card would end a run behind its last step."""
+    seen: list[tuple[bool, str]] = []
+
+    def by_segment(policy: Policy, *rest: Any) -> SelfCheck:
+        check = settle_packing(policy, *rest)
+        policy.flex = False
+        return replace(check, why_by_segment="it does not compile here")
+
+    def concluded(training: Training, saved: Policy, *rest: Any, **more: Any) -> Any:
+        with saved.packed("shared_prefix"):
+            seen.append((saved.flex, saved.causal.config._attn_implementation))
+        return conclude(training, saved, *rest, **more)
+
+    monkeypatch.setattr(build, "settle_packing", by_segment)
+    monkeypatch.setattr(finish, "conclude", concluded)
+    Guide(tmp_path).train("run", "model.attention=auto", "train.max_steps=1", "data.holdout=0")
+    assert seen == [(False, NAME_WITHOUT_FLEX)]

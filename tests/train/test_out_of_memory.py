@@ -33,6 +33,7 @@ def test_what_torch_says_on_a_cpu_is_understood() -> None:
     assert ran_out(_allocation_error())
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
     assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert ran_out(RuntimeError("CUDA driver error: out of memory"))  # of expandable_segments, which the command sets
     assert ran_out(MemoryError())
     assert not ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not ran_out(ValueError("not enough memory"))
