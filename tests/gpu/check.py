@@ -37,9 +37,7 @@ Status = Literal["PASS", "FAIL", "SKIP"]
 Facts = dict[str, Any]
 
 _SECONDS = 340.0  # of six minutes, with room for a start and an end
-_HUNG_SECONDS = (
-    90.0  # at least so long is waited for a part, twice its own time if that is more; tiny: three times this
-)
+_HUNG_SECONDS = 150.0  # at least so long is waited for a part
 _NO_DEVICE = 4
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "tokenizers", "huggingface-hub", "triton", "liger-kernel")
 _OURS = ("simpo_cli", "tests")
@@ -360,7 +358,7 @@ def _command(file: Path, parts: Sequence[str]) -> list[str]:
 def _patience(part: str | None, *, tiny: bool) -> float:
     """Seconds after which a part hangs; None is what comes before the first one."""
     usual = next((known.seconds for known in PARTS if known.name == part), 0.0)
-    return 270.0 if tiny else max(90.0, 2 * usual)
+    return 270.0 if tiny else max(_HUNG_SECONDS, 2.5 * usual)
 
 
 def _watched(worker: "subprocess.Popen[bytes]", file: Path, *, tiny: bool) -> str:
