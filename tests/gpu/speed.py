@@ -27,7 +27,7 @@ from tests.gpu.check import MissingError, Place, need, require
 from tests.gpu.correctness import LOSS
 
 _KERNELS = 20
-_ROUNDS = 2  # before the compiler, however slow; one and more behind it, until the part's time is gone
+_ROUNDS = 2  # of every way at least, however slow; more until the part's time is gone
 _MOST_ROUNDS = 9
 _PROFILE_SECONDS = 8.0  # and what else comes behind the rounds
 _TOKENS = 16384  # of a micro-batch at most, as `tokens_per_microbatch: auto` has it
@@ -132,7 +132,7 @@ def _compared(name: str, work: _Work, place: Place, *, share: float | None = Non
     times.profile("ours")
     place.keep(times.facts())
     times.warm_up("compiled", lambda: trainer.ours("compiled"))
-    times.rounds(1, _MOST_ROUNDS)
+    times.rounds(_ROUNDS, _MOST_ROUNDS)
     times.profile("compiled")
     facts = times.facts()
     require(not times.broken, f"{', '.join(times.broken)} did not run: {[*times.broken.values()][:1]}", facts)
