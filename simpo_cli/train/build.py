@@ -1,6 +1,7 @@
 """From a settled run to one that can take its next step: weights, self-check, optimizer, and what was saved."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -53,10 +54,9 @@ def build(
     if setting.checkpointing:
         policy.recompute_activations()
     is_another_run = any(change.kind == "identity" for change in changes)
-    fullest = setting.plan.fullest_microbatch(data.train, setting.budget, setting.packing)
-    pairs = CheckPairs.of(data.scored, fullest)
+    pairs = cache(partial(_check_pairs, setting))  # a resumed run mostly checks nothing again
     if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
-        check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs)
+        check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs())
         observer.note(str(check))
         compile_as_before = False
     else:
@@ -65,10 +65,10 @@ def build(
         compile_as_before = past.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
     if not compile_as_before:
         worth = is_worth_compiling(accelerator.device, setting.parameters.total, _training_tokens(setting))
-        if told := settle_compiling(policy, recipe.model.compile, pairs, accelerator.autocast, is_worth_it=worth):
+        if told := settle_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
             observer.note(told)
     elif setting.compiled:
-        compile_for_training(policy, pairs, accelerator.autocast)
+        compile_for_training(policy, pairs(), accelerator.autocast)
     if policy.packing == "shared_prefix" and policy.liger_modules:
         observer.note(f"Liger {liger_version()} computes {policy.liger_modules} of the model's norms and feed-forwards")
     budget = setting.budget
@@ -111,6 +111,12 @@ def build(
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
     training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
+
+
+def _check_pairs(setting: Setting) -> CheckPairs:
+    """What the checks before the first step compare."""
+    fullest = setting.plan.fullest_microbatch(setting.data.train, setting.budget, setting.packing)
+    return CheckPairs.of(setting.data.scored, fullest)
 
 
 def _training_tokens(setting: Setting) -> int:
