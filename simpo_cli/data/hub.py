@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
+from simpo_cli.data.message_cells import with_messages
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.table_records import BATCH, records_of
 from simpo_cli.errors import ExitCode, UserError
 
 
@@ -21,8 +24,9 @@ def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[Raw
     """
     rows = _load(name, split, receipt)
     place = f"{name} ({split})" if split else name
-    for number, row in enumerate(rows, start=1):
-        yield RawRecord(f"{place}, record {number}", row)
+    batches = rows.with_format("arrow").iter(BATCH)
+    tables = (records_of(batch, number * BATCH, place) for number, batch in enumerate(batches))
+    yield from with_messages(chain.from_iterable(tables), receipt)
 
 
 def hub_identity(name: str, split: str | None) -> str:

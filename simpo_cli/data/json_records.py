@@ -238,7 +238,7 @@ def _blank_end(text: str, start: int) -> int:
 # JSON array
 
 
-class _Buffer:
+class TextWindow:
     """The text of a file as a window that moves forward; bytes that are not UTF-8 stay visible as surrogates."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -284,7 +284,7 @@ class _Buffer:
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}"]', re.DOTALL)
 _MOST_BRACKETS = 1_000_000  # behind so many the end of a broken record is not looked for
 _BARE_WORD = re.compile(r"[^,\]]*")
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | BadRecord]:
@@ -293,7 +293,7 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
     Raises:
         UserError: the array is broken in a way that leaves open where the next record begins.
     """
-    buffer = _Buffer(chunks)
+    buffer = TextWindow(chunks)
     if buffer.skip_blanks() == "\ufeff":
         buffer.position += 1
         buffer.skip_blanks()
@@ -339,7 +339,7 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
         )
 
 
-def _element(buffer: _Buffer, where: str) -> RawRecord | BadRecord:
+def _element(buffer: TextWindow, where: str) -> RawRecord | BadRecord:
     """The record at the buffer's position, which moves behind it."""
     while True:
         start, cut = buffer.position, False
@@ -360,8 +360,8 @@ def _element(buffer: _Buffer, where: str) -> RawRecord | BadRecord:
                 raise too_long(where)
             buffer.position = end
             text = buffer.text[start:end]
-            if found := _NOT_UTF8.search(text):
-                return _bad(where, _not_utf8(buffer, start + found.start()), text.encode("utf-8", "replace").decode())
+            if found := NOT_UTF8.search(text):
+                return _bad(where, not_utf8(buffer, start + found.start()), text.encode("utf-8", "replace").decode())
             return _record(where, value, text)
         end = _skip_element(buffer, where, cut=cut)
         text = buffer.text[buffer.position : end]
@@ -369,7 +369,8 @@ def _element(buffer: _Buffer, where: str) -> RawRecord | BadRecord:
         return _bad(where, problem, text.encode("utf-8", "replace").decode())
 
 
-def _not_utf8(buffer: _Buffer, position: int) -> RecordError:
+def not_utf8(buffer: TextWindow, position: int) -> RecordError:
+    """The refusal of a byte that is not UTF-8, which stands at a position of the window's text."""
     byte = ord(buffer.text[position]) - 0xDC00
     return RecordError(
         f"not UTF-8 at byte {buffer.byte_offset(position):,} of the file (0x{byte:02x})",
@@ -377,13 +378,13 @@ def _not_utf8(buffer: _Buffer, position: int) -> RecordError:
     )
 
 
-def _may_grow(buffer: _Buffer, where: str) -> bool:
+def _may_grow(buffer: TextWindow, where: str) -> bool:
     if len(buffer.text) - buffer.position > MAX_RECORD_BYTES:
         raise too_long(where)
     return buffer.grow()
 
 
-def _skip_element(buffer: _Buffer, where: str, *, cut: bool) -> int:
+def _skip_element(buffer: TextWindow, where: str, *, cut: bool) -> int:
     """Where the broken record ends, by its brackets.
 
     Raises:

@@ -1,14 +1,16 @@
 """A file to its records: which reader it needs, seen from its content, and refusals that say what it looks like."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
 
-from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC, ByteSource
-from simpo_cli.data.json_records import BOM, decode_line, parse_value, read_json_array, read_json_lines
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
-from simpo_cli.data.table_records import read_arrow, read_csv, read_parquet
+from simpo_cli.data.csv_records import read_csv
+from simpo_cli.data.file_bytes import ByteSource
+from simpo_cli.data.file_kinds import parses, refuse_other_kinds, refuse_other_text
+from simpo_cli.data.json_objects import read_object
+from simpo_cli.data.json_records import BOM, read_json_array, read_json_lines
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.table_records import read_arrow, read_parquet
 from simpo_cli.errors import UserError
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -17,18 +19,8 @@ _PACKED = (".gz", ".zst", ".zstd")
 
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
-_OTHER_KINDS = (
-    (GZIP_MAGIC, "an archive inside an archive", "Unpack it once."),
-    (ZSTD_MAGIC, "an archive inside an archive", "Unpack it once."),
-    (b"PK\x03\x04", "a zip archive (or an Excel sheet)", "Unpack it, or export it as JSON lines."),
-    (b"\xfd7zXZ\x00", "an xz file", "Unpack it with xz -d."),
-    (b"BZh", "a bzip2 file", "Unpack it with bzip2 -d."),
-    (b"SQLite format 3", "an SQLite database", "Export the table as CSV or JSON lines."),
-    (b"%PDF", "a PDF", "Preference pairs come as JSON, CSV or Parquet."),
-    (b"version https://git-lfs", "a pointer of Git LFS, not the data", "Fetch the data with git lfs pull."),
-)
-_UTF16 = "Re-encode it as UTF-8, such as with iconv -f utf-16 -t utf-8."
-
+_CR_IN_TABLE = re.compile(rb'(?:[^"\r\n]++|"[^"]*+")*+\r[^\n]')  # the first line end outside quotes
+_CR_IN_LINES = re.compile(rb"\}[ \t]*\r+[ \t]*\{")
 
 Records = Iterator[RawRecord | BadRecord]
 
@@ -48,25 +40,38 @@ def read_records(path: str, receipt: FileReceipt) -> tuple[Records, Callable[[],
     try:
         columnar = _columnar(start, source, name, receipt)
         if columnar is None:
-            _refuse_other_kinds(start, name)
+            return _read_text(source, receipt), source.finish
     except UserError:
         source.close()
         raise
-    if columnar == "parquet":
-        source.close()
-        return read_parquet(path, name, receipt), None
-    if columnar == "arrow":
-        source.close()
-        return read_arrow(path, name, receipt), None
-    start = start.removeprefix(BOM)
+    source.close()
+    read = read_parquet if columnar == "parquet" else read_arrow
+    return read(path, name, receipt), None
+
+
+def _read_text(source: ByteSource, receipt: FileReceipt) -> Records:
+    """The records of a file of text: CSV by its name, else JSON in whichever form."""
+    name, start, chunks = receipt.path, source.start.removeprefix(BOM), source.chunks()
     if plain_suffix(name) in (".csv", ".tsv"):
-        if start.lstrip()[:1] in (b"{", b"[") and _parses(_first_line(start)):
+        if start.lstrip()[:1] in (b"{", b"[") and parses(_first_line(start)):
             raise UserError("holds JSON, not CSV.", "Rename it to .jsonl or .json.", where=name)
-        return read_csv(source.chunks(), name, start), source.finish
+        if _CR_IN_TABLE.match(start):
+            start, chunks = start.replace(b"\r", b"\n"), _with_newlines(chunks)
+        return read_csv(chunks, receipt, start)
     if start.lstrip().startswith(b"[") and not _is_lines_of_lists(start):
-        return read_json_array(source.chunks(), name), source.finish
-    _refuse_other_text(start, name)
-    return read_json_lines(source.chunks(), name), source.finish
+        return read_json_array(chunks, name)
+    refuse_other_text(start, name)
+    if b"\n" not in start and _CR_IN_LINES.search(start):
+        chunks = _with_newlines(chunks)
+    if not start.lstrip().startswith(b"{"):
+        return read_json_lines(chunks, name)
+    records, chunks = read_object(chunks, name)
+    return read_json_lines(chunks, name) if records is None else records
+
+
+def _with_newlines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """A file whose lines end in a carriage return alone, as old Macs wrote them."""
+    return (chunk.replace(b"\r", b"\n") for chunk in chunks)
 
 
 def plain_suffix(name: str) -> str:
@@ -79,6 +84,7 @@ def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt)
     kind = "parquet" if start.startswith(_PARQUET) else "arrow" if start.startswith(_ARROW) else None
     suffix = plain_suffix(name)
     if kind is None:
+        refuse_other_kinds(start, name)
         if suffix in (".parquet", ".arrow") and start:
             label = suffix[1:].capitalize()
             raise UserError(
@@ -96,98 +102,11 @@ def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt)
     return kind
 
 
-def _refuse_other_kinds(start: bytes, name: str) -> None:
-    if not start or start.removeprefix(BOM).isspace() or start == BOM:
-        if len(start) < 2**16:
-            raise UserError("holds no records: it is empty.", "Name a file with preference pairs.", where=name)
-        return
-    for magic, kind, fix in _OTHER_KINDS:
-        if start.startswith(magic):
-            raise UserError(f"is {kind}.", fix, where=name)
-    zero_share = start[:200].count(0) / len(start[:200])
-    if zero_share > 0.9:
-        raise UserError("is filled with zero bytes.", "A write was interrupted; write the file again.", where=name)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zero_share > 0.25:
-        raise UserError("is text in UTF-16, not UTF-8.", _UTF16, where=name)
-    if re.match(rb"\s*<(!doctype|html|head|\?xml|!--)", start, re.IGNORECASE):
-        raise UserError(
-            "is a web page (HTML or XML), not data.",
-            "A download may have saved an error page or a login form; open it in a browser to see.",
-            where=name,
-        )
-
-
-def _refuse_other_text(start: bytes, name: str) -> None:
-    """Refuse a file of text that is no JSON at all; single records that are not JSON are refused by the reader."""
-    lines = [line for line in start.split(b"\n", 20)[:20] if line.strip()]
-    if not lines:
-        return
-    first = lines[0].lstrip()
-    if first.startswith(b"{"):
-        _refuse_wrapped(start, lines, name)
-        return
-    if any(line.lstrip()[:1] in (b"{", b"[") or _parses(line) for line in lines):
-        return
-    separator = max((b",", b"\t", b";"), key=first.count)
-    if first.count(separator):
-        kind = "tabs" if separator == b"\t" else f"{separator.decode()!r}"
-        raise UserError(
-            f"looks like a table (CSV) with columns split by {kind}, not like JSON.", "Rename it to .csv.", where=name
-        )
-    beginning = first[:30].decode("utf-8", "replace")
-    raise UserError(
-        f"is not JSON: it begins with {beginning!r}.",
-        "Give one JSON object a line, a JSON list of objects, CSV or Parquet.",
-        where=name,
-    )
-
-
-_WRAPPED = re.compile(rb'\s*\{\s*"([^"\\]{1,60})"\s*:\s*\[\s*\{')
-_OWN_LISTS = (b"prompt", b"chosen", b"rejected", b"conversations", b"messages", b"preferred_output", b"history")
-
-
-def _refuse_wrapped(start: bytes, lines: list[bytes], name: str) -> None:
-    """Refuse a file that is one JSON object instead of a list of them."""
-    wrapped = _WRAPPED.match(start)
-    if wrapped and not wrapped[1].endswith(_OWN_LISTS) and not wrapped[1].endswith((b"_messages", b"_output")):
-        key = wrapped[1].decode("utf-8", "replace")
-        raise UserError(
-            f"is one object that holds its records under {key!r}, not a list of records.",
-            f"Unwrap it, such as with jq -c '.{key}[]' FILE > pairs.jsonl.",
-            where=name,
-        )
-    if len(lines) > 1 and not lines[1].lstrip().startswith(b"{") and _ends_open(lines[0]):
-        raise UserError(
-            "holds JSON objects over several lines.",
-            "Write one record a line, such as with jq -c . FILE > pairs.jsonl, or one list of records.",
-            where=name,
-        )
-
-
-def _ends_open(line: bytes) -> bool:
-    text = line.decode("utf-8", "replace")
-    try:
-        parse_value(text, len(text) - len(text.lstrip()))
-    except json.JSONDecodeError as error:
-        return error.pos >= len(text.rstrip()) and not error.msg.startswith("Unterminated")
-    except RecordError:
-        return False
-    return False
-
-
 def _first_line(start: bytes) -> bytes:
     return next((line for line in start.split(b"\n") if line.strip()), b"")
-
-
-def _parses(line: bytes) -> bool:
-    try:
-        text = decode_line(line, 0).strip()
-        return bool(text) and parse_value(text)[1] == len(text)
-    except (json.JSONDecodeError, RecordError):
-        return False
 
 
 def _is_lines_of_lists(start: bytes) -> bool:
     """Whether a file that begins with a list goes on behind it on the next line: lines, whose first is a bad record."""
     lines = [line for line in start.split(b"\n") if line.strip()]
-    return len(lines) > 1 and _parses(lines[0])
+    return len(lines) > 1 and parses(lines[0])

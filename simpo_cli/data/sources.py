@@ -1,6 +1,7 @@
-"""Names to files: an existing path first, then the embedded pairs, then a hub id. Missing names get a suggestion."""
+"""Names to files: an existing path, a pattern, the embedded pairs, then a hub id. Missing names get a suggestion."""
 
 import difflib
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from simpo_cli.redaction import redacted
 Role = Literal["train", "eval"]
 
 _HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
-_SHARD = re.compile(r"(?P<split>.+?)[-_]\d{5}-of-\d{5}\.")
-_BESIDE_ARROW = ("dataset_info.json", "state.json", "dataset_dict.json")  # written by datasets' save_to_disk
-_SPLIT_WORDS = ("train", "test", "validation", "valid", "dev", "eval")
+_SHARD = re.compile(r"(?P<split>.+?)[-_]\d{5}-of-\d{5}(-[0-9a-f]{8,})?\.")  # older files of the hub bear a hash
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets`, the hub and LLaMA-Factory write beside the data."""
+_SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+_LOOK_DEEP = 3  # folders inside one another that are searched for data files, to name them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,28 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
                 "Splits belong to folders and hub data sets; leave `split` out.",
             )
         return [LocalFile(path, redacted(source.path))]
+    if glob.has_magic(path):
+        return _matching(path, source)
     if source.path.startswith("builtin:"):
         return [_builtin(source.path, role)]
     if _HUB_ID.fullmatch(source.path) and plain_suffix(source.path) not in DATA_SUFFIXES:
         return HubData(source.path, source.split)
     raise UserError("does not exist.", _nearby(path), where=source.path)
+
+
+def _matching(pattern: str, source: DataSource) -> list[LocalFile]:
+    """The files that a pattern names, by name; of those that hold data, if any does."""
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    found = [path for path in found if os.path.basename(path) not in _ABOUT_DATA]
+    found = [path for path in found if plain_suffix(path) in DATA_SUFFIXES] or found
+    if not found:
+        raise UserError("matches no file.", _nearby(pattern), where=source.path)
+    if source.split is not None:
+        raise UserError(
+            f"{source.path} names files and has no split {source.split}.",
+            "Splits belong to folders and hub data sets; leave `split` out.",
+        )
+    return [LocalFile(path, redacted(path)) for path in found]
 
 
 def _builtin(name: str, role: Role) -> LocalFile:
@@ -90,14 +110,15 @@ def _nearby(path: str) -> str:
 
 def _folder(path: str, name: str, split: str | None) -> list[LocalFile]:
     """The data files of a folder, by name; of one split where the folder has several."""
+    name = name.rstrip("/")
     names = _data_files(path, name)
-    folders = [entry for entry in sorted(_entries(path, name)) if os.path.isdir(os.path.join(path, entry))]
     if not names:
-        if split in folders:
-            return _folder(os.path.join(path, split), f"{name}/{split}", None)
-        if "data" in folders and _data_files(os.path.join(path, "data"), name):
-            return _folder(os.path.join(path, "data"), f"{name}/data", split)
-        below = [f for f in folders if _data_files(os.path.join(path, f), name)]
+        folders = [entry for entry in sorted(_entries(path, name)) if os.path.isdir(os.path.join(path, entry))]
+        inner = split if split in folders else "data" if "data" in folders else None
+        if inner is not None:
+            left = None if inner == split else split
+            return _folder(os.path.join(path, inner), f"{name}/{inner}", left)
+        below = _folders_with_data(path, name)
         fix = f"Data files end in {', '.join(DATA_SUFFIXES)}."
         fix = f"Name one of its folders: {', '.join(below)}." if below else fix
         raise UserError("is a folder without data files.", fix, where=name)
@@ -108,12 +129,24 @@ def _folder(path: str, name: str, split: str | None) -> list[LocalFile]:
             raise UserError(f"has no split {split}: {has}.", "Check `split`, or name a file.", where=name)
         names = of_split[split]
     elif len(of_split) > 1:
+        likely = next((one for one in of_split if one.startswith("train")), min(of_split))
         raise UserError(
             f"holds several splits: {', '.join(sorted(of_split))}.",
-            "Say which with `split` in the recipe's list of sources, or name the files.",
+            f"Say which in the recipe: data.train: [{{path: {name}, split: {likely}}}], or name the files.",
             where=name,
         )
-    return [LocalFile(os.path.join(path, file), f"{name.rstrip('/')}/{file}") for file in names]
+    return [LocalFile(os.path.join(path, file), f"{name}/{file}") for file in names]
+
+
+def _folders_with_data(path: str, name: str, depth: int = _LOOK_DEEP) -> list[str]:
+    """The folders below a folder that have data files, as paths from there."""
+    found = []
+    for entry in sorted(_entries(path, name)):
+        folder = os.path.join(path, entry)
+        if os.path.isdir(folder) and not os.path.islink(folder):
+            found += [entry] if _data_files(folder, name) else []
+            found += [f"{entry}/{inner}" for inner in _folders_with_data(folder, name, depth - 1)] if depth > 1 else []
+    return found
 
 
 def _entries(path: str, name: str) -> Iterator[str]:
@@ -127,15 +160,19 @@ def _entries(path: str, name: str) -> Iterator[str]:
 
 def _data_files(path: str, name: str) -> list[str]:
     names = sorted(e for e in _entries(path, name) if plain_suffix(e) in DATA_SUFFIXES)
-    return [n for n in names if n not in _BESIDE_ARROW and not os.path.isdir(os.path.join(path, n))]
+    return [n for n in names if n not in _ABOUT_DATA and not os.path.isdir(os.path.join(path, n))]
 
 
 def _splits(names: list[str]) -> dict[str, list[str]]:
-    """Files by the split that their names tell: train-00000-of-00002.parquet, train.jsonl."""
+    """Files by the split that their names tell: train-00000-of-00002.parquet, train_prefs.jsonl, pairs-train.jsonl."""
     splits: dict[str, list[str]] = {}
     for name in names:
         shard = _SHARD.match(name)
-        split = shard["split"] if shard else name.split(".")[0]
-        if shard or split.split("_")[0] in _SPLIT_WORDS:
-            splits.setdefault(split, []).append(name)
+        stem = shard["split"] if shard else name.split(".")[0]
+        words = re.split(r"[-_ ]", stem.lower())
+        named = [word for word in words if word in _SPLIT_WORDS]
+        if shard or words[0] in _SPLIT_WORDS:
+            splits.setdefault(stem, []).append(name)
+        elif len(named) == 1:
+            splits.setdefault(named[0], []).append(name)
     return splits

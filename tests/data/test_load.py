@@ -178,10 +178,12 @@ def test_names_that_nothing_can_have(name: str) -> None:
 
 
 def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(name: str, split: str | None, receipt: FileReceipt) -> list[dict[str, str]]:
+    import datasets
+
+    def rows(name: str, split: str | None, receipt: FileReceipt) -> datasets.Dataset:
         assert (name, split) == ("org/prefs", "train_prefs")
         receipt.identity = "c0ffee"
-        return numbered(2)
+        return datasets.Dataset.from_list(numbered(2))
 
     monkeypatch.setattr(hub, "_load", rows)
     loaded = load_pairs([DataSource(path="org/prefs", split="train_prefs")], role="train")
@@ -244,7 +246,7 @@ def test_several_splits_on_the_hub_are_named(monkeypatch: pytest.MonkeyPatch) ->
     assert error.problem == "has the splits train_prefs, test_prefs."
     assert "split: train_prefs" in error.fix
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["all"])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: numbered(1))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(numbered(1)))
     assert prompts("org/prefs") == ["p0"]
 
 

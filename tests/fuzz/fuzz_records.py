@@ -122,7 +122,7 @@ def _records(kind: int, content: bytes) -> Iterable[RawRecord | BadRecord]:
         case 1:
             return read_json_array(_behind(b"[", pieces), "a.json")
         case 2:
-            return read_csv(pieces, "a.csv", content)
+            return read_csv(pieces, FileReceipt("a.csv"), content)
         case _:
             path = Path(_scratch.name, _NAMES[kind // 4 % len(_NAMES)])
             path.write_bytes(content)

@@ -1,0 +1,116 @@
+"""What a file is that holds no pairs, seen from its first bytes, and what to do with it."""
+
+import json
+import re
+import shlex
+
+from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
+from simpo_cli.data.json_records import BOM, decode_line, parse_value
+from simpo_cli.data.raw import RecordError
+from simpo_cli.errors import UserError
+
+_PAIRS = "Preference pairs come as JSON, CSV or Parquet."
+_WEIGHTS = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
+_OTHER_KINDS = (
+    (GZIP_MAGIC, "an archive inside an archive", "Unpack it once."),
+    (ZSTD_MAGIC, "an archive inside an archive", "Unpack it once."),
+    (b"\xfd7zXZ\x00", "an xz file", "Unpack it with xz -d."),
+    (b"BZh", "a bzip2 file", "Unpack it with bzip2 -d."),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it with 7z x."),
+    (b"Rar!", "a RAR archive", "Unpack it first."),
+    (b"\xd0\xcf\x11\xe0", "an Excel sheet of the old form (.xls)", "Save the sheet as CSV UTF-8."),
+    (b"SQLite format 3", "an SQLite database", "Export the table as CSV or JSON lines."),
+    (b"%PDF", "a PDF", _PAIRS),
+    (b"\x89PNG", "an image", _PAIRS),
+    (b"\xff\xd8\xff", "an image", _PAIRS),
+    (b"\x93NUMPY", "an array of NumPy", _PAIRS),
+    (b"\x89HDF", "an HDF5 file", "Export the table as CSV or JSON lines."),
+    (b"ORC", "an ORC file", "Write it again as Parquet."),
+    (b"Obj\x01", "an Avro file", "Write it again as Parquet or JSON lines."),
+    (b"GGUF", "model weights (GGUF)", _WEIGHTS),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the data", "Fetch the data with git lfs pull."),
+)
+_IN_ZIP = (
+    (rb"xl/|\[Content_Types\]", "an Excel sheet (.xlsx)", "Save the sheet as CSV UTF-8."),
+    (rb"data\.pkl|/version|\.data/", "model weights (PyTorch)", _WEIGHTS),
+    (rb"", "a zip archive", "Unpack it with unzip, and name the file inside."),
+)
+_UTF16 = "Re-encode it as UTF-8, such as with iconv -f utf-16 -t utf-8."
+_RECIPE_KEYS = {b"name", b"model", b"data", b"loss", b"train", b"defaults", b"seed", b"output_dir", b"eval"}
+
+
+def refuse_other_kinds(start: bytes, name: str) -> None:
+    """Refuse a file that is empty, or by its first bytes no file of records.
+
+    Raises:
+        UserError: names the kind.
+    """
+    if not start or start.removeprefix(BOM).isspace() or start == BOM:
+        if len(start) < 2**16:
+            raise UserError("holds no records: it is empty.", "Name a file with preference pairs.", where=name)
+        return
+    for magic, kind, fix in _OTHER_KINDS:
+        if start.startswith(magic):
+            raise UserError(f"is {kind}.", fix, where=name)
+    if start.startswith(b"PK\x03\x04"):
+        kind, fix = next((kind, fix) for inside, kind, fix in _IN_ZIP if re.search(inside, start[:4096]))
+        raise UserError(f"is {kind}.", fix, where=name)
+    if start[257:262] == b"ustar":
+        raise UserError("is a tar archive.", "Unpack it with tar -xf, and name the file inside.", where=name)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**27 and b'"data_offsets"' in start[:4096]:
+        raise UserError("is model weights (safetensors).", _WEIGHTS, where=name)
+    if re.match(rb"\x80[\x02-\x05]", start):
+        raise UserError("is a pickle of Python.", "It may run code when it is opened; write JSON lines.", where=name)
+    zero_share = start[:200].count(0) / len(start[:200])
+    if zero_share > 0.9:
+        raise UserError("is filled with zero bytes.", "A write was interrupted; write the file again.", where=name)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zero_share > 0.25:
+        raise UserError("is text in UTF-16, not UTF-8.", _UTF16, where=name)
+    if re.match(rb"\s*<(!doctype|html|head|\?xml|!--)", start.removeprefix(BOM), re.IGNORECASE):
+        raise UserError(
+            "is a web page (HTML or XML), not data.",
+            "A download may have saved an error page or a login form; open it in a browser to see.",
+            where=name,
+        )
+
+
+def refuse_other_text(start: bytes, name: str) -> None:
+    """Refuse a file of text that is no JSON at all; single records that are not JSON are refused by the reader.
+
+    Raises:
+        UserError: names what it looks like.
+    """
+    lines = [line for line in start.split(b"\n", 20)[:20] if line.strip()]
+    if not lines or any(line.lstrip()[:1] in (b"{", b"[") or parses(line) for line in lines):
+        return
+    first = lines[0].lstrip()
+    keys = re.findall(rb"^(\w+):(?:\s|$)", start, re.MULTILINE)
+    if len(_RECIPE_KEYS.intersection(keys)) >= 2:
+        raise UserError(
+            "is a recipe (YAML), not data.",
+            f"Run simpo train {shlex.quote(name)}, or name the file that stands under data.train in it.",
+            where=name,
+        )
+    if re.match(rb"---|- \w+:", first):
+        raise UserError("looks like YAML, not like JSON.", "Give one JSON object a line, CSV or Parquet.", where=name)
+    separator = max((b",", b"\t", b";"), key=first.count)
+    if first.count(separator):
+        kind = "tabs" if separator == b"\t" else f"{separator.decode()!r}"
+        raise UserError(
+            f"looks like a table (CSV) with columns split by {kind}, not like JSON.", "Rename it to .csv.", where=name
+        )
+    beginning = first[:30].decode("utf-8", "replace")
+    raise UserError(
+        f"is not JSON: it begins with {beginning!r}.",
+        "Give one JSON object a line, a JSON list of objects, CSV or Parquet.",
+        where=name,
+    )
+
+
+def parses(line: bytes) -> bool:
+    """Whether a line is one value of JSON."""
+    try:
+        text = decode_line(line, 0).strip()
+        return bool(text) and parse_value(text)[1] == len(text)
+    except (json.JSONDecodeError, RecordError):
+        return False

@@ -1,0 +1,88 @@
+"""Cells of tables that hold messages as JSON text, which a table may not be able to hold otherwise.
+
+A column whose cells are all such, going by the first records, is decoded; a later cell that is other text is refused.
+Where only some are, each is decoded by itself and they are counted, so that nothing is trained on as JSON text unseen.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
+
+Records = Iterator[RawRecord | BadRecord]
+
+_SAMPLE = 100  # records that are looked at before a column is decided on
+_TOOLS = ("tools", "functions")
+_OPENS = re.compile(r"\s*[\[{]")
+
+
+def with_messages(records: Records, receipt: FileReceipt) -> Records:
+    """The records of a table with the messages in its cells as messages.
+
+    Args:
+        records: as they stand in the table.
+        receipt: gets the number of cells that were decoded in a column of other texts.
+    """
+    sample = list(islice(records, _SAMPLE))
+    cells: dict[str, list[Any]] = {}
+    for record in sample:
+        if isinstance(record, RawRecord):
+            for column, cell in record.fields.items():
+                if isinstance(cell, str | list) and not _is_blank(cell):
+                    cells.setdefault(column, []).append(cell)
+    whole = {column for column, found in cells.items() if all(_decoded(cell, column) is not None for cell in found)}
+    for record in chain(sample, records):
+        yield _with_messages(record, whole, receipt) if isinstance(record, RawRecord) else record
+
+
+def _with_messages(record: RawRecord, whole: set[str], receipt: FileReceipt) -> RawRecord | BadRecord:
+    decoded = {}
+    for column, cell in record.fields.items():
+        value = _decoded(cell, column)
+        if value is not None:
+            decoded[column] = value
+            if column not in whole:
+                receipt.warnings[f"cells of {column} that hold messages as JSON text, read as messages"] += 1
+        elif column in whole and not _is_blank(cell):
+            return BadRecord(
+                record.where,
+                f"{column}: expected messages as JSON text, as in the records before",
+                "Write the messages, or set data.on_bad_record: skip to leave such records out and count them.",
+                record.shown(),
+            )
+    return RawRecord(record.where, record.fields | decoded, record.text) if decoded else record
+
+
+def _is_blank(cell: Any) -> bool:
+    return not cell or (isinstance(cell, str) and cell.isspace())
+
+
+def _decoded(cell: Any, column: str) -> Any:
+    """The message, the messages or the tools that a cell holds as JSON text, or None."""
+    if isinstance(cell, list) and column in _TOOLS:
+        tools = [_parsed(tool) for tool in cell]
+        return tools if cell and all(isinstance(tool, dict) for tool in tools) else None
+    value = _parsed(cell)
+    turns = value if isinstance(value, list) else [value]
+    return value if turns and all(map(_is_message, turns)) else None
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return bool({"role", "from"} & value.keys()) and bool({"content", "value", "tool_calls"} & value.keys())
+
+
+def _parsed(text: Any) -> Any:
+    """The JSON list or object that a text is, or None."""
+    if not isinstance(text, str) or not _OPENS.match(text):
+        return None
+    try:
+        value, end = parse_value(text, len(text) - len(text.lstrip()))
+    except (json.JSONDecodeError, RecordError):
+        return None
+    return value if not text[end:].strip() else None
