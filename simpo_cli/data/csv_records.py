@@ -94,7 +94,7 @@ def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Iterat
         problem = refused[0] if refused else problem
         if problem is None and not any(map(str.strip, row)):
             if row:  # a line without anything in it is no row at all
-                receipt.warnings["empty rows skipped"] += 1
+                receipt.warnings[f"{name}: a row without any text is skipped"] += 1
             continue
         if problem is None and len(row) != len(header):
             problem = RecordError(
@@ -159,7 +159,7 @@ def _fields(header: list[str], row: list[str], receipt: FileReceipt) -> dict[str
                     "Write the text, or set data.on_bad_record: skip to leave such records out and count them.",
                 )
             fields[column] = None
-            receipt.warnings[f"cells of {column} with the word {cell}, read as no value"] += 1
+            receipt.warnings[f"{receipt.path}: the word {cell} in {column} is read as no value"] += 1
         elif cell in _MAYBE_NO_VALUE and _TEXTS.search(column):
-            receipt.warnings[f"cells of {column} with the word {cell}, read as text"] += 1
+            receipt.warnings[f"{receipt.path}: the word {cell} in {column} is read as text"] += 1
     return fields

@@ -83,39 +83,49 @@ def _keeping(chunks: Iterator[bytes], kept: list[bytes]) -> Iterator[bytes]:
 
 def _look(window: TextWindow, name: str) -> Iterator[RawRecord] | None:
     is_line = _first_line_is_whole(window)
-    while True:
-        start = window.position
-        try:
-            value, end = parse_value(window.text, start)
-            break
-        except RecordError as problem:
-            if is_line:
-                return None  # a record that is refused as one
-            raise UserError(f"{problem.problem}.", problem.fix, where=name) from None
-        except json.JSONDecodeError as error:
-            incomplete = error.msg.startswith("Unterminated") or error.pos > len(window.text) - 16
-            if incomplete and len(window.text) - start <= MAX_RECORD_BYTES and window.grow():
-                continue
-            if not window.at_end and incomplete:
-                return _read(_beginning(window.text, start), name, whole=False)
-            _refuse_open_lines(window.text[start:], name)
-            return None
-    if not isinstance(value, dict):
+    try:
+        value, length = _object_in(window)
+    except RecordError as problem:
+        if is_line:
+            return None  # a record that is refused as one
+        raise UserError(f"{problem.problem}.", problem.fix, where=name) from None
+    except json.JSONDecodeError:
+        text = window.text[window.position :]
+        if len(text) > MAX_RECORD_BYTES:
+            return _read(_beginning(text), name, whole=False)
+        _refuse_open_lines(text, name)
         return None
-    if not window.text[end:].strip() and not window.at_end:
+    if not window.text[window.position + length :].strip():
         window.grow()
-        start, end = 0, end - start
-    if window.text[end:].strip() or not window.at_end:
+    if window.text[window.position + length :].strip() or not window.at_end:
         if is_line:
             return None
         raise _over_several_lines(name)
-    records = _read(value, name, whole=end - start <= MAX_RECORD_BYTES)
+    records = _read(value, name, whole=length <= MAX_RECORD_BYTES)
     if records is None and not is_line:
         raise _over_several_lines(name)
     if records is not None and (found := NOT_UTF8.search(window.text)):
         refusal = not_utf8(window, found.start())
         raise UserError(f"{refusal.problem}.", refusal.fix, where=name)
     return records
+
+
+def _object_in(window: TextWindow) -> tuple[dict[str, Any], int]:
+    """The object at the window's position and its length, with as much of the file in view as it needs.
+
+    Raises:
+        json.JSONDecodeError: it is not valid, or longer than a record may be.
+        RecordError: it is valid, and not taken.
+    """
+    while True:
+        try:
+            value, end = parse_value(window.text, window.position)
+            return value, end - window.position
+        except json.JSONDecodeError as error:
+            incomplete = error.msg.startswith("Unterminated") or error.pos > len(window.text) - 16
+            is_long = len(window.text) - window.position > MAX_RECORD_BYTES
+            if not incomplete or is_long or not window.grow():
+                raise
 
 
 def _first_line_is_whole(window: TextWindow) -> bool:
@@ -153,11 +163,11 @@ def _over_several_lines(name: str) -> UserError:
     )
 
 
-def _beginning(text: str, start: int) -> dict[str, Any]:
+def _beginning(text: str) -> dict[str, Any]:
     """What is in view of an object that is too large: its whole values, and of the one that is cut the first entry."""
     seen: dict[str, Any] = {}
     decode = json.JSONDecoder().raw_decode
-    position = start + 1
+    position = 1
     try:
         while True:
             key, position = decode(text, _next(text, position, ""))
@@ -300,9 +310,10 @@ def _require_equal_lengths(columns: dict[str, list[Any]], name: str) -> None:
 def _require_equal_rows(columns: dict[str, dict[str, Any]], name: str) -> None:
     first, rows = next(iter(columns.items()))
     for key, column in columns.items():
-        if odd := list(column.keys() ^ rows.keys()):
+        odd = next((row for row in (*rows, *column) if (row in rows) != (row in column)), None)
+        if odd is not None:
             raise UserError(
-                f"holds its records in columns, and only one of {first!r} and {key!r} has the row {odd[0]!r}.",
+                f"holds its records in columns, and only one of {first!r} and {key!r} has the row {odd!r}.",
                 "Write the file again as one record a line; pandas does so with to_json(orient='records', lines=True).",
                 where=name,
             )

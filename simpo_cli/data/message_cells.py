@@ -12,11 +12,14 @@ from typing import Any
 
 from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.errors import UserError
 
 Records = Iterator[RawRecord | BadRecord]
 
 _SAMPLE = 100  # records that are looked at before a column is decided on
 _TOOLS = ("tools", "functions")
+_BY_PYTHON = re.compile(r"\s*\[?\s*\{\s*'(role|from|content|value)'\s*:")
+_ROLE = re.compile(r"'(role|from)'\s*:")
 _OPENS = re.compile(r"\s*[\[{]")
 
 
@@ -25,7 +28,10 @@ def with_messages(records: Records, receipt: FileReceipt) -> Records:
 
     Args:
         records: as they stand in the table.
-        receipt: gets the number of cells that were decoded in a column of other texts.
+        receipt: names the file; gets the number of cells that were decoded in a column of other texts.
+
+    Raises:
+        UserError: a column holds messages as Python prints them, which no reader can take for sure.
     """
     sample = list(islice(records, _SAMPLE))
     cells: dict[str, list[Any]] = {}
@@ -34,6 +40,14 @@ def with_messages(records: Records, receipt: FileReceipt) -> Records:
             for column, cell in record.fields.items():
                 if isinstance(cell, str | list) and not _is_blank(cell):
                     cells.setdefault(column, []).append(cell)
+    for column, found in cells.items():
+        if all(isinstance(cell, str) and _BY_PYTHON.match(cell) and _ROLE.search(cell) for cell in found):
+            raise UserError(
+                f"the column {column} holds messages written as text by Python, not as JSON.",
+                "Write the messages themselves; pandas does so with to_json(orient='records', lines=True), not with "
+                "to_csv. A column that is not needed may be left out.",
+                where=receipt.path,
+            )
     whole = {column for column, found in cells.items() if all(_decoded(cell, column) is not None for cell in found)}
     for record in chain(sample, records):
         yield _with_messages(record, whole, receipt) if isinstance(record, RawRecord) else record
@@ -46,7 +60,7 @@ def _with_messages(record: RawRecord, whole: set[str], receipt: FileReceipt) -> 
         if value is not None:
             decoded[column] = value
             if column not in whole:
-                receipt.warnings[f"cells of {column} that hold messages as JSON text, read as messages"] += 1
+                receipt.warnings[f"{receipt.path}: JSON text of messages in {column} is read as messages"] += 1
         elif column in whole and not _is_blank(cell):
             return BadRecord(
                 record.where,

@@ -192,7 +192,8 @@ def describe_losses(source: EncodedSource) -> str:
         parts.append(f"{len(account.refused)} malformed, see rejected.jsonl")
     parts += [f"{count} {what}" for what, count in sorted(account.counts.items())]
     for what, count in sorted(account.warnings.items()):
-        parts.append(what if " is " in what else f"{count} {what}")  # said of a file, or of records
+        of_file = what + (f" ({count})" if count > 1 else "")
+        parts.append(of_file if " is " in what else f"{count} {what}")  # said of a file, or of records
     return " · ".join(parts)
 
 

@@ -1,5 +1,6 @@
 """What a recipe allows and experience advises against. Codes are stable: people silence and search for them."""
 
+import glob
 import math
 import os
 from dataclasses import dataclass
@@ -161,8 +162,13 @@ def missing_files(recipe: Recipe, tree: MappingNode, display: str) -> list[Findi
     return [
         Finding("REC013", "warning", place_of(tree, [key], display), f"{key} is {path}: there is no such file here.")
         for key, path in named
-        if (key == "data.chat_template" or _must_be_here(path)) and not os.path.exists(os.path.expanduser(path))
+        if (key == "data.chat_template" or _must_be_here(path)) and not _is_here(os.path.expanduser(path))
     ]
+
+
+def _is_here(path: str) -> bool:
+    """Whether a path exists, or is a pattern that names files."""
+    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
 
 
 def _must_be_here(path: str) -> bool:
