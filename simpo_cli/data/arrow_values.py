@@ -80,8 +80,9 @@ def _object_of(inner: Mapping[str, Convert]) -> Convert:
     def convert(value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is None:
             return None
-        converted = {key: inner[key](one) if key in inner else one for key, one in value.items()}
-        return {key: one for key, one in converted.items() if one is not None}
+        for key, change in inner.items():
+            value[key] = change(value[key])
+        return value if None not in value.values() else {key: one for key, one in value.items() if one is not None}
 
     return convert
 

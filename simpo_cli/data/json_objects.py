@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, not_utf8, parse_value
@@ -169,7 +169,7 @@ def _beginning(text: str) -> dict[str, Any]:
     decode = json.JSONDecoder().raw_decode
     position = 1
     try:
-        while True:
+        for _ in range(_SAMPLE):
             key, position = decode(text, _next(text, position, ""))
             position = _next(text, position, ":")
             opening, first = text[position], position + 1
@@ -183,7 +183,8 @@ def _beginning(text: str) -> dict[str, Any]:
                 return seen
             position = _next(text, position, ",")
     except (json.JSONDecodeError, IndexError, RecursionError):
-        return seen
+        pass
+    return seen
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -239,7 +240,7 @@ def _form_of(value: dict[str, Any], name: str, *, whole: bool) -> tuple[Iterator
         return rows, "in columns", _COLUMNS_TO_LINES
     listed = {key: column for key, column in value.items() if isinstance(column, list)}
     other = [key for key in value if key not in listed]
-    if other and not any(map(_speaks, other)) and _holds_pair(listed) and _are_columns(listed):
+    if other and _holds_pair(listed) and _are_columns(listed) and not any(map(_speaks, other)):
         program = f"del({', '.join(f'.{_step(key)}' for key in other)}) | {_COLUMNS_TO_LINES}"
         raise UserError(
             f"holds its records in columns, and {', '.join(other)} beside them holds no column.",
@@ -256,13 +257,6 @@ def _form_of(value: dict[str, Any], name: str, *, whole: bool) -> tuple[Iterator
     if _is_numbered(list(value)) or all(map(_holds_pair, inner)):
         nested = any(_are_columns(entry) or _are_numbered_columns(entry) for entry in inner)
         return None if nested else (iter(inner), "under their ids", ".[]")
-    if len(inner) > 1 and all(entry.keys() == inner[0].keys() for entry in inner) and not _holds_pair(value):
-        first = next(iter(value))
-        raise UserError(
-            f"is one object of objects, and whether {first!r} is a record or a column is not certain.",
-            f"If it is a record: {_jq('.[]', name)}. If it is a column: {_jq(_COLUMNS_TO_LINES, name)}",
-            where=name,
-        )
     return None
 
 
@@ -323,8 +317,9 @@ def _holds_pair(value: object) -> bool:
     """Whether an object has the fields of a pair or of answers to a prompt, going by their names."""
     if not isinstance(value, dict):
         return False
-    sides = sum(1 for key in value if _SIDES.search(key))
-    return sides >= 2 or (sides == 1 and any(_PROMPTS.search(key) for key in value))
+    keys = list(islice(value, _SAMPLE))
+    sides = sum(1 for key in keys if _SIDES.search(key))
+    return sides >= 2 or (sides == 1 and any(_PROMPTS.search(key) for key in keys))
 
 
 def _speaks(key: str) -> bool:
@@ -373,13 +368,21 @@ def _refuse_wrapped(value: dict[str, Any], name: str) -> None:
             f"Write one record a line: {'; '.join(commands)}",
             where=name,
         )
-    is_record = len(value) > 1 and any(map(_speaks, value))
-    if held and not is_record:
+    entries = list(value.values())
+    if held and (len(value) == 1 or not any(map(_speaks, value))):
         path, program, entry = held[0]
         raise UserError(
             f"is one object, not a list of records; under {path!r} it holds objects with the fields "
             f"{', '.join(list(entry)[:12])}.",
             f"If these are the records, write one a line: {_jq(program, name)}",
+            where=name,
+        )
+    if len(entries) < 2 or not all(isinstance(entry, dict) and entry for entry in entries):
+        return
+    if all(entry.keys() == entries[0].keys() for entry in entries) and not _is_message(entries[0]):
+        raise UserError(
+            f"is one object of objects, and whether {next(iter(value))!r} is a record or a column is not certain.",
+            f"If it is a record: {_jq('.[]', name)}. If it is a column: {_jq(_COLUMNS_TO_LINES, name)}",
             where=name,
         )
 
@@ -392,9 +395,8 @@ def _held(value: Any, path: str, depth: int = _LOOK_DEEP) -> Iterator[tuple[str,
         return
     entries = (list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [])[:_SAMPLE]
     if path and entries and all(isinstance(entry, dict) and entry and not _is_message(entry) for entry in entries):
-        inner = [key for key, one in entries[0].items() if _holds_pair(one)]
-        if len(inner) == 1 and all(_holds_pair(entry.get(inner[0])) for entry in entries):
-            yield said, f".{path}[].{_step(inner[0])}", entries[0][inner[0]]
+        if all(_holds_pair(entry.get("row")) for entry in entries):  # as the server of the hub's data sets answers
+            yield said, f".{path}[].row", entries[0]["row"]
             return
         if isinstance(value, list) or all(map(_holds_pair, entries)):
             yield said, f".{path}[]", entries[0]

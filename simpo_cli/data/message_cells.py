@@ -34,6 +34,13 @@ def with_messages(records: Records, receipt: FileReceipt) -> Records:
         UserError: a column holds messages as Python prints them, which no reader can take for sure.
     """
     sample = list(islice(records, _SAMPLE))
+    whole = _columns_of_messages(sample, receipt)
+    for record in chain(sample, records):
+        yield _with_messages(record, whole, receipt) if isinstance(record, RawRecord) else record
+
+
+def _columns_of_messages(sample: list[RawRecord | BadRecord], receipt: FileReceipt) -> set[str]:
+    """The columns whose cells are all such, where they are not empty."""
     cells: dict[str, list[Any]] = {}
     for record in sample:
         if isinstance(record, RawRecord):
@@ -48,9 +55,7 @@ def with_messages(records: Records, receipt: FileReceipt) -> Records:
                 "to_csv. A column that is not needed may be left out.",
                 where=receipt.path,
             )
-    whole = {column for column, found in cells.items() if all(_decoded(cell, column) is not None for cell in found)}
-    for record in chain(sample, records):
-        yield _with_messages(record, whole, receipt) if isinstance(record, RawRecord) else record
+    return {column for column, found in cells.items() if all(_decoded(cell, column) is not None for cell in found)}
 
 
 def _with_messages(record: RawRecord, whole: set[str], receipt: FileReceipt) -> RawRecord | BadRecord:

@@ -97,9 +97,12 @@ def records_of(batch: Any, number: int, name: str) -> Iterator[RawRecord | BadRe
                 if isinstance(row, UnicodeDecodeError):
                     fix = "Write the file again with texts in UTF-8."
                     raise RecordError(f"not UTF-8 at byte {row.start} of a text", fix)
-                yield RawRecord(where, row | {column: to(row[column]) for column, to in convert.items()})
+                for column, change in convert.items():
+                    row[column] = change(row[column])
             except RecordError as problem:
                 yield BadRecord(where, problem.problem, problem.fix, "")
+            else:
+                yield RawRecord(where, row)
 
 
 def _rows(batch: Any) -> list[dict[str, Any] | UnicodeDecodeError]:

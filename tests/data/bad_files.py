@@ -6,7 +6,9 @@ F is refused as a whole, R is refused for one record, W is accepted and counted,
 import gzip
 import json
 import os
+import pickle
 import socket
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,16 @@ def _parquet_with_a_far_date(path: Path) -> None:
     pq.write_table(pa.table({**{key: [text] for key, text in GOOD.items()}, "when": far}), path)
 
 
+def _safetensors(path: Path) -> None:
+    head = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(4))
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "pairs.jsonl")
+
+
 def _bomb(start: bytes, filling: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(gzip.compress(start) + 20 * gzip.compress(filling * 2**24, 1))
 
@@ -122,6 +134,18 @@ FILES = {
     ),
     "prose named .jsonl": FileKind("F", "a.jsonl", b"# Notes\n\nThis is a text.\n", "it begins with '# Notes'"),
     "zip named .jsonl": FileKind("F", "a.jsonl", b"PK\x03\x04rest", "a zip archive"),
+    "zip with a sheet": FileKind("F", "a.xlsx", b"PK\x03\x04....[Content_Types].xml", "an Excel sheet (.xlsx)"),
+    "zip with weights": FileKind("F", "a.bin", b"PK\x03\x04....archive/data.pkl", "model weights (PyTorch)"),
+    "weights named .json": FileKind("F", "a.json", _safetensors, "model weights (safetensors)"),
+    "weights (GGUF)": FileKind("F", "a.gguf", b"GGUF\x03\0\0\0", "model weights (GGUF)"),
+    "pickle": FileKind("F", "a.jsonl", pickle.dumps([GOOD]), "a pickle of Python"),
+    "tar": FileKind("F", "a.jsonl", _tar, "a tar archive"),
+    "image": FileKind("F", "a.jsonl", b"\x89PNG\r\n\x1a\n", "is an image"),
+    "recipe": FileKind("F", "a.yaml", b"name: a\nmodel:\n  path: m\ndata:\n  train: t\n", "is a recipe (YAML)"),
+    "YAML": FileKind("F", "a.json", b"- prompt: a\n  chosen: b\n  rejected: c\n", "looks like YAML"),
+    "LFS pointer named .parquet": FileKind(
+        "F", "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"
+    ),
     "xz": FileKind("F", "a.jsonl.xz", b"\xfd7zXZ\x00rest", "an xz file"),
     "two objects without a comma in a list": FileKind(
         "F", "a.json", b"[" + _LINE + b" " + _LINE + b"]", "no comma behind the record"

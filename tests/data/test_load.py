@@ -123,6 +123,58 @@ def test_a_folder_of_folders(write: Write, tmp_path: Path) -> None:
     assert prompts([DataSource(path=str(tmp_path / "d"), split="validation")]) == ["p7"]
 
 
+def test_what_describes_data_is_no_data(write: Write, tmp_path: Path) -> None:
+    for name in ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"):
+        write(f"d/{name}", "{}")
+    write("d/.gitattributes", "*.parquet filter=lfs")
+    write("d/data/train-00000-of-00001.jsonl", numbered(2))
+    assert prompts(str(tmp_path / "d")) == ["p0", "p1"]
+    assert prompts([DataSource(path=str(tmp_path / "d"), split="train")]) == ["p0", "p1"]
+    write("d/data/test-00000-of-00001.jsonl", numbered(1, 7))
+    error = refusal(str(tmp_path / "d"))
+    assert error.problem == "holds several splits: test, train."
+    assert error.fix.startswith(f"Say which in the recipe: data.train: [{{path: {tmp_path}/d/data, split: train}}]")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl", "test-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl"),
+        ("pairs-train.jsonl", "pairs-test.jsonl"),
+        ("pairs_train.v2.json.gz", "pairs_val.v2.json.gz"),
+        ("train/0000.jsonl", "test/0000.jsonl"),
+        ("data/train/0000.jsonl", "data/test/0000.jsonl"),
+        ("default/train/0000.jsonl", "default/test/0000.jsonl"),
+    ],
+)
+def test_splits_are_never_read_together_unasked(write: Write, tmp_path: Path, train: str, test: str) -> None:
+    write(f"d/{train}", numbered(1))
+    write(f"d/{test}", numbered(1, 7))
+    error = refusal(str(tmp_path / "d"))
+    assert "train" in error.problem + error.fix
+    folder = tmp_path / "d" / ("default" if "default" in train else "")
+    assert prompts([DataSource(path=str(folder), split="train")]) == ["p0"]
+
+
+def test_a_pattern_names_its_files_in_order(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n in (2, 0, 1):
+        write(f"d/train-{n}.jsonl", numbered(1, n))
+    write("d/test-0.jsonl", numbered(1, 7))
+    write("d/dataset_info.json", "{}")
+    write("d/notes.md", "# Notes")
+    write("odd[1].jsonl", numbered(1, 9))
+    assert prompts("d/train-*.jsonl") == ["p0", "p1", "p2"]
+    assert prompts("d/train-[12].*") == ["p1", "p2"]
+    assert prompts("**/t*.jsonl") == ["p7", "p0", "p1", "p2"]
+    assert prompts("d/*") == ["p7", "p0", "p1", "p2"]
+    assert prompts("odd[1].jsonl") == ["p9"]
+    error = refusal("d/trian-*.jsonl")
+    assert (error.where, error.problem) == ("d/trian-*.jsonl", "matches no file.")
+    assert "d/train-0.jsonl" in error.fix or "train-0.jsonl" in error.fix
+    assert "leave `split` out" in refusal([DataSource(path="d/train-*.jsonl", split="train")]).fix
+
+
 def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     import datasets
 
