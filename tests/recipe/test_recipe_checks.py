@@ -65,7 +65,7 @@ def test_the_sentences_hold_the_numbers(write: Write) -> None:
 
 def test_files_that_are_not_here_are_remarked_on(write: Write) -> None:
     Path("here.jsonl").touch()
-    text = "name: a\nmodel: {path: ./model}\ndata:\n  train: [{path: here.jsonl}, {path: gone.jsonl}]\n"
+    text = "name: a\nmodel: {path: ./model}\ndata:\n  train: [{path: 'h*.jsonl'}, {path: gone.jsonl}]\n"
     write("r", text + "  eval: org/pairs\n  chat_template: gone.jinja\n")
     composed = compose("r.yaml")
     found = missing_files(composed.recipe, composed.tree, "r.yaml")
