@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
 from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
 from simpo_cli.data.json_records import BOM, decode_line, parse_value
@@ -10,7 +13,7 @@ from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
 
 _PAIRS = "Preference pairs come as JSON, CSV or Parquet."
-_WEIGHTS = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
+_MODEL = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
 _OTHER_KINDS = (
     (GZIP_MAGIC, "an archive inside an archive", "Unpack it once."),
     (ZSTD_MAGIC, "an archive inside an archive", "Unpack it once."),
@@ -27,16 +30,35 @@ _OTHER_KINDS = (
     (b"\x89HDF", "an HDF5 file", "Export the table as CSV or JSON lines."),
     (b"ORC", "an ORC file", "Write it again as Parquet."),
     (b"Obj\x01", "an Avro file", "Write it again as Parquet or JSON lines."),
-    (b"GGUF", "model weights (GGUF)", _WEIGHTS),
+    (b"GGUF", "model weights (GGUF)", _MODEL),
     (b"version https://git-lfs", "a pointer of Git LFS, not the data", "Fetch the data with git lfs pull."),
 )
 _IN_ZIP = (
     (rb"xl/|\[Content_Types\]", "an Excel sheet (.xlsx)", "Save the sheet as CSV UTF-8."),
-    (rb"data\.pkl|/version|\.data/", "model weights (PyTorch)", _WEIGHTS),
+    (rb"data\.pkl|/version|\.data/", "model weights (PyTorch)", _MODEL),
     (rb"", "a zip archive", "Unpack it with unzip, and name the file inside."),
 )
 _UTF16 = "Re-encode it as UTF-8, such as with iconv -f utf-16 -t utf-8."
 _RECIPE_KEYS = {b"name", b"model", b"data", b"loss", b"train", b"defaults", b"seed", b"output_dir", b"eval"}
+
+_DESCRIBED = "Name the data file that it describes, or the folder."
+_OTHER_OBJECTS = (
+    ({"architectures"}, "the configuration of a model", _MODEL),
+    ({"model_type"}, "the configuration of a model", _MODEL),
+    ({"peft_type"}, "the configuration of an adapter", _MODEL),
+    ({"tokenizer_class"}, "the configuration of a tokenizer", _MODEL),
+    ({"added_tokens", "model"}, "a tokenizer", _MODEL),
+    ({"weight_map"}, "the index of a model's weights", _MODEL),
+    ({"transformers_version"}, "the generation configuration of a model", _MODEL),
+    ({"log_history"}, "the state of a trainer", "As data, name a file of preference pairs."),
+    ({"_data_files", "_fingerprint"}, "the state of a saved data set", _DESCRIBED),
+    ({"features", "citation"}, "the description of a data set", _DESCRIBED),
+    ({"model", "data"}, "a recipe", "Run simpo train with it."),
+    ({"nbformat", "cells"}, "a notebook of Jupyter", "As data, name a file of preference pairs."),
+)
+"""Objects that are no data: keys that they have, what they are, what to do."""
+_DESCRIPTIONS = ({"file_name"}, {"hf_hub_url"}, {"ms_hub_url"}, {"script_url"}, {"features", "splits"})
+_ERROR_KEYS = {"error", "detail", "message", "status", "statusCode", "status_code", "code"}
 
 
 def refuse_other_kinds(start: bytes, name: str) -> None:
@@ -58,7 +80,7 @@ def refuse_other_kinds(start: bytes, name: str) -> None:
     if start[257:262] == b"ustar":
         raise UserError("is a tar archive.", "Unpack it with tar -xf, and name the file inside.", where=name)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**27 and b'"data_offsets"' in start[:4096]:
-        raise UserError("is model weights (safetensors).", _WEIGHTS, where=name)
+        raise UserError("is model weights (safetensors).", _MODEL, where=name)
     if re.match(rb"\x80[\x02-\x05]", start):
         raise UserError("is a pickle of Python.", "It may run code when it is opened; write JSON lines.", where=name)
     zero_share = start[:200].count(0) / len(start[:200])
@@ -105,6 +127,31 @@ def refuse_other_text(start: bytes, name: str) -> None:
         "Give one JSON object a line, a JSON list of objects, CSV or Parquet.",
         where=name,
     )
+
+
+def refuse_other_objects(value: Mapping[str, Any], name: str) -> None:
+    """Refuse a JSON object that is no data, going by its keys.
+
+    Args:
+        value: the one object of a file, without the fields of a pair.
+        name: the file, for messages.
+
+    Raises:
+        UserError: names what it is.
+    """
+    for keys, what, fix in _OTHER_OBJECTS:
+        if keys <= value.keys():
+            raise UserError(f"is {what}, not data.", fix, where=name)
+    entries = list(islice(value.values(), 100))
+    if entries and all(isinstance(e, dict) and any(keys <= e.keys() for keys in _DESCRIPTIONS) for e in entries):
+        raise UserError("describes data sets and holds no pairs itself.", _DESCRIBED, where=name)
+    said = next((entry for entry in entries if isinstance(entry, str)), None)
+    if said is not None and value.keys() <= _ERROR_KEYS:
+        raise UserError(
+            f"is an error message of a server, not data: {said[:100]!r}.",
+            "Fetch the file again; gated data needs a login.",
+            where=name,
+        )
 
 
 def parses(line: bytes) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+from simpo_cli.data.file_kinds import refuse_other_objects
 from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, not_utf8, parse_value
 from simpo_cli.data.raw import MAX_RECORD_BYTES, RawRecord, RecordError
 from simpo_cli.errors import UserError
@@ -31,26 +32,6 @@ _SAMPLE = 100  # entries of a list or object that a decision is made from
 
 _COLUMNS_TO_LINES = "to_entries | map(.key as $k | .value | to_entries | map({($k): .value})) | transpose[] | add"
 _SPLIT_TO_LINES = ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0]): .[1]}) | add"
-
-_MODEL = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
-_DESCRIBED = "Name the data file that it describes, or the folder."
-_OTHER_OBJECTS = (
-    ({"architectures"}, "the configuration of a model", _MODEL),
-    ({"model_type"}, "the configuration of a model", _MODEL),
-    ({"peft_type"}, "the configuration of an adapter", _MODEL),
-    ({"tokenizer_class"}, "the configuration of a tokenizer", _MODEL),
-    ({"added_tokens", "model"}, "a tokenizer", _MODEL),
-    ({"weight_map"}, "the index of a model's weights", _MODEL),
-    ({"transformers_version"}, "the generation configuration of a model", _MODEL),
-    ({"log_history"}, "the state of a trainer", "As data, name a file of preference pairs."),
-    ({"_data_files", "_fingerprint"}, "the state of a saved data set", _DESCRIBED),
-    ({"features", "citation"}, "the description of a data set", _DESCRIBED),
-    ({"model", "data"}, "a recipe", "Run simpo train with it."),
-    ({"nbformat", "cells"}, "a notebook of Jupyter", "As data, name a file of preference pairs."),
-)
-"""Objects that are no data: keys that they have, what they are, what to do."""
-_DESCRIPTIONS = ({"file_name"}, {"hf_hub_url"}, {"ms_hub_url"}, {"script_url"}, {"features", "splits"})
-_ERROR_KEYS = {"error", "detail", "message", "status", "statusCode", "status_code", "code"}
 
 
 def read_object(chunks: Iterator[bytes], name: str) -> tuple[Iterator[RawRecord] | None, Iterator[bytes]]:
@@ -211,7 +192,9 @@ def _read(value: dict[str, Any], name: str, *, whole: bool) -> Iterator[RawRecor
         name: the file.
         whole: whether all of it is there; otherwise a form that could be read is refused with the command.
     """
-    _refuse_other_objects(value, name)
+    is_record = _holds_pair(value)
+    if not is_record:
+        refuse_other_objects(value, name)
     form = _form_of(value, name, whole=whole)
     if form is not None:
         rows, how, program = form
@@ -222,7 +205,7 @@ def _read(value: dict[str, Any], name: str, *, whole: bool) -> Iterator[RawRecor
             f"Write one record a line: {_jq(program, name)}",
             where=name,
         )
-    if not _holds_pair(value):
+    if not is_record:
         _refuse_wrapped(value, name)
     return None
 
@@ -332,24 +315,6 @@ def _is_message(value: object) -> bool:
 
 
 # What is refused
-
-
-def _refuse_other_objects(value: dict[str, Any], name: str) -> None:
-    if _holds_pair(value):
-        return
-    for keys, what, fix in _OTHER_OBJECTS:
-        if keys <= value.keys():
-            raise UserError(f"is {what}, not data.", fix, where=name)
-    entries = list(value.values())[:_SAMPLE]
-    if entries and all(isinstance(e, dict) and any(keys <= e.keys() for keys in _DESCRIPTIONS) for e in entries):
-        raise UserError("describes data sets and holds no pairs itself.", _DESCRIBED, where=name)
-    if value and value.keys() <= _ERROR_KEYS and any(isinstance(entry, str) for entry in entries):
-        said = next(entry for entry in entries if isinstance(entry, str))
-        raise UserError(
-            f"is an error message of a server, not data: {said[:100]!r}.",
-            "Fetch the file again; gated data needs a login.",
-            where=name,
-        )
 
 
 def _refuse_wrapped(value: dict[str, Any], name: str) -> None:

@@ -106,6 +106,7 @@ ONE_RECORD = [
     {"chosen": [*TURNS[0]["prompt"], *TURNS[0]["chosen"]], "rejected": [*TURNS[0]["prompt"], *TURNS[0]["rejected"]]},
     {"instruction": "Which?", "completions": [{"response": "0 m.", "score": 2}, {"response": "1 m.", "score": 1}]},
     {"prompt": "Which?", "responses": ["0 m.", "1 m."], "scores": [2, 1]},
+    {**TEXTS[0], "like": [TEXTS[1]]},
 ]
 
 
