@@ -1,12 +1,13 @@
 """Sources to pairs: training, evaluation, `stats` and `inspect` all read through here; no record is left uncounted."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
-from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, detect, to_pair
+from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
+from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
@@ -204,7 +205,7 @@ class PairReader:
         if not good:
             self._only_bad(sample, receipt)
             return
-        self.layout = layout = detect(good, source.columns, receipt.path)
+        self.layout = layout = detect(good, source.columns, receipt.path, source.labels, source.direction)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:
@@ -216,19 +217,27 @@ class PairReader:
                 continue
             self.record = record
             try:
-                pair = to_pair(record.fields, layout, record.where, noted)
+                found = layout.rewritten(record.fields)
             except RecordError as problem:
                 self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
-            except NoSignalError as no_signal:
-                self._drop(no_signal.reason, record.where)
-                without_signal += no_signal.pair is not None
-                if no_signal.pair is not None and self._on_no_signal == "keep":
+                continue
+            for fields in found:
+                try:
+                    pair = to_pair(fields, layout, record.where, noted)
+                except UnknownLabelError as unknown:
+                    raise _stopped_by_label(unknown, record, chain(sample, records), layout) from unknown
+                except RecordError as problem:
+                    self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
+                except NoSignalError as no_signal:
+                    self._drop(no_signal.reason, record.where)
+                    without_signal += no_signal.pair is not None
+                    if no_signal.pair is not None and self._on_no_signal == "keep":
+                        self.pairs_read += 1
+                        yield no_signal.pair
+                else:
+                    count += 1
                     self.pairs_read += 1
-                    yield no_signal.pair
-            else:
-                count += 1
-                self.pairs_read += 1
-                yield pair
+                    yield pair
             if noted:
                 for what in noted:
                     self.warnings.add(what, record.where)
@@ -289,6 +298,14 @@ class PairReader:
         self.dropped.add(reason, where)
 
 
+def _stopped_by_label(unknown: UnknownLabelError, record: RawRecord, records: Records, layout: Layout) -> UserError:
+    """The error of a label without a meaning, with the values and counts of the records around it."""
+    raw = [record for _, record in zip(range(_LOOK_AHEAD), records, strict=False) if isinstance(record, RawRecord)]
+    near = [fields for one in (*raw, record) for fields in _rewritten_or_none(one, layout)]
+    counts = "; ".join(f"{field}: {shown_counts(values_of(near, field))}" for field in unknown.fields)
+    return UserError(f"{unknown.problem}. Its values: {counts}.", unknown.fix, where=record.where)
+
+
 def require_few(bad: Sequence[BadRecord]) -> None:
     """Refuse data of which more is malformed than is kept in memory.
 
@@ -305,3 +322,10 @@ def stopped_by(bad: Sequence[BadRecord]) -> UserError:
     first, *others = bad[:_SHOWN_BAD]
     lines = [f"also {other.where}: {other.problem}." for other in others]
     return UserError(f"{first.problem}.", "\n  ".join([*lines, first.fix]), where=first.where)
+
+
+def _rewritten_or_none(record: RawRecord, layout: Layout) -> Sequence[Mapping[str, Any]]:
+    try:
+        return layout.rewritten(record.fields)
+    except RecordError:
+        return ()

@@ -60,7 +60,7 @@ def split_record(
         if more is not MISSING and more is not None and not isinstance(more, str):
             raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
         prompt = f"{prompt}\n{more}" if isinstance(more, str) and more.strip() else prompt
-    return _with_history(prompt, record), texts[0], texts[1]
+    return _with_history(prompt, record, layout), texts[0], texts[1]
 
 
 def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], str, str]:
@@ -119,15 +119,15 @@ def _prompt_turns(prompt: list[Any], layout: Layout, chosen: str) -> list[Messag
     return turns
 
 
-def _with_history(prompt: str, record: Mapping[str, Any]) -> list[Message] | str:
+def _with_history(prompt: str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
     """The turns before the prompt, where a file gives them as pairs of question and answer."""
-    history = record.get("history")
-    if not history:
+    history = None if layout.history == layout.prompt else get(record, layout.history)
+    if history is MISSING or not history:
         return prompt
     if not isinstance(history, list) or not all(
         isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in history
     ):
-        raise RecordError("history: expected a list of [question, answer]", SKIP)
+        raise RecordError(f"{layout.history}: expected a list of [question, answer]", SKIP)
     turns = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
     return [*turns, Message("user", prompt)]
 
