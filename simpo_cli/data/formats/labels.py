@@ -34,7 +34,7 @@ class Labels:
 
     @classmethod
     def of(cls, meanings: Mapping[str, Any]) -> "Labels":
-        """The meanings as a recipe writes them: `{first: [0, a], second: [1, b], tie: [2]}` or `{first: {below: 0}}`."""
+        """The meanings as a recipe writes them: `{first: [0, a], second: [1, b]}`, `{first: {below: 0}}`."""
         values: list[tuple[Any, Side]] = []
         bounds: list[tuple[Side, str, float]] = []
         for side in SIDES:

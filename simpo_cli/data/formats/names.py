@@ -85,9 +85,9 @@ def groups_of(keys: Iterable[str]) -> list[Group]:
     for (family, shared, _), by_end in found.items():
         ends = _FAMILIES[family]
         start = 1 if ends[0] == "0" and "0" not in by_end else 0
-        run = [end for end in ends[start : start + len(by_end)]]
+        run = ends[start : start + len(by_end)]
         if len(by_end) >= 2 and all(end in by_end for end in run):
-            groups.append(Group(shared, tuple(run), tuple(by_end[end] for end in run)))
+            groups.append(Group(shared, run, tuple(by_end[end] for end in run)))
     return groups
 
 
