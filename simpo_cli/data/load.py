@@ -1,5 +1,6 @@
 """Sources to pairs: training, evaluation, `stats` and `inspect` all read through here; no record is left uncounted."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.formats.orders import shown_counts, values_of
+from simpo_cli.data.formats.preferred import reason_of
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _SHOWN_BAD = 5
+_SHOWN_TEXT = 40  # characters of each response of an example
 _MOST_BAD = 100_000  # left out with `skip`; they are kept in memory, and a file with more is not what it seems
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
 
@@ -141,6 +144,8 @@ class PairReader:
         self.record: RawRecord | None = None
         self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
+        self.examples: list[str] = []
+        """Of each file in which a label, scores or ranks say the order: its first pair, and what said it."""
         self.layout: Layout | None = None
         """How the file that is being read was understood; None before the first."""
 
@@ -196,6 +201,21 @@ class PairReader:
             said.append(f"{place}{layout_said}, {pairs_said}, response = {response}")
         return "; ".join(said)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What else is worth saying of how the files were understood: meanings of labels, fields that are not used."""
+        said = dict.fromkeys(remark for _, layout, _ in self._layouts for remark in layout.remarks)
+        unused = dict.fromkeys(field for _, layout, _ in self._layouts for field in layout.unused)
+        return [*said, *([f"not used: {', '.join(unused)}"] if unused else [])]
+
+    def _note_example(self, fields: Mapping[str, Any], layout: Layout, pair: PreferencePair) -> None:
+        reason = reason_of(fields, layout)
+        if reason:
+            chosen, rejected = (
+                textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)
+            )
+            self.examples.append(f"{pair.where}: chosen by {reason}: {chosen!r} over {rejected!r}")
+
     def _pairs(
         self, records: Records, source: DataSource, receipt: FileReceipt, most: int | None
     ) -> Iterator[PreferencePair]:
@@ -235,6 +255,8 @@ class PairReader:
                         self.pairs_read += 1
                         yield no_signal.pair
                 else:
+                    if not count:
+                        self._note_example(fields, layout, pair)
                     count += 1
                     self.pairs_read += 1
                     yield pair

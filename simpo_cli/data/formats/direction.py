@@ -108,7 +108,12 @@ def _by_label(records: Records, answers: Answers, stated: Stated, name: str, pro
             raise refusals.no_direction(answers, prompt, [Order("label", fields, certain=False, values=counts)], name)
     assert labels is not None
     shown = ("the first", "the second") if answers.is_list else answers.fields
-    return {"order": "label", "label": fields, "labels": labels, "remarks": (labels.shown(*shown),)}
+    return {"order": "label", "label": fields, "labels": labels, "remarks": (_meaning(fields, labels, shown),)}
+
+
+def _meaning(fields: Sequence[str], labels: Labels, responses: Sequence[str]) -> str:
+    """What the values of a label mean, in words."""
+    return f"{' / '.join(fields)}: {labels.shown(*responses)}"
 
 
 def _label_of_meanings(records: Records, answers: Answers, name: str) -> tuple[str, ...]:
@@ -167,7 +172,7 @@ def _parts_of(order: Order, answers: Answers) -> Parts:
         assert order.labels is not None
         shown = ("the first", "the second") if answers.is_list else answers.fields[:2]
         seen = Labels(tuple(pair for pair in order.labels.values if order.has(pair[0])))
-        remark = (seen.shown(*shown),) if len(order.fields) == 1 else ()
+        remark = (_meaning(order.fields, seen, shown),) if len(order.fields) == 1 else ()
         return {"order": "label", "label": order.fields, "labels": order.labels, "remarks": remark}
     return {"order": "scores", "scores": order.fields, "lowest": order.kind == "rank"}
 
