@@ -52,7 +52,7 @@ def detect(
     Raises:
         UserError: the file holds no pairs, or its fields can be read in two ways.
     """
-    known = known_layout(records)
+    known = None if _has_named_sides(records) else known_layout(records)
     if known is None:
         layout = _layout(records, Stated(columns, labels or {}, direction), name)
         return replace(layout, unused=tuple(unused_fields(records, layout)))
@@ -64,6 +64,11 @@ def detect(
 
 
 _ORDERING_PARTS = frozenset(_ORDERING)
+
+
+def _has_named_sides(records: Records) -> bool:
+    """Whether most records have chosen and rejected themselves: those are read, whatever else such files hold."""
+    return 2 * sum(any(a in record and b in record for a, b in _NAMED) for record in records) > len(records)
 
 
 def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direction: str | None) -> Stated:

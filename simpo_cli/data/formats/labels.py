@@ -186,7 +186,7 @@ def _by_number(label: str, values: Sequence[Any], ends: tuple[str, str] | None, 
         return one_two
     if ends == ("0", "1") and found <= {"0", "1"} and (stated or len(found) == 2):
         return zero_one
-    if ends != ("0", "1") and stated and found <= {"1", "2"} and "2" in found:
+    if stated and not (ends and ends[0].isdigit()) and found <= {"1", "2"} and "2" in found:
         return one_two  # the order in which the person gives the fields
     if is_index and found == {"0", "1"}:
         return zero_one
