@@ -408,6 +408,54 @@ def test_neutral_names_have_no_order(fields: tuple[str, str], tmp_path: Path) ->
         orders(records, columns={"answers": list(fields)})
 
 
+@pytest.mark.parametrize(
+    ("values", "meanings"),
+    [
+        ([1, 5, 2, 4], [{"first": {"below": 3}, "second": {"above": 3}},
+                        {"first": {"above": 3}, "second": {"below": 3}}]),
+        ([-0.5, 2.5], [{"first": {"below": 0}, "second": {"above": 0}},
+                       {"first": {"above": 0}, "second": {"below": 0}}]),
+        ([0, 2, 1], [{"first": [0], "second": [1], "tie": [2]}, {"first": [1], "second": [0], "tie": [2]}]),
+        (["x", "y", "tie"], [{"first": ["x"], "second": ["y"], "tie": ["tie"]},
+                             {"first": ["y"], "second": ["x"], "tie": ["tie"]}]),
+        (["A", "B", "unsure"], [{"first": ["A"], "second": ["B"], "tie": ["unsure"]}]),
+        ([*range(20)], [{"first": {"below": 9.5}, "second": {"above": 9.5}},
+                        {"first": {"above": 9.5}, "second": {"below": 9.5}}]),
+    ],
+)  # fmt: skip
+def test_the_lines_for_a_label_give_each_value_a_place(
+    values: list[Any], meanings: list[Record], tmp_path: Path
+) -> None:
+    records = [{"prompt": "p", AB[0]: "x", AB[1]: "y", "preference": value} for value in values]
+    pasted = lines(refusal(records), tmp_path)
+    assert [line["labels"] for line in pasted] == meanings
+    for line in pasted:
+        assert orders(records, **line) == {("x", "y"), ("y", "x")}
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"annotation": {"winner": 1}}, "told by 'annotation.winner'"),
+        ({"helpfulness_a": 3, "helpfulness_b": 4}, "told by 'helpfulness_a and helpfulness_b'"),
+        ({"tokens_a": 3, "tokens_b": 4, "is_a_safe": True, "is_b_safe": False}, "told by no field"),
+        ({"chosen": "good"}, "the preferred one once more under chosen"),
+        ({"response_c": "middling", "winner": "a"}, "a label, winner, which orders two of them only"),
+        ({"answer_a": "x", "answer_b": "y"}, "may hold its responses in response_a and response_b or answer_a and"),
+    ],
+)
+def test_what_else_may_say_the_order_is_named(more: Record, problem: str) -> None:
+    assert problem in refusal([{"prompt": "p", AB[0]: "good", AB[1]: "bad", **more}]).problem
+
+
+def test_labels_and_scores_inside_an_object_order_too() -> None:
+    records = judged(AB, "x", "a", "b")
+    assert orders([{**record, "annotation": {"winner": record["x"]}, "x": 0} for record in records]) == RIGHT
+    records = scored(AB, ("a", "b"), 2, 1)
+    nested = [{"prompt": "p", **{f: r[f] for f in AB}, "scores": {"a": r["a"], "b": r["b"]}} for r in records]
+    assert orders(nested) == RIGHT
+
+
 def test_a_list_without_scores_has_no_order(tmp_path: Path) -> None:
     records = [{"prompt": "p", "responses": ["good", "middling", "bad"]}]
     (line,) = lines(refusal(records), tmp_path)
@@ -592,7 +640,7 @@ def test_known_layouts(known: Known) -> None:
     assert orders(records[:1]) == RIGHT  # one value is enough where the layout says what it means
 
 
-def test_a_mapping_over_a_known_layout(tmp_path: Path) -> None:
+def test_a_mapping_over_a_known_layout() -> None:
     records = judged(ZERO, "better_response_id", 0, 1) + judged(ZERO, "better_response_id", 0, 1)
     records = [{**record, "safer_response_id": 1 - record["better_response_id"]} for record in records]
     assert orders(records, columns={"label": "safer_response_id"}) == REVERSED
@@ -624,6 +672,23 @@ def test_turns_of_the_arena_table_must_be_the_same_up_to_the_last(write: Write) 
 
 
 # What is said of it
+
+
+def test_a_label_that_repeats_the_name_of_a_model(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "p", AB[0]: "good", AB[1]: "bad", "model_a": "m", "model_b": "n", "winner": "m"},
+        {"prompt": "p", AB[0]: "bad", AB[1]: "good", "model_a": "m", "model_b": "n", "winner": "n"},
+        {"prompt": "p", AB[0]: "good", AB[1]: "bad", "model_a": "n", "model_b": "m", "winner": "n"},
+        {"prompt": "p", AB[0]: "x", AB[1]: "y", "model_a": "n", "model_b": "m", "winner": "tie"},
+    ]
+    assert orders(records) == RIGHT
+    assert orders(records, columns={"label": "winner"}) == RIGHT
+    layout = detect(records, {}, "prefs")
+    with pytest.raises(UnknownLabelError):  # both responses are by one model
+        to_pair({**records[0], "model_b": "m"}, layout, "prefs:5", Counter())
+    sides = [{**r, "chosen": r["winner"], "rejected": ({"m", "n"} - {r["winner"]}).pop()} for r in records[:3]]
+    (line,) = lines(refusal([{k: v for k, v in r.items() if k != "winner"} for r in sides]), tmp_path)
+    assert orders(sides, **line) == RIGHT
 
 
 def test_the_reader_says_what_decided(write: Write) -> None:

@@ -14,7 +14,15 @@ from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.fields import get, words_of
 from simpo_cli.data.formats.labels import Labels, as_text, derived
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.orders import Answers, Order, Records, checking_scores, find_orders, values_of
+from simpo_cli.data.formats.orders import (
+    Answers,
+    Order,
+    Records,
+    checking_scores,
+    find_orders,
+    naming_fields,
+    values_of,
+)
 from simpo_cli.data.formats.preferred import NoSignalError, places_of
 from simpo_cli.data.formats.stated import Stated
 from simpo_cli.data.raw import RecordError
@@ -93,27 +101,35 @@ def _by_label(records: Records, answers: Answers, stated: Stated, name: str, pro
             "Name two of them: answers: [FIELD, FIELD].",
             where=name,
         )
+    counts = values_of(records, fields[0])
     if stated.labels:
-        labels: Labels | None = Labels.of(stated.labels)
+        labels = Labels.of(stated.labels)
     elif len(fields) > 1:
         sides = ["first", "second", *["tie"] * (len(fields) - 2)]
         labels = Labels.of({side: [f for f, s in zip(fields, sides, strict=True) if s == side] for side in set(sides)})
     else:
-        counts = values_of(records, fields[0])
-        values = [held.value for held in counts]
-        scalars = [value for value in values if isinstance(value, str | int | float | bool)]
+        named = [order for order in find_orders(records, answers, frozenset()) if order.fields == fields]
+        if named and named[0].named_by:
+            return _label_parts(named[0], answers)
         two = () if answers.is_list else answers.fields
-        labels = derived(fields[0], scalars, two, answers.two_ends, stated=True) if scalars else Labels()
-        if labels is None:
-            raise refusals.no_direction(answers, prompt, [Order("label", fields, certain=False, values=counts)], name)
-    assert labels is not None
-    shown = ("the first", "the second") if answers.is_list else answers.fields
-    return {"order": "label", "label": fields, "labels": labels, "remarks": (_meaning(fields, labels, shown),)}
+        scalars = [held.value for held in counts if isinstance(held.value, str | int | float | bool)]
+        labels, unclear = derived(fields[0], scalars, two, answers.two_ends, stated=True)
+        if unclear:
+            order = Order("label", fields, labels if labels.values else None, certain=False, values=counts)
+            raise refusals.no_direction(answers, prompt, [order], name)
+    return _label_parts(Order("label", fields, labels, values=counts), answers)
 
 
-def _meaning(fields: Sequence[str], labels: Labels, responses: Sequence[str]) -> str:
-    """What the values of a label mean, in words."""
-    return f"{' / '.join(fields)}: {labels.shown(*responses)}"
+def _label_parts(order: Order, answers: Answers) -> Parts:
+    assert order.labels is not None
+    shown = ("the first", "the second") if answers.is_list else answers.fields[:2]
+    listed = tuple(pair for pair in order.labels.values if len(order.fields) > 1 or order.has(pair[0]))
+    meaning = Labels(listed, order.labels.bounds).shown(*shown)
+    remarks = (f"{' / '.join(order.fields)}: {meaning}",) if meaning else ()
+    if order.named_by:
+        remarks = (f"{order.shown} repeats {' or '.join(order.named_by)}",)
+    named_by = {"named_by": order.named_by}
+    return {"order": "label", "label": order.fields, "labels": order.labels, "remarks": remarks, **named_by}
 
 
 def _label_of_meanings(records: Records, answers: Answers, name: str) -> tuple[str, ...]:
@@ -169,11 +185,7 @@ def _found(records: Records, answers: Answers, name: str, prompt: str | None) ->
 
 def _parts_of(order: Order, answers: Answers) -> Parts:
     if order.kind == "label":
-        assert order.labels is not None
-        shown = ("the first", "the second") if answers.is_list else answers.fields[:2]
-        seen = Labels(tuple(pair for pair in order.labels.values if order.has(pair[0])))
-        remark = (_meaning(order.fields, seen, shown),) if len(order.fields) == 1 else ()
-        return {"order": "label", "label": order.fields, "labels": order.labels, "remarks": remark}
+        return _label_parts(order, answers)
     return {"order": "scores", "scores": order.fields, "lowest": order.kind == "rank"}
 
 
@@ -194,7 +206,7 @@ def _could_differ(records: Records, answers: Answers, certain: Order, other: Ord
     if other.kind == "rank":
         ways = [Order("rank", other.fields), Order("scores", other.fields)]
         return all(_differ(records, answers, certain, way) for way in ways)
-    if len(other.values) != 2:
+    if other.kind == "text" or len(other.values) != 2:
         return False  # one value decides nothing; more are grades or counts
     meanings = [Labels.of(meaning) for meaning in refusals.meanings_of(other)]
     ways = [Order("label", other.fields, labels) for labels in meanings]
@@ -269,4 +281,10 @@ def _by_letters(
             spelled = {value: meant[str(end)] for value, end in values.items()}
             return tuple((spelled | meant).items())
         raise refusals.letters(answers, prompt, group.fields, name)
+    for group in names.responses_in({k: v for k, v in records[0].items() if k not in answers.fields}):
+        beside = Answers(group.fields, group.ends)
+        if all(naming_fields(records, side, beside) for side in answers.fields):
+            raise refusals.repeated_names(
+                answers, naming_fields(records, answers.fields[0], beside), group.fields, name
+            )
     return ()

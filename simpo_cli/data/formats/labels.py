@@ -119,8 +119,12 @@ def label_words(value: Any) -> Side | None:
 
 def derived(
     label: str, values: Iterable[Any], fields: Sequence[str], ends: tuple[str, str] | None, *, stated: bool
-) -> Labels | None:
-    """What the values of a label mean by the names of the label and of the two responses, or None if that is unclear.
+) -> tuple[Labels, list[Any]]:
+    """What the values of a label mean by the names of the label and of the two responses.
+
+    Returns:
+        The meanings that are certain, and the values whose meaning is not. If the first has none that orders a pair,
+        all values are of the second kind.
 
     Args:
         label: the label's field.
@@ -129,22 +133,21 @@ def derived(
         ends: what tells the names of the two apart, such as ("a", "b") or ("1", "2").
         stated: the person has named the label: then one value is enough, and 1 and 2 follow the order of the fields.
     """
-    distinct = list(dict.fromkeys((type(value), value) for value in values))
-    sides = _by_number(label, [value for _, value in distinct], ends, stated)
+    distinct = [value for _, value in dict.fromkeys((type(value), value) for value in values)]
+    sides = _by_number(label, distinct, ends, stated)
     meanings: list[tuple[Any, Side]] = []
-    for _, value in distinct:
+    unclear: list[Any] = []
+    for value in distinct:
         side = _by_name(value, fields, ends) or label_words(value) or sides.get(as_text(value))
         if side is None or isinstance(value, bool):
-            return None
-        meanings.append((value, side))
+            unclear.append(value)
+        else:
+            meanings.append((value, side))
     if all(side == "tie" for _, side in meanings):
-        return None
-    others = [
-        (value, side)
-        for value, side in _usual(fields, ends, sides)
-        if all(as_text(value) != as_text(m) for m, _ in meanings)
-    ]
-    return Labels(tuple(meanings + others))
+        return Labels(), distinct
+    seen = {as_text(value) for value in distinct}
+    others = [(value, side) for value, side in _usual(fields, ends, sides) if as_text(value) not in seen]
+    return Labels(tuple(meanings + others)), unclear
 
 
 def _usual(fields: Sequence[str], ends: tuple[str, str] | None, sides: Mapping[str, Side]) -> list[tuple[Any, Side]]:

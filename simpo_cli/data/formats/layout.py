@@ -24,6 +24,8 @@ class Layout:
         refers: pairs (value, field) where chosen and rejected hold names of other fields.
         label: the label's field, or several 0/1 fields of which one is set: the label is then that field's name.
         labels: what the values of the label mean.
+        named_by: fields beside the responses, such as model_a and model_b, whose values the label repeats: it then
+            stands for the field's name.
         scores: the fields of the scores, one for each response, or one that is a list or stands in each object. With
             another `order` they are only compared with it.
         lowest: whether the lowest score is the best one, as of ranks.
@@ -47,6 +49,7 @@ class Layout:
     refers: tuple[tuple[str, str], ...] = ()
     label: tuple[str, ...] = ()
     labels: Labels | None = None
+    named_by: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     lowest: bool = False
     prompt_more: str | None = None

@@ -27,6 +27,10 @@ LOWER_MAY_BE_BETTER = word_set(
     "loss losses toxicity toxic perplexity ppl error errors distance penalty nll harm harmfulness risk cost "
     "regret violation violations latency"
 )
+_COUNTS = word_set(
+    "id ids idx index token tokens length len words word chars characters count num number time timestamp date seed "
+    "year turn turns version temperature size"
+)
 RANKS = word_set("rank ranks ranking rankings position place")
 _LABELS = word_set(
     "label preference preferred prefers winner better best choice chosen choose selected selection cmp comparison "
@@ -152,6 +156,11 @@ def kind_of_score(words: Iterable[str]) -> str:
     return "higher" if held & HIGHER_IS_BETTER else ""
 
 
+def is_about_text(words: Iterable[str]) -> bool:
+    """Whether numbers of this name only count or number a response: tokens, length, id."""
+    return not _COUNTS.isdisjoint(words)
+
+
 def is_just_a_score(words: Iterable[str]) -> bool:
     """Whether a name says no more than that this is the score of a response."""
     return set(words) <= HIGHER_IS_BETTER | RANKS | _RESPONSES | {"metadata", "meta"}
@@ -159,7 +168,7 @@ def is_just_a_score(words: Iterable[str]) -> bool:
 
 def may_be_label(field: str) -> bool:
     """Whether a field of this name may say which response is the better one."""
-    words = set(words_of(field))
+    words = set(words_of(field.rpartition(".")[2]))
     return bool(words & _LABELS) and not words & (_NOT_LABELS | _AGAINST)
 
 

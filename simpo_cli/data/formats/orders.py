@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
-from simpo_cli.data.formats.labels import Labels, as_text, derived, shown_value
+from simpo_cli.data.formats.labels import Labels, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
 
 Records = Sequence[Mapping[str, Any]]
@@ -47,18 +47,20 @@ class Order:
     """One thing that could say which response is preferred.
 
     Attributes:
-        kind: `label` (also winner columns), `scores`, `rank`.
+        kind: `label` (also winner columns), `scores`, `rank`, `text` (the preferred response stands there once more).
         fields: its fields.
-        labels: what its values mean, where it is a label and that is certain.
+        labels: what the values of a label mean, as far as that is certain.
         certain: whether it is known which value is the better one.
         values: the values of a label, with their counts.
+        named_by: fields such as model_a and model_b whose values a label repeats.
     """
 
-    kind: Literal["label", "scores", "rank"]
+    kind: Literal["label", "scores", "rank", "text"]
     fields: tuple[str, ...]
     labels: Labels | None = None
     certain: bool = True
     values: Counter[Any] = field(default_factory=Counter)
+    named_by: tuple[str, ...] = ()
 
     def has(self, value: Any) -> bool:
         """Whether the label has a value in the sample."""
@@ -116,13 +118,24 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
         answers: the responses.
         used: fields that play another part.
     """
-    keys = [key for key in dict.fromkeys(key for record in records for key in record) if key not in used]
-    keys = [key for key in keys if isinstance(key, str) and key not in answers.fields]
+    keys = [key for key in _keys_of(records) if key not in used and key not in answers.fields]
     flags = _winner_columns(records, keys)
     taken = {name for order in flags for name in order.fields}
     labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
     found = [*labels, *flags, *_scores(records, keys, answers)]
     return sorted(found, key=lambda order: not order.certain)
+
+
+def _keys_of(records: Records) -> list[str]:
+    """The names of all fields, and of those one object deeper: metadata.score_a."""
+    keys: dict[str, None] = {}
+    for record in records:
+        for key, value in record.items():
+            if isinstance(value, dict):
+                keys.update({f"{key}.{inner}": None for inner in value if isinstance(inner, str)})
+            elif isinstance(key, str):
+                keys[key] = None
+    return list(keys)
 
 
 def _label(records: Records, name: str, answers: Answers) -> Order | None:
@@ -133,13 +146,41 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
     values = [held.value for held in counts]
     if not values or any(not isinstance(value, str | int | float | bool) for value in values):
         return None
+    if len(answers.fields) > 2:
+        return Order("label", (name,), certain=False, values=counts)
     fields = () if answers.is_list else answers.fields
-    meanings = derived(name, values, fields, answers.two_ends, stated=False) if len(fields) in (0, 2) else None
-    if meanings is not None:
-        return Order("label", (name,), meanings, values=counts)
+    labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
+    if not unclear:
+        return Order("label", (name,), labels, values=counts)
+    if by := naming_fields(records, name, answers):
+        sides: list[tuple[Any, Any]] = [(by[0], "first"), (by[1], "second")]
+        sides += [(value, "tie") for value in values if label_words(value) == "tie"]
+        return Order("label", (name,), Labels(tuple(sides)), values=counts, named_by=by)
     texts = [value for value in values if isinstance(value, str)]
-    is_free_text = len(values) > _MOST_VALUES or any(len(text) > _LONGEST_VALUE for text in texts)
-    return None if is_free_text else Order("label", (name,), certain=False, values=counts)
+    if fields and len(texts) == len(values) and _repeats_a_response(records, name, fields):
+        return Order("text", (name,), certain=False)
+    if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
+        return None  # a comment
+    return Order("label", (name,), labels if labels.values else None, certain=False, values=counts)
+
+
+def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
+    """Fields such as model_a and model_b, one of which the label repeats in every record that is no tie."""
+    if len(answers.fields) != 2:
+        return ()
+    keys = [key for key in _keys_of(records) if key not in (label, *answers.fields)]
+    for fields, _ in _fields_beside(keys, answers.fields):
+        rows = [(get(record, label), [get(record, one) for one in fields]) for record in records]
+        rows = [(value, held) for value, held in rows if isinstance(value, str) and label_words(value) != "tie"]
+        if rows and all(held.count(value) == 1 for value, held in rows):
+            return fields
+    return ()
+
+
+def _repeats_a_response(records: Records, name: str, fields: Sequence[str]) -> bool:
+    """Whether a field holds the text of one of the responses in every record that has it."""
+    held = [record for record in records if get(record, name) is not MISSING]
+    return all(get(record, name) in [get(record, field) for field in fields] for record in held)
 
 
 def _winner_columns(records: Records, keys: Sequence[str]) -> list[Order]:
@@ -165,6 +206,12 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
             Order("rank" if kind == "rank" else "scores", fields, certain=kind == "higher")
             for fields, words in _fields_beside(keys, answers.fields)
             if (kind := names.kind_of_score(words)) and _may_be_scores(records, fields, words)
+        ] + [
+            Order("scores", fields, certain=False)
+            for fields, words in _fields_beside(keys, answers.fields)
+            if not names.kind_of_score(words)
+            and not names.is_about_text(words)
+            and numbers_in([get(record, field) for record in records for field in fields])
         ]
     (name,) = answers.fields
     inside = [one for record in records for one in (get(record, name) or ()) if isinstance(one, dict)]
@@ -212,15 +259,8 @@ def checking_scores(records: Records, chosen: str, rejected: str) -> tuple[str, 
     They stand beside the sides or one object deeper (also `scores.chosen`), named after the sides or by the usual
     names of sides.
     """
-    keys: dict[str, None] = {}
-    for record in records:
-        for key, value in record.items():
-            if isinstance(value, dict):
-                keys.update({f"{key}.{inner}": None for inner in value if isinstance(inner, str)})
-            elif isinstance(key, str):
-                keys[key] = None
     for fields in ((chosen, rejected), ("chosen", "rejected")):
-        for found, words in _fields_beside([key for key in keys if key not in fields], fields):
+        for found, words in _fields_beside([key for key in _keys_of(records) if key not in fields], fields):
             if names.kind_of_score(words) == "higher" and _may_be_scores(records, found, words):
                 return found
     return ()

@@ -70,7 +70,7 @@ def reason_of(record: Mapping[str, Any], layout: Layout) -> str:
     """What decided the order of a record, such as `better_response_id = 1`; empty where the names of the fields do."""
     if layout.order == "label":
         return (
-            f"{layout.label[0]} = {shown_value(label_of(record, layout))}"
+            f"{layout.label[0]} = {shown_value(get(record, layout.label[0]))}"
             if len(layout.label) == 1
             else (f"{label_of(record, layout)} = 1")
         )
@@ -123,7 +123,9 @@ def _referred(record: Mapping[str, Any], layout: Layout, field: str) -> Any:
 def label_of(record: Mapping[str, Any], layout: Layout) -> Any:
     """The value of the label; of several 0/1 fields, the name of the one that is set."""
     if len(layout.label) == 1:
-        return required_label(record, layout.label[0])
+        value = required_label(record, layout.label[0])
+        holders = [name for name in layout.named_by if as_text(get(record, name)) == as_text(value)]
+        return holders[0] if len(holders) == 1 else value
     values = {field: required_label(record, field) for field in layout.label}
     chosen = [field for field, value in values.items() if as_text(value) in ("1", "true")]
     if len(chosen) != 1 or any(as_text(value) not in ("0", "1", "true", "false") for value in values.values()):

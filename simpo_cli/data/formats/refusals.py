@@ -7,6 +7,7 @@ from typing import Any
 
 from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, did_you_mean, get
+from simpo_cli.data.formats.labels import as_number, label_words
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.orders import Answers, Order, Records, shown_counts
 from simpo_cli.data.formats.stated import Stated
@@ -41,6 +42,8 @@ def _flow(value: Any) -> str:
 
 def either(*lines: str) -> str:
     """A fix that leaves the choice to the person: each line is right when pasted, for what it says."""
+    if not lines:
+        return "Name the field that says it in columns, and what its values mean in labels."
     return "Say which in the recipe:\n  " + "\n  ".join(lines)
 
 
@@ -124,42 +127,49 @@ def no_direction(answers: Answers, prompt: str | None, orders: Sequence[Order], 
             fix = either(*(line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])))
         return UserError(f"holds {shown} and which one is preferred is told by no field.", fix, where=name)
     order = orders[0]
+    if order.kind == "text":
+        return UserError(
+            f"holds {shown} and the preferred one once more under {order.shown}.",
+            "Write it into a field chosen, and the other one into a field rejected.",
+            where=name,
+        )
+    if order.kind == "label" and len(fields) > 2:
+        return UserError(
+            f"holds {shown} and a label, {order.shown}, which orders two of them only.",
+            "Write the preferred one into a field chosen, and one of the others into a field rejected.",
+            where=name,
+        )
     said = f"holds {shown} and which one is preferred is told by {order.shown!r}, whose meaning is not certain"
-    if order.kind == "label":
-        return UserError(f"{said}: {shown_counts(order.values)}.", _both_ways(order, listed, name), where=name)
-    part = "rank" if order.kind == "rank" else "scores"
-    lines = [line_of(name, {**listed, part: order.column, "best": best}) for best in ("lowest", "highest")]
-    return UserError(f"{said}: the lowest or the highest may be the best.", either(*lines), where=name)
-
-
-def _both_ways(order: Order, listed: Mapping[str, Any], name: str) -> str:
-    """The lines that give the values of a label the one meaning and the reverse."""
-    columns = {**listed, "label": order.column}
-    meanings = meanings_of(order)
-    lines = [line_of(name, columns, meaning) for meaning in meanings]
-    more = " Values that are left over need a place as well." if len(order.values) > 3 else ""
-    return either(*lines) + more
+    counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
+    return UserError(f"{said}: {counts}.", either(*_lines_of(order, listed, name)), where=name)
 
 
 def meanings_of(order: Order) -> list[dict[str, Any]]:
-    """Two meanings of a label that are the reverse of each other, by the values that it has."""
-    from simpo_cli.data.formats.labels import as_number, label_words
+    """What the values of a label may mean: two meanings that are the reverse of each other, or the one that is known.
 
+    Values without a meaning beside others with one are put to the ties, for the person to place.
+    """
     values = [held.value for held in order.values]
+    if order.labels is not None:
+        meanings = order.labels.as_meanings(values)
+        unclear = [value for value in values if order.labels.side(value) is None]
+        return [meanings | ({"tie": [*meanings.get("tie", []), *unclear]} if unclear else {})]
     ties = [value for value in values if label_words(value) == "tie"]
-    rest = [value for value in values if value not in ties]
-    tie: dict[str, Any] = {"tie": ties} if ties else {}
-    found = [None if isinstance(value, bool) else as_number(value) for value in rest]
-    known = [number for number in found if number is not None]
-    if len(known) == len(rest) and known and min(known) < 0 < max(known):
-        tie = {"tie": [*ties, 0]} if 0 in known else tie
-        return [{"first": {a: 0}, "second": {b: 0}, **tie} for a, b in (("below", "above"), ("above", "below"))]
-    rest = sorted(rest, key=lambda value: (str(type(value)), value if not isinstance(value, str) else 0, str(value)))
+    rest = [value for value in values if label_words(value) != "tie"]
+    found = [number for value in rest if (number := as_number(value)) is not None]
+    if found and len(found) == len(rest) and (min(found) < 0 < max(found) or len(found) > 3):
+        middle = 0 if min(found) < 0 < max(found) else (min(found) + max(found)) / 2
+        ties += [middle] if middle in found else []
+        pairs = (("below", "above"), ("above", "below"))
+        return [_meaning({a: middle}, {b: middle}, ties) for a, b in pairs]
+    rest.sort(key=lambda value: (str(type(value)), 0 if isinstance(value, str) else value, str(value)))
     if len(rest) == 1:
         return [{"first": rest}, {"second": rest}]
-    if len(rest) == 3 and not tie:
-        tie = {"tie": rest[2:]}
-    return [{"first": [rest[a]], "second": [rest[b]], **tie} for a, b in ((0, 1), (1, 0))] if rest else []
+    return [_meaning([rest[a]], [rest[b]], [*ties, *rest[2:]]) for a, b in ((0, 1), (1, 0))] if rest else []
+
+
+def _meaning(first: Any, second: Any, tie: list[Any]) -> dict[str, Any]:
+    return {"first": first, "second": second} | ({"tie": tie} if tie else {})
 
 
 def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order, name: str) -> UserError:
@@ -176,11 +186,12 @@ def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order
 
 def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
     """The lines that take one order; both ways of it where its meaning is not certain."""
+    if order.kind == "text":
+        return []
     if order.kind == "label":
         columns = {**listed, "label": order.column}
-        if order.labels is not None:
-            return [line_of(name, columns, order.labels.as_meanings([held.value for held in order.values]))]
-        return [line_of(name, columns, meaning) for meaning in meanings_of(order)]
+        flags = order.labels is not None and len(order.fields) > 1  # the names of the columns say what they mean
+        return [line_of(name, columns, meaning) for meaning in ([None] if flags else meanings_of(order))]
     part = "rank" if order.kind == "rank" else "scores"
     ways: list[dict[str, str]] = [{}] if order.certain else [{"best": "lowest"}, {"best": "highest"}]
     return [line_of(name, {**listed, part: order.column, **best}) for best in ways]
@@ -282,5 +293,16 @@ def letters(answers: Answers, prompt: str | None, fields: Sequence[str], name: s
         f"holds letters or numbers under {chosen} and {rejected}, and texts under {', '.join(fields)}: the answers may "
         "be the one or the other.",
         either(*lines),
+        where=name,
+    )
+
+
+def repeated_names(answers: Answers, holders: Sequence[str], fields: Sequence[str], name: str) -> UserError:
+    """The refusal of sides that only repeat which model wrote the response."""
+    sides = " and ".join(answers.fields)
+    return UserError(
+        f"holds under {sides} what {' and '.join(holders)} hold, and the responses under {' and '.join(fields)}.",
+        f"Name the responses and the label in the recipe: "
+        f"{line_of(name, {'answers': list(fields), 'label': answers.fields[0]})}",
         where=name,
     )
