@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from simpo_cli.data.formats.fields import word_set, words_of
+from simpo_cli.data.formats.fields import get, word_set, words_of
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.names import may_be_label
 from simpo_cli.data.formats.preferred import is_empty
@@ -13,7 +13,7 @@ _METADATA = word_set(
     "timestamp created updated modified version language languages lang locale license author authors annotator "
     "annotators worker user userid model models tag tags category categories domain topic score scores rating "
     "ratings reward rewards rank ranks tokens token length len num count turns meta metadata margin logprob logps "
-    "logprobs seed at by of the in chosen rejected"
+    "logprobs seed name names at by of the in chosen rejected"
 )
 """Names of these words alone say where a record comes from or how it was measured, not what was asked or answered."""
 _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score scores rating rank length tokens model")
@@ -22,14 +22,19 @@ _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score s
 
 def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout, also_used: Iterable[str] = ()) -> list[str]:
     """Fields of the records that are neither used nor plain metadata, in the order of the file; empty ones left out."""
-    used = {*layout.responses, layout.prompt, layout.prompt_more, layout.system, layout.history, layout.tools}
+    used = {*layout.responses, layout.prompt, layout.prompt_more, layout.system, layout.tools}
+    used |= {layout.history} if layout.prompt is not None else set()
     used |= {*layout.label, *layout.scores, layout.chosen, layout.rejected, *also_used}
     used |= {field for _, field in layout.refers}
     paths = [field for field in used if field]
+    if layout.is_list:  # the parts of its objects
+        paths += [f"{layout.chosen}.{layout.text}"] if layout.text else []
+        paths = [field for field in paths if field != layout.chosen or not layout.text]
     found: dict[str, None] = {}
     for record in records:
+        repeated = [get(record, field) for field in paths]
         for key, value in record.items():
-            if isinstance(key, str):
+            if isinstance(key, str) and value not in repeated:
                 found.update(dict.fromkeys(_unused_in(key, value, paths)))
     return list(found)
 
@@ -40,9 +45,10 @@ def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterable[str]:
     below = [field for field in used if field.startswith(f"{name}.")]
     if not below:
         yield name
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _unused_in(f"{name}.{key}", inner, below)
+    for one in (value if isinstance(value, list) else [value]) if below else ():
+        if isinstance(one, dict):
+            for key, inner in one.items():
+                yield from _unused_in(f"{name}.{key}", inner, below)
 
 
 def is_metadata(name: str) -> bool:
