@@ -570,9 +570,7 @@ REFUSED = (
     ),
     Refusal(
         name="two fields that may be the prompt",
-        records=twice(
-            lambda i: {"instruction": "Be short.", "question": Q, "chosen_response": GOOD, "rejected_response": BAD}
-        ),
+        records=({"instruction": "Be short.", "question": Q, "chosen_response": GOOD, "rejected_response": BAD},),
         says=("instruction, question",),
     ),
     Refusal(

@@ -1,4 +1,4 @@
-"""The known layouts: each is read as it means, wherever the better answer stands; what tells no direction is refused."""
+"""The known layouts: each is read as it means, wherever the better answer stands; no direction is guessed."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from simpo_cli.data.load import LoadedPairs, load_pairs, prompt_messages
 from simpo_cli.errors import UserError
-from tests.data.layouts import QUESTIONS, READ, REFUSED, Case, Refusal, Record
+from tests.data.layouts import QUESTIONS, READ, REFUSED, Case, Record, Refusal
 
 
 def load(records: list[Record], folder: Path) -> LoadedPairs:

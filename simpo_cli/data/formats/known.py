@@ -139,7 +139,7 @@ KNOWN: tuple[Known, ...] = (
         needs=("prompt", "response", "helpfulness"),
         lacks=("chosen", "rejected", "rejected_response"),
         refused="holds one response a record, with ratings (HelpSteer).",
-        fix="Join the responses to each prompt into records with prompt, chosen and rejected, or use the preference file.",
+        fix="Join the responses to each prompt into records with prompt, chosen and rejected.",
     ),
     # a label
     Known(

@@ -13,7 +13,6 @@ from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
 
-
 _MEDIA = ("image", "video", "audio")
 _LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
 _ONLY_TEXT = "the record is about more than its texts, and only text can be trained on"
