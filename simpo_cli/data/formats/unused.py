@@ -5,7 +5,7 @@ from typing import Any
 
 from simpo_cli.data.formats.fields import get, word_set, words_of
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.names import may_be_label
+from simpo_cli.data.formats.names import is_response, may_be_label
 from simpo_cli.data.formats.preferred import is_empty
 
 _METADATA = word_set(
@@ -34,7 +34,7 @@ def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout, also_use
     for record in records:
         repeated = [get(record, field) for field in paths]
         for key, value in record.items():
-            if isinstance(key, str) and value not in repeated:
+            if isinstance(key, str) and not (is_response(key) and value in repeated):
                 found.update(dict.fromkeys(_unused_in(key, value, paths)))
     return list(found)
 
