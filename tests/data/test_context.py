@@ -26,7 +26,8 @@ def unused(*records: Record) -> tuple[str, ...]:
         (PAIR, ()),
         ({**PAIR, "context": "Swifts are birds."}, ("context",)),
         ({"instruction": Q, "context": "Swifts are birds.", **SIDES}, ("context",)),
-        ({**PAIR, "messages": said(("system", SYSTEM), ("user", Q))}, ("messages",)),
+        ({**PAIR, "messages": said(("system", SYSTEM), ("user", Q))}, ()),
+        ({**PAIR, "chat_template_kwargs": {"enable_thinking": False}}, ()),
         ({**PAIR, "passage": "Swifts.", "hint": "Birds."}, ("passage", "hint")),
         ({**PAIR, "context": "", "passage": None, "documents": []}, ()),
         ({**PAIR, "id": 1, "source": "web", "model_name": "m", "created_at": "2024", "language": "en"}, ()),
@@ -48,6 +49,12 @@ def unused(*records: Record) -> tuple[str, ...]:
 )
 def test_what_is_neither_used_nor_metadata_is_listed(record: Record, listed: tuple[str, ...]) -> None:
     assert unused(record) == listed
+
+
+def test_beside_a_field_that_is_reached_through_a_list_the_others_are_listed() -> None:
+    record = {"votes": [{"winner": "b", "why": "it is true"}], "prompt": Q, "response_a": BAD, "response_b": GOOD}
+    layout = detect([record], {"label": "votes.0.winner"}, "prefs.jsonl")
+    assert layout.unused == ("votes.why",)
 
 
 def test_a_field_of_any_record_of_the_sample_is_listed() -> None:

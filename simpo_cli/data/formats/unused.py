@@ -1,5 +1,6 @@
 """Fields that a layout does not use, so that no part of a conversation vanishes without a word."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,18 +19,17 @@ _METADATA = word_set(
 """Names of these words alone say where a record comes from or how it was measured, not what was asked or answered."""
 _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score scores rating rank length tokens model")
 """A name that ends with one of these says so whatever stands before it."""
+_WHOLE = ("messages", "conversations")  # the conversation beside the text of its last question
+_PLACE = re.compile(r"\.\d+(?=\.|$)")  # in a list: what stands beside it is named without its place
 
 
 def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout, also_used: Iterable[str] = ()) -> list[str]:
     """Fields of the records that are neither used nor plain metadata, in the order of the file; empty ones left out."""
-    used = {*layout.responses, layout.prompt, layout.prompt_more, layout.system, layout.tools}
-    used |= {layout.history} if layout.prompt is not None else set()
-    used |= {*layout.label, *layout.scores, layout.chosen, layout.rejected, *also_used}
-    used |= {field for _, field in layout.refers}
-    paths = [field for field in used if field]
-    if layout.is_list:  # the parts of its objects
-        paths += [f"{layout.chosen}.{layout.text}"] if layout.text else []
-        paths = [field for field in paths if field != layout.chosen or not layout.text]
+    used = {layout.prompt, layout.prompt_more, layout.system, layout.tools, *layout.label, *layout.scores, *also_used}
+    used |= {f"{layout.chosen}.{layout.text}"} if layout.text else {*layout.responses, layout.chosen, layout.rejected}
+    used |= {field for _, field in layout.refers} | {"chat_template_kwargs"}
+    used |= {layout.history, *_WHOLE} if layout.prompt is not None else set()
+    paths = [_PLACE.sub("", field) for field in used if field]
     found: dict[str, None] = {}
     for record in records:
         repeated = [get(record, field) for field in paths]
