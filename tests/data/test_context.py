@@ -98,7 +98,7 @@ def test_tools_are_used_wherever_they_stand(record: Record) -> None:
 
 @pytest.mark.parametrize("name", ["images", "videos", "audios", "rejected_images"])
 def test_a_record_with_pictures_or_sound_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"prefs.jsonl:2: {name}: .* only text can be trained on"):
+    with pytest.raises(UserError, match=f"record 2: {name}: .* only text can be trained on"):
         load([PAIR, {**PAIR, name: ["a.bin"]}], tmp_path)
     assert len(load([PAIR, {**PAIR, name: []}, {**PAIR, name: None}], tmp_path).pairs) == 3
 

@@ -65,7 +65,10 @@ class Known:
         )
 
 
-_ORDERING = ("label", "preference", "winner", "score", "scores", "rating", "ratings", "rank", "ranks")
+_ORDERING = (
+    *("label", "labels", "preference", "choice", "winner", "best", "better", "chosen", "rejected"),
+    *("score", "scores", "rating", "ratings", "reward", "rewards", "rank", "ranks", "ranking"),
+)
 """Fields that would say another order than the place in a list does."""
 
 KNOWN: tuple[Known, ...] = (
@@ -182,14 +185,14 @@ KNOWN: tuple[Known, ...] = (
         name="HelpSteer2 preference",
         needs=("prompt", "response_1", "response_2", "preference_strength"),
         columns={"answers": ["response_1", "response_2"], "label": "preference_strength"},
-        labels={"first": {"below": 0}, "second": {"above": 0}, "tie": [0]},
+        labels={"first": [-3, -2, -1], "second": [1, 2, 3], "tie": [0]},
         said="a negative preference_strength prefers response_1, a positive one response_2",
     ),
     Known(
         name="HelpSteer3 preference",
         needs=("context", "response1", "response2", "overall_preference"),
         columns={"prompt": "context", "answers": ["response1", "response2"], "label": "overall_preference"},
-        labels={"first": {"below": 0}, "second": {"above": 0}, "tie": [0]},
+        labels={"first": [-3, -2, -1], "second": [1, 2, 3], "tie": [0]},
         said="a negative overall_preference prefers response1, a positive one response2",
     ),
     Known(
@@ -291,8 +294,8 @@ KNOWN: tuple[Known, ...] = (
         name="OASST trees",
         needs=("prompt.text", "prompt.replies"),
         rewrite=rewrites.oasst,
+        columns={"answers": "replies", "rank": "ranks", "best": "lowest"},
         uses=("prompt", "tree_state"),
-        said="the answer with the lowest rank over the one with the highest",
     ),
 )
 

@@ -96,8 +96,8 @@ def nova(record: Record) -> Records:
 
 
 def oasst(record: Record) -> Records:
-    """An OASST tree: the best and the worst ranked answer of each message of the user that has two or more."""
-    return [dict(pair) for pair in _ranked(required(record, "prompt"), ())]
+    """An OASST tree: one record for each message of the user that has two or more ranked replies."""
+    return [*_ranked(required(record, "prompt"), ())]
 
 
 def _ranked(node: Any, before: tuple[Record, ...]) -> Iterator[Record]:
@@ -105,10 +105,14 @@ def _ranked(node: Any, before: tuple[Record, ...]) -> Iterator[Record]:
         raise RecordError(f"prompt: expected a message with text and replies, got {kind_of(node)}", SKIP)
     turns = (*before, {"role": node.get("role"), "content": node["text"]})
     replies = node.get("replies") or []
-    ranked = [reply for reply in replies if isinstance(reply, dict) and isinstance(reply.get("rank"), int)]
+    shown = [one for one in replies if isinstance(one, dict) and not one.get("deleted")]
+    ranked = [one for one in shown if one.get("rank") is not None]
     if node.get("role") == "prompter" and len(ranked) > 1:
-        best, worst = (choose(ranked, key=lambda reply: reply["rank"]) for choose in (min, max))
-        yield {"prompt": [*turns], "chosen": best.get("text"), "rejected": worst.get("text")}
+        yield {
+            "prompt": [*turns],
+            "replies": [one.get("text") for one in ranked],
+            "ranks": [one["rank"] for one in ranked],
+        }
     for reply in replies:
         yield from _ranked(reply, turns)
 
@@ -119,13 +123,24 @@ def label_studio(record: Record) -> Records:
     if not isinstance(data, dict):
         raise RecordError(f"data: expected an object, got {kind_of(data)}", SKIP)
     selected = [
-        result["value"]["selected"]
+        _pointed_at(result, data)
         for one in _objects(record, "annotations")
         if not one.get("was_cancelled")
         for result in _objects(one, "result")
-        if result.get("type") == "pairwise" and isinstance(result.get("value"), dict) and "selected" in result["value"]
+        if result.get("type") == "pairwise" and isinstance(result.get("value"), dict)
     ]
     return [{**data, "selected": _agreed(selected, "annotations")}]
+
+
+def _pointed_at(result: Record, data: Record) -> Any:
+    """The field that `left` or `right` points at; the word itself where the labels of the two texts are no fields."""
+    side = result["value"].get("selected")
+    shown = [name.strip() for name in str(result.get("to_name") or "").split(",")]
+    if side not in ("left", "right") or len(shown) != 2:
+        return side
+    if all(name in data for name in shown):
+        return shown[side == "right"]
+    return side if shown[0] < shown[1] else {"left": "right", "right": "left"}[side]  # text2,text1
 
 
 def argilla(record: Record) -> Records:
@@ -135,7 +150,7 @@ def argilla(record: Record) -> Records:
         raise RecordError("fields and responses: expected objects", SKIP)
     answers = {
         question if question not in fields else f"responses.{question}": _agreed(
-            [one.get("value") for one in _objects(responses, question) if one.get("status") != "discarded"],
+            [one.get("value") for one in _objects(record, f"responses.{question}") if one.get("status") != "discarded"],
             f"responses.{question}",
         )
         for question in responses
@@ -156,5 +171,6 @@ def _objects(record: Record, field: str) -> list[Any]:
     """The objects of a list that is not empty."""
     value = required(record, field)
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise RecordError(f"{field}: expected a list of objects, got {kind_of(value)}", SKIP)
+        found = "an empty one" if value == [] else kind_of(value)
+        raise RecordError(f"{field}: expected a list of objects, got {found}", SKIP)
     return value
