@@ -148,7 +148,7 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
     )
     layout = replace(layout, several=_most_responses(holders, answers) > 2, **order)
     if prompt is None and sides and isinstance(sides[0], str) and not layout.conversational and not layout.refers:
-        refusals.require_prompt(records, layout, name)
+        refusals.require_prompt(records, layout, stated, name)
     return layout
 
 

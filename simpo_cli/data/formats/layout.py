@@ -117,6 +117,8 @@ class Layout:
                 return f"the {better} of {' and '.join(self.responses)} is preferred"
         if self.refers:
             return f"{self.chosen} and {self.rejected} name the fields of the responses"
+        if self.is_list:
+            return f"the first of {self.chosen} over the last"
         return "" if (self.chosen, self.rejected) == ("chosen", "rejected") else f"{self.chosen} over {self.rejected}"
 
     @property
