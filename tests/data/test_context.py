@@ -8,6 +8,7 @@ import pytest
 
 from simpo_cli.data.formats import detect, to_pair
 from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
 from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, said, ultrafeedback
 from tests.data.test_layouts import load
@@ -124,4 +125,47 @@ def test_a_prompt_is_a_text_a_message_or_messages(prompt: Any) -> None:
     [[["Hello.", "Hi."]], said(("user", "Hello."), ("assistant", "Hi."))],
 )
 def test_history_is_pairs_of_texts_or_messages(history: Any) -> None:
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
+    opened = said(("system", SYSTEM), ("user", Q))
+    assert read({**PAIR, "history": history, "prompt": opened})[0] == [("system", SYSTEM), *turns]
+    whole = said(("user", "Hello."), ("assistant", "Hi."), ("user", Q))
+    assert read({**PAIR, "history": history, "prompt": whole})[0] == turns  # they are there already
     assert read({**PAIR, "history": history})[0] == [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
+
+
+def test_history_must_end_with_an_answer_and_be_turns() -> None:
+    for history, problem in ((said(("user", "Hello.")), "ends with a turn by user"), ("Hello.", "expected messages")):
+        with pytest.raises(RecordError, match=problem):
+            read({**PAIR, "history": history})
+
+
+def test_beside_whole_conversations_a_history_is_listed() -> None:
+    sides = {side: said(("user", Q), ("assistant", text)) for side, text in SIDES.items()}
+    assert unused({**sides, "history": [["Hello.", "Hi."]]}) == ("history",)
+
+
+@pytest.mark.parametrize("side", [GOOD, said(("assistant", GOOD)), said(("assistant", GOOD))[0]])
+def test_the_input_of_an_instruction_is_used_in_every_form_of_the_sides(side: Any) -> None:
+    other = (
+        BAD
+        if isinstance(side, str)
+        else said(("assistant", BAD))
+        if isinstance(side, list)
+        else side | {"content": BAD}
+    )
+    assert read({"instruction": Q, "input": "In short.", "chosen": side, "rejected": other})[0] == [
+        ("user", f"{Q}\nIn short.")
+    ]
+    with pytest.raises(RecordError, match="input: cannot be joined to a prompt that is a conversation"):
+        read({"turns": said(("user", Q)), "input": "x", **SIDES}, prompt="turns", input="input")
+
+
+def test_the_line_that_names_the_prompt_keeps_what_was_said() -> None:
+    columns = {"answers": ["response_a", "response_b"], "label": "mark"}
+    record = {"asked": Q, "response_a": GOOD, "response_b": BAD, "mark": 1}
+    with pytest.raises(UserError) as error:
+        detect([record], columns, "prefs.jsonl", {"first": [1], "second": [0]})
+    assert (
+        "columns: {prompt: asked, answers: [response_a, response_b], label: mark}, labels: {first: [1], second: [0]}"
+        in str(error.value)
+    )

@@ -141,6 +141,8 @@ def with_history(turns: list[Message] | str, record: Mapping[str, Any], layout: 
         before = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
     else:
         raise RecordError(f"{layout.history}: expected messages or a list of [question, answer]", SKIP)
+    if before[-1].role != "assistant":
+        raise RecordError(f"{layout.history}: ends with a turn by {before[-1].role}, not with an answer", SKIP)
     turns = [Message("user", turns)] if isinstance(turns, str) else turns
     count = 1 if turns[:1] and turns[0].role == "system" else 0
     if turns[count : count + len(before)] == before:
