@@ -78,12 +78,11 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
             f"there are no pairs to score: {_account(source)}.",
             "Name a file of pairs with --data, or set data.holdout above 0.",
         )
-    sources = [DataSource(path=named)] if isinstance(named, str) else named
     return HeldOut(
         pairs,
         name,
         tokenizer,
-        sources,
+        recipe.data.sources(named),
         "eval" if role == "eval" else "train",
         source.account.content,
         source.origin.cache,

@@ -276,7 +276,7 @@ def _reads_back(record: Mapping[str, Any], pair: PreferencePair) -> bool:
         again = to_pair(record, layout, pair.where, Counter())
     except (RecordError, NoSignalError, UserError):
         return False
-    return again == pair and (layout.prompt, layout.order, layout.label) == ("prompt", "names", None)
+    return again == pair and (layout.prompt, layout.order, layout.refers) == ("prompt", "names", ())
 
 
 def _is_json(value: object) -> bool:

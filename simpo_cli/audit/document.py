@@ -67,6 +67,7 @@ def _input(examination: Examination) -> dict[str, Any]:
     return {
         "files": _files(reader.files),
         "decision": reader.decision,
+        "remarks": reader.remarks,
         "records_read": reader.records_read,
         "prompts": examination.num_prompts,
         "no_signal": dict(sorted(examination.no_signal.items())),

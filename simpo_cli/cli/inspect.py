@@ -105,7 +105,8 @@ def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], coun
     from simpo_cli.data.sample import named_pairs
     from simpo_cli.data.tokenized_view import view_pair
 
-    reader = PairReader(recipe.data.train, role="train", on_bad_record=recipe.data.on_bad_record, on_no_signal="keep")
+    sources = recipe.data.sources(recipe.data.train)
+    reader = PairReader(sources, role="train", on_bad_record=recipe.data.on_bad_record, on_no_signal="keep")
     views: list[PairView] = []
     for number, pair in named_pairs(reader, places) if places else enumerate(reader, start=1):
         view = view_pair(number, pair, tokenizer, recipe.data)

@@ -12,6 +12,7 @@ import typer
 
 from simpo_cli import __version__
 from simpo_cli.cli.stats_inputs import (
+    Mapping,
     OnBadRecord,
     cut_at,
     evaluation_prompts,
@@ -89,6 +90,26 @@ def stats(
         str | None,
         typer.Option("--by", metavar="FIELD", help="Also tell pairs apart by this field of their records."),
     ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="MAPPING",
+            help="Which column plays which part, as data.columns says it: 'prompt: question, answers: [a, b]'.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="MAPPING",
+            help="What the values of the label mean, as data.labels says it: 'first: [0], second: [1]'.",
+        ),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option("--direction", metavar="first", help="The first of the two responses is the better one."),
+    ] = None,
     on_bad_record: Annotated[
         BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
@@ -157,7 +178,8 @@ def stats(
 
         with trusting(trust_remote_code):
             scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
-    audit = _audit(data or [], composed, tokens, evaluation or [], by, policy, write_clean, sample)
+    mapping = Mapping(columns, labels, direction)
+    audit = _audit(data or [], composed, tokens, evaluation or [], by, policy, write_clean, sample, mapping)
     if scored_by is not None and sample is not None:
         with trusting(trust_remote_code):
             _add_model(audit, scored_by, sample)
@@ -215,17 +237,18 @@ def _audit(
     on_bad_record: OnBadRecord | None,
     write_clean: Path | None,
     sample: "PromptSample | None",
+    mapping: Mapping,
 ) -> _Audit:
     from simpo_cli.audit.examine import examine
     from simpo_cli.audit.groups import Groups
 
-    sources = named_sources(data, recipe)
+    sources = named_sources(data, recipe, mapping)
     if write_clean is not None:
         from simpo_cli.audit.clean import require_writable
 
         require_writable(write_clean, [source.path for source in sources])
     read = partial(open_reader, sources, recipe, on_bad_record)
-    prompts = evaluation_prompts(evaluation, data, recipe, on_bad_record)
+    prompts = evaluation_prompts(evaluation, data, recipe, on_bad_record, mapping)
     groups = None if by is None else Groups(by)
     examination = examine(read(), tokens, evaluation=prompts, groups=groups, sample=sample)
     from simpo_cli.audit.document import stats_document  # with scipy, when what the search held is given back

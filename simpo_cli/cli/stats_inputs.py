@@ -1,6 +1,7 @@
 """What `simpo stats` is asked to read: which pairs, which evaluation data, and how they become tokens."""
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from simpo_cli.errors import UserError
 
@@ -33,13 +34,63 @@ def named_recipe(name: str | None, tokenizer: str | None, model: str | None) -> 
     return replace(recipe, model=replace(recipe.model, path=model, revision=None))
 
 
-def named_sources(data: list[str], recipe: "Recipe | None") -> "list[DataSource]":
-    """The sources to audit: those that are named, mapped as the recipe maps them, or else the recipe's."""
+@dataclass(frozen=True)
+class Mapping:
+    """How the command line says that files are read: `--columns`, `--labels` and `--direction`, as typed."""
+
+    columns: str | None = None
+    labels: str | None = None
+    direction: str | None = None
+
+    def over(self, sources: "list[DataSource]") -> "list[DataSource]":
+        """The sources, with what the command line says over what a recipe says of each.
+
+        Raises:
+            UserError: it is no mapping, or names a part that there is not.
+        """
+        from dataclasses import replace
+
+        typed = {name: text for name, text in vars(self).items() if text is not None}
+        if not typed:
+            return sources
+        said = {name: _parsed(name, text) for name, text in typed.items()}
+        return [
+            replace(source, **(said | {"columns": {**source.columns, **said.get("columns", {})}})) for source in sources
+        ]
+
+
+def _parsed(name: str, text: str) -> Any:
+    """What one option says, checked as the key of a recipe with its name is."""
+    import tempfile
+    from pathlib import Path
+
+    from simpo_cli.recipe.compose import compose
+
+    if name != "direction" and not text.lstrip().startswith("{"):
+        text = f"{{{text}}}"
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "stats.yaml")
+        file.write_text("{name: stats, model: {path: '-'}, data: {train: '-'}}\n", encoding="utf-8")
+        try:
+            return getattr(compose(str(file), [f"data.{name}={text}"]).recipe.data, name)
+        except UserError as error:
+            raise UserError(error.problem, error.fix, where=f"--{name}") from error
+
+
+def named_sources(data: list[str], recipe: "Recipe | None", mapping: Mapping) -> "list[DataSource]":
+    """The sources to audit: those that are named, mapped as recipe and command line say, or else the recipe's."""
+    return mapping.over(_named_or_listed(data, recipe, "train"))
+
+
+def _named_or_listed(data: list[str], recipe: "Recipe | None", role: Literal["train", "eval"]) -> "list[DataSource]":
     from simpo_cli.data.load import source_named
 
-    listed = [] if recipe is None else _listed(recipe.data.train)
+    if recipe is None:
+        return [source_named(path) for path in data]
+    named = recipe.data.train if role == "train" else recipe.data.eval
+    listed = recipe.data.sources(named or [])
     mapped = {source.path: source for source in listed}
-    return [mapped.get(path) or source_named(path) for path in data] or listed
+    return [mapped.get(path) or recipe.data.sources([source_named(path)])[0] for path in data] or listed
 
 
 def open_reader(
@@ -56,28 +107,17 @@ def open_reader(
 
 
 def evaluation_prompts(
-    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: OnBadRecord | None
+    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: OnBadRecord | None, mapping: Mapping
 ) -> "Prompts | None":
     """The prompts of the evaluation data that are named, or else of the recipe's."""
-    from simpo_cli.data.load import source_named
-
-    listed = [] if recipe is None or recipe.data.eval is None else _listed(recipe.data.eval)
-    mapped = {source.path: source for source in listed}
-    # evaluation data that are audited themselves are not compared with themselves
-    others = [source for source in listed if source.path not in data or source.path.startswith("builtin:")]
-    sources = [mapped.get(path) or source_named(path) for path in named] or others
+    sources = mapping.over(_named_or_listed(named, recipe, "eval"))
+    if not named:  # evaluation data that are audited themselves are not compared with themselves
+        sources = [source for source in sources if source.path not in data or source.path.startswith("builtin:")]
     if not sources:
         return None
     from simpo_cli.audit.leaks import read_prompts
 
     return read_prompts(open_reader(sources, recipe, on_bad_record, "eval"))
-
-
-def _listed(sources: "str | list[DataSource]") -> "list[DataSource]":
-    """The sources that a recipe trains on, or evaluates on."""
-    from simpo_cli.recipe.schema import DataSource
-
-    return [DataSource(path=sources)] if isinstance(sources, str) else sources
 
 
 def named_tokens(

@@ -1,12 +1,15 @@
 """Sources to pairs: training, evaluation, `stats` and `inspect` all read through here; no record is left uncounted."""
 
+import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
-from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, detect, to_pair
+from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
+from simpo_cli.data.formats.orders import shown_counts, values_of
+from simpo_cli.data.formats.preferred import reason_of
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _SHOWN_BAD = 5
+_SHOWN_TEXT = 40  # characters of each response of an example
 _MOST_BAD = 100_000  # left out with `skip`; they are kept in memory, and a file with more is not what it seems
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
 
@@ -140,6 +144,8 @@ class PairReader:
         self.record: RawRecord | None = None
         self.noted: Counter[str] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
+        self.examples: list[str] = []
+        """Of each file in which a label, scores or ranks say the order: its first pair, and what said it."""
         self.layout: Layout | None = None
         """How the file that is being read was understood; None before the first."""
 
@@ -195,6 +201,21 @@ class PairReader:
             said.append(f"{place}{layout_said}, {pairs_said}, response = {response}")
         return "; ".join(said)
 
+    @property
+    def remarks(self) -> list[str]:
+        """What else is worth saying of how the files were understood: meanings of labels, fields that are not used."""
+        said = dict.fromkeys(remark for _, layout, _ in self._layouts for remark in layout.remarks)
+        unused = dict.fromkeys(field for _, layout, _ in self._layouts for field in layout.unused)
+        return [*said, *([f"not used: {', '.join(unused)}"] if unused else [])]
+
+    def _note_example(self, fields: Mapping[str, Any], layout: Layout, pair: PreferencePair) -> None:
+        reason = reason_of(fields, layout)
+        if reason:
+            chosen, rejected = (
+                textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)
+            )
+            self.examples.append(f"{pair.where}: chosen by {reason}: {chosen!r} over {rejected!r}")
+
     def _pairs(
         self, records: Records, source: DataSource, receipt: FileReceipt, most: int | None
     ) -> Iterator[PreferencePair]:
@@ -204,7 +225,7 @@ class PairReader:
         if not good:
             self._only_bad(sample, receipt)
             return
-        self.layout = layout = detect(good, source.columns, receipt.path)
+        self.layout = layout = detect(good, source.columns, receipt.path, source.labels, source.direction)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:
@@ -216,19 +237,34 @@ class PairReader:
                 continue
             self.record = record
             try:
-                pair = to_pair(record.fields, layout, record.where, noted)
+                found = layout.rewritten(record.fields)
             except RecordError as problem:
                 self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
-            except NoSignalError as no_signal:
-                self._drop(no_signal.reason, record.where)
-                without_signal += no_signal.pair is not None
-                if no_signal.pair is not None and self._on_no_signal == "keep":
+                continue
+            if not found:
+                self._drop("no ranked replies", record.where)
+            self.records_read += max(0, len(found) - 1)  # a tree counts as the records that it holds
+            for fields in found:
+                if count == most:
+                    break
+                try:
+                    pair = to_pair(fields, layout, record.where, noted)
+                except UnknownLabelError as unknown:
+                    raise _stopped_by_label(unknown, record, chain(sample, records), layout) from unknown
+                except RecordError as problem:
+                    self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
+                except NoSignalError as no_signal:
+                    self._drop(no_signal.reason, record.where)
+                    without_signal += no_signal.pair is not None
+                    if no_signal.pair is not None and self._on_no_signal == "keep":
+                        self.pairs_read += 1
+                        yield no_signal.pair
+                else:
+                    if not count:
+                        self._note_example(fields, layout, pair)
+                    count += 1
                     self.pairs_read += 1
-                    yield no_signal.pair
-            else:
-                count += 1
-                self.pairs_read += 1
-                yield pair
+                    yield pair
             if noted:
                 for what in noted:
                     self.warnings.add(what, record.where)
@@ -268,7 +304,8 @@ class PairReader:
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
             if isinstance(record, RawRecord):
                 try:
-                    to_pair(record.fields, layout, record.where, Counter())
+                    for fields in layout.rewritten(record.fields):
+                        to_pair(fields, layout, record.where, Counter())
                 except RecordError as problem:
                     found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
                 except NoSignalError:
@@ -289,6 +326,14 @@ class PairReader:
         self.dropped.add(reason, where)
 
 
+def _stopped_by_label(unknown: UnknownLabelError, record: RawRecord, records: Records, layout: Layout) -> UserError:
+    """The error of a label without a meaning, with the values and counts of the records around it."""
+    raw = [record for _, record in zip(range(_LOOK_AHEAD), records, strict=False) if isinstance(record, RawRecord)]
+    near = [fields for one in (*raw, record) for fields in _rewritten_or_none(one, layout)]
+    counts = "; ".join(f"{field}: {shown_counts(values_of(near, field))}" for field in unknown.fields)
+    return UserError(f"{unknown.problem}. Its values: {counts}.", unknown.fix, where=record.where)
+
+
 def require_few(bad: Sequence[BadRecord]) -> None:
     """Refuse data of which more is malformed than is kept in memory.
 
@@ -305,3 +350,10 @@ def stopped_by(bad: Sequence[BadRecord]) -> UserError:
     first, *others = bad[:_SHOWN_BAD]
     lines = [f"also {other.where}: {other.problem}." for other in others]
     return UserError(f"{first.problem}.", "\n  ".join([*lines, first.fix]), where=first.where)
+
+
+def _rewritten_or_none(record: RawRecord, layout: Layout) -> Sequence[Mapping[str, Any]]:
+    try:
+        return layout.rewritten(record.fields)
+    except RecordError:
+        return ()

@@ -63,7 +63,10 @@ def _kind(kind: Kind) -> dict[str, Any]:
         forms.append({"type": "string"})
     if kind.items is not None:
         forms.append({"type": "array", "items": _kind(kind.items)})
-    if kind.values is not None:
+    if kind.keys and kind.values is not None:
+        properties = dict.fromkeys(kind.keys, _kind(kind.values))
+        forms.append({"type": "object", "additionalProperties": False, "properties": properties})
+    elif kind.values is not None:
         forms.append({"type": "object", "additionalProperties": _kind(kind.values)})
     if kind.section is not None:
         forms.append(_section(kind.section))

@@ -107,7 +107,24 @@ def _known_below(node: Node, kind: Kind, path: tuple[str, ...], problems: list[P
                 for key, item in node.items.items()
             }
             return MappingNode(patched, node.origin)
+    if kind.keys and isinstance(node, MappingNode):
+        kept: dict[str, Node] = {}
+        for key, item in node.items.items():
+            if key in kind.keys:
+                assert kind.values is not None
+                kept[key] = _known_below(item, kind.values, (*path, key), problems)
+            else:
+                problems.append(Problem(_unknown_part(key, kind.keys, path, item)))
+        return MappingNode(kept, node.origin)
     return node
+
+
+def _unknown_part(key: str, known: tuple[str, ...], path: tuple[str, ...], node: Node) -> UserError:
+    """The error for a key that a mapping such as `columns` does not have."""
+    shown = key if key.isprintable() and len(key) <= 80 else repr(key)[:80]
+    meant = _meant_here(key, list(known))
+    fix = f"Did you mean {meant}?" if meant else f"It has {', '.join(known)}."
+    return UserError(f"{'.'.join(path)} has no part {shown}.", fix, where=node.origin.where)
 
 
 def unknown_key(key: str, section: type[Any], path: tuple[str, ...], node: Node) -> UserError:

@@ -23,6 +23,7 @@ class Kind:
     section: type[Any] | None = None
     items: "Kind | None" = None  # a list of these
     values: "Kind | None" = None  # a mapping from text to these
+    keys: tuple[str, ...] = ()  # the only keys that such a mapping may have
     anything: bool = False
 
     def describe(self) -> str:
@@ -65,7 +66,7 @@ def kind_of(annotation: Any) -> Kind:
     if origin is list:
         return Kind(items=kind_of(args[0]))
     if origin is dict:
-        return Kind(values=kind_of(args[1]))
+        return Kind(values=kind_of(args[1]), keys=kind_of(args[0]).choices)
     if dataclasses.is_dataclass(annotation):
         return Kind(section=typing.cast(type[Any], annotation))
     simple = {

@@ -5,9 +5,12 @@ and in the JSON Schema that editors use. A section checks its own values in `__p
 composer turns that into an error with file and line.
 """
 
+import difflib
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any, Literal, get_args
 
 
 class FieldError(ValueError):
@@ -104,6 +107,88 @@ class ModelRecipe:
         _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a folder, a hub id or builtin:guide.")
 
 
+Part = Literal[
+    "prompt",
+    "input",
+    "system",
+    "history",
+    "tools",
+    "chosen",
+    "rejected",
+    "answers",
+    "label",
+    "scores",
+    "rank",
+    "best",
+    "score_chosen",
+    "score_rejected",
+]
+"""What a column mapping may name."""
+Columns = dict[Part, str | list[str]]
+Side = Literal["first", "second", "tie"]
+Labels = dict[Side, list[Any] | dict[Literal["below", "above"], float]]
+
+_SEVERAL = ("answers", "label", "scores", "rank")
+
+
+def _check_mapping(columns: Columns, labels: Labels) -> None:
+    """Check what `columns` and `labels` say, as far as that needs no data."""
+    for key, named, known in (("columns", columns, get_args(Part)), ("labels", labels, get_args(Side))):
+        for part in named:
+            near = difflib.get_close_matches(part, known, n=1)
+            fix = f"Did you mean {near[0]}?" if near else f"It has {', '.join(known)}."
+            _require(part in known, f"{key}.{part}", f"is no part of {key}", fix)
+    for part, fields in columns.items():
+        listed = [fields] if isinstance(fields, str) else fields
+        several = part in _SEVERAL
+        _require(
+            all(listed) and (isinstance(fields, str) or (several and len(fields) > 1)),
+            f"columns.{part}",
+            f"is {fields!r}",
+            f"Name one field: {part}: FIELD" + (f", or several: {part}: [FIELD, FIELD]." if several else "."),
+        )
+    best = columns.get("best", "highest")
+    _require(best in ("highest", "lowest"), "columns.best", f"is {best!r}", "Say which score is best: highest, lowest.")
+    _check_labels(labels)
+
+
+def _check_labels(labels: Labels) -> None:
+    """Check that each value of a label has one meaning, and some value one that orders a pair."""
+    _require(
+        not labels or bool(labels.get("first") or labels.get("second")),
+        "labels",
+        "says of no value which response it prefers",
+        "Write first: [..] and second: [..].",
+    )
+    sides: dict[tuple[bool, Any], str] = {}  # YAML's true is Python's 1, and no 1 of JSON
+    bounds: dict[str, tuple[str, float]] = {}
+    for side, meant in labels.items():
+        if isinstance(meant, dict):
+            fix = f"Write {side}: {{below: 0}} or {side}: {{above: 0}}."
+            _require(len(meant) == 1 and meant.keys() <= {"below", "above"}, f"labels.{side}", f"is {meant!r}", fix)
+            bounds[side] = next(iter(meant.items()))
+            continue
+        for value in meant:
+            _require(
+                not isinstance(value, list | dict), f"labels.{side}", f"has the value {value!r}", "List single values."
+            )
+            other = sides.setdefault((isinstance(value, bool), value), side)
+            _require(
+                other == side,
+                f"labels.{side}",
+                f"has the value {value!r}, which labels.{other} has as well",
+                "Give each value one meaning.",
+            )
+    for (key, (word, number)), (_, (other_word, limit)) in combinations(bounds.items(), 2):
+        apart = word != other_word and (number <= limit if word == "below" else limit <= number)
+        _require(
+            apart,
+            f"labels.{key}",
+            f"is {word} {number:g}, and another side has some of these numbers as well",
+            "Write first: {below: 0} and second: {above: 0}, or the reverse.",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
     """One file, folder or hub data set of pairs, when `data.train` or `data.eval` is a list."""
@@ -112,8 +197,12 @@ class DataSource:
     """A file, a folder, a hub id, or `builtin:guide`; required."""
     split: str | None = None
     """Split of a hub data set, such as `train_prefs`."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Which column plays which part, such as `{prompt: input, chosen: output_1, rejected: output_2, label: label}`."""
+    columns: Columns = field(default_factory=dict)
+    """Which column plays which part, such as `{prompt: input, answers: [output_1, output_2], label: winner}`."""
+    labels: Labels = field(default_factory=dict)
+    """What the values of the label mean, such as `{first: [0], second: [1], tie: [2]}` or `{first: {below: 0}}`."""
+    direction: Literal["first"] | None = None
+    """`first` says that the first of the two responses is the better one in every record."""
     max_pairs: int | None = None
     """Use at most this many pairs, the first ones; null uses all."""
     repeat: int = 1
@@ -128,6 +217,7 @@ class DataSource:
             "Use null for all pairs.",
         )
         _require(self.repeat >= 1, "repeat", f"is {self.repeat}, must be at least 1", "1 uses the source once.")
+        _check_mapping(self.columns, self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +230,12 @@ class DataRecipe:
     """Held-out pairs, of the same form; null takes `holdout` from the training pairs."""
     holdout: int | float = 0.05
     """Pairs held out when eval is null: a count or a share, chosen by hash of the prompt; 0 holds none out."""
+    columns: Columns = field(default_factory=dict)
+    """Which column plays which part in every source that does not say otherwise, such as `{prompt: question}`."""
+    labels: Labels = field(default_factory=dict)
+    """What the values of the label mean in every source without labels of its own."""
+    direction: Literal["first"] | None = None
+    """`first` says of every source that the first of the two responses is the better one."""
     max_length: int = 2048
     """Most tokens of prompt and one response together."""
     max_prompt_length: int = 1800
@@ -200,6 +296,20 @@ class DataRecipe:
             f"is {self.min_response_tokens}, must be at least 1",
             "A response without tokens has no mean log-probability.",
         )
+        _check_mapping(self.columns, self.labels)
+
+    def sources(self, named: str | Sequence[DataSource]) -> list[DataSource]:
+        """The sources that `train` or `eval` names, each with what the section says of every source."""
+        listed = [DataSource(path=named)] if isinstance(named, str) else named
+        return [
+            replace(
+                source,
+                columns={**self.columns, **source.columns},
+                labels=source.labels or self.labels,
+                direction=source.direction or self.direction,
+            )
+            for source in listed
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

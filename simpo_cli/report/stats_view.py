@@ -45,7 +45,7 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
         document: what `simpo stats --json` prints.
         examination: the lengths themselves, for the figures.
     """
-    _print_heading(console, document)
+    _print_heading(console, document, examination.reader.examples)
     console.print()
     _print_table(console, document["columns"])
     console.print()
@@ -69,12 +69,14 @@ def print_stats(console: Console, document: Mapping[str, Any], examination: Exam
     print_findings(console, document, examination.refused.first)
 
 
-def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
+def _print_heading(console: Console, document: Mapping[str, Any], examples: Sequence[str]) -> None:
     source = document["input"]
     files = [str(file["path"]) for file in source["files"]]
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     print_wrapped(console, Text(), named, style="bold")
     print_wrapped(console, Text(), source["decision"])
+    for said in (*source["remarks"], *examples):
+        print_wrapped(console, Text("  "), said)
     account = [
         f"{thousands(source['records_read'])} records",
         f"{thousands(document['count'])} pairs",

@@ -38,6 +38,7 @@ def header(setting: Setting) -> RunHeader:
         ),
         *_own_code(setting.source.code),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
+        *[("", said) for said in (*data.train_source.account.remarks, *data.train_source.account.examples)],
         ("", describe_losses(data.train_source)),
         ("tokens", describe_origin(data)),
         *_example(data),

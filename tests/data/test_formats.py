@@ -298,13 +298,16 @@ def test_a_mapping_says_which_column_is_what() -> None:
     record = {"input": "p", "output_1": "one", "output_2": "two", "label": 2}
     columns = {"prompt": "input", "chosen": "output_1", "rejected": "output_2", "label": "label"}
     assert read(record, **columns) == ("p", "two", "one")
-    for label in (1, "1", "output_1"):
+    for label in (1, "1", "output_1", "first"):
         assert read({**record, "label": label}, **columns) == ("p", "one", "two")
-    for label in (0, 3, True, "first", None, [1]):
+    for label in (None, [1], ""):
         with pytest.raises(RecordError, match="label: expected"):
             pair({**record, "label": label}, **columns)
+    for label in (0, 3, True, "the third"):
+        with pytest.raises(UserError, match="'label', whose meaning is not certain"):
+            pair({**record, "label": label}, **columns)
     with pytest.raises(NoSignalError, match="tied label"):
-        pair({**record, "label": "tie"}, **columns)
+        to_pair({**record, "label": "tie"}, detect([record], columns, "prefs"), "prefs:2", Counter())
 
 
 def test_a_mapping_reaches_into_objects() -> None:
@@ -320,7 +323,6 @@ def test_a_mapping_of_responses_alone_finds_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("columns", "problem", "fix"),
     [
-        ({"promt": "input"}, "names the part 'promt'", "Did you mean prompt?"),
         ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean"),
         ({"prompt": "input", "chosen": "output_1"}, "columns does not say what rejected is", "Add rejected: FIELD"),
     ],
@@ -346,7 +348,7 @@ def test_a_wrong_mapping(columns: dict[str, str], problem: str, fix: str) -> Non
         (
             {"input": "p", "output_1": "a", "output_2": "b", "label": 1},
             "told by 'label', whose meaning is not certain",
-            "[{path: prefs.jsonl, columns: {prompt: input, chosen: output_1, rejected: output_2, label: label}}]",
+            "columns: {prompt: input, answers: [output_1, output_2], label: label}, labels: {first: [1]}}]",
         ),
         ({"data": [{"prompt": "p"}]}, "holds its records under 'data'", "jq"),
         ({"a": 1, "b": 2}, "no fields chosen and rejected; its fields are a, b", "columns:"),

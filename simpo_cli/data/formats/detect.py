@@ -1,248 +1,291 @@
 """Which fields a file uses, decided once from its first records; a file that can be read in two ways is refused."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SCORE_NAMES, did_you_mean, folded, get
+from simpo_cli.data.formats import names, refusals
+from simpo_cli.data.formats.direction import direction_of
+from simpo_cli.data.formats.fields import MISSING, folded, get, word_set
+from simpo_cli.data.formats.known import Known, known_layout
 from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.formats.orders import Answers, Records
+from simpo_cli.data.formats.prompts import find_prompt, prompt_fields
+from simpo_cli.data.formats.stated import Stated
+from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.data.messages import is_transcript, is_transcript_prompt
+from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
 
 SAMPLE_RECORDS = 100
 """Records that the decision on a file's layout is made from."""
 
-_RESPONSES = (
+_NAMED = (
     ("chosen", "rejected"),
     ("chosen_messages", "rejected_messages"),
     ("preferred_output", "non_preferred_output"),
     ("chosen_response", "rejected_response"),
 )
-_PROMPTS = ("conversations", "instruction", "question", "query", "input", "input.messages", "messages")
-_TWO = tuple(
-    (name.format(a), name.format(b))
-    for name in ("response_{}", "output_{}", "completion_{}", "answer_{}")
-    for a, b in ((1, 2), (0, 1), ("a", "b"), ("A", "B"))
-)
-_LISTS = ("responses", "completions", "outputs", "answers")
-PARTS = ("prompt", "chosen", "rejected", "label", "system", "tools", "score_chosen", "score_rejected")
-"""What a column mapping may name."""
+_NAMES_OF_SIDES = frozenset(folded(field) for pair in _NAMED for field in pair)
+_LISTS = word_set("responses completions outputs answers generations candidates replies summaries")
+_TEXT_KEYS = ("response", "text", "content", "output", "completion", "answer", "generation")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "input.tools")
+_ORDERING = ("answers", "chosen", "rejected", "label", "scores", "rank", "best")
+
+Columns = Mapping[Any, str | list[str]]
 
 
-def detect(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], name: str) -> Layout:
-    """Decide which fields a file uses.
+def detect(
+    records: Records,
+    columns: Columns,
+    name: str,
+    labels: Mapping[Any, Any] | None = None,
+    direction: str | None = None,
+) -> Layout:
+    """Decide which fields a file uses, and what says which response is preferred.
 
     Args:
         records: its first records, at least one.
-        columns: the person's own mapping from parts to fields; empty to go by the names that are known.
+        columns, labels, direction: what the person says of them; what is left out goes by the names that are known.
         name: the file, for messages.
 
     Raises:
         UserError: the file holds no pairs, or its fields can be read in two ways.
     """
-    if columns:
-        return _mapped(records, columns, name)
-    votes = Counter(found for record in records if (found := _layout_of(record, name)) is not None)
-    if votes:
-        return votes.most_common(1)[0][0]
-    if (near := _incomplete(records)) is not None:
-        return near
-    raise _no_pairs(records[0], name)
+    known = known_layout(records)
+    if known is not None and _has_named_sides(records) and _NAMES_OF_SIDES.isdisjoint(map(folded, known.needs)):
+        known = None  # chosen and rejected themselves are read, whatever else such files hold
+    if known is not None and known.refused and not columns:
+        raise UserError(known.refused, known.fix, where=name)
+    read = records if known is None or known.rewrite is None else _rewritten(records, known, name)
+    if known is None or known.refused or _is_about(records, read, columns):
+        layout = _layout(records, Stated(columns, labels or {}, direction), name)
+        return replace(layout, unused=tuple(unused_fields(records, layout)))
+    layout = _layout(read, _over_known(known, columns, labels or {}, direction), name)
+    unused = unused_fields(records if known.uses else read, layout, known.uses)
+    said = known.said if not _ORDERING_PARTS.intersection(columns) and direction is None else ""
+    return replace(layout, name=known.name, said=said, rewrite=known.rewrite, unused=tuple(unused))
 
 
-def _layout_of(record: Mapping[str, Any], name: str) -> Layout | None:
-    """The layout that one record speaks for, or None."""
-    sides = [pair for pair in _RESPONSES if pair[0] in record and pair[1] in record]
-    if len(sides) > 1:
-        raise UserError(
-            f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.",
-            _mapping_hint(name, record, sides[0], None),
-            where=name,
-        )
-    if sides:
-        chosen, rejected = sides[0]
-        order, scores = "names", None
-    elif (scored := _scored(record)) is not None:
-        chosen, rejected, order, scores = scored
+_ORDERING_PARTS = frozenset(_ORDERING)
+
+
+def _has_named_sides(records: Records) -> bool:
+    """Whether most records have chosen and rejected themselves."""
+    return 2 * sum(any(a in record and b in record for a, b in _NAMED) for record in records) > len(records)
+
+
+def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direction: str | None) -> Stated:
+    """What a known layout says, with what the person says over it."""
+    base = dict(known.columns)
+    if {"chosen", "rejected"} & columns.keys() or direction is not None:
+        dropped: tuple[str, ...] = ("label", "scores", "rank", "best")
+        dropped += ("answers",) if {"chosen", "rejected"} & columns.keys() else ()
+    elif {"label", "scores", "rank"} & columns.keys():
+        dropped = ("label", "scores", "rank", "best")
     else:
-        return None
-    side = None if order == "list" else record.get(chosen)
-    prompt, more = _prompt_field(record, chosen, side, name)
-    turns = isinstance(side, list | dict)
-    transcripts = isinstance(side, str) and _has_transcripts(record, side, prompt)
-    return Layout(
-        chosen=chosen,
-        rejected=rejected,
-        prompt=prompt,
-        order=order,
-        scores=scores,
-        prompt_more=more,
-        conversational=turns or transcripts or (prompt is not None and isinstance(get(record, prompt), list)),
+        dropped = ("chosen", "rejected") if "answers" in columns else ()
+    base = {part: field for part, field in base.items() if part not in dropped}
+    merged = base | dict(columns)
+    same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
+    meanings = labels or (known.labels if same_label else {})
+    says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
+    return Stated(merged, meanings, direction or says_first, frozenset(columns))
+
+
+def _is_about(records: Records, read: Records, columns: Columns) -> bool:
+    """Whether a mapping names fields that the records have only as they stand in the file."""
+    named = [field for said in columns.values() for field in ([said] if isinstance(said, str) else said)]
+    return records is not read and any(
+        all(get(record, field) is MISSING for record in read) and any(get(r, field) is not MISSING for r in records)
+        for field in named
     )
 
 
-def _has_transcripts(record: Mapping[str, Any], side: str, prompt: str | None) -> bool:
-    if prompt is None:
-        return is_transcript(side)
-    value = get(record, prompt)
-    return isinstance(value, str) and is_transcript_prompt(value)
+def _rewritten(records: Records, known: Known, name: str) -> Records:
+    """What the records of the sample become, malformed ones left out.
 
-
-def _prompt_field(record: Mapping[str, Any], chosen: str, side: object, name: str) -> tuple[str | None, str | None]:
-    """The prompt's field, and the field that continues it; `side` is what stands in the field `chosen`."""
-    whole = isinstance(side, list) and len(side) > 1  # a whole conversation, its prompt included
-    if "prompt" in record:
-        # UltraFeedback's lists repeat the prompt: then the turns say more than the text
-        return (None if whole and isinstance(record["prompt"], str) else "prompt"), None
-    if whole:
-        return None, None
-    found = [field for field in _PROMPTS if _is_prompt(get(record, field), field)]
-    if found[:1] == ["instruction"]:
-        rest = [field for field in found[1:] if field != "input"]
-        more = "input"
-        found = ["instruction", *rest]
-    else:
-        more = None
-    if len(found) > 1:
-        raise UserError(
-            f"has several fields that may be the prompt: {', '.join(found)}.",
-            _mapping_hint(name, record, (chosen, "rejected"), None, found[0]),
-            where=name,
-        )
-    return (found[0] if found else None), more
-
-
-def _is_prompt(value: object, field: str) -> bool:
-    return isinstance(value, list if field in ("conversations", "messages", "input.messages") else str)
-
-
-def _scored(record: Mapping[str, Any]) -> tuple[str, str, str, tuple[str, str] | None] | None:
-    """Two responses with scores that order them: fields of the responses, the kind of order, fields of the scores."""
-    for first, second in _TWO:
-        if first in record and second in record:
-            ends = [field.rsplit("_", 1)[1] for field in (first, second)]
-            for word in SCORE_NAMES:
-                for form in ("{word}_{end}", "{stem}_{end}_{word}", "{stem}_{word}_{end}"):
-                    stem = first.rsplit("_", 1)[0]
-                    scores = tuple(form.format(word=word, stem=stem, end=end) for end in ends)
-                    if all(field in record for field in scores):
-                        return first, second, "scores", (scores[0], scores[1])
-    for field in _LISTS:
-        responses = record.get(field)
-        if isinstance(responses, list) and len(responses) == 2:
-            plural = next((f"{w}s" for w in SCORE_NAMES if isinstance(record.get(f"{w}s"), list)), None)
-            if plural is not None:
-                return field, field, "list", (plural, plural)
-            if all(isinstance(r, dict) and any(w in r for w in (*SCORE_NAMES, "overall_score")) for r in responses):
-                return field, field, "list", None
-    return None
-
-
-def _incomplete(records: Sequence[Mapping[str, Any]]) -> Layout | None:
-    """The layout that was meant where no record is whole: a field is missing or misspelt in all of them."""
+    Raises:
+        UserError: all of them are malformed.
+    """
+    assert known.rewrite is not None
+    found: list[Mapping[str, Any]] = []
+    problems = []
     for record in records:
-        keys = {folded(key) for key in record}
-        for chosen, rejected in _RESPONSES:
-            if keys & {folded(chosen), folded(rejected)}:
-                side = record.get(chosen, record.get(rejected))
-                implicit = isinstance(side, list) or (isinstance(side, str) and is_transcript(side))
-                alone = chosen.endswith(("messages", "output")) or (implicit and "prompt" not in record)
-                others = [f for f in _PROMPTS if _is_prompt(get(record, f), f)]
-                prompt = None if alone else "prompt" if "prompt" in record or not others else others[0]
-                return Layout(chosen=chosen, rejected=rejected, prompt=prompt, conversational=implicit)
-    return None
+        try:
+            found += known.rewrite(record)
+        except RecordError as error:
+            problems.append(error)
+    if problems and not found:
+        raise UserError(f"holds no usable record ({known.name}): {problems[0].problem}.", problems[0].fix, where=name)
+    return found
 
 
-def _mapped(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], name: str) -> Layout:
-    """The layout that the person's mapping describes."""
-    for part in columns:
-        if part not in PARTS:
-            near = difflib.get_close_matches(part, PARTS, n=1)
-            raise UserError(
-                f"columns names the part {part!r}, which there is not.",
-                f"Did you mean {near[0]}?" if near else f"Parts are {', '.join(PARTS)}.",
-                where=name,
-            )
-    for part, field in columns.items():
-        if all(get(record, field) is MISSING for record in records):
-            raise UserError(
-                f"columns says that {part} is {field!r}, and no record has that field.",
-                f"{did_you_mean(field, records[0])}Its fields are {', '.join(list(records[0])[:20])}.",
-                where=name,
-            )
-    missing = [part for part in ("chosen", "rejected") if part not in columns and part not in records[0]]
-    if missing:
-        raise UserError(
-            f"columns does not say what {missing[0]} is.",
-            f"Add {missing[0]}: FIELD. The fields are {', '.join(list(records[0])[:20])}.",
-            where=name,
-        )
-    chosen, rejected = columns.get("chosen", "chosen"), columns.get("rejected", "rejected")
-    record = next((r for r in records if get(r, chosen) is not MISSING), records[0])
-    prompt = columns.get("prompt") or _prompt_field(record, chosen, get(record, chosen), name)[0]
-    scores = None
-    if "score_chosen" in columns or "score_rejected" in columns:
-        scores = (columns.get("score_chosen", "score_chosen"), columns.get("score_rejected", "score_rejected"))
-    values = [get(record, field) for field in (chosen, prompt) if field is not None]
-    return Layout(
-        chosen=chosen,
-        rejected=rejected,
+def _layout(records: Records, stated: Stated, name: str) -> Layout:
+    refusals.require_fields(records, stated, name)
+    answers = _stated_answers(records, stated, name) or _found_answers(records, name)
+    if answers is None:
+        if not stated.columns and (near := _incomplete(records)) is not None:
+            return near
+        raise refusals.no_pairs(records, name)
+    holders = [r for r in records if all(get(r, field) is not MISSING for field in answers.fields)] or records
+    prompt, below = find_prompt(holders, answers, stated, name)
+    order = direction_of(holders, answers, stated, name, prompt)
+    sides = [side for record in holders[:1] for side in _first_side(record, answers)]
+    layout = Layout(
+        chosen=answers.fields[0],
+        rejected=answers.fields[0] if answers.is_list else answers.fields[1],
+        answers=answers.fields if len(answers.fields) != 2 else (),
+        text=answers.text,
         prompt=prompt,
-        order="label" if "label" in columns else "names",
-        label=columns.get("label"),
-        scores=scores,
-        system=columns.get("system", "system"),
-        tools=columns.get("tools", "tools"),
-        conversational=any(isinstance(v, list | dict) for v in values)
-        or (isinstance(values[-1], str) and is_transcript(values[-1])),
+        prompt_more=below,
+        system=stated.field("system") or _first_filled(holders, _SYSTEMS),
+        history=stated.field("history") or "history",
+        tools=stated.field("tools") or _first_filled(holders, _TOOLS),
+        conversational=_is_conversational(holders[0], sides, prompt),
     )
+    layout = replace(layout, several=_most_responses(holders, answers) > 2, **order)
+    if prompt is None and sides and isinstance(sides[0], str) and not layout.conversational and not layout.refers:
+        refusals.require_prompt(records, layout, stated, name)
+    return layout
 
 
-def _no_pairs(record: Mapping[str, Any], name: str) -> UserError:
-    """Why a file holds no pairs, and the nearest fix."""
-    keys = list(record)
-    lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    two = next((pair for pair in _TWO if pair[0] in record and pair[1] in record), None)
-    if two is not None:
-        label = next((k for k in ("label", "preference", "winner", "preferred", "better") if k in record), None)
-        said = f" by {label!r}, whose meaning is not certain" if label else ""
-        return UserError(
-            f"holds two responses, {two[0]} and {two[1]}, and which one is preferred is told{said or ' by no field'}.",
-            _mapping_hint(name, record, two, label),
+def _first_filled(records: Records, fields: Sequence[str]) -> str:
+    """The first of the fields that holds something in some record; the first of all where none does."""
+    return next((f for f in fields if any(get(r, f) not in (MISSING, None, "", []) for r in records)), fields[0])
+
+
+def _is_conversational(record: Mapping[str, Any], sides: Sequence[Any], prompt: str | None) -> bool:
+    """Whether a record has turns, in its sides or in its prompt."""
+    asked = None if prompt is None else get(record, prompt)
+    if any(isinstance(value, list | dict) for value in (*sides, asked)):
+        return True
+    if prompt is None:
+        return bool(sides) and isinstance(sides[0], str) and is_transcript(sides[0])
+    return isinstance(asked, str) and is_transcript_prompt(asked)
+
+
+def _first_side(record: Mapping[str, Any], answers: Answers) -> list[Any]:
+    """The first response of a record, in a list; empty where it is none."""
+    side = get(record, answers.fields[0])
+    if answers.is_list:
+        side = side[0] if isinstance(side, list) and side else MISSING
+        side = get(side, answers.text) if answers.text and isinstance(side, dict) else side
+    return [] if side is MISSING else [side]
+
+
+def _most_responses(records: Records, answers: Answers) -> int:
+    """How many responses a record has at most."""
+    if not answers.is_list:
+        return len(answers.fields)
+    lists = [get(record, answers.fields[0]) for record in records]
+    return max((len(one) for one in lists if isinstance(one, list)), default=0)
+
+
+# The responses
+
+
+def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | None:
+    """The responses that the mapping names, or None."""
+    named = [part for part in ("chosen", "rejected") if part in stated.columns]
+    listed = stated.columns.get("answers")
+    if named and listed is not None:
+        raise UserError(
+            f"columns names both answers and {named[0]}.",
+            "Keep answers where a label or scores say which is better, or chosen and rejected where they are named so.",
             where=name,
         )
-    if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
-        return UserError(
-            "holds unpaired feedback (KTO): one response a record with a good or bad label. SimPO compares two "
-            "responses to the same prompt.",
-            "Join a good and a bad response of each prompt into records with prompt, chosen and rejected.",
-            where=name,
-        )
-    if "messages" in record or "conversations" in record or ({"instruction", "output"} <= record.keys()):
-        return UserError(
-            "holds one response a record, no preferences (data for supervised tuning).",
-            "SimPO needs a chosen and a rejected response to each prompt.",
-            where=name,
-        )
-    if len(keys) <= 4 and len(lists) == 1:
-        return UserError(
-            f"holds its records under {lists[0]!r}, not as a list of records.",
-            f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
-            where=name,
-        )
-    return UserError(
-        f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
-        _mapping_hint(name, record, ("FIELD", "FIELD"), None),
+    if named:
+        missing = [p for p in ("chosen", "rejected") if p not in named and not any(p in r for r in records)]
+        if missing:
+            raise UserError(
+                f"columns does not say what {missing[0]} is.",
+                f"Add {missing[0]}: FIELD. The fields are {', '.join(map(str, list(records[0])[:20]))}.",
+                where=name,
+            )
+        fields = (stated.field("chosen") or "chosen", stated.field("rejected") or "rejected")
+        return Answers(fields, _ends_of(fields))
+    if listed is None:
+        return None
+    if not isinstance(listed, str):
+        return Answers(tuple(listed), _ends_of(listed))
+    for record in records:
+        keys = listed.split(".")
+        for count in range(len(keys), 0, -1):
+            field, text = ".".join(keys[:count]), ".".join(keys[count:])
+            if isinstance(value := get(record, field), list):
+                return Answers((field,), text=text or _text_key(value))
+    raise UserError(
+        f"columns says that answers is {listed!r}, and that is no list in any record.",
+        "Name a field with a list of responses, or the two fields: answers: [FIELD, FIELD].",
         where=name,
     )
 
 
-def _mapping_hint(
-    name: str, record: Mapping[str, Any], sides: tuple[str, str], label: str | None, prompt: str | None = None
-) -> str:
-    prompt = prompt or next((f for f in ("prompt", *_PROMPTS) if f in record), "FIELD")
-    named = {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]} | ({"label": label} if label else {})
-    mapping = ", ".join(f"{part}: {field}" for part, field in named.items())
-    said = " A label of 1 prefers the field under chosen, 2 the other." if label else ""
-    return f"Say it in the recipe: data.train: [{{path: {name}, columns: {{{mapping}}}}}].{said}"
+def _ends_of(fields: Sequence[str]) -> tuple[str, ...]:
+    """What tells the names of the responses apart, in their order: ("b", "a") for [response_b, response_a]."""
+    for group in names.groups_of(field.rpartition(".")[2] for field in fields):
+        end_of = dict(zip(group.fields, group.ends, strict=True))
+        if all(field.rpartition(".")[2] in end_of for field in fields):
+            return tuple(end_of[field.rpartition(".")[2]] for field in fields)
+    return ()
+
+
+def _found_answers(records: Records, name: str) -> Answers | None:
+    """The responses that the names of the fields speak for in most records."""
+    votes = Counter(found for record in records if (found := _answers_in(record, name)) is not None)
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
+    sides = [pair for pair in _NAMED if pair[0] in record and pair[1] in record]
+    if not sides and _NAMES_OF_SIDES.isdisjoint(map(folded, record)):
+        spoken = names.named_sides(record)
+        sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
+    if len(sides) > 1:
+        raise refusals.two_pairs_of_sides(record, sides, prompt_fields(record), name)
+    if sides:
+        return Answers(sides[0], named=True)
+    if refusals.is_stepwise(record):
+        return None
+    groups = names.responses_in(record)
+    lists = [
+        key
+        for key, value in record.items()
+        if isinstance(key, str)
+        and key.rpartition("_")[2].lower() in _LISTS
+        and isinstance(value, list)
+        and len(value) >= 2
+        and all(isinstance(one, str | list | dict) for one in value)
+    ]
+    found = [Answers(group.fields, group.ends) for group in groups]
+    found = found or [Answers((key,), text=_text_key(record[key])) for key in lists]
+    if len(found) > 1:
+        raise refusals.several_answers(record, [answers.fields for answers in found], prompt_fields(record), name)
+    return found[0] if found else None
+
+
+def _text_key(responses: Sequence[Any]) -> str:
+    """Where the text of each object of a list stands; empty where they are texts or messages themselves."""
+    if not responses or not all(isinstance(one, dict) for one in responses):
+        return ""
+    if all("role" in one or "from" in one for one in responses):
+        return ""
+    return next((key for key in _TEXT_KEYS if all(key in one for one in responses)), "")
+
+
+def _incomplete(records: Records) -> Layout | None:
+    """The layout that was meant where no record is whole: a field is missing or misspelt in all of them."""
+    for record in records:
+        keys = {folded(key) for key in record}
+        for chosen, rejected in _NAMED:
+            if keys & {folded(chosen), folded(rejected)}:
+                side = record.get(chosen, record.get(rejected))
+                implicit = isinstance(side, list) or (isinstance(side, str) and is_transcript(side))
+                alone = chosen.endswith(("messages", "output")) or (implicit and "prompt" not in record)
+                others = prompt_fields(record)
+                prompt = None if alone else "prompt" if "prompt" in record or not others else others[0]
+                return Layout(chosen=chosen, rejected=rejected, prompt=prompt, conversational=implicit)
+    return None

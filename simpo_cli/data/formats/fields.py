@@ -1,6 +1,8 @@
-"""The fields of a record: how one is found, and what is said where it is not there."""
+"""The fields of a record: how one is found, what its name says, and what is said where it is not there."""
 
 import difflib
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,20 +10,24 @@ from simpo_cli.data.raw import RecordError
 
 MISSING: Any = object()
 """What a record gives for a field that it does not have; null is a value."""
-SCORE_NAMES = ("score", "rating", "reward")
 SKIP = "Mend the record, or set data.on_bad_record: skip to leave such records out and count them."
 
 
 def get(record: Mapping[str, Any], field: str) -> Any:
-    """The value of a field; `metadata.score` reaches into objects unless a field has that very name."""
+    """The value of a field; `metadata.score`, `notes.0.value` reach inside unless a field has that very name.
+
+    In a list, -1 is the last place."""
     value: Any = record.get(field, MISSING)
     if value is not MISSING or "." not in field:
         return value
     value = record
     for key in field.split("."):
-        if not isinstance(value, dict) or key not in value:
+        if isinstance(value, list) and (key.isdecimal() or key == "-1") and int(key) < len(value) != 0:
+            value = value[int(key)]
+        elif isinstance(value, dict) and key in value:
+            value = value[key]
+        else:
             return MISSING
-        value = value[key]
     return value
 
 
@@ -43,3 +49,14 @@ def did_you_mean(field: str, record: Mapping[str, Any]) -> str:
 
 def folded(key: str) -> str:
     return key.lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+@functools.lru_cache(maxsize=4096)
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name: `responseA_score1` is response, a, score, 1."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name))
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a text, for tables of names."""
+    return frozenset(words.split())

@@ -1,54 +1,125 @@
-"""Which field plays which part in a file, as a decision that can be read."""
+"""Which field plays which part in a file, and what says which response is preferred, as a decision that can be read."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from simpo_cli.data.formats.labels import Labels
+
+Rewrite = Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Which field plays which part in a file. A name with dots reaches into objects.
+    """Which field plays which part in a file. A name with dots reaches into objects and lists.
 
     Attributes:
-        chosen, rejected: the fields of the two responses; with `order` they are the first and the second.
+        chosen, rejected: the fields of the two responses; unless `order` is `names` they are the first and the second.
         prompt: the prompt's field, or None where it is the beginning that the two sides share.
-        order: what says which response is preferred: their names, a label column, or their scores.
-        label: the label's field, 1 or 2 or a field's name.
-        scores: the fields of the two scores, where the person names them or they order the pair.
-        system, tools: fields of the system text and the tools.
+        order: what says which response is preferred: the fields' names (or the person), a label, or scores.
+        answers: the fields of all responses where they are more than two; one field where it holds a list of them.
+        several: more than two responses stand in some record: then the best one and the worst one make its pair.
+        text: where the text stands in each object of a list of responses; empty where it is the entry itself.
+        refers: pairs (value, field) where chosen and rejected hold names of other fields.
+        label: the label's field, or several 0/1 fields of which one is set: the label is then that field's name.
+        labels: what the values of the label mean.
+        named_by: fields beside the responses, such as model_a and model_b, whose values the label repeats: it then
+            stands for the field's name.
+        scores: the fields of the scores, one for each response, or one that is a list or stands in each object. With
+            another `order` they are only compared with it.
+        lowest: whether the lowest score is the best one, as of ranks.
         prompt_more: a field whose text belongs behind the prompt (`input` beside `instruction`).
+        system, history, tools: fields of the system text, of the turns before the prompt, and of the tools.
+        rewrite: turns a record into those that the other attributes are about, where the layout asks for it.
+        name: the known layout that this is, for people to read.
+        said: what a known layout says of the order, in words.
+        remarks: what else is worth saying of the decision.
+        unused: fields that are neither used nor plain metadata.
         conversational: the records have turns; otherwise plain text. This is for people to read and decides nothing.
     """
 
     chosen: str
     rejected: str
     prompt: str | None
-    order: str = "names"
-    label: str | None = None
-    scores: tuple[str, str] | None = None
-    system: str = "system"
-    tools: str = "tools"
+    order: Literal["names", "label", "scores"] = "names"
+    answers: tuple[str, ...] = ()
+    several: bool = False
+    text: str = ""
+    refers: tuple[tuple[str, str], ...] = ()
+    label: tuple[str, ...] = ()
+    labels: Labels | None = None
+    named_by: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+    lowest: bool = False
     prompt_more: str | None = None
+    system: str = "system"
+    history: str = "history"
+    tools: str = "tools"
+    rewrite: Rewrite | None = None
+    name: str = ""
+    said: str = ""
+    remarks: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     conversational: bool = dataclasses.field(default=False, compare=False)
+
+    def rewritten(self, record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """The records that the layout is about: the record itself, or what the layout makes of it.
+
+        Raises:
+            RecordError: the record is malformed.
+        """
+        return (record,) if self.rewrite is None else self.rewrite(record)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the responses are the entries of one list."""
+        return len(self.answers) == 1
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The fields that hold the responses."""
+        return self.answers or (self.chosen, self.rejected)
 
     def described(self) -> str:
         """The decision in words, such as `conversational, implicit prompt`."""
+        known = f"{self.name}: " if self.name else ""
+        return f"{known}{self.form}" + (f", {self.direction}" if self.direction else "")
+
+    @property
+    def form(self) -> str:
+        """The form of the records and the place of the prompt, in words."""
         form = "conversational" if self.conversational else "plain text"
         fields = [self.prompt] if self.prompt not in (None, "prompt") else []
         fields += [self.prompt_more] if self.prompt_more else []
         if self.prompt is None:
-            prompt = "implicit prompt"
-        else:
-            prompt = "explicit prompt" + (f" ({' + '.join(str(f) for f in fields)})" if fields else "")
+            return f"{form}, implicit prompt"
+        return f"{form}, explicit prompt" + (f" ({' + '.join(str(f) for f in fields)})" if fields else "")
+
+    @property
+    def direction(self) -> str:
+        """What says which response is preferred, in words; empty where the usual names do."""
+        return self.said or self._order()
+
+    def _order(self) -> str:
+        better = f"lower {' / '.join(self.scores)}" if self.lowest else "higher score"
         match self.order:
             case "label":
-                return f"{form}, {prompt}, {self.label} says which of {self.chosen} and {self.rejected} is preferred"
+                of = f"two {self.chosen}" if self.is_list else f"{self.chosen} and {self.rejected}"
+                return f"{' / '.join(self.label)} says which of {of} is preferred"
+            case "scores" if self.several:
+                best, worst = ("lowest", "highest") if self.lowest else ("highest", "lowest")
+                of = self.chosen if self.is_list else ", ".join(self.responses)
+                return f"of {of} the one with the {best} {' / '.join(self.scores)} over the one with the {worst}"
+            case "scores" if self.is_list:
+                return f"the {better} of two {self.chosen} is preferred"
             case "scores":
-                return f"{form}, {prompt}, the higher score of {self.chosen} and {self.rejected} is preferred"
-            case "list":
-                return f"{form}, {prompt}, the higher score of two {self.chosen} is preferred"
-        if (self.chosen, self.rejected) != ("chosen", "rejected"):
-            prompt += f", {self.chosen} over {self.rejected}"
-        return f"{form}, {prompt}"
+                return f"the {better} of {' and '.join(self.responses)} is preferred"
+        if self.refers:
+            return f"{self.chosen} and {self.rejected} name the fields of the responses"
+        if self.is_list:
+            return f"the first of {self.chosen} over the last"
+        return "" if (self.chosen, self.rejected) == ("chosen", "rejected") else f"{self.chosen} over {self.rejected}"
 
     @property
     def response(self) -> str:

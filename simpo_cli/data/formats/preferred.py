@@ -1,22 +1,16 @@
-"""Which of two responses was preferred: by their names, by a label or by their scores."""
+"""Which of the responses of a record is preferred: by their names, by a label or by their scores."""
 
 import math
+import numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SCORE_NAMES, SKIP, get, required
+from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
+from simpo_cli.data.formats.labels import as_number, as_text, shown_value
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
-
-_SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("metadata.score_chosen", "metadata.score_rejected"),
-)
-_SCORE_ROOTS = frozenset(fields[0].partition(".")[0] for fields in _SCORES)  # one of them is there, or no scores are
 
 
 class NoSignalError(Exception):
@@ -27,93 +21,177 @@ class NoSignalError(Exception):
         super().__init__(reason)
 
 
+class UnknownLabelError(RecordError):
+    """A label whose value is given no meaning: the whole file may be meant otherwise, so it is never just left out."""
+
+    def __init__(self, fields: Sequence[str], value: Any) -> None:
+        self.fields = tuple(fields)
+        super().__init__(
+            f"{' / '.join(fields)} is {shown_value(value)}, which is given no meaning",
+            "Say in labels what each value means: {first: [..], second: [..], tie: [..]}.",
+        )
+
+
 def sides_of(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) -> tuple[Any, Any]:
     """What the record holds as the preferred and the other response."""
-    if layout.order == "list":
-        return _sides_of_list(record, layout, warnings)
-    first, second = required(record, layout.chosen), required(record, layout.rejected)
-    if layout.label is not None:
-        return (first, second) if _label(record, layout) else (second, first)
-    fields = layout.scores or _known_scores(record)
-    if fields is not None:
-        scores = [_score(get(record, field), field, warnings) for field in fields]
-        if layout.order == "scores":
-            _require_scores(scores, fields)
-            _require_order(scores)
-            return (first, second) if scores[0] > scores[1] else (second, first)  # type: ignore[operator]
-        if None not in scores:
-            if scores[0] == scores[1]:
-                warnings["tied scores"] += 1
-            elif scores[0] < scores[1]:  # type: ignore[operator]
-                warnings["scores order the pair against its label"] += 1
-    return first, second
+    responses = responses_of(record, layout)
+    better, worse = places_of(record, layout, len(responses), warnings)
+    return responses[better], responses[worse]
 
 
-def _known_scores(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The fields of scores that stand beside a pair."""
-    if _SCORE_ROOTS.isdisjoint(record):
-        return None
-    for fields in _SCORES:
-        if get(record, fields[0]) is not MISSING and get(record, fields[1]) is not MISSING:
-            return fields
-    return None
+def places_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: Counter[str]) -> tuple[int, int]:
+    """The places of the preferred and the other one among the responses of a record.
+
+    Raises:
+        RecordError: what says the order is missing or malformed.
+        UnknownLabelError: the label has a value without a meaning.
+        NoSignalError: the responses are tied.
+    """
+    scores = scores_of(record, layout, count, warnings)
+    if layout.order == "scores":
+        known = [score for score in scores if score is not None]
+        if len(known) < count:
+            missing = layout.scores[scores.index(None)] if len(layout.scores) == count else layout.scores[0]
+            raise RecordError(f"{missing} is missing", "The scores say which response is preferred. " + SKIP)
+        low, high = known.index(min(known)), known.index(max(known))
+        if known[low] == known[high]:
+            raise NoSignalError("tied scores")
+        return (low, high) if layout.lowest else (high, low)
+    places = (0, count - 1) if layout.order == "names" else _by_label(record, layout)
+    if len(scores) == count and (better := scores[places[0]]) is not None and (worse := scores[places[1]]) is not None:
+        if better == worse:
+            warnings["tied scores"] += 1
+        elif (better > worse) == layout.lowest:
+            warnings["scores order the pair against its label"] += 1
+    return places
 
 
-def _require_scores(scores: Sequence[float | None], fields: Sequence[str]) -> None:
-    for score, field in zip(scores, fields, strict=True):
-        if score is None:
-            raise RecordError(f"{field} is missing", "The scores say which response is preferred. " + SKIP)
+def reason_of(record: Mapping[str, Any], layout: Layout) -> str:
+    """What decided the order of a record, such as `better_response_id = 1`; empty where the names of the fields do."""
+    if layout.order == "label":
+        return (
+            f"{layout.label[0]} = {shown_value(get(record, layout.label[0]))}"
+            if len(layout.label) == 1
+            else (f"{label_of(record, layout)} = 1")
+        )
+    if layout.order == "scores":
+        count = len(responses_of(record, layout))
+        shown = " and ".join(layout.scores)
+        scores = [f"{score:g}" for score in scores_of(record, layout, count, Counter()) if score is not None]
+        return f"{shown} = {', '.join(scores)}, {'the lowest' if layout.lowest else 'the highest'} is better"
+    if layout.refers:
+        return f"{layout.chosen} = {shown_value(get(record, layout.chosen))}"
+    return ""
 
 
-def _require_order(scores: Sequence[float | None]) -> None:
-    if scores[0] == scores[1]:
-        raise NoSignalError("tied scores")
+# The responses
 
 
-def _sides_of_list(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) -> tuple[Any, Any]:
-    """The two entries of a list of responses, the better one first."""
-    responses = required(record, layout.chosen)
-    if not isinstance(responses, list) or len(responses) != 2:
+def responses_of(record: Mapping[str, Any], layout: Layout) -> list[Any]:
+    """All responses of a record, in the order of their fields or of their list."""
+    if layout.refers:
+        return [_referred(record, layout, field) for field in (layout.chosen, layout.rejected)]
+    if not layout.is_list:
+        return [required(record, field) for field in layout.responses]
+    field = layout.chosen
+    responses = required(record, field)
+    least = 2
+    if not isinstance(responses, list) or len(responses) < least or (layout.order == "label" and len(responses) != 2):
         count = f"a list of {len(responses)}" if isinstance(responses, list) else kind_of(responses)
-        raise RecordError(f"{layout.chosen}: expected a list of two responses, got {count}", SKIP)
-    fields = [f"{layout.chosen}[{i}]" for i in range(2)]
-    if layout.scores is None:
-        if not all(isinstance(r, dict) for r in responses):
-            raise RecordError(f"{layout.chosen}: expected two objects with a score", SKIP)
-        raw = [next((r[w] for w in ("overall_score", *SCORE_NAMES) if w in r), None) for r in responses]
-        texts = [next((r[k] for k in ("response", "text", "content", "output") if k in r), None) for r in responses]
+        raise RecordError(f"{field}: expected a list of two responses or more, got {count}", SKIP)
+    if not layout.text:
+        return responses
+    texts = [get(one, layout.text) if isinstance(one, dict) else MISSING for one in responses]
+    for place, text in enumerate(texts):
+        if text is MISSING or text is None:
+            raise RecordError(f"{field}[{place}]: no response text ({layout.text})", SKIP)
+    return texts
+
+
+def _referred(record: Mapping[str, Any], layout: Layout, field: str) -> Any:
+    """The response whose field the value of `chosen` or `rejected` names."""
+    value = required(record, field)
+    named = next((to for said, to in layout.refers if as_text(said) == as_text(value)), None)
+    if named is None:
+        raise UnknownLabelError([field], value)
+    return required(record, named)
+
+
+# The label
+
+
+def label_of(record: Mapping[str, Any], layout: Layout) -> Any:
+    """The value of the label; of several 0/1 fields, the name of the one that is set."""
+    if len(layout.label) == 1:
+        value = required_label(record, layout.label[0])
+        holders = [name for name in layout.named_by if as_text(get(record, name)) == as_text(value)]
+        return holders[0] if len(holders) == 1 else value
+    values = {field: required_label(record, field) for field in layout.label}
+    chosen = [field for field, value in values.items() if as_text(value) in ("1", "true")]
+    if len(chosen) != 1 or any(as_text(value) not in ("0", "1", "true", "false") for value in values.values()):
+        shown = ", ".join(f"{field} = {shown_value(value)}" for field, value in values.items())
+        raise UnknownLabelError(layout.label, shown)
+    return chosen[0]
+
+
+def required_label(record: Mapping[str, Any], field: str) -> Any:
+    value = get(record, field)
+    if value is MISSING or is_empty(value) or isinstance(value, list | dict):
+        found = "nothing" if value is MISSING or value == "" else "null" if is_empty(value) else kind_of(value)
+        raise RecordError(f"{field}: expected a label, got {found}", SKIP)
+    return value
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, an empty text or a NaN."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _by_label(record: Mapping[str, Any], layout: Layout) -> tuple[int, int]:
+    assert layout.labels is not None
+    if len(layout.label) == 1 and (raw := get(record, layout.label[0])) is not MISSING and is_empty(raw):
+        side = layout.labels.side(None if raw is None else raw)  # a layout may say that an empty cell is a tie
+        value = raw
     else:
-        raw, texts = required(record, layout.scores[0]), responses
-        if not isinstance(raw, list) or len(raw) != 2:
-            raise RecordError(f"{layout.scores[0]}: expected a list of two scores", SKIP)
-    scores = [_score(value, field, warnings) for value, field in zip(raw, fields, strict=True)]
-    _require_scores(scores, [f"the score of {field}" for field in fields])
-    for text, field in zip(texts, fields, strict=True):
-        if text is None:
-            raise RecordError(f"{field}: no response text", SKIP)
-    _require_order(scores)
-    return (texts[0], texts[1]) if scores[0] > scores[1] else (texts[1], texts[0])  # type: ignore[operator]
-
-
-def _label(record: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether the label prefers the field under `chosen`."""
-    assert layout.label is not None
-    label = required(record, layout.label)
-    if label in ("tie", "equal", "both"):
+        side = None
+        value = raw = MISSING
+    if side is None:
+        value = label_of(record, layout)
+        side = layout.labels.side(value)
+    if side is None:
+        raise UnknownLabelError(layout.label, value)
+    if side == "tie":
         raise NoSignalError("tied label")
-    if label == layout.chosen or label == layout.rejected:
-        return bool(label == layout.chosen)
-    if not isinstance(label, bool) and label in (1, 2, "1", "2"):
-        return label in (1, "1")
-    shown = repr(label) if isinstance(label, str | int | float) else kind_of(label)
-    raise RecordError(
-        f"{layout.label}: expected 1 or 2, got {shown[:40]}",
-        f"1 prefers {layout.chosen}, 2 prefers {layout.rejected}; the fields' names are understood too.",
-    )
+    return (0, 1) if side == "first" else (1, 0)
+
+
+# Scores
+
+
+def scores_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: Counter[str]) -> Sequence[float | None]:
+    """The scores of the responses, None where one has none; empty where no scores are known."""
+    if not layout.scores:
+        return []
+    if len(layout.scores) > 1:
+        return [_score(get(record, field), field, warnings) for field in layout.scores]
+    field = layout.scores[0]
+    inside = field.removeprefix(f"{layout.chosen}.") if layout.is_list else field
+    if inside != field:
+        entries = [get(one, inside) if isinstance(one, dict) else MISSING for one in get(record, layout.chosen)]
+    else:
+        raw = get(record, field)
+        if not isinstance(raw, list):
+            if layout.order != "scores" and (raw is MISSING or is_empty(raw)):
+                return []
+            raise RecordError(f"{field}: expected a list of scores", SKIP)
+        entries = raw
+    if len(entries) != count:
+        raise RecordError(f"{field}: expected a list of {count} scores, got {len(entries)}", SKIP)
+    return [_score(value, f"{field}[{place}]", warnings) for place, value in enumerate(entries)]
 
 
 def _score(value: Any, field: str, warnings: Counter[str]) -> float | None:
-    if value is MISSING or value is None:
+    if value is MISSING or is_empty(value) or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         try:
@@ -121,10 +199,18 @@ def _score(value: Any, field: str, warnings: Counter[str]) -> float | None:
         except ValueError:
             raise RecordError(f"{field}: expected a number, got text {value[:40]!r}", SKIP) from None
         warnings["scores written as text"] += 1
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    elif isinstance(value, bool) or not isinstance(value, numbers.Number):
         raise RecordError(f"{field}: expected a number, got {kind_of(value)}", SKIP)
     else:
-        number = value
-    if isinstance(number, float) and not math.isfinite(number):
+        number = value  # type: ignore[assignment]
+    if not isinstance(number, int) and math.isnan(number):
+        return None
+    if not isinstance(number, int) and math.isinf(number):
         raise RecordError(f"{field}: {number} is no score", SKIP)
     return number
+
+
+def numbers_in(values: Sequence[Any]) -> bool:
+    """Whether some of the values are numbers, and all of them numbers or nothing."""
+    held = [value for value in values if value is not MISSING and not is_empty(value)]
+    return bool(held) and all(as_number(value) is not None for value in held)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Account:
         warnings: things in the files that are worth telling and stop nothing, with their number.
         samples: the texts of a few pairs: the first of each of the lowest prompt hashes whose prompt is not cut.
         content: digest of the tokens in their order; two sides with equal digests train alike, wherever they lie.
+        remarks: what else is worth saying of how the files were understood.
+        examples: one pair of each file in which a label, scores or ranks say the order, and what said it.
     """
 
     decision: str
@@ -39,6 +41,8 @@ class Account:
     warnings: Counter[str]
     samples: list[PreferencePair]
     content: str
+    remarks: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Write the account into a folder."""

@@ -23,7 +23,12 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe, DataSource
 
 _LIBRARIES = ("tokenizers", "jinja2", "numpy", "pyarrow", "datasets")
-_NOT_OF_THE_TOKENS = ("train", "eval", "holdout", "chat_template")  # the template itself is part of the tokenizer
+_OF_THE_READING = ("split", "columns", "labels", "direction", "max_pairs")
+_NOT_OF_THE_TOKENS = (
+    *("train", "eval", "holdout"),
+    *("columns", "labels", "direction"),  # each source has taken them over
+    "chat_template",  # the template itself is part of the tokenizer
+)
 
 Identities = list[tuple[str, str]]  # (name, sha256 or hub commit) of each file
 
@@ -54,7 +59,7 @@ def key_of(
     settings = {name: value for name, value in asdict(data).items() if name not in _NOT_OF_THE_TOKENS}
     parts = {
         "sources": [
-            {"files": files, "split": source.split, "columns": source.columns, "max_pairs": source.max_pairs}
+            {"files": files, **{name: getattr(source, name) for name in _OF_THE_READING}}
             for source, files in zip(sources, identities, strict=True)
         ],
         "settings": settings,

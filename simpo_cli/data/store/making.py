@@ -57,6 +57,8 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         warnings=Counter(reader.warnings.counts),
         samples=samples.in_order(),
         content=writer.content.hexdigest(),
+        remarks=reader.remarks,
+        examples=reader.examples,
     )
     account.write(folder)
     return account

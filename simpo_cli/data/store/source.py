@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simpo_cli.data.load import PairReader, source_named
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.sources import Role
 from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.cache import Origin, fetch
@@ -51,7 +51,7 @@ def encode_source(
         UserError: a file or record is refused, no usable pair is left, or the tokens cannot be written.
     """
     started = time.perf_counter()
-    listed = [source_named(sources)] if isinstance(sources, str) else list(sources)
+    listed = data.sources(sources)
     identities = [identities_of(source, role) for source in listed]
 
     def make(folder: Path) -> Account:

@@ -106,7 +106,9 @@ def _texts_of(
     wanted: set[str], sources: str | Sequence[DataSource], role: Role, data: DataRecipe
 ) -> dict[str, tuple[Message, ...] | str]:
     """The prompts of some records, as text; reading stops behind the last of them."""
-    reader = PairReader(sources, role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal)
+    reader = PairReader(
+        data.sources(sources), role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal
+    )
     found: dict[str, tuple[Message, ...] | str] = {}
     if not wanted:
         return found

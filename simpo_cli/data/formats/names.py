@@ -1,0 +1,191 @@
+"""What the names of fields say: which are responses and what tells them apart, which are scores, ranks and labels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simpo_cli.data.formats.fields import word_set, words_of
+
+_FAMILIES = (
+    tuple(str(number) for number in range(16)),
+    tuple("abcdefghij"),
+    ("left", "right"),
+    ("first", "second", "third", "fourth"),
+    ("one", "two", "three", "four"),
+)
+_RESPONSES = word_set(
+    "response output completion answer generation candidate reply continuation summary conversation "
+    "conversations dialogue messages text assistant result"
+)
+_ABOUT_RESPONSES = word_set(
+    "model name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "
+    "source language reason rationale critique explanation comment quotes category type metadata date time url "
+    "author label winner feedback annotation annotations prompt question instruction"
+)
+HIGHER_IS_BETTER = word_set("score scores rating ratings reward rewards")
+LOWER_MAY_BE_BETTER = word_set(
+    "loss losses toxicity toxic perplexity ppl error errors distance penalty nll harm harmfulness risk cost "
+    "regret violation violations latency"
+)
+_COUNTS = word_set(
+    "id ids idx index token tokens length len words word chars characters count num number time timestamp date seed "
+    "year turn turns version temperature size"
+)
+RANKS = word_set("rank ranks ranking rankings position place")
+_LABELS = word_set(
+    "label preference preferred prefers winner better best choice chosen choose selected selection cmp comparison "
+    "pairwise verdict judgment judgement decision vote winning favored favorite safer"
+)
+_NOT_LABELS = word_set(
+    "reason rationale statement comment explanation confidence language time date count annotator user text model "
+    "elaboration category type source score rating reward name dataset"
+)
+_AGAINST = word_set(
+    "worse worst loser losing rejected dispreferred unpreferred non not bad inverse least lower shorter"
+)
+_WINS = word_set("winner win wins won better best preferred chosen selected")
+_TIE_WORDS = word_set("tie tied draw both neither equal")
+
+_NAMED_SIDES = (
+    ("chosen", "rejected"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("accepted", "rejected"),
+    ("winner", "loser"),
+    ("winning", "losing"),
+    ("better", "worse"),
+    ("good", "bad"),
+)
+GUESSED_SIDES = (("pos", "neg"), ("positive", "negative"), ("win", "lose"))
+"""Names that say a direction in some files and something else in others: they are put into a hint, never read."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields whose names differ in one word only, such as `response_a` and `response_b`.
+
+    Attributes:
+        words: the words that they share.
+        ends: what tells them apart, in order: a, b.
+        fields: their names in the same order.
+    """
+
+    words: tuple[str, ...]
+    ends: tuple[str, ...]
+    fields: tuple[str, ...]
+
+
+def groups_of(keys: Iterable[str]) -> list[Group]:
+    """All groups among the names: numbered from 0 or 1, lettered from a, left and right, first and second."""
+    found: dict[tuple[int, tuple[str, ...], int], dict[str, str]] = {}
+    for key in keys:
+        words = words_of(key) if isinstance(key, str) else ()
+        for family, ends in enumerate(_FAMILIES):
+            places = [place for place, word in enumerate(words) if word in ends]
+            if len(places) == 1:
+                shared = words[: places[0]] + words[places[0] + 1 :]
+                found.setdefault((family, shared, places[0]), {}).setdefault(words[places[0]], key)
+    groups = []
+    for (family, shared, _), by_end in found.items():
+        ends = _FAMILIES[family]
+        start = 1 if ends[0] == "0" and "0" not in by_end else 0
+        run = ends[start : start + len(by_end)]
+        if len(by_end) >= 2 and all(end in by_end for end in run):
+            groups.append(Group(shared, run, tuple(by_end[end] for end in run)))
+    return groups
+
+
+def responses_in(record: Mapping[str, Any]) -> list[Group]:
+    """Groups of fields that hold responses whose names say no order, the likeliest first."""
+    groups = [
+        group
+        for group in groups_of(record)
+        if all(isinstance(record[field], str | list | dict) for field in group.fields)
+    ]
+    named = [g for g in groups if not _RESPONSES.isdisjoint(g.words) and _is_plain(g)]
+    if named:
+        fewest = min(len(group.words) for group in named)
+        return [group for group in named if len(group.words) == fewest]
+    return [g for g in groups if g.words in ((), ("model",)) and g.ends[0] in ("a", "left") and len(g.ends) == 2]
+
+
+def _is_plain(group: Group) -> bool:
+    return _ABOUT_RESPONSES.isdisjoint(set(group.words) - {"model"})
+
+
+def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_SIDES) -> list[tuple[str, str]]:
+    """Fields of a better and a worse response by their names, such as `preferred_response`, `dispreferred_response`."""
+    spelled = {words_of(key): key for key in keys if isinstance(key, str)}
+    found = []
+    for better, worse in pairs:
+        for words, key in spelled.items():
+            if words.count(better) != 1 or not set(words) - {better} <= _RESPONSES:
+                continue
+            place = words.index(better)
+            others = ((worse,), ("non", better), ("not", better))
+            found += [
+                (key, spelled[against])
+                for other in others
+                if (against := words[:place] + other + words[place + 1 :]) in spelled
+            ]
+    return list(dict.fromkeys(found))
+
+
+def is_response(field: str) -> bool:
+    """Whether a field's name says no more than that it holds a response."""
+    return _RESPONSES.issuperset(words_of(field))
+
+
+def end_named(value: Any, ends: tuple[str, ...]) -> str | None:
+    """The letter or number in a value that tells responses apart: A, "Response b", model_a; None for any other text."""
+    words = words_of(str(value))
+    if words and words[-1] in ends and set(words[:-1]) <= _RESPONSES | {"model", "option"} and len(words) <= 2:
+        return words[-1]
+    return None
+
+
+def says_a_side(field: str) -> bool:
+    """Whether a field's name says that it is the better or the worse response."""
+    last = field.rpartition(".")[2]
+    words = {word for pair in (*_NAMED_SIDES, *GUESSED_SIDES) for word in pair}
+    return not words.isdisjoint(words_of(last))
+
+
+def kind_of_score(words: Iterable[str]) -> str:
+    """What numbers under such a name say of a response: `higher`, `rank`, `unclear`, or nothing (empty)."""
+    held = set(words)
+    if held & LOWER_MAY_BE_BETTER:
+        return "unclear"
+    if held & RANKS:
+        return "rank"
+    return "higher" if held & HIGHER_IS_BETTER else ""
+
+
+def is_about_text(words: Iterable[str]) -> bool:
+    """Whether numbers of this name only count or number a response: tokens, length, id."""
+    return not _COUNTS.isdisjoint(words)
+
+
+def is_just_a_score(words: Iterable[str]) -> bool:
+    """Whether a name says no more than that this is the score of a response."""
+    return set(words) <= HIGHER_IS_BETTER | RANKS | _RESPONSES | {"metadata", "meta"}
+
+
+def may_be_label(field: str) -> bool:
+    """Whether a field of this name may say which response is the better one."""
+    words = set(words_of(field.rpartition(".")[2]))
+    return bool(words & _LABELS) and not words & (_NOT_LABELS | _AGAINST)
+
+
+def says_winner(words: Iterable[str]) -> bool:
+    """Whether 0/1 fields of this name say which response won."""
+    return not _WINS.isdisjoint(words)
+
+
+def tie_beside(group: Group, keys: Iterable[str]) -> str | None:
+    """The 0/1 field of a tie beside `winner_model_a` and `winner_model_b`."""
+    for key in keys:
+        words = set(words_of(key))
+        if words & _TIE_WORDS and words - _TIE_WORDS <= set(group.words):
+            return key
+    return None

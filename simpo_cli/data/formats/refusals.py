@@ -1,0 +1,309 @@
+"""Why a file is not read as pairs, with lines to paste that read it in each of the ways it may be meant."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simpo_cli.data.formats import names
+from simpo_cli.data.formats.fields import MISSING, did_you_mean, get
+from simpo_cli.data.formats.labels import as_number, label_words
+from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.formats.orders import Answers, Order, Records, shown_counts
+from simpo_cli.data.formats.stated import Stated
+from simpo_cli.data.formats.unused import unused_fields
+from simpo_cli.errors import UserError
+
+_PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
+_YAML_WORDS = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null", "none"))
+
+
+def line_of(
+    name: str, columns: Mapping[str, Any], labels: Mapping[str, Any] | None = None, direction: str | None = None
+) -> str:
+    """The line of a recipe that reads a file so."""
+    source: dict[str, Any] = {"path": name, "columns": columns}
+    source |= {"labels": labels} if labels else {}
+    source |= {"direction": direction} if direction else {}
+    return f"data.train: [{_flow(source)}]"
+
+
+def _flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    match value:
+        case Mapping():
+            return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_flow, value)) + "]"
+        case str() if _PLAIN.fullmatch(value) and value.lower() not in _YAML_WORDS:
+            return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def either(*lines: str) -> str:
+    """A fix that leaves the choice to the person: each line is right when pasted, for what it says."""
+    if not lines:
+        return "Name the field that says it in columns, and what its values mean in labels."
+    return "Say which in the recipe:\n  " + "\n  ".join(lines)
+
+
+def require_fields(records: Records, stated: Stated, name: str) -> None:
+    """Refuse a mapping that names a field which no record has."""
+    for part in stated.own:
+        if part == "best":
+            continue
+        said = stated.columns[part]
+        for field in [said] if isinstance(said, str) else said:
+            if all(_is_missing(record, field, part) for record in records):
+                raise UserError(
+                    f"columns says that {part} is {field!r}, and no record has that field.",
+                    f"{did_you_mean(field, records[0])}"
+                    f"Its fields are {', '.join(map(str, list(records[0])[:20])) or 'none'}.",
+                    where=name,
+                )
+
+
+def _is_missing(record: Mapping[str, Any], field: str, part: str) -> bool:
+    if get(record, field) is not MISSING:
+        return False
+    if part not in ("answers", "scores", "rank"):
+        return True
+    keys = field.split(".")  # the rest of the name may be inside the objects of a list
+    for count in range(1, len(keys)):
+        entries = get(record, ".".join(keys[:count]))
+        if isinstance(entries, list):
+            return all(get(one, ".".join(keys[count:])) is MISSING for one in entries if isinstance(one, dict))
+    return True
+
+
+def two_pairs_of_sides(
+    record: Mapping[str, Any], sides: Sequence[tuple[str, str]], prompts: Sequence[str], name: str
+) -> UserError:
+    prompt = _prompt_in(record, prompts)
+    lines = [line_of(name, {**prompt, "chosen": pair[0], "rejected": pair[1]}) for pair in sides]
+    return UserError(f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.", either(*lines), where=name)
+
+
+def several_answers(
+    record: Mapping[str, Any], found: Sequence[Sequence[str]], prompts: Sequence[str], name: str
+) -> UserError:
+    shown = " or ".join(" and ".join(fields) for fields in found)
+    prompt = _prompt_in(record, prompts)
+    lines = [line_of(name, {**prompt, "answers": fields[0] if len(fields) == 1 else list(fields)}) for fields in found]
+    return UserError(f"may hold its responses in {shown}.", either(*lines), where=name)
+
+
+def several_prompts(found: Sequence[str], answers: Sequence[str], name: str) -> UserError:
+    sides = _answers_as(answers)
+    lines = [line_of(name, {"prompt": field, **sides}) for field in found]
+    return UserError(f"has several fields that may be the prompt: {', '.join(found)}.", either(*lines), where=name)
+
+
+def _answers_as(fields: Sequence[str]) -> dict[str, Any]:
+    """The responses as a mapping: sides that are named as such, or answers without an order."""
+    if len(fields) == 2 and all(map(names.says_a_side, fields)):
+        return {"chosen": fields[0], "rejected": fields[1]}
+    return {"answers": fields[0] if len(fields) == 1 else list(fields)}
+
+
+def _prompt_in(record: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, str]:
+    if "prompt" in record or prompts:
+        return {"prompt": "prompt" if "prompt" in record else prompts[0]}
+    return {}
+
+
+def no_direction(answers: Answers, prompt: str | None, orders: Sequence[Order], name: str) -> UserError:
+    """The refusal of responses whose order nothing says, or nothing says for certain."""
+    fields = list(answers.fields)
+    shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
+    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
+    listed = base | {"answers": fields[0] if answers.is_list else fields}
+    if not orders:
+        if answers.is_list:
+            fix = either(
+                line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"
+            )
+        else:
+            fix = either(*(line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])))
+        return UserError(f"holds {shown} and which one is preferred is told by no field.", fix, where=name)
+    order = orders[0]
+    if order.kind == "text":
+        return UserError(
+            f"holds {shown} and the preferred one once more under {order.shown}.",
+            "Write it into a field chosen, and the other one into a field rejected.",
+            where=name,
+        )
+    if order.kind == "label" and len(fields) > 2:
+        return UserError(
+            f"holds {shown} and a label, {order.shown}, which orders two of them only.",
+            "Write the preferred one into a field chosen, and one of the others into a field rejected.",
+            where=name,
+        )
+    said = f"holds {shown} and which one is preferred is told by {order.shown!r}, whose meaning is not certain"
+    counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
+    return UserError(f"{said}: {counts}.", either(*_lines_of(order, listed, name)), where=name)
+
+
+def meanings_of(order: Order) -> list[dict[str, Any]]:
+    """What the values of a label may mean: two meanings that are the reverse of each other, or the one that is known.
+
+    Values without a meaning beside others with one are put to the ties, for the person to place.
+    """
+    values = [held.value for held in order.values]
+    if order.labels is not None:
+        meanings = order.labels.as_meanings(values)
+        unclear = [value for value in values if order.labels.side(value) is None]
+        return [meanings | ({"tie": [*meanings.get("tie", []), *unclear]} if unclear else {})]
+    ties = [value for value in values if label_words(value) == "tie"]
+    rest = [value for value in values if label_words(value) != "tie"]
+    found = [number for value in rest if (number := as_number(value)) is not None]
+    if found and len(found) == len(rest) and (min(found) < 0 < max(found) or len(found) > 3):
+        middle = 0 if min(found) < 0 < max(found) else (min(found) + max(found)) / 2
+        ties += [middle] if middle in found else []
+        pairs = (("below", "above"), ("above", "below"))
+        return [_meaning({a: middle}, {b: middle}, ties) for a, b in pairs]
+    rest.sort(key=lambda value: (str(type(value)), 0 if isinstance(value, str) else value, str(value)))
+    if len(rest) == 1:
+        return [{"first": rest}, {"second": rest}]
+    return [_meaning([rest[a]], [rest[b]], [*ties, *rest[2:]]) for a, b in ((0, 1), (1, 0))] if rest else []
+
+
+def _meaning(first: Any, second: Any, tie: list[Any]) -> dict[str, Any]:
+    return {"first": first, "second": second} | ({"tie": tie} if tie else {})
+
+
+def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order, name: str) -> UserError:
+    """The refusal of a file in which two fields order the responses, and not in the same way."""
+    fields = list(answers.fields)
+    base = ({"prompt": prompt} if prompt else {}) | {"answers": fields[0] if answers.is_list else fields}
+    lines = [line for order in (one, other) for line in _lines_of(order, base, name)]
+    return UserError(
+        f"both {one.shown} and {other.shown} could say which response is preferred, and they differ.",
+        either(*lines),
+        where=name,
+    )
+
+
+def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
+    """The lines that take one order; both ways of it where its meaning is not certain."""
+    if order.kind == "text":
+        return []
+    if order.kind == "label":
+        columns = {**listed, "label": order.column}
+        flags = order.labels is not None and len(order.fields) > 1  # the names of the columns say what they mean
+        return [line_of(name, columns, meaning) for meaning in ([None] if flags else meanings_of(order))]
+    part = "rank" if order.kind == "rank" else "scores"
+    ways: list[dict[str, str]] = [{}] if order.certain else [{"best": "lowest"}, {"best": "highest"}]
+    return [line_of(name, {**listed, part: order.column, **best}) for best in ways]
+
+
+def unmapped(answers: Answers, prompt: str | None, order: Order, name: str) -> UserError:
+    """The refusal of a stated order beside a field that would say another."""
+    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
+    first, second = answers.fields
+    values = f" ({shown_counts(order.values)})" if order.values else ""
+    stated = {**base, "chosen": first, "rejected": second}
+    lines = _lines_of(order, {**base, "answers": [first, second]}, name)
+    lines.append(line_of(name, stated, direction="first"))
+    return UserError(
+        f"columns says that {first} is chosen and {second} rejected, and {order.shown}{values} may say which one is "
+        "preferred in each record.",
+        either(*lines),
+        where=name,
+    )
+
+
+def require_prompt(records: Records, layout: Layout, stated: Stated, name: str) -> None:
+    """Refuse texts without a prompt where other fields may be it."""
+    texts = [
+        field
+        for field in unused_fields(records, layout)
+        if any(isinstance(get(record, field), str | list | dict) for record in records)
+    ]
+    if not texts:
+        return  # reading the first record says that the prompt is missing
+    said = {part: stated.columns[part] for part in stated.own}
+    sides = {} if {"chosen", "rejected", "answers"} & said.keys() else _answers_as(layout.responses)
+    lines = [line_of(name, {"prompt": field, **sides, **said}, stated.labels, stated.direction) for field in texts[:3]]
+    raise UserError(
+        f"has no field that is the prompt by its name; it may be {' or '.join(texts[:3])}.", either(*lines), where=name
+    )
+
+
+def is_stepwise(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds the steps of one answer with a label each (TRL's stepwise supervision)."""
+    labels = record.get("labels")
+    return isinstance(labels, list) and bool(labels) and all(isinstance(label, bool) for label in labels)
+
+
+def no_pairs(records: Records, name: str) -> UserError:
+    """Why a file holds no pairs, and the nearest fix."""
+    record = records[0]
+    keys = list(record)
+    lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
+        return UserError(
+            "holds unpaired feedback (KTO): one response a record with a good or bad label. SimPO compares two "
+            "responses to the same prompt.",
+            "Join a good and a bad response of each prompt into records with prompt, chosen and rejected.",
+            where=name,
+        )
+    if is_stepwise(record):
+        return UserError(
+            "holds stepwise supervision: the steps of one answer, each with a true or false label.",
+            "SimPO needs a chosen and a rejected response to each prompt.",
+            where=name,
+        )
+    if "messages" in record or "conversations" in record or ({"instruction", "output"} <= record.keys()):
+        return UserError(
+            "holds one response a record, no preferences (data for supervised tuning).",
+            "SimPO needs a chosen and a rejected response to each prompt.",
+            where=name,
+        )
+    if guessed := names.named_sides(record, names.GUESSED_SIDES):
+        sides = {"chosen": guessed[0][0], "rejected": guessed[0][1]}
+        prompt = "prompt" if "prompt" in record else None
+        return UserError(
+            f"has no fields chosen and rejected; {' and '.join(guessed[0])} may be meant.",
+            "If so, say it in the recipe: " + line_of(name, ({"prompt": prompt} if prompt else {}) | sides),
+            where=name,
+        )
+    if len(keys) <= 4 and len(lists) == 1:
+        return UserError(
+            f"holds its records under {lists[0]!r}, not as a list of records.",
+            f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
+            where=name,
+        )
+    return UserError(
+        f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
+        "Say in the recipe which they are: "
+        + line_of(name, {"prompt": "FIELD", "chosen": "FIELD", "rejected": "FIELD"}),
+        where=name,
+    )
+
+
+def letters(answers: Answers, prompt: str | None, fields: Sequence[str], name: str) -> UserError:
+    """The refusal of letters under chosen and rejected that may be answers, or may name the fields of the answers."""
+    chosen, rejected = answers.fields
+    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
+    lines = [line_of(name, {**base, "chosen": chosen, "rejected": rejected}, direction="first")]
+    if len(fields) == 2:
+        meanings = {"first": [fields[0][-1:]], "second": [fields[1][-1:]]}
+        lines.append(line_of(name, {**base, "answers": list(fields), "label": chosen}, meanings))
+    return UserError(
+        f"holds letters or numbers under {chosen} and {rejected}, and texts under {', '.join(fields)}: the answers may "
+        "be the one or the other.",
+        either(*lines),
+        where=name,
+    )
+
+
+def repeated_names(answers: Answers, holders: Sequence[str], fields: Sequence[str], name: str) -> UserError:
+    """The refusal of sides that only repeat which model wrote the response."""
+    sides = " and ".join(answers.fields)
+    return UserError(
+        f"holds under {sides} what {' and '.join(holders)} hold, and the responses under {' and '.join(fields)}.",
+        f"Name the responses and the label in the recipe: "
+        f"{line_of(name, {'answers': list(fields), 'label': answers.fields[0]})}",
+        where=name,
+    )
