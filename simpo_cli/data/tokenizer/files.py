@@ -9,7 +9,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.data.model_files import read_json, read_text
+from simpo_cli.data.model_files import (
+    ADAPTER_CONFIG,
+    base_of_adapters,
+    read_json,
+    read_text,
+    require_regular_files,
+)
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
@@ -41,12 +47,13 @@ def load_tokenizer(
         UserError: the files are missing or damaged.
     """
     folder, seen = tokenizer_folder(path, revision), set()
+    require_regular_files(folder)
     while not (folder / "tokenizer.json").is_file():
         seen.add(folder.resolve())
-        adapter = read_json(folder / "adapter_config.json")
-        base = adapter.get("base_model_name_or_path")
-        if isinstance(base, str):
-            path, folder = base, tokenizer_folder(base, adapter.get("revision"))
+        if isinstance(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"), str):
+            path, revision = base_of_adapters(folder) or (path, revision)
+            folder = tokenizer_folder(path, revision)
+            require_regular_files(folder)
         if folder.resolve() in seen:  # no adapters, or adapters of themselves
             raise UserError(
                 "has no tokenizer.json.",
