@@ -146,11 +146,12 @@ def require_unquantised(name: str, folder: Path, held_by: str = "") -> None:
 def quantised(name: str, kind: str, held_by: str = "") -> UserError:
     """What is said of a model of quantised weights."""
     plain = _MARK_OF_QUANTISED.sub("", name)
-    such_as = f", {plain} if that is its name" if plain not in (name, "") else ""
-    where = f"as base_model_name_or_path in {held_by}" if held_by else "as the model"
+    is_known = plain != name and (Path(plain).is_dir() or not Path(name).exists())
+    such_as = f" ({plain}, by its name)" if is_known else ""
+    where = f" as base_model_name_or_path in {held_by}" if held_by else " instead"
     return UserError(
         f"the weights of {name} are quantised ({kind}), which cannot be trained or scored here.",
-        f"Name the unquantised model that it was made from {where}{such_as}.",
+        f"Name the unquantised model that it was made from{such_as}{where}.",
     )
 
 

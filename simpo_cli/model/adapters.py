@@ -1,4 +1,4 @@
-"""LoRA adapters through peft: new ones, those of a folder, and what becomes of the latter when training starts there."""
+"""LoRA adapters through peft: new ones, and those of a folder, which training continues or merges."""
 
 import re
 import warnings
@@ -18,9 +18,38 @@ AdapterUse = Literal["continue", "merge"]
 
 _MERGE = "model.adapter=merge makes it part of the weights first."
 # What peft's LoRA layers compute by themselves, and what says nothing of the numbers; other keys have to be empty.
-_KNOWN = set(
-    ["r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "target_parameters", "ensure_weight_tying", "task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"]
-)
+_KNOWN = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_parameters",
+    "ensure_weight_tying",
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "inference_mode",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+    "runtime_config",
+}
 _MATCHES_NONE = re.compile("not found in the base model|No modules were targeted")
 _KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the others change the base in ways of their own
 
@@ -72,7 +101,7 @@ def read_adapter(path: str, folder: Path) -> Adapter:
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start not in _KNOWN_STARTS:
         raise UserError(
-            f"the adapters in {path} were started by {start} (init_lora_weights), which changes the weights under them.",
+            f"the adapters in {path} were started by {start} (init_lora_weights), which changes their base.",
             "Save them once as plain LoRA: save_pretrained has path_initial_model_for_weight_conversion for that.",
         )
     if foreign := [key for key, value in config.items() if key not in _KNOWN and value]:

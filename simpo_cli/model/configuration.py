@@ -19,11 +19,14 @@ _SIZES = (  # of keys by name: the least that a model needs (some say -1 for non
     (re.compile("hidden_size|n_embd|d_model|head_dim"), 1, 2**20),
     (re.compile("num_attention_heads|n_heads?"), 1, 2**16),
     (re.compile("vocab_size"), 1, 2**24),
+    (re.compile("max_position_embeddings|n_positions"), 1, 2**40),
+    (re.compile("sliding_window"), 0, 2**40),
     (re.compile("intermediate_size|num_key_value_heads"), 1, 2**20),
     (re.compile(r"\w*experts?\w*"), -1, 2**16),
     (re.compile(r"\w*layers?|\w*blocks?"), -(2**10), 2_000),
     (re.compile(r"\w*(_size|_dim|_rank|_heads|_inner)"), -1, 2**24),
 )
+_NUMBERS = re.compile(r"rope_theta|(\w+_)?factor|\w+_eps(ilon)?")  # which some models put into sums unlooked at
 _ASKED_OF_OWN_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 
@@ -109,7 +112,7 @@ def _require_causal(path: str, raw: Mapping[str, Any], config: Any, code: Mappin
             f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
         )
     architectures = config.architectures or []
-    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
+    if architectures and all(_OTHER_HEAD.search(str(name)) for name in architectures):
         raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
 
 
@@ -131,11 +134,15 @@ def _require_sizes(path: str, raw: Mapping[str, Any]) -> None:
     """Refuse sizes that no model has, before anything of them is made: 10^9 layers would take forever."""
     for section in sections_of(raw):
         for key, value in section.items():
+            if _NUMBERS.fullmatch(key) and isinstance(value, str):
+                raise UserError(f"the config.json of {path} says {key} is {value!r}, which is no number.", _MEND)
             limits = next(((least, most) for name, least, most in _SIZES if name.fullmatch(key)), None)
-            if limits is not None and isinstance(value, int) and not limits[0] <= value <= limits[1]:
+            if limits is None or not isinstance(value, int):
+                continue
+            least, most = limits
+            if not least <= value <= most:
                 raise UserError(
-                    f"the config.json of {path} says {key} is {value}, which has to be from {limits[0]} to {limits[1]}.",
-                    _MEND,
+                    f"the config.json of {path} says {key} is {value}, which has to be from {least} to {most}.", _MEND
                 )
 
 
@@ -154,7 +161,7 @@ def unbuildable(path: str, config: Mapping[str, Any], error: Exception) -> UserE
     shown = ", ".join(f"{key}: {named[key]!r}" for key in keys[:3] if not isinstance(named[key], dict))
     return UserError(
         f"transformers cannot build {path} from its config.json{f' ({shown})' if shown else ''}: "
-        f"{type(error).__name__}: {reason[:300]}",
+        f"{'' if type(error).__name__.startswith('Strict') else f'{type(error).__name__}: '}{reason[:300]}",
         _MEND,
     )
 

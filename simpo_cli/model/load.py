@@ -1,6 +1,7 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from simpo_cli.model.adapters import (
     use_of,
 )
 from simpo_cli.model.configuration import read_configuration, unbuildable
-from simpo_cli.model.weight_files import no_weights, stored_weights
+from simpo_cli.model.weight_files import LAYER, no_weights, stored_weights
 from simpo_cli.recipe.schema import ModelRecipe
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -218,6 +219,7 @@ def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
             if source.code:
                 raise
             raise unbuildable(source.name, read_json(source.folder / "config.json"), error) from error
+    _require_all_layers(source, model)
     for name, parameter in model.named_parameters():
         if source.sizes.get(name, parameter.numel()) != parameter.numel():
             raise UserError(
@@ -226,6 +228,25 @@ def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
                 "Fetch the model again, or mend its config.json.",
             )
     return model
+
+
+def _require_all_layers(source: ModelSource, model: Any) -> None:
+    """Refuse a configuration with fewer layers than are stored: the others would be left out without a word."""
+    known = {name[: found.start()] for name, _ in model.named_parameters() if (found := LAYER.search(name))}
+    layers = int(getattr(source.text_config, "num_hidden_layers", 0))
+    # layers that predict further tokens lie behind the others, and are left out on purpose
+    layers += int(getattr(source.text_config, "num_nextn_predict_layers", 0) or 0)
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    for name in source.sizes:
+        found = LAYER.search(name)
+        if found and name[: found.start()] in known and int(found[1]) >= layers and not source.code:
+            if any(re.search(pattern, name) for pattern in ignored):
+                continue
+            raise UserError(
+                f"{source.name} holds more layers than its config.json says: num_hidden_layers is {layers}, and "
+                f"there is {name}.",
+                "Fetch the model again, or mend its config.json.",
+            )
 
 
 Load = Callable[[ModelSource, torch.dtype, torch.device], nn.Module]

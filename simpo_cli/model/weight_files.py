@@ -17,7 +17,7 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "
 # Numbers of a byte and less, or packed into integers. Masks and counters of a model are integers too, by other names.
 _NARROW = re.compile("[FE][4-8].*")
 _PACKED = re.compile(r"(^|[._])(q?weight(_packed)?|w_q|blocks)$")
-_NUMBERED = re.compile(r"\.(\d+)\.")
+LAYER = re.compile(r"\.(\d+)\.")  # its first number in the name of a tensor, as in model.layers.7.mlp.up.weight
 
 
 class NoWeightsError(UserError):
@@ -38,8 +38,8 @@ class StoredWeights:
 
     @property
     def num_layers(self) -> int:
-        """Layers that there are tensors of, by the first number in names such as `model.layers.7.mlp.up.weight`."""
-        found = [_NUMBERED.search(name) for name in self.sizes]
+        """Layers that there are tensors of, by the first number in their names."""
+        found = [LAYER.search(name) for name in self.sizes]
         return max((int(one[1]) for one in found if one), default=-1) + 1
 
 
