@@ -16,7 +16,8 @@ from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 
 AdapterUse = Literal["continue", "merge"]
 
-_MERGE = "model.adapter=merge makes it part of the weights first."
+_MERGE = "this one becomes part of the weights first."
+_TRAIN_WITHOUT = "Train it again without modules_to_save, or on a model whose head is a weight of its own."
 # What peft's LoRA layers compute by themselves, and what says nothing of the numbers; other keys have to be empty.
 _KNOWN = {
     "r",
@@ -147,7 +148,9 @@ def use_of(recipe: ModelRecipe, adapter: Adapter | None) -> AdapterUse | None:
     return recipe.adapter or ("merge" if recipe.lora is None else "continue")
 
 
-def settled(recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool) -> ModelRecipe:
+def settled(
+    recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool = False, is_tied: bool = False
+) -> ModelRecipe:
     """The recipe with what the start model's adapter decides: its rank, alpha, targets and kind, if it is continued.
 
     Values that a recipe leaves at their defaults give way. Others were written by somebody, and have to be the
@@ -157,6 +160,7 @@ def settled(recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool) ->
         recipe: which model, and what of it is trained.
         adapter: that of the start model.
         is_nested: whether the adapter's base is an adapter, too.
+        is_tied: whether head and embedding of the base are one weight.
 
     Raises:
         UserError: recipe and adapter do not go together.
@@ -173,7 +177,9 @@ def settled(recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool) ->
         return replace(recipe, adapter=use)
     if is_nested or adapter.whole_parts:
         why = "lies on another adapter" if is_nested else f"also holds {adapter.whole_parts}"
-        raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", _MERGE)
+        whole_copies = is_tied and "modules_to_save" in adapter.whole_parts
+        fix = _TRAIN_WITHOUT if whole_copies else f"Add model.adapter=merge: {_MERGE}"
+        raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", fix)
     usual = LoraRecipe()
     for key in ("rank", "alpha", "target_modules", "use_dora"):
         wanted, there = getattr(recipe.lora, key), getattr(adapter.lora, key)
@@ -181,7 +187,7 @@ def settled(recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool) ->
         if not same and wanted != getattr(usual, key):
             raise UserError(
                 f"model.lora.{key} is {wanted}, and the adapter {recipe.path}, which is continued, has {there}.",
-                f"Leave model.lora.{key} out, or train a new adapter: {_MERGE}",
+                f"Leave model.lora.{key} out, or train a new adapter with model.adapter=merge: {_MERGE}",
             )
     return replace(recipe, adapter=use, lora=replace(adapter.lora, dropout=recipe.lora.dropout))
 
@@ -235,7 +241,7 @@ def _does_not_fit(adapter: Adapter, why: str) -> UserError:
 
 
 def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
-    """Refuse to merge what the merged model would not keep: one weight serves as head and embedding, and one changes.
+    """Refuse to merge what the merged model would not keep, such as a change of one weight that serves in two places.
 
     Args:
         adapted: the model with the adapter in place, perhaps on the meta device.
@@ -244,11 +250,18 @@ def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
     Raises:
         UserError: names the reason.
     """
+    from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
     model: Any = adapted
     causal = model.get_base_model()
+    for layer in causal.modules():
+        if isinstance(layer, LoraLayer) and any(layer.lora_bias.values()) and layer.get_base_layer().bias is None:
+            raise UserError(
+                f"the adapter {adapter.folder} has biases (lora_bias) for layers without one, so it cannot be merged.",
+                "Continue it with model.lora={}",
+            )
     if not getattr(causal.config.get_text_config(), "tie_word_embeddings", False):
         return
     for part in (causal.get_input_embeddings(), causal.get_output_embeddings()):
@@ -257,9 +270,7 @@ def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
             raise UserError(
                 f"the adapter {adapter.folder} changes the head or the embedding, which share their weights in this "
                 "model, so it cannot be merged.",
-                "Continue it with model.lora={}"
-                if not adapter.whole_parts
-                else "Train it again without modules_to_save, or on a model whose head is a weight of its own.",
+                "Continue it with model.lora={}" if not adapter.whole_parts else _TRAIN_WITHOUT,
             )
 
 
@@ -303,11 +314,11 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
         use_dora=recipe.use_dora,
     )
     causal: Any = model
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     try:
         adapted: nn.Module = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
         reason = " ".join(str(error).split())
-        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         if not _MATCHES_NONE.search(reason):
             taken = [name for name in linear if name not in reason and name != "lm_head"]
             raise UserError(

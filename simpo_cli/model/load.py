@@ -198,6 +198,16 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     )
 
 
+def require_buildable(source: ModelSource) -> None:
+    """Build a model without memory for the weights, with the adapter of its folder in place.
+
+    Raises:
+        UserError: it cannot be built of its configuration, or weights or adapter do not fit it.
+    """
+    with torch.device("meta"):
+        _empty(source, keeps_adapters=True)
+
+
 def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
     """A model without numbers, with the adapter of its folder in place or, as far as shapes go, merged."""
     from transformers import AutoModelForCausalLM
@@ -289,7 +299,12 @@ def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, dev
 def settle_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
     """The recipe with what the start model's adapter decides; see `adapters.settled`."""
     under = source.adapter_base
-    return settled(recipe, source.adapter, is_nested=under is not None and under.adapter is not None)
+    return settled(
+        recipe,
+        source.adapter,
+        is_nested=under is not None and under.adapter is not None,
+        is_tied=bool(getattr(source.text_config, "tie_word_embeddings", False)),
+    )
 
 
 def load_merged(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:

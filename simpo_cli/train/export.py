@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from simpo_cli.data.model_files import read_json
-from simpo_cli.data.tokenizer import TOKENIZER_FILES
+from simpo_cli.data.tokenizer import TOKENIZER_FILES, template_of
 from simpo_cli.data.writing import disk_faults, sync
 from simpo_cli.errors import UserError
 from simpo_cli.model.configuration import read_configuration
-from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, find_model, load_merged, load_model
+from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, find_model, load_merged, require_buildable
 from simpo_cli.model.own_code import with_imports
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.redaction import redacted
@@ -176,7 +176,7 @@ def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource)
         if recipe.model.lora is None:
             read_configuration(str(trial), trial)
         else:
-            load_model(find_model(str(trial)), source.stored_dtype, torch.device("meta"))
+            require_buildable(find_model(str(trial)))
 
 
 @contextmanager
@@ -241,15 +241,20 @@ def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) 
 
 def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None) -> None:
     """Copy the tokenizer's files byte for byte, with the template that the run used."""
-    origin = source
-    while not (origin.folder / "tokenizer.json").is_file() and origin.adapter_base is not None:
-        origin = origin.adapter_base
+    chain = [source]
+    while chain[-1].adapter_base is not None:
+        chain.append(chain[-1].adapter_base)
+    origin = next((one for one in chain if (one.folder / "tokenizer.json").is_file()), source)
     names = [name for name in TOKENIZER_FILES if name not in _NOT_THE_TOKENIZER]
     for file in [*(origin.folder / name for name in names), *_code_of_tokenizer(origin.folder)]:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     if chat_template not in (None, "none"):
         shutil.copyfile(chat_template, folder / "chat_template.jinja")
+        return
+    found = next((text for one in chain if (text := template_of(one.folder))), None)
+    if found and len(chain) > 1 and template_of(folder) != found:  # it lies apart from the tokenizer
+        (folder / "chat_template.jinja").write_text(found, encoding="utf-8")
 
 
 def _code_of_tokenizer(folder: Path) -> list[Path]:
