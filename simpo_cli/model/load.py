@@ -104,9 +104,8 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
                 "Mend base_model_name_or_path in adapter_config.json.",
             )
         adapter = read_adapter(path, folder)
-        if not (
-            folder / "adapter_model.safetensors"
-        ).is_file():  # peft would go on to adapter_model.bin, then to the hub
+        # without it peft would go on to adapter_model.bin, then to the hub
+        if not (folder / "adapter_model.safetensors").is_file():
             raise no_weights(path, folder, "adapter_model.safetensors")
         under = base_of_adapters(folder)
         assert under is not None, "the folder has an adapter_config.json"
