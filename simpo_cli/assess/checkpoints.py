@@ -7,7 +7,7 @@ from torch import nn
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import Load, ModelSource, load_model
+from simpo_cli.model.load import Load, ModelSource, load_start, settle_adapter
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints, open_checkpoint
@@ -36,9 +36,10 @@ def loader_of(folder: Path, recipe: Recipe) -> Load:
     """
 
     def load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        model = load_model(source, dtype, device)
-        if recipe.model.lora is not None:
-            model = add_adapters(model, recipe.model.lora)
+        start = settle_adapter(recipe.model, source)
+        model = load_start(start, source, dtype, device)
+        if start.lora is not None and start.adapter != "continue":
+            model = add_adapters(model, start.lora)
         try:
             with open_checkpoint(folder).open(WEIGHTS) as file:
                 read_tensors(file, trainable(Policy(model)))

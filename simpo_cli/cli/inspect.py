@@ -8,7 +8,7 @@ import typer
 
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.own_code import NeedsOwnCodeError, trusting
+from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView
@@ -141,12 +141,13 @@ def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
     from simpo_cli.evaluate.tokens import score_tokens
     from simpo_cli.model.fit import require_lengths
     from simpo_cli.model.load import find_model
+    from simpo_cli.model.weight_files import NoWeightsError
 
     try:
         source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
-    except NeedsOwnCodeError:
-        raise  # the weights are here, and the person has to decide
     except UserError as error:
+        if error.exit_code != ExitCode.ENVIRONMENT and not isinstance(error, NoWeightsError):
+            raise  # the model is here, and cannot be used as it is
         return _Said({}, why_not=error.problem)
     require_lengths(recipe, source)
     try:

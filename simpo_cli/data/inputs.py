@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from simpo_cli.data.model_files import require_startable
 from simpo_cli.data.sources import locate
 from simpo_cli.data.tokenizer import read_template, require_model_name
 from simpo_cli.errors import UserError
@@ -15,7 +16,9 @@ def require_inputs(recipe: Recipe) -> None:
         UserError: names the key.
     """
     path = recipe.model.path
-    if not path.startswith("builtin:") and not Path(path).expanduser().is_dir():
+    if Path(path).expanduser().is_dir():
+        require_startable(path, Path(path).expanduser())
+    elif not path.startswith("builtin:"):
         require_model_name(path)
     for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         sources = [DataSource(path=named)] if isinstance(named, str) else named or []

@@ -1,13 +1,23 @@
 """Files of a model's folder that are JSON or text; whoever wrote the folder, a damaged one is the user's to mend."""
 
 import json
+import re
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import UserError
 
+ADAPTER_CONFIG = "adapter_config.json"
 _DAMAGED = "The model folder is damaged; fetch it again."
+_READ_HERE = (".safetensors", ".json", ".jinja", ".model", ".txt")
+_QUANTISED = ("quantization_config", "compression_config")
+_QUANTISED_BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_MARK_OF_QUANTISED = re.compile(
+    r"[-_.](?:unsloth-)?(?:bnb-\d+bit|\d+bit|int\d+|gptq|awq|fp8|nvfp4|mxfp4|fp4|nf4|hqq|w\d+a\d+)(?=[-_.]|$).*", re.I
+)
 
 
 def read_text(path: Path) -> str:
@@ -39,3 +49,129 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError("is not a JSON object.", _DAMAGED, where=str(path))
     return content
+
+
+def require_regular_files(folder: Path) -> None:
+    """Refuse a folder in which what would be read is a pipe, a socket or a device: reading those may never end.
+
+    Raises:
+        UserError: names the file.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ_HERE and file.exists() and not (file.is_file() or file.is_dir()):
+            kind = "pipe" if stat.S_ISFIFO(file.stat().st_mode) else "socket or a device"
+            raise UserError(f"is a {kind}, not a file.", _DAMAGED, where=str(file))
+
+
+def base_of_adapters(folder: Path) -> tuple[str, str | None] | None:
+    """The model that adapters were trained beside and its revision; None for a folder that holds no adapters.
+
+    A relative folder counts from the working directory, as peft has it, and then from the adapters' folder and from
+    the one that holds it.
+
+    Raises:
+        UserError: adapter_config.json names no model, or a path that is not here.
+    """
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            "names no base_model_name_or_path.", "Name the model under the adapters there.", where=str(file)
+        )
+    if base.startswith("builtin:") or Path(base).expanduser().is_dir():
+        return base, config.get("revision")
+    for place in (folder / base, folder.parent / base):
+        if place.is_dir():
+            return str(place.resolve()), None
+    if base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise UserError(
+            f"the adapters in {folder} were trained beside the model {base}, which is not here.",
+            f"Put it there, or name the folder or hub id of the same model as base_model_name_or_path in {file}.",
+        )
+    return base, config.get("revision")
+
+
+def quantisation_of(config: Mapping[str, Any]) -> str | None:
+    """How the weights of a model are quantised by its config.json, such as `bitsandbytes, 4 bits`; None if not."""
+    for section in sections_of(config):
+        for key in _QUANTISED:
+            if section.get(key) is not None:
+                return _kind_of(section[key])
+    return None
+
+
+def sections_of(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A configuration and every mapping within it, such as text_config."""
+    waiting: list[Mapping[str, Any]] = [config]
+    while waiting:
+        section = waiting.pop(0)
+        waiting += [value for value in section.values() if isinstance(value, dict)]
+        yield section
+
+
+def _kind_of(settings: Any) -> str:
+    if not isinstance(settings, dict):
+        return f"{settings!r}"
+    method = settings.get("quant_method") or settings.get("quant_algo")
+    bits = settings.get("bits", settings.get("w_bit"))
+    for width in (4, 8):
+        if settings.get(f"load_in_{width}bit") or settings.get(f"_load_in_{width}bit"):
+            method, bits = method or "bitsandbytes", width
+    kind = str(method) if method else "a kind that it does not name"
+    return f"{kind}, {bits} bits" if isinstance(bits, int) else kind
+
+
+def require_unquantised(name: str, folder: Path, held_by: str = "") -> None:
+    """Refuse a model of quantised weights before they are read: training on them is not built yet.
+
+    Args:
+        name: the model, as the recipe or adapters name it.
+        folder: holds its config.json.
+        held_by: the adapter_config.json that names the model, if it is not the recipe that does.
+
+    Raises:
+        UserError: names the kind.
+    """
+    kind = quantisation_of(read_json(folder / "config.json"))
+    for file in _QUANTISED_BESIDE:
+        if kind is None and (settings := read_json(folder / file)):
+            kind = _kind_of(settings.get("quantization") or settings)
+    if kind is not None:
+        raise quantised(name, kind, held_by)
+
+
+def quantised(name: str, kind: str, held_by: str = "") -> UserError:
+    """What is said of a model of quantised weights."""
+    plain = _MARK_OF_QUANTISED.sub("", name)
+    is_known = plain != name and (Path(plain).is_dir() or not Path(name).exists())
+    such_as = f" ({plain}, by its name)" if is_known else ""
+    where = f" as base_model_name_or_path in {held_by}" if held_by else " instead"
+    return UserError(
+        f"the weights of {name} are quantised ({kind}), which cannot be trained or scored here.",
+        f"Name the unquantised model that it was made from{such_as}{where}.",
+    )
+
+
+def require_startable(name: str, folder: Path, held_by: str = "") -> None:
+    """What can be refused of a model's folder without torch: pipes, quantised weights, a base that is not here.
+
+    Of adapters the folders under them are looked at, so far as they are on this machine.
+
+    Raises:
+        UserError: says which.
+    """
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        require_regular_files(folder)
+        base = base_of_adapters(folder)
+        if base is None:
+            require_unquantised(name, folder, held_by)
+            return
+        held_by, name = str(folder / ADAPTER_CONFIG), base[0]
+        if not Path(name).expanduser().is_dir():  # the builtin model, or one of the hub
+            return
+        folder = Path(name).expanduser()

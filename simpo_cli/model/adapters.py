@@ -1,12 +1,297 @@
-"""LoRA adapters through peft."""
+"""LoRA adapters through peft: new ones, and those of a folder, which training continues or merges."""
 
-from typing import Any
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from simpo_cli.data.model_files import ADAPTER_CONFIG, read_json
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import LoraRecipe
+from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
+
+AdapterUse = Literal["continue", "merge"]
+
+_MERGE = "this one becomes part of the weights first."
+_TRAIN_WITHOUT = "Train it again without modules_to_save, or on a model whose head is a weight of its own."
+# What peft's LoRA layers compute by themselves, and what says nothing of the numbers; other keys have to be empty.
+_KNOWN = {
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "bias",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_parameters",
+    "ensure_weight_tying",
+    "task_type",
+    "peft_type",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "auto_mapping",
+    "inference_mode",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+    "runtime_config",
+}
+_MATCHES_NONE = re.compile("not found in the base model|No modules were targeted")
+_KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the others change the base in ways of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """The LoRA adapter that a folder holds, by its adapter_config.json.
+
+    Attributes:
+        folder: where it is.
+        lora: its rank (the largest, where layers differ), alpha, targets and kind, in the words of a recipe.
+        is_rank_stabilised: whether its scale is alpha over the root of the rank (rsLoRA).
+        whole_parts: what it holds beside low-rank matrices, in words; empty if nothing.
+    """
+
+    folder: Path
+    lora: LoraRecipe
+    is_rank_stabilised: bool
+    whole_parts: str
+
+    def __str__(self) -> str:
+        lora, targets = self.lora, self.lora.target_modules
+        kind = "DoRA" if lora.use_dora else "rsLoRA" if self.is_rank_stabilised else "LoRA"
+        on = targets if isinstance(targets, str) else ", ".join(targets)
+        return f"{kind}, rank {lora.rank}, alpha {lora.alpha:g}, on {on}"
+
+
+def read_adapter(path: str, folder: Path) -> Adapter:
+    """What a folder's adapter_config.json says, if peft's LoRA layers compute all of it.
+
+    Args:
+        path: the folder, as the recipe names it.
+        folder: holds the files.
+
+    Raises:
+        UserError: it is another kind of adapter, or its numbers are none.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = read_json(file)
+    # other kinds may read pickled files of their own; a megatron_config names a Python module to import
+    if config.get("peft_type") != "LORA" or config.get("megatron_config") is not None:
+        kind = str(config.get("peft_type")) if config.get("megatron_config") is None else "Megatron's LoRA"
+        raise UserError(f"{path} holds adapters of the kind {kind}.", "LoRA adapters are what is loaded here.")
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise UserError(
+            f"{path} holds adapters for another task ({config['task_type']}).",
+            "Name adapters of a causal language model (task_type CAUSAL_LM).",
+        )
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _KNOWN_STARTS:
+        raise UserError(
+            f"the adapters in {path} were started by {start} (init_lora_weights), which changes their base.",
+            "Save them once as plain LoRA: save_pretrained has path_initial_model_for_weight_conversion for that.",
+        )
+    if foreign := [key for key, value in config.items() if key not in _KNOWN and value]:
+        raise UserError(
+            f"the adapters in {path} are of a kind that is not loaded here: adapter_config.json sets {foreign[0]}.",
+            "Plain LoRA, rsLoRA and DoRA adapters are.",
+        )
+    try:
+        return Adapter(folder, _lora_of(config), bool(config.get("use_rslora")), _whole_parts(config))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"does not describe adapters: {' '.join(str(error).split())}.",
+            "The folder is damaged, or was edited; fetch or save the adapters again.",
+            where=str(file),
+        ) from error
+
+
+def _lora_of(config: Mapping[str, Any]) -> LoraRecipe:
+    ranks = [config.get("r", 8), *(config.get("rank_pattern") or {}).values()]
+    alpha, targets = config.get("lora_alpha", 8), config.get("target_modules")
+    if not all(type(rank) is int for rank in ranks) or type(alpha) not in (int, float):
+        raise TypeError("r has to be a whole number, and lora_alpha a number")
+    if not isinstance(targets, str):
+        targets = sorted(targets or config.get("target_parameters") or ())
+    return LoraRecipe(rank=max(ranks), alpha=alpha, target_modules=targets, use_dora=bool(config.get("use_dora")))
+
+
+def _whole_parts(config: Mapping[str, Any]) -> str:
+    parts = []
+    if modules := config.get("modules_to_save"):
+        parts.append(f"trained copies of {', '.join(modules)} (modules_to_save)")
+    if config.get("trainable_token_indices"):
+        parts.append("trained tokens (trainable_token_indices)")
+    if config.get("bias", "none") != "none":
+        parts.append(f"trained biases (bias: {config['bias']})")
+    return " and ".join(parts)
+
+
+def use_of(recipe: ModelRecipe, adapter: Adapter | None) -> AdapterUse | None:
+    """What becomes of the start model's adapter, if it has one: trained further under model.lora, or else merged."""
+    if adapter is None:
+        return None
+    return recipe.adapter or ("merge" if recipe.lora is None else "continue")
+
+
+def settled(
+    recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool = False, is_tied: bool = False
+) -> ModelRecipe:
+    """The recipe with what the start model's adapter decides: its rank, alpha, targets and kind, if it is continued.
+
+    Values that a recipe leaves at their defaults give way. Others were written by somebody, and have to be the
+    adapter's own. Dropout is no part of an adapter, and stays the recipe's.
+
+    Args:
+        recipe: which model, and what of it is trained.
+        adapter: that of the start model.
+        is_nested: whether the adapter's base is an adapter, too.
+        is_tied: whether head and embedding of the base are one weight.
+
+    Raises:
+        UserError: recipe and adapter do not go together.
+    """
+    if adapter is None:
+        if recipe.adapter is not None:
+            raise UserError(
+                f"model.adapter is {recipe.adapter}, and {recipe.path} holds no adapter.",
+                "Leave model.adapter out, or name an adapter's folder as model.path.",
+            )
+        return recipe
+    use = use_of(recipe, adapter)
+    if recipe.lora is None or use == "merge":
+        return replace(recipe, adapter=use)
+    if is_nested or adapter.whole_parts:
+        why = "lies on another adapter" if is_nested else f"also holds {adapter.whole_parts}"
+        whole_copies = is_tied and "modules_to_save" in adapter.whole_parts
+        fix = _TRAIN_WITHOUT if whole_copies else f"Add model.adapter=merge: {_MERGE}"
+        raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", fix)
+    usual = LoraRecipe()
+    for key in ("rank", "alpha", "target_modules", "use_dora"):
+        wanted, there = getattr(recipe.lora, key), getattr(adapter.lora, key)
+        same = sorted(wanted) == there if isinstance(wanted, list) else wanted == there
+        if not same and wanted != getattr(usual, key):
+            raise UserError(
+                f"model.lora.{key} is {wanted}, and the adapter {recipe.path}, which is continued, has {there}.",
+                f"Leave model.lora.{key} out, or train a new adapter with model.adapter=merge: {_MERGE}",
+            )
+    return replace(recipe, adapter=use, lora=replace(adapter.lora, dropout=recipe.lora.dropout))
+
+
+def attach(base: nn.Module, adapter: Adapter, *, dropout: float | None = None) -> nn.Module:
+    """Put a folder's adapter into the model that it was trained beside.
+
+    Args:
+        base: the model, perhaps on the meta device, where nothing is read into it.
+        adapter: what to read.
+        dropout: its dropout in the training that follows; None freezes it.
+
+    Raises:
+        UserError: the adapter does not fit the model, tensor by tensor.
+    """
+    from peft import LoraConfig, PeftModelForCausalLM
+    from safetensors import SafetensorError
+
+    trained = dropout is not None
+    try:
+        config = LoraConfig.from_pretrained(str(adapter.folder))
+        config.inference_mode = not trained
+        if dropout is not None:
+            config.lora_dropout = dropout
+        if next(base.parameters()).is_meta:
+            config.init_lora_weights = False  # some begin from the base's numbers
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*to a meta parameter", category=UserWarning)
+            adapted: Any = PeftModelForCausalLM(base, config)
+            # read on the CPU, where peft would look for a device of its own, and copied to where their layers are
+            report = adapted.load_adapter(str(adapter.folder), "default", is_trainable=trained, torch_device="cpu")
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        raise _does_not_fit(adapter, " ".join(str(error).split())[:400]) from error
+    if report.missing_keys:
+        raise _does_not_fit(adapter, f"it lacks {len(report.missing_keys)} tensors, such as {report.missing_keys[0]}")
+    if report.unexpected_keys:
+        extra = report.unexpected_keys
+        raise _does_not_fit(adapter, f"the model has no place for {len(extra)} of its tensors, such as {extra[0]}")
+    whole: nn.Module = adapted
+    return whole
+
+
+def _does_not_fit(adapter: Adapter, why: str) -> UserError:
+    return UserError(
+        f"the adapter {adapter.folder} does not fit the model under it: {why.rstrip('.')}.",
+        "Name the model that it was trained beside as base_model_name_or_path in its adapter_config.json; where tokens "
+        "were added for it, that is the model with these tokens: merge the two in peft, and name the merged folder.",
+    )
+
+
+def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
+    """Refuse to merge what the merged model would not keep, such as a change of one weight that serves in two places.
+
+    Args:
+        adapted: the model with the adapter in place, perhaps on the meta device.
+        adapter: for messages.
+
+    Raises:
+        UserError: names the reason.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
+
+    model: Any = adapted
+    causal = model.get_base_model()
+    for layer in causal.modules():
+        if isinstance(layer, LoraLayer) and any(layer.lora_bias.values()) and layer.get_base_layer().bias is None:
+            raise UserError(
+                f"the adapter {adapter.folder} has biases (lora_bias) for layers without one, so it cannot be merged.",
+                "Continue it with model.lora={}",
+            )
+    if not getattr(causal.config.get_text_config(), "tie_word_embeddings", False):
+        return
+    for part in (causal.get_input_embeddings(), causal.get_output_embeddings()):
+        wrapped = isinstance(part, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        if wrapped and not isinstance(part, TrainableTokensWrapper):
+            raise UserError(
+                f"the adapter {adapter.folder} changes the head or the embedding, which share their weights in this "
+                "model, so it cannot be merged.",
+                "Continue it with model.lora={}" if not adapter.whole_parts else _TRAIN_WITHOUT,
+            )
+
+
+def merge(adapted: nn.Module, adapter: Adapter) -> nn.Module:
+    """The model with the adapter as part of its weights, in their type; every weight can be trained.
+
+    Raises:
+        UserError: a merged weight is not finite.
+    """
+    require_mergeable(adapted, adapter)
+    model: Any = adapted
+    # not safe_merge, which rounds the change to the weights' type before it is added, and then the sum again
+    merged: nn.Module = model.merge_and_unload()
+    for name, parameter in merged.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(
+                f"the adapter {adapter.folder} makes {name} infinite or NaN when it is merged.",
+                "Its weights are damaged, or model.weights_dtype holds too few digits.",
+            )
+        parameter.requires_grad_(True)
+    return merged
 
 
 def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
@@ -29,10 +314,17 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
         use_dora=recipe.use_dora,
     )
     causal: Any = model
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     try:
         adapted: nn.Module = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        reason = " ".join(str(error).split())
+        if not _MATCHES_NONE.search(reason):
+            taken = [name for name in linear if name not in reason and name != "lm_head"]
+            raise UserError(
+                f"peft puts no adapters on model.lora.target_modules ({recipe.target_modules}): {reason}",
+                f"Name layers: model.lora.target_modules=[{','.join(taken)}]",
+            ) from error
         raise UserError(
             f"model.lora.target_modules ({recipe.target_modules}) matches no layer of this model.",
             f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head.",

@@ -6,13 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.data.model_files import read_json
+from simpo_cli.data.model_files import read_json, require_regular_files, require_unquantised, sections_of
 from simpo_cli.errors import UserError
 from simpo_cli.model import own_code
 
 _NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
 _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
 _OTHER_HEAD = re.compile("For(?!CausalLM|ConditionalGeneration)[A-Z]")  # such as ForMaskedLM, ForSequenceClassification
+_MEND = "Mend it, or fetch the model again: the folder is damaged, or was never a model."
+_SIZES = (  # of keys by name: the least that a model needs (some say -1 for none), and far more than any model has
+    (re.compile("num_hidden_layers|n_layers?|num_layers"), 1, 2_000),
+    (re.compile("hidden_size|n_embd|d_model|head_dim"), 1, 2**20),
+    (re.compile("num_attention_heads|n_heads?"), 1, 2**16),
+    (re.compile("vocab_size"), 1, 2**24),
+    (re.compile("max_position_embeddings|n_positions"), 1, 2**40),
+    (re.compile("sliding_window"), 0, 2**40),
+    (re.compile("intermediate_size|num_key_value_heads"), 1, 2**20),
+    (re.compile(r"\w*experts?\w*"), -1, 2**16),
+    (re.compile(r"\w*layers?|\w*blocks?"), -(2**10), 2_000),
+    (re.compile(r"\w*(_size|_dim|_rank|_heads|_inner)"), -1, 2**24),
+)
+_NUMBERS = re.compile(r"rope_theta|(\w+_)?factor|\w+_eps(ilon)?")  # which some models put into sums unlooked at
 _ASKED_OF_OWN_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 
@@ -31,20 +45,27 @@ class Configuration:
     code: Mapping[str, str]
 
 
-def read_configuration(path: str, folder: Path) -> Configuration:
+def read_configuration(path: str, folder: Path, held_by: str = "") -> Configuration:
     """Read config.json, and run the model's own code where that is named and `own_code.trusting` allows it.
 
     Args:
         path: the model, as the recipe names it.
         folder: holds its files.
+        held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:
-        UserError: there is none, it is none of a causal language model, or the model needs code that may not be run.
+        UserError: there is none, it is none of a causal language model, its weights are quantised, a size in it is none
+            that a model has, or the model needs code that may not be run.
     """
     if not (folder / "config.json").is_file():
+        if (folder / "run.json").is_file() and (folder / "model").is_dir():
+            raise UserError(f"{path} is a run, not a model.", f"Name the model that it saved: {path}/model.")
         raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
+    require_regular_files(folder)
     raw = read_json(folder / "config.json")
+    require_unquantised(path, folder, held_by)
     _refuse_foreign_parts(path, raw)
+    _require_sizes(path, raw)
     code = own_code.code_to_run(path, folder, raw)
     config = _read(path, folder, raw, code)
     _require_causal(path, raw, config, code)
@@ -54,7 +75,7 @@ def read_configuration(path: str, folder: Path) -> Configuration:
 
 def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, str]) -> Any:
     import transformers
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     if code:
         with own_code.faults_of(path, code):
@@ -70,6 +91,8 @@ def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, st
     except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
         if "auto_map" in raw and not own_code.is_trusted():
             raise own_code.NeedsOwnCodeError(path) from error
+        if raw.get("model_type") in CONFIG_MAPPING:
+            raise unbuildable(path, raw, error) from error
         raise UserError(
             f"{path} is not a model that transformers {transformers.__version__} knows: {str(error).splitlines()[0]}",
             "Check config.json (its model_type), or use a newer transformers.",
@@ -89,7 +112,7 @@ def _require_causal(path: str, raw: Mapping[str, Any], config: Any, code: Mappin
             f"{path} is a {kind} model that reads text in both directions (is_decoder is false).", _NAME_CAUSAL
         )
     architectures = config.architectures or []
-    if architectures and all(_OTHER_HEAD.search(name) for name in architectures):
+    if architectures and all(_OTHER_HEAD.search(str(name)) for name in architectures):
         raise UserError(f"{path} holds a {architectures[0]}, which is no causal language model.", _NAME_CAUSAL)
 
 
@@ -107,12 +130,45 @@ def _class_of(path: str, folder: Path, config: Any, code: Mapping[str, str]) -> 
     return of_transformers
 
 
+def _require_sizes(path: str, raw: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model has, before anything of them is made: 10^9 layers would take forever."""
+    for section in sections_of(raw):
+        for key, value in section.items():
+            if _NUMBERS.fullmatch(key) and isinstance(value, str):
+                raise UserError(f"the config.json of {path} says {key} is {value!r}, which is no number.", _MEND)
+            limits = next(((least, most) for name, least, most in _SIZES if name.fullmatch(key)), None)
+            if limits is None or not isinstance(value, int):
+                continue
+            least, most = limits
+            if not least <= value <= most:
+                raise UserError(
+                    f"the config.json of {path} says {key} is {value}, which has to be from {least} to {most}.", _MEND
+                )
+
+
+def unbuildable(path: str, config: Mapping[str, Any], error: Exception) -> UserError:
+    """What is said where transformers cannot make a model of a configuration: its reason, and the key that it names.
+
+    Args:
+        path: the model, as the recipe names it.
+        config: content of its config.json.
+        error: what the library raised.
+    """
+    reason = " ".join(str(error).split()) or "it gives no reason"
+    named = {key: value for section in sections_of(config) for key, value in section.items()}
+    words = set(re.findall(r"\w+", reason))
+    keys = [key for key, value in named.items() if key in words or (isinstance(value, str) and value in words)]
+    shown = ", ".join(f"{key}: {named[key]!r}" for key in keys[:3] if not isinstance(named[key], dict))
+    return UserError(
+        f"transformers cannot build {path} from its config.json{f' ({shown})' if shown else ''}: "
+        f"{'' if type(error).__name__.startswith('Strict') else f'{type(error).__name__}: '}{reason[:300]}",
+        _MEND,
+    )
+
+
 def _refuse_foreign_parts(path: str, raw: Mapping[str, Any]) -> None:
     """Refuse a configuration by which transformers would load compiled code of the hub, or a file of another name."""
-    waiting: list[Mapping[str, Any]] = [raw]
-    while waiting:
-        section = waiting.pop()
-        waiting += [value for value in section.values() if isinstance(value, dict)]
+    for section in sections_of(raw):
         for key, value in section.items():
             if key == "transformers_weights" and value is not None:
                 problem = f"names {value!r} as the file of its weights"

@@ -1,6 +1,7 @@
 """Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,18 +11,26 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.data.model_files import read_json
-from simpo_cli.data.writing import exit_code_of
+from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import own_code
-from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.configuration import read_configuration
+from simpo_cli.model.adapters import (
+    Adapter,
+    add_adapters,
+    attach,
+    merge,
+    read_adapter,
+    require_mergeable,
+    settled,
+    use_of,
+)
+from simpo_cli.model.configuration import read_configuration, unbuildable
+from simpo_cli.model.weight_files import LAYER, no_weights, stored_weights
 from simpo_cli.recipe.schema import ModelRecipe
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CARD = "README.md"  # which states the licence
 _CODE = "*.py"
@@ -38,7 +47,9 @@ class ModelSource:
         model_class: what computes it, a class of transformers or of the model's own code.
         revision: the commit that a hub id resolved to, or None.
         stored_dtype: type of the weights on disk.
-        adapter_base: the model under it, when the folder holds a peft adapter.
+        sizes: how many numbers each stored tensor holds, by its name; of an adapter those of its base.
+        adapter: what the folder holds, when that is a LoRA adapter.
+        adapter_base: the model under it.
         code: files of the model's own code that are run, each with its sha256; of an adapter those of its base.
     """
 
@@ -48,6 +59,8 @@ class ModelSource:
     model_class: type
     revision: str | None
     stored_dtype: torch.dtype
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    adapter: Adapter | None = None
     adapter_base: "ModelSource | None" = None
     code: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +72,11 @@ class ModelSource:
     def max_length(self) -> int | None:
         """Most positions that the model knows, or None when its configuration does not say."""
         return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
+    def whole(self) -> "ModelSource":
+        """The model under all adapters."""
+        return self if self.adapter_base is None else self.adapter_base.whole
 
 
 def find_model(path: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
@@ -73,22 +91,38 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
         UserError: nothing is there, it is no causal language model, it needs code of its own, or its weights are
             missing, incomplete or pickled.
     """
-    return _found(path, revision, fetch, ())
+    return _found(path, revision, fetch, (), "")
 
 
-def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]) -> ModelSource:
+def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...], held_by: str) -> ModelSource:
     folder, commit = _locate(path, revision, fetch=fetch)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
+        require_regular_files(folder)
         if folder.resolve() in above:
             raise UserError(
                 f"the adapters in {path} are adapters of themselves.",
                 "Mend base_model_name_or_path in adapter_config.json.",
             )
-        base = _found(*_adapter_base(path, folder), fetch, (*above, folder.resolve()))
-        return replace(base, name=path, folder=folder, revision=commit, adapter_base=base)
-    read = read_configuration(path, folder)
-    weights = _weight_files(path, folder)
-    return ModelSource(path, folder, read.config, read.model_class, commit, _stored_dtype(weights), code=read.code)
+        adapter = read_adapter(path, folder)
+        # without it peft would go on to adapter_model.bin, then to the hub
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise no_weights(path, folder, "adapter_model.safetensors")
+        under = base_of_adapters(folder)
+        assert under is not None, "the folder has an adapter_config.json"
+        base = _found(*under, fetch, (*above, folder.resolve()), str(folder / ADAPTER_CONFIG))
+        return replace(base, name=path, folder=folder, revision=commit, adapter=adapter, adapter_base=base)
+    read = read_configuration(path, folder, held_by)
+    weights = stored_weights(path, folder, held_by)
+    layers = getattr(read.config.get_text_config(), "num_hidden_layers", 0)
+    if not read.code and layers > weights.num_layers:
+        raise UserError(
+            f"{path} lacks some of its weights: config.json says num_hidden_layers is {layers}, and the weight files "
+            f"hold {weights.num_layers} layers.",
+            "Fetch the model again, or mend its config.json.",
+        )
+    return ModelSource(
+        path, folder, read.config, read.model_class, commit, weights.dtype, sizes=weights.sizes, code=read.code
+    )
 
 
 def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str | None]:
@@ -128,89 +162,6 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     return local, local.name  # a snapshot's folder is named by its commit
 
 
-def _adapter_base(path: str, folder: Path) -> tuple[str, str | None]:
-    """The model under adapters and its commit, after a look at what peft would make of their folder."""
-    config = read_json(folder / "adapter_config.json")
-    base, where = config.get("base_model_name_or_path"), str(folder / "adapter_config.json")
-    if not isinstance(base, str) or not base:
-        raise UserError("names no base_model_name_or_path.", "Name the model under the adapters there.", where=where)
-    # other kinds may read pickled files of their own; a megatron_config names a Python module to import
-    if config.get("peft_type") != "LORA" or config.get("megatron_config") is not None:
-        kind = str(config.get("peft_type")) if config.get("megatron_config") is None else "Megatron's LoRA"
-        raise UserError(f"{path} holds adapters of the kind {kind}.", "LoRA adapters are what is loaded here.")
-    if not (folder / "adapter_model.safetensors").is_file():  # peft would go on to adapter_model.bin, then to the hub
-        raise _no_weights(path, folder, "adapter_model.safetensors")
-    return base, config.get("revision")
-
-
-def _weight_files(path: str, folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in _shard_names(index)]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise UserError(
-                f"{path} lacks {len(missing)} of its {len(files)} weight files, such as {missing[0]}.",
-                "Fetch the model again; the download was not finished.",
-            )
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
-    raise _no_weights(path, folder, "*.safetensors")
-
-
-def _shard_names(index: Path) -> list[str]:
-    """The files of sharded weights: names of safetensors files beside their index, and nothing else."""
-    named = read_json(index).get("weight_map")
-    names: list[Any] = list(named.values()) if isinstance(named, dict) else [None]
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(
-                f"names {name!r} as a file of weights, which is no safetensors file beside it.",
-                "Fetch the model again, or convert its weights to safetensors.",
-                where=str(index),
-            )
-    return sorted(set(names))
-
-
-def _no_weights(path: str, folder: Path, wanted: str) -> UserError:
-    if any(file.suffix in _PICKLED for file in folder.iterdir()):
-        return UserError(
-            f"{path} holds only pickled weights, which can run code when they are read.",
-            "Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) writes safetensors.",
-        )
-    return UserError(f"{path} holds no weights ({wanted}).", "Fetch the model again, weights included.")
-
-
-_SAFETENSORS_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
-
-
-def _stored_dtype(files: list[Path]) -> torch.dtype:
-    """The type that most stored numbers have; float32 when they are of none that is known here."""
-    from safetensors import SafetensorError, safe_open
-
-    counts: dict[torch.dtype, int] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as weights:
-                for key in weights.keys():  # noqa: SIM118 - not a mapping
-                    entry = weights.get_slice(key)
-                    dtype = _SAFETENSORS_DTYPES.get(entry.get_dtype(), torch.float32)
-                    size = 1
-                    for extent in entry.get_shape():
-                        size *= extent
-                    counts[dtype] = counts.get(dtype, 0) + size
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"cannot be read: {error}",
-                "The weights are damaged or cut short; fetch the model again.",
-                where=str(file),
-                exit_code=exit_code_of(error),
-            ) from error
-    return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
-
-
 # Building
 
 
@@ -233,21 +184,78 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     """Build the model and its adapters without memory for the weights, and count.
 
     Raises:
-        UserError: the adapters of the recipe fit no layer of this model.
+        UserError: the model cannot be built of its configuration, or its weights or adapters do not fit it.
     """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"), own_code.faults_of(source.name, source.code):
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            source.config, trust_remote_code=bool(source.code)
-        )
-        if recipe.lora is not None:
+    with torch.device("meta"):
+        model = _empty(source, keeps_adapters=use_of(recipe, source.adapter) == "continue")
+        if recipe.lora is not None and use_of(recipe, source.adapter) != "continue":
             model = add_adapters(model, recipe.lora)
     parameters = list(model.parameters())
     return ParameterCounts(
         total=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
     )
+
+
+def require_buildable(source: ModelSource) -> None:
+    """Build a model without memory for the weights, with the adapter of its folder in place.
+
+    Raises:
+        UserError: it cannot be built of its configuration, or weights or adapter do not fit it.
+    """
+    with torch.device("meta"):
+        _empty(source, keeps_adapters=True)
+
+
+def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
+    """A model without numbers, with the adapter of its folder in place or, as far as shapes go, merged."""
+    from transformers import AutoModelForCausalLM
+
+    if source.adapter_base is not None and source.adapter is not None:
+        adapted = attach(_empty(source.adapter_base, keeps_adapters=False), source.adapter, dropout=0.0)
+        if keeps_adapters:
+            return adapted
+        require_mergeable(adapted, source.adapter)
+        merged: Any = adapted
+        plain: nn.Module = merged.unload()
+        return plain.requires_grad_(True)
+    with own_code.faults_of(source.name, source.code):
+        try:
+            model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                source.config, trust_remote_code=bool(source.code)
+            )
+        except Exception as error:  # whatever the arithmetic of a model makes of impossible sizes
+            if source.code:
+                raise
+            raise unbuildable(source.name, read_json(source.folder / "config.json"), error) from error
+    _require_all_layers(source, model)
+    for name, parameter in model.named_parameters():
+        if source.sizes.get(name, parameter.numel()) != parameter.numel():
+            raise UserError(
+                f"the config.json of {source.name} does not belong to its weights: by it {name} is of shape "
+                f"{tuple(parameter.shape)}, and {source.sizes[name]:,} numbers are stored.",
+                "Fetch the model again, or mend its config.json.",
+            )
+    return model
+
+
+def _require_all_layers(source: ModelSource, model: Any) -> None:
+    """Refuse a configuration with fewer layers than are stored: the others would be left out without a word."""
+    known = {name[: found.start()] for name, _ in model.named_parameters() if (found := LAYER.search(name))}
+    layers = int(getattr(source.text_config, "num_hidden_layers", 0))
+    # layers that predict further tokens lie behind the others, and are left out on purpose
+    layers += int(getattr(source.text_config, "num_nextn_predict_layers", 0) or 0)
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    for name in source.sizes:
+        found = LAYER.search(name)
+        if found and name[: found.start()] in known and int(found[1]) >= layers and not source.code:
+            if any(re.search(pattern, name) for pattern in ignored):
+                continue
+            raise UserError(
+                f"{source.name} holds more layers than its config.json says: num_hidden_layers is {layers}, and "
+                f"there is {name}.",
+                "Fetch the model again, or mend its config.json.",
+            )
 
 
 Load = Callable[[ModelSource, torch.dtype, torch.device], nn.Module]
@@ -260,20 +268,57 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], devi
     """Read the weights onto a device: a causal language model in `dtype`, every dropout off.
 
     Each tensor goes from its file to the device, so that a card's model never stands in the machine's memory. An
-    adapter's folder gives its base model with the adapter in place.
+    adapter's folder gives its base model with the adapter in place; what that base has of adapters is merged.
 
     Raises:
         UserError: the weights do not fit the configuration.
     """
+    return _loaded(source, dtype, device, dropout=None)
+
+
+def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
+    """Read the weights that training starts from: those of `load_model`, where an adapter is continued or merged.
+
+    New adapters are not made here.
+
+    Args:
+        recipe: with what the adapter decides, see `adapters.settled`.
+        source: its model.
+        dtype: type of the weights; adapters are float32.
+        device: where they go.
+
+    Raises:
+        UserError: the weights do not fit the configuration.
+    """
+    if use_of(recipe, source.adapter) == "continue" and recipe.lora is not None:
+        return _loaded(source, dtype, device, dropout=recipe.lora.dropout)
+    return load_merged(source, dtype, device)
+
+
+def settle_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
+    """The recipe with what the start model's adapter decides; see `adapters.settled`."""
+    under = source.adapter_base
+    return settled(
+        recipe,
+        source.adapter,
+        is_nested=under is not None and under.adapter is not None,
+        is_tied=bool(getattr(source.text_config, "tie_word_embeddings", False)),
+    )
+
+
+def load_merged(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:
+    """Read a model as `load_model` does, and make an adapter that its folder holds part of the weights."""
+    model = _loaded(source, dtype, device, dropout=None)
+    return model if source.adapter is None else merge(model, source.adapter)
+
+
+def _loaded(
+    source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device, dropout: float | None
+) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    if source.adapter_base is not None:
-        from peft import PeftModel
-
-        base = load_model(source.adapter_base, dtype, device)
-        # read on the CPU, where peft would look for a device of its own, and copied to where their layers are
-        adapted: nn.Module = PeftModel.from_pretrained(base, source.folder, torch_device="cpu")
-        return adapted
+    if source.adapter_base is not None and source.adapter is not None:
+        return attach(load_merged(source.adapter_base, dtype, device), source.adapter, dropout=dropout)
     # The class itself where it is the model's own, as transformers does it, but for custom_generate/generate.py: that
     # would take the place of the decoding that every answer here is made by.
     auto: Any = source.model_class if source.code else AutoModelForCausalLM
@@ -289,9 +334,13 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], devi
                 **({} if device.type == "cpu" else {"device_map": {"": device}}),
                 **own,
             )
-        except (RuntimeError, ValueError, OSError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+            if source.code and not isinstance(error, (RuntimeError, ValueError, OSError)):
+                raise  # told as a fault of that code
             raise UserError(
-                f"the weights of {source.name} do not load: {str(error).splitlines()[0]}",
+                f"the weights of {source.name} do not load: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 "The folder is damaged, or its weights belong to another configuration.",
             ) from error
     model, report = loaded

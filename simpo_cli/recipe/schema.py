@@ -89,7 +89,7 @@ class ModelRecipe:
     """The model that training starts from."""
 
     path: str
-    """A folder, a hub id such as `org/model`, or `builtin:guide`; required."""
+    """A folder of a model or of a LoRA adapter, a hub id such as `org/model`, or `builtin:guide`; required."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; the commit it resolves to is recorded."""
     weights_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -102,9 +102,18 @@ class ModelRecipe:
     """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
     lora: LoraRecipe | None = None
     """Train adapters instead of all weights; null trains all weights."""
+    adapter: Literal["continue", "merge"] | None = None
+    """Of an adapter as start model: train it further, or merge it first; null continues it where lora is set."""
 
     def __post_init__(self) -> None:
         _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a folder, a hub id or builtin:guide.")
+        _require(
+            self.adapter != "continue" or self.lora is not None,
+            "adapter",
+            "is continue, and lora is null, which trains all weights",
+            "Add model.lora={}, or leave model.adapter out to merge the adapter.",
+            related=("lora",),
+        )
 
 
 Part = Literal[

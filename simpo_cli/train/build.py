@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,11 +13,11 @@ from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
 from simpo_cli.model.fused.liger import liger_version
-from simpo_cli.model.load import load_model
+from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.train.events import Observer
-from simpo_cli.train.export import export_dtype
+from simpo_cli.train.export import export_dtype, keeps_merged, save_merged, try_saving
 from simpo_cli.train.health.answers import AnswerProbe
 from simpo_cli.train.health.watch import Health
 from simpo_cli.train.health.weights import WeightSample
@@ -46,14 +47,18 @@ def build(
         The training, the self-check's outcome, and the checkpoint that the training goes on from, if there is one.
     """
     recipe, accelerator, data = setting.recipe, setting.accelerator, setting.data
-    model = load_model(setting.source, setting.weights, accelerator.device)
-    if recipe.model.lora is not None:
+    is_another_run = any(change.kind == "identity" for change in changes)
+    model = load_start(recipe.model, setting.source, setting.weights, accelerator.device)
+    if keeps_merged(recipe.model):
+        save_merged(Path(recipe.output_dir), model, setting.source, replace=past.latest is None or is_another_run)
+    if recipe.model.lora is not None and recipe.model.adapter != "continue":
         torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
         model = add_adapters(model, recipe.model.lora)
+    if past.latest is None:
+        try_saving(Path(recipe.output_dir), model, recipe, setting.source)
     policy = Policy(model)
     if setting.checkpointing:
         policy.recompute_activations()
-    is_another_run = any(change.kind == "identity" for change in changes)
     pairs = cache(partial(_check_pairs, setting))  # a resumed run mostly checks nothing again
     if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
         check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs())

@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from simpo_cli.data.model_files import read_json
-from simpo_cli.data.tokenizer import TOKENIZER_FILES
-from simpo_cli.data.writing import sync
-from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, load_model
+from simpo_cli.data.tokenizer import TOKENIZER_FILES, template_of
+from simpo_cli.data.writing import disk_faults, sync
+from simpo_cli.errors import UserError
+from simpo_cli.model.configuration import read_configuration
+from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, find_model, load_merged, require_buildable
 from simpo_cli.model.own_code import with_imports
-from simpo_cli.recipe.schema import Recipe
+from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.redaction import redacted
 from simpo_cli.train.not_finite import require_finite_tensors
+from simpo_cli.train.run_folder import BASE, MODEL
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how the library of safetensors passes one on
@@ -87,9 +90,8 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     """
     rounding = None
     saveable: Any = model
-    if recipe.model.lora is not None and source.revision is not None:
-        config = saveable.peft_config["default"]  # by its name, where peft would put the folder of this machine's cache
-        config.base_model_name_or_path, config.revision = source.name, source.revision
+    if recipe.model.lora is not None:
+        _name_base(saveable.peft_config["default"], folder.parent, recipe, source)
     if recipe.model.lora is None:
         dtype = export_dtype(recipe, source)
         if dtype.itemsize < next(model.parameters()).element_size():
@@ -107,13 +109,84 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     return rounding
 
 
+def _name_base(config: Any, run: Path, recipe: Recipe, source: ModelSource) -> None:
+    """Let adapters name the model that they were trained beside."""
+    base = source.adapter_base or source
+    if keeps_merged(recipe.model):
+        config.base_model_name_or_path, config.revision = str((run / BASE).absolute()), None
+    elif base.revision is not None:  # by its name, where peft would put the folder of this machine's cache
+        config.base_model_name_or_path, config.revision = base.name, base.revision
+    else:
+        config.base_model_name_or_path, config.revision = str(base.folder), None
+
+
+def keeps_merged(recipe: ModelRecipe) -> bool:
+    """Whether new adapters are trained beside a merge of the start model's, which the run has to keep for them."""
+    return recipe.adapter == "merge" and recipe.lora is not None
+
+
+def save_merged(run: Path, model: nn.Module, source: ModelSource, *, replace: bool) -> None:
+    """Write RUN/base: the merged start model, as it is under the adapters that will be trained.
+
+    Args:
+        run: the run's folder.
+        model: the merge.
+        source: the start model.
+        replace: write it also where it is there already.
+
+    Raises:
+        UserError: the disk does not take it (exit code 4).
+    """
+    folder, saveable = run / BASE, cast(Any, model)
+    if replace or not folder.is_dir():
+        what = f"the merged start model cannot be written to {folder}"
+        with disk_faults(what), written_whole(folder, replace=True) as temporary:
+            saveable.save_pretrained(temporary, safe_serialization=True)
+            copy_tokenizer(source, temporary, None)
+
+
+def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource) -> None:
+    """Write what model/ will be and read it again, before the first step instead of after the last; nothing is kept.
+
+    Of adapters everything is read but the numbers under them. A whole model is tried without its weights: the first
+    checkpoint shows that those can be written.
+
+    Raises:
+        UserError: model/ could not be written or read at the end of the run.
+    """
+    saveable: Any = model
+    with (
+        disk_faults(f"a trial of the model cannot be written to {run}"),
+        written_whole(run / MODEL, keep=False) as trial,
+    ):
+        try:
+            if recipe.model.lora is None:
+                for config in (saveable.config, getattr(saveable, "generation_config", None)):
+                    if config is not None:
+                        config.save_pretrained(trial)
+            else:
+                _name_base(saveable.peft_config["default"], run, recipe, source)
+                saveable.save_pretrained(trial, safe_serialization=True)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"a model trained from {source.name} could not be saved: {' '.join(str(error).split())}",
+                f"Mend the files in {source.whole.folder}: config.json, generation_config.json.",
+            ) from error
+        copy_tokenizer(source, trial, recipe.data.chat_template)
+        if recipe.model.lora is None:
+            read_configuration(str(trial), trial)
+        else:
+            require_buildable(find_model(str(trial)))
+
+
 @contextmanager
-def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def written_whole(folder: Path, *, replace: bool = False, keep: bool = True) -> Iterator[Path]:
     """A folder to write into that becomes `folder` when the block ends, or goes when the block fails.
 
     Args:
         folder: the name it gets, once every file of it is on the disk.
         replace: remove what has that name; else it must be free.
+        keep: without it the folder goes in any case, and nothing gets its name.
 
     Raises:
         OSError: the disk did not take it; nothing is left of it.
@@ -123,6 +196,9 @@ def written_whole(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir()  # and not what is above it: a run folder that is gone stays gone
         yield temporary
+        if not keep:
+            shutil.rmtree(temporary)
+            return
         mode = (
             temporary.stat().st_mode & 0o666
         )  # the folder follows the umask; weights are written for their owner alone
@@ -154,9 +230,9 @@ def _discard(folder: Path) -> None:
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:
     """Compare start, trained and saved weights, one tensor at a time.
 
-    The start model is read once more in its stored type for this.
+    The start model is read once more for this, in its stored type; a merge, which is stored nowhere, in float32.
     """
-    start = dict(load_model(source, "stored").named_parameters())
+    start = dict(load_merged(source, "stored" if source.adapter is None else torch.float32).named_parameters())
     sums = RoundingSums()
     for name, trained in model.named_parameters():
         sums.add(start[name].to(trained.device), trained, dtype)
@@ -165,15 +241,20 @@ def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) 
 
 def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None) -> None:
     """Copy the tokenizer's files byte for byte, with the template that the run used."""
-    origin = source
-    while not (origin.folder / "tokenizer.json").is_file() and origin.adapter_base is not None:
-        origin = origin.adapter_base
+    chain = [source]
+    while chain[-1].adapter_base is not None:
+        chain.append(chain[-1].adapter_base)
+    origin = next((one for one in chain if (one.folder / "tokenizer.json").is_file()), source)
     names = [name for name in TOKENIZER_FILES if name not in _NOT_THE_TOKENIZER]
     for file in [*(origin.folder / name for name in names), *_code_of_tokenizer(origin.folder)]:
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
     if chat_template not in (None, "none"):
         shutil.copyfile(chat_template, folder / "chat_template.jinja")
+        return
+    found = next((text for one in chain if (text := template_of(one.folder))), None)
+    if found and len(chain) > 1 and template_of(folder) != found:  # it lies apart from the tokenizer
+        (folder / "chat_template.jinja").write_text(found, encoding="utf-8")
 
 
 def _code_of_tokenizer(folder: Path) -> list[Path]:

@@ -36,6 +36,7 @@ def header(setting: Setting) -> RunHeader:
             "model",
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[setting.weights]}",
         ),
+        *_adapter(setting),
         *_own_code(setting.source.code),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         *[("", said) for said in (*data.train_source.account.remarks, *data.train_source.account.examples)],
@@ -69,9 +70,22 @@ def header(setting: Setting) -> RunHeader:
         ("", _packing(setting)),
         ("memory", setting.memory),
     ]
-    network = "no network used" if setting.source.revision is None else f"model revision {setting.source.revision[:12]}"
+    revision = setting.source.revision or setting.source.whole.revision
+    network = "no network used" if revision is None else f"model revision {revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(lines))
+
+
+def _adapter(setting: Setting) -> list[tuple[str, str]]:
+    """What becomes of the adapter that the start model is."""
+    source, model = setting.source, setting.recipe.model
+    if source.adapter is None or source.adapter_base is None:
+        return []
+    if model.adapter == "continue":
+        what = "trained further"
+    else:
+        what = "merged into it, and all weights trained" if model.lora is None else "merged into it under a new one"
+    return [("", f"an adapter ({source.adapter}) on {source.adapter_base.name}, {what}")]
 
 
 def _own_code(code: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.prepare import make_plan, prepare_data
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import UserError
-from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, load_model
+from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
@@ -69,7 +69,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
     """
     source = find_model(str(run / "model"))
     recipe = compose(str(run / "recipe.yaml")).recipe
-    base = _whole(source)
+    base = source.whole
     data = prepare_data(recipe)
     known = data.held_out or data.train
     pairs = [known[i] for i in probe(known, _COMPARED_PAIRS)]
@@ -107,13 +107,6 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
         trained = Trained(recipe, base, data, steps, DTYPE_NAMES[dtype], checked)
         (temporary / CARD).write_text(redacted(_card(run, trained)), encoding="utf-8")
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
-
-
-def _whole(source: ModelSource) -> ModelSource:
-    """The model under all adapters."""
-    while source.adapter_base is not None:
-        source = source.adapter_base
-    return source
 
 
 def _logits(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:

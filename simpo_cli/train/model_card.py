@@ -68,8 +68,8 @@ class Trained:
 
     @property
     def hub_model(self) -> str | None:
-        """The start model's id on the hub; None for a folder and for the embedded model."""
-        return None if self.start.revision is None else self.start.name
+        """The id on the hub of the start model, of an adapter that of its base; None for what is not there."""
+        return None if self.start.whole.revision is None else self.start.whole.name
 
 
 def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
@@ -252,7 +252,8 @@ def _training(trained: Trained) -> str:
             1, ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}" + (", DoRA" if lora.use_dora else ""))
         )
     if trained.hub_model is not None:
-        rows.append(("start model", f"{trained.hub_model} at {trained.start.revision}"))
+        adapter = "" if trained.start.adapter is None else ", with an adapter that was trained before"
+        rows.append(("start model", f"{trained.hub_model} at {trained.start.whole.revision}{adapter}"))
     return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
 
 

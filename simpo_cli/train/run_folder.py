@@ -24,6 +24,7 @@ from simpo_cli.redaction import redacted_values
 
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
+BASE = "base"  # the model under a run's adapters, where that is a merge that nobody else has
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, EVAL_SAMPLES = "evals-pairs.jsonl", "evals-samples.jsonl"
 NOTES, REJECTED = "notes.jsonl", "rejected.jsonl"
@@ -286,7 +287,7 @@ def _owner(path: Path) -> str:
 def saved_bytes(path: Path) -> int:
     """What the checkpoints and the model of a run that is gone on with take already, of what it needs in all."""
     with disk_faults(f"{path} cannot be read"):
-        places = (path / CHECKPOINTS, path / MODEL)
+        places = (path / CHECKPOINTS, path / MODEL, path / BASE)
         return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
 
 

@@ -1,6 +1,6 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from simpo_cli.model.load import (
     ParameterCounts,
     count_parameters,
     find_model,
+    settle_adapter,
     weights_dtype,
 )
 from simpo_cli.model.memory import (
@@ -27,7 +28,7 @@ from simpo_cli.model.memory import (
     training_need,
 )
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.export import export_dtype
+from simpo_cli.train.export import export_dtype, keeps_merged
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
@@ -38,7 +39,7 @@ from simpo_cli.train.trackers import require_trackers
 class Setting:
     """What is settled before the weights are read."""
 
-    recipe: Recipe
+    recipe: Recipe  # with what the start model's adapter decides
     source: ModelSource
     parameters: ParameterCounts
     weights: torch.dtype
@@ -71,6 +72,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     notes: list[str] = []
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
+    recipe = replace(recipe, model=settle_adapter(recipe.model, source))
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
@@ -147,6 +149,7 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         Path(recipe.output_dir),
         kept * state_size(parameters.trainable, weights.itemsize if lora is None else 4)
         + parameters.total * export_dtype(recipe, source).itemsize
+        + (parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0)
         - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
     )

@@ -18,6 +18,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.run_folder import (
     ANSWERS,
+    BASE,
     CHECKPOINTS,
     EVAL_PAIRS,
     EVAL_SAMPLES,
@@ -132,7 +133,8 @@ def written_files(path: Path) -> dict[str, dict[str, Any]]:
     """
     with disk_faults(f"{path} cannot be read"):
         names = [name for name in (RECIPE, *_LINES) if (path / name).is_file()]
-        names += [_name(file, path) for file in sorted((path / MODEL).rglob("*")) if file.is_file()]
+        for folder in (path / MODEL, path / BASE):
+            names += [_name(file, path) for file in sorted(folder.rglob("*")) if file.is_file()]
         return {name: _facts(path / name) for name in names}
 
 

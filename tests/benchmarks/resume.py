@@ -124,7 +124,7 @@ def _go_on(nth: int, write: int) -> None:
         os.write(write, json.dumps(seen).encode())
         os._exit(0)
 
-    for module, name in ((build, "load_model"), (resume, "load_state")):
+    for module, name in ((build, "load_start"), (resume, "load_state")):
         setattr(module, name, timed(getattr(module, name)))
     loop.accumulate = at_the_step
     sys.argv = ["simpo", "train", "run.yaml", "--resume"]

@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
 ) -> None:
     from simpo_cli.train import build
 
-    monkeypatch.setattr(build, "load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(build, "load_start", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match=problem) as caught:
         _train(tmp_path, tiny_folder, prefs, memory, *more)
     assert caught.value.exit_code == ExitCode.USAGE

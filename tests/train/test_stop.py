@@ -87,7 +87,7 @@ def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Sign
     ("where", "target", "step"),
     [
         ("reading the data", (run, "settle"), None),
-        ("reading the weights", (build, "load_model"), None),
+        ("reading the weights", (build, "load_start"), None),
         ("the first micro-batch", (loop, "accumulate"), 0),
         ("the first evaluation", (loop, "score_pairs"), 0),
         ("a save", (saving, "save_state"), 0),

@@ -15,6 +15,7 @@ from simpo_cli.data.tokenizer.files import (
     load_tokenizer,
     read_template,
     require_model_name,
+    template_of,
     tokenizer_folder,
 )
 from simpo_cli.data.tokenizer.special_texts import EncodingError, Way
@@ -34,5 +35,6 @@ __all__ = [
     "load_tokenizer",
     "read_template",
     "require_model_name",
+    "template_of",
     "tokenizer_folder",
 ]

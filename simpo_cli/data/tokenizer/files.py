@@ -9,7 +9,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.data.model_files import read_json, read_text
+from simpo_cli.data.model_files import (
+    ADAPTER_CONFIG,
+    base_of_adapters,
+    read_json,
+    read_text,
+    require_regular_files,
+)
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
@@ -40,22 +46,18 @@ def load_tokenizer(
     Raises:
         UserError: the files are missing or damaged.
     """
-    folder, seen = tokenizer_folder(path, revision), set()
-    while not (folder / "tokenizer.json").is_file():
-        seen.add(folder.resolve())
-        adapter = read_json(folder / "adapter_config.json")
-        base = adapter.get("base_model_name_or_path")
-        if isinstance(base, str):
-            path, folder = base, tokenizer_folder(base, adapter.get("revision"))
-        if folder.resolve() in seen:  # no adapters, or adapters of themselves
-            raise UserError(
-                "has no tokenizer.json.",
-                "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
-                where=path,
-            )
+    folders = _folders(path, revision)
+    path, folder = next((one for one in folders if (one[1] / "tokenizer.json").is_file()), folders[-1])
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            "has no tokenizer.json.",
+            "Make one with AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) in transformers.",
+            where=path,
+        )
     config = read_json(folder / "tokenizer_config.json")
     if chat_template is None:
-        templates, template_place = _chosen_templates(config, folder)
+        found = [_chosen_templates(read_json(one / "tokenizer_config.json"), one) for _, one in folders]
+        templates, template_place = next((one for one in found if one[0]), found[0])
     elif chat_template == "none":
         templates, template_place = {}, ""
     else:
@@ -69,10 +71,33 @@ def load_tokenizer(
         special_tokens=special_tokens,
         templates=templates,
         template_where=template_place,
-        generation_end_ids=_end_ids(folder),
+        generation_end_ids=next((ids for _, one in folders if (ids := _end_ids(one))), []),
         where=path,
         moment=moment,
     )
+
+
+def _folders(path: str, revision: str | None) -> list[tuple[str, Path]]:
+    """A model's name and folder, and of adapters those of the models under them, which may hold what the first lacks.
+
+    A base that is not here is left out where the adapters bring a tokenizer of their own.
+    """
+    found = [(path, tokenizer_folder(path, revision))]
+    while True:
+        folder = found[-1][1]
+        require_regular_files(folder)
+        if not isinstance(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path"), str):
+            return found
+        try:
+            base, of_base = base_of_adapters(folder) or ("", None)
+            below = tokenizer_folder(base, of_base)
+        except UserError:
+            if (folder / "tokenizer.json").is_file():
+                return found
+            raise
+        if below.resolve() in [one.resolve() for _, one in found]:  # adapters of themselves
+            return found
+        found.append((base, below))
 
 
 def from_transformers(tokenizer: Any, *, generation_end_ids: Sequence[int] = ()) -> TextTokenizer:
@@ -171,6 +196,11 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
             where=str(place),
         )
     return templates, str(place)
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template that a model's folder itself holds, if any."""
+    return _chosen_templates(read_json(folder / "tokenizer_config.json"), folder)[0].get("default")
 
 
 def read_template(path: str) -> str:
