@@ -87,15 +87,19 @@ class Conversation:
     def _seam(self, prompt: str, before: str) -> tuple[str, str | None]:
         """What the prompt ends with beyond the header of an answer, and what the header ends with beyond the prompt.
 
-        Only one of them is more than nothing; where the two do not fit together, the second is None. A template that
-        writes earlier turns otherwise once they are answered is asked with a made-up last turn, behind which only the
-        headers are left.
+        Only one of them is more than nothing; where the two do not fit together, the second is None. Of a template that
+        writes earlier turns otherwise once they are answered, only what stands behind them is looked at: the generation
+        prompt, or, without one, what follows a made-up last turn.
         """
         if not prompt.startswith(before) and not before.startswith(prompt):
+            header = prompt.removeprefix(self._render(self.turns))
+            place = before.rfind(header) if header.strip() and header != prompt else -1
+            if place >= 0:
+                return "", before[place + len(header) :]
             asked = replace(self, turns=(*self.turns[:-1], with_content(self.turns[-1], _LAST)))
             answered = asked._render((*asked.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)[0]
-            (_, in_prompt, prompt), (_, in_answered, before) = asked.prompt().rpartition(_LAST), answered.rpartition(_LAST)
-            if not in_prompt or not in_answered:
+            (_, in_prompt, prompt), (_, in_before, before) = asked.prompt().rpartition(_LAST), answered.rpartition(_LAST)
+            if not in_prompt or not in_before:
                 return "", None
         if prompt.startswith(before):
             return prompt[len(before) :], ""

@@ -49,6 +49,8 @@ def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
     if low < len(starts):
         return _ids(texts.write([*opening, *texts.turns[starts[low] :]]), texts, rules)
     left = [*opening, *(texts.turns[starts[-1] :] if starts else texts.turns[len(opening) :])]
+    if len(left) == len(opening):
+        return None
     longest = max(range(len(opening), len(left)), key=lambda i: len(left[i].content))
     return _without_beginning(left, longest, texts, most, rules)
 
