@@ -79,6 +79,11 @@ class Conversation:
             start = len(before) - len(lead)
             if whole.startswith(before[:start]) and self._says(whole[start:], prompt, answer):
                 return whole[start:], HISTORY_CHANGED
+        if answer.fields and whole.startswith(prompt):
+            raise RecordError(
+                "the chat template leaves the text beside the calls of the answer out",
+                "Take the text out, or leave such records out with data.on_bad_record: skip.",
+            )
         raise RecordError(
             "the chat template renders the conversation differently once the response is there",
             "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",

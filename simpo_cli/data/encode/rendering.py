@@ -168,6 +168,8 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
         notes.add(CALLS_AS_TEXT)
     if conversation.tools is not None and not tokenizer.knows_tools:
         notes.add(_TOOLS_LEFT_OUT)
+    elif any(name not in prompt for name in _tool_names(conversation.tools)):
+        notes.add("tools that the template does not write")
     for name in conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables:
         notes.add(f"chat_template_kwargs.{name} of the record, which the template does not read")
     return Texts(
@@ -179,6 +181,13 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
         write=conversation.prompt_of,
         calls=(calls[-2], calls[-1]),
     )
+
+
+def _tool_names(tools: Any) -> Iterator[str]:
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
 
 
 def _not_written(names: Iterator[str]) -> set[str]:
