@@ -83,8 +83,8 @@ def _parts_of(message: object, path: str) -> tuple[str, dict[str, Any], bool]:
     role_key = next((key for key in ("role", "from", "type") if key in message), None)
     if role_key is None:
         raise RecordError(f"{path}: no role", f'A message is {{"role": ..., "content": ...}}. {_WHOLE}')
-    if role_key == "type" and isinstance(message.get("data"), dict):  # as LangChain stores messages
-        message = message["data"] | {"type": message["type"]}
+    if role_key == "type" and isinstance(data := message.get("data"), dict):  # as LangChain stores messages
+        return _parts_of({**data, "role": message["type"]}, path)
     name = message[role_key]
     if not isinstance(name, str):
         raise RecordError(f"{path}.{role_key}: expected text, got {kind_of(name)}", _WHOLE)

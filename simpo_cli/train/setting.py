@@ -89,8 +89,8 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         notes += cut_warnings(account.needed, sum(account.pairs_of_source), recipe.data, source.max_length)
         if account.counts[AS_TRANSCRIPT]:
             notes.append(
-                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they become "
-                "Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
+                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "
+                "become Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
                 "data.chat_template=none"
             )
     require_known_ids(data.scored, source)

@@ -46,7 +46,9 @@ class Shape:
         return {token: token not in _NOT_SPECIAL for token in dict.fromkeys(written)}
 
 
-_NO_TOOL_ROLE = {kind: "leaves the tool turn out|alternate|roles are supported" for kind in ("tool result", "tool then question")}
+_NO_TOOL_ROLE = dict.fromkeys(
+    ("tool result", "tool then question"), "leaves the tool turn out|alternate|roles are supported"
+)
 _ONE_TEXT = {"call and text": "leaves the text beside the calls of the answer out"}
 _THOUGHT = {"reasoning": "renders the conversation differently"}
 
@@ -62,7 +64,9 @@ SHAPES = [
     Shape("nemo", ("</s>",), bos="<s>", header="[/INST]", refused=_ONE_TEXT),
     Shape("pixtral", ("</s>",), bos="<s>", header="[/INST]", arguments=(), refused=_NO_TOOL_ROLE),
     Shape("gemma3", ("<eos>", "<end_of_turn>"), bos="<bos>", arguments=(), refused=_NO_TOOL_ROLE),
-    Shape("gemma4", ("<eos>", "<turn|>"), bos="<bos>", header="<|turn>model\n", reasoning="reasoning", refused=_THOUGHT),
+    Shape(
+        "gemma4", ("<eos>", "<turn|>"), bos="<bos>", header="<|turn>model\n", reasoning="reasoning", refused=_THOUGHT
+    ),
     Shape("exaone4", ("[|endofturn|]",), header="[|assistant|]\n", refused=_THOUGHT),
     Shape(
         "glm45",
@@ -136,7 +140,9 @@ KINDS = {
     "tool result": Kind([ASK, said(None, "Faro"), result('{"low": "06:10"}')], said("At 06:10."), TOOLS),
     "parallel calls": Kind([user("Low tide in Faro and Lagos?")], said(None, "Faro", "Lagos"), TOOLS),
     "call and text": Kind([ASK], said("Let me look.", "Faro"), TOOLS),
-    "parts": Kind([user([{"type": "text", "text": "When is "}, {"type": "text", "text": "low tide?"}])], said("At six.")),
+    "parts": Kind(
+        [user([{"type": "text", "text": "When is "}, {"type": "text", "text": "low tide?"}])], said("At six.")
+    ),
     "tools unused": Kind([user("Hello?")], said("Hello, how can I help?"), TOOLS),
     "tool then question": Kind(
         [ASK, said(None, "Faro"), result('{"low": "06:10"}'), said("At 06:10."), user("And in Lagos?")],

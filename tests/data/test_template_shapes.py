@@ -45,7 +45,9 @@ class Model:
     def ids(self, text: str) -> list[int]:
         return [int(i) for i in self.theirs.encode(text, add_special_tokens=False)]
 
-    def encode(self, prompt: Any, chosen: Any, tools: Any = None, data: DataRecipe = ROOMY, **more: Any) -> EncodedPairs:
+    def encode(
+        self, prompt: Any, chosen: Any, tools: Any = None, data: DataRecipe = ROOMY, **more: Any
+    ) -> EncodedPairs:
         record = {"prompt": prompt, "chosen": [chosen], "rejected": [said(OTHER)], "tools": tools, **more}
         return encode_pairs([to_pair(record, detect([record], {}, "f"), "f:1", Counter())], self.ours, data)
 
@@ -79,7 +81,9 @@ def up_to_end(rest: str, shape: Shape, *, calls: bool) -> str:
 
 def forms_of(kind: str) -> list[str]:
     """Forms of arguments in which a conversation can be written."""
-    return ["object", "text"] if any("tool_calls" in turn for turn in (*KINDS[kind].prompt, KINDS[kind].answer)) else [""]
+    return (
+        ["object", "text"] if any("tool_calls" in turn for turn in (*KINDS[kind].prompt, KINDS[kind].answer)) else [""]
+    )
 
 
 @pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in KINDS for form in forms_of(kind)])
@@ -96,7 +100,7 @@ def test_the_tokens_are_those_of_transformers(model: Model, kind: str, form: str
     *asked, answer = as_read([*talk.prompt, talk.answer], shape, form)
     prompt = model.text(asked, talk.tools, prompt=True)
     assert one.prompt.tolist() == model.ids(prompt)
-    notes = expected_notes(model, kind, prompt, answer, [*asked, answer])
+    notes = expected_notes(model, kind, prompt, [*asked, answer])
     for response, message in ((one.chosen, answer), (one.rejected, said(OTHER))):
         whole = model.text([*asked, message], talk.tools)
         if whole.startswith(prompt):
@@ -114,9 +118,7 @@ def test_the_tokens_are_those_of_transformers(model: Model, kind: str, form: str
     assert set(encoded.counts) == notes
 
 
-def expected_notes(
-    model: Model, kind: str, prompt: str, answer: dict[str, Any], messages: list[dict[str, Any]]
-) -> set[str]:
+def expected_notes(model: Model, kind: str, prompt: str, messages: list[dict[str, Any]]) -> set[str]:
     """What is told of a pair: the rule by which the answer continues the prompt, and what is not written."""
     shape, talk = model.shape, KINDS[kind]
     whole = model.text(messages, talk.tools)
@@ -155,7 +157,9 @@ def test_a_record_has_variables_of_its_own(model: Model, written: bool) -> None:
     encoded = model.encode(
         [ASK],
         answer,
-        data=DataRecipe(train="x", chat_template_kwargs={"enable_thinking": False} if model.shape.name == "qwen3" else {}),
+        data=DataRecipe(
+            train="x", chat_template_kwargs={"enable_thinking": False} if model.shape.name == "qwen3" else {}
+        ),
         chat_template_kwargs=kwargs if written else json.dumps(kwargs),
     )
     told = encoded.counts["chat_template_kwargs.enable_thinking of the record, which the template does not read"]

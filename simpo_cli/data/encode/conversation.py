@@ -103,7 +103,10 @@ class Conversation:
                 return "", before[place + len(header) :]
             asked = replace(self, turns=(*self.turns[:-1], with_content(self.turns[-1], _LAST)))
             answered = asked._render((*asked.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)[0]
-            (_, in_prompt, prompt), (_, in_before, before) = asked.prompt().rpartition(_LAST), answered.rpartition(_LAST)
+            (_, in_prompt, prompt), (_, in_before, before) = (
+                asked.prompt().rpartition(_LAST),
+                answered.rpartition(_LAST),
+            )
             if not in_prompt or not in_before:
                 return "", None
         if prompt.startswith(before):

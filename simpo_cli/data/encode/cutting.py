@@ -55,9 +55,7 @@ def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
     return _without_beginning(left, longest, texts, most, rules)
 
 
-def _without_beginning(
-    turns: Sequence[Message], place: int, texts: Texts, most: int, rules: Rules
-) -> list[int] | None:
+def _without_beginning(turns: Sequence[Message], place: int, texts: Texts, most: int, rules: Rules) -> list[int] | None:
     """The turns, of which one has lost as much of its beginning as it must."""
     emptied = texts.write([*turns[:place], with_content(turns[place], STAND_IN), *turns[place + 1 :]])
     before, found, behind = emptied.rpartition(STAND_IN)

@@ -29,12 +29,16 @@ def cut_warnings(
         settings["max_length"] = more + (wanted["max_length"] or data.max_length)
     typed = " ".join(f"data.{name}={value}" for name, value in settings.items())
     fits = longest is None or settings.get("max_length", 0) <= longest
-    fix = f"{typed} keeps 95 % whole" if fits else f"{typed} would keep 95 % whole, and the model takes {longest:,} tokens"
+    fix = (
+        f"{typed} keeps 95 % whole"
+        if fits
+        else f"{typed} would keep 95 % whole, and the model takes {longest:,} tokens"
+    )
+    shares = {name: 100 * needed[name].total() / num_pairs for name in wanted if wanted[name] is not None}
     return [
-        f"{100 * needed[name].total() / num_pairs:.0f} % of pairs have {what} cut at data.{name}={getattr(data, name)}: "
-        f"{fix}"
+        f"{shares[name]:.0f} % of pairs have {what} cut at data.{name}={getattr(data, name)}: {fix}"
         for name, what in (("max_prompt_length", "their prompt"), ("max_length", "an answer"))
-        if wanted[name] is not None
+        if name in shares
     ]
 
 

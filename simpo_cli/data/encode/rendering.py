@@ -21,6 +21,7 @@ tokenizers take long for it, or all memory."""
 
 CALLS_AS_TEXT = "calls written as text, because the template has no place for them"
 AS_TRANSCRIPT = "conversations written as Human/Assistant text, because there is no chat template"
+_TOOLS_LEFT_OUT = "tools unknown to the template"
 _RUNS = re.compile(r"\S+|\s+")
 
 
@@ -108,6 +109,7 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
     """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
     prompt, notes = pair.prompt, set()
+    turns: tuple[Message, ...] = ()
     if not isinstance(prompt, str) and rules.data.rendered:
         if len(prompt) != 1:
             raise RecordError(
@@ -115,7 +117,7 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
                 "Leave data.rendered out, or, for plain Human/Assistant transcripts, set data.chat_template: none.",
             )
         prompt = prompt[0].content
-    responses, turns = tuple(_said(answer) for answer in pair.answers), ()
+    responses = tuple(_said(answer) for answer in pair.answers)
     for turn, text in zip(pair.answers, responses, strict=True):
         notes.update(_not_written(unwritten(turn, text)))
     if not isinstance(prompt, str):
@@ -137,9 +139,6 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
         turns=turns,
         write=_transcript,
     )
-
-
-_TOOLS_LEFT_OUT = "tools unknown to the template"
 
 
 def _transcript(turns: Sequence[Message]) -> str:
@@ -170,7 +169,9 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
         notes.add(_TOOLS_LEFT_OUT)
     elif any(name not in prompt for name in _tool_names(conversation.tools)):
         notes.add("tools that the template does not write")
-    for name in conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables:
+    for name in (
+        conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables
+    ):
         notes.add(f"chat_template_kwargs.{name} of the record, which the template does not read")
     return Texts(
         prompt,

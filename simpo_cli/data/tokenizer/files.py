@@ -163,7 +163,9 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
         templates, place = {"default": read_text(file)}, file
         for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             templates[more.stem] = read_text(more)
-    templates = {name: source for name, source in templates.items() if name in ("default", "tool_use") and source.strip()}
+    templates = {
+        name: source for name, source in templates.items() if name in ("default", "tool_use") and source.strip()
+    }
     if named and not templates.get("default"):
         raise UserError(
             "has several chat templates and none of them is the default.",

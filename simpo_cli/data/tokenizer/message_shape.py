@@ -52,7 +52,7 @@ class MessageShape:
 
     def of(self, message: Message) -> dict[str, Any]:
         """A message as this template reads it."""
-        fields = json.loads(message.fields) if message.fields else {"content": message.content}
+        fields: dict[str, Any] = json.loads(message.fields) if message.fields else {"content": message.content}
         if calls := fields.get("tool_calls"):
             if self.calls:
                 fields["tool_calls"] = [self._call(call) for call in calls]
