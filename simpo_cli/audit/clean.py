@@ -253,7 +253,10 @@ def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, A
         if _reads_back(record, pair):
             return record
     # texts that look like a whole dialogue are taken apart unless each is a message
-    return {**plain, **{side: [{"role": "assistant", "content": plain[side]}] for side in ("chosen", "rejected")}}
+    return {
+        **plain,
+        **{side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)},
+    }
 
 
 def _as_record(pair: PreferencePair) -> dict[str, Any]:
@@ -261,10 +264,16 @@ def _as_record(pair: PreferencePair) -> dict[str, Any]:
         record: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     else:
         record = {
-            "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.prompt],
+            "prompt": [turn.as_record() for turn in pair.prompt],
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }
+    if pair.chosen_fields or pair.rejected_fields:  # reasoning and calls, which only messages have
+        record |= {
+            side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)
+        }
+    if pair.template_kwargs is not None:
+        record["chat_template_kwargs"] = json.loads(pair.template_kwargs)
     if pair.tools is not None:
         record["tools"] = pair.tools  # as text: read back to the letter
     return record

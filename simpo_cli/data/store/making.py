@@ -40,6 +40,8 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 require_few(total.bad)
                 total.dropped += encoded.dropped
                 total.counts += encoded.counts
+                for limit, counts in encoded.needed.items():
+                    total.needed[limit] += counts
                 samples.add(batch, encoded.pairs)
                 writer.add(encoded.pairs)
             pairs_of_source.append(writer.num_pairs - before)
@@ -54,6 +56,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         dropped=Counter(reader.dropped.counts) + total.dropped,
         refused=reader.bad_records + total.bad,
         counts=total.counts,
+        needed=total.needed,
         warnings=Counter(reader.warnings.counts),
         samples=samples.in_order(),
         content=writer.content.hexdigest(),
