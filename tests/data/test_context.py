@@ -10,7 +10,7 @@ from simpo_cli.data.formats import detect, to_pair
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
-from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, said, ultrafeedback
+from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, said, talk, ultrafeedback
 from tests.data.test_layouts import load
 
 SIDES = {"chosen": GOOD, "rejected": BAD}
@@ -37,6 +37,7 @@ def unused(*records: Record) -> tuple[str, ...]:
             {"info": {"post": Q, "title": "Birds"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
             ("info.title",),
         ),
+        ({"messages": talk(Q, GOOD), "rejected_response": BAD, "context": "Swifts are birds."}, ("context",)),
         (ultrafeedback(Q, GOOD, BAD, 0), ("completions.principle", "completions.custom_system_prompt")),
         (
             {

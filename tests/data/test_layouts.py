@@ -150,3 +150,38 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
 def test_a_malformed_record_of_a_known_layout_is_refused(record: Record, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=problem):
         load([record], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sides", "values"),
+    [
+        (("answer1", "answer2"), ("left", "right")),
+        (("response_a", "response_b"), "ab"),
+        (("output_1", "output_2"), (1, 2)),
+    ],
+)
+@pytest.mark.parametrize("name", ["pw", "outcome"])
+def test_a_field_that_names_the_responses_is_no_field_without_meaning(
+    name: str, sides: tuple[str, str], values: Any, tmp_path: Path
+) -> None:
+    """Whatever it is called, it is put into the line to paste, and a stated order beside it is refused."""
+    records: list[Record] = [{"prompt": Q, sides[0]: GOOD, sides[1]: BAD, name: value} for value in values]
+    with pytest.raises(UserError, match=f"told by '{name}'") as error:
+        load(records, tmp_path)
+    assert f"label: {name}}}, labels: {{first: [{values[0]}], second: [{values[1]}]}}" in str(error.value)
+    source = DataSource(path=str(tmp_path / "prefs.json"), columns={"chosen": sides[0], "rejected": sides[1]})
+    with pytest.raises(UserError, match=f"{name} .* may say which one is preferred in each record"):
+        load_pairs([source], role="train")
+
+
+@pytest.mark.parametrize("flag", ["chosen", "is_preferred", "label", "selected"])
+def test_a_label_inside_the_responses_is_named(flag: str, tmp_path: Path) -> None:
+    records = [{"prompt": Q, "candidates": [{"text": GOOD, flag: True}, {"text": BAD, flag: False}]}]
+    with pytest.raises(UserError, match=f"candidates.{flag}, which may say which one is preferred") as error:
+        load(records, tmp_path)
+    assert "direction" not in str(error.value)
+    numbers = [{"text": GOOD, flag: 1}, {"text": BAD, flag: 0}]
+    (tmp_path / "prefs.json").write_text(json.dumps([{"prompt": Q, "candidates": numbers}]), encoding="utf-8")
+    columns: dict[str, Any] = {"prompt": "prompt", "answers": "candidates", "scores": f"candidates.{flag}"}
+    loaded = load_pairs([DataSource(path=str(tmp_path / "prefs.json"), columns=columns)], role="train")
+    assert [pair.chosen for pair in loaded.pairs] == [GOOD]

@@ -239,11 +239,13 @@ def test_a_change_in_the_tokenizers_files_is_another_key(name: str, tmp_path: Pa
 
 
 def test_hub_data_goes_by_its_commit(monkeypatch: pytest.MonkeyPatch, tokenizer: TextTokenizer) -> None:
+    import datasets
+
     commit = "c0ffee"
 
-    def rows(_: str, __: str | None, receipt: FileReceipt) -> list[dict[str, str]]:
+    def rows(_: str, __: str | None, receipt: FileReceipt) -> datasets.Dataset:
         receipt.identity = commit
-        return records(3, seed=len(commit))
+        return datasets.Dataset.from_list(records(3, seed=len(commit)))
 
     monkeypatch.setattr(hub, "_load", rows)
     source = [DataSource(path="org/prefs", split="train_prefs")]

@@ -28,7 +28,7 @@ _NAMED = (
     ("chosen_response", "rejected_response"),
 )
 _NAMES_OF_SIDES = frozenset(folded(field) for pair in _NAMED for field in pair)
-_LISTS = word_set("responses completions outputs answers generations candidates replies summaries")
+_LISTS = word_set("responses completions output outputs answers generations candidates replies summaries")
 _TEXT_KEYS = ("response", "text", "content", "output", "completion", "answer", "generation")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "input.tools")
@@ -92,7 +92,8 @@ def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direc
     same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
     meanings = labels or (known.labels if same_label else {})
     says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
-    return Stated(merged, meanings, direction or says_first, frozenset(columns))
+    by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
+    return Stated(merged, meanings, direction or says_first, by_person)
 
 
 def _is_about(records: Records, read: Records, columns: Columns) -> bool:

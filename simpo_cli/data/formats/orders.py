@@ -9,6 +9,7 @@ from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
 from simpo_cli.data.formats.labels import Labels, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
+from simpo_cli.data.formats.unused import is_metadata
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -47,7 +48,8 @@ class Order:
     """One thing that could say which response is preferred.
 
     Attributes:
-        kind: `label` (also winner columns), `scores`, `rank`, `text` (the preferred response stands there once more).
+        kind: `label` (also winner columns), `scores`, `rank`, `text` (the preferred response stands there once more),
+            `flag` (a label inside each of the responses).
         fields: its fields.
         labels: what the values of a label mean, as far as that is certain.
         certain: whether it is known which value is the better one.
@@ -55,7 +57,7 @@ class Order:
         named_by: fields such as model_a and model_b whose values a label repeats.
     """
 
-    kind: Literal["label", "scores", "rank", "text"]
+    kind: Literal["label", "scores", "rank", "text", "flag"]
     fields: tuple[str, ...]
     labels: Labels | None = None
     certain: bool = True
@@ -123,6 +125,8 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
     taken = {name for order in flags for name in order.fields}
     labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
     found = [*labels, *flags, *_scores(records, keys, answers)]
+    if not any(order.certain for order in found):
+        found += [order for key in keys if (order := _label_by_values(records, key, answers)) is not None]
     return sorted(found, key=lambda order: not order.certain)
 
 
@@ -162,6 +166,19 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
     if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
         return None  # a comment
     return Order("label", (name,), labels if labels.values else None, certain=False, values=counts)
+
+
+def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
+    """A field that names both responses, whatever it is called itself: by left and right, or 1 and 2 as they do."""
+    if len(answers.fields) != 2 or names.may_be_label(name) or is_metadata(name):
+        return None
+    counts = values_of(records, name)
+    values = [held.value for held in counts]
+    if not 2 <= len(values) <= _MOST_VALUES or not all(isinstance(value, str | int) for value in values):
+        return None
+    labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
+    found = {"first", "second"} <= {labels.side(value) for value in values} and not unclear
+    return Order("label", (name,), labels, certain=False, values=counts) if found else None
 
 
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
@@ -216,10 +233,13 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     (name,) = answers.fields
     inside = [one for record in records for one in (get(record, name) or ()) if isinstance(one, dict)]
     found: list[tuple[str, str]] = []
+    flags: list[Order] = []
     for key in dict.fromkeys(key for one in inside for key in one if isinstance(key, str)):
         kind = names.kind_of_score(words_of(key))
         if kind and numbers_in([one.get(key, MISSING) for one in inside]):
             found.append((f"{name}.{key}", kind))
+        elif names.may_be_label(key):
+            flags.append(Order("flag", (f"{name}.{key}",), certain=False))
     for key in keys:
         kind = names.kind_of_score(words_of(key))
         lists = [record[key] for record in records if isinstance(record.get(key), list)]
@@ -230,7 +250,7 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     if usual:
         first = min(usual, key=lambda order: _FIRST_SCORES.index(order.fields[0].rpartition(".")[2]))
         orders = [first, *(order for order in orders if not order.certain)]
-    return orders
+    return orders + flags
 
 
 def _fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -25,7 +25,8 @@ def beside_messages(record: Record) -> Records:
         rejected = [*messages[:asked], *other]
     else:
         rejected = [*messages[:-1], {**_like(messages[-1]), "content": other}]
-    return [{**record, "chosen": messages, "rejected": rejected}]
+    rest = {name: value for name, value in record.items() if name not in ("messages", "rejected_response")}
+    return [{**rest, "chosen": messages, "rejected": rejected}]
 
 
 def _like(turn: Record) -> Record:

@@ -13,8 +13,8 @@ _METADATA = word_set(
     "id ids idx index uid uuid hash source sources origin url urls link links dataset subset split date time "
     "timestamp created updated modified version language languages lang locale license author authors annotator "
     "annotators worker user userid model models tag tags category categories domain topic score scores rating "
-    "ratings reward rewards rank ranks tokens token length len num count turns meta metadata margin logprob logps "
-    "logprobs seed name names at by of the in chosen rejected"
+    "ratings reward rewards rank ranks tokens token length len num count turns turn round fold part meta metadata "
+    "margin logprob logps logprobs seed name names at by of the in chosen rejected"
 )
 """Names of these words alone say where a record comes from or how it was measured, not what was asked or answered."""
 _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score scores rating rank length tokens model")
