@@ -663,7 +663,7 @@ def test_turns_of_the_arena_table_must_be_the_same_up_to_the_last(write: Write) 
     (pair,) = load_pairs(write("same.jsonl", [same]), role="train").pairs
     assert (pair.chosen, pair.rejected) == ("good", "bad")
     for record, problem in (
-        (other, "the prompts of"),
+        (other, "turns behind the prompt"),
         ({**one, "response_b": '["bad"]'}, "1 answers to 2 turns"),
         ({**one, "response_b": "[null, 3]"}, "expected a list of texts"),
     ):
