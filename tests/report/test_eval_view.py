@@ -151,12 +151,12 @@ against builtin:guide
   chosen became less likely            90.0 %       87.0 to 92.0   500
 by source
   [bold]web                            96.0 %       94.0 to 97.0   460
-    difference, points, Holm p 0.02     +46.0     +41.0 to +50.0   460
+    difference, points, Holm p = 0.02    +46.0     +41.0 to +50.0   460
   (none)                              too few                        4
 
 500 pairs of 480 prompts; intervals are by prompt.
 Equal rewards: 3 pairs, counted one half.
-Difference: p < 0.001 (exact McNemar test); 230 pairs won, 4 pairs lost, 266 pairs the same.
+Difference: p < 0.0001 (exact McNemar test); 230 pairs won, 4 pairs lost, 266 pairs the same.
 Margin: p = 0.032 (Wilcoxon's signed-rank test).
 A true difference under 6.6 points would often be missed with so many pairs.
 Calibration error: a model whose confidence is right shows about 0.036 on so many pairs.
