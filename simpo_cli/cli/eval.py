@@ -13,6 +13,7 @@ from simpo_cli.cli.eval_answers import (
     print_answers_or_results,
 )
 from simpo_cli.cli.trust import TrustRemoteCode
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
@@ -214,6 +215,7 @@ class _Files:
         return document
 
 
+@shows_work
 def _assessed(
     names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
 ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.working import shows_work
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
@@ -61,6 +62,7 @@ def export(
         _push(folder, push, public)
 
 
+@shows_work
 def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
     """Merge, say what it cost, and return the folder."""
     folder = run / "merged" if output is None else output
@@ -89,6 +91,7 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
     return folder
 
 
+@shows_work
 def _push(folder: Path, repo_id: str, public: bool) -> None:
     """Send a folder that is saved."""
     from simpo_cli.report.console import err, printable

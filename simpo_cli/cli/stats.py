@@ -21,6 +21,7 @@ from simpo_cli.cli.stats_inputs import (
     open_reader,
 )
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
@@ -206,6 +207,7 @@ class _Audit:
     read_again: "Callable[[], PairReader]"
 
 
+@shows_work
 def _audit(
     data: list[str],
     recipe: "Recipe | None",
@@ -233,6 +235,7 @@ def _audit(
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
+@shows_work
 def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -> "Recipe":
     """What pairs are scored by; a model or lengths that do not fit are refused before anything is read."""
     from simpo_cli.cli.quiet import quiet_libraries
@@ -250,26 +253,15 @@ def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -
     return recipe
 
 
+@shows_work
 def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     """Score a sample of the pairs, and put what that says into the document."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from simpo_cli.audit.catalogue import CATALOGUE
     from simpo_cli.evaluate.start import measure_start
-    from simpo_cli.report.console import err, printable
 
     document, tokens = audit.document, audit.examination.tokens
     assert tokens is not None, "a model brings its tokenizer"
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(f"scoring pairs with {printable(recipe.model.path)}", total=None)
-        start = measure_start(
-            recipe,
-            sample.pairs,
-            tokens.tokenizer,
-            of_pairs=document["count"],
-            say=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    start = measure_start(recipe, sample.pairs, tokens.tokenizer, of_pairs=document["count"])
     document["model"] = start.as_json()
     found = [one.as_json() for one in start.findings()]
     document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
@@ -277,6 +269,7 @@ def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})
 
 
+@shows_work
 def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
     from simpo_cli.audit.examples import collect_examples
     from simpo_cli.report.report_file import write_page

@@ -66,10 +66,11 @@ def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed
     from simpo_cli.report.watch import watch
     from simpo_cli.report.with_report import WithReport
 
-    quiet_libraries()
     terminal = watch()
     observer = WithReport(terminal, Path(composed.recipe.output_dir))
+    terminal.open()
     try:
+        quiet_libraries()
         from simpo_cli.train.run import train as run
 
         outcome = run(

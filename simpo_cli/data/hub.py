@@ -6,6 +6,7 @@ from typing import Any
 
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.stages import stage
 
 
 def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
@@ -47,9 +48,10 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
     import datasets
 
     try:
-        revision = None if is_offline() else _commit(name)
-        split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
-        rows = datasets.load_dataset(name, split=split, revision=revision)
+        with stage(f"fetching {name} from the hub"):
+            revision = None if is_offline() else _commit(name)
+            split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
+            rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
         raise
     except Exception as error:  # datasets, huggingface_hub, httpx and OSError each raise their own

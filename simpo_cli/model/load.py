@@ -17,6 +17,7 @@ from simpo_cli.model import own_code
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.configuration import read_configuration
 from simpo_cli.recipe.schema import ModelRecipe
+from simpo_cli.stages import stage
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
@@ -108,11 +109,12 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
 
     wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if own_code.is_trusted() else [])]
     try:
-        local = Path(
-            huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=wanted, local_files_only=not fetch
+        with stage(f"fetching {path} from the hub"):
+            local = Path(
+                huggingface_hub.snapshot_download(
+                    path, revision=revision, allow_patterns=wanted, local_files_only=not fetch
+                )
             )
-        )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
         if not fetch:
             raise UserError(
@@ -229,6 +231,7 @@ class ParameterCounts:
     trainable: int
 
 
+@stage("counting the parameters")
 def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCounts:
     """Build the model and its adapters without memory for the weights, and count.
 
@@ -256,6 +259,7 @@ Load = Callable[[ModelSource, torch.dtype, torch.device], nn.Module]
 _CPU = torch.device("cpu")
 
 
+@stage("loading the weights")
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:
     """Read the weights onto a device: a causal language model in `dtype`, every dropout off.
 

@@ -19,6 +19,7 @@ from simpo_cli.formatting import (
 )
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
+from simpo_cli.stages import stage
 from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
@@ -57,7 +58,8 @@ def conclude(
     table: list[tuple[str, str, str, str]] = []
     measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
     if held_out:
-        evaluate(training, setting.plan.num_steps, saved)
+        with stage("closing evaluation"):
+            evaluate(training, setting.plan.num_steps, saved)
         assert training.start_scores is not None
         assert training.last_scores is not None
         scores = training.last_scores

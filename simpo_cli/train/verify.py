@@ -15,6 +15,7 @@ from typing import Any
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.stages import stage
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.run_folder import (
     ANSWERS,
@@ -124,6 +125,7 @@ def verify_run(path: Path) -> Verification:
     return Verification(path, seen, latest.step if latest else None)
 
 
+@stage("hashing the files of the run")
 def written_files(path: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file that a finished run leaves, checkpoints and run.json aside, for run.json.
 
