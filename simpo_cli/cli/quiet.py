@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 
-from simpo_cli.stages import stage
 from simpo_cli.versions import require_versions
 
 
@@ -22,7 +21,6 @@ def quiet_libraries() -> None:
     for name in ("transformers", "datasets", "accelerate", "peft", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\b.*")
-    with stage("importing torch and transformers"):
-        from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

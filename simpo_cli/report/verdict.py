@@ -29,6 +29,8 @@ def verdict(run: RunFiles) -> str:
     match run.state:
         case "done" if "difference" in outcome:
             return f"{gain_in_words(outcome)} One seed."
+        case "done" if "not_measured" in outcome:
+            return f"Not measured: {outcome['not_measured']}. Nothing says whether the model got better.{_loss(run)}"
         case "done":
             return f"No pairs were held out, so nothing says whether the model got better.{_loss(run)} One seed."
         case "training":

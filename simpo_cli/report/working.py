@@ -12,10 +12,21 @@ from rich.text import Text
 
 from simpo_cli import stages
 from simpo_cli.report.console import Console, encodable, err, printable
+from simpo_cli.stages import Stage
 
 REFRESHES_PER_SECOND = 4
 SECONDS_OF_SILENCE = 25.0
 """How long a log may say nothing."""
+
+
+class Doing:
+    """What is being done; where nobody says, such as between two stages, only since when."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._whole = Stage("working", clock=clock)
+
+    def in_words(self) -> str:
+        return stages.in_words() or self._whole.in_words()
 
 
 class Pulse:
@@ -29,6 +40,7 @@ class Pulse:
     def __init__(self, say: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._clock = say, clock
         self._heard_at = clock()
+        self._doing = Doing(clock)
         self._stopped = threading.Event()
 
     def heard(self) -> None:
@@ -37,9 +49,9 @@ class Pulse:
 
     def beat(self) -> None:
         """Say what is being done, if it is time to."""
-        if self._clock() - self._heard_at >= SECONDS_OF_SILENCE and (doing := stages.in_words()):
+        if self._clock() - self._heard_at >= SECONDS_OF_SILENCE:
             self.heard()
-            self._say(doing)
+            self._say(self._doing.in_words())
 
     def start(self) -> None:
         """Beat from a thread of its own, which ends with the process."""
@@ -53,18 +65,18 @@ class Pulse:
             self.beat()
 
 
-def stage_line(console: Console) -> Text:
-    """What is being done, in one line of the terminal."""
-    line = Text(encodable(printable(stages.in_words()), console.encoding), "dim", no_wrap=True, overflow="crop")
-    line.truncate(console.width, overflow="crop")
-    return line
-
-
 def live_stage_line(console: Console) -> Live:
-    """The line, redrawn in place until it is stopped, which wipes it away."""
+    """What is being done in one line, redrawn in place until it is stopped, which wipes it away."""
+    doing = Doing()
+
+    def line() -> Text:
+        text = Text(encodable(printable(doing.in_words()), console.encoding), "dim", no_wrap=True, overflow="crop")
+        text.truncate(console.width, overflow="crop")
+        return text
+
     return Live(
         console=console,
-        get_renderable=lambda: stage_line(console),
+        get_renderable=line,
         refresh_per_second=REFRESHES_PER_SECOND,
         redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
         transient=True,

@@ -68,6 +68,8 @@ def header(setting: Setting) -> RunHeader:
         ("", _packing(setting)),
         ("memory", setting.memory),
     ]
+    if setting.quick:
+        lines.append(("quick", "no evaluation and no probe answers: nothing will say whether the model got better"))
     network = "no network used" if setting.source.revision is None else f"model revision {setting.source.revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(lines))

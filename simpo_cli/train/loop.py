@@ -128,7 +128,7 @@ def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> 
             reseed=recipe.seed if _has_dropout(recipe) else None,
         )
 
-    with stage(f"step {step + 1}, pairs", len(pairs)) as doing:
+    with stage(f"pairs of step {step + 1}", len(pairs)) as doing:
         return _within_memory(training, attempt, pairs, policy, f"step {step + 1}")
 
 

@@ -174,6 +174,9 @@ def _named(trained: Trained) -> str:
 
 def _results(outcome: Mapping[str, Any]) -> list[str]:
     heading = "## How it did"
+    if "not_measured" in outcome:
+        why = outcome["not_measured"]
+        return [f"{heading}\n\nNot measured: {why}. Nothing says whether it got better than its start."]
     if "before" not in outcome:
         return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
     before, after, difference = outcome["before"], outcome["after"], outcome["difference"]

@@ -27,7 +27,7 @@ from simpo_cli.train.header import data_names
 from simpo_cli.train.health import catalogue
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES
-from simpo_cli.train.setting import Setting
+from simpo_cli.train.setting import QUICK, Setting
 
 
 def conclude(
@@ -54,9 +54,12 @@ def conclude(
     Returns:
         What a person sees, and the `outcome` of run.json.
     """
-    recipe, held_out = setting.recipe, setting.data.held_out
+    recipe, held_out = setting.recipe, setting.evaluated
     table: list[tuple[str, str, str, str]] = []
     measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
+    if setting.quick:
+        measured["not_measured"] = QUICK
+        table.append(("held-out accuracy", "", "not measured", QUICK))
     if held_out:
         with stage("closing evaluation"):
             evaluate(training, setting.plan.num_steps, saved)

@@ -118,6 +118,7 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
             key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
         },
         "seed": recipe.seed,
+        "quick": setting.quick,
         "model": {
             "name": source.name,
             "revision": source.revision,

@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     allow_changed: Sequence[str] = (),
     dry_run: bool = False,
+    quick: bool = False,
 ) -> RunOutcome | None:
     """Run a recipe to its end.
 
@@ -49,6 +50,7 @@ def train(
         resume: go on with an existing run of this name.
         allow_changed: what may differ from the run that is gone on with, by the names of `identity.Change`.
         dry_run: check everything that can be checked without the weights, say what would happen, and write nothing.
+        quick: skip every evaluation and all probe answers, as a smoke run may; a run that began so stays so.
 
     Returns:
         What the run left behind; None for a dry run, and for a run that was complete already.
@@ -68,7 +70,8 @@ def train(
                 checkpoint.reap(run_dir / CHECKPOINTS)
             past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
-                setting = settle(composed.recipe, past.latest.identity if past.latest else None)
+                quick = quick or bool(past.document.get("quick"))
+                setting = settle(composed.recipe, past.latest.identity if past.latest else None, quick=quick)
                 content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))

@@ -35,14 +35,20 @@ def test_a_log_is_never_silent_for_longer_than_half_a_minute(clock: Any) -> None
 def test_a_log_that_says_something_else_gets_no_beat(clock: Any) -> None:
     said: list[str] = []
     pulse = Pulse(said.append, clock=clock)
-    with stage("step 1, pairs", 8):
+    with stage("pairs of step 1", 8):
         for _ in range(100):
             clock.seconds += 10
             pulse.heard()
             pulse.beat()
-    clock.seconds += 1000
-    pulse.beat()  # nothing is being done
     assert said == []
+
+
+def test_between_two_stages_it_says_that_it_is_still_there(clock: Any) -> None:
+    said: list[str] = []
+    pulse = Pulse(said.append, clock=clock)
+    clock.seconds += 40
+    pulse.beat()
+    assert said == ["working, 0:40 so far"]
 
 
 def test_lines_of_a_run_count_as_something_said(clock: Any) -> None:
