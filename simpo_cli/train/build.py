@@ -107,7 +107,7 @@ def build(
     saved = past.load(policy, optimizer)
     if not is_another_run:
         training.start_scores = _scores_before(saved, setting)
-        training.answers_before = list(saved.progress.answers_before)
+        training.answers_before = [] if setting.quick else list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
     training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
