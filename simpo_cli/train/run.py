@@ -77,7 +77,8 @@ def train(
             require_same_run(changes, allow_changed, str(run_dir))
             if past.is_complete(setting.plan.num_steps):
                 steps = setting.plan.num_steps
-                observer.note(f"{run_dir} is complete at step {steps} of {steps}; raise train.num_epochs to go on")
+                key = "max_steps" if composed.recipe.train.max_steps == steps else "num_epochs"
+                observer.note(f"{run_dir} is complete at step {steps} of {steps}; raise train.{key} to go on")
                 return None
             first_step = past.latest.step if past.latest else 0
             if dry_run:
