@@ -175,7 +175,7 @@ def unknown_key(key: str, section: type[Any], path: tuple[str, ...], node: Node)
         return UserError(f"{shown} {whole}.", fix, where=node.origin.where)
     homes = [full for full in all_keys() if full.rpartition(".")[2] == key.replace("-", "_").lower()]
     habit = habit or Habit()
-    meant = " or ".join(homes) or habit.key
+    meant = habit.key or " or ".join(homes)
     if meant or habit.note:
         asked = f"Did you mean {meant}?" if meant else ""
         fix = " ".join(part for part in (asked, habit.note, f"All keys: {listing}" if meant else "") if part)
