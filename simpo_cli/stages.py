@@ -4,12 +4,16 @@ Reading, loading, scoring and saving may take minutes each. A function that does
 nothing of terminals; screen and log ask for `in_words()` now and then, from a thread of their own.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
 from simpo_cli.formatting import duration, thousands
+
+SECONDS_OF_SILENCE = 25.0
+"""How long a log may say nothing."""
 
 Part = TypeVar("Part", bound=Sized)
 
@@ -70,3 +74,56 @@ def in_words() -> str:
     if inner is None:
         return ""
     return ": ".join([*(one.name for one in outer if one is not None), inner.in_words()])
+
+
+class Doing:
+    """What is being done; where nobody says, such as between two stages, only since when."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._whole = Stage("working", clock=clock)
+
+    def in_words(self) -> str:
+        return in_words() or self._whole.in_words()
+
+
+class Pulse:
+    """Breaks the silence of a log: says what is being done where nothing was said for a while.
+
+    Args:
+        say: writes a line.
+        silence: seconds that it may be silent.
+        clock: seconds from any fixed moment.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        silence: float = SECONDS_OF_SILENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._silence, self._clock = say, silence, clock
+        self._heard_at = clock()
+        self._doing = Doing(clock)
+        self._stopped = threading.Event()
+
+    def heard(self) -> None:
+        """A line was written."""
+        self._heard_at = self._clock()
+
+    def beat(self) -> None:
+        """Say what is being done, if it is time to."""
+        if self._clock() - self._heard_at >= self._silence:
+            self.heard()
+            self._say(self._doing.in_words())
+
+    def start(self) -> None:
+        """Beat from a thread of its own, which ends with the process."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(1.0):
+            self.beat()

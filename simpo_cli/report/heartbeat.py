@@ -8,7 +8,7 @@ from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.progress import Progress
 from simpo_cli.report.summary import print_header, print_outcome
-from simpo_cli.report.working import Pulse
+from simpo_cli.stages import Pulse
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 SECONDS_BETWEEN_LINES = 30.0

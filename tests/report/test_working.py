@@ -10,8 +10,8 @@ import pytest
 from simpo_cli.report.console import make_console
 from simpo_cli.report.heartbeat import Heartbeat
 from simpo_cli.report.live import LivePanel
-from simpo_cli.report.working import SECONDS_OF_SILENCE, Pulse, live_stage_line, working
-from simpo_cli.stages import stage
+from simpo_cli.report.working import live_stage_line, working
+from simpo_cli.stages import SECONDS_OF_SILENCE, Pulse, stage
 from simpo_cli.train.events import RunHeader
 
 
