@@ -1,6 +1,7 @@
 # Everything starts here, on a machine with nothing but Python 3.11 or later.
 #   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
 #   make test    sets up and runs the tests
+#   make test-elsewhere  the tests started from an empty folder: nothing around them may decide one
 #   make test-oldest   the tests of model, training, evaluation, data and commands under the oldest versions of what simpo needs
 #   make test-faults   kills, signals, failing disks, damaged files: runs are gone on with and compared (KILLS=300)
 #   make fuzz    feeds broken records and messages to the readers for a minute
@@ -35,7 +36,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-slow test-faults fuzz formats check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,6 +56,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+
+test-elsewhere: $(READY)
+	elsewhere=$$(mktemp -d) && trap 'rm -rf "$$elsewhere"' EXIT && cd "$$elsewhere" && \
+		$(abspath $(BIN))/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(CURDIR)/tests
 
 # everything by its exact pin, in an environment of its own; torch first, as above
 $(OLDEST_READY): pyproject.toml constraints-oldest.txt

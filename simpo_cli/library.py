@@ -7,8 +7,11 @@ trainer = SimPOTrainer(model, SimPOConfig(beta=2.0, gamma=1.0, lr=1e-6, batch_si
 loss = trainer.train_step(dataset[:4])
 """
 
+import math
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,18 +25,22 @@ from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Packing, row_tokens_of_each
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
-from simpo_cli.errors import UserError
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import terms_under
+from simpo_cli.python_words import for_python, in_python
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
+from simpo_cli.stages import Pulse
 from simpo_cli.train.state import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
 
 __all__ = ["PreferenceDataset", "SimPOConfig", "SimPOTrainer"]
+
+_SECONDS_OF_SILENCE = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +75,13 @@ class SimPOConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 
     def __post_init__(self) -> None:
-        _ = self.loss, self.data  # their own checks
-        TrainRecipe(learning_rate=self.lr, max_grad_norm=self.max_grad_norm)
+        try:
+            _ = self.loss, self.data  # their own checks
+            TrainRecipe(learning_rate=self.lr, max_grad_norm=self.max_grad_norm)
+        except FieldError as error:
+            raise FieldError(in_python(error.key), error.problem, in_python(error.fix)) from None
+        if self.loss_type not in ("sigmoid", "hinge"):
+            raise FieldError("loss_type", f"is {self.loss_type}, must be sigmoid or hinge", "sigmoid is usual.")
         if self.batch_size < 1:
             raise FieldError("batch_size", f"is {self.batch_size}, must be at least 1", "4 is usual.")
         if self.precision not in ("auto", "bf16", "fp32"):  # fp16 would need its loss scaled
@@ -96,11 +108,12 @@ class SimPOTrainer:
     """SimPO on a model of one's own, one step at a time.
 
     Args:
-        model: a causal language model of transformers, perhaps with peft adapters; moved to the GPU if there is one.
-            Its trained weights should be float32: at usual learning rates bfloat16 weights round most updates away.
+        model: a causal language model of transformers, perhaps with peft adapters; or any torch module, where batches
+            are of tensors that you compute with it. Moved to the GPU if there is one. Its trained weights should be
+            float32: at usual learning rates bfloat16 weights round most updates away.
         config: see `SimPOConfig`.
         tokenizer: a tokenizer of transformers, a folder or hub id that holds one, or None for the folder or id that the
-            model was loaded from. Only `train_step` needs it.
+            model was loaded from. Only batches of texts need it.
 
     Attributes:
         precision: arithmetic of forward and backward pass: `bf16` (autocast) or `fp32`.
@@ -112,22 +125,21 @@ class SimPOTrainer:
     def __init__(self, model: nn.Module, config: SimPOConfig, tokenizer: Any = None) -> None:
         self.config = config
         self._accelerator, self.precision = join_accelerator(config.precision)
-        switch_off_dropout(model)
-        apply_soft_cap(model)
-        self._policy = Policy(model).to(self._accelerator.device)
-        self._policy.train()
-        self._optimizer = make_optimizer(self._policy, weight_decay=0.0)
+        self.model = model.to(self._accelerator.device)
+        """The model, with the weights of the last step."""
+        self._policy: Policy | None = None
+        if _is_causal(model):
+            switch_off_dropout(model)
+            apply_soft_cap(model)
+            self._policy = Policy(model)
+        model.train()
+        self._optimizer = make_optimizer(model, weight_decay=0.0)
         for group in self._optimizer.param_groups:
             group["lr"] = config.lr
         self._tokenizer = tokenizer
         self._steps = 0
         self._check: SelfCheck | None = None
         self._longest_checked = 0
-
-    @property
-    def model(self) -> nn.Module:
-        """The model, with the weights of the last step."""
-        return self._policy.model
 
     def compute_loss(
         self, chosen_logps: Tensor, rejected_logps: Tensor, chosen_len: Tensor, rejected_len: Tensor
@@ -148,11 +160,14 @@ class SimPOTrainer:
                 raise ValueError(f"{name} holds a length that is not above 0: such a response has no mean log-prob")
         return terms_under(self.config.loss, chosen_logps / chosen_len, rejected_logps / rejected_len).losses.mean()
 
-    def train_step(self, batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> float:
+    def train_step(
+        self, batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Sequence[Tensor] | Mapping[str, Tensor]
+    ) -> float:
         """One optimizer step on all pairs of a batch.
 
         Args:
-            batch: records with prompt, chosen and rejected, or one mapping of these columns.
+            batch: records with prompt, chosen and rejected, or one mapping of these columns; or the four tensors of
+                `compute_loss`, in its order or by its names, of which the log-probs hold a gradient.
 
         Returns:
             The mean loss of the pairs before the step.
@@ -160,30 +175,65 @@ class SimPOTrainer:
         Raises:
             UserError: a record is malformed or without signal, or a number is not finite; the weights have not moved.
         """
-        pairs = self._encode(_pairs_of(batch))
-        size = self.config.batch_size
-        packing = self._settle_packing(pairs)
-        longest_first = sorted(range(len(pairs)), key=lambda i: -pairs[i].num_tokens)
-        cut = [longest_first[i : i + size] for i in range(0, len(pairs), size)]
-        with self._policy.packed(packing):
-            sums = accumulate(
-                self._policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
+        if (tensors := _tensors_of(batch)) is not None:
+            return self._step_on(*tensors)
+        if self._policy is None:
+            raise TypeError(
+                f"{type(self.model).__name__} is no causal language model of transformers, so texts cannot be scored "
+                f"with it. Give train_step the four tensors of compute_loss: {', '.join(_TENSORS)}."
             )
-        clip_gradients(self._policy, self.config.max_grad_norm, norm=sums.grad_norm)
+        try:
+            return self._step_on_texts(self._policy, _pairs_of(batch))
+        except UserError as error:
+            raise for_python(error) from error
+
+    def _step_on(self, chosen_logps: Tensor, rejected_logps: Tensor, chosen_len: Tensor, rejected_len: Tensor) -> float:
+        """One optimizer step on log-probs that somebody else has computed with the model."""
+        self._optimizer.zero_grad()
+        loss = self.compute_loss(chosen_logps, rejected_logps, chosen_len, rejected_len)
+        if not loss.requires_grad:
+            raise ValueError("the log-probs hold no gradient: compute them with the model, outside torch.no_grad()")
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(loss.item()) or not math.isfinite(norm):
+            self._optimizer.zero_grad()
+            raise UserError(
+                f"the loss is {loss.item():g} and the norm of its gradient {norm:g}.",
+                "The weights have not moved. Look for log-probs that are not finite, or lower lr.",
+                exit_code=ExitCode.NUMBERS,
+            )
+        return self._moved(loss.item(), norm)
+
+    def _moved(self, loss: float, norm: float) -> float:
+        """Take the optimizer's step, and give back the loss."""
+        clip_gradients(self.model, self.config.max_grad_norm, norm=norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._steps += 1
-        return sums.loss / sums.pairs
+        return loss
 
-    def _settle_packing(self, pairs: Sequence[EncodedPair]) -> Packing:
+    def _step_on_texts(self, policy: Policy, texts: Sequence[PreferencePair]) -> float:
+        pairs = self._encode(texts)
+        size = self.config.batch_size
+        packing = self._settle_packing(policy, pairs)
+        longest_first = sorted(range(len(pairs)), key=lambda i: -pairs[i].num_tokens)
+        cut = [longest_first[i : i + size] for i in range(0, len(pairs), size)]
+        with policy.packed(packing):
+            sums = accumulate(
+                policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
+            )
+        return self._moved(sums.loss / sums.pairs, sums.grad_norm)
+
+    def _settle_packing(self, policy: Policy, pairs: Sequence[EncodedPair]) -> Packing:
         """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
         longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:
-            causal = self._policy.causal
-            why_padded = why_not_shared(type(causal), causal.config, longest)
-            self._check = settle_packing(self._policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
+            why_padded = why_not_shared(type(policy.causal), policy.causal.config, longest)
+            with _said_when_it_takes_long():
+                self._check = settle_packing(policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
             self._longest_checked = longest
-            self._policy.packing = "padded"
+            policy.packing = "padded"
         return self._check.packing
 
     def _encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair]:
@@ -199,6 +249,7 @@ class SimPOTrainer:
 
     def _text_tokenizer(self) -> TextTokenizer:
         if self._tokenizer is None:
+            assert self._policy is not None
             self._tokenizer = str(self._policy.causal.config._name_or_path)
         if isinstance(self._tokenizer, str):
             self._tokenizer = load_tokenizer(self._tokenizer)
@@ -207,7 +258,47 @@ class SimPOTrainer:
         return self._tokenizer
 
 
-def _pairs_of(batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) -> list[PreferencePair]:
+_TENSORS = ("chosen_logps", "rejected_logps", "chosen_len", "rejected_len")
+
+
+def _tensors_of(batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The four tensors of a batch, by their names or in their order; None where it is one of texts."""
+    if isinstance(batch, Mapping):
+        if not set(_TENSORS) & set(batch):
+            return None
+        if missing := [name for name in _TENSORS if name not in batch]:
+            raise ValueError(f"the batch lacks {', '.join(missing)}")
+        values = [batch[name] for name in _TENSORS]
+    else:
+        values = list(batch)
+        if not any(isinstance(value, Tensor) for value in values):
+            return None
+        if len(values) != len(_TENSORS):
+            raise ValueError(f"the batch holds {len(values)} tensors, and four are wanted: {', '.join(_TENSORS)}")
+    chosen, rejected, chosen_len, rejected_len = (torch.as_tensor(value) for value in values)
+    return chosen, rejected, chosen_len, rejected_len
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Whether it is a causal language model of transformers, perhaps with adapters."""
+    from transformers import PreTrainedModel
+
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    return isinstance(base, PreTrainedModel)
+
+
+@contextmanager
+def _said_when_it_takes_long() -> Iterator[None]:
+    """A line on stderr now and then that says what is being done."""
+    pulse = Pulse(lambda text: print(f"simpo: {text}", file=sys.stderr, flush=True), silence=_SECONDS_OF_SILENCE)
+    pulse.start()
+    try:
+        yield
+    finally:
+        pulse.stop()
+
+
+def _pairs_of(batch: Any) -> list[PreferencePair]:
     if isinstance(batch, Mapping):
         names = list(batch)
         records = [dict(zip(names, row, strict=True)) for row in zip(*batch.values(), strict=True)]

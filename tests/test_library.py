@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,116 @@ def test_a_launcher_of_several_processes_is_refused(folder: Path, monkeypatch: p
 
 def test_gamma_is_half_of_beta_when_it_is_not_given() -> None:
     assert SimPOConfig(beta=2.5).loss.margin == 1.25
+
+
+class Scorer(torch.nn.Module):
+    """A module that is no language model: the log-probs of four pairs are its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logps = torch.nn.Parameter(torch.tensor([[-10.0, -20.0], [-12.0, -15.0]]))
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.logps[0], self.logps[1]
+
+
+LENGTHS = (torch.tensor([5, 10]), torch.tensor([4, 10]))
+
+
+def test_the_snippet_of_the_method_with_any_module() -> None:
+    model = Scorer()
+    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-2, batch_size=4)
+    trainer = SimPOTrainer(model, config)
+    assert trainer.model is model
+    assert model.dropout.p == 0.5  # what is not ours stays as it is
+    margins = (2 * (-2.0 - -3.0) - 1, 2 * (-2.0 - -1.5) - 1)
+    expected = sum(math.log1p(math.exp(-margin)) for margin in margins) / 2
+    assert trainer.compute_loss(*model(), *LENGTHS).item() == pytest.approx(expected)
+    before = model.logps.detach().clone()
+    assert trainer.train_step((*model(), *LENGTHS)) == pytest.approx(expected)
+    # the first step of AdamW moves every weight by the learning rate, against the sign of its gradient
+    moved = (model.logps - before).sign()
+    assert torch.equal(moved, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    named = dict(zip(("chosen_logps", "rejected_logps"), model(), strict=True))
+    second = trainer.train_step({**named, "chosen_len": LENGTHS[0], "rejected_len": LENGTHS[1]})
+    assert isinstance(second, float)
+    assert second < expected
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_four_tensors_of_a_language_model(folder: Path) -> None:
+    """The tensor batch takes the same step as the batch of texts."""
+    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, precision="fp32", max_length=64, max_prompt_length=48)
+    by_texts, by_tensors = (SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), config) for _ in range(2))
+    sides: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
+    for pair in by_tensors._encode(_pairs()):
+        for side, summed in sides.items():
+            response = torch.from_numpy(getattr(pair, side)).long()
+            ids = torch.cat([torch.from_numpy(pair.prompt).long(), response])
+            logps = by_tensors.model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            summed.append(logps[-len(response) :].gather(1, response[:, None]).sum())
+    lengths = [torch.tensor([len(getattr(pair, side)) for pair in by_tensors._encode(_pairs())]) for side in sides]
+    loss = by_tensors.train_step((torch.stack(sides["chosen"]), torch.stack(sides["rejected"]), *lengths))
+    assert loss == pytest.approx(by_texts.train_step(ROWS), rel=1e-5)
+    for ours, theirs in zip(by_tensors.model.parameters(), by_texts.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind", "said"),
+    [
+        (lambda logps: logps, ValueError, "holds 2 tensors, and four are wanted: chosen_logps, rejected_logps"),
+        (lambda logps: {"chosen_logps": logps[0]}, ValueError, "lacks rejected_logps, chosen_len, rejected_len"),
+        (lambda logps: (logps[0].detach(), logps[1].detach(), *LENGTHS), ValueError, "hold no gradient"),
+        (lambda logps: (logps[0] * math.nan, logps[1], *LENGTHS), UserError, "the loss is nan"),
+        (lambda _: ROWS, TypeError, "Scorer is no causal language model of transformers"),
+    ],
+)
+def test_batches_that_a_module_cannot_learn_from(batch: Any, kind: type[Exception], said: str) -> None:
+    model = Scorer()
+    trainer, before = SimPOTrainer(model, SimPOConfig()), model.logps.detach().clone()
+    with pytest.raises(kind, match=said):
+        trainer.train_step(batch(model()))
+    assert torch.equal(model.logps, before)
+    assert model.logps.grad is None
+
+
+@pytest.mark.parametrize(
+    "row", [{"prompt": 1, "chosen": "b", "rejected": "c"}, {"prompt": "p", "chosen": 7, "rejected": "c"}]
+)
+def test_errors_speak_to_somebody_who_writes_python(folder: Path, tmp_path: Path, row: dict[str, Any]) -> None:
+    trainer = SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), SimPOConfig())
+    with pytest.raises(UserError) as of_batch:
+        trainer.train_step([ROWS[0], row])
+    (tmp_path / "prefs.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row), encoding="utf-8")
+    with pytest.raises(UserError) as of_file:
+        PreferenceDataset(tmp_path / "prefs.jsonl")
+    for error in (of_batch.value, of_file.value):
+        assert "Mend the record, or leave it out." in error.fix
+        assert not re.search(r"recipe|data\.|loss\.|train\.", str(error).replace("prefs.jsonl", ""))
+
+
+def test_values_are_named_as_they_were_given() -> None:
+    with pytest.raises(ValueError, match="^lr is 0"):
+        SimPOConfig(lr=0.0)
+    with pytest.raises(ValueError, match="^loss_type is"):
+        SimPOConfig(loss_type="ipo")  # type: ignore[arg-type]
+
+
+def test_a_long_self_check_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from simpo_cli import library, stages
+
+    class Beating(stages.Pulse):
+        def start(self) -> None:
+            self._heard_at -= 100
+            with stages.stage("self-check"):
+                self.beat()
+
+    monkeypatch.setattr(library, "Pulse", Beating)
+    SimPOTrainer(
+        AutoModelForCausalLM.from_pretrained(folder), SimPOConfig(max_length=64, max_prompt_length=48)
+    ).train_step(ROWS)
+    assert capsys.readouterr().err.endswith("simpo: self-check, 0:00 so far\n")

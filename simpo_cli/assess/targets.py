@@ -11,12 +11,10 @@ from simpo_cli.assess.checkpoints import last_checkpoint, require_whole
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.recipe import compose, find_recipe
+from simpo_cli.recipe.named import HUB_ID, is_hub_id, kind_of, no_such_target
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 _CHECKPOINT = re.compile(r"step-\d{8}")
-_HUB_ID = re.compile(
-    r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?"
-)  # its parts are named with one slash; a revision may have more
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> T
 
 def _path_and_revision(name: str) -> tuple[str, str | None]:
     """What recipes call model.path and model.revision; a name that is here is all of it a path."""
-    named = None if Path(name).expanduser().exists() else _HUB_ID.fullmatch(name)
+    named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
     return (name, None) if named is None else (named[1], named[2])
 
 
@@ -132,6 +130,8 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
         return _checkpoint(path, overrides)
     if _is_model(path):
         return _of_run(path.parent, path, overrides) if (path.parent / "run.json").is_file() else None
+    if kind_of(name) == "pairs":
+        raise no_such_target(name)
     if path.is_dir():
         raise UserError(
             f"{name} is a folder, but neither a run nor a model.",
@@ -140,13 +140,9 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
     try:
         find_recipe(name)
     except UserError as error:
-        is_hub_id = _HUB_ID.fullmatch(name) and not name.endswith((".yaml", ".yml"))
-        if is_hub_id or name == "builtin:guide":
+        if is_hub_id(name) or name == "builtin:guide":
             return None
-        raise UserError(
-            f"{name} is neither a run, nor a model folder, nor a recipe.",
-            "Name one that is there; simpo recipe list shows the shipped recipes.",
-        ) from error
+        raise no_such_target(name) from error
     return Target(name, compose(name, overrides).recipe)
 
 

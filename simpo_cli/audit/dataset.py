@@ -11,6 +11,8 @@ from simpo_cli.audit.texts import num_words
 from simpo_cli.data.load import load_pairs
 from simpo_cli.data.messages import as_transcript
 from simpo_cli.data.pair import PreferencePair
+from simpo_cli.errors import UserError
+from simpo_cli.python_words import for_python
 
 
 class PreferenceDataset:
@@ -27,7 +29,10 @@ class PreferenceDataset:
     """
 
     def __init__(self, path: str | Path) -> None:
-        loaded = load_pairs(str(path), role="train", on_no_signal="keep")
+        try:
+            loaded = load_pairs(str(path), role="train", on_no_signal="keep")
+        except UserError as error:
+            raise for_python(error) from error
         self.pairs = loaded.pairs
         self.no_signal = loaded.dropped
         """Pairs that training drops, by reason."""

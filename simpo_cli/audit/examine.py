@@ -30,6 +30,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.raw import Tally
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
     from simpo_cli.data.sample import PromptSample
@@ -118,10 +119,11 @@ def examine(
         UserError: a source or record is refused, or no pair is left.
     """
     account, collected = Account(), _Collected()
-    with MeasuringProcesses(has_tokenizer=tokens is not None) as processes:
+    with MeasuringProcesses(has_tokenizer=tokens is not None) as processes, stage("measuring pairs") as measuring:
         batches = processes.measured(read_batches(reader, groups))
         for measured in _measured(batches, tokens, account):
             collected.add(measured)
+            measuring.advance(len(measured.pairs))
             if sample is not None:
                 for read in measured.pairs:
                     sample.add(read.pair)
@@ -141,6 +143,9 @@ def examine(
     looked_for |= set() if tokens is None else {"tokens"}
     looked_for |= set() if evaluation is None else {"evaluation"}
     hashes, lengths = collected.hashes.rows, collected.lengths.rows
+    with stage("looking for pairs that repeat or contradict others"):
+        identities, signatures = PairIdentities(hashes), collected.take_signatures()
+        labels = list(_label_findings(identities, signatures, evaluation, collected.places))
     return Examination(
         reader=reader,
         tokens=tokens,
@@ -159,7 +164,7 @@ def examine(
         looked_for=frozenset(looked_for),
         evaluation=evaluation,
         findings=[
-            *_label_findings(PairIdentities(hashes), collected.take_signatures(), evaluation, collected.places),
+            *labels,
             *_tallied_findings(reader, refused, collected.marked),
             *_marked_findings(collected.marked, account),
         ],

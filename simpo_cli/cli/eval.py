@@ -13,6 +13,7 @@ from simpo_cli.cli.eval_answers import (
     print_answers_or_results,
 )
 from simpo_cli.cli.trust import TrustRemoteCode
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
@@ -132,6 +133,7 @@ def evaluate(
         judge_key=judge_key,
         of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
     )
+    _require_here([*names, *([baseline] if baseline else [])])
     with trusting(trust_remote_code):
         found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
     if found is not None:
@@ -153,6 +155,21 @@ def evaluate(
         if path is not None:
             _say(f"written: {path}")
     _require_all(document, len(names))
+
+
+def _require_here(names: list[str]) -> None:
+    """Refuse names that mean nothing, before torch is imported, which takes seconds."""
+    from simpo_cli.data.network import require_obtainable
+    from simpo_cli.recipe.named import is_hub_id, no_such_target
+    from simpo_cli.recipe.shipped import shipped_recipe
+
+    for name in names:
+        if shipped_recipe(name) is not None or name in ("builtin:guide", "none"):
+            continue
+        if is_hub_id(name):
+            require_obtainable(name.partition("@")[0], "model")
+        elif not Path(name).expanduser().exists() and not name.endswith((".yaml", ".yml")):
+            raise no_such_target(name)
 
 
 def _require_all(document: dict[str, Any], num_named: int) -> None:
@@ -214,6 +231,7 @@ class _Files:
         return document
 
 
+@shows_work
 def _assessed(
     names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
 ) -> dict[str, Any]:

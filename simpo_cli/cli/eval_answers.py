@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class AnswerOptions:
         )
 
 
+@shows_work
 def document_of_answers(
     names: Sequence[str],
     overrides: Sequence[str],

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.working import shows_work
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
+from simpo_cli.recipe.named import not_a_run
 
 
 class WeightType(StrEnum):
@@ -61,6 +63,7 @@ def export(
         _push(folder, push, public)
 
 
+@shows_work
 def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
     """Merge, say what it cost, and return the folder."""
     folder = run / "merged" if output is None else output
@@ -89,6 +92,7 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
     return folder
 
 
+@shows_work
 def _push(folder: Path, repo_id: str, public: bool) -> None:
     """Send a folder that is saved."""
     from simpo_cli.report.console import err, printable
@@ -103,7 +107,7 @@ def _push(folder: Path, repo_id: str, public: bool) -> None:
 def _require_model(run: Path) -> None:
     """Refuse what is no finished run; asked before torch is imported."""
     if not (run / "run.json").is_file():
-        raise UserError(f"{run} is not a run.", "Name the folder of a run: it holds run.json.")
+        raise not_a_run(str(run))
     if not (run / "model").is_dir():
         raise UserError(f"the run {run} has no model yet.", "Let the run finish first.", exit_code=ExitCode.ENVIRONMENT)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
@@ -77,6 +78,7 @@ def _composed(target: str, overrides: list[str]) -> "ComposedRecipe":
     return compose(str(run / "recipe.yaml"), [*saved, *overrides])
 
 
+@shows_work
 def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no_model: bool) -> dict[str, Any]:
     from simpo_cli.data.inputs import require_inputs
     from simpo_cli.data.prepare import prepare_tokenizer, require_end_token

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from simpo_cli.recipe import Finding
+    from simpo_cli.recipe.schema import Recipe
 
 SCHEMA_FILE = "simpo-recipe.schema.json"
 
@@ -150,8 +152,12 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
             raise
         found, errors = None, [error]
     warnings: list[Finding] = []
-    if found is not None and found.composed is not None:
-        warnings += [*found.composed.warnings, *missing_files(found.composed.recipe, found.tree, found.display)]
+    if found is not None and (composed := found.composed) is not None:
+        warnings += composed.warnings
+        if found.display.startswith("shipped:"):  # its files are the reader's, who has not named them yet
+            warnings += missing_files(composed.recipe, found.tree, found.display)
+        else:
+            errors += [composed.located(error) for error in _faults_of_inputs(composed.recipe)]
     if as_json:
         findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
         piece = found is not None and found.is_piece
@@ -169,6 +175,13 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
                 _print_wrapped("", f"{name}: no remarks.")
     if errors:
         raise typer.Exit(ExitCode.USAGE)
+
+
+@shows_work
+def _faults_of_inputs(recipe: "Recipe") -> list[UserError]:
+    from simpo_cli.data.inputs import faults_of_inputs
+
+    return list(faults_of_inputs(recipe))
 
 
 @recipe_app.command("schema")

@@ -22,6 +22,7 @@ from simpo_cli.cli.stats_inputs import (
     open_reader,
 )
 from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
@@ -228,6 +229,7 @@ class _Audit:
     read_again: "Callable[[], PairReader]"
 
 
+@shows_work
 def _audit(
     data: list[str],
     recipe: "Recipe | None",
@@ -256,6 +258,7 @@ def _audit(
     return _Audit(examination, stats_document(examination, version=__version__), read)
 
 
+@shows_work
 def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -> "Recipe":
     """What pairs are scored by; a model or lengths that do not fit are refused before anything is read."""
     from simpo_cli.cli.quiet import quiet_libraries
@@ -273,26 +276,15 @@ def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -
     return recipe
 
 
+@shows_work
 def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     """Score a sample of the pairs, and put what that says into the document."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from simpo_cli.audit.catalogue import CATALOGUE
     from simpo_cli.evaluate.start import measure_start
-    from simpo_cli.report.console import err, printable
 
     document, tokens = audit.document, audit.examination.tokens
     assert tokens is not None, "a model brings its tokenizer"
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(f"scoring pairs with {printable(recipe.model.path)}", total=None)
-        start = measure_start(
-            recipe,
-            sample.pairs,
-            tokens.tokenizer,
-            of_pairs=document["count"],
-            say=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    start = measure_start(recipe, sample.pairs, tokens.tokenizer, of_pairs=document["count"])
     document["model"] = start.as_json()
     found = [one.as_json() for one in start.findings()]
     document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
@@ -300,6 +292,7 @@ def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})
 
 
+@shows_work
 def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
     from simpo_cli.audit.examples import collect_examples
     from simpo_cli.report.report_file import write_page
@@ -335,7 +328,7 @@ def _say(text: str) -> None:
 
 
 def _say_cleaned(cleaned: "CleanResult") -> None:
-    from simpo_cli.report.text import thousands
+    from simpo_cli.formatting import thousands
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
     said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"

@@ -8,6 +8,7 @@ import typer
 from simpo_cli.cli.trust import TrustRemoteCode
 from simpo_cli.errors import UserError
 from simpo_cli.model.own_code import trusting
+from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
     from simpo_cli.recipe import ComposedRecipe
@@ -31,6 +32,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check data, model and memory, say what would run, write nothing.")
     ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="For smoke runs: skip every evaluation and the probe answers.")
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a model from a recipe."""
@@ -46,7 +50,14 @@ def train(
     try:
         _require_here(composed, fresh=fresh, resume=resume, dry_run=dry_run)
         with trusting(trust_remote_code):
-            _run(composed, fresh=fresh, resume=resume, allow_changed=allow_changed or [], dry_run=dry_run)
+            _run(
+                composed,
+                fresh=fresh,
+                resume=resume,
+                allow_changed=allow_changed or [],
+                dry_run=dry_run,
+                quick=quick,
+            )
     except UserError as error:
         raise composed.located(error) from error
 
@@ -61,16 +72,20 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_
         require_usable(Path(composed.recipe.output_dir), fresh=fresh, resume=resume)
 
 
-def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool) -> None:
+def _run(
+    composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool, quick: bool
+) -> None:
     from simpo_cli.cli.quiet import quiet_libraries
     from simpo_cli.report.watch import watch
     from simpo_cli.report.with_report import WithReport
 
-    quiet_libraries()
     terminal = watch()
     observer = WithReport(terminal, Path(composed.recipe.output_dir))
+    terminal.open()
     try:
-        from simpo_cli.train.run import train as run
+        with stage("importing torch and transformers"):
+            quiet_libraries()
+            from simpo_cli.train.run import train as run
 
         outcome = run(
             composed,
@@ -79,6 +94,7 @@ def _run(composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed
             resume=resume,
             allow_changed=allow_changed,
             dry_run=dry_run,
+            quick=quick,
         )
         if outcome is None and not dry_run:
             observer.was_complete()

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from simpo_cli.data import network
 from simpo_cli.data.message_cells import with_messages
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.table_records import BATCH, records_of
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.stages import stage
 
 
 def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
@@ -40,20 +42,20 @@ def hub_identity(name: str, split: str | None) -> str:
     return receipt.identity
 
 
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-
-
 def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
     """The table of one split; the commit goes into the receipt."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    network.require_obtainable(name, "dataset")  # before the library is imported, which takes seconds
     import datasets
+    import huggingface_hub.constants
 
+    if network.is_offline():  # or its client would try again and again
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        revision = None if is_offline() else _commit(name)
-        split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
-        rows = datasets.load_dataset(name, split=split, revision=revision)
+        with stage(f"fetching {name} from the hub"):
+            revision = None if network.is_offline() else _commit(name)
+            split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
+            rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
         raise
     except Exception as error:  # datasets, huggingface_hub, httpx and OSError each raise their own
@@ -82,13 +84,8 @@ def _not_given(name: str, split: str | None, error: Exception) -> UserError:
     said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if "split" in said.lower() and isinstance(error, ValueError):
         return UserError(f"has no split {split}: {said}", "Check `split` in the recipe.", where=name)
-    if is_offline():
-        return UserError(
-            "is no file or folder here and not in the cache, and HF_HUB_OFFLINE forbids to fetch it.",
-            "Check the path, or unset HF_HUB_OFFLINE to fetch a hub data set.",
-            where=name,
-            exit_code=ExitCode.ENVIRONMENT,
-        )
+    if network.is_offline():
+        return network.not_here(name, "dataset")
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "GatedRepoError"):
         return UserError(
@@ -99,7 +96,7 @@ def _not_given(name: str, split: str | None, error: Exception) -> UserError:
         )
     return UserError(
         f"is no file or folder here, and the hub cannot be reached ({kind}).",
-        "Check the path; for a hub data set check the network, or fetch it first and set HF_HUB_OFFLINE=1.",
+        network.how_to_fetch(name, "dataset"),
         where=name,
         exit_code=ExitCode.ENVIRONMENT,
     )

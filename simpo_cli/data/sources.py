@@ -10,6 +10,7 @@ from typing import Literal
 
 from simpo_cli.data.records import DATA_SUFFIXES, plain_suffix
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.named import wrong_kind
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.redaction import redacted
 
@@ -46,6 +47,8 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
         UserError: nothing of that name, with what it may have meant.
     """
     path = os.path.expanduser(source.path)
+    if wrong := wrong_kind(source.path, "pairs"):
+        raise wrong
     if os.path.lexists(path):
         if os.path.isdir(path):
             return _folder(path, redacted(source.path), source.split)

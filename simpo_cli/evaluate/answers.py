@@ -1,19 +1,21 @@
 """Answers of a model to a few fixed prompts, so that a person can read what training changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from simpo_cli.builtin import PROBE_QUESTIONS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.model.policy import Policy
+from simpo_cli.stages import Stage, stage
 
 _MAX_NEW_TOKENS = 64
 
@@ -77,9 +79,11 @@ def answer(
 ) -> list[str]:
     """The most likely answer to each question, word by word, at most 64 tokens; ` ...` marks one that was cut there."""
     answers = []
-    for question in questions:
-        [one] = generate(policy, [question], tokenizer, accelerator, most_tokens=_MAX_NEW_TOKENS)
-        answers.append(one.text if one.ended else f"{one.text} ...")
+    with stage("answering probe prompts", len(questions)) as answering:
+        for question in questions:
+            [one] = generate(policy, [question], tokenizer, accelerator, most_tokens=_MAX_NEW_TOKENS)
+            answers.append(one.text if one.ended else f"{one.text} ...")
+            answering.advance()
     return answers
 
 
@@ -107,7 +111,13 @@ def generate(
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal, _plain(causal):
+        with (
+            torch.no_grad(),
+            accelerator.autocast(),
+            policy.untouched() as causal,
+            _plain(causal),
+            stage("generating tokens", most_tokens) as generating,
+        ):
             output = causal.generate(
                 input_ids=torch.tensor(rows, device=accelerator.device),
                 attention_mask=torch.tensor(mask, device=accelerator.device),
@@ -115,10 +125,21 @@ def generate(
                 do_sample=False,
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=pad,
+                stopping_criteria=StoppingCriteriaList([_counting(generating)]),
             )
     finally:
         policy.train(was_training)
     return [_answer_of(row, tokenizer) for row in output[:, longest:].tolist()]
+
+
+def _counting(generating: Stage) -> Callable[..., Tensor]:
+    """What `generate` asks after every token whether to stop: no, but one more is done."""
+
+    def criterion(ids: Tensor, _: Any, **__: Any) -> Tensor:
+        generating.advance()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return criterion
 
 
 @contextmanager

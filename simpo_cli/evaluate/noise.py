@@ -12,6 +12,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.opening import OpenModel
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.evaluate.summary import correct
+from simpo_cli.stages import stage
 
 _MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one
 
@@ -45,6 +46,7 @@ class Noise:
         }
 
 
+@stage("measuring the rounding")
 def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairScores, beta: float) -> Noise:
     """Score some of the pairs again: in padded rows where prompts were shared, else one pair at a time.
 

@@ -13,6 +13,7 @@ from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.evaluate.score import PairScores
+from simpo_cli.stages import stage
 from simpo_cli.statistics import Measured, proportion
 
 _MOST_FITTED = 5_000  # training pairs: more hardly move fourteen weights
@@ -45,6 +46,7 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
             stream.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+@stage("fitting a classifier of surface features")
 def surface_accuracy(
     train: Sequence[EncodedPair], held_out: Sequence[EncodedPair], tokenizer: TextTokenizer
 ) -> Measured:

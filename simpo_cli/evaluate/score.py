@@ -13,6 +13,7 @@ from simpo_cli.data.plan import microbatches
 from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
+from simpo_cli.stages import stage
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def score_pairs(
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast():
-            for positions in microbatches(pairs, budget, policy.packing):
+        with torch.no_grad(), accelerator.autocast(), stage("scoring pairs", len(pairs)) as scoring:
+            for positions in scoring.advancing(microbatches(pairs, budget, policy.packing)):
                 both = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
                 means[:, len(order) : len(order) + len(positions)] = torch.stack(both)
                 order += positions

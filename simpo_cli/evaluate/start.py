@@ -5,7 +5,7 @@ any step is taken: where the margins lie, how many are past the target already, 
 rejected responses so clearly that the columns may be swapped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,11 @@ from simpo_cli import statistics
 from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.inspection import objective_as_json
-from simpo_cli.evaluate.opening import OpenModel, open_model
+from simpo_cli.evaluate.opening import open_model
 from simpo_cli.evaluate.score import PairScores
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.fit import require_lengths
@@ -40,7 +40,6 @@ LEAST_RATIO, MOST_RATIO = 0.1, 0.8
 WANTED_BELOW = 0.75
 """Share of pairs below the target at the start that the suggestion aims at."""
 _RATIO_STEP = 0.05
-_SCORED_TOGETHER = 32  # pairs
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,6 @@ def measure_start(
     tokenizer: TextTokenizer,
     *,
     of_pairs: int,
-    say: Callable[[int, int], None],
 ) -> Start:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
@@ -143,7 +141,6 @@ def measure_start(
         pairs: a sample of the training pairs, as text; what carries no signal is left out.
         tokenizer: the model's tokenizer with the recipe's template.
         of_pairs: pairs that there are.
-        say: is told now and then how many pairs have been scored, and of how many.
 
     Raises:
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
@@ -153,7 +150,7 @@ def measure_start(
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
         raise UserError("no pair is left to score.", "The findings say what becomes of the pairs.")
-    scores = _scored(open_model(recipe, source, encoded), encoded, say)
+    scores = open_model(recipe, source, encoded).score(encoded)
     if not np.isfinite([scores.chosen, scores.rejected]).all():
         raise UserError(
             f"the log-probs of {recipe.model.path} are not finite.",
@@ -171,17 +168,6 @@ def measure_start(
         gradient_weight=statistics.mean(weights, scores.prompt_keys),
         suggestion=suggest(scores),
     )
-
-
-def _scored(model: OpenModel, pairs: Sequence[EncodedPair], say: Callable[[int, int], None]) -> PairScores:
-    """The pairs' scores, some pairs at a time, so that it can be said how far it is."""
-    parts = []
-    for start in range(0, len(pairs), _SCORED_TOGETHER):
-        say(start, len(pairs))
-        parts.append(model.score(pairs[start : start + _SCORED_TOGETHER]))
-    say(len(pairs), len(pairs))
-    chosen, rejected = (np.concatenate([getattr(part, side) for part in parts]) for side in ("chosen", "rejected"))
-    return PairScores.of(pairs, chosen, rejected)
 
 
 def require_fitting(recipe: Recipe) -> None:

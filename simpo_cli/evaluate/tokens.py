@@ -11,6 +11,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import means_of
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.stages import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +51,20 @@ class TokenScores:
 def score_tokens(opened: OpenModel, pairs: Sequence[EncodedPair], loss: LossRecipe) -> list[TokenScores]:
     """Score pairs as a training step does, one at a time, and keep every token's log-prob."""
     scores = []
-    for pair in pairs:
-        packed = pack([pair], opened.accelerator.device)
-        with torch.no_grad(), opened.accelerator.autocast():
-            logps = opened.policy(packed)
-            chosen, rejected = means_of(logps, packed)
-        terms = terms_under(loss, chosen, rejected)
-        of_chosen, of_rejected = logps.split(packed.response_lengths[0].tolist())
-        scores.append(
-            TokenScores(
-                ResponseScores(tuple(of_chosen.tolist()), chosen.item(), terms.rewards_chosen.item()),
-                ResponseScores(tuple(of_rejected.tolist()), rejected.item(), terms.rewards_rejected.item()),
-                terms.losses.item(),
+    with stage("scoring pairs", len(pairs)) as scoring:
+        for pair in pairs:
+            packed = pack([pair], opened.accelerator.device)
+            with torch.no_grad(), opened.accelerator.autocast():
+                logps = opened.policy(packed)
+                chosen, rejected = means_of(logps, packed)
+            terms = terms_under(loss, chosen, rejected)
+            of_chosen, of_rejected = logps.split(packed.response_lengths[0].tolist())
+            scores.append(
+                TokenScores(
+                    ResponseScores(tuple(of_chosen.tolist()), chosen.item(), terms.rewards_chosen.item()),
+                    ResponseScores(tuple(of_rejected.tolist()), rejected.item(), terms.rewards_rejected.item()),
+                    terms.losses.item(),
+                )
             )
-        )
+            scoring.advance()
     return scores

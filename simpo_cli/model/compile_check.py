@@ -23,6 +23,7 @@ from simpo_cli.model.self_check import (
     CheckPairs,
     _without_dropout,
 )
+from simpo_cli.stages import stage
 
 MOST_ROUNDING = 1.5  # times what one more rounding between layers makes
 # By arithmetic, not yet measured on a card: at 200 TFLOP/s some eight minutes, of which compiling takes one or two.
@@ -40,6 +41,7 @@ def is_worth_compiling(device: torch.device, parameters: int, tokens: int) -> bo
     return device.type == "cuda" and find_spec("triton") is not None and 6.0 * parameters * tokens > _FEWEST_OPERATIONS
 
 
+@stage("checking compiled layers")
 def settle_compiling(
     policy: Policy,
     wanted: bool | Literal["auto"],

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.data import network
 from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import own_code
@@ -27,6 +28,7 @@ from simpo_cli.model.adapters import (
 from simpo_cli.model.configuration import read_configuration, unbuildable
 from simpo_cli.model.weight_files import LAYER, no_weights, stored_weights
 from simpo_cli.recipe.schema import ModelRecipe
+from simpo_cli.stages import stage
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
@@ -142,11 +144,12 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
 
     wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if own_code.is_trusted() else [])]
     try:
-        local = Path(
-            huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=wanted, local_files_only=not fetch
+        with stage(f"fetching {path} from the hub"):
+            local = Path(
+                huggingface_hub.snapshot_download(
+                    path, revision=revision, allow_patterns=wanted, local_files_only=not fetch or network.is_offline()
+                )
             )
-        )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
         if not fetch:
             raise UserError(
@@ -154,6 +157,8 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
                 "simpo train and simpo eval fetch them.",
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
+        if network.is_offline():
+            raise network.not_here(path, "model") from error
         raise UserError(
             f"{path} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
             "Check the name and the network, or name a local folder; gated models need a login.",
@@ -180,6 +185,7 @@ class ParameterCounts:
     trainable: int
 
 
+@stage("counting the parameters")
 def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCounts:
     """Build the model and its adapters without memory for the weights, and count.
 
@@ -264,6 +270,7 @@ Load = Callable[[ModelSource, torch.dtype, torch.device], nn.Module]
 _CPU = torch.device("cpu")
 
 
+@stage("loading the weights")
 def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:
     """Read the weights onto a device: a causal language model in `dtype`, every dropout off.
 

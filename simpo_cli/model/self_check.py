@@ -28,6 +28,7 @@ from simpo_cli.model.attention.flex import fits_flex, flex_difference
 from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
+from simpo_cli.stages import stage
 
 MOST_TOKENS = 4096  # of all that is compared
 MOST_TOKEN_DIFFERENCE = 1e-3  # nats
@@ -166,6 +167,7 @@ def _cut_to(pair: EncodedPair, most: int) -> EncodedPair:
     return replace(pair, prompt=prompt, chosen=pair.chosen[:chosen], rejected=pair.rejected[:rejected])
 
 
+@stage("self-check")
 def settle_packing(
     policy: Policy, wanted: Literal["auto", "shared_prefix", "padded"], why_padded: str | None, pairs: CheckPairs
 ) -> SelfCheck:

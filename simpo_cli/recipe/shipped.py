@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.named import wrong_kind
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -58,6 +59,8 @@ def find_recipe(name: str) -> RecipeFile:
         raise UserError("the name of the recipe is empty.", "Name a YAML file, or see: simpo recipe list")
     path, shipped = Path(os.path.expanduser(name)), shipped_recipe(name)
     if _is_there(path) and not (shipped and path.is_dir()):
+        if wrong := wrong_kind(name, "recipe"):
+            raise wrong
         hides = shipped is not None and not name.endswith(SUFFIXES)
         return RecipeFile(path, name, note=f"{name} is the file here, not the shipped recipe" if hides else "")
     if shipped is not None:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simpo_cli.report.cells import Cell, Measured, number_cell, points_cell, share_cell
-from simpo_cli.report.text import fixed, percent, thousands
+from simpo_cli.formatting import Cell, Measured, fixed, number_cell, percent, points_cell, share_cell, thousands
 from simpo_cli.report.verdict import FEW_PROMPTS
 
 _SHARES = (("repeated_4_grams", "repeated-4"), ("no_end", "no end token"), ("empty", "empty"), ("refusals", "refusals"))

@@ -1,9 +1,12 @@
 """Answers of two models on the screen: what was counted, what people said, what judges said."""
 
+import io
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from simpo_cli.report.answer_rows import (
@@ -16,11 +19,12 @@ from simpo_cli.report.answer_rows import (
     people_remark,
     people_row,
 )
-from simpo_cli.report.console import Console
-from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.console import Console, encodable, make_console
+from simpo_cli.report.summary import ANSWER_LINES, QUESTION_LINES, print_wrapped
 from simpo_cli.report.table import Column, Row, print_table
 
 _COLUMNS = (Column("base"), Column("trained"), Column("difference"))
+_WIDE = 80
 _GAP = 2  # intervals stand beside their numbers, which takes room
 
 
@@ -44,6 +48,8 @@ def print_answers(console: Console, document: Mapping[str, Any]) -> None:
     print_table(console, _COLUMNS, rows, gap=_GAP)
     names = ", ".join(f"{side} is {models[side]['path']}" for side in ("base", "trained"))
     print_wrapped(console, Text(), f"{names}; differences of shares are in points.", style="dim")
+    for example in document["examples"]:
+        _print_example(console, example)
     for judge in document["judges"]:
         console.print()
         _print_judge(console, judge)
@@ -55,6 +61,35 @@ def print_answers(console: Console, document: Mapping[str, Any]) -> None:
     print_wrapped(console, Text(), f"Answers, and files for AlpacaEval and Arena-Hard: {folder}", style="dim")
     if (folder.parent / "run.json").is_file():
         print_wrapped(console, Text(), f"To have them in the run's report: simpo report {folder.parent}", style="dim")
+
+
+def _print_example(console: Console, example: Mapping[str, str]) -> None:
+    """A prompt and what both models say to it, side by side where there is room."""
+    prompt, base, trained = (example[name] for name in ("prompt", "base", "trained"))
+    console.print()
+    print_wrapped(console, Text(), f'"{prompt}"', style="bold", max_lines=QUESTION_LINES)
+    if base == trained:
+        print_wrapped(console, Text("  both     ", "dim"), base, max_lines=ANSWER_LINES, keep_newlines=True)
+    elif console.width < _WIDE:
+        print_wrapped(console, Text("  base     ", "dim"), base, max_lines=ANSWER_LINES, keep_newlines=True)
+        print_wrapped(console, Text("  trained  ", "dim"), trained, max_lines=ANSWER_LINES, keep_newlines=True)
+    else:
+        columns = [_column(console, *named) for named in (("base", base), ("trained", trained))]
+        for left, right in zip_longest(*columns, fillvalue=""):
+            room = " " * (_half(console) - cell_len(left) + _GAP)
+            console.print(Text(f"  {left}{room}{right}".rstrip()), soft_wrap=True)
+
+
+def _half(console: Console) -> int:
+    return (console.width - 2 - _GAP) // 2
+
+
+def _column(console: Console, name: str, answer: str) -> list[str]:
+    """A model's answer as lines of half the screen, under its name."""
+    stream = io.StringIO()
+    half = make_console(stream, width=_half(console))
+    print_wrapped(half, Text(), encodable(answer, console.encoding), max_lines=ANSWER_LINES, keep_newlines=True)
+    return [name, *stream.getvalue().splitlines()]
 
 
 def _print_judge(console: Console, judge: Mapping[str, Any]) -> None:

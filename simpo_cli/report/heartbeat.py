@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.progress import Progress
 from simpo_cli.report.summary import print_header, print_outcome
-from simpo_cli.report.text import fixed
+from simpo_cli.stages import Pulse
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -36,11 +37,17 @@ class Heartbeat:
         self._progress = Progress(num_steps=1, first_step=0, clock=clock)
         self._line_at: float | None = None  # when the last step line was written
         self._line_step = 0
+        self._pulse = Pulse(lambda text: self._line(printable(text)), clock=clock)
+
+    def open(self) -> None:
+        """From here on what is being done is said where nothing else is."""
+        self._pulse.start()
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._progress = Progress(num_steps=num_steps, first_step=first_step, clock=self._clock)
         self._line_at = None
         print_header(self._console, header)
+        self._pulse.heard()
 
     def note(self, text: str) -> None:
         self._line(printable(text))
@@ -56,10 +63,11 @@ class Heartbeat:
         self._line(eval_line(record))
 
     def finished(self, outcome: RunOutcome) -> None:
+        self.close()
         print_outcome(self._console, outcome)
 
     def close(self) -> None:
-        """Nothing was changed, so there is nothing to put back."""
+        self._pulse.stop()
 
     def _is_due(self, step: int) -> bool:
         if self._line_at is None or step >= self._progress.num_steps:
@@ -69,6 +77,7 @@ class Heartbeat:
         return seconds >= SECONDS_BETWEEN_LINES or (share >= 0.01 and seconds >= SECONDS_BETWEEN_LINES_AT_LEAST)
 
     def _line(self, text: str) -> None:
+        self._pulse.heard()
         self._console.print(f"{self._now():%H:%M:%S} {text}", soft_wrap=True)
 
 

@@ -10,13 +10,15 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from simpo_cli.report.console import Console, encodable
+from simpo_cli import stages
+from simpo_cli.formatting import compact, duration, fixed
+from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.progress import Progress
 from simpo_cli.report.summary import LABEL_WIDTH, print_header, print_outcome, print_wrapped
-from simpo_cli.report.text import bar, compact, duration, fixed, sparkline
+from simpo_cli.report.text import bar, sparkline
+from simpo_cli.report.working import REFRESHES_PER_SECOND, live_stage_line
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
-REFRESHES_PER_SECOND = 4
 FIELD_GAP = "   "
 BAR_WIDTH = 40
 BAR_WIDTH_AT_LEAST = 5
@@ -41,21 +43,30 @@ class LivePanel:
         self._took_seconds: float | None = None  # set when the run is over
         self._live: Live | None = None
 
+    def open(self) -> None:
+        """Show what is being done until the run has a first screen."""
+        self._start(live_stage_line(self._console))
+
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self.close()
         self._progress = Progress(num_steps=num_steps, first_step=first_step, clock=self._clock)
         self._took_seconds = None
         print_header(self._console, header)
         self._console.print()
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._region,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
-            vertical_overflow="crop",
+        self._start(
+            Live(
+                console=self._console,
+                get_renderable=self._region,
+                refresh_per_second=REFRESHES_PER_SECOND,
+                redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
+                vertical_overflow="crop",
+            )
         )
+
+    def _start(self, live: Live) -> None:
+        self._live = live
         atexit.register(self.close)  # an exception that nobody catches must not leave the cursor hidden
-        self._live.start()
+        live.start(refresh=True)
 
     def note(self, text: str) -> None:
         alert = _ALERT.match(text)
@@ -79,26 +90,30 @@ class LivePanel:
             live.stop()
             atexit.unregister(self.close)
 
+    def _doing(self) -> str:
+        return printable(stages.in_words()) if self._took_seconds is None and self._live is not None else ""
+
     def _region(self) -> Group:
         width, encoding = self._console.width, self._console.encoding
         lines = [
             Text.assemble(
                 *((encodable(text, encoding), style) for text, style in pieces), no_wrap=True, overflow="crop"
             )
-            for pieces in region(self._progress, width, self._took_seconds)
+            for pieces in region(self._progress, width, self._took_seconds, self._doing())
         ]
         for line in lines:
             line.truncate(width, overflow="crop")
         return Group(*lines)
 
 
-def region(progress: Progress, width: int, took_seconds: float | None = None) -> list[Line]:
+def region(progress: Progress, width: int, took_seconds: float | None = None, doing: str = "") -> list[Line]:
     """The lines of the live region, laid out for a terminal `width` columns wide.
 
     Args:
         progress: the records so far.
         width: columns of the terminal.
         took_seconds: None while the run goes on, its length when it is over.
+        doing: what is being done at this moment.
     """
     record, evaluation = progress.record, progress.evaluation
     total = str(progress.num_steps)
@@ -136,6 +151,8 @@ def region(progress: Progress, width: int, took_seconds: float | None = None) ->
     if record is not None:
         speed = [("", compact(record.tokens_per_second), "tokens/s"), ("", fixed(record.memory_gb, 1), "GB")]
         lines += _flow("speed", speed, width)
+    if doing:
+        lines.append([_label("now"), (doing, "dim")])
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
+from simpo_cli.recipe.named import not_a_run
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
 from simpo_cli.recipe.yaml_source import parse_file
@@ -80,7 +81,7 @@ def read_run(path: Path) -> RunFiles:
         UserError: it is not a run, or one of its files is damaged.
     """
     if not (path / "run.json").is_file():
-        raise UserError(f"{path} is not a run.", "Name the folder of a run: it holds run.json.")
+        raise not_a_run(str(path))
     try:
         receipt = json.loads((path / "run.json").read_text(encoding="utf-8"))
         recipe_text = (path / "recipe.yaml").read_text(encoding="utf-8")

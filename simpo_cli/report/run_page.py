@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
+from simpo_cli.formatting import duration
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.report.answers_panel import answer_panels
 from simpo_cli.report.page import render
@@ -23,8 +24,8 @@ from simpo_cli.report.run_tables import (
     outcome_rows,
     recipe_rows,
 )
-from simpo_cli.report.text import duration
 from simpo_cli.report.verdict import alerts, tone, verdict
+from simpo_cli.stages import stage
 
 REPORT_FILE = "report.html"
 SHOWN_NOTES = 100
@@ -32,6 +33,7 @@ SHOWN_FILES = 100
 _FINDING = re.compile(r"[A-Z]{3}\d{3} ")
 
 
+@stage("writing the report")
 def write_run_report(path: Path, output: Path | None = None) -> Path:
     """Write the page of a run anew from what it has written so far, by default RUN/report.html, and return its path.
 

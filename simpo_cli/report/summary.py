@@ -29,8 +29,15 @@ def print_outcome(console: Console, outcome: RunOutcome) -> None:
     for question, before, after in outcome.answers:
         console.print()
         print_wrapped(console, Text(), f'"{question}"', style="bold", max_lines=QUESTION_LINES)
+        if before == after:
+            print_wrapped(console, Text("  both    ", "dim"), after, max_lines=ANSWER_LINES, keep_newlines=True)
+            continue
         print_wrapped(console, Text("  before  ", "dim"), before, max_lines=ANSWER_LINES, keep_newlines=True)
         print_wrapped(console, Text("  after   ", "dim"), after, max_lines=ANSWER_LINES, keep_newlines=True)
+    if same := sum(before == after for _, before, after in outcome.answers):
+        console.print()
+        count = f"{same} of {len(outcome.answers)} answers are" if same > 1 else "1 answer is"
+        print_wrapped(console, Text(), f"{count} the same before and after.", style="dim")
     console.print()
     _print_whole(console, Text("model   ", "dim"), outcome.model_dir)
     report = os.path.join(outcome.run_dir, "report.html")

@@ -1,18 +1,18 @@
 """Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from simpo_cli.errors import UserError
-from simpo_cli.report.cells import Measured
+from simpo_cli.formatting import Measured, p_in_words, percent, points_cell, thousands
+from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.report.curves import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
-from simpo_cli.report.text import thousands
 from simpo_cli.report.verdict import LEVEL, NOTHING, TESTS
 from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion
 
@@ -141,13 +141,12 @@ def comparison_verdict(runs: TwoRuns) -> str:
     """What the shared pairs say, in a sentence or two."""
     if runs.shared is None:
         return f"{_why_nothing(runs)} So no test compares them: what follows are their recipes and their curves."
-    told, shown = runs.comparison, [f"{100 * measured['value']:.1f} %" for measured in runs.accuracies]
-    difference = told.difference.as_json()
-    p_value = "p < 0.0001" if told.p_value < 1e-4 else f"p = {told.p_value:.2g}"
+    told, shown = runs.comparison, [percent(measured["value"]) for measured in runs.accuracies]
+    difference = points_cell(told.difference.as_json())
     count = f"n = {thousands(len(runs.shared))} pairs of {thousands(len(set(runs.shared.prompts)))} prompts"
     sentence = (
-        f"On the same held-out pairs B is right in {shown[1]} and A in {shown[0]}: {100 * difference['value']:+z.1f} "
-        f"points (95 % CI {signed_points(difference)}, {count}, {p_value}, {TESTS[told.test]})"
+        f"On the same held-out pairs B is right in {shown[1]} and A in {shown[0]}: {difference.text} "
+        f"points (95 % CI {difference.below}, {count}, {p_in_words(told.p_value)}, {TESTS[told.test]})"
         + ("" if is_told(told) else f", {NOTHING}")
     )
     return f"{sentence}.{_balanced_words(runs.balanced)} One run of each: another seed may say otherwise."
@@ -159,15 +158,18 @@ def is_told(comparison: Comparison) -> bool:
     return (gain.low > 0 or gain.high < 0) and comparison.p_value < LEVEL
 
 
-def signed_points(measured: Measured) -> str:
-    """+0.3 to +4.5, the interval of a difference of shares in points."""
-    low, high = measured["ci"]
-    return "unknown" if low is None or high is None else f"{100 * low:+z.1f} to {100 * high:+z.1f}"
-
-
 def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
-    """(key, value of the first, value of the second) wherever the recipes differ, names aside."""
-    return _differences(runs.first.values, runs.second.values, leave=_NAMES)
+    """(key, value of the first, value of the second) wherever the recipes say something else, names aside.
+
+    What they say counts, not how: a path by what lies there, gamma in either way, a default like the same value.
+    """
+    same = _same_content(runs)
+    if runs.first.recipe is None or runs.second.recipe is None:  # one is of another version: as the files have it
+        first, second = runs.first.values, runs.second.values
+    else:
+        first, second = _meant(runs.first.recipe), _meant(runs.second.recipe)
+    rows = _differences(first, second, leave=_NAMES)
+    return [row for row in rows if row[0] not in same]
 
 
 def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
@@ -208,7 +210,7 @@ def _balanced_words(balanced: Measured | None) -> str:
         return ""
     low, high = balanced["ci"]
     end = "" if low is not None and (low > 0 or high < 0) else f", {NOTHING}"
-    return f" Length-balanced: {100 * balanced['value']:+z.1f} ({signed_points(balanced)}){end}."
+    return f" Length-balanced: {points_cell(balanced)}{end}."
 
 
 def _identities(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
@@ -220,6 +222,49 @@ def _identities(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
         found.append((*key, seen[key]))
         seen[key] += 1
     return found
+
+
+def _meant(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe, each in one way."""
+    meant = dict(_flat(asdict(recipe)))
+    del meant["loss.gamma_beta_ratio"]
+    meant["loss.gamma"] = recipe.loss.margin
+    for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+        sources = [DataSource(path=named)] if isinstance(named, str) else named or []
+        meant[key] = [source.path for source in sources]
+        meant |= {f"source {number} of {key}": _beside_path(source) for number, source in enumerate(sources, start=1)}
+    return meant
+
+
+def _beside_path(source: DataSource) -> dict[str, Any]:
+    """What a source says beside its path, defaults aside."""
+    default = asdict(DataSource(path=source.path))
+    return {key: value for key, value in asdict(source).items() if value != default[key]}
+
+
+def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _same_content(runs: TwoRuns) -> tuple[str, ...]:
+    """Keys whose files are the same in both runs, whatever they are called."""
+    looked_at: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "model.path": lambda receipt: sorted(receipt["model"]["files"].values()),
+        "data.train": lambda receipt: _identities_of(receipt["data"]["train"]),
+        "data.eval": lambda receipt: _identities_of(receipt["data"].get("eval") or {}),
+        "data.chat_template": lambda receipt: receipt.get("template_sha256"),
+    }
+    both = runs.first.receipt, runs.second.receipt
+    seen = {key: [look(receipt) for receipt in both] for key, look in looked_at.items()}
+    return tuple(key for key, (one, other) in seen.items() if one and one == other)
+
+
+def _identities_of(source: Mapping[str, Any]) -> list[str]:
+    return [file["identity"] for file in source.get("files", [])]
 
 
 def _gaps(rows: Sequence[Row]) -> Floats:

@@ -7,12 +7,11 @@ from typing import TextIO
 from simpo_cli.report.console import err, make_console
 from simpo_cli.report.heartbeat import Heartbeat
 from simpo_cli.report.live import LivePanel
-from simpo_cli.train.events import Observer
 
 LOG_WIDTH = 120
 
 
-def watch(stream: TextIO | None = None) -> Observer:
+def watch(stream: TextIO | None = None) -> LivePanel | Heartbeat:
     """An observer on `stream` (stderr): a live panel if it is a terminal that can move its cursor, else a heartbeat.
 
     On stderr the panel shares the console `err`, so what others print there appears above it.

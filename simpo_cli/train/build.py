@@ -87,7 +87,7 @@ def build(
         recipe=recipe,
         plan=setting.plan,
         train=data.train,
-        held_out=data.held_out,
+        held_out=setting.evaluated,
         policy=policy,
         optimizer=optimizer,
         accelerator=accelerator,
@@ -96,7 +96,7 @@ def build(
         stop=stop,
         health=Health(recipe, setting.plan.num_steps, observer.note),
         probe=AnswerProbe(
-            held_out_questions(data.held_out, data.texts, recipe.health.num_answers),
+            held_out_questions(setting.evaluated, data.texts, recipe.health.num_answers),
             data.tokenizer,
             recipe.health.answer_tokens,
         ),
@@ -106,12 +106,13 @@ def build(
     if past.latest is None:
         return training, check, None
     if is_another_run:  # what was said of other pairs, or by another start model, is of no use here
-        training.start_scores = score_pairs(policy, data.held_out, accelerator, budget) if data.held_out else None
+        held_out = training.held_out
+        training.start_scores = score_pairs(policy, held_out, accelerator, budget) if held_out else None
         training.answers_before = answer(policy, questions_of(setting), data.tokenizer, accelerator)
     saved = past.load(policy, optimizer)
     if not is_another_run:
         training.start_scores = _scores_before(saved, setting)
-        training.answers_before = list(saved.progress.answers_before)
+        training.answers_before = [] if setting.quick else list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
     training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
@@ -131,8 +132,10 @@ def _training_tokens(setting: Setting) -> int:
 
 
 def questions_of(setting: Setting) -> list[Question]:
-    """What the model is asked before and after."""
+    """What the model is asked before and after; nothing in a smoke run."""
     data = setting.data
+    if setting.quick:
+        return []
     if setting.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
         return builtin_questions(data.tokenizer)
     return held_out_questions(data.held_out, data.texts)

@@ -22,6 +22,7 @@ from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, find_model, l
 from simpo_cli.model.own_code import with_imports
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.redaction import redacted
+from simpo_cli.stages import stage
 from simpo_cli.train.not_finite import require_finite_tensors
 from simpo_cli.train.run_folder import BASE, MODEL
 
@@ -79,6 +80,7 @@ def export_dtype(recipe: Recipe, source: ModelSource) -> torch.dtype:
     return source.stored_dtype if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]
 
 
+@stage("saving the model")
 def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSource, card: str) -> Rounding | None:
     """Write model/: weights, configuration, tokenizer, chat template and a card, whole or not at all.
 
@@ -227,6 +229,7 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@stage("comparing saved weights with those of the start")
 def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:
     """Compare start, trained and saved weights, one tensor at a time.
 

@@ -12,6 +12,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
+from simpo_cli.stages import stage
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import save_model
 from simpo_cli.train.loop import Training
@@ -80,6 +81,7 @@ def finish(
     return outcome, measured
 
 
+@stage("reading the saved model again")
 def _read_again(folder: Path, weights: torch.dtype, device: torch.device) -> nn.Module:
     """The model as others will load it; where that fails the disk is to blame, which has just taken it."""
     try:

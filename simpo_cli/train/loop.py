@@ -17,6 +17,7 @@ from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.evaluate.summary import summarise
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.stages import stage
 from simpo_cli.train.events import EvalRecord, Observer, StepRecord
 from simpo_cli.train.health.answers import AnswerProbe
 from simpo_cli.train.health.watch import Health
@@ -120,14 +121,15 @@ def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> 
         return accumulate(
             policy,
             pairs,
-            training.stop.between(microbatches(pairs, budget, policy.packing)),
+            training.stop.between(doing.advancing(microbatches(pairs, budget, policy.packing))),
             loss=recipe.loss,
             accelerator=training.accelerator,
             step=step,
             reseed=recipe.seed if _has_dropout(recipe) else None,
         )
 
-    return _within_memory(training, attempt, pairs, policy, f"step {step + 1}")
+    with stage(f"pairs of step {step + 1}", len(pairs)) as doing:
+        return _within_memory(training, attempt, pairs, policy, f"step {step + 1}")
 
 
 def _within_memory(
@@ -184,7 +186,8 @@ def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
     # after the last step the saved model is scored, so this one is only for choosing the best checkpoint
     due = recipe.checkpoint.best if last else first or plan.is_due(done, recipe.eval.every)
     if training.held_out and due and training.evaluated_at != done:
-        training.eval_losses[done] = evaluate(training, done).loss
+        with stage("scoring the start model" if first else f"evaluation at step {done}"):
+            training.eval_losses[done] = evaluate(training, done).loss
     if first or last or plan.is_due(done, recipe.checkpoint.every):  # the first shows that saving works
         save()
 

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.data.hub import is_offline
 from simpo_cli.data.model_files import read_json
+from simpo_cli.data.network import is_forbidden
 from simpo_cli.errors import ExitCode, UserError
 
 _SENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")
@@ -49,7 +49,7 @@ def push(folder: Path, repo_id: str, *, public: bool = False) -> tuple[str, list
             (exit code 4), with the command that sends it later. The folder is as it was.
     """
     _require_base_of_others(folder)
-    if is_offline():
+    if is_forbidden():
         raise _not_pushed(folder, repo_id, public, "HF_HUB_OFFLINE forbids the network", "unset HF_HUB_OFFLINE")
     import huggingface_hub
 

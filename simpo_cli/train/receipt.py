@@ -19,6 +19,7 @@ from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.redaction import redacted_values, told_apart
+from simpo_cli.stages import stage
 from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
@@ -117,6 +118,7 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
             key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
         },
         "seed": recipe.seed,
+        "quick": setting.quick,
         "model": {
             "name": source.name,
             "revision": source.revision,
@@ -229,6 +231,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@stage("hashing the files of the model")
 def _model_files(source: ModelSource) -> dict[str, str]:
     """sha256 of the weight files, with those of the model below an adapter; a hub id is named by its commit instead."""
     if source.revision is not None:

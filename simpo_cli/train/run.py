@@ -39,6 +39,7 @@ def train(
     resume: bool = False,
     allow_changed: Sequence[str] = (),
     dry_run: bool = False,
+    quick: bool = False,
 ) -> RunOutcome | None:
     """Run a recipe to its end.
 
@@ -49,6 +50,7 @@ def train(
         resume: go on with an existing run of this name.
         allow_changed: what may differ from the run that is gone on with, by the names of `identity.Change`.
         dry_run: check everything that can be checked without the weights, say what would happen, and write nothing.
+        quick: skip every evaluation and all probe answers, as a smoke run may; a run that began so stays so.
 
     Returns:
         What the run left behind; None for a dry run, and for a run that was complete already.
@@ -68,13 +70,15 @@ def train(
                 checkpoint.reap(run_dir / CHECKPOINTS)
             past = Past.of(run_dir) if resume else Past.none()
             with stop.at_once():
-                setting = settle(composed.recipe, past.latest.identity if past.latest else None)
+                quick = quick or bool(past.document.get("quick"))
+                setting = settle(composed.recipe, past.latest.identity if past.latest else None, quick=quick)
                 content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))
             if past.is_complete(setting.plan.num_steps):
                 steps = setting.plan.num_steps
-                observer.note(f"{run_dir} is complete at step {steps} of {steps}; raise train.num_epochs to go on")
+                key = "max_steps" if composed.recipe.train.max_steps == steps else "num_epochs"
+                observer.note(f"{run_dir} is complete at step {steps} of {steps}; raise train.{key} to go on")
                 return None
             first_step = past.latest.step if past.latest else 0
             if dry_run:

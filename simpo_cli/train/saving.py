@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.stages import stage
 from simpo_cli.train import checkpoint
 from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
@@ -69,7 +70,8 @@ class CheckpointSaver:
         self._folder.sync_logs()
         require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
         try:
-            checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
+            with stage(f"saving the checkpoint of step {done}"):
+                checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
         except OSError as error:
             kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
             raise UserError(

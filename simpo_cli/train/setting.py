@@ -1,5 +1,6 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.encode import AS_TRANSCRIPT, cut_warnings
+from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
+from simpo_cli.errors import UserError
 from simpo_cli.model.attention.support import why_not_shared
 from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths
@@ -35,6 +38,9 @@ from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
 from simpo_cli.train.trackers import require_trackers
 
+QUICK = "--quick"
+"""Why a smoke run has no numbers, wherever they would stand."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,9 +61,15 @@ class Setting:
     memory: str
     accelerator: Accelerator
     notes: tuple[str, ...]  # what a person should read once, and what stops nothing
+    quick: bool = False  # a smoke run: nothing is evaluated, and no prompt is answered
+
+    @property
+    def evaluated(self) -> Sequence[EncodedPair]:
+        """The pairs that the run is evaluated on: those held out, and none of a smoke run."""
+        return [] if self.quick else self.data.held_out
 
 
-def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
+def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> Setting:
     """Decide and check everything that does not need the weights.
 
     Args:
@@ -66,11 +78,17 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
             so do packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory
             allows it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because
             memory ran out, stay so until the recipe says something else.
+        quick: whether this is a smoke run, see `Setting.quick`.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
     """
     notes: list[str] = []
+    if quick and recipe.checkpoint.best:
+        raise UserError(
+            "--quick evaluates nothing, and checkpoint.best keeps the checkpoint with the lowest held-out loss.",
+            "Leave --quick out, or set checkpoint.best=false.",
+        )
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
     recipe = replace(recipe, model=settle_adapter(recipe.model, source))
@@ -179,4 +197,5 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
         memory=memory,
         accelerator=accelerator,
         notes=tuple(notes),
+        quick=quick,
     )

@@ -15,6 +15,8 @@ from typing import Any
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe.named import not_a_run
+from simpo_cli.stages import stage
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.run_folder import (
     ANSWERS,
@@ -108,7 +110,7 @@ def verify_run(path: Path) -> Verification:
         UserError: it is not a run, or it cannot be read.
     """
     if not holds_a_run(path):
-        raise UserError(f"{path} is not a run.", "Name the folder of a run: it holds run.json.")
+        raise not_a_run(str(path))
     with disk_faults(f"{path} cannot be read"):
         whole, checkpoints = _checkpoints(path)
         receipt, seen = _receipt(path, has_saved=bool(checkpoints))
@@ -125,6 +127,7 @@ def verify_run(path: Path) -> Verification:
     return Verification(path, seen, latest.step if latest else None)
 
 
+@stage("hashing the files of the run")
 def written_files(path: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file that a finished run leaves, checkpoints and run.json aside, for run.json.
 

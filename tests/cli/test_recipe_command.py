@@ -154,6 +154,32 @@ def test_check_of_a_recipe_whose_files_are_not_here(simpo: Simpo) -> None:
     assert seen.out.split("REC013  ")[1:] == ["model.path is smollm2: there is no such file here.\n"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.train=gone.jsonl", "override 1: data.train: gone.jsonl does not exist."),
+        ("model.path=./gone", "override 1: the model folder ./gone does not exist."),
+        ("data.chat_template=gone.jinja", "override 1: data.chat_template names gone.jinja, which cannot be read"),
+        ("data.eval=[{path: gone.jsonl}]", "override 1: data.eval: gone.jsonl does not exist."),
+        ("data.train=[{path: prefs.jsonl, columns: {prompt: question}}]", "question"),
+        ("data.train=broken.jsonl", "broken.jsonl:2: "),
+        ("data.train=r.yaml", "data.train: r.yaml is a recipe, and a file of pairs is wanted."),
+        ("model.path=prefs.jsonl", "model.path: prefs.jsonl is a file of pairs, and a model folder is wanted."),
+    ],
+)
+def test_check_looks_at_what_the_recipe_names(simpo: Simpo, change: str, said: str) -> None:
+    pair = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    Path("prefs.jsonl").write_text(json.dumps(pair) + "\n")
+    Path("broken.jsonl").write_text(json.dumps(pair) + '\n{"prompt": 1}\n')
+    Path("r.yaml").write_text("name: a\nmodel: {path: builtin:guide}\ndata: {train: prefs.jsonl}\n")
+    assert simpo("recipe", "check", "r.yaml").code == 0
+    seen = simpo("recipe", "check", "r.yaml", change)
+    assert seen.code == 2
+    assert said in seen.err
+    [error] = json.loads(simpo("recipe", "check", "r.yaml", change, "--json").out)["findings"]
+    assert (error["severity"], said in f"{error['where']}: {error['sentence']}") == ("error", True)
+
+
 def test_copy_makes_a_recipe_that_editors_understand(simpo: Simpo) -> None:
     seen = simpo("recipe", "copy", "paper/llama3-8b-instruct", "my-run.yaml")
     assert (seen.code, seen.out) == (0, "")

@@ -21,7 +21,7 @@ def recipe(model: str = "builtin:guide", **data: object) -> Recipe:
         (recipe("./org/nope"), "the model folder ./org/nope does not exist."),
         (recipe("a/b/c"), "the model folder a/b/c does not exist."),
         (recipe("~/of-nobody/at-all"), "the model folder ~/of-nobody/at-all does not exist."),
-        (recipe("prefs.jsonl"), "prefs.jsonl is a file, not a model folder."),
+        (recipe("prefs.jsonl"), "model.path: prefs.jsonl is a file of pairs, and a model folder is wanted."),
         (recipe(train="pref.jsonl"), "data.train: pref.jsonl does not exist."),
         (recipe(train=[DataSource(path="prefs.jsonl"), DataSource(path="x.csv")]), "data.train: x.csv does not exist."),
         (recipe(train="empty"), "data.train: empty is a folder without data files."),

@@ -264,7 +264,7 @@ print("torch" in sys.modules)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     said, has_torch = result.stdout.splitlines()
-    assert said.startswith("4 org/surely-not-here is no file or folder here and not in the cache")
+    assert said.startswith("4  org/surely-not-here is not here, neither as a folder nor in the cache")
     assert "HF_HUB_OFFLINE forbids to fetch it" in said
     assert has_torch == "False"
 

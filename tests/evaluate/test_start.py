@@ -149,7 +149,7 @@ def test_a_real_model_is_measured_as_single_sequences_are(folder: Path) -> None:
         train=TrainRecipe(precision="fp32"),
     )
     tokenizer = load_tokenizer(str(folder))
-    start = measure_start(recipe, pairs, tokenizer, of_pairs=13, say=lambda *_: None)
+    start = measure_start(recipe, pairs, tokenizer, of_pairs=13)
     model = AutoModelForCausalLM.from_pretrained(folder)
     differences = []
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_nothing_to_score_is_said(folder: Path) -> None:
     recipe = Recipe(name="r", model=ModelRecipe(path=str(folder)), data=data)
     pair = PreferencePair("p", "", "x", "p.jsonl:1")
     with pytest.raises(UserError, match="no pair is left to score"):
-        measure_start(recipe, [pair], load_tokenizer(str(folder)), of_pairs=1, say=lambda *_: None)
+        measure_start(recipe, [pair], load_tokenizer(str(folder)), of_pairs=1)
 
 
 def test_lengths_fit_the_model(folder: Path) -> None:

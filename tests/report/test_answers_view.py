@@ -69,3 +69,24 @@ def test_a_folder_is_shown_without_torch(folder: Path) -> None:
     code, imported = imported_by("eval", "answers", cwd=folder.parent)
     assert code == ExitCode.DONE
     assert imported.isdisjoint({"torch", "transformers", "datasets", "accelerate", "peft", "openai"})
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_three_answers_side_by_side(tmp_path: Path, width: int) -> None:
+    lines = shown(write_answers(tmp_path / "answers", said="{side} {last} " + "word " * 20).path, width)
+    quoted = [place for place, line in enumerate(lines) if line.startswith('"')]
+    assert len(quoted) == 3
+    below = lines[quoted[0] + 1 : quoted[1] - 1]
+    if width == 100:
+        assert below[0].split() == ["base", "trained"]
+        assert below[1].startswith("  base 11 word")
+        assert "   trained 19 word" in below[1]
+    else:
+        assert below[0].startswith("  base     base 11 word")
+        assert any(line.startswith("  trained  trained 19 word") for line in below)
+    assert all(len(line) <= width for line in below)
+
+
+def test_an_answer_that_did_not_change_is_shown_once(tmp_path: Path) -> None:
+    lines = shown(write_answers(tmp_path / "answers", said="the same").path, 100)
+    assert [line for line in lines if line.startswith("  both")] == ["  both     the same"] * 3

@@ -4,7 +4,18 @@ import math
 
 import pytest
 
-from simpo_cli.report.text import bar, compact, duration, fixed, percent, percent_range, sparkline, thousands
+from simpo_cli.formatting import (
+    compact,
+    duration,
+    fixed,
+    p_in_words,
+    percent,
+    percent_range,
+    points_cell,
+    share_cell,
+    thousands,
+)
+from simpo_cli.report.text import bar, sparkline
 
 
 @pytest.mark.parametrize(
@@ -59,3 +70,17 @@ def test_sparklines(values: list[float], shown: str) -> None:
 @pytest.mark.parametrize(("share", "done"), [(0, 0), (0.5, 5), (0.999, 9), (1, 10), (2, 10), (-1, 0)])
 def test_a_bar_is_full_only_when_all_is_done(share: float, done: int) -> None:
     assert bar(share, 10) == ("━" * done, "─" * (10 - done))
+
+
+@pytest.mark.parametrize(
+    ("p_value", "said"),
+    [(0.5, "p = 0.5"), (0.0321, "p = 0.032"), (0.0001, "p = 0.0001"), (9e-5, "p < 0.0001")],
+)
+def test_p_values(p_value: float, said: str) -> None:
+    assert p_in_words(p_value) == said
+
+
+def test_an_interval_ends_where_shares_do_and_may_be_missing() -> None:
+    assert str(share_cell({"value": 1.0, "ci": [0.98, 1.02], "n": 9})) == "100.0 % (98.0 to 100.0)"
+    assert str(share_cell({"value": 1.0, "ci": [0.9, None], "n": 1})) == "100.0 % (no interval)"
+    assert str(points_cell({"value": -0.0001, "ci": [-0.02, 0.031], "n": 9})) == "+0.0 (-2.0 to +3.1)"

@@ -110,3 +110,12 @@ data         one two three four five six
 held-out set \x1b[1m
 """
     )
+
+
+def test_an_answer_that_is_the_same_before_and_after_is_shown_once_and_counted(outcome: RunOutcome) -> None:
+    same = replace(outcome, answers=(("A?", "So.", "So."), ("B?", "No.", "Yes."), ("C?", "Hm.", "Hm.")))
+    text = printed(same, 80)
+    assert '"A?"\n  both    So.\n' in text
+    assert '"B?"\n  before  No.\n  after   Yes.\n' in text
+    assert "\n2 of 3 answers are the same before and after.\n" in text
+    assert "same before and after" not in printed(outcome, 80)

@@ -10,7 +10,7 @@ from scipy import stats
 from simpo_cli.cli import main as cli
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.report.run_files import read_run
-from simpo_cli.report.two_runs import caveats, compare_runs, comparison_verdict
+from simpo_cli.report.two_runs import caveats, compare_runs, comparison_verdict, recipe_differences
 from simpo_cli.report.two_runs_page import write_comparison
 from tests.cli.test_help import imported_by
 from tests.report.made_run import RECIPE, eval_row, outcome, pair_row, write_run
@@ -192,3 +192,30 @@ def test_it_never_loads_torch(tmp_path: Path) -> None:
     code, imported = imported_by("report", "a", "b", cwd=tmp_path)
     assert code == ExitCode.DONE
     assert imported.isdisjoint({"torch", "transformers", "datasets", "accelerate", "peft"})
+
+
+def _recipe(**changes: str) -> str:
+    lines = {"name": "a", "model": "{path: builtin:guide}", "data": "{train: prefs.jsonl}", "loss": "{gamma: 1.0}"}
+    return "".join(f"{key}: {text}\n" for key, text in {**lines, **changes}.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"name": "b", "output_dir": "elsewhere"}, []),
+        ({"seed": "42", "train": "{learning_rate: 1.0e-6, num_epochs: 1}"}, []),  # the defaults, written out
+        ({"loss": "{gamma_beta_ratio: 0.5, beta: 2}"}, []),
+        ({"data": "{train: [{path: prefs.jsonl}], holdout: 0.05}"}, []),
+        ({"data": "{train: [{path: moved/prefs.jsonl}]}"}, []),  # the same file
+        ({"loss": "{gamma: 1.5}"}, ["loss.gamma"]),
+        ({"data": "{train: [{path: prefs.jsonl, max_pairs: 5}]}"}, ["source 1 of data.train"]),
+        ({"model": "{path: builtin:guide, lora: {rank: 8}}"}, ["model.lora"]),
+    ],
+)
+def test_recipes_differ_where_they_say_something_else(
+    tmp_path: Path, changes: dict[str, str], differing: list[str]
+) -> None:
+    first = _write(tmp_path / "a", _rows(FIRST), recipe=_recipe())
+    second = _write(tmp_path / "b", _rows(SECOND), recipe=_recipe(**changes))
+    rows = recipe_differences(compare_runs(read_run(first), read_run(second)))
+    assert list(dict.fromkeys("model.lora" if "lora" in key else key for key, _, _ in rows)) == differing

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from simpo_cli.data.encode import EncodedPairs, encode_ahead, in_batches
@@ -11,6 +12,7 @@ from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.pairs import PairWriter
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.stages import stage
 
 _SAMPLES = 8
 
@@ -29,11 +31,12 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
     """
     writer = PairWriter(folder)
     total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
-    try:
+    with closing(writer), stage("tokenizing pairs") as tokenizing:
         for source in reader.sources:
             before = writer.num_pairs
             batches = ((batch, batch) for batch in in_batches(reader.read_source(source)))
             for batch, encoded in encode_ahead(batches, tokenizer, data):
+                tokenizing.advance(len(batch))
                 if encoded.bad and data.on_bad_record == "error":
                     raise stopped_by(encoded.bad)
                 total.bad += encoded.bad
@@ -46,8 +49,6 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 writer.add(encoded.pairs)
             pairs_of_source.append(writer.num_pairs - before)
         reader.require_pairs()
-    finally:
-        writer.close()
     account = Account(
         decision=reader.decision,
         files=[(file.path, file.identity, file.size) for file in reader.files],
