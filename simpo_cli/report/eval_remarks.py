@@ -5,7 +5,8 @@ from typing import Any
 
 from simpo_cli.report.console import printable
 from simpo_cli.report.text import percent, percent_range, thousands
-from simpo_cli.report.verdict import FEW_PROMPTS, TESTS
+from simpo_cli.report.verdict import TESTS
+from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
 
 _TESTS = {
     **TESTS,
@@ -39,8 +40,10 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         said.append(f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs.")
     if result.get("noise"):
         said += _noise(result)
-    if prompts < FEW_PROMPTS:
-        said.append(f"Only {prompts} prompts: too few to conclude much. Evaluate on at least {FEW_PROMPTS}.")
+    effective = result.get("effective_prompts", prompts)
+    if effective < FEW_PROMPTS:
+        few = prompts_in_words(prompts, effective)
+        said.append(f"Only {few}: too few to conclude much. Evaluate on at least {FEW_PROMPTS}.")
     return said
 
 

@@ -15,11 +15,11 @@ from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.text import blocks, percent, percent_range, thousands
+from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
 
 GAP = 3
 SHOWN_PARTS = 10
 SHOWN_FEATURES = 4
-FEW_PROMPTS = 30
 RULE_WIDTH = len("surface features only")
 
 # from the widest table to the narrowest that still says something
@@ -177,8 +177,10 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
         if leads := leading(surface["weights"], most=SHOWN_FEATURES):
             said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
             print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
-    if document["input"]["prompts"] < FEW_PROMPTS:
-        print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
+    prompts, effective = (document["input"][name] for name in ("prompts", "effective_prompts"))
+    if effective < FEW_PROMPTS:
+        few = f"Under {FEW_PROMPTS} prompts" if prompts < FEW_PROMPTS else prompts_in_words(prompts, effective)
+        print_wrapped(console, Text("  "), f"{few}: too few to conclude much.", style="dim")
 
 
 def bar_to_beat(surface: Mapping[str, Any]) -> str:

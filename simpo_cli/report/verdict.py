@@ -5,8 +5,8 @@ from typing import Any
 
 from simpo_cli.report.run_files import RunFiles
 from simpo_cli.report.text import fixed, percent, percent_range, thousands
+from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
 
-FEW_PROMPTS = 30
 LEVEL = 0.05
 KEPT_ENOUGH = 0.8
 TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
@@ -55,8 +55,10 @@ def alerts(run: RunFiles) -> list[str]:
     said = [_health(alert) for alert in seen]
     if "after" in outcome:
         after = outcome["after"]
-        if after["prompts"] < FEW_PROMPTS:
-            said.append(f"Only {after['prompts']} prompts are held out: under {FEW_PROMPTS}, intervals are rough.")
+        effective = after.get("effective_prompts", after["prompts"])
+        if effective < FEW_PROMPTS:
+            few = prompts_in_words(after["prompts"], effective)
+            said.append(f"Only {few} are held out: under {FEW_PROMPTS}, intervals are rough.")
         said += _trivial(after)
     kept = outcome.get("export")
     if kept is not None and kept["kept_share"] < KEPT_ENOUGH and "HEA006" not in codes:

@@ -9,7 +9,7 @@ from simpo_cli.evaluate.samples import write_samples
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
-from simpo_cli.statistics import Comparison, Measured
+from simpo_cli.statistics import FEW_PROMPTS, Comparison, Measured, prompts_in_words
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names, percent
@@ -105,13 +105,13 @@ def _table(before: EvalSummary, after: EvalSummary, comparison: Comparison) -> l
     gain = comparison.difference
     test = "exact McNemar" if comparison.test == "mcnemar-exact" else "sign flips by prompt"
     p_value = "p < 0.0001" if comparison.p_value < 1e-4 else f"p = {comparison.p_value:.2g}"
-    few = "; under 30 prompts, intervals are rough" if after.prompts < 30 else ""
+    few = f"; under {FEW_PROMPTS} prompts, intervals are rough" if after.effective_prompts < FEW_PROMPTS else ""
     return [
         (
             "held-out accuracy",
             percent(before.accuracy),
             percent(after.accuracy),
-            f"n = {after.pairs} pairs, {after.prompts} prompts, one seed{few}",
+            f"n = {after.pairs} pairs, {prompts_in_words(after.prompts, after.effective_prompts)}, one seed{few}",
         ),
         (
             "gain",
