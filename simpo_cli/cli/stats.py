@@ -312,7 +312,7 @@ def _say(text: str) -> None:
 
 
 def _say_cleaned(cleaned: "CleanResult") -> None:
-    from simpo_cli.report.text import thousands
+    from simpo_cli.formatting import thousands
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
     said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"

@@ -9,6 +9,7 @@ from pathlib import Path
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generation.document import answers_document
 from simpo_cli.evaluate.generation.folder import MANIFEST, AnswerFolder, is_answers
+from simpo_cli.formatting import Cell
 from simpo_cli.report.answer_rows import (
     AnswerRow,
     answer_remarks,
@@ -20,7 +21,6 @@ from simpo_cli.report.answer_rows import (
     people_remark,
     people_row,
 )
-from simpo_cli.report.cells import Cell
 from simpo_cli.report.page import readable
 from simpo_cli.report.run_files import RunFiles
 

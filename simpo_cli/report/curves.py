@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from simpo_cli.formatting import fixed
 from simpo_cli.report.run_files import Row
 from simpo_cli.report.svg import FAINT, HELD_OUT, INK
-from simpo_cli.report.text import fixed
 
 MOST_POINTS = 300
 """Of a curve; more steps than that are averaged in groups."""

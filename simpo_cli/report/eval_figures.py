@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from simpo_cli.formatting import percent
 from simpo_cli.report.eval_view import span_of
 from simpo_cli.report.svg import CHOSEN, FAINT, INK, draw_svg
-from simpo_cli.report.text import percent
 
 
 def reliability_figure(result: Mapping[str, Any], name: str) -> str:

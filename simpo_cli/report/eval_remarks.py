@@ -3,10 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    border_in_words,
+    fixed,
+    p_in_words,
+    prompts_in_words,
+    share_cell,
+    thousands,
+)
 from simpo_cli.report.console import printable
-from simpo_cli.report.text import percent, percent_range, thousands
 from simpo_cli.report.verdict import TESTS
-from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
 
 _TESTS = {
     **TESTS,
@@ -36,7 +43,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     said += _not_beaten(result)
     calibration = result.get("calibration")
     if calibration:
-        by_chance = f"{calibration['ece_by_chance']:.3f}"
+        by_chance = fixed(calibration["ece_by_chance"], 3)
         said.append(f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs.")
     if result.get("noise"):
         said += _noise(result)
@@ -65,6 +72,8 @@ def difference_remarks(difference: Mapping[str, Any]) -> list[str]:
     holm = difference.get("p_value_holm")
     if holm is not None and holm != difference["p_value"]:
         said[0] = said[0].replace(f" ({test})", f", with all tests here in mind {p_in_words(holm)} ({test})", 1)
+    if border := border_in_words(difference["accuracy"], difference["p_value"]):
+        said.append(border)
     if difference.get("margin_p_value") is not None:
         said.append(f"Margin: {p_in_words(difference['margin_p_value'])} ({_TESTS[difference['margin_test']]}).")
     if difference.get("smallest_effect") is not None:
@@ -77,18 +86,13 @@ def difference_remarks(difference: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def p_in_words(p_value: float) -> str:
-    """p = 0.032, p < 0.001"""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-
-
 def _not_beaten(result: Mapping[str, Any]) -> list[str]:
     """Rules without a model that the model does not surely beat."""
     low = result["accuracy"]["ci"][0]
     names = {"longer_wins": "Picking the longer response", "surface": "A classifier of surface features"}
     return [
-        f"{names[key]} gets {percent(rule['value'])} ({percent_range(*rule['ci'])}, n {thousands(rule['n'])}): the "
-        "model does not clearly beat that."
+        f"{names[key]} gets {share_cell(rule).text} ({share_cell(rule).below}, n {thousands(rule['n'])}): the model "
+        "does not clearly beat that."
         for key, rule in (result.get("baselines") or {}).items()
         if rule is not None and key in names and low <= rule["ci"][1]
     ]

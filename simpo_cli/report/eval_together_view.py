@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
 from simpo_cli.report.eval_view import difference_rows, number_row, points_row, print_rows, share_row
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.table import Row
-from simpo_cli.report.text import thousands
 
 MOST_DETAILED = 3
 """Comparisons that are shown whole; of more only the line of the accuracy."""

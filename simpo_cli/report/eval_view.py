@@ -5,12 +5,25 @@ from typing import Any
 
 from rich.text import Text
 
-from simpo_cli.report.cells import Cell, Measured, change_cell, number_cell, points_cell, share_cell
+from simpo_cli.formatting import (
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    Cell,
+    Measured,
+    change_cell,
+    fixed,
+    number_cell,
+    p_in_words,
+    percent,
+    points_cell,
+    share_cell,
+    thousands,
+)
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.eval_remarks import failure_in_words, remarks
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.table import Column, Row, print_label, print_table
-from simpo_cli.report.text import fixed, percent, thousands
 from simpo_cli.report.verdict import gain_in_words
 
 BASELINES = {"longer_wins": "the longer wins", "surface": "surface features only"}
@@ -69,14 +82,14 @@ def eval_rows(result: Mapping[str, Any]) -> list[Row]:
     for name, baseline in (result.get("baselines") or {}).items():
         if baseline is not None or name != "surface":  # no training pairs are known of a model by itself
             rows.append(share_row(f"  {BASELINES.get(name, printable(name))}", baseline))
-    rows.append(number_row("margin", result["margin"], 2))
+    rows.append(number_row("margin", result["margin"], MARGIN_DIGITS))
     if result.get("margin_median"):
-        rows.append(number_row("  median", result["margin_median"], 2))
+        rows.append(number_row("  median", result["margin_median"], MARGIN_DIGITS))
     rows += [
         share_row("  past gamma", result["target_reached"]),
-        number_row("loss", result["loss"], 3),
-        number_row("chosen, nats/token", result["logps/chosen"], 3),
-        number_row("rejected, nats/token", result["logps/rejected"], 3),
+        number_row("loss", result["loss"], LOSS_DIGITS),
+        number_row("chosen, nats/token", result["logps/chosen"], LOG_PROB_DIGITS),
+        number_row("rejected, nats/token", result["logps/rejected"], LOG_PROB_DIGITS),
     ]
     rows += _length_rows(length)
     calibration = result.get("calibration")
@@ -124,10 +137,10 @@ def difference_rows(difference: Mapping[str, Any]) -> list[Row]:
     if difference.get("length_balanced") is not None:
         rows.append(points_row("    length-balanced", difference["length_balanced"]))
     for key, label, digits in (
-        ("margin", "  margin", 2),
-        ("loss", "  loss", 3),
-        ("logps/chosen_delta", "  chosen, nats/token", 3),
-        ("logps/rejected_delta", "  rejected, nats/token", 3),
+        ("margin", "  margin", MARGIN_DIGITS),
+        ("loss", "  loss", LOSS_DIGITS),
+        ("logps/chosen_delta", "  chosen, nats/token", LOG_PROB_DIGITS),
+        ("logps/rejected_delta", "  rejected, nats/token", LOG_PROB_DIGITS),
     ):
         if difference.get(key) is not None:
             rows.append(_change_row(label, difference[key], digits))
@@ -156,7 +169,8 @@ def _slices(result: Mapping[str, Any]) -> list[Row]:
             name = "(none)" if one["value"] is None else printable(one["value"])
             rows.append(share_row(f"  {name if len(name) <= 30 else name[:29] + '…'}", one["accuracy"], one["pairs"]))
             if one["difference"] is not None:
-                rows.append(points_row(f"    difference, points, Holm p {one['p_value_holm']:.2g}", one["difference"]))
+                label = f"    difference, points, Holm {p_in_words(one['p_value_holm'])}"
+                rows.append(points_row(label, one["difference"]))
     return rows
 
 

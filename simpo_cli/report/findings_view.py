@@ -7,9 +7,9 @@ from rich.text import Text
 
 from simpo_cli.audit.catalogue import CATALOGUE, Entry
 from simpo_cli.data.raw import BadRecord
+from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import thousands
 
 SHOWN_PLACES = 3
 STYLES = {"error": "red", "warning": "yellow"}

@@ -6,8 +6,8 @@ from typing import Any
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.data.raw import BadRecord
+from simpo_cli.formatting import thousands
 from simpo_cli.report.console import printable
-from simpo_cli.report.text import thousands
 
 _LINE = re.compile(r"(?P<file>.+):(?P<line>[1-9]\d*)", re.DOTALL)
 _RECORD = re.compile(r"(?P<file>.+), (?P<record>record \d+)", re.DOTALL)

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console
 from simpo_cli.report.summary import print_wrapped
 from simpo_cli.report.table import Column, Row, print_table
-from simpo_cli.report.text import fixed
 
 
 def print_harness(console: Console, document: Mapping[str, Any]) -> None:

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.progress import Progress
 from simpo_cli.report.summary import print_header, print_outcome
-from simpo_cli.report.text import fixed
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 SECONDS_BETWEEN_LINES = 30.0

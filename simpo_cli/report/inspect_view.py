@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.formatting import fixed, thousands
 from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.report.console import Console
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import fixed, thousands
 from simpo_cli.report.token_text import SHADES, Extent, sign, token_lines
 
 LABEL_WIDTH = 10

@@ -10,10 +10,11 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from simpo_cli.formatting import compact, duration, fixed
 from simpo_cli.report.console import Console, encodable
 from simpo_cli.report.progress import Progress
 from simpo_cli.report.summary import LABEL_WIDTH, print_header, print_outcome, print_wrapped
-from simpo_cli.report.text import bar, compact, duration, fixed, sparkline
+from simpo_cli.report.text import bar, sparkline
 from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 REFRESHES_PER_SECOND = 4

@@ -6,10 +6,10 @@ from typing import Any
 
 import jinja2
 
+from simpo_cli.formatting import percent, share_cell, thousands
 from simpo_cli.redaction import redacted
 from simpo_cli.report.console import printable
 from simpo_cli.report.report_file import PAGE_MARK
-from simpo_cli.report.text import percent, percent_range, thousands
 
 SHOWN_CHARACTERS = 1200
 """Of each text of the data."""
@@ -51,5 +51,4 @@ def _environment() -> jinja2.Environment:
 
 
 def _interval(measured: Mapping[str, Any]) -> str:
-    low, high = measured["ci"]
-    return "unknown" if low is None else percent_range(low, high)
+    return share_cell(measured).below

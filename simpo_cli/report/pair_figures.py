@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from simpo_cli.formatting import fixed, percent
 from simpo_cli.report.curves import SIZE, Figure, Floats, legend, signed
 from simpo_cli.report.run_files import RunFiles
 from simpo_cli.report.run_tables import LengthRow, pair_column
 from simpo_cli.report.svg import CHOSEN, FAINT, HELD_OUT, INK, REJECTED, draw_svg
-from simpo_cli.report.text import fixed, percent
 
 _NUM_BINS = 30
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from simpo_cli.formatting import fixed
 from simpo_cli.report.page import readable
 from simpo_cli.report.run_files import Row, RunFiles
-from simpo_cli.report.text import fixed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from simpo_cli.formatting import percent
 from simpo_cli.report.curves import (
     SIZE,
     Curve,
@@ -20,7 +21,6 @@ from simpo_cli.report.curves import (
 )
 from simpo_cli.report.run_files import RunFiles
 from simpo_cli.report.svg import CHOSEN, FAINT, HELD_OUT, REJECTED, draw_svg
-from simpo_cli.report.text import percent
 
 
 def training_figures(run: RunFiles) -> list[Figure]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
+from simpo_cli.formatting import duration
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.report.answers_panel import answer_panels
 from simpo_cli.report.page import render
@@ -23,7 +24,6 @@ from simpo_cli.report.run_tables import (
     outcome_rows,
     recipe_rows,
 )
-from simpo_cli.report.text import duration
 from simpo_cli.report.verdict import alerts, tone, verdict
 
 REPORT_FILE = "report.html"

@@ -3,14 +3,26 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo_cli.report.cells import Cell, Measured, change_cell, number_cell, share_cell
+from simpo_cli.formatting import (
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    Cell,
+    Measured,
+    change_cell,
+    fixed,
+    number_cell,
+    percent,
+    share_cell,
+    thousands,
+)
 from simpo_cli.report.run_files import RunFiles
-from simpo_cli.report.text import fixed, percent, thousands
 from simpo_cli.statistics import MIN_STRATUM_PAIRS, mean, proportion
 
 
@@ -44,6 +56,11 @@ class Account:
     counts: Mapping[str, int]
 
 
+_margin = partial(number_cell, digits=MARGIN_DIGITS)
+_loss = partial(number_cell, digits=LOSS_DIGITS)
+_log_prob = partial(number_cell, digits=LOG_PROB_DIGITS)
+
+
 def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
     """What was measured before and after, each with its interval; empty without an evaluation at the end."""
     if "before" not in outcome:
@@ -52,11 +69,11 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[TableRow]:
     rows = [
         _row("accuracy", before["accuracy"], after["accuracy"], share_cell),
         _row("length-balanced", before["length"]["balanced"], after["length"]["balanced"], share_cell),
-        _row("mean margin", before["margin"], after["margin"], _two),
+        _row("mean margin", before["margin"], after["margin"], _margin),
         _row("margin past gamma", before["target_reached"], after["target_reached"], share_cell),
-        _row("loss", before["loss"], after["loss"], _three),
-        _row("chosen log-prob", before["logps/chosen"], after["logps/chosen"], _three),
-        _row("rejected log-prob", before["logps/rejected"], after["logps/rejected"], _three),
+        _row("loss", before["loss"], after["loss"], _loss),
+        _row("chosen log-prob", before["logps/chosen"], after["logps/chosen"], _log_prob),
+        _row("rejected log-prob", before["logps/rejected"], after["logps/rejected"], _log_prob),
     ]
     spearman = [before["length"]["spearman"], after["length"]["spearman"]]
     if None not in spearman:
@@ -106,7 +123,7 @@ def drift_rows(run: RunFiles) -> list[tuple[str, Cell]]:
     for side in ("chosen", "rejected"):
         change = pair_column(run, f"{side}_after") - pair_column(run, f"{side}_before")
         rows += [
-            (f"{side}, nats a token", change_cell(mean(change, prompts).as_json(), 3)),
+            (f"{side}, nats a token", change_cell(mean(change, prompts).as_json(), LOG_PROB_DIGITS)),
             (f"pairs whose {side} fell", share_cell(proportion((change < 0).astype(float), prompts).as_json())),
         ]
     return rows
@@ -166,13 +183,7 @@ def _row(label: str, before: Measured | None, after: Measured | None, show: Any)
     return TableRow(label, *(Cell("too few pairs") if one is None else show(one) for one in (before, after)))
 
 
-def _two(measured: Measured) -> Cell:
-    return number_cell(measured, 2)
-
-
-def _three(measured: Measured) -> Cell:
-    return number_cell(measured, 3)
-
-
 def _correlation(rho: Measured | float) -> Cell:
-    return _two(rho) if isinstance(rho, Mapping) else Cell(fixed(rho, 2))  # runs of earlier versions hold no interval
+    if isinstance(rho, Mapping):
+        return number_cell(rho, 2)
+    return Cell(fixed(rho, 2))  # runs of earlier versions hold no interval

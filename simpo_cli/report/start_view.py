@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.formatting import fixed, interval_in_words, number_cell, share_cell, thousands
 from simpo_cli.report.console import Console, encodable
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import blocks, fixed, percent, percent_range, thousands
+from simpo_cli.report.text import blocks
 
 LABEL_WIDTH = 19
 WIDE = 60
@@ -107,11 +108,10 @@ def _print_histogram(console: Console, histogram: Mapping[str, Any], gamma: floa
 
 
 def _share(measured: Mapping[str, Any]) -> str:
-    low, high = measured["ci"]
-    return f"{percent(measured['value'])} (95 % CI {percent_range(low, high)}, n = {thousands(measured['n'])})"
+    cell = share_cell(measured)
+    return f"{cell.text} ({interval_in_words(cell)}, n = {thousands(measured['n'])})"
 
 
 def _mean(measured: Mapping[str, Any], digits: int) -> str:
-    low, high = measured["ci"]
-    interval = "unknown" if low is None or high is None else f"{fixed(low, digits)} to {fixed(high, digits)}"
-    return f"{fixed(measured['value'], digits)} (95 % CI {interval})"
+    cell = number_cell(measured, digits)
+    return f"{cell.text} ({interval_in_words(cell)})"

@@ -10,12 +10,12 @@ from rich.text import Text
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.audit.surface import leading
+from simpo_cli.formatting import FEW_PROMPTS, interval_in_words, percent, prompts_in_words, share_cell, thousands
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.start_view import print_start
 from simpo_cli.report.summary import print_wrapped
-from simpo_cli.report.text import blocks, percent, percent_range, thousands
-from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
+from simpo_cli.report.text import blocks
 
 GAP = 3
 SHOWN_PARTS = 10
@@ -192,9 +192,8 @@ def bar_to_beat(surface: Mapping[str, Any]) -> str:
 
 
 def _print_rule(console: Console, name: str, measured: Mapping[str, Any], remark: str) -> None:
-    low, high = measured["ci"]
-    interval = "unknown" if low is None else percent_range(low, high)
-    text = f"{percent(measured['value'])} (95 % CI {interval}; n = {thousands(measured['n'])} pairs{remark})"
+    cell = share_cell(measured)
+    text = f"{cell.text} ({interval_in_words(cell)}; n = {thousands(measured['n'])} pairs{remark})"
     print_wrapped(console, Text(f"  {name.ljust(RULE_WIDTH)}   "), text)
 
 
@@ -229,12 +228,10 @@ def _print_parts(console: Console, title: str, names: Sequence[str], parts: Sequ
 def _part_cells(part: Mapping[str, Any]) -> tuple[str, ...]:
     if not part["count"]:
         return ("0", "-", "-", "-", "-")
-    rule = part["longer_wins"]
-    interval = "" if rule["ci"][0] is None else f" ({percent_range(*rule['ci'])})"
     return (
         thousands(part["count"]),
         f"{part['mean_chosen_len']:,.1f}",
         f"{part['mean_rejected_len']:,.1f}",
-        f"{percent(rule['value'])}{interval}",
+        str(share_cell(part["longer_wins"])),
         thousands(sum(part["findings"].values())),
     )

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 
 from simpo_cli.errors import UserError
-from simpo_cli.report.cells import Measured
+from simpo_cli.formatting import (
+    LEVEL,
+    Measured,
+    border_in_words,
+    excludes_zero,
+    p_in_words,
+    percent,
+    points_cell,
+    thousands,
+)
 from simpo_cli.report.curves import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
-from simpo_cli.report.text import thousands
-from simpo_cli.report.verdict import LEVEL, NOTHING, TESTS
+from simpo_cli.report.verdict import NOTHING, TESTS
 from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
@@ -141,28 +149,22 @@ def comparison_verdict(runs: TwoRuns) -> str:
     """What the shared pairs say, in a sentence or two."""
     if runs.shared is None:
         return f"{_why_nothing(runs)} So no test compares them: what follows are their recipes and their curves."
-    told, shown = runs.comparison, [f"{100 * measured['value']:.1f} %" for measured in runs.accuracies]
-    difference = told.difference.as_json()
-    p_value = "p < 0.0001" if told.p_value < 1e-4 else f"p = {told.p_value:.2g}"
+    told, shown = runs.comparison, [percent(measured["value"]) for measured in runs.accuracies]
+    difference = points_cell(told.difference.as_json())
     count = f"n = {thousands(len(runs.shared))} pairs of {thousands(len(set(runs.shared.prompts)))} prompts"
     sentence = (
-        f"On the same held-out pairs B is right in {shown[1]} and A in {shown[0]}: {100 * difference['value']:+z.1f} "
-        f"points (95 % CI {signed_points(difference)}, {count}, {p_value}, {TESTS[told.test]})"
+        f"On the same held-out pairs B is right in {shown[1]} and A in {shown[0]}: {difference.text} "
+        f"points (95 % CI {difference.below}, {count}, {p_in_words(told.p_value)}, {TESTS[told.test]})"
         + ("" if is_told(told) else f", {NOTHING}")
     )
-    return f"{sentence}.{_balanced_words(runs.balanced)} One run of each: another seed may say otherwise."
+    border = border_in_words(told.difference.as_json(), told.p_value)
+    said = (f"{sentence}.{_balanced_words(runs.balanced)}", border, "One run of each: another seed may say otherwise.")
+    return " ".join(filter(None, said))
 
 
 def is_told(comparison: Comparison) -> bool:
     """Whether the difference is more than chance."""
-    gain = comparison.difference
-    return (gain.low > 0 or gain.high < 0) and comparison.p_value < LEVEL
-
-
-def signed_points(measured: Measured) -> str:
-    """+0.3 to +4.5, the interval of a difference of shares in points."""
-    low, high = measured["ci"]
-    return "unknown" if low is None or high is None else f"{100 * low:+z.1f} to {100 * high:+z.1f}"
+    return excludes_zero(comparison.difference.as_json()) and comparison.p_value < LEVEL
 
 
 def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
@@ -208,7 +210,7 @@ def _balanced_words(balanced: Measured | None) -> str:
         return ""
     low, high = balanced["ci"]
     end = "" if low is not None and (low > 0 or high < 0) else f", {NOTHING}"
-    return f" Length-balanced: {100 * balanced['value']:+z.1f} ({signed_points(balanced)}){end}."
+    return f" Length-balanced: {points_cell(balanced)}{end}."
 
 
 def _identities(rows: Sequence[Row]) -> list[tuple[str, str, int]]:

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from simpo_cli.formatting import percent
 from simpo_cli.report.curves import SIZE, Curve, Figure, dot, draw_level, finish, signed, three_digits, two_digits
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.svg import FAINT, HELD_OUT, INK, draw_svg
-from simpo_cli.report.text import percent
 from simpo_cli.report.two_runs import TwoRuns
 
 _NUM_BINS = 30

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import simpo_cli
-from simpo_cli.report.cells import Cell, change_cell, number_cell, points_cell, share_cell
+from simpo_cli.formatting import Cell, change_cell, number_cell, points_cell, share_cell
 from simpo_cli.report.page import render
 from simpo_cli.report.report_file import require_replaceable_page, write_page
 from simpo_cli.report.run_files import RunFiles, read_run

@@ -3,11 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LEVEL,
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    border_in_words,
+    excludes_zero,
+    fixed,
+    p_in_words,
+    percent,
+    percent_range,
+    points_cell,
+    prompts_in_words,
+    share_cell,
+    thousands,
+)
 from simpo_cli.report.run_files import RunFiles
-from simpo_cli.report.text import fixed, percent, percent_range, thousands
-from simpo_cli.statistics import FEW_PROMPTS, prompts_in_words
 
-LEVEL = 0.05
 KEPT_ENOUGH = 0.8
 TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
 NOTHING = "not distinguishable from zero"
@@ -18,7 +31,8 @@ def verdict(run: RunFiles) -> str:
     outcome = run.outcome
     match run.state:
         case "done" if "difference" in outcome:
-            return f"{gain_in_words(outcome)} One seed."
+            border = border_in_words(outcome["difference"]["accuracy"], outcome["difference"]["p_value"])
+            return " ".join(filter(None, (gain_in_words(outcome), border, "One seed.")))
         case "done":
             return f"No pairs were held out, so nothing says whether the model got better.{_loss(run)} One seed."
         case "training":
@@ -69,10 +83,10 @@ def alerts(run: RunFiles) -> list[str]:
         )
     if run.evals and run.evals[-1]["logps/chosen_delta"] < 0 and not {"HEA001", "HEA002"} & set(codes):
         last = run.evals[-1]
+        chosen, rejected = (fixed(last[f"logps/{side}_delta"], LOG_PROB_DIGITS) for side in ("chosen", "rejected"))
         said.append(
-            f"The chosen responses became less likely: {fixed(last['logps/chosen_delta'], 3)} nats a token on the "
-            f"{last['probe_pairs']} pairs of the probe (rejected {fixed(last['logps/rejected_delta'], 3)}). Only their "
-            "distance is trained; loss.sft_weight holds the chosen ones up."
+            f"The chosen responses became less likely: {chosen} nats a token on the {last['probe_pairs']} pairs of the "
+            f"probe (rejected {rejected}). Only their distance is trained; loss.sft_weight holds the chosen ones up."
         )
     shared = run.receipt["data"].get("train_pairs_with_held_out_prompts", 0)
     if shared:
@@ -101,31 +115,20 @@ def gain_in_words(outcome: Mapping[str, Any]) -> str:
         start = f"Held-out accuracy {'rose' if gain['value'] > 0 else 'fell'} {points:.1f} points, {from_to}"
     else:
         start = f"Held-out accuracy went {from_to}"
-    shown_p = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
     evidence = (
-        f"{_signed_range(gain)}, n = {thousands(after['pairs'])} pairs of {thousands(after['prompts'])} prompts, "
-        f"{shown_p}, {TESTS[difference['test']]}"
+        f"{points_cell(gain).below}, n = {thousands(after['pairs'])} pairs of {thousands(after['prompts'])} prompts, "
+        f"{p_in_words(p_value)}, {TESTS[difference['test']]}"
     )
     sentence = f"{start} (95 % CI of the difference {evidence})" + ("" if told else f": {NOTHING}")
     balanced = difference.get("length_balanced")
     if balanced is None:
         return f"{sentence}; length-balanced: too few pairs on one side to say."
-    end = "" if _excludes_zero(balanced) else f": {NOTHING}"
-    return f"{sentence}; length-balanced {100 * balanced['value']:+z.1f} ({_signed_range(balanced)}){end}."
+    end = "" if excludes_zero(balanced) else f": {NOTHING}"
+    return f"{sentence}; length-balanced {points_cell(balanced)}{end}."
 
 
 def _is_told(gain: Mapping[str, Any], p_value: float) -> bool:
-    return _excludes_zero(gain) and p_value < LEVEL
-
-
-def _excludes_zero(measured: Mapping[str, Any]) -> bool:
-    low, high = measured["ci"]
-    return low is not None and high is not None and (low > 0 or high < 0)
-
-
-def _signed_range(measured: Mapping[str, Any]) -> str:
-    low, high = measured["ci"]
-    return "unknown" if low is None or high is None else f"{100 * low:+z.1f} to {100 * high:+z.1f}"
+    return excludes_zero(gain) and p_value < LEVEL
 
 
 def _trivial(after: Mapping[str, Any]) -> list[str]:
@@ -133,8 +136,7 @@ def _trivial(after: Mapping[str, Any]) -> list[str]:
     low = after["accuracy"]["ci"][0]
     rules = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
     return [
-        f"{name.capitalize()} gets {percent(rule['value'])} ({percent_range(*rule['ci'])}) on the same pairs: the "
-        "trained model does not clearly beat that."
+        f"{name.capitalize()} gets {share_cell(rule)} on the same pairs: the trained model does not clearly beat that."
         for key, name in rules.items()
         if (rule := after["baselines"].get(key)) is not None and None not in rule["ci"] and low <= rule["ci"][1]
     ]
@@ -154,7 +156,7 @@ def _so_far(run: RunFiles) -> str:
 def _loss(run: RunFiles) -> str:
     if len(run.metrics) < 2:
         return ""
-    first, last = (fixed(run.metrics[at]["loss"], 3) for at in (0, -1))
+    first, last = (fixed(run.metrics[at]["loss"], LOSS_DIGITS) for at in (0, -1))
     return f" The loss on the training pairs of a step went from {first} to {last}."
 
 

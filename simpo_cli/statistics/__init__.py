@@ -15,7 +15,7 @@ from simpo_cli.statistics.length import (
     length_strata,
     longer_wins,
 )
-from simpo_cli.statistics.measured import CONFIDENCE, FEW_PROMPTS, Measured, effective_prompts, prompts_in_words
+from simpo_cli.statistics.measured import CONFIDENCE, Measured, effective_prompts
 from simpo_cli.statistics.paired import POWER, Comparison, compare_accuracy, smallest_effect
 from simpo_cli.statistics.proportions import mean, proportion
 from simpo_cli.statistics.rank import median, spearman
@@ -24,7 +24,6 @@ from simpo_cli.statistics.signed_rank import RankTest, signed_rank_test
 
 __all__ = [
     "CONFIDENCE",
-    "FEW_PROMPTS",
     "MIN_STRATUM_PAIRS",
     "POWER",
     "Calibration",
@@ -44,7 +43,6 @@ __all__ = [
     "mean",
     "median",
     "over_seeds",
-    "prompts_in_words",
     "proportion",
     "signed_rank_test",
     "smallest_effect",

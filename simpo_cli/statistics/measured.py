@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
-FEW_PROMPTS = 30
-"""Effective prompts under which intervals are rough."""
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -62,13 +60,6 @@ def effective_prompts(codes: Codes, weights: Floats | None = None) -> float:
     """
     of_prompt = np.bincount(codes, weights=weights)
     return float(of_prompt.sum() ** 2 / (of_prompt**2).sum())
-
-
-def prompts_in_words(prompts: int, effective: float) -> str:
-    """`480 prompts`; where only their unevenness makes them few, also how many they count as."""
-    if effective < FEW_PROMPTS <= prompts:
-        return f"{prompts:,} prompts (they count as {effective:.0f}: a few of them hold most of the pairs)"
-    return f"{prompts:,} prompts"
 
 
 def variance_of_mean(deviations: Floats, weight: float, codes: Codes, num_prompts: int) -> float:

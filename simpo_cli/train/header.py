@@ -11,10 +11,10 @@ from simpo_cli.audit.repeats import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import DataSource
-from simpo_cli.statistics import Measured
 from simpo_cli.train.events import RunHeader
 from simpo_cli.train.setting import Setting
 
@@ -56,7 +56,7 @@ def header(setting: Setting) -> RunHeader:
     lengths = lengths_of(data.train)
     bias = statistics.longer_wins(lengths[:, 1], lengths[:, 2], prompt_keys_of(data.train).tolist())
     if length_predicts(bias.low, bias.high):
-        told = f"LEN001 the longer response is the chosen one in {percent(bias)} of training pairs"
+        told = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
         lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}"))
     lines += [
         (
@@ -102,11 +102,6 @@ def _packing(setting: Setting) -> str:
         return "pairs in padded rows" + (f": {setting.why_padded}" if setting.why_padded else "")
     rows, shared = (int(tokens_of_each(setting.data.train, packing).sum()) for packing in ("padded", "shared_prefix"))
     return f"every prompt once, no padding: {100 * (1 - shared / rows):.0f} % fewer tokens than pairs of padded rows"
-
-
-def percent(share: Measured) -> str:
-    """A share with its 95 % interval, such as `51.2 % (46.8 to 55.6)`."""
-    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
 
 
 def data_names(sources: str | list[DataSource]) -> str:

@@ -3,8 +3,9 @@
 It travels with the model, so it names nothing of the machine: models and data sets by their hub ids, files by a hash.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ import simpo_cli
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.data.writing import disk_faults, replacing
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    Cell,
+    Measured,
+    border_in_words,
+    number_cell,
+    p_in_words,
+    percent,
+    points_cell,
+    prompts_in_words,
+    share_cell,
+)
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import Recipe
@@ -25,7 +41,6 @@ from simpo_cli.train.setting import Setting
 CARD = "README.md"
 _LICENCE = ("license", "license_name", "license_link")
 _SHA256_DIGITS = 64
-_FEW_PROMPTS = 30
 _TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
 
 
@@ -164,25 +179,28 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
     if "before" not in outcome:
         return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
     before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
-    rows = [
-        ("accuracy", before["accuracy"], after["accuracy"], _share),
-        ("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], _share),
-        ("mean reward margin", before["margin"], after["margin"], _number),
-        ("loss", before["loss"], after["loss"], _number),
-        ("mean log-prob of chosen, nats a token", before["logps/chosen"], after["logps/chosen"], _number),
-        ("mean log-prob of rejected, nats a token", before["logps/rejected"], after["logps/rejected"], _number),
+    log_prob = partial(number_cell, digits=LOG_PROB_DIGITS)
+    rows: list[tuple[str, Measured | None, Measured | None, Callable[[Measured], Cell]]] = [
+        ("accuracy", before["accuracy"], after["accuracy"], share_cell),
+        ("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], share_cell),
+        ("mean reward margin", before["margin"], after["margin"], partial(number_cell, digits=MARGIN_DIGITS)),
+        ("loss", before["loss"], after["loss"], partial(number_cell, digits=LOSS_DIGITS)),
+        ("mean log-prob of chosen, nats a token", before["logps/chosen"], after["logps/chosen"], log_prob),
+        ("mean log-prob of rejected, nats a token", before["logps/rejected"], after["logps/rejected"], log_prob),
     ]
     table = [f"| {after['pairs']:,} held-out pairs | start model | this model |", "|---|---|---|"]
     for label, *both, show in rows:
-        shown = ["too few pairs" if one is None else show(one) for one in both]
+        shown = ["too few pairs" if one is None else str(show(one)) for one in both]
         table.append(f"| {label} | {shown[0]} | {shown[1]} |")
-    gain = difference["accuracy"]
-    p_value = "p < 0.0001" if difference["p_value"] < 1e-4 else f"p = {difference['p_value']:.2g}"
+    gain = points_cell(difference["accuracy"])
+    effective = after.get("effective_prompts", after["prompts"])  # runs of before 0.2 do not say it
+    border = border_in_words(difference["accuracy"], difference["p_value"])
     lines = [
-        f"Accuracy changed by {100 * gain['value']:+z.1f} points ({_range(gain, 100, '+z.1f')}, n = {after['pairs']:,} "
-        f"pairs of {after['prompts']:,} prompts, {p_value}, {_TESTS[difference['test']]}). One seed. Brackets hold "
-        "95 % intervals."
-        + ("" if after["prompts"] >= _FEW_PROMPTS else f" Under {_FEW_PROMPTS} prompts they are rough."),
+        f"Accuracy changed by {gain.text} points ({gain.below}, n = {after['pairs']:,} pairs of "
+        f"{prompts_in_words(after['prompts'], effective)}, {p_in_words(difference['p_value'])}, "
+        f"{_TESTS[difference['test']]}). One seed. Brackets hold 95 % intervals."
+        + ("" if effective >= FEW_PROMPTS else f" Under {FEW_PROMPTS} prompts they are rough.")
+        + (f" {border}" if border else ""),
         f"To beat on the same pairs: {'; '.join(_baselines(after['baselines']))}.",
         "Accuracy is the share of pairs in which the model finds the preferred response the likelier one, per token. "
         "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",
@@ -192,8 +210,8 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
 
 def _baselines(known: Mapping[str, Any]) -> list[str]:
     named = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
-    said = ["a coin 50.0 %"]
-    return said + [f"{name} {_share(known[key])}" for key, name in named.items() if known.get(key) is not None]
+    said = [f"a coin {percent(0.5)}"]
+    return said + [f"{name} {share_cell(known[key])}" for key, name in named.items() if known.get(key) is not None]
 
 
 def _loading(trained: Trained) -> str:
@@ -288,16 +306,3 @@ def _origin(source: EncodedSource) -> str:
 def _is_of_hub(identity: str) -> bool:
     """What is read of a file is known by its sha256, what is read of the hub by its commit."""
     return len(identity) != _SHA256_DIGITS
-
-
-def _share(measured: Mapping[str, Any]) -> str:
-    return f"{100 * measured['value']:.1f} % ({_range(measured, 100, 'z.1f')})"
-
-
-def _number(measured: Mapping[str, Any]) -> str:
-    return f"{measured['value']:z.3f} ({_range(measured, 1, 'z.3f')})"
-
-
-def _range(measured: Mapping[str, Any], scale: float, form: str) -> str:
-    low, high = measured["ci"]
-    return "interval unknown" if low is None or high is None else f"{scale * low:{form}} to {scale * high:{form}}"

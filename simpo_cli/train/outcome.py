@@ -7,12 +7,24 @@ from simpo_cli.evaluate.comparison import compare_scores
 from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
 from simpo_cli.evaluate.samples import write_samples
 from simpo_cli.evaluate.summary import EvalSummary, summarise
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    fixed,
+    p_in_words,
+    percent,
+    points_cell,
+    prompts_in_words,
+    share_cell,
+)
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
-from simpo_cli.statistics import FEW_PROMPTS, Comparison, Measured, prompts_in_words
+from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import Rounding
-from simpo_cli.train.header import data_names, percent
+from simpo_cli.train.header import data_names
 from simpo_cli.train.health import catalogue
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES
@@ -79,7 +91,7 @@ def conclude(
         training.health.judge_export(setting.plan.num_steps, rounding.kept_share)
         is_lost = catalogue.CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
         remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
-        table.append(("change kept by the save", "", f"{100 * rounding.kept_share:.1f} %", remark))
+        table.append(("change kept by the save", "", percent(rounding.kept_share), remark))
     if alerts := training.health.alerts:
         codes = ", ".join(alert.code for alert in alerts)
         table.append(("health", "", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
@@ -102,42 +114,44 @@ def conclude(
 
 
 def _table(before: EvalSummary, after: EvalSummary, comparison: Comparison) -> list[tuple[str, str, str, str]]:
-    gain = comparison.difference
+    gain = points_cell(comparison.difference.as_json())
+
+    def both(name: str, digits: int) -> tuple[str, str]:
+        return fixed(getattr(before, name).value, digits), fixed(getattr(after, name).value, digits)
+
     test = "exact McNemar" if comparison.test == "mcnemar-exact" else "sign flips by prompt"
-    p_value = "p < 0.0001" if comparison.p_value < 1e-4 else f"p = {comparison.p_value:.2g}"
     few = f"; under {FEW_PROMPTS} prompts, intervals are rough" if after.effective_prompts < FEW_PROMPTS else ""
     return [
         (
             "held-out accuracy",
-            percent(before.accuracy),
-            percent(after.accuracy),
+            str(share_cell(before.accuracy.as_json())),
+            str(share_cell(after.accuracy.as_json())),
             f"n = {after.pairs} pairs, {prompts_in_words(after.prompts, after.effective_prompts)}, one seed{few}",
         ),
         (
             "gain",
             "",
-            f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
-            f"{p_value}, {test}",
+            f"{gain.text} points ({gain.below})",
+            f"{p_in_words(comparison.p_value)}, {test}",
         ),
         (
             "length-balanced",
             _percent_or_none(before.length["balanced"]),
             _percent_or_none(after.length["balanced"]),
-            f"picking the longer: {percent(after.longer_wins)}",
+            f"picking the longer: {share_cell(after.longer_wins.as_json())}",
         ),
-        ("mean margin", f"{before.margin.value:.2f}", f"{after.margin.value:.2f}", "in units of the reward"),
+        ("mean margin", *both("margin", MARGIN_DIGITS), "in units of the reward"),
         (
             "chosen log-prob",
-            f"{before.logps_chosen.value:.2f}",
-            f"{after.logps_chosen.value:.2f}",
+            *both("logps_chosen", LOG_PROB_DIGITS),
             "nats a token",
         ),
-        ("held-out loss", f"{before.loss.value:.3f}", f"{after.loss.value:.3f}", ""),
+        ("held-out loss", *both("loss", LOSS_DIGITS), ""),
     ]
 
 
 def _percent_or_none(share: Measured | None) -> str:
-    return "too few pairs" if share is None else percent(share)
+    return "too few pairs" if share is None else str(share_cell(share.as_json()))
 
 
 def _next_step(setting: Setting) -> tuple[str, str]:

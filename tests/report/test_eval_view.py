@@ -118,45 +118,45 @@ Held-out accuracy rose 45.2 points, from 51.2 % to 96.4 % (95 % CI of the differ
 n = 500 pairs of 480 prompts, p < 0.0001, exact McNemar test); length-balanced +40.0 (+35.0 to
 +45.0).
 
-                                        value      95 % interval     n
-accuracy                               96.4 %       94.4 to 97.7   500
-  chosen is longer                     95.0 %       89.0 to 98.0   100
-  chosen is shorter                    97.0 %       94.0 to 98.0   400
-  length-balanced                      96.0 %       94.0 to 97.0   500
+                                          value      95 % interval     n
+accuracy                                 96.4 %       94.4 to 97.7   500
+  chosen is longer                       95.0 %       89.0 to 98.0   100
+  chosen is shorter                      97.0 %       94.0 to 98.0   400
+  length-balanced                        96.0 %       94.0 to 97.0   500
 to beat
-  a coin                               50.0 %
-  the longer wins                      20.0 %       16.5 to 23.6   500
-margin                                   3.11       3.00 to 3.20   500
-  median                                 3.00       2.90 to 3.10   500
-  past gamma                           91.0 %       88.0 to 93.0   500
-loss                                    0.212     0.190 to 0.230   500
-chosen, nats/token                     -1.200   -1.250 to -1.150   500
-rejected, nats/token                   -2.700   -2.900 to -2.500   500
-reward with length, Spearman             0.03      -0.05 to 0.11   500
-  within pairs                          -0.01      -0.10 to 0.08   500
+  a coin                                 50.0 %
+  the longer wins                        20.0 %       16.5 to 23.6   500
+margin                                     3.11       3.00 to 3.20   500
+  median                                   3.00       2.90 to 3.10   500
+  past gamma                             91.0 %       88.0 to 93.0   500
+loss                                      0.212     0.190 to 0.230   500
+chosen, nats/token                       -1.200   -1.250 to -1.150   500
+rejected, nats/token                     -2.700   -2.900 to -2.500   500
+reward with length, Spearman               0.03      -0.05 to 0.11   500
+  within pairs                            -0.01      -0.10 to 0.08   500
 accuracy by chosen - rejected, tokens
-  -40 to -3                            97.0 %       94.0 to 98.0   400
-  0                                   too few                        4
-  +1 to +25                            95.0 %       89.0 to 98.0    96
-calibration error                       0.112     0.096 to 0.128   500
-  Brier score                           0.045     0.036 to 0.054   500
+  -40 to -3                              97.0 %       94.0 to 98.0   400
+  0                                     too few                        4
+  +1 to +25                              95.0 %       89.0 to 98.0    96
+calibration error                         0.112     0.096 to 0.128   500
+  Brier score                             0.045     0.036 to 0.054   500
 against builtin:guide
-  its accuracy                         51.2 %       46.8 to 55.6   500
-  difference, points                    +45.2     +40.1 to +50.3   500
-    length-balanced                     +40.0     +35.0 to +45.0   500
-  margin                                +1.97     +1.87 to +2.07   500
-  loss                                 -0.718   -0.758 to -0.678   500
-  chosen, nats/token                   -0.084   -0.090 to -0.079   500
-  rejected, nats/token                 -0.212   -0.220 to -0.204   500
-  chosen became less likely            90.0 %       87.0 to 92.0   500
+  its accuracy                           51.2 %       46.8 to 55.6   500
+  difference, points                      +45.2     +40.1 to +50.3   500
+    length-balanced                       +40.0     +35.0 to +45.0   500
+  margin                                  +1.97     +1.87 to +2.07   500
+  loss                                   -0.718   -0.758 to -0.678   500
+  chosen, nats/token                     -0.084   -0.090 to -0.079   500
+  rejected, nats/token                   -0.212   -0.220 to -0.204   500
+  chosen became less likely              90.0 %       87.0 to 92.0   500
 by source
-  [bold]web                            96.0 %       94.0 to 97.0   460
-    difference, points, Holm p 0.02     +46.0     +41.0 to +50.0   460
-  (none)                              too few                        4
+  [bold]web                              96.0 %       94.0 to 97.0   460
+    difference, points, Holm p = 0.02     +46.0     +41.0 to +50.0   460
+  (none)                                too few                        4
 
 500 pairs of 480 prompts; intervals are by prompt.
 Equal rewards: 3 pairs, counted one half.
-Difference: p < 0.001 (exact McNemar test); 230 pairs won, 4 pairs lost, 266 pairs the same.
+Difference: p < 0.0001 (exact McNemar test); 230 pairs won, 4 pairs lost, 266 pairs the same.
 Margin: p = 0.032 (Wilcoxon's signed-rank test).
 A true difference under 6.6 points would often be missed with so many pairs.
 Calibration error: a model whose confidence is right shows about 0.036 on so many pairs.

@@ -74,8 +74,8 @@ def test_the_whole_screen() -> None:
   loss               1.210 (95 % CI 1.160 to 1.260)
   gradient weight    0.61 (95 % CI 0.60 to 0.62): 1 pulls fully, 0 has nothing left to pull
   chosen             -1.165 (95 % CI -1.170 to -1.160) nats a token
-  rejected           -1.171 (95 % CI unknown) nats a token; the nearer to 0, the more the responses
-                     are what this model would write itself
+  rejected           -1.171 (no interval) nats a token; the nearer to 0, the more the responses are
+                     what this model would write itself
 
   A pair pulls with 0.61 of its full weight on average: there is something to learn.
   gamma/beta 0.25 (gamma 0.5 at beta 2) is where to begin: 76.0 % (95 % CI 67.0 to 83.0, n = 100) of
