@@ -22,7 +22,7 @@ from simpo_cli.data.encode.ahead import encode_ahead
 from simpo_cli.data.encode.pairs import encode_pairs, in_batches
 from simpo_cli.data.encode.prompts import encode_prompt
 from simpo_cli.data.encode.rendering import LONGEST_WORD
-from simpo_cli.data.encode.rules import EncodedPairs, Rules, prompt_key
+from simpo_cli.data.encode.rules import EncodedPairs, Rules, pair_key, prompt_key
 
 __all__ = [
     "LONGEST_WORD",
@@ -32,5 +32,6 @@ __all__ = [
     "encode_pairs",
     "encode_prompt",
     "in_batches",
+    "pair_key",
     "prompt_key",
 ]
