@@ -10,6 +10,10 @@ Measured = Mapping[str, Any]  # {"value", "ci": [low, high], "n"}
 MARGIN_DIGITS = 2
 LOSS_DIGITS = 3
 LOG_PROB_DIGITS = 3
+FEW_PROMPTS = 30
+"""Effective prompts under which intervals are rough."""
+LEVEL = 0.05
+"""A p value below it says that a difference is more than chance."""
 
 _NO_INTERVAL = "no interval"  # of one pair or prompt, or where all are alike
 
@@ -30,8 +34,36 @@ def percent_range(low: float, high: float) -> str:
 
 
 def p_in_words(p_value: float) -> str:
-    """p = 0.032, p < 0.0001"""
-    return "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
+    """p = 0.032, p < 0.0001; near 0.05 with three figures, and never rounded up to it."""
+    if p_value < 1e-4:
+        return "p < 0.0001"
+    if not 0.0445 <= p_value < 0.0555:
+        return f"p = {p_value:.2g}"
+    return f"p = {min(p_value, LEVEL - 1e-4) if p_value < LEVEL else p_value:.3g}"
+
+
+def excludes_zero(measured: Measured) -> bool:
+    """Whether an interval leaves zero out."""
+    low, high = measured["ci"]
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def border_in_words(difference: Measured, p_value: float) -> str:
+    """A sentence where interval and exact test disagree, else nothing."""
+    if excludes_zero(difference) == (p_value < LEVEL):
+        return ""
+    interval, test = ("leaves out", "is not") if excludes_zero(difference) else ("holds", "is")
+    return (
+        f"Interval and test disagree: the interval {interval} zero, p {test} below {LEVEL}. They are made in different "
+        "ways, and at the border either may be right: take it as undecided."
+    )
+
+
+def prompts_in_words(prompts: int, effective: float) -> str:
+    """480 prompts; where only their unevenness makes them few, also how many they count as."""
+    if effective < FEW_PROMPTS <= prompts:
+        return f"{prompts:,} prompts (they count as {effective:.0f}: a few of them hold most of the pairs)"
+    return f"{prompts:,} prompts"
 
 
 def thousands(count: int) -> str:

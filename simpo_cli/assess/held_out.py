@@ -16,6 +16,7 @@ from simpo_cli.data.sources import Role
 from simpo_cli.data.store import EncodedSource, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
+from simpo_cli.evaluate.matching import match
 from simpo_cli.recipe.schema import DataSource, Recipe
 
 _SHOWN_COLUMNS = 8
@@ -104,29 +105,28 @@ def training_pairs(recipe: Recipe, held: HeldOut) -> StoredPairs | None:
         return None
 
 
-def align(first: StoredPairs, second: StoredPairs) -> tuple[Positions, Positions, bool]:
-    """The pairs that two lists have in common, by the place of their records and their prompts.
+@dataclass(frozen=True)
+class Aligned:
+    """The pairs that two lists have in common, by what they say.
 
-    Returns:
-        Positions in the first, positions in the second, in the order of the first; and whether both have the same
-        tokens there.
+    Attributes:
+        first, second: positions in each, in the order of the first.
+        same_tokens: whether both have the same tokens there.
+        swapped: pairs that the two have with chosen and rejected the other way round.
     """
-    places = {key: position for position, key in enumerate(_keyed(second))}
-    both = [(position, places[key]) for position, key in enumerate(_keyed(first)) if key in places]
-    ours, theirs = np.array(both, dtype=np.int64).reshape(-1, 2).T
-    same = all(_same_tokens(first[int(i)], second[int(j)]) for i, j in zip(ours, theirs, strict=True))
-    return ours, theirs, same
+
+    first: Positions
+    second: Positions
+    same_tokens: bool
+    swapped: int
 
 
-def _keyed(pairs: StoredPairs) -> list[tuple[str, str, int]]:
-    """Of each pair its place, its prompt, and how often it came before, as a source may be repeated."""
-    seen: dict[tuple[str, str], int] = {}
-    keys = []
-    for pair in pairs:
-        key = pair.where, pair.prompt_key
-        keys.append((*key, seen.setdefault(key, 0)))
-        seen[key] += 1
-    return keys
+def align(first: StoredPairs, second: StoredPairs) -> Aligned:
+    """Match two lists of pairs (see `evaluate.matching`)."""
+    matched = match([pair.pair_key for pair in first], [pair.pair_key for pair in second])
+    ours, theirs = np.array(matched.positions, dtype=np.int64).reshape(-1, 2).T
+    same = all(_same_tokens(first[i], second[j]) for i, j in matched.positions)
+    return Aligned(ours, theirs, same, matched.swapped)
 
 
 def _same_tokens(one: EncodedPair, other: EncodedPair) -> bool:

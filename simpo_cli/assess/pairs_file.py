@@ -33,9 +33,9 @@ def require_pairs_file(path: Path) -> None:
 def write_pairs_file(path: Path, assessed: Sequence[Assessed]) -> None:
     """Write a row for each model and pair, whole or not at all.
 
-    Columns: model, where (the record), prompt (a hash), the columns of `--by`, chosen_tokens and rejected_tokens
-    (scored), chosen and rejected (mean log-prob, nats per token), margin (in units of the reward), and
-    chosen_baseline, rejected_baseline, margin_baseline, which are null where there is no baseline.
+    Columns: model, where (the record), prompt (a hash), pair (a digest of its texts), the columns of `--by`,
+    chosen_tokens and rejected_tokens (scored), chosen and rejected (mean log-prob, nats per token), margin (in units of
+    the reward), and chosen_baseline, rejected_baseline, margin_baseline, which are null where there is no baseline.
     """
     rows = (row for one in assessed for row in _rows(one))
     with disk_faults(f"--pairs {path} cannot be written"), replacing(path, "xb") as file:
@@ -50,6 +50,7 @@ def _rows(one: Assessed) -> Iterator[dict[str, Any]]:
     base = None if one.baseline is None else one.baseline.scores
     for i, pair in enumerate(one.held_out.pairs):
         row: dict[str, Any] = {"model": one.target.name, "where": pair.where, "prompt": pair.prompt_key}
+        row["pair"] = pair.pair_key
         row |= {column: values[i] for column, values in one.values.items() if column not in row}
         row |= {"chosen_tokens": len(pair.chosen), "rejected_tokens": len(pair.rejected)}
         row |= _scores(beta, float(scores.chosen[i]), float(scores.rejected[i]), "")

@@ -175,7 +175,8 @@ class Assessment:
         base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
         if theirs.key != held_out.key:
-            ours, there, same_tokens = align(held_out.pairs, theirs.pairs)
+            shared = align(held_out.pairs, theirs.pairs)
+            ours, there, same_tokens = shared.first, shared.second, shared.same_tokens
             if len(ours) < len(held_out.pairs):
                 raise UserError(
                     f"{baseline.name} has tokens for only {len(ours):,} of the {len(held_out.pairs):,} pairs.",

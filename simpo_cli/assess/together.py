@@ -42,26 +42,27 @@ def document_of(assessed: Sequence[Assessed], failed: Sequence[Failure], *, is_o
 
 def _compared(first: Assessed, second: Assessed) -> dict[str, Any]:
     """The second less the first."""
-    ours, theirs, same_tokens = align(first.held_out.pairs, second.held_out.pairs)
+    shared = align(first.held_out.pairs, second.held_out.pairs)
     recipes = (first.target.of_run, second.target.of_run)
     compared: dict[str, Any] = {
         "models": [first.target.name, second.target.name],
-        "pairs": len(ours),
+        "pairs": len(shared.first),
+        "swapped": shared.swapped,
         "recipes": None if None in recipes else _told(*(recipe for recipe in recipes if recipe is not None)),
         "difference": None,
     }
-    if len(ours):
+    if len(shared.first):
         loss, other = first.target.recipe.loss, second.target.recipe.loss
         same_rewards = (loss.type, loss.beta, loss.margin) == (other.type, other.beta, other.margin)
         comparison = compare_scores(
-            first.scores.select(ours.tolist()),
-            second.scores.select(theirs.tolist()),
+            first.scores.select(shared.first.tolist()),
+            second.scores.select(shared.second.tolist()),
             loss,
-            rewards_compare=same_tokens and same_rewards,
+            rewards_compare=shared.same_tokens and same_rewards,
         )
         compared["difference"] = {
             **comparison.as_json(),
-            "same_tokens": same_tokens,
+            "same_tokens": shared.same_tokens,
             "same_rewards": same_rewards,
         }
     return compared

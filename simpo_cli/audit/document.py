@@ -13,7 +13,7 @@ from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.lengths import describe, whole_mean
 from simpo_cli.audit.surface import SurfaceResult
 from simpo_cli.data.load import FileReceipt
-from simpo_cli.statistics import Measured, longer_wins, mean
+from simpo_cli.statistics import Measured, effective_prompts, longer_wins, mean
 
 SCHEMA_VERSION = 1
 
@@ -70,6 +70,7 @@ def _input(examination: Examination) -> dict[str, Any]:
         "remarks": reader.remarks,
         "records_read": reader.records_read,
         "prompts": examination.num_prompts,
+        "effective_prompts": effective_prompts(np.unique(examination.prompts, return_inverse=True)[1]),
         "no_signal": dict(sorted(examination.no_signal.items())),
         "malformed": examination.refused.count,
         "warnings": dict(sorted(reader.warnings.counts.items())),

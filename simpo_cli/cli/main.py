@@ -23,6 +23,8 @@ from simpo_cli.cli.panels import GroupedCommand
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
+from simpo_cli.cli.streams import give_up_stdout, take_streams
+from simpo_cli.cli.surroundings import out_of_address_space, require_surroundings
 from simpo_cli.cli.train import train
 from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
@@ -69,6 +71,7 @@ app.add_typer(recipe_app, name="recipe")
 
 def main() -> None:
     """The entry point of the shell command."""
+    take_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -77,15 +80,9 @@ def run(args: Sequence[str]) -> int:
     forget()  # a program may run one command after the other
     expand_segments()  # read when torch is loaded, which commands do when they need it
     try:
-        # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
-        command = typer.main.get_command(app)
-        with command.make_context("simpo", list(args)) as context:
-            command.invoke(context)
+        code = _invoke(list(args))
         sys.stdout.flush()
-        return ExitCode.DONE
-    except typer.Exit as done:
-        sys.stdout.flush()
-        return done.exit_code
+        return code
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
             _say(traceback.format_exc())
@@ -101,11 +98,11 @@ def run(args: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): nothing more can be said, also not by the interpreter as it leaves.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_stdout()
         return 128 + signal.SIGPIPE
     except OSError as error:
         if not is_of_the_disk(error):
-            return _crashed()
+            return _crashed(error)
         place = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {place}{error.strerror}.\n  {how_to_mend(error)}.")
         return ExitCode.ENVIRONMENT
@@ -114,14 +111,32 @@ def run(args: Sequence[str]) -> int:
 
         missing = missing_package(error)
         if missing is None:
-            return _crashed()
+            return _crashed(error)
         _say(f"Error: {missing}")
         return missing.exit_code
-    except Exception:
-        return _crashed()
+    except Exception as error:
+        return _crashed(error)
 
 
-def _crashed() -> int:
+def _invoke(args: list[str]) -> int:
+    # Not app(): that would turn a closed pipe into exit code 1, which is ours for a crash.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("simpo", args) as context:
+            if not {"-h", "--help"} & set(args):
+                require_surroundings(args)
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return ExitCode.DONE
+
+
+def _crashed(error: Exception) -> int:
+    """Our bug, unless the surroundings have made it."""
+    limited = out_of_address_space(error)
+    if limited is not None:
+        _say(f"Error: {limited}")
+        return limited.exit_code
     _say(traceback.format_exc())
     _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
     return ExitCode.CRASH

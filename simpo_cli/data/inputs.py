@@ -80,7 +80,7 @@ def _require_template(recipe: Recipe) -> None:
 def _sources(recipe: Recipe) -> Iterator[tuple[str, DataSource, object]]:
     """Key and source of all pairs, with what they name, or the error that nothing is there."""
     for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        for source in [DataSource(path=named)] if isinstance(named, str) else named or []:
+        for source in recipe.data.sources(named or []):
             try:
                 yield key, source, locate(source, _ROLES[key])
             except UserError as error:

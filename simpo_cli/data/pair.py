@@ -79,6 +79,8 @@ class EncodedPair:
         prompt_key: a hash of the prompt's text: pairs of one prompt share it (hold-out and intervals go by prompt).
         where: the record's place, for messages.
         prompt_cut, chosen_cut, rejected_cut: whether the length limits took tokens away.
+        pair_key: a digest of the three texts, 32 hex digits, by which two runs know their pairs; zeros where it is not
+            told.
     """
 
     prompt: NDArray[np.int32]
@@ -89,6 +91,7 @@ class EncodedPair:
     prompt_cut: bool = False
     chosen_cut: bool = False
     rejected_cut: bool = False
+    pair_key: str = "0" * 32
 
     @property
     def num_tokens(self) -> int:

@@ -22,8 +22,9 @@ _MOST_FITTED = 5_000  # training pairs: more hardly move fourteen weights
 def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, after: PairScores) -> None:
     """A line of JSON a held-out pair, whole or not at all, so that anyone can compute the run's numbers again.
 
-    Keys: where (its record), prompt (a hash: pairs of one prompt share it), chosen_tokens and rejected_tokens (scored),
-    and chosen_before, rejected_before, chosen_after, rejected_after (mean log-prob, nats per token).
+    Keys: where (its record), prompt (a hash: pairs of one prompt share it), pair (a digest of its texts, see
+    `data.encode.pair_key`), chosen_tokens and rejected_tokens (scored), and chosen_before, rejected_before,
+    chosen_after, rejected_after (mean log-prob, nats per token).
     """
     rows = zip(
         pairs,
@@ -36,6 +37,7 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
             row = {
                 "where": pair.where,
                 "prompt": pair.prompt_key,
+                "pair": pair.pair_key,
                 "chosen_tokens": len(pair.chosen),
                 "rejected_tokens": len(pair.rejected),
                 "chosen_before": chosen_before,

@@ -22,6 +22,7 @@ class EvalSummary:
 
     pairs: int
     prompts: int
+    effective_prompts: float
     ties: int
     loss: Measured
     accuracy: Measured
@@ -47,6 +48,7 @@ class EvalSummary:
             "data": data,
             "pairs": self.pairs,
             "prompts": self.prompts,
+            "effective_prompts": self.effective_prompts,
             "loss": self.loss.as_json(),
             "accuracy": self.accuracy.as_json(),
             "ties": self.ties,
@@ -79,6 +81,7 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
     Intervals are 95 % and go by prompt where prompts repeat (see `statistics`).
     """
     groups = np.asarray(scores.prompt_keys)
+    _, codes = np.unique(groups, return_inverse=True)
     terms = terms_under(loss, torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
     margins = (terms.rewards_chosen - terms.rewards_rejected).numpy()
     right = correct(scores)
@@ -86,7 +89,8 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
     pooled, within = _length_correlations(scores)
     return EvalSummary(
         pairs=len(scores),
-        prompts=len(set(scores.prompt_keys)),
+        prompts=int(codes.max()) + 1,
+        effective_prompts=statistics.effective_prompts(codes),
         ties=int((right == 0.5).sum()),
         loss=statistics.mean(terms.losses.numpy(), groups),
         accuracy=statistics.proportion(right, groups),

@@ -4,8 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simpo_cli.formatting import Cell, Measured, fixed, number_cell, percent, points_cell, share_cell, thousands
-from simpo_cli.report.verdict import FEW_PROMPTS
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    Cell,
+    Measured,
+    fixed,
+    number_cell,
+    percent,
+    points_cell,
+    share_cell,
+    thousands,
+)
 
 _SHARES = (("repeated_4_grams", "repeated-4"), ("no_end", "no end token"), ("empty", "empty"), ("refusals", "refusals"))
 _MODES = {"greedy": "greedy", "sampled": "sampled at temperature {temperature:g}"}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import simpo_cli
+from simpo_cli.evaluate.matching import swapped_in_words
 from simpo_cli.report.eval_figures import bucket_figure, reliability_figure
 from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
 from simpo_cli.report.eval_view import difference_rows, eval_rows
@@ -65,15 +66,16 @@ def _comparison(one: Mapping[str, Any]) -> Section:
     first, second = one["models"]
     title, difference = f"{second} less {first}", one["difference"]
     recipes = [(told["key"], *(str(value) for value in told["values"])) for told in one["recipes"] or []]
+    swapped = list(filter(None, [swapped_in_words(one["swapped"])]))
     if difference is None:
         said = "They have no pair in common, so they cannot be compared."
-        return Section(title, verdict=said, failure="", rows=[], remarks=[], figures=[], recipes=recipes)
+        return Section(title, verdict=said, failure="", rows=[], remarks=swapped, figures=[], recipes=recipes)
     return Section(
         title=title,
         verdict="",
         failure="",
         rows=difference_rows(difference),
-        remarks=difference_remarks(difference),
+        remarks=swapped + difference_remarks(difference),
         figures=[],
         recipes=recipes,
     )

@@ -3,9 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.formatting import fixed, p_in_words, share_cell, thousands
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    border_in_words,
+    fixed,
+    p_in_words,
+    prompts_in_words,
+    share_cell,
+    thousands,
+)
 from simpo_cli.report.console import printable
-from simpo_cli.report.verdict import FEW_PROMPTS, TESTS
+from simpo_cli.report.verdict import TESTS
 
 _TESTS = {
     **TESTS,
@@ -39,8 +47,10 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         said.append(f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs.")
     if result.get("noise"):
         said += _noise(result)
-    if prompts < FEW_PROMPTS:
-        said.append(f"Only {prompts} prompts: too few to conclude much. Evaluate on at least {FEW_PROMPTS}.")
+    effective = result.get("effective_prompts", prompts)
+    if effective < FEW_PROMPTS:
+        few = prompts_in_words(prompts, effective)
+        said.append(f"Only {few}: too few to conclude much. Evaluate on at least {FEW_PROMPTS}.")
     return said
 
 
@@ -62,6 +72,8 @@ def difference_remarks(difference: Mapping[str, Any]) -> list[str]:
     holm = difference.get("p_value_holm")
     if holm is not None and holm != difference["p_value"]:
         said[0] = said[0].replace(f" ({test})", f", with all tests here in mind {p_in_words(holm)} ({test})", 1)
+    if border := border_in_words(difference["accuracy"], difference["p_value"]):
+        said.append(border)
     if difference.get("margin_p_value") is not None:
         said.append(f"Margin: {p_in_words(difference['margin_p_value'])} ({_TESTS[difference['margin_test']]}).")
     if difference.get("smallest_effect") is not None:

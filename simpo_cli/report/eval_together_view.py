@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
+from simpo_cli.evaluate.matching import swapped_in_words
 from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.eval_remarks import difference_remarks, failure_in_words, remarks
@@ -75,6 +76,8 @@ def _print_comparison(
         print_wrapped(console, Text(f"  {told['key']}  ", "dim"), values)
     if comparison["recipes"] == []:
         print_wrapped(console, Text("  "), "their recipes are equal", style="dim")
+    if said := swapped_in_words(comparison["swapped"]):
+        print_wrapped(console, Text("  "), said)
     difference = comparison["difference"]
     if difference is None:
         print_wrapped(console, Text("  "), "There is no such pair, so they cannot be compared.")

@@ -10,7 +10,7 @@ from rich.text import Text
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.lengths import histogram
 from simpo_cli.audit.surface import leading
-from simpo_cli.formatting import interval_in_words, percent, share_cell, thousands
+from simpo_cli.formatting import FEW_PROMPTS, interval_in_words, percent, prompts_in_words, share_cell, thousands
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.findings_view import print_findings, shared_folder
 from simpo_cli.report.start_view import print_start
@@ -20,7 +20,6 @@ from simpo_cli.report.text import blocks
 GAP = 3
 SHOWN_PARTS = 10
 SHOWN_FEATURES = 4
-FEW_PROMPTS = 30
 RULE_WIDTH = len("surface features only")
 
 # from the widest table to the narrowest that still says something
@@ -180,8 +179,10 @@ def _print_bias(console: Console, document: Mapping[str, Any]) -> None:
         if leads := leading(surface["weights"], most=SHOWN_FEATURES):
             said = ", ".join(f"{name} {weight:+z.2f}" for name, weight in leads)
             print_wrapped(console, Text("  "), f"It goes by: {said} (logistic weights)", style="dim")
-    if document["input"]["prompts"] < FEW_PROMPTS:
-        print_wrapped(console, Text("  "), f"Under {FEW_PROMPTS} prompts: too few to conclude much.", style="dim")
+    prompts, effective = (document["input"][name] for name in ("prompts", "effective_prompts"))
+    if effective < FEW_PROMPTS:
+        few = f"Under {FEW_PROMPTS} prompts" if prompts < FEW_PROMPTS else prompts_in_words(prompts, effective)
+        print_wrapped(console, Text("  "), f"{few}: too few to conclude much.", style="dim")
 
 
 def bar_to_beat(surface: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,12 +7,22 @@ from typing import Any
 import numpy as np
 
 from simpo_cli.errors import UserError
-from simpo_cli.formatting import Measured, p_in_words, percent, points_cell, thousands
+from simpo_cli.evaluate.matching import Matched, match, match_in_order, swapped_in_words
+from simpo_cli.formatting import (
+    LEVEL,
+    Measured,
+    border_in_words,
+    excludes_zero,
+    p_in_words,
+    percent,
+    points_cell,
+    thousands,
+)
 from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.report.curves import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
-from simpo_cli.report.verdict import LEVEL, NOTHING, TESTS
+from simpo_cli.report.verdict import NOTHING, TESTS
 from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
@@ -62,11 +71,15 @@ class TwoRuns:
     Attributes:
         first, second: the runs; the second is held against the first.
         shared: None where no held-out pair was scored by both, after training.
+        swapped: held-out pairs that the two have with chosen and rejected the other way round.
+        by_place: pairs had to be matched by the place of their records, because a run does not tell what they say.
     """
 
     first: RunFiles
     second: RunFiles
     shared: SharedPairs | None
+    swapped: int
+    by_place: bool
 
     @property
     def accuracies(self) -> tuple[Measured, Measured]:
@@ -121,20 +134,25 @@ class TwoRuns:
 def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
     """Find the held-out pairs that both runs scored.
 
-    A pair is the same where its prompt and the place of its record are; of a place the folder is left aside.
+    A pair is the same where its texts are; in runs that do not tell (before 0.2), where its prompt and the place of its
+    record are, of which the folder is left aside.
 
     Raises:
         UserError: both are one run.
     """
     if first.path.resolve() == second.path.resolve():
         raise UserError(f"{first.path} and {second.path} are one run.", "Name two runs.")
-    known = dict(zip(_identities(second.pairs), second.pairs, strict=True))
-    both = [(row, known[key]) for key, row in zip(_identities(first.pairs), first.pairs, strict=True) if key in known]
-    if not both:
-        return TwoRuns(first, second, None)
-    ours, theirs = zip(*both, strict=True)
-    same_tokens = first.receipt.get("tokenizer_sha256") == second.receipt.get("tokenizer_sha256")
-    return TwoRuns(first, second, SharedPairs([row["prompt"] for row in ours], ours, theirs, same_tokens))
+    by_place = not all("pair" in row for run in (first, second) for row in run.pairs)
+    if by_place:
+        matched = Matched(match_in_order(_places(first.pairs), _places(second.pairs)), 0)
+    else:
+        matched = match([row["pair"] for row in first.pairs], [row["pair"] for row in second.pairs])
+    shared = None
+    if matched.positions:
+        ours, theirs = zip(*((first.pairs[i], second.pairs[j]) for i, j in matched.positions), strict=True)
+        same_tokens = first.receipt.get("tokenizer_sha256") == second.receipt.get("tokenizer_sha256")
+        shared = SharedPairs([row["prompt"] for row in ours], ours, theirs, same_tokens)
+    return TwoRuns(first, second, shared, matched.swapped, by_place)
 
 
 def comparison_verdict(runs: TwoRuns) -> str:
@@ -149,13 +167,14 @@ def comparison_verdict(runs: TwoRuns) -> str:
         f"points (95 % CI {difference.below}, {count}, {p_in_words(told.p_value)}, {TESTS[told.test]})"
         + ("" if is_told(told) else f", {NOTHING}")
     )
-    return f"{sentence}.{_balanced_words(runs.balanced)} One run of each: another seed may say otherwise."
+    border = border_in_words(told.difference.as_json(), told.p_value)
+    said = (f"{sentence}.{_balanced_words(runs.balanced)}", border, "One run of each: another seed may say otherwise.")
+    return " ".join(filter(None, said))
 
 
 def is_told(comparison: Comparison) -> bool:
     """Whether the difference is more than chance."""
-    gain = comparison.difference
-    return (gain.low > 0 or gain.high < 0) and comparison.p_value < LEVEL
+    return excludes_zero(comparison.difference.as_json()) and comparison.p_value < LEVEL
 
 
 def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
@@ -179,7 +198,7 @@ def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
 
 def caveats(runs: TwoRuns) -> list[str]:
     """What a reader of the comparison should know beside it."""
-    said: list[str] = []
+    said = list(filter(None, [swapped_in_words(runs.swapped)]))
     if runs.shared is None:
         return said
     for name, run in (("A", runs.first), ("B", runs.second)):
@@ -188,10 +207,12 @@ def caveats(runs: TwoRuns) -> list[str]:
                 f"{thousands(len(runs.shared))} of the {thousands(len(run.pairs))} held-out pairs of {name} are "
                 "shared; the others are left out here."
             )
-    if _held_out_files(runs.first) != _held_out_files(runs.second):
+    if runs.by_place:
+        same_files = _held_out_files(runs.first) == _held_out_files(runs.second)
         said.append(
-            "The files of the held-out pairs are not the same. Pairs were matched by prompt and place: where a "
-            "response was changed, the runs were not asked the same."
+            "A run does not tell what its held-out pairs say, so they were matched by prompt and place of the record: "
+            "where a response was changed, or chosen and rejected swapped, the runs were not asked the same"
+            + ("." if same_files else ", and the files are not the same.")
         )
     if not runs.shared.same_tokens:
         said.append("The tokenizers differ, so log-probs per token do not compare; accuracy does.")
@@ -213,15 +234,9 @@ def _balanced_words(balanced: Measured | None) -> str:
     return f" Length-balanced: {points_cell(balanced)}{end}."
 
 
-def _identities(rows: Sequence[Row]) -> list[tuple[str, str, int]]:
-    """Of each pair its prompt, its place without the folder, and how often both were seen before."""
-    seen: Counter[tuple[str, str]] = Counter()
-    found = []
-    for row in rows:
-        key = (row["prompt"], row["where"].rsplit("/", 1)[-1])
-        found.append((*key, seen[key]))
-        seen[key] += 1
-    return found
+def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Of each pair its prompt and its place without the folder."""
+    return [(row["prompt"], row["where"].rsplit("/", 1)[-1]) for row in rows]
 
 
 def _meant(recipe: Recipe) -> dict[str, Any]:

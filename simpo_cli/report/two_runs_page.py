@@ -63,6 +63,7 @@ def comparison_lines(runs: TwoRuns) -> list[tuple[str, str]]:
     """The page in a few lines for the terminal: label and text."""
     lines = [(name, f"{run.path} · {verdict(run)}") for name, run in _named(runs)]
     lines.append(("B - A", comparison_verdict(runs)))
+    lines += [("note", said) for said in caveats(runs)]
     differences = recipe_differences(runs)
     shown = "; ".join(f"{key} {one} / {other}" for key, one, other in differences[:_SHOWN_DIFFERENCES])
     more = len(differences) - _SHOWN_DIFFERENCES

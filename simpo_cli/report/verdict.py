@@ -4,20 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LEVEL,
     LOG_PROB_DIGITS,
     LOSS_DIGITS,
+    border_in_words,
+    excludes_zero,
     fixed,
     p_in_words,
     percent,
     percent_range,
     points_cell,
+    prompts_in_words,
     share_cell,
     thousands,
 )
 from simpo_cli.report.run_files import RunFiles
 
-FEW_PROMPTS = 30
-LEVEL = 0.05
 KEPT_ENOUGH = 0.8
 TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
 NOTHING = "not distinguishable from zero"
@@ -28,7 +31,8 @@ def verdict(run: RunFiles) -> str:
     outcome = run.outcome
     match run.state:
         case "done" if "difference" in outcome:
-            return f"{gain_in_words(outcome)} One seed."
+            border = border_in_words(outcome["difference"]["accuracy"], outcome["difference"]["p_value"])
+            return " ".join(filter(None, (gain_in_words(outcome), border, "One seed.")))
         case "done" if "not_measured" in outcome:
             return f"Not measured: {outcome['not_measured']}. Nothing says whether the model got better.{_loss(run)}"
         case "done":
@@ -67,8 +71,10 @@ def alerts(run: RunFiles) -> list[str]:
     said = [_health(alert) for alert in seen]
     if "after" in outcome:
         after = outcome["after"]
-        if after["prompts"] < FEW_PROMPTS:
-            said.append(f"Only {after['prompts']} prompts are held out: under {FEW_PROMPTS}, intervals are rough.")
+        effective = after.get("effective_prompts", after["prompts"])
+        if effective < FEW_PROMPTS:
+            few = prompts_in_words(after["prompts"], effective)
+            said.append(f"Only {few} are held out: under {FEW_PROMPTS}, intervals are rough.")
         said += _trivial(after)
     kept = outcome.get("export")
     if kept is not None and kept["kept_share"] < KEPT_ENOUGH and "HEA006" not in codes:
@@ -119,17 +125,12 @@ def gain_in_words(outcome: Mapping[str, Any]) -> str:
     balanced = difference.get("length_balanced")
     if balanced is None:
         return f"{sentence}; length-balanced: too few pairs on one side to say."
-    end = "" if _excludes_zero(balanced) else f": {NOTHING}"
+    end = "" if excludes_zero(balanced) else f": {NOTHING}"
     return f"{sentence}; length-balanced {points_cell(balanced)}{end}."
 
 
 def _is_told(gain: Mapping[str, Any], p_value: float) -> bool:
-    return _excludes_zero(gain) and p_value < LEVEL
-
-
-def _excludes_zero(measured: Mapping[str, Any]) -> bool:
-    low, high = measured["ci"]
-    return low is not None and high is not None and (low > 0 or high < 0)
+    return excludes_zero(gain) and p_value < LEVEL
 
 
 def _trivial(after: Mapping[str, Any]) -> list[str]:

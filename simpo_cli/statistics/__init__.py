@@ -15,7 +15,7 @@ from simpo_cli.statistics.length import (
     length_strata,
     longer_wins,
 )
-from simpo_cli.statistics.measured import CONFIDENCE, Measured
+from simpo_cli.statistics.measured import CONFIDENCE, Measured, effective_prompts
 from simpo_cli.statistics.paired import POWER, Comparison, compare_accuracy, smallest_effect
 from simpo_cli.statistics.proportions import mean, proportion
 from simpo_cli.statistics.rank import median, spearman
@@ -35,6 +35,7 @@ __all__ = [
     "balanced_difference",
     "calibration",
     "compare_accuracy",
+    "effective_prompts",
     "holm",
     "length_buckets",
     "length_strata",

@@ -13,10 +13,11 @@ from simpo_cli.statistics.measured import (
     Floats,
     Measured,
     as_shares,
+    effective_prompts,
+    jackknife_variance,
     prompt_codes,
     student,
     sums_by_prompt,
-    variance_of_mean,
 )
 from simpo_cli.statistics.paired import added_variance
 from simpo_cli.statistics.proportions import proportion
@@ -132,8 +133,8 @@ def balanced_difference(
         centre = float(gains[side].sum()) / padded_n
         deviations[side], weights[side] = gains[side] - centre, 0.5 / padded_n
         added += 0.25 * added_variance(centre, padded_n)
-    variance = variance_of_mean(deviations[used], weights[used], used_codes, num_prompts) + added
-    half = student(num_prompts) * math.sqrt(variance)
+    variance = jackknife_variance(deviations[used], weights[used], used_codes, num_prompts) + added
+    half = student(effective_prompts(used_codes, weights[used])) * math.sqrt(variance)
     return Measured(value, max(-1.0, value - half), min(1.0, value + half), int(used.sum()))
 
 

@@ -51,7 +51,45 @@ def sums_by_prompt(values: Floats, codes: Codes, num_prompts: int) -> Floats:
     return np.bincount(codes, weights=values, minlength=num_prompts).astype(np.float64)
 
 
-def variance_of_mean(deviations: Floats, weights: Floats, codes: Codes, num_prompts: int) -> float:
+def effective_prompts(codes: Codes, weights: Floats | None = None) -> float:
+    """How many prompts of equal weight would say as much as these: (sum w)^2 / sum w^2, w being a prompt's weight.
+
+    Args:
+        codes: (n,) the prompt of each pair, from 0.
+        weights: (n,) what each pair counts for; None says that all count the same.
+    """
+    of_prompt = np.bincount(codes, weights=weights)
+    return float(of_prompt.sum() ** 2 / (of_prompt**2).sum())
+
+
+def variance_of_mean(deviations: Floats, weight: float, codes: Codes, num_prompts: int) -> float:
+    """Variance of a mean over pairs that all count the same, when it is prompts that were drawn.
+
+    The larger of two estimates. The jackknife takes nothing for granted, and knows no more of big prompts than the few
+    there are: where those happen to be all right it sees no spread. The other takes the correlation r of pairs within a
+    prompt (analysis of variance) to be the same in prompts of any size, and learns it from all of them:
+
+        s^2 * ((1 - r) * sum over pairs of w^2 + r * sum over prompts of w_j^2)
+
+    Where all prompts have equally many pairs, the jackknife is never the smaller one.
+
+    Args:
+        deviations: (n,) each pair's distance from the mean.
+        weight: w, what each pair counts for.
+        codes: (n,) the prompt of each pair, 0 to num_prompts - 1; at least two prompts.
+    """
+    sizes, n = np.bincount(codes, minlength=num_prompts), len(deviations)
+    jackknife = jackknife_variance(deviations, np.full(n, weight), codes, num_prompts)
+    squares = float(deviations @ deviations)
+    if num_prompts == n or squares == 0:
+        return jackknife
+    within = squares - float((sums_by_prompt(deviations, codes, num_prompts) ** 2 / sizes).sum())
+    correlation = min(1.0, max(0.0, 1 - within / (n - num_prompts) / (squares / n)))
+    spread = (1 - correlation) * n + correlation * float((sizes**2).sum())
+    return max(jackknife, squares / n * weight**2 * spread)
+
+
+def jackknife_variance(deviations: Floats, weights: Floats, codes: Codes, num_prompts: int) -> float:
     """Variance of a weighted mean over pairs when it is prompts that were drawn: the jackknife over prompts.
 
     Leaving prompt j out moves the mean by e_j / (1 - w_j), w_j being its weight and e_j the sum of its weighted
@@ -68,10 +106,10 @@ def variance_of_mean(deviations: Floats, weights: Floats, codes: Codes, num_prom
     return (num_prompts - 1) / num_prompts * float((moves**2).sum())
 
 
-@functools.cache
-def student(num_prompts: int) -> float:
-    """Quantile of Student's t for a two-sided interval over so many prompts, at least two."""
-    return float(stdtrit(num_prompts - 1, 0.5 + CONFIDENCE / 2))
+@functools.lru_cache(maxsize=4096)
+def student(prompts: float) -> float:
+    """Quantile of Student's t for a two-sided interval over so many effective prompts; two are the least there are."""
+    return float(stdtrit(max(1.0, prompts - 1), 0.5 + CONFIDENCE / 2))
 
 
 def as_shares(correct: ArrayLike) -> Floats:

@@ -14,6 +14,7 @@ from simpo_cli.statistics.measured import (
     Floats,
     Measured,
     as_shares,
+    effective_prompts,
     prompt_codes,
     student,
     sums_by_prompt,
@@ -84,15 +85,15 @@ def _paired_difference(gains: Floats, codes: Codes, num_prompts: int) -> Measure
     if num_prompts == 1:
         return Measured(value, -1.0, 1.0, n)
     centre, error = _padded(gains, codes, num_prompts)
-    half = student(num_prompts) * error
+    half = student(effective_prompts(codes)) * error
     return Measured(value, max(-1.0, min(centre - half, value)), min(1.0, max(centre + half, value)), n)
 
 
 def _padded(gains: Floats, codes: Codes, num_prompts: int) -> tuple[float, float]:
     """Mean gain and its standard error with half a pair added to each outcome."""
-    n, padded_n = len(gains), len(gains) + 2
+    padded_n = len(gains) + 2
     centre = float(gains.sum()) / padded_n
-    variance = variance_of_mean(gains - centre, np.full(n, 1 / padded_n), codes, num_prompts)
+    variance = variance_of_mean(gains - centre, 1 / padded_n, codes, num_prompts)
     return centre, math.sqrt(variance + added_variance(centre, padded_n))
 
 
@@ -101,7 +102,7 @@ def smallest_effect(
 ) -> float | None:
     """The smallest difference in accuracy that these pairs would show in four out of five samples, 0..1.
 
-        (t(0.975, prompts - 1) + z(0.8)) * standard error of the paired difference
+        (t(0.975, effective prompts - 1) + z(0.8)) * standard error of the paired difference
 
     The standard error is that of the interval of `compare_accuracy`, so it goes by how often the two models disagree on
     these pairs. None for one prompt.
@@ -115,7 +116,7 @@ def smallest_effect(
     if num_prompts == 1:
         return None
     _, error = _padded(gains, codes, num_prompts)
-    return min(1.0, (student(num_prompts) + float(ndtri(POWER))) * error)
+    return min(1.0, (student(effective_prompts(codes)) + float(ndtri(POWER))) * error)
 
 
 def added_variance(centre: float, padded_n: int) -> float:

@@ -13,9 +13,9 @@ from simpo_cli.statistics.measured import (
     Floats,
     Measured,
     as_shares,
+    effective_prompts,
     prompt_codes,
     student,
-    sums_by_prompt,
     variance_of_mean,
 )
 
@@ -24,8 +24,9 @@ def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> 
     """Share of pairs that are right, with its Wilson interval.
 
     Where every prompt occurs once this is Wilson's score interval (JASA 22, 1927). Where prompts repeat, n is divided
-    by the design effect (at least 1) and the normal quantile becomes Student's with prompts - 1 degrees of freedom
-    (Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys", 2015).
+    by the design effect (at least 1) and the normal quantile becomes Student's with effective prompts - 1 degrees of
+    freedom (Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
+    2015; see `effective_prompts`).
 
     Args:
         correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
@@ -39,14 +40,13 @@ def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> 
         return Measured(value, low, high, len(right))
     if num_prompts == 1:  # however many pairs: one prompt says nothing about the next
         return Measured(value, 0.0, 1.0, len(right))
-    weights = np.full(len(right), 1 / len(right))
-    effective_n = min(effective_pairs(value, right - value, weights, codes, num_prompts), len(right))
-    low, high = wilson(value, effective_n, student(num_prompts))
+    effective_n = min(_effective_pairs(value, right - value, codes, num_prompts), len(right))
+    low, high = wilson(value, effective_n, student(effective_prompts(codes)))
     return Measured(value, low, high, len(right))
 
 
 def mean(values: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measured:
-    """Mean over pairs, with a t interval that takes prompts, not pairs, as the sample (see `variance`).
+    """Mean over pairs, with a t interval that takes prompts, not pairs, as the sample (see `variance_of_mean`).
 
     Without repeats this is the ordinary t interval. One prompt gives no interval: low and high are infinite.
 
@@ -59,12 +59,12 @@ def mean(values: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measure
     value = float(numbers.mean())
     if num_prompts == 1:
         return Measured(value, -math.inf, math.inf, len(numbers))
-    weights = np.full(len(numbers), 1 / len(numbers))
-    half = student(num_prompts) * math.sqrt(variance_of_mean(numbers - value, weights, codes, num_prompts))
+    variance = variance_of_mean(numbers - value, 1 / len(numbers), codes, num_prompts)
+    half = student(effective_prompts(codes)) * math.sqrt(variance)
     return Measured(value, value - half, value + half, len(numbers))
 
 
-def effective_pairs(value: float, deviations: Floats, weights: Floats, codes: Codes, num_prompts: int) -> float:
+def _effective_pairs(value: float, deviations: Floats, codes: Codes, num_prompts: int) -> float:
     """How many independent pairs would give a share as sure as this one: n / design effect.
 
     The estimate is shrunk, with the weight of one pair, towards "pairs of a prompt are all right or all wrong
@@ -73,13 +73,11 @@ def effective_pairs(value: float, deviations: Floats, weights: Floats, codes: Co
 
     Args:
         value: the share, 0..1.
-        deviations: (n,) each pair's distance from the mean it belongs to.
-        weights: (n,) what each pair counts for, summing to 1.
+        deviations: (n,) each pair's distance from the share.
     """
-    prior_weight = 1 / len(weights)
-    variance_if_all_agree = float((sums_by_prompt(weights, codes, num_prompts) ** 2).sum())
-    variance = variance_of_mean(deviations, weights, codes, num_prompts)
-    return (value * (1 - value) + prior_weight) / (variance + prior_weight * variance_if_all_agree)
+    weight = 1 / len(deviations)
+    variance = variance_of_mean(deviations, weight, codes, num_prompts)
+    return (value * (1 - value) + weight) / (variance + weight / effective_prompts(codes))
 
 
 def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:

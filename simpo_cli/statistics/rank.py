@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from simpo_cli.statistics.measured import Floats, Measured, prompt_codes, student, sums_by_prompt
+from simpo_cli.statistics.measured import Floats, Measured, effective_prompts, prompt_codes, student, sums_by_prompt
 from simpo_cli.statistics.proportions import proportion
 
 _MOST_RHO = 1 - 1e-12
@@ -17,7 +17,7 @@ def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Iterable[Hashable] 
 
     The interval is taken on Fisher's scale, atanh(rho), with the standard error of the influence function (Croux and
     Dehon, "Influence functions of the Spearman and Kendall correlation measures", 2010, here for mid-ranks, so that
-    values may be equal), summed by prompt before it is squared, and Student's quantile on prompts - 1.
+    values may be equal), summed by prompt before it is squared, and Student's quantile on effective prompts - 1.
 
     Args:
         rewards, lengths: (n,) one value a response, or a pair.
@@ -41,7 +41,7 @@ def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Iterable[Hashable] 
     by_prompt = sums_by_prompt(influence / n, codes, num_prompts)
     error = math.sqrt(num_prompts / (num_prompts - 1) * float(by_prompt @ by_prompt))
     inside = min(max(rho, -_MOST_RHO), _MOST_RHO)
-    half = student(num_prompts) * error / (1 - inside**2)
+    half = student(effective_prompts(codes)) * error / (1 - inside**2)
     centre = math.atanh(inside)
     return Measured(rho, min(rho, math.tanh(centre - half)), max(rho, math.tanh(centre + half)), n)
 

@@ -18,15 +18,18 @@ from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.formatting import (
+    FEW_PROMPTS,
     LOG_PROB_DIGITS,
     LOSS_DIGITS,
     MARGIN_DIGITS,
     Cell,
     Measured,
+    border_in_words,
     number_cell,
     p_in_words,
     percent,
     points_cell,
+    prompts_in_words,
     share_cell,
 )
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource
@@ -39,7 +42,6 @@ from simpo_cli.train.setting import Setting
 CARD = "README.md"
 _LICENCE = ("license", "license_name", "license_link")
 _SHA256_DIGITS = 64
-_FEW_PROMPTS = 30
 _TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
 
 
@@ -195,11 +197,14 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
         shown = ["too few pairs" if one is None else str(show(one)) for one in both]
         table.append(f"| {label} | {shown[0]} | {shown[1]} |")
     gain = points_cell(difference["accuracy"])
+    effective = after.get("effective_prompts", after["prompts"])  # runs of before 0.2 do not say it
+    border = border_in_words(difference["accuracy"], difference["p_value"])
     lines = [
         f"Accuracy changed by {gain.text} points ({gain.below}, n = {after['pairs']:,} pairs of "
-        f"{after['prompts']:,} prompts, {p_in_words(difference['p_value'])}, {_TESTS[difference['test']]}). One seed. "
-        "Brackets hold 95 % intervals."
-        + ("" if after["prompts"] >= _FEW_PROMPTS else f" Under {_FEW_PROMPTS} prompts they are rough."),
+        f"{prompts_in_words(after['prompts'], effective)}, {p_in_words(difference['p_value'])}, "
+        f"{_TESTS[difference['test']]}). One seed. Brackets hold 95 % intervals."
+        + ("" if effective >= FEW_PROMPTS else f" Under {FEW_PROMPTS} prompts they are rough.")
+        + (f" {border}" if border else ""),
         f"To beat on the same pairs: {'; '.join(_baselines(after['baselines']))}.",
         "Accuracy is the share of pairs in which the model finds the preferred response the likelier one, per token. "
         "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",

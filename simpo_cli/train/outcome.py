@@ -8,6 +8,7 @@ from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
 from simpo_cli.evaluate.samples import write_samples
 from simpo_cli.evaluate.summary import EvalSummary, summarise
 from simpo_cli.formatting import (
+    FEW_PROMPTS,
     LOG_PROB_DIGITS,
     LOSS_DIGITS,
     MARGIN_DIGITS,
@@ -15,6 +16,7 @@ from simpo_cli.formatting import (
     p_in_words,
     percent,
     points_cell,
+    prompts_in_words,
     share_cell,
 )
 from simpo_cli.model.own_code import FLAG
@@ -123,13 +125,13 @@ def _table(before: EvalSummary, after: EvalSummary, comparison: Comparison) -> l
         return fixed(getattr(before, name).value, digits), fixed(getattr(after, name).value, digits)
 
     test = "exact McNemar" if comparison.test == "mcnemar-exact" else "sign flips by prompt"
-    few = "; under 30 prompts, intervals are rough" if after.prompts < 30 else ""
+    few = f"; under {FEW_PROMPTS} prompts, intervals are rough" if after.effective_prompts < FEW_PROMPTS else ""
     return [
         (
             "held-out accuracy",
             str(share_cell(before.accuracy.as_json())),
             str(share_cell(after.accuracy.as_json())),
-            f"n = {after.pairs} pairs, {after.prompts} prompts, one seed{few}",
+            f"n = {after.pairs} pairs, {prompts_in_words(after.prompts, after.effective_prompts)}, one seed{few}",
         ),
         (
             "gain",

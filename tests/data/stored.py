@@ -33,7 +33,7 @@ def encoded(path: str | list[DataSource], tokenizer: TextTokenizer, data: DataRe
 
 def plain(pair: EncodedPair) -> tuple[Any, ...]:
     tokens = (pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist())
-    return (*tokens, pair.prompt_key, pair.where, pair.prompt_cut, pair.chosen_cut, pair.rejected_cut)
+    return (*tokens, pair.prompt_key, pair.where, pair.prompt_cut, pair.chosen_cut, pair.rejected_cut, pair.pair_key)
 
 
 def made_up(count: int, seed: int) -> list[EncodedPair]:
@@ -44,8 +44,11 @@ def made_up(count: int, seed: int) -> list[EncodedPair]:
 
     flags = draw.integers(0, 2, (count, 3)).astype(bool).tolist()
     keys = [f"{int(key):016x}" for key in draw.integers(0, 2**64, count, dtype=np.uint64)]
+    texts = [draw.bytes(16).hex() for _ in range(count)]
     places = ["a.jsonl:17", "b c.json, record 3", "中文/🙂.csv:1", "\udcff.jsonl:2", ""]
-    return [EncodedPair(ids(), ids(), ids(), keys[i], places[i % len(places)], *flags[i]) for i in range(count)]
+    return [
+        EncodedPair(ids(), ids(), ids(), keys[i], places[i % len(places)], *flags[i], texts[i]) for i in range(count)
+    ]
 
 
 def written(folder: Path, pairs: list[EncodedPair]) -> StoredPairs:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, in_batches, prompt_key
+from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, in_batches, pair_key, prompt_key
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
@@ -235,3 +235,12 @@ def test_the_key_does_not_depend_on_the_lengths(case: Callable[[str], Case]) -> 
     at = case("chatml")
     cut = at.one(PAIR, DataRecipe(train="x", max_length=12, max_prompt_length=6))
     assert cut.prompt_key == at.one(PAIR).prompt_key == prompt_key(PAIR)
+
+
+def test_the_key_of_a_pair_tells_its_texts_and_swapped_labels_swap_its_halves() -> None:
+    pair = PreferencePair("Hi\ud800", "a", "b", "f:1")
+    assert pair_key(pair) == pair_key(PreferencePair((Message("user", "Hi\ud800"),), "a", "b", "elsewhere:9"))
+    swapped = pair_key(PreferencePair("Hi\ud800", "b", "a", "f:1"))
+    assert swapped == pair_key(pair)[16:] + pair_key(pair)[:16] != pair_key(pair)
+    others = [PreferencePair("Hi", "a", "b", "f:1"), PreferencePair("Hi\ud800", "a", "b ", "f:1")]
+    assert len({pair_key(one) for one in [pair, *others]}) == 3

@@ -106,6 +106,7 @@ def pair_row(number: int) -> dict[str, Any]:
     return {
         "where": f"prefs.jsonl:{number}",
         "prompt": f"{number:08x}",
+        "pair": f"{number:016x}{number + 1000:016x}",
         "chosen_tokens": 5,
         "rejected_tokens": 5 + number % 2,
         "chosen_before": -1.0,

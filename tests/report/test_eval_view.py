@@ -256,10 +256,17 @@ def together() -> dict[str, Any]:
             {
                 "models": ["runs/demo/model", "runs/other/model"],
                 "pairs": 500,
+                "swapped": 0,
                 "recipes": [{"key": "train.learning_rate", "values": [1e-6, 3e-6]}],
                 "difference": {**COMPARISON["difference"], "same_tokens": True, "same_rewards": True},
             },
-            {"models": ["runs/other/model", "runs/demo/model"], "pairs": 0, "recipes": [], "difference": None},
+            {
+                "models": ["runs/other/model", "runs/demo/model"],
+                "pairs": 0,
+                "swapped": 3,
+                "recipes": [],
+                "difference": None,
+            },
         ],
         "seeds": [
             {
@@ -286,6 +293,7 @@ def test_several_models_have_a_letter_each_and_are_compared(width: int) -> None:
     assert "B less A, on the 500 pairs that both have" in flat
     assert "train.learning_rate 1e-06 -> 3e-06" in flat
     assert "There is no such pair, so they cannot be compared." in flat
+    assert flat.count("3 pairs have chosen and rejected the other way round in the two") == 1
     assert "their recipes are equal" in flat
     assert "A (seed 1), B (seed 2)" in flat
     assert "not scored runs/x: cannot be read." in flat

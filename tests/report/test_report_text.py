@@ -5,6 +5,7 @@ import math
 import pytest
 
 from simpo_cli.formatting import (
+    border_in_words,
     compact,
     duration,
     fixed,
@@ -12,6 +13,7 @@ from simpo_cli.formatting import (
     percent,
     percent_range,
     points_cell,
+    prompts_in_words,
     share_cell,
     thousands,
 )
@@ -74,10 +76,47 @@ def test_a_bar_is_full_only_when_all_is_done(share: float, done: int) -> None:
 
 @pytest.mark.parametrize(
     ("p_value", "said"),
-    [(0.5, "p = 0.5"), (0.0321, "p = 0.032"), (0.0001, "p = 0.0001"), (9e-5, "p < 0.0001")],
+    [
+        (0.5, "p = 0.5"),
+        (0.0321, "p = 0.032"),
+        (0.0001, "p = 0.0001"),
+        (9e-5, "p < 0.0001"),
+        (0.0479, "p = 0.0479"),
+        (0.04998, "p = 0.0499"),  # and not 0.05, which is not below it
+        (0.05, "p = 0.05"),
+        (0.0513, "p = 0.0513"),
+    ],
 )
 def test_p_values(p_value: float, said: str) -> None:
     assert p_in_words(p_value) == said
+
+
+@pytest.mark.parametrize(
+    ("low", "p_value", "said"),
+    [
+        (0.001, 0.0513, "the interval leaves out zero, p is not below 0.05"),
+        (-0.001, 0.0479, "the interval holds zero, p is below 0.05"),
+        (0.001, 0.0479, ""),
+        (-0.001, 0.0513, ""),
+        (None, 0.0513, ""),
+    ],
+)
+def test_where_interval_and_test_disagree_it_is_said(low: float | None, p_value: float, said: str) -> None:
+    border = border_in_words({"value": 0.05, "ci": [low, 0.1], "n": 90}, p_value)
+    assert said in border
+    assert bool(border) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "effective", "said"),
+    [
+        (1200, 700.5, "1,200 prompts"),
+        (12, 9.5, "12 prompts"),
+        (100, 24.6, "100 prompts (they count as 25: a few of them hold most of the pairs)"),
+    ],
+)
+def test_prompts_that_count_for_fewer(prompts: int, effective: float, said: str) -> None:
+    assert prompts_in_words(prompts, effective) == said
 
 
 def test_an_interval_ends_where_shares_do_and_may_be_missing() -> None:

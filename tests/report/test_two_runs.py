@@ -97,7 +97,7 @@ def test_chance_is_called_chance(tmp_path: Path) -> None:
 
 
 def test_pairs_of_one_record_are_matched_in_their_order(tmp_path: Path) -> None:
-    twice = [{**row, "where": "prefs.jsonl:1", "prompt": "0"} for row in _rows("+-")]
+    twice = [{**row, "where": "prefs.jsonl:1", "prompt": "0", "pair": "0" * 32} for row in _rows("+-")]
     first, second = _write(tmp_path / "a", twice), _write(tmp_path / "b", twice)
     shared = compare_runs(read_run(first), read_run(second)).shared
     assert shared is not None
@@ -155,8 +155,43 @@ def test_files_that_changed_between_the_runs_are_said(tmp_path: Path) -> None:
     data = json.loads((first / "run.json").read_text())["data"]
     data["train"]["files"][0]["identity"] = "8" * 64
     second = _write(tmp_path / "b", _rows(SECOND), data=data)
-    [said] = caveats(compare_runs(read_run(first), read_run(second)))
-    assert said.startswith("The files of the held-out pairs are not the same.")
+    assert caveats(compare_runs(read_run(first), read_run(second))) == []  # what the pairs say tells them apart
+    for run in (first, second):
+        file = run / "evals-pairs.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({key: row[key] for key in row if key != "pair"}) + "\n" for row in rows))
+    runs = compare_runs(read_run(first), read_run(second))
+    assert runs.shared is not None
+    assert len(runs.shared) == 40
+    [said] = caveats(runs)
+    assert said.startswith("A run does not tell what its held-out pairs say, so they were matched by prompt")
+    assert said.endswith("and the files are not the same.")
+
+
+def test_pairs_are_known_by_what_they_say_and_not_by_their_place(tmp_path: Path) -> None:
+    moved = [{**row, "where": f"other.jsonl:{900 - number}"} for number, row in enumerate(_rows(SECOND))]
+    first, second = _write(tmp_path / "a", _rows(FIRST)), _write(tmp_path / "b", moved[::-1])
+    runs = compare_runs(read_run(first), read_run(second))
+    assert "B is right in 80.0 % and A in 50.0 %: +30.0 points" in comparison_verdict(runs)
+    assert caveats(runs) == []
+
+
+@pytest.mark.parametrize("swapped", [1, 40])
+def test_pairs_whose_labels_are_swapped_are_other_pairs_and_it_is_said(
+    swapped: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = [
+        {**row, "pair": row["pair"][16:] + row["pair"][:16]} if number < swapped else row
+        for number, row in enumerate(_rows(SECOND))
+    ]
+    first, second = _write(tmp_path / "a", _rows(FIRST)), _write(tmp_path / "b", theirs)
+    runs = compare_runs(read_run(first), read_run(second))
+    assert (0 if runs.shared is None else len(runs.shared)) == 40 - swapped
+    assert caveats(runs)[0].startswith(
+        f"{swapped} pair{'s have' if swapped > 1 else ' has'} chosen and rejected the oth"
+    )
+    assert cli.run(["report", str(first), str(second)]) == ExitCode.DONE
+    assert "chosen and rejected the other way round in the two" in capsys.readouterr().err
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_an_interval_holds_its_value_and_stays_in_0_to_1(correct: list[float], r
 
 
 def reference_proportion(correct: list[Fraction], groups: list[int]) -> tuple[float, float]:
-    """By hand, in fractions: jackknifed design effect, one pair's worth of prior, Wilson with a t quantile."""
+    """By hand, in fractions: design effect, one pair's worth of prior, Wilson's roots with a t quantile."""
     n, prompts = len(correct), sorted(set(groups))
     share = sum(correct, Fraction(0)) / n
     without = []
@@ -73,12 +73,31 @@ def reference_proportion(correct: list[Fraction], groups: list[int]) -> tuple[fl
         without.append(sum(kept, Fraction(0)) / len(kept))
     j = len(prompts)
     variance = Fraction(j - 1, j) * sum(((left - share) ** 2 for left in without), Fraction(0))
+    variance = max(variance, alike(correct, groups))
     agreeing = sum((Fraction(groups.count(prompt), n) ** 2 for prompt in prompts), Fraction(0))
     effective = min(Fraction(n), (share * (1 - share) + Fraction(1, n)) / (variance + agreeing / n))
-    t = stats.t.ppf(0.975, j - 1)
+    t = stats.t.ppf(0.975, max(1.0, float(1 / agreeing) - 1))
     # the two roots of (share - p)^2 = t^2 p (1 - p) / n_eff
     roots = np.roots([1 + t**2 / effective, -(2 * share + t**2 / effective), share**2])
     return float(min(roots)), float(max(roots))
+
+
+def alike(values: list[Fraction], groups: list[int]) -> Fraction:
+    """Variance of their mean if all pairs of a prompt correlate alike: the mean of all covariances, pair by pair."""
+    n, prompts = len(values), sorted(set(groups))
+    members = [[value for value, group in zip(values, groups, strict=True) if group == prompt] for prompt in prompts]
+    of_all, middle = sum(values, Fraction(0)) / n, [sum(one, Fraction(0)) / len(one) for one in members]
+    total = sum(((value - of_all) ** 2 for value in values), Fraction(0)) / n
+    if n == len(prompts) or total == 0:
+        return Fraction(0)
+    inside = [(value - mean) ** 2 for one, mean in zip(members, middle, strict=True) for value in one]
+    together = min(Fraction(1), max(Fraction(0), 1 - sum(inside, Fraction(0)) / (n - len(prompts)) / total))
+    covariances = [
+        total if i == k else together * total if groups[i] == groups[k] else Fraction(0)
+        for i in range(n)
+        for k in range(n)
+    ]
+    return sum(covariances, Fraction(0)) / n**2
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -157,7 +176,7 @@ def test_a_mean_over_equal_prompts_has_the_t_interval_of_the_prompts_means() -> 
 def test_a_mean_over_unequal_prompts_is_jackknifed() -> None:
     values, groups = [1.0, 2.0, 4.0, 0.0, -1.0, 3.0], ["a", "a", "a", "b", "c", "c"]
     left_out = [np.mean([v for v, g in zip(values, groups, strict=True) if g != out]) for out in "abc"]
-    half = stats.t.ppf(0.975, 2) * math.sqrt(2 / 3 * sum((left - 1.5) ** 2 for left in left_out))
+    half = stats.t.ppf(0.975, 36 / 14 - 1) * math.sqrt(2 / 3 * sum((left - 1.5) ** 2 for left in left_out))
     assert bounds(mean(values, groups)) == pytest.approx((1.5 - half, 1.5 + half))
 
 

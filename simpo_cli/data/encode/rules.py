@@ -85,4 +85,17 @@ def prompt_key(pair: PreferencePair) -> str:
     """A hash of the prompt's text; a string and the same string as one user message are the same prompt."""
     messages = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
     text = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    return _digest(text)
+
+
+def pair_key(pair: PreferencePair) -> str:
+    """32 hex digits that tell a pair by its texts: 16 of prompt and chosen, then 16 of prompt and rejected.
+
+    So a pair whose labels are swapped has the same halves in the other order.
+    """
+    prompt = prompt_key(pair)
+    return "".join(_digest(f"{prompt} {response}") for response in (pair.chosen, pair.rejected))
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

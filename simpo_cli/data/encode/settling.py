@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.data.encode.cutting import cut_prompt, whole_prompt
 from simpo_cli.data.encode.rendering import Texts
-from simpo_cli.data.encode.rules import SKIP, EncodedPairs, Rules, prompt_key, refusal
+from simpo_cli.data.encode.rules import SKIP, EncodedPairs, Rules, pair_key, prompt_key, refusal
 from simpo_cli.data.encode.tokenizing import Ids
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.raw import RecordError
@@ -59,6 +59,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         prompt_cut=len(prompt) < num_prompt,
         chosen_cut=chosen_cut is not chosen,
         rejected_cut=rejected_cut is not rejected,
+        pair_key=pair_key(pair),
     )
     for what, holds in (
         ("prompt cut", encoded.prompt_cut),

@@ -1,8 +1,8 @@
 """Encoded pairs as two files, and as a sequence that reads a pair when it is asked for.
 
-`pairs.bin` holds for each pair its tokens (prompt, chosen, rejected, int32) and behind them its place as UTF-8;
-`rows.bin` holds what is asked of all pairs at once, 40 bytes each. Tokens are read by position and not mapped into
-memory: pages of a mapping count as memory of this process, and a mapped file that is cut short ends it.
+`pairs.bin` holds for each pair its tokens (prompt, chosen, rejected, int32), behind them its place as UTF-8, and the
+digest of its texts; `rows.bin` holds what is asked of all pairs at once, 40 bytes each. Tokens are read by position and
+not mapped into memory: pages of a mapping count as memory of this process, and a mapped file that is cut short ends it.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ ROW = np.dtype(
     align=True,
 )
 _INT32 = np.dtype("<i4")
+_KEY_BYTES = 16  # of a pair_key
 
 Rows = NDArray[Any]  # of ROW
 Lengths = NDArray[np.int64]
@@ -46,7 +47,7 @@ class PairWriter:
 
     Attributes:
         num_pairs: written so far.
-        content: digest of the tokens in their order, so far; places are left aside.
+        content: digest of the tokens in their order, so far; places and texts are left aside.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,9 +68,10 @@ class PairWriter:
             rows[i] = (self._end, int(pair.prompt_key, 16), *counts, len(place), int(ids.max()), cut, 0)
             self._tokens.write(tokens)
             self._tokens.write(place)
+            self._tokens.write(bytes.fromhex(pair.pair_key))
             self.content.update(np.array(counts, dtype=_INT32).tobytes())
             self.content.update(tokens)
-            self._end += len(tokens) + len(place)
+            self._end += len(tokens) + len(place) + _KEY_BYTES
         self._rows.write(rows.tobytes())
         self.num_pairs += len(pairs)
 
@@ -141,17 +143,18 @@ class StoredPairs(Sequence[EncodedPair]):
     def _pair(self, row: Any) -> EncodedPair:
         start, key, prompt, chosen, rejected, place, _, cut, file = row.item()
         num_ids = prompt + chosen + rejected
-        data = self._files[file].read(start, num_ids * _INT32.itemsize + place)
+        data = self._files[file].read(start, num_ids * _INT32.itemsize + place + _KEY_BYTES)
         ids = np.frombuffer(data, dtype=_INT32, count=num_ids)
         return EncodedPair(
             prompt=ids[:prompt],
             chosen=ids[prompt : prompt + chosen],
             rejected=ids[prompt + chosen :],
             prompt_key=f"{key:016x}",
-            where=data[num_ids * _INT32.itemsize :].decode("utf-8", "surrogatepass"),
+            where=data[num_ids * _INT32.itemsize : -_KEY_BYTES].decode("utf-8", "surrogatepass"),
             prompt_cut=bool(cut & 1),
             chosen_cut=bool(cut & 2),
             rejected_cut=bool(cut & 4),
+            pair_key=data[-_KEY_BYTES:].hex(),
         )
 
     def select(self, positions: NDArray[np.int64]) -> "StoredPairs":
