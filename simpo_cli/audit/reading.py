@@ -51,7 +51,7 @@ class MeasuredPairs:
     Attributes:
         pairs: those of the batch that are, in their order.
         codes: (k,) all findings that each belongs to.
-        lengths: (k, 3) of prompt, chosen and rejected, in words or tokens.
+        lengths: (k, units, 3) of prompt, chosen and rejected: in words and in characters, or in tokens alone.
         texts: what the texts of the batch show.
         rows: (k,) which rows of `texts` are theirs.
     """

@@ -67,7 +67,7 @@ def in_tokens(
         yield MeasuredPairs(
             pairs,
             codes,
-            np.array(lengths, dtype=np.int32).reshape(-1, 3),
+            np.array(lengths, dtype=np.int32).reshape(-1, 1, 3),
             batch.texts,
             np.array(rows, dtype=np.int64),
         )

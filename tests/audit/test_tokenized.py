@@ -73,6 +73,7 @@ def test_each_in_its_place(audit: Any) -> None:
         "DUP003": [6],
         "EMP003": [7],
         "TOK001": [9],
+        "EOS002": [9],
         "EOS001": [2, 3],
         "FMT001": [11, 10],
     }

@@ -17,6 +17,16 @@ ENTRIES = (
         drops=True,
     ),
     Entry(
+        code="FMT002",
+        title="responses that are JSON of messages",
+        severity="warning",
+        short="messages as text",
+        meaning='A response is the text of a message with its role and content, such as {"role": "assistant", '
+        '"content": ...}, or of a list of such messages.',
+        harm="The model learns to write the JSON around its answers. It comes from tables whose cells hold objects.",
+        remedy="Write the answers alone, or the messages themselves as JSON objects and not as text.",
+    ),
+    Entry(
         code="EMP001",
         title="an empty response (training drops such pairs)",
         severity="warning",
@@ -48,6 +58,16 @@ ENTRIES = (
         "long one, and the end token is a good part of what is learned: stop early.",
         remedy="Read a few; if they are not meant, raise data.min_response_tokens.",
         needs="tokens",
+    ),
+    Entry(
+        code="EMP004",
+        title="a text that is the word for a missing value (NaN, None, null)",
+        severity="warning",
+        short="missing values",
+        meaning="A turn of the prompt, the system text among them, or a response is nothing but NaN, None, null, <NA> "
+        "or NaT.",
+        harm="A table wrote the word where there was nothing, and the model is trained on it as on any text.",
+        remedy="Leave the field empty where the file is made (in pandas: fillna('')), unless the word is the answer.",
     ),
     # The same twice
     Entry(
