@@ -7,7 +7,7 @@ responses are written in is known at the end of the pass, so both are kept.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
+from simpo_cli.audit.cuts import cut_details
 from simpo_cli.audit.features import FEATURES, Differences
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
 from simpo_cli.audit.groups import Groups
@@ -180,7 +181,9 @@ def examine(
         findings=[
             *_label_findings(PairIdentities(hashes), collected.take_signatures(), evaluation, collected.places),
             *_tallied_findings(reader, refused, collected.marked),
-            *_marked_findings(collected.marked, account),
+            *_marked_findings(
+                collected.marked, account, {} if tokens is None else cut_details(account.lengths.rows, tokens.data)
+            ),
         ],
     )
 
@@ -294,13 +297,13 @@ def _first_places(tally: Tally, reasons: tuple[str, ...]) -> list[str]:
     return [row for reason in reasons for row in tally.places.get(reason, ())][:SHOWN_ROWS]
 
 
-def _marked_findings(marked: Marked, account: Account) -> Iterator[Finding]:
-    """Findings about pairs that were marked on the way, measured or left out."""
+def _marked_findings(marked: Marked, account: Account, details: Mapping[str, str]) -> Iterator[Finding]:
+    """Findings about pairs that were marked on the way, measured or left out; `details` say more of some codes."""
     left_out = account.left_out
     for code in sorted({*marked, *left_out} - {"FMT001", "EMP001", "DUP003"}):
         pairs = marked.positions(code)
         rows = [*marked.places(code), *left_out.places(code)][:SHOWN_ROWS]
-        detail = ""
+        detail = details.get(code, "")
         if code == "EOS001":
             chosen, rejected = account.no_end
             detail = f"Of the chosen ones {chosen:,}, of the rejected ones {rejected:,}; {account.num_cut:,} were cut."

@@ -13,11 +13,11 @@ from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.scripts import num_unspaced
 
 NOTES = {
-    "EMP004": "texts that are the word for a missing value (NaN, None, null)",
-    "EOS002": "answers that spell out an end token",
-    "FMT002": "answers that are JSON of messages",
-    "TPL003": "prompts repeated in both answers",
-    "TPL004": "texts with another template's markers",
+    "EMP004": "pairs with the word for a missing value as a text (NaN, None, null)",
+    "EOS002": "pairs with an end token spelled out in a response",
+    "FMT002": "pairs whose responses are JSON of messages",
+    "TPL003": "pairs whose responses both repeat the prompt",
+    "TPL004": "pairs with another template's markers",
 }
 """What is counted, in words, by the code of its finding."""
 

@@ -94,7 +94,8 @@ ENTRIES = (
         "data.rendered: true the tokenizer's own, which are then read as tokens, are not counted.",
         harm="It is scored as text in front of the real end token: the model learns to write both, and what users see "
         "ends with it.",
-        remedy="Take it off the responses; the end token is put there by the template.",
+        remedy="Take it off the responses: the template writes the end token itself. Texts rendered for this "
+        "very model keep it, with data.rendered: true.",
     ),
     Entry(
         code="TPL001",

@@ -26,6 +26,7 @@ class EncodedPairs:
             as the template writes it`, `turns that the template writes otherwise once they are answered`, and `tools
             unknown to the template`: it has no place for their definitions, in training as later in use.
         places: where the pairs of each reason in `dropped` and each property in `counts` come from.
+        lengths: tokens of prompt, chosen and rejected before any cut, of the pairs that are not refused.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
@@ -33,6 +34,7 @@ class EncodedPairs:
     bad: list[BadRecord] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    lengths: list[tuple[int, int, int]] = field(default_factory=list)
 
     def drop(self, reason: str, where: str) -> None:
         """Leave out one pair without signal."""

@@ -23,6 +23,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         return
     chosen, rejected = (_ended(response, rules) for response in ids.responses)
     num_prompt = len(prompt)
+    result.lengths.append((num_prompt, len(chosen.ids), len(rejected.ids)))
     prompt = _cut_prompt(prompt, data.max_prompt_length, tokenizer.bos_id)
     assert tokenizer.bos_id is None or prompt[:2] != [tokenizer.bos_id] * 2
     room = data.max_length - len(prompt)
