@@ -1,6 +1,7 @@
 """Findings that only tokens show, each from a pair that has it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,14 @@ def test_one_file_twice(audit: Any, tmp_path: Path, tokenizer: TextTokenizer) ->
     }
     assert examination.file_of.tolist() == [0, 0, 1, 1]
     assert [source["count"] for source in stats_document(examination, version="0")["sources"]] == [2, 2]
+
+
+def test_many_cuts_name_the_limit_that_helps(audit: Any) -> None:
+    records = [{**FINE, "prompt": "x " * n, "chosen": "a b " * (n + 1), "rejected": "c d " * n} for n in range(1, 41)]
+    hints = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40).findings}
+    limit = re.search(r"data\.max_length=(\d+) keeps both whole in 95 % of pairs", hints["TRU001"])
+    assert limit is not None
+    again = {f.code: f.count for f in audit(records, max_length=int(limit[1]), max_prompt_length=40).findings}
+    assert again.get("TRU001", 0) + again.get("TRU002", 0) <= 2  # of 40 pairs
+    dropped = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40, overlong="drop").findings}
+    assert f"data.max_length={limit[1]} keeps" in dropped["TRU005"]  # also of pairs that are left out

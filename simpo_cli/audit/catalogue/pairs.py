@@ -86,9 +86,9 @@ ENTRIES = (
         title="near-duplicate pairs",
         severity="warning",
         short="near-duplicates",
-        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three "
-        "in four of the word triples are common, case, white space and punctuation aside. The first of each group is "
-        "not counted.",
+        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: two "
+        "in three of the prompts' word triples are common and five in eight of the responses', case, white space and "
+        "punctuation aside. The first of each group is not counted.",
         harm="They count a thing several times and leak over a split that goes by exact prompts.",
         remedy="Keep one of each group.",
         needs="near",
@@ -110,7 +110,7 @@ ENTRIES = (
         title="nearly identical responses",
         severity="warning",
         short="nearly identical",
-        meaning="Chosen and rejected are not the same, and three in four of their word triples are common, case, white "
+        meaning="Chosen and rejected are not the same, and five in eight of their word triples are common, case, white "
         "space and punctuation aside.",
         harm="All that the pair teaches sits in a few tokens, while its loss pushes on all of them; known to lower the "
         "log-probability of both responses.",
@@ -183,7 +183,7 @@ ENTRIES = (
         severity="warning",
         short="near leaks",
         meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one "
-        "that is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
+        "that is: two in three of the word triples are common, case, white space, punctuation and system turns aside.",
         harm="As for LEK001: the evaluation measures memory in part.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",
