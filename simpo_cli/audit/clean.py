@@ -2,7 +2,7 @@
 
 A second pass over the sources writes each pair that stays as a line with `prompt`, `chosen` and `rejected`, in a form
 that the loader reads back as the very same pair; fields of the record that play no part in it, such as scores, are
-kept beside them. Both files are written whole or not at all.
+kept beside them. A prompt that both answers repeat is taken off them. Both files are written whole or not at all.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
+from simpo_cli.data.text_notes import repeated_prompts
 from simpo_cli.data.writing import disk_faults, new_file, replacing
 from simpo_cli.errors import UserError
 
@@ -68,6 +69,7 @@ class CleanResult:
     Attributes:
         path, dropped_path: the two files.
         kept: pairs that remain.
+        mended: how many of these no longer repeat their prompt in both answers.
         dropped: pairs and malformed records that do not.
         by_code: how many of these each code concerns; one pair may have several.
     """
@@ -75,6 +77,7 @@ class CleanResult:
     path: Path
     dropped_path: Path
     kept: int
+    mended: int
     dropped: int
     by_code: dict[str, int]
 
@@ -159,7 +162,7 @@ def write_clean(
     codes = codes_by_number(examination, also)
     reader = read_again()
     by_code: Counter[str] = Counter()
-    kept = 0
+    kept = mended = dropped = 0
     with (
         disk_faults(f"--write-clean {path} cannot be written"),
         replacing(path) as clean,
@@ -167,17 +170,24 @@ def write_clean(
         _scratch(path) as body,
     ):
         for number, pair in enumerate(reader):
-            if number in codes:
-                by_code.update(codes[number])
-                _write_line(body, {"where": pair.where, "codes": codes[number], **_as_record(pair)})
-            else:
-                assert reader.record is not None
-                _write_line(clean, clean_record(pair, reader.record.fields))
-                kept += 1
+            bare = without_prompts(pair)
+            if number in codes or bare is None:
+                reasons = codes.get(number, ["TPL003"])
+                by_code.update(reasons)
+                _write_line(body, {"where": pair.where, "codes": reasons, **_as_record(pair)})
+                dropped += 1
+                continue
+            assert reader.record is not None
+            fields = reader.record.fields
+            if bare is not pair:
+                fields = {name: value for name, value in fields.items() if value not in (pair.chosen, pair.rejected)}
+                mended += 1
+            _write_line(clean, clean_record(bare, fields))
+            kept += 1
         for bad in reader.bad_records:
             by_code["FMT001"] += 1
             _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
-        dropped = len(codes) + len(reader.bad_records)
+        dropped += len(reader.bad_records)
         _require_same(examination.reader, reader)
         if not kept:
             raise UserError(
@@ -189,6 +199,7 @@ def write_clean(
             "schema_version": SCHEMA_VERSION,
             "tool": "simpo stats --write-clean",
             "clean": {"pairs": kept, "sha256": sha256_of(Path(clean.name))},
+            "mended": {"TPL003": mended} if mended else {},
             "dropped": dropped,
             "by_code": dict(sorted(by_code.items())),
             "not_pairs": {
@@ -201,7 +212,7 @@ def write_clean(
         body.seek(0)
         for line in body:
             listed.write(line)
-    return CleanResult(path, dropped_path(path), kept, dropped, dict(sorted(by_code.items())))
+    return CleanResult(path, dropped_path(path), kept, mended, dropped, dict(sorted(by_code.items())))
 
 
 @contextmanager
@@ -257,6 +268,18 @@ def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, A
         **plain,
         **{side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)},
     }
+
+
+def without_prompts(pair: PreferencePair) -> PreferencePair | None:
+    """The pair without its prompt in front of both answers; None where these are then empty or the same.
+
+    A pair whose answers do not both repeat the prompt comes back as it is.
+    """
+    starts = repeated_prompts(pair)
+    if starts is None:
+        return pair
+    chosen, rejected = pair.chosen[starts[0] :], pair.rejected[starts[1] :]
+    return replace(pair, chosen=chosen, rejected=rejected) if chosen and rejected and chosen != rejected else None
 
 
 def _as_record(pair: PreferencePair) -> dict[str, Any]:

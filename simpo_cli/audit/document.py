@@ -36,7 +36,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "simpo", "version": version},
         "input": _input(examination),
-        "unit": "words" if examination.tokens is None else "tokens",
+        "unit": examination.unit,
         "count": examination.count,
         "avg_chosen_len": whole_mean(chosen),
         "avg_rejected_len": whole_mean(rejected),
@@ -74,6 +74,7 @@ def _input(examination: Examination) -> dict[str, Any]:
         "no_signal": dict(sorted(examination.no_signal.items())),
         "malformed": examination.refused.count,
         "warnings": dict(sorted(reader.warnings.counts.items())),
+        "unspaced_share": examination.unspaced_share,
         "tokens": None if examination.tokens is None else _limits(examination.tokens),
         "evaluation": None
         if evaluation is None

@@ -1,18 +1,21 @@
-"""The audit of preference pairs: one pass over the sources, in bounded memory, in words or in tokens.
+"""The audit of preference pairs: one pass over the sources, in bounded memory, in words, in characters or in tokens.
 
 The pairs come from the loader that training uses, and in tokens from the encoder that training uses, with the same cut.
-In words every well-formed pair is measured, as the file has it; in tokens every pair that training would see.
+Without a tokenizer every well-formed pair is measured, as the file has it; in tokens every pair that training would
+see. Words are counted where the responses are in scripts with spaces between words, and else characters; what the
+responses are written in is known at the end of the pass, so both are kept.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
+from simpo_cli.audit.cuts import cut_details
 from simpo_cli.audit.features import FEATURES, Differences
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
 from simpo_cli.audit.groups import Groups
@@ -28,6 +31,7 @@ from simpo_cli.audit.rows import RowList
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.raw import Tally
+from simpo_cli.data.text_notes import own_markers
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 from simpo_cli.stages import stage
@@ -37,6 +41,12 @@ if TYPE_CHECKING:
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 NO_LIMIT = 2**31 - 1
+UNSPACED = 0.25
+"""Share of the responses' letters in scripts without spaces from which on lengths are in characters: a run of them that
+counts as one word then says more than the words around it, as a character of Chinese says about as much as three
+letters of Latin."""
+
+Unit = Literal["words", "characters", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,9 @@ class Examination:
 
     Attributes:
         reader: the account of the sources and their records.
-        tokens: how pairs became tokens; None when words were counted.
+        tokens: how pairs became tokens; None without a tokenizer.
+        unit: what lengths are counted in.
+        unspaced_share: what share of the responses' letters is in scripts without spaces; None in tokens.
         chosen_len, rejected_len, prompt_len: (count,) lengths.
         prompts: (count,) a hash of each pair's prompt.
         surface: (count, features) what the surface of the two responses differs in.
@@ -61,7 +73,7 @@ class Examination:
         group_of: (count,) the number of each pair's group in `groups`; 0 without any.
         groups: tells pairs apart by a field; None where files are enough.
         numbers: (count,) each pair's place among all pairs that were read.
-        no_signal: pairs that training drops, by reason; in words they are among the lengths.
+        no_signal: pairs that training drops, by reason; without a tokenizer they are among the lengths.
         refused: malformed records and pairs that the template refuses, left out.
         left_out: by code, the numbers of pairs that were read and not measured.
         looked_for: what there was to look at, as the catalogue says it.
@@ -71,6 +83,8 @@ class Examination:
 
     reader: PairReader
     tokens: Tokens | None
+    unit: Unit
+    unspaced_share: float | None
     chosen_len: Lengths
     rejected_len: Lengths
     prompt_len: Lengths
@@ -110,7 +124,7 @@ def examine(
 
     Args:
         reader: gives the pairs, also those without signal (`on_no_signal="keep"`); it must not have been read before.
-        tokens: how pairs become tokens; None counts words.
+        tokens: how pairs become tokens; None counts words, or characters.
         evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
         groups: tells pairs apart by a field; None where files are enough.
         sample: takes in the measured pairs as they come by; their texts are not kept otherwise.
@@ -118,8 +132,9 @@ def examine(
     Raises:
         UserError: a source or record is refused, or no pair is left.
     """
-    account, collected = Account(), _Collected()
-    with MeasuringProcesses(has_tokenizer=tokens is not None) as processes, stage("measuring pairs") as measuring:
+    account, collected = Account(), _Collected(units=2 if tokens is None else 1)
+    own = None if tokens is None else own_markers(tokens.tokenizer, rendered=tokens.data.rendered)
+    with MeasuringProcesses(own=own) as processes, stage("measuring pairs") as measuring:
         batches = processes.measured(read_batches(reader, groups))
         for measured in _measured(batches, tokens, account):
             collected.add(measured)
@@ -142,13 +157,18 @@ def examine(
     looked_for: set[Needs] = {"text", "near"}
     looked_for |= set() if tokens is None else {"tokens"}
     looked_for |= set() if evaluation is None else {"evaluation"}
-    hashes, lengths = collected.hashes.rows, collected.lengths.rows
+    hashes = collected.hashes.rows
     with stage("looking for pairs that repeat or contradict others"):
         identities, signatures = PairIdentities(hashes), collected.take_signatures()
         labels = list(_label_findings(identities, signatures, evaluation, collected.places))
+    share = None if tokens is not None else collected.unspaced_share
+    unit: Unit = "tokens" if share is None else "characters" if share >= UNSPACED else "words"
+    lengths = collected.lengths.rows[:, 1 if unit == "characters" else 0]
     return Examination(
         reader=reader,
         tokens=tokens,
+        unit=unit,
+        unspaced_share=share,
         prompt_len=lengths[:, 0],
         chosen_len=lengths[:, 1],
         rejected_len=lengths[:, 2],
@@ -166,7 +186,9 @@ def examine(
         findings=[
             *labels,
             *_tallied_findings(reader, refused, collected.marked),
-            *_marked_findings(collected.marked, account),
+            *_marked_findings(
+                collected.marked, account, {} if tokens is None else cut_details(account.lengths.rows, tokens.data)
+            ),
         ],
     )
 
@@ -187,14 +209,16 @@ def _measured(
 def _in_words(batch: tuple[list[ReadPair], TextMeasures]) -> MeasuredPairs:
     reads, texts = batch
     codes = [(*read.codes, *shown) for read, shown in zip(reads, texts.codes, strict=True)]
-    return MeasuredPairs(reads, codes, texts.words, texts, np.arange(len(reads)))
+    lengths = np.stack((texts.words, texts.characters), axis=1)
+    return MeasuredPairs(reads, codes, lengths, texts, np.arange(len(reads)))
 
 
 class _Collected:
     """What is kept of every measured pair, about 300 bytes; the texts are not."""
 
-    def __init__(self) -> None:
-        self.lengths = RowList(np.int32, (3,))
+    def __init__(self, units: int) -> None:
+        self.lengths = RowList(np.int32, (units, 3))
+        self._letters = np.zeros(2, dtype=np.int64)
         self.hashes = RowList(np.uint64, (3,))
         self.surface = RowList(np.float32, (len(FEATURES),))
         self.signatures = RowList(np.uint8, (3, SIGNATURE_BYTES))
@@ -209,6 +233,7 @@ class _Collected:
             for code in codes:
                 self.marked.add(code, position, read.pair.where)
         self.lengths.add(measured.lengths)
+        self._letters += measured.texts.letters.sum(axis=0)
         self.hashes.add(measured.texts.hashes[measured.rows])
         self.surface.add(measured.texts.surface[measured.rows])
         self.signatures.add(measured.texts.signatures[measured.rows])
@@ -216,6 +241,12 @@ class _Collected:
         self.groups.add([read.group for read in measured.pairs])
         self.numbers.add([read.number for read in measured.pairs])
         self.count += len(measured.pairs)
+
+    @property
+    def unspaced_share(self) -> float:
+        """What share of the responses' letters is in scripts without spaces between words."""
+        unspaced, letters = self._letters.tolist()
+        return unspaced / max(1, letters)
 
     def take_signatures(self) -> Signatures:
         """(pairs, 3, 64) the signatures, which are kept no longer than the caller needs them."""
@@ -271,13 +302,13 @@ def _first_places(tally: Tally, reasons: tuple[str, ...]) -> list[str]:
     return [row for reason in reasons for row in tally.places.get(reason, ())][:SHOWN_ROWS]
 
 
-def _marked_findings(marked: Marked, account: Account) -> Iterator[Finding]:
-    """Findings about pairs that were marked on the way, measured or left out."""
+def _marked_findings(marked: Marked, account: Account, details: Mapping[str, str]) -> Iterator[Finding]:
+    """Findings about pairs that were marked on the way, measured or left out; `details` say more of some codes."""
     left_out = account.left_out
     for code in sorted({*marked, *left_out} - {"FMT001", "EMP001", "DUP003"}):
         pairs = marked.positions(code)
         rows = [*marked.places(code), *left_out.places(code)][:SHOWN_ROWS]
-        detail = ""
+        detail = details.get(code, "")
         if code == "EOS001":
             chosen, rejected = account.no_end
             detail = f"Of the chosen ones {chosen:,}, of the rejected ones {rejected:,}; {account.num_cut:,} were cut."

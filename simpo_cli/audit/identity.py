@@ -20,8 +20,8 @@ Places = NDArray[np.int64]
 _STRIPPED = 3  # times that the ends of chains are taken off before circles are looked for
 
 
-def _hashed(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+def _hashed(text: str, seed: int = 0) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed)
 
 
 def prompt_hash(pair: PreferencePair) -> int:
@@ -31,8 +31,9 @@ def prompt_hash(pair: PreferencePair) -> int:
 
 
 def pair_hashes(pair: PreferencePair) -> tuple[int, int, int]:
-    """Hashes of the prompt, the chosen and the rejected response."""
-    return prompt_hash(pair), _hashed(pair.chosen), _hashed(pair.rejected)
+    """Hashes of the prompt, the chosen and the rejected response; with other tools the same response is another."""
+    tools = 0 if pair.tools is None else _hashed(pair.tools)
+    return prompt_hash(pair), _hashed(pair.chosen, tools), _hashed(pair.rejected, tools)
 
 
 class PairIdentities:

@@ -1,10 +1,10 @@
 """Training prompts that the evaluation data hold too: to the letter, or nearly.
 
-Two prompts are nearly the same if three in four of the word triples in their turns are common, system turns aside:
+Two prompts are nearly the same if two in three of the word triples in their turns are common, system turns aside:
 instructions that all prompts share would make them all alike. Case, white space and punctuation do not count.
 
 Candidates come from locality-sensitive hashing: prompts whose signatures agree in four bytes in a row, at one of 16
-places, are compared. At a similarity s a prompt is missed with a chance of (1 - s^4)^16: 0.2 % at 0.75.
+places, are compared. At a similarity s a prompt is missed with a chance of (1 - s^4)^16: 0.2 % at 0.75, 3 % at 0.67.
 """
 
 from array import array
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.identity import Hashes, Places, prompt_hash
-from simpo_cli.audit.signatures import NEARLY_SAME, SIGNATURE_BYTES, SignatureList, Signatures, num_equal
+from simpo_cli.audit.signatures import NEARLY_ASKED, SIGNATURE_BYTES, SignatureList, Signatures, num_equal
 from simpo_cli.audit.texts import asked_text
 from simpo_cli.data.load import FileReceipt, PairReader
 
@@ -91,7 +91,7 @@ def _nearly_among(signatures: Signatures, others: Signatures) -> NDArray[np.bool
                 break
             for chunk in np.split(places, range(_CHUNK, len(places), _CHUNK)):
                 equal = num_equal(signatures[chunk], others[order[low[chunk] + distance]])
-                found[chunk[equal >= NEARLY_SAME]] = True
+                found[chunk[equal >= NEARLY_ASKED]] = True
     return found
 
 

@@ -14,6 +14,7 @@ from simpo_cli.audit.identity import Hashes, pair_hashes
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, SignatureList, Signatures
 from simpo_cli.audit.texts import asked_text, num_words, prompt_text, trouble_in
 from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.scripts import num_letters, num_unspaced
 
 Counts = NDArray[np.int32]
 
@@ -24,7 +25,8 @@ class TextMeasures:
 
     Attributes:
         codes: (n,) the findings that each pair belongs to.
-        words: (n, 3) words of prompt, chosen and rejected; all 0 where a tokenizer counts the lengths.
+        words, characters: (n, 3) of prompt, chosen and rejected; all 0 where a tokenizer counts the lengths.
+        letters: (n, 2) of both responses: those of scripts without spaces, and all; 0 in the same case.
         hashes: (n, 3) of prompt, chosen and rejected.
         surface: (n, features) what the surface of the two responses differs in.
         signatures: (n, 3, 64) of prompt, chosen and rejected.
@@ -32,30 +34,42 @@ class TextMeasures:
 
     codes: Sequence[tuple[str, ...]]
     words: Counts
+    characters: Counts
+    letters: Counts
     hashes: Hashes
     surface: Differences
     signatures: Signatures
 
 
-def measure(pairs: Sequence[PreferencePair], *, has_tokenizer: bool) -> TextMeasures:
+def measure(pairs: Sequence[PreferencePair], *, own: tuple[str, ...] | None) -> TextMeasures:
     """Measure the texts of pairs.
 
     Args:
         pairs: at least one.
-        has_tokenizer: whether there is a tokenizer, which counts the lengths and knows its own special tokens; else
-            words are counted, and special tokens that are widely used are looked for.
+        own: the markers of the tokenizer, which are not looked for (see `own_markers`); it counts the lengths and knows
+            its own special tokens. None without one: words and characters are counted, and special tokens that are
+            widely used are looked for.
     """
     surface, signatures = SurfaceDifferences(), SignatureList()
     for pair in pairs:
         surface.add(pair.chosen, pair.rejected)
         signatures.add(asked_text(pair), pair.chosen, pair.rejected)
-    words = np.zeros((len(pairs), 3), dtype=np.int32)
-    if not has_tokenizer:
-        words[:] = [[num_words(text) for text in (prompt_text(pair), pair.chosen, pair.rejected)] for pair in pairs]
+    counts = np.zeros((len(pairs), 8), dtype=np.int32)
+    if own is None:
+        counts[:] = [_counts(pair) for pair in pairs]
     return TextMeasures(
-        codes=[tuple(trouble_in(pair, special_tokens=not has_tokenizer)) for pair in pairs],
-        words=words,
+        codes=[tuple(trouble_in(pair, own=own)) for pair in pairs],
+        words=counts[:, :3],
+        characters=counts[:, 3:6],
+        letters=counts[:, 6:],
         hashes=np.array([pair_hashes(pair) for pair in pairs], dtype=np.uint64),
         surface=surface.rows,
         signatures=signatures.rows.reshape(-1, 3, SIGNATURE_BYTES),
     )
+
+
+def _counts(pair: PreferencePair) -> tuple[int, ...]:
+    """Words, then characters of prompt, chosen and rejected; then letters of both responses, as `TextMeasures` says."""
+    responses = (pair.chosen, pair.rejected)
+    texts = (prompt_text(pair), *responses)
+    return *map(num_words, texts), *map(len, texts), sum(map(num_unspaced, responses)), sum(map(num_letters, responses))

@@ -38,12 +38,12 @@ class MeasuringProcesses:
     """Measures batches of pairs; a context, behind whose end no process is left.
 
     Args:
-        has_tokenizer: as for `measure`.
+        own: as for `measure`.
         most: processes to start at most, once there is much to measure; None for as many as there are cores.
     """
 
-    def __init__(self, *, has_tokenizer: bool, most: int | None = None) -> None:
-        self._has_tokenizer = has_tokenizer
+    def __init__(self, *, own: tuple[str, ...] | None, most: int | None = None) -> None:
+        self._own = own
         cores = min(_num_cores(), MOST_PROCESSES) if most is None else most
         self._most = cores if cores > 1 and sys.executable else 0
         self._started: list[_Process] = []
@@ -69,7 +69,7 @@ class MeasuringProcesses:
         """
         num_characters_seen = 0
         for batch in batches:
-            yield batch, measure([read.pair for read in batch], has_tokenizer=self._has_tokenizer)
+            yield batch, measure([read.pair for read in batch], own=self._own)
             num_characters_seen += sum(read.pair.num_characters for read in batch)
             if num_characters_seen >= MEASURED_HERE and self._most:
                 break
@@ -99,7 +99,7 @@ class MeasuringProcesses:
 
     def _start(self) -> None:
         for _ in range(self._most):
-            process = _Process(has_tokenizer=self._has_tokenizer)
+            process = _Process(own=self._own)
             self._started.append(process)
             self._idle.put(process)
 
@@ -126,12 +126,12 @@ def _num_cores() -> int:
 class _Process:
     """Another process that measures one batch at a time."""
 
-    def __init__(self, *, has_tokenizer: bool) -> None:
+    def __init__(self, *, own: tuple[str, ...] | None) -> None:
         # the same modules as here, and none from the current folder unless this process takes them from there too
         path = os.pathsep.join(filter(None, sys.path))
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"{_SERVE}(has_tokenizer={has_tokenizer})"],
+                [sys.executable, "-P", "-c", f"{_SERVE}(own={own!r})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pipesize=_PIPE_BYTES,
@@ -179,7 +179,7 @@ class _Process:
                 pipe.close()
 
 
-def serve(*, has_tokenizer: bool) -> None:
+def serve(*, own: tuple[str, ...] | None) -> None:
     """Measure the batches that come in, until none does: what the other processes run."""
     answers: BinaryIO = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody else writes between the answers
@@ -189,7 +189,7 @@ def serve(*, has_tokenizer: bool) -> None:
         except (EOFError, pickle.UnpicklingError):  # whoever asked is gone, perhaps in the middle of it
             return
         try:
-            answers.write(pickle.dumps(measure(pairs, has_tokenizer=has_tokenizer), pickle.HIGHEST_PROTOCOL))
+            answers.write(pickle.dumps(measure(pairs, own=own), pickle.HIGHEST_PROTOCOL))
             answers.flush()
         except BrokenPipeError:  # whoever asked is gone
             os._exit(0)

@@ -11,6 +11,7 @@ from simpo_cli.audit.findings import SHOWN_ROWS
 from simpo_cli.audit.groups import Groups
 from simpo_cli.audit.marked import Marked
 from simpo_cli.audit.measures import Counts, TextMeasures
+from simpo_cli.audit.rows import RowList
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
@@ -51,7 +52,7 @@ class MeasuredPairs:
     Attributes:
         pairs: those of the batch that are, in their order.
         codes: (k,) all findings that each belongs to.
-        lengths: (k, 3) of prompt, chosen and rejected, in words or tokens.
+        lengths: (k, units, 3) of prompt, chosen and rejected: in words and in characters, or in tokens alone.
         texts: what the texts of the batch show.
         rows: (k,) which rows of `texts` are theirs.
     """
@@ -87,6 +88,7 @@ class Account:
         refused: pairs that the template or the rules refuse; how many, and the first of them.
         no_end: chosen and rejected responses without an end token.
         num_cut: how many of these the length limit has cut.
+        lengths: (pairs, 3) tokens of prompt, chosen and rejected before any cut, also of pairs that are left out by it.
     """
 
     no_signal: Counter[str] = field(default_factory=Counter)
@@ -94,6 +96,7 @@ class Account:
     refused: Refused = field(default_factory=Refused)
     no_end: list[int] = field(default_factory=lambda: [0, 0])
     num_cut: int = 0
+    lengths: RowList = field(default_factory=lambda: RowList(np.int32, (3,)))
 
 
 def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[ReadPair]]:

@@ -16,8 +16,11 @@ from rensa import RMinHash
 from simpo_cli.audit.shingles import triples
 
 SIGNATURE_BYTES = 64
-NEARLY_SAME = 48
-"""Two texts are nearly the same if this many bytes agree, three in four: one word in about twenty was changed."""
+NEARLY_SAME = 40
+"""Two responses are nearly the same if this many bytes agree, five in eight. One changed word in twenty leaves three in
+four: the line lies two standard errors of the estimate below, so that such texts are found."""
+NEARLY_ASKED = 43
+"""The same for two prompts, two in three: they are short, and one changed word in ten makes another question."""
 
 _SEED = 1
 _PACKED = Struct(f"{SIGNATURE_BYTES}I")  # of all ways from lists of numbers to an array the fastest

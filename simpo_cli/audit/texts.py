@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.text_notes import notes_of
 
 # Bytes of control characters that are neither NUL (a finding of its own), tab, newline nor carriage return
 _CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
@@ -34,6 +35,8 @@ _MOJIBAKE = re.compile(
 # Special tokens that are widely used, for audits without a tokenizer
 _SPECIAL = re.compile(r"<\|[a-zA-Z_]{1,40}\|>|<｜[^｜<>]{1,40}｜>")
 _SPECIAL_NAMES = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>")
+
+_HTML_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});")
 
 _HEADER = re.compile(
     r"\s*(?:assistant\s*:|### ?(?:response|assistant)\s*:|<\|(?:assistant|im_start|start_header_id)\|>"
@@ -103,12 +106,13 @@ def goes_on_with_a_turn(response: str) -> bool:
     return "<" in response and _NEXT_TURN_TOKENS.search(response, start) is not None
 
 
-def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
+def trouble_in(pair: PreferencePair, *, own: tuple[str, ...] | None) -> Iterator[str]:
     """The codes of what a pair's texts show, each once.
 
     Args:
         pair: as the file has it.
-        special_tokens: look for the special tokens that are widely used; a tokenizer knows its own.
+        own: the markers of the tokenizer, which are not looked for. None without one: the special tokens that are
+            widely used are looked for, of which a tokenizer knows its own.
     """
     responses = (pair.chosen, pair.rejected)
     # one text for all: nothing that is looked for in it goes over the end of a line
@@ -121,9 +125,12 @@ def trouble_in(pair: PreferencePair, *, special_tokens: bool) -> Iterator[str]:
         yield "CHR003"
     if "\ufffd" in text:
         yield "CHR004"
-    if special_tokens and spells_special_token(text):
+    if "&" in text and _HTML_ENTITY.search(text) is not None:
+        yield "CHR005"
+    if own is None and spells_special_token(text):
         yield "TOK001"
     if any(map(begins_with_header, responses)):
         yield "TPL001"
     if any(map(goes_on_with_a_turn, responses)):
         yield "TPL002"
+    yield from notes_of(pair, own or ())

@@ -43,6 +43,7 @@ def in_tokens(
         for bad in encoded.bad:
             account.refused.add(bad)
         account.no_signal.update(encoded.dropped)
+        account.lengths.add(np.array(encoded.lengths, dtype=np.int32).reshape(-1, 3))
         reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
         noted = [(code, set(encoded.places.get(what, ()))) for what, code in _NOTED.items()]
         pairs, codes, lengths, rows = [], [], [], []
@@ -67,7 +68,7 @@ def in_tokens(
         yield MeasuredPairs(
             pairs,
             codes,
-            np.array(lengths, dtype=np.int32).reshape(-1, 3),
+            np.array(lengths, dtype=np.int32).reshape(-1, 1, 3),
             batch.texts,
             np.array(rows, dtype=np.int64),
         )

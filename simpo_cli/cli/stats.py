@@ -332,6 +332,7 @@ def _say_cleaned(cleaned: "CleanResult") -> None:
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
     said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
+    said += f", {thousands(cleaned.mended)} of them without the prompt in their answers" if cleaned.mended else ""
     listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
     _say(said + (listed if cleaned.dropped else ", none dropped"))
 

@@ -81,7 +81,8 @@ def print_story(console: Console, entry: Entry) -> None:
         "model": "with --model",
     }
     print_wrapped(console, _label("looked for"), looked_for[entry.needs])
-    print_wrapped(console, _label("--write-clean"), "leaves such pairs out" if entry.drops else "keeps such pairs")
+    cleaned = "leaves such pairs out" if entry.drops else "mends such pairs" if entry.mends else "keeps such pairs"
+    print_wrapped(console, _label("--write-clean"), cleaned)
 
 
 def _label(text: str) -> Text:

@@ -13,7 +13,7 @@ from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import readable, render
 from simpo_cli.report.start_view import scored_in_words, start_in_words, start_rows
 from simpo_cli.report.stats_figures import difference_figure, length_figure, surface_figure
-from simpo_cli.report.stats_view import bar_to_beat
+from simpo_cli.report.stats_view import bar_to_beat, unit_in_words
 
 SHOWN_FILES = 200
 SHOWN_RECORDS = 3
@@ -58,6 +58,7 @@ def stats_page(
         "stats.html.jinja",
         place=lambda row: short_place(row, files),
         document=document,
+        unit=unit_in_words(document),
         columns=_COLUMNS,
         catalogue=CATALOGUE,
         examples=shown,

@@ -20,6 +20,7 @@ from simpo_cli.report.text import blocks
 GAP = 3
 SHOWN_PARTS = 10
 SHOWN_FEATURES = 4
+TOLD_SHARE = 0.01  # of letters in scripts without spaces
 RULE_WIDTH = len("surface features only")
 
 # from the widest table to the narrowest that still says something
@@ -89,17 +90,18 @@ def _print_heading(console: Console, document: Mapping[str, Any], examples: Sequ
         account.append(f"training drops {thousands(sum(source['no_signal'].values()))} ({reasons})")
     print_wrapped(console, Text(), " · ".join(account))
     averages = [f"{name} {thousands(document[name])}" for name in ("avg_chosen_len", "avg_rejected_len")]
-    print_wrapped(console, Text(), " · ".join([*averages, _unit(document)]))
+    print_wrapped(console, Text(), " · ".join([*averages, unit_in_words(document)]))
     for warning, count in source["warnings"].items():
         if " is " in warning:  # said of a file; what is said of records has a finding
             print_wrapped(console, Text("note  ", "yellow"), f"{warning}" + (f" ({count})" if count > 1 else ""))
 
 
-def _unit(document: Mapping[str, Any]) -> str:
+def unit_in_words(document: Mapping[str, Any]) -> str:
     """What lengths are counted in: `words`, or `tokens of MODEL, cut at 2,048 (prompts at 1,800)`."""
-    tokens = document["input"]["tokens"]
+    tokens, share = document["input"]["tokens"], document["input"]["unspaced_share"]
     if tokens is None:
-        return "words"
+        told = f" ({percent(share)} of the responses' letters are of scripts without spaces)"
+        return str(document["unit"]) + (told if share >= TOLD_SHARE else "")
     if tokens["max_length"] is None:
         return f"tokens of {tokens['tokenizer']}, nothing cut"
     limits = f"{thousands(tokens['max_length'])} (prompts at {thousands(tokens['max_prompt_length'])})"

@@ -86,6 +86,30 @@ def test_what_stays_and_what_goes(prefs: str, tmp_path: Path) -> None:
     ]
 
 
+def test_a_repeated_prompt_is_taken_off(tmp_path: Path) -> None:
+    asked = "Where does the river end?"
+    records = [
+        {"prompt": asked, "chosen": f"{asked} At sea.", "rejected": f"{asked}\nIn a lake.", "note": "x"},
+        {"prompt": asked, "chosen": f"Human: {asked}\n\nAssistant: There.", "rejected": f"{asked} Here."},
+        {"prompt": asked, "chosen": f"{asked} Nowhere.", "rejected": "Who knows?"},  # one side alone stays as it is
+        {"prompt": asked, "chosen": f"{asked} Same.", "rejected": f"{asked}\nSame."},  # nothing differs behind it
+        {"prompt": asked, "chosen": f"{asked} More.", "rejected": f"{asked}"},
+    ]
+    path, out = tmp_path / "prefs.jsonl", tmp_path / "clean.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = write_clean(out, examine(reader_of(str(path))()), reader_of(str(path)))
+    assert (result.kept, result.mended, result.dropped, result.by_code) == (3, 2, 2, {"TPL003": 2})
+    assert lines(out) == [
+        {"prompt": asked, "chosen": "At sea.", "rejected": "In a lake.", "note": "x"},
+        {"prompt": asked, "chosen": "There.", "rejected": "Here."},
+        records[2],
+    ]
+    header, *dropped = lines(dropped_path(out))
+    assert header["mended"] == {"TPL003": 2}
+    assert [one["chosen"] for one in dropped] == [records[3]["chosen"], records[4]["chosen"]]
+    assert "TPL003" not in {found.code for found in examine(reader_of(str(out))()).findings}
+
+
 def test_what_is_clean_has_no_error_left_in_tokens(tmp_path: Path) -> None:
     chatml_tokenizer(tmp_path / "model")
     tokens = Tokens(

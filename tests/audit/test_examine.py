@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from simpo_cli.audit.document import stats_document
-from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens, examine
+from simpo_cli.audit.examine import NO_LIMIT, UNSPACED, Examination, Tokens, examine
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import PairReader, load_pairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource
 from tests.tiny import chatml_tokenizer
 
 
@@ -63,6 +63,50 @@ def test_words(write: Any) -> None:
     assert (shown["bias"]["n"], shown["bias"]["ties"]) == (3, 1)
     low, high = shown["bias"]["ci"]
     assert 0 < low < 0.5 < high < 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "unit", "lengths"),
+    [
+        ("它在里斯本入海。", "在山里", "characters", (8, 3)),
+        ("リスボンで海に注ぐ", "山の中", "characters", (9, 3)),
+        ("ที่ลิสบอน", "ในภูเขา", "characters", (9, 7)),
+        ('它是 {"city": "Lisbon"}', "它在山里", "characters", (21, 4)),
+        ("리스본에서 바다로 흘러든다", "산 속에서", "words", (3, 2)),  # Korean sets spaces
+        ("В Лиссабоне, у моря", "В горах", "words", (4, 2)),
+        ("It reaches the sea at Lisbon (里斯本)", "in the hills", "words", (7, 3)),
+    ],
+)
+def test_the_unit_goes_by_the_script_of_the_responses(
+    write: Any, chosen: str, rejected: str, unit: str, lengths: tuple[int, int]
+) -> None:
+    examination = examine(keeping(write([record("Where does it end, please?", chosen, rejected)])))
+    assert (examination.unit, examination.chosen_len[0], examination.rejected_len[0]) == (unit, *lengths)
+    shown = document(examination)
+    assert shown["unit"] == unit
+    assert shown["columns"]["chosen_len"]["max"] == lengths[0]
+    assert shown["bias"]["value"] == 1.0
+    assert (shown["input"]["unspaced_share"] >= UNSPACED) == (unit == "characters")
+
+
+def test_the_longer_wins_by_characters(write: Any) -> None:
+    """Longer ones are one word as shorter ones are: counted in words, nothing would be said of them."""
+    records = [record(f"p{n}", "他们住在海边的小房子里" if n < 20 else "山", "他们住") for n in range(26)]
+    bias = document(examine(keeping(write(records))))["bias"]
+    assert (bias["value"], bias["ties"]) == (pytest.approx(20 / 26), 0)
+
+
+def test_one_unit_for_all_files(write: Any, tmp_path: Path) -> None:
+    """The whole decides, whichever file comes first, and the share says what is mixed."""
+    english = [record(f"p{n}", "It ends at the sea.", "Nowhere.") for n in range(20)]
+    (tmp_path / "zh.jsonl").write_text(json.dumps(record("哪里", "海边", "山")) + "\n")
+    paths = [write(english), str(tmp_path / "zh.jsonl")]
+    found_units = set()
+    for order in (paths, paths[::-1]):
+        reader = PairReader([DataSource(path=path) for path in order], role="train", on_no_signal="keep")
+        examination = examine(reader)
+        found_units.add((examination.unit, examination.unspaced_share))
+    assert found_units == {("words", 3 / (3 + 20 * 21))}
 
 
 def test_findings(write: Any) -> None:
@@ -125,7 +169,7 @@ def test_tokens_are_those_that_training_scores(write: Any, tokenizer: TextTokeni
     one = [str(n + 1) for n, pair in enumerate(encoded) if pair.chosen_cut != pair.rejected_cut]
     assert found(examination)["TRU002"] == (len(one), one)
     shown = document(examination)
-    assert shown["unit"] == "tokens"
+    assert (shown["unit"], shown["input"]["unspaced_share"]) == ("tokens", None)
     assert shown["input"]["tokens"] == {"tokenizer": tokenizer.where, "max_length": 40, "max_prompt_length": 20}
 
 

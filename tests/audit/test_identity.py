@@ -36,6 +36,19 @@ def test_against_comparing_every_pair_with_every_other(pairs: list[PreferencePai
     assert len(set(identities.prompts.tolist())) == len(set(prompts))
 
 
+def test_the_same_texts_with_other_tools_are_another_pair() -> None:
+    def pair(chosen: str, rejected: str, tools: str | None) -> PreferencePair:
+        return PreferencePair("p", chosen, rejected, "", tools)
+
+    one, other = '[{"name": "weather"}]', '[{"name": "rivers"}]'
+    apart = identities_of([pair("a", "b", one), pair("a", "b", other), pair("b", "a", None)])
+    assert (apart.duplicates().tolist(), apart.contradictions().tolist()) == ([], [])
+    alike = identities_of([pair("a", "b", one), pair("a", "b", one), pair("b", "a", one), pair("a", "a", other)])
+    assert (alike.duplicates().tolist(), alike.contradictions().tolist()) == ([1], [0, 1, 2])
+    assert alike.identical().tolist() == [3]
+    assert len(set(apart.prompts.tolist())) == 1  # whoever counts prompts counts one
+
+
 def test_prompts_that_only_look_alike_when_joined() -> None:
     prompts = [tuple(Message("user", text) for text in turns) for turns in (("ab", "c"), ("a", "bc"))]
     assert len(identities_of([PreferencePair(prompt, "x", "y", "") for prompt in prompts]).duplicates()) == 0

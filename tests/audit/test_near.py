@@ -11,10 +11,11 @@ from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, find_near_pairs
 from simpo_cli.audit.shingles import Places
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
 from tests.audit.test_signatures import WORDS, edited, similarity
+from tests.benchmarks import near as bench_near
 
 Texts = tuple[str, str, str]  # prompt, chosen, rejected
 NONE = np.empty(0, dtype=np.int64)
-SURE, UNLIKE = 0.9, 0.55  # similarities that are told apart from 0.75 by 64 bytes, but for one case in many thousands
+SURE, UNLIKE = 0.85, 0.4  # similarities on either side of the lines, but for one case in many thousands
 
 
 def signed(pairs: Sequence[Texts]) -> Signatures:
@@ -129,6 +130,23 @@ def test_a_large_group_takes_linear_time(monkeypatch: pytest.MonkeyPatch, same_w
     found = find_near_pairs(signatures, NONE, NONE)
     assert found.duplicates.tolist() == (list(range(1, count)) if same_words else [])
     assert sum(compared) <= (count if same_words else count * NUM_BANDS * MOST_COMPARED)
+
+
+@pytest.mark.parametrize("spaced", [True, False])
+def test_one_changed_word_in_twenty_is_found_and_one_in_ten_is_not(spaced: bool) -> None:
+    """The rule in docs/stats.md, whose curve comes from `python -m tests.benchmarks.near`."""
+    pairs = bench_near.made(150, seed=7, spaced=spaced)
+    shares = {every: bench_near.found_share(pairs, every, 7, spaced) for every in (10, 20, 30)}
+    assert shares[10] < 0.05
+    assert shares[20] > 0.8
+    assert shares[30] > 0.95
+
+
+def test_another_word_in_a_short_prompt_makes_another_pair() -> None:
+    shares = {length: bench_near.one_word_share(150, length, seed=7) for length in (6, 8, 30)}
+    assert shares[6] == 0
+    assert shares[8] < 0.05
+    assert shares[30] > 0.95  # one word in thirty
 
 
 def test_no_pairs() -> None:

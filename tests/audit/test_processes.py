@@ -48,22 +48,22 @@ def batches_of(pairs: list[PreferencePair], size: int) -> Iterator[list[ReadPair
     return (reads[start : start + size] for start in range(0, len(reads), size))
 
 
-@pytest.mark.parametrize("has_tokenizer", [False, True])
+@pytest.mark.parametrize("own", [None, ("<|im_start|>", "it's")])
 @pytest.mark.usefixtures("elsewhere")
-def test_the_same_measures_in_the_same_order(has_tokenizer: bool) -> None:
+def test_the_same_measures_in_the_same_order(own: tuple[str, ...] | None) -> None:
     odd = [
         PreferencePair((Message("system", "s"), Message("user", "wie geht’s")), "gut\0", "â€™ </s>", "a"),
         PreferencePair("\ud800", "half a character", "Assistant: x", "b"),
     ]
     pairs = [*odd, *(PreferencePair(*texts, "") for texts in made_pairs(150, seed=5)), *odd]
-    expected = measure(pairs, has_tokenizer=has_tokenizer)
-    with MeasuringProcesses(has_tokenizer=has_tokenizer) as measuring:
+    expected = measure(pairs, own=own)
+    with MeasuringProcesses(own=own) as measuring:
         seen = list(measuring.measured(batches_of(pairs, 10)))
         assert len(children()) == 2
     assert children() == []
     assert [read.number for reads, _ in seen for read in reads] == list(range(len(pairs)))
     assert [codes for _, texts in seen for codes in texts.codes] == expected.codes
-    for part in ("words", "hashes", "surface", "signatures"):
+    for part in ("words", "characters", "letters", "hashes", "surface", "signatures"):
         found = np.concatenate([getattr(texts, part) for _, texts in seen])
         assert found.dtype == getattr(expected, part).dtype
         assert (found == getattr(expected, part)).all()
@@ -71,7 +71,7 @@ def test_the_same_measures_in_the_same_order(has_tokenizer: bool) -> None:
 
 def test_small_data_are_measured_here() -> None:
     pairs = [PreferencePair(*texts, "") for texts in made_pairs(30, seed=5)]
-    with MeasuringProcesses(has_tokenizer=False) as measuring:
+    with MeasuringProcesses(own=None) as measuring:
         for _ in measuring.measured(batches_of(pairs, 5)):
             assert children() == []
 
@@ -109,7 +109,7 @@ def test_a_process_that_is_killed_is_an_error_of_resources_and_no_hang() -> None
     pairs = [PreferencePair(*texts, "") for texts in made_pairs(300, seed=5)]
 
     def until_killed() -> None:
-        with MeasuringProcesses(has_tokenizer=False) as measuring:
+        with MeasuringProcesses(own=None) as measuring:
             for number, _ in enumerate(measuring.measured(batches_of(pairs, 10))):
                 if number == 2:
                     os.kill(children()[0].pid, signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_none_behind() -> None:
     pairs = [PreferencePair(*texts, "") for texts in made_pairs(300, seed=5)]
 
     def interrupted() -> None:
-        with MeasuringProcesses(has_tokenizer=False) as measuring:
+        with MeasuringProcesses(own=None) as measuring:
             for number, _ in enumerate(measuring.measured(batches_of(pairs, 10))):
                 if number == 3:
                     # not in the foreground group, so that the terminal's signal does not reach them
@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_none_behind() -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_they_end_when_whoever_asked_is_gone() -> None:
-    process = processes._Process(has_tokenizer=False)
+    process = processes._Process(own=None)
     assert process._process.stdin is not None
     process._process.stdin.close()
     assert process._process.wait(timeout=60) == 0

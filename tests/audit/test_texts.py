@@ -153,6 +153,6 @@ def test_further_turns(text: str, says: bool) -> None:
 def test_every_text_of_a_pair_is_looked_at() -> None:
     turns = (Message("system", "\x1b[31m"), Message("user", "caf\u00c3\u00a9"))
     pair = PreferencePair(turns, "a\0", "\ufffd </s>", "")
-    assert list(trouble_in(pair, special_tokens=True)) == ["CHR001", "CHR002", "CHR003", "CHR004", "TOK001"]
-    assert "TOK001" not in trouble_in(pair, special_tokens=False)
-    assert list(trouble_in(PreferencePair("p", "fine\t\r\n", "good", ""), special_tokens=True)) == []
+    assert list(trouble_in(pair, own=None)) == ["CHR001", "CHR002", "CHR003", "CHR004", "TOK001", "EOS002"]
+    assert "TOK001" not in trouble_in(pair, own=())
+    assert list(trouble_in(PreferencePair("p", "fine\t\r\n", "good", ""), own=None)) == []

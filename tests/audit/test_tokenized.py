@@ -1,6 +1,7 @@
 """Findings that only tokens show, each from a pair that has it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_each_in_its_place(audit: Any) -> None:
         "DUP003": [6],
         "EMP003": [7],
         "TOK001": [9],
+        "EOS002": [9],
         "EOS001": [2, 3],
         "FMT001": [11, 10],
     }
@@ -129,3 +131,14 @@ def test_one_file_twice(audit: Any, tmp_path: Path, tokenizer: TextTokenizer) ->
     }
     assert examination.file_of.tolist() == [0, 0, 1, 1]
     assert [source["count"] for source in stats_document(examination, version="0")["sources"]] == [2, 2]
+
+
+def test_many_cuts_name_the_limit_that_helps(audit: Any) -> None:
+    records = [{**FINE, "prompt": "x " * n, "chosen": "a b " * (n + 1), "rejected": "c d " * n} for n in range(1, 41)]
+    hints = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40).findings}
+    limit = re.search(r"data\.max_length=(\d+) keeps both whole in 95 % of pairs", hints["TRU001"])
+    assert limit is not None
+    again = {f.code: f.count for f in audit(records, max_length=int(limit[1]), max_prompt_length=40).findings}
+    assert again.get("TRU001", 0) + again.get("TRU002", 0) <= 2  # of 40 pairs
+    dropped = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40, overlong="drop").findings}
+    assert f"data.max_length={limit[1]} keeps" in dropped["TRU005"]  # also of pairs that are left out

@@ -228,12 +228,12 @@ def _leave_out_near_duplicates() -> None:
     processes._SERVE = "import tests.benchmarks.audit as audit; audit.serve_without_signatures"
 
 
-def serve_without_signatures(*, has_tokenizer: bool) -> None:
+def serve_without_signatures(*, own: tuple[str, ...] | None) -> None:
     """What the measuring processes run where near-duplicates are left out."""
     from simpo_cli.audit import processes
 
     _leave_out_signatures()
-    processes.serve(has_tokenizer=has_tokenizer)
+    processes.serve(own=own)
 
 
 def _leave_out_signatures() -> None:

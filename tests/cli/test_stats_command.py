@@ -308,7 +308,7 @@ def test_explain_of_an_unknown_code_suggests(simpo: Simpo) -> None:
 def test_the_docs_know_every_code_and_key(simpo: Simpo) -> None:
     text = (DOCS / "stats.md").read_text(encoding="utf-8")
     for code, entry in CATALOGUE.items():
-        star, drops = "*" if entry.needs == "tokens" else "", "drops" if entry.drops else ""
+        star, drops = "*" if entry.needs == "tokens" else "", "drops" if entry.drops else "mends" if entry.mends else ""
         assert f"| {code}{star} | {entry.severity} | {entry.title} | {drops} |" in text
     document = json.loads(simpo("stats", "prefs.json", "--json").out)
     for key in document:

@@ -23,6 +23,7 @@ class Entry:
             `evaluation` (the evaluation file), `near` (the search for near-duplicates) or `model` (a model that scores
             pairs).
         drops: whether --write-clean leaves such pairs out.
+        mends: whether it writes them without the trouble.
     """
 
     code: str
@@ -34,6 +35,7 @@ class Entry:
     remedy: str
     needs: Needs = "text"
     drops: bool = False
+    mends: bool = False
 
     def __post_init__(self) -> None:
         assert self.drops or self.severity == "warning", f"{self.code}: what is cleaned passes --fail-on error"

@@ -17,6 +17,16 @@ ENTRIES = (
         drops=True,
     ),
     Entry(
+        code="FMT002",
+        title="responses that are JSON of messages",
+        severity="warning",
+        short="messages as text",
+        meaning='A response is the text of a message with its role and content, such as {"role": "assistant", '
+        '"content": ...}, or of a list of such messages.',
+        harm="The model learns to write the JSON around its answers. It comes from tables whose cells hold objects.",
+        remedy="Write the answers alone, or the messages themselves as JSON objects and not as text.",
+    ),
+    Entry(
         code="EMP001",
         title="an empty response (training drops such pairs)",
         severity="warning",
@@ -49,6 +59,16 @@ ENTRIES = (
         remedy="Read a few; if they are not meant, raise data.min_response_tokens.",
         needs="tokens",
     ),
+    Entry(
+        code="EMP004",
+        title="a text that is the word for a missing value (NaN, None, null)",
+        severity="warning",
+        short="missing values",
+        meaning="A turn of the prompt, the system text among them, or a response is nothing but NaN, None, null, <NA> "
+        "or NaT.",
+        harm="A table wrote the word where there was nothing, and the model is trained on it as on any text.",
+        remedy="Leave the field empty where the file is made (in pandas: fillna('')), unless the word is the answer.",
+    ),
     # The same twice
     Entry(
         code="DUP001",
@@ -66,9 +86,9 @@ ENTRIES = (
         title="near-duplicate pairs",
         severity="warning",
         short="near-duplicates",
-        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: three "
-        "in four of the word triples are common, case, white space and punctuation aside. The first of each group is "
-        "not counted.",
+        meaning="Pairs whose prompt, chosen and rejected response are each nearly the same as an earlier pair's: two "
+        "in three of the prompts' word triples are common and five in eight of the responses', case, white space and "
+        "punctuation aside. The first of each group is not counted.",
         harm="They count a thing several times and leak over a split that goes by exact prompts.",
         remedy="Keep one of each group.",
         needs="near",
@@ -90,7 +110,7 @@ ENTRIES = (
         title="nearly identical responses",
         severity="warning",
         short="nearly identical",
-        meaning="Chosen and rejected are not the same, and three in four of their word triples are common, case, white "
+        meaning="Chosen and rejected are not the same, and five in eight of their word triples are common, case, white "
         "space and punctuation aside.",
         harm="All that the pair teaches sits in a few tokens, while its loss pushes on all of them; known to lower the "
         "log-probability of both responses.",
@@ -163,7 +183,7 @@ ENTRIES = (
         severity="warning",
         short="near leaks",
         meaning="Training pairs whose prompt is not in the evaluation file to the letter, and nearly the same as one "
-        "that is: three in four of the word triples are common, case, white space, punctuation and system turns aside.",
+        "that is: two in three of the word triples are common, case, white space, punctuation and system turns aside.",
         harm="As for LEK001: the evaluation measures memory in part.",
         remedy="Take these prompts out of one of the two files.",
         needs="evaluation",

@@ -42,6 +42,16 @@ ENTRIES = (
         harm="What stood there is lost, and the model learns to write the sign for it.",
         remedy="Read the source again with its true encoding.",
     ),
+    Entry(
+        code="CHR005",
+        title="HTML entities in texts",
+        severity="warning",
+        short="HTML entities",
+        meaning="A text holds &amp;, &lt;, &gt;, &quot;, &nbsp; or another character as HTML writes it. A text "
+        "about HTML is counted too.",
+        harm="The model learns to write the entities instead of the characters.",
+        remedy="Decode them where the file is made (in Python: html.unescape), unless the answers are meant as HTML.",
+    ),
     # The template's business inside texts
     Entry(
         code="TOK001",
@@ -76,6 +86,18 @@ ENTRIES = (
         needs="tokens",
     ),
     Entry(
+        code="EOS002",
+        title="a response spells out an end token",
+        severity="warning",
+        short="end tokens as text",
+        meaning="A response holds the text of a widely used end token, such as <|im_end|>, or </s> without <s>. Under "
+        "data.rendered: true the tokenizer's own, which are then read as tokens, are not counted.",
+        harm="It is scored as text in front of the real end token: the model learns to write both, and what users see "
+        "ends with it.",
+        remedy="Take it off the responses: the template writes the end token itself. Texts rendered for this "
+        "very model keep it, with data.rendered: true.",
+    ),
+    Entry(
         code="TPL001",
         title="a response begins with the header of its own turn",
         severity="warning",
@@ -93,6 +115,32 @@ ENTRIES = (
         meaning='A response holds a further turn, such as a paragraph that begins with "Human:" or "### Instruction:".',
         harm="The model learns to speak for the user and to go on after its own answer.",
         remedy="Cut the responses in front of the next turn.",
+    ),
+    Entry(
+        code="TPL003",
+        title="both responses repeat the prompt",
+        severity="warning",
+        short="repeated prompts",
+        meaning="Chosen and rejected both begin with the prompt's text (the last turn by the user, or the first turn), "
+        'to the letter, with or without a header such as "Human:" in front. Prompts of one or two words are not '
+        "looked at.",
+        harm="The prompt is scored as a part of the answers: the model learns to repeat the question, and the lengths "
+        "by which SimPO divides are wrong.",
+        remedy="Take the prompt off both responses: --write-clean FILE writes them without it.",
+        mends=True,
+    ),
+    Entry(
+        code="TPL004",
+        title="another template's markers in texts",
+        severity="warning",
+        short="markers",
+        meaning="A prompt or response holds what another chat template writes around turns: [INST], <|im_start|>, "
+        "<|start_header_id|>, <start_of_turn> and the like, or a line that begins with ### Instruction: or "
+        "### Response:. With a tokenizer its own are not counted, nor such headings where it has no template.",
+        harm="The texts were rendered for another model: here the markers are ordinary letters inside a turn, which "
+        "the model learns to read and write.",
+        remedy="Give the conversations as messages, without a template; or, if they are rendered for this very model, "
+        "set data.rendered: true.",
     ),
     # The cut
     Entry(

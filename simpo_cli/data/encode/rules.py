@@ -32,6 +32,7 @@ class EncodedPairs:
         needed: what cut pairs would need to be whole: `max_prompt_length` and `max_length`, each with the number of
             pairs by tokens, rounded up to 64.
         places: where the pairs of each reason in `dropped` and each property in `counts` come from.
+        lengths: tokens of prompt, chosen and rejected before any cut, of the pairs that are not refused.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
@@ -40,6 +41,7 @@ class EncodedPairs:
     counts: Counter[str] = field(default_factory=Counter)
     needed: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in LIMITS})
     places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    lengths: list[tuple[int, int, int]] = field(default_factory=list)
 
     def drop(self, reason: str, where: str) -> None:
         """Leave out one pair without signal."""

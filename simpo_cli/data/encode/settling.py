@@ -24,6 +24,7 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         return
     chosen, rejected = (_ended(*response, rules) for response in zip(ids.responses, texts.calls, strict=True))
     num_prompt = len(prompt)
+    result.lengths.append((num_prompt, len(chosen.ids), len(rejected.ids)))
     if data.overlong == "truncate":
         prompt = cut_prompt(prompt, texts, data.max_prompt_length, rules)
     assert tokenizer.bos_id is None or prompt[:2] != [tokenizer.bos_id] * 2

@@ -10,6 +10,7 @@ from simpo_cli.data.load import PairReader, require_few, stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.store.account import Account
 from simpo_cli.data.store.pairs import PairWriter
+from simpo_cli.data.text_notes import NOTES, notes_of, own_markers
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from simpo_cli.stages import stage
@@ -31,6 +32,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
     """
     writer = PairWriter(folder)
     total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
+    own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
     with closing(writer), stage("tokenizing pairs") as tokenizing:
         for source in reader.sources:
             before = writer.num_pairs
@@ -45,6 +47,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 total.counts += encoded.counts
                 for limit, counts in encoded.needed.items():
                     total.needed[limit] += counts
+                noted.update(code for pair in batch for code in notes_of(pair, own))
                 samples.add(batch, encoded.pairs)
                 writer.add(encoded.pairs)
             pairs_of_source.append(writer.num_pairs - before)
@@ -58,7 +61,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         refused=reader.bad_records + total.bad,
         counts=total.counts,
         needed=total.needed,
-        warnings=Counter(reader.warnings.counts),
+        warnings=Counter(reader.warnings.counts) + Counter({f"{NOTES[code]} ({code})": noted[code] for code in noted}),
         samples=samples.in_order(),
         content=writer.content.hexdigest(),
         remarks=reader.remarks,

@@ -1,0 +1,207 @@
+"""What a pair's texts say of how the file was made: a prompt repeated in the answers, another template's markers.
+
+None of it stops a run, and none of it may be trained on without a word: training counts it on its first screen, and
+`simpo stats` shows the pairs. Each kind has the code of the finding that tells its story.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Protocol
+
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.scripts import num_unspaced
+
+NOTES = {
+    "EMP004": "pairs with the word for a missing value as a text (NaN, None, null)",
+    "EOS002": "pairs with an end token spelled out in a response",
+    "FMT002": "pairs whose responses are JSON of messages",
+    "TPL003": "pairs whose responses both repeat the prompt",
+    "TPL004": "pairs with another template's markers",
+}
+"""What is counted, in words, by the code of its finding."""
+
+END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end_of_turn|>",
+    "<|endofturn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|end|>",
+    "<|return|>",
+    "<|user_end|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "[|endofturn|]",
+    "<｜end▁of▁sentence｜>",
+    "</s>",
+    "<eos>",
+)
+"""End tokens that are widely used."""
+
+TURN_MARKERS = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<|begin_of_text|>",
+    "<|startoftext|>",
+    "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|start|>",
+    "<|turn>",
+    "<start_of_turn>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜begin▁of▁sentence｜>",
+    "<<SYS>>",
+    "[INST]",
+    "[/INST]",
+    "[|user|]",
+    "[|assistant|]",
+)
+"""What widely used templates write in front of turns."""
+
+HEADINGS = tuple(
+    f"### {name}:" for name in ("Instruction", "Input", "Response", "Human", "User", "Assistant", "System")
+)
+"""What templates without special tokens write at the beginning of a line."""
+
+_LEADS = ("<", "[INST]", "[/INST]", "[|")  # one of them is in every text with a marker; looked for much faster
+_MISSING = frozenset({"NaN", "nan", "None", "null", "Null", "NULL", "<NA>", "NaT"})  # not "none", as people write it
+_LONGEST_MISSING = 12  # characters, white space around it included
+
+_MESSAGE = re.compile(r"""[\[\s]*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_KEYS = tuple(re.compile(rf"""['"](?:{names})['"]\s*:""") for names in ("role|from", "content|value"))
+
+_FEWEST_WORDS, _FEWEST_UNSPACED = 3, 5
+"""Of a prompt whose repetition says something: two answers to "Hi there" may well begin with "Hi there"."""
+_LONGEST_OPENING = 80  # characters of headers in front of a repeated prompt
+_OPENING = re.compile(
+    r"(?:[\W_]|human|user|instruction|question|prompt|input|query|problem|inst|im_start|start_header_id|end_header_id"
+    r"|begin_of_text|start_of_turn|s|q|bos|人类|用户|问题|问|指令)*",
+    re.IGNORECASE,
+)
+_ANSWER_HEADER = re.compile(
+    r"\s*(?:(?:\[/INST\]|<\|im_end\|>|<\|eot_id\|>|<end_of_turn>)\s*)?"
+    r"(?:<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model"
+    r"|(?:###? ?)?(?:assistant|response|answer)\s*:)?\s*",
+    re.IGNORECASE,
+)
+
+
+class Tokens(Protocol):
+    """What has to be known of a tokenizer."""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered."""
+
+    def has_special_literal(self, text: str) -> bool:
+        """Whether a text spells out one of its special tokens."""
+
+
+def own_markers(tokenizer: Tokens, *, rendered: bool) -> tuple[str, ...]:
+    """The markers that are not worth telling with this tokenizer: they are its own, or there is no other template.
+
+    Its own special tokens are counted by the encoder. An end token of its own is worth telling all the same, as text in
+    front of the real one, unless the texts are rendered already and it is the real one.
+
+    Args:
+        tokenizer: the model's, with the template that the recipe chose.
+        rendered: whether special tokens in the texts are read as such (data.rendered).
+    """
+    sought = (*TURN_MARKERS, *(END_TOKENS if rendered else ()))
+    own = [marker for marker in sought if tokenizer.has_special_literal(marker)]
+    return (*own, *(() if tokenizer.has_template else HEADINGS))
+
+
+def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[str]:
+    """The codes of what a pair's texts show, each once.
+
+    Args:
+        pair: as the file has it.
+        own: markers that are not looked for; see `own_markers`.
+    """
+    prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
+    answers = (pair.chosen, pair.rejected)
+    ends, marks, headings = _sought(own)
+    if any(map(_is_missing, (*answers, *prompts))):
+        yield "EMP004"
+    if any(_spells_end(answer, ends) for answer in answers):
+        yield "EOS002"
+    if any(map(is_message, answers)):
+        yield "FMT002"
+    if repeated_prompts(pair) is not None:
+        yield "TPL003"
+    if any(_holds(text, marks, headings) for text in (*answers, *prompts)):
+        yield "TPL004"
+
+
+@cache
+def _sought(own: tuple[str, ...]) -> tuple[Sequence[str], Sequence[str], re.Pattern[str] | None]:
+    """End tokens, turn markers and a pattern of headings, without those that are not looked for."""
+    names = [re.escape(heading[:-1]) for heading in HEADINGS if heading not in own]
+    headings = re.compile(rf"^(?:{'|'.join(names)})\s*:", re.MULTILINE) if names else None
+    ends, marks = ([one for one in table if one not in own] for table in (END_TOKENS, TURN_MARKERS))
+    return ends, marks, headings
+
+
+def _is_missing(text: str) -> bool:
+    return len(text) <= _LONGEST_MISSING and text.strip() in _MISSING
+
+
+def _spells_end(answer: str, ends: Sequence[str]) -> bool:
+    if "<" not in answer and "[|" not in answer:
+        return False
+    # behind <s> it is HTML, a line through a text
+    return any(end in answer and (end != "</s>" or "<s>" not in answer) for end in ends)
+
+
+def _holds(text: str, marks: Sequence[str], headings: re.Pattern[str] | None) -> bool:
+    if headings is not None and "### " in text and headings.search(text) is not None:
+        return True
+    return any(lead in text for lead in _LEADS) and any(mark in text for mark in marks)
+
+
+def is_message(answer: str) -> bool:
+    """Whether an answer is the text of a message with its role, as JSON or as Python shows it, or of a list of such."""
+    if _MESSAGE.match(answer) is None or not answer.rstrip().endswith(("}", "]")):
+        return False
+    return all(key.search(answer) is not None for key in _KEYS)
+
+
+def repeated_prompts(pair: PreferencePair) -> tuple[int, int] | None:
+    """Where the answers proper begin behind a prompt that both of them repeat; None where they do not.
+
+    Both must begin with the first turn or the last one by the user, to the letter but for white space around it and
+    headers such as `Human:` in front of it. A greeting of one or two words says nothing.
+    """
+    if isinstance(pair.prompt, str):
+        texts = [pair.prompt]
+    else:
+        users = [turn.content for turn in pair.prompt if turn.role == "user"]
+        texts = [*users[-1:], *users[:1], pair.prompt[0].content]
+    for text in dict.fromkeys(map(str.strip, texts)):
+        if len(text.split()) >= _FEWEST_WORDS or num_unspaced(text[:_LONGEST_OPENING]) >= _FEWEST_UNSPACED:
+            ends = _end_of(text, pair.chosen), _end_of(text, pair.rejected)
+            if min(ends) >= 0:
+                return ends
+    return None
+
+
+def _end_of(text: str, answer: str) -> int:
+    """Where a text that an answer begins with ends in it, the header of the answer proper included; or -1."""
+    start = answer.find(text, 0, len(text) + _LONGEST_OPENING)
+    if start < 0 or (start > 0 and _OPENING.fullmatch(answer, 0, start) is None):
+        return -1
+    end = start + len(text)
+    if answer[end - 1].isalnum() and answer[end : end + 1].isalnum() and answer[end].isascii():
+        return -1  # in the middle of a word
+    header = _ANSWER_HEADER.match(answer, end)
+    assert header is not None, "it matches nothing as well"
+    return header.end()
