@@ -709,7 +709,7 @@ def test_the_reader_says_what_decided(write: Write) -> None:
     ("record", "unused"),
     [
         ({"system_message": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("system_message",)),
-        ({"context": "c", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
+        ({"context": "what was read", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
         ({"context": "", "images": [], "label": None}, ()),
         ({"user_prompt": "u", "chosen_model": "m", "rejected_model": "n"}, ("user_prompt",)),
         ({"label": 0}, ("label",)),

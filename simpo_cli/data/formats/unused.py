@@ -21,15 +21,17 @@ _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score s
 
 
 def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout, also_used: Iterable[str] = ()) -> list[str]:
-    """Fields of the records that are neither used nor plain metadata, in the order of the file; empty ones left out."""
+    """Fields that are neither used nor plain metadata, in the order of the file; empty ones and copies left out."""
     used = {*layout.responses, layout.prompt, layout.prompt_more, layout.system, layout.history, layout.tools}
     used |= {*layout.label, *layout.scores, layout.chosen, layout.rejected, *also_used}
-    used |= {field for _, field in layout.refers}
+    used |= {field for _, field in layout.refers} | {*layout.named_by}
+    used |= {"prompt"} if layout.prompt is None else set()  # it must be in the turns of the two sides
     paths = [field for field in used if field]
     found: dict[str, None] = {}
     for record in records:
+        kept = [record[field] for field in layout.responses if field in record]
         for key, value in record.items():
-            if isinstance(key, str):
+            if isinstance(key, str) and value not in kept:
                 found.update(dict.fromkeys(_unused_in(key, value, paths)))
     return list(found)
 
