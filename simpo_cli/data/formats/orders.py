@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
-from simpo_cli.data.formats.labels import Labels, as_text, derived, label_words, shown_value
+from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
 
 Records = Sequence[Mapping[str, Any]]
@@ -121,38 +121,50 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
     keys = [key for key in _keys_of(records) if key not in used and key not in answers.fields]
     flags = _winner_columns(records, keys)
     taken = {name for order in flags for name in order.fields}
+    scores = _scores(records, keys, answers)
+    taken |= {name for order in scores for name in order.fields}
     labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
-    found = [*labels, *flags, *_scores(records, keys, answers)]
+    found = [*labels, *flags, *scores]
     return sorted(found, key=lambda order: not order.certain)
 
 
 def _keys_of(records: Records) -> list[str]:
-    """The names of all fields, and of those one object deeper: metadata.score_a."""
+    """The names of all fields, and of what stands one object or list deeper: metadata.score_a, votes.0.winner."""
     keys: dict[str, None] = {}
     for record in records:
         for key, value in record.items():
-            if isinstance(value, dict):
-                keys.update({f"{key}.{inner}": None for inner in value if isinstance(inner, str)})
-            elif isinstance(key, str):
-                keys[key] = None
+            if isinstance(key, str):
+                keys.update(dict.fromkeys(_keys_below(key, value)))
     return list(keys)
+
+
+def _keys_below(key: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{key}.{inner}" for inner in value if isinstance(inner, str)]
+    if isinstance(value, list) and value:
+        first = value[0]
+        inside = [f"{key}.0.{inner}" for inner in first if isinstance(inner, str)] if isinstance(first, dict) else []
+        return [key, f"{key}.0", *inside]
+    return [key]
 
 
 def _label(records: Records, name: str, answers: Answers) -> Order | None:
     """The label that a field is, certain or not; None if it is none."""
-    if not names.may_be_label(name):
-        return None
+    is_named_so = names.may_be_label(name)
     counts = values_of(records, name)
     values = [held.value for held in counts]
     if not values or any(not isinstance(value, str | int | float | bool) for value in values):
         return None
+    if not is_named_so and not names.may_name_model(name):
+        return Order("label", (name,), certain=False, values=counts) if _is_signed(values) else None
     if len(answers.fields) > 2:
         return Order("label", (name,), certain=False, values=counts)
     fields = () if answers.is_list else answers.fields
     labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
-    if not unclear:
+    is_certain = not names.is_about_loser(name) and not any(part.isdigit() for part in name.split("."))
+    if not unclear and is_certain:
         return Order("label", (name,), labels, values=counts)
-    if by := naming_fields(records, name, answers):
+    if is_certain and (by := naming_fields(records, name, answers)):
         sides: list[tuple[Any, Any]] = [(by[0], "first"), (by[1], "second")]
         sides += [(value, "tie") for value in values if label_words(value) == "tie"]
         return Order("label", (name,), Labels(tuple(sides)), values=counts, named_by=by)
@@ -161,7 +173,26 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("text", (name,), certain=False)
     if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
         return None  # a comment
-    return Order("label", (name,), labels if labels.values else None, certain=False, values=counts)
+    if not is_named_so and unclear:
+        return None
+    is_known = bool(labels.values) and not names.is_about_loser(name)
+    return Order("label", (name,), labels if is_known else None, certain=False, values=counts)
+
+
+def _is_signed(values: Sequence[Any]) -> bool:
+    """Whether values are numbers on both sides of zero, as the strength of a preference is."""
+    found = [number for value in values if (number := as_number(value)) is not None]
+    return len(found) == len(values) and min(found) < 0 < max(found)
+
+
+def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
+    """Fields with single values that play no part, for a refusal to name."""
+    return [
+        key
+        for key in _keys_of(records)
+        if key not in used and key not in answers.fields
+        if any(isinstance(get(record, key), str | int | float) for record in records)
+    ]
 
 
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:

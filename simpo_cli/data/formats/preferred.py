@@ -95,10 +95,11 @@ def responses_of(record: Mapping[str, Any], layout: Layout) -> list[Any]:
         return [required(record, field) for field in layout.responses]
     field = layout.chosen
     responses = required(record, field)
-    least = 2
-    if not isinstance(responses, list) or len(responses) < least or (layout.order == "label" and len(responses) != 2):
+    only_two = layout.order == "label"
+    if not isinstance(responses, list) or len(responses) < 2 or (only_two and len(responses) > 2):
         count = f"a list of {len(responses)}" if isinstance(responses, list) else kind_of(responses)
-        raise RecordError(f"{field}: expected a list of two responses or more, got {count}", SKIP)
+        more = "" if only_two else " or more"
+        raise RecordError(f"{field}: expected a list of two responses{more}, got {count}", SKIP)
     if not layout.text:
         return responses
     texts = [get(one, layout.text) if isinstance(one, dict) else MISSING for one in responses]
