@@ -4,6 +4,7 @@
 #   make test-oldest   the tests of model, training, evaluation, data and commands under the oldest versions of what simpo needs
 #   make test-faults   kills, signals, failing disks, damaged files: runs are gone on with and compared (KILLS=300)
 #   make fuzz    feeds broken records and messages to the readers for a minute
+#   make formats prints the layouts of data that are read: how, and what says which response is preferred
 #   make check   formatting, lint, types, import rules
 #   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
 #   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
@@ -34,7 +35,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-slow test-faults fuzz check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo test test-oldest test-slow test-faults fuzz formats check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +80,9 @@ fuzz: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
+formats: $(READY)
+	$(BIN)/python -m tests.formats
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -122,7 +126,10 @@ bench-saving: $(READY)
 bench-resume: $(READY)
 	$(BIN)/python -m tests.benchmarks.resume
 
-gpu-check: $(READY)
+gpu-formats: $(READY)
+	$(BIN)/python -m tests.formats
+
+check: $(READY)
 	$(BIN)/python -m tests.gpu.check $(ARGS)
 
 gpu-bundle: $(READY)

@@ -220,7 +220,7 @@ def _pairs_of(batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]) 
     for number, record in enumerate(records):
         where = f"batch, record {number + 1}"
         try:
-            pairs.append(to_pair(record, layout, where, Counter()))
+            pairs += [to_pair(fields, layout, where, Counter()) for fields in layout.rewritten(record)]
         except RecordError as error:
             raise UserError(error.problem, error.fix, where=where) from error
         except NoSignalError as error:

@@ -241,7 +241,12 @@ class PairReader:
             except RecordError as problem:
                 self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
                 continue
+            if not found:
+                self._drop("no ranked replies", record.where)
+            self.records_read += max(0, len(found) - 1)  # a tree counts as the records that it holds
             for fields in found:
+                if count == most:
+                    break
                 try:
                     pair = to_pair(fields, layout, record.where, noted)
                 except UnknownLabelError as unknown:
@@ -300,7 +305,8 @@ class PairReader:
         for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
             if isinstance(record, RawRecord):
                 try:
-                    to_pair(record.fields, layout, record.where, Counter())
+                    for fields in layout.rewritten(record.fields):
+                        to_pair(fields, layout, record.where, Counter())
                 except RecordError as problem:
                     found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
                 except NoSignalError:

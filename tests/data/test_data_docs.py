@@ -9,7 +9,8 @@ import pytest
 
 import simpo_cli
 from simpo_cli.cli.main import run
-from simpo_cli.data.load import load_pairs
+from simpo_cli.data.formats.known import KNOWN
+from simpo_cli.data.load import PairReader
 from simpo_cli.recipe import compose
 
 PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "data.md"
@@ -18,11 +19,13 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the package is insta
 
 
 def pieces() -> Iterator[tuple[str, str, str]]:
-    """(language, file name, text) of each block, and (`decision`, "", text) of each line that says how it is read."""
-    pattern = r"^```(?P<language>\w+) ?(?P<name>\S*)\n(?P<text>.*?)^```$|^Read as: `(?P<decision>[^\n]*)`$"
+    """(language, file name, text) of each block, and (what, "", text) of each line that says how it is read."""
+    pattern = (
+        r"^```(?P<language>\w+) ?(?P<name>\S*)\n(?P<text>.*?)^```$|^(?P<said>Read as|Not used): `(?P<decision>[^\n]*)`$"
+    )
     for found in re.finditer(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         if found["decision"] is not None:
-            yield "decision", "", found["decision"]
+            yield found["said"], "", found["decision"]
         else:
             yield found["language"], found["name"], found["text"]
 
@@ -32,32 +35,52 @@ def test_the_page_about_data(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     last = ""
-    decisions = 0
-    for language, name, text in pieces():
-        match language:
+    read: list[str] = []
+    for kind, name, text in pieces():
+        match kind:
             case "json" | "csv":
                 Path(name).write_text(text, encoding="utf-8")
                 last = name
             case "yaml":
                 last = text.partition("\n")[0].removeprefix("# ")
                 Path(last).write_text(text, encoding="utf-8")
-            case "decision":
-                sources = compose(last).recipe.data.train if last.endswith(".yaml") else last
-                assert load_pairs(sources, role="train").decision == text
-                decisions += 1
+            case "Read as":
+                reader = reader_of(last)
+                assert list(reader)
+                assert reader.decision == text
+                read.append(last)
+            case "Not used":
+                assert reader.remarks == [f"not used: {text}"]
             case "console":
                 command, *shown = text.splitlines()
                 run(shlex.split(command.removeprefix("$ simpo ")))
                 assert capsys.readouterr().err.splitlines() == shown
-    assert decisions == 10
+    assert len(read) == 49
 
 
-def test_examples_of_pairs_prefer_the_blue_sky(tmp_path: Path) -> None:
+def reader_of(name: str) -> PairReader:
+    """A reader of a file, or of the sources of a recipe."""
+    if not name.endswith(".yaml"):
+        return PairReader(name, role="train")
+    data = compose(name).recipe.data
+    return PairReader(data.sources(data.train), role="train")
+
+
+def test_examples_of_pairs_prefer_the_blue_sky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every form gives the same pair: the page's records all say one thing."""
-    for language, name, text in pieces():
-        if language in ("json", "csv") and name not in ("judged.jsonl", "unpaired.jsonl"):
-            file = tmp_path / name
-            file.write_text(text, encoding="utf-8")
-            [pair] = load_pairs(str(file), role="train").pairs
+    monkeypatch.chdir(tmp_path)
+    last = ""
+    for kind, name, text in pieces():
+        if kind in ("json", "csv", "yaml"):
+            last = text.partition("\n")[0].removeprefix("# ") if kind == "yaml" else name
+            Path(last).write_text(text, encoding="utf-8")
+        elif kind == "Read as" and last != "mixed.yaml":
+            [pair] = reader_of(last)
             assert "blue" in pair.chosen.lower()
             assert "green" in pair.rejected.lower()
+
+
+def test_the_page_shows_every_entry_of_the_table() -> None:
+    said = [text for kind, _, text in pieces() if kind == "Read as"]
+    names = {known.name for known in KNOWN if not known.refused}
+    assert {name for name in names if not any(text.startswith(f"{name}: ") for text in said)} == set()

@@ -702,14 +702,14 @@ def test_a_label_that_repeats_the_name_of_a_model(tmp_path: Path) -> None:
 
 
 def test_the_reader_says_what_decided(write: Write) -> None:
-    records = [{**one, "system_message": "s", "source": "here", "score_x": 3} for one in OWN["PKU-SafeRLHF"]]
+    records = [{**one, "background": "s", "source": "here", "score_x": 3} for one in OWN["PKU-SafeRLHF"]]
     path = write("prefs.jsonl", records)
     reader = PairReader(path, role="train")
     list(reader)
     assert reader.examples == [f"{path}:1: chosen by better_response_id = 0: 'good' over 'bad'"]
     assert reader.remarks == [
         "better_response_id: 0 means response_0, 1 means response_1",
-        "not used: safer_response_id, system_message, score_x",
+        "not used: safer_response_id, background, score_x",
     ]
     plain = PairReader(write("plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}]), role="train")
     list(plain)
@@ -719,7 +719,7 @@ def test_the_reader_says_what_decided(write: Write) -> None:
 @pytest.mark.parametrize(
     ("record", "unused"),
     [
-        ({"system_message": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("system_message",)),
+        ({"background": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("background",)),
         ({"context": "what was read", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
         ({"context": "", "images": [], "label": None}, ()),
         ({"user_prompt": "u", "chosen_model": "m", "rejected_model": "n"}, ("user_prompt",)),
@@ -732,8 +732,8 @@ def test_fields_that_are_not_used_are_named(record: Record, unused: tuple[str, .
 
 def test_what_stands_beside_a_used_field_is_named_too() -> None:
     record = {
-        "input": {"messages": [{"role": "user", "content": "u"}], "tools": [{"name": "f"}], "id": 3},
+        "input": {"messages": [{"role": "user", "content": "u"}], "tools": [{"name": "f"}], "effort": "low", "id": 3},
         "preferred_output": "c",
         "non_preferred_output": "r",
     }
-    assert detect([record], {}, "prefs").unused == ("input.tools",)
+    assert detect([record], {}, "prefs").unused == ("input.effort",)

@@ -28,8 +28,10 @@ _NAMED = (
     ("chosen_response", "rejected_response"),
 )
 _NAMES_OF_SIDES = frozenset(folded(field) for pair in _NAMED for field in pair)
-_LISTS = word_set("responses completions outputs answers generations candidates replies summaries")
+_LISTS = word_set("responses completions output outputs answers generations candidates replies summaries")
 _TEXT_KEYS = ("response", "text", "content", "output", "completion", "answer", "generation")
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "input.tools")
 _ORDERING = ("answers", "chosen", "rejected", "label", "scores", "rank", "best")
 
 Columns = Mapping[Any, str | list[str]]
@@ -52,13 +54,17 @@ def detect(
     Raises:
         UserError: the file holds no pairs, or its fields can be read in two ways.
     """
-    known = None if _has_named_sides(records) else known_layout(records)
-    if known is None:
+    known = known_layout(records)
+    if known is not None and _has_named_sides(records) and _NAMES_OF_SIDES.isdisjoint(map(folded, known.needs)):
+        known = None  # chosen and rejected themselves are read, whatever else such files hold
+    if known is not None and known.refused and not columns:
+        raise UserError(known.refused, known.fix, where=name)
+    read = records if known is None or known.rewrite is None else _rewritten(records, known, name)
+    if known is None or known.refused or _is_about(records, read, columns):
         layout = _layout(records, Stated(columns, labels or {}, direction), name)
         return replace(layout, unused=tuple(unused_fields(records, layout)))
-    read = records if known.rewrite is None else _rewritten(records, known)
     layout = _layout(read, _over_known(known, columns, labels or {}, direction), name)
-    unused = unused_fields(records if known.uses else read, layout, known.uses)
+    unused = unused_fields(read, layout)
     said = known.said if not _ORDERING_PARTS.intersection(columns) and direction is None else ""
     return replace(layout, name=known.name, said=said, rewrite=known.rewrite, unused=tuple(unused))
 
@@ -67,7 +73,7 @@ _ORDERING_PARTS = frozenset(_ORDERING)
 
 
 def _has_named_sides(records: Records) -> bool:
-    """Whether most records have chosen and rejected themselves: those are read, whatever else such files hold."""
+    """Whether most records have chosen and rejected themselves."""
     return 2 * sum(any(a in record and b in record for a, b in _NAMED) for record in records) > len(records)
 
 
@@ -86,19 +92,36 @@ def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direc
     same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
     meanings = labels or (known.labels if same_label else {})
     says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
-    return Stated(merged, meanings, direction or says_first, frozenset(columns))
+    by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
+    return Stated(merged, meanings, direction or says_first, by_person)
 
 
-def _rewritten(records: Records, known: Known) -> Records:
-    """What the records of the sample become; if all are malformed they stay, and reading the first one says why."""
+def _is_about(records: Records, read: Records, columns: Columns) -> bool:
+    """Whether a mapping names fields that the records have only as they stand in the file."""
+    named = [field for said in columns.values() for field in ([said] if isinstance(said, str) else said)]
+    return records is not read and any(
+        all(get(record, field) is MISSING for record in read) and any(get(r, field) is not MISSING for r in records)
+        for field in named
+    )
+
+
+def _rewritten(records: Records, known: Known, name: str) -> Records:
+    """What the records of the sample become, malformed ones left out.
+
+    Raises:
+        UserError: all of them are malformed.
+    """
     assert known.rewrite is not None
     found: list[Mapping[str, Any]] = []
+    problems = []
     for record in records:
         try:
             found += known.rewrite(record)
-        except RecordError:
-            continue
-    return found or records
+        except RecordError as error:
+            problems.append(error)
+    if problems and not found:
+        raise UserError(f"holds no usable record ({known.name}): {problems[0].problem}.", problems[0].fix, where=name)
+    return found
 
 
 def _layout(records: Records, stated: Stated, name: str) -> Layout:
@@ -119,15 +142,20 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
         text=answers.text,
         prompt=prompt,
         prompt_more=below,
-        system=stated.field("system") or "system",
+        system=stated.field("system") or _first_filled(holders, _SYSTEMS),
         history=stated.field("history") or "history",
-        tools=stated.field("tools") or "tools",
+        tools=stated.field("tools") or _first_filled(holders, _TOOLS),
         conversational=_is_conversational(holders[0], sides, prompt),
     )
     layout = replace(layout, several=_most_responses(holders, answers) > 2, **order)
     if prompt is None and sides and isinstance(sides[0], str) and not layout.conversational and not layout.refers:
-        refusals.require_prompt(records, layout, name)
+        refusals.require_prompt(records, layout, stated, name)
     return layout
+
+
+def _first_filled(records: Records, fields: Sequence[str]) -> str:
+    """The first of the fields that holds something in some record; the first of all where none does."""
+    return next((f for f in fields if any(get(r, f) not in (MISSING, None, "", []) for r in records)), fields[0])
 
 
 def _is_conversational(record: Mapping[str, Any], sides: Sequence[Any], prompt: str | None) -> bool:

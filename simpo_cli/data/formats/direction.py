@@ -78,7 +78,7 @@ def direction_of(records: Records, answers: Answers, stated: Stated, name: str, 
         if orders := find_orders(records, answers, used):
             raise refusals.unmapped(answers, prompt, orders[0], name)
         return {"scores": checks, "remarks": (remark,)}
-    return {"scores": checks}  # a known layout says it
+    return {"scores": checks or checking_scores(records, *answers.fields)}  # a known layout says it
 
 
 def _as_said(answers: Answers, stated: Stated, name: str) -> Parts:
@@ -90,8 +90,8 @@ def _as_said(answers: Answers, stated: Stated, name: str) -> Parts:
             f"Leave out direction where {others[0]} says which is better, or take {others[0]} out.",
             where=name,
         )
-    if answers.named:
-        return {}
+    if answers.named or (stated.by_person is not None and "direction" not in stated.by_person):
+        return {}  # the names of the fields or a known layout say it
     first = f"the first of {answers.fields[0]}" if answers.is_list else answers.fields[0]
     return {"remarks": (f"{first} is taken as chosen because direction says so",)}
 

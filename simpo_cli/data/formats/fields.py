@@ -14,13 +14,15 @@ SKIP = "Mend the record, or set data.on_bad_record: skip to leave such records o
 
 
 def get(record: Mapping[str, Any], field: str) -> Any:
-    """The value of a field; `metadata.score`, `notes.0.value` reach inside unless a field has that very name."""
+    """The value of a field; `metadata.score`, `notes.0.value` reach inside unless a field has that very name.
+
+    In a list, -1 is the last place."""
     value: Any = record.get(field, MISSING)
     if value is not MISSING or "." not in field:
         return value
     value = record
     for key in field.split("."):
-        if isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+        if isinstance(value, list) and (key.isdecimal() or key == "-1") and int(key) < len(value) != 0:
             value = value[int(key)]
         elif isinstance(value, dict) and key in value:
             value = value[key]

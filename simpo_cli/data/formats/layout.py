@@ -83,20 +83,26 @@ class Layout:
 
     def described(self) -> str:
         """The decision in words, such as `conversational, implicit prompt`."""
+        known = f"{self.name}: " if self.name else ""
+        return f"{known}{self.form}" + (f", {self.direction}" if self.direction else "")
+
+    @property
+    def form(self) -> str:
+        """The form of the records and the place of the prompt, in words."""
         form = "conversational" if self.conversational else "plain text"
         fields = [self.prompt] if self.prompt not in (None, "prompt") else []
         fields += [self.prompt_more] if self.prompt_more else []
         if self.prompt is None:
-            prompt = "implicit prompt"
-        else:
-            prompt = "explicit prompt" + (f" ({' + '.join(str(f) for f in fields)})" if fields else "")
-        known = f"{self.name}: " if self.name else ""
-        order = self.said or self._order()
-        return f"{known}{form}, {prompt}" + (f", {order}" if order else "")
+            return f"{form}, implicit prompt"
+        return f"{form}, explicit prompt" + (f" ({' + '.join(str(f) for f in fields)})" if fields else "")
+
+    @property
+    def direction(self) -> str:
+        """What says which response is preferred, in words; empty where the usual names do."""
+        return self.said or self._order()
 
     def _order(self) -> str:
-        """What says which response is preferred, in words; empty where the usual names do."""
-        better = "lower" if self.lowest else "higher"
+        better = f"lower {' / '.join(self.scores)}" if self.lowest else "higher score"
         match self.order:
             case "label":
                 of = f"two {self.chosen}" if self.is_list else f"{self.chosen} and {self.rejected}"
@@ -106,11 +112,13 @@ class Layout:
                 of = self.chosen if self.is_list else ", ".join(self.responses)
                 return f"of {of} the one with the {best} {' / '.join(self.scores)} over the one with the {worst}"
             case "scores" if self.is_list:
-                return f"the {better} score of two {self.chosen} is preferred"
+                return f"the {better} of two {self.chosen} is preferred"
             case "scores":
-                return f"the {better} score of {' and '.join(self.responses)} is preferred"
+                return f"the {better} of {' and '.join(self.responses)} is preferred"
         if self.refers:
             return f"{self.chosen} and {self.rejected} name the fields of the responses"
+        if self.is_list:
+            return f"the first of {self.chosen} over the last"
         return "" if (self.chosen, self.rejected) == ("chosen", "rejected") else f"{self.chosen} over {self.rejected}"
 
     @property

@@ -14,8 +14,8 @@ _FAMILIES = (
     ("one", "two", "three", "four"),
 )
 _RESPONSES = word_set(
-    "response output completion answer generation candidate reply continuation summary conversation dialogue "
-    "messages text assistant result"
+    "response output completion answer generation candidate reply continuation summary conversation "
+    "conversations dialogue messages text assistant result"
 )
 _ABOUT_RESPONSES = word_set(
     "model name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "

@@ -9,6 +9,7 @@ from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
 from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
+from simpo_cli.data.formats.unused import is_metadata
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -125,6 +126,8 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
     taken |= {name for order in scores for name in order.fields}
     labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
     found = [*labels, *flags, *scores]
+    if not any(order.certain for order in found):
+        found += [order for key in keys if (order := _label_by_values(records, key, answers)) is not None]
     return sorted(found, key=lambda order: not order.certain)
 
 
@@ -193,6 +196,19 @@ def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> li
         if key not in used and key not in answers.fields
         if any(isinstance(get(record, key), str | int | float) for record in records)
     ]
+
+
+def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
+    """A field that names both responses, whatever it is called itself: by left and right, or 1 and 2 as they do."""
+    if len(answers.fields) != 2 or names.may_be_label(name) or is_metadata(name):
+        return None
+    counts = values_of(records, name)
+    values = [held.value for held in counts]
+    if not 2 <= len(values) <= _MOST_VALUES or not all(isinstance(value, str | int) for value in values):
+        return None
+    labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
+    found = {"first", "second"} <= {labels.side(value) for value in values} and not unclear
+    return Order("label", (name,), labels, certain=False, values=counts) if found else None
 
 
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:

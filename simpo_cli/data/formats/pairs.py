@@ -8,10 +8,17 @@ from typing import Any
 from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
-from simpo_cli.data.formats.split import require_prompt, split_record, with_system
+from simpo_cli.data.formats.split import require_prompt, split_record, with_history, with_more, with_system
 from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
+
+_MEDIA = ("image", "video", "audio")
+_LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
+_ONLY_TEXT = "the record is about more than its texts, and only text can be trained on"
+_WITHOUT = (
+    "Leave such records out with data.on_bad_record: skip, or take the field out of those that make sense without it."
+)
 
 
 def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Counter[str]) -> PreferencePair:
@@ -29,9 +36,11 @@ def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Cou
     """
     chosen, rejected = sides_of(record, layout, warnings)
     prompt = None if layout.prompt is None else required(record, layout.prompt)
+    prompt = with_more([prompt] if isinstance(prompt, dict) else prompt, record, layout)
     turns, chosen_text, rejected_text = split_record(record, layout, prompt, chosen, rejected)
-    turns = with_system(turns, record, layout)
+    turns = with_system(with_history(turns, record, layout), record, layout)
     require_prompt(turns, layout)
+    _require_text_only(record, turns)
     if _has_nul(turns, chosen_text, rejected_text):
         warnings["NUL characters in texts"] += 1
     pair = PreferencePair(
@@ -62,6 +71,18 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
     if end != len(tools.strip()) or not isinstance(value, list | dict):
         raise RecordError(f"{layout.tools}: the text is no list of tools", fix)
     return tools
+
+
+def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) -> None:
+    """Refuse a record with pictures, films or sound, which would be dropped from what is asked."""
+    for name in _LISTS_OF_MEDIA:
+        if record.get(name):
+            raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
+    for name in _MEDIA:
+        mark = f"<{name}>"
+        texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
+        if record.get(name) and any(mark in text for text in texts):
+            raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
 
 
 def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:

@@ -216,7 +216,7 @@ def unmapped(answers: Answers, prompt: str | None, order: Order, name: str) -> U
     )
 
 
-def require_prompt(records: Records, layout: Layout, name: str) -> None:
+def require_prompt(records: Records, layout: Layout, stated: Stated, name: str) -> None:
     """Refuse texts without a prompt where other fields may be it."""
     texts = [
         field
@@ -225,8 +225,9 @@ def require_prompt(records: Records, layout: Layout, name: str) -> None:
     ]
     if not texts:
         return  # reading the first record says that the prompt is missing
-    sides = _answers_as(layout.responses)
-    lines = [line_of(name, {"prompt": field, **sides}) for field in texts[:3]]
+    said = {part: stated.columns[part] for part in stated.own}
+    sides = {} if {"chosen", "rejected", "answers"} & said.keys() else _answers_as(layout.responses)
+    lines = [line_of(name, {"prompt": field, **sides, **said}, stated.labels, stated.direction) for field in texts[:3]]
     raise UserError(
         f"has no field that is the prompt by its name; it may be {' or '.join(texts[:3])}.", either(*lines), where=name
     )

@@ -55,12 +55,7 @@ def split_record(
         if prompt.strip() not in (turns[-1].content.strip(), texts[0][: -len(bare[0]) or None].strip()):
             raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
         return turns, bare[0], bare[1]
-    if layout.prompt_more is not None:
-        more = get(record, layout.prompt_more)
-        if more is not MISSING and more is not None and not isinstance(more, str):
-            raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
-        prompt = f"{prompt}\n{more}" if isinstance(more, str) and more.strip() else prompt
-    return _with_history(prompt, record, layout), texts[0], texts[1]
+    return prompt, texts[0], texts[1]
 
 
 def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], str, str]:
@@ -119,17 +114,40 @@ def _prompt_turns(prompt: list[Any], layout: Layout, chosen: str) -> list[Messag
     return turns
 
 
-def _with_history(prompt: str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
-    """The turns before the prompt, where a file gives them as pairs of question and answer."""
-    history = None if layout.history == layout.prompt else get(record, layout.history)
-    if history is MISSING or not history:
+def with_more(prompt: Any, record: Mapping[str, Any], layout: Layout) -> Any:
+    """The prompt, and behind it the text that continues it (Alpaca's `input`)."""
+    more = None if layout.prompt_more is None else get(record, layout.prompt_more)
+    if more is None or more is MISSING or more == "":
         return prompt
-    if not isinstance(history, list) or not all(
+    if not isinstance(more, str):
+        raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
+    if not more.strip():
+        return prompt
+    if not isinstance(prompt, str) or is_transcript_prompt(prompt):
+        raise RecordError(f"{layout.prompt_more}: cannot be joined to a prompt that is a conversation", SKIP)
+    return f"{prompt}\n{more}"
+
+
+def with_history(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
+    """The prompt behind the turns that came before it, which a file gives as messages or as [question, answer]."""
+    history = None if layout.prompt in (None, layout.history) else get(record, layout.history)
+    if history is MISSING or not history:
+        return turns
+    if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
+        before = turns_of(history, layout.history)
+    elif isinstance(history, list) and all(
         isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in history
     ):
-        raise RecordError(f"{layout.history}: expected a list of [question, answer]", SKIP)
-    turns = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
-    return [*turns, Message("user", prompt)]
+        before = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
+    else:
+        raise RecordError(f"{layout.history}: expected messages or a list of [question, answer]", SKIP)
+    if before[-1].role != "assistant":
+        raise RecordError(f"{layout.history}: ends with a turn by {before[-1].role}, not with an answer", SKIP)
+    turns = [Message("user", turns)] if isinstance(turns, str) else turns
+    count = 1 if turns[:1] and turns[0].role == "system" else 0
+    if turns[count : count + len(before)] == before:
+        return turns  # the prompt repeats them
+    return [*turns[:count], *before, *turns[count:]]
 
 
 def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:

@@ -1,0 +1,197 @@
+"""No part of a conversation vanishes without a word: each field of a record is used, listed, or refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.data.formats import detect, to_pair
+from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.pair import Message
+from simpo_cli.data.raw import RecordError
+from simpo_cli.errors import UserError
+from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, nova, oasst, said, talk, ultrafeedback, vertex
+from tests.data.test_layouts import load
+
+SIDES = {"chosen": GOOD, "rejected": BAD}
+PAIR = {"prompt": Q, **SIDES}
+
+
+def unused(*records: Record) -> tuple[str, ...]:
+    return detect(records, {}, "prefs.jsonl").unused
+
+
+@pytest.mark.parametrize(
+    ("record", "listed"),
+    [
+        (PAIR, ()),
+        ({**PAIR, "context": "Swifts are birds."}, ("context",)),
+        ({"instruction": Q, "context": "Swifts are birds.", **SIDES}, ("context",)),
+        ({**PAIR, "messages": said(("system", SYSTEM), ("user", Q))}, ()),
+        ({**PAIR, "chat_template_kwargs": {"enable_thinking": False}}, ()),
+        ({**PAIR, "passage": "Swifts.", "hint": "Birds."}, ("passage", "hint")),
+        ({**PAIR, "context": "", "passage": None, "documents": []}, ()),
+        ({**PAIR, "id": 1, "source": "web", "model_name": "m", "created_at": "2024", "language": "en"}, ()),
+        ({**PAIR, "image_url": "https://example.org/a.png"}, ("image_url",)),
+        ({**PAIR, "response": GOOD}, ()),  # it repeats the chosen one
+        ({"prompt": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),  # it must be one of the turns
+        (
+            {"info": {"post": Q, "title": "Birds"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
+            ("info.title",),
+        ),
+        ({"messages": talk(Q, GOOD), "rejected_response": BAD, "context": "Swifts are birds."}, ("context",)),
+        (ultrafeedback(Q, GOOD, BAD, 0), ("completions.principle", "completions.custom_system_prompt")),
+        (
+            {
+                "input": {"messages": said(("user", Q)), "tools": [TOOL], "parallel_tool_calls": True},
+                "preferred_output": said(("assistant", GOOD)),
+                "non_preferred_output": said(("assistant", BAD)),
+            },
+            ("input.parallel_tool_calls",),
+        ),
+    ],
+)
+def test_what_is_neither_used_nor_metadata_is_listed(record: Record, listed: tuple[str, ...]) -> None:
+    assert unused(record) == listed
+
+
+def test_beside_a_field_that_is_reached_through_a_list_the_others_are_listed() -> None:
+    record = {"votes": [{"winner": "b", "why": "it is true"}], "prompt": Q, "response_a": BAD, "response_b": GOOD}
+    layout = detect([record], {"label": "votes.0.winner"}, "prefs.jsonl")
+    assert layout.unused == ("votes.why",)
+
+
+def test_a_field_of_any_record_of_the_sample_is_listed() -> None:
+    assert unused(PAIR, {**PAIR, "context": "Swifts are birds."}, {**PAIR, "note": "n"}) == ("context", "note")
+
+
+def read(record: Record, **columns: Any) -> tuple[list[tuple[str, Any]], str | None]:
+    layout = detect([record], columns, "prefs.jsonl")
+    pair = to_pair(record, layout, "prefs.jsonl:1", Counter())
+    return [(turn.role, turn.content) for turn in prompt_messages(pair.prompt)], pair.tools
+
+
+@pytest.mark.parametrize("name", ["system", "system_prompt", "system_message"])
+def test_the_system_text_of_each_name_is_used(name: str) -> None:
+    assert read({**PAIR, name: SYSTEM}) == ([("system", SYSTEM), ("user", Q)], None)
+    assert unused({**PAIR, name: SYSTEM}) == ()
+
+
+def test_of_two_system_texts_one_is_used_and_the_other_listed() -> None:
+    record = {**PAIR, "system_prompt": "Answer in French.", "system": SYSTEM}
+    assert read(record)[0][0] == ("system", SYSTEM)
+    assert unused(record) == ("system_prompt",)
+    assert read(record, system="system_prompt")[0][0] == ("system", "Answer in French.")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {**PAIR, "tools": [TOOL]},
+        {**PAIR, "tools": TOOLS},
+        {
+            "input": {"messages": said(("user", Q)), "tools": [TOOL]},
+            "preferred_output": said(("assistant", GOOD)),
+            "non_preferred_output": said(("assistant", BAD)),
+        },
+    ],
+)
+def test_tools_are_used_wherever_they_stand(record: Record) -> None:
+    assert read(record)[1] == TOOLS
+
+
+@pytest.mark.parametrize("name", ["images", "videos", "audios", "rejected_images"])
+def test_a_record_with_pictures_or_sound_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"record 2: {name}: .* only text can be trained on"):
+        load([PAIR, {**PAIR, name: ["a.bin"]}], tmp_path)
+    assert len(load([PAIR, {**PAIR, name: []}, {**PAIR, name: None}], tmp_path).pairs) == 3
+
+
+@pytest.mark.parametrize("name", ["image", "video", "audio"])
+def test_one_picture_is_refused_where_the_text_points_at_it_and_listed_elsewhere(name: str, tmp_path: Path) -> None:
+    assert unused({**PAIR, name: "a.bin"}) == (name,)
+    with pytest.raises(UserError, match=f"{name}: .* only text can be trained on"):
+        load([{**PAIR, "prompt": f"<{name}>What is it?", name: "a.bin"}], tmp_path)
+    assert len(load([{**PAIR, "prompt": f"What does <{name}> mean in HTML?"}], tmp_path).pairs) == 1
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [{"role": "user", "content": Q}, said(("user", Q)), Q],
+)
+def test_a_prompt_is_a_text_a_message_or_messages(prompt: Any) -> None:
+    assert read({**PAIR, "prompt": prompt})[0] == [("user", Q)]
+
+
+@pytest.mark.parametrize(
+    "history",
+    [[["Hello.", "Hi."]], said(("user", "Hello."), ("assistant", "Hi."))],
+)
+def test_history_is_pairs_of_texts_or_messages(history: Any) -> None:
+    turns = [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
+    opened = said(("system", SYSTEM), ("user", Q))
+    assert read({**PAIR, "history": history, "prompt": opened})[0] == [("system", SYSTEM), *turns]
+    whole = said(("user", "Hello."), ("assistant", "Hi."), ("user", Q))
+    assert read({**PAIR, "history": history, "prompt": whole})[0] == turns  # they are there already
+    assert read({**PAIR, "history": history})[0] == [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
+
+
+def test_history_must_end_with_an_answer_and_be_turns() -> None:
+    for history, problem in ((said(("user", "Hello.")), "ends with a turn by user"), ("Hello.", "expected messages")):
+        with pytest.raises(RecordError, match=problem):
+            read({**PAIR, "history": history})
+
+
+def test_beside_whole_conversations_a_history_is_listed() -> None:
+    sides = {side: said(("user", Q), ("assistant", text)) for side, text in SIDES.items()}
+    assert unused({**sides, "history": [["Hello.", "Hi."]]}) == ("history",)
+
+
+@pytest.mark.parametrize("side", [GOOD, said(("assistant", GOOD)), said(("assistant", GOOD))[0]])
+def test_the_input_of_an_instruction_is_used_in_every_form_of_the_sides(side: Any) -> None:
+    other = (
+        BAD
+        if isinstance(side, str)
+        else said(("assistant", BAD))
+        if isinstance(side, list)
+        else side | {"content": BAD}
+    )
+    assert read({"instruction": Q, "input": "In short.", "chosen": side, "rejected": other})[0] == [
+        ("user", f"{Q}\nIn short.")
+    ]
+    with pytest.raises(RecordError, match="input: cannot be joined to a prompt that is a conversation"):
+        read({"turns": said(("user", Q)), "input": "x", **SIDES}, prompt="turns", input="input")
+
+
+def test_the_line_that_names_the_prompt_keeps_what_was_said() -> None:
+    columns = {"answers": ["response_a", "response_b"], "label": "mark"}
+    record = {"asked": Q, "response_a": GOOD, "response_b": BAD, "mark": 1}
+    with pytest.raises(UserError) as error:
+        detect([record], columns, "prefs.jsonl", {"first": [1], "second": [0]})
+    assert (
+        "columns: {prompt: asked, answers: [response_a, response_b], label: mark}, labels: {first: [1], second: [0]}"
+        in str(error.value)
+    )
+
+
+@pytest.mark.parametrize("make", [vertex, nova, oasst])
+def test_what_stands_beside_a_layout_that_is_rewritten_is_used_or_listed(make: Any, tmp_path: Path) -> None:
+    record = make(Q, GOOD, BAD, 0)
+    assert unused(record) == ()
+    assert unused({**record, "context": "Swifts are birds."}) == (*unused(record), "context")
+    if make is oasst:
+        pairs = load([{**record, "system": SYSTEM}], tmp_path).pairs
+        assert [turn.role for turn in prompt_messages(pairs[0].prompt)] == ["system", "user"]
+
+
+def test_the_functions_of_vertex_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tools: the functions of Vertex AI"):
+        load([{**vertex(Q, GOOD, BAD, 0), "tools": [{"functionDeclarations": []}]}], tmp_path)
+
+
+def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
+    record = vertex(Q, GOOD, BAD, 0)
+    record["system_instruction"] = record.pop("systemInstruction")
+    pairs = load([record], tmp_path).pairs
+    assert prompt_messages(pairs[0].prompt)[0] == Message("system", SYSTEM)

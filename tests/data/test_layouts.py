@@ -1,0 +1,174 @@
+"""The known layouts: each is read as it means, wherever the better answer stands; no direction is guessed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo_cli.data.formats.known import KNOWN, known_layout
+from simpo_cli.data.load import LoadedPairs, load_pairs, prompt_messages
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import DataSource
+from tests.data.layouts import BAD, GOOD, QUESTIONS, READ, REFUSED, Case, Q, Record, Refusal, talk
+
+
+def load(records: list[Record], folder: Path) -> LoadedPairs:
+    file = folder / "prefs.json"
+    file.write_text(json.dumps(records), encoding="utf-8")
+    return load_pairs(str(file), role="train")
+
+
+def readings(loaded: LoadedPairs) -> list[tuple[Any, ...]]:
+    return [
+        (*((turn.role, turn.content) for turn in prompt_messages(pair.prompt)), pair.chosen, pair.rejected, pair.tools)
+        for pair in loaded.pairs
+    ]
+
+
+@pytest.mark.parametrize("case", READ, ids=lambda case: case.name)
+def test_a_layout_is_read_as_it_means(case: Case, tmp_path: Path) -> None:
+    loaded = load(case.records, tmp_path)
+    assert readings(loaded) == [
+        (*case.before, ("user", case.asked.format(question)), good, bad, case.tools)
+        for question, good, bad in QUESTIONS
+    ]
+    assert case.says in loaded.decision
+    assert loaded.dropped == dict(case.dropped)
+
+
+@pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.name)
+def test_what_tells_no_direction_is_refused_with_the_fix(refusal: Refusal, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load(list(refusal.records), tmp_path)
+    for words in refusal.says:
+        assert words in str(error.value)
+
+
+def test_each_entry_of_the_table_is_tried() -> None:
+    """The table holds no layout that these cases lack, and each entry is the one that is taken for its case."""
+    taken = {id(known_layout(case.records)) for case in READ} | {
+        id(known_layout(refusal.records)) for refusal in REFUSED
+    }
+    assert [known.name for known in KNOWN if id(known) not in taken] == ["ms-swift", "ms-swift"]  # output, answer
+
+
+@pytest.mark.parametrize("answer", ["response", "output", "answer"])
+def test_rejected_response_is_the_other_side_of_each_name_of_an_answer(answer: str, tmp_path: Path) -> None:
+    record = {"query": Q, answer: GOOD, "rejected_response": BAD}
+    assert readings(load([record], tmp_path)) == [(("user", Q), GOOD, BAD, None)]
+
+
+def tree(*replies: tuple[str, int | None], role: str = "prompter") -> Record:
+    answers = [{"text": text, "role": "assistant", "rank": rank, "replies": []} for text, rank in replies]
+    return {"text": Q, "role": role, "replies": answers}
+
+
+def test_a_tree_gives_a_pair_for_each_message_with_ranked_replies(tmp_path: Path) -> None:
+    root = tree((BAD, 2), ("Fair.", 1), (GOOD, 0))
+    root["replies"][2]["replies"] = [tree(("No.", 1), ("Yes.", 0))]
+    loaded = load(
+        [
+            {"prompt": root},
+            {"prompt": tree((GOOD, 0))},
+            {"prompt": tree((GOOD, 0), (BAD, 0))},
+            {"prompt": tree(("x", None))},
+        ],
+        tmp_path,
+    )
+    assert readings(loaded) == [
+        (("user", Q), GOOD, BAD, None),
+        (("user", Q), ("assistant", GOOD), ("user", Q), "Yes.", "No.", None),
+    ]
+    assert loaded.dropped == {"no ranked replies": 2, "tied scores": 1}
+    assert loaded.records_read == len(loaded.pairs) + sum(loaded.dropped.values())
+
+
+def test_max_pairs_ends_inside_a_tree(tmp_path: Path) -> None:
+    root = tree((BAD, 2), (GOOD, 0))
+    root["replies"][1]["replies"] = [tree(("No.", 1), ("Yes.", 0))]
+    file = tmp_path / "trees.json"
+    file.write_text(json.dumps([{"prompt": root}]), encoding="utf-8")
+    assert len(load_pairs([DataSource(path=str(file), max_pairs=1)], role="train").pairs) == 1
+
+
+def studio(selected: str, to_name: str, *, cancelled: bool = False) -> Record:
+    result = {"type": "pairwise", "to_name": to_name, "value": {"selected": selected}}
+    return {
+        "annotations": [{"result": [result], "was_cancelled": cancelled}],
+        "data": {"prompt": Q, "answer1": GOOD, "answer2": BAD},
+    }
+
+
+@pytest.mark.parametrize(
+    ("selected", "to_name"),
+    [("left", "answer1,answer2"), ("right", "answer2, answer1"), ("left", "t1,t2"), ("right", "t2,t1"), ("left", "")],
+)
+def test_left_and_right_follow_the_order_in_which_the_texts_were_shown(
+    selected: str, to_name: str, tmp_path: Path
+) -> None:
+    other = {"left": "right", "right": "left"}[selected]
+    read = readings(load([studio(selected, to_name), studio(other, to_name)], tmp_path))
+    assert [(chosen, rejected) for _, chosen, rejected, _ in read] == [(GOOD, BAD), (BAD, GOOD)]
+
+
+def test_a_cancelled_annotation_is_no_vote(tmp_path: Path) -> None:
+    record = studio("left", "answer1,answer2")
+    record["annotations"] += studio("right", "answer1,answer2", cancelled=True)["annotations"]
+    assert [pair.chosen for pair in load([record], tmp_path).pairs] == [GOOD]
+    record["annotations"][1]["was_cancelled"] = False
+    with pytest.raises(UserError, match=r"annotations: the annotators do not agree \(answer1, answer2\)"):
+        load([record], tmp_path)
+
+
+def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path) -> None:
+    file = tmp_path / "votes.json"
+    file.write_text(json.dumps([studio("right", ""), studio("left", "")]), encoding="utf-8")
+    columns: dict[str, Any] = {
+        "prompt": "data.prompt",
+        "answers": ["data.answer1", "data.answer2"],
+        "label": "annotations.0.result.0.value.selected",
+    }
+    loaded = load_pairs([DataSource(path=str(file), columns=columns)], role="train")
+    assert [pair.chosen for pair in loaded.pairs] == [BAD, GOOD]
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"messages": talk(Q, GOOD), "rejected_response": None}, "rejected_response: expected text"),
+        ({"messages": [], "rejected_response": BAD}, "messages: expected a list of objects"),
+        ({"messages": talk(Q, GOOD), "rejected_response": 5}, r"content: expected text, got number"),
+        ({**studio("left", ""), "data": []}, "data: expected an object, got list"),
+        ({"contents": [{"parts": []}], "completions": [{"completion": "x", "score": 1}]}, "expected a turn with role"),
+        ({"messages": [{"role": "assistant", "candidates": [{"preferenceLabel": "preferred"}]}]}, "two candidates"),
+        ({"prompt": {"text": 5, "replies": []}}, "expected a message with text"),
+        ({"prompt": tree((GOOD, 0)) | {"replies": ["x"]}}, "expected a message with text"),
+        ({"fields": {}, "responses": {"q": []}, "status": "pending"}, "responses.q: expected a list of objects"),
+    ],
+)
+def test_a_malformed_record_of_a_known_layout_is_refused(record: Record, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=problem):
+        load([record], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sides", "values"),
+    [
+        (("answer1", "answer2"), ("left", "right")),
+        (("response_a", "response_b"), "ab"),
+        (("output_1", "output_2"), (1, 2)),
+    ],
+)
+@pytest.mark.parametrize("name", ["pw", "outcome"])
+def test_a_field_that_names_the_responses_is_no_field_without_meaning(
+    name: str, sides: tuple[str, str], values: Any, tmp_path: Path
+) -> None:
+    """Whatever it is called, it is put into the line to paste, and a stated order beside it is refused."""
+    records: list[Record] = [{"prompt": Q, sides[0]: GOOD, sides[1]: BAD, name: value} for value in values]
+    with pytest.raises(UserError, match=f"told by '{name}'") as error:
+        load(records, tmp_path)
+    assert f"label: {name}}}, labels: {{first: [{values[0]}], second: [{values[1]}]}}" in str(error.value)
+    source = DataSource(path=str(tmp_path / "prefs.json"), columns={"chosen": sides[0], "rejected": sides[1]})
+    with pytest.raises(UserError, match=f"{name} .* may say which one is preferred in each record"):
+        load_pairs([source], role="train")
