@@ -131,10 +131,7 @@ bench-saving: $(READY)
 bench-resume: $(READY)
 	$(BIN)/python -m tests.benchmarks.resume
 
-gpu-formats: $(READY)
-	$(BIN)/python -m tests.formats
-
-check: $(READY)
+gpu-check: $(READY)
 	$(BIN)/python -m tests.gpu.check $(ARGS)
 
 gpu-bundle: $(READY)

@@ -4,7 +4,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
@@ -250,7 +250,8 @@ class PairReader:
                 try:
                     pair = to_pair(fields, layout, record.where, noted)
                 except UnknownLabelError as unknown:
-                    raise _stopped_by_label(unknown, record, chain(sample, records), layout) from unknown
+                    seen = [*sample, record]
+                    raise _stopped_by_label(unknown, record.where, seen, records, layout) from unknown
                 except RecordError as problem:
                     self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
                 except NoSignalError as no_signal:
@@ -326,12 +327,14 @@ class PairReader:
         self.dropped.add(reason, where)
 
 
-def _stopped_by_label(unknown: UnknownLabelError, record: RawRecord, records: Records, layout: Layout) -> UserError:
+def _stopped_by_label(
+    unknown: UnknownLabelError, where: str, seen: list[RawRecord | BadRecord], rest: Records, layout: Layout
+) -> UserError:
     """The error of a label without a meaning, with the values and counts of the records around it."""
-    raw = [record for _, record in zip(range(_LOOK_AHEAD), records, strict=False) if isinstance(record, RawRecord)]
-    near = [fields for one in (*raw, record) for fields in _rewritten_or_none(one, layout)]
-    counts = "; ".join(f"{field}: {shown_counts(values_of(near, field))}" for field in unknown.fields)
-    return UserError(f"{unknown.problem}. Its values: {counts}.", unknown.fix, where=record.where)
+    near = {record.where: record for record in [*seen, *islice(rest, _LOOK_AHEAD)] if isinstance(record, RawRecord)}
+    fields = [one for record in near.values() for one in _rewritten_or_none(record, layout)]
+    counts = "; ".join(f"{name}: {shown_counts(values_of(fields, name))}" for name in unknown.fields)
+    return UserError(f"{unknown.problem}. Its values: {counts}.", unknown.fix, where=where)
 
 
 def require_few(bad: Sequence[BadRecord]) -> None:

@@ -208,6 +208,66 @@ def test_tokens_of_a_tokenizer_and_of_a_recipe(simpo: Simpo, tmp_path: Path) -> 
     assert "tokens of model, cut at 40 (prompts at 35)" in " ".join(words)
 
 
+# How files are read
+
+
+JUDGED = [
+    {"question": f"q{n}?", "context": "c", "one": "the first", "two": "the second", "vote": ("l", "r")[n % 2]}
+    for n in range(4)
+]
+JUDGED_AS = ("--columns", "prompt: question, answers: [one, two], label: vote")
+
+
+def test_columns_labels_and_direction(simpo: Simpo) -> None:
+    Path("judged.json").write_text(json.dumps(JUDGED))
+    assert simpo("stats", "judged.json").code == 2
+    seen = simpo("stats", "judged.json", *JUDGED_AS, "--labels", "{first: [l], second: [r]}")
+    assert seen.code == 0, seen.err
+    screen = " ".join(seen.out.split())
+    assert "vote says which of one and two is preferred" in screen
+    assert "vote: l means one, r means two" in screen
+    assert "not used: context" in screen
+    assert "judged.json, record 1: chosen by vote = l: 'the first' over 'the second'" in screen
+    document = json.loads(
+        simpo("stats", "judged.json", *JUDGED_AS, "--labels", "first: [l], second: [r]", "--json").out
+    )
+    assert document["input"]["remarks"] == ["vote: l means one, r means two", "not used: context"]
+    assert "the first" not in json.dumps(document)
+    as_said = ("--columns", "prompt: question, chosen: one, rejected: two")
+    assert "vote (l (2 x), r (2 x)) may say" in simpo("stats", "judged.json", *as_said).err
+    assert simpo("stats", "judged.json", *as_said, "--direction", "first").code == 0
+
+
+def test_the_command_line_is_over_the_recipe(simpo: Simpo) -> None:
+    Path("judged.json").write_text(json.dumps(JUDGED))
+    Path("r.yaml").write_text(
+        "name: r\nmodel: {path: builtin:guide}\ndata:\n  train: [{path: judged.json, columns: {prompt: context}}]\n"
+        "  columns: {answers: [one, two], label: vote}\n  labels: {first: [l], second: [r]}\n"
+    )
+    by_recipe = json.loads(simpo("stats", "--recipe", "r.yaml", "--json").out)
+    assert by_recipe["input"]["prompts"] == 1
+    over = ("--columns", "prompt: question", "--labels", "first: [r], second: [l]")
+    for named in ((), ("judged.json",)):
+        document = json.loads(simpo("stats", *named, "--recipe", "r.yaml", *over, "--json").out)
+        assert document["input"]["prompts"] == 4
+        assert document["input"]["remarks"][0] == "vote: r means one, l means two"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--columns", "promt: question"), "--columns: data.columns has no part promt.\n  Did you mean prompt?"),
+        (("--columns", "question"), "--columns: "),
+        (("--labels", "first: [a], second: [a]"), "--labels: data.labels.second has the value 'a'"),
+        (("--direction", "second"), "--direction: data.direction is 'second'"),
+    ],
+)
+def test_a_wrong_mapping_on_the_command_line(simpo: Simpo, args: tuple[str, ...], said: str) -> None:
+    seen = simpo("stats", "prefs.json", *args)
+    assert seen.code == 2
+    assert f"Error: {said}" in seen.err
+
+
 # What a person sees
 
 

@@ -184,7 +184,7 @@ def test_parquet_with_a_null_or_a_nan(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([*rows, good(chosen=None)]), tmp_path / "a.parquet")
     loaded = skipped(str(tmp_path / "a.parquet"))
     assert [bad.problem for bad in loaded.bad_records] == ["chosen: expected text or messages, got null"]
-    assert len(loaded.pairs) == 2  # pandas writes NaN where there is no score
+    assert len(loaded.pairs) == 2  # pandas writes a score that is missing as NaN
     content = (tmp_path / "a.parquet").read_bytes()
     for cut in (len(content) // 2, len(content) - 5):
         (tmp_path / "cut.parquet").write_bytes(content[:cut])

@@ -8,9 +8,10 @@ import pytest
 
 from simpo_cli.data.formats import detect, to_pair
 from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
-from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, said, talk, ultrafeedback
+from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, nova, oasst, said, talk, ultrafeedback, vertex
 from tests.data.test_layouts import load
 
 SIDES = {"chosen": GOOD, "rejected": BAD}
@@ -32,7 +33,9 @@ def unused(*records: Record) -> tuple[str, ...]:
         ({**PAIR, "passage": "Swifts.", "hint": "Birds."}, ("passage", "hint")),
         ({**PAIR, "context": "", "passage": None, "documents": []}, ()),
         ({**PAIR, "id": 1, "source": "web", "model_name": "m", "created_at": "2024", "language": "en"}, ()),
+        ({**PAIR, "image_url": "https://example.org/a.png"}, ("image_url",)),
         ({**PAIR, "response": GOOD}, ()),  # it repeats the chosen one
+        ({"prompt": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),  # it must be one of the turns
         (
             {"info": {"post": Q, "title": "Birds"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
             ("info.title",),
@@ -170,3 +173,25 @@ def test_the_line_that_names_the_prompt_keeps_what_was_said() -> None:
         "columns: {prompt: asked, answers: [response_a, response_b], label: mark}, labels: {first: [1], second: [0]}"
         in str(error.value)
     )
+
+
+@pytest.mark.parametrize("make", [vertex, nova, oasst])
+def test_what_stands_beside_a_layout_that_is_rewritten_is_used_or_listed(make: Any, tmp_path: Path) -> None:
+    record = make(Q, GOOD, BAD, 0)
+    assert unused(record) == ()
+    assert unused({**record, "context": "Swifts are birds."}) == (*unused(record), "context")
+    if make is oasst:
+        pairs = load([{**record, "system": SYSTEM}], tmp_path).pairs
+        assert [turn.role for turn in prompt_messages(pairs[0].prompt)] == ["system", "user"]
+
+
+def test_the_functions_of_vertex_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tools: the functions of Vertex AI"):
+        load([{**vertex(Q, GOOD, BAD, 0), "tools": [{"functionDeclarations": []}]}], tmp_path)
+
+
+def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
+    record = vertex(Q, GOOD, BAD, 0)
+    record["system_instruction"] = record.pop("systemInstruction")
+    pairs = load([record], tmp_path).pairs
+    assert prompt_messages(pairs[0].prompt)[0] == Message("system", SYSTEM)

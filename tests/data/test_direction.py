@@ -92,6 +92,8 @@ AB, ZERO, ONE = ("response_a", "response_b"), ("response_0", "response_1"), ("ou
         (AB, "label", "Response A", "Response B"),
         (AB, "verdict", "[[A]]", "[[B]]"),
         (AB, "winner", "model_a", "model_b"),
+        (AB, "preferred_model", "model_a", "model_b"),
+        (ONE, "preference", "1.0", "2.0"),
         (("conversation_a", "conversation_b"), "winner", "model_a", "model_b"),
         (ONE, "winner", "model_a", "model_b"),
         (("answer1", "answer2"), "choice", "left", "right"),
@@ -134,6 +136,9 @@ def test_labels_that_say_what_they_mean(fields: tuple[str, str], label: str, fir
         (AB, "choice", 1, 2),
         (AB, "vote", "yes", "no"),
         (AB, "label", "0", "1"),
+        (AB, "loser", "b", "a"),
+        (AB, "worse_response", "response_b", "response_a"),
+        (AB, "margin", 0.5, -0.25),
     ],
 )
 def test_labels_without_a_certain_meaning(
@@ -212,8 +217,7 @@ def test_a_value_outside_the_meanings_stops(write: Write, policy: Any) -> None:
     with pytest.raises(UserError) as caught:
         load_pairs(path, role="train", on_bad_record=policy)
     assert "winner is C, which is given no meaning" in caught.value.problem
-    assert "A (" in caught.value.problem
-    assert "C (2 x)" in caught.value.problem
+    assert "winner: A (50 x), B (50 x), C (2 x)." in caught.value.problem  # of the sample and from here on
     assert caught.value.where == f"{path}:121"
     source = DataSource(path=path, columns={"label": "winner"}, labels={"first": ["A"], "second": ["B"], "tie": ["C"]})
     assert load_pairs([source], role="train").dropped == {"tied label": 2}
@@ -439,6 +443,12 @@ def test_the_lines_for_a_label_give_each_value_a_place(
         ({"annotation": {"winner": 1}}, "told by 'annotation.winner'"),
         ({"helpfulness_a": 3, "helpfulness_b": 4}, "told by 'helpfulness_a and helpfulness_b'"),
         ({"tokens_a": 3, "tokens_b": 4, "is_a_safe": True, "is_b_safe": False}, "told by no field"),
+        ({"loser": "b"}, "told by 'loser', whose meaning is not certain: b (1 x)"),
+        ({"rejected": "response_b"}, "told by 'rejected', whose meaning is not certain"),
+        ({"preferred_model": "m"}, "no field that is known (others are preferred_model)"),
+        ({"notes": [{"winner": "a"}, {"winner": "b"}]}, "told by 'notes.0.winner', whose meaning is not certain"),
+        ({"votes": [], "preference": ["a"]}, "told by 'preference.0', whose meaning is not certain"),
+        ({"correct": 0}, "no field that is known (others are correct)"),
         ({"chosen": "good"}, "the preferred one once more under chosen"),
         ({"response_c": "middling", "winner": "a"}, "a label, winner, which orders two of them only"),
         ({"answer_a": "x", "answer_b": "y"}, "may hold its responses in response_a and response_b or answer_a and"),
@@ -663,7 +673,7 @@ def test_turns_of_the_arena_table_must_be_the_same_up_to_the_last(write: Write) 
     (pair,) = load_pairs(write("same.jsonl", [same]), role="train").pairs
     assert (pair.chosen, pair.rejected) == ("good", "bad")
     for record, problem in (
-        (other, "turns behind the prompt"),
+        (other, "the prompts of"),
         ({**one, "response_b": '["bad"]'}, "1 answers to 2 turns"),
         ({**one, "response_b": "[null, 3]"}, "expected a list of texts"),
     ):
@@ -710,7 +720,7 @@ def test_the_reader_says_what_decided(write: Write) -> None:
     ("record", "unused"),
     [
         ({"background": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("background",)),
-        ({"context": "c", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
+        ({"context": "what was read", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
         ({"context": "", "images": [], "label": None}, ()),
         ({"user_prompt": "u", "chosen_model": "m", "rejected_model": "n"}, ("user_prompt",)),
         ({"label": 0}, ("label",)),

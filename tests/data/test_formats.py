@@ -427,6 +427,22 @@ NAMES = st.sampled_from(
         "arguments",
         "chosen_messages",
         "rejected_messages",
+        "response_a",
+        "response_b",
+        "winner",
+        "winner_a",
+        "winner_b",
+        "score_a",
+        "score_b",
+        "rank_a",
+        "rank_b",
+        "model_a",
+        "model_b",
+        "completions",
+        "overall_score",
+        "better_response_id",
+        "response_0",
+        "response_1",
     ]
 )
 TEXTS = st.sampled_from(
@@ -437,15 +453,35 @@ ANY_VALUE = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=15
 )
 ANY_RECORD = st.dictionaries(NAMES | st.text(max_size=3), ANY_VALUE, max_size=6)
+NEUTRAL = st.fixed_dictionaries(
+    {"prompt": st.just("p"), "response_a": ANY_VALUE, "response_b": ANY_VALUE, "winner": LEAVES | st.just("A")},
+    optional={"score_a": LEAVES, "score_b": LEAVES, "winner_a": LEAVES, "winner_b": LEAVES, "model_a": LEAVES},
+)
 SIDES = st.fixed_dictionaries(
     {"chosen": ANY_VALUE, "rejected": ANY_VALUE}, optional={"prompt": ANY_VALUE, "tools": ANY_VALUE}
 )
 
 
-@given(st.lists(ANY_RECORD | SIDES, min_size=1, max_size=3), st.dictionaries(NAMES, NAMES, max_size=3))
-def test_no_record_does_more_than_be_refused(records: list[dict[str, Any]], columns: dict[str, str]) -> None:
+MAPPINGS = st.dictionaries(NAMES, NAMES, max_size=3) | st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": NAMES,
+        "answers": st.lists(NAMES, min_size=2, max_size=3) | NAMES,
+        "label": st.lists(NAMES, min_size=2, max_size=3) | NAMES,
+        "scores": st.lists(NAMES, min_size=2, max_size=3) | NAMES,
+        "rank": NAMES,
+        "best": st.just("lowest"),
+    },
+)
+MEANINGS = st.just({}) | st.just({"first": [0, "A", True], "second": {"above": 0}, "tie": [None]})
+
+
+@given(st.lists(ANY_RECORD | SIDES | NEUTRAL, min_size=1, max_size=3), MAPPINGS, MEANINGS)
+def test_no_record_does_more_than_be_refused(
+    records: list[dict[str, Any]], columns: dict[str, Any], labels: dict[str, Any]
+) -> None:
     try:
-        layout = detect(records, columns, "any")
+        layout = detect(records, columns, "any", labels)
     except UserError:
         return
     assert layout.described()

@@ -172,16 +172,3 @@ def test_a_field_that_names_the_responses_is_no_field_without_meaning(
     source = DataSource(path=str(tmp_path / "prefs.json"), columns={"chosen": sides[0], "rejected": sides[1]})
     with pytest.raises(UserError, match=f"{name} .* may say which one is preferred in each record"):
         load_pairs([source], role="train")
-
-
-@pytest.mark.parametrize("flag", ["chosen", "is_preferred", "label", "selected"])
-def test_a_label_inside_the_responses_is_named(flag: str, tmp_path: Path) -> None:
-    records = [{"prompt": Q, "candidates": [{"text": GOOD, flag: True}, {"text": BAD, flag: False}]}]
-    with pytest.raises(UserError, match=f"candidates.{flag}, which may say which one is preferred") as error:
-        load(records, tmp_path)
-    assert "direction" not in str(error.value)
-    numbers = [{"text": GOOD, flag: 1}, {"text": BAD, flag: 0}]
-    (tmp_path / "prefs.json").write_text(json.dumps([{"prompt": Q, "candidates": numbers}]), encoding="utf-8")
-    columns: dict[str, Any] = {"prompt": "prompt", "answers": "candidates", "scores": f"candidates.{flag}"}
-    loaded = load_pairs([DataSource(path=str(tmp_path / "prefs.json"), columns=columns)], role="train")
-    assert [pair.chosen for pair in loaded.pairs] == [GOOD]

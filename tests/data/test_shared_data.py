@@ -159,12 +159,9 @@ def test_unpaired_feedback_is_refused() -> None:
         load("llamafactory_kto_en_demo.json")
 
 
-def test_llmbar_needs_a_mapping_and_says_which() -> None:
-    with pytest.raises(UserError) as caught:
-        load(LLMBAR)
-    columns = {"prompt": "input", "chosen": "output_1", "rejected": "output_2", "label": "label"}
-    written = ", ".join(f"{part}: {field}" for part, field in columns.items())
-    assert f"columns: {{{written}}}" in caught.value.fix
+@pytest.mark.parametrize("part", [("chosen", "rejected"), ()])
+def test_the_label_of_llmbar_is_the_number_of_the_better_output(part: tuple[str, ...]) -> None:
+    columns = {**dict(zip(part, ("output_1", "output_2"), strict=False)), **({"label": "label"} if part else {})}
     loaded = load(LLMBAR, **columns)
     records = json.loads((FOLDER / LLMBAR).read_text(encoding="utf-8"))
     assert [pair.chosen for pair in loaded.pairs] == [record[f"output_{record['label']}"] for record in records]

@@ -185,7 +185,8 @@ def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTokenizer) -> None:
-    path = write("a.jsonl", records(12))
+    path = write("a.jsonl", [{**record, "w": 1} for record in records(12)])
+    by_label = {"answers": ["chosen", "rejected"], "label": "w"}
 
     def key(data: DataRecipe = DATA, by: TextTokenizer = tokenizer, **source: Any) -> str:
         return encoded([DataSource(path=path, **source)], by, data).origin.key
@@ -202,6 +203,9 @@ def test_the_key_goes_by_all_that_changes_tokens(write: Write, tokenizer: TextTo
         key(replace(DATA, rendered=True)),
         key(max_pairs=11),
         key(columns={"prompt": "prompt", "chosen": "rejected", "rejected": "chosen"}),
+        key(columns=by_label, labels={"first": [1]}),
+        key(columns=by_label, labels={"first": {"above": 0}}),
+        key(direction="first"),
         key(by=load_tokenizer("builtin:guide", chat_template="none")),
     ]
     assert len({same, *others}) == len(others) + 1

@@ -51,6 +51,7 @@ def test_composed_recipes_are_valid(name: str, validator: jsonschema.Draft202012
         "train: {tokens_per_microbatch: 4096}",
         "data: {holdout: 0.1}",
         "data: {train: [{path: x, columns: {prompt: y}}]}",
+        "data: {columns: {prompt: y, answers: [a, b]}, labels: {first: [0, a, true], second: {above: 0}}}",
         "data: {chat_template_kwargs: {anything: [1, {a: b}]}}",
     ],
 )
@@ -72,6 +73,11 @@ def test_what_a_recipe_may_hold(text: str, validator: jsonschema.Draft202012Vali
         "name: 3",
         "tracking: {report_to: wandb}",
         "loss: 3",
+        "data: {columns: {promt: y}}",
+        "data: {columns: {prompt: 3}}",
+        "data: {labels: {first: 0}}",
+        "data: {labels: {first: {under: 0}}}",
+        "data: {direction: second}",
     ],
 )
 def test_what_a_recipe_may_not_hold(text: str, validator: jsonschema.Draft202012Validator) -> None:

@@ -63,6 +63,35 @@ def test_the_first_pair_is_shown_as_the_model_sees_it(tmp_path: Path, tiny_folde
     assert lines["below example"] == f"chosen    {record['chosen']}<|im_end|>"
 
 
+def test_what_decided_the_order_is_shown_also_from_the_cache(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
+    judged = tmp_path / "judged.jsonl"
+    rows = [json.loads(line) for line in prefs.read_text(encoding="utf-8").splitlines()]
+    judged.write_text(
+        "\n".join(
+            json.dumps({"prompt": row["prompt"], "a": row["rejected"], "b": row["chosen"], "vote": 7, "context": "c"})
+            for row in rows
+        ),
+        encoding="utf-8",
+    )
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(
+        f"name: tiny\nmodel: {{path: {tiny_folder}}}\noutput_dir: {tmp_path}/out\ndata:\n  train: {judged}\n"
+        "  max_length: 64\n  max_prompt_length: 40\n"
+        "  columns: {answers: [a, b], label: vote}\n  labels: {second: [7]}\n",
+        encoding="utf-8",
+    )
+    for _ in ("made", "read"):
+        memory = Memory()
+        train(compose(str(recipe)), fresh=False, dry_run=True, observer=memory)
+        assert memory.header is not None
+        told = [text for _, text in memory.header.lines]
+        assert {"vote: 7 means b", "not used: context"} <= set(told)
+        assert any(text.startswith(f"{judged}:1: chosen by vote = 7: ") for text in told)
+
+
 def test_both_sides_and_every_record_are_accounted_for(
     tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,7 +64,7 @@ def detect(
         layout = _layout(records, Stated(columns, labels or {}, direction), name)
         return replace(layout, unused=tuple(unused_fields(records, layout)))
     layout = _layout(read, _over_known(known, columns, labels or {}, direction), name)
-    unused = unused_fields(records if known.uses else read, layout, known.uses)
+    unused = unused_fields(read, layout)
     said = known.said if not _ORDERING_PARTS.intersection(columns) and direction is None else ""
     return replace(layout, name=known.name, said=said, rewrite=known.rewrite, unused=tuple(unused))
 

@@ -21,6 +21,7 @@ from simpo_cli.data.formats.orders import (
     checking_scores,
     find_orders,
     naming_fields,
+    other_fields,
     values_of,
 )
 from simpo_cli.data.formats.preferred import NoSignalError, places_of
@@ -89,8 +90,8 @@ def _as_said(answers: Answers, stated: Stated, name: str) -> Parts:
             f"Leave out direction where {others[0]} says which is better, or take {others[0]} out.",
             where=name,
         )
-    if stated.by_person is not None and "direction" not in stated.by_person:
-        return {}  # a known layout says it
+    if answers.named or (stated.by_person is not None and "direction" not in stated.by_person):
+        return {}  # the names of the fields or a known layout say it
     first = f"the first of {answers.fields[0]}" if answers.is_list else answers.fields[0]
     return {"remarks": (f"{first} is taken as chosen because direction says so",)}
 
@@ -171,7 +172,7 @@ def _found(records: Records, answers: Answers, name: str, prompt: str | None) ->
     orders = find_orders(records, answers, used)
     certain = [order for order in orders if order.certain]
     if not certain:
-        raise refusals.no_direction(answers, prompt, orders, name)
+        raise refusals.no_direction(answers, prompt, orders, name, other_fields(records, answers, used))
     for one, other in pairwise(certain):
         if _differ(records, answers, one, other):
             raise refusals.contradiction(answers, prompt, one, other, name)

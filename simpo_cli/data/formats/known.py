@@ -42,7 +42,6 @@ class Known:
         columns, labels, direction: as in a recipe.
         said: what says which response is preferred, as the end of the sentence that is printed.
         rewrite: from a record to the records that `columns` is about.
-        uses: fields that `rewrite` reads.
         refused, fix: why such records are no pairs, and what to do instead; empty for those that are.
     """
 
@@ -54,7 +53,6 @@ class Known:
     direction: Literal["first"] | None = None
     said: str = ""
     rewrite: Rewrite | None = None
-    uses: tuple[str, ...] = ()
     refused: str = ""
     fix: str = "SimPO needs a chosen and a rejected response to each prompt."
 
@@ -127,7 +125,6 @@ KNOWN: tuple[Known, ...] = (
         name="Amazon Nova",
         needs=("messages.-1.candidates",),
         rewrite=rewrites.nova,
-        uses=("system", "messages"),
         said="the candidate with the preferenceLabel preferred over the other",
     ),
     # no pairs
@@ -288,14 +285,12 @@ KNOWN: tuple[Known, ...] = (
         needs=("contents.0.parts", "completions.0.completion", "completions.0.score"),
         columns={"prompt": "prompt", "answers": "completions.text", "scores": "completions.score"},
         rewrite=rewrites.vertex,
-        uses=("systemInstruction", "contents", "completions"),
     ),
     Known(
         name="OASST trees",
         needs=("prompt.text", "prompt.replies"),
         rewrite=rewrites.oasst,
         columns={"answers": "replies", "rank": "ranks", "best": "lowest"},
-        uses=("prompt", "tree_state"),
     ),
 )
 

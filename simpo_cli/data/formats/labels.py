@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,10 +77,8 @@ def same_json(one: Any, other: Any) -> bool:
 
 
 def as_text(value: Any) -> str:
-    """A value as text to compare: 1, 1.0 and "1" are one, as are true and "True", A and a."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip().casefold()
+    """A value as text to compare: 1, 1.0, "1" and "1.0" are one, as are true and "True", A and a."""
+    return re.sub(r"(?<=^\d)\.0+$", "", str(value).strip().casefold())
 
 
 def as_number(value: Any) -> float | None:

@@ -40,9 +40,8 @@ _NOT_LABELS = word_set(
     "reason rationale statement comment explanation confidence language time date count annotator user text model "
     "elaboration category type source score rating reward name dataset"
 )
-_AGAINST = word_set(
-    "worse worst loser losing rejected dispreferred unpreferred non not bad inverse least lower shorter"
-)
+_LOSERS = word_set("worse worst loser losing rejected dispreferred unpreferred")
+_NEGATED = word_set("non not bad inverse least lower shorter")
 _WINS = word_set("winner win wins won better best preferred chosen selected")
 _TIE_WORDS = word_set("tie tied draw both neither equal")
 
@@ -172,9 +171,26 @@ def is_just_a_score(words: Iterable[str]) -> bool:
 
 
 def may_be_label(field: str) -> bool:
-    """Whether a field of this name may say which response is the better one."""
-    words = set(words_of(field.rpartition(".")[2]))
-    return bool(words & _LABELS) and not words & (_NOT_LABELS | _AGAINST)
+    """Whether a field of this name may say which response is the better one, or the worse one."""
+    words = _last_words(field)
+    return bool(words & (_LABELS | _LOSERS)) and not words & _NOT_LABELS
+
+
+def may_name_model(field: str) -> bool:
+    """Whether a field of this name may say which model gave the better response: preferred_model, winner_name."""
+    words = _last_words(field)
+    return bool(words & _LABELS) and bool(words & {"model", "name"})
+
+
+def is_about_loser(field: str) -> bool:
+    """Whether a label of this name may say which response is the worse one."""
+    return not _last_words(field).isdisjoint(_LOSERS | _NEGATED)
+
+
+def _last_words(field: str) -> set[str]:
+    """The words of a name behind its last dot; places in lists are left out."""
+    parts = [part for part in field.split(".") if not part.isdigit()]
+    return set(words_of(parts[-1])) if parts else set()
 
 
 def says_winner(words: Iterable[str]) -> bool:

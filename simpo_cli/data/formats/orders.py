@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
-from simpo_cli.data.formats.labels import Labels, as_text, derived, label_words, shown_value
+from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
 from simpo_cli.data.formats.unused import is_metadata
 
@@ -48,8 +48,7 @@ class Order:
     """One thing that could say which response is preferred.
 
     Attributes:
-        kind: `label` (also winner columns), `scores`, `rank`, `text` (the preferred response stands there once more),
-            `flag` (a label inside each of the responses).
+        kind: `label` (also winner columns), `scores`, `rank`, `text` (the preferred response stands there once more).
         fields: its fields.
         labels: what the values of a label mean, as far as that is certain.
         certain: whether it is known which value is the better one.
@@ -57,7 +56,7 @@ class Order:
         named_by: fields such as model_a and model_b whose values a label repeats.
     """
 
-    kind: Literal["label", "scores", "rank", "text", "flag"]
+    kind: Literal["label", "scores", "rank", "text"]
     fields: tuple[str, ...]
     labels: Labels | None = None
     certain: bool = True
@@ -123,40 +122,52 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
     keys = [key for key in _keys_of(records) if key not in used and key not in answers.fields]
     flags = _winner_columns(records, keys)
     taken = {name for order in flags for name in order.fields}
+    scores = _scores(records, keys, answers)
+    taken |= {name for order in scores for name in order.fields}
     labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
-    found = [*labels, *flags, *_scores(records, keys, answers)]
+    found = [*labels, *flags, *scores]
     if not any(order.certain for order in found):
         found += [order for key in keys if (order := _label_by_values(records, key, answers)) is not None]
     return sorted(found, key=lambda order: not order.certain)
 
 
 def _keys_of(records: Records) -> list[str]:
-    """The names of all fields, and of those one object deeper: metadata.score_a."""
+    """The names of all fields, and of what stands one object or list deeper: metadata.score_a, votes.0.winner."""
     keys: dict[str, None] = {}
     for record in records:
         for key, value in record.items():
-            if isinstance(value, dict):
-                keys.update({f"{key}.{inner}": None for inner in value if isinstance(inner, str)})
-            elif isinstance(key, str):
-                keys[key] = None
+            if isinstance(key, str):
+                keys.update(dict.fromkeys(_keys_below(key, value)))
     return list(keys)
+
+
+def _keys_below(key: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{key}.{inner}" for inner in value if isinstance(inner, str)]
+    if isinstance(value, list) and value:
+        first = value[0]
+        inside = [f"{key}.0.{inner}" for inner in first if isinstance(inner, str)] if isinstance(first, dict) else []
+        return [key, f"{key}.0", *inside]
+    return [key]
 
 
 def _label(records: Records, name: str, answers: Answers) -> Order | None:
     """The label that a field is, certain or not; None if it is none."""
-    if not names.may_be_label(name):
-        return None
+    is_named_so = names.may_be_label(name)
     counts = values_of(records, name)
     values = [held.value for held in counts]
     if not values or any(not isinstance(value, str | int | float | bool) for value in values):
         return None
+    if not is_named_so and not names.may_name_model(name):
+        return Order("label", (name,), certain=False, values=counts) if _is_signed(values) else None
     if len(answers.fields) > 2:
         return Order("label", (name,), certain=False, values=counts)
     fields = () if answers.is_list else answers.fields
     labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
-    if not unclear:
+    is_certain = not names.is_about_loser(name) and not any(part.isdigit() for part in name.split("."))
+    if not unclear and is_certain:
         return Order("label", (name,), labels, values=counts)
-    if by := naming_fields(records, name, answers):
+    if is_certain and (by := naming_fields(records, name, answers)):
         sides: list[tuple[Any, Any]] = [(by[0], "first"), (by[1], "second")]
         sides += [(value, "tie") for value in values if label_words(value) == "tie"]
         return Order("label", (name,), Labels(tuple(sides)), values=counts, named_by=by)
@@ -165,7 +176,26 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("text", (name,), certain=False)
     if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
         return None  # a comment
-    return Order("label", (name,), labels if labels.values else None, certain=False, values=counts)
+    if not is_named_so and unclear:
+        return None
+    is_known = bool(labels.values) and not names.is_about_loser(name)
+    return Order("label", (name,), labels if is_known else None, certain=False, values=counts)
+
+
+def _is_signed(values: Sequence[Any]) -> bool:
+    """Whether values are numbers on both sides of zero, as the strength of a preference is."""
+    found = [number for value in values if (number := as_number(value)) is not None]
+    return len(found) == len(values) and min(found) < 0 < max(found)
+
+
+def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
+    """Fields with single values that play no part, for a refusal to name."""
+    return [
+        key
+        for key in _keys_of(records)
+        if key not in used and key not in answers.fields
+        if any(isinstance(get(record, key), str | int | float) for record in records)
+    ]
 
 
 def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
@@ -233,13 +263,10 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     (name,) = answers.fields
     inside = [one for record in records for one in (get(record, name) or ()) if isinstance(one, dict)]
     found: list[tuple[str, str]] = []
-    flags: list[Order] = []
     for key in dict.fromkeys(key for one in inside for key in one if isinstance(key, str)):
         kind = names.kind_of_score(words_of(key))
         if kind and numbers_in([one.get(key, MISSING) for one in inside]):
             found.append((f"{name}.{key}", kind))
-        elif names.may_be_label(key):
-            flags.append(Order("flag", (f"{name}.{key}",), certain=False))
     for key in keys:
         kind = names.kind_of_score(words_of(key))
         lists = [record[key] for record in records if isinstance(record.get(key), list)]
@@ -250,7 +277,7 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     if usual:
         first = min(usual, key=lambda order: _FIRST_SCORES.index(order.fields[0].rpartition(".")[2]))
         orders = [first, *(order for order in orders if not order.certain)]
-    return orders + flags
+    return orders
 
 
 def _fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

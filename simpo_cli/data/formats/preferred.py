@@ -95,10 +95,11 @@ def responses_of(record: Mapping[str, Any], layout: Layout) -> list[Any]:
         return [required(record, field) for field in layout.responses]
     field = layout.chosen
     responses = required(record, field)
-    least = 2
-    if not isinstance(responses, list) or len(responses) < least or (layout.order == "label" and len(responses) != 2):
+    only_two = layout.order == "label"
+    if not isinstance(responses, list) or len(responses) < 2 or (only_two and len(responses) > 2):
         count = f"a list of {len(responses)}" if isinstance(responses, list) else kind_of(responses)
-        raise RecordError(f"{field}: expected a list of two responses or more, got {count}", SKIP)
+        more = "" if only_two else " or more"
+        raise RecordError(f"{field}: expected a list of two responses{more}, got {count}", SKIP)
     if not layout.text:
         return responses
     texts = [get(one, layout.text) if isinstance(one, dict) else MISSING for one in responses]
@@ -149,17 +150,13 @@ def is_empty(value: Any) -> bool:
 
 def _by_label(record: Mapping[str, Any], layout: Layout) -> tuple[int, int]:
     assert layout.labels is not None
-    if len(layout.label) == 1 and (raw := get(record, layout.label[0])) is not MISSING and is_empty(raw):
-        side = layout.labels.side(None if raw is None else raw)  # a layout may say that an empty cell is a tie
-        value = raw
-    else:
-        side = None
-        value = raw = MISSING
+    cell = get(record, layout.label[0])
+    side = layout.labels.side(cell) if is_empty(cell) else None  # an empty cell may be said to be a tie
     if side is None:
-        value = label_of(record, layout)
-        side = layout.labels.side(value)
-    if side is None:
-        raise UnknownLabelError(layout.label, value)
+        label = label_of(record, layout)
+        side = layout.labels.side(label)
+        if side is None:
+            raise UnknownLabelError(layout.label, label)
     if side == "tie":
         raise NoSignalError("tied label")
     return (0, 1) if side == "first" else (1, 0)

@@ -112,8 +112,10 @@ def _prompt_in(record: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, s
     return {}
 
 
-def no_direction(answers: Answers, prompt: str | None, orders: Sequence[Order], name: str) -> UserError:
-    """The refusal of responses whose order nothing says, or nothing says for certain."""
+def no_direction(
+    answers: Answers, prompt: str | None, orders: Sequence[Order], name: str, others: Sequence[str] = ()
+) -> UserError:
+    """The refusal of responses whose order nothing says, or nothing says for certain; `others` may still say it."""
     fields = list(answers.fields)
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
     base: dict[str, Any] = {"prompt": prompt} if prompt else {}
@@ -125,7 +127,8 @@ def no_direction(answers: Answers, prompt: str | None, orders: Sequence[Order], 
             )
         else:
             fix = either(*(line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])))
-        return UserError(f"holds {shown} and which one is preferred is told by no field.", fix, where=name)
+        known = f" that is known (others are {', '.join(others[:8])})" if others else ""
+        return UserError(f"holds {shown} and which one is preferred is told by no field{known}.", fix, where=name)
     order = orders[0]
     if order.kind == "text":
         return UserError(
@@ -197,8 +200,8 @@ def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
         return []
     if order.kind == "label":
         columns = {**listed, "label": order.column}
-        flags = order.labels is not None and len(order.fields) > 1  # the names of the columns say what they mean
-        return [line_of(name, columns, meaning) for meaning in ([None] if flags else meanings_of(order))]
+        is_plain = bool(order.named_by) or (order.certain and len(order.fields) > 1)  # names say what values mean
+        return [line_of(name, columns, meaning) for meaning in ([None] if is_plain else meanings_of(order))]
     part = "rank" if order.kind == "rank" else "scores"
     ways: list[dict[str, str]] = [{}] if order.certain else [{"best": "lowest"}, {"best": "highest"}]
     return [line_of(name, {**listed, part: order.column, **best}) for best in ways]

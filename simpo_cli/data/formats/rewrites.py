@@ -15,6 +15,8 @@ from simpo_cli.data.raw import RecordError, kind_of
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
+_VERTEX = ("systemInstruction", "system_instruction", "contents", "completions")
+
 
 def beside_messages(record: Record) -> Records:
     """ms-swift: `messages` ends with the better answer; `rejected_response` is the other, a text or its turns."""
@@ -25,8 +27,7 @@ def beside_messages(record: Record) -> Records:
         rejected = [*messages[:asked], *other]
     else:
         rejected = [*messages[:-1], {**_like(messages[-1]), "content": other}]
-    rest = {name: value for name, value in record.items() if name not in ("messages", "rejected_response")}
-    return [{**rest, "chosen": messages, "rejected": rejected}]
+    return [_without(record, "messages", "rejected_response") | {"chosen": messages, "rejected": rejected}]
 
 
 def _like(turn: Record) -> Record:
@@ -48,7 +49,7 @@ def lists_as_text(record: Record) -> Records:
             for turn in turns
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
-    return [{name: value for name, value in record.items() if name != "prompt"} | sides]
+    return [_without(record, "prompt") | sides]
 
 
 def _texts(record: Record, field: str) -> list[str]:
@@ -65,14 +66,16 @@ def _texts(record: Record, field: str) -> list[str]:
 
 def vertex(record: Record) -> Records:
     """Vertex AI: `contents` and `completions` are turns whose content stands under `parts`."""
-    system = record.get("systemInstruction")
+    if record.get("tools"):
+        raise RecordError("tools: the functions of Vertex AI have a form that templates do not know", SKIP)
+    system = record.get("systemInstruction", record.get("system_instruction"))
     prompt = [_of_parts({"role": "system", **system}, "systemInstruction")] if isinstance(system, dict) else []
     prompt += [_of_parts(turn, "contents") for turn in _objects(record, "contents")]
     answers = [
         {"score": one.get("score"), "text": [_of_parts(one.get("completion"), "completions")]}
         for one in _objects(record, "completions")
     ]
-    return [{"prompt": prompt, "completions": answers}]
+    return [_without(record, *_VERTEX) | {"prompt": prompt, "completions": answers}]
 
 
 def _of_parts(turn: Any, field: str) -> Record:
@@ -93,15 +96,16 @@ def nova(record: Record) -> Records:
         side: [{"role": "assistant", "content": found[label]}]
         for side, label in (("chosen", "preferred"), ("rejected", "non-preferred"))
     }
-    return [{"prompt": [*prompt, *before], **sides}]
+    return [_without(record, "schemaVersion", "system", "messages") | {"prompt": [*prompt, *before], **sides}]
 
 
 def oasst(record: Record) -> Records:
     """An OASST tree: one record for each message of the user that has two or more ranked replies."""
-    return [*_ranked(required(record, "prompt"), ())]
+    beside = _without(record, "prompt", "tree_state")
+    return [beside | found for found in _ranked(required(record, "prompt"), ())]
 
 
-def _ranked(node: Any, before: tuple[Record, ...]) -> Iterator[Record]:
+def _ranked(node: Any, before: tuple[Record, ...]) -> Iterator[dict[str, Any]]:
     if not isinstance(node, dict) or not isinstance(node.get("text"), str):
         raise RecordError(f"prompt: expected a message with text and replies, got {kind_of(node)}", SKIP)
     turns = (*before, {"role": node.get("role"), "content": node["text"]})
@@ -166,6 +170,11 @@ def _agreed(values: Sequence[Any], field: str) -> Any:
         shown = ", ".join(str(value)[:30] for value in values[:5])
         raise RecordError(f"{field}: the annotators do not agree ({shown})", SKIP)
     return values[0]
+
+
+def _without(record: Record, *names: str) -> dict[str, Any]:
+    """The other fields of a record, which are used or listed as they stand."""
+    return {name: value for name, value in record.items() if name not in names}
 
 
 def _objects(record: Record, field: str) -> list[Any]:

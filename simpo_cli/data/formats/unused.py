@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from simpo_cli.data.formats.fields import get, word_set, words_of
+from simpo_cli.data.formats.fields import word_set, words_of
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.names import is_response, may_be_label
+from simpo_cli.data.formats.names import may_be_label
 from simpo_cli.data.formats.preferred import is_empty
 
 _METADATA = word_set(
@@ -19,22 +19,24 @@ _METADATA = word_set(
 """Names of these words alone say where a record comes from or how it was measured, not what was asked or answered."""
 _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score scores rating rank length tokens model")
 """A name that ends with one of these says so whatever stands before it."""
+_MEDIA = word_set("image images video videos audio audios")
 _WHOLE = ("messages", "conversations")  # the conversation beside the text of its last question
 _PLACE = re.compile(r"\.\d+(?=\.|$)")  # in a list: what stands beside it is named without its place
 
 
-def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout, also_used: Iterable[str] = ()) -> list[str]:
-    """Fields of the records that are neither used nor plain metadata, in the order of the file; empty ones left out."""
-    used = {layout.prompt, layout.prompt_more, layout.system, layout.tools, *layout.label, *layout.scores, *also_used}
+def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[str]:
+    """Fields that are neither used nor plain metadata, in the order of the file; empty ones and copies left out."""
+    used = {layout.prompt, layout.prompt_more, layout.system, layout.tools, *layout.label, *layout.scores}
     used |= {f"{layout.chosen}.{layout.text}"} if layout.text else {*layout.responses, layout.chosen, layout.rejected}
-    used |= {field for _, field in layout.refers} | {"chat_template_kwargs"}
+    used |= {field for _, field in layout.refers} | {*layout.named_by}
+    used |= {"chat_template_kwargs", "prompt"}  # without a prompt of its own it must be in the turns of the two sides
     used |= {layout.history, *_WHOLE} if layout.prompt is not None else set()
     paths = [_PLACE.sub("", field) for field in used if field]
     found: dict[str, None] = {}
     for record in records:
-        repeated = [get(record, field) for field in paths]
+        kept = [record[field] for field in layout.responses if field in record and not layout.is_list]
         for key, value in record.items():
-            if isinstance(key, str) and not (is_response(key) and value in repeated):
+            if isinstance(key, str) and value not in kept:
                 found.update(dict.fromkeys(_unused_in(key, value, paths)))
     return list(found)
 
@@ -56,4 +58,6 @@ def is_metadata(name: str) -> bool:
     words = [word for word in words_of(name.rpartition(".")[2]) if not word.isdigit()]
     if not words:
         return True  # the index that pandas writes
+    if not _MEDIA.isdisjoint(words):
+        return False
     return not may_be_label(name) and (words[-1] in _LAST or _METADATA.issuperset(words))
