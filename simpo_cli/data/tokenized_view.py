@@ -22,7 +22,7 @@ class TokenView:
     Attributes:
         ids: (n,) its tokens.
         pieces: (n,) the text of each where it stands.
-        num_cut: tokens that the length limits took away: the first ones of a prompt, the last ones of a response.
+        num_cut: tokens that the length limits took away: the oldest of a prompt, the last ones of a response.
         end: the end token's text where the part ends with it; empty for prompts.
     """
 

@@ -248,7 +248,7 @@ class DataRecipe:
     max_length: int = 2048
     """Most tokens of prompt and one response together."""
     max_prompt_length: int = 1800
-    """Most tokens of the prompt; the last ones are kept."""
+    """Most tokens of the prompt; its oldest turns go first, and the system turn stays."""
     min_response_tokens: int = 1
     """Pairs with a shorter response carry no signal; the end token is not counted."""
     overlong: Literal["truncate", "drop", "error"] = "truncate"

@@ -89,7 +89,7 @@ def _print_pair(
 
 def _print_prompt(console: Console, prompt: Mapping[str, Any], *, full: bool) -> None:
     bos = f"begins with BOS {prompt['bos']}" if prompt["bos"] is not None else "no BOS in front"
-    cut = f" · the first {_tokens(prompt['num_cut'])} cut off" if prompt["num_cut"] else ""
+    cut = f" · the oldest {_tokens(prompt['num_cut'])} cut off" if prompt["num_cut"] else ""
     _line(console, "prompt", f"{_tokens(prompt['num_tokens'])}, seen and not scored · {bos}{cut}")
     _print_tokens(console, prompt, None if full else PROMPT, style="dim")
 

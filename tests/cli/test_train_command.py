@@ -63,6 +63,26 @@ def _in_a_process(place: Path, *args: str, **env: str) -> subprocess.CompletedPr
     )
 
 
+def test_a_cut_of_many_and_a_missing_template_are_told(simpo: Simpo, place: Path) -> None:
+    (place / "bare").mkdir()
+    for file in (place / "tiny").iterdir():
+        (place / "bare" / file.name).write_bytes(b"" if file.name == "chat_template.jinja" else file.read_bytes())
+    talks = [
+        {"prompt": [{"role": "user", "content": f"Question {i}? " * 9}], "chosen": f"Yes, {i}.", "rejected": "No."}
+        for i in range(30)
+    ]
+    (place / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+    dry = ("train", "run.yaml", "--dry-run", "data.train=talks.jsonl", "model.path=bare")
+    told = simpo(*dry).err
+    (cut,) = re.findall(
+        r"100 % of pairs have their prompt cut at data.max_prompt_length=40: (.*) keeps 95 % whole", told
+    )
+    assert "30 pairs are conversations, and there is no chat template" in told
+    silent = simpo(*dry, "data.chat_template=none", *cut.split()).err
+    assert "no chat template" not in silent
+    assert "cut at data" not in silent
+
+
 def test_a_run_off_a_terminal(place: Path) -> None:
     done = _in_a_process(place, "train", "run.yaml", "name=plain")
     assert done.returncode == 0, done.stderr

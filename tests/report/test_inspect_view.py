@@ -124,7 +124,7 @@ def test_what_is_lost_or_left_out_is_said() -> None:
     document["pairs"][0]["chosen"]["end"] = None
     assert "NO END TOKEN" in printed(document)
     document["pairs"][0]["prompt"]["num_cut"] = 1
-    assert "the first 1 token cut off" in printed(document)
+    assert "the oldest 1 token cut off" in printed(document)
     document["pairs"][0]["left_out"] = "responses identical after the cut"
     text = printed(document)
     assert "left out  training does not use this pair: responses identical after the cut" in text

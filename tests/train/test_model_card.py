@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ModelSource, find_model, load_model
@@ -26,7 +28,7 @@ RISE = outcome((0.3, 0.2, 0.4), 0.001, prompts=35)
 
 
 def _source(*files: tuple[str, str]) -> Any:
-    return SimpleNamespace(account=SimpleNamespace(files=[(*file, 10) for file in files]))
+    return SimpleNamespace(account=SimpleNamespace(files=[(*file, 10) for file in files], counts=Counter()))
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def _on_the_hub(trained: Trained, *files: tuple[str, str]) -> Trained:
     start = replace(trained.start, name="HuggingFaceTB/SmolLM2-135M", revision=COMMIT)
     trained.data.train_source.account.files = [(*file, 0) for file in files]  # type: ignore[attr-defined]
     return replace(trained, start=start)
+
+
+def test_a_card_says_that_conversations_met_no_template(trained: Trained) -> None:
+    assert "| form |" not in model_card(trained, {})
+    trained.data.train_source.account.counts[AS_TRANSCRIPT] = 3
+    assert "| form | no chat template: conversations were trained as `Human:`" in model_card(trained, {})
 
 
 def _read(card: str) -> ModelCard:
