@@ -150,7 +150,7 @@ def quantised(name: str, kind: str, held_by: str = "") -> UserError:
     such_as = f" ({plain}, by its name)" if is_known else ""
     where = f" as base_model_name_or_path in {held_by}" if held_by else " instead"
     return UserError(
-        f"the weights of {name} are quantised ({kind}), which cannot be trained or scored here.",
+        f"the weights of {name} are quantised ({kind}), which cannot be trained or scored here yet.",
         f"Name the unquantised model that it was made from{such_as}{where}.",
     )
 

@@ -175,9 +175,9 @@ def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource)
                 f"Mend the files in {source.whole.folder}: config.json, generation_config.json.",
             ) from error
         copy_tokenizer(source, trial, recipe.data.chat_template)
-        if recipe.model.lora is None:
+        if recipe.model.lora is None and not source.code:  # such code is saved with the weights
             read_configuration(str(trial), trial)
-        else:
+        if recipe.model.lora is not None:
             require_buildable(find_model(str(trial)))
 
 

@@ -262,16 +262,18 @@ def test_builtin_guide_can_be_a_base(make_adapter: MakeAdapter) -> None:
 
 
 def test_template_and_end_tokens_come_from_the_base_where_the_adapter_has_none(
-    make_adapter: MakeAdapter, tiny_folder: Path
+    make_adapter: MakeAdapter, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    folder = make_adapter()
-    of_base = load_tokenizer(str(tiny_folder))
-    assert load_tokenizer(str(folder)).template_source == of_base.template_source == CHATML
+    base = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    change_json(base / "generation_config.json", eos_token_id=[2, 77])
+    folder = make_adapter(base=base)
+    assert load_tokenizer(str(folder)).template_source == CHATML
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(tiny_folder / name, folder / name)
+        shutil.copyfile(base / name, folder / name)
     mine = load_tokenizer(str(folder))
     assert mine.template_source == CHATML
-    assert mine.end_ids == of_base.end_ids
+    assert mine.end_ids == load_tokenizer(str(base)).end_ids
+    assert 77 in mine.end_ids
     (folder / "chat_template.jinja").write_text(CHATML + "{# its own #}", encoding="utf-8")
     assert load_tokenizer(str(folder)).template_source == CHATML + "{# its own #}"
     (folder / "tokenizer.json").unlink()
