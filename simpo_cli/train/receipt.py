@@ -25,6 +25,7 @@ from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RUN, RunFolder
 from simpo_cli.train.seal import REOPENED, SEAL, sealed
 from simpo_cli.train.setting import Setting
+from simpo_cli.train.shapes import SCHEMA_VERSION
 
 _PACKAGES = (
     "simpo-cli",
@@ -67,7 +68,7 @@ class RunReceipt:
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
         document = {
-            "schema_version": 2,
+            "schema_version": SCHEMA_VERSION,
             "status": status,
             "step": steps_done,
             **self.content,
