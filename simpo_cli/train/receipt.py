@@ -164,7 +164,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     }
     if data.tokenizer.dates:
         plan["rendered_at"] = data.tokenizer.moment.isoformat()
-    versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
+    versions = {name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")}
     on_card = setting.accelerator.device.type == "cuda"
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
