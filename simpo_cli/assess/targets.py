@@ -13,6 +13,8 @@ from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.recipe import compose, find_recipe
 from simpo_cli.recipe.named import HUB_ID, is_hub_id, kind_of, no_such_target
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
+from simpo_cli.train.documents import read_receipt
+from simpo_cli.train.run_folder import require_own_model
 
 _CHECKPOINT = re.compile(r"step-\d{8}")
 
@@ -148,20 +150,16 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
 
 def _of_run(run: Path, model: Path, overrides: Sequence[str]) -> Target:
     """A model that a run has saved."""
+    require_own_model(run)
+    steps = read_receipt(run)["plan"]["steps"]
     trained = _recipe_of(run, overrides)
     recipe = _recipe_of(run, [f"model.path={model}", *overrides])
-    return Target(str(model), recipe, start=trained.model, master=_master(run, trained), of_run=trained)
+    return Target(str(model), recipe, start=trained.model, master=_master(run, trained, steps), of_run=trained)
 
 
-def _master(run: Path, recipe: Recipe) -> Path | None:
+def _master(run: Path, recipe: Recipe, steps: int) -> Path | None:
     """The last checkpoint of a run that trained all weights; adapters are saved as they are trained."""
-    if recipe.model.lora is not None:
-        return None
-    try:
-        steps = json.loads((run / "run.json").read_text(encoding="utf-8"))["plan"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # it costs one comparison, and says nothing of the model
-    return last_checkpoint(run, steps)
+    return None if recipe.model.lora is not None else last_checkpoint(run, steps)
 
 
 def _checkpoint(path: Path, overrides: Sequence[str]) -> Target:

@@ -110,6 +110,11 @@ def _require_model(run: Path) -> None:
         raise not_a_run(str(run))
     if not (run / "model").is_dir():
         raise UserError(f"the run {run} has no model yet.", "Let the run finish first.", exit_code=ExitCode.ENVIRONMENT)
+    from simpo_cli.train.documents import read_receipt
+    from simpo_cli.train.run_folder import require_own_model
+
+    require_own_model(run)
+    read_receipt(run)
 
 
 def _require_adapters(run: Path) -> None:

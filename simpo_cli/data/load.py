@@ -16,7 +16,7 @@ from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, T
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource, FieldError
+from simpo_cli.recipe.schema import DataSource, FieldError, has_control_characters
 
 __all__ = [
     "BadRecord",
@@ -105,7 +105,8 @@ def source_named(path: str) -> DataSource:
     try:
         return DataSource(path=path)
     except FieldError as error:
-        raise UserError(f"{path!r} names no data.", error.fix) from error
+        reason = ": it holds a control character" if has_control_characters(path) else ""
+        raise UserError(f"{path!r} names no data{reason}.", error.fix) from error
 
 
 def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from simpo_cli.errors import UserError
 
@@ -22,8 +22,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"is no line of JSON: {error}.", "Restore or remove the line.", where=f"{file}:{number}"
             ) from error
@@ -31,6 +31,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
             raise UserError("is no JSON object.", "Restore or remove the line.", where=f"{file}:{number}")
         rows.append(row)
     return rows
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def add_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import glob
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from simpo_cli.recipe.tree import MappingNode, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
 LOWEST_LORA_LEARNING_RATE = 2e-6
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
 _DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
 
 
@@ -92,6 +94,17 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
                 f"{key} train.max_steps",
                 f"{key} is {every}, longer than the run of {steps} steps: it never comes due before the end.",
             )
+    if steps is not None and all(_is_written(tree, key) for key in ("train.max_steps", "train.num_epochs")):
+        warn(
+            "REC014",
+            "train.max_steps",
+            f"train.max_steps is {steps} and train.num_epochs {train.num_epochs:g}: the run ends at the earlier of the"
+            " two, and so does its schedule.",
+        )
+    for key, folder in (("name", recipe.name), ("output_dir", recipe.output_dir)):
+        if part := _reserved(folder):
+            warn("REC015", key, f"{key} has the part {part!r}: Windows takes it for a device, or drops its end.")
+            break  # output_dir mostly repeats the name
     if model.lora is not None and train.learning_rate < LOWEST_LORA_LEARNING_RATE:
         warn(
             "REC009",
@@ -114,6 +127,20 @@ def place_of(tree: MappingNode, keys: list[str], display: str) -> str:
         if node is not None and not node.origin.is_default:
             return node.origin.where
     return display
+
+
+def _is_written(tree: MappingNode, key: str) -> bool:
+    """Whether somebody set a key."""
+    node = lookup(tree, tuple(key.split(".")))
+    return node is not None and not node.origin.is_default
+
+
+def _reserved(path: str) -> str:
+    """The part of a path that Windows does not keep as a name; empty if there is none."""
+    for part in path.replace("\\", "/").split("/"):
+        if _DEVICE.fullmatch(part) or (part.strip(".") and part[-1] in ". "):
+            return part
+    return ""
 
 
 def _sources(value: str | list[DataSource] | None) -> list[tuple[str, str | None]]:

@@ -35,7 +35,17 @@ def _require(holds: bool, key: str, problem: str, fix: str, related: tuple[str, 
 
 def _is_path(text: str) -> bool:
     """Whether a text can be a path or an id at all: not blank, no control characters."""
-    return bool(text.strip()) and not any(ord(char) < 32 or ord(char) == 127 for char in text)
+    return bool(text.strip()) and not has_control_characters(text)
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether a name holds what a terminal would obey: no name of ours does, and none is read."""
+    return any(ord(char) < 32 or ord(char) == 127 for char in text)
+
+
+def _why(text: str) -> str:
+    """The reason to add where it is one that cannot be seen."""
+    return ": it holds a control character" if has_control_characters(text) else ""
 
 
 def is_folder_name(name: str) -> bool:
@@ -106,7 +116,12 @@ class ModelRecipe:
     """Of an adapter as start model: train it further, or merge it first; null continues it where lora is set."""
 
     def __post_init__(self) -> None:
-        _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a folder, a hub id or builtin:guide.")
+        _require(
+            _is_path(self.path),
+            "path",
+            f"is {self.path!r}{_why(self.path)}",
+            "Name a folder, a hub id or builtin:guide.",
+        )
         _require(
             self.adapter != "continue" or self.lora is not None,
             "adapter",
@@ -218,7 +233,9 @@ class DataSource:
     """Use the source this many times in an epoch."""
 
     def __post_init__(self) -> None:
-        _require(_is_path(self.path), "path", f"is {self.path!r}", "Name a file, a folder or a hub id.")
+        _require(
+            _is_path(self.path), "path", f"is {self.path!r}{_why(self.path)}", "Name a file, a folder or a hub id."
+        )
         _require(
             self.max_pairs is None or self.max_pairs >= 1,
             "max_pairs",
@@ -267,7 +284,8 @@ class DataRecipe:
     def __post_init__(self) -> None:
         for key, sources in (("train", self.train), ("eval", self.eval)):
             holds = sources is None or (_is_path(sources) if isinstance(sources, str) else len(sources) > 0)
-            _require(holds, key, f"is {sources!r}", "Name a file of preference pairs, or leave eval at null.")
+            problem = f"is {sources!r}{_why(sources) if isinstance(sources, str) else ''}"
+            _require(holds, key, problem, "Name a file of preference pairs, or leave eval at null.")
         _require(
             _finite(self.holdout) and self.holdout >= 0,
             "holdout",
@@ -615,7 +633,7 @@ class Recipe:
         _require(
             is_folder_name(self.name),
             "name",
-            f"is {self.name!r}, which is not usable as a folder name",
+            f"is {self.name!r}, which is not usable as a folder name{_why(self.name)}",
             "Use letters, digits, dashes, underscores and dots, with a letter or digit first.",
         )
         _require(
@@ -624,7 +642,7 @@ class Recipe:
         _require(
             _is_path(self.output_dir),
             "output_dir",
-            f"is {self.output_dir!r}, which is not usable as a folder",
+            f"is {self.output_dir!r}, which is not usable as a folder{_why(self.output_dir)}",
             "Use runs/${name}.",
         )
         has_pairs_to_compare = self.data.eval is not None or self.data.holdout > 0

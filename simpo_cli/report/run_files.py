@@ -1,6 +1,5 @@
 """A run folder read for its report: also while it trains, and also where it ended early."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from simpo_cli.recipe.named import not_a_run
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
 from simpo_cli.recipe.yaml_source import parse_file
+from simpo_cli.train.documents import read_log, read_receipt
 from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
 
 Row = Mapping[str, Any]
@@ -82,55 +82,30 @@ def read_run(path: Path) -> RunFiles:
     """
     if not (path / "run.json").is_file():
         raise not_a_run(str(path))
+    receipt = read_receipt(path)
     try:
-        receipt = json.loads((path / "run.json").read_text(encoding="utf-8"))
         recipe_text = (path / "recipe.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a run: {error}.", "Restore its run.json and recipe.yaml.") from error
+        raise UserError(f"{path} cannot be read as a run: {error}.", "Restore its recipe.yaml.") from error
     tree = parse_file(recipe_text, str(path / "recipe.yaml"))
-    if not (isinstance(receipt, dict) and {"status", "plan", "data", "command"} <= receipt.keys()):
-        raise UserError(
-            f"{path / 'run.json'} was not written by simpo train.", "Name the folder that a run has written."
-        )
     try:
         recipe = compose(str(path / "recipe.yaml")).recipe
     except UserError:
         recipe = None  # of another version: the page then lacks the lines of gamma and of the gradient's limit
     logs = [path / name for name in (METRICS, EVALS)]
     written = [file.stat().st_mtime for file in logs if file.is_file()]
-    notes = _rows(path / NOTES)
+    notes = read_log(path / NOTES)
     return RunFiles(
         path=path,
         receipt=receipt,
         recipe_text=recipe_text,
         recipe=recipe,
         values={".".join(path): node.value for path, node in scalars(tree)},
-        metrics=_rows(logs[0]),
-        evals=_rows(logs[1]),
-        pairs=_rows(path / EVAL_PAIRS),
-        samples=_rows(path / EVAL_SAMPLES),
+        metrics=read_log(logs[0]),
+        evals=read_log(logs[1]),
+        pairs=read_log(path / EVAL_PAIRS),
+        samples=read_log(path / EVAL_SAMPLES),
         notes=[note for number, note in enumerate(notes) if note not in notes[:number]],  # resuming says some again
         is_training=is_in_use(path),
         last_written=datetime.fromtimestamp(max(written), UTC) if written else None,
     )
-
-
-def _rows(file: Path) -> list[Row]:
-    """The rows of a file of JSON lines; a last line that is being written is left out."""
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"is no line of JSON: {error}.", "Restore or remove the line.", where=f"{file}:{number}"
-            ) from error
-        rows.append(row)
-    return rows

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from simpo_cli.errors import UserError
@@ -44,6 +45,8 @@ _SEEN_ELSEWHERE = {
     "data.on_bad_record",
     "data.on_no_signal",
 }
+_NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
+"""Keys of changes beside those of a recipe."""
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
 _FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking"}
 
@@ -135,6 +138,24 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     _flatten(content, "", values)
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
+
+
+def require_known_keys(allowed: Collection[str], *recipes: Mapping[str, Any]) -> None:
+    """Refuse to allow a change of what is no key: nothing would be allowed by it.
+
+    Args:
+        allowed: the keys of --allow-changed.
+        recipes: values by key of the recipe now, and as it was.
+
+    Raises:
+        UserError: a key is none; names the nearest.
+    """
+    known = {*_NAMED_WHOLE, *(key for recipe in recipes for key in recipe)}
+    for key in allowed:
+        if key not in known:
+            near = get_close_matches(key, sorted(known), n=1)
+            hint = f"Did you mean {near[0]}?" if near else "The refusal without --allow-changed names the keys."
+            raise UserError(f"--allow-changed {key}: there is no such key.", hint)
 
 
 def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_dir: str) -> None:

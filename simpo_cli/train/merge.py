@@ -6,7 +6,6 @@ load it, and its logits, of the whole vocabulary where responses of the run's ow
 the adapters themselves; the merge is kept only if they say the same.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from simpo_cli.redaction import redacted
+from simpo_cli.train.documents import read_receipt
 from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
 from simpo_cli.train.model_card import CARD, Trained, model_card
 
@@ -137,5 +137,5 @@ def _differs(how: str, fix: str) -> UserError:
 
 def _card(run: Path, trained: Trained) -> str:
     """What was measured of the adapters holds for the merge, whose log-probs were just compared with theirs."""
-    outcome = json.loads((run / "run.json").read_text(encoding="utf-8")).get("outcome")
+    outcome = read_receipt(run).get("outcome")
     return model_card(trained, outcome or {})

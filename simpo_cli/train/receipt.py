@@ -26,6 +26,7 @@ from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RUN, RunFolder
 from simpo_cli.train.seal import REOPENED, SEAL, sealed
 from simpo_cli.train.setting import Setting
+from simpo_cli.train.shapes import SCHEMA_VERSION
 
 _PACKAGES = (
     "simpo-cli",
@@ -68,7 +69,7 @@ class RunReceipt:
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
         document = {
-            "schema_version": 2,
+            "schema_version": SCHEMA_VERSION,
             "status": status,
             "step": steps_done,
             **self.content,
@@ -165,7 +166,7 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     }
     if data.tokenizer.dates:
         plan["rendered_at"] = data.tokenizer.moment.isoformat()
-    versions = {name: content["versions"][name] for name in ("torch", "transformers", "peft")}
+    versions = {name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")}
     on_card = setting.accelerator.device.type == "cuda"
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},

@@ -1,6 +1,5 @@
 """Going on with a run: what its folder tells of it, and which checkpoint is whole."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import nn, optim
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.train.documents import LaterVersionError, MalformedError, of_shape, receipt_of
 from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
 from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, LOGS, PROGRESS, RUN, RunFolder
@@ -95,13 +95,18 @@ class Past:
                 saved.append(
                     Saved(
                         checkpoint,
-                        Identity(**checkpoint.read_json(IDENTITY)),
-                        Progress(**checkpoint.read_json(PROGRESS)),
+                        Identity(**of_shape(IDENTITY, checkpoint.read_json(IDENTITY))),
+                        Progress(**of_shape(PROGRESS, checkpoint.read_json(PROGRESS))),
                     )
                 )
             except DamagedCheckpointError as error:
                 damaged.append(error)
-            except (TypeError, KeyError) as error:  # whole, and of a version that saved something else
+            except (
+                TypeError,
+                KeyError,
+                ValueError,
+                RecursionError,
+            ) as error:  # whole, and of a version that saved something else
                 damaged.append(DamagedCheckpointError(checkpoint.folder, f"is of another version of simpo ({error})"))
         if damaged and not saved:
             raise no_usable_checkpoint(damaged)
@@ -171,7 +176,7 @@ def take_up(
         elif folder.digest(name) != saved.progress.digests.get(name, folder.digest(name)):
             note(f"{name} is damaged: up to step {step} it holds other lines than were written")
         if name == EVALS:
-            training.eval_losses = {row["step"]: row["loss"] for row in rows if {"step", "loss"} <= row.keys()}
+            training.eval_losses = {row["step"]: row["loss"] for row in rows if _is_scored(row)}
     entry: dict[str, Any] = {"from_step": step}
     for kind, name, said in (
         ("identity", "changed", f"another run from step {step} on"),
@@ -195,9 +200,18 @@ def no_usable_checkpoint(damaged: Sequence[DamagedCheckpointError]) -> UserError
 
 
 def _read_document(file: Path) -> dict[str, Any]:
-    """run.json, which is written whole; what is unreadable in spite of that is nothing that a resume depends on."""
+    """run.json, which is written whole; what is unreadable in spite of that is nothing that a resume depends on.
+
+    Raises:
+        UserError: a later version has written it.
+    """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return receipt_of(file.read_bytes())
+    except LaterVersionError as error:
+        raise UserError(f"{error}.", "Update simpo: pip install -U simpo-cli", where=str(file)) from error
+    except (OSError, MalformedError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _is_scored(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("step"), int) and isinstance(row.get("loss"), (int, float))

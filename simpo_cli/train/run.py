@@ -14,7 +14,7 @@ from simpo_cli.train.events import Observer, RunOutcome
 from simpo_cli.train.finish import finish
 from simpo_cli.train.header import header
 from simpo_cli.train.health.watch import UnhealthyError
-from simpo_cli.train.identity import Change, require_same_run
+from simpo_cli.train.identity import Change, recipe_values, require_known_keys, require_same_run
 from simpo_cli.train.loop import Training, run_steps
 from simpo_cli.train.not_finite import NotFiniteError
 from simpo_cli.train.out_of_memory import NoMemoryError, memory_for
@@ -69,9 +69,11 @@ def train(
                 folder = RunFolder.create(run_dir, resume=True)
                 checkpoint.reap(run_dir / CHECKPOINTS)
             past = Past.of(run_dir) if resume else Past.none()
+            was = past.latest.identity if past.latest else None
+            require_known_keys(allow_changed, recipe_values(composed.recipe), was.recipe if was else {})
             with stop.at_once():
                 quick = quick or bool(past.document.get("quick"))
-                setting = settle(composed.recipe, past.latest.identity if past.latest else None, quick=quick)
+                setting = settle(composed.recipe, was, quick=quick)
                 content = receipt(setting, composed, past.document)
             changes = past.changes(identity(setting, content))
             require_same_run(changes, allow_changed, str(run_dir))

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from simpo_cli.data.writing import disk_faults, replacing, sync
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.redaction import redacted_values
+from simpo_cli.train.documents import parse
 
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
@@ -187,6 +188,19 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
         )
 
 
+def require_own_model(run: Path) -> None:
+    """Refuse a model/ that is a link: what it leads to is not what the run has saved.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (run / MODEL).is_symlink():
+        raise UserError(
+            f"{run / MODEL} is a link, and what it leads to is not of this run.",
+            "Put the run's model in its place, or name the folder that it leads to.",
+        )
+
+
 def _refuse_links(path: Path) -> None:
     """Refuse a folder in which something is a link: what is written, and what is removed, would be elsewhere."""
     for entry in path.iterdir():
@@ -243,7 +257,7 @@ def _append(file: Path, line: bytes) -> None:
 def _row(line: str) -> dict[str, Any] | None:
     """A line of a log; None where it was damaged."""
     try:
-        row = json.loads(line)
+        row = parse(line.encode())
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -6,7 +6,6 @@ up to its step; what follows there a kill may have cut in the middle of a line, 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.named import not_a_run
 from simpo_cli.stages import stage
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.train.documents import LaterVersionError, MalformedError, of_shape, parse, receipt_of
 from simpo_cli.train.run_folder import (
     ANSWERS,
     BASE,
@@ -119,12 +119,20 @@ def verify_run(path: Path) -> Verification:
         is_done = receipt.get("status") == "done" and REOPENED not in receipt
         files = receipt.get("files") if is_done else None
         listed = files if isinstance(files, dict) else {}
-        progress = latest.read_json(PROGRESS) if latest else {}
+        progress = _progress(latest) if latest else {}
         seen += [*_recipe(path, receipt, listed), *_ledgers(receipt)]
         for name in _LINES:
             seen += _log(path, name, listed, progress)
         seen += [*checkpoints, *_model(path, listed, is_done=files is not None)]
     return Verification(path, seen, latest.step if latest else None)
+
+
+def _progress(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a checkpoint says of the logs; nothing where it says that in another form."""
+    try:
+        return of_shape(PROGRESS, checkpoint.read_json(PROGRESS))
+    except ValueError:
+        return {}
 
 
 @stage("hashing the files of the run")
@@ -148,10 +156,12 @@ def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], list[Fi
     except FileNotFoundError:
         return {}, [FileSeen(RUN, not has_saved, "is missing" if has_saved else "is not written yet")]
     try:
-        content = json.loads(data)
+        content = receipt_of(data)
         old = content["schema_version"] == _UNSEALED and "sha256" not in content
-        status, step = str(content["status"]), int(content["step"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+        status, step = content["status"], content["step"]
+    except LaterVersionError as error:
+        return {}, [FileSeen(RUN, False, str(error))]
+    except (MalformedError, KeyError):
         return {}, [FileSeen(RUN, False, "is not what was written")]
     if not old and not is_as_sealed(data):
         return {}, [FileSeen(RUN, False, "was changed after it was written")]
@@ -218,9 +228,9 @@ def _rows(lines: Sequence[bytes], *, by_step: bool, may_repeat: bool) -> tuple[l
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse(line)
             step = int(row["step"]) if by_step else 0
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             return rows, f"line {number:,} is damaged"
         if by_step and rows and not (step > rows[-1]["step"] or (may_repeat and step == rows[-1]["step"])):
             return rows, f"step {step:,} comes behind step {rows[-1]['step']:,}, in line {number:,}"
@@ -261,6 +271,8 @@ def _missing_checkpoint(
 
 def _model(path: Path, listed: Mapping[str, Any], *, is_done: bool) -> list[FileSeen]:
     """Every file of model/ against run.json."""
+    if (path / MODEL).is_symlink():
+        return [FileSeen(MODEL, False, "is a link, and what it leads to is not of this run")]
     present = {_name(file, path) for file in (path / MODEL).rglob("*") if not file.is_dir() or file.is_symlink()}
     if not is_done:
         return [FileSeen(MODEL, True, "no finished run vouches for it")] if present else []

@@ -55,7 +55,7 @@ def test_an_answer_that_cannot_be_written_is_an_error(command: str, where: str, 
     assert said.count("Error") == 1
 
 
-@pytest.mark.parametrize("command", ANSWERS)
+@pytest.mark.parametrize("command", ANSWERS[:-1])
 def test_a_reader_that_has_gone_is_no_error_of_ours(command: str, place: Path) -> None:
     code, said = shell(f"set -o pipefail; $simpo {command} | true", place)
     assert code in (0, 141)

@@ -116,33 +116,9 @@ def pair_row(number: int) -> dict[str, Any]:
     }
 
 
-def write_run(
-    path: Path,
-    *,
-    status: str = "done",
-    outcome: Mapping[str, Any] | None = None,
-    steps: int = 4,
-    evals: list[dict[str, Any]] | None = None,
-    pairs: int = 0,
-    samples: list[dict[str, Any]] | None = None,
-    notes: list[dict[str, str]] | None = None,
-    recipe: str = RECIPE,
-    **receipt: Any,
-) -> Path:
-    """Write the folder.
-
-    Args:
-        path: where.
-        status, outcome, receipt: of run.json.
-        steps: lines of metrics.jsonl.
-        evals: lines of evals.jsonl; none if not given.
-        pairs: lines of evals-pairs.jsonl.
-        samples: lines of evals-samples.jsonl.
-        notes: lines of notes.jsonl.
-        recipe: recipe.yaml.
-    """
-    path.mkdir(parents=True)
-    document = {
+def receipt_of(*, status: str = "done", **more: Any) -> dict[str, Any]:
+    """run.json."""
+    return {
         "schema_version": 1,
         "status": status,
         "started": "2026-01-02T03:04:05+00:00",
@@ -186,9 +162,37 @@ def write_run(
             "platform": "Linux",
             "compute": "fp32",
         },
-        **({} if outcome is None else {"outcome": outcome}),
-        **receipt,
+        **more,
     }
+
+
+def write_run(
+    path: Path,
+    *,
+    status: str = "done",
+    outcome: Mapping[str, Any] | None = None,
+    steps: int = 4,
+    evals: list[dict[str, Any]] | None = None,
+    pairs: int = 0,
+    samples: list[dict[str, Any]] | None = None,
+    notes: list[dict[str, str]] | None = None,
+    recipe: str = RECIPE,
+    **receipt: Any,
+) -> Path:
+    """Write the folder.
+
+    Args:
+        path: where.
+        status, outcome, receipt: of run.json.
+        steps: lines of metrics.jsonl.
+        evals: lines of evals.jsonl; none if not given.
+        pairs: lines of evals-pairs.jsonl.
+        samples: lines of evals-samples.jsonl.
+        notes: lines of notes.jsonl.
+        recipe: recipe.yaml.
+    """
+    path.mkdir(parents=True)
+    document = receipt_of(status=status, **({} if outcome is None else {"outcome": outcome}), **receipt)
     (path / "run.json").write_text(json.dumps(document), encoding="utf-8")
     (path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     for name, rows in (

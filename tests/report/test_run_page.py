@@ -202,7 +202,7 @@ def test_a_step_that_is_just_being_written_is_left_out(tmp_path: Path) -> None:
     assert read_run(run).steps_done == 3
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('\n{"step": 5}\n')
-    with pytest.raises(UserError, match="no line of JSON") as caught:
+    with pytest.raises(UserError, match="is no line of this log: is no JSON") as caught:
         read_run(run)
     assert caught.value.where == f"{run / 'metrics.jsonl'}:4"
 
@@ -230,7 +230,7 @@ def test_what_is_no_run_and_what_is_no_page_of_ours_is_refused(tmp_path: Path) -
         write_run_report(tmp_path)
     (tmp_path / "run.json").write_text("[]")
     (tmp_path / "recipe.yaml").write_text("name: x\n")
-    with pytest.raises(UserError, match="was not written by simpo train"):
+    with pytest.raises(UserError, match="is not what a run writes"):
         write_run_report(tmp_path)
     run = write_run(tmp_path / "run")
     (run / "report.html").write_text("my thesis")

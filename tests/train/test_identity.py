@@ -160,7 +160,7 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
     )
     content: dict[str, Any] = {
         "model": {"revision": None, "files": {}, "code": {}},
-        "versions": dict.fromkeys(("torch", "transformers", "peft")),
+        "versions": dict.fromkeys(("simpo-cli", "torch", "transformers", "peft")),
         "hardware": dict.fromkeys(("device", "threads", "cpu_capability", "compute")),
         "tokenizer_sha256": "aa",
         "template_sha256": "aa",

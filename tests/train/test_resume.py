@@ -12,7 +12,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.memory import MemoryNeed, training_need
 from simpo_cli.recipe import compose
-from simpo_cli.train import loop, saving, setting
+from simpo_cli.train import loop, receipt, saving, setting
 from simpo_cli.train.events import EvalRecord, RunOutcome, StepRecord
 from simpo_cli.train.receipt import RunReceipt
 from simpo_cli.train.run import train
@@ -316,6 +316,9 @@ def test_another_run_is_refused_and_allowed_by_name(place: Place) -> None:
             place.train("run", *EVERY, more, resume=True)
         assert caught.value.exit_code == ExitCode.USAGE
         assert f"--allow-changed {key}" in caught.value.fix
+    with pytest.raises(UserError, match=re.escape("--allow-changed loss.bata: there is no such key")) as caught:
+        place.train("run", *EVERY, "loss.beta=2.5", resume=True, allow_changed=["loss.beta", "loss.bata"])
+    assert caught.value.fix == "Did you mean loss.beta?"
     memory = Memory()
     allowed = ["loss.beta", "seed"]
     place.train("run", *EVERY, "loss.beta=2.5", resume=True, allow_changed=allowed, observer=memory)
@@ -397,6 +400,15 @@ def test_the_schedule_warns_the_machine_is_recorded_and_the_rest_is_silent(place
     assert entry["from_step"] == 2
     assert len(entry["not_bit_exact"]) == 1
     assert entry["changed"] == []
+
+
+def test_another_version_of_simpo_is_recorded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.cut("run", *EVERY, step=2)
+    versions = receipt._versions()
+    monkeypatch.setattr(receipt, "_versions", lambda: {**versions, "simpo-cli": "99.0"})
+    place.train("run", *EVERY, resume=True)
+    [entry] = json.loads((place.folder / "run" / "run.json").read_text(encoding="utf-8"))["resumed"]
+    assert entry["not_bit_exact"] == [f"simpo-cli 99.0, was {versions['simpo-cli']}"]
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(

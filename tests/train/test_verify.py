@@ -14,6 +14,7 @@ from simpo_cli.train.run_folder import RunFolder
 from simpo_cli.train.seal import is_as_sealed, sealed
 from simpo_cli.train.verify import verify_run, written_files
 from tests.cli.test_help import imported_by
+from tests.report.made_run import receipt_of
 
 RECORDS = {
     "read": 9,
@@ -26,19 +27,21 @@ RECORDS = {
 }
 
 
+def data_of(records: dict[str, Any]) -> dict[str, Any]:
+    """The part of run.json that tells of the data."""
+    source = {"decision": "prompt, chosen, rejected", "files": [], "records": records, "counts": {}}
+    return {"train": source, "eval": None}
+
+
 def _receipt(folder: RunFolder, status: str, step: int, **more: Any) -> None:
     digest = written_files(folder.path)["recipe.yaml"]["sha256"]
     folder.write_json(
         "run.json",
         sealed(
-            {
-                "schema_version": 2,
-                "status": status,
-                "step": step,
-                "recipe_sha256": digest,
-                "data": {"train": {"records": RECORDS}, "eval": None},
-                **more,
-            }
+            receipt_of(
+                status=status,
+                **{"schema_version": 2, "step": step, "recipe_sha256": digest, "data": data_of(RECORDS), **more},
+            )
         ),
     )
 
@@ -46,7 +49,10 @@ def _receipt(folder: RunFolder, status: str, step: int, **more: Any) -> None:
 def _save(folder: RunFolder, step: int) -> None:
     def write(files: CheckpointWriter) -> None:
         logs = ("metrics.jsonl", "evals.jsonl")
-        progress = {"lines": dict(folder.lines), "digests": {name: folder.digest(name) for name in logs}}
+        digests = {name: folder.digest(name) for name in logs}
+        known = {"seconds": 1.0, "evaluated_at": 0, "self_check": {}, "answers_before": []}
+        scores = {"chosen_before": None, "rejected_before": None}
+        progress = {"lines": dict(folder.lines), "digests": digests, **known, **scores}
         for name, content in (("weights.safetensors", b"w" * 9_000), ("progress.json", json.dumps(progress).encode())):
             with files.open(name) as file:
                 file.write(content)
