@@ -130,11 +130,6 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
     return list(dict.fromkeys(found))
 
 
-def is_response(field: str) -> bool:
-    """Whether a field's name says no more than that it holds a response."""
-    return _RESPONSES.issuperset(words_of(field))
-
-
 def end_named(value: Any, ends: tuple[str, ...]) -> str | None:
     """The letter or number in a value that tells responses apart: A, "Response b", model_a; None for any other text."""
     words = words_of(str(value))

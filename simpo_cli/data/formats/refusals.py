@@ -136,13 +136,6 @@ def no_direction(
             "Write it into a field chosen, and the other one into a field rejected.",
             where=name,
         )
-    if order.kind == "flag":
-        return UserError(
-            f"holds {shown} and in each of them {order.shown}, which may say which one is preferred.",
-            "Write a number there, the highest for the best one, and name it in the recipe: "
-            + line_of(name, {**listed, "scores": order.shown}),
-            where=name,
-        )
     if order.kind == "label" and len(fields) > 2:
         return UserError(
             f"holds {shown} and a label, {order.shown}, which orders two of them only.",
@@ -196,7 +189,7 @@ def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order
 
 def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
     """The lines that take one order; both ways of it where its meaning is not certain."""
-    if order.kind in ("text", "flag"):
+    if order.kind == "text":
         return []
     if order.kind == "label":
         columns = {**listed, "label": order.column}
