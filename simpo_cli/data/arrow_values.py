@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.raw import RecordError
 
 Convert = Callable[[Any], Any]
@@ -71,7 +71,7 @@ def _from_json(value: str | None) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return parse_value(value.strip())[0]
+        return whole_value(value)
     except json.JSONDecodeError:
         raise RecordError("a value of a JSON column is not JSON", "Write the file again with `datasets`.") from None
 

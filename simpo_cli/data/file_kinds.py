@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
-from simpo_cli.data.json_records import BOM, decode_line, parse_value
+from simpo_cli.data.json_records import BOM, decode_line, whole_value
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
 
@@ -157,7 +157,7 @@ def refuse_other_objects(value: Mapping[str, Any], name: str) -> None:
 def parses(line: bytes) -> bool:
     """Whether a line is one value of JSON."""
     try:
-        text = decode_line(line, 0).strip()
-        return bool(text) and parse_value(text)[1] == len(text)
+        whole_value(decode_line(line, 0))
     except (json.JSONDecodeError, RecordError):
         return False
+    return True

@@ -70,6 +70,20 @@ def parse_value(text: str, start: int = 0) -> tuple[Any, int]:
     return value, end
 
 
+def whole_value(text: str) -> Any:
+    """The one JSON value that a text is, such as a cell of a table that holds messages.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or something stands behind the value.
+        RecordError: it is JSON that we do not take.
+    """
+    text = text.strip()
+    value, end = parse_value(text)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
+
+
 def _depth(value: object) -> int:
     """How deep lists and objects are nested; without recursion, for a value may be nested very deep."""
     level, depth = [value], 0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
 from simpo_cli.errors import UserError
 
@@ -101,7 +101,6 @@ def _parsed(text: Any) -> Any:
     if not isinstance(text, str) or not _OPENS.match(text):
         return None
     try:
-        value, end = parse_value(text, len(text) - len(text.lstrip()))
+        return whole_value(text)
     except (json.JSONDecodeError, RecordError):
         return None
-    return value if not text[end:].strip() else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError, kind_of
 
@@ -192,9 +192,7 @@ def _joined(content: object, path: str) -> str:
 def _parsed(text: str) -> Any:
     """What a text says as JSON; one that is none is kept as it is."""
     with suppress(json.JSONDecodeError, RecordError):
-        value, end = parse_value(text.strip())
-        if end == len(text.strip()):
-            return value
+        return whole_value(text)
     return text
 
 

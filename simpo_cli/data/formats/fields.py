@@ -2,10 +2,12 @@
 
 import difflib
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.raw import RecordError
 
 MISSING: Any = object()
@@ -38,6 +40,20 @@ def required(record: Mapping[str, Any], field: str) -> Any:
     if value is None:
         raise RecordError(f"{field}: expected text or messages, got null", SKIP)
     return value
+
+
+def from_json(text: str, field: str) -> Any:
+    """What a field says whose value may be JSON text.
+
+    Raises:
+        RecordError: the text is not JSON.
+    """
+    try:
+        return whole_value(text)
+    except json.JSONDecodeError:
+        raise RecordError(f"{field}: the text is not JSON", SKIP) from None
+    except RecordError as error:
+        raise RecordError(f"{field}: {error.problem}", SKIP) from None
 
 
 def did_you_mean(field: str, record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
+from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get, required
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
 from simpo_cli.data.formats.split import (
@@ -16,7 +16,6 @@ from simpo_cli.data.formats.split import (
     with_more,
     with_system,
 )
-from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
 
@@ -75,15 +74,8 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
         return json.dumps(tools, ensure_ascii=False, default=str)  # a table may hold dates
     if not isinstance(tools, str):
         raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
-    fix = "Tools are a list of JSON objects. " + SKIP
-    try:
-        value, end = parse_value(tools.strip())
-    except RecordError as error:
-        raise RecordError(f"{layout.tools}: {error.problem}", fix) from None
-    except json.JSONDecodeError:
-        raise RecordError(f"{layout.tools}: the text is not JSON", fix) from None
-    if end != len(tools.strip()) or not isinstance(value, list | dict):
-        raise RecordError(f"{layout.tools}: the text is no list of tools", fix)
+    if not isinstance(from_json(tools, layout.tools), list | dict):
+        raise RecordError(f"{layout.tools}: the text is no list of tools", "Tools are a list of JSON objects. " + SKIP)
     return tools
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from simpo_cli.data.formats.fields import SKIP, required
-from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.raw import RecordError, kind_of
 
 Record = Mapping[str, Any]
@@ -57,7 +57,7 @@ def _texts(record: Record, field: str) -> list[str]:
     cell = required(record, field)
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         with suppress(json.JSONDecodeError):
-            cell, _ = parse_value(cell.strip())
+            cell = whole_value(cell)
     texts = [cell] if isinstance(cell, str) else cell
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise RecordError(f"{field}: expected a list of texts", SKIP)

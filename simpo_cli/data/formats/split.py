@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SKIP, get
+from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.messages import (
     is_transcript,
     is_transcript_prompt,
@@ -262,12 +261,7 @@ def template_kwargs_of(record: Mapping[str, Any]) -> str | None:
     field = "chat_template_kwargs"
     value = record.get(field)
     if isinstance(value, str) and value.strip():
-        try:
-            value, end = parse_value(text := value.strip())
-        except (json.JSONDecodeError, RecordError):
-            value, end = None, -1
-        if end != len(text):
-            raise RecordError(f"{field}: the text is not JSON", SKIP)
+        value = from_json(value, field)
     if value in (None, "", {}):
         return None
     if not isinstance(value, dict):

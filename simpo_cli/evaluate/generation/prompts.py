@@ -8,7 +8,7 @@ from typing import Any
 
 from simpo_cli.data.encode import encode_prompt
 from simpo_cli.data.encode.rules import prompt_key
-from simpo_cli.data.json_records import parse_value
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.load import PairReader, prompt_messages
 from simpo_cli.data.messages import as_transcript, turns_of
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
@@ -191,7 +191,7 @@ def _prompt_of(record: RawRecord | BadRecord) -> tuple[tuple[Message, ...] | str
 
 def _text_in(record: BadRecord) -> str | None:
     try:
-        value, _ = parse_value(record.text)
+        value = whole_value(record.text)
     except (ValueError, RecordError):
         return None
     return value if isinstance(value, str) else None
