@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -11,6 +10,7 @@ from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
 from simpo_cli.data.json_records import BOM, decode_line, whole_value
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.named import SECTIONS, misfit
 
 _PAIRS = "Preference pairs come as JSON, CSV or Parquet."
 _MODEL = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
@@ -39,7 +39,6 @@ _IN_ZIP = (
     (rb"", "a zip archive", "Unpack it with unzip, and name the file inside."),
 )
 _UTF16 = "Re-encode it as UTF-8, such as with iconv -f utf-16 -t utf-8."
-_RECIPE_KEYS = {b"name", b"model", b"data", b"loss", b"train", b"defaults", b"seed", b"output_dir", b"eval"}
 
 _DESCRIBED = "Name the data file that it describes, or the folder."
 _OTHER_OBJECTS = (
@@ -53,7 +52,6 @@ _OTHER_OBJECTS = (
     ({"log_history"}, "the state of a trainer", "As data, name a file of preference pairs."),
     ({"_data_files", "_fingerprint"}, "the state of a saved data set", _DESCRIBED),
     ({"features", "citation"}, "the description of a data set", _DESCRIBED),
-    ({"model", "data"}, "a recipe", "Run simpo train with it."),
     ({"nbformat", "cells"}, "a notebook of Jupyter", "As data, name a file of preference pairs."),
 )
 """Objects that are no data: keys that they have, what they are, what to do."""
@@ -107,12 +105,8 @@ def refuse_other_text(start: bytes, name: str) -> None:
         return
     first = lines[0].lstrip()
     keys = re.findall(rb"^(\w+):(?:\s|$)", start, re.MULTILINE)
-    if len(_RECIPE_KEYS.intersection(keys)) >= 2:
-        raise UserError(
-            "is a recipe (YAML), not data.",
-            f"Run simpo train {shlex.quote(name)}, or name the file that stands under data.train in it.",
-            where=name,
-        )
+    if len(SECTIONS.intersection(map(bytes.decode, keys))) >= 2:
+        raise misfit(name, "recipe", "pairs")
     if re.match(rb"---|- \w+:", first):
         raise UserError("looks like YAML, not like JSON.", "Give one JSON object a line, CSV or Parquet.", where=name)
     separator = max((b",", b"\t", b";"), key=first.count)
@@ -139,6 +133,8 @@ def refuse_other_objects(value: Mapping[str, Any], name: str) -> None:
     Raises:
         UserError: names what it is.
     """
+    if {"model", "data"} <= value.keys():
+        raise misfit(name, "recipe", "pairs")
     for keys, what, fix in _OTHER_OBJECTS:
         if keys <= value.keys():
             raise UserError(f"is {what}, not data.", fix, where=name)

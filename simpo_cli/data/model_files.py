@@ -1,6 +1,5 @@
 """Files of a model's folder that are JSON or text; whoever wrote the folder, a damaged one is the user's to mend."""
 
-import json
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MalformedError, object_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 _DAMAGED = "The model folder is damaged; fetch it again."
@@ -43,12 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not valid JSON: {error}.", _DAMAGED, where=str(path)) from error
-    if not isinstance(content, dict):
-        raise UserError("is not a JSON object.", _DAMAGED, where=str(path))
-    return content
+        return object_in(read_text(path).encode(), finite=False)  # Mamba has a limit that is Infinity
+    except MalformedError as error:
+        raise UserError(f"{error}.", _DAMAGED, where=str(path)) from error
 
 
 def require_regular_files(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Results of lm-evaluation-harness: its `results_*.json`, with the standard errors that it gives."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MalformedError, parse
 
 _PATTERN = "results_*.json"
 _NORMAL = 1.959964
@@ -86,8 +86,8 @@ def read_harness(path: Path) -> list[HarnessResults]:
 
 def _document(file: Path) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse(file.read_bytes(), finite=False)
+    except (OSError, MalformedError) as error:
         raise UserError(f"cannot be read: {error}.", "Run lm_eval again, or move it away.", where=str(file)) from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
         raise UserError(

@@ -4,9 +4,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from simpo_cli.errors import UserError
+from simpo_cli.json_documents import rows_of
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -18,23 +18,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = []
-    for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"is no line of JSON: {error}.", "Restore or remove the line.", where=f"{file}:{number}"
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError("is no JSON object.", "Restore or remove the line.", where=f"{file}:{number}")
-        rows.append(row)
-    return rows
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    return list(rows_of(content[: content.rfind(b"\n") + 1], file))
 
 
 def add_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,13 +1,14 @@
 """What lies at a path that somebody named; a wrong kind of thing is answered with the command that fits it."""
 
 import difflib
-import json
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MalformedError, object_in
 from simpo_cli.recipe.schema import Recipe
 
 HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")
@@ -17,7 +18,7 @@ Kind = Literal["run", "model", "pairs", "recipe"]
 
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _PAIRS_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
-_SECTIONS = {field.name for field in fields(Recipe)}
+SECTIONS = frozenset(field.name for field in fields(Recipe))
 _MODEL_KEYS = {"model_type", "architectures", "peft_type"}
 _MOST_BYTES = 1 << 20  # of a JSON file that is looked into
 
@@ -62,7 +63,7 @@ def kind_of(name: str) -> Kind | None:
     if path.suffix in _PAIRS_SUFFIXES:
         return "pairs"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
-        sections = [value for key, value in _object(path).items() if key in _SECTIONS]
+        sections = [value for key, value in _object(path).items() if key in SECTIONS]
         return "recipe" if any(isinstance(section, dict) for section in sections) else "pairs"
     return None
 
@@ -72,8 +73,13 @@ def wrong_kind(name: str, wanted: Kind) -> UserError | None:
     kind = kind_of(name)
     if kind is None or kind == wanted:
         return None
-    problem = f"{name} is {_CALLED[kind]}, and {_CALLED[wanted]} is wanted."
-    return UserError(problem, _FITTING[wanted, kind].format(name=name))
+    return misfit(name, kind, wanted)
+
+
+def misfit(name: str, kind: Kind, wanted: Kind) -> UserError:
+    """The error for a file or folder of one kind where another is wanted."""
+    problem = f"is {_CALLED[kind]}, and {_CALLED[wanted]} is wanted."
+    return UserError(problem, _FITTING[wanted, kind].format(name=shlex.quote(name)), where=name)
 
 
 def is_hub_id(name: str) -> bool:
@@ -123,7 +129,6 @@ def _object(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return object_in(path.read_bytes(), finite=False)
+    except (OSError, MalformedError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from simpo_cli.data.writing import disk_faults, replacing
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MalformedError, object_in
 from simpo_cli.redaction import redacted_values
 
 PAGE_MARK = '<meta name="generator" content="simpo">'
@@ -38,10 +39,10 @@ def require_replaceable(path: Path) -> None:
     if not path.exists():
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    if not (isinstance(content, dict) and "schema_version" in content):
+        content = object_in(path.read_bytes())
+    except (OSError, MalformedError):
+        content = {}
+    if "schema_version" not in content:
         raise UserError(f"--output {path} exists and is not a report of simpo.", "Name another file.")
 
 

@@ -3,22 +3,17 @@
 Others may have written them, or damaged them: what is not of its shape (see `shapes`) is refused by name.
 """
 
-import json
-import math
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MalformedError, parse, rows_of
 from simpo_cli.train.shapes import SCHEMA_VERSION, SHAPES
 
 _MOST_BYTES = 256_000_000
-_DEEPEST = 64
-
-
-class MalformedError(ValueError):
-    """A document is not what a run writes; says which key and why, in one line."""
 
 
 class LaterVersionError(MalformedError):
@@ -66,44 +61,11 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         return []
-    rows: list[dict[str, Any]] = []
-    *lines, rest = _bytes_of(file).split(b"\n")
-    for number, line in enumerate([*lines, rest], start=1):
-        if not line:
-            continue
-        try:
-            rows.append(of_shape(file.name, parse(line)))
-        except MalformedError as error:
-            if number > len(lines):
-                break
-            fix = "Restore or remove the line."
-            raise UserError(f"is no line of this log: {error}.", fix, where=f"{file}:{number}") from error
+    whole, _, rest = _bytes_of(file).rpartition(b"\n")
+    rows = list(rows_of(whole, file, lambda line: of_shape(file.name, parse(line))))
+    with suppress(MalformedError):
+        rows += [of_shape(file.name, parse(rest))] if rest else []
     return rows
-
-
-def parse(data: bytes) -> Any:
-    """JSON whose numbers are finite and whose nesting is bounded.
-
-    Raises:
-        MalformedError: it is not.
-    """
-    try:
-        content = json.loads(data, parse_constant=_no_number, parse_float=_finite)
-    except RecursionError:
-        raise MalformedError("lists and objects are nested too deep") from None
-    except ValueError as error:  # also text that is not UTF-8, and a whole number of thousands of digits
-        raise MalformedError(f"is no JSON: {error}") from error
-    level = [content]
-    for _ in range(_DEEPEST):
-        level = [
-            below
-            for value in level
-            if isinstance(value, (dict, list))
-            for below in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
-        raise MalformedError(f"lists and objects are nested more than {_DEEPEST} deep")
-    return content
 
 
 def of_shape(name: str, content: Any) -> dict[str, Any]:
@@ -146,14 +108,3 @@ def _bytes_of(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}.", "Restore the file.", where=str(file)) from error
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is too large")
-    return number

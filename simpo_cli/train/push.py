@@ -1,10 +1,8 @@
 """A model folder on the hub: sent after it was saved, and nothing but what lies in it."""
 
 import glob
-import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from simpo_cli.data.model_files import read_json
 from simpo_cli.data.network import is_forbidden
@@ -95,7 +93,7 @@ def _require_base_of_others(folder: Path) -> None:
     config = folder / "adapter_config.json"
     if not config.is_file():
         return
-    named: Any = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    named = read_json(config).get("base_model_name_or_path")
     if not isinstance(named, str) or named.count("/") != 1 or named.startswith((".", "/", "~")) or Path(named).exists():
         raise UserError(
             "the model under these adapters is a folder of this machine: nobody else could load them.",

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn, optim
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.json_documents import MalformedError
 from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
-from simpo_cli.train.documents import LaterVersionError, MalformedError, of_shape, receipt_of
+from simpo_cli.train.documents import LaterVersionError, of_shape, receipt_of
 from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
 from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, LOGS, PROGRESS, RUN, RunFolder

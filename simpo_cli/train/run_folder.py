@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from simpo_cli.data.writing import disk_faults, replacing, sync
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.json_documents import object_in, parse
 from simpo_cli.redaction import redacted_values
-from simpo_cli.train.documents import parse
 
 CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
@@ -289,7 +289,7 @@ def _owner(path: Path) -> str:
     """Who holds the lock, in words; nothing if it does not say so within a second of having it."""
     for _ in range(50):
         try:
-            owner = json.loads((path / _OWNER).read_text(encoding="utf-8"))
+            owner = object_in((path / _OWNER).read_bytes())
             if owner["host"] != socket.gethostname() or psutil.pid_exists(owner["pid"]):  # else the holder before it
                 return f": pid {owner['pid']} on {owner['host']}, since {owner['since']}"
         except (OSError, ValueError, KeyError, TypeError):

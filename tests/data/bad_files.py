@@ -141,7 +141,7 @@ FILES = {
     "pickle": FileKind("F", "a.jsonl", pickle.dumps([GOOD]), "a pickle of Python"),
     "tar": FileKind("F", "a.jsonl", _tar, "a tar archive"),
     "image": FileKind("F", "a.jsonl", b"\x89PNG\r\n\x1a\n", "is an image"),
-    "recipe": FileKind("F", "a.yaml", b"name: a\nmodel:\n  path: m\ndata:\n  train: t\n", "is a recipe (YAML)"),
+    "recipe": FileKind("F", "a.yaml", b"name: a\nmodel:\n  path: m\ndata:\n  train: t\n", "is a recipe, and"),
     "YAML": FileKind("F", "a.json", b"- prompt: a\n  chosen: b\n  rejected: c\n", "looks like YAML"),
     "LFS pointer named .parquet": FileKind(
         "F", "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"

@@ -109,7 +109,7 @@ def _list(path: Path) -> None:
     ("damage", "problem"),
     [
         (_no_config, "holds no config.json"),
-        (_broken_config, "is not valid JSON"),
+        (_broken_config, "is no JSON"),
         (_unknown_type, "is not a model that transformers"),
         (_needs_code, "needs Python code of its own"),
         (_encoder, "no causal language model"),

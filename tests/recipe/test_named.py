@@ -23,6 +23,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("prefs.json").write_text('[{"prompt": "p"}]')
     Path("columns.json").write_text('{"prompt": ["p"], "chosen": ["c"], "rejected": ["r"]}')
     Path("wrapped.json").write_text('{"data": [{"prompt": "p"}]}')
+    Path("splits.json").write_text('{"train": {"prompt": ["p"], "chosen": ["c"]}, "test": {"prompt": ["p"]}}')
     Path("deep.json").write_text("[" * 100_000)
     Path("prefs.jsonl.gz").touch()
     Path("notes.txt").touch()
@@ -41,6 +42,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("prefs.json", "pairs"),
         ("columns.json", "pairs"),
         ("wrapped.json", "pairs"),
+        ("splits.json", "pairs"),
         ("deep.json", "pairs"),
         ("prefs.jsonl.gz", "pairs"),
         ("notes.txt", None),
@@ -59,7 +61,7 @@ def test_every_wrong_kind_has_a_command_that_fits(wanted: str, name: str) -> Non
         assert wrong is None
         return
     assert wrong is not None
-    assert name in wrong.problem
+    assert name == wrong.where
     assert "{" not in wrong.fix
 
 

@@ -97,7 +97,7 @@ def test_foreign_text_is_never_markup(run: Path) -> None:
     ("damage", "said"),
     [
         ("unfinished", "lacks 1 of 40 answers (trained, sampled). Run simpo eval --generate again with the same"),
-        ("damaged", "base.greedy.jsonl:2: is no line of JSON"),
+        ("damaged", "base.greedy.jsonl:2: is no line of this file"),
         ("another version", "cannot be read as a folder of answers: another version wrote it."),
     ],
 )

@@ -202,7 +202,7 @@ def test_a_step_that_is_just_being_written_is_left_out(tmp_path: Path) -> None:
     assert read_run(run).steps_done == 3
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('\n{"step": 5}\n')
-    with pytest.raises(UserError, match="is no line of this log: is no JSON") as caught:
+    with pytest.raises(UserError, match="is no line of this file: is no JSON") as caught:
         read_run(run)
     assert caught.value.where == f"{run / 'metrics.jsonl'}:4"
 

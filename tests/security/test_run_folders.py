@@ -153,7 +153,7 @@ def test_a_damaged_line_is_named(name: str, line: str, run: Path, capsys: pytest
     (run / name).write_text(f"{line}\n{line}\n", encoding="latin-1")
     assert cli.run(["report", str(run)]) == ExitCode.USAGE
     said = capsys.readouterr().err
-    assert f"{run / name}:1: is no line of this log" in said
+    assert f"{run / name}:1: is no line of this file" in said
     assert len(said.splitlines()) == 2
 
 

@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.train.push import command_to_push, push
+from tests.report.made_run import receipt_of
 
 TOKEN = "hf_secretsecretsecret"
 MODEL = {"model.safetensors": "weights", "config.json": "{}", "tokenizer.json": "{}", "README.md": "# card"}
@@ -56,7 +57,7 @@ def run(tmp_path: Path) -> Path:
     (model / "notes").mkdir(parents=True)
     for name, text in MODEL.items():
         (model / name).write_text(text)
-    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(receipt_of()))
     (tmp_path / "secrets.json").write_text(TOKEN)
     (model / "linked.json").symlink_to(tmp_path / "secrets.json")
     (model / "notes" / "config.json").write_text("inner")

@@ -7,7 +7,6 @@ column `verdict` to fill in with A, B or tie. `side_by_side_key.json` says what 
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generation.formats import write_json, write_text
 from simpo_cli.evaluate.generation.measures import Answer
 from simpo_cli.evaluate.generation.prompts import Question
+from simpo_cli.json_documents import object_in
 
 SHEET = "side_by_side.csv"
 KEY = "side_by_side_key.json"
@@ -114,7 +114,7 @@ def _sheet(file: Path) -> list[dict[str, str]]:
 
 def _key(file: Path) -> dict[str, str]:
     try:
-        first = json.loads(file.read_text(encoding="utf-8"))["answer_a"]
+        first = object_in(file.read_bytes())["answer_a"]
         if not isinstance(first, dict) or not set(first.values()) <= {"base", "trained"}:
             raise ValueError("it does not say which model each answer A is of")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ A folder holds the answers of one manifest. A call with the same one goes on whe
 is refused, because answers made in different ways do not belong in one table.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from simpo_cli.evaluate.generation.formats import (
 from simpo_cli.evaluate.generation.measures import Answer
 from simpo_cli.evaluate.generation.prompts import Question
 from simpo_cli.evaluate.json_lines import add_rows, read_rows
+from simpo_cli.json_documents import object_in
 
 Side = Literal["base", "trained"]
 SIDES: tuple[Side, ...] = ("base", "trained")
@@ -87,7 +87,7 @@ class AnswerFolder:
             UserError: it is none, or damaged.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = object_in((path / MANIFEST).read_bytes())
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["kind"] != "answers":
                 raise ValueError("another version wrote it")
             questions = tuple(map(_question, read_rows(path / PROMPTS)))

@@ -59,7 +59,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a row lacks 'output'"):
         made.answers("base", "greedy")
     made.file("base", "greedy").write_text("nonsense\n")
-    with pytest.raises(UserError, match="is no line of JSON"):
+    with pytest.raises(UserError, match="is no line of this file"):
         made.answers("base", "greedy")
     (made.path / MANIFEST).write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a folder of answers"):
