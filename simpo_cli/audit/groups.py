@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, did_you_mean, get
+from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.raw import RawRecord, kind_of
 from simpo_cli.errors import UserError
 
@@ -64,6 +64,6 @@ class Groups:
         if not self._is_found:
             raise UserError(
                 f"--by {self.field}: no record has that field.",
-                f"{did_you_mean(self.field, record.fields)}Its fields are {', '.join(list(record.fields)[:20])}.",
+                f"{f'Did you mean {near}? ' if (near := nearest(self.field, record.fields)) else ''}Its fields are {', '.join(list(record.fields)[:20])}.",
                 where=record.where,
             )

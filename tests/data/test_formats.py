@@ -300,8 +300,10 @@ def test_a_mapping_says_which_column_is_what() -> None:
     assert read(record, **columns) == ("p", "two", "one")
     for label in (1, "1", "output_1", "first"):
         assert read({**record, "label": label}, **columns) == ("p", "one", "two")
-    for label in (None, [1], ""):
-        with pytest.raises(RecordError, match="label: expected"):
+    with pytest.raises(RecordError, match="label: expected"):
+        pair({**record, "label": [1]}, **columns)
+    for label in (None, ""):
+        with pytest.raises(NoSignalError, match="no label"):
             pair({**record, "label": label}, **columns)
     for label in (0, 3, True, "the third"):
         with pytest.raises(UserError, match="'label', whose meaning is not certain"):
@@ -323,7 +325,7 @@ def test_a_mapping_of_responses_alone_finds_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("columns", "problem", "fix"),
     [
-        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean"),
+        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean input?"),
         ({"prompt": "input", "chosen": "output_1"}, "columns does not say what rejected is", "Add rejected: FIELD"),
     ],
 )
