@@ -37,9 +37,10 @@ class Groups:
         """
         value: Any = get(record.fields, self.field)
         if isinstance(value, list | dict):
+            near = nearest(self.field, record.fields)
             raise UserError(
-                f"--by {self.field}: expected text or a number, got {kind_of(value)}.",
-                "Name a field inside it (FIELD.NAME), or another one.",
+                f"--by {self.field}: no record has that field.",
+                (f"Did you mean {near}? " if near else "") + f"Its fields are {', '.join(list(record.fields)[:20])}.",
                 where=record.where,
             )
         self._seen += 1
