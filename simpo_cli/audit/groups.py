@@ -3,7 +3,7 @@
 from typing import Any
 
 from simpo_cli.data.formats.fields import MISSING, get, nearest
-from simpo_cli.data.raw import RawRecord, kind_of
+from simpo_cli.data.raw import RawRecord
 from simpo_cli.errors import UserError
 
 MOST_GROUPS = 200
@@ -63,8 +63,9 @@ class Groups:
             record: the last one, whose fields are named.
         """
         if not self._is_found:
+            near = nearest(self.field, record.fields)
             raise UserError(
                 f"--by {self.field}: no record has that field.",
-                f"{f'Did you mean {near}? ' if (near := nearest(self.field, record.fields)) else ''}Its fields are {', '.join(list(record.fields)[:20])}.",
+                (f"Did you mean {near}? " if near else "") + f"Its fields are {', '.join(list(record.fields)[:20])}.",
                 where=record.where,
             )
