@@ -7,7 +7,7 @@ responses are written in is known at the end of the pass, so both are kept.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
-from simpo_cli.audit.cuts import cut_details
 from simpo_cli.audit.features import FEATURES, Differences
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
 from simpo_cli.audit.groups import Groups
@@ -186,9 +185,7 @@ def examine(
         findings=[
             *labels,
             *_tallied_findings(reader, refused, collected.marked),
-            *_marked_findings(
-                collected.marked, account, {} if tokens is None else cut_details(account.lengths.rows, tokens.data)
-            ),
+            *_marked_findings(collected.marked, account),
         ],
     )
 
@@ -302,13 +299,13 @@ def _first_places(tally: Tally, reasons: tuple[str, ...]) -> list[str]:
     return [row for reason in reasons for row in tally.places.get(reason, ())][:SHOWN_ROWS]
 
 
-def _marked_findings(marked: Marked, account: Account, details: Mapping[str, str]) -> Iterator[Finding]:
-    """Findings about pairs that were marked on the way, measured or left out; `details` say more of some codes."""
+def _marked_findings(marked: Marked, account: Account) -> Iterator[Finding]:
+    """Findings about pairs that were marked on the way, measured or left out."""
     left_out = account.left_out
     for code in sorted({*marked, *left_out} - {"FMT001", "EMP001", "DUP003"}):
         pairs = marked.positions(code)
         rows = [*marked.places(code), *left_out.places(code)][:SHOWN_ROWS]
-        detail = details.get(code, "")
+        detail = account.details.get(code, "")
         if code == "EOS001":
             chosen, rejected = account.no_end
             detail = f"Of the chosen ones {chosen:,}, of the rejected ones {rejected:,}; {account.num_cut:,} were cut."

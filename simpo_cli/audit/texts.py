@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.text_notes import notes_of
+from simpo_cli.data.text_notes import END_TOKENS, TURN_MARKERS, may_hold_marker, notes_of
 
 # Bytes of control characters that are neither NUL (a finding of its own), tab, newline nor carriage return
 _CONTROLS = bytes([*range(0x01, 0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
@@ -34,7 +34,7 @@ _MOJIBAKE = re.compile(
 
 # Special tokens that are widely used, for audits without a tokenizer
 _SPECIAL = re.compile(r"<\|[a-zA-Z_]{1,40}\|>|<｜[^｜<>]{1,40}｜>")
-_SPECIAL_NAMES = ("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<<SYS>>")
+_NAMED = (*(one for one in (*END_TOKENS, *TURN_MARKERS) if not _SPECIAL.search(one)), "<s>", "<bos>", "<pad>", "<unk>")
 
 _HTML_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});")
 
@@ -86,11 +86,7 @@ def has_control_characters(text: str) -> bool:
 
 def spells_special_token(text: str) -> bool:
     """Whether a text spells out a special token that is widely used."""
-    if "INST]" in text and ("[INST]" in text or "[/INST]" in text):
-        return True
-    if "<" not in text:
-        return False
-    return any(name in text for name in _SPECIAL_NAMES) or _SPECIAL.search(text) is not None
+    return may_hold_marker(text) and (any(name in text for name in _NAMED) or _SPECIAL.search(text) is not None)
 
 
 def begins_with_header(response: str) -> bool:

@@ -1,13 +1,14 @@
 """Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from simpo_cli.audit.measures import TextMeasures
 from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair
-from simpo_cli.data.encode import encode_ahead
+from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_ahead
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
@@ -36,14 +37,15 @@ def in_tokens(
     Raises:
         UserError: a pair is refused where the recipe stops at such.
     """
-    ends = _end_ids(tokenizer, data)
+    ends, needed = _end_ids(tokenizer, data), EncodedPairs().needed
     for batch, encoded in encode_ahead(_with_signal(batches, account), tokenizer, data):
         if encoded.bad and data.on_bad_record == "error":
             raise stopped_by(encoded.bad)
         for bad in encoded.bad:
             account.refused.add(bad)
         account.no_signal.update(encoded.dropped)
-        account.lengths.add(np.array(encoded.lengths, dtype=np.int32).reshape(-1, 3))
+        for limit, counts in encoded.needed.items():
+            needed[limit] += counts
         reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
         noted = [(code, set(encoded.places.get(what, ()))) for what, code in _NOTED.items()]
         pairs, codes, lengths, rows = [], [], [], []
@@ -72,6 +74,14 @@ def in_tokens(
             batch.texts,
             np.array(rows, dtype=np.int64),
         )
+    account.details |= _cut_details(needed, data)
+
+
+def _cut_details(needed: Mapping[str, Counter[int]], data: DataRecipe) -> dict[str, str]:
+    """What is said of each finding about cuts where many are cut: the limits that would help."""
+    said = {limit: f"{sentence}." for limit, sentence in cut_warnings(needed, data).items()}
+    prompts, answers = (said.get(limit, "") for limit in ("max_prompt_length", "max_length"))
+    return {"TRU001": answers, "TRU002": answers, "TRU003": prompts, "TRU005": f"{prompts} {answers}".strip()}
 
 
 def _with_signal(

@@ -71,7 +71,7 @@ HEADINGS = tuple(
 )
 """What templates without special tokens write at the beginning of a line."""
 
-_LEADS = ("<", "[INST]", "[/INST]", "[|")  # one of them is in every text with a marker; looked for much faster
+_LEADS = ("<", "[INST]", "[/INST]", "[|")
 _MISSING = frozenset({"NaN", "nan", "None", "null", "Null", "NULL", "<NA>", "NaT"})  # not "none", as people write it
 _LONGEST_MISSING = 12  # characters, white space around it included
 
@@ -151,21 +151,24 @@ def _sought(own: tuple[str, ...]) -> tuple[Sequence[str], Sequence[str], re.Patt
     return ends, marks, headings
 
 
+def may_hold_marker(text: str) -> bool:
+    """Whether a text has what every end token and turn marker has; it is looked for much faster than they are."""
+    return any(lead in text for lead in _LEADS)
+
+
 def _is_missing(text: str) -> bool:
     return len(text) <= _LONGEST_MISSING and text.strip() in _MISSING
 
 
 def _spells_end(answer: str, ends: Sequence[str]) -> bool:
-    if "<" not in answer and "[|" not in answer:
-        return False
     # behind <s> it is HTML, a line through a text
-    return any(end in answer and (end != "</s>" or "<s>" not in answer) for end in ends)
+    return may_hold_marker(answer) and any(end in answer and (end != "</s>" or "<s>" not in answer) for end in ends)
 
 
 def _holds(text: str, marks: Sequence[str], headings: re.Pattern[str] | None) -> bool:
     if headings is not None and "### " in text and headings.search(text) is not None:
         return True
-    return any(lead in text for lead in _LEADS) and any(mark in text for mark in marks)
+    return may_hold_marker(text) and any(mark in text for mark in marks)
 
 
 def is_message(answer: str) -> bool:

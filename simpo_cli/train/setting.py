@@ -106,7 +106,7 @@ def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fals
         notes.append(f"the chat template writes the date, which stays that of the run's beginning: {written}")
     for side in data.sources:
         account = side.account
-        notes += cut_warnings(account.needed, sum(account.pairs_of_source), recipe.data, source.max_length)
+        notes += cut_warnings(account.needed, recipe.data, source.max_length).values()
         if account.counts[AS_TRANSCRIPT]:
             notes.append(
                 f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "

@@ -74,10 +74,12 @@ def test_what_cut_pairs_would_need(case: Callable[[str], Case]) -> None:
     at = case("chatml")
     one = at.one(PAIR)
     short = DataRecipe(train="x", max_length=18, max_prompt_length=12)
-    encoded = at.encode(PAIR, PreferencePair("Hi", "Yes", "No", "f:2"), data=short)
-    assert encoded.needed == {"max_prompt_length": Counter({64: 1}), "max_length": Counter({64: 1})}
+    few = PreferencePair("Hi", "Yes", "No", "f:2")
+    for data in (short, replace(short, overlong="drop")):
+        needed = at.encode(PAIR, few, data=data).needed
+        assert needed == {"max_prompt_length": Counter({0: 1, 64: 1}), "max_length": Counter({0: 1, 64: 1})}
     assert max(len(one.prompt), 12 + len(one.chosen)) <= 64
-    assert at.encode(PAIR).needed == {"max_prompt_length": Counter(), "max_length": Counter()}
+    assert at.encode(PAIR).needed == {"max_prompt_length": Counter({0: 1}), "max_length": Counter({0: 1})}
 
 
 @pytest.mark.parametrize(
@@ -112,11 +114,15 @@ def test_a_cut_of_many_is_told_with_the_limits_that_help(
     prompts: dict[int, int], answers: dict[int, int], longest: int | None, told: list[str]
 ) -> None:
     data = DataRecipe(train="x", max_length=512, max_prompt_length=256)
-    needed = {"max_prompt_length": Counter(prompts), "max_length": Counter(answers)}
-    warnings = cut_warnings(needed, 100, data, longest)
+    counts = {"max_prompt_length": Counter(prompts), "max_length": Counter(answers)}
+    needed = {limit: Counter({0: 100 - few.total(), **few}) for limit, few in counts.items()}
+    warnings = cut_warnings(needed, data, longest).values()
     assert len(warnings) == len(told)
     for warning, begun in zip(warnings, told, strict=True):
         assert begun in warning
+    for warning in cut_warnings(needed, replace(data, overlong="drop")).values():
+        assert " over data.max_" in warning
+    assert cut_warnings({limit: Counter() for limit in counts}, data) == {}
 
 
 # No template

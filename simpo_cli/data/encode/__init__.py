@@ -29,11 +29,10 @@ from simpo_cli.data.encode.limits import cut_warnings
 from simpo_cli.data.encode.pairs import encode_pairs, in_batches
 from simpo_cli.data.encode.prompts import encode_prompt
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
-from simpo_cli.data.encode.rules import LIMITS, EncodedPairs, Rules, pair_key, prompt_key
+from simpo_cli.data.encode.rules import EncodedPairs, Rules, pair_key, prompt_key
 
 __all__ = [
     "AS_TRANSCRIPT",
-    "LIMITS",
     "LONGEST_WORD",
     "EncodedPairs",
     "Rules",

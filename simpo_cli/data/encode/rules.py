@@ -5,15 +5,13 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from simpo_cli.data.encode.limits import LIMITS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 from simpo_cli.data.raw import MAX_KEPT_TEXT, BadRecord, RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, TurnMarks
 from simpo_cli.recipe.schema import DataRecipe
 
 SKIP = "Set data.on_bad_record: skip to leave such records out and count them."
-
-
-LIMITS = ("max_prompt_length", "max_length")
 
 
 @dataclass
@@ -29,10 +27,9 @@ class EncodedPairs:
             as the template writes it`, `turns that the template writes otherwise once they are answered`, `tools
             unknown to the template` (it has no place for their definitions, in training as later in use), `reasoning
             that the template does not write` and others of this form.
-        needed: what cut pairs would need to be whole: `max_prompt_length` and `max_length`, each with the number of
-            pairs by tokens, rounded up to 64.
+        needed: what the pairs would need to stay whole, of those that are not refused: `max_prompt_length` and
+            `max_length`, each with the number of pairs by tokens, rounded up to 64; 0 where they fit.
         places: where the pairs of each reason in `dropped` and each property in `counts` come from.
-        lengths: tokens of prompt, chosen and rejected before any cut, of the pairs that are not refused.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
@@ -41,7 +38,10 @@ class EncodedPairs:
     counts: Counter[str] = field(default_factory=Counter)
     needed: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in LIMITS})
     places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    lengths: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def need(self, limit: str, tokens: int, most: int) -> None:
+        """One more pair needs so many tokens under a limit that allows for `most`."""
+        self.needed[limit][0 if tokens <= most else tokens + -tokens % 64] += 1
 
     def drop(self, reason: str, where: str) -> None:
         """Leave out one pair without signal."""

@@ -24,12 +24,13 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         return
     chosen, rejected = (_ended(*response, rules) for response in zip(ids.responses, texts.calls, strict=True))
     num_prompt = len(prompt)
-    result.lengths.append((num_prompt, len(chosen.ids), len(rejected.ids)))
     if data.overlong == "truncate":
         prompt = cut_prompt(prompt, texts, data.max_prompt_length, rules)
     assert tokenizer.bos_id is None or prompt[:2] != [tokenizer.bos_id] * 2
     room = data.max_length - len(prompt)
     longest = max(len(chosen.ids), len(rejected.ids))
+    result.need("max_prompt_length", num_prompt, data.max_prompt_length)
+    result.need("max_length", min(len(prompt), data.max_prompt_length) + longest, data.max_length)
     if data.overlong != "truncate" and (num_prompt > data.max_prompt_length or longest > room):
         if data.overlong == "error":
             raise UserError(
@@ -75,12 +76,6 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
     ):
         if holds:
             result.count(what, pair.where)
-    for limit, needed, is_cut in (
-        ("max_prompt_length", num_prompt, encoded.prompt_cut),
-        ("max_length", len(prompt) + longest, encoded.chosen_cut or encoded.rejected_cut),
-    ):
-        if is_cut:
-            result.needed[limit][needed + -needed % 64] += 1
     result.pairs.append(encoded)
 
 

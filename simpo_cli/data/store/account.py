@@ -24,7 +24,7 @@ class Account:
         dropped: pairs without signal, by reason, before and after tokenizing.
         refused: malformed records, each with the reason (only with on_bad_record: skip).
         counts: pairs with a property worth telling, such as `prompt cut`.
-        needed: what cut pairs would need to be whole, as `EncodedPairs.needed`.
+        needed: what pairs would need to stay whole, as `EncodedPairs.needed`.
         warnings: things in the files that are worth telling and stop nothing, with their number.
         samples: the texts of a few pairs: the first of each of the lowest prompt hashes whose prompt is not cut.
         content: digest of the tokens in their order; two sides with equal digests train alike, wherever they lie.
