@@ -264,7 +264,10 @@ def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, A
         if _reads_back(record, pair):
             return record
     # texts that look like a whole dialogue are taken apart unless each is a message
-    return {**plain, **{side: [{"role": "assistant", "content": plain[side]}] for side in ("chosen", "rejected")}}
+    return {
+        **plain,
+        **{side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)},
+    }
 
 
 def without_prompts(pair: PreferencePair) -> PreferencePair | None:
@@ -273,7 +276,7 @@ def without_prompts(pair: PreferencePair) -> PreferencePair | None:
     A pair whose answers do not both repeat the prompt comes back as it is.
     """
     starts = repeated_prompts(pair)
-    if starts is None:
+    if starts is None or pair.chosen_fields or pair.rejected_fields:
         return pair
     chosen, rejected = pair.chosen[starts[0] :], pair.rejected[starts[1] :]
     return replace(pair, chosen=chosen, rejected=rejected) if chosen and rejected and chosen != rejected else None
@@ -284,10 +287,16 @@ def _as_record(pair: PreferencePair) -> dict[str, Any]:
         record: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     else:
         record = {
-            "prompt": [{"role": turn.role, "content": turn.content} for turn in pair.prompt],
+            "prompt": [turn.as_record() for turn in pair.prompt],
             "chosen": pair.chosen,
             "rejected": pair.rejected,
         }
+    if pair.chosen_fields or pair.rejected_fields:  # reasoning and calls, which only messages have
+        record |= {
+            side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)
+        }
+    if pair.template_kwargs is not None:
+        record["chat_template_kwargs"] = json.loads(pair.template_kwargs)
     if pair.tools is not None:
         record["tools"] = pair.tools  # as text: read back to the letter
     return record

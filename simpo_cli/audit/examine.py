@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
-from simpo_cli.audit.cuts import cut_details
 from simpo_cli.audit.features import FEATURES, Differences
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
 from simpo_cli.audit.groups import Groups
@@ -181,9 +180,7 @@ def examine(
         findings=[
             *_label_findings(PairIdentities(hashes), collected.take_signatures(), evaluation, collected.places),
             *_tallied_findings(reader, refused, collected.marked),
-            *_marked_findings(
-                collected.marked, account, {} if tokens is None else cut_details(account.lengths.rows, tokens.data)
-            ),
+            *_marked_findings(collected.marked, account, _cut_details(account, collected.count, tokens)),
         ],
     )
 
@@ -206,6 +203,14 @@ def _in_words(batch: tuple[list[ReadPair], TextMeasures]) -> MeasuredPairs:
     codes = [(*read.codes, *shown) for read, shown in zip(reads, texts.codes, strict=True)]
     lengths = np.stack((texts.words, texts.characters), axis=1)
     return MeasuredPairs(reads, codes, lengths, texts, np.arange(len(reads)))
+
+
+def _cut_details(account: Account, num_pairs: int, tokens: Tokens | None) -> Mapping[str, str]:
+    if tokens is None:
+        return {}
+    from simpo_cli.audit.tokenized import cut_details
+
+    return cut_details(account, num_pairs, tokens.data)
 
 
 class _Collected:

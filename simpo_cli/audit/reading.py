@@ -1,6 +1,6 @@
 """Pairs on their way through the audit: as read, then measured."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +11,6 @@ from simpo_cli.audit.findings import SHOWN_ROWS
 from simpo_cli.audit.groups import Groups
 from simpo_cli.audit.marked import Marked
 from simpo_cli.audit.measures import Counts, TextMeasures
-from simpo_cli.audit.rows import RowList
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
@@ -88,7 +87,7 @@ class Account:
         refused: pairs that the template or the rules refuse; how many, and the first of them.
         no_end: chosen and rejected responses without an end token.
         num_cut: how many of these the length limit has cut.
-        lengths: (pairs, 3) tokens of prompt, chosen and rejected before any cut, also of pairs that are left out by it.
+        needed: what cut pairs would need to be whole, as `EncodedPairs.needed`.
     """
 
     no_signal: Counter[str] = field(default_factory=Counter)
@@ -96,7 +95,7 @@ class Account:
     refused: Refused = field(default_factory=Refused)
     no_end: list[int] = field(default_factory=lambda: [0, 0])
     num_cut: int = 0
-    lengths: RowList = field(default_factory=lambda: RowList(np.int32, (3,)))
+    needed: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
 
 
 def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[ReadPair]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from simpo_cli.audit.measures import TextMeasures
 from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair
-from simpo_cli.data.encode import encode_ahead
+from simpo_cli.data.encode import cut_warnings, encode_ahead
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
@@ -43,7 +43,8 @@ def in_tokens(
         for bad in encoded.bad:
             account.refused.add(bad)
         account.no_signal.update(encoded.dropped)
-        account.lengths.add(np.array(encoded.lengths, dtype=np.int32).reshape(-1, 3))
+        for limit, counts in encoded.needed.items():
+            account.needed[limit] += counts
         reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
         noted = [(code, set(encoded.places.get(what, ()))) for what, code in _NOTED.items()]
         pairs, codes, lengths, rows = [], [], [], []
@@ -113,3 +114,10 @@ def _lost_ends(pair: EncodedPair, ends: frozenset[int], account: Account) -> Ite
     account.num_cut += (lost[0] and pair.chosen_cut) + (lost[1] and pair.rejected_cut)
     if any(lost):
         yield "EOS001"
+
+
+def cut_details(account: Account, num_pairs: int, data: DataRecipe) -> dict[str, str]:
+    """What many cuts would need, in a sentence by the codes of the findings about them."""
+    said = {limit: f"{sentence}." for limit, sentence in cut_warnings(account.needed, num_pairs, data).items()}
+    prompts, responses = said.get("max_prompt_length", ""), said.get("max_length", "")
+    return {"TRU001": responses, "TRU002": responses, "TRU003": prompts}

@@ -1,4 +1,4 @@
-"""Conversations as people write them (OpenAI, ShareGPT, content parts, transcripts) to turns."""
+"""Conversations as people write them (OpenAI, ShareGPT, LangChain, content parts, transcripts) to turns."""
 
 import json
 import re
@@ -20,23 +20,30 @@ _ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
-    "function_call": "assistant",  # the call, as the text that the model writes
+    "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "ipython": "tool",
 }
-_KNOWN = "system, user (human), assistant (gpt), tool (observation) and function_call"
+_CALL_ROLES = ("function_call", "tool_call")  # turns whose text is the JSON of a call
+_KNOWN = "system, user (human), assistant (gpt, ai), tool (observation, tool_response) and function_call (tool_call)"
+_CONTENTS = ("content", "value", "message", "text")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _WHOLE = "Mend the record, or set data.on_bad_record: skip to leave such records out and count them."
 
 
 def turns_of(value: object, path: str) -> list[Message]:
-    """The turns of a list of messages.
+    """The turns of a list of messages; a turn that is a call belongs to the assistant's turn in front of it.
 
     Args:
-        value: what the record holds: a list of {role, content} or {from, value}.
+        value: what the record holds: a list of {role, content}, {from, value} or {type, content}.
         path: the field, for messages: `chosen`.
 
     Raises:
@@ -46,41 +53,112 @@ def turns_of(value: object, path: str) -> list[Message]:
         raise RecordError(f"{path}: expected a list of messages, got {kind_of(value)}", _WHOLE)
     if not value:
         raise RecordError(f"{path}: an empty list of messages", _WHOLE)
-    turns = [turn_of(message, f"{path}[{i}]") for i, message in enumerate(value)]
-    for i, turn in enumerate(turns[1:], start=1):
-        if turn.role == "system":
+    turns: list[tuple[str, dict[str, Any]]] = []
+    for i, message in enumerate(value):
+        role, fields, is_call = _parts_of(message, f"{path}[{i}]")
+        if role == "system" and i:
             raise RecordError(f"{path}[{i}]: a system turn that is not the first", "Put the system turn first.")
-    return turns
+        if is_call and turns and turns[-1][0] == "assistant":
+            calls = [*turns[-1][1].get("tool_calls", ()), *fields["tool_calls"]]
+            turns[-1] = role, {**turns[-1][1], "tool_calls": calls}
+        else:
+            turns.append((role, fields))
+    return [_message(role, fields) for role, fields in turns]
 
 
 def turn_of(message: object, path: str) -> Message:
-    """One turn of either dialect.
+    """One turn of any dialect.
 
     Raises:
         RecordError: a missing or unknown role, or content that is not text.
     """
+    role, fields, _ = _parts_of(message, path)
+    return _message(role, fields)
+
+
+def _parts_of(message: object, path: str) -> tuple[str, dict[str, Any], bool]:
+    """Role and fields of a message, and whether it is a turn that only calls."""
     if not isinstance(message, dict):
         raise RecordError(f"{path}: expected a message with role and content, got {kind_of(message)}", _WHOLE)
-    role_key = "role" if "role" in message else "from" if "from" in message else None
+    role_key = next((key for key in ("role", "from", "type") if key in message), None)
     if role_key is None:
         raise RecordError(f"{path}: no role", f'A message is {{"role": ..., "content": ...}}. {_WHOLE}')
+    if role_key == "type" and isinstance(data := message.get("data"), dict):  # as LangChain stores messages
+        return _parts_of({**data, "role": message["type"]}, path)
     name = message[role_key]
     if not isinstance(name, str):
         raise RecordError(f"{path}.{role_key}: expected text, got {kind_of(name)}", _WHOLE)
-    role = _ROLES.get(name) or _ROLES.get(name.strip().lower())
+    name = name if name in _ROLES else name.strip().lower()
+    role = _ROLES.get(name)
     if role is None:
-        raise RecordError(f"{path}.{role_key}: unknown role {name[:40]!r}", f"Known roles are {_KNOWN}.")
-    return Message(role, _content(message, path))
-
-
-def _content(message: dict[str, Any], path: str) -> str:
-    key = "content" if "content" in message else "value" if "value" in message else None
-    calls = message.get("tool_calls")
+        raise RecordError(f"{path}.{role_key}: unknown role {message[role_key][:40]!r}", f"Known roles are {_KNOWN}.")
+    key = next((key for key in _CONTENTS if key in message), None)
+    calls = _calls(message, path)
     content = None if key is None else message[key]
-    if isinstance(content, str) and not calls:
-        return content
-    text = "" if content is None and calls else _joined(content, f"{path}.{key}" if key else path)
-    return "\n".join([text, *_calls(calls, f"{path}.tool_calls")]).removeprefix("\n") if calls else text
+    if content is not None or not calls:
+        content = _joined(content, f"{path}.{key}" if key else path)
+    own_call = _call_in(content) if name in _CALL_ROLES and not calls else []
+    if own_call:
+        calls, content = own_call, None
+    fields = {} if key is None and content is None and not own_call else {"content": content}
+    used = (role_key, key, "function_call", "tool_calls")
+    fields |= {one: value for one, value in message.items() if one not in used and value not in (None, [], {})}
+    return role, fields | ({"tool_calls": calls} if calls else {}), bool(own_call)
+
+
+def _message(role: str, fields: dict[str, Any]) -> Message:
+    content = fields.get("content")
+    if content is not None and len(fields) == 1:
+        return Message(role, content)
+    thoughts = (fields.get(name) for name in _REASONING)
+    reasoning = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
+    text = text_of(content, fields.get("tool_calls", ()))
+    text = text if reasoning is None else f"{reasoning}\n{text}"
+    return Message(role, text, json.dumps(fields, ensure_ascii=False, default=str))  # a table may hold dates
+
+
+def text_of(content: str | None, calls: Sequence[Any]) -> str:
+    """Content and calls of a turn as one text: calls as JSON, one a line, as many models write them."""
+    return "\n".join([content or "", *map(_call_text, calls)]).removeprefix("\n") if calls else content or ""
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    function = call["function"]
+    written = {"name": function["name"]}
+    if "arguments" in function:
+        given = function["arguments"]
+        written["arguments"] = _parsed(given) if isinstance(given, str) else given
+    return json.dumps(written, ensure_ascii=False, default=str)
+
+
+def _calls(message: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The calls of an assistant's turn in the form {type, function: {name, arguments}}; OpenAI's first one had no list.
+
+    Raises:
+        RecordError: they are no calls.
+    """
+    given = message.get("tool_calls")
+    if given and not isinstance(given, list):
+        raise RecordError(f"{path}.tool_calls: expected a list, got {kind_of(given)}", _WHOLE)
+    listed = [(f"{path}.tool_calls[{i}]", call) for i, call in enumerate(given or ())]
+    if message.get("function_call") is not None:
+        listed.append((f"{path}.function_call", message["function_call"]))
+    calls = []
+    for place, call in listed:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RecordError(f"{place}: expected a call with a function name", _WHOLE)
+        calls.append(call if "function" in call else {"type": "function", "function": call})
+    return calls
+
+
+def _call_in(text: str | None) -> list[dict[str, Any]]:
+    """The calls that a turn of a call holds as JSON, one or a list; none where the text is something else."""
+    value = _parsed(text or "")
+    listed = value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in listed):
+        return []
+    return [{"type": "function", "function": call} for call in listed]
 
 
 def _joined(content: object, path: str) -> str:
@@ -109,22 +187,6 @@ def _joined(content: object, path: str) -> str:
             raise RecordError(f"{path}[{i}].text: expected text, got {kind_of(text)}", _WHOLE)
         pieces.append(text)
     return "".join(pieces)
-
-
-def _calls(calls: object, path: str) -> list[str]:
-    """Tool calls of an assistant turn as the JSON text that the model writes, one a line."""
-    if not isinstance(calls, list):
-        raise RecordError(f"{path}: expected a list, got {kind_of(calls)}", _WHOLE)
-    texts = []
-    for i, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RecordError(f"{path}[{i}]: expected a call with a function name", _WHOLE)
-        arguments = function.get("arguments", {})
-        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
-        written = {"name": function["name"], "arguments": arguments}
-        texts.append(json.dumps(written, ensure_ascii=False, default=str))
-    return texts
 
 
 def _parsed(text: str) -> Any:
@@ -208,7 +270,9 @@ def _common_length(a: str, b: str) -> int:
     return low
 
 
-def split_conversations(chosen: Sequence[Message], rejected: Sequence[Message]) -> tuple[list[Message], str, str]:
+def split_conversations(
+    chosen: Sequence[Message], rejected: Sequence[Message]
+) -> tuple[list[Message], Message, Message]:
     """Prompt and responses of two whole conversations: the turns before the last one, which must be the same.
 
     Raises:
@@ -224,8 +288,20 @@ def split_conversations(chosen: Sequence[Message], rejected: Sequence[Message]) 
             (i for i, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)) if a != b),
             min(len(chosen), len(rejected)) - 1,
         )
+        path, turns = max((("chosen", chosen), ("rejected", rejected)), key=lambda side: len(side[1]))
+        if turns[place].role == "assistant":
+            raise several_turns(path, turns[place:])
         raise RecordError(
             f"the prompts of chosen and rejected differ (first in turn {place})",
             "Both conversations must be the same up to the last answer. " + _WHOLE,
         )
-    return list(chosen[:-1]), chosen[-1].content, rejected[-1].content
+    return list(chosen[:-1]), chosen[-1], rejected[-1]
+
+
+def several_turns(path: str, turns: Sequence[Message]) -> RecordError:
+    """That a side holds more than one answer."""
+    return RecordError(
+        f"{path}: {len(turns)} turns behind the prompt ({', '.join(turn.role for turn in turns)}), and a response is "
+        "one answer of the assistant",
+        "Move the turns that both sides share into the prompt, so that each side holds one answer. " + _WHOLE,
+    )

@@ -1,6 +1,8 @@
 """The two forms a preference pair has on its way to the model: text, then tokens."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,13 +10,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation.
+    """One turn of a conversation; two are equal if they say the same.
 
-    role is `system`, `user`, `assistant` or `tool` (tool results); content is text.
+    Attributes:
+        role: `system`, `user`, `assistant` or `tool` (tool results).
+        content: all that the turn says, as text: reasoning, content, and calls as JSON, one a line.
+        fields: JSON of the message as the record holds it, its role aside, where that is more than a text: content,
+            tool_calls, tool_call_id, name, reasoning_content and whatever else; otherwise empty.
     """
 
     role: str
     content: str
+    fields: str = field(default="", compare=False)
+
+    def as_record(self) -> dict[str, Any]:
+        """The message as records hold it and templates read it."""
+        return {"role": self.role, **(json.loads(self.fields) if self.fields else {"content": self.content})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +34,13 @@ class PreferencePair:
 
     Attributes:
         prompt: a conversation that ends before the response, or plain text when the record held plain text.
-        chosen: the preferred response, as the record holds it (nothing stripped).
+        chosen: the preferred response, as the record holds it (nothing stripped); with reasoning or calls, all of it
+            as text.
         rejected: the response it beat.
         where: the record's place for messages: `prefs.jsonl:17` (line, JSON lines) or `prefs.json, record 17`.
         tools: the JSON text of the tools that the conversation may call, or None.
+        template_kwargs: JSON text of the record's own variables for the chat template, or None.
+        chosen_fields, rejected_fields: the responses' messages, as `Message.fields`.
     """
 
     prompt: tuple[Message, ...] | str
@@ -34,6 +48,17 @@ class PreferencePair:
     rejected: str
     where: str
     tools: str | None = None
+    template_kwargs: str | None = None
+    chosen_fields: str = field(default="", compare=False)
+    rejected_fields: str = field(default="", compare=False)
+
+    @property
+    def answers(self) -> tuple[Message, Message]:
+        """Chosen and rejected response as turns."""
+        return (
+            Message("assistant", self.chosen, self.chosen_fields),
+            Message("assistant", self.rejected, self.rejected_fields),
+        )
 
     @property
     def num_characters(self) -> int:

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import simpo_cli
+from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.data.writing import disk_faults, replacing
@@ -244,6 +245,7 @@ def _training(trained: Trained) -> str:
         ),
         ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
         *_data_rows(trained),
+        *_form_row(trained),
         ("seed", str(recipe.seed)),
     ]
     if (lora := recipe.model.lora) is not None:
@@ -254,6 +256,13 @@ def _training(trained: Trained) -> str:
     if trained.hub_model is not None:
         rows.append(("start model", f"{trained.hub_model} at {trained.start.revision}"))
     return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
+
+
+def _form_row(trained: Trained) -> list[tuple[str, str]]:
+    """How conversations were written where the model has no chat template, which its users have to know."""
+    if not any(source.account.counts[AS_TRANSCRIPT] for source in trained.data.sources):
+        return []
+    return [("form", "no chat template: conversations were trained as `Human:` / `Assistant:` text")]
 
 
 def _data_rows(trained: Trained) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from simpo_cli.data.encode import AS_TRANSCRIPT, cut_warnings
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.model.attention.support import why_not_shared
@@ -83,6 +84,15 @@ def settle(recipe: Recipe, before: Identity | None = None) -> Setting:
     if data.tokenizer.dates:
         written = ", ".join(data.tokenizer.dates)
         notes.append(f"the chat template writes the date, which stays that of the run's beginning: {written}")
+    for side in data.sources:
+        account = side.account
+        notes += cut_warnings(account.needed, sum(account.pairs_of_source), recipe.data, source.max_length).values()
+        if account.counts[AS_TRANSCRIPT]:
+            notes.append(
+                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "
+                "become Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
+                "data.chat_template=none"
+            )
     require_known_ids(data.scored, source)
     plan = make_plan(recipe, len(data.train))
     for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):

@@ -135,10 +135,12 @@ def test_one_file_twice(audit: Any, tmp_path: Path, tokenizer: TextTokenizer) ->
 
 def test_many_cuts_name_the_limit_that_helps(audit: Any) -> None:
     records = [{**FINE, "prompt": "x " * n, "chosen": "a b " * (n + 1), "rejected": "c d " * n} for n in range(1, 41)]
-    hints = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40).findings}
-    limit = re.search(r"data\.max_length=(\d+) keeps both whole in 95 % of pairs", hints["TRU001"])
-    assert limit is not None
-    again = {f.code: f.count for f in audit(records, max_length=int(limit[1]), max_prompt_length=40).findings}
-    assert again.get("TRU001", 0) + again.get("TRU002", 0) <= 2  # of 40 pairs
-    dropped = {f.code: f.hint for f in audit(records, max_length=60, max_prompt_length=40, overlong="drop").findings}
-    assert f"data.max_length={limit[1]} keeps" in dropped["TRU005"]  # also of pairs that are left out
+    limits = {"max_length": 60, "max_prompt_length": 40}
+    hints = {f.code: f.hint for f in audit(records, **limits).findings}
+    assert hints["TRU001"].split(". ")[0] == hints["TRU002"].split(". ")[0]
+    told = re.search(r"data\.max_prompt_length=(\d+) data\.max_length=(\d+) keeps 95 % whole\.", hints["TRU003"])
+    assert told is not None
+    again = audit(records, max_prompt_length=int(told[1]), max_length=int(told[2]))
+    assert all(f.count <= 2 for f in again.findings if f.code.startswith("TRU"))  # of 40 pairs
+    few = audit([FINE] * 30 + records[-1:], **limits)
+    assert not any("keeps" in f.hint for f in few.findings)

@@ -108,6 +108,38 @@ def test_special_tokens_spelled_out_in_messages_stay_text(
     assert encoded.counts["special token kept as text"] == spelled
 
 
+def cut_by_turns(at: Case, pair: PreferencePair, full: list[int], most: int, *, plain: bool) -> list[int]:
+    """The longest end of the conversation that begins with a question and fits, behind the system turn; or the header
+    of the last question and its end; or, of plain text and where not even headers fit, the last tokens behind BOS."""
+    bos = at.ours.bos_id
+
+    def text(messages: list[dict[str, str]]) -> str:
+        if not plain:
+            return at.rendered(messages, prompt=True)
+        names = {"user": "Human", "assistant": "Assistant", "system": "System"}
+        return "\n\n" + "\n\n".join([*(f"{names[m['role']]}: {m['content']}" for m in messages), "Assistant:"])
+
+    def ids(messages: list[dict[str, str]]) -> list[int]:
+        return [int(i) for i in at.theirs.encode(text(messages), add_special_tokens=plain)]
+
+    if len(full) <= most:
+        return full
+    if not (plain and isinstance(pair.prompt, str)):
+        messages = messages_of(pair)
+        system = messages[:1] if messages[0]["role"] == "system" else []
+        ends = [ids([*system, *messages[i:]]) for i, one in enumerate(messages) if one["role"] == "user"]
+        if any(len(end) <= most for end in ends):
+            return next(end for end in ends if len(end) <= most)
+        before, behind = text([*system, {"role": "user", "content": "qZ7kqx"}]).split("qZ7kqx")
+        header = [int(i) for i in at.theirs.encode(before, add_special_tokens=plain)]
+        if most - len(header) > len(at.ours.encode_behind([behind])[0]):
+            return [*header, *ends[-1][len(header) - most :]]
+    if full[0] != bos:
+        return full[-most:]
+    last = full[len(full) - most + 1 :]
+    return last if last[:1] == [bos] else [bos, *last]
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "gemma", "vicuna"])
 @pytest.mark.parametrize("plain", [False, True])
 @given(data=st.data())
@@ -121,11 +153,8 @@ def test_truncation(case: Callable[[str], Case], name: str, plain: bool, data: s
     limits = DataRecipe(train="x", max_length=max_length, max_prompt_length=max_prompt_length)
     (whole,) = encode_pairs([pair], tokenizer, ROOMY).pairs
     encoded = encode_pairs([pair], tokenizer, limits)
-    full_prompt, bos = whole.prompt.tolist(), tokenizer.bos_id
-    prompt = full_prompt[-max_prompt_length:]
-    if len(full_prompt) > max_prompt_length and full_prompt[0] == bos:
-        prompt = full_prompt[len(full_prompt) - max_prompt_length + 1 :]
-        prompt = prompt if prompt[:1] == [bos] else [bos, *prompt]
+    full_prompt = whole.prompt.tolist()
+    prompt = cut_by_turns(at, pair, full_prompt, max_prompt_length, plain=plain)
     room = max_length - len(prompt)
     wanted = [whole.chosen.tolist()[:room], whole.rejected.tolist()[:room]]
     if encoded.dropped:

@@ -172,6 +172,7 @@ def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
         dropped=Counter({"empty response": 1}),
         refused=[BadRecord("a:3", "chosen is missing", "Mend it.", '{"prompt": "\n"}'), BadRecord("a:4", "b", "", "")],
         counts=Counter({"prompt cut": 2}),
+        needed={"max_prompt_length": Counter({2048: 2}), "max_length": Counter()},
         warnings=Counter(),
         samples=[PreferencePair(turns, "c", "r", "a:1", '[{"name": "f"}]'), PreferencePair("p", "c", "r", "a:2")],
         content="1" * 64,

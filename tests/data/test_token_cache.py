@@ -76,7 +76,7 @@ def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
         writer.close()
         empty: dict[str, Any] = {name: [] for name in ("files", "pairs_of_source", "refused", "samples")}
         counts: dict[str, Any] = {name: Counter() for name in ("dropped", "counts", "warnings")}
-        account = Account(decision="", records_read=len(pairs), content="", **empty, **counts)
+        account = Account(decision="", records_read=len(pairs), content="", needed={}, **empty, **counts)
         account.write(folder)
         return account
 

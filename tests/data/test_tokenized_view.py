@@ -52,7 +52,7 @@ def test_what_is_cut_is_counted_and_the_lost_end_is_seen(tmp_path: Path) -> None
     assert cut.chosen is not None
     assert cut.rejected is not None
     assert cut.prompt.num_cut == len(whole.prompt.ids) - 10
-    assert cut.prompt.ids == (whole.prompt.ids[0], *whole.prompt.ids[-9:])
+    assert cut.prompt.ids == (*whole.prompt.ids[:3], *whole.prompt.ids[-7:])  # the header stays
     assert cut.chosen.num_cut == len(whole.chosen.ids) - len(whole.rejected.ids) > 0
     assert (cut.chosen.end, cut.rejected.end) == ("", "<|im_end|>")
     assert cut.rejected == whole.rejected

@@ -1,8 +1,8 @@
 """Prompts without responses to tokens, for generation: the ids that the same prompt has in a pair."""
 
+from simpo_cli.data.encode.cutting import whole_prompt
 from simpo_cli.data.encode.rendering import render_prompt
 from simpo_cli.data.encode.rules import Rules
-from simpo_cli.data.encode.settling import whole_prompt
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import EncodingError, TemplateError, TextTokenizer

@@ -2,24 +2,26 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from simpo_cli.data.encode.conversation import Conversation, unwritten
 from simpo_cli.data.encode.rules import SKIP, Rules
-from simpo_cli.data.messages import as_transcript
+from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.tokenizer import EncodingError, TemplateError, Way
+from simpo_cli.data.tokenizer import GIVEN_BY_US, EncodingError, TemplateError, Way
+from simpo_cli.errors import UserError
 
 LONGEST_WORD = 1_000_000
 """Characters without white space, or of white space, that a text may hold in a row. A longer run is no text, and
 tokenizers take long for it, or all memory."""
 
-AS_WRITTEN = "answer not as the template writes it"
-HISTORY_CHANGED = "turns that the template writes otherwise once they are answered"
-_STAND_IN = "qZ7kqx"  # a made-up answer
-_LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
+CALLS_AS_TEXT = "calls written as text, because the template has no place for them"
+AS_TRANSCRIPT = "conversations written as Human/Assistant text, because there is no chat template"
+_TOOLS_LEFT_OUT = "tools unknown to the template"
 _RUNS = re.compile(r"\S+|\s+")
 
 
@@ -31,27 +33,54 @@ class Texts:
         prompt: what is not scored.
         responses: what stands behind it, chosen and rejected.
         way: how special tokens in it are read.
-        rules: the rules by which the answers continue the prompt, where the whole rendering does not say so itself.
-        tools_left_out: whether the pair has definitions of tools that the template does not read.
+        notes: what is counted of it: the rules by which the answers continue the prompt, where the whole rendering does
+            not say so itself, and what of the record is not written.
+        turns: those of the prompt, where it is a conversation.
+        write: the prompt of other turns, as text.
+        calls: whether each response calls tools.
     """
 
     prompt: str
     responses: tuple[str, str]
     way: Way
-    rules: frozenset[str] = frozenset()
-    tools_left_out: bool = False
-
-
-def _contents(pair: PreferencePair) -> list[str]:
-    return [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
+    notes: frozenset[str] = frozenset()
+    turns: tuple[Message, ...] = ()
+    write: Callable[[Sequence[Message]], str] = field(default=lambda _: "", compare=False)
+    calls: tuple[bool, bool] = (False, False)
 
 
 def render(pair: PreferencePair, rules: Rules) -> Texts:
-    contents = _contents(pair)
+    contents = [turn.content for turn in _turns(pair.prompt)]
     for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
         if len(text) > LONGEST_WORD and any(run.end() - run.start() > LONGEST_WORD for run in _RUNS.finditer(text)):
             raise RecordError(f"{name}: a word, or a gap, of more than {LONGEST_WORD:,} characters", SKIP)
-    return _render_plain(pair, rules) if rules.plain else _render_chat(pair, contents, rules)
+    if rules.plain:
+        return _render_plain(pair, rules)
+    _refuse_rendered([*contents, pair.chosen, pair.rejected], rules)
+    try:
+        return _render_chat(pair, rules)
+    except TemplateError as error:
+        raise RecordError(
+            f"the chat template refuses the conversation: {error}",
+            "Mend the order of the turns, or set data.on_bad_record: skip to leave such records out.",
+        ) from stopped_if_endless(error, rules)
+    except EncodingError as error:
+        raise RecordError(f"the text {error}", SKIP) from error
+
+
+def stopped_if_endless(error: TemplateError, rules: Rules) -> TemplateError:
+    """The error of a template that refuses one conversation; one that calls itself without an end refuses them all.
+
+    Raises:
+        UserError: the template is of that kind.
+    """
+    if isinstance(error.__cause__, RecursionError):
+        raise UserError(
+            "the chat template was stopped: it calls itself without an end.",
+            "Use another with data.chat_template, or another model.",
+            where=rules.tokenizer.where,
+        ) from error
+    return error
 
 
 def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str, Way]:
@@ -61,24 +90,26 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
         RecordError: the text holds the template's markers, or the template drops one of its turns.
         TemplateError: the template refuses the conversation.
         EncodingError: a special token that the prompt spells out cannot be kept as text.
+        UserError: the template never ends.
     """
     pair = PreferencePair(prompt, "", "", where="")
     if rules.plain:
         texts = _render_plain(pair, rules)
         return texts.prompt, texts.way
-    contents = _contents(pair)
-    _refuse_rendered(contents, rules)
-    masked = any(map(rules.tokenizer.has_special_literal, contents))
-    kept = [rules.tokenizer.mask_literals(text) if masked else text for text in contents]
-    talk = _Talk(rules, tuple(map(Message, _roles(prompt), kept)), None)
-    text = talk.prompt()
-    talk.require_turns_kept(text)
-    return text, "masked" if masked else "parsed"
+    _refuse_rendered([turn.content for turn in _turns(prompt)], rules)
+    try:
+        conversation, _, way = _prepared(pair, rules)
+        text = conversation.prompt()
+        conversation.require_turns_kept(text)
+    except TemplateError as error:
+        raise stopped_if_endless(error, rules) from error.__cause__
+    return text, way
 
 
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
     """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
-    prompt, responses = pair.prompt, (pair.chosen, pair.rejected)
+    prompt, notes = pair.prompt, set()
+    turns: tuple[Message, ...] = ()
     if not isinstance(prompt, str) and rules.data.rendered:
         if len(prompt) != 1:
             raise RecordError(
@@ -86,141 +117,118 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
                 "Leave data.rendered out, or, for plain Human/Assistant transcripts, set data.chat_template: none.",
             )
         prompt = prompt[0].content
+    responses = tuple(_said(answer) for answer in pair.answers)
+    for turn, text in zip(pair.answers, responses, strict=True):
+        notes.update(_not_written(unwritten(turn, text)))
     if not isinstance(prompt, str):
+        notes.update(_not_written(chain.from_iterable(unwritten(turn, _said(turn)) for turn in prompt)))
+        if rules.data.chat_template != "none":
+            notes.add(AS_TRANSCRIPT)
+        turns = tuple(Message(turn.role, _said(turn)) for turn in prompt)
         # The space behind "Assistant:" is the answer's, where tokenizers have it: " Yes" is one token
-        prompt, responses = "\n\n" + as_transcript(prompt), (f" {pair.chosen}", f" {pair.rejected}")
+        prompt, responses = _transcript(turns), tuple(f" {text}" for text in responses)
+    if pair.tools is not None:
+        notes.add(_TOOLS_LEFT_OUT)
     # data.rendered promises that special tokens in the text are meant; in plain text they are only text
     literal = not rules.data.rendered and any(map(rules.tokenizer.has_special_literal, (prompt, *responses)))
-    return Texts(prompt, responses, "literal" if literal else "parsed")
+    return Texts(
+        prompt,
+        (responses[0], responses[1]),
+        "literal" if literal else "parsed",
+        notes=frozenset(notes),
+        turns=turns,
+        write=_transcript,
+    )
 
 
-def _render_chat(pair: PreferencePair, contents: Sequence[str], rules: Rules) -> Texts:
+def _transcript(turns: Sequence[Message]) -> str:
+    return "\n\n" + as_transcript(turns)
+
+
+def _said(turn: Message) -> str:
+    """What a turn says, without its reasoning."""
+    record = turn.as_record()
+    return text_of(record.get("content"), record.get("tool_calls", ()))
+
+
+def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
+    conversation, answers, way = _prepared(pair, rules)
     tokenizer = rules.tokenizer
-    _refuse_rendered([*contents, pair.chosen, pair.rejected], rules)
+    prompt = conversation.prompt()
+    (chosen, chosen_rule), (rejected, rejected_rule) = (conversation.response(prompt, answer) for answer in answers)
+    conversation.require_turns_kept(prompt)
+    notes = {chosen_rule, rejected_rule} - {""}
+    for turn, text in zip(answers, (chosen, rejected), strict=True):
+        notes.update(_not_written(unwritten(turn, text)))
+    for turn in conversation.turns:
+        notes.update(_not_written(unwritten(turn, prompt, "earlier ")))
+    calls = tuple('"tool_calls"' in turn.fields for turn in (*conversation.turns, *answers))
+    if any(calls) and not tokenizer.shape.calls:
+        notes.add(CALLS_AS_TEXT)
+    if conversation.tools is not None and not tokenizer.knows_tools:
+        notes.add(_TOOLS_LEFT_OUT)
+    elif any(name not in prompt for name in _tool_names(conversation.tools)):
+        notes.add("tools that the template does not write")
+    for name in (
+        conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables
+    ):
+        notes.add(f"chat_template_kwargs.{name} of the record, which the template does not read")
+    return Texts(
+        prompt,
+        (chosen, rejected),
+        way,
+        notes=frozenset(notes),
+        turns=conversation.turns,
+        write=conversation.prompt_of,
+        calls=(calls[-2], calls[-1]),
+    )
+
+
+def _tool_names(tools: Any) -> Iterator[str]:
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
+
+
+def _not_written(names: Iterator[str]) -> set[str]:
+    return {f"{name} that the template does not write" for name in names}
+
+
+def _prepared(pair: PreferencePair, rules: Rules) -> tuple[Conversation, tuple[Message, Message], Way]:
+    """The conversation and its two answers, masked where one of their texts spells out a special token."""
+    tokenizer = rules.tokenizer
     tools = None if pair.tools is None else json.loads(pair.tools)
     tools = [tools] if isinstance(tools, dict) else tools
-    untold = tools is not None and not tokenizer.knows_tools
-    found = _any_string(tools, tokenizer.has_special_literal)
-    masked = found or any(map(tokenizer.has_special_literal, (*contents, pair.chosen, pair.rejected)))
-
-    def keep(text: str) -> str:
-        return tokenizer.mask_literals(text) if masked else text
-
-    try:
-        talk = _Talk(
-            rules,
-            tuple(Message(role, keep(text)) for role, text in zip(_roles(pair.prompt), contents, strict=True)),
-            _each_string(tools, keep) if masked else tools,
-        )
-        answers = keep(pair.chosen), keep(pair.rejected)
-        prompt = talk.prompt()
-        (chosen, chosen_rule), (rejected, rejected_rule) = (talk.response(prompt, answer) for answer in answers)
-        talk.require_turns_kept(prompt)
-    except TemplateError as error:
-        raise RecordError(
-            f"the chat template refuses the conversation: {error}",
-            "Mend the order of the turns, or set data.on_bad_record: skip to leave such records out.",
-        ) from error
-    except EncodingError as error:
-        raise RecordError(f"the text {error}", SKIP) from error
-    way: Way = "masked" if masked else "parsed"
-    return Texts(prompt, (chosen, rejected), way, frozenset(filter(None, (chosen_rule, rejected_rule))), untold)
+    own = {} if pair.template_kwargs is None else json.loads(pair.template_kwargs)
+    if taken := sorted(own.keys() & set(GIVEN_BY_US)):
+        raise RecordError(f"chat_template_kwargs.{taken[0]} cannot be set: it is made from the data", SKIP)
+    turns = _turns(pair.prompt)
+    masked = any(
+        tokenizer.has_special_literal(turn.content) or (turn.fields and tokenizer.has_special_literal(turn.fields))
+        for turn in (*turns, *pair.answers)
+    ) or _any_string([tools, own], tokenizer.has_special_literal)
+    answers = pair.answers
+    if masked:
+        turns = tuple(_masked(turn, tokenizer.mask_literals) for turn in turns)
+        answers = _masked(answers[0], tokenizer.mask_literals), _masked(answers[1], tokenizer.mask_literals)
+        tools = _each_string(tools, tokenizer.mask_literals)
+        own = {name: _each_string(value, tokenizer.mask_literals) for name, value in own.items()}
+    given: Mapping[str, Any] = rules.data.chat_template_kwargs
+    marks = rules.marks
+    if own:
+        given = {**given, **own}
+        marks = tokenizer.turn_marks(given)
+    return Conversation(rules, turns, tools, given, marks), answers, "masked" if masked else "parsed"
 
 
-def _roles(prompt: tuple[Message, ...] | str) -> list[str]:
-    return ["user"] if isinstance(prompt, str) else [turn.role for turn in prompt]
+def _turns(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
-@dataclass(frozen=True, slots=True)
-class _Talk:
-    """A conversation before the template, ready for its answer; its texts are masked where they must be."""
-
-    rules: Rules
-    turns: tuple[Message, ...]
-    tools: Any
-
-    def prompt(self) -> str:
-        """The conversation with the header of the answer."""
-        return self._render(self.turns, generation_prompt=True) + self.rules.marks.opening
-
-    def response(self, prompt: str, answer: str) -> tuple[str, str]:
-        """What stands behind the prompt, and the rule that says so where the rendering alone does not.
-
-        Raises:
-            RecordError: no rule says how the answer continues the prompt.
-        """
-        whole = self._render((*self.turns, Message("assistant", answer)))
-        unsaid = _unsaid(prompt, answer)
-        if whole.startswith(prompt) and _holds(whole[len(prompt) :], unsaid):
-            return whole[len(prompt) :], ""
-        before, found, behind = self._render((*self.turns, Message("assistant", _STAND_IN))).rpartition(_STAND_IN)
-        if found and whole.startswith(prompt) and unsaid == answer:
-            space = before[len(prompt) :]
-            return (space if not space.strip() else "") + answer + behind, AS_WRITTEN
-        opening = prompt[len(before) :] if prompt.startswith(before) else ""
-        word = opening.strip()
-        if found and word:
-            if answer.startswith(word):
-                return answer[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, AS_WRITTEN
-            raise RecordError(
-                f"the generation prompt ends with {opening!r}, and this answer does not begin with it",
-                "Give answers with their reasoning, or a template without it with data.chat_template or "
-                "data.chat_template_kwargs.",
-            )
-        start = self._answer_start(prompt, before) if found else 0
-        if start and whole.startswith(before[:start]) and _holds(whole[start:], unsaid):
-            return whole[start:], HISTORY_CHANGED
-        raise RecordError(
-            "the chat template renders the conversation differently once the response is there",
-            "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
-        )
-
-    def _answer_start(self, prompt: str, before: str) -> int:
-        """Where, of a rendering up to its answer, the generation prompt ends; 0 where it is not there."""
-        question = self._render(self.turns)
-        header = prompt[len(question) :] if prompt.startswith(question) else ""
-        place = before.rfind(header) if header.strip() else -1
-        return place + len(header) if place >= 0 else 0
-
-    def require_turns_kept(self, prompt: str) -> None:
-        """A template that knows no tool or system role may drop the turn without a word; nobody would see it.
-
-        Raises:
-            RecordError: names the role.
-        """
-        for i, turn in enumerate(self.turns):
-            text = turn.content.strip()
-            if turn.role == "assistant" or text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt:
-                continue  # what is taken out of earlier answers is the template's choice: their reasoning
-            # not there word for word: left out, or only changed?
-            changed = (*self.turns[:i], Message(turn.role, _STAND_IN), *self.turns[i + 1 :])
-            if _STAND_IN not in self._render(changed, generation_prompt=True):
-                raise RecordError(
-                    f"the chat template leaves the {turn.role} turn out",
-                    "Use a model whose template knows the role, or drop the turn from the data.",
-                )
-
-    def _render(self, turns: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        return self.rules.tokenizer.render(
-            turns,
-            generation_prompt=generation_prompt,
-            tools=self.tools,
-            template_kwargs=self.rules.data.chat_template_kwargs,
-        )
-
-
-def _unsaid(prompt: str, answer: str) -> str:
-    """What of an answer the prompt does not hold already: a generation prompt may end with its `<think>`."""
-    said = prompt.rstrip()[-_LONGEST_OPENING:]
-    start = said.find(answer[:1]) if answer else -1
-    while start >= 0 and not answer.startswith(said[start:]):
-        start = said.find(answer[0], start + 1)
-    return answer[len(said) - start :] if start >= 0 else answer
-
-
-def _holds(rendered: str, answer: str) -> bool:
-    """Whether an answer is there, white space aside."""
-    return answer.strip() in rendered or "".join(answer.split()) in "".join(rendered.split())
+def _masked(turn: Message, mask: Callable[[str], str]) -> Message:
+    fields = json.dumps(_each_string(json.loads(turn.fields), mask)) if turn.fields else ""
+    return Message(turn.role, mask(turn.content), fields)
 
 
 def _refuse_rendered(contents: Sequence[str], rules: Rules) -> None:

@@ -13,6 +13,9 @@ from simpo_cli.recipe.schema import DataRecipe
 SKIP = "Set data.on_bad_record: skip to leave such records out and count them."
 
 
+LIMITS = ("max_prompt_length", "max_length")
+
+
 @dataclass
 class EncodedPairs:
     """What became of the pairs.
@@ -23,18 +26,20 @@ class EncodedPairs:
         bad: pairs that the template or the rules refuse, each with the reason.
         counts: pairs with a property worth telling: `prompt cut`, `chosen cut`, `rejected cut`, `response of one
             token`, `tokenized apart`, `no end token`, `second BOS left out`, `special token kept as text`, `answer not
-            as the template writes it`, `turns that the template writes otherwise once they are answered`, and `tools
-            unknown to the template`: it has no place for their definitions, in training as later in use.
+            as the template writes it`, `turns that the template writes otherwise once they are answered`, `tools
+            unknown to the template` (it has no place for their definitions, in training as later in use), `reasoning
+            that the template does not write` and others of this form.
+        needed: what cut pairs would need to be whole: `max_prompt_length` and `max_length`, each with the number of
+            pairs by tokens, rounded up to 64.
         places: where the pairs of each reason in `dropped` and each property in `counts` come from.
-        lengths: tokens of prompt, chosen and rejected before any cut, of the pairs that are not refused.
     """
 
     pairs: list[EncodedPair] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     bad: list[BadRecord] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    needed: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in LIMITS})
     places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    lengths: list[tuple[int, int, int]] = field(default_factory=list)
 
     def drop(self, reason: str, where: str) -> None:
         """Leave out one pair without signal."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simpo_cli.data.encode.cutting import cut_prompt, whole_prompt
 from simpo_cli.data.encode.rendering import Texts
 from simpo_cli.data.encode.rules import SKIP, EncodedPairs, Rules, prompt_key, refusal
 from simpo_cli.data.encode.tokenizing import Ids
@@ -21,13 +22,14 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
     if not prompt:
         result.bad.append(refusal(pair, RecordError("the prompt has no tokens", SKIP)))
         return
-    chosen, rejected = (_ended(response, rules) for response in ids.responses)
+    chosen, rejected = (_ended(*response, rules) for response in zip(ids.responses, texts.calls, strict=True))
     num_prompt = len(prompt)
-    result.lengths.append((num_prompt, len(chosen.ids), len(rejected.ids)))
-    prompt = _cut_prompt(prompt, data.max_prompt_length, tokenizer.bos_id)
+    if data.overlong == "truncate":
+        prompt = cut_prompt(prompt, texts, data.max_prompt_length, rules)
     assert tokenizer.bos_id is None or prompt[:2] != [tokenizer.bos_id] * 2
     room = data.max_length - len(prompt)
-    if data.overlong != "truncate" and (len(prompt) < num_prompt or max(len(chosen.ids), len(rejected.ids)) > room):
+    longest = max(len(chosen.ids), len(rejected.ids))
+    if data.overlong != "truncate" and (num_prompt > data.max_prompt_length or longest > room):
         if data.overlong == "error":
             raise UserError(
                 f"the pair has {num_prompt} prompt tokens and {len(chosen.ids)} and {len(rejected.ids)} response "
@@ -67,23 +69,17 @@ def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: E
         ("no end token", not (chosen.has_end and rejected.has_end)),
         ("second BOS left out", mended),
         ("special token kept as text", texts.way != "parsed"),
-        *((rule, True) for rule in texts.rules),
-        ("tools unknown to the template", texts.tools_left_out),
+        *((note, True) for note in texts.notes),
     ):
         if holds:
             result.count(what, pair.where)
+    for limit, needed, is_cut in (
+        ("max_prompt_length", num_prompt, encoded.prompt_cut),
+        ("max_length", len(prompt) + longest, encoded.chosen_cut or encoded.rejected_cut),
+    ):
+        if is_cut:
+            result.needed[limit][needed + -needed % 64] += 1
     result.pairs.append(encoded)
-
-
-def whole_prompt(ids: list[int], rules: Rules) -> tuple[list[int], bool]:
-    """A prompt with what the tokenizer puts in front of plain text, and with one BOS; and whether there were two."""
-    prefix, bos_id = rules.tokenizer.plain_prefix, rules.tokenizer.bos_id
-    # a rendered text may hold it already
-    prompt = [*prefix, *ids] if rules.plain and ids[: len(prefix)] != prefix else ids
-    num_rendered = len(prompt)
-    while bos_id is not None and prompt[:2] == [bos_id] * 2:
-        prompt = prompt[1:]
-    return prompt, len(prompt) < num_rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +99,16 @@ class _Response:
         return self if len(self.ids) <= room else _Response(self.ids[:room], False)
 
 
-def _ended(ids: list[int], rules: Rules) -> _Response:
+def _ended(ids: list[int], calls: bool, rules: Rules) -> _Response:
     """A response up to and including its first end token, put there where the rendering has none of its own."""
     places = [ids.index(end) for end in rules.ends if end in ids]
     if places:
         return _Response(ids[: min(places) + 1], True)
-    end = rules.marks.end_id if rules.marks.end_id is not None else rules.tokenizer.eos_id
+    ends = (rules.marks.call_end_id if calls else None, rules.marks.end_id, rules.tokenizer.eos_id)
+    end = next((one for one in ends if one is not None), None)
     if end is not None and (rules.plain or not rules.marks.end_is_written):
         return _Response([*ids, end], True)
     return _Response(ids, False)
-
-
-def _cut_prompt(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
-    """The last `most` tokens, with the BOS kept in front, once."""
-    if len(prompt) <= most:
-        return prompt
-    if bos_id is not None and prompt[0] == bos_id:
-        kept = prompt[len(prompt) - most + 1 :]
-        while kept[:1] == [bos_id]:  # in ChatML the BOS opens every turn, and the cut may come right before one
-            kept = kept[1:]
-        return [bos_id, *kept]
-    return prompt[len(prompt) - most :]
 
 
 def _no_signal(chosen: _Response, rejected: _Response, fewest: int) -> str | None:

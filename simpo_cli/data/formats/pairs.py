@@ -8,7 +8,7 @@ from typing import Any
 from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
-from simpo_cli.data.formats.split import require_prompt, split_record, with_system
+from simpo_cli.data.formats.split import require_prompt, split_record, template_kwargs_of, with_system
 from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, kind_of
@@ -29,17 +29,24 @@ def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Cou
     """
     chosen, rejected = sides_of(record, layout, warnings)
     prompt = None if layout.prompt is None else required(record, layout.prompt)
-    turns, chosen_text, rejected_text = split_record(record, layout, prompt, chosen, rejected)
+    turns, better, worse = split_record(record, layout, prompt, chosen, rejected, warnings)
     turns = with_system(turns, record, layout)
     require_prompt(turns, layout)
-    if _has_nul(turns, chosen_text, rejected_text):
+    if _has_nul(turns, better.content, worse.content):
         warnings["NUL characters in texts"] += 1
     pair = PreferencePair(
-        turns if isinstance(turns, str) else tuple(turns), chosen_text, rejected_text, where, _tools(record, layout)
+        turns if isinstance(turns, str) else tuple(turns),
+        better.content,
+        worse.content,
+        where,
+        tools=_tools(record, layout),
+        template_kwargs=template_kwargs_of(record),
+        chosen_fields=better.fields,
+        rejected_fields=worse.fields,
     )
-    if any(not text or text.isspace() for text in (chosen_text, rejected_text)):
+    if any(not text or text.isspace() for text in (better.content, worse.content)):
         raise NoSignalError("empty response", pair)
-    if chosen_text == rejected_text:
+    if better == worse:
         raise NoSignalError("identical responses", pair)
     return pair
 

@@ -1,14 +1,18 @@
 """Where the prompt ends and the two responses begin, in texts, messages and Human/Assistant transcripts."""
 
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simpo_cli.data.formats.fields import MISSING, SKIP, get
 from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.json_records import parse_value
 from simpo_cli.data.messages import (
     is_transcript,
     is_transcript_prompt,
+    several_turns,
     split_conversations,
     split_transcripts,
     transcript_turns,
@@ -22,18 +26,47 @@ _TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s
 
 
 def split_record(
+    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any, warnings: Counter[str]
+) -> tuple[list[Message] | str, Message, Message]:
+    """Prompt, preferred and other response, whichever forms they have.
+
+    Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `warnings`.
+
+    Raises:
+        RecordError: the record has no such form.
+    """
+    turns, better, worse = _split(record, layout, prompt, chosen, rejected)
+    if isinstance(turns, str):
+        return turns, better, worse
+    joined: list[Message] = []
+    for turn in turns:
+        if joined and turn.role == joined[-1].role == "user":
+            if turn.fields != joined[-1].fields:
+                raise RecordError(
+                    f"two turns of the user in a row, {joined[-1].content[:40]!r} and {turn.content[:40]!r}, that are "
+                    "more than texts",
+                    SKIP,
+                )
+            joined[-1] = Message("user", f"{joined[-1].content}\n\n{turn.content}")
+        else:
+            joined.append(turn)
+    if len(joined) < len(turns):
+        warnings["prompts with two turns of the user in a row, joined by an empty line"] += 1
+    return joined, better, worse
+
+
+def _split(
     record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any
-) -> tuple[list[Message] | str, str, str]:
-    """Prompt, preferred and other response, whichever forms they have."""
+) -> tuple[list[Message] | str, Message, Message]:
     first, second = layout.chosen, layout.rejected
-    for value, field in ((chosen, first), (rejected, second)):
-        if not isinstance(value, str | list | dict):
-            raise RecordError(f"{field}: expected text or messages, got {kind_of(value)}", SKIP)
+    chosen, rejected = (_one_text(value, field) for value, field in ((chosen, first), (rejected, second)))
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise RecordError(f"{first} is a {kind_of(chosen)} and {second} is {kind_of(rejected)}", SKIP)
+    prompt = [prompt] if isinstance(prompt, dict) else prompt
     if isinstance(chosen, list):
         return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
-    texts = [_response_text(value, field) for value, field in ((chosen, first), (rejected, second))]
+    answers = [_response(value, field) for value, field in ((chosen, first), (rejected, second))]
+    texts = [answer.content for answer in answers]
     if all(map(_TURNS_AS_TEXT.match, texts)):
         raise RecordError(
             f"{first} and {second} are lists of messages written as text",
@@ -42,28 +75,44 @@ def split_record(
     if prompt is None:
         return _split_without_prompt(texts, layout)
     if isinstance(prompt, list):
-        return _prompt_turns(prompt, layout, texts[0]), texts[0], texts[1]
+        return _prompt_turns(prompt, layout, texts[0]), answers[0], answers[1]
     if not isinstance(prompt, str):
         raise RecordError(f"{layout.prompt}: expected text or messages, got {kind_of(prompt)}", SKIP)
     if is_transcript_prompt(prompt):
         # some files repeat the dialogue in front of each response
         repeated = all(text.startswith(prompt) for text in texts)
         bare = [(text[len(prompt) :] if repeated else text).removeprefix(" ") for text in texts]
-        return transcript_turns(prompt), bare[0], bare[1]
+        return transcript_turns(prompt), *_answers(bare)
     if all(map(is_transcript, texts)):
         turns, *bare = split_transcripts(*texts)
         if prompt.strip() not in (turns[-1].content.strip(), texts[0][: -len(bare[0]) or None].strip()):
             raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
-        return turns, bare[0], bare[1]
+        return turns, *_answers(bare)
     if layout.prompt_more is not None:
         more = get(record, layout.prompt_more)
         if more is not MISSING and more is not None and not isinstance(more, str):
             raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
         prompt = f"{prompt}\n{more}" if isinstance(more, str) and more.strip() else prompt
-    return _with_history(prompt, record), texts[0], texts[1]
+    beside = _messages_beside(record, layout, prompt)
+    return beside if beside is not None else _with_history(prompt, record), answers[0], answers[1]
 
 
-def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], str, str]:
+def _one_text(value: Any, field: str) -> Any:
+    """The value of a side; a list of one text is that text."""
+    if not isinstance(value, str | list | dict):
+        raise RecordError(f"{field}: expected text or messages, got {kind_of(value)}", SKIP)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        if len(value) > 1:
+            raise RecordError(f"{field}: a list of {len(value)} texts, and a response is one text or message", SKIP)
+        return value[0]
+    return value
+
+
+def _answers(texts: Sequence[str]) -> tuple[Message, Message]:
+    return Message("assistant", texts[0]), Message("assistant", texts[1])
+
+
+def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], Message, Message]:
     if not all(map(is_transcript, texts)):
         if any(map(is_transcript, texts)):
             side = layout.rejected if is_transcript(texts[0]) else layout.chosen
@@ -72,42 +121,72 @@ def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Me
             "prompt is missing",
             f"{layout.chosen} and {layout.rejected} are not whole dialogues either. " + SKIP,
         )
-    return split_transcripts(texts[0], texts[1])
+    turns, *bare = split_transcripts(texts[0], texts[1])
+    return turns, *_answers(bare)
 
 
 def _split_lists(
     record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: list[Message], rejected: list[Message]
-) -> tuple[list[Message] | str, str, str]:
+) -> tuple[list[Message] | str, Message, Message]:
     if prompt is None:
-        turns, *texts = split_conversations(chosen, rejected)
+        turns, *answers = split_conversations(chosen, rejected)
         text = record.get("prompt")
         if isinstance(text, str) and turns and text.strip() not in [turn.content.strip() for turn in turns]:
             raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
-        return turns, texts[0], texts[1]
+        return turns, answers[0], answers[1]
     if isinstance(prompt, str):
         if len(chosen) == len(rejected) == 1:
-            turns, *texts = split_conversations(chosen, rejected)
-            return prompt if not is_transcript_prompt(prompt) else transcript_turns(prompt), texts[0], texts[1]
+            _, *answers = split_conversations(chosen, rejected)
+            if is_transcript_prompt(prompt):
+                return transcript_turns(prompt), answers[0], answers[1]
+            beside = _messages_beside(record, layout, prompt)
+            return beside if beside is not None else prompt, answers[0], answers[1]
+        for field, turns in ((layout.chosen, chosen), (layout.rejected, rejected)):
+            if len(turns) > 1 and turns[0].role == "assistant":
+                raise several_turns(field, turns)
         return _split_lists({**record, "prompt": prompt}, layout, None, chosen, rejected)
     before = turns_of(prompt, str(layout.prompt))
     for field, turns in ((layout.chosen, chosen), (layout.rejected, rejected)):
         if len(turns) > 1 and turns[: len(before)] != before:
+            if turns[0].role == "assistant":
+                raise several_turns(field, turns)
             raise RecordError(f"{field} does not begin with the turns of {layout.prompt}", SKIP)
     chosen, rejected = (turns if len(turns) == 1 else turns[len(before) :] for turns in (chosen, rejected))
     if not chosen or not rejected:
         raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
-    more, *texts = split_conversations(chosen, rejected)
-    return [*before, *more], texts[0], texts[1]
+    more, *answers = split_conversations(chosen, rejected)
+    return [*before, *more], answers[0], answers[1]
 
 
-def _response_text(value: object, field: str) -> str:
-    """The text of one response that is no list: text, or a single message by the assistant."""
+def _response(value: object, field: str) -> Message:
+    """One response that is no list: text, or a single message by the assistant."""
     if isinstance(value, str):
-        return value
+        return Message("assistant", value)
     turn = turn_of(value, field)
     if turn.role != "assistant":
         raise RecordError(f"{field}: the answer is by {turn.role}, not by the assistant", SKIP)
-    return turn.content
+    return turn
+
+
+def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str) -> list[Message] | None:
+    """The conversation that a record holds beside the text of its last question; None where it holds none.
+
+    Raises:
+        RecordError: the conversation ends with another question.
+    """
+    for field in ("messages", "conversations"):
+        value = record.get(field)
+        if field == layout.prompt or not isinstance(value, list) or not value or not isinstance(value[0], dict):
+            continue
+        turns = turns_of(value, field)
+        turns = turns[:-1] if turns[-1].role == "assistant" else turns
+        if not turns or turns[-1].content.strip() != prompt.strip():
+            raise RecordError(
+                f"{layout.prompt} is not the last question of {field}",
+                f"Leave one of them out, or say which is the prompt with columns: {{prompt: {field}}}.",
+            )
+        return turns
+    return None
 
 
 def _prompt_turns(prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
@@ -133,14 +212,50 @@ def _with_history(prompt: str, record: Mapping[str, Any]) -> list[Message] | str
 
 
 def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
+    """The turns behind the system text that the record holds in a field of its own.
+
+    Raises:
+        RecordError: it is no text, or the conversation has a system turn with another one.
+    """
     system = get(record, layout.system)
-    if system is MISSING or system is None or system == "":
+    if system is MISSING or system is None or system in ("", []):
         return turns
-    if not isinstance(system, str):
+    if not isinstance(system, str | list):
         raise RecordError(f"{layout.system}: expected text, got {kind_of(system)}", SKIP)
+    opening = turn_of({"role": "system", "content": system}, layout.system)
     if isinstance(turns, str):
         turns = [Message("user", turns)]
-    return turns if turns[:1] and turns[0].role == "system" else [Message("system", system), *turns]
+    if not turns or turns[0].role != "system":
+        return [opening, *turns]
+    if turns[0].content.strip() != opening.content.strip():
+        raise RecordError(
+            f"{layout.system} and the system turn of the conversation say different things",
+            "Leave one of them out. " + SKIP,
+        )
+    return turns
+
+
+def template_kwargs_of(record: Mapping[str, Any]) -> str | None:
+    """JSON text of the record's own variables for the chat template, which TRL and smoltalk2 keep in a column.
+
+    Raises:
+        RecordError: the column holds something else.
+    """
+    field = "chat_template_kwargs"
+    value = record.get(field)
+    if isinstance(value, str) and value.strip():
+        try:
+            value, end = parse_value(text := value.strip())
+        except (json.JSONDecodeError, RecordError):
+            value, end = None, -1
+        if end != len(text):
+            raise RecordError(f"{field}: the text is not JSON", SKIP)
+    if value in (None, "", {}):
+        return None
+    if not isinstance(value, dict):
+        raise RecordError(f"{field}: expected an object, got {kind_of(value)}", SKIP)
+    given = {name: one for name, one in value.items() if one is not None}  # a column writes null for what is not there
+    return json.dumps(given, ensure_ascii=False, default=str) if given else None
 
 
 def require_prompt(turns: list[Message] | str, layout: Layout) -> None:

@@ -24,6 +24,7 @@ class Account:
         dropped: pairs without signal, by reason, before and after tokenizing.
         refused: malformed records, each with the reason (only with on_bad_record: skip).
         counts: pairs with a property worth telling, such as `prompt cut`.
+        needed: what cut pairs would need to be whole, as `EncodedPairs.needed`.
         warnings: things in the files that are worth telling and stop nothing, with their number.
         samples: the texts of a few pairs: the first of each of the lowest prompt hashes whose prompt is not cut.
         content: digest of the tokens in their order; two sides with equal digests train alike, wherever they lie.
@@ -36,6 +37,7 @@ class Account:
     dropped: Counter[str]
     refused: list[BadRecord]
     counts: Counter[str]
+    needed: dict[str, Counter[int]]
     warnings: Counter[str]
     samples: list[PreferencePair]
     content: str
@@ -59,6 +61,10 @@ class Account:
         kept["samples"] = [_pair(sample) for sample in kept["samples"]]
         for name in ("dropped", "counts", "warnings"):
             kept[name] = Counter(kept[name])
+        kept["needed"] = {
+            limit: Counter({int(tokens): count for tokens, count in counts.items()})
+            for limit, counts in kept["needed"].items()
+        }
         return cls(**kept, refused=refused)
 
 

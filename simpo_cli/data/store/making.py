@@ -42,6 +42,8 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 require_few(total.bad)
                 total.dropped += encoded.dropped
                 total.counts += encoded.counts
+                for limit, counts in encoded.needed.items():
+                    total.needed[limit] += counts
                 noted.update(code for pair in batch for code in notes_of(pair, own))
                 samples.add(batch, encoded.pairs)
                 writer.add(encoded.pairs)
@@ -57,6 +59,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         dropped=Counter(reader.dropped.counts) + total.dropped,
         refused=reader.bad_records + total.bad,
         counts=total.counts,
+        needed=total.needed,
         warnings=Counter(reader.warnings.counts) + Counter({f"{NOTES[code]} ({code})": noted[code] for code in noted}),
         samples=samples.in_order(),
         content=writer.content.hexdigest(),

@@ -19,10 +19,11 @@ from simpo_cli.data.tokenizer.files import (
 )
 from simpo_cli.data.tokenizer.special_texts import EncodingError, Way
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template
-from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
+from simpo_cli.data.tokenizer.text_tokenizer import GIVEN_BY_US, TextTokenizer
 from simpo_cli.data.tokenizer.turn_marks import TurnMarks
 
 __all__ = [
+    "GIVEN_BY_US",
     "TOKENIZER_FILES",
     "EncodingError",
     "TemplateError",

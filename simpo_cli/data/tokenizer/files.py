@@ -89,7 +89,7 @@ def from_transformers(tokenizer: Any, *, generation_end_ids: Sequence[int] = ())
     if backend is None:
         raise UserError("the tokenizer has no fast backend.", "Load it with AutoTokenizer.from_pretrained(...).")
     source = tokenizer.chat_template or {}
-    templates = {"default": source} if isinstance(source, str) else dict(source)
+    templates = ({"default": source} if source.strip() else {}) if isinstance(source, str) else dict(source)
     description = backend.to_str()
     return TextTokenizer(
         Tokenizer.from_str(description),
@@ -163,7 +163,9 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
         templates, place = {"default": read_text(file)}, file
         for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             templates[more.stem] = read_text(more)
-    templates = {name: source for name, source in templates.items() if name in ("default", "tool_use") and source}
+    templates = {
+        name: source for name, source in templates.items() if name in ("default", "tool_use") and source.strip()
+    }
     if named and not templates.get("default"):
         raise UserError(
             "has several chat templates and none of them is the default.",

@@ -13,13 +13,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import metered
+from simpo_cli.data.tokenizer.message_shape import MADE_UP_TOOLS, MessageShape, learn_shape
 from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTexts, Way, any_of, refuse_stand_ins
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template, dates_of, variables_of
 from simpo_cli.data.tokenizer.turn_marks import TurnMarks, learn_marks
 from simpo_cli.errors import UserError
 
-_GIVEN_BY_US = ("messages", "tools", "documents", "add_generation_prompt")
+GIVEN_BY_US = ("messages", "tools", "documents", "add_generation_prompt")
 _TURN = 100  # characters that a turn counts with beside its text, for what a template may take
+_MOST_MARKS = 256
 _ANCHORS = ("\n", ".", "a", "0")
 
 
@@ -143,16 +145,27 @@ class TextTokenizer:
             TemplateError: the template refuses the conversation, such as two user turns in a row.
             UserError: the template takes more time or memory than any template needs.
         """
+        given = sum(len(message.content) + len(message.fields) + _TURN for message in messages)
+        shaped = [self.shape.of(message) for message in messages]
+        return self._rendered(shaped, given, generation_prompt, tools, template_kwargs)
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        given: int,
+        generation_prompt: bool,
+        tools: object,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> str:
         values: dict[str, Any] = {
             **self.special_tokens,
             **(template_kwargs or {}),
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
+            "messages": messages,
             "tools": tools,
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }
         try:
-            given = sum(len(message.content) + _TURN for message in messages)
             return metered.render(self._templates[self._template_for(tools)], values, given)
         except metered.TooMuchError as error:
             raise UserError(
@@ -163,6 +176,16 @@ class TextTokenizer:
         except Exception as error:  # a template is a foreign program: what it raises is its answer to this conversation
             raise TemplateError(str(error) or type(error).__name__) from error
 
+    @cached_property
+    def shape(self) -> MessageShape:
+        """The form in which the template reads messages."""
+        knows_calls = any("tool_calls" in source for source in self._sources.values())
+        tools = MADE_UP_TOOLS if knows_calls else None
+        return learn_shape(
+            lambda messages: self._rendered(messages, _TURN * len(messages), False, tools, None),
+            knows_calls=knows_calls,
+        )
+
     def _template_for(self, tools: object) -> str:
         return "tool_use" if tools is not None and "tool_use" in self._templates else "default"
 
@@ -171,21 +194,26 @@ class TextTokenizer:
         """Whether the template reads the definitions of tools at all."""
         return any("tools" in variables for variables in self._variables.values())
 
+    @cached_property
+    def known_variables(self) -> frozenset[str]:
+        """What the template reads without setting it first."""
+        return frozenset().union(*self._variables.values())
+
     def require_known(self, template_kwargs: Mapping[str, Any]) -> None:
         """Refuse variables that the template never reads: a misspelt one would go unnoticed.
 
         Raises:
             UserError: names the variable, and the one that may be meant.
         """
-        known = frozenset().union(*self._variables.values())
+        known = self.known_variables
         for name in template_kwargs:
-            if name in _GIVEN_BY_US:
+            if name in GIVEN_BY_US:
                 raise UserError(
                     f"data.chat_template_kwargs.{name} cannot be set: it is made from the data.",
                     f"Leave {name} out of data.chat_template_kwargs.",
                 )
             if self.has_template and name not in known:
-                near = difflib.get_close_matches(name, known.difference(_GIVEN_BY_US), n=1)
+                near = difflib.get_close_matches(name, known.difference(GIVEN_BY_US), n=1)
                 hint = f"Did you mean {near[0]}?" if near else "Leave it out, or give the template that needs it."
                 raise UserError(
                     f"data.chat_template_kwargs.{name}: the chat template of {self.where} reads no such variable.",
@@ -196,6 +224,8 @@ class TextTokenizer:
         """What the template writes around turns, by rendering made-up ones; once for each set of variables."""
         key = json.dumps(template_kwargs or {}, sort_keys=True, default=str)
         if key not in self._marks:
+            if len(self._marks) == _MOST_MARKS:  # records may have variables of their own
+                self._marks.clear()
 
             def render(turns: Sequence[Message], generation_prompt: bool) -> str:
                 return self.render(turns, generation_prompt=generation_prompt, template_kwargs=template_kwargs)

@@ -1,0 +1,81 @@
+"""Prompts that are too long: what of them goes, so that what is left is a conversation still.
+
+The oldest turns go, whole, from one of the user's to the next, and the system turn stays. Where the last turn of the
+user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header. Text
+without turns loses its first tokens. BOS stays in any case.
+"""
+
+from collections.abc import Sequence
+
+from simpo_cli.data.encode.conversation import STAND_IN, with_content
+from simpo_cli.data.encode.rendering import Texts
+from simpo_cli.data.encode.rules import Rules
+from simpo_cli.data.pair import Message
+from simpo_cli.data.raw import RecordError
+from simpo_cli.data.tokenizer import EncodingError, TemplateError
+
+
+def whole_prompt(ids: list[int], rules: Rules) -> tuple[list[int], bool]:
+    """A prompt with what the tokenizer puts in front of plain text, and with one BOS; and whether there were two."""
+    prefix, bos_id = rules.tokenizer.plain_prefix, rules.tokenizer.bos_id
+    # a rendered text may hold it already
+    prompt = [*prefix, *ids] if rules.plain and ids[: len(prefix)] != prefix else ids
+    num_rendered = len(prompt)
+    while bos_id is not None and prompt[:2] == [bos_id] * 2:
+        prompt = prompt[1:]
+    return prompt, len(prompt) < num_rendered
+
+
+def cut_prompt(prompt: list[int], texts: Texts, most: int, rules: Rules) -> list[int]:
+    """At most `most` tokens of a prompt."""
+    if len(prompt) <= most:
+        return prompt
+    try:
+        shorter = _fewer_turns(texts, most, rules) if texts.turns else None
+    except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
+        shorter = None
+    return _last_tokens(prompt, most, rules.tokenizer.bos_id) if shorter is None else shorter
+
+
+def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
+    """The prompt without its oldest turns; None where not even the headers fit."""
+    opening = [turn for turn in texts.turns[:1] if turn.role == "system"]
+    starts = [i for i, turn in enumerate(texts.turns) if turn.role == "user"]
+    low, high = 0, len(starts)  # the first start with which it fits
+    while low < high:
+        middle = (low + high) // 2
+        ids = _ids(texts.write([*opening, *texts.turns[starts[middle] :]]), texts, rules)
+        low, high = (low, middle) if len(ids) <= most else (middle + 1, high)
+    if low < len(starts):
+        return _ids(texts.write([*opening, *texts.turns[starts[low] :]]), texts, rules)
+    left = [*opening, *(texts.turns[starts[-1] :] if starts else texts.turns[len(opening) :])]
+    if len(left) == len(opening):
+        return None
+    longest = max(range(len(opening), len(left)), key=lambda i: len(left[i].content))
+    return _without_beginning(left, longest, texts, most, rules)
+
+
+def _without_beginning(turns: Sequence[Message], place: int, texts: Texts, most: int, rules: Rules) -> list[int] | None:
+    """The turns, of which one has lost as much of its beginning as it must."""
+    emptied = texts.write([*turns[:place], with_content(turns[place], STAND_IN), *turns[place + 1 :]])
+    before, found, behind = emptied.rpartition(STAND_IN)
+    header, rest = _ids(before, texts, rules), rules.tokenizer.encode_behind([behind], texts.way)[0]
+    num_kept = most - len(header)
+    if not found or num_kept <= len(rest):
+        return None
+    ids = _ids(texts.write(turns), texts, rules)
+    return [*header, *ids[len(ids) - num_kept :]]
+
+
+def _ids(text: str, texts: Texts, rules: Rules) -> list[int]:
+    return whole_prompt(rules.tokenizer.encode_batch([text], texts.way)[0], rules)[0]
+
+
+def _last_tokens(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
+    """The last `most` tokens, with the BOS kept in front, once."""
+    if bos_id is not None and prompt[0] == bos_id:
+        kept = prompt[len(prompt) - most + 1 :]
+        while kept[:1] == [bos_id]:  # in ChatML the BOS opens every turn, and the cut may come right before one
+            kept = kept[1:]
+        return [bos_id, *kept]
+    return prompt[len(prompt) - most :]

@@ -1,0 +1,171 @@
+"""The tokens that are scored are those of transformers' apply_chat_template, for sixteen shapes of templates."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from simpo_cli.data.encode import EncodedPairs, encode_pairs
+from simpo_cli.data.formats import detect, to_pair
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe
+from tests.data.encode_cases import ROOMY
+from tests.data.template_shapes import ASK, KINDS, SHAPES, THOUGHT, Shape, given_by, said
+from tests.tiny import byte_level_tokenizer, save_tokenizer
+
+OTHER = "I do not know."
+
+
+class Model:
+    """A shape's tokenizer as we read it and as transformers does."""
+
+    def __init__(self, shape: Shape, folder: Path) -> None:
+        self.shape = shape
+        tokenizer = byte_level_tokenizer(tuple(token for token, special in shape.tokens.items() if special))
+        words = [token for token, special in shape.tokens.items() if not special]
+        tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
+        save_tokenizer(folder, tokenizer, bos=shape.bos, eos=shape.ends[0], pad=None, template=shape.source)
+        ends = [tokenizer.token_to_id(end) for end in shape.ends]
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        self.ours: TextTokenizer = load_tokenizer(str(folder))
+        self.theirs = AutoTokenizer.from_pretrained(folder)
+
+    def text(self, messages: list[dict[str, Any]], tools: Any, *, prompt: bool = False, **kwargs: Any) -> str:
+        return str(
+            self.theirs.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=prompt, tokenize=False, **kwargs
+            )
+        )
+
+    def ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.theirs.encode(text, add_special_tokens=False)]
+
+    def encode(
+        self, prompt: Any, chosen: Any, tools: Any = None, data: DataRecipe = ROOMY, **more: Any
+    ) -> EncodedPairs:
+        record = {"prompt": prompt, "chosen": [chosen], "rejected": [said(OTHER)], "tools": tools, **more}
+        return encode_pairs([to_pair(record, detect([record], {}, "f"), "f:1", Counter())], self.ours, data)
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: shape.name)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(request.param, tmp_path_factory.mktemp(request.param.name))
+
+
+def as_read(messages: list[dict[str, Any]], shape: Shape, form: str) -> list[dict[str, Any]]:
+    """The messages as a person would have to give them to transformers under this template."""
+    given = given_by(messages, shape, form if not shape.arguments or form in shape.arguments else shape.arguments[0])
+    for message in given:
+        if isinstance(message["content"], list):
+            message["content"] = "".join(part["text"] for part in message["content"])
+        if "tool_calls" in message and not shape.arguments:
+            calls = [call["function"] for call in message.pop("tool_calls")]
+            calls = [{**call, "arguments": json.loads(call["arguments"])} for call in calls if form == "text"] or calls
+            message["content"] = "\n".join([*filter(None, [message["content"]]), *map(json.dumps, calls)])
+    return given
+
+
+def up_to_end(rest: str, shape: Shape, *, calls: bool) -> str:
+    """What is scored of the text behind the prompt."""
+    if not shape.end_is_written:
+        return rest + (shape.call_end if calls and shape.call_end else shape.ends[1])
+    places = [(rest.find(end), end) for end in shape.ends if end in rest]
+    place, end = min(places)
+    return rest[:place] + end
+
+
+def forms_of(kind: str) -> list[str]:
+    """Forms of arguments in which a conversation can be written."""
+    return (
+        ["object", "text"] if any("tool_calls" in turn for turn in (*KINDS[kind].prompt, KINDS[kind].answer)) else [""]
+    )
+
+
+@pytest.mark.parametrize(("kind", "form"), [(kind, form) for kind in KINDS for form in forms_of(kind)])
+def test_the_tokens_are_those_of_transformers(model: Model, kind: str, form: str) -> None:
+    shape, talk = model.shape, KINDS[kind]
+    *asked, answer = given_by([*talk.prompt, talk.answer], shape, form)
+    encoded = model.encode(asked, answer, talk.tools)
+    if kind in shape.refused:
+        (bad,) = encoded.bad
+        assert re.search(shape.refused[kind], bad.problem)
+        return
+    assert not encoded.bad, encoded.bad
+    (one,) = encoded.pairs
+    *asked, answer = as_read([*talk.prompt, talk.answer], shape, form)
+    prompt = model.text(asked, talk.tools, prompt=True)
+    assert one.prompt.tolist() == model.ids(prompt)
+    notes = expected_notes(model, kind, prompt, [*asked, answer])
+    for response, message in ((one.chosen, answer), (one.rejected, said(OTHER))):
+        whole = model.text([*asked, message], talk.tools)
+        if whole.startswith(prompt):
+            rest = whole[len(prompt) :]
+        else:
+            rest = whole.rpartition(shape.header)[2]
+            assert shape.header
+        wanted = up_to_end(rest, shape, calls=bool(message.get("tool_calls")))
+        whole_ids = model.ids(prompt + wanted)
+        if whole_ids[: len(one.prompt)] == one.prompt.tolist():
+            assert response.tolist() == whole_ids[len(one.prompt) :]
+        else:
+            assert response.tolist() == model.ids(wanted)
+            notes.add("tokenized apart")
+    assert set(encoded.counts) == notes
+
+
+def expected_notes(model: Model, kind: str, prompt: str, messages: list[dict[str, Any]]) -> set[str]:
+    """What is told of a pair: the rule by which the answer continues the prompt, and what is not written."""
+    shape, talk = model.shape, KINDS[kind]
+    whole = model.text(messages, talk.tools)
+    notes = set()
+    if not whole.startswith(prompt):
+        notes.add(
+            "answer behind a thought that only the generation prompt closes"
+            if prompt.endswith(("<channel|>", "</think>\n\n"))
+            else "turns that the template writes otherwise once they are answered"
+        )
+    given = [*talk.prompt, talk.answer]
+    if any("tool_calls" in message for message in given):
+        if not shape.arguments:
+            notes.add("calls written as text, because the template has no place for them")
+        if any(f"call{i:05}" not in whole for i in (1, 2) if f"call{i:05}" in json.dumps(given)):
+            notes.add("tool call ids that the template does not write")
+    thought = "".join(THOUGHT.split())
+    if kind == "reasoning" and thought not in "".join(whole.split()):
+        notes.add("reasoning that the template does not write")
+    if kind == "reasoning before" and thought not in "".join(prompt.split()):
+        notes.add("earlier reasoning that the template does not write")
+    if talk.tools and "tools" not in shape.source:
+        notes.add("tools unknown to the template")
+    elif talk.tools and "Tides of a harbour" not in prompt and '"harbour"' not in prompt.replace("\\", ""):
+        notes.add("tools that the template does not write")
+    return notes
+
+
+# Variables of a record
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["object", "text"])
+def test_a_record_has_variables_of_its_own(model: Model, written: bool) -> None:
+    kwargs = {"enable_thinking": True, "tone": None}
+    answer = given_by([said("At six.", reasoning=THOUGHT)], model.shape, "object")[0]
+    encoded = model.encode(
+        [ASK],
+        answer,
+        data=DataRecipe(
+            train="x", chat_template_kwargs={"enable_thinking": False} if model.shape.name == "qwen3" else {}
+        ),
+        chat_template_kwargs=kwargs if written else json.dumps(kwargs),
+    )
+    told = encoded.counts["chat_template_kwargs.enable_thinking of the record, which the template does not read"]
+    assert told == ("enable_thinking" not in model.shape.source)
+    (one,) = encoded.pairs
+    prompt = model.text([ASK], None, prompt=True, enable_thinking=True)
+    assert one.prompt.tolist() == model.ids(prompt)
+    whole = model.text([ASK, answer], None, enable_thinking=True)
+    assert model.ours.decode(one.chosen.tolist()) == up_to_end(whole.removeprefix(prompt), model.shape, calls=False)
