@@ -63,7 +63,8 @@ class Examination:
         reader: the account of the sources and their records.
         tokens: how pairs became tokens; None without a tokenizer.
         unit: what lengths are counted in.
-        unspaced_share: what share of the responses' letters is in scripts without spaces; None in tokens.
+        unspaced_share: what share of the letters in the first 500 characters of the responses is in scripts without
+            spaces; None in tokens.
         chosen_len, rejected_len, prompt_len: (count,) lengths.
         prompts: (count,) a hash of each pair's prompt.
         surface: (count, features) what the surface of the two responses differs in.

@@ -71,7 +71,6 @@ HEADINGS = tuple(
 )
 """What templates without special tokens write at the beginning of a line."""
 
-_LEADS = ("<", "[INST]", "[/INST]", "[|")  # one of them is in every text with a marker; looked for much faster
 _MISSING = frozenset({"NaN", "nan", "None", "null", "Null", "NULL", "<NA>", "NaT"})  # not "none", as people write it
 _LONGEST_MISSING = 12  # characters, white space around it included
 
@@ -81,6 +80,7 @@ _KEYS = tuple(re.compile(rf"""['"](?:{names})['"]\s*:""") for names in ("role|fr
 _FEWEST_WORDS, _FEWEST_UNSPACED = 3, 5
 """Of a prompt whose repetition says something: two answers to "Hi there" may well begin with "Hi there"."""
 _LONGEST_OPENING = 80  # characters of headers in front of a repeated prompt
+_BEGINNING = 20  # characters of a prompt that are looked for first
 _OPENING = re.compile(
     r"(?:[\W_]|human|user|instruction|question|prompt|input|query|problem|inst|im_start|start_header_id|end_header_id"
     r"|begin_of_text|start_of_turn|s|q|bos|人类|用户|问题|问|指令)*",
@@ -130,15 +130,18 @@ def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[str]:
     prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
     answers = (pair.chosen, pair.rejected)
     ends, marks, headings = _sought(own)
+    text = "\n".join((*answers, *prompts))  # in one text all is looked for faster
     if any(map(_is_missing, (*answers, *prompts))):
         yield "EMP004"
-    if any(_spells_end(answer, ends) for answer in answers):
+    has_marks = "<" in text or "[" in text  # one letter is found, or not, at no cost
+    if has_marks and any(_spells_end(answer, ends) for answer in answers):
         yield "EOS002"
     if any(map(is_message, answers)):
         yield "FMT002"
     if repeated_prompts(pair) is not None:
         yield "TPL003"
-    if any(_holds(text, marks, headings) for text in (*answers, *prompts)):
+    has_headings = headings is not None and "#" in text and headings.search(text) is not None
+    if has_headings or (has_marks and any(mark in text for mark in marks)):
         yield "TPL004"
 
 
@@ -156,16 +159,8 @@ def _is_missing(text: str) -> bool:
 
 
 def _spells_end(answer: str, ends: Sequence[str]) -> bool:
-    if "<" not in answer and "[|" not in answer:
-        return False
     # behind <s> it is HTML, a line through a text
     return any(end in answer and (end != "</s>" or "<s>" not in answer) for end in ends)
-
-
-def _holds(text: str, marks: Sequence[str], headings: re.Pattern[str] | None) -> bool:
-    if headings is not None and "### " in text and headings.search(text) is not None:
-        return True
-    return any(lead in text for lead in _LEADS) and any(mark in text for mark in marks)
 
 
 def is_message(answer: str) -> bool:
@@ -186,18 +181,19 @@ def repeated_prompts(pair: PreferencePair) -> tuple[int, int] | None:
     else:
         users = [turn.content for turn in pair.prompt if turn.role == "user"]
         texts = [*users[-1:], *users[:1], pair.prompt[0].content]
-    for text in dict.fromkeys(map(str.strip, texts)):
-        if len(text.split()) >= _FEWEST_WORDS or num_unspaced(text[:_LONGEST_OPENING]) >= _FEWEST_UNSPACED:
-            ends = _end_of(text, pair.chosen), _end_of(text, pair.rejected)
-            if min(ends) >= 0:
-                return ends
+    for text in dict.fromkeys(filter(None, map(str.strip, texts))):
+        ends = _end_of(text, pair.chosen), _end_of(text, pair.rejected)
+        if min(ends) >= 0 and (len(text.split()) >= _FEWEST_WORDS or num_unspaced(text) >= _FEWEST_UNSPACED):
+            return ends
     return None
 
 
 def _end_of(text: str, answer: str) -> int:
     """Where a text that an answer begins with ends in it, the header of the answer proper included; or -1."""
-    start = answer.find(text, 0, len(text) + _LONGEST_OPENING)
-    if start < 0 or (start > 0 and _OPENING.fullmatch(answer, 0, start) is None):
+    start = answer.find(text[:_BEGINNING], 0, _LONGEST_OPENING + _BEGINNING)
+    if start < 0 or not answer.startswith(text, start):
+        return -1
+    if start > 0 and _OPENING.fullmatch(answer, 0, start) is None:
         return -1
     end = start + len(text)
     if answer[end - 1].isalnum() and answer[end : end + 1].isalnum() and answer[end].isascii():
