@@ -39,8 +39,8 @@ def split_record(
     if isinstance(turns, str):
         return turns, better, worse
     repeated = record.get(layout.prompt or "prompt")
-    is_said_twice = isinstance(chosen, list) and len(chosen) > 1 and isinstance(repeated, str)
-    if is_said_twice and not _is_among(repeated, turns):
+    is_said_twice = isinstance(chosen, list) and len(chosen) > 1
+    if isinstance(repeated, str) and is_said_twice and not _is_among(repeated, turns):
         warnings["prompts written otherwise than in the turns, by case or white space; the turns are used"] += 1
     joined: list[Message] = []
     for turn in turns:
