@@ -138,6 +138,8 @@ def test_many_cuts_name_the_limit_that_helps(audit: Any) -> None:
     limits = {"max_length": 60, "max_prompt_length": 40}
     hints = {f.code: f.hint for f in audit(records, **limits).findings}
     assert hints["TRU001"].split(". ")[0] == hints["TRU002"].split(". ")[0]
+    assert "have an answer cut" in hints["TRU001"]
+    assert "have their prompt cut" in hints["TRU003"]
     told = re.search(r"data\.max_prompt_length=(\d+) data\.max_length=(\d+) keeps 95 % whole\.", hints["TRU003"])
     assert told is not None
     again = audit(records, max_prompt_length=int(told[1]), max_length=int(told[2]))
