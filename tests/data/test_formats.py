@@ -98,6 +98,20 @@ def test_messages_with_an_implicit_prompt() -> None:
         pair({**beside, "prompt": "w"})
 
 
+@pytest.mark.parametrize("text", ["where  does it end?", "WHERE DOES IT END?", "Where does\nit end? "])
+def test_a_prompt_beside_its_turns_may_differ_in_case_and_white_space(text: str) -> None:
+    """It is only said again there: the turns are used, and the difference is counted."""
+    asked = ("user", "Where does it end?")
+    record = {"prompt": text, "chosen": said(asked, ("assistant", "c")), "rejected": said(asked, ("assistant", "r"))}
+    warnings: Counter[str] = Counter()
+    read_pair = to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
+    assert read_pair.prompt == (U("Where does it end?"),)
+    assert [count for what, count in warnings.items() if "by case or white space" in what] == [1]
+    warnings.clear()
+    to_pair({**record, "prompt": " Where does it end?\n"}, detect([record], {}, "prefs.jsonl"), "", warnings)
+    assert not warnings
+
+
 def test_a_second_assistant_turn_belongs_to_the_prompt() -> None:
     record = {
         "chosen": said(("user", "u"), ("assistant", "a"), ("assistant", "c")),
