@@ -276,7 +276,7 @@ def without_prompts(pair: PreferencePair) -> PreferencePair | None:
     A pair whose answers do not both repeat the prompt comes back as it is.
     """
     starts = repeated_prompts(pair)
-    if starts is None:
+    if starts is None or pair.chosen_fields or pair.rejected_fields:
         return pair
     chosen, rejected = pair.chosen[starts[0] :], pair.rejected[starts[1] :]
     return replace(pair, chosen=chosen, rejected=rejected) if chosen and rejected and chosen != rejected else None

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, did_you_mean, get
-from simpo_cli.data.raw import RawRecord, kind_of
+from simpo_cli.data.formats.fields import MISSING, get, nearest
+from simpo_cli.data.raw import RawRecord
 from simpo_cli.errors import UserError
 
 MOST_GROUPS = 200
@@ -37,9 +37,10 @@ class Groups:
         """
         value: Any = get(record.fields, self.field)
         if isinstance(value, list | dict):
+            near = nearest(self.field, record.fields)
             raise UserError(
-                f"--by {self.field}: expected text or a number, got {kind_of(value)}.",
-                "Name a field inside it (FIELD.NAME), or another one.",
+                f"--by {self.field}: no record has that field.",
+                (f"Did you mean {near}? " if near else "") + f"Its fields are {', '.join(list(record.fields)[:20])}.",
                 where=record.where,
             )
         self._seen += 1
@@ -62,8 +63,9 @@ class Groups:
             record: the last one, whose fields are named.
         """
         if not self._is_found:
+            near = nearest(self.field, record.fields)
             raise UserError(
                 f"--by {self.field}: no record has that field.",
-                f"{did_you_mean(self.field, record.fields)}Its fields are {', '.join(list(record.fields)[:20])}.",
+                (f"Did you mean {near}? " if near else "") + f"Its fields are {', '.join(list(record.fields)[:20])}.",
                 where=record.where,
             )

@@ -31,9 +31,14 @@ def prompt_hash(pair: PreferencePair) -> int:
 
 
 def pair_hashes(pair: PreferencePair) -> tuple[int, int, int]:
-    """Hashes of the prompt, the chosen and the rejected response; with other tools the same response is another."""
-    tools = 0 if pair.tools is None else _hashed(pair.tools)
-    return prompt_hash(pair), _hashed(pair.chosen, tools), _hashed(pair.rejected, tools)
+    """Hashes of the prompt, the chosen and the rejected response.
+
+    With other tools, or other variables for the template, the same response is another.
+    """
+    around = (
+        0 if pair.tools is None and pair.template_kwargs is None else _hashed(repr((pair.tools, pair.template_kwargs)))
+    )
+    return prompt_hash(pair), _hashed(pair.chosen, around), _hashed(pair.rejected, around)
 
 
 class PairIdentities:

@@ -18,6 +18,8 @@ from simpo_cli.data.scripts import num_letters, num_unspaced
 
 Counts = NDArray[np.int32]
 
+_BEGINNING = 500  # characters of a response, enough to know its script
+
 
 @dataclass(frozen=True, slots=True)
 class TextMeasures:
@@ -26,7 +28,7 @@ class TextMeasures:
     Attributes:
         codes: (n,) the findings that each pair belongs to.
         words, characters: (n, 3) of prompt, chosen and rejected; all 0 where a tokenizer counts the lengths.
-        letters: (n, 2) of both responses: those of scripts without spaces, and all; 0 in the same case.
+        letters: (n, 2) of the beginnings of both responses: those of scripts without spaces, and all; 0 likewise.
         hashes: (n, 3) of prompt, chosen and rejected.
         surface: (n, features) what the surface of the two responses differs in.
         signatures: (n, 3, 64) of prompt, chosen and rejected.
@@ -69,7 +71,13 @@ def measure(pairs: Sequence[PreferencePair], *, own: tuple[str, ...] | None) -> 
 
 
 def _counts(pair: PreferencePair) -> tuple[int, ...]:
-    """Words, then characters of prompt, chosen and rejected; then letters of both responses, as `TextMeasures` says."""
+    """Words, then characters of prompt, chosen and rejected; then letters, as `TextMeasures` says."""
     responses = (pair.chosen, pair.rejected)
     texts = (prompt_text(pair), *responses)
-    return *map(num_words, texts), *map(len, texts), sum(map(num_unspaced, responses)), sum(map(num_letters, responses))
+    beginnings = [text[:_BEGINNING] for text in responses]
+    return (
+        *map(num_words, texts),
+        *map(len, texts),
+        sum(map(num_unspaced, beginnings)),
+        sum(map(num_letters, beginnings)),
+    )

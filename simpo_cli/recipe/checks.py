@@ -94,7 +94,7 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
                 f"{key} train.max_steps",
                 f"{key} is {every}, longer than the run of {steps} steps: it never comes due before the end.",
             )
-    if steps is not None and all(_is_written(tree, key) for key in ("train.max_steps", "train.num_epochs")):
+    if steps is not None and _layer_of(tree, "train.max_steps") == _layer_of(tree, "train.num_epochs"):
         warn(
             "REC014",
             "train.max_steps",
@@ -129,10 +129,9 @@ def place_of(tree: MappingNode, keys: list[str], display: str) -> str:
     return display
 
 
-def _is_written(tree: MappingNode, key: str) -> bool:
-    """Whether somebody set a key."""
-    node = lookup(tree, tuple(key.split(".")))
-    return node is not None and not node.origin.is_default
+def _layer_of(tree: MappingNode, key: str) -> str:
+    """The file, or the command line, that set a key last."""
+    return re.sub(r"[: ]\d+$", "", place_of(tree, [key], f"nothing sets {key}"))
 
 
 def _reserved(path: str) -> str:

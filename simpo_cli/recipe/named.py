@@ -63,8 +63,9 @@ def kind_of(name: str) -> Kind | None:
     if path.suffix in _PAIRS_SUFFIXES:
         return "pairs"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
-        sections = [value for key, value in _object(path).items() if key in SECTIONS]
-        return "recipe" if any(isinstance(section, dict) for section in sections) else "pairs"
+        content = _object(path)
+        is_recipe = content.keys() <= SECTIONS and all(isinstance(content.get(key), dict) for key in ("model", "data"))
+        return "recipe" if is_recipe or "defaults" in content else "pairs"
     return None
 
 

@@ -78,8 +78,9 @@ def of_shape(name: str, content: Any) -> dict[str, Any]:
         SHAPES[name].validate_python(content)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)[0]
-        key = ".".join(str(part) for part in found["loc"] if isinstance(part, int) or part in _keys(content))
-        wanted = found["msg"][0].lower() + found["msg"][1:]
+        known = _keys(content) | ({found["loc"][-1]} if found["type"] == "missing" else set())
+        key = ".".join(str(part) for part in found["loc"] if isinstance(part, int) or part in known)
+        wanted = "is missing" if found["type"] == "missing" else found["msg"][0].lower() + found["msg"][1:]
         raise MalformedError(f"{key or 'the whole'}: {wanted}") from error
     document: dict[str, Any] = content
     return document

@@ -79,7 +79,8 @@ def test_every_number_follows_from_the_scores_of_the_pairs(assess: Assess, of_ru
     margins = [2 * (s.chosen - s.rejected) for s in (then, now)]
     difference = of_run["difference"]
     test = compare_accuracy(*right, prompts)
-    assert difference["accuracy"] == test.difference.as_json()
+    assert difference["accuracy"]["value"] == test.difference.value
+    assert difference["accuracy"]["ci"] == pytest.approx([test.difference.low, test.difference.high])
     assert (difference["p_value"], difference["test"]) == (test.p_value, "sign-flip-by-prompt")
     assert difference["margin"]["ci"] == pytest.approx(mean(margins[1] - margins[0], prompts).as_json()["ci"])
     ranks = signed_rank_test(margins[1] - margins[0], prompts)

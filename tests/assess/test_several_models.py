@@ -124,29 +124,28 @@ def test_where_all_fail_the_first_reason_is_given(place: Path) -> None:
         Assessment([f"data.eval={place}/held.jsonl"], None, (), ignore).run(names, ignore)
 
 
-def _copy_held_out_elsewhere(place: Path, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
+def _copy_held_out_elsewhere(place: Path, there: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:
     """A copy of the run whose held-out records lie in another file, in the other order, each of them changed."""
-    (place / name).mkdir()
     records = [json.loads(line) for line in (place / "held.jsonl").read_text(encoding="utf-8").splitlines()]
-    held = place / name / "mine.jsonl"
+    held = there / "mine.jsonl"
     held.write_text("".join(json.dumps(change(record)) + "\n" for record in records[::-1]), encoding="utf-8")
-    shutil.copytree(place / "run", place / name / "run")
-    recipe = place / name / "run" / "recipe.yaml"
+    shutil.copytree(place / "run", there / "run")
+    recipe = there / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace(f"{place}/held.jsonl", str(held)), encoding="utf-8")
-    return f"{name}/run"
+    return str(there / "run")
 
 
-def test_equal_pairs_of_another_file_are_the_same_pairs(place: Path, document: Document) -> None:
-    moved = _copy_held_out_elsewhere(place, "moved", lambda record: record)
+def test_equal_pairs_of_another_file_are_the_same_pairs(place: Path, tmp_path: Path, document: Document) -> None:
+    moved = _copy_held_out_elsewhere(place, tmp_path, lambda record: record)
     comparison = document("run", moved, baseline="none")["comparisons"][0]
     assert (comparison["pairs"], comparison["swapped"]) == (HELD_OUT, 0)
     assert comparison["difference"]["accuracy"]["value"] == 0  # one model, and its pairs in the right order
     assert comparison["difference"]["wins"] == comparison["difference"]["losses"] == 0
 
 
-def test_pairs_with_swapped_labels_are_other_pairs(place: Path, document: Document) -> None:
+def test_pairs_with_swapped_labels_are_other_pairs(place: Path, tmp_path: Path, document: Document) -> None:
     swapped = _copy_held_out_elsewhere(
-        place, "swapped", lambda record: {**record, "chosen": record["rejected"], "rejected": record["chosen"]}
+        place, tmp_path, lambda record: {**record, "chosen": record["rejected"], "rejected": record["chosen"]}
     )
     comparison = document("run", swapped, baseline="none")["comparisons"][0]
     assert (comparison["pairs"], comparison["swapped"]) == (0, HELD_OUT)

@@ -36,9 +36,9 @@ def test_against_comparing_every_pair_with_every_other(pairs: list[PreferencePai
     assert len(set(identities.prompts.tolist())) == len(set(prompts))
 
 
-def test_the_same_texts_with_other_tools_are_another_pair() -> None:
-    def pair(chosen: str, rejected: str, tools: str | None) -> PreferencePair:
-        return PreferencePair("p", chosen, rejected, "", tools)
+def test_the_same_texts_with_other_tools_or_variables_are_another_pair() -> None:
+    def pair(chosen: str, rejected: str, tools: str | None, template_kwargs: str | None = None) -> PreferencePair:
+        return PreferencePair("p", chosen, rejected, "", tools, template_kwargs)
 
     one, other = '[{"name": "weather"}]', '[{"name": "rivers"}]'
     apart = identities_of([pair("a", "b", one), pair("a", "b", other), pair("b", "a", None)])
@@ -47,6 +47,8 @@ def test_the_same_texts_with_other_tools_are_another_pair() -> None:
     assert (alike.duplicates().tolist(), alike.contradictions().tolist()) == ([1], [0, 1, 2])
     assert alike.identical().tolist() == [3]
     assert len(set(apart.prompts.tolist())) == 1  # whoever counts prompts counts one
+    variables = identities_of([pair("a", "b", None, "{}"), pair("a", "b", "{}"), pair("a", "b", None, "{}")])
+    assert variables.duplicates().tolist() == [2]
 
 
 def test_prompts_that_only_look_alike_when_joined() -> None:

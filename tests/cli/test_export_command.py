@@ -1,17 +1,19 @@
 """`simpo export`: what it refuses, before torch; and a merge from the command line."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
+from tests.report.made_run import receipt_of
 
 
 def _run_folder(folder: Path, *files: str) -> Path:
     for name in ("run.json", *files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}", encoding="utf-8")
+        (folder / name).write_text(json.dumps(receipt_of()) if name == "run.json" else "{}", encoding="utf-8")
     return folder
 
 

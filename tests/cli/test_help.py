@@ -219,7 +219,7 @@ def test_output_to_a_full_disk(tmp_path: Path) -> None:
             cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == ExitCode.ENVIRONMENT
-    assert "Error: No space left on device." in done.stderr
+    assert "Error: the output cannot be written: No space left on device." in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -37,4 +37,4 @@ def test_what_is_no_run_is_two_lines(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "run.json").write_text(json.dumps({"status": "done"}))
     (tmp_path / "recipe.yaml").write_text("name: x\n")
     assert cli.run(["report", str(tmp_path)]) == ExitCode.USAGE
-    assert "was not written by simpo train" in capsys.readouterr().err
+    assert f"{tmp_path / 'run.json'}: is not what a run writes: started: is missing." in capsys.readouterr().err

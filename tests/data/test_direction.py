@@ -224,12 +224,15 @@ def test_a_value_outside_the_meanings_stops(write: Write, policy: Any) -> None:
 
 
 @pytest.mark.parametrize("empty", [None, ""])
-def test_an_empty_label_is_a_malformed_record(write: Write, empty: Any) -> None:
-    records = [*judged(AB, "winner", "A", "B"), {"prompt": "p", AB[0]: "x", AB[1]: "y", "winner": empty}]
-    path = write("prefs.jsonl", records)
-    with pytest.raises(UserError, match="winner: expected a label"):
-        load_pairs(path, role="train")
-    assert len(load_pairs(path, role="train", on_bad_record="skip").bad_records) == 1
+def test_a_record_with_an_empty_label_is_dropped_and_counted(write: Write, empty: Any) -> None:
+    unlabelled = {"prompt": "p", AB[0]: "x", AB[1]: "y"}
+    path = write("prefs.jsonl", [*judged(AB, "winner", "A", "B"), {**unlabelled, "winner": empty}])
+    assert load_pairs(path, role="train").dropped == {"no label": 1}
+    with pytest.raises(UserError, match="no label"):
+        load_pairs(path, role="train", on_no_signal="error")
+    lacking = write("lacking.jsonl", [*judged(AB, "winner", "A", "B"), unlabelled])
+    with pytest.raises(UserError, match="winner: expected a label, got nothing"):
+        load_pairs(lacking, role="train")
     source = DataSource(path=path, labels={"first": ["A"], "second": ["B"], "tie": [empty]})
     assert load_pairs([source], role="train").dropped == {"tied label": 1}
 
@@ -673,7 +676,7 @@ def test_turns_of_the_arena_table_must_be_the_same_up_to_the_last(write: Write) 
     (pair,) = load_pairs(write("same.jsonl", [same]), role="train").pairs
     assert (pair.chosen, pair.rejected) == ("good", "bad")
     for record, problem in (
-        (other, "the prompts of"),
+        (other, "turns behind the prompt"),
         ({**one, "response_b": '["bad"]'}, "1 answers to 2 turns"),
         ({**one, "response_b": "[null, 3]"}, "expected a list of texts"),
     ):

@@ -98,6 +98,20 @@ def test_messages_with_an_implicit_prompt() -> None:
         pair({**beside, "prompt": "w"})
 
 
+@pytest.mark.parametrize("text", ["where  does it end?", "WHERE DOES IT END?", "Where does\nit end? "])
+def test_a_prompt_beside_its_turns_may_differ_in_case_and_white_space(text: str) -> None:
+    """It is only said again there: the turns are used, and the difference is counted."""
+    asked = ("user", "Where does it end?")
+    record = {"prompt": text, "chosen": said(asked, ("assistant", "c")), "rejected": said(asked, ("assistant", "r"))}
+    warnings: Counter[str] = Counter()
+    read_pair = to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
+    assert read_pair.prompt == (U("Where does it end?"),)
+    assert [count for what, count in warnings.items() if "by case or white space" in what] == [1]
+    warnings.clear()
+    to_pair({**record, "prompt": " Where does it end?\n"}, detect([record], {}, "prefs.jsonl"), "", warnings)
+    assert not warnings
+
+
 def test_a_second_assistant_turn_belongs_to_the_prompt() -> None:
     record = {
         "chosen": said(("user", "u"), ("assistant", "a"), ("assistant", "c")),
@@ -300,8 +314,10 @@ def test_a_mapping_says_which_column_is_what() -> None:
     assert read(record, **columns) == ("p", "two", "one")
     for label in (1, "1", "output_1", "first"):
         assert read({**record, "label": label}, **columns) == ("p", "one", "two")
-    for label in (None, [1], ""):
-        with pytest.raises(RecordError, match="label: expected"):
+    with pytest.raises(RecordError, match="label: expected"):
+        pair({**record, "label": [1]}, **columns)
+    for label in (None, ""):
+        with pytest.raises(NoSignalError, match="no label"):
             pair({**record, "label": label}, **columns)
     for label in (0, 3, True, "the third"):
         with pytest.raises(UserError, match="'label', whose meaning is not certain"):
@@ -323,7 +339,7 @@ def test_a_mapping_of_responses_alone_finds_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("columns", "problem", "fix"),
     [
-        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean"),
+        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean input?"),
         ({"prompt": "input", "chosen": "output_1"}, "columns does not say what rejected is", "Add rejected: FIELD"),
     ],
 )

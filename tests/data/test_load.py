@@ -221,9 +221,12 @@ def test_what_cannot_be_a_hub_id_is_a_missing_file(name: str, monkeypatch: pytes
     assert error.exit_code == ExitCode.USAGE
 
 
-@pytest.mark.parametrize("name", ["", " ", "x\0y"])
-def test_names_that_nothing_can_have(name: str) -> None:
-    assert refusal(name).problem == f"{name!r} names no data."
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("", ""), (" ", ""), ("x\0y", ": it holds a control character"), ("a\nb.jsonl", ": it holds a control character")],
+)
+def test_names_that_nothing_can_have(name: str, why: str) -> None:
+    assert refusal(name).problem == f"{name!r} names no data{why}."
 
 
 # The hub

@@ -24,6 +24,7 @@ def notes(chosen: str, rejected: str = GOOD[1], prompt: str | Sequence[tuple[str
 
 def test_nothing_is_said_of_a_plain_pair() -> None:
     assert notes(*GOOD) == []
+    assert notes("", "", [("system", ""), ("user", ASKED)]) == []
 
 
 # The prompt in front of both answers

@@ -190,7 +190,7 @@ def test_the_base_model_of_an_adapter(folder: Path, tmp_path: Path) -> None:
 def test_hub_ids(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         asked.append((name, revision))
         assert not any(pattern.endswith((".safetensors", ".bin", "*")) for pattern in allow_patterns)
         if name == "org/gone":

@@ -108,7 +108,7 @@ def test_a_complete_run_says_so_and_is_left_as_it_is(children: Children) -> None
     assert "runs/complete already holds a run.\n  Add --resume to go on with it, or --fresh" in children.said()
     before = (children.place / "runs" / "complete" / "run.json").read_bytes()
     assert children.run(*command, "--resume") == 0
-    assert "runs/complete is complete at step 2 of 2; raise train.num_epochs to go on" in children.said()
+    assert "runs/complete is complete at step 2 of 2; raise train.max_steps to go on" in children.said()
     assert (children.place / "runs" / "complete" / "run.json").read_bytes() == before
 
 

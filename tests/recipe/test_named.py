@@ -19,7 +19,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("adapter/adapter_config.json").write_text('{"peft_type": "LORA"}')
     Path("plain/config.json").write_text('{"builder": "json"}')
     Path("r.yaml").touch()
-    Path("r.json").write_text('{"model": {"path": "m"}, "bata": 1}')
+    Path("r.json").write_text('{"model": {"path": "m"}, "data": {"train": "d"}}')
     Path("prefs.json").write_text('[{"prompt": "p"}]')
     Path("columns.json").write_text('{"prompt": ["p"], "chosen": ["c"], "rejected": ["r"]}')
     Path("wrapped.json").write_text('{"data": [{"prompt": "p"}]}')

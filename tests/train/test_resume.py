@@ -270,7 +270,7 @@ def test_resume_starts_a_run_where_there_is_none_and_says_when_one_is_complete(p
     memory = Memory()
     assert place.train("run", "train.max_steps=2", resume=True, observer=memory) is None
     assert memory.notes == [
-        f"{place.folder / 'run'} is complete at step 2 of 2; raise train.num_epochs to go on",
+        f"{place.folder / 'run'} is complete at step 2 of 2; raise train.max_steps to go on",
     ]
     assert all(path.read_bytes() == content for path, content in everything.items())
 

@@ -57,10 +57,16 @@ def from_json(text: str, field: str) -> Any:
 
 
 def did_you_mean(field: str, record: Mapping[str, Any]) -> str:
+    """A sentence where a record spells a field otherwise; empty where none of its fields is like it."""
+    near = nearest(field, record)
+    return f"Did you mean {field} where it says {near}? " if near else ""
+
+
+def nearest(field: str, record: Mapping[str, Any]) -> str | None:
+    """The field of a record whose name is most like this one."""
     keys = [key for key in record if isinstance(key, str)]
     near = [key for key in keys if folded(key) == folded(field)]
-    near = near or difflib.get_close_matches(field, keys, n=1, cutoff=0.8)
-    return f"Did you mean {field} where it says {near[0]}? " if near else ""
+    return next(iter(near or difflib.get_close_matches(field, keys, n=1, cutoff=0.8)), None)
 
 
 def folded(key: str) -> str:

@@ -136,10 +136,17 @@ def label_of(record: Mapping[str, Any], layout: Layout) -> Any:
 
 
 def required_label(record: Mapping[str, Any], field: str) -> Any:
+    """The value of a label's field.
+
+    Raises:
+        RecordError: the record lacks the field, or it holds more than a single value.
+        NoSignalError: the cell is empty: nobody said which response is preferred.
+    """
     value = get(record, field)
-    if value is MISSING or is_empty(value) or isinstance(value, list | dict):
-        found = "nothing" if value is MISSING or value == "" else "null" if is_empty(value) else kind_of(value)
-        raise RecordError(f"{field}: expected a label, got {found}", SKIP)
+    if value is MISSING or isinstance(value, list | dict):
+        raise RecordError(f"{field}: expected a label, got {'nothing' if value is MISSING else kind_of(value)}", SKIP)
+    if is_empty(value):
+        raise NoSignalError("no label")
     return value
 
 

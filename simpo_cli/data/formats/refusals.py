@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simpo_cli.data.formats import names
-from simpo_cli.data.formats.fields import MISSING, did_you_mean, get
+from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.formats.labels import as_number, label_words
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.orders import Answers, Order, Records, shown_counts
@@ -55,10 +55,11 @@ def require_fields(records: Records, stated: Stated, name: str) -> None:
         said = stated.columns[part]
         for field in [said] if isinstance(said, str) else said:
             if all(_is_missing(record, field, part) for record in records):
+                near = nearest(field, records[0])
                 raise UserError(
                     f"columns says that {part} is {field!r}, and no record has that field.",
-                    f"{did_you_mean(field, records[0])}"
-                    f"Its fields are {', '.join(map(str, list(records[0])[:20])) or 'none'}.",
+                    (f"Did you mean {near}? " if near else "")
+                    + f"Its fields are {', '.join(map(str, list(records[0])[:20])) or 'none'}.",
                     where=name,
                 )
 

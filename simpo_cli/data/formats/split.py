@@ -37,6 +37,10 @@ def split_record(
     turns, better, worse = _split(record, layout, prompt, chosen, rejected)
     if isinstance(turns, str):
         return turns, better, worse
+    repeated = record.get(layout.prompt or "prompt")
+    is_said_twice = isinstance(chosen, list) and len(chosen) > 1
+    if isinstance(repeated, str) and is_said_twice and not _is_among(repeated, turns):
+        warnings["prompts written otherwise than in the turns, by case or white space; the turns are used"] += 1
     joined: list[Message] = []
     for turn in turns:
         if joined and turn.role == joined[-1].role == "user":
@@ -91,6 +95,17 @@ def _split(
     return beside if beside is not None else prompt, answers[0], answers[1]
 
 
+def _is_among(text: str, turns: Sequence[Message]) -> bool:
+    """Whether one of the turns says this text, white space around it aside."""
+    return text.strip() in [turn.content.strip() for turn in turns]
+
+
+def _is_nearly_among(text: str, turns: Sequence[Message]) -> bool:
+    """Whether one of the turns says this text, case and all white space aside."""
+    words = text.casefold().split()
+    return any(turn.content.casefold().split() == words for turn in turns)
+
+
 def _one_text(value: Any, field: str) -> Any:
     """The value of a side; a list of one text is that text."""
     if not isinstance(value, str | list | dict):
@@ -125,7 +140,7 @@ def _split_lists(
     if prompt is None:
         turns, *answers = split_conversations(chosen, rejected)
         text = record.get("prompt")
-        if isinstance(text, str) and turns and text.strip() not in [turn.content.strip() for turn in turns]:
+        if isinstance(text, str) and turns and not (_is_among(text, turns) or _is_nearly_among(text, turns)):
             raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
         return turns, answers[0], answers[1]
     if isinstance(prompt, str):
