@@ -11,7 +11,7 @@ from simpo_cli.data.formats.fields import MISSING, folded, get, word_set
 from simpo_cli.data.formats.known import Known, known_layout
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.orders import Answers, Records
-from simpo_cli.data.formats.prompts import find_prompt, prompt_fields
+from simpo_cli.data.formats.prompts import find_prompt
 from simpo_cli.data.formats.stated import Stated
 from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.data.messages import is_transcript, is_transcript_prompt
@@ -246,7 +246,7 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
         spoken = names.named_sides(record)
         sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
     if len(sides) > 1:
-        raise refusals.two_pairs_of_sides(record, sides, prompt_fields(record), name)
+        raise refusals.two_pairs_of_sides(record, sides, name)
     if sides:
         return Answers(sides[0], named=True)
     if refusals.is_stepwise(record):
@@ -264,7 +264,7 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
     found = [Answers(group.fields, group.ends) for group in groups]
     found = found or [Answers((key,), text=_text_key(record[key])) for key in lists]
     if len(found) > 1:
-        raise refusals.several_answers(record, [answers.fields for answers in found], prompt_fields(record), name)
+        raise refusals.several_answers(record, found, name)
     return found[0] if found else None
 
 
@@ -286,7 +286,6 @@ def _incomplete(records: Records) -> Layout | None:
                 side = record.get(chosen, record.get(rejected))
                 implicit = isinstance(side, list) or (isinstance(side, str) and is_transcript(side))
                 alone = chosen.endswith(("messages", "output")) or (implicit and "prompt" not in record)
-                others = prompt_fields(record)
-                prompt = None if alone else "prompt" if "prompt" in record or not others else others[0]
+                prompt = None if alone else names.prompt_in(record).get("prompt", "prompt")
                 return Layout(chosen=chosen, rejected=rejected, prompt=prompt, conversational=implicit)
     return None

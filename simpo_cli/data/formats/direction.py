@@ -275,7 +275,8 @@ def _by_letters(
     records: Records, said: Sequence[Sequence[Any]], answers: Answers, name: str, prompt: str | None
 ) -> tuple[tuple[str, str], ...]:
     """The fields that letters or numbers such as A and B mean beside response_a and response_b."""
-    for group in names.responses_in({k: v for k, v in records[0].items() if k not in answers.fields}):
+    groups = names.responses_in({k: v for k, v in records[0].items() if k not in answers.fields})
+    for group in groups:
         meant = dict(zip(group.ends, group.fields, strict=True))
         values = {as_text(value): names.end_named(value, group.ends) for row in said for value in row}
         if not all(end is not None for end in values.values()):
@@ -284,7 +285,7 @@ def _by_letters(
             spelled = {value: meant[str(end)] for value, end in values.items()}
             return tuple((spelled | meant).items())
         raise refusals.letters(answers, prompt, group.fields, name)
-    for group in names.responses_in({k: v for k, v in records[0].items() if k not in answers.fields}):
+    for group in groups:
         beside = Answers(group.fields, group.ends)
         if all(naming_fields(records, side, beside) for side in answers.fields):
             raise refusals.repeated_names(

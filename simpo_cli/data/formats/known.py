@@ -40,7 +40,8 @@ class Known:
         needs: fields that each of its records has; names with dots reach inside.
         lacks: fields that none of its records has.
         columns, labels, direction: as in a recipe.
-        said: what says which response is preferred, as the end of the sentence that is printed.
+        said: what says which response is preferred, as the end of the sentence that is printed; empty where the columns
+            say it well enough.
         rewrite: from a record to the records that `columns` is about.
         refused, fix: why such records are no pairs, and what to do instead; empty for those that are.
     """
@@ -83,7 +84,6 @@ KNOWN: tuple[Known, ...] = (
         needs=("messages", "rejected_messages"),
         lacks=("chosen", "chosen_messages"),
         columns={"chosen": "messages", "rejected": "rejected_messages"},
-        said="messages over rejected_messages",
     ),
     *(
         Known(
@@ -91,7 +91,6 @@ KNOWN: tuple[Known, ...] = (
             needs=(answer, "rejected_response"),
             lacks=("messages", "chosen", "chosen_response"),
             columns={"chosen": answer, "rejected": "rejected_response"},
-            said=f"{answer} over rejected_response",
         )
         for answer in ("response", "output", "answer")
     ),
@@ -107,7 +106,6 @@ KNOWN: tuple[Known, ...] = (
         name="StackExchange pairs",
         needs=("question", "response_j", "response_k"),
         columns={"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
-        said="response_j over response_k",
     ),
     Known(
         name="UltraInteract",
@@ -119,7 +117,6 @@ KNOWN: tuple[Known, ...] = (
         name="OpenPipe",
         needs=("prompt_messages", "chosen_messages", "rejected_messages"),
         columns={"prompt": "prompt_messages", "chosen": "chosen_messages", "rejected": "rejected_messages"},
-        said="chosen_messages over rejected_messages",
     ),
     Known(
         name="Amazon Nova",
@@ -158,7 +155,6 @@ KNOWN: tuple[Known, ...] = (
             "second": ["model_b"],
             "tie": ["tie", "tie (bothbad)", "tie (both bad)", "both_bad", "bothbad"],
         },
-        said="winner says which of conversation_a and conversation_b is preferred",
     ),
     Known(
         name="Chatbot Arena, table",
@@ -222,7 +218,6 @@ KNOWN: tuple[Known, ...] = (
         needs=("pair_id", "question", "response_A", "response_B", "label"),
         columns={"prompt": "question", "answers": ["response_A", "response_B"], "label": "label"},
         labels={"first": ["A>B"], "second": ["B>A"], "tie": ["A=B"]},
-        said="label says which of response_A and response_B is preferred",
     ),
     Known(
         name="Label Studio",
@@ -234,7 +229,6 @@ KNOWN: tuple[Known, ...] = (
         needs=("prompt", "answer1", "answer2", "cmp"),
         columns={"answers": ["answer1", "answer2"], "label": "cmp"},
         labels={"first": ["left"], "second": ["right"]},
-        said="cmp says which of answer1 and answer2 is preferred",
     ),
     Known(
         name="Argilla",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simpo_cli.data.formats.fields import word_set, words_of
+from simpo_cli.data.formats.fields import get, word_set, words_of
 
 _FAMILIES = (
     tuple(str(number) for number in range(16)),
@@ -17,6 +17,15 @@ _RESPONSES = word_set(
     "response output completion answer generation candidate reply continuation summary conversation "
     "conversations dialogue messages text assistant result"
 )
+_PROMPTS = {
+    "conversations": list,
+    "instruction": str,
+    "question": str,
+    "query": str,
+    "input": str,
+    "input.messages": list,
+    "messages": list,
+}
 _ABOUT_RESPONSES = word_set(
     "model name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "
     "source language reason rationale critique explanation comment quotes category type metadata date time url "
@@ -128,6 +137,17 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
                 if (against := words[:place] + other + words[place + 1 :]) in spelled
             ]
     return list(dict.fromkeys(found))
+
+
+def prompt_fields(record: Mapping[str, Any]) -> list[str]:
+    """The fields of a record that may be its prompt by their names, but `prompt` itself."""
+    return [field for field, kind in _PROMPTS.items() if isinstance(get(record, field), kind)]
+
+
+def prompt_in(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The field that is a record's prompt by its name, as `columns` writes it; empty where there is none."""
+    found = ["prompt"] if "prompt" in record else prompt_fields(record)
+    return {"prompt": found[0]} if found else {}
 
 
 def end_named(value: Any, ends: tuple[str, ...]) -> str | None:

@@ -39,6 +39,11 @@ class Answers:
         return len(self.fields) == 1
 
     @property
+    def column(self) -> str | list[str]:
+        """Its fields as `columns` writes them."""
+        return column_of(self.fields)
+
+    @property
     def two_ends(self) -> tuple[str, str] | None:
         return (self.ends[0], self.ends[1]) if len(self.ends) == 2 else None
 
@@ -75,7 +80,11 @@ class Order:
     @property
     def column(self) -> str | list[str]:
         """Its fields as `columns` writes them."""
-        return self.fields[0] if len(self.fields) == 1 else list(self.fields)
+        return column_of(self.fields)
+
+
+def column_of(fields: Sequence[str]) -> str | list[str]:
+    return fields[0] if len(fields) == 1 else list(fields)
 
 
 def values_of(records: Records, name: str) -> Counter[Any]:

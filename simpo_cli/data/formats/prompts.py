@@ -4,12 +4,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.data.formats import refusals
+from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.fields import get
 from simpo_cli.data.formats.orders import Answers, Records
 from simpo_cli.data.formats.stated import Stated
-
-_PROMPTS = ("conversations", "instruction", "question", "query", "input", "input.messages", "messages")
 
 
 def find_prompt(records: Records, answers: Answers, stated: Stated, name: str) -> tuple[str | None, str | None]:
@@ -22,11 +20,6 @@ def find_prompt(records: Records, answers: Answers, stated: Stated, name: str) -
     return prompt, below or found
 
 
-def prompt_fields(record: Mapping[str, Any]) -> list[str]:
-    """The fields of a record that may be its prompt by their names."""
-    return [field for field in _PROMPTS if _is_prompt(get(record, field), field)]
-
-
 def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[str | None, str | None]:
     side = None if answers.is_list else get(record, answers.fields[0])
     whole = isinstance(side, list) and len(side) > 1  # a whole conversation, its prompt included
@@ -35,7 +28,7 @@ def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[
         return (None if whole and isinstance(record["prompt"], str) else "prompt"), None
     if whole:
         return None, None
-    found = [field for field in prompt_fields(record) if field not in answers.fields]
+    found = [field for field in names.prompt_fields(record) if field not in answers.fields]
     below = None
     if found[:1] == ["instruction"]:
         found = [field for field in found if field != "input"]
@@ -43,7 +36,3 @@ def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[
     if len(found) > 1:
         raise refusals.several_prompts(found, answers.fields, name)
     return (found[0] if found else None), below
-
-
-def _is_prompt(value: object, field: str) -> bool:
-    return isinstance(value, list if field in ("conversations", "messages", "input.messages") else str)

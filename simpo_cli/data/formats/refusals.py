@@ -9,7 +9,7 @@ from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.formats.labels import as_number, label_words
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.orders import Answers, Order, Records, shown_counts
+from simpo_cli.data.formats.orders import Answers, Order, Records, column_of, shown_counts
 from simpo_cli.data.formats.stated import Stated
 from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.errors import UserError
@@ -77,26 +77,20 @@ def _is_missing(record: Mapping[str, Any], field: str, part: str) -> bool:
     return True
 
 
-def two_pairs_of_sides(
-    record: Mapping[str, Any], sides: Sequence[tuple[str, str]], prompts: Sequence[str], name: str
-) -> UserError:
-    prompt = _prompt_in(record, prompts)
+def two_pairs_of_sides(record: Mapping[str, Any], sides: Sequence[tuple[str, str]], name: str) -> UserError:
+    prompt = names.prompt_in(record)
     lines = [line_of(name, {**prompt, "chosen": pair[0], "rejected": pair[1]}) for pair in sides]
     return UserError(f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.", either(*lines), where=name)
 
 
-def several_answers(
-    record: Mapping[str, Any], found: Sequence[Sequence[str]], prompts: Sequence[str], name: str
-) -> UserError:
-    shown = " or ".join(" and ".join(fields) for fields in found)
-    prompt = _prompt_in(record, prompts)
-    lines = [line_of(name, {**prompt, "answers": fields[0] if len(fields) == 1 else list(fields)}) for fields in found]
+def several_answers(record: Mapping[str, Any], found: Sequence[Answers], name: str) -> UserError:
+    shown = " or ".join(" and ".join(answers.fields) for answers in found)
+    lines = [line_of(name, {**names.prompt_in(record), "answers": answers.column}) for answers in found]
     return UserError(f"may hold its responses in {shown}.", either(*lines), where=name)
 
 
 def several_prompts(found: Sequence[str], answers: Sequence[str], name: str) -> UserError:
-    sides = _answers_as(answers)
-    lines = [line_of(name, {"prompt": field, **sides}) for field in found]
+    lines = [line_of(name, {"prompt": field, **_answers_as(answers)}) for field in found]
     return UserError(f"has several fields that may be the prompt: {', '.join(found)}.", either(*lines), where=name)
 
 
@@ -104,13 +98,11 @@ def _answers_as(fields: Sequence[str]) -> dict[str, Any]:
     """The responses as a mapping: sides that are named as such, or answers without an order."""
     if len(fields) == 2 and all(map(names.says_a_side, fields)):
         return {"chosen": fields[0], "rejected": fields[1]}
-    return {"answers": fields[0] if len(fields) == 1 else list(fields)}
+    return {"answers": column_of(fields)}
 
 
-def _prompt_in(record: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, str]:
-    if "prompt" in record or prompts:
-        return {"prompt": "prompt" if "prompt" in record else prompts[0]}
-    return {}
+def _prompt_as(prompt: str | None) -> dict[str, Any]:
+    return {"prompt": prompt} if prompt else {}
 
 
 def no_direction(
@@ -119,8 +111,8 @@ def no_direction(
     """The refusal of responses whose order nothing says, or nothing says for certain; `others` may still say it."""
     fields = list(answers.fields)
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
-    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
-    listed = base | {"answers": fields[0] if answers.is_list else fields}
+    base = _prompt_as(prompt)
+    listed = base | {"answers": answers.column}
     if not orders:
         if answers.is_list:
             fix = either(
@@ -178,9 +170,8 @@ def _meaning(first: Any, second: Any, tie: list[Any]) -> dict[str, Any]:
 
 def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order, name: str) -> UserError:
     """The refusal of a file in which two fields order the responses, and not in the same way."""
-    fields = list(answers.fields)
-    base = ({"prompt": prompt} if prompt else {}) | {"answers": fields[0] if answers.is_list else fields}
-    lines = [line for order in (one, other) for line in _lines_of(order, base, name)]
+    listed = _prompt_as(prompt) | {"answers": answers.column}
+    lines = [line for order in (one, other) for line in _lines_of(order, listed, name)]
     return UserError(
         f"both {one.shown} and {other.shown} could say which response is preferred, and they differ.",
         either(*lines),
@@ -203,7 +194,7 @@ def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
 
 def unmapped(answers: Answers, prompt: str | None, order: Order, name: str) -> UserError:
     """The refusal of a stated order beside a field that would say another."""
-    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
+    base = _prompt_as(prompt)
     first, second = answers.fields
     values = f" ({shown_counts(order.values)})" if order.values else ""
     stated = {**base, "chosen": first, "rejected": second}
@@ -242,54 +233,46 @@ def is_stepwise(record: Mapping[str, Any]) -> bool:
 
 def no_pairs(records: Records, name: str) -> UserError:
     """Why a file holds no pairs, and the nearest fix."""
-    record = records[0]
+    problem, fix = _no_pairs(records[0], name)
+    return UserError(problem, fix, where=name)
+
+
+def _no_pairs(record: Mapping[str, Any], name: str) -> tuple[str, str]:
     keys = list(record)
     lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    needs = "SimPO needs a chosen and a rejected response to each prompt."
     if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
-        return UserError(
+        return (
             "holds unpaired feedback (KTO): one response a record with a good or bad label. SimPO compares two "
             "responses to the same prompt.",
             "Join a good and a bad response of each prompt into records with prompt, chosen and rejected.",
-            where=name,
         )
     if is_stepwise(record):
-        return UserError(
-            "holds stepwise supervision: the steps of one answer, each with a true or false label.",
-            "SimPO needs a chosen and a rejected response to each prompt.",
-            where=name,
-        )
+        return "holds stepwise supervision: the steps of one answer, each with a true or false label.", needs
     if "messages" in record or "conversations" in record or ({"instruction", "output"} <= record.keys()):
-        return UserError(
-            "holds one response a record, no preferences (data for supervised tuning).",
-            "SimPO needs a chosen and a rejected response to each prompt.",
-            where=name,
-        )
+        return "holds one response a record, no preferences (data for supervised tuning).", needs
     if guessed := names.named_sides(record, names.GUESSED_SIDES):
-        sides = {"chosen": guessed[0][0], "rejected": guessed[0][1]}
-        prompt = "prompt" if "prompt" in record else None
-        return UserError(
+        columns = names.prompt_in(record) | dict(zip(("chosen", "rejected"), guessed[0], strict=True))
+        return (
             f"has no fields chosen and rejected; {' and '.join(guessed[0])} may be meant.",
-            "If so, say it in the recipe: " + line_of(name, ({"prompt": prompt} if prompt else {}) | sides),
-            where=name,
+            f"If so, say it in the recipe: {line_of(name, columns)}",
         )
     if len(keys) <= 4 and len(lists) == 1:
-        return UserError(
+        return (
             f"holds its records under {lists[0]!r}, not as a list of records.",
             f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
-            where=name,
         )
-    return UserError(
+    columns = {"prompt": "FIELD", "chosen": "FIELD", "rejected": "FIELD"}
+    return (
         f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
-        "Say in the recipe which they are: "
-        + line_of(name, {"prompt": "FIELD", "chosen": "FIELD", "rejected": "FIELD"}),
-        where=name,
+        f"Say in the recipe which they are: {line_of(name, columns)}",
     )
 
 
 def letters(answers: Answers, prompt: str | None, fields: Sequence[str], name: str) -> UserError:
     """The refusal of letters under chosen and rejected that may be answers, or may name the fields of the answers."""
     chosen, rejected = answers.fields
-    base: dict[str, Any] = {"prompt": prompt} if prompt else {}
+    base = _prompt_as(prompt)
     lines = [line_of(name, {**base, "chosen": chosen, "rejected": rejected}, direction="first")]
     if len(fields) == 2:
         meanings = {"first": [fields[0][-1:]], "second": [fields[1][-1:]]}
