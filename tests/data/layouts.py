@@ -255,6 +255,8 @@ READ = (
         ),
         before=(("system", SYSTEM), ("user", "Hello."), ("assistant", "Hi.")),
     ),
+    Case(name="ms-swift output", make=named(lambda q, c, r: {"query": q, "output": c, "rejected_response": r})),
+    Case(name="ms-swift answer", make=named(lambda q, c, r: {"query": q, "answer": c, "rejected_response": r})),
     Case(
         name="torchtune preference_dataset",
         make=named(lambda q, c, r: {"chosen_conversations": talk(q, c), "rejected_conversations": talk(q, r)}),

@@ -31,9 +31,14 @@ def unused(*records: Record) -> tuple[str, ...]:
         ({**PAIR, "messages": said(("system", SYSTEM), ("user", Q))}, ()),
         ({**PAIR, "chat_template_kwargs": {"enable_thinking": False}}, ()),
         ({**PAIR, "passage": "Swifts.", "hint": "Birds."}, ("passage", "hint")),
-        ({**PAIR, "context": "", "passage": None, "documents": []}, ()),
+        ({**PAIR, "context": "", "passage": None, "documents": [], "label": None}, ()),
         ({**PAIR, "id": 1, "source": "web", "model_name": "m", "created_at": "2024", "language": "en"}, ()),
         ({**PAIR, "image_url": "https://example.org/a.png"}, ("image_url",)),
+        (
+            {**PAIR, "user_prompt": "u", "chosen_model": "m", "rejected_model": "n", "score_chosen": 1.0},
+            ("user_prompt",),
+        ),
+        ({**PAIR, "label": 0}, ("label",)),
         ({**PAIR, "response": GOOD}, ()),  # it repeats the chosen one
         ({"prompt": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),  # it must be one of the turns
         (

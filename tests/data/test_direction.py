@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from simpo_cli.data.formats import NoSignalError, UnknownLabelError, detect, to_pair
-from simpo_cli.data.formats.known import KNOWN, Known
 from simpo_cli.data.load import PairReader, load_pairs
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
@@ -619,38 +618,9 @@ def test_texts_that_are_names_only_here_and_there_are_texts() -> None:
     assert ("good", "bad") in orders(records)
 
 
-# Layouts that are known by their own fields
+# Layouts that are known by their own fields; `test_layouts` has each of them
 
-OWN: dict[str, list[Record]] = {
-    "PKU-SafeRLHF": judged(ZERO, "better_response_id", 0, 1, safer_response_id=1),
-    "HelpSteer2 preference": judged(("response_1", "response_2"), "preference_strength", -1, 3),
-    "HelpSteer3 preference": [
-        {"context": [{"role": "user", "content": "p"}], "response1": a, "response2": b, "overall_preference": value}
-        for a, b, value in (("good", "bad", -3), ("bad", "good", 1))
-    ],
-    "Stanford SHP": [
-        {"history": "p", "human_ref_A": a, "human_ref_B": b, "labels": value, "score_A": 3, "score_B": 9}
-        for a, b, value in (("good", "bad", 1), ("bad", "good", 0))
-    ],
-    "Label Studio JSON-MIN": judged(("answer1", "answer2"), "cmp", "left", "right"),
-    "StackExchange pairs": [{"question": "p", "response_j": "good", "response_k": "bad"}],
-    "WebGPT comparisons": [
-        {"question": {"full_text": "p"}, "answer_0": "bad", "answer_1": "good", "score_0": -1.0, "score_1": 1.0}
-    ],
-    "Chatbot Arena (Kaggle)": [
-        {"prompt": '["p"]', "response_a": f'["{a}"]', "response_b": f'["{b}"]', "winner_model_a": x,
-         "winner_model_b": y, "winner_tie": 0}
-        for a, b, x, y in (("good", "bad", 1, 0), ("bad", "good", 0, 1))
-    ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("known", [one for one in KNOWN if one.name in OWN], ids=lambda known: known.name)
-def test_known_layouts(known: Known) -> None:
-    records = OWN[known.name]
-    assert detect(records, {}, "prefs").name == known.name
-    assert orders(records) == RIGHT
-    assert orders(records[:1]) == RIGHT  # one value is enough where the layout says what it means
+PKU = judged(ZERO, "better_response_id", 0, 1, safer_response_id=1)
 
 
 def test_a_mapping_over_a_known_layout() -> None:
@@ -665,13 +635,14 @@ def test_a_mapping_over_a_known_layout() -> None:
 
 
 def test_sides_of_their_own_come_before_a_known_layout() -> None:
-    record = {**OWN["PKU-SafeRLHF"][0], "chosen": "good", "rejected": "bad", "better_response_id": 1}
+    record = {**PKU[0], "chosen": "good", "rejected": "bad", "better_response_id": 1}
     assert detect([record], {}, "prefs").name == ""
     assert orders([record]) == RIGHT
 
 
 def test_turns_of_the_arena_table_must_be_the_same_up_to_the_last(write: Write) -> None:
-    one = {**OWN["Chatbot Arena (Kaggle)"][0], "prompt": '["p", "q"]', "response_a": '["x", "good"]'}
+    one = {"prompt": '["p", "q"]', "response_a": '["x", "good"]', "winner_model_a": 1, "winner_model_b": 0}
+    one["winner_tie"] = 0
     same, other = {**one, "response_b": '["x", "bad"]'}, {**one, "response_b": '["y", "bad"]'}
     (pair,) = load_pairs(write("same.jsonl", [same]), role="train").pairs
     assert (pair.chosen, pair.rejected) == ("good", "bad")
@@ -705,7 +676,7 @@ def test_a_label_that_repeats_the_name_of_a_model(tmp_path: Path) -> None:
 
 
 def test_the_reader_says_what_decided(write: Write) -> None:
-    records = [{**one, "background": "s", "source": "here", "score_x": 3} for one in OWN["PKU-SafeRLHF"]]
+    records = [{**one, "background": "s", "source": "here", "score_x": 3} for one in PKU]
     path = write("prefs.jsonl", records)
     reader = PairReader(path, role="train")
     list(reader)
@@ -717,26 +688,3 @@ def test_the_reader_says_what_decided(write: Write) -> None:
     plain = PairReader(write("plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}]), role="train")
     list(plain)
     assert (plain.examples, plain.remarks) == ([], [])
-
-
-@pytest.mark.parametrize(
-    ("record", "unused"),
-    [
-        ({"background": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("background",)),
-        ({"context": "what was read", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
-        ({"context": "", "images": [], "label": None}, ()),
-        ({"user_prompt": "u", "chosen_model": "m", "rejected_model": "n"}, ("user_prompt",)),
-        ({"label": 0}, ("label",)),
-    ],
-)
-def test_fields_that_are_not_used_are_named(record: Record, unused: tuple[str, ...]) -> None:
-    assert detect([{"prompt": "p", "chosen": "c", "rejected": "r", **record}], {}, "prefs").unused == unused
-
-
-def test_what_stands_beside_a_used_field_is_named_too() -> None:
-    record = {
-        "input": {"messages": [{"role": "user", "content": "u"}], "tools": [{"name": "f"}], "effort": "low", "id": 3},
-        "preferred_output": "c",
-        "non_preferred_output": "r",
-    }
-    assert detect([record], {}, "prefs").unused == ("input.effort",)

@@ -35,6 +35,8 @@ def test_a_layout_is_read_as_it_means(case: Case, tmp_path: Path) -> None:
     ]
     assert case.says in loaded.decision
     assert loaded.dropped == dict(case.dropped)
+    if known_layout(case.records) is not None:  # one record is enough where the layout says what its values mean
+        assert readings(load(case.records[:1], tmp_path)) == readings(loaded)[:1]
 
 
 @pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.name)
@@ -50,13 +52,7 @@ def test_each_entry_of_the_table_is_tried() -> None:
     taken = {id(known_layout(case.records)) for case in READ} | {
         id(known_layout(refusal.records)) for refusal in REFUSED
     }
-    assert [known.name for known in KNOWN if id(known) not in taken] == ["ms-swift", "ms-swift"]  # output, answer
-
-
-@pytest.mark.parametrize("answer", ["response", "output", "answer"])
-def test_rejected_response_is_the_other_side_of_each_name_of_an_answer(answer: str, tmp_path: Path) -> None:
-    record = {"query": Q, answer: GOOD, "rejected_response": BAD}
-    assert readings(load([record], tmp_path)) == [(("user", Q), GOOD, BAD, None)]
+    assert [known.name for known in KNOWN if id(known) not in taken] == []
 
 
 def tree(*replies: tuple[str, int | None], role: str = "prompter") -> Record:
