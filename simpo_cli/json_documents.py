@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from simpo_cli.errors import UserError
 
-_DEEPEST = 64
+MAX_DEPTH = 64
 
 
 class MalformedError(ValueError):
@@ -32,17 +32,20 @@ def parse(data: bytes, *, finite: bool = True) -> Any:
         raise MalformedError("lists and objects are nested too deep") from None
     except ValueError as error:  # also text that is not UTF-8, and a whole number of thousands of digits
         raise MalformedError(f"is no JSON: {error}") from error
-    level = [content]
-    for _ in range(_DEEPEST):
-        level = [
-            below
-            for value in level
-            if isinstance(value, (dict, list))
-            for below in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
-        raise MalformedError(f"lists and objects are nested more than {_DEEPEST} deep")
+    if is_too_deep(content):
+        raise MalformedError(f"lists and objects are nested more than {MAX_DEPTH} deep")
     return content
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether lists and objects are nested deeper than we take them; without recursion, as they may be very deep."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [v for v in level if isinstance(v, list | dict)]
+        if not level:
+            return False
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return True
 
 
 def object_in(data: bytes, *, finite: bool = True) -> dict[str, Any]:

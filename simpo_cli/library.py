@@ -10,8 +10,7 @@ loss = trainer.train_step(dataset[:4])
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -287,15 +286,9 @@ def _is_causal(model: nn.Module) -> bool:
     return isinstance(base, PreTrainedModel)
 
 
-@contextmanager
-def _said_when_it_takes_long() -> Iterator[None]:
+def _said_when_it_takes_long() -> Pulse:
     """A line on stderr now and then that says what is being done."""
-    pulse = Pulse(lambda text: print(f"simpo: {text}", file=sys.stderr, flush=True), silence=_SECONDS_OF_SILENCE)
-    pulse.start()
-    try:
-        yield
-    finally:
-        pulse.stop()
+    return Pulse(lambda text: print(f"simpo: {text}", file=sys.stderr, flush=True), silence=_SECONDS_OF_SILENCE)
 
 
 def _pairs_of(batch: Any) -> list[PreferencePair]:

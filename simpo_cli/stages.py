@@ -121,6 +121,12 @@ class Pulse:
         """Beat from a thread of its own, which ends with the process."""
         threading.Thread(target=self._run, daemon=True).start()
 
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         self._stopped.set()
 

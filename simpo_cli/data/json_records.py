@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from simpo_cli.data.raw import MAX_DEPTH, MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
+from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
 from simpo_cli.errors import UserError
+from simpo_cli.json_documents import MAX_DEPTH, is_too_deep
 
 BOM = codecs.BOM_UTF8
 _MAX_DIGITS = 1000
@@ -63,7 +64,7 @@ def parse_value(text: str, start: int = 0) -> tuple[Any, int]:
     # where a letter is not there at all, that is found ten times as fast as anything is counted
     if text.find("[", start, end) >= 0 or text.find("{", start + 1, end) >= 0:
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        if brackets > MAX_DEPTH and is_too_deep(value):
             raise _TOO_DEEP
     if text.find("\\", start, end) >= 0 and _HALF_ESCAPED.search(text, start, end):
         _refuse_surrogates(value)
@@ -82,15 +83,6 @@ def whole_value(text: str) -> Any:
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value
-
-
-def _depth(value: object) -> int:
-    """How deep lists and objects are nested; without recursion, for a value may be nested very deep."""
-    level, depth = [value], 0
-    while level := [v for v in level if isinstance(v, list | dict)]:
-        depth += 1
-        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
-    return depth
 
 
 def _refuse_surrogates(value: object) -> None:

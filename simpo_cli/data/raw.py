@@ -7,8 +7,6 @@ from typing import Any
 
 MAX_RECORD_BYTES = 32 * 2**20
 """A record over this size is no conversation; reading it would take memory without bound."""
-MAX_DEPTH = 64
-"""Deepest nesting of lists and objects in a record."""
 MAX_KEPT_TEXT = 100_000
 """Characters of a bad record that are kept for `rejected.jsonl`."""
 MAX_KEPT_PLACES = 100

@@ -1,6 +1,5 @@
 """A file to its records: which reader it needs, seen from its content, and refusals that say what it looks like."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 
@@ -12,10 +11,7 @@ from simpo_cli.data.json_records import BOM, read_json_array, read_json_lines
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.table_records import read_arrow, read_parquet
 from simpo_cli.errors import UserError
-
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-"""Files that a folder is searched for; each may also end in .gz or .zst."""
-_PACKED = (".gz", ".zst", ".zstd")
+from simpo_cli.recipe.named import plain_suffix
 
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
@@ -72,12 +68,6 @@ def _read_text(source: ByteSource, receipt: FileReceipt) -> Records:
 def _with_newlines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """A file whose lines end in a carriage return alone, as old Macs wrote them."""
     return (chunk.replace(b"\r", b"\n") for chunk in chunks)
-
-
-def plain_suffix(name: str) -> str:
-    """The suffix that tells the kind of a file, in lower case, behind any .gz or .zst."""
-    stem, suffix = os.path.splitext(name.lower())
-    return os.path.splitext(stem)[1] if suffix in _PACKED else suffix
 
 
 def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt) -> str | None:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from simpo_cli.data.records import DATA_SUFFIXES, plain_suffix
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.named import wrong_kind
+from simpo_cli.recipe.named import DATA_SUFFIXES, plain_suffix, wrong_kind
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.redaction import redacted
 

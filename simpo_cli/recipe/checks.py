@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.named import DATA_SUFFIXES, plain_suffix
 from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.recipe.tree import MappingNode, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
 LOWEST_LORA_LEARNING_RATE = 2e-6
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
-_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def _is_here(path: str) -> bool:
 
 def _must_be_here(path: str) -> bool:
     """Whether a name can only be a path: an id of the hub is organisation/name."""
-    is_hub_id = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not path.endswith(_DATA_SUFFIXES)
-    return not is_hub_id and not path.startswith("builtin:")
+    is_hub_id = path.count("/") == 1 and not path.startswith(("/", ".", "~"))
+    return (not is_hub_id or plain_suffix(path) in DATA_SUFFIXES) and not path.startswith("builtin:")
 
 
 def _absolute(text: str) -> Path:

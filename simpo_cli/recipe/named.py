@@ -1,6 +1,7 @@
 """What lies at a path that somebody named; a wrong kind of thing is answered with the command that fits it."""
 
 import difflib
+import os
 import re
 import shlex
 from dataclasses import fields
@@ -17,7 +18,9 @@ HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")
 Kind = Literal["run", "model", "pairs", "recipe"]
 
 _RECIPE_SUFFIXES = (".yaml", ".yml")
-_PAIRS_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Files that a folder is searched for; each may also end in .gz or .zst."""
+_PACKED = (".gz", ".zst", ".zstd")
 SECTIONS = frozenset(field.name for field in fields(Recipe))
 _MODEL_KEYS = {"model_type", "architectures", "peft_type"}
 _MOST_BYTES = 1 << 20  # of a JSON file that is looked into
@@ -60,13 +63,17 @@ def kind_of(name: str) -> Kind | None:
         return None
     if path.suffix in _RECIPE_SUFFIXES:
         return "recipe"
-    if path.suffix in _PAIRS_SUFFIXES:
-        return "pairs"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
         content = _object(path)
         is_recipe = content.keys() <= SECTIONS and all(isinstance(content.get(key), dict) for key in ("model", "data"))
         return "recipe" if is_recipe or "defaults" in content else "pairs"
-    return None
+    return "pairs" if plain_suffix(name) in DATA_SUFFIXES else None
+
+
+def plain_suffix(name: str) -> str:
+    """The suffix that tells the kind of a file, in lower case, behind any .gz or .zst."""
+    stem, suffix = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if suffix in _PACKED else suffix
 
 
 def wrong_kind(name: str, wanted: Kind) -> UserError | None:

@@ -36,16 +36,9 @@ def live_stage_line(console: Console) -> Live:
 def working() -> Iterator[None]:
     """Show on stderr what is being done within the block."""
     if sys.stderr.isatty() and err.is_interactive:
-        live = live_stage_line(err)
-        live.start(refresh=True)
-        try:
+        with live_stage_line(err) as live:
+            live.refresh()
             yield
-        finally:
-            live.stop()
         return
-    pulse = Pulse(lambda text: err.print(f"{datetime.now():%H:%M:%S} {printable(text)}", soft_wrap=True))
-    pulse.start()
-    try:
+    with Pulse(lambda text: err.print(f"{datetime.now():%H:%M:%S} {printable(text)}", soft_wrap=True)):
         yield
-    finally:
-        pulse.stop()

@@ -54,7 +54,7 @@ def test_what_lies_at_a_path(name: str, kind: str | None) -> None:
     assert kind_of(name) == kind
 
 
-@pytest.mark.parametrize(("wanted", "name"), product(_CALLED, ["runs/first", "tuned", "r.yaml", "prefs.json"]))
+@pytest.mark.parametrize(("wanted", "name"), list(product(_CALLED, ["runs/first", "tuned", "r.yaml", "prefs.json"])))
 def test_every_wrong_kind_has_a_command_that_fits(wanted: str, name: str) -> None:
     wrong = wrong_kind(name, wanted)  # type: ignore[arg-type]
     if kind_of(name) == wanted:
