@@ -3,12 +3,10 @@
 import difflib
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import Recipe
 
 HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")
 """Its parts are named with one slash; behind @ stands a branch, tag or commit, which may have more."""
@@ -17,7 +15,6 @@ Kind = Literal["run", "model", "pairs", "recipe"]
 
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 _PAIRS_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
-_SECTIONS = {field.name for field in fields(Recipe)}
 _MODEL_KEYS = {"model_type", "architectures", "peft_type"}
 _MOST_BYTES = 1 << 20  # of a JSON file that is looked into
 
@@ -63,8 +60,8 @@ def kind_of(name: str) -> Kind | None:
         return "pairs"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
         content = _object(path)
-        is_recipe = content.keys() <= _SECTIONS and all(isinstance(content.get(key), dict) for key in ("model", "data"))
-        return "recipe" if is_recipe or "defaults" in content else "pairs"
+        model = content.get("model")
+        return "recipe" if "defaults" in content or (isinstance(model, dict) and "path" in model) else "pairs"
     return None
 
 
