@@ -65,8 +65,8 @@ def kind_of(name: str) -> Kind | None:
         return "recipe"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
         content = _object(path)
-        is_recipe = content.keys() <= SECTIONS and all(isinstance(content.get(key), dict) for key in ("model", "data"))
-        return "recipe" if is_recipe or "defaults" in content else "pairs"
+        model = content.get("model")
+        return "recipe" if "defaults" in content or (isinstance(model, dict) and "path" in model) else "pairs"
     return "pairs" if plain_suffix(name) in DATA_SUFFIXES else None
 
 

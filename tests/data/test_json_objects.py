@@ -182,7 +182,7 @@ def test_what_is_wrapped_is_refused_with_a_command_that_unwraps_it(
         ({"default": {"features": {}, "splits": {}}}, "describes data sets"),
         ({"error": "Access to this data set is restricted."}, "is an error message of a server, not data: 'Access"),
         ({"nbformat": 4, "cells": []}, "is a notebook of Jupyter"),
-        ({"name": "a", "model": {"path": "m"}, "data": {"train": "t"}}, "is a recipe, and a file of pairs is wanted"),
+        ({"name": "a", "model": {"path": "m"}, "data": {"train": "t"}}, "is a recipe"),
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])

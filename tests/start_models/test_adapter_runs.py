@@ -125,7 +125,7 @@ def test_a_run_of_this_tool_can_be_a_start_too(simpo: Simpo) -> None:
         assert simpo(*again, *WAYS[way], "--fresh").code == 0
     of_the_run = simpo("train", "run.yaml", "name=other", "model.path=runs/tried", "--dry-run")
     assert of_the_run.code == 2
-    assert "runs/tried is a run, not a model" in of_the_run.err
+    assert "runs/tried is the folder of a run, and a model folder is wanted" in of_the_run.err
     assert "runs/tried/model" in of_the_run.err
 
 
