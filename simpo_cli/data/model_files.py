@@ -29,9 +29,12 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read: {error}.", _DAMAGED, where=str(path), exit_code=exit_code_of(error)
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What is said of a file of a model's folder that cannot be read."""
+    return UserError(f"cannot be read: {error}.", _DAMAGED, where=str(path), exit_code=exit_code_of(error))
 
 
 def read_json(path: Path) -> dict[str, Any]:

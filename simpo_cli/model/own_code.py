@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.file_bytes import sha256_of
-from simpo_cli.data.writing import exit_code_of
+from simpo_cli.data.model_files import unreadable
 from simpo_cli.errors import ExitCode, UserError
 
 FLAG = "--trust-remote-code"
@@ -113,12 +113,7 @@ def with_imports(file: Path) -> list[Path]:
     except FileNotFoundError as error:
         imported = map(Path, [error.filename])
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read: {error}.",
-            "The model folder is damaged; fetch it again.",
-            where=str(file),
-            exit_code=exit_code_of(error),
-        ) from error
+        raise unreadable(file, error) from error
     # what it finds elsewhere was no import but words of a comment
     return list(dict.fromkeys([file, *(one for one in imported if one.parent == file.parent)]))
 

@@ -181,14 +181,6 @@ def test_csv_gives_texts(tmp_path: Path) -> None:
     assert [record.where.rsplit(":")[-1] for record in records] == ["2", "4"]
 
 
-def test_csv_cells_may_hold_conversations(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    path = tmp_path / "a.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["chosen", "rejected"], [json.dumps(turns), '[{"code": 1}]']])
-    assert fields(path) == [{"chosen": turns, "rejected": '[{"code": 1}]'}]
-
-
 def test_csv_troubles_are_records(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'prompt,chosen,rejected\na,b,c\na,b\n\na,b,c,d\na,"b"x,c\na,\xe9,c\na,b\x00,c\na,b,c\n')
