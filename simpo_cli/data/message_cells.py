@@ -11,6 +11,7 @@ from itertools import chain, islice
 from typing import Any
 
 from simpo_cli.data.json_records import whole_value
+from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
 from simpo_cli.errors import UserError
 
@@ -18,7 +19,6 @@ Records = Iterator[RawRecord | BadRecord]
 
 _SAMPLE = 100  # records that are looked at before a column is decided on
 _TOOLS = ("tools", "functions")
-_BY_PYTHON = re.compile(r"\s*\[?\s*\{\s*'(role|from|content|value)'\s*:")
 _ROLE = re.compile(r"'(role|from)'\s*:")
 _OPENS = re.compile(r"\s*[\[{]")
 
@@ -48,7 +48,8 @@ def _columns_of_messages(sample: list[RawRecord | BadRecord], receipt: FileRecei
                 if isinstance(cell, str | list) and not _is_blank(cell):
                     cells.setdefault(column, []).append(cell)
     for column, found in cells.items():
-        if all(isinstance(cell, str) and _BY_PYTHON.match(cell) and _ROLE.search(cell) for cell in found):
+        begun = [MESSAGE_AS_TEXT.match(cell) if isinstance(cell, str) else None for cell in found]
+        if all(one is not None and one[1] == "'" and _ROLE.search(one.string) for one in begun):
             raise UserError(
                 f"the column {column} holds messages written as text by Python, not as JSON.",
                 "Write the messages themselves; pandas does so with to_json(orient='records', lines=True), not with "

@@ -36,6 +36,8 @@ _CALL_ROLES = ("function_call", "tool_call")  # turns whose text is the JSON of 
 _KNOWN = "system, user (human), assistant (gpt, ai), tool (observation, tool_response) and function_call (tool_call)"
 _CONTENTS = ("content", "value", "message", "text")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+MESSAGE_AS_TEXT = re.compile(r"""[\[\s]*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
+"""How the text of a message or of a list of them begins, as JSON or as Python shows it."""
 _WHOLE = "Mend the record, or set data.on_bad_record: skip to leave such records out and count them."
 
 

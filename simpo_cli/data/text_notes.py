@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Protocol
 
+from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.scripts import num_unspaced
 
@@ -75,7 +76,6 @@ _LEADS = ("<", "[INST]", "[/INST]", "[|")
 _MISSING = frozenset({"NaN", "nan", "None", "null", "Null", "NULL", "<NA>", "NaT"})  # not "none", as people write it
 _LONGEST_MISSING = 12  # characters, white space around it included
 
-_MESSAGE = re.compile(r"""[\[\s]*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _KEYS = tuple(re.compile(rf"""['"](?:{names})['"]\s*:""") for names in ("role|from", "content|value"))
 
 _FEWEST_WORDS, _FEWEST_UNSPACED = 3, 5
@@ -173,7 +173,7 @@ def _holds(text: str, marks: Sequence[str], headings: re.Pattern[str] | None) ->
 
 def is_message(answer: str) -> bool:
     """Whether an answer is the text of a message with its role, as JSON or as Python shows it, or of a list of such."""
-    if _MESSAGE.match(answer) is None or not answer.rstrip().endswith(("}", "]")):
+    if MESSAGE_AS_TEXT.match(answer) is None or not answer.rstrip().endswith(("}", "]")):
         return False
     return all(key.search(answer) is not None for key in _KEYS)
 

@@ -1,7 +1,6 @@
 """Where the prompt ends and the two responses begin, in texts, messages and Human/Assistant transcripts."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.messages import (
+    MESSAGE_AS_TEXT,
     is_transcript,
     is_transcript_prompt,
     several_turns,
@@ -20,8 +20,6 @@ from simpo_cli.data.messages import (
 )
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError, kind_of
-
-_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 
 
 def split_record(
@@ -70,7 +68,7 @@ def _split(
         return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
     answers = [_response(value, field) for value, field in ((chosen, first), (rejected, second))]
     texts = [answer.content for answer in answers]
-    if all(map(_TURNS_AS_TEXT.match, texts)):
+    if all(MESSAGE_AS_TEXT.match(text) and text.lstrip().startswith("[") for text in texts):
         raise RecordError(
             f"{first} and {second} are lists of messages written as text",
             "Write the lists themselves; pandas does so with to_json(orient='records', lines=True), not with to_csv.",
