@@ -142,7 +142,6 @@ def _write_schema(path: Path) -> str:
 def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find mistakes (errors, exit 2) and unwise values (warnings)."""
     from simpo_cli.recipe import Finding, examine
-    from simpo_cli.recipe.checks import missing_files
 
     try:
         found = examine(name, overrides or [])
@@ -154,10 +153,11 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
     warnings: list[Finding] = []
     if found is not None and (composed := found.composed) is not None:
         warnings += composed.warnings
+        faults = [composed.located(error) for error in _faults_of_inputs(composed.recipe)]
         if found.display.startswith("shipped:"):  # its files are the reader's, who has not named them yet
-            warnings += missing_files(composed.recipe, found.tree, found.display)
+            warnings += [Finding("REC013", "warning", fault.where, fault.problem, fault.fix) for fault in faults]
         else:
-            errors += [composed.located(error) for error in _faults_of_inputs(composed.recipe)]
+            errors += faults
     if as_json:
         findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
         piece = found is not None and found.is_piece

@@ -1,6 +1,5 @@
 """What a recipe allows and experience advises against. Codes are stable: people silence and search for them."""
 
-import glob
 import math
 import os
 import re
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.named import DATA_SUFFIXES, plain_suffix
 from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.recipe.tree import MappingNode, lookup
 
@@ -176,31 +174,6 @@ def refuse_output_in_input(recipe: Recipe, tree: MappingNode, display: str) -> N
             )
     if output.exists() and not output.is_dir():
         raise UserError(f"output_dir is {recipe.output_dir}, which is a file.", "Name a folder.", where=where)
-
-
-def missing_files(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding]:
-    """Files that the recipe names and that are not here; names that may be hub ids are left to the run."""
-    named = [("model.path", recipe.model.path)]
-    named += [("data.train", path) for path, _ in _sources(recipe.data.train)]
-    named += [("data.eval", path) for path, _ in _sources(recipe.data.eval)]
-    if recipe.data.chat_template not in (None, "none"):
-        named.append(("data.chat_template", str(recipe.data.chat_template)))
-    return [
-        Finding("REC013", "warning", place_of(tree, [key], display), f"{key} is {path}: there is no such file here.")
-        for key, path in named
-        if (key == "data.chat_template" or _must_be_here(path)) and not _is_here(os.path.expanduser(path))
-    ]
-
-
-def _is_here(path: str) -> bool:
-    """Whether a path exists, or is a pattern that names files."""
-    return os.path.exists(path) or bool(glob.glob(path, recursive=True))
-
-
-def _must_be_here(path: str) -> bool:
-    """Whether a name can only be a path: an id of the hub is organisation/name."""
-    is_hub_id = path.count("/") == 1 and not path.startswith(("/", ".", "~"))
-    return (not is_hub_id or plain_suffix(path) in DATA_SUFFIXES) and not path.startswith("builtin:")
 
 
 def _absolute(text: str) -> Path:

@@ -148,10 +148,10 @@ def test_check_of_a_piece(simpo: Simpo) -> None:
 def test_check_of_a_recipe_whose_files_are_not_here(simpo: Simpo) -> None:
     seen = simpo("recipe", "check", "smollm2-135m")
     assert seen.code == 0
-    assert "REC013  data.train is prefs.jsonl: there is no such file here." in seen.out
+    assert "REC013  data.train: prefs.jsonl does not exist." in seen.out
     assert "model.path" not in seen.out  # an id of the hub
     seen = simpo("recipe", "check", "smollm2-135m", "model.path=smollm2", "data.train=org/pairs")
-    assert seen.out.split("REC013  ")[1:] == ["model.path is smollm2: there is no such file here.\n"]
+    assert seen.out.split("REC013  ")[1:] == ["the model folder smollm2 does not exist.\n"]
 
 
 @pytest.mark.parametrize(

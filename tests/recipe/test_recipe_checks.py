@@ -1,11 +1,8 @@
 """What is allowed and unwise: each remark appears when it should, at the line that causes it, and not otherwise."""
 
-from pathlib import Path
-
 import pytest
 
 from simpo_cli.recipe import compose
-from simpo_cli.recipe.checks import missing_files
 from tests.recipe.recipe_texts import Write
 
 BASE = "name: a\nmodel:\n  path: org/model\ndata: {train: org/pairs}\n"
@@ -68,17 +65,3 @@ def test_the_sentences_hold_the_numbers(write: Write) -> None:
     assert sentences[2] == (
         "loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10; gamma 0.5 makes gamma/beta 5."
     )
-
-
-def test_files_that_are_not_here_are_remarked_on(write: Write) -> None:
-    Path("here.jsonl").touch()
-    text = "name: a\nmodel: {path: ./model}\ndata:\n  train: [{path: 'h*.jsonl'}, {path: gone.jsonl}]\n"
-    write("r", text + "  eval: org/pairs\n  chat_template: gone.jinja\n")
-    composed = compose("r.yaml")
-    found = missing_files(composed.recipe, composed.tree, "r.yaml")
-    assert [finding.sentence for finding in found] == [
-        "model.path is ./model: there is no such file here.",
-        "data.train is gone.jsonl: there is no such file here.",
-        "data.chat_template is gone.jinja: there is no such file here.",
-    ]
-    assert {finding.code for finding in found} == {"REC013"}
