@@ -7,7 +7,7 @@ from typing import Any
 
 from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.direction import direction_of
-from simpo_cli.data.formats.fields import MISSING, folded, get, word_set
+from simpo_cli.data.formats.fields import MISSING, folded, get, word_set, words_of
 from simpo_cli.data.formats.known import Known, known_layout
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.orders import Answers, Records
@@ -90,10 +90,22 @@ def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direc
     base = {part: field for part, field in base.items() if part not in dropped}
     merged = base | dict(columns)
     same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
-    meanings = labels or (known.labels if same_label else {})
+    meanings = labels or (_as_listed(known, columns) if same_label else {})
     says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
     by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
     return Stated(merged, meanings, direction or says_first, by_person)
+
+
+def _as_listed(known: Known, columns: Columns) -> Mapping[str, Any]:
+    """What the values of a known label mean in the order in which the person names the responses."""
+    sides = [columns.get(part) for part in ("chosen", "rejected")]
+    listed = columns.get("answers", sides if None not in sides else known.columns.get("answers"))
+    if listed == known.columns.get("answers"):
+        return known.labels
+    if isinstance(listed, str) or [*reversed(listed or ())] != known.columns.get("answers"):
+        return {}
+    other = {"first": "second", "second": "first"}
+    return {other.get(side, side): values for side, values in known.labels.items()}
 
 
 def _is_about(records: Records, read: Records, columns: Columns) -> bool:
@@ -207,11 +219,11 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
                 where=name,
             )
         fields = (stated.field("chosen") or "chosen", stated.field("rejected") or "rejected")
-        return Answers(fields, _ends_of(fields))
+        return Answers(fields, names.ends_of(fields))
     if listed is None:
         return None
     if not isinstance(listed, str):
-        return Answers(tuple(listed), _ends_of(listed))
+        return Answers(tuple(listed), names.ends_of(listed))
     for record in records:
         keys = listed.split(".")
         for count in range(len(keys), 0, -1):
@@ -225,15 +237,6 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
     )
 
 
-def _ends_of(fields: Sequence[str]) -> tuple[str, ...]:
-    """What tells the names of the responses apart, in their order: ("b", "a") for [response_b, response_a]."""
-    for group in names.groups_of(field.rpartition(".")[2] for field in fields):
-        end_of = dict(zip(group.fields, group.ends, strict=True))
-        if all(field.rpartition(".")[2] in end_of for field in fields):
-            return tuple(end_of[field.rpartition(".")[2]] for field in fields)
-    return ()
-
-
 def _found_answers(records: Records, name: str) -> Answers | None:
     """The responses that the names of the fields speak for in most records."""
     votes = Counter(found for record in records if (found := _answers_in(record, name)) is not None)
@@ -242,9 +245,11 @@ def _found_answers(records: Records, name: str) -> Answers | None:
 
 def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
     sides = [pair for pair in _NAMED if pair[0] in record and pair[1] in record]
-    if not sides and _NAMES_OF_SIDES.isdisjoint(map(folded, record)):
+    if not sides:
         spoken = names.named_sides(record)
         sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
+        if any(folded(key) in _NAMES_OF_SIDES for key in record if not any(key in pair for pair in sides)):
+            sides = []  # chosen or rejected themselves are there, and their counterpart is missing or misspelt
     if len(sides) > 1:
         raise refusals.two_pairs_of_sides(record, sides, prompt_fields(record), name)
     if sides:
@@ -259,6 +264,7 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
         and key.rpartition("_")[2].lower() in _LISTS
         and isinstance(value, list)
         and len(value) >= 2
+        and "raw" not in words_of(key)
         and all(isinstance(one, str | list | dict) for one in value)
     ]
     found = [Answers(group.fields, group.ends) for group in groups]

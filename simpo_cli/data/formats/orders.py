@@ -9,12 +9,13 @@ from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
 from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
-from simpo_cli.data.formats.unused import is_metadata
+from simpo_cli.data.formats.unused import is_metadata, without_places
 
 Records = Sequence[Mapping[str, Any]]
 
 _MOST_VALUES = 12  # of a column that is shown as a label
 _LONGEST_VALUE = 30
+_ASKED = frozenset(("prompt", "instruction", "input", "system", "system_prompt", "system_message"))
 _FIRST_SCORES = ("overall_score", "score", "rating", "reward", "scores", "ratings", "rewards")
 
 
@@ -119,8 +120,9 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
         answers: the responses.
         used: fields that play another part.
     """
-    keys = [key for key in _keys_of(records) if key not in used and key not in answers.fields]
-    flags = _winner_columns(records, keys)
+    inside = tuple(f"{field}." for field in answers.fields)  # what one response says of itself orders none
+    keys = [k for k in _keys_of(records) if k not in used and k not in answers.fields and not k.startswith(inside)]
+    flags = _winner_columns(records, keys, answers)
     taken = {name for order in flags for name in order.fields}
     scores = _scores(records, keys, answers)
     taken |= {name for order in scores for name in order.fields}
@@ -176,8 +178,8 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("text", (name,), certain=False)
     if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
         return None  # a comment
-    if not is_named_so and unclear:
-        return None
+    if (not is_named_so and unclear) or (len(texts) == len(values) == 1 and not labels.values):
+        return None  # what is the same in every record and names no response orders none
     is_known = bool(labels.values) and not names.is_about_loser(name)
     return Order("label", (name,), labels if is_known else None, certain=False, values=counts)
 
@@ -189,13 +191,18 @@ def _is_signed(values: Sequence[Any]) -> bool:
 
 
 def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
-    """Fields with single values that play no part, for a refusal to name."""
-    return [
-        key
-        for key in _keys_of(records)
-        if key not in used and key not in answers.fields
-        if any(isinstance(get(record, key), str | int | float) for record in records)
-    ]
+    """Fields that play no part and may say the order, for a refusal to name: single values, or what responses hold."""
+    taken = {*used, *answers.fields, *_ASKED, *(f"{field}.{answers.text}" for field in answers.fields)}
+    found: dict[str, None] = {}
+    for key in _keys_of(records):
+        inside = key.startswith(f"{answers.fields[0]}.")
+        name = without_places(key) if inside else key
+        if name in taken or names.says_only_where_from(key):
+            continue
+        kinds = (str, int, float, list, dict) if inside else (str, int, float)
+        if any(isinstance(value := get(record, key), kinds) and not is_empty(value) for record in records):
+            found[name] = None
+    return list(found)
 
 
 def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
@@ -208,7 +215,7 @@ def _label_by_values(records: Records, name: str, answers: Answers) -> Order | N
         return None
     labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
     found = {"first", "second"} <= {labels.side(value) for value in values} and not unclear
-    return Order("label", (name,), labels, certain=False, values=counts) if found else None
+    return Order("label", (name,), certain=False, values=counts) if found else None
 
 
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
@@ -230,14 +237,15 @@ def _repeats_a_response(records: Records, name: str, fields: Sequence[str]) -> b
     return all(get(record, name) in [get(record, field) for field in fields] for record in held)
 
 
-def _winner_columns(records: Records, keys: Sequence[str]) -> list[Order]:
+def _winner_columns(records: Records, keys: Sequence[str], answers: Answers) -> list[Order]:
     """0/1 fields of which one is set: winner_model_a, winner_model_b, winner_tie."""
     found = []
     for group in names.groups_of(keys):
         if len(group.fields) != 2 or not names.says_winner(group.words):
             continue
+        won = group.fields if names.are_in_order(answers.ends) else group.fields[::-1]
         tie = names.tie_beside(group, keys)
-        fields = group.fields if tie is None else (*group.fields, tie)
+        fields = won if tie is None else (*won, tie)
         cells = [as_text(get(record, name)) for record in records for name in fields if name in record]
         if cells and set(cells) <= {"0", "1", "true", "false"}:
             sides: list[tuple[Any, Any]] = [(fields[0], "first"), (fields[1], "second")]
