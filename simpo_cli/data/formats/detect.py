@@ -79,6 +79,7 @@ def _has_named_sides(records: Records) -> bool:
 
 def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direction: str | None) -> Stated:
     """What a known layout says, with what the person says over it."""
+    known = _as_listed(known, columns)
     base = dict(known.columns)
     if {"chosen", "rejected"} & columns.keys() or direction is not None:
         dropped: tuple[str, ...] = ("label", "scores", "rank", "best")
@@ -90,22 +91,24 @@ def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direc
     base = {part: field for part, field in base.items() if part not in dropped}
     merged = base | dict(columns)
     same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
-    meanings = labels or (_as_listed(known, columns) if same_label else {})
+    meanings = labels or (known.labels if same_label else {})
     says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
     by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
     return Stated(merged, meanings, direction or says_first, by_person)
 
 
-def _as_listed(known: Known, columns: Columns) -> Mapping[str, Any]:
-    """What the values of a known label mean in the order in which the person names the responses."""
+def _as_listed(known: Known, columns: Columns) -> Known:
+    """What a known layout says of two responses that the person names in another order."""
     sides = [columns.get(part) for part in ("chosen", "rejected")]
-    listed = columns.get("answers", sides if None not in sides else known.columns.get("answers"))
-    if listed == known.columns.get("answers"):
-        return known.labels
-    if isinstance(listed, str) or [*reversed(listed or ())] != known.columns.get("answers"):
-        return {}
+    listed = columns.get("answers", sides)
+    if isinstance(listed, str) or [*reversed(listed)] != known.columns.get("answers"):
+        return known
     other = {"first": "second", "second": "first"}
-    return {other.get(side, side): values for side, values in known.labels.items()}
+    turned = {
+        part: [*field[1::-1], *field[2:]] if isinstance(field, list) and part != "answers" else field
+        for part, field in known.columns.items()
+    }
+    return replace(known, columns=turned, labels={other.get(side, side): said for side, said in known.labels.items()})
 
 
 def _is_about(records: Records, read: Records, columns: Columns) -> bool:
@@ -219,11 +222,11 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
                 where=name,
             )
         fields = (stated.field("chosen") or "chosen", stated.field("rejected") or "rejected")
-        return Answers(fields, names.ends_of(fields))
+        return Answers(fields, _ends_of(fields))
     if listed is None:
         return None
     if not isinstance(listed, str):
-        return Answers(tuple(listed), names.ends_of(listed))
+        return Answers(tuple(listed), _ends_of(listed))
     for record in records:
         keys = listed.split(".")
         for count in range(len(keys), 0, -1):
@@ -235,6 +238,15 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
         "Name a field with a list of responses, or the two fields: answers: [FIELD, FIELD].",
         where=name,
     )
+
+
+def _ends_of(fields: Sequence[str]) -> tuple[str, ...]:
+    """What tells the names of the responses apart, in their order: ("b", "a") for [response_b, response_a]."""
+    for group in names.groups_of(field.rpartition(".")[2] for field in fields):
+        end_of = dict(zip(group.fields, group.ends, strict=True))
+        if all(field.rpartition(".")[2] in end_of for field in fields):
+            return tuple(end_of[field.rpartition(".")[2]] for field in fields)
+    return ()
 
 
 def _found_answers(records: Records, name: str) -> Answers | None:

@@ -19,6 +19,7 @@ from simpo_cli.data.formats.orders import (
     Order,
     Records,
     checking_scores,
+    fields_beside,
     find_orders,
     naming_fields,
     other_fields,
@@ -135,11 +136,12 @@ def _by_label(records: Records, answers: Answers, stated: Stated, name: str, pro
 
 def _require_same_order(fields: Sequence[str], answers: Answers, name: str) -> None:
     """Refuse fields of scores or winners whose names say the reverse of the order of the responses."""
-    ends = names.ends_of(fields)
-    if len(ends) == 2 and ends == answers.ends[::-1]:
+    if len(fields) == len(answers.fields) == 2 and any(
+        found == tuple(fields[::-1]) for found, _ in fields_beside(fields, answers.fields)
+    ):
         raise UserError(
             f"columns gives {' and '.join(fields)} for the responses {' and '.join(answers.fields)}, in another order.",
-            f"Give both in one order: [{', '.join(reversed(fields))}].",
+            f"Give both in one order: [{', '.join(fields[::-1])}].",
             where=name,
         )
 

@@ -57,7 +57,15 @@ _NOT_LABELS = word_set(
     "elaboration category type source score rating reward name dataset"
 )
 _LOSERS = word_set("worse worst loser losing rejected dispreferred unpreferred")
-_NEGATED = word_set("non not bad inverse least lower shorter")
+_NEGATED = word_set(
+    "non not bad wrong incorrect inverse least lower shorter inferior eliminated discarded disliked lost unsafe "
+    "harmful toxic hallucination hallucinated"
+)
+_BESIDE_LABEL = word_set(
+    "id idx index a b is the which one of by in my our final overall global gold golden majority consensus human gpt "
+    "claude llama llm ai judge expert annotation annotator user rater grader worker label value pair ref orig side team"
+)
+"""What may stand beside winner or choice in the name of a label whose value is certain to be the better response."""
 _WINS = word_set("winner win wins won better best preferred chosen selected")
 _TIE_WORDS = word_set("tie tied draw both neither equal")
 
@@ -146,15 +154,6 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
     return list(dict.fromkeys(found))
 
 
-def ends_of(fields: Sequence[str]) -> tuple[str, ...]:
-    """What tells the names of the responses apart, in their order: ("b", "a") for [response_b, response_a]."""
-    for group in groups_of(field.rpartition(".")[2] for field in fields):
-        end_of = dict(zip(group.fields, group.ends, strict=True))
-        if all(field.rpartition(".")[2] in end_of for field in fields):
-            return tuple(end_of[field.rpartition(".")[2]] for field in fields)
-    return ()
-
-
 def are_in_order(ends: Sequence[str]) -> bool:
     """Whether ends stand as they are counted: a before b, 1 before 2."""
     return list(ends) == sorted(ends, key=lambda end: (int(end) if end.isdigit() else 0, end))
@@ -200,22 +199,28 @@ def is_just_a_score(words: Iterable[str]) -> bool:
 
 def may_be_label(field: str) -> bool:
     """Whether a field of this name may say which response is the better one, or the worse one."""
-    words = _last_words(field)
+    words = last_words(field)
     return bool(words & (_LABELS | _LOSERS)) and not words & _NOT_LABELS
 
 
 def may_name_model(field: str) -> bool:
     """Whether a field of this name may say which model gave the better response: preferred_model, winner_name."""
-    words = _last_words(field)
+    words = last_words(field)
     return bool(words & _LABELS) and bool(words & {"model", "name"})
 
 
 def is_about_loser(field: str) -> bool:
     """Whether a label of this name may say which response is the worse one."""
-    return not _last_words(field).isdisjoint(_LOSERS | _NEGATED)
+    return not last_words(field).isdisjoint(_LOSERS | _NEGATED)
 
 
-def _last_words(field: str) -> set[str]:
+def says_which_is_better(words: Iterable[str]) -> bool:
+    """Whether a label of this name says nothing but which response is better: not shown_first_choice, toxic_label."""
+    said = {word for word in words if not word.isdigit()}
+    return said <= _LABELS | _WINS | _RESPONSES | _PLURALS | _BESIDE_LABEL | {"model", "name"}
+
+
+def last_words(field: str) -> set[str]:
     """The words of a name behind its last dot; places in lists are left out."""
     parts = [part for part in field.split(".") if not part.isdigit()]
     return set(words_of(parts[-1])) if parts else set()
@@ -223,12 +228,12 @@ def _last_words(field: str) -> set[str]:
 
 def says_winner(words: Iterable[str]) -> bool:
     """Whether 0/1 fields of this name say which response won."""
-    return not _WINS.isdisjoint(words)
+    return not _WINS.isdisjoint(words) and says_which_is_better(words)
 
 
 def says_only_where_from(field: str) -> bool:
     """Whether a name says no more than where a record comes from, so that it orders no responses."""
-    return _last_words(field) <= _WHERE_FROM
+    return last_words(field) <= _WHERE_FROM
 
 
 def tie_beside(group: Group, keys: Iterable[str]) -> str | None:

@@ -15,7 +15,7 @@ Records = Sequence[Mapping[str, Any]]
 
 _MOST_VALUES = 12  # of a column that is shown as a label
 _LONGEST_VALUE = 30
-_ASKED = frozenset(("prompt", "instruction", "input", "system", "system_prompt", "system_message"))
+_ASKED = frozenset(("prompt", "instruction", "input", "system", "system_prompt", "system_message", "history", "tools"))
 _FIRST_SCORES = ("overall_score", "score", "rating", "reward", "scores", "ratings", "rewards")
 
 
@@ -166,7 +166,8 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("label", (name,), certain=False, values=counts)
     fields = () if answers.is_list else answers.fields
     labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
-    is_certain = not names.is_about_loser(name) and not any(part.isdigit() for part in name.split("."))
+    is_certain = names.says_which_is_better(names.last_words(name)) and not names.is_about_loser(name)
+    is_certain = is_certain and not any(part.isdigit() for part in name.split("."))
     if not unclear and is_certain:
         return Order("label", (name,), labels, values=counts)
     if is_certain and (by := naming_fields(records, name, answers)):
@@ -180,7 +181,7 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return None  # a comment
     if (not is_named_so and unclear) or (len(texts) == len(values) == 1 and not labels.values):
         return None  # what is the same in every record and names no response orders none
-    is_known = bool(labels.values) and not names.is_about_loser(name)
+    is_known = bool(labels.values) and is_named_so and (is_certain or "0" in name.split("."))
     return Order("label", (name,), labels if is_known else None, certain=False, values=counts)
 
 
@@ -191,7 +192,7 @@ def _is_signed(values: Sequence[Any]) -> bool:
 
 
 def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
-    """Fields that play no part and may say the order, for a refusal to name: single values, or what responses hold."""
+    """Fields that play no part and may say the order, for a refusal to name."""
     taken = {*used, *answers.fields, *_ASKED, *(f"{field}.{answers.text}" for field in answers.fields)}
     found: dict[str, None] = {}
     for key in _keys_of(records):
@@ -199,8 +200,7 @@ def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> li
         name = without_places(key) if inside else key
         if name in taken or names.says_only_where_from(key):
             continue
-        kinds = (str, int, float, list, dict) if inside else (str, int, float)
-        if any(isinstance(value := get(record, key), kinds) and not is_empty(value) for record in records):
+        if any(not is_empty(value := get(record, key)) and value is not MISSING and value != [] for record in records):
             found[name] = None
     return list(found)
 
@@ -223,7 +223,7 @@ def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, 
     if len(answers.fields) != 2:
         return ()
     keys = [key for key in _keys_of(records) if key not in (label, *answers.fields)]
-    for fields, _ in _fields_beside(keys, answers.fields):
+    for fields, _ in fields_beside(keys, answers.fields):
         rows = [(get(record, label), [get(record, one) for one in fields]) for record in records]
         rows = [(value, held) for value, held in rows if isinstance(value, str) and label_words(value) != "tie"]
         if rows and all(held.count(value) == 1 for value, held in rows):
@@ -259,11 +259,11 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     if not answers.is_list:
         return [
             Order("rank" if kind == "rank" else "scores", fields, certain=kind == "higher")
-            for fields, words in _fields_beside(keys, answers.fields)
+            for fields, words in fields_beside(keys, answers.fields)
             if (kind := names.kind_of_score(words)) and _may_be_scores(records, fields, words)
         ] + [
             Order("scores", fields, certain=False)
-            for fields, words in _fields_beside(keys, answers.fields)
+            for fields, words in fields_beside(keys, answers.fields)
             if not names.kind_of_score(words)
             and not names.is_about_text(words)
             and numbers_in([get(record, field) for record in records for field in fields])
@@ -288,7 +288,7 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     return orders
 
 
-def _fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Fields that go with the responses one by one, as `score_a` and `score_b` do; and the words that they share."""
     spelled = [set(words_of(name)) for name in fields]
     common = set.intersection(*spelled)
@@ -315,7 +315,7 @@ def checking_scores(records: Records, chosen: str, rejected: str) -> tuple[str, 
     names of sides.
     """
     for fields in ((chosen, rejected), ("chosen", "rejected")):
-        for found, words in _fields_beside([key for key in _keys_of(records) if key not in fields], fields):
+        for found, words in fields_beside([key for key in _keys_of(records) if key not in fields], fields):
             if names.kind_of_score(words) == "higher" and _may_be_scores(records, found, words):
                 return found
     return ()

@@ -305,7 +305,7 @@ def no_pairs(records: Records, name: str) -> UserError:
     return UserError(
         f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
         "Say in the recipe which they are: "
-        + line_of(name, {"prompt": "FIELD", "chosen": "FIELD", "rejected": "FIELD"}),
+        + line_of(name, {"prompt": "FIELD_1", "chosen": "FIELD_2", "rejected": "FIELD_3"}),
         where=name,
     )
 
