@@ -133,11 +133,11 @@ def no_direction(
     base: dict[str, Any] = {"prompt": prompt} if prompt else {}
     listed = base | {"answers": fields[0] if answers.is_list else fields}
     if not orders and others:
-        line = line_of(name, listed | {"label": "FIELD"})
+        part, other = ("scores", "label") if answers.is_list else ("label", "scores")
         return UserError(
             f"holds {shown} and which one is preferred is told by no field that is known (others are "
             f"{', '.join(others[:8])}).",
-            f"Name the field that says it, as label or as scores: {line}\n"
+            f"Name the field that says it, as {part} or as {other}: {line_of(name, listed | {part: 'FIELD'})}\n"
             "  If the first is the better one in every record, say direction: first instead.",
             where=name,
         )
