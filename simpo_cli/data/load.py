@@ -3,13 +3,14 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.formats.preferred import reason_of
+from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
@@ -227,6 +228,7 @@ class PairReader:
             self._only_bad(sample, receipt)
             return
         self.layout = layout = detect(good, source.columns, receipt.path, source.labels, source.direction)
+        unused = UnusedFields(layout)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:
@@ -248,6 +250,7 @@ class PairReader:
             for fields in found:
                 if count == most:
                     break
+                unused.note(fields)
                 try:
                     pair = to_pair(fields, layout, record.where, noted)
                 except UnknownLabelError as unknown:
@@ -272,7 +275,7 @@ class PairReader:
                     self.warnings.add(what, record.where)
                 noted.clear()
         self.warnings.counts.update(receipt.warnings)
-        self._layouts.append((receipt.path, layout, count + without_signal))
+        self._layouts.append((receipt.path, replace(layout, unused=unused.names), count + without_signal))
 
     def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
         """The first records, enough to see a file's layout: at least one that can be read, if there is any."""

@@ -171,6 +171,16 @@ def _check_mapping(columns: Columns, labels: Labels) -> None:
             f"is {fields!r}",
             f"Name one field: {part}: FIELD" + (f", or several: {part}: [FIELD, FIELD]." if several else "."),
         )
+    played: dict[str, str] = {}
+    for part, fields in columns.items():
+        for name in [] if part == "best" else [fields] if isinstance(fields, str) else fields:
+            _require(
+                name not in played,
+                f"columns.{part}",
+                f"is {name!r}, which is columns.{played.get(name)} as well",
+                "Name another field: each plays one part.",
+            )
+            played[name] = part
     best = columns.get("best", "highest")
     _require(best in ("highest", "lowest"), "columns.best", f"is {best!r}", "Say which score is best: highest, lowest.")
     _check_labels(labels)

@@ -7,7 +7,7 @@ from typing import Any
 
 from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.direction import direction_of
-from simpo_cli.data.formats.fields import MISSING, folded, get, word_set
+from simpo_cli.data.formats.fields import MISSING, folded, get, word_set, words_of
 from simpo_cli.data.formats.known import Known, known_layout
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.orders import Answers, Records
@@ -79,6 +79,7 @@ def _has_named_sides(records: Records) -> bool:
 
 def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direction: str | None) -> Stated:
     """What a known layout says, with what the person says over it."""
+    known = _as_listed(known, columns)
     base = dict(known.columns)
     if {"chosen", "rejected"} & columns.keys() or direction is not None:
         dropped: tuple[str, ...] = ("label", "scores", "rank", "best")
@@ -94,6 +95,20 @@ def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direc
     says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
     by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
     return Stated(merged, meanings, direction or says_first, by_person)
+
+
+def _as_listed(known: Known, columns: Columns) -> Known:
+    """What a known layout says of two responses that the person names in another order."""
+    sides = [columns.get(part) for part in ("chosen", "rejected")]
+    listed = columns.get("answers", sides)
+    if isinstance(listed, str) or [*reversed(listed)] != known.columns.get("answers"):
+        return known
+    other = {"first": "second", "second": "first"}
+    turned = {
+        part: [*field[1::-1], *field[2:]] if isinstance(field, list) and part != "answers" else field
+        for part, field in known.columns.items()
+    }
+    return replace(known, columns=turned, labels={other.get(side, side): said for side, said in known.labels.items()})
 
 
 def _is_about(records: Records, read: Records, columns: Columns) -> bool:
@@ -242,9 +257,11 @@ def _found_answers(records: Records, name: str) -> Answers | None:
 
 def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
     sides = [pair for pair in _NAMED if pair[0] in record and pair[1] in record]
-    if not sides and _NAMES_OF_SIDES.isdisjoint(map(folded, record)):
+    if not sides:
         spoken = names.named_sides(record)
         sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
+        if any(folded(key) in _NAMES_OF_SIDES for key in record if not any(key in pair for pair in sides)):
+            sides = []  # chosen or rejected themselves are there, and their counterpart is missing or misspelt
     if len(sides) > 1:
         raise refusals.two_pairs_of_sides(record, sides, name)
     if sides:
@@ -259,6 +276,7 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
         and key.rpartition("_")[2].lower() in _LISTS
         and isinstance(value, list)
         and len(value) >= 2
+        and "raw" not in words_of(key)
         and all(isinstance(one, str | list | dict) for one in value)
     ]
     found = [Answers(group.fields, group.ends) for group in groups]

@@ -19,6 +19,7 @@ from simpo_cli.data.formats.orders import (
     Order,
     Records,
     checking_scores,
+    fields_beside,
     find_orders,
     naming_fields,
     other_fields,
@@ -55,6 +56,11 @@ def direction_of(records: Records, answers: Answers, stated: Stated, name: str, 
     if stated.direction is not None:
         return _as_said(answers, stated, name) | {"scores": checks}
     if "label" in stated.columns or stated.labels:
+        part = "rank" if "rank" in stated.columns else "scores"
+        if part in stated.columns:  # beside a label they are compared with it
+            measured = _by_scores(answers, stated, part, name, prompt)
+            checks, lowest = measured["scores"], measured["lowest"]
+            return _by_label(records, answers, stated, name, prompt) | {"scores": checks, "lowest": lowest}
         return _by_label(records, answers, stated, name, prompt) | {"scores": checks}
     if (part := "rank" if "rank" in stated.columns else "scores") in stated.columns:
         return _by_scores(answers, stated, part, name, prompt)
@@ -98,6 +104,7 @@ def _as_said(answers: Answers, stated: Stated, name: str) -> Parts:
 
 def _by_label(records: Records, answers: Answers, stated: Stated, name: str, prompt: str | None) -> Parts:
     fields = stated.fields("label") or _label_of_meanings(records, answers, name)
+    _require_same_order(fields[:2], answers, name)
     if len(answers.fields) > 2:
         raise UserError(
             f"{fields[0]} is a label, which is for two responses, and there are {len(answers.fields)}.",
@@ -117,10 +124,26 @@ def _by_label(records: Records, answers: Answers, stated: Stated, name: str, pro
         two = () if answers.is_list else answers.fields
         scalars = [held.value for held in counts if isinstance(held.value, str | int | float | bool)]
         labels, unclear = derived(fields[0], scalars, two, answers.two_ends, stated=True)
+        if named and named[0].kind == "text":
+            raise refusals.no_direction(answers, prompt, named, name)
+        if names.is_about_loser(fields[0]):  # what it names may be the worse one
+            labels, unclear = Labels(), scalars
         if unclear:
             order = Order("label", fields, labels if labels.values else None, certain=False, values=counts)
             raise refusals.no_direction(answers, prompt, [order], name)
     return _label_parts(Order("label", fields, labels, values=counts), answers)
+
+
+def _require_same_order(fields: Sequence[str], answers: Answers, name: str) -> None:
+    """Refuse fields of scores or winners whose names say the reverse of the order of the responses."""
+    if len(fields) == len(answers.fields) == 2 and any(
+        found == tuple(fields[::-1]) for found, _ in fields_beside(fields, answers.fields)
+    ):
+        raise UserError(
+            f"columns gives {' and '.join(fields)} for the responses {' and '.join(answers.fields)}, in another order.",
+            f"Give both in one order: [{', '.join(fields[::-1])}].",
+            where=name,
+        )
 
 
 def _label_parts(order: Order, answers: Answers) -> Parts:
@@ -156,6 +179,7 @@ def _by_scores(answers: Answers, stated: Stated, part: str, name: str, prompt: s
             f"Give one for each response, in their order: {part}: [{', '.join(['FIELD'] * len(answers.fields))}].",
             where=name,
         )
+    _require_same_order(fields, answers, name)
     best = stated.field("best")
     certain = part == "scores" and not any(
         names.kind_of_score(words_of(field)) in ("unclear", "rank") for field in fields
@@ -172,7 +196,10 @@ def _found(records: Records, answers: Answers, name: str, prompt: str | None) ->
     orders = find_orders(records, answers, used)
     certain = [order for order in orders if order.certain]
     if not certain:
-        raise refusals.no_direction(answers, prompt, orders, name, other_fields(records, answers, used))
+        held = [get(record, answers.fields[0]) for record in records if answers.is_list]
+        several = any(isinstance(one, list) and len(one) > 2 for one in held)
+        others = other_fields(records, answers, used)
+        raise refusals.no_direction(answers, prompt, orders, name, others, several=several)
     for one, other in pairwise(certain):
         if _differ(records, answers, one, other):
             raise refusals.contradiction(answers, prompt, one, other, name)

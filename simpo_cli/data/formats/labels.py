@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from simpo_cli.data.formats.fields import word_set, words_of
+from simpo_cli.data.formats.names import are_in_order
 
 Side = Literal["first", "second", "tie"]
 SIDES: tuple[Side, ...] = ("first", "second", "tie")
@@ -133,11 +134,14 @@ def derived(
         stated: the person has named the label: then one value is enough, and 1 and 2 follow the order of the fields.
     """
     distinct = [value for _, value in dict.fromkeys((type(value), value) for value in values)]
-    sides = _by_number(label, distinct, ends, stated)
+    counted = are_in_order(ends or ())  # else it is not certain what left, first and 0 mean
+    sides = _by_number(label, distinct, ends, stated) if counted else {}
     meanings: list[tuple[Any, Side]] = []
     unclear: list[Any] = []
     for value in distinct:
-        side = _by_name(value, fields, ends) or label_words(value) or sides.get(as_text(value))
+        spoken = label_words(value)
+        spoken = spoken if counted or spoken == "tie" else None
+        side = _by_name(value, fields, ends) or spoken or sides.get(as_text(value))
         if side is None or isinstance(value, bool):
             unclear.append(value)
         else:
@@ -155,6 +159,7 @@ def _usual(fields: Sequence[str], ends: tuple[str, str] | None, sides: Mapping[s
     if not sides:
         usual += [(name, side) for name, side in zip(fields, SIDES, strict=False)]
         usual += [(end, side) for end, side in zip(ends or (), SIDES, strict=False) if not end.isdigit()]
+    if not sides and are_in_order(ends or ()):
         usual += [(word, side) for pair in _FIRST_AND_SECOND for word, side in zip(pair, SIDES, strict=False)]
         usual += [("model_a", "first"), ("model_b", "second")]
     return usual + [(word, "tie") for word in ("tie", "draw", "equal", "both", "neither")]

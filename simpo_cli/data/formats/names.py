@@ -1,6 +1,6 @@
 """What the names of fields say: which are responses and what tells them apart, which are scores, ranks and labels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ _FAMILIES = (
     ("one", "two", "three", "four"),
 )
 _RESPONSES = word_set(
-    "response output completion answer generation candidate reply continuation summary conversation "
+    "response resp output completion answer generation candidate reply continuation summary conversation conv "
     "conversations dialogue messages text assistant result"
 )
 _PROMPTS = {
@@ -26,12 +26,23 @@ _PROMPTS = {
     "input.messages": list,
     "messages": list,
 }
+_PLURALS = frozenset(f"{word}s" for word in _RESPONSES)
 _ABOUT_RESPONSES = word_set(
     "model name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "
     "source language reason rationale critique explanation comment quotes category type metadata date time url "
     "author label winner feedback annotation annotations prompt question instruction"
 )
 HIGHER_IS_BETTER = word_set("score scores rating ratings reward rewards")
+_QUALITIES = word_set(
+    "overall quality general helpful helpfulness correct correctness accurate accuracy coherent coherence honest "
+    "honesty truthful truthfulness faithful faithfulness factual factuality grounded groundedness relevant relevance "
+    "useful usefulness clear clarity complete completeness informative informativeness creative creativity depth "
+    "fluent fluency readability naturalness instruction following safety harmlessness alignment preference preferred "
+    "human user expert annotator judge evaluator critic critique gpt claude llama qwen llm model rm pm prm orm ai "
+    "armorm skywork deberta starling nemotron pairrm avg average mean median total final sum aggregate aggregated "
+    "weighted normalized norm raw all individual fine grained good better best win eval evaluation vote meta metadata"
+)
+"""What a score may be of if it is better the higher it is; of anything else, such as bias, that is not certain."""
 LOWER_MAY_BE_BETTER = word_set(
     "loss losses toxicity toxic perplexity ppl error errors distance penalty nll harm harmfulness risk cost "
     "regret violation violations latency"
@@ -40,6 +51,11 @@ _COUNTS = word_set(
     "id ids idx index token tokens length len words word chars characters count num number time timestamp date seed "
     "year turn turns version temperature size"
 )
+_WHERE_FROM = word_set(
+    "id ids uid uuid hash sha source dataset subset split lang language locale date time timestamp created updated url "
+    "link license author user role category topic domain task type version turn turns prompt question instruction"
+)
+_PEOPLE = word_set("annotator annotators rater raters worker workers labeler labelers labeller judge reviewer voter")
 RANKS = word_set("rank ranks ranking rankings position place")
 _LABELS = word_set(
     "label preference preferred prefers winner better best choice chosen choose selected selection cmp comparison "
@@ -50,7 +66,16 @@ _NOT_LABELS = word_set(
     "elaboration category type source score rating reward name dataset"
 )
 _LOSERS = word_set("worse worst loser losing rejected dispreferred unpreferred")
-_NEGATED = word_set("non not bad inverse least lower shorter")
+_NEGATED = word_set(
+    "non not bad wrong incorrect inverse least lower shorter inferior eliminated discarded disliked lost unsafe "
+    "harmful toxic hallucination hallucinated"
+)
+_BESIDE_LABEL = word_set(
+    "id idx index a b is the which one of by in my our final overall global gold golden majority consensus human gpt "
+    "claude llama llm ai judge expert annotation annotator user rater grader worker label value pair ref orig side team "
+    "ground truth true crowd rm eval evaluation quality helpful helpfulness safety most more"
+)
+"""What may stand beside winner or choice in the name of a label whose value is certain to be the better response."""
 _WINS = word_set("winner win wins won better best preferred chosen selected")
 _TIE_WORDS = word_set("tie tied draw both neither equal")
 
@@ -150,6 +175,11 @@ def prompt_in(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": found[0]} if found else {}
 
 
+def are_in_order(ends: Sequence[str]) -> bool:
+    """Whether ends stand as they are counted: a before b, 1 before 2."""
+    return list(ends) == sorted(ends, key=lambda end: (int(end) if end.isdigit() else 0, end))
+
+
 def end_named(value: Any, ends: tuple[str, ...]) -> str | None:
     """The letter or number in a value that tells responses apart: A, "Response b", model_a; None for any other text."""
     words = words_of(str(value))
@@ -172,12 +202,15 @@ def kind_of_score(words: Iterable[str]) -> str:
         return "unclear"
     if held & RANKS:
         return "rank"
-    return "higher" if held & HIGHER_IS_BETTER else ""
+    if not held & HIGHER_IS_BETTER:
+        return ""
+    of = {word for word in held if len(word) > 1 and not word.isdigit()} - HIGHER_IS_BETTER
+    return "higher" if of <= _RESPONSES | _PLURALS | _QUALITIES else "unclear"
 
 
 def is_about_text(words: Iterable[str]) -> bool:
-    """Whether numbers of this name only count or number a response: tokens, length, id."""
-    return not _COUNTS.isdisjoint(words)
+    """Whether numbers of this name count or number a response, or are the votes of one person: tokens, id, rater."""
+    return not _COUNTS.isdisjoint(words) or _PEOPLE.issuperset(words)
 
 
 def is_just_a_score(words: Iterable[str]) -> bool:
@@ -187,22 +220,28 @@ def is_just_a_score(words: Iterable[str]) -> bool:
 
 def may_be_label(field: str) -> bool:
     """Whether a field of this name may say which response is the better one, or the worse one."""
-    words = _last_words(field)
+    words = last_words(field)
     return bool(words & (_LABELS | _LOSERS)) and not words & _NOT_LABELS
 
 
 def may_name_model(field: str) -> bool:
     """Whether a field of this name may say which model gave the better response: preferred_model, winner_name."""
-    words = _last_words(field)
+    words = last_words(field)
     return bool(words & _LABELS) and bool(words & {"model", "name"})
 
 
 def is_about_loser(field: str) -> bool:
     """Whether a label of this name may say which response is the worse one."""
-    return not _last_words(field).isdisjoint(_LOSERS | _NEGATED)
+    return not last_words(field).isdisjoint(_LOSERS | _NEGATED)
 
 
-def _last_words(field: str) -> set[str]:
+def says_which_is_better(words: Iterable[str]) -> bool:
+    """Whether a label of this name says nothing but which response is better: not shown_first_choice, toxic_label."""
+    said = {word for word in words if not word.isdigit()}
+    return said <= _LABELS | _WINS | _RESPONSES | _PLURALS | _BESIDE_LABEL | {"model", "name"}
+
+
+def last_words(field: str) -> set[str]:
     """The words of a name behind its last dot; places in lists are left out."""
     parts = [part for part in field.split(".") if not part.isdigit()]
     return set(words_of(parts[-1])) if parts else set()
@@ -210,7 +249,12 @@ def _last_words(field: str) -> set[str]:
 
 def says_winner(words: Iterable[str]) -> bool:
     """Whether 0/1 fields of this name say which response won."""
-    return not _WINS.isdisjoint(words)
+    return not _WINS.isdisjoint(words) and says_which_is_better(words)
+
+
+def says_only_where_from(field: str) -> bool:
+    """Whether a name says no more than where a record comes from, so that it orders no responses."""
+    return last_words(field) <= _WHERE_FROM
 
 
 def tie_beside(group: Group, keys: Iterable[str]) -> str | None:

@@ -9,12 +9,13 @@ from simpo_cli.data.formats import names
 from simpo_cli.data.formats.fields import MISSING, get, words_of
 from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
 from simpo_cli.data.formats.preferred import is_empty, numbers_in
-from simpo_cli.data.formats.unused import is_metadata
+from simpo_cli.data.formats.unused import is_metadata, without_places
 
 Records = Sequence[Mapping[str, Any]]
 
 _MOST_VALUES = 12  # of a column that is shown as a label
 _LONGEST_VALUE = 30
+_ASKED = frozenset(("prompt", "instruction", "input", "system", "system_prompt", "system_message", "history", "tools"))
 _FIRST_SCORES = ("overall_score", "score", "rating", "reward", "scores", "ratings", "rewards")
 
 
@@ -128,8 +129,9 @@ def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> lis
         answers: the responses.
         used: fields that play another part.
     """
-    keys = [key for key in _keys_of(records) if key not in used and key not in answers.fields]
-    flags = _winner_columns(records, keys)
+    inside = tuple(f"{field}." for field in answers.fields)  # what one response says of itself orders none
+    keys = [k for k in _keys_of(records) if k not in used and k not in answers.fields and not k.startswith(inside)]
+    flags = _winner_columns(records, keys, answers)
     taken = {name for order in flags for name in order.fields}
     scores = _scores(records, keys, answers)
     taken |= {name for order in scores for name in order.fields}
@@ -173,7 +175,8 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("label", (name,), certain=False, values=counts)
     fields = () if answers.is_list else answers.fields
     labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
-    is_certain = not names.is_about_loser(name) and not any(part.isdigit() for part in name.split("."))
+    is_certain = names.says_which_is_better(names.last_words(name)) and not names.is_about_loser(name)
+    is_certain = is_certain and not any(part.isdigit() for part in name.split("."))
     if not unclear and is_certain:
         return Order("label", (name,), labels, values=counts)
     if is_certain and (by := naming_fields(records, name, answers)):
@@ -185,9 +188,9 @@ def _label(records: Records, name: str, answers: Answers) -> Order | None:
         return Order("text", (name,), certain=False)
     if texts and (len(values) > _MOST_VALUES or max(map(len, texts)) > _LONGEST_VALUE):
         return None  # a comment
-    if not is_named_so and unclear:
-        return None
-    is_known = bool(labels.values) and not names.is_about_loser(name)
+    if (not is_named_so and unclear) or (len(texts) == len(values) == 1 and not labels.values):
+        return None  # what is the same in every record and names no response orders none
+    is_known = bool(labels.values) and is_named_so and (is_certain or "0" in name.split("."))
     return Order("label", (name,), labels if is_known else None, certain=False, values=counts)
 
 
@@ -198,13 +201,17 @@ def _is_signed(values: Sequence[Any]) -> bool:
 
 
 def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
-    """Fields with single values that play no part, for a refusal to name."""
-    return [
-        key
-        for key in _keys_of(records)
-        if key not in used and key not in answers.fields
-        if any(isinstance(get(record, key), str | int | float) for record in records)
-    ]
+    """Fields that play no part and may say the order, for a refusal to name."""
+    taken = {*used, *answers.fields, *_ASKED, *(f"{field}.{answers.text}" for field in answers.fields)}
+    found: dict[str, None] = {}
+    for key in _keys_of(records):
+        inside = key.startswith(f"{answers.fields[0]}.")
+        name = without_places(key) if inside else key
+        if name in taken or names.says_only_where_from(key):
+            continue
+        if any(not is_empty(value := get(record, key)) and value is not MISSING and value != [] for record in records):
+            found[name] = None
+    return list(found)
 
 
 def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
@@ -217,7 +224,7 @@ def _label_by_values(records: Records, name: str, answers: Answers) -> Order | N
         return None
     labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
     found = {"first", "second"} <= {labels.side(value) for value in values} and not unclear
-    return Order("label", (name,), labels, certain=False, values=counts) if found else None
+    return Order("label", (name,), certain=False, values=counts) if found else None
 
 
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
@@ -225,7 +232,7 @@ def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, 
     if len(answers.fields) != 2:
         return ()
     keys = [key for key in _keys_of(records) if key not in (label, *answers.fields)]
-    for fields, _ in _fields_beside(keys, answers.fields):
+    for fields, _ in fields_beside(keys, answers.fields):
         rows = [(get(record, label), [get(record, one) for one in fields]) for record in records]
         rows = [(value, held) for value, held in rows if isinstance(value, str) and label_words(value) != "tie"]
         if rows and all(held.count(value) == 1 for value, held in rows):
@@ -239,14 +246,15 @@ def _repeats_a_response(records: Records, name: str, fields: Sequence[str]) -> b
     return all(get(record, name) in [get(record, field) for field in fields] for record in held)
 
 
-def _winner_columns(records: Records, keys: Sequence[str]) -> list[Order]:
+def _winner_columns(records: Records, keys: Sequence[str], answers: Answers) -> list[Order]:
     """0/1 fields of which one is set: winner_model_a, winner_model_b, winner_tie."""
     found = []
     for group in names.groups_of(keys):
         if len(group.fields) != 2 or not names.says_winner(group.words):
             continue
+        won = group.fields if names.are_in_order(answers.ends) else group.fields[::-1]
         tie = names.tie_beside(group, keys)
-        fields = group.fields if tie is None else (*group.fields, tie)
+        fields = won if tie is None else (*won, tie)
         cells = [as_text(get(record, name)) for record in records for name in fields if name in record]
         if cells and set(cells) <= {"0", "1", "true", "false"}:
             sides: list[tuple[Any, Any]] = [(fields[0], "first"), (fields[1], "second")]
@@ -260,11 +268,11 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     if not answers.is_list:
         return [
             Order("rank" if kind == "rank" else "scores", fields, certain=kind == "higher")
-            for fields, words in _fields_beside(keys, answers.fields)
+            for fields, words in fields_beside(keys, answers.fields)
             if (kind := names.kind_of_score(words)) and _may_be_scores(records, fields, words)
         ] + [
             Order("scores", fields, certain=False)
-            for fields, words in _fields_beside(keys, answers.fields)
+            for fields, words in fields_beside(keys, answers.fields)
             if not names.kind_of_score(words)
             and not names.is_about_text(words)
             and numbers_in([get(record, field) for record in records for field in fields])
@@ -289,7 +297,7 @@ def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Ord
     return orders
 
 
-def _fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Fields that go with the responses one by one, as `score_a` and `score_b` do; and the words that they share."""
     spelled = [set(words_of(name)) for name in fields]
     common = set.intersection(*spelled)
@@ -316,7 +324,7 @@ def checking_scores(records: Records, chosen: str, rejected: str) -> tuple[str, 
     names of sides.
     """
     for fields in ((chosen, rejected), ("chosen", "rejected")):
-        for found, words in _fields_beside([key for key in _keys_of(records) if key not in fields], fields):
+        for found, words in fields_beside([key for key in _keys_of(records) if key not in fields], fields):
             if names.kind_of_score(words) == "higher" and _may_be_scores(records, found, words):
                 return found
     return ()

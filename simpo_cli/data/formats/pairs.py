@@ -87,7 +87,8 @@ def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) ->
     for name in _MEDIA:
         mark = f"<{name}>"
         texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
-        if record.get(name) and any(mark in text for text in texts):
+        value = record.get(name)
+        if isinstance(value, dict | list | bytes) or (value and any(mark in text for text in texts)):
             raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
 
 

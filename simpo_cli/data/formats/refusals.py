@@ -106,36 +106,57 @@ def _prompt_as(prompt: str | None) -> dict[str, Any]:
 
 
 def no_direction(
-    answers: Answers, prompt: str | None, orders: Sequence[Order], name: str, others: Sequence[str] = ()
+    answers: Answers,
+    prompt: str | None,
+    orders: Sequence[Order],
+    name: str,
+    others: Sequence[str] = (),
+    *,
+    several: bool = False,
 ) -> UserError:
-    """The refusal of responses whose order nothing says, or nothing says for certain; `others` may still say it."""
+    """The refusal of responses whose order nothing says, or nothing says for certain.
+
+    Args:
+        orders: what may say it.
+        others: fields that may still say it.
+        several: a list of the responses holds more than two.
+    """
     fields = list(answers.fields)
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
     base = _prompt_as(prompt)
     listed = base | {"answers": answers.column}
-    if not orders:
-        if answers.is_list:
-            fix = either(
-                line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"
-            )
-        else:
-            fix = either(*(line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])))
-        known = f" that is known (others are {', '.join(others[:8])})" if others else ""
-        return UserError(f"holds {shown} and which one is preferred is told by no field{known}.", fix, where=name)
-    order = orders[0]
-    if order.kind == "text":
+    if not orders and others:
+        part, other = ("scores", "label") if answers.is_list else ("label", "scores")
         return UserError(
-            f"holds {shown} and the preferred one once more under {order.shown}.",
-            "Write it into a field chosen, and the other one into a field rejected.",
+            f"holds {shown} and which one is preferred is told by no field that is known (others are "
+            f"{', '.join(others[:8])}).",
+            f"Name the field that says it, as {part} or as {other}: {line_of(name, listed | {part: 'FIELD'})}\n"
+            "  If the first is the better one in every record, say direction: first instead.",
             where=name,
         )
-    if order.kind == "label" and len(fields) > 2:
+    if not orders:
+        if answers.is_list:
+            lines = [line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"]
+        else:
+            lines = [line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])]
+        return UserError(f"holds {shown} and which one is preferred is told by no field.", either(*lines), where=name)
+    order = orders[0]
+    if order.kind == "text":
+        is_worse = names.is_about_loser(order.fields[0])
+        return UserError(
+            f"holds {shown} and the {'other' if is_worse else 'preferred'} one once more under {order.shown}.",
+            f"Write {'the other one' if is_worse else 'it'} into a field chosen, and "
+            f"{'it' if is_worse else 'the other one'} into a field rejected.",
+            where=name,
+        )
+    if order.kind == "label" and (len(fields) > 2 or several):
         return UserError(
             f"holds {shown} and a label, {order.shown}, which orders two of them only.",
             "Write the preferred one into a field chosen, and one of the others into a field rejected.",
             where=name,
         )
-    said = f"holds {shown} and which one is preferred is told by {order.shown!r}, whose meaning is not certain"
+    told = "told" if order.kind != "label" or names.may_be_label(order.fields[0]) else "perhaps told"
+    said = f"holds {shown} and which one is preferred is {told} by {order.shown!r}, whose meaning is not certain"
     counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
     return UserError(f"{said}: {counts}.", either(*_lines_of(order, listed, name)), where=name)
 
@@ -161,7 +182,11 @@ def meanings_of(order: Order) -> list[dict[str, Any]]:
     rest.sort(key=lambda value: (str(type(value)), 0 if isinstance(value, str) else value, str(value)))
     if len(rest) == 1:
         return [{"first": rest}, {"second": rest}]
-    return [_meaning([rest[a]], [rest[b]], [*ties, *rest[2:]]) for a, b in ((0, 1), (1, 0))] if rest else []
+    if rest == [0, 1, 2] and not ties:  # the tie is the last, or 0 beside the numbers of the responses
+        return [_meaning([a], [b], [tie]) for a, b, tie in ((0, 1, 2), (1, 0, 2), (1, 2, 0))]
+    if len(rest) > 2:
+        return [_meaning(["VALUE"], ["OTHER VALUE"], ties)]  # which of them say the same is for the person to tell
+    return [_meaning([rest[a]], [rest[b]], ties) for a, b in ((0, 1), (1, 0))] if rest else []
 
 
 def _meaning(first: Any, second: Any, tie: list[Any]) -> dict[str, Any]:
@@ -262,7 +287,7 @@ def _no_pairs(record: Mapping[str, Any], name: str) -> tuple[str, str]:
             f"holds its records under {lists[0]!r}, not as a list of records.",
             f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
         )
-    columns = {"prompt": "FIELD", "chosen": "FIELD", "rejected": "FIELD"}
+    columns = {"prompt": "FIELD_1", "chosen": "FIELD_2", "rejected": "FIELD_3"}
     return (
         f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
         f"Say in the recipe which they are: {line_of(name, columns)}",

@@ -31,7 +31,7 @@ def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[
     used |= {field for _, field in layout.refers} | {*layout.named_by}
     used |= {"chat_template_kwargs", "prompt"}  # without a prompt of its own it must be in the turns of the two sides
     used |= {layout.history, *_WHOLE} if layout.prompt is not None else set()
-    paths = [_PLACE.sub("", field) for field in used if field]
+    paths = [without_places(field) for field in used if field]
     found: dict[str, None] = {}
     for record in records:
         kept = [record[field] for field in layout.responses if field in record and not layout.is_list]
@@ -51,6 +51,35 @@ def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterable[str]:
         if isinstance(one, dict):
             for key, inner in one.items():
                 yield from _unused_in(f"{name}.{key}", inner, below)
+
+
+def without_places(name: str) -> str:
+    """The name of what stands in a list, whatever its place: votes.by for votes.0.by."""
+    return _PLACE.sub("", name)
+
+
+class UnusedFields:
+    """The unused fields of a whole file, also those that no record fills before a late one does.
+
+    Args:
+        layout: what was decided from the first records.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._seen: set[Any] = set()
+        self._found = dict.fromkeys(layout.unused)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Look at one more record."""
+        if new := [key for key, value in record.items() if key not in self._seen and not is_empty(value)]:
+            self._seen.update(new)
+            self._found.update(dict.fromkeys(unused_fields([record], self._layout)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in the order of the file."""
+        return tuple(self._found)
 
 
 def is_metadata(name: str) -> bool:
