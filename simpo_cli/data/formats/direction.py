@@ -22,6 +22,7 @@ from simpo_cli.data.formats.orders import (
     find_orders,
     naming_fields,
     other_fields,
+    two_valued,
     values_of,
 )
 from simpo_cli.data.formats.preferred import NoSignalError, places_of
@@ -172,7 +173,8 @@ def _found(records: Records, answers: Answers, name: str, prompt: str | None) ->
     orders = find_orders(records, answers, used)
     certain = [order for order in orders if order.certain]
     if not certain:
-        raise refusals.no_direction(answers, prompt, orders, name, other_fields(records, answers, used))
+        others, maybe = other_fields(records, answers, used), two_valued(records, answers, used)
+        raise refusals.no_direction(answers, prompt, orders, name, others, maybe)
     for one, other in pairwise(certain):
         if _differ(records, answers, one, other):
             raise refusals.contradiction(answers, prompt, one, other, name)

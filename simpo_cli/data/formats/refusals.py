@@ -44,7 +44,9 @@ def either(*lines: str) -> str:
     """A fix that leaves the choice to the person: each line is right when pasted, for what it says."""
     if not lines:
         return "Name the field that says it in columns, and what its values mean in labels."
-    return "Say which in the recipe:\n  " + "\n  ".join(lines)
+    return "Say which in the recipe (stats takes the same as --columns, --labels and --direction):\n  " + "\n  ".join(
+        lines
+    )
 
 
 def require_fields(records: Records, stated: Stated, name: str) -> None:
@@ -114,9 +116,19 @@ def _prompt_in(record: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, s
 
 
 def no_direction(
-    answers: Answers, prompt: str | None, orders: Sequence[Order], name: str, others: Sequence[str] = ()
+    answers: Answers,
+    prompt: str | None,
+    orders: Sequence[Order],
+    name: str,
+    others: Sequence[str] = (),
+    maybe: Sequence[Order] = (),
 ) -> UserError:
-    """The refusal of responses whose order nothing says, or nothing says for certain; `others` may still say it."""
+    """The refusal of responses whose order nothing says, or nothing says for certain.
+
+    Args:
+        others: fields that may still say it.
+        maybe: those of them that have the values of a label.
+    """
     fields = list(answers.fields)
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
     base: dict[str, Any] = {"prompt": prompt} if prompt else {}
@@ -127,8 +139,16 @@ def no_direction(
                 line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"
             )
         else:
-            fix = either(*(line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])))
-        known = f" that is known (others are {', '.join(others[:8])})" if others else ""
+            lines = [line for order in maybe[:2] for line in _lines_of(order, listed, name)]
+            lines += [
+                f"{line_of(name, {**base, 'chosen': c, 'rejected': r})}   # {c} is the better one in every record"
+                for c, r in (fields[:2], fields[1::-1])
+            ]
+            fix = either(*lines)
+        apart = [field for field in others if (field,) not in [order.fields for order in maybe]]
+        known = " that is known" if others else ""
+        known += f" (others are {', '.join(apart[:8])})" if apart else ""
+        known += "".join(f"; {order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
         return UserError(f"holds {shown} and which one is preferred is told by no field{known}.", fix, where=name)
     order = orders[0]
     if order.kind == "text":
