@@ -235,10 +235,10 @@ class _Files:
 def _assessed(
     names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
 ) -> dict[str, Any]:
-    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.cli.quiet import importing
 
-    quiet_libraries()
-    from simpo_cli.assess.run import Assessment
+    with importing():
+        from simpo_cli.assess.run import Assessment
 
     try:
         found = Assessment(overrides, baseline, by, _say).run(names, files.write)

@@ -113,10 +113,10 @@ def document_of_answers(
     _require_nothing_else(unused)
     judge = _judge(options)  # before anything is generated: it may lack a package or a key
     if options.generate:
-        from simpo_cli.assess.answering import answer_prompts
-        from simpo_cli.cli.quiet import quiet_libraries
+        from simpo_cli.cli.quiet import importing
 
-        quiet_libraries()
+        with importing():
+            from simpo_cli.assess.answering import answer_prompts
         folder = answer_prompts(names[0], overrides, baseline, options.wanted(), say)
     if judge is not None:
         from simpo_cli.evaluate.judge.run import judge_answers

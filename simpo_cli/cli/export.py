@@ -41,6 +41,8 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Merge a run's adapters into the model under them, compared before it is kept, or send a model to the hub."""
+    if not (run / "run.json").is_file():
+        raise not_a_run(str(run))
     if not merge and push is None:
         raise UserError(
             "nothing is asked for.",
@@ -72,12 +74,12 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
         if os.path.lexists(folder):
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-    from simpo_cli.cli.quiet import quiet_libraries
-
-    quiet_libraries()
-    from simpo_cli.model.load import DTYPES
+    from simpo_cli.cli.quiet import importing
     from simpo_cli.report.console import err, printable
-    from simpo_cli.train.merge import merge_adapters
+
+    with importing():
+        from simpo_cli.model.load import DTYPES
+        from simpo_cli.train.merge import merge_adapters
 
     merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype.value])
     err.print(
@@ -105,9 +107,7 @@ def _push(folder: Path, repo_id: str, public: bool) -> None:
 
 
 def _require_model(run: Path) -> None:
-    """Refuse what is no finished run; asked before torch is imported."""
-    if not (run / "run.json").is_file():
-        raise not_a_run(str(run))
+    """Refuse a run that is not finished; asked before torch is imported."""
     if not (run / "model").is_dir():
         raise UserError(f"the run {run} has no model yet.", "Let the run finish first.", exit_code=ExitCode.ENVIRONMENT)
     from simpo_cli.train.documents import read_receipt

@@ -133,17 +133,17 @@ class _Said:
 
 def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
     """Ask the model, if its weights are here and fit."""
-    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.cli.quiet import importing
 
     encoded = {view.number: view.encoded for view in views if view.encoded is not None}
     if not encoded:
         return _Said({})
-    quiet_libraries()
-    from simpo_cli.evaluate.opening import open_model
-    from simpo_cli.evaluate.tokens import score_tokens
-    from simpo_cli.model.fit import require_lengths
-    from simpo_cli.model.load import find_model
-    from simpo_cli.model.weight_files import NoWeightsError
+    with importing():
+        from simpo_cli.evaluate.opening import open_model
+        from simpo_cli.evaluate.tokens import score_tokens
+        from simpo_cli.model.fit import require_lengths
+        from simpo_cli.model.load import find_model
+        from simpo_cli.model.weight_files import NoWeightsError
 
     try:
         source = find_model(recipe.model.path, recipe.model.revision, fetch=False)

@@ -1,9 +1,14 @@
 """Libraries speak only when something is wrong: their progress bars and advice are not ours."""
 
+import atexit
+import gc
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from simpo_cli.stages import stage
 from simpo_cli.versions import require_versions
 
 
@@ -24,3 +29,12 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    atexit.register(gc.freeze)  # or Python walks through all that torch made before it ends, for seconds
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A block whose imports take seconds, of libraries that are kept quiet; whoever watches is told."""
+    with stage("importing torch and transformers"):
+        quiet_libraries()
+        yield

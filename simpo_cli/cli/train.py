@@ -8,7 +8,6 @@ import typer
 from simpo_cli.cli.trust import TrustRemoteCode
 from simpo_cli.errors import UserError
 from simpo_cli.model.own_code import trusting
-from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
     from simpo_cli.recipe import ComposedRecipe
@@ -75,7 +74,7 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_
 def _run(
     composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool, quick: bool
 ) -> None:
-    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.cli.quiet import importing
     from simpo_cli.report.watch import watch
     from simpo_cli.report.with_report import WithReport
 
@@ -83,8 +82,7 @@ def _run(
     observer = WithReport(terminal, Path(composed.recipe.output_dir))
     terminal.open()
     try:
-        with stage("importing torch and transformers"):
-            quiet_libraries()
+        with importing():
             from simpo_cli.train.run import train as run
 
         outcome = run(

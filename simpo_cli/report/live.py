@@ -87,6 +87,8 @@ class LivePanel:
     def close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
+            if self._took_seconds is None and self._progress.record is None:
+                live.transient = True  # no step was taken, as in a dry run: a bar at 0 says nothing
             live.stop()
             atexit.unregister(self.close)
 

@@ -34,6 +34,13 @@ def test_what_cannot_be_exported_says_why(
     assert said in capsys.readouterr().err
 
 
+def test_what_is_no_run_is_refused_whatever_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text("name: my\n", encoding="utf-8")
+    assert simpo(["export", str(recipe)]) == ExitCode.USAGE
+    assert f"A run is made by: simpo train {recipe}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simpo(["export", str(tmp_path), "--merge"]) == ExitCode.USAGE
     assert "is not a run" in capsys.readouterr().err

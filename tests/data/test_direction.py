@@ -414,6 +414,24 @@ def test_neutral_names_have_no_order(fields: tuple[str, str], tmp_path: Path) ->
         orders(records, columns={"answers": list(fields)})
 
 
+@pytest.mark.parametrize("values", [(0, 1), (5, 7), (True, False), ("0", "1")])
+def test_two_values_under_a_name_that_says_nothing_are_offered_as_a_label(
+    values: tuple[Any, Any], tmp_path: Path
+) -> None:
+    error = refusal(judged(ONE, "pick", *values, topic="t", turns=1))
+    assert "no field that is known (others are topic" in error.problem
+    assert "; pick may be a label: " in error.problem
+    found = [orders(judged(ONE, "pick", *values), **line) for line in lines(error, tmp_path)]
+    assert found in ([RIGHT, REVERSED], [REVERSED, RIGHT])
+
+
+@pytest.mark.parametrize("more", [{"pick": 1}, {"num_turns": 1}, {"is_response_1_safe": True}])
+def test_what_counts_or_judges_one_response_is_not_offered_as_a_label(more: Record) -> None:
+    (name,) = more
+    records = judged(ONE, name, more[name], 2 if name == "num_turns" else more[name])
+    assert "may be a label" not in refusal(records).problem
+
+
 @pytest.mark.parametrize(
     ("values", "meanings"),
     [

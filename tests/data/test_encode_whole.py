@@ -1,5 +1,6 @@
 """What is told of pairs that are not written whole: cut, without a template, or by one that cannot write them."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tests.data.encode_cases import PAIR, ROOMY, Case, talk
 from tests.tiny import CHATML
 
 LONG = "the quick brown fox jumps over the lazy dog again and again " * 4
+LONG_CALL = json.dumps({"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": LONG}}}]})
 CALL = '{"content": null, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}'
 
 
@@ -68,6 +70,26 @@ def test_of_the_last_turns_the_longest_loses_its_beginning(case: Callable[[str],
     assert "<tool_response>\n" in text
     assert "Blue.\n</tool_response>" in text
     assert "the quick brown fox jumps over the lazy dog again and again " * 4 not in text
+
+
+def test_a_call_stays_whole_where_a_prompt_is_cut(case: Callable[[str], Case]) -> None:
+    at = case("qwen3")
+    turns = (Message("user", "Look it up, please, as fast as you can."), Message("assistant", LONG_CALL, LONG_CALL))
+    pair = PreferencePair((*turns, Message("tool", "Blue.")), "Blue.", "Red.", "f:1")
+    whole = at.ours.decode(at.encode(pair).pairs[0].prompt.tolist())
+    (one,) = at.encode(pair, data=replace(ROOMY, max_prompt_length=len(at.encode(pair).pairs[0].prompt) - 4)).pairs
+    text = at.ours.decode(one.prompt.tolist())
+    assert text.startswith("<|im_start|>user\n")
+    assert "Look it up, please, as fast as you can." not in text
+    assert text.endswith(whole[whole.index("you can.") :])
+
+
+def test_where_the_headers_do_not_fit_only_whole_turns_stay(case: Callable[[str], Case]) -> None:
+    at = case("qwen3")
+    turns = (Message("system", LONG), Message("user", "Hi"))
+    pair = PreferencePair(turns, "Yes", "No", "f:1")
+    (one,) = at.encode(pair, data=replace(ROOMY, max_prompt_length=40)).pairs
+    assert at.ours.decode(one.prompt.tolist()).startswith("<|im_start|>user\nHi<|im_end|>\n")
 
 
 def test_what_cut_pairs_would_need(case: Callable[[str], Case]) -> None:

@@ -278,6 +278,20 @@ def test_closing_early_leaves_the_last_state_and_the_cursor(
     assert stream.getvalue().endswith("\n\x1b[?25h")
 
 
+def test_without_a_step_the_bar_goes_and_the_first_screen_stays(
+    clock: Any, screen: Callable[[int], Any], header: RunHeader
+) -> None:
+    stream = io.StringIO()
+    panel = LivePanel(terminal(stream, 100), clock=clock)
+    panel.started(header, num_steps=62, first_step=0)
+    panel.note("dry run: no run was written")
+    panel.close()
+    seen = screen(100).feed(stream.getvalue())
+    assert seen.cursor_is_shown
+    assert seen.text.endswith("dry run: no run was written")
+    assert "step" not in seen.text
+
+
 def test_a_panel_that_never_started_closes_quietly(clock: Any) -> None:
     stream = io.StringIO()
     LivePanel(terminal(stream, 100), clock=clock).close()

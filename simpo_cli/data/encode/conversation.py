@@ -119,7 +119,7 @@ class Conversation:
             return _holds(rendered, _unsaid(prompt, answer.content))
         shaped = self.rules.tokenizer.shape.of(answer)
         scored = self._up_to_end(rendered)
-        if not _holds(scored, _unsaid(prompt, _text_of(shaped))):
+        if not _holds(scored, _unsaid(prompt, text_of(shaped))):
             return False
         if calls := shaped.get("tool_calls"):
             renamed = self._render((*self.turns, _renamed(answer)))
@@ -147,7 +147,7 @@ class Conversation:
             if turn.role == "assistant":
                 self._require_calls_kept(i, prompt)
                 continue  # what is taken out of earlier answers is the template's choice: their reasoning
-            text = _text_of(turn.as_record()).strip()
+            text = text_of(turn.as_record()).strip()
             if text in prompt or json.dumps(text, ensure_ascii=False)[1:-1] in prompt:
                 continue
             # not there word for word: left out, or only changed?
@@ -224,7 +224,7 @@ def _renamed(turn: Message) -> Message:
     return Message(turn.role, turn.content, json.dumps({**fields, "tool_calls": calls}))
 
 
-def _text_of(message: Mapping[str, Any]) -> str:
+def text_of(message: Mapping[str, Any]) -> str:
     """The content of a message as it goes to the template."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)

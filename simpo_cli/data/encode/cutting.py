@@ -1,13 +1,14 @@
 """Prompts that are too long: what of them goes, so that what is left is a conversation still.
 
 The oldest turns go, whole, from one of the user's to the next, and the system turn stays. Where the last turn of the
-user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header. Text
-without turns loses its first tokens. BOS stays in any case.
+user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header; calls
+are no text and stay whole. Where that is not enough either, because tools or the system turn are too long, only whole
+turns behind them stay. Text without turns loses its first tokens. BOS stays in any case.
 """
 
 from collections.abc import Sequence
 
-from simpo_cli.data.encode.conversation import STAND_IN, with_content
+from simpo_cli.data.encode.conversation import STAND_IN, text_of, with_content
 from simpo_cli.data.encode.rendering import Texts
 from simpo_cli.data.encode.rules import Rules
 from simpo_cli.data.pair import Message
@@ -34,7 +35,9 @@ def cut_prompt(prompt: list[int], texts: Texts, most: int, rules: Rules) -> list
         shorter = _fewer_turns(texts, most, rules) if texts.turns else None
     except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
         shorter = None
-    return _last_tokens(prompt, most, rules.tokenizer.bos_id) if shorter is None else shorter
+    if shorter is not None:
+        return shorter
+    return _from_a_turn(_last_tokens(prompt, most, rules.tokenizer.bos_id), rules)
 
 
 def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
@@ -51,8 +54,9 @@ def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
     left = [*opening, *(texts.turns[starts[-1] :] if starts else texts.turns[len(opening) :])]
     if len(left) == len(opening):
         return None
-    longest = max(range(len(opening), len(left)), key=lambda i: len(left[i].content))
-    return _without_beginning(left, longest, texts, most, rules)
+    places = sorted(range(len(opening), len(left)), key=lambda i: -len(text_of(left[i].as_record())))
+    shorter = (_without_beginning(left, place, texts, most, rules) for place in places)
+    return next((ids for ids in shorter if ids is not None), None)
 
 
 def _without_beginning(turns: Sequence[Message], place: int, texts: Texts, most: int, rules: Rules) -> list[int] | None:
@@ -79,3 +83,13 @@ def _last_tokens(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
             kept = kept[1:]
         return [bos_id, *kept]
     return prompt[len(prompt) - most :]
+
+
+def _from_a_turn(prompt: list[int], rules: Rules) -> list[int]:
+    """BOS and what stands from the first whole turn of the user on; the prompt as it is where it has none."""
+    header = rules.tokenizer.encode_batch([rules.marks.user_header])[0]
+    starts = (i for i in range(len(prompt)) if header and prompt[i : i + len(header)] == header)
+    start = next(starts, 0)
+    bos_id = rules.tokenizer.bos_id
+    lead = [bos_id] if start and bos_id is not None and prompt[0] == bos_id != header[0] else []
+    return [*lead, *prompt[start:]]

@@ -23,6 +23,7 @@ from simpo_cli.data.formats.orders import (
     find_orders,
     naming_fields,
     other_fields,
+    two_valued,
     values_of,
 )
 from simpo_cli.data.formats.preferred import NoSignalError, places_of
@@ -198,8 +199,8 @@ def _found(records: Records, answers: Answers, name: str, prompt: str | None) ->
     if not certain:
         held = [get(record, answers.fields[0]) for record in records if answers.is_list]
         several = any(isinstance(one, list) and len(one) > 2 for one in held)
-        others = other_fields(records, answers, used)
-        raise refusals.no_direction(answers, prompt, orders, name, others, several=several)
+        others, maybe = other_fields(records, answers, used), two_valued(records, answers, used)
+        raise refusals.no_direction(answers, prompt, orders, name, others, maybe, several=several)
     for one, other in pairwise(certain):
         if _differ(records, answers, one, other):
             raise refusals.contradiction(answers, prompt, one, other, name)

@@ -227,6 +227,22 @@ def _label_by_values(records: Records, name: str, answers: Answers) -> Order | N
     return Order("label", (name,), certain=False, values=counts) if found else None
 
 
+def two_valued(records: Records, answers: Answers, used: frozenset[str]) -> list[Order]:
+    """Fields of two or three numbers or booleans, which may be a label although their name does not say so: pick, y."""
+    if len(answers.fields) != 2:
+        return []
+    of_one_side = {key for fields, _ in fields_beside(_keys_of(records), answers.fields) for key in fields}
+    found = []
+    for key in other_fields(records, answers, used):
+        if key in of_one_side or is_metadata(key) or names.is_about_text(words_of(key)):
+            continue
+        counts = values_of(records, key)
+        values = [held.value for held in counts]
+        if 2 <= len(values) <= 3 and all(isinstance(one, bool) or as_number(one) is not None for one in values):
+            found.append(Order("label", (key,), certain=False, values=counts))
+    return found
+
+
 def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
     """Fields such as model_a and model_b, one of which the label repeats in every record that is no tie."""
     if len(answers.fields) != 2:

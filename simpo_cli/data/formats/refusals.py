@@ -44,7 +44,9 @@ def either(*lines: str) -> str:
     """A fix that leaves the choice to the person: each line is right when pasted, for what it says."""
     if not lines:
         return "Name the field that says it in columns, and what its values mean in labels."
-    return "Say which in the recipe:\n  " + "\n  ".join(lines)
+    return "Say which in the recipe (stats takes the same as --columns, --labels and --direction):\n  " + "\n  ".join(
+        lines
+    )
 
 
 def require_fields(records: Records, stated: Stated, name: str) -> None:
@@ -111,6 +113,7 @@ def no_direction(
     orders: Sequence[Order],
     name: str,
     others: Sequence[str] = (),
+    maybe: Sequence[Order] = (),
     *,
     several: bool = False,
 ) -> UserError:
@@ -119,12 +122,22 @@ def no_direction(
     Args:
         orders: what may say it.
         others: fields that may still say it.
+        maybe: those of them that have the values of a label.
         several: a list of the responses holds more than two.
     """
     fields = list(answers.fields)
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
     base = _prompt_as(prompt)
     listed = base | {"answers": answers.column}
+    if not orders and maybe:
+        told = "; ".join(f"{order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
+        apart = [field for field in others if (field,) not in [order.fields for order in maybe]]
+        beside = f" (others are {', '.join(apart[:8])})" if apart else ""
+        return UserError(
+            f"holds {shown} and which one is preferred is told by no field that is known{beside}; {told}.",
+            either(*(line for order in maybe[:2] for line in _lines_of(order, listed, name))),
+            where=name,
+        )
     if not orders and others:
         part, other = ("scores", "label") if answers.is_list else ("label", "scores")
         return UserError(
@@ -138,7 +151,10 @@ def no_direction(
         if answers.is_list:
             lines = [line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"]
         else:
-            lines = [line_of(name, {**base, "chosen": c, "rejected": r}) for c, r in (fields[:2], fields[1::-1])]
+            lines = [
+                f"{line_of(name, {**base, 'chosen': c, 'rejected': r})}   # {c} is the better one in every record"
+                for c, r in (fields[:2], fields[1::-1])
+            ]
         return UserError(f"holds {shown} and which one is preferred is told by no field.", either(*lines), where=name)
     order = orders[0]
     if order.kind == "text":
