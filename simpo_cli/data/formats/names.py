@@ -63,8 +63,8 @@ _NEGATED = word_set(
 )
 _BESIDE_LABEL = word_set(
     "id idx index a b is the which one of by in my our final overall global gold golden majority consensus human gpt "
-    "claude llama llm ai judge expert annotation annotator user rater grader worker label value pair ref orig side team "
-    "ground truth true crowd rm eval evaluation quality helpful helpfulness safety most more"
+    "claude llama llm ai judge expert annotation annotator user rater grader worker label value pair ref orig side "
+    "team ground truth true crowd rm eval evaluation quality helpful helpfulness safety most more"
 )
 """What may stand beside winner or choice in the name of a label whose value is certain to be the better response."""
 _WINS = word_set("winner win wins won better best preferred chosen selected")
