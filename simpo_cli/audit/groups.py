@@ -3,7 +3,7 @@
 from typing import Any
 
 from simpo_cli.data.formats.fields import MISSING, get, nearest
-from simpo_cli.data.raw import RawRecord
+from simpo_cli.data.raw import RawRecord, kind_of
 from simpo_cli.errors import UserError
 
 MOST_GROUPS = 200
@@ -37,10 +37,9 @@ class Groups:
         """
         value: Any = get(record.fields, self.field)
         if isinstance(value, list | dict):
-            near = nearest(self.field, record.fields)
             raise UserError(
-                f"--by {self.field}: no record has that field.",
-                (f"Did you mean {near}? " if near else "") + f"Its fields are {', '.join(list(record.fields)[:20])}.",
+                f"--by {self.field}: expected text or a number, got {kind_of(value)}.",
+                "Name a field inside it (FIELD.NAME), or another one.",
                 where=record.where,
             )
         self._seen += 1
