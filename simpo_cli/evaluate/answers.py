@@ -125,14 +125,14 @@ def generate(
                 do_sample=False,
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=pad,
-                stopping_criteria=StoppingCriteriaList([_counting(generating)]),
+                stopping_criteria=StoppingCriteriaList([counting(generating)]),
             )
     finally:
         policy.train(was_training)
     return [_answer_of(row, tokenizer) for row in output[:, longest:].tolist()]
 
 
-def _counting(generating: Stage) -> Callable[..., Tensor]:
+def counting(generating: Stage) -> Callable[..., Tensor]:
     """What `generate` asks after every token whether to stop: no, but one more is done."""
 
     def criterion(ids: Tensor, _: Any, **__: Any) -> Tensor:

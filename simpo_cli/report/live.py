@@ -53,6 +53,8 @@ class LivePanel:
         self._took_seconds = None
         print_header(self._console, header)
         self._console.print()
+        if num_steps == 0:  # a dry run
+            return
         self._start(
             Live(
                 console=self._console,
@@ -87,8 +89,6 @@ class LivePanel:
     def close(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
-            if self._took_seconds is None and self._progress.record is None:
-                live.transient = True  # no step was taken, as in a dry run: a bar at 0 says nothing
             live.stop()
             atexit.unregister(self.close)
 

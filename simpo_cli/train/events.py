@@ -117,7 +117,8 @@ class RunOutcome:
 class Observer(Protocol):
     """Whoever watches a run."""
 
-    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None: ...
+    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
+        """The first screen is known; `num_steps` is 0 in a dry run."""
 
     def note(self, text: str) -> None:
         """A line worth reading once, such as a warning or what is being loaded."""

@@ -84,7 +84,7 @@ def train(
                 return None
             first_step = past.latest.step if past.latest else 0
             if dry_run:
-                announce(composed, setting, observer, first_step)
+                announce(composed, setting, observer, num_steps=0, first_step=0)
                 observer.note("dry run: no run was written, no weight was read")
                 return None
             if folder is None:
@@ -92,7 +92,7 @@ def train(
             reopen(folder, past.document, composed)
             folder.write_text(RECIPE, composed.as_yaml())
             recorder = Recorder(folder, composed.recipe.tracking.log_every, observer)
-            announce(composed, setting, recorder, first_step)
+            announce(composed, setting, recorder, num_steps=setting.plan.num_steps, first_step=first_step)
             recorder.trackers = trackers = Trackers(setting.accelerator, composed.recipe, recorder.note)
             return _train_in(folder, RunReceipt(folder, setting, content), past, changes, recorder, stop)
         except Stopped as stopped:
@@ -175,9 +175,11 @@ def _write_end(receipt: RunReceipt, status: str, step: int, training: Training, 
         receipt.write(status, step, training.health.alerts, outcome={"error": str(error), **records})
 
 
-def announce(composed: ComposedRecipe, setting: Setting, observer: Observer, first_step: int) -> None:
+def announce(
+    composed: ComposedRecipe, setting: Setting, observer: Observer, *, num_steps: int, first_step: int
+) -> None:
     """Show what is about to run, then what is unusual about it."""
-    observer.started(header(setting), num_steps=setting.plan.num_steps, first_step=first_step)
+    observer.started(header(setting), num_steps=num_steps, first_step=first_step)
     for warning in composed.warnings:
         observer.note(f"{warning.where}: {warning.code} {warning.sentence}")
     for note in setting.notes:

@@ -278,12 +278,10 @@ def test_closing_early_leaves_the_last_state_and_the_cursor(
     assert stream.getvalue().endswith("\n\x1b[?25h")
 
 
-def test_without_a_step_the_bar_goes_and_the_first_screen_stays(
-    clock: Any, screen: Callable[[int], Any], header: RunHeader
-) -> None:
+def test_a_dry_run_takes_no_step_and_has_no_bar(clock: Any, screen: Callable[[int], Any], header: RunHeader) -> None:
     stream = io.StringIO()
     panel = LivePanel(terminal(stream, 100), clock=clock)
-    panel.started(header, num_steps=62, first_step=0)
+    panel.started(header, num_steps=0, first_step=0)
     panel.note("dry run: no run was written")
     panel.close()
     seen = screen(100).feed(stream.getvalue())

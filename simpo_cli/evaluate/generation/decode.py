@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
+from simpo_cli.evaluate.answers import counting
 from simpo_cli.evaluate.generation.decoding import Decoding, Generated, Mode, uniforms, until_end
 from simpo_cli.evaluate.generation.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
 from simpo_cli.model.load import Load, ModelSource, load_model
 from simpo_cli.model.memory import available_bytes
+from simpo_cli.stages import stage
 
 _MOST_ROWS = 32
 _CACHE_SHARE = 0.5  # of the free memory; the rest is for activations and logits
@@ -99,7 +102,8 @@ def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, 
     if mode == "sampled":
         numbers = np.stack([uniforms(question.key, decoding) for question in questions])
         processors = [InverseDraw(torch.from_numpy(numbers).to(device), decoding.temperature, longest)]
-    with torch.inference_mode():
+    name = f"{mode} answers to {len(questions)} prompts: generating tokens"
+    with torch.inference_mode(), stage(name, decoding.max_new_tokens) as generating:
         output = model.generate(
             input_ids=prompts.to(device),
             attention_mask=seen.to(device),
@@ -108,6 +112,7 @@ def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, 
             max_new_tokens=decoding.max_new_tokens,
             eos_token_id=list(decoding.end_ids) or None,
             pad_token_id=decoding.end_ids[0] if decoding.end_ids else 0,
+            stopping_criteria=StoppingCriteriaList([counting(generating)]),
         )
     return [
         until_end(question.key, ids, decoding.end_ids)

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 from transformers import GenerationConfig
 
+from simpo_cli import stages
 from simpo_cli.evaluate.generation import decode
 from simpo_cli.evaluate.generation.decode import InverseDraw, answer_batch, answers_of, open_for_answers, rows_that_fit
 from simpo_cli.evaluate.generation.decoding import MODES, Decoding, Mode, uniforms
@@ -46,6 +47,15 @@ def alone(model: torch.nn.Module, question: Question, numbers: np.ndarray | None
             return ids[len(question.ids) :], True
         ids.append(token)
     return ids[len(question.ids) :], False
+
+
+def test_whoever_watches_sees_the_tokens_come(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    shown = stages.Stage.advance
+    monkeypatch.setattr(stages.Stage, "advance", lambda one: (shown(one), seen.append(stages.in_words()))[0])
+    answers = answer_batch(model, random_questions(3, seed=8), DECODING, "greedy")
+    assert len(seen) >= max(len(answer.ids) for answer in answers)
+    assert seen[0].startswith("greedy answers to 3 prompts: generating tokens, 1 of 12, ")
 
 
 @pytest.mark.parametrize("mode", MODES)
