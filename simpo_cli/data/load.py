@@ -3,18 +3,19 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.formats.preferred import reason_of
+from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
 from simpo_cli.data.records import read_records
-from simpo_cli.data.sources import HubData, LocalFile, Role, locate
+from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource, FieldError, has_control_characters
 
@@ -159,6 +160,8 @@ class PairReader:
         """The usable pairs of one source, at most its `max_pairs`, once."""
         located = locate(source, self._role)
         files: list[LocalFile | HubData] = [located] if isinstance(located, HubData) else [*located]
+        for missing in missing_shards(file.name for file in files):
+            self.warnings.add(missing, source.path)
         left = source.max_pairs
         for file in files:
             if left == 0:
@@ -227,6 +230,7 @@ class PairReader:
             self._only_bad(sample, receipt)
             return
         self.layout = layout = detect(good, source.columns, receipt.path, source.labels, source.direction)
+        unused = UnusedFields(layout)
         count, without_signal = 0, 0
         noted = self.noted = Counter()
         for record in records:
@@ -248,6 +252,7 @@ class PairReader:
             for fields in found:
                 if count == most:
                     break
+                unused.look(fields)
                 try:
                     pair = to_pair(fields, layout, record.where, noted)
                 except UnknownLabelError as unknown:
@@ -272,7 +277,8 @@ class PairReader:
                     self.warnings.add(what, record.where)
                 noted.clear()
         self.warnings.counts.update(receipt.warnings)
-        self._layouts.append((receipt.path, layout, count + without_signal))
+        late = dict.fromkeys((*layout.unused, *unused.found))  # a field may be empty in all records of the sample
+        self._layouts.append((receipt.path, replace(layout, unused=tuple(late)), count + without_signal))
 
     def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
         """The first records, enough to see a file's layout: at least one that can be read, if there is any."""

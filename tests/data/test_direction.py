@@ -737,3 +737,24 @@ def test_what_stands_beside_a_used_field_is_named_too() -> None:
         "non_preferred_output": "r",
     }
     assert detect([record], {}, "prefs").unused == ("input.effort",)
+
+
+@pytest.mark.parametrize(
+    ("record", "better", "worse"),
+    [
+        ({"instruction": "Why?", "input": "", "output": "good", "rejected_output": "bad"}, "output", "rejected_output"),
+        ({"prompt": "Why?", "completion": "good", "rejected": "bad"}, "completion", "rejected"),
+        ({"question": "Why?", "answer": "good", "dispreferred_answer": "bad"}, "answer", "dispreferred_answer"),
+    ],
+)
+def test_beside_a_response_that_is_named_the_worse_the_other_is_asked_for(
+    record: Record, better: str, worse: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        detect([record], {}, "prefs.jsonl")
+    assert f"has {worse} and no field that is the chosen response by its name; {better} may be meant" in str(
+        error.value
+    )
+    assert f"columns: {{chosen: {better}, rejected: {worse}}}" in str(error.value)
+    pair = to_pair(record, detect([record], {"chosen": better, "rejected": worse}, "f"), "f:1", Counter())
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("Why?", "good", "bad")

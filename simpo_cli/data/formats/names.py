@@ -130,6 +130,18 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
     return list(dict.fromkeys(found))
 
 
+def worse_alone(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The field that is the better response and the one that is named the worse, where only one can be the better."""
+    worse = [key for key in record if isinstance(key, str) and _is_worse(words_of(key))]
+    others = [key for key in record if isinstance(key, str) and words_of(key) and set(words_of(key)) <= _RESPONSES]
+    others = [key for key in others if isinstance(record[key], str | dict)]
+    return (others[0], worse[0]) if len(worse) == len(others) == 1 else None
+
+
+def _is_worse(words: tuple[str, ...]) -> bool:
+    return bool({"rejected", "dispreferred"} & set(words)) and set(words) <= {"rejected", "dispreferred"} | _RESPONSES
+
+
 def end_named(value: Any, ends: tuple[str, ...]) -> str | None:
     """The letter or number in a value that tells responses apart: A, "Response b", model_a; None for any other text."""
     words = words_of(str(value))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
+from simpo_cli.data.formats.fields import MISSING, SKIP, get, required, words_of
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
 from simpo_cli.data.formats.split import (
@@ -22,6 +22,7 @@ from simpo_cli.data.raw import RecordError, kind_of
 
 _MEDIA = ("image", "video", "audio")
 _LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
+_TOOLS = "Tools are a list of JSON objects. " + SKIP
 _ONLY_TEXT = "the record is about more than its texts, and only text can be trained on"
 _WITHOUT = (
     "Leave such records out with data.on_bad_record: skip, or take the field out of those that make sense without it."
@@ -71,20 +72,38 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
     tools = get(record, layout.tools)
     if tools is MISSING or tools is None or tools in ("", []):
         return None
+    if isinstance(tools, list):
+        tools = [_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(tools)]
     if isinstance(tools, list | dict):
         return json.dumps(tools, ensure_ascii=False, default=str)  # a table may hold dates
     if not isinstance(tools, str):
         raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
-    fix = "Tools are a list of JSON objects. " + SKIP
+    value = _parsed_tools(tools, layout.tools)
+    if not isinstance(value, list | dict):
+        raise RecordError(f"{layout.tools}: the text is no list of tools", _TOOLS)
+    if all(isinstance(tool, dict) for tool in value) or isinstance(value, dict):
+        return tools
+    return json.dumps([_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(value)], ensure_ascii=False)
+
+
+def _tool(tool: Any, path: str) -> dict[str, Any]:
+    """One tool of a list: an object, or an object as JSON text."""
+    value = _parsed_tools(tool, path) if isinstance(tool, str) else tool
+    if not isinstance(value, dict):
+        raise RecordError(f"{path}: expected the definition of a tool, got {kind_of(value)}", _TOOLS)
+    return value
+
+
+def _parsed_tools(text: str, path: str) -> Any:
     try:
-        value, end = parse_value(tools.strip())
+        value, end = parse_value(text.strip())
     except RecordError as error:
-        raise RecordError(f"{layout.tools}: {error.problem}", fix) from None
+        raise RecordError(f"{path}: {error.problem}", _TOOLS) from None
     except json.JSONDecodeError:
-        raise RecordError(f"{layout.tools}: the text is not JSON", fix) from None
-    if end != len(tools.strip()) or not isinstance(value, list | dict):
-        raise RecordError(f"{layout.tools}: the text is no list of tools", fix)
-    return tools
+        raise RecordError(f"{path}: the text is not JSON", _TOOLS) from None
+    if end != len(text.strip()):
+        raise RecordError(f"{path}: the text is not JSON", _TOOLS)
+    return value
 
 
 def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) -> None:
@@ -92,11 +111,12 @@ def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) ->
     for name in _LISTS_OF_MEDIA:
         if record.get(name):
             raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
+    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
     for name in _MEDIA:
-        mark = f"<{name}>"
-        texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
-        if record.get(name) and any(mark in text for text in texts):
-            raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
+        if any(f"<{name}>" in text for text in texts):
+            for field, value in record.items():
+                if value and name in words_of(str(field)):
+                    raise RecordError(f"{field}: {_ONLY_TEXT}", _WITHOUT)
 
 
 def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:

@@ -9,6 +9,7 @@ from simpo_cli.data.formats.fields import get
 from simpo_cli.data.formats.orders import Answers, Records
 from simpo_cli.data.formats.stated import Stated
 
+_ROLES = frozenset({"role", "from"})
 _PROMPTS = ("conversations", "instruction", "question", "query", "input", "input.messages", "messages")
 
 
@@ -46,4 +47,7 @@ def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[
 
 
 def _is_prompt(value: object, field: str) -> bool:
-    return isinstance(value, list if field in ("conversations", "messages", "input.messages") else str)
+    if field in ("conversations", "messages", "input.messages"):
+        return isinstance(value, list)
+    turns = value if isinstance(value, list) else ()
+    return isinstance(value, str) or (bool(turns) and all(isinstance(t, dict) and _ROLES & t.keys() for t in turns))
