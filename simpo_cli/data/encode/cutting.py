@@ -1,8 +1,9 @@
 """Prompts that are too long: what of them goes, so that what is left is a conversation still.
 
 The oldest turns go, whole, from one of the user's to the next, and the system turn stays. Where the last turn of the
-user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header. Text
-without turns loses its first tokens. BOS stays in any case.
+user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header; where
+the system turn leaves no room for that, it goes too. Text without turns loses its first tokens, as does a prompt whose
+headers alone are too long. BOS stays in any case.
 """
 
 from collections.abc import Sequence
@@ -30,16 +31,19 @@ def cut_prompt(prompt: list[int], texts: Texts, most: int, rules: Rules) -> list
     """At most `most` tokens of a prompt."""
     if len(prompt) <= most:
         return prompt
-    try:
-        shorter = _fewer_turns(texts, most, rules) if texts.turns else None
-    except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
-        shorter = None
-    return _last_tokens(prompt, most, rules.tokenizer.bos_id) if shorter is None else shorter
-
-
-def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
-    """The prompt without its oldest turns; None where not even the headers fit."""
     opening = [turn for turn in texts.turns[:1] if turn.role == "system"]
+    for kept in (opening, [])[: len(opening) + 1]:
+        try:
+            shorter = _fewer_turns(kept, texts, most, rules)
+        except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
+            continue
+        if shorter is not None:
+            return shorter
+    return _last_tokens(prompt, most, rules.tokenizer.bos_id)
+
+
+def _fewer_turns(opening: list[Message], texts: Texts, most: int, rules: Rules) -> list[int] | None:
+    """The opening and the prompt's last turns; None where not even the headers fit."""
     starts = [i for i, turn in enumerate(texts.turns) if turn.role == "user"]
     low, high = 0, len(starts)  # the first start with which it fits
     while low < high:
@@ -48,7 +52,8 @@ def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
         low, high = (low, middle) if len(ids) <= most else (middle + 1, high)
     if low < len(starts):
         return _ids(texts.write([*opening, *texts.turns[starts[low] :]]), texts, rules)
-    left = [*opening, *(texts.turns[starts[-1] :] if starts else texts.turns[len(opening) :])]
+    others = [turn for turn in texts.turns if turn.role != "system"]
+    left = [*opening, *(texts.turns[starts[-1] :] if starts else others)]
     if len(left) == len(opening):
         return None
     longest = max(range(len(opening), len(left)), key=lambda i: len(left[i].content))
