@@ -208,6 +208,7 @@ def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
         ({"prompt": "question"}, {"question": Q, "prompt": Q, **SIDES}, ()),  # it repeats the question
         ({"prompt": "asked.text"}, {"asked": {"text": Q, "context": "Swifts."}, **SIDES}, ("asked.context",)),
         ({"prompt": "prompt.text"}, {"prompt": {"text": Q, "context": "Swifts."}, **SIDES}, ("prompt.context",)),
+        ({}, {"prompt": Q, "question": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),
         ({}, {**PAIR, "turns": ["Hello.", "Hi."]}, ("turns",)),
         ({}, {**PAIR, "turns": 2, "Unnamed: 0": 7, "__index_level_0__": 7}, ()),
         ({}, {**PAIR, "meta": said(("user", "Hello."))}, ("meta",)),
@@ -231,6 +232,10 @@ def test_a_field_that_only_a_late_record_fills_is_listed(before: Record, tmp_pat
     reader = PairReader(str(path), role="train")
     assert len(list(reader)) == len(records) + 1
     assert reader.remarks == ["not used: passage, system_prompt"]
+
+
+def test_of_keys_that_are_data_themselves_not_all_are_listed() -> None:
+    assert len(unused(*({**PAIR, f"key{i} of it": "text"} for i in range(80)))) == 50
 
 
 def test_the_place_of_a_picture_is_refused_where_the_text_points_at_it(tmp_path: Path) -> None:

@@ -758,3 +758,9 @@ def test_beside_a_response_that_is_named_the_worse_the_other_is_asked_for(
     assert f"columns: {{chosen: {better}, rejected: {worse}}}" in str(error.value)
     pair = to_pair(record, detect([record], {"chosen": better, "rejected": worse}, "f"), "f:1", Counter())
     assert (pair.prompt, pair.chosen, pair.rejected) == ("Why?", "good", "bad")
+
+
+def test_a_mark_that_is_named_the_worse_is_no_response() -> None:
+    record = {"prompt": "Why?", "output": "good", "rejected": True}
+    with pytest.raises(RecordError, match="chosen is missing"):
+        to_pair(record, detect([record], {}, "f"), "f:1", Counter())

@@ -132,9 +132,9 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
 
 def worse_alone(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The field that is the better response and the one that is named the worse, where only one can be the better."""
-    worse = [key for key in record if isinstance(key, str) and _is_worse(words_of(key))]
-    others = [key for key in record if isinstance(key, str) and words_of(key) and set(words_of(key)) <= _RESPONSES]
-    others = [key for key in others if isinstance(record[key], str | dict)]
+    held = [key for key, value in record.items() if isinstance(key, str) and isinstance(value, str | dict)]
+    worse = [key for key in held if _is_worse(words_of(key))]
+    others = [key for key in held if words_of(key) and set(words_of(key)) <= _RESPONSES]
     return (others[0], worse[0]) if len(worse) == len(others) == 1 else None
 
 

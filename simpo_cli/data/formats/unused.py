@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from simpo_cli.data.formats.fields import word_set, words_of
@@ -26,6 +26,7 @@ _TURNS = frozenset({"turn", "turns"})  # their number is metadata, they themselv
 _ROLES = frozenset({"role", "from"})
 _LONGEST_METADATA = 80  # characters; a longer text of words was written to be read
 _FEWEST_WORDS = 8
+_MOST_FOUND = 50  # in records whose keys are data themselves there is no end of them
 _WHOLE = ("messages", "conversations")  # the conversation beside the text of its last question
 _PLACE = re.compile(r"\.\d+(?=\.|$)")  # in a list: what stands beside it is named without its place
 
@@ -52,18 +53,25 @@ class UnusedFields:
         self._layout = layout
         self._used = [_PLACE.sub("", field) for field in used if field]
         self._settled = {*self._used}
+        self._metadata: set[str] = set()  # for speed: a short value of these says nothing
         self.found: dict[str, None] = {}
 
     def look(self, record: Mapping[str, Any]) -> None:
         """Add those of one more record."""
         layout = self._layout
-        copied = [record.get(field) for field in (*layout.responses, layout.prompt) if not layout.is_list]
-        for key in [key for key in record if key not in self._settled]:
-            value = record[key]
-            if isinstance(key, str) and value not in copied:
-                self.found.update(dict.fromkeys(_unused_in(key, value, self._used)))
-                if key in self.found:
-                    self._settled.add(key)
+        for key, value in record.items():
+            if key in self._settled or (key in self._metadata and _is_short(value)) or not isinstance(key, str):
+                continue
+            if len(self.found) >= _MOST_FOUND:
+                return
+            fields = (layout.prompt or "prompt", *(() if layout.is_list else layout.responses))
+            if any(value == record.get(field) for field in fields):
+                continue
+            self.found.update(dict.fromkeys(_unused_in(key, value, self._used)))
+            if key in self.found:
+                self._settled.add(key)
+            elif is_metadata(key) and not any(field.startswith(f"{key}.") for field in self._used):
+                self._metadata.add(key)
 
 
 def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[str]:
@@ -98,11 +106,15 @@ def _content_in(name: str, value: Any) -> Iterable[str]:
     elif isinstance(value, list):
         if name.lower() in _TURNS or (value and isinstance(value[0], dict) and _ROLES & value[0].keys()):
             yield name
-    elif isinstance(value, str) and len(value) > _LONGEST_METADATA and len(value.split()) >= _FEWEST_WORDS:
+    elif not _is_short(value) and len(str(value).split()) >= _FEWEST_WORDS:
         yield name
 
 
-@cache
+def _is_short(value: Any) -> bool:
+    return len(value) <= _LONGEST_METADATA if isinstance(value, str) else not isinstance(value, list | dict)
+
+
+@lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
     """Whether a field says where its record comes from or how it was measured; what may be a label never does."""
     words = [word for word in words_of(name.rpartition(".")[2]) if not word.isdigit()]
