@@ -18,6 +18,10 @@ from simpo_cli.json_documents import MAX_DEPTH, is_too_deep
 BOM = codecs.BOM_UTF8
 _MAX_DIGITS = 1000
 _NO_COMMA = "Remove the comma."
+_RE_ENCODE = (
+    "Re-encode the file as UTF-8 from the encoding that it was written in, such as with iconv -f cp1252 -t utf-8 for "
+    "Western Windows."
+)
 _REWRITE = "Write the file again with a JSON library, such as json.dumps in Python."
 
 
@@ -199,7 +203,7 @@ def decode_line(line: bytes, offset: int) -> str:
     except UnicodeDecodeError as error:
         raise RecordError(
             f"not UTF-8 at byte {offset + error.start:,} of the file (0x{line[error.start]:02x})",
-            "Re-encode the file as UTF-8, such as with iconv -f latin1 -t utf-8.",
+            _RE_ENCODE,
         ) from None
 
 
@@ -380,7 +384,7 @@ def not_utf8(buffer: TextWindow, position: int) -> RecordError:
     byte = ord(buffer.text[position]) - 0xDC00
     return RecordError(
         f"not UTF-8 at byte {buffer.byte_offset(position):,} of the file (0x{byte:02x})",
-        "Re-encode the file as UTF-8, such as with iconv -f latin1 -t utf-8.",
+        _RE_ENCODE,
     )
 
 

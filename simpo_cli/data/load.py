@@ -15,7 +15,7 @@ from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
 from simpo_cli.data.records import read_records
-from simpo_cli.data.sources import HubData, LocalFile, Role, locate
+from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource, FieldError, has_control_characters
 
@@ -160,6 +160,8 @@ class PairReader:
         """The usable pairs of one source, at most its `max_pairs`, once."""
         located = locate(source, self._role)
         files: list[LocalFile | HubData] = [located] if isinstance(located, HubData) else [*located]
+        for missing in missing_shards(file.name for file in files):
+            self.warnings.add(missing, source.path)
         left = source.max_pairs
         for file in files:
             if left == 0:
@@ -250,7 +252,7 @@ class PairReader:
             for fields in found:
                 if count == most:
                     break
-                unused.note(fields)
+                unused.look(fields)
                 try:
                     pair = to_pair(fields, layout, record.where, noted)
                 except UnknownLabelError as unknown:
@@ -275,7 +277,8 @@ class PairReader:
                     self.warnings.add(what, record.where)
                 noted.clear()
         self.warnings.counts.update(receipt.warnings)
-        self._layouts.append((receipt.path, replace(layout, unused=unused.names), count + without_signal))
+        late = dict.fromkeys((*layout.unused, *unused.found))  # a field may be empty in all records of the sample
+        self._layouts.append((receipt.path, replace(layout, unused=tuple(late)), count + without_signal))
 
     def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
         """The first records, enough to see a file's layout: at least one that can be read, if there is any."""

@@ -35,7 +35,8 @@ _ROLES = {
 _CALL_ROLES = ("function_call", "tool_call")  # turns whose text is the JSON of a call
 _KNOWN = "system, user (human), assistant (gpt, ai), tool (observation, tool_response) and function_call (tool_call)"
 _CONTENTS = ("content", "value", "message", "text")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of what an answer thinks, in the order in which transformers looks for them."""
 MESSAGE_AS_TEXT = re.compile(r"""[\[\s]*\{\s*(['"])(?:role|from|content|value)\1\s*:""")
 """How the text of a message or of a list of them begins, as JSON or as Python shows it."""
 _WHOLE = "Mend the record, or set data.on_bad_record: skip to leave such records out and count them."
@@ -112,7 +113,7 @@ def _message(role: str, fields: dict[str, Any]) -> Message:
     content = fields.get("content")
     if content is not None and len(fields) == 1:
         return Message(role, content)
-    thoughts = (fields.get(name) for name in _REASONING)
+    thoughts = (fields.get(name) for name in REASONING)
     reasoning = next((text for text in thoughts if isinstance(text, str) and text.strip()), None)
     text = text_of(content, fields.get("tool_calls", ()))
     text = text if reasoning is None else f"{reasoning}\n{text}"
@@ -129,7 +130,7 @@ def _call_text(call: dict[str, Any]) -> str:
     written = {"name": function["name"]}
     if "arguments" in function:
         given = function["arguments"]
-        written["arguments"] = _parsed(given) if isinstance(given, str) else given
+        written["arguments"] = parsed(given) if isinstance(given, str) else given
     return json.dumps(written, ensure_ascii=False, default=str)
 
 
@@ -156,7 +157,7 @@ def _calls(message: dict[str, Any], path: str) -> list[dict[str, Any]]:
 
 def _call_in(text: str | None) -> list[dict[str, Any]]:
     """The calls that a turn of a call holds as JSON, one or a list; none where the text is something else."""
-    value = _parsed(text or "")
+    value = parsed(text or "")
     listed = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in listed):
         return []
@@ -191,7 +192,7 @@ def _joined(content: object, path: str) -> str:
     return "".join(pieces)
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     """What a text says as JSON; one that is none is kept as it is."""
     with suppress(json.JSONDecodeError, RecordError):
         return whole_value(text)

@@ -4,7 +4,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,9 @@ from simpo_cli.redaction import redacted
 Role = Literal["train", "eval"]
 
 _HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
-_SHARD = re.compile(r"(?P<split>.+?)[-_]\d{5}-of-\d{5}(-[0-9a-f]{8,})?\.")  # older files of the hub bear a hash
+_SHARD = re.compile(
+    r"(?P<split>.+?)[-_](?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{8,})?\."
+)  # older files of the hub bear a hash
 _ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """What `datasets`, the hub and LLaMA-Factory write beside the data."""
 _SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -163,6 +165,21 @@ def _entries(path: str, name: str) -> Iterator[str]:
 def _data_files(path: str, name: str) -> list[str]:
     names = sorted(e for e in _entries(path, name) if plain_suffix(e) in DATA_SUFFIXES)
     return [n for n in names if n not in _ABOUT_DATA and not os.path.isdir(os.path.join(path, n))]
+
+
+def missing_shards(names: Iterable[str]) -> list[str]:
+    """Of which splits files are missing that the names of the others count; one file alone may be meant."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if shard := _SHARD.match(name):
+            found.setdefault((shard["split"], int(shard["count"])), set()).add(int(shard["number"]))
+    said = []
+    for (split, count), numbers in found.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing and len(numbers) > 1:
+            first = f"{split}-{missing[0]:05}-of-{count:05}"
+            said.append(f"{split} is missing {len(missing):,} of its {count:,} files, such as {first}")
+    return said
 
 
 def _splits(names: list[str]) -> dict[str, list[str]]:

@@ -86,6 +86,7 @@ _OPENING = re.compile(
     r"|begin_of_text|start_of_turn|s|q|bos|人类|用户|问题|问|指令)*",
     re.IGNORECASE,
 )
+_WORD = re.compile(r"\S+")
 _ANSWER_HEADER = re.compile(
     r"\s*(?:(?:\[/INST\]|<\|im_end\|>|<\|eot_id\|>|<end_of_turn>)\s*)?"
     r"(?:<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model"
@@ -181,8 +182,8 @@ def is_message(answer: str) -> bool:
 def repeated_prompts(pair: PreferencePair) -> tuple[int, int] | None:
     """Where the answers proper begin behind a prompt that both of them repeat; None where they do not.
 
-    Both must begin with the first turn or the last one by the user, to the letter but for white space around it and
-    headers such as `Human:` in front of it. A greeting of one or two words says nothing.
+    Both must begin with the first turn or the last one by the user, to the letter but for white space and headers such
+    as `Human:` in front of it. A greeting of one or two words says nothing.
     """
     if isinstance(pair.prompt, str):
         texts = [pair.prompt]
@@ -197,12 +198,31 @@ def repeated_prompts(pair: PreferencePair) -> tuple[int, int] | None:
     return None
 
 
+def _found_by_words(text: str, answer: str) -> tuple[int, int]:
+    """Where a text begins and ends in an answer that has other white space between its words; or -1."""
+    first = text.split(maxsplit=1)[0]
+    start = answer.find(first, 0, len(first) + _LONGEST_OPENING)
+    if start < 0:
+        return -1, -1
+    words = _WORD.finditer(answer, start)
+    end = start
+    for wanted in _WORD.finditer(text):
+        word = next(words, None)
+        if word is None or not word[0].startswith(wanted[0]) or end < start:
+            return -1, -1
+        # only the last word may go on, such as with the answer behind a colon
+        end = word.start() + len(wanted[0]) if len(word[0]) == len(wanted[0]) or wanted.end() == len(text) else -1
+    return (start, end) if end >= 0 else (-1, -1)
+
+
 def _end_of(text: str, answer: str) -> int:
     """Where a text that an answer begins with ends in it, the header of the answer proper included; or -1."""
     start = answer.find(text, 0, len(text) + _LONGEST_OPENING)
+    end = start + len(text)
+    if start < 0:
+        start, end = _found_by_words(text, answer)
     if start < 0 or (start > 0 and _OPENING.fullmatch(answer, 0, start) is None):
         return -1
-    end = start + len(text)
     if answer[end - 1].isalnum() and answer[end : end + 1].isalnum() and answer[end].isascii():
         return -1  # in the middle of a word
     header = _ANSWER_HEADER.match(answer, end)

@@ -92,8 +92,10 @@ def _print_heading(console: Console, document: Mapping[str, Any], examples: Sequ
     averages = [f"{name} {thousands(document[name])}" for name in ("avg_chosen_len", "avg_rejected_len")]
     print_wrapped(console, Text(), " · ".join([*averages, unit_in_words(document)]))
     for warning, count in source["warnings"].items():
-        if " is " in warning:  # said of a file; what is said of records has a finding
+        if " is " in warning:  # said of a file
             print_wrapped(console, Text("note  ", "yellow"), f"{warning}" + (f" ({count})" if count > 1 else ""))
+        elif warning.startswith("prompts "):  # what else is said of records has a finding
+            print_wrapped(console, Text("note  ", "yellow"), f"{thousands(count)} {warning}")
 
 
 def unit_in_words(document: Mapping[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """No part of a conversation vanishes without a word: each field of a record is used, listed, or refused."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simpo_cli.data.formats import detect, to_pair
-from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.formats import SAMPLE_RECORDS, detect, to_pair
+from simpo_cli.data.load import PairReader, prompt_messages
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
@@ -200,3 +201,105 @@ def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
     record["system_instruction"] = record.pop("systemInstruction")
     pairs = load([record], tmp_path).pairs
     assert prompt_messages(pairs[0].prompt)[0] == Message("system", SYSTEM)
+
+
+# Under whatever name, and in whichever record
+
+
+@pytest.mark.parametrize(
+    ("columns", "record", "listed"),
+    [
+        ({"prompt": "question"}, {"question": Q, "prompt": "You are a pirate.", **SIDES}, ("prompt",)),
+        ({"prompt": "question"}, {"question": Q, "prompt": Q, **SIDES}, ()),  # it repeats the question
+        ({"prompt": "asked.text"}, {"asked": {"text": Q, "context": "Swifts."}, **SIDES}, ("asked.context",)),
+        ({"prompt": "prompt.text"}, {"prompt": {"text": Q, "context": "Swifts."}, **SIDES}, ("prompt.context",)),
+        ({}, {"prompt": Q, "question": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),
+        ({}, {**PAIR, "turns": ["Hello.", "Hi."]}, ("turns",)),
+        ({}, {**PAIR, "turns": 2, "Unnamed: 0": 7, "__index_level_0__": 7}, ()),
+        ({}, {**PAIR, "meta": said(("user", "Hello."))}, ("meta",)),
+        ({}, {**PAIR, "metadata": {"system_prompt": SYSTEM, "id": 3, "tools": []}}, ("metadata.system_prompt",)),
+        ({}, {**PAIR, "source": "Swifts sleep on the wing, " * 5}, ("source",)),
+        ({}, {**PAIR, "source": "https://example.org/" + "a" * 90, "topic": "the swifts of the old town"}, ()),
+    ],
+)
+def test_what_is_asked_is_listed_under_a_name_of_metadata_too(
+    columns: dict[str, Any], record: Record, listed: tuple[str, ...]
+) -> None:
+    assert detect([record], columns, "prefs.jsonl").unused == listed
+
+
+@pytest.mark.parametrize("before", [{}, {"passage": None, "system_prompt": ""}])
+def test_a_field_that_only_a_late_record_fills_is_listed(before: Record, tmp_path: Path) -> None:
+    records = [{"prompt": f"Question {i}?", **SIDES, **before} for i in range(2 * SAMPLE_RECORDS)]
+    path = tmp_path / "prefs.jsonl"
+    late = {**PAIR, "passage": "Swifts are birds.", "system_prompt": SYSTEM, "id": 1}
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*records, late]))
+    reader = PairReader(str(path), role="train")
+    assert len(list(reader)) == len(records) + 1
+    assert reader.remarks == ["not used: passage, system_prompt"]
+
+
+def test_of_keys_that_are_data_themselves_not_all_are_listed() -> None:
+    assert len(unused(*({**PAIR, f"key{i} of it": "text"} for i in range(80)))) == 50
+
+
+def test_the_place_of_a_picture_is_refused_where_the_text_points_at_it(tmp_path: Path) -> None:
+    record = {**PAIR, "prompt": "<image>\nWhat is it?", "image_path": "a.png"}
+    with pytest.raises(UserError, match="image_path: .* only text can be trained on"):
+        load([record], tmp_path)
+    assert unused({**record, "prompt": Q}) == ("image_path",)
+
+
+@pytest.mark.parametrize("tools", [[json.dumps(TOOL)], json.dumps([json.dumps(TOOL)])], ids=["list", "text"])
+def test_tools_that_are_texts_in_a_list_are_parsed(tools: Any) -> None:
+    found = read({**PAIR, "tools": tools})[1]
+    assert found is not None
+    assert json.loads(found) == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        (["search"], r"tools\[0\]: the text is not JSON"),
+        ([TOOL, 3], r"tools\[1\]: expected the definition of a tool, got number"),
+        ('["search"]', r"tools\[0\]: the text is not JSON"),
+        ([json.dumps(TOOL) + " x"], r"tools\[0\]: the text is not JSON"),
+    ],
+)
+def test_names_of_tools_are_no_tools(tools: Any, problem: str) -> None:
+    with pytest.raises(RecordError, match=problem):
+        read({**PAIR, "tools": tools})
+
+
+def test_history_may_be_json_text() -> None:
+    assert read({**PAIR, "history": '[["Hello.", "Hi."]]'}) == read({**PAIR, "history": [["Hello.", "Hi."]]})
+
+
+MORE = said(("system", SYSTEM), ("user", "Hello."), ("assistant", "Hi."), ("user", Q))
+
+
+@pytest.mark.parametrize("sides", [SIDES, {side: said(("assistant", text)) for side, text in SIDES.items()}])
+@pytest.mark.parametrize("answered", [False, True])
+def test_the_longer_one_of_prompt_and_messages_is_the_prompt(sides: Record, answered: bool) -> None:
+    whole = [*MORE, *said(("assistant", GOOD))] if answered else MORE
+    turns = [(turn["role"], turn["content"]) for turn in MORE]
+    assert read({"prompt": MORE[-1:], "messages": whole, **sides})[0] == turns
+    assert read({"prompt": MORE, "messages": MORE[-1:], **sides})[0] == turns
+    assert read({"prompt": MORE, "messages": MORE, **sides})[0] == turns
+    with pytest.raises(RecordError, match="prompt is not the last question of messages"):
+        read({"prompt": said(("user", "Another question?")), "messages": whole, **sides})
+
+
+@pytest.mark.parametrize("name", ["input", "question", "instruction", "query"])
+def test_messages_are_a_prompt_under_each_of_its_names(name: str) -> None:
+    sides = {side: said(("assistant", text)) for side, text in SIDES.items()}
+    assert read({name: MORE, **sides})[0] == [(turn["role"], turn["content"]) for turn in MORE]
+
+
+def test_a_prompt_that_ends_with_an_answer_is_counted_and_an_empty_one_refused() -> None:
+    warnings: Counter[str] = Counter()
+    record = {**PAIR, "prompt": said(("user", Q), ("assistant", "Well,"))}
+    to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
+    assert warnings == {"prompts that end with an answer, which the responses follow as turns of their own": 1}
+    with pytest.raises(RecordError, match="ends with an empty turn of the assistant"):
+        read({**PAIR, "prompt": said(("user", Q), ("assistant", " "))})

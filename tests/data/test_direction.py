@@ -706,3 +706,53 @@ def test_the_reader_says_what_decided(write: Write) -> None:
     plain = PairReader(write("plain.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}]), role="train")
     list(plain)
     assert (plain.examples, plain.remarks) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("record", "unused"),
+    [
+        ({"background": "s", "source": "x", "prompt_id": "1", "score_chosen": 1.0}, ("background",)),
+        ({"context": "what was read", "category": "qa", "created_at": "now", "model": "m"}, ("context",)),
+        ({"context": "", "images": [], "label": None}, ()),
+        ({"user_prompt": "u", "chosen_model": "m", "rejected_model": "n"}, ("user_prompt",)),
+        ({"label": 0}, ("label",)),
+    ],
+)
+def test_fields_that_are_not_used_are_named(record: Record, unused: tuple[str, ...]) -> None:
+    assert detect([{"prompt": "p", "chosen": "c", "rejected": "r", **record}], {}, "prefs").unused == unused
+
+
+def test_what_stands_beside_a_used_field_is_named_too() -> None:
+    record = {
+        "input": {"messages": [{"role": "user", "content": "u"}], "tools": [{"name": "f"}], "effort": "low", "id": 3},
+        "preferred_output": "c",
+        "non_preferred_output": "r",
+    }
+    assert detect([record], {}, "prefs").unused == ("input.effort",)
+
+
+@pytest.mark.parametrize(
+    ("record", "better", "worse"),
+    [
+        ({"instruction": "Why?", "input": "", "output": "good", "rejected_output": "bad"}, "output", "rejected_output"),
+        ({"prompt": "Why?", "completion": "good", "rejected": "bad"}, "completion", "rejected"),
+        ({"question": "Why?", "answer": "good", "dispreferred_answer": "bad"}, "answer", "dispreferred_answer"),
+    ],
+)
+def test_beside_a_response_that_is_named_the_worse_the_other_is_asked_for(
+    record: Record, better: str, worse: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        detect([record], {}, "prefs.jsonl")
+    assert f"has {worse} and no field that is the chosen response by its name; {better} may be meant" in str(
+        error.value
+    )
+    assert f"columns: {{chosen: {better}, rejected: {worse}}}" in str(error.value)
+    pair = to_pair(record, detect([record], {"chosen": better, "rejected": worse}, "f"), "f:1", Counter())
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("Why?", "good", "bad")
+
+
+def test_a_mark_that_is_named_the_worse_is_no_response() -> None:
+    record = {"prompt": "Why?", "output": "good", "rejected": True}
+    with pytest.raises(RecordError, match="chosen is missing"):
+        to_pair(record, detect([record], {}, "f"), "f:1", Counter())

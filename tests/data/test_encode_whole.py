@@ -59,6 +59,24 @@ def test_a_prompt_loses_its_oldest_turns_whole(case: Callable[[str], Case], num_
     assert rest.endswith(text[len(header) :])
 
 
+@pytest.mark.parametrize("room", [-1, 0, 5])
+def test_a_system_turn_that_leaves_no_room_goes_too_before_a_marker_is_cut(
+    case: Callable[[str], Case], room: int
+) -> None:
+    at = case("llama3")
+    turns = talk("one", "1", "the quick brown fox", system=LONG)
+    alone = at.one(PreferencePair(turns[-1:], "yes", "no", "f:1")).prompt.tolist()
+    (one,) = at.encode(
+        PreferencePair(turns, "yes", "no", "f:1"), data=replace(ROOMY, max_prompt_length=len(alone) + room)
+    ).pairs
+    text, whole = (at.ours.decode(ids) for ids in (one.prompt.tolist(), alone))
+    header = whole.partition("the")[0]
+    assert len(one.prompt) == len(alone) + min(room, 0)
+    assert text.startswith(header)
+    assert whole.endswith(text[len(header) :])
+    assert len(text) == len(whole) if room >= 0 else len(text) < len(whole)
+
+
 def test_of_the_last_turns_the_longest_loses_its_beginning(case: Callable[[str], Case]) -> None:
     at = case("qwen3")
     turns = (Message("user", "Look it up."), Message("assistant", "look"), Message("tool", f"{LONG}. Blue."))

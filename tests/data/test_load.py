@@ -325,3 +325,13 @@ def test_a_pair_is_given_with_its_record_and_what_was_noted_of_it(tmp_path: Path
         (records[2], set()),
         (records[3], {"scores order the pair against its label"}),
     ]
+
+
+def test_files_that_the_names_of_others_count_are_missed(tmp_path: Path) -> None:
+    for shard in (0, 2):
+        lines = [json.dumps(record) for record in numbered(1, shard)]
+        (tmp_path / f"train-{shard:05}-of-00004.jsonl").write_text("\n".join(lines))
+    missing = f"{tmp_path}/train is missing 2 of its 4 files, such as {tmp_path}/train-00001-of-00004"
+    for path in (tmp_path, f"{tmp_path}/*.jsonl"):
+        assert load_pairs(str(path), role="train").warnings == {missing: 1}
+    assert not load_pairs(f"{tmp_path}/train-00000-of-00004.jsonl", role="train").warnings  # one alone may be meant

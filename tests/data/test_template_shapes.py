@@ -147,6 +147,20 @@ def expected_notes(model: Model, kind: str, prompt: str, messages: list[dict[str
     return notes
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_written_under_each_name_that_transformers_reads(model: Model, name: str) -> None:
+    answer = said("At six.", **{name: THOUGHT})
+    encoded = model.encode([ASK], answer)
+    if encoded.bad:
+        assert "reasoning" in model.shape.refused
+        return
+    whole = model.text([ASK, answer], None)
+    is_written = "".join(THOUGHT.split()) in "".join(whole.split())
+    assert encoded.counts["reasoning that the template does not write"] == (not is_written)
+    scored = "".join(model.ours.decode(encoded.pairs[0].chosen.tolist()).split())
+    assert ("".join(THOUGHT.split()) in scored) == is_written
+
+
 # Variables of a record
 
 

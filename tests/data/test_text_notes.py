@@ -36,6 +36,9 @@ def test_nothing_is_said_of_a_plain_pair() -> None:
         (ASKED, f"{ASKED} "),
         (ASKED, f"  {ASKED}\n\n"),
         (f"{ASKED}\n", f"{ASKED}\n"),
+        (ASKED, ASKED.replace(" ", "  ") + " "),
+        ("Read this:\n\nThe Tagus.\nWhere does it end?", "Read this: The Tagus. Where does it end? "),
+        ("Read this. Where does it end?", "Human: Read this.\nWhere does it end?\n\nAssistant: "),
         (ASKED, f"Human: {ASKED}\n\nAssistant: "),
         (ASKED, f"User: {ASKED}\nAssistant:"),
         (ASKED, f"### Instruction:\n{ASKED}\n\n### Response:\n"),
@@ -66,6 +69,9 @@ def test_a_repeated_prompt(prompt: str | list[tuple[str, str]], lead: str) -> No
         ("Good morning", "Good morning! What is new?", "Good morning."),
         ("早上好", "早上好！有什么事？", "早上好。"),
         ("Tell me more", "Tell me moreover that", "Tell me moreover this"),  # in the middle of a word
+        ("Tell me more", "Tell  me moreover that", "Tell  me moreover this"),
+        ("Tell me more", "Tellme more.", "Tellme more!"),
+        ("Tell me all of it", "Tell me", "Tell me all"),
         (ASKED, f"You ask: {ASKED} At Lisbon.", f"You ask: {ASKED} Nowhere."),  # a sentence of its own in front
         (ASKED, f"At Lisbon. {ASKED}", f"Nowhere. {ASKED}"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simpo_cli.data.encode.rules import Rules
+from simpo_cli.data.messages import REASONING
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TemplateError, TurnMarks
@@ -19,7 +20,6 @@ STAND_IN, _LAST = "qZ7kqx", "qZ7kqy"  # a made-up answer, and a made-up last tur
 _LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
 _MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _CLOSING = re.compile(r"</|\[/|<[^|].*\|>|.*(?<![a-z])(end|close)(?![a-z])", re.IGNORECASE)
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:
             if any(str(call.get("id") or "") not in text for call in value):
                 yield "tool call ids"
         elif name != "content" and not all(_is_in(text, leaf) for leaf in _texts_in(value)):
-            yield earlier + "reasoning" if name in _REASONING else "tool call ids" if name == "tool_call_id" else name
+            yield earlier + "reasoning" if name in REASONING else "tool call ids" if name == "tool_call_id" else name
 
 
 def _is_in(rendered: str, text: str) -> bool:

@@ -2,8 +2,9 @@
 
 The oldest turns go, whole, from one of the user's to the next, and the system turn stays. Where the last turn of the
 user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header; calls
-are no text and stay whole. Where that is not enough either, because tools or the system turn are too long, only whole
-turns behind them stay. Text without turns loses its first tokens. BOS stays in any case.
+are no text and stay whole; where the system turn leaves no room for that, it goes too. Where that is not enough either,
+because tools or headers are too long, only whole turns behind them stay. Text without turns loses its first tokens. BOS
+stays in any case.
 """
 
 from collections.abc import Sequence
@@ -31,18 +32,19 @@ def cut_prompt(prompt: list[int], texts: Texts, most: int, rules: Rules) -> list
     """At most `most` tokens of a prompt."""
     if len(prompt) <= most:
         return prompt
-    try:
-        shorter = _fewer_turns(texts, most, rules) if texts.turns else None
-    except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
-        shorter = None
-    if shorter is not None:
-        return shorter
+    opening = [turn for turn in texts.turns[:1] if turn.role == "system"]
+    for kept in (opening, [])[: len(opening) + 1]:
+        try:
+            shorter = _fewer_turns(kept, texts, most, rules)
+        except (TemplateError, EncodingError, RecordError):  # the template refuses what is left
+            continue
+        if shorter is not None:
+            return shorter
     return _from_a_turn(_last_tokens(prompt, most, rules.tokenizer.bos_id), rules)
 
 
-def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
-    """The prompt without its oldest turns; None where not even the headers fit."""
-    opening = [turn for turn in texts.turns[:1] if turn.role == "system"]
+def _fewer_turns(opening: list[Message], texts: Texts, most: int, rules: Rules) -> list[int] | None:
+    """The opening and the prompt's last turns; None where not even the headers fit."""
     starts = [i for i, turn in enumerate(texts.turns) if turn.role == "user"]
     low, high = 0, len(starts)  # the first start with which it fits
     while low < high:
@@ -51,7 +53,8 @@ def _fewer_turns(texts: Texts, most: int, rules: Rules) -> list[int] | None:
         low, high = (low, middle) if len(ids) <= most else (middle + 1, high)
     if low < len(starts):
         return _ids(texts.write([*opening, *texts.turns[starts[low] :]]), texts, rules)
-    left = [*opening, *(texts.turns[starts[-1] :] if starts else texts.turns[len(opening) :])]
+    others = [turn for turn in texts.turns if turn.role != "system"]
+    left = [*opening, *(texts.turns[starts[-1] :] if starts else others)]
     if len(left) == len(opening):
         return None
     places = sorted(range(len(opening), len(left)), key=lambda i: -len(text_of(left[i].as_record())))

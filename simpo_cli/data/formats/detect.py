@@ -143,6 +143,8 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
     refusals.require_fields(records, stated, name)
     answers = _stated_answers(records, stated, name) or _found_answers(records, name)
     if answers is None:
+        if not stated.columns:
+            refusals.require_better(records, name)
         if not stated.columns and (near := _incomplete(records)) is not None:
             return near
         raise refusals.no_pairs(records, name)

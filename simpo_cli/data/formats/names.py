@@ -17,6 +17,7 @@ _RESPONSES = word_set(
     "response resp output completion answer generation candidate reply continuation summary conversation conv "
     "conversations dialogue messages text assistant result"
 )
+_ROLES = frozenset({"role", "from"})
 _PROMPTS = {
     "conversations": list,
     "instruction": str,
@@ -166,7 +167,13 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
 
 def prompt_fields(record: Mapping[str, Any]) -> list[str]:
     """The fields of a record that may be its prompt by their names, but `prompt` itself."""
-    return [field for field, kind in _PROMPTS.items() if isinstance(get(record, field), kind)]
+    return [
+        field for field, kind in _PROMPTS.items() if isinstance(value := get(record, field), kind) or _are_turns(value)
+    ]
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(t, dict) and _ROLES & t.keys() for t in value)
 
 
 def prompt_in(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,6 +185,18 @@ def prompt_in(record: Mapping[str, Any]) -> dict[str, Any]:
 def are_in_order(ends: Sequence[str]) -> bool:
     """Whether ends stand as they are counted: a before b, 1 before 2."""
     return list(ends) == sorted(ends, key=lambda end: (int(end) if end.isdigit() else 0, end))
+
+
+def worse_alone(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The field that is the better response and the one that is named the worse, where only one can be the better."""
+    held = [key for key, value in record.items() if isinstance(key, str) and isinstance(value, str | dict)]
+    worse = [key for key in held if _is_worse(words_of(key))]
+    others = [key for key in held if words_of(key) and set(words_of(key)) <= _RESPONSES]
+    return (others[0], worse[0]) if len(worse) == len(others) == 1 else None
+
+
+def _is_worse(words: tuple[str, ...]) -> bool:
+    return bool({"rejected", "dispreferred"} & set(words)) and set(words) <= {"rejected", "dispreferred"} | _RESPONSES
 
 
 def end_named(value: Any, ends: tuple[str, ...]) -> str | None:

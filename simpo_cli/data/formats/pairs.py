@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get, required
+from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get, required, words_of
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.preferred import NoSignalError, sides_of
 from simpo_cli.data.formats.split import (
@@ -21,6 +21,7 @@ from simpo_cli.data.raw import RecordError, kind_of
 
 _MEDIA = ("image", "video", "audio")
 _LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
+_TOOLS = "Tools are a list of JSON objects. " + SKIP
 _ONLY_TEXT = "the record is about more than its texts, and only text can be trained on"
 _WITHOUT = (
     "Leave such records out with data.on_bad_record: skip, or take the field out of those that make sense without it."
@@ -70,13 +71,26 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
     tools = get(record, layout.tools)
     if tools is MISSING or tools is None or tools in ("", []):
         return None
+    if isinstance(tools, list):
+        tools = [_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(tools)]
     if isinstance(tools, list | dict):
         return json.dumps(tools, ensure_ascii=False, default=str)  # a table may hold dates
     if not isinstance(tools, str):
         raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
-    if not isinstance(from_json(tools, layout.tools), list | dict):
-        raise RecordError(f"{layout.tools}: the text is no list of tools", "Tools are a list of JSON objects. " + SKIP)
-    return tools
+    value = from_json(tools, layout.tools)
+    if not isinstance(value, list | dict):
+        raise RecordError(f"{layout.tools}: the text is no list of tools", _TOOLS)
+    if isinstance(value, dict) or all(isinstance(tool, dict) for tool in value):
+        return tools
+    return json.dumps([_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(value)], ensure_ascii=False)
+
+
+def _tool(tool: Any, path: str) -> dict[str, Any]:
+    """One tool of a list: an object, or an object as JSON text."""
+    value = from_json(tool, path) if isinstance(tool, str) else tool
+    if not isinstance(value, dict):
+        raise RecordError(f"{path}: expected the definition of a tool, got {kind_of(value)}", _TOOLS)
+    return value
 
 
 def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) -> None:
@@ -84,12 +98,14 @@ def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) ->
     for name in _LISTS_OF_MEDIA:
         if record.get(name):
             raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
+    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
     for name in _MEDIA:
-        mark = f"<{name}>"
-        texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns]
-        value = record.get(name)
-        if isinstance(value, dict | list | bytes) or (value and any(mark in text for text in texts)):
+        if isinstance(record.get(name), dict | list | bytes):
             raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
+        if any(f"<{name}>" in text for text in texts):
+            for field, value in record.items():
+                if value and name in words_of(str(field)):
+                    raise RecordError(f"{field}: {_ONLY_TEXT}", _WITHOUT)
 
 
 def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:

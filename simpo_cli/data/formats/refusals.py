@@ -272,6 +272,18 @@ def is_stepwise(record: Mapping[str, Any]) -> bool:
     return isinstance(labels, list) and bool(labels) and all(isinstance(label, bool) for label in labels)
 
 
+def require_better(records: Records, name: str) -> None:
+    """Refuse a response that is named the worse one beside one whose name says nothing, with the line that says it."""
+    sides = {names.worse_alone(record) for record in records}
+    named = sides.pop() if len(sides) == 1 else None
+    if named is not None:
+        raise UserError(
+            f"has {named[1]} and no field that is the chosen response by its name; {named[0]} may be meant.",
+            "If so, say it in the recipe: " + line_of(name, {"chosen": named[0], "rejected": named[1]}),
+            where=name,
+        )
+
+
 def no_pairs(records: Records, name: str) -> UserError:
     """Why a file holds no pairs, and the nearest fix."""
     problem, fix = _no_pairs(records[0], name)

@@ -22,6 +22,8 @@ def beside_messages(record: Record) -> Records:
     """ms-swift: `messages` ends with the better answer; `rejected_response` is the other, a text or its turns."""
     messages = _objects(record, "messages")
     other = required(record, "rejected_response")
+    if isinstance(other, list) and len(other) == 1 and isinstance(other[0], str):
+        other = other[0]
     if isinstance(other, list):  # it stands for all turns behind the last one of the user
         asked = max((i + 1 for i, turn in enumerate(messages) if turn.get("role") == "user"), default=0)
         rejected = [*messages[:asked], *other]

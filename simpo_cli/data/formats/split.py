@@ -11,6 +11,7 @@ from simpo_cli.data.messages import (
     MESSAGE_AS_TEXT,
     is_transcript,
     is_transcript_prompt,
+    parsed,
     several_turns,
     split_conversations,
     split_transcripts,
@@ -51,6 +52,10 @@ def split_record(
             joined[-1] = Message("user", f"{joined[-1].content}\n\n{turn.content}")
         else:
             joined.append(turn)
+    if joined and joined[-1].role == "assistant":
+        if not joined[-1].content.strip():
+            raise RecordError("the prompt ends with an empty turn of the assistant", "Leave that turn out. " + SKIP)
+        warnings["prompts that end with an answer, which the responses follow as turns of their own"] += 1
     if len(joined) < len(turns):
         warnings["prompts with two turns of the user in a row, joined by an empty line"] += 1
     return joined, better, worse
@@ -76,7 +81,7 @@ def _split(
     if prompt is None:
         return _split_without_prompt(texts, layout)
     if isinstance(prompt, list):
-        return _prompt_turns(prompt, layout, texts[0]), answers[0], answers[1]
+        return _prompt_turns(record, prompt, layout, texts[0]), answers[0], answers[1]
     if not isinstance(prompt, str):
         raise RecordError(f"{layout.prompt}: expected text or messages, got {kind_of(prompt)}", SKIP)
     if is_transcript_prompt(prompt):
@@ -162,7 +167,7 @@ def _split_lists(
     if not chosen or not rejected:
         raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
     more, *answers = split_conversations(chosen, rejected)
-    return [*before, *more], answers[0], answers[1]
+    return [*(_messages_beside(record, layout, before) or before), *more], answers[0], answers[1]
 
 
 def _response(value: object, field: str) -> Message:
@@ -175,19 +180,23 @@ def _response(value: object, field: str) -> Message:
     return turn
 
 
-def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str) -> list[Message] | None:
-    """The conversation that a record holds beside the text of its last question; None where it holds none.
+def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str | list[Message]) -> list[Message] | None:
+    """The conversation that a record holds beside its last question, or its last turns; None where it holds none.
 
     Raises:
-        RecordError: the conversation ends with another question.
+        RecordError: the conversation ends with something else.
     """
     for field in ("messages", "conversations"):
         value = record.get(field)
         if field == layout.prompt or not isinstance(value, list) or not value or not isinstance(value[0], dict):
             continue
         turns = turns_of(value, field)
+        if isinstance(prompt, list) and _ends_with(prompt, turns):
+            return prompt
         turns = turns[:-1] if turns[-1].role == "assistant" else turns
-        if not turns or turns[-1].content.strip() != prompt.strip():
+        if isinstance(prompt, list) and turns and _ends_with(prompt, turns):
+            return prompt
+        if not turns or not _is_last(turns, prompt):
             raise RecordError(
                 f"{layout.prompt} is not the last question of {field}",
                 f"Leave one of them out, or say which is the prompt with columns: {{prompt: {field}}}.",
@@ -196,8 +205,19 @@ def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str) -> 
     return None
 
 
-def _prompt_turns(prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
+def _is_last(turns: list[Message], prompt: str | list[Message]) -> bool:
+    if isinstance(prompt, list):
+        return _ends_with(turns, prompt)
+    return turns[-1].content.strip() == prompt.strip()
+
+
+def _ends_with(turns: list[Message], last: list[Message]) -> bool:
+    return turns[-len(last) :] == last
+
+
+def _prompt_turns(record: Mapping[str, Any], prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
     turns = turns_of(prompt, str(layout.prompt))
+    turns = _messages_beside(record, layout, turns) or turns
     if turns[-1].role == "assistant" and turns[-1].content == chosen:
         raise RecordError(f"{layout.prompt} ends with the chosen answer itself", "End the prompt before the answer.")
     if turns[-1].role == "system":
@@ -222,6 +242,7 @@ def with_more(prompt: Any, record: Mapping[str, Any], layout: Layout) -> Any:
 def with_history(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
     """The prompt behind the turns that came before it, which a file gives as messages or as [question, answer]."""
     history = None if layout.prompt in (None, layout.history) else get(record, layout.history)
+    history = parsed(history) if isinstance(history, str) else history  # a table may have it as text
     if history is MISSING or not history:
         return turns
     if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):

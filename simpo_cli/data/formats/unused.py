@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from simpo_cli.data.formats.fields import word_set, words_of
@@ -14,37 +15,80 @@ _METADATA = word_set(
     "timestamp created updated modified version language languages lang locale license author authors annotator "
     "annotators worker user userid model models tag tags category categories domain topic score scores rating "
     "ratings reward rewards rank ranks tokens token length len num count turns turn round fold part meta metadata "
-    "margin logprob logps logprobs seed name names at by of the in chosen rejected"
+    "margin logprob logps logprobs seed name names at by of the in chosen rejected unnamed level"
 )
 """Names of these words alone say where a record comes from or how it was measured, not what was asked or answered."""
 _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score scores rating rank length tokens model")
 """A name that ends with one of these says so whatever stands before it."""
 _MEDIA = word_set("image images video videos audio audios")
+_PARTS = frozenset({"system", "system_prompt", "system_message", "history", "tools", "context"})
+_TURNS = frozenset({"turn", "turns"})  # their number is metadata, they themselves are not
+_ROLES = frozenset({"role", "from"})
+_LONGEST_METADATA = 80  # characters; a longer text of words was written to be read
+_FEWEST_WORDS = 8
+_MOST_FOUND = 50  # in records whose keys are data themselves there is no end of them
 _WHOLE = ("messages", "conversations")  # the conversation beside the text of its last question
 _PLACE = re.compile(r"\.\d+(?=\.|$)")  # in a list: what stands beside it is named without its place
 
 
-def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[str]:
-    """Fields that are neither used nor plain metadata, in the order of the file; empty ones and copies left out."""
-    used = {layout.prompt, layout.prompt_more, layout.system, layout.tools, *layout.label, *layout.scores}
-    used |= {f"{layout.chosen}.{layout.text}"} if layout.text else {*layout.responses, layout.chosen, layout.rejected}
-    used |= {field for _, field in layout.refers} | {*layout.named_by}
-    used |= {"chat_template_kwargs", "prompt"}  # without a prompt of its own it must be in the turns of the two sides
-    used |= {layout.history, *_WHOLE} if layout.prompt is not None else set()
-    paths = [without_places(field) for field in used if field]
-    found: dict[str, None] = {}
-    for record in records:
-        kept = [record[field] for field in layout.responses if field in record and not layout.is_list]
+class UnusedFields:
+    """Fields that are neither used nor plain metadata, in the order of the file; empty ones and copies left out.
+
+    Args:
+        layout: which fields are used.
+
+    Attributes:
+        found: their names, as keys.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        used = {layout.prompt, layout.prompt_more, layout.system, layout.tools, *layout.label, *layout.scores}
+        if layout.text:
+            used.add(f"{layout.chosen}.{layout.text}")
+        else:
+            used |= {*layout.responses, layout.chosen, layout.rejected}
+        used |= {field for _, field in layout.refers} | {*layout.named_by, "chat_template_kwargs"}
+        # without a prompt of its own it must be in the turns of the two sides
+        used |= {"prompt"} if layout.prompt is None else {layout.history, *_WHOLE}
+        self._layout = layout
+        self._used = [without_places(field) for field in used if field]
+        self._settled = {*self._used}
+        self._metadata: set[str] = set()  # for speed: a short value of these says nothing
+        self.found: dict[str, None] = {}
+
+    def look(self, record: Mapping[str, Any]) -> None:
+        """Add those of one more record."""
+        layout = self._layout
         for key, value in record.items():
-            if isinstance(key, str) and value not in kept:
-                found.update(dict.fromkeys(_unused_in(key, value, paths)))
-    return list(found)
+            if key in self._settled or (key in self._metadata and _is_short(value)) or not isinstance(key, str):
+                continue
+            if len(self.found) >= _MOST_FOUND:
+                return
+            fields = (layout.prompt or "prompt", *(() if layout.is_list else layout.responses))
+            if any(value == record.get(field) for field in fields):
+                continue
+            self.found.update(dict.fromkeys(_unused_in(key, value, self._used)))
+            if key in self.found:
+                self._settled.add(key)
+            elif is_metadata(key) and not any(field.startswith(f"{key}.") for field in self._used):
+                self._metadata.add(key)
+
+
+def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[str]:
+    """The unused fields of some records."""
+    unused = UnusedFields(layout)
+    for record in records:
+        unused.look(record)
+    return list(unused.found)
 
 
 def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterable[str]:
-    if name in used or is_empty(value) or value in ([], {}) or is_metadata(name):
+    if name in used or is_empty(value) or value in ([], {}):
         return
     below = [field for field in used if field.startswith(f"{name}.")]
+    if not below and is_metadata(name):
+        yield from _content_in(name, value)
+        return
     if not below:
         yield name
     for one in (value if isinstance(value, list) else [value]) if below else ():
@@ -53,35 +97,29 @@ def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterable[str]:
                 yield from _unused_in(f"{name}.{key}", inner, below)
 
 
+def _content_in(name: str, value: Any) -> Iterable[str]:
+    """What is asked in all the same, under a name of metadata: a long text, turns, a system text in `metadata`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in _PARTS and not is_empty(inner) and inner != []:
+                yield f"{name}.{key}"
+    elif isinstance(value, list):
+        if name.lower() in _TURNS or (value and isinstance(value[0], dict) and _ROLES & value[0].keys()):
+            yield name
+    elif not _is_short(value) and len(str(value).split()) >= _FEWEST_WORDS:
+        yield name
+
+
+def _is_short(value: Any) -> bool:
+    return len(value) <= _LONGEST_METADATA if isinstance(value, str) else not isinstance(value, list | dict)
+
+
 def without_places(name: str) -> str:
     """The name of what stands in a list, whatever its place: votes.by for votes.0.by."""
     return _PLACE.sub("", name)
 
 
-class UnusedFields:
-    """The unused fields of a whole file, also those that no record fills before a late one does.
-
-    Args:
-        layout: what was decided from the first records.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._seen: set[Any] = set()
-        self._found = dict.fromkeys(layout.unused)
-
-    def note(self, record: Mapping[str, Any]) -> None:
-        """Look at one more record."""
-        if new := [key for key, value in record.items() if key not in self._seen and not is_empty(value)]:
-            self._seen.update(new)
-            self._found.update(dict.fromkeys(unused_fields([record], self._layout)))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Their names, in the order of the file."""
-        return tuple(self._found)
-
-
+@lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
     """Whether a field says where its record comes from or how it was measured; what may be a label never does."""
     words = [word for word in words_of(name.rpartition(".")[2]) if not word.isdigit()]

@@ -6,6 +6,7 @@ Messages go to the template as the record holds them, as in transformers, but fo
   is quoted twice, or written as Python writes it. There the arguments are given in the form that the template writes.
 - Content is null beside calls in OpenAI's form. Where a template fails at it, or writes `None`, it is an empty text.
 - Where a template has no place for calls, they stand behind the content as JSON, one a line.
+- Reasoning is also given under the names that templates read, `reasoning_content` and `thinking`.
 - Where a template writes only lists of content parts, a text is a list of one.
 """
 
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from simpo_cli.data.messages import text_of
+from simpo_cli.data.messages import REASONING, text_of
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer.template import TemplateError
 
@@ -63,6 +64,9 @@ class MessageShape:
                 fields["content"] = text_of(fields.get("content"), calls)
         if self.parts and isinstance(fields.get("content"), str):
             fields["content"] = [{"type": "text", "text": fields["content"]}]
+        reasoning = next((fields[name] for name in REASONING if fields.get(name) is not None), None)
+        if reasoning is not None:
+            fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
         return {"role": message.role, **fields}
 
     def _call(self, call: dict[str, Any]) -> dict[str, Any]:
