@@ -262,7 +262,8 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
     if not sides:
         spoken = names.named_sides(record)
         sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
-        if any(folded(key) in _NAMES_OF_SIDES for key in record if not any(key in pair for pair in sides)):
+        usual = [key for key in record if folded(key) in _NAMES_OF_SIDES]
+        if len(usual) > 1 or not all(key in pair for key in usual for pair in sides):
             sides = []  # chosen or rejected themselves are there, and their counterpart is missing or misspelt
     if len(sides) > 1:
         raise refusals.two_pairs_of_sides(record, sides, name)
