@@ -110,7 +110,8 @@ def test_special_tokens_spelled_out_in_messages_stay_text(
 
 def cut_by_turns(at: Case, pair: PreferencePair, full: list[int], most: int, *, plain: bool) -> list[int]:
     """The longest end of the conversation that begins with a question and fits, behind the system turn; or the header
-    of the last question and its end; or, of plain text and where not even headers fit, the last tokens behind BOS."""
+    of the last question and its end; or the same without the system turn; or, of plain text and where not even headers
+    fit, the last tokens behind BOS, from the first whole turn of the user on where they hold one."""
     bos = at.ours.bos_id
 
     def text(messages: list[dict[str, str]]) -> str:
@@ -127,17 +128,20 @@ def cut_by_turns(at: Case, pair: PreferencePair, full: list[int], most: int, *, 
     if not (plain and isinstance(pair.prompt, str)):
         messages = messages_of(pair)
         system = messages[:1] if messages[0]["role"] == "system" else []
-        ends = [ids([*system, *messages[i:]]) for i, one in enumerate(messages) if one["role"] == "user"]
-        if any(len(end) <= most for end in ends):
-            return next(end for end in ends if len(end) <= most)
-        before, behind = text([*system, {"role": "user", "content": "qZ7kqx"}]).split("qZ7kqx")
-        header = [int(i) for i in at.theirs.encode(before, add_special_tokens=plain)]
-        if most - len(header) > len(at.ours.encode_behind([behind])[0]):
-            return [*header, *ends[-1][len(header) - most :]]
-    if full[0] != bos:
-        return full[-most:]
-    last = full[len(full) - most + 1 :]
-    return last if last[:1] == [bos] else [bos, *last]
+        for opening in [system, []] if system else [[]]:
+            ends = [ids([*opening, *messages[i:]]) for i, one in enumerate(messages) if one["role"] == "user"]
+            if any(len(end) <= most for end in ends):
+                return next(end for end in ends if len(end) <= most)
+            before, behind = text([*opening, {"role": "user", "content": "qZ7kqx"}]).split("qZ7kqx")
+            header = [int(i) for i in at.theirs.encode(before, add_special_tokens=plain)]
+            if most - len(header) > len(at.ours.encode_behind([behind])[0]):
+                return [*header, *ends[-1][len(header) - most :]]
+    last = full[-most:] if full[0] != bos else full[len(full) - most + 1 :]
+    mark = "" if plain else at.ours.turn_marks().user_header
+    header = [int(i) for i in at.theirs.encode(mark, add_special_tokens=False)]
+    whole = [i for i in range(len(last)) if header and last[i : i + len(header)] == header]
+    last = last[whole[0] :] if whole else last
+    return last if full[0] != bos or last[:1] == [bos] else [bos, *last]
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "gemma", "vicuna"])
