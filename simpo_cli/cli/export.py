@@ -41,8 +41,6 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Merge a run's adapters into the model under them, compared before it is kept, or send a model to the hub."""
-    if not (run / "run.json").is_file():
-        raise not_a_run(str(run))
     if not merge and push is None:
         raise UserError(
             "nothing is asked for.",
@@ -54,6 +52,8 @@ def export(
     require_model(trust_remote_code, loads_one=merge, fix="Leave it out: what is pushed is sent as it is.")
     if public and push is None:
         raise UserError("--public says how to push.", "Add --push REPO, or leave it out.")
+    if not (run / "run.json").is_file():
+        raise not_a_run(str(run))
     _require_model(run)
     if push is not None:
         from simpo_cli.train.push import require_repo_id
