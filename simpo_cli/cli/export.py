@@ -41,6 +41,9 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Merge a run's adapters into the model under them, compared before it is kept, or send a model to the hub."""
+    require_model(trust_remote_code, loads_one=merge, fix="Leave it out: what is pushed is sent as it is.")
+    if not (run / "run.json").is_file():
+        raise not_a_run(str(run))
     if not merge and push is None:
         raise UserError(
             "nothing is asked for.",
@@ -49,11 +52,8 @@ def export(
         )
     if not merge and (output is not None or dtype is not None):
         raise UserError("--output and --dtype say how to merge.", "Add --merge, or leave them out.")
-    require_model(trust_remote_code, loads_one=merge, fix="Leave it out: what is pushed is sent as it is.")
     if public and push is None:
         raise UserError("--public says how to push.", "Add --push REPO, or leave it out.")
-    if not (run / "run.json").is_file():
-        raise not_a_run(str(run))
     _require_model(run)
     if push is not None:
         from simpo_cli.train.push import require_repo_id
