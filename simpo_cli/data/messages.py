@@ -211,6 +211,11 @@ def is_transcript(text: str) -> bool:
     return text.lstrip().startswith("Human:") and _LAST_MARKER in text
 
 
+def asks_again(answer: str) -> bool:
+    """Whether an answer of a dialogue goes on with what the human says next."""
+    return "\n\nHuman:" in answer
+
+
 def is_transcript_prompt(text: str) -> bool:
     """Whether a text is a dialogue that ends where the assistant is to speak; a System turn may open it."""
     if not text.rstrip().endswith(_LAST_MARKER):

@@ -84,6 +84,13 @@ def test_the_system_text_of_each_name_is_used(name: str) -> None:
     assert unused({**PAIR, name: SYSTEM}) == ()
 
 
+@pytest.mark.parametrize("name", ["system", "system_prompt"])
+def test_several_system_texts_are_refused_and_not_run_together(name: str) -> None:
+    assert read({**PAIR, name: [SYSTEM]})[0][0] == ("system", SYSTEM)
+    with pytest.raises(RecordError, match=f"{name}: a list of 2 texts"):
+        read({**PAIR, name: [SYSTEM, "Be kind."]})
+
+
 def test_of_two_system_texts_one_is_used_and_the_other_listed() -> None:
     record = {**PAIR, "system_prompt": "Answer in French.", "system": SYSTEM}
     assert read(record)[0][0] == ("system", SYSTEM)

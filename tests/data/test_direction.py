@@ -575,6 +575,8 @@ def test_stated_sides_that_are_named_so_stand_beside_a_label() -> None:
         ({"scores": ["n", "n", "n"]}, {}, "3 fields of scores and 2 responses"),
         ({"answers": ["response_a", "response_c"]}, {}, "'response_c', and no record has that field"),
         ({"answers": [*AB]}, {"labels": {"first": ["x"]}}, "columns does not name the label"),
+        ({"prompt": AB[0]}, {}, "prompt is 'response_a', which is a response by its name"),
+        ({"system": AB[1]}, {}, "system is 'response_b', which is a response by its name"),
     ],
 )
 def test_mappings_that_contradict_themselves(columns: Record, said: Record, problem: str) -> None:

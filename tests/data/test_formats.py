@@ -236,6 +236,23 @@ def test_the_prompt_ends_at_the_last_marker_that_both_sides_share() -> None:
         pair(empty)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "told"),
+    [
+        (" x\n\nHuman: q\n\nAssistant: c", " y\n\nHuman: q\n\nAssistant: r", 1),
+        (" x\n\nHuman: thanks", " y", 1),
+        (" x Human: quoted", " y\nHuman: quoted", 0),
+        (" x\n\nHuman: q\n\nAssistant: c", " x\n\nHuman: q\n\nAssistant: r", 0),
+    ],
+)
+def test_dialogues_that_part_before_their_last_answer_are_counted(chosen: str, rejected: str, told: int) -> None:
+    start = "\n\nHuman: hi\n\nAssistant:"
+    record = {"chosen": start + chosen, "rejected": start + rejected}
+    warnings: Counter[str] = Counter()
+    to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
+    assert warnings.total() == told
+
+
 def test_dialogues_that_do_not_share_a_prompt_are_refused() -> None:
     with pytest.raises(RecordError, match="the prompts of chosen and rejected differ"):
         pair({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"})

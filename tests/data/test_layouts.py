@@ -8,6 +8,7 @@ import pytest
 
 from simpo_cli.data.formats.known import KNOWN, known_layout
 from simpo_cli.data.load import LoadedPairs, load_pairs, prompt_messages
+from simpo_cli.data.pair import Message
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.layouts import BAD, GOOD, QUESTIONS, READ, REFUSED, Case, Q, Record, Refusal, talk
@@ -134,6 +135,10 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
     [
         ({"messages": talk(Q, GOOD), "rejected_response": None}, "rejected_response: expected text"),
         ({"messages": [], "rejected_response": BAD}, "messages: expected a list of objects"),
+        (
+            {"messages": talk(Q, "Hm."), "chosen_response": GOOD, "rejected_response": BAD},
+            "messages does not end with chosen_response",
+        ),
         ({"messages": talk(Q, GOOD), "rejected_response": 5}, r"content: expected text, got number"),
         ({**studio("left", ""), "data": []}, "data: expected an object, got list"),
         ({"contents": [{"parts": []}], "completions": [{"completion": "x", "score": 1}]}, "expected a turn with role"),
@@ -146,6 +151,19 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
 def test_a_malformed_record_of_a_known_layout_is_refused(record: Record, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=problem):
         load([record], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        {"messages": talk(Q, GOOD)},
+        {"messages": [*talk(Q, GOOD)[:1], {"role": "assistant", "content": [{"type": "text", "text": GOOD}]}]},
+        {"prompt": talk(Q, GOOD)[:1]},
+    ],
+)
+def test_beside_a_chosen_response_messages_hold_it_and_a_prompt_does_not(turns: Record, tmp_path: Path) -> None:
+    (pair,) = load([{**turns, "chosen_response": GOOD, "rejected_response": BAD}], tmp_path).pairs
+    assert (prompt_messages(pair.prompt), pair.chosen, pair.rejected) == ((Message("user", Q),), GOOD, BAD)
 
 
 @pytest.mark.parametrize(

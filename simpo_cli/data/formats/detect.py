@@ -148,6 +148,7 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
         if not stated.columns and (near := _incomplete(records)) is not None:
             return near
         raise refusals.no_pairs(records, name)
+    refusals.require_no_response(answers.fields, stated, name)
     holders = [r for r in records if all(get(r, field) is not MISSING for field in answers.fields)] or records
     prompt, below = find_prompt(holders, answers, stated, name)
     order = direction_of(holders, answers, stated, name, prompt)

@@ -66,6 +66,17 @@ def require_fields(records: Records, stated: Stated, name: str) -> None:
                 )
 
 
+def require_no_response(responses: Sequence[str], stated: Stated, name: str) -> None:
+    """Refuse a mapping whose prompt, or another part of what is asked, is one of the responses that were found."""
+    for part in ("prompt", "input", "system", "history"):
+        if part in stated.own and stated.columns[part] in responses:
+            raise UserError(
+                f"columns says that {part} is {stated.columns[part]!r}, which is a response by its name.",
+                "Name another field, or say with answers, or with chosen and rejected, which fields are the responses.",
+                where=name,
+            )
+
+
 def _is_missing(record: Mapping[str, Any], field: str, part: str) -> bool:
     if get(record, field) is not MISSING:
         return False

@@ -22,6 +22,14 @@ def beside_messages(record: Record) -> Records:
     """ms-swift: `messages` ends with the better answer; `rejected_response` is the other, a text or its turns."""
     messages = _objects(record, "messages")
     other = required(record, "rejected_response")
+    better, last = record.get("chosen_response"), messages[-1] if messages else {}
+    said = last.get("content", last.get("value"))
+    if isinstance(better, str) and isinstance(said, str) and better.strip() not in ("", said.strip()):
+        raise RecordError(
+            "messages does not end with chosen_response",
+            "If messages is the prompt alone, name it prompt; if its last turn is the better answer, leave "
+            "chosen_response out.",
+        )
     if isinstance(other, list) and len(other) == 1 and isinstance(other[0], str):
         other = other[0]
     if isinstance(other, list):  # it stands for all turns behind the last one of the user

@@ -9,6 +9,7 @@ from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.messages import (
     MESSAGE_AS_TEXT,
+    asks_again,
     is_transcript,
     is_transcript_prompt,
     parsed,
@@ -36,6 +37,10 @@ def split_record(
     turns, better, worse = _split(record, layout, prompt, chosen, rejected)
     if isinstance(turns, str):
         return turns, better, worse
+    if isinstance(chosen, str) and is_transcript(chosen) and any(map(asks_again, (better.content, worse.content))):
+        warnings[
+            "dialogues with a response that goes on with turns of the human, as where they part before the end"
+        ] += 1
     repeated = record.get(layout.prompt or "prompt")
     is_said_twice = isinstance(chosen, list) and len(chosen) > 1
     if isinstance(repeated, str) and is_said_twice and not _is_among(repeated, turns):
@@ -273,6 +278,8 @@ def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: L
         return turns
     if not isinstance(system, str | list):
         raise RecordError(f"{layout.system}: expected text, got {kind_of(system)}", SKIP)
+    if len(system) > 1 and isinstance(system, list) and all(isinstance(text, str) for text in system):
+        raise RecordError(f"{layout.system}: a list of {len(system)} texts, and the system text is one", SKIP)
     opening = turn_of({"role": "system", "content": system}, layout.system)
     if isinstance(turns, str):
         turns = [Message("user", turns)]
