@@ -289,6 +289,17 @@ def test_scores_whose_lowest_may_be_best(word: str, tmp_path: Path) -> None:
     assert lines(refusal(records, columns={"scores": [f"{word}_a", f"{word}_b"]}), tmp_path) == [lowest, highest]
 
 
+@pytest.mark.parametrize(("ranks", "is_told"), [("ranking", True), ("responses.rank", False)])
+def test_a_list_of_ranks_may_be_one_of_places(ranks: str, is_told: bool) -> None:
+    texts = ["a", "b", "c"]
+    record: Record = {"prompt": "p", "responses": texts, "ranking": [2, 0, 1]}
+    if not is_told:
+        record = {"prompt": "p", "responses": [{"text": text, "rank": i} for i, text in enumerate(texts)]}
+    error = refusal([record])
+    assert f"told by '{ranks}'" in error.problem
+    assert ("holds places of responses, the best one first" in error.fix) == is_told
+
+
 def test_ranks_need_to_say_which_is_best(tmp_path: Path) -> None:
     records = scored(AB, ("rank_a", "rank_b"), 1, 2)
     lowest, highest = lines(refusal(records), tmp_path)

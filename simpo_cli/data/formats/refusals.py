@@ -185,7 +185,13 @@ def no_direction(
     told = "told" if order.kind != "label" or names.may_be_label(order.fields[0]) else "perhaps told"
     said = f"holds {shown} and which one is preferred is {told} by {order.shown!r}, whose meaning is not certain"
     counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
-    return UserError(f"{said}: {counts}.", either(*_lines_of(order, listed, name)), where=name)
+    fix = either(*_lines_of(order, listed, name))
+    if order.kind == "rank" and answers.is_list and not order.fields[0].startswith(f"{fields[0]}."):
+        fix += (
+            f"\n  Neither fits if {order.fields[0]} holds places of {fields[0]}, the best one first: put the responses "
+            "in that order then, and say direction: first."
+        )
+    return UserError(f"{said}: {counts}.", fix, where=name)
 
 
 def meanings_of(order: Order) -> list[dict[str, Any]]:
