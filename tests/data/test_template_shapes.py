@@ -147,18 +147,16 @@ def expected_notes(model: Model, kind: str, prompt: str, messages: list[dict[str
     return notes
 
 
-REASONING = ("reasoning_content", "thinking", "reasoning")
-
-
-@pytest.mark.parametrize("name", REASONING)
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
 def test_reasoning_is_written_under_each_name_that_transformers_reads(model: Model, name: str) -> None:
     answer = said("At six.", **{name: THOUGHT})
     encoded = model.encode([ASK], answer)
     if encoded.bad:
         assert "reasoning" in model.shape.refused
         return
-    # under all names at once, because older versions of transformers give a template only what a message holds
-    whole = model.text([ASK, said("At six.", **dict.fromkeys(REASONING, THOUGHT))], None)
+    # newer versions of transformers fill in these two names, older ones give a template only what a message holds
+    filled = dict.fromkeys((name, "thinking", "reasoning_content"), THOUGHT)
+    whole = model.text([ASK, said("At six.", **filled)], None)
     is_written = "".join(THOUGHT.split()) in "".join(whole.split())
     assert encoded.counts["reasoning that the template does not write"] == (not is_written)
     scored = "".join(model.ours.decode(encoded.pairs[0].chosen.tolist()).split())
