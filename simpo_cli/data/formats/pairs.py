@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get, required, words_of
@@ -71,18 +72,16 @@ def _tools(record: Mapping[str, Any], layout: Layout) -> str | None:
     tools = get(record, layout.tools)
     if tools is MISSING or tools is None or tools in ("", []):
         return None
-    if isinstance(tools, list):
-        tools = [_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(tools)]
-    if isinstance(tools, list | dict):
-        return json.dumps(tools, ensure_ascii=False, default=str)  # a table may hold dates
-    if not isinstance(tools, str):
+    if not isinstance(tools, str | list | dict):
         raise RecordError(f"{layout.tools}: expected a list of tools, got {kind_of(tools)}", SKIP)
-    value = from_json(tools, layout.tools)
+    value = from_json(tools, layout.tools) if isinstance(tools, str) else tools
     if not isinstance(value, list | dict):
         raise RecordError(f"{layout.tools}: the text is no list of tools", _TOOLS)
-    if isinstance(value, dict) or all(isinstance(tool, dict) for tool in value):
-        return tools
-    return json.dumps([_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(value)], ensure_ascii=False)
+    if isinstance(tools, str) and (isinstance(value, dict) or all(isinstance(tool, dict) for tool in value)):
+        return tools  # as it was written
+    if isinstance(value, list):
+        value = [_tool(tool, f"{layout.tools}[{i}]") for i, tool in enumerate(value)]
+    return json.dumps(value, ensure_ascii=False, default=str)  # a table may hold dates
 
 
 def _tool(tool: Any, path: str) -> dict[str, Any]:
@@ -95,6 +94,8 @@ def _tool(tool: Any, path: str) -> dict[str, Any]:
 
 def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) -> None:
     """Refuse a record with pictures, films or sound, which would be dropped from what is asked."""
+    if not any(map(_speaks_of_media, record)):
+        return  # as in nearly every file; the texts are not searched then
     for name in _LISTS_OF_MEDIA:
         if record.get(name):
             raise RecordError(f"{name}: {_ONLY_TEXT}", _WITHOUT)
@@ -106,6 +107,11 @@ def _require_text_only(record: Mapping[str, Any], turns: list[Message] | str) ->
             for field, value in record.items():
                 if value and name in words_of(str(field)):
                     raise RecordError(f"{field}: {_ONLY_TEXT}", _WITHOUT)
+
+
+@lru_cache(maxsize=4096)
+def _speaks_of_media(field: str) -> bool:
+    return any(name in str(field).lower() for name in _MEDIA)
 
 
 def _has_nul(turns: list[Message] | str, chosen: str, rejected: str) -> bool:

@@ -136,37 +136,12 @@ def no_direction(
         maybe: those of them that have the values of a label.
         several: a list of the responses holds more than two.
     """
-    fields = list(answers.fields)
+    fields = answers.fields
     shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
-    base = _prompt_as(prompt)
-    listed = base | {"answers": answers.column}
-    if not orders and maybe:
-        told = "; ".join(f"{order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
-        apart = [field for field in others if (field,) not in [order.fields for order in maybe]]
-        beside = f" (others are {', '.join(apart[:8])})" if apart else ""
-        return UserError(
-            f"holds {shown} and which one is preferred is told by no field that is known{beside}; {told}.",
-            either(*(line for order in maybe[:2] for line in _lines_of(order, listed, name))),
-            where=name,
-        )
-    if not orders and others:
-        part, other = ("scores", "label") if answers.is_list else ("label", "scores")
-        return UserError(
-            f"holds {shown} and which one is preferred is told by no field that is known (others are "
-            f"{', '.join(others[:8])}).",
-            f"Name the field that says it, as {part} or as {other}: {line_of(name, listed | {part: 'FIELD'})}\n"
-            "  If the first is the better one in every record, say direction: first instead.",
-            where=name,
-        )
+    listed = _prompt_as(prompt) | {"answers": answers.column}
     if not orders:
-        if answers.is_list:
-            lines = [line_of(name, listed, direction="first") + "   # the first is the best one, the last the worst"]
-        else:
-            lines = [
-                f"{line_of(name, {**base, 'chosen': c, 'rejected': r})}   # {c} is the better one in every record"
-                for c, r in (fields[:2], fields[1::-1])
-            ]
-        return UserError(f"holds {shown} and which one is preferred is told by no field.", either(*lines), where=name)
+        known, fix = _by_no_field(answers, prompt, others, maybe, name)
+        return UserError(f"holds {shown} and which one is preferred is told by no field{known}.", fix, where=name)
     order = orders[0]
     if order.kind == "text":
         is_worse = names.is_about_loser(order.fields[0])
@@ -192,6 +167,32 @@ def no_direction(
             "in that order then, and say direction: first."
         )
     return UserError(f"{said}: {counts}.", fix, where=name)
+
+
+def _by_no_field(
+    answers: Answers, prompt: str | None, others: Sequence[str], maybe: Sequence[Order], name: str
+) -> tuple[str, str]:
+    """What is said of the fields that may still say the order, behind `told by no field`; and the way out."""
+    listed = _prompt_as(prompt) | {"answers": answers.column}
+    if maybe:
+        told = "; ".join(f"{order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
+        apart = [field for field in others if (field,) not in [order.fields for order in maybe]]
+        beside = f" (others are {', '.join(apart[:8])})" if apart else ""
+        lines = [line for order in maybe[:2] for line in _lines_of(order, listed, name)]
+        return f" that is known{beside}; {told}", either(*lines)
+    if others:
+        part, other = ("scores", "label") if answers.is_list else ("label", "scores")
+        return (
+            f" that is known (others are {', '.join(others[:8])})",
+            f"Name the field that says it, as {part} or as {other}: {line_of(name, listed | {part: 'FIELD'})}\n"
+            "  If the first is the better one in every record, say direction: first instead.",
+        )
+    if answers.is_list:
+        line = line_of(name, listed, direction="first")
+        return "", either(f"{line}   # the first is the best one, the last the worst")
+    sides = [_prompt_as(prompt) | {"chosen": c, "rejected": r} for c, r in (answers.fields[:2], answers.fields[1::-1])]
+    lines = [f"{line_of(name, one)}   # {one['chosen']} is the better one in every record" for one in sides]
+    return "", either(*lines)
 
 
 def meanings_of(order: Order) -> list[dict[str, Any]]:

@@ -50,7 +50,8 @@ class UnusedFields:
         used |= {field for _, field in layout.refers} | {*layout.named_by, "chat_template_kwargs"}
         # without a prompt of its own it must be in the turns of the two sides
         used |= {"prompt"} if layout.prompt is None else {layout.history, *_WHOLE}
-        self._layout = layout
+        # what repeats the prompt or a response is a copy of it
+        self._copied = (layout.prompt or "prompt", *(() if layout.is_list else layout.responses))
         self._used = [without_places(field) for field in used if field]
         self._settled = {*self._used}
         self._metadata: set[str] = set()  # for speed: a short value of these says nothing
@@ -58,14 +59,12 @@ class UnusedFields:
 
     def look(self, record: Mapping[str, Any]) -> None:
         """Add those of one more record."""
-        layout = self._layout
         for key, value in record.items():
             if key in self._settled or (key in self._metadata and _is_short(value)) or not isinstance(key, str):
                 continue
             if len(self.found) >= _MOST_FOUND:
                 return
-            fields = (layout.prompt or "prompt", *(() if layout.is_list else layout.responses))
-            if any(value == record.get(field) for field in fields):
+            if any(value == record.get(field) for field in self._copied):
                 continue
             self.found.update(dict.fromkeys(_unused_in(key, value, self._used)))
             if key in self.found:
