@@ -14,7 +14,7 @@ def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
 
     gamma and its ratio are compared as both of what they come to; names and folders of the runs are left out.
     """
-    ours, theirs = _flat(_settled(first)), _flat(_settled(second))
+    ours, theirs = flat(_settled(first)), flat(_settled(second))
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
 
@@ -25,11 +25,12 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
     return sections
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a tree by their dotted keys; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{above}{key}.")
+            found |= flat(value, f"{above}{key}.")
         else:
-            flat[f"{above}{key}"] = value
-    return flat
+            found[f"{above}{key}"] = value
+    return found

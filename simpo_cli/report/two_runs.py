@@ -1,6 +1,6 @@
 """Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from simpo_cli.formatting import (
     points_cell,
     thousands,
 )
+from simpo_cli.recipe.differences import flat
 from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.report.curves import Floats
 from simpo_cli.report.run_files import Row, RunFiles
@@ -241,7 +242,7 @@ def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _meant(recipe: Recipe) -> dict[str, Any]:
     """The values of a recipe, each in one way."""
-    meant = dict(_flat(asdict(recipe)))
+    meant = flat(asdict(recipe))
     del meant["loss.gamma_beta_ratio"]
     meant["loss.gamma"] = recipe.loss.margin
     for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
@@ -255,14 +256,6 @@ def _beside_path(source: DataSource) -> dict[str, Any]:
     """What a source says beside its path, defaults aside."""
     default = asdict(DataSource(path=source.path))
     return {key: value for key, value in asdict(source).items() if value != default[key]}
-
-
-def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
 
 
 def _same_content(runs: TwoRuns) -> tuple[str, ...]:
