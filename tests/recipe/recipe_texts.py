@@ -11,7 +11,10 @@ Write = Callable[[str, str | bytes], Path]
 
 
 def cases_of(file_name: str) -> list[object]:
-    """The cases of a text file: `=== NAME`, a recipe, `>>>`, the two lines of its error."""
+    """The cases of a text file: `=== NAME`, a recipe, `>>>`, the two lines of its error.
+
+    A recipe may be followed by `+++ FILE` with the text of another file, and by overrides, each behind `$ `.
+    """
     blocks = Path(__file__).with_name(file_name).read_text(encoding="utf-8").split("=== ")[1:]
     cases: list[object] = []
     for block in blocks:
@@ -19,3 +22,15 @@ def cases_of(file_name: str) -> list[object]:
         text, _, wanted = rest.partition(">>>\n")
         cases.append(pytest.param(text, wanted.rstrip("\n"), id=name))
     return cases
+
+
+def write_case(text: str, write: Write) -> list[str]:
+    """Write the files of a case, the first of them as r.yaml; return its overrides."""
+    lines = text.splitlines(keepends=True)
+    overrides = [line.removeprefix("$ ").rstrip("\n") for line in lines if line.startswith("$ ")]
+    first, *others = "".join(line for line in lines if not line.startswith("$ ")).split("+++ ")
+    write("r", first)
+    for other in others:
+        name, _, content = other.partition("\n")
+        write(name.removesuffix(".yaml"), content)
+    return overrides

@@ -1,7 +1,7 @@
 """Everything that goes wrong in the text of a recipe: for each kind one error of two lines, with file and line.
 
 The kinds and their errors are written out in bad_lines.txt (what follows the three lines of a complete recipe) and in
-bad_files.txt (whole files); here are those that do not fit into a text file, and those that need several files.
+bad_files.txt (whole files, files that build on others, overrides); here are those that do not fit into a text file.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
-from tests.recipe.recipe_texts import BASE, Write, cases_of
+from tests.recipe.recipe_texts import BASE, Write, cases_of, write_case
 
 NINES = "9" * 40
 # (name, what follows the three lines, what is said of line 4)
@@ -48,14 +48,15 @@ def test_a_bad_line_is_named_with_its_place_and_its_cure(
     text: str, wanted: str, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_a-secret-that-must-not-be-shown")
+    monkeypatch.setenv("SIMPO_TEST_WORD", "a-word")
+    monkeypatch.setenv("SIMPO_TEST_NEGATIVE", "-3.5")
     write("r", BASE + text)
     assert str(error_of("r.yaml")) == wanted
 
 
 @pytest.mark.parametrize(("text", "wanted"), cases_of("bad_files.txt"))
-def test_a_bad_file_is_named_with_its_place_and_its_cure(text: str, wanted: str, write: Write) -> None:
-    write("r", text)
-    assert str(error_of("r.yaml")) == wanted
+def test_a_bad_recipe_is_named_with_its_place_and_its_cure(text: str, wanted: str, write: Write) -> None:
+    assert str(error_of("r.yaml", *write_case(text, write))) == wanted
 
 
 @pytest.mark.parametrize(("name", "text", "problem"), UNPRINTABLE, ids=[case[0] for case in UNPRINTABLE])

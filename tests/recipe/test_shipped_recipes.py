@@ -1,5 +1,7 @@
 """The recipes that ship: all load, those of the paper carry its numbers, and the wheel holds them."""
 
+import hashlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -11,6 +13,7 @@ import simpo_cli
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import DataSource, compose, examine, shipped_names
 from simpo_cli.recipe.shipped import title_of
+from simpo_cli.train.identity import recipe_values
 from tests.recipe.recipe_texts import Write
 
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
@@ -27,6 +30,30 @@ PAPER = [
     ("gemma2-9b-it", "google/gemma-2-9b-it", "princeton-nlp/gemma2-ultrafeedback-armorm", "",
      10.0, 0.5, 8e-7, 2048, 1800),
 ]  # fmt: skip
+
+# sha256 of the recipe's values as a checkpoint holds them, and of the recipe.yaml of a run: both as 0.1.0 wrote them
+FIXED = {
+    "demo": ("89599ffdfdab1298", "ffef5b9cacfdd0bd"),
+    "smollm2-135m": ("88f63d5231325276", "f4ee069725685d37"),
+    "paper/gemma2-9b-it": ("a118d544525aafd8", "a1f3e48dfd4a9244"),
+    "paper/llama3-8b-base": ("d0df43d925dbd5cf", "f172ab0e0e5da81b"),
+    "paper/llama3-8b-instruct": ("c2fe1469fcf351c6", "e2c9af36578ff57c"),
+    "paper/llama3-8b-instruct-v2": ("444a49de317fee67", "7d4c0312557c4e1f"),
+    "paper/mistral-7b-base": ("93d25e25c3940a93", "4ed3a66895f46e2c"),
+    "paper/mistral-7b-instruct": ("8da2c49f3ad4e348", "8a3bdcc460c035a0"),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_run_of_an_earlier_version_resumes_under_the_same_identity(name: str, write: Write) -> None:
+    composed = compose(name)
+    write("recipe", composed.as_yaml())
+    again = compose("recipe.yaml")
+    for recipe in (composed.recipe, again.recipe):
+        values = json.dumps(recipe_values(recipe), sort_keys=True)
+        assert hashlib.sha256(values.encode()).hexdigest()[:16] == FIXED[name][0]
+    assert hashlib.sha256(composed.as_yaml().encode()).hexdigest()[:16] == FIXED[name][1]
+    assert again.as_yaml() == composed.as_yaml()
 
 
 def test_the_shipped_names() -> None:
