@@ -7,6 +7,7 @@
 #   make fuzz    feeds broken records and messages to the readers for a minute
 #   make formats prints the layouts of data that are read: how, and what says which response is preferred
 #   make check   formatting, lint, types, import rules
+#   make house   the code in numbers: lines, files, floors, longest files, and how many files beta and a pair go through
 #   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
 #   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
 #   make bench-page    its tables and plot again from docs/benchmarks.json
@@ -36,7 +37,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check house bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -93,6 +94,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+house: $(READY)
+	$(BIN)/python -m tests.house
 
 # the peer of the benchmark in an environment of its own, with our torch and transformers; torch first, as above
 $(PEER_READY): constraints.txt tests/benchmarks/peer.txt
