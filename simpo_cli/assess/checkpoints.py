@@ -8,10 +8,10 @@ from torch import nn
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import Load, ModelSource, load_start, settle_adapter
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints, open_checkpoint
-from simpo_cli.train.state import WEIGHTS, trainable
+from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints, open_checkpoint
+from simpo_cli.train.run_folder import WEIGHTS
 from simpo_cli.train.tensor_file import TensorMismatchError, read_tensors
 
 

@@ -97,3 +97,10 @@ def multiplies_in_bf16(*, on_cuda: bool) -> bool:
     if on_cuda:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_amx_tile_supported()
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: the card's name, or the CPU with its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {os.cpu_count()} cores"

@@ -178,3 +178,8 @@ def means_of(logps: Tensor, packed: PackedPairs) -> tuple[Tensor, Tensor]:
     """m(y|x) of each pair's chosen and rejected response, each (P,), from the (N,) log-probs of their tokens."""
     chosen, rejected = segment_means(logps, packed.response_lengths.reshape(-1)).reshape(-1, 2).unbind(1)
     return chosen, rejected
+
+
+def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name; tied ones once."""
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}

@@ -14,10 +14,11 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
 from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import load_start
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.rounding import export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
 from simpo_cli.train.events import Observer
-from simpo_cli.train.export import export_dtype, keeps_merged, save_merged, try_saving
+from simpo_cli.train.export import keeps_merged, save_merged, try_saving
 from simpo_cli.train.health.answers import AnswerProbe
 from simpo_cli.train.health.watch import Health
 from simpo_cli.train.health.weights import WeightSample
@@ -25,7 +26,7 @@ from simpo_cli.train.identity import Change, recipe_values
 from simpo_cli.train.loop import Training
 from simpo_cli.train.resume import Past, Saved
 from simpo_cli.train.setting import Setting
-from simpo_cli.train.state import make_optimizer, start_moments, trainable
+from simpo_cli.train.state import make_optimizer, start_moments
 from simpo_cli.train.stop import StopRequest
 
 _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again

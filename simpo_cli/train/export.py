@@ -1,25 +1,24 @@
-"""The final model as a folder that others load, and how much of what training did is still in it."""
+"""The final model as a folder that others load."""
 
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from simpo_cli.data.model_files import read_json
 from simpo_cli.data.tokenizer import TOKENIZER_FILES, template_of
 from simpo_cli.data.writing import disk_faults, sync
 from simpo_cli.errors import UserError
 from simpo_cli.model.configuration import read_configuration
-from simpo_cli.model.load import DTYPE_NAMES, DTYPES, ModelSource, find_model, load_merged, require_buildable
+from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, require_buildable
 from simpo_cli.model.own_code import with_imports
+from simpo_cli.model.rounding import Rounding, export_dtype, measure_rounding
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.redaction import redacted
 from simpo_cli.stages import stage
@@ -28,56 +27,6 @@ from simpo_cli.train.run_folder import BASE, MODEL
 
 _NOT_THE_TOKENIZER = {"config.json", "generation_config.json"}
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # how the library of safetensors passes one on
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """What the save in a narrower type did to the change that training made.
-
-    Attributes:
-        kept_share: length of the saved change along the trained change, over the length of the trained change; 1 is
-        all. rounded_back_share: share of the changed weights that fell back to their start value.
-    """
-
-    kept_share: float
-    rounded_back_share: float
-
-
-class RoundingSums:
-    """Adds up what rounding does to the change of each tensor."""
-
-    def __init__(self) -> None:
-        self._along = self._length = self._changed = self._fell_back = 0.0
-
-    @torch.no_grad()
-    def add(self, before: Tensor, after: Tensor, dtype: torch.dtype, *, weight: float = 1.0) -> None:
-        """Compare a tensor before training, after it, and after it in another type.
-
-        Args:
-            before, after: of one shape, in any type.
-            dtype: the type of the save.
-            weight: what each value counts for, where the tensor is a sample of a larger one.
-        """
-        before, after = before.float(), after.float()
-        change, saved_change = after - before, after.to(dtype).float() - before
-        moved = change != 0
-        self._along += weight * float((change * saved_change).sum(dtype=torch.float64))
-        self._length += weight * float((change * change).sum(dtype=torch.float64))
-        self._changed += weight * int(moved.sum())
-        self._fell_back += weight * int((moved & (saved_change == 0)).sum())
-
-    @property
-    def rounding(self) -> Rounding:
-        """The shares; all is kept where nothing changed."""
-        return Rounding(
-            kept_share=self._along / self._length if self._length else 1.0,
-            rounded_back_share=self._fell_back / self._changed if self._changed else 0.0,
-        )
-
-
-def export_dtype(recipe: Recipe, source: ModelSource) -> torch.dtype:
-    """The type of the weights in model/: the recipe's, or the start model's own."""
-    return source.stored_dtype if recipe.export.dtype == "auto" else DTYPES[recipe.export.dtype]
 
 
 @stage("saving the model")
@@ -227,19 +176,6 @@ def _discard(folder: Path) -> None:
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@stage("comparing saved weights with those of the start")
-def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) -> Rounding:
-    """Compare start, trained and saved weights, one tensor at a time.
-
-    The start model is read once more for this, in its stored type; a merge, which is stored nowhere, in float32.
-    """
-    start = dict(load_merged(source, "stored" if source.adapter is None else torch.float32).named_parameters())
-    sums = RoundingSums()
-    for name, trained in model.named_parameters():
-        sums.add(start[name].to(trained.device), trained, dtype)
-    return sums.rounding
 
 
 def copy_tokenizer(source: ModelSource, folder: Path, chat_template: str | None) -> None:

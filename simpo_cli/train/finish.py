@@ -10,8 +10,9 @@ from torch import nn
 from simpo_cli.data.writing import how_to_mend
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import export_dtype
 from simpo_cli.stages import stage
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.export import save_model
@@ -50,7 +51,8 @@ def finish(
         Stopped: a signal asked for it.
     """
     recipe, model_dir = setting.recipe, folder.path / "model"
-    trained = Trained.by(setting)
+    dtype = export_dtype(recipe, setting.source) if recipe.model.lora is None else torch.float32  # as peft keeps them
+    trained = Trained(recipe, setting.source, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])
     training.stop.check()
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
     try:

@@ -15,7 +15,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.evaluate.score import PairScores, score_pairs
 from simpo_cli.evaluate.summary import summarise
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.stages import stage
 from simpo_cli.train.events import EvalRecord, Observer, StepRecord
@@ -26,7 +26,6 @@ from simpo_cli.train.not_finite import require_finite_losses, require_finite_wei
 from simpo_cli.train.out_of_memory import NoMemoryError, memory_for, release_memory
 from simpo_cli.train.receipt import command_to_resume
 from simpo_cli.train.schedule import learning_rate
-from simpo_cli.train.state import trainable
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from simpo_cli.train.stop import StopRequest
 

@@ -22,10 +22,11 @@ from simpo_cli.errors import UserError
 from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import export_dtype
 from simpo_cli.recipe import compose
 from simpo_cli.redaction import redacted
 from simpo_cli.train.documents import read_receipt
-from simpo_cli.train.export import copy_tokenizer, export_dtype, written_whole
+from simpo_cli.train.export import copy_tokenizer, written_whole
 from simpo_cli.train.model_card import CARD, Trained, model_card
 
 _COMPARED_PAIRS = 8

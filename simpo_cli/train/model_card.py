@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 import simpo_cli
@@ -32,12 +31,10 @@ from simpo_cli.formatting import (
     prompts_in_words,
     share_cell,
 )
-from simpo_cli.model.load import DTYPE_NAMES, ModelSource
+from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.loss_words import loss_terms
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted
-from simpo_cli.train.export import export_dtype
-from simpo_cli.train.setting import Setting
 
 CARD = "README.md"
 _LICENCE = ("license", "license_name", "license_link")
@@ -64,13 +61,6 @@ class Trained:
     steps: int
     dtype: str
     merged: str = ""
-
-    @classmethod
-    def by(cls, setting: Setting) -> "Trained":
-        """What a run puts into model/."""
-        recipe, start = setting.recipe, setting.source
-        dtype = export_dtype(recipe, start) if recipe.model.lora is None else torch.float32  # as peft keeps adapters
-        return cls(recipe, start, setting.data, setting.plan.num_steps, DTYPE_NAMES[dtype])
 
     @property
     def is_adapter(self) -> bool:

@@ -21,10 +21,10 @@ from simpo_cli.formatting import (
 )
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import Rounding
 from simpo_cli.stages import stage
 from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
-from simpo_cli.train.export import Rounding
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health import catalogue
 from simpo_cli.train.loop import Training, evaluate

@@ -1,7 +1,6 @@
 """run.json: what ran, on what, with what, so that the run can be told apart from every other and done again."""
 
 import hashlib
-import os
 import platform
 import shlex
 import sys
@@ -11,21 +10,16 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
-from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.data.plan import Plan
+from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
-from simpo_cli.model.fused.liger import liger_version
-from simpo_cli.model.load import DTYPE_NAMES, ModelSource
 from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted_values, told_apart
-from simpo_cli.stages import stage
-from simpo_cli.train.health.watch import Alert
 from simpo_cli.train.identity import Identity, recipe_values
 from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
 from simpo_cli.train.run_folder import RUN, RunFolder
 from simpo_cli.train.seal import REOPENED, SEAL, sealed
-from simpo_cli.train.setting import Setting
 from simpo_cli.train.shapes import SCHEMA_VERSION
 
 _PACKAGES = (
@@ -46,25 +40,25 @@ class RunReceipt:
 
     Args:
         folder: the run's folder.
-        setting: the run.
+        data: its pairs, with the account of their records.
+        plan: which of them a step takes.
         content: what does not change while this process trains.
     """
 
-    def __init__(self, folder: RunFolder, setting: Setting, content: dict[str, Any]) -> None:
-        self._folder, self.setting, self.content = folder, setting, content
+    def __init__(self, folder: RunFolder, data: PreparedData, plan: Plan, content: dict[str, Any]) -> None:
+        self._folder, self._data, self._plan, self.content = folder, data, plan, content
 
-    def write(self, status: str, steps_done: int, alerts: Sequence[Alert], **more: Any) -> None:
+    def write(self, status: str, steps_done: int, alerts: Sequence[Mapping[str, Any]], **more: Any) -> None:
         """Say how far the run is.
 
         Args:
             status: running, done, stopped (by a signal or for its health, everything saved) or failed.
             steps_done: steps that are saved; the account of the records is of these.
-            alerts: what was seen of the run's health.
+            alerts: what was seen of the run's health, as JSON.
             more: such as outcome, and the files of a run that is done.
         """
-        setting = self.setting
-        data = setting.data
-        train = train_ledger(data, setting.plan, steps_done)
+        data = self._data
+        train = train_ledger(data, self._plan, steps_done)
         accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
         if data.eval_source is not None:
             accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
@@ -78,7 +72,7 @@ class RunReceipt:
                 "train_pairs_with_held_out_prompts": data.shared_prompts,
                 "identity": data.identity,
             },
-            "health": [{**asdict(alert), "remedy": alert.remedy} for alert in alerts],
+            "health": list(alerts),
             **more,
         }
         self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
@@ -101,15 +95,27 @@ def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRec
         folder.write_json(RUN, sealed(redacted_values({**kept, REOPENED: reopened})))
 
 
-def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
+def receipt(
+    composed: ComposedRecipe,
+    data: PreparedData,
+    plan: Plan,
+    earlier: Mapping[str, Any],
+    *,
+    model: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    tokens_per_microbatch: int,
+    quick: bool,
+) -> dict[str, Any]:
     """What run.json says from the start on.
 
     Args:
-        setting: the run.
         composed: the recipe with the origin of every value.
+        data, plan: of the run.
         earlier: run.json of a run that is gone on with: when and how it began stays as it was; else empty.
+        model, hardware: those parts of run.json.
+        tokens_per_microbatch: most tokens of a micro-batch.
+        quick: whether this is a smoke run.
     """
-    recipe, source, data, plan = setting.recipe, setting.source, setting.data, setting.plan
     return {
         "started": earlier.get("started", now()),
         "command": earlier.get("command", command_line()),
@@ -118,44 +124,30 @@ def receipt(setting: Setting, composed: ComposedRecipe, earlier: Mapping[str, An
         "recipe_origins": {  # where each value was set; what is not here is a default
             key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
         },
-        "seed": recipe.seed,
-        "quick": setting.quick,
-        "model": {
-            "name": source.name,
-            "revision": source.revision,
-            "files": _model_files(source),
-            "code": dict(source.code),
-            "parameters": setting.parameters.total,
-            "trainable_parameters": setting.parameters.trainable,
-            "weights_dtype": DTYPE_NAMES[setting.weights],
-        },
+        "seed": composed.recipe.seed,
+        "quick": quick,
+        "model": dict(model),
         "tokenizer_sha256": data.tokenizer.sha256,
         "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
         "template_dates": data.tokenizer.dates,
         "plan": {
             "steps": plan.num_steps,
             "pairs_per_step": plan.pairs_per_step,
-            "tokens_per_microbatch": setting.budget,
+            "tokens_per_microbatch": tokens_per_microbatch,
         },
-        "hardware": {
-            "device": device_name(setting.accelerator.device),
-            "threads": torch.get_num_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "platform": platform.platform(),
-            "compute": setting.compute,
-        },
+        "hardware": dict(hardware),
         "resumed": list(earlier.get("resumed", [])),
     }
 
 
-def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
+def identity(recipe: Recipe, data: PreparedData, content: Mapping[str, Any], machine: Mapping[str, Any]) -> Identity:
     """What a later process must share with this run, drawn from its receipt.
 
     Args:
-        setting: the run, with the packing and the budget that it really uses.
+        recipe, data: of the run.
         content: of `receipt`.
+        machine: what equal bits depend on beside versions and hardware.
     """
-    recipe, data = setting.recipe, setting.data
     model = {name: content["model"][name] for name in ("revision", "files", "code")}
     if not model["code"]:
         del model["code"]  # as in checkpoints of before there was any
@@ -166,8 +158,6 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
     }
     if data.tokenizer.dates:
         plan["rendered_at"] = data.tokenizer.moment.isoformat()
-    versions = {name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")}
-    on_card = setting.accelerator.device.type == "cuda"
     return Identity(
         recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
         data={
@@ -179,16 +169,9 @@ def identity(setting: Setting, content: Mapping[str, Any]) -> Identity:
         template=content["template_sha256"],
         plan=plan,
         machine={
-            **versions,
+            **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
             **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
-            "packing": setting.packing,
-            "liger": liger_version()
-            if on_card and setting.packing == "shared_prefix" and not setting.compiled
-            else None,
-            **({"compiled": True} if setting.compiled else {}),  # else as in checkpoints of before there was any
-            "tokens_per_microbatch": setting.budget,
-            "gradient_checkpointing": setting.checkpointing,
-            "deterministic": recipe.train.deterministic,
+            **machine,
         },
     )
 
@@ -202,13 +185,6 @@ def command_to_resume() -> str:
     """The same command, to go on with the run."""
     typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
     return shlex.join(["simpo", *typed, "--resume"])
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words: the card's name, or the CPU with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {os.cpu_count()} cores"
 
 
 def now() -> str:
@@ -230,17 +206,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-@stage("hashing the files of the model")
-def _model_files(source: ModelSource) -> dict[str, str]:
-    """sha256 of the weight files, with those of the model below an adapter; a hub id is named by its commit instead."""
-    if source.revision is not None:
-        return {}
-    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
-    if source.adapter_base is not None:
-        files |= {f"base/{name}": digest for name, digest in _model_files(source.adapter_base).items()}
-    return files
 
 
 def _files(source: EncodedSource) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import answer
 from simpo_cli.recipe import ComposedRecipe
-from simpo_cli.train import checkpoint
+from simpo_cli.run import checkpoint
 from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.events import Observer, RunOutcome
 from simpo_cli.train.finish import finish
@@ -18,7 +18,7 @@ from simpo_cli.train.identity import Change, recipe_values, require_known_keys, 
 from simpo_cli.train.loop import Training, run_steps
 from simpo_cli.train.not_finite import NotFiniteError
 from simpo_cli.train.out_of_memory import NoMemoryError, memory_for
-from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, identity, now, receipt, reopen
+from simpo_cli.train.receipt import RunReceipt, command_line, command_to_resume, now, reopen
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.resume import Past, take_up
 from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, RECIPE, REJECTED, RunFolder, require_usable
@@ -74,8 +74,8 @@ def train(
             with stop.at_once():
                 quick = quick or bool(past.document.get("quick"))
                 setting = settle(composed.recipe, was, quick=quick)
-                content = receipt(setting, composed, past.document)
-            changes = past.changes(identity(setting, content))
+                content = setting.receipt(composed, past.document)
+            changes = past.changes(setting.identity(content))
             require_same_run(changes, allow_changed, str(run_dir))
             if past.is_complete(setting.plan.num_steps):
                 steps = setting.plan.num_steps
@@ -94,7 +94,8 @@ def train(
             recorder = Recorder(folder, composed.recipe.tracking.log_every, observer)
             announce(composed, setting, recorder, num_steps=setting.plan.num_steps, first_step=first_step)
             recorder.trackers = trackers = Trackers(setting.accelerator, composed.recipe, recorder.note)
-            return _train_in(folder, RunReceipt(folder, setting, content), past, changes, recorder, stop)
+            receipt = RunReceipt(folder, setting.data, setting.plan, content)
+            return _train_in(folder, setting, receipt, past, changes, recorder, stop)
         except Stopped as stopped:
             raise UserError(
                 f"Stopped by {stopped.name} before the first step; nothing is lost.",
@@ -109,16 +110,22 @@ def train(
 
 
 def _train_in(
-    folder: RunFolder, receipt: RunReceipt, past: Past, changes: list[Change], observer: Observer, stop: StopRequest
+    folder: RunFolder,
+    setting: Setting,
+    receipt: RunReceipt,
+    past: Past,
+    changes: list[Change],
+    observer: Observer,
+    stop: StopRequest,
 ) -> RunOutcome:
-    _write_rejected(folder, receipt.setting)
+    _write_rejected(folder, setting)
     with stop.at_once(), memory_for("loading and checking the model", _FREE_MEMORY):
-        training, check, loaded = build(receipt.setting, observer, stop, past, changes)
+        training, check, loaded = build(setting, observer, stop, past, changes)
     compiled = training.policy.compiled
-    setting = replace(receipt.setting, packing=check.packing, compiled=compiled, budget=training.budget)
+    setting = replace(setting, packing=check.packing, compiled=compiled, budget=training.budget)
     receipt.content["self_check"] = check.as_json()
     receipt.content["compiled"] = compiled
-    me = identity(setting, receipt.content)
+    me = setting.identity(receipt.content)
     if loaded is None:
         for name in LOGS:
             folder.cut_back(name, 0)
@@ -126,7 +133,7 @@ def _train_in(
         entry = take_up(loaded, past, me.changes_since(loaded.identity), folder, training)
         receipt.content["resumed"].append({"at": now(), "command": command_line(), **entry})
     saver = CheckpointSaver(folder, training, receipt, me, loaded)
-    receipt.write("running", training.steps_done, training.health.alerts)
+    receipt.write("running", training.steps_done, training.health.alerts_as_json())
     questions, num_steps = questions_of(setting), setting.plan.num_steps
     try:
         with memory_for(f"the run, after step {training.steps_done}", _FREE_MEMORY):
@@ -140,7 +147,7 @@ def _train_in(
     except Stopped as stopped:
         if training.steps_done > 0:
             saver.save()
-        receipt.write("stopped", training.steps_done, training.health.alerts)
+        receipt.write("stopped", training.steps_done, training.health.alerts_as_json())
         raise UserError(
             f"Stopped by {stopped.name} after step {training.steps_done} of {num_steps}; everything is saved.",
             f"Go on with: {command_to_resume()}",
@@ -162,7 +169,9 @@ def _train_in(
         _write_end(receipt, "failed", saver.saved_at or 0, training, error)
         raise
     folder.sync_logs()  # before run.json vouches for them
-    receipt.write("done", num_steps, training.health.alerts, outcome=measured, files=written_files(folder.path))
+    receipt.write(
+        "done", num_steps, training.health.alerts_as_json(), outcome=measured, files=written_files(folder.path)
+    )
     observer.finished(outcome)
     training.health.require_well_at_the_end()
     return outcome
@@ -172,7 +181,7 @@ def _write_end(receipt: RunReceipt, status: str, step: int, training: Training, 
     """run.json of a run that ends before its last step."""
     records = {"records": error.records} if isinstance(error, NotFiniteError) else {}
     with suppress(UserError):  # a disk that did not take the checkpoint may not take this either
-        receipt.write(status, step, training.health.alerts, outcome={"error": str(error), **records})
+        receipt.write(status, step, training.health.alerts_as_json(), outcome={"error": str(error), **records})
 
 
 def announce(

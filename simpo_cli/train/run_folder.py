@@ -23,7 +23,8 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.json_documents import object_in, parse
 from simpo_cli.redaction import redacted_values
 
-CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
+CHECKPOINTS, IDENTITY, PROGRESS = "checkpoints", "identity.json", "progress.json"
+WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
 BASE = "base"  # the model under a run's adapters, where that is a merge that nobody else has
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"

@@ -7,16 +7,18 @@ from dataclasses import replace
 
 from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.policy import trainable
+from simpo_cli.run import checkpoint
+from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.stages import stage
-from simpo_cli.train import checkpoint
-from simpo_cli.train.checkpoint import CheckpointWriter
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
 from simpo_cli.train.not_finite import require_finite_state
 from simpo_cli.train.receipt import RunReceipt, command_to_resume
-from simpo_cli.train.resume import IDENTITY, Progress, Saved
-from simpo_cli.train.run_folder import CHECKPOINTS, LOGS, PROGRESS, RunFolder, require_free_space
-from simpo_cli.train.state import save_state, trainable
+from simpo_cli.train.resume import Progress, Saved
+from simpo_cli.train.run_folder import CHECKPOINTS, IDENTITY, LOGS, PROGRESS, RunFolder, require_free_space
+from simpo_cli.train.state import save_state
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
 
@@ -86,7 +88,7 @@ class CheckpointSaver:
         ):
             self._rotate()
         self._receipt.content["plan"]["tokens_per_microbatch"] = training.budget
-        self._receipt.write("running", done, training.health.alerts)
+        self._receipt.write("running", done, training.health.alerts_as_json())
 
     def _write(self, files: CheckpointWriter) -> None:
         training = self._training
@@ -111,7 +113,7 @@ class CheckpointSaver:
 
     def _finish_rotation(self) -> None:
         """Remove what a process has left that was killed after it had saved and before the older ones were gone."""
-        whole, _ = checkpoint.find_checkpoints(self._parent)
+        whole, _ = find_checkpoints(self._parent)
         if whole and whole[0].step == self.saved_at:  # this process wrote or loaded it, so every byte of it is known
             with suppress(OSError):  # the next save will say it
                 self._rotate()

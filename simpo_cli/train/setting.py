@@ -1,22 +1,27 @@
 """What is settled before the weights are read: every check that can fail early fails here."""
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.encode import AS_TRANSCRIPT, cut_warnings
+from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.support import why_not_shared
-from simpo_cli.model.device import multiplies_in_bf16, open_accelerator
+from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fit import require_known_ids, require_lengths
+from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import (
+    DTYPE_NAMES,
     ModelSource,
     ParameterCounts,
     count_parameters,
@@ -31,8 +36,12 @@ from simpo_cli.model.memory import (
     require_memory,
     training_need,
 )
+from simpo_cli.model.rounding import export_dtype
+from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.export import export_dtype, keeps_merged
+from simpo_cli.stages import stage
+from simpo_cli.train import receipt
+from simpo_cli.train.export import keeps_merged
 from simpo_cli.train.identity import Identity
 from simpo_cli.train.run_folder import require_free_space, saved_bytes
 from simpo_cli.train.state import state_size
@@ -67,6 +76,51 @@ class Setting:
     def evaluated(self) -> Sequence[EncodedPair]:
         """The pairs that the run is evaluated on: those held out, and none of a smoke run."""
         return [] if self.quick else self.data.held_out
+
+    def receipt(self, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """What run.json says of the run from the start on, see `receipt.receipt`."""
+        source = self.source
+        return receipt.receipt(
+            composed,
+            self.data,
+            self.plan,
+            earlier,
+            model={
+                "name": source.name,
+                "revision": source.revision,
+                "files": _model_files(source),
+                "code": dict(source.code),
+                "parameters": self.parameters.total,
+                "trainable_parameters": self.parameters.trainable,
+                "weights_dtype": DTYPE_NAMES[self.weights],
+            },
+            hardware={
+                "device": device_name(self.accelerator.device),
+                "threads": torch.get_num_threads(),
+                "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+                "platform": platform.platform(),
+                "compute": self.compute,
+            },
+            tokens_per_microbatch=self.budget,
+            quick=self.quick,
+        )
+
+    def identity(self, content: Mapping[str, Any]) -> Identity:
+        """What a later process must share with this run.
+
+        Args:
+            content: of `receipt`; packing, budget and compiling are those of this setting, as they really are used.
+        """
+        fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
+        machine = {
+            "packing": self.packing,
+            "liger": liger_version() if fuses else None,
+            **({"compiled": True} if self.compiled else {}),  # else as in checkpoints of before there was any
+            "tokens_per_microbatch": self.budget,
+            "gradient_checkpointing": self.checkpointing,
+            "deterministic": self.recipe.train.deterministic,
+        }
+        return receipt.identity(self.recipe, self.data, content, machine)
 
 
 def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> Setting:
@@ -199,3 +253,14 @@ def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fals
         notes=tuple(notes),
         quick=quick,
     )
+
+
+@stage("hashing the files of the model")
+def _model_files(source: ModelSource) -> dict[str, str]:
+    """sha256 of the weight files, with those of the model below an adapter; a hub id is named by its commit instead."""
+    if source.revision is not None:
+        return {}
+    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
+    if source.adapter_base is not None:
+        files |= {f"base/{name}": digest for name, digest in _model_files(source.adapter_base).items()}
+    return files

@@ -6,15 +6,11 @@ The pairs of a step and its learning rate follow from its number, so there is no
 import torch
 from torch import Tensor, nn, optim
 
-from simpo_cli.train.checkpoint import Checkpoint, CheckpointWriter
+from simpo_cli.model.policy import trainable
+from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.manifest import Checkpoint
+from simpo_cli.train.run_folder import OPTIMIZER, WEIGHTS
 from simpo_cli.train.tensor_file import read_tensors, write_tensors
-
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
-
-
-def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name; tied ones once."""
-    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
 def make_optimizer(policy: nn.Module, *, weight_decay: float) -> optim.AdamW:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simpo_cli.train.checkpoint import HashedFile, HashedReader
+from simpo_cli.run.checkpoint import HashedFile
+from simpo_cli.run.manifest import HashedReader
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

@@ -16,8 +16,8 @@ from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.json_documents import MalformedError, parse
 from simpo_cli.recipe.named import not_a_run
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.stages import stage
-from simpo_cli.train.checkpoint import Checkpoint, DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.documents import LaterVersionError, of_shape, receipt_of
 from simpo_cli.train.run_folder import (
     ANSWERS,

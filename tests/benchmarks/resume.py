@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.train.checkpoint import CheckpointWriter, commit, find_checkpoints
+from simpo_cli.run.checkpoint import CheckpointWriter, commit
+from simpo_cli.run.manifest import find_checkpoints
 
 ROUNDS = 5
 LOG = "child.log"

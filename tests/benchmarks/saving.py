@@ -60,7 +60,7 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     from simpo_cli.recipe import compose
     from simpo_cli.train.build import build
     from simpo_cli.train.loop import run_steps
-    from simpo_cli.train.receipt import RunReceipt, identity, receipt
+    from simpo_cli.train.receipt import RunReceipt
     from simpo_cli.train.resume import Past
     from simpo_cli.train.run_folder import RunFolder
     from simpo_cli.train.saving import CheckpointSaver
@@ -84,8 +84,9 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     folder = RunFolder.create(place / "run")
     stop, watcher = StopRequest(), _Watcher(folder.append)
     training, check, _ = build(setting, watcher, stop, Past.none(), [])  # type: ignore[arg-type]
-    content = {**receipt(setting, composed.as_yaml(), {}), "self_check": check.as_json()}
-    saver = CheckpointSaver(folder, training, RunReceipt(folder, setting, content), identity(setting, content), None)
+    content = {**setting.receipt(composed, {}), "self_check": check.as_json()}
+    receipt = RunReceipt(folder, setting.data, setting.plan, content)
+    saver = CheckpointSaver(folder, training, receipt, setting.identity(content), None)
     saves: list[Took] = []
 
     def save() -> None:

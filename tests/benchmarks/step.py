@@ -20,12 +20,12 @@ from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.model.device import device_name
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import simpo_terms
 from simpo_cli.recipe.schema import DataRecipe
-from simpo_cli.train.receipt import device_name
 from simpo_cli.train.state import make_optimizer
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from simpo_cli.errors import ExitCode
 from simpo_cli.report.with_report import WithReport
-from simpo_cli.train.checkpoint import find_checkpoints
+from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.run_folder import LOGS
 from simpo_cli.train.saving import CheckpointSaver

@@ -43,8 +43,8 @@ _BEGINNINGS = (
     (TRAINING, "simpo_cli.train.loop", "accumulate"),
     (TRAINING, "simpo_cli.train.step", "terms_under"),  # once a micro-batch
     (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
-    (SAVE, "simpo_cli.train.checkpoint", "commit"),
-    (ROTATION, "simpo_cli.train.checkpoint", "rotate"),
+    (SAVE, "simpo_cli.run.checkpoint", "commit"),
+    (ROTATION, "simpo_cli.run.checkpoint", "rotate"),
     (EXPORT, "simpo_cli.train.finish", "save_model"),
     (LAST_EVALUATION, "simpo_cli.train.finish", "conclude"),
     (REPORT, "simpo_cli.report.run_page", "write_run_report"),

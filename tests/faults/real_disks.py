@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.errors import ExitCode
+from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.train import finish, outcome, run_folder, saving
-from simpo_cli.train.checkpoint import find_checkpoints
 from simpo_cli.train.recorder import Recorder
 from simpo_cli.train.run_folder import LOGS
 from simpo_cli.train.verify import verify_run

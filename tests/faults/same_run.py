@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.train.checkpoint import DamagedCheckpointError, find_checkpoints
+from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints
 from simpo_cli.train.run_folder import LOGS
 from tests.train.same_bits import rows, timeless
 

@@ -17,26 +17,22 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.train import checkpoint
-from simpo_cli.train.checkpoint import (
+from simpo_cli.run import manifest
+from simpo_cli.run.checkpoint import CheckpointWriter, commit, reap, rotate
+from simpo_cli.run.manifest import (
     MANIFEST,
     Checkpoint,
-    CheckpointWriter,
     DamagedCheckpointError,
     FileFacts,
     Manifest,
-    commit,
     find_checkpoints,
-    hashing,
     open_checkpoint,
-    reap,
-    rotate,
 )
 
 
 @pytest.fixture(autouse=True)
 def _small_pieces_are_hashed_beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing, "_FEWEST", 2**18)
+    monkeypatch.setattr(manifest, "_FEWEST", 2**18)
 
 
 FILES = ("weights", "moments", "progress.json")
@@ -299,7 +295,7 @@ def test_a_process_may_fork_and_end_between_and_amid_saves(tmp_path: Path) -> No
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
-from simpo_cli.train.checkpoint import CheckpointWriter
+from simpo_cli.run.checkpoint import CheckpointWriter
 writer = CheckpointWriter(Path({str(tmp_path)!r}))
 def save(name):
     with writer.open(name) as file:
@@ -428,4 +424,4 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert Manifest.from_bytes(saved.manifest.as_bytes()) == saved.manifest
     shutil.rmtree(saved.folder)
     assert find_checkpoints(tmp_path) == ([], [])
-    assert checkpoint.find_checkpoints(tmp_path / "nowhere") == ([], [])
+    assert find_checkpoints(tmp_path / "nowhere") == ([], [])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from simpo_cli.recipe import compose
-from simpo_cli.train.checkpoint import Checkpoint, CheckpointWriter, Manifest
+from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.manifest import Checkpoint, Manifest
 from simpo_cli.train.run import train
 from simpo_cli.train.tensor_file import read_tensors, write_tensors
 from tests.train.conftest import Memory

@@ -15,10 +15,11 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import NAME_WITHOUT_FLEX
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import measure_rounding
 from simpo_cli.model.self_check import SelfCheck, settle_packing
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train import build, finish
-from simpo_cli.train.export import measure_rounding, save_model, written_whole
+from simpo_cli.train.export import save_model, written_whole
 from simpo_cli.train.finish import _read_again
 from simpo_cli.train.loop import Training
 from simpo_cli.train.outcome import conclude

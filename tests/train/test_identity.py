@@ -16,7 +16,7 @@ from simpo_cli.recipe.schema import (
     Recipe,
     TrainRecipe,
 )
-from simpo_cli.train import receipt
+from simpo_cli.train import setting as setting_module
 from simpo_cli.train.identity import Identity, recipe_values
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
@@ -141,7 +141,7 @@ def test_code_that_a_model_brings_with_it_is_part_of_the_model(
 def test_liger_is_part_of_it_where_its_kernels_compute(
     device: str, packing: str, compiled: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receipt, "liger_version", lambda: "0.8.5")
+    monkeypatch.setattr(setting_module, "liger_version", lambda: "0.8.5")
     setting: Any = SimpleNamespace(
         recipe=RECIPE,
         data=SimpleNamespace(
@@ -165,4 +165,4 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
         "tokenizer_sha256": "aa",
         "template_sha256": "aa",
     }
-    assert receipt.identity(setting, content).machine["liger"] == expected
+    assert setting_module.Setting.identity(setting, content).machine["liger"] == expected

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from simpo_cli.run.checkpoint import CheckpointWriter, HashedFile
+from simpo_cli.run.manifest import HashedReader
 from simpo_cli.train import tensor_file
-from simpo_cli.train.checkpoint import CheckpointWriter, HashedFile, HashedReader
 from simpo_cli.train.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from tests.train.card import OnCard, played_card
 

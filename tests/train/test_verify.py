@@ -9,7 +9,7 @@ import pytest
 
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
-from simpo_cli.train.checkpoint import CheckpointWriter, commit
+from simpo_cli.run.checkpoint import CheckpointWriter, commit
 from simpo_cli.train.run_folder import RunFolder
 from simpo_cli.train.seal import is_as_sealed, sealed
 from simpo_cli.train.verify import verify_run, written_files

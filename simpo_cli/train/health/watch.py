@@ -82,6 +82,10 @@ class Health:
         """What was seen so far, by code."""
         return [self._alerts[code] for code in sorted(self._alerts)]
 
+    def alerts_as_json(self) -> list[dict[str, Any]]:
+        """What run.json says of them."""
+        return [{**asdict(alert), "remedy": alert.remedy} for alert in self.alerts]
+
     def step(self, record: StepRecord, lost_updates: float | None) -> None:
         """Judge a step.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
-from simpo_cli.train.export import Rounding, RoundingSums
+from simpo_cli.model.rounding import Rounding, RoundingSums
 
 _SAMPLED = 4096  # of each tensor
 

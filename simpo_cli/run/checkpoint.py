@@ -17,10 +17,11 @@ from types import MappingProxyType
 from typing import Any
 
 from simpo_cli.data.writing import sync
-from simpo_cli.train.checkpoint.hashing import FileFacts, HashBeside
-from simpo_cli.train.checkpoint.manifest import (
+from simpo_cli.run.manifest import (
     MANIFEST,
     Checkpoint,
+    FileFacts,
+    HashBeside,
     Manifest,
     find_checkpoints,
     folder_name,
