@@ -26,7 +26,7 @@ from simpo_cli.stages import stage
 from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.header import data_names
-from simpo_cli.train.health import catalogue
+from simpo_cli.train.health.catalogue import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES
 from simpo_cli.train.setting import QUICK, Setting
@@ -94,7 +94,7 @@ def conclude(
             "rounded_back_share": rounding.rounded_back_share,
         }
         training.health.judge_export(setting.plan.num_steps, rounding.kept_share)
-        is_lost = catalogue.CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
+        is_lost = CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
         remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
         table.append(("change kept by the save", "", percent(rounding.kept_share), remark))
     if alerts := training.health.alerts:

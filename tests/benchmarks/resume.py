@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 1_000, 20_000])
     options = parser.parse_args()
     import simpo_cli.report.watch
-    import simpo_cli.train.run  # noqa: F401
+    import simpo_cli.train.session  # noqa: F401
 
     with tempfile.TemporaryDirectory(prefix="simpo-resume-") as folder:
         os.chdir(folder)

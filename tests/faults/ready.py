@@ -14,7 +14,7 @@ def be_ready_to_fork() -> None:
 
     import simpo_cli.report.run_page
     import simpo_cli.report.watch
-    import simpo_cli.train.run  # noqa: F401
+    import simpo_cli.train.session  # noqa: F401
 
     get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
     gc.freeze()  # no child need walk through all that was imported, which would also copy its memory

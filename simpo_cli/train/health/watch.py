@@ -96,7 +96,7 @@ class Health:
         norms, norm = self._grad_norms, record.grad_norm
         if len(norms) >= LEAST_STEPS and (usual := median(norms)) > 0:
             seen = f"the gradient norm is {norm:.3g}, {norm / usual:.0f} times the {usual:.3g} of the steps before"
-            self._judge(catalogue.GRADIENT_SPIKE, record.step, norm / usual, seen)
+            self._judge(GRADIENT_SPIKE, record.step, norm / usual, seen)
         _remember(norms, norm)
 
         assert record.gradient_weight is not None
@@ -108,7 +108,7 @@ class Health:
                 f"{100 * record.rewards_target_reached:.0f} % of this step's are past gamma, by "
                 f"{record.rewards_margins - self._recipe.loss.margin:.2g} on average"
             )
-            self._judge(catalogue.SATURATED, record.step, pull, seen)
+            self._judge(SATURATED, record.step, pull, seen)
 
         # in the warm-up, and at the end of most schedules, nearly every update is lost, and that is meant so
         if lost_updates is not None and record.learning_rate >= 0.9 * self._recipe.train.learning_rate:
@@ -118,7 +118,7 @@ class Health:
                 f"{100 * share:.0f} % of the updates are lost: at learning rate {record.learning_rate:.2g} they are "
                 "smaller than the rounding of the weights"
             )
-            self._judge(catalogue.UPDATES_LOST, record.step, share, seen)
+            self._judge(UPDATES_LOST, record.step, share, seen)
 
     def evaluated(self, record: EvalRecord) -> None:
         """Judge an evaluation; the first fixes what later answers are compared with."""
@@ -128,12 +128,12 @@ class Health:
                 f"chosen responses fell by {fall:.2f} nats/token while the margin rose (rejected fell by "
                 f"{fall_rejected:.2f}, probe of {record.probe_pairs} pairs)"
             )
-            self._judge(catalogue.CHOSEN_FALLS, record.step, fall, seen)
+            self._judge(CHOSEN_FALLS, record.step, fall, seen)
         seen = (
             f"chosen and rejected responses fell by {fall:.2f} and {fall_rejected:.2f} nats/token (probe of "
             f"{record.probe_pairs} pairs): the model forgets how to write"
         )
-        self._judge(catalogue.BOTH_FALL, record.step, min(fall, fall_rejected), seen)
+        self._judge(BOTH_FALL, record.step, min(fall, fall_rejected), seen)
         # the change grows as long as the run: early on a save loses nearly all of it, and that passes
         if record.export_kept_share is not None and 2 * record.step >= self._num_steps:
             self.judge_export(record.step, record.export_kept_share, "would keep")
@@ -142,7 +142,7 @@ class Health:
     def judge_export(self, step: int, kept_share: float, verb: str = "keeps") -> None:
         """Judge what a save in export.dtype keeps of the change."""
         seen = f"model/ in its export type {verb} {100 * kept_share:.0f} % of the change that training made"
-        self._judge(catalogue.CHANGE_LOST, step, kept_share, seen)
+        self._judge(CHANGE_LOST, step, kept_share, seen)
 
     def _judge_answers(self, step: int, answers: Sequence[ProbeAnswer]) -> None:
         before = self._answers_before
@@ -154,11 +154,11 @@ class Health:
         endless = [answer for answer, (_, ended) in both if ended and not answer.ended]
         if loop:
             seen = f'{len(loop)} of {len(answers)} probe answers repeat themselves, such as "{_refrain(loop[0].text)}"'
-            self._judge(catalogue.ANSWERS_LOOP, step, len(loop) / len(answers), seen)
+            self._judge(ANSWERS_LOOP, step, len(loop) / len(answers), seen)
         if endless:
             most = max(answer.tokens for answer in endless)
             seen = f"{len(endless)} of {len(answers)} probe answers do not end any more within {most} tokens"
-            self._judge(catalogue.ANSWERS_ENDLESS, step, len(endless) / len(answers), seen)
+            self._judge(ANSWERS_ENDLESS, step, len(endless) / len(answers), seen)
 
     def _judge(self, watch: Watch, step: int, value: float, seen: str) -> None:
         limit = watch.limit(self._recipe.health)
