@@ -25,7 +25,7 @@ from simpo_cli.data.plan import Packing, row_tokens_of_each
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.attention.support import why_not_shared
+from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
@@ -34,7 +34,7 @@ from simpo_cli.objective import terms_under
 from simpo_cli.python_words import for_python, in_python
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
 from simpo_cli.stages import Pulse
-from simpo_cli.train.state import make_optimizer
+from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
 
 __all__ = ["PreferenceDataset", "SimPOConfig", "SimPOTrainer"]

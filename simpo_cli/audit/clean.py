@@ -23,8 +23,8 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.text_notes import repeated_prompts
-from simpo_cli.data.writing import disk_faults, new_file, replacing
 from simpo_cli.errors import UserError
+from simpo_cli.files import disk_faults, new_file, replacing
 
 SCHEMA_VERSION = 1
 

@@ -6,8 +6,8 @@ from typing import overload
 
 import numpy as np
 
-from simpo_cli.audit.lengths import whole_mean
-from simpo_cli.audit.texts import num_words
+from simpo_cli.audit.columns import whole_mean
+from simpo_cli.audit.measures import num_words
 from simpo_cli.data.load import load_pairs
 from simpo_cli.data.messages import as_transcript
 from simpo_cli.data.pair import PreferencePair

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from simpo_cli.audit import surface
 from simpo_cli.audit.catalogue import CATALOGUE
+from simpo_cli.audit.columns import describe, whole_mean
 from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens
 from simpo_cli.audit.findings import Finding, finding
-from simpo_cli.audit.lengths import describe, whole_mean
 from simpo_cli.audit.surface import SurfaceResult
 from simpo_cli.data.load import FileReceipt
 from simpo_cli.statistics import Measured, effective_prompts, longer_wins, mean

@@ -6,8 +6,8 @@ see. Words are counted where the responses are in scripts with spaces between wo
 responses are written in is known at the end of the pass, so both are kept.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,20 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
-from simpo_cli.audit.features import FEATURES, Differences
-from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Positions, finding
-from simpo_cli.audit.groups import Groups
+from simpo_cli.audit.columns import Lengths, RowList
+from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Marked, Positions, finding
 from simpo_cli.audit.identity import Hashes, PairIdentities, PlaceList, Places
-from simpo_cli.audit.leaks import Prompts, find_leaks
-from simpo_cli.audit.lengths import Lengths
-from simpo_cli.audit.marked import Marked
-from simpo_cli.audit.measures import TextMeasures
-from simpo_cli.audit.near import find_near_pairs
-from simpo_cli.audit.processes import MeasuringProcesses
-from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair, Refused, read_batches
-from simpo_cli.audit.rows import RowList
+from simpo_cli.audit.measures import FEATURES, Differences, TextMeasures
+from simpo_cli.audit.near import Prompts, find_leaks, find_near_pairs
+from simpo_cli.audit.reading import Account, Groups, MeasuredPairs, MeasuringProcesses, ReadPair, Refused, read_batches
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures
 from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import Tally
 from simpo_cli.data.text_notes import own_markers
 from simpo_cli.errors import UserError
@@ -36,8 +31,9 @@ from simpo_cli.recipe.schema import DataRecipe
 from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
-    from simpo_cli.data.sample import PromptSample
+    from simpo_cli.data.selection import PromptSample
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
+
 
 NO_LIMIT = 2**31 - 1
 UNSPACED = 0.25
@@ -310,3 +306,40 @@ def _marked_findings(marked: Marked, account: Account) -> Iterator[Finding]:
             chosen, rejected = account.no_end
             detail = f"Of the chosen ones {chosen:,}, of the rejected ones {rejected:,}; {account.num_cut:,} were cut."
         yield finding(code, len(pairs) + len(left_out.positions(code)), detail=detail, rows=rows, pairs=pairs)
+
+
+NUM_EXAMPLES = 3
+
+
+def collect_examples(
+    examination: Examination, read_again: Callable[[], PairReader]
+) -> Mapping[str, Sequence[PreferencePair]]:
+    """The first pairs of each finding that is about pairs, by code; those of one prompt, perhaps at odds, are together.
+
+    Args:
+        examination: what was found.
+        read_again: opens the same sources once more, as they were read for the examination.
+    """
+    wanted: defaultdict[int, list[str]] = defaultdict(list)
+    for found in examination.findings:
+        of_measured: Positions = examination.numbers[_by_prompt(found.pairs, examination)[:NUM_EXAMPLES]]
+        of_others = examination.left_out.positions(found.code)
+        for number in [*of_measured.tolist(), *of_others.tolist()][:NUM_EXAMPLES]:
+            if found.code != "FMT001":  # refused; each of these is shown with its own reason
+                wanted[number].append(found.code)
+    examples: defaultdict[str, list[PreferencePair]] = defaultdict(list)
+    last = max(wanted, default=-1)
+    if last >= 0:
+        for number, pair in enumerate(read_again()):
+            for code in wanted.get(number, ()):
+                examples[code].append(pair)
+            if number == last:
+                break
+    return examples
+
+
+def _by_prompt(pairs: Positions, examination: Examination) -> Positions:
+    """The pairs in order of their prompts' first appearance among them."""
+    _, first, prompt = np.unique(examination.prompts[pairs], return_index=True, return_inverse=True)
+    ordered: Positions = pairs[np.argsort(first[prompt], kind="stable")]
+    return ordered

@@ -1,6 +1,8 @@
-"""What the audit has to say: findings with stable codes, each with what to do about it."""
+"""What the audit has to say: findings with stable codes, each with what to do about it, and the pairs they concern."""
 
-from collections.abc import Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,3 +64,35 @@ def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = ()
     """
     entry = CATALOGUE[code]
     return Finding(code, entry.severity, count, f"{detail} {entry.remedy}".lstrip(), rows, pairs)
+
+
+class Marked:
+    """Collects pairs by code, in their order."""
+
+    def __init__(self) -> None:
+        self._positions: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
+        self._places: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, code: str, position: int, where: str) -> None:
+        """One more pair.
+
+        Args:
+            code: what it is marked with.
+            position: its number.
+            where: its place; the first ones are kept.
+        """
+        self._positions[code].append(position)
+        if len(self._places[code]) < SHOWN_ROWS:
+            self._places[code].append(where)
+
+    def positions(self, code: str) -> Positions:
+        """(n,) the numbers of the pairs with a code."""
+        return np.array(self._positions.get(code, ()), dtype=np.int64)
+
+    def places(self, code: str) -> list[str]:
+        """The places of the first of them."""
+        return self._places.get(code, [])
+
+    def __iter__(self) -> Iterator[str]:
+        """The codes, in the order in which they turned up."""
+        return iter(self._positions)

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from simpo_cli.audit.shingles import mixed
+from simpo_cli.audit.signatures import mixed
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 

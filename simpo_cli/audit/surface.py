@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo_cli.audit.features import FEATURES, Differences
+from simpo_cli.audit.measures import FEATURES, Differences
 from simpo_cli.statistics import Measured, proportion
 
 NUM_FOLDS = 5

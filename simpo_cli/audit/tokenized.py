@@ -1,16 +1,20 @@
-"""Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them."""
+"""Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them, and which repeat."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
+from simpo_cli.audit.identity import PairIdentities
 from simpo_cli.audit.measures import TextMeasures
 from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair
 from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_ahead
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 
@@ -123,3 +127,20 @@ def _lost_ends(pair: EncodedPair, ends: frozenset[int], account: Account) -> Ite
     account.num_cut += (lost[0] and pair.chosen_cut) + (lost[1] and pair.rejected_cut)
     if any(lost):
         yield "EOS001"
+
+
+def repeated_and_contradictory(pairs: Sequence[EncodedPair]) -> tuple[int, int]:
+    """How many pairs occurred before, and to how many the opposite occurs too, as training sees them.
+
+    Only pairs that share their prompt are read, and 32 bytes are kept of each. A record that a recipe repeats is one.
+    """
+    _, prompt, count = np.unique(prompt_keys_of(pairs), return_inverse=True, return_counts=True)
+    places, hashes = array("Q"), array("Q")
+    for i in np.flatnonzero(count[prompt] > 1).tolist():
+        pair = pairs[i]
+        places.append(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
+        responses = (xxhash.xxh3_64_intdigest(ids.tobytes()) for ids in (pair.chosen, pair.rejected))
+        hashes.extend((prompt[i], *responses))
+    _, first = np.unique(np.frombuffer(places, dtype=np.uint64), return_index=True)
+    identities = PairIdentities(np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 3)[first])
+    return len(identities.duplicates()), len(identities.contradictions())

@@ -12,13 +12,13 @@ from simpo_cli.cli.eval_answers import (
     document_of_answers,
     print_answers_or_results,
 )
-from simpo_cli.cli.trust import TrustRemoteCode
+from simpo_cli.cli.options import TrustRemoteCode
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
 
 if TYPE_CHECKING:
-    from simpo_cli.assess.assessment import Assessed, Failure
+    from simpo_cli.evaluate.results import Assessed, Failure
 
 
 _ANSWERS = "Answers to prompts, in place of scores (TARGET may also be their folder)"
@@ -113,7 +113,7 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
-    from simpo_cli.report.report_file import require_replaceable, require_replaceable_page
+    from simpo_cli.report.page import require_replaceable, require_replaceable_page
 
     if output is not None:
         require_replaceable(output)
@@ -143,7 +143,7 @@ def evaluate(
     with trusting(trust_remote_code):
         document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
     if as_json:
-        from simpo_cli.report.report_file import json_text
+        from simpo_cli.report.page import json_text
 
         print(json_text(document))
     elif output is None:
@@ -160,8 +160,7 @@ def evaluate(
 def _require_here(names: list[str]) -> None:
     """Refuse names that mean nothing, before torch is imported, which takes seconds."""
     from simpo_cli.data.network import require_obtainable
-    from simpo_cli.recipe.named import is_hub_id, no_such_target
-    from simpo_cli.recipe.shipped import shipped_recipe
+    from simpo_cli.recipe.names import is_hub_id, no_such_target, shipped_recipe
 
     for name in names:
         if shipped_recipe(name) is not None or name in ("builtin:guide", "none"):
@@ -193,7 +192,7 @@ def _require_all(document: dict[str, Any], num_named: int) -> None:
 
 
 def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    from simpo_cli.report.report_file import json_text, write_report
+    from simpo_cli.report.page import json_text, write_report
 
     if output is not None:
         write_report(output, document)
@@ -209,15 +208,15 @@ class _Files:
     def __init__(self, output: Path | None, html: Path | None, pairs: Path | None, *, is_one: bool) -> None:
         self._output, self._html, self._pairs, self._is_one = output, html, pairs, is_one
         if pairs is not None:
-            from simpo_cli.assess.pairs_file import require_pairs_file
+            from simpo_cli.evaluate.pair_files import require_pairs_file
 
             require_pairs_file(pairs)
 
     def write(self, assessed: "list[Assessed]", failed: "list[Failure]") -> dict[str, Any]:
         """Write what there is, and return the document."""
-        from simpo_cli.assess.pairs_file import write_pairs_file
-        from simpo_cli.assess.together import document_of
-        from simpo_cli.report.report_file import write_page, write_report
+        from simpo_cli.evaluate.pair_files import write_pairs_file
+        from simpo_cli.evaluate.results import document_of
+        from simpo_cli.report.page import write_page, write_report
 
         document = document_of(assessed, failed, is_one=self._is_one)
         if self._output is not None:
@@ -235,10 +234,10 @@ class _Files:
 def _assessed(
     names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
 ) -> dict[str, Any]:
-    from simpo_cli.cli.quiet import importing
+    from simpo_cli.cli.working import importing
 
     with importing():
-        from simpo_cli.assess.run import Assessment
+        from simpo_cli.evaluate.evaluation import Assessment
 
     try:
         found = Assessment(overrides, baseline, by, _say).run(names, files.write)

@@ -9,7 +9,7 @@ from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from simpo_cli.assess.answering import Wanted
+    from simpo_cli.evaluate.generate.run import Wanted
 
 TEMPERATURE = 0.7
 
@@ -65,7 +65,7 @@ class AnswerOptions:
 
     def wanted(self) -> "Wanted":
         """How answers are to be made."""
-        from simpo_cli.assess.answering import Wanted
+        from simpo_cli.evaluate.generate.run import Wanted
 
         return Wanted(
             prompts=self.prompts,
@@ -96,7 +96,7 @@ def document_of_answers(
     Raises:
         UserError: an option does nothing here, or what it asks cannot be done.
     """
-    from simpo_cli.evaluate.generation.folder import is_answers
+    from simpo_cli.evaluate.generate.folder import is_answers
 
     folder = Path(names[0])
     options.require_use(of_answers=is_answers(folder))
@@ -113,16 +113,16 @@ def document_of_answers(
     _require_nothing_else(unused)
     judge = _judge(options)  # before anything is generated: it may lack a package or a key
     if options.generate:
-        from simpo_cli.cli.quiet import importing
+        from simpo_cli.cli.working import importing
 
         with importing():
-            from simpo_cli.assess.answering import answer_prompts
+            from simpo_cli.evaluate.generate.run import answer_prompts
         folder = answer_prompts(names[0], overrides, baseline, options.wanted(), say)
     if judge is not None:
         from simpo_cli.evaluate.judge.run import judge_answers
 
         judge_answers(folder, judge, lambda done, wanted: say(f"judged: {done:,} of {wanted:,}"))
-    from simpo_cli.evaluate.generation.document import answers_document
+    from simpo_cli.evaluate.generate.document import answers_document
 
     return answers_document(folder)
 
@@ -169,6 +169,6 @@ def print_answers_or_results(document: dict[str, Any]) -> None:
 
         print_answers(out, document)
     else:
-        from simpo_cli.report.harness_view import print_harness
+        from simpo_cli.report.answers_view import print_harness
 
         print_harness(out, document)

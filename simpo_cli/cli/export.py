@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.options import TrustRemoteCode, require_model
 from simpo_cli.cli.working import shows_work
-from simpo_cli.data.writing import disk_faults
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.files import disk_faults
 from simpo_cli.model.own_code import trusting
-from simpo_cli.recipe.named import not_a_run
+from simpo_cli.recipe.names import not_a_run
 
 
 class WeightType(StrEnum):
@@ -56,7 +56,7 @@ def export(
         raise UserError("--public says how to push.", "Add --push REPO, or leave it out.")
     _require_model(run)
     if push is not None:
-        from simpo_cli.train.push import require_repo_id
+        from simpo_cli.publish.push import require_repo_id
 
         require_repo_id(push)
     with trusting(trust_remote_code):
@@ -74,12 +74,12 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
         if os.path.lexists(folder):
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-    from simpo_cli.cli.quiet import importing
+    from simpo_cli.cli.working import importing
     from simpo_cli.report.console import err, printable
 
     with importing():
         from simpo_cli.model.load import DTYPES
-        from simpo_cli.train.merge import merge_adapters
+        from simpo_cli.publish.merge import merge_adapters
 
     merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype.value])
     err.print(
@@ -97,8 +97,8 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
 @shows_work
 def _push(folder: Path, repo_id: str, public: bool) -> None:
     """Send a folder that is saved."""
+    from simpo_cli.publish.push import push
     from simpo_cli.report.console import err, printable
-    from simpo_cli.train.push import push
 
     address, left_out = push(folder, repo_id, public=public)
     if left_out:
@@ -110,8 +110,8 @@ def _require_model(run: Path) -> None:
     """Refuse a run that is not finished; asked before torch is imported."""
     if not (run / "model").is_dir():
         raise UserError(f"the run {run} has no model yet.", "Let the run finish first.", exit_code=ExitCode.ENVIRONMENT)
-    from simpo_cli.train.documents import read_receipt
-    from simpo_cli.train.run_folder import require_own_model
+    from simpo_cli.run.documents import read_receipt
+    from simpo_cli.run.folder import require_own_model
 
     require_own_model(run)
     read_receipt(run)

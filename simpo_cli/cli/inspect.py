@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.trust import TrustRemoteCode, require_model
+from simpo_cli.cli.options import TrustRemoteCode, require_model
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
@@ -14,7 +14,7 @@ from simpo_cli.model.own_code import trusting
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView
     from simpo_cli.data.tokenizer import TextTokenizer
-    from simpo_cli.evaluate.tokens import TokenScores
+    from simpo_cli.evaluate.scoring import TokenScores
     from simpo_cli.recipe import ComposedRecipe
     from simpo_cli.recipe.schema import Recipe
 
@@ -57,7 +57,7 @@ def inspect(
     except UserError as error:
         raise composed.located(error) from error
     if as_json:
-        from simpo_cli.report.report_file import json_text
+        from simpo_cli.report.page import json_text
 
         print(json_text(document))
         return
@@ -104,7 +104,7 @@ def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no
 def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], count: int) -> "tuple[str, list[PairView]]":
     """How the training pairs are understood, and those to show; nothing is read behind the last of them."""
     from simpo_cli.data.load import PairReader
-    from simpo_cli.data.sample import named_pairs
+    from simpo_cli.data.selection import named_pairs
     from simpo_cli.data.tokenized_view import view_pair
 
     sources = recipe.data.sources(recipe.data.train)
@@ -133,17 +133,15 @@ class _Said:
 
 def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
     """Ask the model, if its weights are here and fit."""
-    from simpo_cli.cli.quiet import importing
+    from simpo_cli.cli.working import importing
 
     encoded = {view.number: view.encoded for view in views if view.encoded is not None}
     if not encoded:
         return _Said({})
     with importing():
-        from simpo_cli.evaluate.opening import open_model
-        from simpo_cli.evaluate.tokens import score_tokens
-        from simpo_cli.model.fit import require_lengths
-        from simpo_cli.model.load import find_model
-        from simpo_cli.model.weight_files import NoWeightsError
+        from simpo_cli.evaluate.scoring import open_model, score_tokens
+        from simpo_cli.model.folder import NoWeightsError
+        from simpo_cli.model.load import find_model, require_lengths
 
     try:
         source = find_model(recipe.model.path, recipe.model.revision, fetch=False)

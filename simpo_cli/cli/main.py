@@ -19,15 +19,14 @@ from simpo_cli import __version__
 from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
 from simpo_cli.cli.inspect import inspect
-from simpo_cli.cli.panels import GroupedCommand
+from simpo_cli.cli.options import GroupedCommand
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
-from simpo_cli.cli.streams import give_up_stdout, take_streams
-from simpo_cli.cli.surroundings import out_of_address_space, require_surroundings
+from simpo_cli.cli.surroundings import give_up_stdout, out_of_address_space, require_surroundings, take_streams
 from simpo_cli.cli.train import train
-from simpo_cli.data.writing import how_to_mend, is_of_the_disk
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.files import how_to_mend, is_of_the_disk
 from simpo_cli.model.allocator import expand_segments
 from simpo_cli.redaction import forget
 

@@ -33,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 def list_recipes(as_json: AsJson = False) -> None:
     """List the recipes that ship with simpo."""
     from simpo_cli.recipe import examine, shipped_names
-    from simpo_cli.recipe.shipped import title_of
+    from simpo_cli.recipe.names import title_of
 
     names = shipped_names()
     if as_json:
@@ -83,7 +83,7 @@ def copy(
     dest: Annotated[Path | None, typer.Argument(metavar="DEST", help="A file or folder; NAME.yaml here.")] = None,
 ) -> None:
     """Copy a recipe, to change it: it is named after its file, and editors know its keys."""
-    from simpo_cli.data.writing import disk_faults, replacing
+    from simpo_cli.files import disk_faults, replacing
     from simpo_cli.recipe import examine, find_recipe
     from simpo_cli.recipe.yaml_source import read_text
 
@@ -124,7 +124,7 @@ def _renamed(text: str, name: str) -> str:
 
 def _write_schema(path: Path) -> str:
     """Put the JSON Schema beside a recipe, unless a file there is not ours; returns what to say about it."""
-    from simpo_cli.data.writing import replacing
+    from simpo_cli.files import replacing
     from simpo_cli.recipe.json_schema import TITLE, json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -221,7 +221,7 @@ def _print_wrapped(head: str, text: str) -> None:
 
 
 def _print_json(document: Any) -> None:
-    from simpo_cli.report.report_file import json_text
+    from simpo_cli.report.page import json_text
 
     print(json_text(document))
 

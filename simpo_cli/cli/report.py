@@ -52,8 +52,8 @@ def report(
 def _verify(run: Path, as_json: bool) -> None:
     """A line for every file of the run; exit code 4 where one is not what was written."""
     from simpo_cli.report.console import out, printable
-    from simpo_cli.report.report_file import json_text
-    from simpo_cli.train.verify import verify_run
+    from simpo_cli.report.page import json_text
+    from simpo_cli.run.verify import verify_run
 
     found = verify_run(run)
     if as_json:

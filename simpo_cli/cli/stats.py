@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simpo_cli import __version__
+from simpo_cli.cli.options import TrustRemoteCode, require_model
 from simpo_cli.cli.stats_inputs import (
     Mapping,
     OnBadRecord,
@@ -21,7 +22,6 @@ from simpo_cli.cli.stats_inputs import (
     named_tokens,
     open_reader,
 )
-from simpo_cli.cli.trust import TrustRemoteCode, require_model
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.own_code import trusting
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
     from simpo_cli.data.load import PairReader
-    from simpo_cli.data.sample import PromptSample
+    from simpo_cli.data.selection import PromptSample
     from simpo_cli.recipe.schema import Recipe
 
 
@@ -150,7 +150,7 @@ def stats(
     if as_json and fmt == Format.GITHUB:
         raise UserError("--json and --format github both say what is printed.", "Give one of them.")
     require_model(trust_remote_code, loads_one=model is not None, fix="Give --model as well, or leave it out.")
-    from simpo_cli.report.report_file import require_replaceable, require_replaceable_page, write_report
+    from simpo_cli.report.page import require_replaceable, require_replaceable_page, write_report
 
     also = [code.upper() for code in drop or ()]
     if also:
@@ -175,7 +175,7 @@ def stats(
     tokens = named_tokens(composed, tokenizer, max_length, policy)
     scored_by = sample = None
     if model is not None:
-        from simpo_cli.data.sample import PromptSample
+        from simpo_cli.data.selection import PromptSample
 
         with trusting(trust_remote_code):
             scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
@@ -242,7 +242,7 @@ def _audit(
     mapping: Mapping,
 ) -> _Audit:
     from simpo_cli.audit.examine import examine
-    from simpo_cli.audit.groups import Groups
+    from simpo_cli.audit.reading import Groups
 
     sources = named_sources(data, recipe, mapping)
     if write_clean is not None:
@@ -261,7 +261,7 @@ def _audit(
 @shows_work
 def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -> "Recipe":
     """What pairs are scored by; a model or lengths that do not fit are refused before anything is read."""
-    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.cli.working import quiet_libraries
 
     quiet_libraries()
     from dataclasses import replace
@@ -294,8 +294,8 @@ def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
 
 @shows_work
 def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
-    from simpo_cli.audit.examples import collect_examples
-    from simpo_cli.report.report_file import write_page
+    from simpo_cli.audit.examine import collect_examples
+    from simpo_cli.report.page import write_page
     from simpo_cli.report.stats_page import stats_page
 
     examples = None if redact else collect_examples(audit.examination, audit.read_again)
@@ -305,12 +305,12 @@ def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
 def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
     """Print the result; for people only where it was not asked for in a file."""
     if as_json:
-        from simpo_cli.report.report_file import json_text
+        from simpo_cli.report.page import json_text
 
         print(json_text(audit.document))
     elif fmt == Format.GITHUB:
         from simpo_cli.report.console import encodable
-        from simpo_cli.report.github import annotations
+        from simpo_cli.report.findings_view import annotations
 
         for command in annotations(audit.document, audit.examination.refused.first):
             print(encodable(command, sys.stdout.encoding or "utf-8"))  # the console lets none through

@@ -7,7 +7,7 @@ from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
     from simpo_cli.audit.examine import Tokens
-    from simpo_cli.audit.leaks import Prompts
+    from simpo_cli.audit.near import Prompts
     from simpo_cli.data.load import PairReader
     from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
@@ -115,7 +115,7 @@ def evaluation_prompts(
         sources = [source for source in sources if source.path not in data or source.path.startswith("builtin:")]
     if not sources:
         return None
-    from simpo_cli.audit.leaks import read_prompts
+    from simpo_cli.audit.near import read_prompts
 
     return read_prompts(open_reader(sources, recipe, on_bad_record, "eval"))
 

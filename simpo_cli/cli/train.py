@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simpo_cli.cli.trust import TrustRemoteCode
+from simpo_cli.cli.options import TrustRemoteCode
 from simpo_cli.errors import UserError
 from simpo_cli.model.own_code import trusting
 
@@ -64,7 +64,7 @@ def train(
 def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_run: bool) -> None:
     """What can be refused without torch, whose import takes seconds."""
     from simpo_cli.data.inputs import require_inputs
-    from simpo_cli.train.run_folder import require_usable
+    from simpo_cli.run.folder import require_usable
 
     require_inputs(composed.recipe)
     if not dry_run:
@@ -74,16 +74,15 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_
 def _run(
     composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool, quick: bool
 ) -> None:
-    from simpo_cli.cli.quiet import importing
-    from simpo_cli.report.watch import watch
-    from simpo_cli.report.with_report import WithReport
+    from simpo_cli.cli.working import importing
+    from simpo_cli.report.watch import WithReport, watch
 
     terminal = watch()
     observer = WithReport(terminal, Path(composed.recipe.output_dir))
     terminal.open()
     try:
         with importing():
-            from simpo_cli.train.run import train as run
+            from simpo_cli.train.session import train as run
 
         outcome = run(
             composed,

@@ -10,7 +10,7 @@ from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
 from simpo_cli.data.json_records import BOM, decode_line, whole_value
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.named import SECTIONS, misfit
+from simpo_cli.recipe.names import SECTIONS, misfit
 
 _PAIRS = "Preference pairs come as JSON, CSV or Parquet."
 _MODEL = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."

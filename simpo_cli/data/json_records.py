@@ -13,7 +13,7 @@ from typing import Any
 
 from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
 from simpo_cli.errors import UserError
-from simpo_cli.json_documents import MAX_DEPTH, is_too_deep
+from simpo_cli.files import MAX_DEPTH, is_too_deep
 
 BOM = codecs.BOM_UTF8
 _MAX_DIGITS = 1000

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import UserError
-from simpo_cli.json_documents import MalformedError, object_in
+from simpo_cli.files import MalformedError, exit_code_of, object_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 _DAMAGED = "The model folder is damaged; fetch it again."

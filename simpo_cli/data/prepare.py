@@ -9,9 +9,9 @@ from datetime import datetime
 
 import numpy as np
 
-from simpo_cli.data.holdout import split_by_prompt
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Packing, Plan, tokens_of_each
+from simpo_cli.data.selection import split_by_prompt
 from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError

@@ -1,19 +1,214 @@
-"""Parquet and Arrow to records."""
+"""Parquet and Arrow to records, with the values that the records had before they became columns.
+
+The columns of a table all have the same keys, so a key that one object lacks comes back with null: inside objects such
+nulls are left out. What `datasets` stores as JSON text is JSON again, a map is an object, a decimal a number, and NaN,
+with which pandas marks a missing number, is null.
+
+A table that is small on disk and huge in memory is refused by what it says of itself, before it is read. A Parquet file
+lists the sizes of its parts. Of an Arrow file each compressed buffer begins with its unpacked size; where the buffers
+lie is in the head of their message, which pyarrow does not show, so it is read here (a flatbuffer: tables of offsets,
+see Message.fbs of Apache Arrow).
+"""
 
 import hashlib
 import io
+import json
+import math
 import os
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
-from simpo_cli.data.arrow_values import converters
 from simpo_cli.data.csv_records import require_unique
-from simpo_cli.data.file_bytes import open_regular, require_unchanged
+from simpo_cli.data.file_bytes import BOMB_BYTES, BOMB_RATIO, open_regular, require_unchanged
+from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.message_cells import with_messages
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
-from simpo_cli.data.table_bombs import require_plausible, require_plausible_arrow, unpacked_parquet
 from simpo_cli.errors import UserError
+
+Convert = Callable[[Any], Any]
+
+
+def converters(schema: Any) -> dict[str, Convert]:
+    """What turns the values of a schema's columns into those of records; columns that need nothing are left out."""
+    features = _features(schema.metadata)
+    found = {field.name: _converter(field, features.get(field.name)) for field in schema}
+    return {name: convert for name, convert in found.items() if convert is not None}
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """What `datasets` says of its columns."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _converter(field: Any, feature: Any) -> Convert | None:
+    """What turns a value of a field into that of a record, or None where it is one already.
+
+    Args:
+        field: of Arrow, for its type and for what was kept of a type that this library does not know.
+        feature: what `datasets` says of it, if anything.
+    """
+    from pyarrow import types  # type: ignore[import-untyped]
+
+    kind, feature = field.type, feature if isinstance(feature, dict) else {}
+    extension = getattr(kind, "extension_name", (field.metadata or {}).get(b"ARROW:extension:name", b""))
+    if extension in ("arrow.json", b"arrow.json") or feature.get("_type") == "Json":
+        return _from_json
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_struct(kind):
+        inner = {part.name: _converter(part, feature.get(part.name)) for part in kind}
+        return _object_of({name: convert for name, convert in inner.items() if convert is not None})
+    if types.is_map(kind):
+        return _map_of(_converter(kind.item_field, None))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or _is_view(kind):
+        return _list_of(_converter(kind.value_field, feature.get("feature")))
+    if types.is_decimal(kind):
+        return lambda value: value if value is None else int(value) if value == value.to_integral() else float(value)
+    if types.is_floating(kind):
+        return lambda value: None if value is None or math.isnan(value) else float(value)
+    return None
+
+
+def _is_view(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list_view(kind) or types.is_large_list_view(kind))
+
+
+def _from_json(value: str | None) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return whole_value(value)
+    except json.JSONDecodeError:
+        raise RecordError("a value of a JSON column is not JSON", "Write the file again with `datasets`.") from None
+
+
+def _object_of(inner: Mapping[str, Convert]) -> Convert:
+    def convert(value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        for key, change in inner.items():
+            value[key] = change(value[key])
+        return value if None not in value.values() else {key: one for key, one in value.items() if one is not None}
+
+    return convert
+
+
+def _list_of(inner: Convert | None) -> Convert | None:
+    if inner is None:
+        return None
+    return lambda values: values if values is None else [inner(value) for value in values]
+
+
+def _map_of(inner: Convert | None) -> Convert:
+    def convert(pairs: list[tuple[Any, Any]] | None) -> dict[str, Any] | None:
+        if pairs is None:
+            return None
+        value = {str(key): inner(one) if inner else one for key, one in pairs}
+        if len(value) != len(pairs):
+            raise RecordError("a map holds a key twice", "Keep one of the two values.")
+        return value
+
+    return convert
+
+
+_MOST_RECORDS = 1_000_000  # of a file with fewer bytes than records
+
+_HEADER_TYPE, _HEADER, _BUFFERS, _COMPRESSION, _DATA = 1, 2, 2, 3, 1  # fields by their number
+_DICTIONARY, _RECORDS = 2, 3  # kinds of messages
+
+
+def require_plausible(unpacked: int, records: int, size: int, name: str) -> None:
+    """Refuse a table that unpacks to far more than its file holds.
+
+    Args:
+        unpacked: bytes of its values.
+        records: rows.
+        size: bytes of the file.
+        name: the file, for the message.
+
+    Raises:
+        UserError: it does.
+    """
+    if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * size:
+        problem = f"unpacks to more than {unpacked // 2**20:,} MiB from {size // 1024 + 1:,} KiB, which no text does."
+    elif records > _MOST_RECORDS and records > size:
+        problem = f"says that it holds {records:,} records in {size:,} bytes."
+    else:
+        return
+    raise UserError(problem, "Look at it with the tool that wrote it, and write it again as JSON lines.", where=name)
+
+
+def unpacked_parquet(metadata: Any) -> int:
+    """Bytes of a Parquet file's values, by its own account."""
+    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def require_plausible_arrow(file: BinaryIO, size: int, name: str) -> None:
+    """Refuse an Arrow file, open at its first message, whose compressed buffers say that they are huge.
+
+    Raises:
+        UserError: they do.
+    """
+    from pyarrow import ipc
+
+    messages, unpacked = ipc.MessageReader.open_stream(file), 0
+    while True:
+        try:
+            message = messages.read_next_message()
+        except StopIteration:
+            return
+        unpacked += _unpacked(memoryview(message.metadata), message.body)
+        require_plausible(unpacked, 0, size, name)
+
+
+def _unpacked(head: memoryview, body: Any) -> int:
+    """Bytes of the values of one message; 0 where they are not compressed, as they are then no more than the file."""
+    message = _follow(head, 0)
+    kind = _field(head, message, _HEADER_TYPE)
+    if kind is None or head[kind] not in (_DICTIONARY, _RECORDS):
+        return 0
+    batch = _table(head, message, _HEADER)
+    if head[kind] == _DICTIONARY:
+        batch = _table(head, batch, _DATA)
+    buffers = _field(head, batch, _BUFFERS)
+    if buffers is None or _field(head, batch, _COMPRESSION) is None:
+        return 0
+    vector, bytes_of_body, total = _follow(head, buffers), memoryview(body), 0
+    (count,) = struct.unpack_from("<I", head, vector)
+    for number in range(count):
+        offset, length = struct.unpack_from("<qq", head, vector + 4 + 16 * number)
+        if length >= 8:
+            (unpacked,) = struct.unpack_from("<q", bytes_of_body, offset)
+            total += max(unpacked, length)  # -1 marks a buffer that is left as it is
+    return total
+
+
+def _follow(head: memoryview, place: int) -> int:
+    return int(place + struct.unpack_from("<I", head, place)[0])
+
+
+def _field(head: memoryview, table: int, number: int) -> int | None:
+    """The place of a table's field; None where it is left out."""
+    listed = table - struct.unpack_from("<i", head, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", head, listed)[0]:
+        return None
+    offset = struct.unpack_from("<H", head, listed + 4 + 2 * number)[0]
+    return int(table + offset) if offset else None
+
+
+def _table(head: memoryview, table: int, number: int) -> int:
+    place = _field(head, table, number)
+    if place is None:
+        raise struct.error("a message without content")
+    return _follow(head, place)
+
 
 BATCH = 256  # rows turned into Python objects at a time
 

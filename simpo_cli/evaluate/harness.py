@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.errors import UserError
-from simpo_cli.json_documents import MalformedError, parse
+from simpo_cli.files import MalformedError, parse
 
 _PATTERN = "results_*.json"
 _NORMAL = 1.959964

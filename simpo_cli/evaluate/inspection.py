@@ -12,7 +12,7 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 
 if TYPE_CHECKING:
-    from simpo_cli.evaluate.tokens import ResponseScores, TokenScores
+    from simpo_cli.evaluate.scoring import ResponseScores, TokenScores
 
 SCHEMA_VERSION = 1
 

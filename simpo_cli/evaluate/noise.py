@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from simpo_cli.data.holdout import probe
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import tokens_of_each
-from simpo_cli.evaluate.opening import OpenModel
-from simpo_cli.evaluate.score import PairScores, score_pairs
-from simpo_cli.evaluate.summary import correct
+from simpo_cli.data.selection import probe
+from simpo_cli.evaluate.metrics import correct
+from simpo_cli.evaluate.scoring import OpenModel, PairScores, score_pairs
 from simpo_cli.stages import stage
 
 _MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one

@@ -14,18 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 from simpo_cli import statistics
+from simpo_cli.audit.columns import histogram
 from simpo_cli.audit.findings import Finding, finding
-from simpo_cli.audit.lengths import histogram
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.inspection import objective_as_json
-from simpo_cli.evaluate.opening import open_model
-from simpo_cli.evaluate.score import PairScores
-from simpo_cli.evaluate.summary import EvalSummary, summarise
-from simpo_cli.model.fit import require_lengths
-from simpo_cli.model.load import find_model
+from simpo_cli.evaluate.metrics import EvalSummary, summarise
+from simpo_cli.evaluate.scoring import PairScores, open_model
+from simpo_cli.model.load import find_model, require_lengths
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
 from simpo_cli.statistics import Measured

@@ -1,8 +1,8 @@
-"""Finding, checking and loading a causal language model; what can be known without the weights is asked first."""
+"""Finding, checking and loading a causal language model; what can be known without the weights is checked first."""
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from torch import nn
 from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data import network
 from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store import highest_ids_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import own_code
 from simpo_cli.model.adapters import (
@@ -25,9 +27,8 @@ from simpo_cli.model.adapters import (
     settled,
     use_of,
 )
-from simpo_cli.model.configuration import read_configuration, unbuildable
-from simpo_cli.model.weight_files import LAYER, no_weights, stored_weights
-from simpo_cli.recipe.schema import ModelRecipe
+from simpo_cli.model.folder import LAYER, no_weights, read_configuration, stored_weights, unbuildable
+from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.stages import stage
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -384,3 +385,25 @@ def apply_soft_cap(model: Any) -> None:
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
+
+
+def require_lengths(recipe: Recipe, source: ModelSource) -> None:
+    """Refuse a length limit beyond the positions that the model knows."""
+    if source.max_length is not None and recipe.data.max_length > source.max_length:
+        raise UserError(
+            f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
+            f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
+        )
+
+
+def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
+    """Refuse ids beyond the model's vocabulary, which would read past its embedding."""
+    highest = int(source.text_config.vocab_size) - 1
+    largest = highest_ids_of(pairs)
+    if (largest > highest).any():
+        first = int((largest > highest).argmax())
+        raise UserError(
+            f"the tokenizer gives id {largest[first]}, and the model's vocabulary ends at {highest}.",
+            "Tokenizer and weights belong to different models; fetch both from one place.",
+            where=pairs[first].where,
+        )

@@ -5,6 +5,7 @@
 
 from simpo_cli.recipe.checks import Finding
 from simpo_cli.recipe.compose import ComposedRecipe, Examination, compose, examine
+from simpo_cli.recipe.names import RecipeFile, find_recipe, shipped_names
 from simpo_cli.recipe.schema import (
     CheckpointRecipe,
     DataRecipe,
@@ -19,7 +20,6 @@ from simpo_cli.recipe.schema import (
     TrackingRecipe,
     TrainRecipe,
 )
-from simpo_cli.recipe.shipped import RecipeFile, find_recipe, shipped_names
 from simpo_cli.recipe.tree import Origin
 
 __all__ = [

@@ -15,10 +15,9 @@ from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, w
 from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.keys import Problem, drop_unknown
-from simpo_cli.recipe.layers import file_layers, stack
-from simpo_cli.recipe.overrides import override_layers
+from simpo_cli.recipe.layers import file_layers, override_layers, stack
+from simpo_cli.recipe.names import find_recipe
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.shipped import find_recipe
 from simpo_cli.recipe.tree import DEFAULT, MappingNode, Origin, ScalarNode, node_of, scalars
 from simpo_cli.recipe.typed import fill_defaults, settled, to_recipe
 

@@ -1,10 +1,13 @@
-"""The composed recipe as YAML that loads again to the same recipe, if wanted with the origin of every value."""
+"""A recipe written out: as YAML that loads again, its objective in one line, and how two recipes differ."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import yaml
 
 from simpo_cli.recipe.interpolation import escape, has_interpolation
+from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, ScalarNode
 from simpo_cli.recipe.yaml_source import RecipeDumper
 
@@ -84,3 +87,46 @@ def _dumped(value: Any, style: str | None) -> str:
 def _escaped(letter: str) -> str:
     """As YAML writes it between double quotes; PyYAML leaves marks of the writing direction as they are."""
     return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
+
+
+_NAMES = ("name", "output_dir")  # say where a run lies, not what it does
+
+
+def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, dotted, in the order of the schema, each with both values.
+
+    gamma and its ratio are compared as both of what they come to; names and folders of the runs are left out.
+    """
+    ours, theirs = flat(_settled(first)), flat(_settled(second))
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    sections = {key: value for key, value in asdict(recipe).items() if key not in _NAMES}
+    sections["loss"] |= {"gamma": recipe.loss.margin, "gamma_beta_ratio": recipe.loss.margin_beta_ratio}
+    return sections
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a tree by their dotted keys; lists and empty mappings are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def loss_terms(loss: LossRecipe) -> str:
+    """SimPO, sigmoid · beta 2 · gamma 1 (gamma/beta 0.5) · label smoothing off · SFT term off."""
+    return " · ".join(
+        (
+            f"SimPO, {loss.type}",
+            f"beta {loss.beta:g}",
+            f"gamma {loss.margin:g} (gamma/beta {loss.margin_beta_ratio:g})",
+            f"label smoothing {loss.label_smoothing:g}" if loss.label_smoothing else "label smoothing off",
+            f"SFT term {loss.sft_weight:g}" if loss.sft_weight else "SFT term off",
+        )
+    )

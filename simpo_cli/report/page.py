@@ -1,15 +1,102 @@
-"""The frame that all pages share: one file that opens offline, runs no script and takes no text for markup."""
+"""Reports written to files: JSON documents and pages of ours, which may replace one another and nothing else.
+
+A page is one file that opens offline, runs no script and takes no text for markup.
+"""
 
 import functools
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from simpo_cli.errors import UserError
+from simpo_cli.files import MalformedError, disk_faults, object_in, replacing
 from simpo_cli.formatting import percent, share_cell, thousands
-from simpo_cli.redaction import redacted
+from simpo_cli.redaction import redacted, redacted_values
 from simpo_cli.report.console import printable
-from simpo_cli.report.report_file import PAGE_MARK
+
+PAGE_MARK = '<meta name="generator" content="simpo">'
+"""What a page of ours holds near its beginning."""
+_MARK_WITHIN = 1000  # characters
+
+# Controls that JSON leaves as they are, marks of the writing direction and other invisible signs, line separators,
+# halves of pairs; the joiners stay, without which some languages cannot be written
+_UNSHOWN = re.compile(
+    "[\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def json_text(document: Mapping[str, Any] | Sequence[Any]) -> str:
+    """A document as JSON text, with what could steer a terminal, such as in a file's name, written as an escape."""
+    text = json.dumps(redacted_values(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return text.replace("##[", "#\\u0023[")  # GitHub's runner obeys this wherever it finds it
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to write a JSON report over a file that is not one.
+
+    Raises:
+        UserError: the path is a folder, or a file that holds something else.
+    """
+    _require_no_folder(path, "--output")
+    if not path.exists():
+        return
+    try:
+        content = object_in(path.read_bytes())
+    except (OSError, MalformedError):
+        content = {}
+    if "schema_version" not in content:
+        raise UserError(f"--output {path} exists and is not a report of simpo.", "Name another file.")
+
+
+def require_replaceable_page(path: Path, named: str = "--html") -> None:
+    """Refuse to write a page over a file that is no page of ours.
+
+    Args:
+        path: the page.
+        named: what the error calls it by.
+
+    Raises:
+        UserError: the path is a folder, or a file that holds something else.
+    """
+    _require_no_folder(path, named)
+    if not path.exists():
+        return
+    try:
+        with path.open(encoding="utf-8") as file:
+            is_ours = PAGE_MARK in file.read(_MARK_WITHIN)
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours:
+        raise UserError(f"{named} {path} exists and is not a page of simpo.", "Name another file.")
+
+
+def write_report(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON report, whole or not at all."""
+    require_replaceable(path)
+    _write(path, "--output", json_text(document) + "\n")
+
+
+def write_page(path: Path, page: str, named: str = "--html") -> None:
+    """Write a page, whole or not at all; an error calls it by `named`."""
+    assert PAGE_MARK in page[:_MARK_WITHIN], "a page that could not be replaced later"
+    require_replaceable_page(path, named)
+    _write(path, named, page)
+
+
+def _require_no_folder(path: Path, option: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder.", "Name a file.")
+
+
+def _write(path: Path, option: str, text: str) -> None:
+    with disk_faults(f"{option} {path} cannot be written"), replacing(path) as file:
+        file.write(text)
+
 
 SHOWN_CHARACTERS = 1200
 """Of each text of the data."""

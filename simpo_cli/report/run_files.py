@@ -8,12 +8,12 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
-from simpo_cli.recipe.named import not_a_run
+from simpo_cli.recipe.names import not_a_run
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
 from simpo_cli.recipe.yaml_source import parse_file
-from simpo_cli.train.documents import read_log, read_receipt
-from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
+from simpo_cli.run.documents import read_log, read_receipt
+from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
 
 Row = Mapping[str, Any]
 

@@ -8,20 +8,18 @@ from pathlib import Path
 import simpo_cli
 from simpo_cli.formatting import duration
 from simpo_cli.model.own_code import FLAG
-from simpo_cli.report.answers_panel import answer_panels
-from simpo_cli.report.page import render
-from simpo_cli.report.pair_figures import change_figure, length_figure, margin_figure
-from simpo_cli.report.pair_samples import pair_samples
-from simpo_cli.report.report_file import write_page
-from simpo_cli.report.run_figures import drift_figure, training_figures
+from simpo_cli.report.page import render, write_page
+from simpo_cli.report.run_figures import change_figure, drift_figure, length_figure, margin_figure, training_figures
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_tables import (
     accounts,
+    answer_panels,
     baseline_rows,
     drift_rows,
     length_cells,
     length_rows,
     outcome_rows,
+    pair_samples,
     recipe_rows,
 )
 from simpo_cli.report.verdict import alerts, tone, verdict

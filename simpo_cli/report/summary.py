@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.train.events import RunHeader, RunOutcome
+from simpo_cli.run.events import RunHeader, RunOutcome
 
 LABEL_WIDTH = 9
 GAP = 3

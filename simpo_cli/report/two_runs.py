@@ -18,9 +18,9 @@ from simpo_cli.formatting import (
     points_cell,
     thousands,
 )
-from simpo_cli.recipe.differences import flat
+from simpo_cli.recipe.dump import flat
 from simpo_cli.recipe.schema import DataSource, Recipe
-from simpo_cli.report.curves import Floats
+from simpo_cli.report.figures import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
 from simpo_cli.report.verdict import NOTHING, TESTS

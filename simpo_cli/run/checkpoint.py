@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from simpo_cli.data.writing import sync
+from simpo_cli.files import sync
 from simpo_cli.run.manifest import (
     MANIFEST,
     Checkpoint,

@@ -14,13 +14,20 @@ from simpo_cli.statistics.length import (
     length_buckets,
     length_strata,
     longer_wins,
+    median,
+    spearman,
 )
-from simpo_cli.statistics.measured import CONFIDENCE, Measured, effective_prompts
-from simpo_cli.statistics.paired import POWER, Comparison, compare_accuracy, smallest_effect
-from simpo_cli.statistics.proportions import mean, proportion
-from simpo_cli.statistics.rank import median, spearman
-from simpo_cli.statistics.several import holm, over_seeds
-from simpo_cli.statistics.signed_rank import RankTest, signed_rank_test
+from simpo_cli.statistics.measured import CONFIDENCE, Measured, effective_prompts, mean, proportion
+from simpo_cli.statistics.paired_tests import (
+    POWER,
+    Comparison,
+    RankTest,
+    compare_accuracy,
+    holm,
+    over_seeds,
+    signed_rank_test,
+    smallest_effect,
+)
 
 __all__ = [
     "CONFIDENCE",

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from simpo_cli.statistics.measured import Measured, prompt_codes
-from simpo_cli.statistics.proportions import mean, proportion
+from simpo_cli.statistics.measured import Measured, mean, prompt_codes, proportion
 
 NUM_BINS = 10
 

@@ -9,7 +9,7 @@ import torch
 
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
-from simpo_cli.evaluate.score import PairScores, score_pairs
+from simpo_cli.evaluate.scoring import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
 from simpo_cli.model.fused.liger import liger_version
@@ -17,17 +17,16 @@ from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
-from simpo_cli.train.events import Observer
-from simpo_cli.train.export import keeps_merged, save_merged, try_saving
-from simpo_cli.train.health.answers import AnswerProbe
+from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
+from simpo_cli.run.events import Observer
+from simpo_cli.run.identity import Change, recipe_values
+from simpo_cli.run.stop import StopRequest
+from simpo_cli.train.health.probes import AnswerProbe, WeightSample
 from simpo_cli.train.health.watch import Health
-from simpo_cli.train.health.weights import WeightSample
-from simpo_cli.train.identity import Change, recipe_values
 from simpo_cli.train.loop import Training
+from simpo_cli.train.optimizer import make_optimizer, start_moments
 from simpo_cli.train.resume import Past, Saved
-from simpo_cli.train.setting import Setting
-from simpo_cli.train.state import make_optimizer, start_moments
-from simpo_cli.train.stop import StopRequest
+from simpo_cli.train.run_plan import Setting
 
 _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again
 

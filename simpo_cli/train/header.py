@@ -7,16 +7,16 @@ import torch
 import simpo_cli
 from simpo_cli import statistics
 from simpo_cli.audit.document import length_predicts
-from simpo_cli.audit.repeats import repeated_and_contradictory
+from simpo_cli.audit.tokenized import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
-from simpo_cli.recipe.loss_words import loss_terms
+from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import DataSource
-from simpo_cli.train.events import RunHeader
-from simpo_cli.train.setting import Setting
+from simpo_cli.run.events import RunHeader
+from simpo_cli.train.run_plan import Setting
 
 _SHOWN = 90  # characters of each part of the example
 

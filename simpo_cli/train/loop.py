@@ -10,24 +10,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.holdout import probe
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
-from simpo_cli.evaluate.score import PairScores, score_pairs
-from simpo_cli.evaluate.summary import summarise
+from simpo_cli.data.selection import probe
+from simpo_cli.evaluate.metrics import summarise
+from simpo_cli.evaluate.scoring import PairScores, score_pairs
+from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
+from simpo_cli.model.out_of_memory import NoMemoryError, memory_for, release_memory
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.run.events import EvalRecord, Observer, StepRecord
+from simpo_cli.run.receipt import command_to_resume
+from simpo_cli.run.stop import StopRequest
 from simpo_cli.stages import stage
-from simpo_cli.train.events import EvalRecord, Observer, StepRecord
-from simpo_cli.train.health.answers import AnswerProbe
+from simpo_cli.train.health.probes import AnswerProbe, WeightSample, step_counting_lost
 from simpo_cli.train.health.watch import Health
-from simpo_cli.train.health.weights import WeightSample, step_counting_lost
-from simpo_cli.train.not_finite import require_finite_losses, require_finite_weights
-from simpo_cli.train.out_of_memory import NoMemoryError, memory_for, release_memory
-from simpo_cli.train.receipt import command_to_resume
-from simpo_cli.train.schedule import learning_rate
+from simpo_cli.train.optimizer import learning_rate
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
-from simpo_cli.train.stop import StopRequest
 
 _FEWER_ANSWERS = "Lower health.num_answers or health.answer_tokens."
 _FREE_MEMORY = "Lower data.max_length: the longest held-out pair by itself is too long for the memory."

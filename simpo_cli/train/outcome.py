@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.comparison import compare_scores
-from simpo_cli.evaluate.per_pair import surface_accuracy, write_pairs
-from simpo_cli.evaluate.samples import write_samples
-from simpo_cli.evaluate.summary import EvalSummary, summarise
+from simpo_cli.evaluate.metrics import EvalSummary, compare_scores, summarise
+from simpo_cli.evaluate.pair_files import surface_accuracy, write_pairs, write_samples
 from simpo_cli.formatting import (
     FEW_PROMPTS,
     LOG_PROB_DIGITS,
@@ -22,14 +20,14 @@ from simpo_cli.formatting import (
 from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import Rounding
+from simpo_cli.run.events import RunOutcome
+from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES
 from simpo_cli.stages import stage
 from simpo_cli.statistics import Comparison, Measured
-from simpo_cli.train.events import RunOutcome
 from simpo_cli.train.header import data_names
-from simpo_cli.train.health.catalogue import CHANGE_LOST
+from simpo_cli.train.health.watch import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
-from simpo_cli.train.run_folder import EVAL_PAIRS, EVAL_SAMPLES
-from simpo_cli.train.setting import QUICK, Setting
+from simpo_cli.train.run_plan import QUICK, Setting
 
 
 def conclude(

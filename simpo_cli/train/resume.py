@@ -8,14 +8,14 @@ from typing import Any
 from torch import nn, optim
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.json_documents import MalformedError
+from simpo_cli.files import MalformedError
+from simpo_cli.model.tensor_file import TensorMismatchError
+from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
+from simpo_cli.run.folder import CHECKPOINTS, EVALS, IDENTITY, LOGS, PROGRESS, RUN, RunFolder
+from simpo_cli.run.identity import Change, Identity
 from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
-from simpo_cli.train.documents import LaterVersionError, of_shape, receipt_of
-from simpo_cli.train.identity import Change, Identity
 from simpo_cli.train.loop import Training
-from simpo_cli.train.run_folder import CHECKPOINTS, EVALS, IDENTITY, LOGS, PROGRESS, RUN, RunFolder
-from simpo_cli.train.state import load_state
-from simpo_cli.train.tensor_file import TensorMismatchError
+from simpo_cli.train.optimizer import load_state
 
 
 @dataclass(frozen=True, slots=True)

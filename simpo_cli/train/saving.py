@@ -5,20 +5,20 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from simpo_cli.data.writing import disk_faults, how_to_mend
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.files import disk_faults, how_to_mend
+from simpo_cli.model.not_finite import require_finite_state
 from simpo_cli.model.policy import trainable
 from simpo_cli.run import checkpoint
 from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.folder import CHECKPOINTS, IDENTITY, LOGS, PROGRESS, RunFolder, require_free_space
+from simpo_cli.run.identity import Identity
 from simpo_cli.run.manifest import find_checkpoints
+from simpo_cli.run.receipt import RunReceipt, command_to_resume
 from simpo_cli.stages import stage
-from simpo_cli.train.identity import Identity
 from simpo_cli.train.loop import Training
-from simpo_cli.train.not_finite import require_finite_state
-from simpo_cli.train.receipt import RunReceipt, command_to_resume
+from simpo_cli.train.optimizer import save_state
 from simpo_cli.train.resume import Progress, Saved
-from simpo_cli.train.run_folder import CHECKPOINTS, IDENTITY, LOGS, PROGRESS, RunFolder, require_free_space
-from simpo_cli.train.state import save_state
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
 

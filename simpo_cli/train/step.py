@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.model.not_finite import NotFiniteError, gradient_error, require_finite_losses
+from simpo_cli.model.out_of_memory import memory_for
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import gradient_weight, terms_under
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train.not_finite import NotFiniteError, gradient_error, require_finite_losses
-from simpo_cli.train.out_of_memory import memory_for
 
 
 @dataclass(frozen=True, slots=True)

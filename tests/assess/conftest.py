@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from simpo_cli.assess.assessment import Assessed, Failure
-from simpo_cli.assess.run import Assessment
-from simpo_cli.assess.together import document_of
 from simpo_cli.evaluate import answers
+from simpo_cli.evaluate.evaluation import Assessment
+from simpo_cli.evaluate.results import Assessed, Failure, document_of
 from simpo_cli.recipe import compose
 from simpo_cli.report.console import make_console
-from simpo_cli.report.heartbeat import Heartbeat
-from simpo_cli.train.run import train
+from simpo_cli.report.watch import Heartbeat
+from simpo_cli.train.session import train
 from tests.tiny import save_tiny_model
 
 HELD_OUT = 60

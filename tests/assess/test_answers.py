@@ -10,13 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from simpo_cli.assess.answering import Wanted, answer_prompts
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generation import decode
-from simpo_cli.evaluate.generation.blind import SHEET
-from simpo_cli.evaluate.generation.document import answers_document
-from simpo_cli.evaluate.generation.folder import MANIFEST
+from simpo_cli.evaluate.generate import decode
+from simpo_cli.evaluate.generate.blind import SHEET
+from simpo_cli.evaluate.generate.document import answers_document
+from simpo_cli.evaluate.generate.folder import MANIFEST
+from simpo_cli.evaluate.generate.run import Wanted, answer_prompts
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.evaluate.judge.local_judge import completion, judge_server
 

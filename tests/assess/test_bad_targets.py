@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.assess.assessment import Assessed
-from simpo_cli.assess.run import Assessment
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.evaluation import Assessment
+from simpo_cli.evaluate.results import Assessed
 from tests.assess.conftest import ignore
 
 Assess = Callable[..., list[Assessed]]

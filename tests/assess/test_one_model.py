@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from simpo_cli.assess.assessment import Assessed
-from simpo_cli.assess.run import Assessment
 from simpo_cli.builtin import guide_model_dir
+from simpo_cli.evaluate.evaluation import Assessment
+from simpo_cli.evaluate.results import Assessed
 from simpo_cli.statistics import compare_accuracy, mean, proportion, signed_rank_test, spearman
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.model.reference import response_logps

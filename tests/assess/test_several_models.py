@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.assess.assessment import Assessed, Failure
-from simpo_cli.assess.run import Assessment
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.evaluation import Assessment
+from simpo_cli.evaluate.results import Assessed, Failure
 from simpo_cli.statistics import compare_accuracy, holm, mean
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.tiny import byte_level_tokenizer, save_tokenizer

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.audit.examine import examine
-from simpo_cli.audit.examples import NUM_EXAMPLES, collect_examples
+from simpo_cli.audit.examine import NUM_EXAMPLES, collect_examples, examine
 from simpo_cli.data.load import PairReader
 
 

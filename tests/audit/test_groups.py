@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_cli.audit.groups import MOST_GROUPS, NONE, OTHERS, Groups
+from simpo_cli.audit.reading import MOST_GROUPS, NONE, OTHERS, Groups
 from simpo_cli.data.raw import RawRecord
 from simpo_cli.errors import UserError
 

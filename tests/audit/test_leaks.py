@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from simpo_cli.audit.identity import prompt_hash
-from simpo_cli.audit.leaks import Leaks, find_leaks, read_prompts
+from simpo_cli.audit.measures import asked_text
+from simpo_cli.audit.near import Leaks, find_leaks, read_prompts
 from simpo_cli.audit.signatures import signatures_of
-from simpo_cli.audit.texts import asked_text
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair
 from tests.audit.test_signatures import WORDS, edited, similarity

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.lengths import NUM_BINS, describe, histogram, whole_mean
+from simpo_cli.audit.columns import NUM_BINS, describe, histogram, whole_mean
 
 VALUES = st.lists(st.integers(-10_000, 10_000), min_size=1, max_size=60)
 

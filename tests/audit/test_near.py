@@ -8,8 +8,7 @@ import pytest
 
 from simpo_cli.audit import near
 from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, find_near_pairs
-from simpo_cli.audit.shingles import Places
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Places, Signatures, signatures_of
 from tests.audit.test_signatures import WORDS, edited, similarity
 from tests.benchmarks import near as bench_near
 

@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
-from simpo_cli.audit import processes, reading
+from simpo_cli.audit import reading
+from simpo_cli.audit import reading as processes
 from simpo_cli.audit.document import stats_document
 from simpo_cli.audit.examine import examine
 from simpo_cli.audit.measures import measure
-from simpo_cli.audit.processes import MeasuringProcesses
-from simpo_cli.audit.reading import ReadPair
+from simpo_cli.audit.reading import MeasuringProcesses, ReadPair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.errors import ExitCode, UserError

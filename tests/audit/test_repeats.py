@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.repeats import repeated_and_contradictory
+from simpo_cli.audit.tokenized import repeated_and_contradictory
 from simpo_cli.data.pair import EncodedPair
 
 SIDES = st.sampled_from([(1, 2), (2, 1), (2, 3), (3, 2)])

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.shingles import MOST_CHARACTERS, triples
+from simpo_cli.audit.signatures import MOST_CHARACTERS, triples
 
 PUNCTUATION = re.compile("[\u2000-\u203f\u3000-\u303f\u00a0\u00a1\u00ab\u00ad\u00b7\u00bb\u00bf]")
 WORD = re.compile(r"[0-9a-z\x80-\u07ff]+|[-+/<=>%^&|~$@#]|[\u0800-\U0010ffff][0-9a-z\x80-\u07ff]*")

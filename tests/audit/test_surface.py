@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.audit.features import FEATURES, SurfaceDifferences, surface_features
+from simpo_cli.audit.measures import FEATURES, SurfaceDifferences, surface_features
 from simpo_cli.audit.surface import fit, judge, leading
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.texts import (
+from simpo_cli.audit.measures import (
     begins_with_header,
     goes_on_with_a_turn,
     has_control_characters,

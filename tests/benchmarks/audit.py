@@ -201,7 +201,7 @@ def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any
 
 def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
     from simpo_cli.audit.examine import NO_LIMIT, Tokens, examine
-    from simpo_cli.audit.leaks import read_prompts
+    from simpo_cli.audit.near import read_prompts
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.tokenizer import load_tokenizer
     from simpo_cli.recipe.schema import DataRecipe
@@ -219,7 +219,8 @@ def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
 
 def _leave_out_near_duplicates() -> None:
     """Put signatures and the search among them out of action, here and in the processes that measure."""
-    from simpo_cli.audit import examine, processes
+    from simpo_cli.audit import examine
+    from simpo_cli.audit import reading as processes
     from simpo_cli.audit.near import NearPairs
 
     none = np.empty(0, dtype=np.int64)
@@ -230,7 +231,7 @@ def _leave_out_near_duplicates() -> None:
 
 def serve_without_signatures(*, own: tuple[str, ...] | None) -> None:
     """What the measuring processes run where near-duplicates are left out."""
-    from simpo_cli.audit import processes
+    from simpo_cli.audit import reading as processes
 
     _leave_out_signatures()
     processes.serve(own=own)

@@ -19,7 +19,7 @@ from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train.state import make_optimizer
+from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, resident_bytes, versions
 from tests.benchmarks.turns import Channel, Turn

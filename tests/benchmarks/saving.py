@@ -54,18 +54,18 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list[Took], list[Took], int, int]:
     """Steps, saves, readings of a checkpoint, its bytes, and the steps of the recipe as it is shipped."""
-    from simpo_cli.cli.quiet import quiet_libraries
+    from simpo_cli.cli.working import quiet_libraries
 
     quiet_libraries()
     from simpo_cli.recipe import compose
+    from simpo_cli.run.folder import RunFolder
+    from simpo_cli.run.receipt import RunReceipt
+    from simpo_cli.run.stop import StopRequest
     from simpo_cli.train.build import build
     from simpo_cli.train.loop import run_steps
-    from simpo_cli.train.receipt import RunReceipt
     from simpo_cli.train.resume import Past
-    from simpo_cli.train.run_folder import RunFolder
+    from simpo_cli.train.run_plan import settle
     from simpo_cli.train.saving import CheckpointSaver
-    from simpo_cli.train.setting import settle
-    from simpo_cli.train.stop import StopRequest
 
     planned = compose("smollm2-135m").recipe.train.max_steps
     assert planned is not None

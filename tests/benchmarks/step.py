@@ -26,7 +26,7 @@ from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import simpo_terms
 from simpo_cli.recipe.schema import DataRecipe
-from simpo_cli.train.state import make_optimizer
+from simpo_cli.train.optimizer import make_optimizer
 
 
 def main() -> None:

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simpo_cli.assess.run import Assessment
 from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs, world
 from simpo_cli.builtin.build import SEED
+from simpo_cli.evaluate.evaluation import Assessment
 from simpo_cli.recipe import compose
-from simpo_cli.train.run import train
+from simpo_cli.train.session import train
 from tests.builtin.answers_only import answers_only_judge
 from tests.train.conftest import Memory
 

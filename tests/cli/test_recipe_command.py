@@ -13,7 +13,7 @@ import pytest
 
 from simpo_cli.cli.main import run
 from simpo_cli.recipe import compose, shipped_names
-from simpo_cli.recipe.shipped import shipped_root
+from simpo_cli.recipe.names import shipped_root
 
 BASE = "name: a\nmodel: {path: org/model}\ndata: {train: org/pairs}\n"
 

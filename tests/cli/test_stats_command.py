@@ -24,7 +24,7 @@ from simpo_cli.cli.main import run
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
 from simpo_cli.report.stats_view import print_stats
-from simpo_cli.report.text import blocks
+from simpo_cli.report.terminal import blocks
 from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"

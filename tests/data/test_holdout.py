@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 
-from simpo_cli.data.holdout import probe, split_by_prompt
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.selection import probe, split_by_prompt
 
 
 def _pairs(keys: list[str]) -> list[EncodedPair]:

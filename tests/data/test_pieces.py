@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import ByteLevel
 
+from simpo_cli.data.tokenized_view import UNFINISHED, token_pieces
 from simpo_cli.data.tokenizer import TextTokenizer
-from simpo_cli.data.tokenizer.pieces import UNFINISHED, token_pieces
 from tests.tiny import (
     byte_level_tokenizer,
     legacy_sentencepiece_tokenizer,

@@ -7,7 +7,7 @@ import pytest
 
 from simpo_cli.data.encode import prompt_key
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.sample import PromptSample, named_pairs
+from simpo_cli.data.selection import PromptSample, named_pairs
 from simpo_cli.errors import UserError
 
 PAIRS = [PreferencePair(f"question {n % 30}", f"a{n}", f"b{n}", f"data/prefs.jsonl:{n + 1}") for n in range(80)]

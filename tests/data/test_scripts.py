@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.data.scripts import num_letters, num_unspaced
+from simpo_cli.data.text_notes import num_letters, num_unspaced
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.encode import ahead, encode_pairs
-from simpo_cli.data.encode.ahead import AHEAD
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.encode import pairs as ahead
+from simpo_cli.data.encode.pairs import AHEAD
 from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
 from simpo_cli.data.store import source as store_source
-from simpo_cli.data.store.account import Account
-from simpo_cli.data.store.pairs import StoredPairs
+from simpo_cli.data.store.pairs import Account, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource

@@ -17,12 +17,10 @@ from typing import Any
 import pytest
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store import cache as store_entries
 from simpo_cli.data.store import cache_folder
-from simpo_cli.data.store import entries as store_entries
-from simpo_cli.data.store.account import Account
-from simpo_cli.data.store.cache import fetch
-from simpo_cli.data.store.entries import prune
-from simpo_cli.data.store.pairs import PairWriter
+from simpo_cli.data.store.cache import fetch, prune
+from simpo_cli.data.store.pairs import Account, PairWriter
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from tests.data.pair_files import Write

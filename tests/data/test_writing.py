@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.data.writing import disk_faults, exit_code_of, replacing
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.report.report_file import PAGE_MARK, write_page, write_report
+from simpo_cli.files import disk_faults, exit_code_of, replacing
+from simpo_cli.report.page import PAGE_MARK, write_page, write_report
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
 

@@ -15,7 +15,8 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.score import PairScores
+from simpo_cli.evaluate.metrics import summarise
+from simpo_cli.evaluate.scoring import PairScores
 from simpo_cli.evaluate.start import (
     Start,
     fitting_lengths,
@@ -24,7 +25,6 @@ from simpo_cli.evaluate.start import (
     measure_start,
     suggest,
 )
-from simpo_cli.evaluate.summary import summarise
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
 from simpo_cli.statistics import Measured, mean
 from tests.model.reference import response_logps

@@ -8,8 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from simpo_cli.evaluate.opening import OpenModel, open_model
-from simpo_cli.evaluate.tokens import score_tokens
+from simpo_cli.evaluate.scoring import OpenModel, open_model, score_tokens
 from simpo_cli.model.load import find_model
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
 from tests.model.reference import response_logps

@@ -19,10 +19,10 @@ from itertools import cycle
 from pathlib import Path
 
 from simpo_cli.errors import ExitCode
-from simpo_cli.report.with_report import WithReport
+from simpo_cli.report.watch import WithReport
+from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import find_checkpoints
-from simpo_cli.train.recorder import Recorder
-from simpo_cli.train.run_folder import LOGS
+from simpo_cli.train.observers import Recorder
 from simpo_cli.train.saving import CheckpointSaver
 from tests.faults.forked import CHANGING, LOOKING, SURVIVED, Call, Ended, Twins, between, mark, run_child
 from tests.train.same_bits import final_state, rows, timeless

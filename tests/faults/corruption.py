@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.train.verify import verify_run
+from simpo_cli.run.verify import verify_run
 from tests.faults.children import Children
 from tests.faults.place import make_place
 

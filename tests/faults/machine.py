@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from simpo_cli.errors import ExitCode
+from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints, folder_name
-from simpo_cli.train.run_folder import LOGS
 from tests.faults.children import Children
 from tests.faults.phases import EXPORT, LOADING, REPORT, SAVE, TRAINING, Interruption
 from tests.faults.same_run import Content, content_of, differing_bits

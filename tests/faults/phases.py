@@ -38,15 +38,15 @@ PHASES = (
 # Where each begins: in its caller's module. Phases may lie in one another; the inner one counts.
 _BEGINNINGS = (
     (TOKENIZING, "simpo_cli.data.store.source", "make_tokens"),
-    (TOKENIZING, "simpo_cli.data.encode.ahead", "encode_pairs"),  # on a thread of its own
-    (LOADING, "simpo_cli.train.run", "build"),
+    (TOKENIZING, "simpo_cli.data.encode.pairs", "encode_pairs"),  # on a thread of its own
+    (LOADING, "simpo_cli.train.session", "build"),
     (TRAINING, "simpo_cli.train.loop", "accumulate"),
     (TRAINING, "simpo_cli.train.step", "terms_under"),  # once a micro-batch
     (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
     (SAVE, "simpo_cli.run.checkpoint", "commit"),
     (ROTATION, "simpo_cli.run.checkpoint", "rotate"),
-    (EXPORT, "simpo_cli.train.finish", "save_model"),
-    (LAST_EVALUATION, "simpo_cli.train.finish", "conclude"),
+    (EXPORT, "simpo_cli.train.session", "save_model"),
+    (LAST_EVALUATION, "simpo_cli.train.session", "conclude"),
     (REPORT, "simpo_cli.report.run_page", "write_run_report"),
 )
 

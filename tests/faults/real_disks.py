@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.errors import ExitCode
+from simpo_cli.run import folder as run_folder
+from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import find_checkpoints
-from simpo_cli.train import finish, outcome, run_folder, saving
-from simpo_cli.train.recorder import Recorder
-from simpo_cli.train.run_folder import LOGS
-from simpo_cli.train.verify import verify_run
+from simpo_cli.run.verify import verify_run
+from simpo_cli.train import outcome, saving
+from simpo_cli.train import session as finish
+from simpo_cli.train.observers import Recorder
 from tests.faults.calls import no_page, temporary
 from tests.faults.forked import Ended, run_child
 from tests.train.same_bits import final_state, timeless

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints
-from simpo_cli.train.run_folder import LOGS
 from tests.train.same_bits import rows, timeless
 
 _OF_THE_PROCESS = (".lock", ".owner")

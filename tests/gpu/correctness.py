@@ -18,7 +18,7 @@ from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, settle_packing
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.gpu import models
 from tests.gpu.check import MissingError, Place, need, require
 

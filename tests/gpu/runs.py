@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from simpo_cli.cli.quiet import quiet_libraries
+from simpo_cli.cli.working import quiet_libraries
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from tests.gpu.check import Place, need, require
@@ -46,7 +46,7 @@ def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
 
 def _train(place: Place, folder: Path) -> dict[str, Any]:
     """A few steps of the demo in this process; its notes, losses and the budget in its receipt."""
-    from simpo_cli.train.run import train
+    from simpo_cli.train.session import train
     from tests.train.conftest import Memory
 
     observer = Memory()

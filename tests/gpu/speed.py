@@ -16,10 +16,10 @@ from torch import Tensor
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
 from simpo_cli.model.memory import available_bytes, training_need
+from simpo_cli.model.out_of_memory import NoMemoryError
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import terms_under
-from simpo_cli.train.out_of_memory import NoMemoryError
-from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.optimizer import make_optimizer, start_moments
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.flops import needed_flops, shape_of
 from tests.gpu import models

@@ -18,7 +18,7 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.policy import Policy, decoder_of
 from simpo_cli.recipe.schema import LoraRecipe
-from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
 
 _ATTENTION = "keeps_as_a_kernel_does"

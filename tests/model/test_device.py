@@ -147,7 +147,7 @@ def test_no_product_on_a_card_comes_before_the_workspace_is_named() -> None:
     program = """
 import torch
 torch.cuda._lazy_init = lambda: (_ for _ in ()).throw(SystemExit("a card was used on import"))
-import simpo_cli.model.device, simpo_cli.train.run, simpo_cli.library
+import simpo_cli.model.device, simpo_cli.train.session, simpo_cli.library
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=120)
 

@@ -15,7 +15,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.model import hidden, self_check
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.attention import interface
-from simpo_cli.model.attention.support import why_not_shared
+from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.logprobs import LogitScale
 from simpo_cli.model.packed import PackedPairs, PairSpan, layout_of

@@ -12,8 +12,8 @@ from simpo_cli.recipe import Recipe, compose, shipped_names
 from simpo_cli.recipe.field_docs import sentence
 from simpo_cli.recipe.json_schema import json_schema
 from simpo_cli.recipe.kinds import all_keys, fields_of
+from simpo_cli.recipe.names import shipped_root
 from simpo_cli.recipe.schema import DataSource
-from simpo_cli.recipe.shipped import shipped_root
 from simpo_cli.recipe.tree import plain_value
 from simpo_cli.recipe.yaml_source import parse_file
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_cli.recipe.loss_words import loss_terms
+from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import LossRecipe
 
 

@@ -12,8 +12,8 @@ import pytest
 import simpo_cli
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import DataSource, compose, examine, shipped_names
-from simpo_cli.recipe.shipped import title_of
-from simpo_cli.train.identity import recipe_values
+from simpo_cli.recipe.names import title_of
+from simpo_cli.run.identity import recipe_values
 from tests.recipe.recipe_texts import Write
 
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 STEP = StepRecord(
     step=1,

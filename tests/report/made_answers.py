@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.generation.blind import write_blind
-from simpo_cli.evaluate.generation.decoding import MODES, Generated
-from simpo_cli.evaluate.generation.folder import SIDES, AnswerFolder
+from simpo_cli.evaluate.generate.blind import write_blind
+from simpo_cli.evaluate.generate.decoding import MODES, Generated
+from simpo_cli.evaluate.generate.folder import SIDES, AnswerFolder
 from tests.evaluate.generation.questions import random_questions
 
 QUESTIONS = random_questions(40, seed=1)

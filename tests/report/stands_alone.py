@@ -2,7 +2,7 @@
 
 import re
 
-from simpo_cli.report.report_file import PAGE_MARK
+from simpo_cli.report.page import PAGE_MARK
 from tests.report.parsed_page import Page
 
 

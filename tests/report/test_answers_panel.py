@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from simpo_cli.evaluate.generation.blind import SHEET
-from simpo_cli.evaluate.generation.folder import AnswerFolder
+from simpo_cli.evaluate.generate.blind import SHEET
+from simpo_cli.evaluate.generate.folder import AnswerFolder
 from simpo_cli.report.run_page import write_run_report
 from tests.report.made_answers import MANIFEST, QUESTIONS, write_answers, write_verdicts
 from tests.report.made_run import outcome, write_run

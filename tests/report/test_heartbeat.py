@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.heartbeat import Heartbeat
-from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.report.watch import Heartbeat
+from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 
 @pytest.fixture

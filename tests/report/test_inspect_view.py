@@ -8,8 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.inspect_view import loss_in_words, print_inspection
-from simpo_cli.report.token_text import Extent, shade, token_lines
+from simpo_cli.report.inspect_view import Extent, loss_in_words, print_inspection, shade, token_lines
 
 HOSTILE = "[bold]\x1b[2J\u202e\r:smile:"
 

@@ -16,11 +16,9 @@ from typing import Any
 import pytest
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.heartbeat import Heartbeat
-from simpo_cli.report.live import LivePanel, region
-from simpo_cli.report.progress import Progress
-from simpo_cli.report.watch import watch
-from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.report.live import LivePanel, Progress, region
+from simpo_cli.report.watch import Heartbeat, watch
+from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 
 
 @pytest.fixture
@@ -301,7 +299,7 @@ def test_a_panel_that_never_started_closes_quietly(clock: Any) -> None:
 PROGRAM = """
 import sys
 from simpo_cli.report.watch import watch
-from simpo_cli.train.events import RunHeader
+from simpo_cli.run.events import RunHeader
 panel = watch()
 panel.started(RunHeader("a title", (("loss", "SimPO"),)), num_steps=10, first_step=0)
 try:

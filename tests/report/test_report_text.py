@@ -17,7 +17,7 @@ from simpo_cli.formatting import (
     share_cell,
     thousands,
 )
-from simpo_cli.report.text import bar, sparkline
+from simpo_cli.report.terminal import bar, sparkline
 
 
 @pytest.mark.parametrize(

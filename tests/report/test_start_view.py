@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.start_view import print_start, start_in_words
+from simpo_cli.report.stats_view import print_start, start_in_words
 
 
 def measured(value: float, low: float | None, high: float | None, n: int = 100) -> dict[str, Any]:

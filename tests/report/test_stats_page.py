@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from simpo_cli.audit.document import stats_document
-from simpo_cli.audit.examine import Examination, examine
-from simpo_cli.audit.examples import collect_examples
+from simpo_cli.audit.examine import Examination, collect_examples, examine
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.page import SHOWN_CHARACTERS
 from simpo_cli.report.stats_page import stats_page

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
 from simpo_cli.report.summary import print_header, print_outcome
-from simpo_cli.train.events import RunHeader, RunOutcome
+from simpo_cli.run.events import RunHeader, RunOutcome
 
 
 def printed(outcome: RunOutcome, width: int) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from simpo_cli.report import run_page
-from simpo_cli.report.with_report import WithReport
-from simpo_cli.train.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.report.watch import WithReport
+from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from tests.report.made_run import outcome as made_outcome
 from tests.report.made_run import write_run
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.heartbeat import Heartbeat
-from simpo_cli.report.live import LivePanel
-from simpo_cli.report.working import live_stage_line, working
+from simpo_cli.report.live import LivePanel, live_stage_line, working
+from simpo_cli.report.watch import Heartbeat
+from simpo_cli.run.events import RunHeader
 from simpo_cli.stages import SECONDS_OF_SILENCE, Pulse, stage
-from simpo_cli.train.events import RunHeader
 
 
 def test_a_log_is_never_silent_for_longer_than_half_a_minute(clock: Any) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.errors import UserError
+from simpo_cli.publish.export import written_whole
 from simpo_cli.recipe import compose
-from simpo_cli.report.report_file import PAGE_MARK, write_page, write_report
+from simpo_cli.report.page import PAGE_MARK, write_page, write_report
 from simpo_cli.run import checkpoint
 from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.folder import RunFolder, require_usable
 from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints, open_checkpoint
-from simpo_cli.train.export import written_whole
-from simpo_cli.train.run_folder import RunFolder, require_usable
 from tests.cli.seen import Simpo
 
 NAMES = [

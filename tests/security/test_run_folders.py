@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.assess.targets import find_targets
 from simpo_cli.cli import main as cli
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.targets import find_targets
 from simpo_cli.report import run_page
 from simpo_cli.report.run_files import read_run
-from simpo_cli.train.run_folder import document_text
-from simpo_cli.train.seal import sealed
-from simpo_cli.train.verify import verify_run
+from simpo_cli.run.folder import document_text, sealed
+from simpo_cli.run.verify import verify_run
 from tests.report.made_run import eval_row, outcome, write_run
 
 LOGS = ["metrics.jsonl", "evals.jsonl", "evals-pairs.jsonl", "evals-samples.jsonl", "notes.jsonl"]

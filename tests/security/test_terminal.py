@@ -24,13 +24,13 @@ from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.tree import Origin, node_of
 from simpo_cli.report.console import Console, make_console, printable
 from simpo_cli.report.eval_view import print_eval
-from simpo_cli.report.github import annotations
-from simpo_cli.report.heartbeat import Heartbeat
+from simpo_cli.report.findings_view import annotations
 from simpo_cli.report.inspect_view import print_inspection
 from simpo_cli.report.live import LivePanel
-from simpo_cli.report.report_file import json_text
+from simpo_cli.report.page import json_text
 from simpo_cli.report.summary import print_outcome
-from simpo_cli.train.events import RunHeader, RunOutcome
+from simpo_cli.report.watch import Heartbeat
+from simpo_cli.run.events import RunHeader, RunOutcome
 from tests.report.conftest import EVALUATION, STEP
 from tests.report.test_eval_view import RESULT
 from tests.report.test_inspect_view import DOCUMENT

@@ -17,7 +17,7 @@ from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
-from simpo_cli.train.run import train
+from simpo_cli.train.session import train
 from simpo_cli.train.step import accumulate
 from tests.model.reference import simpo_loss_backward
 from tests.train.conftest import Memory

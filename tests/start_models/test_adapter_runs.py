@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.model.load import find_model, load_model
-from simpo_cli.train import export
+from simpo_cli.publish import export
 from tests.cli.seen import Simpo
 from tests.start_models.conftest import MakeAdapter, change_json
 

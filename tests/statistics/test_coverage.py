@@ -12,7 +12,7 @@ from simpo_cli.statistics import (
     proportion,
     smallest_effect,
 )
-from simpo_cli.statistics.proportions import wilson
+from simpo_cli.statistics.measured import wilson
 
 ROUNDS = 1000
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from simpo_cli.recipe import compose
-from simpo_cli.train.events import RunOutcome
-from simpo_cli.train.run import train
+from simpo_cli.run.events import RunOutcome
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from simpo_cli.recipe import compose
-from simpo_cli.train.run import train
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from simpo_cli.data.tokenizer import text_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.train import receipt, run_folder
+from simpo_cli.run import folder as run_folder
+from simpo_cli.run import receipt
 from tests.tiny import CHATML
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place

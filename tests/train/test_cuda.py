@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from simpo_cli.model.tensor_file import read_tensors, write_tensors
 from simpo_cli.recipe import compose
 from simpo_cli.run.checkpoint import CheckpointWriter
 from simpo_cli.run.manifest import Checkpoint, Manifest
-from simpo_cli.train.run import train
-from simpo_cli.train.tensor_file import read_tensors, write_tensors
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
 pytestmark = [

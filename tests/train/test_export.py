@@ -17,12 +17,13 @@ from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import measure_rounding
 from simpo_cli.model.self_check import SelfCheck, settle_packing
+from simpo_cli.publish.export import save_model, written_whole
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
-from simpo_cli.train import build, finish
-from simpo_cli.train.export import save_model, written_whole
-from simpo_cli.train.finish import _read_again
+from simpo_cli.train import build
+from simpo_cli.train import session as finish
 from simpo_cli.train.loop import Training
 from simpo_cli.train.outcome import conclude
+from simpo_cli.train.session import _read_again
 from tests.tiny import save_tiny_model
 from tests.train.guide import Guide
 

@@ -16,8 +16,8 @@ from simpo_cli.recipe.schema import (
     Recipe,
     TrainRecipe,
 )
-from simpo_cli.train import setting as setting_module
-from simpo_cli.train.identity import Identity, recipe_values
+from simpo_cli.run.identity import Identity, recipe_values
+from simpo_cli.train import run_plan as setting_module
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
 

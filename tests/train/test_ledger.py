@@ -7,7 +7,7 @@ import pytest
 
 from simpo_cli.data.prepare import make_plan, prepare_data
 from simpo_cli.recipe import compose
-from simpo_cli.train.ledger import Ledger, eval_ledger, train_ledger
+from simpo_cli.run.receipt import Ledger, eval_ledger, train_ledger
 
 
 def _write(file: Path, count: int) -> None:

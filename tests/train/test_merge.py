@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from simpo_cli.errors import UserError
 from simpo_cli.model.load import find_model, load_model
+from simpo_cli.publish import merge
+from simpo_cli.publish.merge import merge_adapters
 from simpo_cli.recipe import compose
-from simpo_cli.train import merge
-from simpo_cli.train.merge import merge_adapters
-from simpo_cli.train.run import train
+from simpo_cli.train.session import train
 from tests.tiny import save_tiny_model
 from tests.train.conftest import Memory
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn, optim
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import ExitCode
+from simpo_cli.model.not_finite import NotFiniteError, listed
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import PairTerms
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train import build, finish, loop
+from simpo_cli.train import build, loop
+from simpo_cli.train import session as finish
 from simpo_cli.train import step as step_module
-from simpo_cli.train.not_finite import NotFiniteError, listed
-from simpo_cli.train.state import start_moments
+from simpo_cli.train.optimizer import start_moments
 from tests.train.conftest import Memory
 from tests.train.guide import Guide
 from tests.train.same_bits import rows

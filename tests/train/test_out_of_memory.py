@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from simpo_cli.errors import ExitCode
+from simpo_cli.model.out_of_memory import NoMemoryError, memory_for, ran_out
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.model.policy import Policy
-from simpo_cli.train import run
+from simpo_cli.train import session as run
 from simpo_cli.train.loop import Training
-from simpo_cli.train.out_of_memory import NoMemoryError, memory_for, ran_out
 from tests.train.conftest import Memory
 from tests.train.guide import Guide
 from tests.train.same_bits import final_state, timeless

@@ -12,7 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.train.push import command_to_push, push
+from simpo_cli.publish.push import command_to_push, push
 from tests.report.made_run import receipt_of
 
 TOKEN = "hf_secretsecretsecret"

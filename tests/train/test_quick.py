@@ -11,8 +11,8 @@ from simpo_cli.recipe import compose
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.verdict import verdict
-from simpo_cli.train.run import train
-from simpo_cli.train.verify import verify_run
+from simpo_cli.run.verify import verify_run
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
 

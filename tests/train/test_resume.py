@@ -12,12 +12,14 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.memory import MemoryNeed, training_need
 from simpo_cli.recipe import compose
-from simpo_cli.train import loop, receipt, saving, setting
-from simpo_cli.train.events import EvalRecord, RunOutcome, StepRecord
-from simpo_cli.train.receipt import RunReceipt
-from simpo_cli.train.run import train
-from simpo_cli.train.run_folder import RunFolder, saved_bytes
-from simpo_cli.train.verify import verify_run
+from simpo_cli.run import receipt
+from simpo_cli.run.events import EvalRecord, RunOutcome, StepRecord
+from simpo_cli.run.folder import RunFolder, saved_bytes
+from simpo_cli.run.receipt import RunReceipt
+from simpo_cli.run.verify import verify_run
+from simpo_cli.train import loop, saving
+from simpo_cli.train import run_plan as setting
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 from tests.train.same_bits import final_state, rows, timeless
 
@@ -127,7 +129,7 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
     place, more = unbroken
     last = rows(place.folder / "unbroken" / "metrics.jsonl")[-1]["step"]
     with monkeypatch.context() as patch:
-        patch.setattr("simpo_cli.train.finish.save_model", _power_cut)
+        patch.setattr("simpo_cli.train.session.save_model", _power_cut)
         with pytest.raises(PowerCutError):
             place.train("late", *more)
     memory = Memory()
@@ -148,13 +150,13 @@ def test_a_finished_run_that_dies_as_it_is_gone_on_with_is_whole_and_keeps_its_r
     before, recipe = json.loads((run / "run.json").read_text("utf-8")), (run / "recipe.yaml").read_bytes()
     longer = [*more, "train.num_epochs=3"]
     with monkeypatch.context() as patch:
-        patch.setattr("simpo_cli.train.run_folder.RunFolder.write_text", _power_cut_at("recipe.yaml"))
+        patch.setattr("simpo_cli.run.folder.RunFolder.write_text", _power_cut_at("recipe.yaml"))
         with pytest.raises(PowerCutError):
             place.train("longer", *longer, "train.learning_rate=2e-3", resume=True)
     assert (run / "recipe.yaml").read_bytes() == recipe
     assert verify_run(run).damaged == []
     with monkeypatch.context() as patch:
-        patch.setattr("simpo_cli.train.run.build", _power_cut)
+        patch.setattr("simpo_cli.train.session.build", _power_cut)
         for rate in ("3e-3", "4e-3"):
             with pytest.raises(PowerCutError):
                 place.train("longer", *longer, f"train.learning_rate={rate}", resume=True)

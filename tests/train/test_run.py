@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
-from simpo_cli.train.events import Observer, RunOutcome
-from simpo_cli.train.run import train
+from simpo_cli.run.events import Observer, RunOutcome
+from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
 
@@ -261,7 +261,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
 def test_too_little_memory_is_an_error_with_remedies(
     tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simpo_cli.train import setting
+    from simpo_cli.train import run_plan as setting
 
     monkeypatch.setattr(setting, "available_bytes", lambda _: 1_000_000)
     with pytest.raises(UserError, match="does not fit in memory") as caught:

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.train import run_folder
-from simpo_cli.train.run_folder import RunFolder, is_in_use, require_free_space, saved_bytes
+from simpo_cli.run import folder as run_folder
+from simpo_cli.run.folder import RunFolder, is_in_use, require_free_space, saved_bytes
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", fresh=False)
     code = (
         "import sys; from pathlib import Path; from simpo_cli.errors import UserError\n"
-        "from simpo_cli.train.run_folder import RunFolder\n"
+        "from simpo_cli.run.folder import RunFolder\n"
         "try:\n    RunFolder.create(Path(sys.argv[1]), fresh=False)\n"
         "except UserError as error:\n    print(error); sys.exit(error.exit_code)\n"
     )

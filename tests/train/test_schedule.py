@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from simpo_cli.train.schedule import learning_rate
+from simpo_cli.train.optimizer import learning_rate
 
 _NAMES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from simpo_cli.train.state import make_optimizer, start_moments
+from simpo_cli.train.optimizer import make_optimizer, start_moments
 
 
 class _Weights(nn.Module):

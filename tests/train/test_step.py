@@ -11,12 +11,12 @@ from transformers import masking_utils
 
 from simpo_cli.data.plan import Packing, microbatches
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.score import score_pairs
+from simpo_cli.evaluate.scoring import score_pairs
+from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import PairTerms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train import step as step_module
-from simpo_cli.train.not_finite import NotFiniteError
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from tests.model.reference import response_logps, simpo_loss_backward
 from tests.pairs import random_pairs

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.train import build, finish, loop, run, saving
-from simpo_cli.train.events import StepRecord
-from simpo_cli.train.stop import Stopped, StopRequest
+from simpo_cli.run.events import StepRecord
+from simpo_cli.run.stop import Stopped, StopRequest
+from simpo_cli.train import build, loop, saving
+from simpo_cli.train import session as finish
+from simpo_cli.train import session as run
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
@@ -202,7 +204,7 @@ def test_a_block_that_may_be_left_is_left_and_others_wait() -> None:
 
 LONG_KERNEL = """
 import hashlib
-from simpo_cli.train.stop import StopRequest
+from simpo_cli.run.stop import StopRequest
 with StopRequest():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour that no handler of Python's interrupts

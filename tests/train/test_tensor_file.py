@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from simpo_cli.model import tensor_file
+from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from simpo_cli.run.checkpoint import CheckpointWriter, HashedFile
 from simpo_cli.run.manifest import HashedReader
-from simpo_cli.train import tensor_file
-from simpo_cli.train.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from tests.train.card import OnCard, played_card
 
 

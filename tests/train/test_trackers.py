@@ -59,7 +59,7 @@ class Sound(Fragile):
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guide:
     for name, kind in (("fragile", Fragile), ("sound", Sound)):
         monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
-    monkeypatch.setattr("simpo_cli.train.trackers.get_available_trackers", lambda: ["fragile", "sound"])
+    monkeypatch.setattr("simpo_cli.train.observers.get_available_trackers", lambda: ["fragile", "sound"])
     return Guide(tmp_path)
 
 
@@ -95,7 +95,7 @@ def test_one_that_raises_is_left_out_and_the_run_goes_on(
 
 def test_a_run_that_fails_lets_its_trackers_finish(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sound, "fails_at", "")
-    monkeypatch.setattr("simpo_cli.train.run.run_steps", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
+    monkeypatch.setattr("simpo_cli.train.session.run_steps", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         guide.train("run", *RUN, "tracking.report_to=[sound]")
     assert Sound.calls[-1] == "finish"

@@ -10,9 +10,8 @@ import pytest
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
 from simpo_cli.run.checkpoint import CheckpointWriter, commit
-from simpo_cli.train.run_folder import RunFolder
-from simpo_cli.train.seal import is_as_sealed, sealed
-from simpo_cli.train.verify import verify_run, written_files
+from simpo_cli.run.folder import RunFolder, is_as_sealed, sealed
+from simpo_cli.run.verify import verify_run, written_files
 from tests.cli.test_help import imported_by
 from tests.report.made_run import receipt_of
 

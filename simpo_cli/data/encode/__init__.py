@@ -24,12 +24,9 @@ Templates that do more than append are met by these rules:
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
-from simpo_cli.data.encode.ahead import encode_ahead
-from simpo_cli.data.encode.limits import cut_warnings
-from simpo_cli.data.encode.pairs import encode_pairs, in_batches
-from simpo_cli.data.encode.prompts import encode_prompt
+from simpo_cli.data.encode.pairs import encode_ahead, encode_pairs, encode_prompt, in_batches
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
-from simpo_cli.data.encode.rules import EncodedPairs, Rules, pair_key, prompt_key
+from simpo_cli.data.encode.rules import EncodedPairs, Rules, cut_warnings, pair_key, prompt_key
 
 __all__ = [
     "AS_TRANSCRIPT",

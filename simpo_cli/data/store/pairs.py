@@ -1,4 +1,4 @@
-"""Encoded pairs as two files, and as a sequence that reads a pair when it is asked for.
+"""Encoded pairs and the account of their records as files, and as a sequence that reads a pair when it is asked for.
 
 `pairs.bin` holds for each pair its tokens (prompt, chosen, rejected, int32), behind them its place as UTF-8, and the
 digest of its texts; `rows.bin` holds what is asked of all pairs at once, 40 bytes each. Tokens are read by position and
@@ -6,18 +6,91 @@ not mapped into memory: pages of a mapping count as memory of this process, and 
 """
 
 import hashlib
+import json
 import operator
 import os
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.raw import BadRecord
+
+ACCOUNT, REFUSED = "account.json", "refused.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """The account of every record of the training or the evaluation side; every record is counted once.
+
+    Attributes:
+        decision: how the files were understood, in words.
+        files: what was read: path, sha256 or hub commit, size.
+        records_read: records of any kind.
+        pairs_of_source: pairs that each source gave, in the order of the sources, repeats left aside.
+        dropped: pairs without signal, by reason, before and after tokenizing.
+        refused: malformed records, each with the reason (only with on_bad_record: skip).
+        counts: pairs with a property worth telling, such as `prompt cut`.
+        needed: what pairs would need to stay whole, as `EncodedPairs.needed`.
+        warnings: things in the files that are worth telling and stop nothing, with their number.
+        samples: the texts of a few pairs: the first of each of the lowest prompt hashes whose prompt is not cut.
+        content: digest of the tokens in their order; two sides with equal digests train alike, wherever they lie.
+        remarks: what else is worth saying of how the files were understood.
+        examples: one pair of each file in which a label, scores or ranks say the order, and what said it.
+    """
+
+    decision: str
+    files: list[tuple[str, str, int]]
+    records_read: int
+    pairs_of_source: list[int]
+    dropped: Counter[str]
+    refused: list[BadRecord]
+    counts: Counter[str]
+    needed: dict[str, Counter[int]]
+    warnings: Counter[str]
+    samples: list[PreferencePair]
+    content: str
+    remarks: list[str] = field(default_factory=list)
+    examples: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Write the account into a folder."""
+        with (folder / REFUSED).open("x", encoding="ascii") as file:
+            for record in self.refused:
+                file.write(json.dumps(asdict(record)) + "\n")
+        kept = {**vars(self), "samples": [asdict(sample) for sample in self.samples]}
+        del kept["refused"]
+        (folder / ACCOUNT).write_text(json.dumps(kept, indent=1) + "\n", encoding="ascii")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Account":
+        """Read what `write` has written; a damaged file raises ValueError, KeyError or TypeError."""
+        kept: dict[str, Any] = json.loads((folder / ACCOUNT).read_text(encoding="ascii"))
+        with (folder / REFUSED).open(encoding="ascii") as file:
+            refused = [BadRecord(**json.loads(line)) for line in file]
+        kept["files"] = [(path, identity, size) for path, identity, size in kept["files"]]
+        kept["samples"] = [_pair(sample) for sample in kept["samples"]]
+        for name in ("dropped", "counts", "warnings"):
+            kept[name] = Counter(kept[name])
+        kept["needed"] = {
+            limit: Counter({int(tokens): count for tokens, count in counts.items()})
+            for limit, counts in kept["needed"].items()
+        }
+        return cls(**kept, refused=refused)
+
+
+def _pair(sample: dict[str, Any]) -> PreferencePair:
+    prompt = sample["prompt"]
+    turns = prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
+    return PreferencePair(**{**sample, "prompt": turns})
+
 
 TOKENS, ROWS = "pairs.bin", "rows.bin"
 

@@ -1,22 +1,193 @@
-"""One side of a recipe's data, training or evaluation, as tokens with the account of every record."""
+"""One side of a recipe's data, training or evaluation, as tokens with the account of every record.
 
+Tokens are kept under a key, a digest of all that they depend on: the bytes of the files and the names that messages
+give them, how they are to be read, every data setting but those that only choose among the pairs, the tokenizer with
+its templates, and the code that does it: ours by its source, which nobody can forget to count up, and the libraries by
+their versions. They are made a batch at a time: what is in memory does not grow with the files.
+"""
+
+import hashlib
+import json
+import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from simpo_cli.data.load import PairReader
-from simpo_cli.data.sources import Role
-from simpo_cli.data.store.account import Account
+import simpo_cli
+from simpo_cli.data.encode import EncodedPairs, encode_ahead, in_batches
+from simpo_cli.data.file_bytes import open_regular
+from simpo_cli.data.hub import hub_identity
+from simpo_cli.data.load import PairReader, require_few, stopped_by
+from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.store.cache import Origin, fetch
-from simpo_cli.data.store.key import Identities, identities_of, key_of
-from simpo_cli.data.store.making import make_tokens
-from simpo_cli.data.store.pairs import StoredPairs
+from simpo_cli.data.store.pairs import Account, PairWriter, StoredPairs
+from simpo_cli.data.text_notes import NOTES, notes_of, own_markers
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
+from simpo_cli.stages import stage
+
+_LIBRARIES = ("tokenizers", "jinja2", "numpy", "pyarrow", "datasets")
+_OF_THE_READING = ("split", "columns", "labels", "direction", "max_pairs")
+_NOT_OF_THE_TOKENS = (
+    *("train", "eval", "holdout"),
+    *("columns", "labels", "direction"),  # each source has taken them over
+    "chat_template",  # the template itself is part of the tokenizer
+)
+
+Identities = list[tuple[str, str]]  # (name, sha256 or hub commit) of each file
+
+
+def identities_of(source: DataSource, role: Role) -> Identities:
+    """The files of a source and what tells their content.
+
+    Raises:
+        UserError: a file is missing or cannot be read, or the hub does not give the data set.
+    """
+    located = locate(source, role)
+    if isinstance(located, HubData):
+        return [(located.name, hub_identity(located.name, located.split))]
+    return [(file.name, _sha256(file.path, file.name)) for file in located]
+
+
+def key_of(
+    sources: Sequence[DataSource], identities: Sequence[Identities], data: DataRecipe, tokenizer: TextTokenizer
+) -> str:
+    """The key, 64 hex digits.
+
+    Args:
+        sources: what is read; how often a source is repeated does not matter.
+        identities: the files of each source.
+        data: the recipe's data section.
+        tokenizer: the tokenizer with its templates.
+    """
+    settings = {name: value for name, value in asdict(data).items() if name not in _NOT_OF_THE_TOKENS}
+    parts = {
+        "sources": [
+            {"files": files, **{name: getattr(source, name) for name in _OF_THE_READING}}
+            for source, files in zip(sources, identities, strict=True)
+        ],
+        "settings": settings,
+        "tokenizer": tokenizer.identity,
+        "code": _code_identity(),
+    }
+    return _digest(parts)
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _sha256(path: str, name: str) -> str:
+    with open_regular(path, name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@cache
+def _code_identity() -> str:
+    """The code that makes pairs and tokens of files, and what it rests on."""
+    root = Path(simpo_cli.__file__).parent
+    sources = {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted((root / "data").rglob("*.py"))}
+    libraries = {name: _version(name) for name in _LIBRARIES}
+    return _digest([simpo_cli.__version__, sources, libraries, sys.version_info[:2]])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+_SAMPLES = 8
+
+
+def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, folder: Path) -> Account:
+    """Read, render and tokenize every pair of the sources once, and write tokens and account into a folder.
+
+    Args:
+        reader: gives the pairs; it must not have been read before.
+        tokenizer: the model's tokenizer with the template that the recipe chose.
+        data: lengths, template variables and what to do with trouble.
+        folder: an empty folder.
+
+    Raises:
+        UserError: a file or record is refused, or no usable pair is left.
+    """
+    writer = PairWriter(folder)
+    total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
+    own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
+    with closing(writer), stage("tokenizing pairs") as tokenizing:
+        for source in reader.sources:
+            before = writer.num_pairs
+            batches = ((batch, batch) for batch in in_batches(reader.read_source(source)))
+            for batch, encoded in encode_ahead(batches, tokenizer, data):
+                tokenizing.advance(len(batch))
+                if encoded.bad and data.on_bad_record == "error":
+                    raise stopped_by(encoded.bad)
+                total.bad += encoded.bad
+                require_few(total.bad)
+                total.dropped += encoded.dropped
+                total.counts += encoded.counts
+                for limit, counts in encoded.needed.items():
+                    total.needed[limit] += counts
+                noted.update(code for pair in batch for code in notes_of(pair, own))
+                samples.add(batch, encoded.pairs)
+                writer.add(encoded.pairs)
+            pairs_of_source.append(writer.num_pairs - before)
+        reader.require_pairs()
+    account = Account(
+        decision=reader.decision,
+        files=[(file.path, file.identity, file.size) for file in reader.files],
+        records_read=reader.records_read,
+        pairs_of_source=pairs_of_source,
+        dropped=Counter(reader.dropped.counts) + total.dropped,
+        refused=reader.bad_records + total.bad,
+        counts=total.counts,
+        needed=total.needed,
+        warnings=Counter(reader.warnings.counts) + Counter({f"{NOTES[code]} ({code})": noted[code] for code in noted}),
+        samples=samples.in_order(),
+        content=writer.content.hexdigest(),
+        remarks=reader.remarks,
+        examples=reader.examples,
+    )
+    account.write(folder)
+    return account
+
+
+class _Samples:
+    """The first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, PreferencePair] = {}
+
+    def add(self, texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]) -> None:
+        """Take in a batch."""
+        place = 0
+        for pair in encoded:
+            while texts[place].where != pair.where:  # those between were dropped or refused
+                place += 1
+            if pair.prompt_cut or pair.prompt_key in self._kept:
+                continue
+            if len(self._kept) == _SAMPLES:
+                highest = max(self._kept)
+                if pair.prompt_key > highest:
+                    continue
+                del self._kept[highest]
+            self._kept[pair.prompt_key] = texts[place]
+
+    def in_order(self) -> list[PreferencePair]:
+        """The pairs in the order of their hashes."""
+        return [self._kept[key] for key in sorted(self._kept)]
 
 
 @dataclass(frozen=True)

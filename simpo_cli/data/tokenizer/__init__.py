@@ -20,8 +20,8 @@ from simpo_cli.data.tokenizer.files import (
 )
 from simpo_cli.data.tokenizer.special_texts import EncodingError, Way
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template
+from simpo_cli.data.tokenizer.template_probe import TurnMarks
 from simpo_cli.data.tokenizer.text_tokenizer import GIVEN_BY_US, TextTokenizer
-from simpo_cli.data.tokenizer.turn_marks import TurnMarks
 
 __all__ = [
     "GIVEN_BY_US",

@@ -18,8 +18,8 @@ from simpo_cli.data.model_files import (
     require_regular_files,
 )
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
-from simpo_cli.data.writing import exit_code_of
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.files import exit_code_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",

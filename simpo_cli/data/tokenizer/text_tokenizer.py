@@ -13,10 +13,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import metered
-from simpo_cli.data.tokenizer.message_shape import MADE_UP_TOOLS, MessageShape, learn_shape
 from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTexts, Way, any_of, refuse_stand_ins
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template, dates_of, variables_of
-from simpo_cli.data.tokenizer.turn_marks import TurnMarks, learn_marks
+from simpo_cli.data.tokenizer.template_probe import MADE_UP_TOOLS, MessageShape, TurnMarks, learn_marks, learn_shape
 from simpo_cli.errors import UserError
 
 GIVEN_BY_US = ("messages", "tools", "documents", "add_generation_prompt")

@@ -1,21 +1,114 @@
-"""`simpo eval --judge`: both orders of every pair of answers before a judge, and what its verdicts say."""
+"""`simpo eval --judge`: both orders of every pair of answers before a judge, every reply kept as it comes, and what its
+verdicts say.
+"""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simpo_cli import statistics
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generation.folder import AnswerFolder
-from simpo_cli.evaluate.generation.measures import Answer
-from simpo_cli.evaluate.generation.prompts import Question
-from simpo_cli.evaluate.judge.client import Judge, Reply
-from simpo_cli.evaluate.judge.question import question_about, read_reply
-from simpo_cli.evaluate.judge.record import ASKED_AGAIN, ORDERS, OUTCOMES, Judgement, JudgeRecord, Order, Winner
+from simpo_cli.evaluate.generate.folder import AnswerFolder, add_rows, read_rows
+from simpo_cli.evaluate.generate.measures import Answer
+from simpo_cli.evaluate.generate.prompts import Question
+from simpo_cli.evaluate.judge.client import INSTRUCTIONS, Judge, Reply, question_about, read_reply
 from simpo_cli.evaluate.judge.win_rate import length_controlled, win_rate
+
+Order = Literal["base first", "trained first"]
+ORDERS: tuple[Order, ...] = ("base first", "trained first")
+Winner = Literal["base", "trained", "tie"]
+Outcome = Literal["verdict", "unreadable", "refused", "timed out", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("verdict", "unreadable", "refused", "timed out", "failed")
+
+ASKED_AGAIN: tuple[Outcome, ...] = ("timed out", "failed")
+"""What a second call asks again: the judge did not get to say anything."""
+
+_PREFIX = "judge."
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One reply: which prompt, which answer was shown first, what became of it, who won, and the reply itself."""
+
+    key: str
+    order: Order
+    outcome: Outcome
+    winner: Winner | None
+    reply: str
+
+
+@dataclass(frozen=True)
+class JudgeRecord:
+    """The file of one judge's replies on one folder's answers.
+
+    Attributes:
+        file: JSON lines; the first is the heading, which says what was judged by whom.
+        heading: as it is in the file.
+    """
+
+    file: Path
+    heading: dict[str, Any]
+
+    @classmethod
+    def make(cls, folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequence[Answer]) -> "JudgeRecord":
+        """The record of a judge in a folder of answers, new or to be gone on with.
+
+        Raises:
+            UserError: the file is of other answers, or of another endpoint.
+        """
+        heading = {
+            "schema_version": 1,
+            "judge": judge.model,
+            "url": judge.url,
+            "instructions_sha256": hashlib.sha256(INSTRUCTIONS.encode()).hexdigest(),
+            "answers_sha256": _digest(base, trained),
+        }
+        name = "".join(char if char.isalnum() or char in "._-" else "-" for char in judge.model)
+        record = cls(folder / f"{_PREFIX}{name}.jsonl", heading)
+        rows = read_rows(record.file)
+        if not rows:
+            add_rows(record.file, [heading])
+        elif rows[0] != heading:
+            differing = [key for key in heading if rows[0].get(key) != heading[key]]
+            raise UserError(
+                f"holds verdicts of something else: {', '.join(differing)} differ.",
+                "Move the file away to have everything judged again.",
+                where=str(record.file),
+            )
+        return record
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list["JudgeRecord"]:
+        """The records that a folder of answers has."""
+        files = sorted(folder.glob(f"{_PREFIX}*.jsonl"))
+        return [cls(file, rows[0]) for file in files if (rows := read_rows(file))]
+
+    def judgements(self) -> dict[tuple[str, Order], Judgement]:
+        """The last reply on each prompt in each order."""
+        found: dict[tuple[str, Order], Judgement] = {}
+        for row in read_rows(self.file)[1:]:
+            try:
+                one = Judgement(row["key"], row["order"], row["outcome"], row["winner"], row["reply"])
+            except KeyError as error:
+                raise UserError(f"a row lacks {error}.", "Move the file away.", where=str(self.file)) from error
+            found[one.key, one.order] = one
+        return found
+
+    def add(self, judgements: Sequence[Judgement]) -> None:
+        """Keep replies as they come."""
+        add_rows(self.file, [{name: getattr(one, name) for name in Judgement.__slots__} for one in judgements])
+
+
+def _digest(base: Sequence[Answer], trained: Sequence[Answer]) -> str:
+    texts = [[one.key, one.text, other.text] for one, other in zip(base, trained, strict=True)]
+    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
 
 AT_ONCE = 8
 """Questions that wait for their reply together."""

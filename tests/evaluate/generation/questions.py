@@ -3,8 +3,8 @@
 import random
 
 from simpo_cli.data.pair import Message
-from simpo_cli.evaluate.generation.measures import Answer
-from simpo_cli.evaluate.generation.prompts import Question
+from simpo_cli.evaluate.generate.measures import Answer
+from simpo_cli.evaluate.generate.prompts import Question
 
 
 def random_questions(count: int, *, seed: int, longest: int = 20) -> list[Question]:

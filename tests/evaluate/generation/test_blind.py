@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generation.blind import KEY, SHEET, read_verdicts, write_blind
+from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts, write_blind
 from tests.evaluate.generation.questions import answer_of, random_questions
 
 QUESTIONS = random_questions(60, seed=1)

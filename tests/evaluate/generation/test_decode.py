@@ -11,10 +11,10 @@ from scipy import stats
 from transformers import GenerationConfig
 
 from simpo_cli import stages
-from simpo_cli.evaluate.generation import decode
-from simpo_cli.evaluate.generation.decode import InverseDraw, answer_batch, answers_of, open_for_answers, rows_that_fit
-from simpo_cli.evaluate.generation.decoding import MODES, Decoding, Mode, uniforms
-from simpo_cli.evaluate.generation.prompts import Question
+from simpo_cli.evaluate.generate import decode
+from simpo_cli.evaluate.generate.decode import InverseDraw, answer_batch, answers_of, open_for_answers, rows_that_fit
+from simpo_cli.evaluate.generate.decoding import MODES, Decoding, Mode, uniforms
+from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.load import find_model
 from tests.evaluate.generation.questions import random_questions
 from tests.tiny import save_tiny_model, tiny_config, tiny_model

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generation.decoding import Generated
-from simpo_cli.evaluate.generation.folder import MANIFEST, AnswerFolder, is_answers
+from simpo_cli.evaluate.generate.decoding import Generated
+from simpo_cli.evaluate.generate.folder import MANIFEST, AnswerFolder, is_answers
 from tests.evaluate.generation.questions import random_questions
 
 QUESTIONS = random_questions(3, seed=1)

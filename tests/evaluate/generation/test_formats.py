@@ -1,12 +1,12 @@
 """Files for other tools, read back by code that does what those tools do with them."""
 
-from simpo_cli.evaluate.generation.formats import (
+from simpo_cli.evaluate.generate.folder import (
     alpaca_eval_rows,
     arena_hard_answers,
     arena_hard_questions,
     markdown_counts,
 )
-from simpo_cli.evaluate.generation.prompts import Question
+from simpo_cli.evaluate.generate.prompts import Question
 from tests.evaluate.generation.questions import answer_of, random_questions
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from simpo_cli.evaluate.generation.measures import (
+from simpo_cli.evaluate.generate.measures import (
     Answer,
     distinct,
     is_refusal,

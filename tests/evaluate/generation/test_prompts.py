@@ -11,7 +11,7 @@ from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generation.prompts import Questions, questions_of_file, questions_of_pairs
+from simpo_cli.evaluate.generate.prompts import Questions, questions_of_file, questions_of_pairs
 from simpo_cli.recipe.schema import DataRecipe
 from tests.tiny import chatml_tokenizer
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generation.decoding import Generated
-from simpo_cli.evaluate.generation.folder import AnswerFolder
+from simpo_cli.evaluate.generate.decoding import Generated
+from simpo_cli.evaluate.generate.folder import AnswerFolder
 from simpo_cli.evaluate.judge.client import Judge
 from simpo_cli.evaluate.judge.run import AT_ONCE, judge_answers, judge_document
 from tests.evaluate.generation.questions import random_questions

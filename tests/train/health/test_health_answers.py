@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.evaluate.answers import Question
 from simpo_cli.model.policy import Policy
-from simpo_cli.train.events import LOOPING, ProbeAnswer
-from simpo_cli.train.health.answers import AnswerProbe, repeated_share
+from simpo_cli.run.events import LOOPING, ProbeAnswer
+from simpo_cli.train.health.probes import AnswerProbe, repeated_share
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode
 from simpo_cli.train import build
-from simpo_cli.train.health.answers import AnswerProbe
+from simpo_cli.train.health.probes import AnswerProbe
 from simpo_cli.train.health.watch import UnhealthyError
 from tests.train.conftest import Memory
 from tests.train.guide import Guide

@@ -1,0 +1,222 @@
+"""From names to what was measured: every model is loaded as others load it, and scored on the code path of training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+import numpy as np
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.held_out import HeldOut, align, column_of, files_of, held_out_of, training_pairs
+from simpo_cli.evaluate.metrics import Slice, compare_scores, slices_of
+from simpo_cli.evaluate.noise import Noise, measure_noise
+from simpo_cli.evaluate.pair_files import surface_accuracy
+from simpo_cli.evaluate.results import Against, Assessed, Failure
+from simpo_cli.evaluate.scoring import OpenModel, PairScores, open_model
+from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
+from simpo_cli.model.load import ModelSource, find_model, load_model, require_lengths, weights_dtype
+from simpo_cli.statistics import Measured
+
+FILE = "file"
+"""The column of the slices by file, where several files are scored."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores with what is known of how they came about."""
+
+    scores: PairScores
+    packing: str
+    noise: Noise | None
+
+
+@dataclass
+class Assessment:
+    """Scores models one after the other; each is in memory alone.
+
+    Args:
+        overrides: `KEY=VALUE`, for every recipe.
+        baseline: what models are held against: a name, `none`, or None for each run's start model.
+        by: columns of the records to slice by.
+        say: told what is going on, a line at a time.
+    """
+
+    overrides: Sequence[str]
+    baseline: str | None
+    by: Sequence[str]
+    say: Callable[[str], None]
+    _moment: datetime = field(default_factory=datetime.now)  # one for all: a template may write it
+    _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
+
+    def run(
+        self, names: Sequence[str], keep: Callable[[list[Assessed], list[Failure]], object]
+    ) -> tuple[list[Assessed], list[Failure]]:
+        """Score the models.
+
+        Args:
+            names: what to score, at least one.
+            keep: called after each but the last with what there is, so that nothing is lost with a later one.
+
+        Raises:
+            UserError: a name means nothing, or no model could be scored.
+        """
+        targets = find_targets(names, self.overrides)
+        baselines = [self._baseline_of(target, is_alone=len(targets) == 1) for target in targets]
+        assessed: list[Assessed] = []
+        failed: list[Failure] = []
+        for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
+            try:
+                assessed.append(self._assess(target, baseline))
+            except UserError as error:
+                if len(targets) == 1:
+                    raise
+                self.say(f"not scored: {target.name}: {error}")
+                failed.append(Failure(target.name, error))
+            if assessed and number < len(targets):
+                keep(assessed, failed)
+        if not assessed:
+            raise failed[0].error
+        return assessed, failed
+
+    def _assess(self, target: Target, baseline: Target | None) -> Assessed:
+        not_compared = None
+        _require_fitting(target)  # seen before anything takes time
+        if baseline is not None:
+            try:
+                _require_fitting(baseline)
+            except UserError as error:
+                not_compared, baseline = self._not_compared(baseline, error), None
+        held_out = held_out_of(target.recipe, self._moment)
+        self.say(f"tokens of {held_out.name}: {held_out.origin}")
+        values: dict[str, list[str | None]] = {}
+        if len(held_out.sources) > 1 and len(set(files := files_of(held_out))) > 1:
+            values[FILE] = files
+        values |= {column: column_of(held_out, column, target.recipe) for column in self.by}
+        scored = self._score(target, held_out, with_noise=baseline is None)
+        against, noise = None, scored.noise
+        if baseline is not None:
+            try:
+                against, noise = self._against(baseline, target, held_out, scored)
+            except UserError as error:  # the model's own numbers stand without it
+                not_compared, noise = self._not_compared(baseline, error), self._noise(target, held_out, scored.scores)
+        assert noise is not None, "one of the two was scored again"
+        return Assessed(
+            target=target,
+            held_out=held_out,
+            scores=scored.scores,
+            packing=scored.packing,
+            noise=noise,
+            baseline=against,
+            not_compared=not_compared,
+            save=self._save(target, held_out, scored.scores),
+            surface=self._surface(target, held_out),
+            slices=_slices(values, scored.scores, against),
+            values=values,
+        )
+
+    def _not_compared(self, baseline: Target, error: UserError) -> Failure:
+        self.say(f"not compared with {baseline.name}: {error}")
+        return Failure(baseline.name, error)
+
+    def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
+        """What a model is held against; None for nothing, as for one of several that is itself the baseline."""
+        if self.baseline == "none":
+            return None
+        if self.baseline is not None:
+            found = find_baseline(self.baseline, self.overrides, target.recipe)
+            if found.identity != target.identity:
+                return found
+            if is_alone:
+                raise UserError(
+                    f"the baseline {found.name} is the model itself: every difference would be 0.",
+                    "Name another one, or --baseline none.",
+                )
+            return None
+        if target.start is None:
+            return None
+        return Target(target.start.path, replace(target.recipe, model=target.start))
+
+    def _score(self, target: Target, held_out: HeldOut, *, with_noise: bool) -> Scored:
+        recipe = target.recipe
+        settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
+        key = (*target.identity, held_out.key, settings, with_noise)
+        if key in self._known:
+            return self._known[key]
+        source = find_model(recipe.model.path, recipe.model.revision)
+        if source.code:
+            self.say(f"code of {target.name} is run: {', '.join(source.code)}")
+        self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
+        opened = _opened(target, source, held_out)
+        scores = opened.score(held_out.pairs)
+        if not np.isfinite([scores.chosen, scores.rejected]).all():
+            raise UserError(
+                f"the log-probs of {target.name} are not finite.",
+                "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
+                exit_code=ExitCode.NUMBERS,
+            )
+        noise = measure_noise(opened, held_out.pairs, scores, recipe.loss.beta) if with_noise else None
+        self._known[key] = Scored(scores, str(opened.check), noise)
+        return self._known[key]
+
+    def _noise(self, target: Target, held_out: HeldOut, scores: PairScores) -> Noise:
+        """Of a model that was scored in the belief that its baseline would tell the noise."""
+        model = target.recipe.model
+        opened = _opened(target, find_model(model.path, model.revision), held_out)
+        return measure_noise(opened, held_out.pairs, scores, target.recipe.loss.beta)
+
+    def _against(
+        self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
+    ) -> tuple[Against, Noise | None]:
+        theirs = held_out_of(baseline.recipe, self._moment)
+        base = self._score(baseline, theirs, with_noise=True)
+        ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
+        if theirs.key != held_out.key:
+            shared = align(held_out.pairs, theirs.pairs)
+            ours, there, same_tokens = shared.first, shared.second, shared.same_tokens
+            if len(ours) < len(held_out.pairs):
+                raise UserError(
+                    f"{baseline.name} has tokens for only {len(ours):,} of the {len(held_out.pairs):,} pairs.",
+                    "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
+                )
+        before = base.scores.select(there.tolist())
+        comparison = compare_scores(before, scored.scores, target.recipe.loss, rewards_compare=same_tokens)
+        return Against(baseline.name, before, comparison, same_tokens), base.noise
+
+    def _save(self, target: Target, held_out: HeldOut, saved: PairScores) -> Against | None:
+        """The run's float32 weights on the same pairs, where the saved ones are narrower."""
+        if target.master is None or target.of_run is None:
+            return None
+        recipe = replace(target.recipe, model=target.of_run.model)
+        master = Target(str(target.master), recipe, checkpoint=target.master)
+        try:
+            start = find_model(recipe.model.path, recipe.model.revision)
+            if (
+                find_model(target.recipe.model.path).stored_dtype.itemsize
+                >= weights_dtype(recipe.model, start).itemsize
+            ):
+                return None
+            before = self._score(master, held_out, with_noise=False).scores
+        except UserError as error:
+            self.say(f"not scored, and left out: {master.name}: {error}")
+            return None
+        return Against(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
+
+    def _surface(self, target: Target, held_out: HeldOut) -> Measured | None:
+        train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
+        return surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None
+
+
+def _require_fitting(target: Target) -> None:
+    """Refuse a model that is not there, or lengths beyond its positions."""
+    recipe = target.recipe
+    require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
+
+
+def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel:
+    load = load_model if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
+    return open_model(target.recipe, source, held_out.pairs, load)
+
+
+def _slices(values: dict[str, list[str | None]], scores: PairScores, against: Against | None) -> dict[str, list[Slice]]:
+    base = None if against is None else against.scores
+    return {column: slices_of(column, of_column, scores, base) for column, of_column in values.items()}

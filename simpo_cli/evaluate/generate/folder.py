@@ -1,0 +1,297 @@
+"""The folder of answers: a manifest that says how they were made, answers by model and mode, and the files that
+AlpacaEval and Arena-Hard read.
+
+A folder holds the answers of one manifest. A call with the same one resumes where the last stopped; a call with another
+is refused, because answers made in different ways do not belong in one table.
+
+AlpacaEval (`alpaca_eval --model_outputs FILE --reference_outputs FILE`): a JSON list of {instruction, output,
+generator, dataset}. Arena-Hard-Auto v2 (`gen_judgment.py`): `question.jsonl` with {uid, category, prompt}, and a file
+`model_answer/MODEL.jsonl` of {uid, ans_id, model, messages, tstamp, metadata}, where the last message's content is
+{"answer": ...} and metadata counts what its style control reads: token_len, header_count, list_count, bold_count.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from simpo_cli.data.pair import Message
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.generate.decoding import MODES, Generated, Mode
+from simpo_cli.evaluate.generate.measures import Answer
+from simpo_cli.evaluate.generate.prompts import Question
+from simpo_cli.files import disk_faults, object_in, replacing, rows_of
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a last line that a kill cut short, or that is being written, is left out.
+
+    Raises:
+        UserError: another line is no row.
+    """
+    if not file.is_file():
+        return []
+    content = file.read_bytes()
+    return list(rows_of(content[: content.rfind(b"\n") + 1], file))
+
+
+def add_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows, handed to the system before this returns; a last line that a kill cut short goes first."""
+    if file.is_file():
+        _cut_unfinished_line(file)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _cut_unfinished_line(file: Path) -> None:
+    with file.open("r+b") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+_CODE = re.compile("```[^`]*```")
+
+
+def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Answer], name: str) -> list[dict[str, str]]:
+    """One model's answers as AlpacaEval's model outputs, in the order of the questions."""
+    return [
+        {
+            "instruction": question.text,
+            "output": answer.text,
+            "generator": name,
+            "dataset": question.labels.get("dataset", "simpo"),
+        }
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def arena_hard_questions(questions: Sequence[Question]) -> list[dict[str, str]]:
+    """The rows of question.jsonl; a prompt without a uid of its own has its hash."""
+    return [
+        {
+            "uid": _uid(question),
+            "category": question.labels.get("category", "simpo"),
+            "prompt": question.text,
+        }
+        for question in questions
+    ]
+
+
+def arena_hard_answers(
+    questions: Sequence[Question], answers: Sequence[Answer], name: str, written: float
+) -> list[dict[str, Any]]:
+    """The rows of model_answer/NAME.jsonl.
+
+    Args:
+        questions, answers: of one model, in one order.
+        name: the model's.
+        written: when, in seconds since 1970.
+    """
+    return [
+        {
+            "uid": _uid(question),
+            "ans_id": hashlib.sha256(f"{name} {question.key} {answer.text}".encode()).hexdigest()[:22],
+            "model": name,
+            "messages": [
+                *({"role": turn.role, "content": turn.content} for turn in question.turns),
+                {"role": "assistant", "content": {"answer": answer.text}},
+            ],
+            "tstamp": written,
+            "metadata": {"token_len": len(answer.ids), **markdown_counts(answer.text)},
+        }
+        for question, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def _uid(question: Question) -> str:
+    return question.labels.get("uid", question.key)
+
+
+def markdown_counts(text: str) -> dict[str, dict[str, int]]:
+    """Headers, list items and bold stretches outside of code blocks, by kind."""
+    prose = _CODE.sub("``````", text)
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, prose, re.MULTILINE))
+
+    return {
+        "header_count": {f"h{level}": count(rf"^#{{{level}}}\s") for level in range(1, 7)},
+        "list_count": {"ordered": count(r"^\s*\d+\.\s"), "unordered": count(r"^\s*[-*+]\s")},
+        "bold_count": {"**": count(r"\*\*[^*\n]+\*\*"), "__": count(r"__[^_\n]+__")},
+    }
+
+
+def write_json(file: Path, value: Any) -> None:
+    """A JSON document, whole or not at all."""
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all."""
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def write_text(file: Path, text: str) -> None:
+    """A file of text, whole or not at all; folders on the way are made."""
+    with disk_faults(f"{file} cannot be written", ", and run the same command again"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as stream:
+            stream.write(text)
+
+
+Side = Literal["base", "trained"]
+SIDES: tuple[Side, ...] = ("base", "trained")
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.jsonl"
+
+
+def is_answers(folder: Path) -> bool:
+    """Whether a folder holds answers."""
+    return (folder / MANIFEST).is_file() and (folder / PROMPTS).is_file()
+
+
+@dataclass(frozen=True)
+class AnswerFolder:
+    """A folder of answers.
+
+    Attributes:
+        path: the folder.
+        manifest: how the answers are made.
+        questions: what is asked, in order.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    questions: tuple[Question, ...]
+
+    @classmethod
+    def make(cls, path: Path, manifest: Mapping[str, Any], questions: Sequence[Question]) -> "AnswerFolder":
+        """A new folder, or one that is there already for the same manifest.
+
+        Raises:
+            UserError: the folder holds something else, or answers of another manifest.
+        """
+        if is_answers(path):
+            found = cls.open(path)
+            differing = [name for name in manifest if found.manifest.get(name) != manifest[name]]
+            if differing:
+                raise UserError(
+                    f"{path} holds answers that were made otherwise: {', '.join(differing)} differ.",
+                    "Name another folder with --answers, or move this one away.",
+                )
+            return found
+        started = {
+            MANIFEST,
+            PROMPTS,
+            f".{MANIFEST}",
+            f".{PROMPTS}",
+        }  # by a call that was killed before its first answer
+        if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - started):
+            raise UserError(f"{path} exists and holds no answers.", "Name another folder with --answers.")
+        write_lines(path / PROMPTS, [_question_row(question) for question in questions])
+        write_json(path / MANIFEST, manifest)
+        return cls(path, manifest, tuple(questions))
+
+    @classmethod
+    def open(cls, path: Path) -> "AnswerFolder":
+        """A folder that `make` made.
+
+        Raises:
+            UserError: it is none, or damaged.
+        """
+        try:
+            manifest = object_in((path / MANIFEST).read_bytes())
+            if manifest["schema_version"] != SCHEMA_VERSION or manifest["kind"] != "answers":
+                raise ValueError("another version wrote it")
+            questions = tuple(map(_question, read_rows(path / PROMPTS)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read as a folder of answers: {error}.", "Generate the answers again elsewhere."
+            ) from error
+        return cls(path, manifest, questions)
+
+    def name_of(self, side: Side) -> str:
+        """The model's name, as the files for other tools have it."""
+        return str(self.manifest["models"][side]["name"])
+
+    def file(self, side: Side, mode: Mode) -> Path:
+        """Where a model's answers are."""
+        return self.path / f"{side}.{mode}.jsonl"
+
+    def answers(self, side: Side, mode: Mode) -> dict[str, Answer]:
+        """The answers so far, by the key of their prompt."""
+        rows = read_rows(self.file(side, mode))
+        try:
+            return {
+                row["key"]: Answer(row["key"], row["output"], tuple(row["ids"]), bool(row["ended"])) for row in rows
+            }
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"a row lacks {error}.",
+                "Remove the file; its answers are made again.",
+                where=str(self.file(side, mode)),
+            ) from error
+
+    def still_to_ask(self, side: Side) -> dict[Mode, list[Question]]:
+        """The questions that a model has not answered yet, by mode."""
+        done = {mode: self.answers(side, mode).keys() for mode in MODES}
+        return {mode: [one for one in self.questions if one.key not in done[mode]] for mode in MODES}
+
+    def add(self, side: Side, mode: Mode, generated: Sequence[Generated], texts: Sequence[str]) -> None:
+        """Keep answers as they come."""
+        add_rows(
+            self.file(side, mode),
+            [
+                {"key": one.key, "output": text, "ended": one.ended, "ids": list(one.ids)}
+                for one, text in zip(generated, texts, strict=True)
+            ],
+        )
+
+    def in_order(self, side: Side, mode: Mode) -> list[Answer]:
+        """The answers in the order of the questions; all of them have to be there."""
+        answers = self.answers(side, mode)
+        missing = sum(question.key not in answers for question in self.questions)
+        if missing:
+            raise UserError(
+                f"{self.path} lacks {missing:,} of {len(self.questions):,} answers ({side}, {mode}).",
+                "Run simpo eval --generate again with the same options: it goes on where it stopped.",
+            )
+        return [answers[question.key] for question in self.questions]
+
+    def write_formats(self, written: float) -> None:
+        """The files that AlpacaEval and Arena-Hard read; `written` is a time in seconds since 1970."""
+        for mode in MODES:
+            arena = self.path / "arena_hard" / mode
+            write_lines(arena / "question.jsonl", arena_hard_questions(self.questions))
+            for side in SIDES:
+                answers, name = self.in_order(side, mode), self.name_of(side)
+                write_json(
+                    self.path / "alpaca_eval" / mode / f"{name}.json", alpaca_eval_rows(self.questions, answers, name)
+                )
+                rows = arena_hard_answers(self.questions, answers, name, written)
+                write_lines(arena / "model_answer" / f"{name}.jsonl", rows)
+
+
+def _question_row(question: Question) -> dict[str, Any]:
+    return {
+        "key": question.key,
+        "where": question.where,
+        "messages": [{"role": turn.role, "content": turn.content} for turn in question.turns],
+        "ids": list(question.ids),
+        "labels": question.labels,
+    }
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    turns = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+    return Question(row["key"], turns, tuple(row["ids"]), row["where"], dict(row["labels"]))

@@ -1,0 +1,243 @@
+"""What a name behind `simpo eval` means: a run, a model, a checkpoint or a recipe, and what goes with it."""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.start import fitting_lengths
+from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.load import Load, ModelSource, load_start, settle_adapter
+from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
+from simpo_cli.recipe import compose, find_recipe
+from simpo_cli.recipe.names import HUB_ID, is_hub_id, kind_of, no_such_target
+from simpo_cli.recipe.schema import ModelRecipe, Recipe
+from simpo_cli.run.documents import read_receipt
+from simpo_cli.run.folder import WEIGHTS, require_own_model
+from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints, open_checkpoint
+
+
+def require_whole(folder: Path) -> None:
+    """Refuse a checkpoint that is seen from outside to be damaged; its bytes are looked at when they are read.
+
+    Raises:
+        UserError: says what is wrong with it (exit code 4).
+    """
+    try:
+        open_checkpoint(folder)
+    except DamagedCheckpointError as error:
+        raise _damaged(error) from error
+
+
+def loader_of(folder: Path, recipe: Recipe) -> Load:
+    """What reads the start model and then the checkpoint's weights over it.
+
+    Args:
+        folder: the checkpoint.
+        recipe: its run's; says whether adapters were trained.
+    """
+
+    def load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        start = settle_adapter(recipe.model, source)
+        model = load_start(start, source, dtype, device)
+        if start.lora is not None and start.adapter != "continue":
+            model = add_adapters(model, start.lora)
+        try:
+            with open_checkpoint(folder).open(WEIGHTS) as file:
+                read_tensors(file, trainable(Policy(model)))
+        except DamagedCheckpointError as error:
+            raise _damaged(error) from error
+        except TensorMismatchError as error:
+            raise UserError(
+                f"{folder} does not fit the model {source.name}: {error}.",
+                "The run's start model is not what it was; put it back, or score the run's model/.",
+            ) from error
+        return model
+
+    return load
+
+
+def last_checkpoint(run: Path, steps: int) -> Path | None:
+    """The checkpoint that was taken after the last step of a run, if it is still there."""
+    whole, _ = find_checkpoints(run / "checkpoints")
+    return next((checkpoint.folder for checkpoint in whole if checkpoint.step == steps), None)
+
+
+def _damaged(error: DamagedCheckpointError) -> UserError:
+    return UserError(
+        f"the checkpoint {error.folder} is damaged: {error.reason}.",
+        "Score another one of the run, or its model/.",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+_CHECKPOINT = re.compile(r"step-\d{8}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to score.
+
+    Attributes:
+        name: as people read it.
+        recipe: pairs, lengths and objective; its model is the one to score, or the one under the checkpoint.
+        start: the model that training started from, where that is another one.
+        checkpoint: the folder whose weights go over the model.
+        master: the run's last checkpoint: the float32 weights that the model was saved from.
+        of_run: the run's recipe as it was trained; None where there is no run.
+        has_training_pairs: whether the recipe's data.train is what the model was trained on, or will be.
+    """
+
+    name: str
+    recipe: Recipe
+    start: ModelRecipe | None = None
+    checkpoint: Path | None = None
+    master: Path | None = None
+    of_run: Recipe | None = None
+    has_training_pairs: bool = True
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for two names of one model under one recipe."""
+        path = Path(self.recipe.model.path).expanduser()
+        here = str(path.resolve()) if path.is_dir() else self.recipe.model.path
+        return here, self.recipe.model.revision, self.checkpoint and self.checkpoint.resolve()
+
+
+def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]:
+    """Each name with its recipe; a model by itself takes pairs and objective of the first that brings a recipe.
+
+    Args:
+        names: at least one.
+        overrides: `KEY=VALUE`, for every recipe.
+
+    Raises:
+        UserError: a name means nothing, or is there twice, or nothing says which pairs to score.
+    """
+    found: list[Target | str] = [_with_recipe(name, overrides) or name for name in names]
+    leader = next((target.recipe for target in found if isinstance(target, Target)), None)
+    targets = [one if isinstance(one, Target) else model_alone(one, overrides, leader) for one in found]
+    for number, target in enumerate(targets):
+        if target.identity in [other.identity for other in targets[:number]]:
+            raise UserError(f"{target.name} is named twice.", "Name models that differ.")
+    return targets
+
+
+def find_baseline(name: str, overrides: Sequence[str], recipe: Recipe) -> Target:
+    """The model that others are held against, to be scored under their recipe.
+
+    Args:
+        name: like a target; of a run it is the saved model, of a recipe the start model.
+        overrides: `KEY=VALUE`.
+        recipe: of what is held against it.
+    """
+    found = _with_recipe(name, overrides)
+    if found is None:
+        return model_alone(name, overrides, recipe)
+    return replace(found, recipe=replace(recipe, model=found.recipe.model))
+
+
+def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> Target:
+    """A model that no run has made.
+
+    Args:
+        name: a folder, `builtin:guide`, or a hub id, which may name its branch, tag or commit: ORG/NAME@REVISION.
+        overrides: `KEY=VALUE`; must name data.eval where there is no recipe.
+        recipe: what says pairs and objective; None takes the defaults.
+    """
+    path, revision = _path_and_revision(name)
+    if recipe is not None:
+        model = replace(recipe.model, path=path, revision=revision, lora=None)
+        return Target(name, replace(recipe, model=model), has_training_pairs=False)
+    sources = [override for override in overrides if override.startswith("data.eval")]
+    if not sources:
+        raise UserError(f"{name} is a model, and nothing says which pairs to score.", "Add --data FILE.")
+    lengths = fitting_lengths(path, revision)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "eval.yaml")
+        file.write_text("name: eval\n", encoding="utf-8")
+        given = [
+            f"model.path={path}",
+            f"model.revision={json.dumps(revision)}",
+            "data.train=-",
+            f"data.max_length={lengths.max_length}",
+            f"data.max_prompt_length={lengths.max_prompt_length}",
+        ]
+        return Target(name, compose(str(file), [*given, *overrides]).recipe, has_training_pairs=False)
+
+
+def _path_and_revision(name: str) -> tuple[str, str | None]:
+    """What recipes call model.path and model.revision; a name that is here is all of it a path."""
+    named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
+    return (name, None) if named is None else (named[1], named[2])
+
+
+def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
+    """A run, a part of one, or a recipe; None for a model by itself."""
+    path = Path(name).expanduser()
+    if (path / "run.json").is_file():
+        if not (path / "model").is_dir():
+            raise UserError(
+                f"the run {name} has no model yet.",
+                f"Let the run finish, or name one of its checkpoints: {path}/checkpoints/step-...",
+                exit_code=ExitCode.ENVIRONMENT,
+            )
+        return _of_run(path, path / "model", overrides)
+    if _CHECKPOINT.fullmatch(path.name) and path.is_dir():
+        return _checkpoint(path, overrides)
+    if _is_model(path):
+        return _of_run(path.parent, path, overrides) if (path.parent / "run.json").is_file() else None
+    if kind_of(name) == "pairs":
+        raise no_such_target(name)
+    if path.is_dir():
+        raise UserError(
+            f"{name} is a folder, but neither a run nor a model.",
+            "Name a run folder (with run.json), a model folder (with config.json), a checkpoint or a recipe.",
+        )
+    try:
+        find_recipe(name)
+    except UserError as error:
+        if is_hub_id(name) or name == "builtin:guide":
+            return None
+        raise no_such_target(name) from error
+    return Target(name, compose(name, overrides).recipe)
+
+
+def _of_run(run: Path, model: Path, overrides: Sequence[str]) -> Target:
+    """A model that a run has saved."""
+    require_own_model(run)
+    steps = read_receipt(run)["plan"]["steps"]
+    trained = _recipe_of(run, overrides)
+    recipe = _recipe_of(run, [f"model.path={model}", *overrides])
+    return Target(str(model), recipe, start=trained.model, master=_master(run, trained, steps), of_run=trained)
+
+
+def _master(run: Path, recipe: Recipe, steps: int) -> Path | None:
+    """The last checkpoint of a run that trained all weights; adapters are saved as they are trained."""
+    return None if recipe.model.lora is not None else last_checkpoint(run, steps)
+
+
+def _checkpoint(path: Path, overrides: Sequence[str]) -> Target:
+    run = path.parent.parent
+    if not (run / "run.json").is_file():
+        raise UserError(
+            f"{path} is a checkpoint without its run.", "Leave it where the run wrote it: RUN/checkpoints/step-..."
+        )
+    require_whole(path)
+    trained = _recipe_of(run, overrides)
+    return Target(str(path), trained, start=trained.model, checkpoint=path, of_run=trained)
+
+
+def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
+    return compose(str(run / "recipe.yaml"), overrides).recipe
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()

@@ -1,0 +1,1 @@
+"""A trained model for others: exported, merged, with its card, and sent to the hub."""

@@ -1,0 +1,311 @@
+"""The card of a model folder: what hubs read of it, and what a stranger has to know before using it.
+
+It travels with the model, so it names nothing of the machine: models and data sets by their hub ids, files by a hash.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import simpo_cli
+from simpo_cli.data.encode import AS_TRANSCRIPT
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.store import EncodedSource
+from simpo_cli.files import disk_faults, replacing
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    Cell,
+    Measured,
+    border_in_words,
+    number_cell,
+    p_in_words,
+    percent,
+    points_cell,
+    prompts_in_words,
+    share_cell,
+)
+from simpo_cli.model.load import ModelSource
+from simpo_cli.recipe.dump import loss_terms
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted
+
+CARD = "README.md"
+_LICENCE = ("license", "license_name", "license_link")
+_SHA256_DIGITS = 64
+_TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a card is about.
+
+    Attributes:
+        recipe: of the run.
+        start: the model that training began with.
+        data: its pairs.
+        steps: optimizer steps.
+        dtype: type of the weights in the folder, such as bfloat16.
+        merged: for adapters merged into the model under them, how that was checked, in a sentence; else empty.
+    """
+
+    recipe: Recipe
+    start: ModelSource
+    data: PreparedData
+    steps: int
+    dtype: str
+    merged: str = ""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds adapters and not a whole model."""
+        return self.recipe.model.lora is not None and not self.merged
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs that were trained on: all, unless train.max_steps came first."""
+        return min(len(self.data.train), self.steps * self.recipe.train.pairs_per_step)
+
+    @property
+    def hub_model(self) -> str | None:
+        """The id on the hub of the start model, of an adapter that of its base; None for what is not there."""
+        return None if self.start.whole.revision is None else self.start.whole.name
+
+
+def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
+    """The card as Markdown with its metadata in front.
+
+    Args:
+        trained: the model.
+        outcome: of run.json; without `before` and `after` the card says that nothing was measured.
+    """
+    parts = [_introduction(trained), *_results(outcome), _loading(trained), _training(trained)]
+    return f"---\n{_metadata(trained)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Put a card in the place of the one that is there.
+
+    It is written beside the folder, so that a process killed in it leaves nothing in the model that others load.
+
+    Raises:
+        UserError: the disk did not take it (exit code 4); the old card is as it was.
+    """
+    file = folder / CARD
+    then = ", and run the same command with --resume"
+    what = f"the card of the model cannot be written to {file}"
+    with disk_faults(what, then), replacing(file, written_in=folder.parent) as stream:
+        stream.write(redacted(card))
+
+
+def inherited_licence(start: ModelSource) -> dict[str, str]:
+    """The licence that the start model's card states, in the hub's words; empty where there is no such card."""
+    from huggingface_hub import metadata_load
+
+    try:
+        stated: Mapping[str, Any] = metadata_load(start.folder / CARD) or {}
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one that is damaged
+        return {}
+    licence = {key: str(stated[key]) for key in _LICENCE if isinstance(stated.get(key), str)}
+    link = licence.get("license_link", "")
+    if link and "://" not in link:  # a file beside the start model, which is not copied
+        del licence["license_link"]
+        if start.revision is not None:
+            licence["license_link"] = f"https://huggingface.co/{start.name}/blob/main/{link}"
+    return licence if "license" in licence else {}
+
+
+def hub_datasets(data: PreparedData) -> list[str]:
+    """The ids of the data sets that came from the hub, each once."""
+    names = [path for source in data.sources for path, identity, _ in source.account.files if _is_of_hub(identity)]
+    return list(dict.fromkeys(names))
+
+
+def _metadata(trained: Trained) -> str:
+    from huggingface_hub import ModelCardData
+
+    tags = ["simpo", "preference-alignment", "preference-optimization"]
+    tags += ["custom_code"] if trained.start.code else []  # the hub's word for it
+    return ModelCardData(
+        base_model=trained.hub_model,
+        base_model_relation=None if trained.hub_model is None else "adapter" if trained.is_adapter else "finetune",
+        datasets=hub_datasets(trained.data) or None,
+        library_name="peft" if trained.is_adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=[*tags, "lora"] if trained.is_adapter else tags,
+        **inherited_licence(trained.start),  # type: ignore[arg-type]  # texts, each under its own name
+    ).to_yaml()
+
+
+def _introduction(trained: Trained) -> str:
+    what = {
+        True: "Adapters (LoRA) for",
+        False: "Adapters merged into" if trained.merged else "A tuning of",
+    }[trained.is_adapter]
+    text = (
+        f"# {' '.join(trained.recipe.name.split())}\n\n{what} {_named(trained)} by "
+        f"[SimPO](https://arxiv.org/abs/2405.14734), from {trained.num_pairs:,} preference pairs (prompt, chosen and "
+        "rejected response) and without a reward model. "
+        f"Weights are {trained.dtype}. Made with simpo {simpo_cli.__version__}."
+    )
+    return f"{text}\n\n{trained.merged}" if trained.merged else text
+
+
+def _named(trained: Trained) -> str:
+    if trained.hub_model is not None:
+        return f"[{trained.hub_model}](https://huggingface.co/{trained.hub_model})"
+    if trained.start.name == "builtin:guide":
+        return "the small model that simpo carries with it (`builtin:guide`)"
+    return f"a {trained.start.config.model_type} model that is not on the hub"
+
+
+def _results(outcome: Mapping[str, Any]) -> list[str]:
+    heading = "## How it did"
+    if "not_measured" in outcome:
+        why = outcome["not_measured"]
+        return [f"{heading}\n\nNot measured: {why}. Nothing says whether it got better than its start."]
+    if "before" not in outcome:
+        return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
+    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
+    log_prob = partial(number_cell, digits=LOG_PROB_DIGITS)
+    rows: list[tuple[str, Measured | None, Measured | None, Callable[[Measured], Cell]]] = [
+        ("accuracy", before["accuracy"], after["accuracy"], share_cell),
+        ("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], share_cell),
+        ("mean reward margin", before["margin"], after["margin"], partial(number_cell, digits=MARGIN_DIGITS)),
+        ("loss", before["loss"], after["loss"], partial(number_cell, digits=LOSS_DIGITS)),
+        ("mean log-prob of chosen, nats a token", before["logps/chosen"], after["logps/chosen"], log_prob),
+        ("mean log-prob of rejected, nats a token", before["logps/rejected"], after["logps/rejected"], log_prob),
+    ]
+    table = [f"| {after['pairs']:,} held-out pairs | start model | this model |", "|---|---|---|"]
+    for label, *both, show in rows:
+        shown = ["too few pairs" if one is None else str(show(one)) for one in both]
+        table.append(f"| {label} | {shown[0]} | {shown[1]} |")
+    gain = points_cell(difference["accuracy"])
+    effective = after.get("effective_prompts", after["prompts"])  # runs of before 0.2 do not say it
+    border = border_in_words(difference["accuracy"], difference["p_value"])
+    lines = [
+        f"Accuracy changed by {gain.text} points ({gain.below}, n = {after['pairs']:,} pairs of "
+        f"{prompts_in_words(after['prompts'], effective)}, {p_in_words(difference['p_value'])}, "
+        f"{_TESTS[difference['test']]}). One seed. Brackets hold 95 % intervals."
+        + ("" if effective >= FEW_PROMPTS else f" Under {FEW_PROMPTS} prompts they are rough.")
+        + (f" {border}" if border else ""),
+        f"To beat on the same pairs: {'; '.join(_baselines(after['baselines']))}.",
+        "Accuracy is the share of pairs in which the model finds the preferred response the likelier one, per token. "
+        "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",
+    ]
+    return ["\n".join([f"{heading}\n", *table]), *lines]
+
+
+def _baselines(known: Mapping[str, Any]) -> list[str]:
+    named = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
+    said = [f"a coin {percent(0.5)}"]
+    return said + [f"{name} {share_cell(known[key])}" for key, name in named.items() if known.get(key) is not None]
+
+
+def _loading(trained: Trained) -> str:
+    library, name = (
+        ("peft", "AutoPeftModelForCausalLM") if trained.is_adapter else ("transformers", "AutoModelForCausalLM")
+    )
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if trained.is_adapter:
+        imports = [f"from {library} import {name}", "from transformers import AutoTokenizer"]
+    if trained.data.tokenizer.template_source:
+        asked = [
+            'messages = [{"role": "user", "content": "What is preference alignment?"}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        asked = ['inputs = tokenizer("What is preference alignment?", return_tensors="pt")']
+    trust = ", trust_remote_code=True" if trained.start.code else ""
+    code = [
+        *imports,
+        "",
+        'path = "."  # this folder, or its name on the hub',
+        f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",
+        f"model = {name}.from_pretrained(path{trust})",
+        *asked,
+        "answer = model.generate(**inputs, max_new_tokens=200)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    text = "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
+    if not trained.start.code:
+        return text
+    where = "that comes with the model under it" if trained.is_adapter else "in this folder"
+    files = ", ".join(f"`{file}`" for file in trained.start.code)
+    return f"{text}\n\nThis runs Python code {where} ({files}): read it before you load the model."
+
+
+def _training(trained: Trained) -> str:
+    recipe, train = trained.recipe, trained.recipe.train
+    epochs = "" if train.max_steps else ", 1 epoch" if train.num_epochs == 1 else f", {train.num_epochs} epochs"
+    rows = [
+        ("objective", loss_terms(recipe.loss)),
+        (
+            "schedule",
+            f"{trained.steps:,} steps of {train.pairs_per_step} pairs{epochs}; "
+            f"learning rate {train.learning_rate:g}, {train.lr_scheduler}, warm-up {train.warmup_ratio:g}; "
+            f"{train.optimizer}",
+        ),
+        ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
+        *_data_rows(trained),
+        *_form_row(trained),
+        ("seed", str(recipe.seed)),
+    ]
+    if (lora := recipe.model.lora) is not None:
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+        rows.insert(
+            1, ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}" + (", DoRA" if lora.use_dora else ""))
+        )
+    if trained.hub_model is not None:
+        adapter = "" if trained.start.adapter is None else ", with an adapter that was trained before"
+        rows.append(("start model", f"{trained.hub_model} at {trained.start.whole.revision}{adapter}"))
+    return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
+
+
+def _form_row(trained: Trained) -> list[tuple[str, str]]:
+    """How conversations were written where the model has no chat template, which its users have to know."""
+    if not any(source.account.counts[AS_TRANSCRIPT] for source in trained.data.sources):
+        return []
+    return [("form", "no chat template: conversations were trained as `Human:` / `Assistant:` text")]
+
+
+def _data_rows(trained: Trained) -> list[tuple[str, str]]:
+    data = trained.data
+    pairs = f"{len(data.train):,} pairs"
+    if trained.num_pairs < len(data.train):
+        pairs += f", of which {trained.num_pairs:,} were reached"
+    if data.eval_source is None:
+        shares = f"{pairs}, and {len(data.held_out):,} held out of the same by prompt"
+        return [("data", f"{_origin(data.train_source)}: {shares}")]
+    shared = f"; {data.shared_prompts:,} training pairs have a prompt of these" if data.shared_prompts else ""
+    return [
+        ("data", f"{_origin(data.train_source)}: {pairs}"),
+        ("held out", f"{_origin(data.eval_source)}: {len(data.held_out):,} pairs{shared}"),
+    ]
+
+
+def _origin(source: EncodedSource) -> str:
+    """Hub data sets with their commits; of files, whose names are nobody's business, the hashes."""
+    named = [
+        f"[{path}](https://huggingface.co/datasets/{path}) at {identity}"
+        for path, identity, _ in source.account.files
+        if _is_of_hub(identity)
+    ]
+    hashes = [identity[:12] for _, identity, _ in source.account.files if not _is_of_hub(identity)]
+    if hashes:
+        shown = ", ".join(hashes[:5]) + (f" and {len(hashes) - 5:,} more" if len(hashes) > 5 else "")
+        named.append(f"{len(hashes):,} {'file' if len(hashes) == 1 else 'files'} (sha256 {shown})")
+    return ", ".join(named)
+
+
+def _is_of_hub(identity: str) -> bool:
+    """What is read of a file is known by its sha256, what is read of the hub by its commit."""
+    return len(identity) != _SHA256_DIGITS

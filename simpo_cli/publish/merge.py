@@ -1,0 +1,142 @@
+"""A run's adapters merged into the weights beside which they were trained, and the proof that the model is the same.
+
+A merge can go wrong without a word: in a narrow type most of the update may be rounded away, and an adapter on a head
+that shares its weights with the embedding would change both. So the folder that was written is loaded again as others
+load it, and its logits, of the whole vocabulary where responses of the run's own pairs stand, are held beside those of
+the adapters themselves; the merge is kept only if they say the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.prepare import make_plan, prepare_data
+from simpo_cli.data.selection import probe
+from simpo_cli.errors import UserError
+from simpo_cli.files import disk_faults
+from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import export_dtype
+from simpo_cli.publish.card import CARD, Trained, model_card
+from simpo_cli.publish.export import copy_tokenizer, written_whole
+from simpo_cli.recipe import compose
+from simpo_cli.redaction import redacted
+from simpo_cli.run.documents import read_receipt
+
+_COMPARED_PAIRS = 8
+_MOST_LOGITS = 2**25  # held for each of three models at once: 128 MB as float32
+_FEWEST_POSITIONS = 64
+_MOST_DIFFERENCE = 1e-3  # nats, of any logit, by the merge itself in float32
+_MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merge that was kept.
+
+    Attributes:
+        folder: where it is.
+        dtype: type of its weights.
+        num_positions: where logits of the whole vocabulary were compared.
+        largest_difference: of any logit, merged in float32 against the adapters, in nats.
+        change: root mean square of what training changed in the logits, in nats.
+        lost: the same of saved against adapters: what the narrower type cost.
+    """
+
+    folder: Path
+    dtype: str
+    num_positions: int
+    largest_difference: float
+    change: float
+    lost: float
+
+
+def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) -> Merged:
+    """Write a folder with the run's model in one piece, whole or not at all.
+
+    Args:
+        run: the folder of a run whose model/ holds adapters.
+        folder: what to write; nothing may be there.
+        dtype: type of the weights; None takes the recipe's export.dtype.
+
+    Raises:
+        UserError: the merged model differs from the adapters, or the disk does not take it (exit code 4).
+    """
+    source = find_model(str(run / "model"))
+    recipe = compose(str(run / "recipe.yaml")).recipe
+    base = source.whole
+    data = prepare_data(recipe)
+    known = data.held_out or data.train
+    pairs = [known[i] for i in probe(known, _COMPARED_PAIRS)]
+
+    adapted: Any = load_model(source, torch.float32)
+    with adapted.disable_adapter():
+        before = _logits(adapted, pairs)
+    wanted = _logits(adapted, pairs)
+    merged = adapted.merge_and_unload(safe_merge=True)
+    difference = float((_logits(merged, pairs) - wanted).abs().max())
+    if difference > _MOST_DIFFERENCE:
+        raise _differs(
+            f"a logit differs by {difference:.2g} nats in float32",
+            "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
+        )
+    dtype = export_dtype(recipe, base) if dtype is None else dtype
+    with disk_faults(f"the merged model cannot be written to {folder}"), written_whole(folder) as temporary:
+        merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
+        del adapted, merged
+        copy_tokenizer(source, temporary, recipe.data.chat_template)
+        saved = _logits(load_model(find_model(str(temporary)), torch.float32), pairs)
+        change, lost = _root_mean_square(wanted - before), _root_mean_square(saved - wanted)
+        if lost > max(_MOST_LOST * change, _MOST_DIFFERENCE):
+            raise _differs(
+                f"saved in {DTYPE_NAMES[dtype]} its logits are {lost:.2g} nats from the adapters', which changed them "
+                f"by {change:.2g} (root mean squares over the vocabulary at {len(wanted):,} positions)",
+                "Keep more digits: --dtype fp32.",
+            )
+        checked = (
+            f"Before it was kept, this folder was loaded again and its logits compared at {len(wanted):,} positions of "
+            f"real responses: over the whole vocabulary they are {lost:.2g} nats from those of the adapters, which "
+            f"changed them by {change:.2g} (root mean squares). The numbers below were measured with the adapters."
+        )
+        steps = make_plan(recipe, len(data.train)).num_steps
+        trained = Trained(recipe, base, data, steps, DTYPE_NAMES[dtype], checked)
+        (temporary / CARD).write_text(redacted(_card(run, trained)), encoding="utf-8")
+    return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
+
+
+def _logits(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+    """(K, V) logits at positions spread evenly over the pairs' responses, in nats, by the model's own layers.
+
+    All positions where they are few, and of a large vocabulary as many as `_MOST_LOGITS` allows.
+    """
+    policy = Policy(model).eval()
+    lengths = [len(pair.chosen) + len(pair.rejected) for pair in pairs]
+    most = max(_FEWEST_POSITIONS, _MOST_LOGITS // int(policy.causal.config.get_text_config().vocab_size))
+    chosen = torch.linspace(0, sum(lengths) - 1, min(most, sum(lengths))).round().long()
+    found, start = [], 0
+    with torch.no_grad():
+        for pair, length in zip(pairs, lengths, strict=True):
+            at = chosen[(chosen >= start) & (chosen < start + length)] - start
+            found.append(policy.logits(pack([pair], torch.device("cpu")), at))
+            start += length
+    return torch.cat(found)
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())
+
+
+def _differs(how: str, fix: str) -> UserError:
+    return UserError(f"the merged model is not the model that was trained: {how}. Nothing was written.", fix)
+
+
+def _card(run: Path, trained: Trained) -> str:
+    """What was measured of the adapters holds for the merge, whose log-probs were just compared with theirs."""
+    outcome = read_receipt(run).get("outcome")
+    return model_card(trained, outcome or {})

@@ -1,0 +1,295 @@
+"""run.json: what ran, on what, with what, so that the run can be told apart from every other and done again.
+
+Its account of the records is complete: every one that was read is somewhere, and the numbers add up.
+"""
+
+import hashlib
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from simpo_cli.data.plan import Plan
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.store import EncodedSource
+from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.redaction import redacted_values, told_apart
+from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
+from simpo_cli.run.identity import Identity, recipe_values
+from simpo_cli.run.shapes import SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Where the records of one side of the data went.
+
+    read + repeated = trained + held_out + not_reached + refused + the sum of dropped.
+
+    Attributes:
+        read: records of any kind that were read.
+        repeated: how many more pairs there are because sources are repeated (`repeat` in the recipe).
+        trained: different pairs that a step was taken on so far.
+        held_out: pairs that are scored and never trained on.
+        not_reached: pairs that no step was taken on so far.
+        refused: malformed records.
+        dropped: pairs without signal, by reason.
+    """
+
+    read: int
+    repeated: int
+    trained: int
+    held_out: int
+    not_reached: int
+    refused: int
+    dropped: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        left = self.read + self.repeated
+        found = self.trained + self.held_out + self.not_reached + self.refused + sum(self.dropped.values())
+        assert left == found, f"{left} records read, repetitions counted, and {found} accounted for: {self}"
+        assert min(self.repeated, self.trained, self.held_out, self.not_reached) >= 0, self
+
+    def as_json(self) -> dict[str, Any]:
+        """Its part of run.json."""
+        return asdict(self)
+
+
+def train_ledger(data: PreparedData, plan: Plan, steps_done: int) -> Ledger:
+    """The account of the training records after so many steps.
+
+    Args:
+        data: the pairs of the run.
+        plan: which of them a step takes.
+        steps_done: optimizer steps so far.
+    """
+    trained = plan.num_pairs_after(steps_done)
+    return _ledger(
+        data.train_source,
+        trained=trained,
+        held_out=len(data.held_out) if data.eval_source is None else 0,
+        not_reached=len(data.train) - trained,
+    )
+
+
+def eval_ledger(source: EncodedSource) -> Ledger:
+    """The account of the records of data.eval, which are held out all of them."""
+    return _ledger(source, trained=0, held_out=len(source.pairs), not_reached=0)
+
+
+def _ledger(source: EncodedSource, *, trained: int, held_out: int, not_reached: int) -> Ledger:
+    return Ledger(
+        read=source.account.records_read,
+        repeated=source.repeated,
+        trained=trained,
+        held_out=held_out,
+        not_reached=not_reached,
+        refused=len(source.account.refused),
+        dropped=dict(sorted(source.account.dropped.items())),
+    )
+
+
+_PACKAGES = (
+    "simpo-cli",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "liger-kernel",
+    "datasets",
+    "omegaconf",
+)
+
+
+class RunReceipt:
+    """run.json, written anew whenever there is something to say: at the start, at every save, at the end.
+
+    Args:
+        folder: the run's folder.
+        data: its pairs, with the account of their records.
+        plan: which of them a step takes.
+        content: what does not change while this process trains.
+    """
+
+    def __init__(self, folder: RunFolder, data: PreparedData, plan: Plan, content: dict[str, Any]) -> None:
+        self._folder, self._data, self._plan, self.content = folder, data, plan, content
+
+    def write(self, status: str, steps_done: int, alerts: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Say how far the run is.
+
+        Args:
+            status: running, done, stopped (by a signal or for its health, everything saved) or failed.
+            steps_done: steps that are saved; the account of the records is of these.
+            alerts: what was seen of the run's health, as JSON.
+            more: such as outcome, and the files of a run that is done.
+        """
+        data = self._data
+        train = train_ledger(data, self._plan, steps_done)
+        accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
+        if data.eval_source is not None:
+            accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "status": status,
+            "step": steps_done,
+            **self.content,
+            "data": {
+                **accounts,
+                "train_pairs_with_held_out_prompts": data.shared_prompts,
+                "identity": data.identity,
+            },
+            "health": list(alerts),
+            **more,
+        }
+        self._folder.write_json(RUN, sealed(redacted_values(document)))  # the hash is of what is written
+
+
+def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRecipe) -> None:
+    """Say in run.json that the run is gone on with, before anything changes that it vouches for.
+
+    A process that is killed before it writes run.json anew leaves the recipe of before or that of now, and logs behind
+    the end that run.json tells of: both are as they should be. What the run was worth until then stays told.
+
+    Args:
+        folder: the run's folder.
+        document: run.json as it is; empty where there is none.
+        composed: the recipe of now.
+    """
+    if document:
+        kept = {name: value for name, value in document.items() if name != SEAL}
+        reopened = [*document.get(REOPENED, []), _recipe_sha256(composed)]
+        folder.write_json(RUN, sealed(redacted_values({**kept, REOPENED: reopened})))
+
+
+def receipt(
+    composed: ComposedRecipe,
+    data: PreparedData,
+    plan: Plan,
+    earlier: Mapping[str, Any],
+    *,
+    model: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    tokens_per_microbatch: int,
+    quick: bool,
+) -> dict[str, Any]:
+    """What run.json says from the start on.
+
+    Args:
+        composed: the recipe with the origin of every value.
+        data, plan: of the run.
+        earlier: run.json of a run that is gone on with: when and how it began stays as it was; else empty.
+        model, hardware: those parts of run.json.
+        tokens_per_microbatch: most tokens of a micro-batch.
+        quick: whether this is a smoke run.
+    """
+    return {
+        "started": earlier.get("started", now()),
+        "command": earlier.get("command", command_line()),
+        "versions": _versions(),
+        "recipe_sha256": _recipe_sha256(composed),
+        "recipe_origins": {  # where each value was set; what is not here is a default
+            key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
+        },
+        "seed": composed.recipe.seed,
+        "quick": quick,
+        "model": dict(model),
+        "tokenizer_sha256": data.tokenizer.sha256,
+        "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
+        "template_dates": data.tokenizer.dates,
+        "plan": {
+            "steps": plan.num_steps,
+            "pairs_per_step": plan.pairs_per_step,
+            "tokens_per_microbatch": tokens_per_microbatch,
+        },
+        "hardware": dict(hardware),
+        "resumed": list(earlier.get("resumed", [])),
+    }
+
+
+def identity(recipe: Recipe, data: PreparedData, content: Mapping[str, Any], machine: Mapping[str, Any]) -> Identity:
+    """What a later process must share with this run, drawn from its receipt.
+
+    Args:
+        recipe, data: of the run.
+        content: of `receipt`.
+        machine: what equal bits depend on beside versions and hardware.
+    """
+    model = {name: content["model"][name] for name in ("revision", "files", "code")}
+    if not model["code"]:
+        del model["code"]  # as in checkpoints of before there was any
+    plan: dict[str, Any] = {
+        "train_pairs": len(data.train),
+        "held_out_pairs": len(data.held_out),
+        "tokens": data.identity,
+    }
+    if data.tokenizer.dates:
+        plan["rendered_at"] = data.tokenizer.moment.isoformat()
+    return Identity(
+        recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
+        data={
+            "train": _files(data.train_source),
+            "eval": None if data.eval_source is None else _files(data.eval_source),
+        },
+        model=model,
+        tokenizer=content["tokenizer_sha256"],
+        template=content["template_sha256"],
+        plan=plan,
+        machine={
+            **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
+            **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
+            **machine,
+        },
+    )
+
+
+def command_line() -> str:
+    """The command as typed, with the program's name and not its path."""
+    return shlex.join(["simpo", *sys.argv[1:]])
+
+
+def command_to_resume() -> str:
+    """The same command, to go on with the run."""
+    typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
+    return shlex.join(["simpo", *typed, "--resume"])
+
+
+def now() -> str:
+    """This moment, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _recipe_sha256(composed: ComposedRecipe) -> str:
+    """Of the bytes of recipe.yaml."""
+    return hashlib.sha256(composed.as_yaml().encode()).hexdigest()
+
+
+def _versions() -> dict[str, str | None]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _files(source: EncodedSource) -> list[tuple[str, str]]:
+    return [(path, content) for path, content, _ in source.account.files]
+
+
+def _source_receipt(source: EncodedSource, records: Ledger) -> dict[str, Any]:
+    account = source.account
+    return {
+        "decision": account.decision,
+        "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in account.files],
+        "records": records.as_json(),
+        "counts": dict(sorted(account.counts.items())),
+        "warnings": dict(sorted(account.warnings.items())),
+        "tokens": {**asdict(source.origin), "seconds_saved": source.origin.seconds_saved},
+    }

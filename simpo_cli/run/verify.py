@@ -1,0 +1,310 @@
+"""Every file of a run compared with what the run says that it wrote: `simpo report RUN --verify`. Changes nothing.
+
+A checkpoint is vouched for by its manifest, run.json by a hash of itself, and the other files of a finished run by
+run.json, unless it says that the run is being gone on with. Before the end the newest checkpoint vouches for the logs
+up to its step; what follows there a kill may have cut in the middle of a line, and going on with the run removes it.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.files import MalformedError, disk_faults, parse
+from simpo_cli.recipe.names import not_a_run
+from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
+from simpo_cli.run.folder import (
+    ANSWERS,
+    BASE,
+    CHECKPOINTS,
+    EVAL_PAIRS,
+    EVAL_SAMPLES,
+    EVALS,
+    LOGS,
+    MODEL,
+    NOTES,
+    PROGRESS,
+    RECIPE,
+    REJECTED,
+    REOPENED,
+    RUN,
+    holds_a_run,
+    is_as_sealed,
+    is_in_use,
+)
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.stages import stage
+
+_LINES = (*LOGS, EVAL_PAIRS, EVAL_SAMPLES, NOTES, REJECTED)
+_SEVERAL_A_STEP = (EVALS, ANSWERS)
+"""The final evaluation may repeat its step, with the saved model; there is a line an answer."""
+_UNSEALED = 1  # schema of run.json that had no hash of itself
+
+
+@dataclass(frozen=True, slots=True)
+class FileSeen:
+    """One file or checkpoint of a run.
+
+    Attributes:
+        name: below the run's folder.
+        is_whole: it is what was written, so far as the run says what that was.
+        detail: what it holds, or what is wrong with it.
+    """
+
+    name: str
+    is_whole: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What became of the files of a run.
+
+    Attributes:
+        run: its folder.
+        seen: its files.
+        resumes_from: step of the newest checkpoint that is whole; None if there is none.
+    """
+
+    run: Path
+    seen: Sequence[FileSeen]
+    resumes_from: int | None
+
+    @property
+    def damaged(self) -> list[str]:
+        """Names of the files that are not what was written."""
+        return [file.name for file in self.seen if not file.is_whole]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of --json."""
+        files = [{"name": file.name, "whole": file.is_whole, "detail": file.detail} for file in self.seen]
+        return {
+            "schema_version": 1,
+            "run": str(self.run),
+            "whole": not self.damaged,
+            "resumes_from": self.resumes_from,
+            "files": files,
+        }
+
+    def require_whole(self) -> None:
+        """Name what is damaged.
+
+        Raises:
+            UserError: something is (exit code 4).
+        """
+        if not self.damaged:
+            return
+        if self.resumes_from is None:
+            fix = "No checkpoint can be used: put back copies of the files."
+        else:
+            fix = f"Put back copies; or --resume goes on from step {self.resumes_from}, which is whole."
+        raise UserError(f"{self.run} is damaged: {', '.join(self.damaged)}.", fix, exit_code=ExitCode.ENVIRONMENT)
+
+
+def verify_run(path: Path) -> Verification:
+    """Look at every file of a run, also while it trains.
+
+    Raises:
+        UserError: it is not a run, or it cannot be read.
+    """
+    if not holds_a_run(path):
+        raise not_a_run(str(path))
+    with disk_faults(f"{path} cannot be read"):
+        whole, checkpoints = _checkpoints(path)
+        receipt, seen = _receipt(path, has_saved=bool(checkpoints))
+        latest = whole[0] if whole else None
+        checkpoints += _missing_checkpoint(receipt, latest, checkpoints)
+        is_done = receipt.get("status") == "done" and REOPENED not in receipt
+        files = receipt.get("files") if is_done else None
+        listed = files if isinstance(files, dict) else {}
+        progress = _progress(latest) if latest else {}
+        seen += [*_recipe(path, receipt, listed), *_ledgers(receipt)]
+        for name in _LINES:
+            seen += _log(path, name, listed, progress)
+        seen += [*checkpoints, *_model(path, listed, is_done=files is not None)]
+    return Verification(path, seen, latest.step if latest else None)
+
+
+def _progress(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a checkpoint says of the logs; nothing where it says that in another form."""
+    try:
+        return of_shape(PROGRESS, checkpoint.read_json(PROGRESS))
+    except ValueError:
+        return {}
+
+
+@stage("hashing the files of the run")
+def written_files(path: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file that a finished run leaves, checkpoints and run.json aside, for run.json.
+
+    Raises:
+        UserError: one cannot be read (exit code 4).
+    """
+    with disk_faults(f"{path} cannot be read"):
+        names = [name for name in (RECIPE, *_LINES) if (path / name).is_file()]
+        for folder in (path / MODEL, path / BASE):
+            names += [_name(file, path) for file in sorted(folder.rglob("*")) if file.is_file()]
+        return {name: _facts(path / name) for name in names}
+
+
+def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], list[FileSeen]]:
+    """run.json and what is to be said of it; empty where it cannot be believed."""
+    try:
+        data = (path / RUN).read_bytes()
+    except FileNotFoundError:
+        return {}, [FileSeen(RUN, not has_saved, "is missing" if has_saved else "is not written yet")]
+    try:
+        content = receipt_of(data)
+        old = content["schema_version"] == _UNSEALED and "sha256" not in content
+        status, step = content["status"], content["step"]
+    except LaterVersionError as error:
+        return {}, [FileSeen(RUN, False, str(error))]
+    except (MalformedError, KeyError):
+        return {}, [FileSeen(RUN, False, "is not what was written")]
+    if not old and not is_as_sealed(data):
+        return {}, [FileSeen(RUN, False, "was changed after it was written")]
+    left = ", left by a process that was about to go on with it" if REOPENED in content else ""
+    remark = ", by a version that kept no hash of it" if old else ", being trained now" if is_in_use(path) else left
+    return content, [FileSeen(RUN, True, f"{status}, step {step:,}{remark}")]
+
+
+def _recipe(path: Path, receipt: Mapping[str, Any], listed: Mapping[str, Any]) -> list[FileSeen]:
+    if not (path / RECIPE).is_file():
+        return [FileSeen(RECIPE, False, "is missing")]
+    found = sha256_of(path / RECIPE)
+    if receipt and found not in (receipt["recipe_sha256"], *receipt.get(REOPENED, ())):
+        return [FileSeen(RECIPE, False, "is not the recipe that run.json names")]
+    return [FileSeen(RECIPE, True, "as run.json says" if receipt or listed else "nothing vouches for it")]
+
+
+def _ledgers(receipt: Mapping[str, Any]) -> list[FileSeen]:
+    """Whether every record that was read is somewhere."""
+    seen = []
+    for side in ("train", "eval"):
+        if receipt and receipt["data"][side] is not None:
+            records = receipt["data"][side]["records"]
+            left = records["read"] + records["repeated"]
+            named = ("trained", "held_out", "not_reached", "refused")
+            found = sum(records[name] for name in named) + sum(records["dropped"].values())
+            told = f"of {left:,} records {found:,} are accounted for"
+            seen.append(FileSeen(f"{RUN}: records of data.{side}", left == found, told))
+    return seen
+
+
+def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str, Any]) -> list[FileSeen]:
+    """A file of JSON lines, against run.json or else against the newest checkpoint."""
+    file = path / name
+    saved = progress.get("lines", {}).get(name, 0)
+    if not file.is_file():
+        lacks = name in listed or saved > 0
+        return [FileSeen(name, False, "is missing")] if lacks else []
+    data = file.read_bytes()
+    if name in listed and (reason := _what_differs(file, listed[name])):
+        return [FileSeen(name, False, reason)]
+    if listed and name not in listed:
+        return [FileSeen(name, False, "is none of the files that run.json names")]
+    *lines, rest = data.split(b"\n")
+    rows, reason = _rows(lines, by_step=name in LOGS, may_repeat=name in _SEVERAL_A_STEP)
+    if reason:
+        return [FileSeen(name, False, reason)]
+    if len(lines) < saved:
+        return [FileSeen(name, False, f"has {len(lines):,} lines, and had {saved:,} when the checkpoint was taken")]
+    digest = progress.get("digests", {}).get(name)
+    upto = hashlib.sha256(b"".join(line + b"\n" for line in lines[:saved])).hexdigest()
+    if not listed and digest is not None and digest != upto:
+        return [FileSeen(name, False, "holds other lines than when the checkpoint was taken")]
+    told = f"{len(lines):,} lines"
+    if name in LOGS and rows:
+        told += f", steps {rows[0]['step']:,} to {rows[-1]['step']:,}"
+    if rest:
+        told += "; half a line behind them, which --resume cuts away"
+    return [FileSeen(name, not (rest and listed), told)]
+
+
+def _rows(lines: Sequence[bytes], *, by_step: bool, may_repeat: bool) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a log, and what is wrong with it."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = parse(line)
+            step = int(row["step"]) if by_step else 0
+        except (ValueError, TypeError, KeyError):
+            return rows, f"line {number:,} is damaged"
+        if by_step and rows and not (step > rows[-1]["step"] or (may_repeat and step == rows[-1]["step"])):
+            return rows, f"step {step:,} comes behind step {rows[-1]['step']:,}, in line {number:,}"
+        rows.append(row)
+    return rows, ""
+
+
+def _checkpoints(path: Path) -> tuple[list[Checkpoint], list[FileSeen]]:
+    """The checkpoints that are whole, the one saved last first, and a line for every one."""
+    found, damaged = find_checkpoints(path / CHECKPOINTS)
+    whole = []
+    for checkpoint in found:
+        try:
+            for name in checkpoint.manifest.files:
+                with checkpoint.open(name):
+                    pass
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+        else:
+            whole.append(checkpoint)
+    seen = [FileSeen(_name(one.folder, path), True, _size(one)) for one in reversed(whole)]
+    # one that is gone was removed by the run meanwhile, because newer ones are there
+    seen += [FileSeen(_name(one.folder, path), False, one.reason) for one in damaged if one.folder.exists()]
+    left = [] if is_in_use(path) else sorted((path / CHECKPOINTS).glob(".tmp-*"))
+    seen += [FileSeen(_name(one, path), True, "left by a process that died; --resume removes it") for one in left]
+    return whole, seen
+
+
+def _missing_checkpoint(
+    receipt: Mapping[str, Any], latest: Checkpoint | None, seen: Sequence[FileSeen]
+) -> list[FileSeen]:
+    """The checkpoint that run.json speaks of, if it is gone."""
+    step = int(receipt.get("step", 0))
+    if step <= (latest.step if latest else 0) or any(file.name.endswith(f"-{step:08d}") for file in seen):
+        return []
+    return [FileSeen(f"{CHECKPOINTS}/step-{step:08d}", False, "is missing")]
+
+
+def _model(path: Path, listed: Mapping[str, Any], *, is_done: bool) -> list[FileSeen]:
+    """Every file of model/ against run.json."""
+    if (path / MODEL).is_symlink():
+        return [FileSeen(MODEL, False, "is a link, and what it leads to is not of this run")]
+    present = {_name(file, path) for file in (path / MODEL).rglob("*") if not file.is_dir() or file.is_symlink()}
+    if not is_done:
+        return [FileSeen(MODEL, True, "no finished run vouches for it")] if present else []
+    seen = []
+    for name in sorted(present | {name for name in listed if name.startswith(f"{MODEL}/")}):
+        if name not in listed:
+            seen.append(FileSeen(name, False, "does not belong to it"))
+        elif name not in present or (path / name).is_symlink():
+            seen.append(FileSeen(name, False, "is missing"))
+        else:
+            reason = _what_differs(path / name, listed[name])
+            seen.append(FileSeen(name, not reason, reason or f"{listed[name]['size']:,} bytes"))
+    return seen
+
+
+def _what_differs(file: Path, written: Mapping[str, Any]) -> str:
+    """How a file differs from what was written; empty if it does not."""
+    size = file.stat().st_size
+    if size != written["size"]:
+        return "is cut short" if size < written["size"] else "is longer than it was"
+    return "" if sha256_of(file) == written["sha256"] else "holds other bytes than were written"
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    files = checkpoint.manifest.files
+    return f"{len(files) + 1} files, {sum(facts.size for facts in files.values()):,} bytes"
+
+
+def _name(file: Path, run: Path) -> str:
+    return file.relative_to(run).as_posix()

@@ -1,0 +1,267 @@
+"""What is settled before the weights are read: every check that can fail early fails here."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from simpo_cli.data.encode import AS_TRANSCRIPT, cut_warnings
+from simpo_cli.data.file_bytes import sha256_of
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
+from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
+from simpo_cli.errors import UserError
+from simpo_cli.model.attention.interface import why_not_shared
+from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
+from simpo_cli.model.fused.liger import liger_version
+from simpo_cli.model.load import (
+    DTYPE_NAMES,
+    ModelSource,
+    ParameterCounts,
+    count_parameters,
+    find_model,
+    require_known_ids,
+    require_lengths,
+    settle_adapter,
+    weights_dtype,
+)
+from simpo_cli.model.memory import (
+    available_bytes,
+    choose_budget,
+    is_worth_checkpointing,
+    require_memory,
+    training_need,
+)
+from simpo_cli.model.rounding import export_dtype
+from simpo_cli.publish.export import keeps_merged
+from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.run import receipt
+from simpo_cli.run.folder import require_free_space, saved_bytes
+from simpo_cli.run.identity import Identity
+from simpo_cli.stages import stage
+from simpo_cli.train.observers import require_trackers
+from simpo_cli.train.optimizer import state_size
+
+QUICK = "--quick"
+"""Why a smoke run has no numbers, wherever they would stand."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is settled before the weights are read."""
+
+    recipe: Recipe  # with what the start model's adapter decides
+    source: ModelSource
+    parameters: ParameterCounts
+    weights: torch.dtype
+    compute: str  # bf16 or fp32
+    data: PreparedData
+    plan: Plan
+    packing: Packing  # what the self-check will try
+    why_padded: str | None  # what is known to speak against sharing prompts
+    checkpointing: bool  # whether layers are computed again in the backward pass
+    compiled: bool  # as the run was that is gone on with; the check of the layers decides
+    budget: int
+    memory: str
+    accelerator: Accelerator
+    notes: tuple[str, ...]  # what a person should read once, and what stops nothing
+    quick: bool = False  # a smoke run: nothing is evaluated, and no prompt is answered
+
+    @property
+    def evaluated(self) -> Sequence[EncodedPair]:
+        """The pairs that the run is evaluated on: those held out, and none of a smoke run."""
+        return [] if self.quick else self.data.held_out
+
+    def receipt(self, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """What run.json says of the run from the start on, see `receipt.receipt`."""
+        source = self.source
+        return receipt.receipt(
+            composed,
+            self.data,
+            self.plan,
+            earlier,
+            model={
+                "name": source.name,
+                "revision": source.revision,
+                "files": _model_files(source),
+                "code": dict(source.code),
+                "parameters": self.parameters.total,
+                "trainable_parameters": self.parameters.trainable,
+                "weights_dtype": DTYPE_NAMES[self.weights],
+            },
+            hardware={
+                "device": device_name(self.accelerator.device),
+                "threads": torch.get_num_threads(),
+                "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+                "platform": platform.platform(),
+                "compute": self.compute,
+            },
+            tokens_per_microbatch=self.budget,
+            quick=self.quick,
+        )
+
+    def identity(self, content: Mapping[str, Any]) -> Identity:
+        """What a later process must share with this run.
+
+        Args:
+            content: of `receipt`; packing, budget and compiling are those of this setting, as they really are used.
+        """
+        fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
+        machine = {
+            "packing": self.packing,
+            "liger": liger_version() if fuses else None,
+            **({"compiled": True} if self.compiled else {}),  # else as in checkpoints of before there was any
+            "tokens_per_microbatch": self.budget,
+            "gradient_checkpointing": self.checkpointing,
+            "deterministic": self.recipe.train.deterministic,
+        }
+        return receipt.identity(self.recipe, self.data, content, machine)
+
+
+def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> Setting:
+    """Decide and check everything that does not need the weights.
+
+    Args:
+        recipe: the run.
+        before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
+            so do packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory
+            allows it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because
+            memory ran out, stay so until the recipe says something else.
+        quick: whether this is a smoke run, see `Setting.quick`.
+
+    Raises:
+        UserError: data, model, device or memory do not fit the recipe.
+    """
+    notes: list[str] = []
+    if quick and recipe.checkpoint.best:
+        raise UserError(
+            "--quick evaluates nothing, and checkpoint.best keeps the checkpoint with the lowest held-out loss.",
+            "Leave --quick out, or set checkpoint.best=false.",
+        )
+    require_trackers(recipe.tracking.report_to)
+    source = find_model(recipe.model.path, recipe.model.revision)
+    recipe = replace(recipe, model=settle_adapter(recipe.model, source))
+    require_lengths(recipe, source)
+    accelerator, compute = open_accelerator(recipe)
+    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
+        notes.append(
+            "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
+        )
+    parameters = count_parameters(recipe.model, source)
+    machine = before.machine if before else None
+    data = prepare_data(recipe, before.rendered_at if before else None)
+    if data.tokenizer.dates:
+        written = ", ".join(data.tokenizer.dates)
+        notes.append(f"the chat template writes the date, which stays that of the run's beginning: {written}")
+    for side in data.sources:
+        account = side.account
+        notes += cut_warnings(account.needed, recipe.data, source.max_length).values()
+        if account.counts[AS_TRANSCRIPT]:
+            notes.append(
+                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "
+                "become Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
+                "data.chat_template=none"
+            )
+    require_known_ids(data.scored, source)
+    plan = make_plan(recipe, len(data.train))
+    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
+        if every is not None and every > plan.num_steps:
+            notes.append(
+                f"{key} is {every} and the run has {plan.num_steps} steps: it comes due at the end and not before"
+            )
+    weights = weights_dtype(recipe.model, source)
+    longest_row = int(row_tokens_of_each(data.scored).max())
+    why_padded = why_not_shared(source.model_class, source.config, longest_row)
+    padded = why_padded or recipe.model.attention == "padded"
+    if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
+        padded = True
+    packing: Packing = "padded" if padded else "shared_prefix"
+    lora, free = recipe.model.lora, available_bytes(accelerator.device)
+    plain, checkpointed = (
+        training_need(
+            source.text_config,
+            parameters,
+            weights=weights,
+            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+            lora_rank=None if lora is None else lora.rank,
+            checkpointing=on,
+            longest_row=longest_row,
+            device=accelerator.device,
+            available=free,
+        )
+        for on in (False, True)
+    )
+    longest = int(tokens_of_each(data.scored, packing).max())
+    checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
+    if checkpointing == "auto":
+        if machine and (machine["gradient_checkpointing"] or plain.fits(longest)):
+            checkpointing = bool(machine["gradient_checkpointing"])
+        else:
+            checkpointing = is_worth_checkpointing(
+                plain,
+                accelerator.device,
+                longest=longest,
+                step_tokens=int(np.sort(tokens_of_each(data.train, packing))[-plan.pairs_per_step :].sum()),
+                budget=None if given == "auto" else given,
+            )
+    need = checkpointed if checkpointing else plain
+    if given == "auto":
+        budget = choose_budget(need, accelerator.device, longest)
+        if machine and need.fits(machine["tokens_per_microbatch"]):
+            budget = machine["tokens_per_microbatch"]
+    else:
+        require_budget(data.scored, given, packing)
+        budget = given
+        if before and before.recipe["train.tokens_per_microbatch"] == given:  # else somebody wants another one now
+            budget = min(given, before.machine["tokens_per_microbatch"])
+        if budget < given:
+            notes.append(
+                f"train.tokens_per_microbatch is {given:,}, and memory ran out with it: micro-batches stay at "
+                f"{budget:,} tokens; another number in the recipe counts again"
+            )
+    memory = require_memory(need, budget, adapters=lora is not None, checkpointing=checkpointing)
+    # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
+    kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
+    require_free_space(
+        Path(recipe.output_dir),
+        kept * state_size(parameters.trainable, weights.itemsize if lora is None else 4)
+        + parameters.total * export_dtype(recipe, source).itemsize
+        + (parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0)
+        - (saved_bytes(Path(recipe.output_dir)) if before else 0),
+        "the checkpoints and the model",
+    )
+    return Setting(
+        recipe=recipe,
+        source=source,
+        parameters=parameters,
+        weights=weights,
+        compute=compute,
+        data=data,
+        plan=plan,
+        packing=packing,
+        why_padded=why_padded,
+        checkpointing=checkpointing,
+        compiled=bool(machine and machine.get("compiled")),
+        budget=budget,
+        memory=memory,
+        accelerator=accelerator,
+        notes=tuple(notes),
+        quick=quick,
+    )
+
+
+@stage("hashing the files of the model")
+def _model_files(source: ModelSource) -> dict[str, str]:
+    """sha256 of the weight files, with those of the model below an adapter; a hub id is named by its commit instead."""
+    if source.revision is not None:
+        return {}
+    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
+    if source.adapter_base is not None:
+        files |= {f"base/{name}": digest for name, digest in _model_files(source.adapter_base).items()}
+    return files
