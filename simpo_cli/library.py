@@ -29,7 +29,7 @@ from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
-from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import terms_under
 from simpo_cli.python_words import for_python, in_python
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
@@ -230,7 +230,7 @@ class SimPOTrainer:
         if self._check is None or longest > self._longest_checked:
             why_padded = why_not_shared(type(policy.causal), policy.causal.config, longest)
             with _said_when_it_takes_long():
-                self._check = settle_packing(policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
+                self._check = choose_packing(policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
             self._longest_checked = longest
             policy.packing = "padded"
         return self._check.packing

@@ -15,7 +15,7 @@ from simpo_cli.cli.eval_answers import (
 from simpo_cli.cli.options import TrustRemoteCode
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.own_code import trusting
+from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.evaluate.results import Assessed, Failure

@@ -11,7 +11,7 @@ from simpo_cli.cli.options import TrustRemoteCode, require_model
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import disk_faults
-from simpo_cli.model.own_code import trusting
+from simpo_cli.model.remote_code import trusting
 from simpo_cli.recipe.names import not_a_run
 
 

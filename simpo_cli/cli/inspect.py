@@ -9,7 +9,7 @@ import typer
 from simpo_cli.cli.options import TrustRemoteCode, require_model
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.own_code import trusting
+from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperCommand
 
 from simpo_cli.errors import UserError
-from simpo_cli.model.own_code import FLAG
+from simpo_cli.model.remote_code import FLAG
 
 TrustRemoteCode = Annotated[
     bool, typer.Option(FLAG, help="Run the Python code that a model brings with it, if it needs that; read it first.")

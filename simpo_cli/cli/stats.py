@@ -24,7 +24,7 @@ from simpo_cli.cli.stats_inputs import (
 )
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.own_code import trusting
+from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult

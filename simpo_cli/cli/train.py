@@ -7,7 +7,7 @@ import typer
 
 from simpo_cli.cli.options import TrustRemoteCode
 from simpo_cli.errors import UserError
-from simpo_cli.model.own_code import trusting
+from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
     from simpo_cli.recipe import ComposedRecipe

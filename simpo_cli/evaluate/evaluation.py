@@ -11,7 +11,7 @@ from simpo_cli.evaluate.held_out import HeldOut, align, column_of, files_of, hel
 from simpo_cli.evaluate.metrics import Slice, compare_scores, slices_of
 from simpo_cli.evaluate.noise import Noise, measure_noise
 from simpo_cli.evaluate.pair_files import surface_accuracy
-from simpo_cli.evaluate.results import Against, Assessed, Failure
+from simpo_cli.evaluate.results import Assessed, BaselineComparison, Failure
 from simpo_cli.evaluate.scoring import OpenModel, PairScores, open_model
 from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
 from simpo_cli.model.load import ModelSource, find_model, load_model, require_lengths, weights_dtype
@@ -166,7 +166,7 @@ class Assessment:
 
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
-    ) -> tuple[Against, Noise | None]:
+    ) -> tuple[BaselineComparison, Noise | None]:
         theirs = held_out_of(baseline.recipe, self._moment)
         base = self._score(baseline, theirs, with_noise=True)
         ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
@@ -180,9 +180,9 @@ class Assessment:
                 )
         before = base.scores.select(there.tolist())
         comparison = compare_scores(before, scored.scores, target.recipe.loss, rewards_compare=same_tokens)
-        return Against(baseline.name, before, comparison, same_tokens), base.noise
+        return BaselineComparison(baseline.name, before, comparison, same_tokens), base.noise
 
-    def _save(self, target: Target, held_out: HeldOut, saved: PairScores) -> Against | None:
+    def _save(self, target: Target, held_out: HeldOut, saved: PairScores) -> BaselineComparison | None:
         """The run's float32 weights on the same pairs, where the saved ones are narrower."""
         if target.master is None or target.of_run is None:
             return None
@@ -199,7 +199,7 @@ class Assessment:
         except UserError as error:
             self.say(f"not scored, and left out: {master.name}: {error}")
             return None
-        return Against(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
+        return BaselineComparison(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
 
     def _surface(self, target: Target, held_out: HeldOut) -> Measured | None:
         train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
@@ -217,6 +217,8 @@ def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel
     return open_model(target.recipe, source, held_out.pairs, load)
 
 
-def _slices(values: dict[str, list[str | None]], scores: PairScores, against: Against | None) -> dict[str, list[Slice]]:
+def _slices(
+    values: dict[str, list[str | None]], scores: PairScores, against: BaselineComparison | None
+) -> dict[str, list[Slice]]:
     base = None if against is None else against.scores
     return {column: slices_of(column, of_column, scores, base) for column, of_column in values.items()}

@@ -20,7 +20,7 @@ from simpo_cli.statistics import Measured, holm, over_seeds
 
 
 @dataclass(frozen=True)
-class Against:
+class BaselineComparison:
     """Another model on the same pairs.
 
     Attributes:
@@ -78,9 +78,9 @@ class Assessed:
     scores: PairScores
     packing: str
     noise: Noise
-    baseline: Against | None = None
+    baseline: BaselineComparison | None = None
     not_compared: Failure | None = None
-    save: Against | None = None
+    save: BaselineComparison | None = None
     surface: Measured | None = None
     slices: Mapping[str, Sequence[Slice]] = field(default_factory=dict)
     values: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
@@ -103,14 +103,14 @@ class Assessed:
             "slices": {column: [one.as_json() for one in slices] for column, slices in self.slices.items()},
         }
 
-    def _baseline_as_json(self, baseline: Against, rules: Mapping[str, Any]) -> dict[str, Any]:
+    def _baseline_as_json(self, baseline: BaselineComparison, rules: Mapping[str, Any]) -> dict[str, Any]:
         document = summarise(baseline.scores, self.target.recipe.loss).as_json(
             model=baseline.name, data=self.held_out.name
         )
         del document["schema_version"]
         return {**document, "baselines": rules}
 
-    def _difference_as_json(self, baseline: Against) -> dict[str, Any]:
+    def _difference_as_json(self, baseline: BaselineComparison) -> dict[str, Any]:
         comparison = baseline.comparison
         margin = None if comparison.rewards is None else abs(comparison.rewards.margin.value)
         return {
@@ -122,7 +122,7 @@ class Assessed:
             },
         }
 
-    def _save_as_json(self, save: Against) -> dict[str, Any]:
+    def _save_as_json(self, save: BaselineComparison) -> dict[str, Any]:
         return {
             "checkpoint": save.name,
             "accuracy": summarise(save.scores, self.target.recipe.loss).accuracy.as_json(),

@@ -20,7 +20,7 @@ from simpo_cli.model.load import Load, ModelSource, count_parameters, load_model
 from simpo_cli.model.memory import available_bytes, choose_budget, require_memory, scoring_need
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
-from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.stages import stage
@@ -151,7 +151,7 @@ def open_model(
     policy = Policy(load(source, weights, accelerator.device)).eval()
     policy.requires_grad_(False)
     fullest = fullest_microbatch(pairs, budget, "shared_prefix")
-    check = settle_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))
+    check = choose_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))
     return OpenModel(policy, accelerator, budget, check)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import Load, ModelSource, load_start, settle_adapter
+from simpo_cli.model.load import Load, ModelSource, choose_adapter, load_start
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
 from simpo_cli.recipe import compose, find_recipe
@@ -45,7 +45,7 @@ def loader_of(folder: Path, recipe: Recipe) -> Load:
     """
 
     def load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        start = settle_adapter(recipe.model, source)
+        start = choose_adapter(recipe.model, source)
         model = load_start(start, source, dtype, device)
         if start.lora is not None and start.adapter != "continue":
             model = add_adapters(model, start.lora)

@@ -42,7 +42,7 @@ def is_worth_compiling(device: torch.device, parameters: int, tokens: int) -> bo
 
 
 @stage("checking compiled layers")
-def settle_compiling(
+def choose_compiling(
     policy: Policy,
     wanted: bool | Literal["auto"],
     pairs: CheckPairs,

@@ -11,7 +11,7 @@ import torch
 from simpo_cli.data.model_files import quantised, read_json, require_regular_files, require_unquantised, sections_of
 from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
-from simpo_cli.model import own_code
+from simpo_cli.model import remote_code as own_code
 
 _NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
 _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it

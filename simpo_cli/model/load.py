@@ -16,7 +16,7 @@ from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_js
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model import own_code
+from simpo_cli.model import remote_code as own_code
 from simpo_cli.model.adapters import (
     Adapter,
     add_adapters,
@@ -303,7 +303,7 @@ def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, dev
     return load_merged(source, dtype, device)
 
 
-def settle_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
+def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
     """The recipe with what the start model's adapter decides; see `adapters.settled`."""
     under = source.adapter_base
     return settled(

@@ -21,7 +21,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-class NoMemoryError(UserError):
+class OutOfMemoryError(UserError):
     """The memory did not suffice (exit code 4); the weights are those of the last whole step."""
 
 
@@ -45,7 +45,7 @@ def memory_for(what: str, fix: str) -> Iterator[None]:
         while cause is not None:  # frames that ended hold tensors, and the memory is wanted
             traceback.clear_frames(cause.__traceback__)
             cause = cause.__context__
-        raise NoMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
+        raise OutOfMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
 
 
 def release_memory() -> None:

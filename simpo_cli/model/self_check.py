@@ -168,7 +168,7 @@ def _cut_to(pair: EncodedPair, most: int) -> EncodedPair:
 
 
 @stage("self-check")
-def settle_packing(
+def choose_packing(
     policy: Policy, wanted: Literal["auto", "shared_prefix", "padded"], why_padded: str | None, pairs: CheckPairs
 ) -> SelfCheck:
     """Choose how pairs go through the model, and set the policy to it.

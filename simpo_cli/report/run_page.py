@@ -7,7 +7,7 @@ from pathlib import Path
 
 import simpo_cli
 from simpo_cli.formatting import duration
-from simpo_cli.model.own_code import FLAG
+from simpo_cli.model.remote_code import FLAG
 from simpo_cli.report.page import render, write_page
 from simpo_cli.report.run_figures import change_figure, drift_figure, length_figure, margin_figure, training_figures
 from simpo_cli.report.run_files import RunFiles, read_run

@@ -1,1 +1,1 @@
-"""A run folder: what is in it and what vouches for it. Nothing here imports torch."""
+"""What knows a run folder: its files, checkpoints, identity and receipt, and what a run says of itself; no torch."""

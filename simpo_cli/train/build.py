@@ -11,12 +11,12 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
 from simpo_cli.evaluate.scoring import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
+from simpo_cli.model.compile_check import choose_compiling, compile_for_training, is_worth_compiling
 from simpo_cli.model.fused.liger import liger_version
 from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import export_dtype
-from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
 from simpo_cli.run.events import Observer
 from simpo_cli.run.identity import Change, recipe_values
@@ -25,14 +25,14 @@ from simpo_cli.train.health.probes import AnswerProbe, WeightSample
 from simpo_cli.train.health.watch import Health
 from simpo_cli.train.loop import Training
 from simpo_cli.train.optimizer import make_optimizer, start_moments
-from simpo_cli.train.resume import Past, Saved
-from simpo_cli.train.run_plan import Setting
+from simpo_cli.train.resume import ResumeState, Saved
+from simpo_cli.train.run_plan import RunPlan
 
 _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again
 
 
 def build(
-    setting: Setting, observer: Observer, stop: StopRequest, past: Past, changes: Sequence[Change]
+    setting: RunPlan, observer: Observer, stop: StopRequest, past: ResumeState, changes: Sequence[Change]
 ) -> tuple[Training, SelfCheck, Saved | None]:
     """Read the weights, check how pairs may go through them, make the optimizer, and load what was saved.
 
@@ -61,7 +61,7 @@ def build(
         policy.recompute_activations()
     pairs = cache(partial(_check_pairs, setting))  # a resumed run mostly checks nothing again
     if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
-        check = settle_packing(policy, recipe.model.attention, setting.why_padded, pairs())
+        check = choose_packing(policy, recipe.model.attention, setting.why_padded, pairs())
         observer.note(str(check))
         compile_as_before = False
     else:
@@ -70,7 +70,7 @@ def build(
         compile_as_before = past.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
     if not compile_as_before:
         worth = is_worth_compiling(accelerator.device, setting.parameters.total, _training_tokens(setting))
-        if told := settle_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
+        if told := choose_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
             observer.note(told)
     elif setting.compiled:
         compile_for_training(policy, pairs(), accelerator.autocast)
@@ -119,19 +119,19 @@ def build(
     return training, check, saved
 
 
-def _check_pairs(setting: Setting) -> CheckPairs:
+def _check_pairs(setting: RunPlan) -> CheckPairs:
     """What the checks before the first step compare."""
     fullest = setting.plan.fullest_microbatch(setting.data.train, setting.budget, setting.packing)
     return CheckPairs.of(setting.data.scored, fullest)
 
 
-def _training_tokens(setting: Setting) -> int:
+def _training_tokens(setting: RunPlan) -> int:
     """Tokens that the run trains on, every prompt counted once a pair."""
     plan, train = setting.plan, setting.data.train
     return int(tokens_of_each(train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
 
 
-def questions_of(setting: Setting) -> list[Question]:
+def questions_of(setting: RunPlan) -> list[Question]:
     """What the model is asked before and after; nothing in a smoke run."""
     data = setting.data
     if setting.quick:
@@ -141,7 +141,7 @@ def questions_of(setting: Setting) -> list[Question]:
     return held_out_questions(data.held_out, data.texts)
 
 
-def _scores_before(saved: Saved, setting: Setting) -> PairScores | None:
+def _scores_before(saved: Saved, setting: RunPlan) -> PairScores | None:
     """The start model's scores as they were saved."""
     chosen, rejected, held_out = saved.progress.chosen_before, saved.progress.rejected_before, setting.data.held_out
     if chosen is None or rejected is None:

@@ -16,12 +16,12 @@ from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.run.events import RunHeader
-from simpo_cli.train.run_plan import Setting
+from simpo_cli.train.run_plan import RunPlan
 
 _SHOWN = 90  # characters of each part of the example
 
 
-def header(setting: Setting) -> RunHeader:
+def header(setting: RunPlan) -> RunHeader:
     """Everything that is known before the weights are read, in lines."""
     recipe, data, plan = setting.recipe, setting.data, setting.plan
     device = setting.accelerator.device
@@ -78,7 +78,7 @@ def header(setting: Setting) -> RunHeader:
     return RunHeader(title, tuple(lines))
 
 
-def _adapter(setting: Setting) -> list[tuple[str, str]]:
+def _adapter(setting: RunPlan) -> list[tuple[str, str]]:
     """What becomes of the adapter that the start model is."""
     source, model = setting.source, setting.recipe.model
     if source.adapter is None or source.adapter_base is None:
@@ -113,7 +113,7 @@ def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-def _packing(setting: Setting) -> str:
+def _packing(setting: RunPlan) -> str:
     """How pairs will go through the model, and what that saves."""
     if setting.packing == "padded":
         return "pairs in padded rows" + (f": {setting.why_padded}" if setting.why_padded else "")

@@ -16,7 +16,7 @@ from simpo_cli.data.selection import probe
 from simpo_cli.evaluate.metrics import summarise
 from simpo_cli.evaluate.scoring import PairScores, score_pairs
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
-from simpo_cli.model.out_of_memory import NoMemoryError, memory_for, release_memory
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord
@@ -149,7 +149,7 @@ def _within_memory(
     while True:
         try:
             return attempt(training.budget)
-        except NoMemoryError:
+        except OutOfMemoryError:
             if training.budget <= longest:
                 training.budget = planned  # smaller ones were no help, and the run may be resumed with more memory
                 raise

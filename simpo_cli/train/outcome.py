@@ -17,8 +17,8 @@ from simpo_cli.formatting import (
     prompts_in_words,
     share_cell,
 )
-from simpo_cli.model.own_code import FLAG
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.remote_code import FLAG
 from simpo_cli.model.rounding import Rounding
 from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES
@@ -27,13 +27,13 @@ from simpo_cli.statistics import Comparison, Measured
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health.watch import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
-from simpo_cli.train.run_plan import QUICK, Setting
+from simpo_cli.train.run_plan import QUICK, RunPlan
 
 
 def conclude(
     training: Training,
     saved: Policy,
-    setting: Setting,
+    setting: RunPlan,
     *,
     run_dir: Path,
     rounding: Rounding | None,
@@ -157,7 +157,7 @@ def _percent_or_none(share: Measured | None) -> str:
     return "too few pairs" if share is None else str(share_cell(share.as_json()))
 
 
-def _next_step(setting: Setting) -> tuple[str, str]:
+def _next_step(setting: RunPlan) -> tuple[str, str]:
     if setting.recipe.model.path == "builtin:guide":
         return "simpo recipe copy smollm2-135m", "a recipe for your own pairs"
     return f"simpo stats {data_names(setting.recipe.data.train)}", "the audit of the data that this run used"

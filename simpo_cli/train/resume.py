@@ -62,7 +62,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Past:
+class ResumeState:
     """What a run folder tells of the run so far.
 
     Attributes:
@@ -157,7 +157,7 @@ class Past:
 
 
 def take_up(
-    saved: Saved, past: Past, changes: Sequence[Change], folder: RunFolder, training: Training
+    saved: Saved, past: ResumeState, changes: Sequence[Change], folder: RunFolder, training: Training
 ) -> dict[str, Any]:
     """Cut the logs back to the checkpoint that was loaded, and say what is not as it was.
 

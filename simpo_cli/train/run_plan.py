@@ -23,11 +23,11 @@ from simpo_cli.model.load import (
     DTYPE_NAMES,
     ModelSource,
     ParameterCounts,
+    choose_adapter,
     count_parameters,
     find_model,
     require_known_ids,
     require_lengths,
-    settle_adapter,
     weights_dtype,
 )
 from simpo_cli.model.memory import (
@@ -53,7 +53,7 @@ QUICK = "--quick"
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunPlan:
     """What is settled before the weights are read."""
 
     recipe: Recipe  # with what the start model's adapter decides
@@ -124,7 +124,7 @@ class Setting:
         return receipt.identity(self.recipe, self.data, content, machine)
 
 
-def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> Setting:
+def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> RunPlan:
     """Decide and check everything that does not need the weights.
 
     Args:
@@ -146,7 +146,7 @@ def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fals
         )
     require_trackers(recipe.tracking.report_to)
     source = find_model(recipe.model.path, recipe.model.revision)
-    recipe = replace(recipe, model=settle_adapter(recipe.model, source))
+    recipe = replace(recipe, model=choose_adapter(recipe.model, source))
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
@@ -236,7 +236,7 @@ def settle(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fals
         - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
     )
-    return Setting(
+    return RunPlan(
         recipe=recipe,
         source=source,
         parameters=parameters,

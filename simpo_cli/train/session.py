@@ -14,7 +14,7 @@ from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.files import how_to_mend
 from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.not_finite import NotFiniteError
-from simpo_cli.model.out_of_memory import NoMemoryError, memory_for
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.card import Trained, model_card, write_card
@@ -34,14 +34,14 @@ from simpo_cli.train.health.watch import UnhealthyError
 from simpo_cli.train.loop import Training, run_steps
 from simpo_cli.train.observers import Recorder, Trackers
 from simpo_cli.train.outcome import conclude
-from simpo_cli.train.resume import Past, take_up
-from simpo_cli.train.run_plan import Setting, settle
+from simpo_cli.train.resume import ResumeState, take_up
+from simpo_cli.train.run_plan import RunPlan, prepare
 from simpo_cli.train.saving import CheckpointSaver
 
 
 def finish(
     training: Training,
-    setting: Setting,
+    setting: RunPlan,
     questions: Sequence[Question],
     folder: RunFolder,
     saver: CheckpointSaver,
@@ -150,12 +150,12 @@ def train(
             if resume and not dry_run:  # locked before anything in it is read
                 folder = RunFolder.create(run_dir, resume=True)
                 checkpoint.reap(run_dir / CHECKPOINTS)
-            past = Past.of(run_dir) if resume else Past.none()
+            past = ResumeState.of(run_dir) if resume else ResumeState.none()
             was = past.latest.identity if past.latest else None
             require_known_keys(allow_changed, recipe_values(composed.recipe), was.recipe if was else {})
             with stop.at_once():
                 quick = quick or bool(past.document.get("quick"))
-                setting = settle(composed.recipe, was, quick=quick)
+                setting = prepare(composed.recipe, was, quick=quick)
                 content = setting.receipt(composed, past.document)
             changes = past.changes(setting.identity(content))
             require_same_run(changes, allow_changed, str(run_dir))
@@ -193,9 +193,9 @@ def train(
 
 def _train_in(
     folder: RunFolder,
-    setting: Setting,
+    setting: RunPlan,
     receipt: RunReceipt,
-    past: Past,
+    past: ResumeState,
     changes: list[Change],
     observer: Observer,
     stop: StopRequest,
@@ -238,11 +238,11 @@ def _train_in(
     except UnhealthyError as error:
         _write_end(receipt, "stopped", training.steps_done, training, error)
         raise
-    except NoMemoryError as error:
+    except OutOfMemoryError as error:
         if training.steps_done > 0:
             saver.save()  # the weights are those of the last whole step
         _write_end(receipt, "failed", saver.saved_at or 0, training, error)
-        raise NoMemoryError(
+        raise OutOfMemoryError(
             f"{error.problem} The state after step {saver.saved_at or 0} is saved.",
             f"{error.fix} Then go on with: {command_to_resume()}",
             exit_code=error.exit_code,
@@ -267,7 +267,7 @@ def _write_end(receipt: RunReceipt, status: str, step: int, training: Training, 
 
 
 def announce(
-    composed: ComposedRecipe, setting: Setting, observer: Observer, *, num_steps: int, first_step: int
+    composed: ComposedRecipe, setting: RunPlan, observer: Observer, *, num_steps: int, first_step: int
 ) -> None:
     """Show what is about to run, then what is unusual about it."""
     observer.started(header(setting), num_steps=num_steps, first_step=first_step)
@@ -277,7 +277,7 @@ def announce(
         observer.note(note)
 
 
-def _write_rejected(folder: RunFolder, setting: Setting) -> None:
+def _write_rejected(folder: RunFolder, setting: RunPlan) -> None:
     """rejected.jsonl: the malformed records that were left out, each with the reason."""
     rows = [
         {"where": refused.where, "problem": refused.problem, "record": refused.text}

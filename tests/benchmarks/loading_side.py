@@ -11,7 +11,7 @@ from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import prepare_data
 from simpo_cli.data.store import lengths_of
-from simpo_cli.data.tokenizer import TextTokenizer, Way, load_tokenizer
+from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.resident import peak_resident_bytes
 
@@ -45,9 +45,9 @@ def prepare(file: str, model: str) -> dict[str, Any]:
 class _Listening(TextTokenizer):
     """A tokenizer that remembers the texts it is given."""
 
-    calls: list[tuple[list[str], Way]]
+    calls: list[tuple[list[str], SpecialTokenMode]]
 
-    def encode_batch(self, texts: Any, way: Way = "parsed") -> list[list[int]]:
+    def encode_batch(self, texts: Any, way: SpecialTokenMode = "parsed") -> list[list[int]]:
         self.calls.append((list(texts), way))
         return super().encode_batch(texts, way)
 

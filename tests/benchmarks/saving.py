@@ -63,8 +63,8 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     from simpo_cli.run.stop import StopRequest
     from simpo_cli.train.build import build
     from simpo_cli.train.loop import run_steps
-    from simpo_cli.train.resume import Past
-    from simpo_cli.train.run_plan import settle
+    from simpo_cli.train.resume import ResumeState
+    from simpo_cli.train.run_plan import prepare
     from simpo_cli.train.saving import CheckpointSaver
 
     planned = compose("smollm2-135m").recipe.train.max_steps
@@ -80,10 +80,10 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
             f"output_dir={place / 'run'}",
         ],
     )
-    setting = settle(composed.recipe)
+    setting = prepare(composed.recipe)
     folder = RunFolder.create(place / "run")
     stop, watcher = StopRequest(), _Watcher(folder.append)
-    training, check, _ = build(setting, watcher, stop, Past.none(), [])  # type: ignore[arg-type]
+    training, check, _ = build(setting, watcher, stop, ResumeState.none(), [])  # type: ignore[arg-type]
     content = {**setting.receipt(composed, {}), "self_check": check.as_json()}
     receipt = RunReceipt(folder, setting.data, setting.plan, content)
     saver = CheckpointSaver(folder, training, receipt, setting.identity(content), None)
@@ -97,7 +97,7 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     while len(saves) < options.saves:
         saver.saved_at = None  # the same state once more
         saves.append(_timed(saver.save))
-    latest = Past.of(folder.path).saved[0].checkpoint
+    latest = ResumeState.of(folder.path).saved[0].checkpoint
 
     def read() -> None:
         for name in latest.manifest.files:

@@ -15,7 +15,7 @@ from simpo_cli.model.attention.varlen_cuda import fits_varlen
 from simpo_cli.model.memory import chunk_rows, training_need
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy, means_of
-from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import terms_under
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
@@ -225,7 +225,7 @@ def self_check(place: Place) -> tuple[str, dict[str, Any]]:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
         try:
-            check = settle_packing(policy, "auto", None, CheckPairs.of(pairs, fullest))
+            check = choose_packing(policy, "auto", None, CheckPairs.of(pairs, fullest))
             kept = torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
         finally:
             torch.set_float32_matmul_precision(before)

@@ -16,7 +16,7 @@ from torch import Tensor
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
 from simpo_cli.model.memory import available_bytes, training_need
-from simpo_cli.model.out_of_memory import NoMemoryError
+from simpo_cli.model.out_of_memory import OutOfMemoryError
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import terms_under
 from simpo_cli.train.optimizer import make_optimizer, start_moments
@@ -209,7 +209,7 @@ class _Times:
             return
         except MissingError as error:
             self.missing[way] = str(error)
-        except (torch.OutOfMemoryError, NoMemoryError):
+        except (torch.OutOfMemoryError, OutOfMemoryError):
             self.missing[way] = "out of memory"
         except Exception as error:  # a compiler or a kernel that breaks here
             self.broken[way] = f"{type(error).__name__}: {error}".splitlines()[0][:300]

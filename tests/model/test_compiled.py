@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from simpo_cli.model import compile_check
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.attention import varlen_cuda
-from simpo_cli.model.compile_check import compile_for_training, is_worth_compiling, settle_compiling
+from simpo_cli.model.compile_check import choose_compiling, compile_for_training, is_worth_compiling
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs
@@ -143,7 +143,7 @@ def test_outside_of_the_policy_the_model_is_not_compiled(backend: Backend) -> No
 def test_what_computes_the_same_is_used(lora: bool, precision: str) -> None:
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
     policy = _policy(lora=lora).eval()
-    told = settle_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
+    told = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
     assert told == "layers compiled"
     assert policy.compiled
     assert not policy.training
@@ -155,7 +155,7 @@ def test_what_computes_something_else_is_not_used(precision: str, backend: Backe
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
     backend.factor = 1.2 if precision == "bf16" else 1.001
     policy = _policy()
-    told = settle_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
+    told = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
     assert told is not None
     assert told.startswith("layers not compiled: ")
     assert " would differ by " in told
@@ -165,7 +165,7 @@ def test_what_computes_something_else_is_not_used(precision: str, backend: Backe
 
 def test_what_is_not_finite_is_not_used(backend: Backend) -> None:
     backend.factor = float("nan")
-    told = settle_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
+    told = choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
     assert told == "layers not compiled: log-probs would differ by nan, and rounding makes " + told.split()[-1]
 
 
@@ -173,7 +173,7 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -
     backend.error = RuntimeError("no room on the card\nand more")
     policy = _policy()
     eager = _step(policy, 3)
-    told = settle_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
+    told = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
     assert told is not None
     assert told.startswith("layers not compiled: ")
     assert "no room on the card" in told
@@ -185,7 +185,7 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -
     ("name", "changes"), [("gemma2", {"attn_logit_softcapping": 5.0}), ("mistral", {"sliding_window": 5})]
 )
 def test_attention_beside_the_operator_is_not_compiled(name: str, changes: dict[str, Any], backend: Backend) -> None:
-    told = settle_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
+    told = choose_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
     assert told is not None
     assert "UnsupportedAttentionError" in told  # with its words or without: as the version of torch has it
     assert backend.graphs == 0
@@ -194,13 +194,13 @@ def test_attention_beside_the_operator_is_not_compiled(name: str, changes: dict[
 @pytest.mark.usefixtures("backend")
 def test_what_is_tried() -> None:
     policy = _policy()
-    assert settle_compiling(policy, False, CHECKED, nullcontext, is_worth_it=True) is None
-    assert settle_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=False) is None
+    assert choose_compiling(policy, False, CHECKED, nullcontext, is_worth_it=True) is None
+    assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=False) is None
     assert not policy.compiled
     with policy.packed("padded"):
-        told = settle_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
+        told = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
         assert told == "layers not compiled: rows are padded"
-    assert settle_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=True) == "layers compiled"
+    assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=True) == "layers compiled"
 
 
 def test_when_compiling_is_worth_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_when_compiling_is_worth_its_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_resumed_run_compiles_for_the_same_sizes(backend: Backend) -> None:
     """Both go by the longest pair, with gradients, whatever they compute first."""
-    settle_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
+    choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
     first = list(backend.sizes)
     torch.compiler.reset()
     backend.sizes.clear()
@@ -229,7 +229,7 @@ def test_machine_code_computes_the_same() -> None:
     torch.compiler.reset()
     policy = _policy()
     eager = _step(policy, 4)
-    assert settle_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False) == "layers compiled"
+    assert choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False) == "layers compiled"
     for ours, own in zip(_step(policy, 4), eager, strict=True):
         torch.testing.assert_close(ours, own, rtol=1e-3, atol=1e-4)
     torch.compiler.reset()

@@ -19,7 +19,7 @@ from simpo_cli.model.attention import flex, interface
 from simpo_cli.model.attention.flex import attend_flex, block_mask, fits_flex, flex_difference
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.model.self_check import CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import simpo_terms
 from tests.model.reference import response_logps, simpo_loss
 from tests.pairs import random_pairs
@@ -253,7 +253,7 @@ def _settle(monkeypatch: pytest.MonkeyPatch, difference: Any, model: Any) -> tup
     monkeypatch.setattr(self_check, "fits_flex", lambda *_: True)
     monkeypatch.setattr(self_check, "flex_difference", difference)
     policy = Policy(model).train()
-    return settle_packing(policy, "auto", None, CHECK), policy
+    return choose_packing(policy, "auto", None, CHECK), policy
 
 
 def _raises(*_: Any) -> float:

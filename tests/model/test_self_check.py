@@ -20,7 +20,7 @@ from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.logprobs import LogitScale
 from simpo_cli.model.packed import PackedPairs, PairSpan, layout_of
 from simpo_cli.model.policy import Policy
-from simpo_cli.model.self_check import MOST_TOKENS, CheckPairs, SelfCheck, settle_packing
+from simpo_cli.model.self_check import MOST_TOKENS, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.live_bytes import LiveBytes
 from tests.pairs import random_pairs
@@ -33,7 +33,7 @@ CHECK = CheckPairs.of(PAIRS, PAIRS[:4])
 def _settle(model: Any, *, why_padded: str | None = None, wanted: Any = "auto") -> tuple[SelfCheck, Policy]:
     switch_off_dropout(model)
     policy = Policy(model).train()
-    return settle_packing(policy, wanted, why_padded, CHECK), policy
+    return choose_packing(policy, wanted, why_padded, CHECK), policy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -357,7 +357,7 @@ def test_a_gradient_is_compared_in_the_room_of_one() -> None:
     weights = sum(parameter.nbytes for parameter in policy.parameters())
     pairs = random_pairs(1, seed=3, longest=3)
     with LiveBytes() as seen:
-        check = settle_packing(policy, "auto", None, CheckPairs.of(pairs, pairs))
+        check = choose_packing(policy, "auto", None, CheckPairs.of(pairs, pairs))
     assert check.difference is not None
     assert check.difference.gradient is not None
     assert weights < seen.peak < 1.5 * weights

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from simpo_cli.cli.main import run as run_command
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model import own_code
+from simpo_cli.model import remote_code as own_code
 from simpo_cli.model.load import count_parameters, find_model, load_model
 from simpo_cli.recipe.schema import ModelRecipe
 from tests.cli.seen import Seen, Simpo

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import count_parameters, find_model, load_model, load_start, settle_adapter
+from simpo_cli.model.load import choose_adapter, count_parameters, find_model, load_model, load_start
 from simpo_cli.recipe.schema import FieldError, LoraRecipe, ModelRecipe
 from tests.start_models.conftest import MakeAdapter, change_json
 from tests.tiny import CHATML
@@ -55,7 +55,7 @@ def _by_peft(folder: Path, base: Path) -> Tensor:
 def _start(folder: Path, **settings: Any) -> tuple[ModelRecipe, nn.Module]:
     """The model that a recipe's training starts from, with its new adapters, which compute nothing yet."""
     source = find_model(str(folder))
-    recipe = settle_adapter(ModelRecipe(path=str(folder), **settings), source)
+    recipe = choose_adapter(ModelRecipe(path=str(folder), **settings), source)
     counted = count_parameters(recipe, source)
     model = load_start(recipe, source, torch.float32)
     if recipe.lora is not None and recipe.adapter == "merge":
@@ -205,7 +205,7 @@ def test_a_config_that_is_not_the_adapters_is_refused(
 
     def prepare(lora: LoraRecipe | None) -> None:
         source = find_model(str(folder))
-        count_parameters(settle_adapter(ModelRecipe(path="x", lora=lora), source), source)
+        count_parameters(choose_adapter(ModelRecipe(path="x", lora=lora), source), source)
 
     for lora in (None, LoraRecipe()):
         with pytest.raises(UserError, match=said) as caught:

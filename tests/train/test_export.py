@@ -16,7 +16,7 @@ from simpo_cli.model.attention.interface import NAME_WITHOUT_FLEX
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import measure_rounding
-from simpo_cli.model.self_check import SelfCheck, settle_packing
+from simpo_cli.model.self_check import SelfCheck, choose_packing
 from simpo_cli.publish.export import save_model, written_whole
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train import build
@@ -156,7 +156,7 @@ def test_the_saved_model_is_scored_by_the_kernels_that_were_checked(
     seen: list[tuple[bool, str]] = []
 
     def by_segment(policy: Policy, *rest: Any) -> SelfCheck:
-        check = settle_packing(policy, *rest)
+        check = choose_packing(policy, *rest)
         policy.flex = False
         return replace(check, why_by_segment="it does not compile here")
 

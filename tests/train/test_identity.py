@@ -165,4 +165,4 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
         "tokenizer_sha256": "aa",
         "template_sha256": "aa",
     }
-    assert setting_module.Setting.identity(setting, content).machine["liger"] == expected
+    assert setting_module.RunPlan.identity(setting, content).machine["liger"] == expected

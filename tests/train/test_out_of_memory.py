@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simpo_cli.errors import ExitCode
-from simpo_cli.model.out_of_memory import NoMemoryError, memory_for, ran_out
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for, ran_out
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.model.policy import Policy
 from simpo_cli.train import session as run
@@ -183,7 +183,7 @@ def test_a_pair_that_does_not_fit_by_itself_ends_the_run_at_the_last_whole_step(
     guide.train("unbroken", *rare)
     with monkeypatch.context() as patch:
         card = Card(patch, 100, since=2)  # the longest pair of the third step takes 126
-        with pytest.raises(NoMemoryError) as caught:
+        with pytest.raises(OutOfMemoryError) as caught:
             guide.train("run", *rare, observer=memory)
     assert len(card.failed) == 2
     assert len(_notes(memory)) == 1
@@ -206,7 +206,7 @@ def test_the_first_step_is_survived_and_a_pair_that_fits_nowhere_ends_it(
 ) -> None:
     guide = Guide(tmp_path)
     Card(monkeypatch, 1)
-    with pytest.raises(NoMemoryError, match="step 1: .* The state after step 0 is saved"):
+    with pytest.raises(OutOfMemoryError, match="step 1: .* The state after step 0 is saved"):
         guide.train("run")
     assert _budgets(tmp_path / "run") == {0: 256}
 
@@ -223,7 +223,7 @@ def test_tensors_of_the_step_that_failed_are_let_go() -> None:
         assert held
         raise MemoryError
 
-    with pytest.raises(NoMemoryError) as caught, memory_for("a step", "Lower it."):
+    with pytest.raises(OutOfMemoryError) as caught, memory_for("a step", "Lower it."):
         step()
     assert caught.value.__cause__  # the error is held on to, as by whoever handles it
     assert freed == [True]

@@ -18,7 +18,7 @@ from simpo_cli.data.encode.rules import SKIP, EncodedPairs, Rules, pair_key, pro
 from simpo_cli.data.encode.truncation import cut_prompt, whole_prompt
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.tokenizer import EncodingError, TemplateError, TextTokenizer, Way
+from simpo_cli.data.tokenizer import EncodingError, SpecialTokenMode, TemplateError, TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
 
@@ -35,7 +35,7 @@ class Ids:
 def tokenize(texts: Sequence[Texts], tokenizer: TextTokenizer) -> list[Ids | RecordError]:
     """Ids of each pair, or why it has none, in a few calls of the library for all of them."""
     found: dict[int, Ids | RecordError] = {}
-    for way in get_args(Way):
+    for way in get_args(SpecialTokenMode):
         places = [i for i, one in enumerate(texts) if one.way == way]
         if not places:
             continue
@@ -43,7 +43,7 @@ def tokenize(texts: Sequence[Texts], tokenizer: TextTokenizer) -> list[Ids | Rec
     return [found[i] for i in range(len(texts))]
 
 
-def _tokenize_way(texts: Sequence[Texts], way: Way, tokenizer: TextTokenizer) -> list[Ids | RecordError]:
+def _tokenize_way(texts: Sequence[Texts], way: SpecialTokenMode, tokenizer: TextTokenizer) -> list[Ids | RecordError]:
     try:
         return list(_tokenize_all(texts, way, tokenizer))
     except EncodingError as error:  # one of the texts; which one, the library does not say
@@ -53,7 +53,7 @@ def _tokenize_way(texts: Sequence[Texts], way: Way, tokenizer: TextTokenizer) ->
         return [RecordError(f"the text {error}", SKIP)]
 
 
-def _tokenize_all(texts: Sequence[Texts], way: Way, tokenizer: TextTokenizer) -> list[Ids]:
+def _tokenize_all(texts: Sequence[Texts], way: SpecialTokenMode, tokenizer: TextTokenizer) -> list[Ids]:
     starts = [tokenizer.last_break(one.prompt) if way == "parsed" else 0 for one in texts]
     flat = [
         text
@@ -86,7 +86,7 @@ def _behind(prompt: list[int], whole: list[int], from_break: bool) -> list[int] 
     return whole[len(prompt) :] if whole[: len(prompt)] == prompt else None
 
 
-def settle(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: EncodedPairs) -> None:
+def prepare(pair: PreferencePair, texts: Texts, ids: Ids, rules: Rules, result: EncodedPairs) -> None:
     """End, cut and judge one tokenized pair; it goes into `result` as a pair or as a count."""
     tokenizer, data = rules.tokenizer, rules.data
     prompt, mended = whole_prompt(ids.prompt, rules)
@@ -228,7 +228,7 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
             if isinstance(ids, RecordError):
                 result.bad.append(refusal(pair, ids))
             else:
-                settle(pair, texts, ids, rules, result)
+                prepare(pair, texts, ids, rules, result)
         if result.bad and data.on_bad_record == "error":
             break
     return result

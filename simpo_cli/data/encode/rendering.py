@@ -12,7 +12,7 @@ from simpo_cli.data.encode.rules import SKIP, Rules
 from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.tokenizer import GIVEN_BY_US, EncodingError, TemplateError, Way
+from simpo_cli.data.tokenizer import GIVEN_BY_US, EncodingError, SpecialTokenMode, TemplateError
 from simpo_cli.errors import UserError
 
 LONGEST_WORD = 1_000_000
@@ -42,7 +42,7 @@ class Texts:
 
     prompt: str
     responses: tuple[str, str]
-    way: Way
+    way: SpecialTokenMode
     notes: frozenset[str] = frozenset()
     turns: tuple[Message, ...] = ()
     write: Callable[[Sequence[Message]], str] = field(default=lambda _: "", compare=False)
@@ -83,7 +83,7 @@ def stopped_if_endless(error: TemplateError, rules: Rules) -> TemplateError:
     return error
 
 
-def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str, Way]:
+def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str, SpecialTokenMode]:
     """A prompt without a response, as it is in front of one: its text, and how special tokens in it are read.
 
     Raises:
@@ -195,7 +195,7 @@ def _not_written(names: Iterator[str]) -> set[str]:
     return {f"{name} that the template does not write" for name in names}
 
 
-def _prepared(pair: PreferencePair, rules: Rules) -> tuple[Conversation, tuple[Message, Message], Way]:
+def _prepared(pair: PreferencePair, rules: Rules) -> tuple[Conversation, tuple[Message, Message], SpecialTokenMode]:
     """The conversation and its two answers, masked where one of their texts spells out a special token."""
     tokenizer = rules.tokenizer
     tools = None if pair.tools is None else json.loads(pair.tools)

@@ -18,7 +18,7 @@ from simpo_cli.data.tokenizer.files import (
     template_of,
     tokenizer_folder,
 )
-from simpo_cli.data.tokenizer.special_texts import EncodingError, Way
+from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTokenMode
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template
 from simpo_cli.data.tokenizer.template_probe import TurnMarks
 from simpo_cli.data.tokenizer.text_tokenizer import GIVEN_BY_US, TextTokenizer

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tokenizers import AddedToken, Tokenizer
 
-Way = Literal["parsed", "masked", "literal"]
+SpecialTokenMode = Literal["parsed", "masked", "literal"]
 """How special tokens in a text are read: all as tokens; the template's as tokens and the messages' as text; as text."""
 
 # Unicode noncharacters: they stand for special tokens while a text is taken apart, and no text holds them on purpose.

@@ -13,7 +13,13 @@ from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import metered
-from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTexts, Way, any_of, refuse_stand_ins
+from simpo_cli.data.tokenizer.special_texts import (
+    EncodingError,
+    SpecialTexts,
+    SpecialTokenMode,
+    any_of,
+    refuse_stand_ins,
+)
 from simpo_cli.data.tokenizer.template import TemplateError, compile_template, dates_of, variables_of
 from simpo_cli.data.tokenizer.template_probe import MADE_UP_TOOLS, MessageShape, TurnMarks, learn_marks, learn_shape
 from simpo_cli.errors import UserError
@@ -242,7 +248,7 @@ class TextTokenizer:
 
     # Text to ids
 
-    def encode_batch(self, texts: Sequence[str], way: Way = "parsed") -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], way: SpecialTokenMode = "parsed") -> list[list[int]]:
         """Ids of each text, without the tokens that the tokenizer itself puts around a plain text.
 
         Raises:
@@ -259,7 +265,7 @@ class TextTokenizer:
         except Exception as error:  # it raises bare Exception for the rest
             raise EncodingError(f"cannot be tokenized: {error}") from error
 
-    def encode_behind(self, texts: Sequence[str], way: Way = "parsed") -> list[list[int]]:
+    def encode_behind(self, texts: Sequence[str], way: SpecialTokenMode = "parsed") -> list[list[int]]:
         """Ids of texts that follow other text, each on its own.
 
         Tokenizers of the sentencepiece kind put a space in front of a text; in the middle of one there is none. So the
@@ -273,7 +279,7 @@ class TextTokenizer:
             return alone
         return [self._behind_an_anchor(text, ids, way) for text, ids in zip(texts, alone, strict=True)]
 
-    def _behind_an_anchor(self, text: str, alone: list[int], way: Way) -> list[int]:
+    def _behind_an_anchor(self, text: str, alone: list[int], way: SpecialTokenMode) -> list[int]:
         for anchor in _ANCHORS:
             lead, both = self.encode_batch([anchor, anchor + text], way)
             if lead and both[: len(lead)] == lead:

@@ -48,7 +48,7 @@ class Answering:
     load: Load | None = None
 
 
-def settle_decoding(
+def choose_decoding(
     models: Mapping[Side, Answering],
     questions: Sequence[Question],
     tokenizer: TextTokenizer,
@@ -289,7 +289,7 @@ def answer_prompts(
         "trained": _answering(names["trained"], trained),
     }
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
-    decoding = settle_decoding(
+    decoding = choose_decoding(
         models,
         questions.asked,
         tokenizer,
