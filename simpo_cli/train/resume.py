@@ -76,12 +76,12 @@ class ResumeState:
     document: Mapping[str, Any]
 
     @classmethod
-    def none(cls) -> "Past":
+    def none(cls) -> "ResumeState":
         """That of a run that begins."""
         return cls([], [], {})
 
     @classmethod
-    def of(cls, run_dir: Path) -> "Past":
+    def of(cls, run_dir: Path) -> "ResumeState":
         """Read a run folder, or what is there of one.
 
         Raises:
