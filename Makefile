@@ -1,25 +1,26 @@
-# Everything starts here, on a machine with nothing but Python 3.11 or later.
-#   make demo    sets up, trains the built-in model on its own pairs, shows what changed (no GPU, no network after set-up)
-#   make test    sets up and runs the tests
-#   make test-elsewhere  the tests started from an empty folder: nothing around them may decide one
-#   make test-oldest   the tests of model, training, evaluation, data and commands under the oldest versions of what simpo needs
-#   make test-faults   kills, signals, failing disks, damaged files: runs are gone on with and compared (KILLS=300)
-#   make fuzz    feeds broken records and messages to the readers for a minute
-#   make formats prints the layouts of data that are read: how, and what says which response is preferred
-#   make check   formatting, lint, types, import rules
-#   make house   the code in numbers: lines, files, floors, longest files, and how many files beta and a pair go through
-#   make bench   our training step against TRL's, on real pairs; writes docs/benchmarks.md (at most 40 minutes)
+# You need nothing but Python 3.11 or later.
+#   make demo    set up, train the built-in model on its own pairs, show what changed (no GPU, no network after set-up)
+#   make test    set up and run the tests
+#   make test-elsewhere  run the tests from an empty folder, so that nothing around them decides one
+#   make test-oldest   run the tests of model, training, evaluation, data and commands with the oldest supported versions
+#   make test-faults   inject kills, signals, disk faults and damaged files; resume and compare (KILLS=300)
+#   make test-slow     run the tests that need a real model in SIMPO_TEST_MODEL
+#   make fuzz    feed broken records and messages to the readers for a minute
+#   make formats list the data layouts that are read, and what says which response is chosen
+#   make check   check formatting, lint, types and import rules
+#   make house   count lines, files, floors, longest files, and the files that beta and a pair go through
+#   make bench   compare our training step with TRL's on real pairs; write docs/benchmarks.md (at most 40 minutes)
 #   make bench-full    the same with 16 pairs a step, all lengths and bf16; takes hours
-#   make bench-page    its tables and plot again from docs/benchmarks.json
-#   make bench-step    speed of the parts of a training step
-#   make bench-audit   speed and memory of simpo stats
-#   make bench-loading speed and memory of reading and tokenizing pairs
-#   make bench-saving  what checkpoints cost beside the steps of a run
-#   make bench-resume  how soon a run goes on
-#   make gpu-check   what this project does on a card, right, lean and how fast, in six minutes (ARGS=--tiny: small, on a CPU)
-#   make gpu-bundle  the wheels that a machine with a card and no network lacks for it (PYTHON_VERSION=3.12)
-#   make gpu-page    docs/gpu.md from the results under docs/gpu/
-#   make guide   rebuilds the model and the pairs of builtin:guide from their script
+#   make bench-page    write its tables and plot again from docs/benchmarks.json
+#   make bench-step    measure the parts of a training step
+#   make bench-audit   measure speed and memory of simpo stats
+#   make bench-loading measure speed and memory of reading and tokenizing pairs
+#   make bench-saving  measure the cost of checkpoints beside the steps of a run
+#   make bench-resume  measure the time to resume a run
+#   make gpu-check   check correctness, memory and speed on a CUDA card in six minutes (ARGS=--tiny: small, on a CPU)
+#   make gpu-bundle  collect the wheels that a card without network lacks for it (PYTHON_VERSION=3.12)
+#   make gpu-page    write docs/gpu.md from the results under docs/gpu/
+#   make guide   rebuild the model and the pairs of builtin:guide from their script
 
 PYTHON ?= python3
 VENV ?= .venv
