@@ -5,7 +5,6 @@ place four times a second at most.
 import atexit
 import itertools
 import math
-import re
 import sys
 import time
 from collections import deque
@@ -131,7 +130,6 @@ class Progress:
 FIELD_GAP = "   "
 BAR_WIDTH = 40
 BAR_WIDTH_AT_LEAST = 5
-_ALERT = re.compile(r"HEA\d{3} ")
 
 Line = list[tuple[str, str]]  # pieces of text with their styles
 Field = tuple[str, str, str]  # name, value, remark
@@ -179,9 +177,8 @@ class LivePanel:
         atexit.register(self.close)  # an exception that nobody catches must not leave the cursor hidden
         live.start(refresh=True)
 
-    def note(self, text: str) -> None:
-        alert = _ALERT.match(text)
-        lead = Text(alert.group(), "bold yellow") if alert else Text()
+    def note(self, text: str, code: str = "", /) -> None:
+        lead = Text(f"{code} ", "bold yellow") if code else Text()
         print_wrapped(self._console, lead, text.removeprefix(lead.plain))
 
     def step(self, record: StepRecord) -> None:

@@ -12,7 +12,7 @@ from simpo_cli.recipe.names import not_a_run
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
 from simpo_cli.recipe.yaml_source import parse_file
-from simpo_cli.run.documents import read_log, read_receipt
+from simpo_cli.run.documents import code_of_old, read_log, read_receipt
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
 
 Row = Mapping[str, Any]
@@ -94,7 +94,7 @@ def read_run(path: Path) -> RunFiles:
         recipe = None  # of another version: the page then lacks the lines of gamma and of the gradient's limit
     logs = [path / name for name in (METRICS, EVALS)]
     written = [file.stat().st_mtime for file in logs if file.is_file()]
-    notes = read_log(path / NOTES)
+    notes = [{"code": code_of_old(note["text"]), **note} for note in read_log(path / NOTES)]
     return RunFiles(
         path=path,
         receipt=receipt,

@@ -1,6 +1,5 @@
 """`report.html`: what a run did and what it is worth, as one file."""
 
-import re
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,6 @@ from simpo_cli.stages import stage
 REPORT_FILE = "report.html"
 SHOWN_NOTES = 100
 SHOWN_FILES = 100
-_FINDING = re.compile(r"[A-Z]{3}\d{3} ")
 
 
 @stage("writing the report")
@@ -79,7 +77,7 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         accounts=accounts(run),
         settings=recipe_rows(run),
         commands=_commands(run),
-        findings=[note for note in run.notes if note["label"] != "note" and _FINDING.match(note["text"])],
+        findings=[note for note in run.notes if note["label"] != "note" and note["code"]],
         screen=[note for note in run.notes if note["label"] != "note"],
         notes=said[:SHOWN_NOTES],
         num_notes=len(said),

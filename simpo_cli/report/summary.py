@@ -17,9 +17,9 @@ ANSWER_LINES = 6
 def print_header(console: Console, header: RunHeader) -> None:
     """The title, then a label and a text a line: loss, model, data, plan."""
     print_wrapped(console, Text(), header.title, style="bold")
-    width = max([LABEL_WIDTH, *(cell_len(label) + 1 for label, _ in header.lines)])
-    for label, text in header.lines:
-        print_wrapped(console, Text(printable(label).ljust(width), "dim"), text)
+    width = max([LABEL_WIDTH, *(cell_len(line.label) + 1 for line in header.lines)])
+    for line in header.lines:
+        print_wrapped(console, Text(printable(line.label).ljust(width), "dim"), line.text)
 
 
 def print_outcome(console: Console, outcome: RunOutcome) -> None:

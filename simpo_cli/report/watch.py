@@ -55,7 +55,7 @@ class Heartbeat:
         print_header(self._console, header)
         self._pulse.heard()
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, _code: str = "", /) -> None:
         self._line(printable(text))
 
     def step(self, record: StepRecord) -> None:
@@ -137,8 +137,8 @@ class WithReport:
         self._has_started = True  # from here on the folder is this run's
         self._watcher.started(header, num_steps=num_steps, first_step=first_step)
 
-    def note(self, text: str) -> None:
-        self._watcher.note(text)
+    def note(self, text: str, code: str = "", /) -> None:
+        self._watcher.note(text, code)
 
     def step(self, record: StepRecord) -> None:
         self._watcher.step(record)

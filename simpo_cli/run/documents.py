@@ -68,6 +68,12 @@ def read_log(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def code_of_old(text: str) -> str:
+    """The code of the finding that a line of notes.jsonl tells of, of a version that wrote none beside the text."""
+    code, _, rest = text.partition(" ")
+    return code if rest and len(code) == 6 and code[:3].isupper() and code[3:].isdigit() else ""
+
+
 def of_shape(name: str, content: Any) -> dict[str, Any]:
     """The same content, which has the shape of a document of this name.
 

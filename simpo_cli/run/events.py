@@ -1,7 +1,7 @@
 """What a run tells whoever watches it. The loop calls an `Observer`; terminals and trackers implement it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 LOOPING = 0.3
 """Share of repeated runs of four tokens from which on an answer counts as one that repeats itself."""
@@ -93,12 +93,24 @@ class EvalRecord:
         return [{"step": self.step, **asdict(answer)} for answer in self.answers]
 
 
+class Note(NamedTuple):
+    """A line that is worth reading once, and a line of notes.jsonl."""
+
+    label: str  # "note", or that of a line of the first screen: loss, model, data, plan ...
+    text: str
+    code: str = ""  # of the finding or the alert that it is about, with which the text then begins
+
+    def as_row(self) -> dict[str, str]:
+        """The line of notes.jsonl."""
+        return {name: value for name, value in self._asdict().items() if value or name != "code"}
+
+
 @dataclass(frozen=True, slots=True)
 class RunHeader:
     """What is known before the first step, as the lines a person reads."""
 
     title: str  # simpo 0.1.0 · train demo · cpu, 2 threads, float32
-    lines: tuple[tuple[str, str], ...]  # (label, text): loss, model, data, plan ...
+    lines: tuple[Note, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +132,8 @@ class Observer(Protocol):
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         """The first screen is known; `num_steps` is 0 in a dry run."""
 
-    def note(self, text: str) -> None:
-        """A line worth reading once, such as a warning or what is being loaded."""
+    def note(self, text: str, code: str = "", /) -> None:
+        """A line worth reading once, such as a warning; `code` is that of an alert, with which the text then begins."""
 
     def step(self, record: StepRecord) -> None: ...
 

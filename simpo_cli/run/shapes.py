@@ -273,6 +273,7 @@ class SampleRow(TypedDict):
 class NoteRow(TypedDict):
     label: str
     text: str
+    code: NotRequired[str]
 
 
 @_OTHERS_TOO

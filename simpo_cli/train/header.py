@@ -15,7 +15,7 @@ from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import DataSource
-from simpo_cli.run.events import RunHeader
+from simpo_cli.run.events import Note, RunHeader
 from simpo_cli.train.run_plan import RunPlan
 
 _SHOWN = 90  # characters of each part of the example
@@ -30,7 +30,7 @@ def header(setting: RunPlan) -> RunHeader:
     total, trainable = setting.parameters.total, setting.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"
     held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt")
-    lines = [
+    lines: list[tuple[str, str] | tuple[str, str, str]] = [
         ("loss", loss_terms(recipe.loss)),
         (
             "model",
@@ -54,12 +54,12 @@ def header(setting: RunPlan) -> RunHeader:
         ("LBL002", opposed, "training pairs contradict one another"),
     ):
         if count:
-            lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}"))
+            lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}", code))
     lengths = lengths_of(data.train)
     bias = statistics.longer_wins(lengths[:, 1], lengths[:, 2], prompt_keys_of(data.train).tolist())
     if length_predicts(bias.low, bias.high):
         told = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
-        lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}"))
+        lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}", "LEN001"))
     lines += [
         (
             "plan",
@@ -75,7 +75,7 @@ def header(setting: RunPlan) -> RunHeader:
     revision = setting.source.revision or setting.source.whole.revision
     network = "no network used" if revision is None else f"model revision {revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
-    return RunHeader(title, tuple(lines))
+    return RunHeader(title, tuple(Note(*line) for line in lines))
 
 
 def _adapter(setting: RunPlan) -> list[tuple[str, str]]:

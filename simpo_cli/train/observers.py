@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted
-from simpo_cli.run.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
+from simpo_cli.run.events import EvalRecord, Note, Observer, RunHeader, RunOutcome, StepRecord
 from simpo_cli.run.folder import ANSWERS, EVALS, METRICS, NOTES, RunFolder
 
 
@@ -115,13 +115,13 @@ class Recorder:
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._num_steps = num_steps
-        for label, text in header.lines if first_step == 0 else ():  # a run that goes on has said it
-            self._folder.append(NOTES, {"label": label, "text": text})
+        for line in header.lines if first_step == 0 else ():  # a resumed run has said it
+            self._folder.append(NOTES, line.as_row())
         self._watcher.started(header, num_steps=num_steps, first_step=first_step)
 
-    def note(self, text: str) -> None:
-        self._folder.append(NOTES, {"label": "note", "text": text})
-        self._watcher.note(text)
+    def note(self, text: str, code: str = "", /) -> None:
+        self._folder.append(NOTES, Note("note", text, code).as_row())
+        self._watcher.note(text, code)
 
     def step(self, record: StepRecord) -> None:
         if record.step in (1, self._num_steps) or record.step % self._log_every == 0:

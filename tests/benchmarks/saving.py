@@ -127,7 +127,7 @@ class _Watcher:
         self.steps.append(Took(time.process_time() - processor, time.perf_counter() - clock))
         self._append("metrics.jsonl", record.as_metrics())
 
-    def note(self, _: str) -> None:
+    def note(self, _text: str, _code: str = "", /) -> None:
         pass
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
+from simpo_cli.run.events import EvalRecord, Note, RunHeader, RunOutcome, StepRecord
 
 STEP = StepRecord(
     step=1,
@@ -50,10 +50,10 @@ EVALUATION = EvalRecord(
 HEADER = RunHeader(
     title="simpo 0.1.0 · train demo · cpu, 2 threads, float32 · no network used",
     lines=(
-        ("loss", "SimPO, sigmoid · beta 2.0 · gamma 1.0 (gamma/beta 0.5) · label smoothing off · SFT term off"),
-        ("model", "builtin:guide · 1.9 M parameters, all trained"),
-        ("data", "2,000 pairs to train, 500 held out by prompt"),
-        ("", "LEN001 chosen is longer in 80.1 % of training pairs"),
+        Note("loss", "SimPO, sigmoid · beta 2.0 · gamma 1.0 (gamma/beta 0.5) · label smoothing off · SFT term off"),
+        Note("model", "builtin:guide · 1.9 M parameters, all trained"),
+        Note("data", "2,000 pairs to train, 500 held out by prompt"),
+        Note("", "LEN001 chosen is longer in 80.1 % of training pairs"),
     ),
 )
 OUTCOME = RunOutcome(

@@ -299,9 +299,9 @@ def test_a_panel_that_never_started_closes_quietly(clock: Any) -> None:
 PROGRAM = """
 import sys
 from simpo_cli.report.watch import watch
-from simpo_cli.run.events import RunHeader
+from simpo_cli.run.events import Note, RunHeader
 panel = watch()
-panel.started(RunHeader("a title", (("loss", "SimPO"),)), num_steps=10, first_step=0)
+panel.started(RunHeader("a title", (Note("loss", "SimPO"),)), num_steps=10, first_step=0)
 try:
     sys.stderr.write("a library's warning\\n")
     raise RuntimeError("out of memory")
@@ -371,7 +371,7 @@ def test_without_a_stream_it_watches_on_stderr(capsys: pytest.CaptureFixture[str
 def test_an_alert_stands_out_and_wraps_under_its_own_text() -> None:
     stream = io.StringIO()
     panel = LivePanel(make_console(stream, width=40))
-    panel.note("HEA004 step 201: the gradient norm is 4.8, 16 times the 0.29 of the steps before")
+    panel.note("HEA004 step 201: the gradient norm is 4.8, 16 times the 0.29 of the steps before", "HEA004")
     assert stream.getvalue().splitlines() == [
         "HEA004 step 201: the gradient norm is",
         "       4.8, 16 times the 0.29 of the",

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
 from simpo_cli.report.summary import print_header, print_outcome
-from simpo_cli.run.events import RunHeader, RunOutcome
+from simpo_cli.run.events import Note, RunHeader, RunOutcome
 
 
 def printed(outcome: RunOutcome, width: int) -> str:
@@ -99,7 +99,7 @@ def test_answers_are_wrapped_escaped_and_cut(width: int, outcome: RunOutcome) ->
 
 def test_a_header_is_wrapped_under_its_own_text_and_says_what_it_was_given() -> None:
     stream = io.StringIO()
-    lines = (("data", "one two three four five six seven"), ("", "LEN001 [x]"), ("held-out set", "\x1b[1m"))
+    lines = (Note("data", "one two three four five six seven"), Note("", "LEN001 [x]"), Note("held-out set", "\x1b[1m"))
     print_header(make_console(stream, width=40), RunHeader("a · title", lines))
     assert (
         stream.getvalue()

@@ -22,7 +22,7 @@ class Watcher:
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self.heard.append(f"started {header.title[:5]} {num_steps} {first_step}")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, _code: str = "", /) -> None:
         self.notes.append(text)
 
     def step(self, record: StepRecord) -> None:

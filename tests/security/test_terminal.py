@@ -30,7 +30,7 @@ from simpo_cli.report.live import LivePanel
 from simpo_cli.report.page import json_text
 from simpo_cli.report.summary import print_outcome
 from simpo_cli.report.watch import Heartbeat
-from simpo_cli.run.events import RunHeader, RunOutcome
+from simpo_cli.run.events import Note, RunHeader, RunOutcome
 from tests.report.conftest import EVALUATION, STEP
 from tests.report.test_eval_view import RESULT
 from tests.report.test_inspect_view import DOCUMENT
@@ -70,7 +70,7 @@ def _is_inert(text: str) -> bool:
 def _events(console: Console, texts: Sequence[str]) -> None:
     """What a run prints, with foreign text wherever text goes."""
     quarter = len(texts) // 4
-    lines = tuple((text[:10], text) for text in texts[:quarter])
+    lines = tuple(Note(text[:10], text) for text in texts[:quarter])
     answers = tuple((text, text, f"{text} {text}") for text in texts[quarter : 2 * quarter])
     table = tuple((text, text, text, text) for text in texts[2 * quarter : 2 * quarter + 20])
     outcome = RunOutcome(texts[0], texts[1], 2, 3.0, answers, table, tuple((text, text) for text in texts[:20]))

@@ -66,7 +66,7 @@ class Memory:
         assert num_steps >= first_step
         self.header, self.first_step = header, first_step
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, _code: str = "", /) -> None:
         self.notes.append(text)
 
     def step(self, record: StepRecord) -> None:

@@ -32,8 +32,8 @@ def run(folder: Path, name: str, tiny: Path, prefs: Path, *more: str) -> tuple[d
     memory = Memory()
     train(compose(str(recipe), values), fresh=False, dry_run=False, observer=memory)
     assert memory.header is not None
-    labels = [label for label, _ in memory.header.lines]
-    lines = {label or f"below {labels[i - 1]}": text for i, (label, text) in enumerate(memory.header.lines)}
+    labels = [line.label for line in memory.header.lines]
+    lines = {label or f"below {labels[i - 1]}": text for i, (label, text, _) in enumerate(memory.header.lines)}
     return json.loads((folder / name / "run.json").read_text(encoding="utf-8")), lines, folder / name
 
 
@@ -87,7 +87,7 @@ def test_what_decided_the_order_is_shown_also_from_the_cache(
         memory = Memory()
         train(compose(str(recipe)), fresh=False, dry_run=True, observer=memory)
         assert memory.header is not None
-        told = [text for _, text in memory.header.lines]
+        told = [line.text for line in memory.header.lines]
         assert {"vote: 7 means b", "not used: context"} <= set(told)
         assert any(text.startswith(f"{judged}:1: chosen by vote = 7: ") for text in told)
 

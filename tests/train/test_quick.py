@@ -39,7 +39,7 @@ def test_nothing_is_evaluated_and_that_is_said_everywhere(tmp_path: Path, tiny_f
     seen = _train(tmp_path, tiny_folder, prefs, "eval.every=1", quick=True)
     run = tmp_path / "run"
     assert seen.header is not None
-    assert "no evaluation and no probe answers" in dict(seen.header.lines)["quick"]
+    assert "no evaluation and no probe answers" in {line.label: line.text for line in seen.header.lines}["quick"]
     assert seen.evals == []
     assert seen.outcome is not None
     assert (seen.outcome.answers, seen.outcome.table[0]) == (

@@ -90,7 +90,7 @@ class Place:
 
 def _memory_line(memory: Memory) -> str:
     assert memory.header is not None
-    [line] = [text for label, text in memory.header.lines if label == "memory"]
+    [line] = [line.text for line in memory.header.lines if line.label == "memory"]
     return line
 
 

@@ -194,7 +194,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, tiny_folder: Path, prefs: Path
     assert _train(tmp_path, tiny_folder, prefs, memory, dry_run=True) is None
     assert not (tmp_path / "run").exists()
     assert memory.header is not None
-    assert any(label == "memory" for label, _ in memory.header.lines)
+    assert any(line.label == "memory" for line in memory.header.lines)
 
 
 def test_narrow_weights_are_warned_about_once(tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory) -> None:

@@ -150,10 +150,10 @@ class Health:
     Args:
         recipe: of the run; thresholds, and what they are about.
         num_steps: steps of the whole run.
-        note: takes each line that is worth reading once.
+        note: takes each line that is worth reading once, and its code.
     """
 
-    def __init__(self, recipe: Recipe, num_steps: int, note: Callable[[str], None]) -> None:
+    def __init__(self, recipe: Recipe, num_steps: int, note: Callable[[str, str], None]) -> None:
         self._recipe, self._num_steps, self._note = recipe, num_steps, note
         self._grad_norms: list[float] = []  # of the latest steps, as the next two
         self._gradient_weights: list[float] = []
@@ -252,7 +252,7 @@ class Health:
         known = self._alerts.get(watch.code)
         if known is None:
             alert = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
-            self._note(alert.line)
+            self._note(alert.line, alert.code)
         else:
             worst = min(known.worst, value) if watch.is_least else max(known.worst, value)
             alert = replace(known, last_step=step, times=known.times + 1, worst=worst)

@@ -62,7 +62,7 @@ def _health(**thresholds: Any) -> tuple[Health, list[str]]:
         health=HealthRecipe(**thresholds),
     )
     said: list[str] = []
-    return Health(recipe, 100, said.append), said
+    return Health(recipe, 100, lambda line, _: said.append(line)), said
 
 
 def _steps(health: Health, *, count: int = 20, first: int = 1, lost: float | None = None, **values: Any) -> None:
