@@ -218,7 +218,7 @@ def trouble_in(pair: PreferencePair, *, own: tuple[str, ...] | None) -> Iterator
         yield "TPL001"
     if any(map(goes_on_with_a_turn, responses)):
         yield "TPL002"
-    yield from notes_of(pair, own or ())
+    yield from (note.finding for note in notes_of(pair, own or ()))
 
 
 Counts = NDArray[np.int32]

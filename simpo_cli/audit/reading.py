@@ -28,7 +28,7 @@ from simpo_cli.audit.measures import Counts, TextMeasures, measure
 from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import BadRecord, RawRecord, kind_of
+from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of
 from simpo_cli.errors import ExitCode, UserError
 
 MOST_GROUPS = 200
@@ -98,11 +98,8 @@ class Groups:
 _BATCH = 512  # pairs that are measured and tokenized together: enough to keep processes and threads busy
 _BATCH_CHARACTERS = 2**20
 
-_NOTED = {
-    "scores order the pair against its label": "SCR001",
-    "tied scores": "SCR002",
-    "scores written as text": "SCR003",
-}
+_SCORES = (RecordNote.AGAINST_LABEL, RecordNote.TIED_SCORES, RecordNote.SCORES_AS_TEXT)
+"""Notes of the reader that are findings; the other findings are looked for in the texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +188,7 @@ def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[Rea
     batch: list[ReadPair] = []
     held = 0
     for number, pair in enumerate(reader):
-        codes = [_NOTED[what] for what in reader.noted if what in _NOTED]
+        codes = [note.finding for note in reader.noted if note in _SCORES]
         if _is_blank(pair.chosen) or _is_blank(pair.rejected):
             codes.append("EMP001")
         elif pair.chosen == pair.rejected:

@@ -13,7 +13,7 @@ from simpo_cli.data.formats.preferred import reason_of
 from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, Tally
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Tally
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError
@@ -144,7 +144,7 @@ class PairReader:
         self.pairs_read = 0
         self.files: list[FileReceipt] = []
         self.record: RawRecord | None = None
-        self.noted: Counter[str] = Counter()
+        self.noted: Counter[RecordNote] = Counter()
         self._layouts: list[tuple[str, Layout, int]] = []
         self.examples: list[str] = []
         """Of each file in which a label, scores or ranks say the order: its first pair, and what said it."""

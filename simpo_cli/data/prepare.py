@@ -11,6 +11,7 @@ import numpy as np
 
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.plan import Packing, Plan, tokens_of_each
+from simpo_cli.data.raw import record_note
 from simpo_cli.data.selection import split_by_prompt
 from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
@@ -193,7 +194,7 @@ def describe_losses(source: EncodedSource) -> str:
     parts += [f"{count} {what}" for what, count in sorted(account.counts.items())]
     for what, count in sorted(account.warnings.items()):
         of_file = what + (f" ({count})" if count > 1 else "")
-        parts.append(of_file if " is " in what else f"{count} {what}")  # said of a file, or of records
+        parts.append(of_file if record_note(what) is None else f"{count} {what}")
     return " · ".join(parts)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 MAX_RECORD_BYTES = 32 * 2**20
@@ -41,6 +42,43 @@ class BadRecord:
     problem: str
     fix: str
     text: str
+
+
+class RecordNote(StrEnum):
+    """What is worth telling of single records and stops nothing; the text, behind a count, is its name in documents.
+
+    Attributes:
+        finding: the code under which `simpo stats` shows it; empty where a note is all that tells it.
+    """
+
+    finding: str
+
+    def __new__(cls, text: str, finding: str = "") -> "RecordNote":
+        note = str.__new__(cls, text)
+        note._value_, note.finding = text, finding
+        return note
+
+    AGAINST_LABEL = "scores order the pair against its label", "SCR001"
+    TIED_SCORES = "tied scores", "SCR002"
+    SCORES_AS_TEXT = "scores written as text", "SCR003"
+    NUL = "NUL characters in texts", "CHR001"
+    FURTHER_TURNS = (
+        "dialogues with a response that goes on with turns of the human, as where they part before the end",
+        "TPL002",
+    )
+    OTHER_PROMPT = "prompts written otherwise than in the turns, by case or white space; the turns are used"
+    ENDS_WITH_ANSWER = "prompts that end with an answer, which the responses follow as turns of their own"
+    JOINED_TURNS = "prompts with two turns of the user in a row, joined by an empty line"
+    MISSING_WORD = "pairs with the word for a missing value as a text (NaN, None, null) (EMP004)", "EMP004"
+    END_TOKEN = "pairs with an end token spelled out in a response (EOS002)", "EOS002"
+    MESSAGE_AS_JSON = "pairs whose responses are JSON of messages (FMT002)", "FMT002"
+    REPEATED_PROMPT = "pairs whose responses both repeat the prompt (TPL003)", "TPL003"
+    OTHER_TEMPLATE = "pairs with another template's markers (TPL004)", "TPL004"
+
+
+def record_note(text: str) -> RecordNote | None:
+    """The note that a document names; None for what is said of a file as a whole, in which its name stands."""
+    return next((note for note in RecordNote if note == text), None)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.raw import RecordNote
 
 _RANGES = (
     ("\u0e01", "\u0e5b"),  # Thai
@@ -53,14 +54,14 @@ def num_letters(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass").translate(None, _NO_LETTERS))
 
 
-NOTES = {
-    "EMP004": "pairs with the word for a missing value as a text (NaN, None, null)",
-    "EOS002": "pairs with an end token spelled out in a response",
-    "FMT002": "pairs whose responses are JSON of messages",
-    "TPL003": "pairs whose responses both repeat the prompt",
-    "TPL004": "pairs with another template's markers",
-}
-"""What is counted, in words, by the code of its finding."""
+NOTES = (
+    RecordNote.MISSING_WORD,
+    RecordNote.END_TOKEN,
+    RecordNote.MESSAGE_AS_JSON,
+    RecordNote.REPEATED_PROMPT,
+    RecordNote.OTHER_TEMPLATE,
+)
+"""What texts are searched for."""
 
 END_TOKENS = (
     "<|im_end|>",
@@ -161,8 +162,8 @@ def own_markers(tokenizer: Tokens, *, rendered: bool) -> tuple[str, ...]:
     return (*own, *(() if tokenizer.has_template else HEADINGS))
 
 
-def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[str]:
-    """The codes of what a pair's texts show, each once.
+def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[RecordNote]:
+    """What a pair's texts show, each once.
 
     Args:
         pair: as the file has it.
@@ -172,15 +173,15 @@ def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[str]:
     answers = (pair.chosen, pair.rejected)
     ends, marks, headings = _sought(own)
     if any(map(_is_missing, (*answers, *prompts))):
-        yield "EMP004"
+        yield RecordNote.MISSING_WORD
     if any(_spells_end(answer, ends) for answer in answers):
-        yield "EOS002"
+        yield RecordNote.END_TOKEN
     if any(map(is_message, answers)):
-        yield "FMT002"
+        yield RecordNote.MESSAGE_AS_JSON
     if repeated_prompts(pair) is not None:
-        yield "TPL003"
+        yield RecordNote.REPEATED_PROMPT
     if any(_holds(text, marks, headings) for text in (*answers, *prompts)):
-        yield "TPL004"
+        yield RecordNote.OTHER_TEMPLATE
 
 
 @cache

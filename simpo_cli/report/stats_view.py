@@ -12,6 +12,7 @@ from rich.text import Text
 from simpo_cli.audit.columns import histogram
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.surface import leading
+from simpo_cli.data.raw import record_note
 from simpo_cli.formatting import (
     FEW_PROMPTS,
     fixed,
@@ -209,9 +210,10 @@ def _print_heading(console: Console, document: Mapping[str, Any], examples: Sequ
     averages = [f"{name} {thousands(document[name])}" for name in ("avg_chosen_len", "avg_rejected_len")]
     print_wrapped(console, Text(), " · ".join([*averages, unit_in_words(document)]))
     for warning, count in source["warnings"].items():
-        if " is " in warning:  # said of a file
+        note = record_note(warning)
+        if note is None:
             print_wrapped(console, Text("note  ", "yellow"), f"{warning}" + (f" ({count})" if count > 1 else ""))
-        elif warning.startswith("prompts "):  # what else is said of records has a finding
+        elif not note.finding:
             print_wrapped(console, Text("note  ", "yellow"), f"{thousands(count)} {warning}")
 
 

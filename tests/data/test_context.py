@@ -10,7 +10,7 @@ import pytest
 from simpo_cli.data.formats import SAMPLE_RECORDS, detect, to_pair
 from simpo_cli.data.load import PairReader, prompt_messages
 from simpo_cli.data.pair import Message
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.raw import RecordError, RecordNote
 from simpo_cli.errors import UserError
 from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, nova, oasst, said, talk, ultrafeedback, vertex
 from tests.data.test_layouts import load
@@ -304,7 +304,7 @@ def test_messages_are_a_prompt_under_each_of_its_names(name: str) -> None:
 
 
 def test_a_prompt_that_ends_with_an_answer_is_counted_and_an_empty_one_refused() -> None:
-    warnings: Counter[str] = Counter()
+    warnings: Counter[RecordNote] = Counter()
     record = {**PAIR, "prompt": said(("user", Q), ("assistant", "Well,"))}
     to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
     assert warnings == {"prompts that end with an answer, which the responses follow as turns of their own": 1}

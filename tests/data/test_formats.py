@@ -13,7 +13,7 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.messages import as_transcript, split_transcripts, transcript_turns, turns_of
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.raw import RecordError, RecordNote
 from simpo_cli.errors import UserError
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
@@ -103,7 +103,7 @@ def test_a_prompt_beside_its_turns_may_differ_in_case_and_white_space(text: str)
     """It is only said again there: the turns are used, and the difference is counted."""
     asked = ("user", "Where does it end?")
     record = {"prompt": text, "chosen": said(asked, ("assistant", "c")), "rejected": said(asked, ("assistant", "r"))}
-    warnings: Counter[str] = Counter()
+    warnings: Counter[RecordNote] = Counter()
     read_pair = to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
     assert read_pair.prompt == (U("Where does it end?"),)
     assert [count for what, count in warnings.items() if "by case or white space" in what] == [1]
@@ -248,7 +248,7 @@ def test_the_prompt_ends_at_the_last_marker_that_both_sides_share() -> None:
 def test_dialogues_that_part_before_their_last_answer_are_counted(chosen: str, rejected: str, told: int) -> None:
     start = "\n\nHuman: hi\n\nAssistant:"
     record = {"chosen": start + chosen, "rejected": start + rejected}
-    warnings: Counter[str] = Counter()
+    warnings: Counter[RecordNote] = Counter()
     to_pair(record, detect([record], {}, "prefs.jsonl"), "prefs.jsonl:1", warnings)
     assert warnings.total() == told
 

@@ -10,7 +10,7 @@ from simpo_cli.audit.clean import clean_record
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.messages import turn_of, turns_of
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.raw import RecordError, RecordNote
 
 ASK = {"role": "user", "content": "Which key opens the shed?"}
 YES, NO = {"role": "assistant", "content": "The brass one."}, {"role": "assistant", "content": "None."}
@@ -18,7 +18,7 @@ CALL = {"id": "k1", "type": "function", "function": {"name": "find_key", "argume
 AS_TEXT = '{"name": "find_key", "arguments": {"door": "shed"}}'
 
 
-def pair(record: dict[str, Any], warnings: Counter[str] | None = None) -> PreferencePair:
+def pair(record: dict[str, Any], warnings: Counter[RecordNote] | None = None) -> PreferencePair:
     return to_pair(record, detect([record], {}, "f"), "f:1", Counter() if warnings is None else warnings)
 
 
@@ -143,7 +143,7 @@ def test_an_answer_that_is_a_list_of_one_text() -> None:
 
 
 def test_two_questions_in_a_row_are_one_and_counted() -> None:
-    warnings: Counter[str] = Counter()
+    warnings: Counter[RecordNote] = Counter()
     twice = [ASK, {"role": "user", "content": "Quick!"}]
     assert pair({**sided(), "prompt": twice}, warnings).prompt == (Message("user", f"{ASK['content']}\n\nQuick!"),)
     assert warnings == {"prompts with two turns of the user in a row, joined by an empty line": 1}

@@ -8,6 +8,7 @@ import pytest
 
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.prepare import describe_losses, encode_source, prepare_tokenizer
+from simpo_cli.data.raw import RecordNote
 from simpo_cli.data.text_notes import END_TOKENS, NOTES, TURN_MARKERS, notes_of, own_markers, repeated_prompts
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
@@ -19,7 +20,7 @@ GOOD = ("It reaches the sea at Lisbon.", "In the mountains.")
 
 def notes(chosen: str, rejected: str = GOOD[1], prompt: str | Sequence[tuple[str, str]] = ASKED) -> list[str]:
     turns = prompt if isinstance(prompt, str) else tuple(Message(role, text) for role, text in prompt)
-    return list(notes_of(PreferencePair(turns, chosen, rejected, "")))
+    return [note.finding for note in notes_of(PreferencePair(turns, chosen, rejected, ""))]
 
 
 def test_nothing_is_said_of_a_plain_pair() -> None:
@@ -175,8 +176,8 @@ def test_the_first_screen_of_a_run_says_it(tmp_path: Path) -> None:
     ]
     records = [dict(zip(("prompt", "chosen", "rejected"), one, strict=True)) for one in texts]
     said = first_screen(tmp_path, tmp_path / "model", [*records, *records[:1]])  # type: ignore[list-item]
-    for code, words in NOTES.items():
-        assert f"{2 if code == 'TPL003' else 1} {words} ({code})" in said
+    for note in NOTES:
+        assert f"{2 if note.finding == 'TPL003' else 1} {note}" in said
 
 
 def test_own_markers_in_rendered_texts_are_right(tmp_path: Path) -> None:
@@ -199,6 +200,6 @@ def test_headings_are_the_form_of_a_model_without_a_template(tmp_path: Path) -> 
     tokenizer = load_tokenizer(str(tmp_path / "model"))
     prompt = f"### Instruction:\n{ASKED}\n\n### Response:\n"
     pair = PreferencePair(prompt, *GOOD, "")
-    assert list(notes_of(pair)) == ["TPL004"]
+    assert list(notes_of(pair)) == [RecordNote.OTHER_TEMPLATE]
     assert list(notes_of(pair, own_markers(tokenizer, rendered=False))) == []
     assert list(notes_of(PreferencePair(f"[INST] {ASKED}", *GOOD, ""), own_markers(tokenizer, rendered=False))) != []

@@ -18,7 +18,7 @@ from simpo_cli.data.formats.split import (
     with_system,
 )
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError, kind_of
+from simpo_cli.data.raw import RecordError, RecordNote, kind_of
 
 _MEDIA = ("image", "video", "audio")
 _LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
@@ -29,28 +29,28 @@ _WITHOUT = (
 )
 
 
-def to_pair(record: Mapping[str, Any], layout: Layout, where: str, warnings: Counter[str]) -> PreferencePair:
+def to_pair(record: Mapping[str, Any], layout: Layout, where: str, notes: Counter[RecordNote]) -> PreferencePair:
     """The pair that a record holds.
 
     Args:
         record: the record.
         layout: the file's layout.
         where: the record's place.
-        warnings: gets what is worth telling and stops nothing.
+        notes: gets what is worth telling and stops nothing.
 
     Raises:
         RecordError: the record is malformed.
         NoSignalError: it is well-formed and cannot teach.
     """
-    chosen, rejected = sides_of(record, layout, warnings)
+    chosen, rejected = sides_of(record, layout, notes)
     prompt = None if layout.prompt is None else required(record, layout.prompt)
     prompt = with_more(prompt, record, layout)
-    turns, better, worse = split_record(record, layout, prompt, chosen, rejected, warnings)
+    turns, better, worse = split_record(record, layout, prompt, chosen, rejected, notes)
     turns = with_system(with_history(turns, record, layout), record, layout)
     require_prompt(turns, layout)
     _require_text_only(record, turns)
     if _has_nul(turns, better.content, worse.content):
-        warnings["NUL characters in texts"] += 1
+        notes[RecordNote.NUL] += 1
     pair = PreferencePair(
         turns if isinstance(turns, str) else tuple(turns),
         better.content,

@@ -10,7 +10,7 @@ from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
 from simpo_cli.data.formats.labels import as_number, as_text, shown_value
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import RecordError, kind_of
+from simpo_cli.data.raw import RecordError, RecordNote, kind_of
 
 
 class NoSignalError(Exception):
@@ -32,14 +32,14 @@ class UnknownLabelError(RecordError):
         )
 
 
-def sides_of(record: Mapping[str, Any], layout: Layout, warnings: Counter[str]) -> tuple[Any, Any]:
+def sides_of(record: Mapping[str, Any], layout: Layout, notes: Counter[RecordNote]) -> tuple[Any, Any]:
     """What the record holds as the preferred and the other response."""
     responses = responses_of(record, layout)
-    better, worse = places_of(record, layout, len(responses), warnings)
+    better, worse = places_of(record, layout, len(responses), notes)
     return responses[better], responses[worse]
 
 
-def places_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: Counter[str]) -> tuple[int, int]:
+def places_of(record: Mapping[str, Any], layout: Layout, count: int, notes: Counter[RecordNote]) -> tuple[int, int]:
     """The places of the preferred and the other one among the responses of a record.
 
     Raises:
@@ -47,7 +47,7 @@ def places_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: C
         UnknownLabelError: the label has a value without a meaning.
         NoSignalError: the responses are tied.
     """
-    scores = scores_of(record, layout, count, warnings)
+    scores = scores_of(record, layout, count, notes)
     if layout.order == "scores":
         known = [score for score in scores if score is not None]
         if len(known) < count:
@@ -60,9 +60,9 @@ def places_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: C
     places = (0, count - 1) if layout.order == "names" else _by_label(record, layout)
     if len(scores) == count and (better := scores[places[0]]) is not None and (worse := scores[places[1]]) is not None:
         if better == worse:
-            warnings["tied scores"] += 1
+            notes[RecordNote.TIED_SCORES] += 1
         elif (better > worse) == layout.lowest:
-            warnings["scores order the pair against its label"] += 1
+            notes[RecordNote.AGAINST_LABEL] += 1
     return places
 
 
@@ -172,12 +172,14 @@ def _by_label(record: Mapping[str, Any], layout: Layout) -> tuple[int, int]:
 # Scores
 
 
-def scores_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: Counter[str]) -> Sequence[float | None]:
+def scores_of(
+    record: Mapping[str, Any], layout: Layout, count: int, notes: Counter[RecordNote]
+) -> Sequence[float | None]:
     """The scores of the responses, None where one has none; empty where no scores are known."""
     if not layout.scores:
         return []
     if len(layout.scores) > 1:
-        return [_score(get(record, field), field, warnings) for field in layout.scores]
+        return [_score(get(record, field), field, notes) for field in layout.scores]
     field = layout.scores[0]
     inside = field.removeprefix(f"{layout.chosen}.") if layout.is_list else field
     if inside != field:
@@ -191,10 +193,10 @@ def scores_of(record: Mapping[str, Any], layout: Layout, count: int, warnings: C
         entries = raw
     if len(entries) != count:
         raise RecordError(f"{field}: expected a list of {count} scores, got {len(entries)}", SKIP)
-    return [_score(value, f"{field}[{place}]", warnings) for place, value in enumerate(entries)]
+    return [_score(value, f"{field}[{place}]", notes) for place, value in enumerate(entries)]
 
 
-def _score(value: Any, field: str, warnings: Counter[str]) -> float | None:
+def _score(value: Any, field: str, notes: Counter[RecordNote]) -> float | None:
     if value is MISSING or is_empty(value) or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
@@ -202,7 +204,7 @@ def _score(value: Any, field: str, warnings: Counter[str]) -> float | None:
             number = float(value)
         except ValueError:
             raise RecordError(f"{field}: expected a number, got text {value[:40]!r}", SKIP) from None
-        warnings["scores written as text"] += 1
+        notes[RecordNote.SCORES_AS_TEXT] += 1
     elif isinstance(value, bool) or not isinstance(value, numbers.Number):
         raise RecordError(f"{field}: expected a number, got {kind_of(value)}", SKIP)
     else:

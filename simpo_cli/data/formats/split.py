@@ -21,15 +21,15 @@ from simpo_cli.data.messages import (
     turns_of,
 )
 from simpo_cli.data.pair import Message
-from simpo_cli.data.raw import RecordError, kind_of
+from simpo_cli.data.raw import RecordError, RecordNote, kind_of
 
 
 def split_record(
-    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any, warnings: Counter[str]
+    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any, notes: Counter[RecordNote]
 ) -> tuple[list[Message] | str, Message, Message]:
     """Prompt, preferred and other response, whichever forms they have.
 
-    Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `warnings`.
+    Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `notes`.
 
     Raises:
         RecordError: the record has no such form.
@@ -38,13 +38,11 @@ def split_record(
     if isinstance(turns, str):
         return turns, better, worse
     if isinstance(chosen, str) and is_transcript(chosen) and any(map(asks_again, (better.content, worse.content))):
-        warnings[
-            "dialogues with a response that goes on with turns of the human, as where they part before the end"
-        ] += 1
+        notes[RecordNote.FURTHER_TURNS] += 1
     repeated = record.get(layout.prompt or "prompt")
     is_said_twice = isinstance(chosen, list) and len(chosen) > 1
     if isinstance(repeated, str) and is_said_twice and not _is_among(repeated, turns):
-        warnings["prompts written otherwise than in the turns, by case or white space; the turns are used"] += 1
+        notes[RecordNote.OTHER_PROMPT] += 1
     joined: list[Message] = []
     for turn in turns:
         if joined and turn.role == joined[-1].role == "user":
@@ -60,9 +58,9 @@ def split_record(
     if joined and joined[-1].role == "assistant":
         if not joined[-1].content.strip():
             raise RecordError("the prompt ends with an empty turn of the assistant", "Leave that turn out. " + SKIP)
-        warnings["prompts that end with an answer, which the responses follow as turns of their own"] += 1
+        notes[RecordNote.ENDS_WITH_ANSWER] += 1
     if len(joined) < len(turns):
-        warnings["prompts with two turns of the user in a row, joined by an empty line"] += 1
+        notes[RecordNote.JOINED_TURNS] += 1
     return joined, better, worse
 
 

@@ -30,7 +30,7 @@ from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.store.cache import Origin, fetch
 from simpo_cli.data.store.pairs import Account, PairWriter, StoredPairs
-from simpo_cli.data.text_notes import NOTES, notes_of, own_markers
+from simpo_cli.data.text_notes import notes_of, own_markers
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
@@ -140,7 +140,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 total.counts += encoded.counts
                 for limit, counts in encoded.needed.items():
                     total.needed[limit] += counts
-                noted.update(code for pair in batch for code in notes_of(pair, own))
+                noted.update(note for pair in batch for note in notes_of(pair, own))
                 samples.add(batch, encoded.pairs)
                 writer.add(encoded.pairs)
             pairs_of_source.append(writer.num_pairs - before)
@@ -154,7 +154,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         refused=reader.bad_records + total.bad,
         counts=total.counts,
         needed=total.needed,
-        warnings=Counter(reader.warnings.counts) + Counter({f"{NOTES[code]} ({code})": noted[code] for code in noted}),
+        warnings=Counter(reader.warnings.counts) + noted,
         samples=samples.in_order(),
         content=writer.content.hexdigest(),
         remarks=reader.remarks,
