@@ -30,7 +30,7 @@ from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.python_words import for_python, in_python
 from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
 from simpo_cli.stages import Pulse
@@ -157,7 +157,8 @@ class SimPOTrainer:
         for name, lengths in (("chosen_len", chosen_len), ("rejected_len", rejected_len)):
             if not bool((torch.as_tensor(lengths) > 0).all()):
                 raise ValueError(f"{name} holds a length that is not above 0: such a response has no mean log-prob")
-        return terms_under(self.config.loss, chosen_logps / chosen_len, rejected_logps / rejected_len).losses.mean()
+        objective = Objective(self.config.loss)
+        return objective.terms(chosen_logps / chosen_len, rejected_logps / rejected_len).losses.mean()
 
     def train_step(
         self, batch: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Sequence[Tensor] | Mapping[str, Tensor]

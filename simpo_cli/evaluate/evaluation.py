@@ -15,6 +15,7 @@ from simpo_cli.evaluate.results import Assessed, BaselineComparison, Failure
 from simpo_cli.evaluate.scoring import OpenModel, PairScores, open_model
 from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
 from simpo_cli.model.load import ModelSource, find_model, load_model, require_lengths, weights_dtype
+from simpo_cli.objective import Objective
 from simpo_cli.statistics import Measured
 
 FILE = "file"
@@ -154,7 +155,7 @@ class Assessment:
                 "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
                 exit_code=ExitCode.NUMBERS,
             )
-        noise = measure_noise(opened, held_out.pairs, scores, recipe.loss.beta) if with_noise else None
+        noise = measure_noise(opened, held_out.pairs, scores, Objective(recipe.loss)) if with_noise else None
         self._known[key] = Scored(scores, str(opened.check), noise)
         return self._known[key]
 
@@ -162,7 +163,7 @@ class Assessment:
         """Of a model that was scored in the belief that its baseline would tell the noise."""
         model = target.recipe.model
         opened = _opened(target, find_model(model.path, model.revision), held_out)
-        return measure_noise(opened, held_out.pairs, scores, target.recipe.loss.beta)
+        return measure_noise(opened, held_out.pairs, scores, Objective(target.recipe.loss))
 
     def _against(
         self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from simpo_cli.data.tokenized_view import PairView, TokenView, tokens_in_words
 from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 
 if TYPE_CHECKING:
@@ -50,22 +51,10 @@ def inspection_document(
             "max_length": recipe.data.max_length,
             "max_prompt_length": recipe.data.max_prompt_length,
         },
-        "objective": objective_as_json(recipe.loss),
+        "objective": Objective(recipe.loss).as_json(),
         "model": None if packing is None else {"path": recipe.model.path, "packing": packing},
         "no_model": no_model,
         "pairs": [_pair(view, score, recipe.loss) for view, score in zip(views, scores, strict=True)],
-    }
-
-
-def objective_as_json(loss: LossRecipe) -> dict[str, Any]:
-    """The objective with gamma given both ways."""
-    return {
-        "type": loss.type,
-        "beta": loss.beta,
-        "gamma": loss.margin,
-        "gamma_beta_ratio": loss.margin_beta_ratio,
-        "label_smoothing": loss.label_smoothing,
-        "sft_weight": loss.sft_weight,
     }
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from simpo_cli import statistics
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.scoring import PairScores
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.statistics import MIN_STRATUM_PAIRS, Comparison, Measured, RankTest
 
@@ -87,8 +86,8 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
     """
     groups = np.asarray(scores.prompt_keys)
     _, codes = np.unique(groups, return_inverse=True)
-    terms = terms_under(loss, torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
-    margins = (terms.rewards_chosen - terms.rewards_rejected).numpy()
+    objective = Objective(loss)
+    margins = objective.margin(scores.chosen, scores.rejected)
     right = correct(scores)
     lengths = (scores.chosen_lengths, scores.rejected_lengths)
     pooled, within = _length_correlations(scores)
@@ -97,11 +96,11 @@ def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
         prompts=int(codes.max()) + 1,
         effective_prompts=statistics.effective_prompts(codes),
         ties=int((right == 0.5).sum()),
-        loss=statistics.mean(terms.losses.numpy(), groups),
+        loss=statistics.mean(objective.losses(scores.chosen, scores.rejected), groups),
         accuracy=statistics.proportion(right, groups),
         margin=statistics.mean(margins, groups),
         margin_median=statistics.median(margins, groups),
-        target_reached=statistics.proportion((margins > loss.margin).astype(np.float64), groups),
+        target_reached=statistics.proportion((margins > objective.gamma).astype(np.float64), groups),
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
         length=statistics.length_strata(right, *lengths, groups),
@@ -202,17 +201,14 @@ def compare_scores(
 
 
 def _reward_change(before: PairScores, after: PairScores, loss: LossRecipe) -> RewardChange:
-    groups = np.asarray(after.prompt_keys)
-    then, now = (
-        terms_under(loss, torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
-        for scores in (before, after)
-    )
-    margins = ((now.rewards_chosen - now.rewards_rejected) - (then.rewards_chosen - then.rewards_rejected)).numpy()
+    groups, objective = np.asarray(after.prompt_keys), Objective(loss)
+    then, now = ((scores.chosen, scores.rejected) for scores in (before, after))
+    margins = objective.margin(*now) - objective.margin(*then)
     chosen = after.chosen - before.chosen
     return RewardChange(
         margin=statistics.mean(margins, groups),
         margin_test=statistics.signed_rank_test(margins, groups),
-        loss=statistics.mean((now.losses - then.losses).numpy(), groups),
+        loss=statistics.mean(objective.losses(*now) - objective.losses(*then), groups),
         chosen=statistics.mean(chosen, groups),
         rejected=statistics.mean(after.rejected - before.rejected, groups),
         chosen_fell=statistics.proportion((chosen < 0).astype(np.float64), groups),

@@ -11,6 +11,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.selection import probe
 from simpo_cli.evaluate.metrics import correct
 from simpo_cli.evaluate.scoring import OpenModel, PairScores, score_pairs
+from simpo_cli.objective import Objective
 from simpo_cli.stages import stage
 
 _MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one
@@ -46,14 +47,14 @@ class Noise:
 
 
 @stage("measuring the rounding")
-def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairScores, beta: float) -> Noise:
+def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairScores, objective: Objective) -> Noise:
     """Score some of the pairs again: in padded rows where prompts were shared, else one pair at a time.
 
     Args:
         opened: the model.
         pairs: what was scored, at least one.
         scores: what came out.
-        beta: scale of the reward.
+        objective: gives the rewards.
     """
     at = probe(pairs, _MOST_SCORED_AGAIN)
     some, first = [pairs[i] for i in at], scores.select(at)
@@ -65,7 +66,7 @@ def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairS
     return Noise(
         pairs=len(at),
         packing="padded rows" if shared else "one pair at a time",
-        margin=beta * float(np.sqrt(np.mean((chosen - rejected) ** 2))),
+        margin=objective.reward(float(np.sqrt(np.mean((chosen - rejected) ** 2)))),
         largest=float(np.abs([chosen, rejected]).max()),
         accuracy=float(np.mean(correct(again) != correct(first))),
     )

@@ -19,6 +19,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate.results import Assessed
 from simpo_cli.evaluate.scoring import PairScores
 from simpo_cli.files import disk_faults, replacing
+from simpo_cli.objective import Objective
 from simpo_cli.stages import stage
 from simpo_cli.statistics import Measured, proportion
 
@@ -161,20 +162,20 @@ def write_pairs_file(path: Path, assessed: Sequence[Assessed]) -> None:
 
 
 def _rows(one: Assessed) -> Iterator[dict[str, Any]]:
-    beta, scores = one.target.recipe.loss.beta, one.scores
+    objective, scores = Objective(one.target.recipe.loss), one.scores
     base = None if one.baseline is None else one.baseline.scores
     for i, pair in enumerate(one.held_out.pairs):
         row: dict[str, Any] = {"model": one.target.name, "where": pair.where, "prompt": pair.prompt_key}
         row["pair"] = pair.pair_key
         row |= {column: values[i] for column, values in one.values.items() if column not in row}
         row |= {"chosen_tokens": len(pair.chosen), "rejected_tokens": len(pair.rejected)}
-        row |= _scores(beta, float(scores.chosen[i]), float(scores.rejected[i]), "")
+        row |= _scores(objective, float(scores.chosen[i]), float(scores.rejected[i]), "")
         chosen, rejected = (None, None) if base is None else (float(base.chosen[i]), float(base.rejected[i]))
-        yield row | _scores(beta, chosen, rejected, "_baseline")
+        yield row | _scores(objective, chosen, rejected, "_baseline")
 
 
-def _scores(beta: float, chosen: float | None, rejected: float | None, end: str) -> dict[str, float | None]:
-    margin = None if chosen is None or rejected is None else beta * (chosen - rejected)
+def _scores(objective: Objective, chosen: float | None, rejected: float | None, end: str) -> dict[str, float | None]:
+    margin = None if chosen is None or rejected is None else objective.margin(chosen, rejected)
     return {f"chosen{end}": chosen, f"rejected{end}": rejected, f"margin{end}": margin}
 
 

@@ -13,6 +13,7 @@ from simpo_cli.evaluate.metrics import SCHEMA_VERSION, ModelComparison, Slice, c
 from simpo_cli.evaluate.noise import Noise
 from simpo_cli.evaluate.scoring import PairScores
 from simpo_cli.evaluate.targets import Target
+from simpo_cli.objective import Objective
 from simpo_cli.recipe import Recipe
 from simpo_cli.recipe.dump import differences
 from simpo_cli.recipe.schema import TrackingRecipe
@@ -167,8 +168,8 @@ def _compared(first: Assessed, second: Assessed) -> dict[str, Any]:
         "difference": None,
     }
     if len(shared.first):
-        loss, other = first.target.recipe.loss, second.target.recipe.loss
-        same_rewards = (loss.type, loss.beta, loss.margin) == (other.type, other.beta, other.margin)
+        loss = first.target.recipe.loss
+        same_rewards = Objective(loss).has_rewards_of(Objective(second.target.recipe.loss))
         comparison = compare_scores(
             first.scores.select(shared.first.tolist()),
             second.scores.select(shared.second.tolist()),

@@ -21,7 +21,7 @@ from simpo_cli.model.memory import available_bytes, choose_budget, require_memor
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.stages import stage
 
@@ -198,7 +198,7 @@ def score_tokens(opened: OpenModel, pairs: Sequence[EncodedPair], loss: LossReci
             with torch.no_grad(), opened.accelerator.autocast():
                 logps = opened.policy(packed)
                 chosen, rejected = means_of(logps, packed)
-            terms = terms_under(loss, chosen, rejected)
+            terms = Objective(loss).terms(chosen, rejected)
             of_chosen, of_rejected = logps.split(packed.response_lengths[0].tolist())
             scores.append(
                 TokenScores(

@@ -20,11 +20,10 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.inspection import objective_as_json
 from simpo_cli.evaluate.metrics import EvalSummary, summarise
 from simpo_cli.evaluate.scoring import PairScores, open_model
 from simpo_cli.model.load import find_model, require_lengths
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
 from simpo_cli.statistics import Measured
 
@@ -67,7 +66,7 @@ class Start:
         loss: the objective.
         summary: what `simpo eval` would say of these pairs.
         differences: (P,) m(chosen) - m(rejected), nats per token; the margin is beta times it.
-        gradient_weight: mean over pairs of how hard a pair pulls (see `gradient_weights`).
+        gradient_weight: mean over pairs of how hard a pair pulls (see `Objective.gradient_weight`).
         suggestion: a gamma/beta for these pairs.
     """
 
@@ -80,9 +79,25 @@ class Start:
     gradient_weight: Measured
     suggestion: Suggestion
 
+    @classmethod
+    def of(cls, scores: PairScores, recipe: Recipe, of_pairs: int) -> "Start":
+        """What the scores of pairs say under the recipe's objective."""
+        differences, objective = scores.chosen - scores.rejected, Objective(recipe.loss)
+        weights = objective.gradient_weight(torch.from_numpy(objective.reward(differences))).numpy()
+        return cls(
+            model=recipe.model.path,
+            of_pairs=of_pairs,
+            max_length=recipe.data.max_length,
+            loss=recipe.loss,
+            summary=summarise(scores, recipe.loss),
+            differences=differences,
+            gradient_weight=statistics.mean(weights, scores.prompt_keys),
+            suggestion=suggest(scores),
+        )
+
     def as_json(self) -> dict[str, Any]:
         """The key `model` of the document of `simpo stats`."""
-        summary, margins = self.summary, self.loss.beta * self.differences
+        summary, margins = self.summary, Objective(self.loss).reward(self.differences)
         shape = margin_histogram(margins, self.loss.margin)
         p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
         return {
@@ -91,7 +106,7 @@ class Start:
             "prompts": summary.prompts,
             "of_pairs": self.of_pairs,
             "max_length": self.max_length,
-            "objective": objective_as_json(self.loss),
+            "objective": Objective(self.loss).as_json(),
             "accuracy": summary.accuracy.as_json(),
             "ties": summary.ties,
             "margin": {**summary.margin.as_json(), "p5": p5, "median": median, "p95": p95, "histogram": shape},
@@ -102,7 +117,7 @@ class Start:
             "logps/rejected": summary.logps_rejected.as_json(),
             "suggestion": {
                 "gamma_beta_ratio": self.suggestion.gamma_beta_ratio,
-                "gamma": self.suggestion.gamma_beta_ratio * self.loss.beta,
+                "gamma": Objective(self.loss).reward(self.suggestion.gamma_beta_ratio),
                 "wanted_ratio": self.suggestion.wanted,
                 "below_target": self.suggestion.below.as_json(),
             },
@@ -155,17 +170,7 @@ def measure_start(
             "Its weights are damaged, or hold numbers that train.precision: fp32 would keep.",
             exit_code=ExitCode.NUMBERS,
         )
-    weights = gradient_weights(scores, recipe.loss)
-    return Start(
-        model=recipe.model.path,
-        of_pairs=of_pairs,
-        max_length=recipe.data.max_length,
-        loss=recipe.loss,
-        summary=summarise(scores, recipe.loss),
-        differences=scores.chosen - scores.rejected,
-        gradient_weight=statistics.mean(weights, scores.prompt_keys),
-        suggestion=suggest(scores),
-    )
+    return Start.of(scores, recipe, of_pairs)
 
 
 def require_fitting(recipe: Recipe) -> None:
@@ -184,19 +189,6 @@ def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:
     if longest is None or longest >= defaults.max_length:
         return defaults
     return replace(defaults, max_length=longest, max_prompt_length=longest * 7 // 8)
-
-
-def gradient_weights(scores: PairScores, loss: LossRecipe) -> NDArray[np.float64]:
-    """How hard each pair pulls: -d loss / d margin, (P,).
-
-    For the sigmoid loss this is sigmoid(-d): near 1 for a pair far from the target, 1/2 at it, near 0 far past it. The
-    gradient of a pair is beta times this times that of m(y_w) - m(y_l) (arXiv:2405.14734, section 2.4).
-    """
-    chosen, rejected = torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected).requires_grad_()
-    with torch.enable_grad():
-        [gradient] = torch.autograd.grad(terms_under(loss, chosen, rejected).losses.sum(), rejected)
-    weights: NDArray[np.float64] = gradient.numpy() / loss.beta
-    return weights
 
 
 def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 
 SHOWN = 10
@@ -80,7 +80,7 @@ def gradient_error(
         packed = pack([pair], accelerator.device)
         with accelerator.autocast():
             chosen, rejected = policy.response_means(packed)
-        accelerator.backward(terms_under(loss, chosen, rejected).losses.sum() / len(pairs))
+        accelerator.backward(Objective(loss).terms(chosen, rejected).losses.sum() / len(pairs))
         gradients = ((name, p.grad) for name, p in policy.named_parameters() if p.grad is not None)
         if _not_finite(gradients):
             rows.append(pair.where)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from simpo_cli.data.tokenized_view import UNFINISHED
 from simpo_cli.formatting import fixed, thousands
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.report.console import Console, encodable, printable
@@ -136,7 +137,7 @@ def print_inspection(console: Console, document: Mapping[str, Any], *, full: boo
     for pair in document["pairs"]:
         console.print()
         scored = document["model"] is not None and pair["left_out"] is None
-        _print_pair(console, pair, document["objective"], scored=scored, full=full)
+        _print_pair(console, pair, _objective(document), scored=scored, full=full)
 
 
 def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
@@ -146,7 +147,7 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
     limits = f"cut at {thousands(tokenizer['max_length'])} (prompts at {thousands(tokenizer['max_prompt_length'])})"
     _line(console, "tokens", f"of {tokenizer['path']} · {tokenizer['used']} · {limits}")
     _line(console, "reward", "r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out")
-    _line(console, "loss", loss_terms(_objective(document)))
+    _line(console, "loss", loss_terms(_objective(document).loss))
     if document["model"] is not None:
         _line(console, "model", f"{document['model']['path']} · {document['model']['packing']}")
         if console.color_system is not None:
@@ -156,17 +157,16 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
         _line(console, "model", f"no log-probs: {document['no_model']}", style="yellow")
 
 
-def _objective(document: Mapping[str, Any]) -> LossRecipe:
+def _objective(document: Mapping[str, Any]) -> Objective:
     """The objective that the document describes; it gives gamma both ways, and either is enough."""
-    return LossRecipe(**{key: value for key, value in document["objective"].items() if key != "gamma_beta_ratio"})
+    values = {key: value for key, value in document["objective"].items() if key != "gamma_beta_ratio"}
+    return Objective(LossRecipe(**values))
 
 
 # One pair
 
 
-def _print_pair(
-    console: Console, pair: Mapping[str, Any], objective: Mapping[str, Any], *, scored: bool, full: bool
-) -> None:
+def _print_pair(console: Console, pair: Mapping[str, Any], objective: Objective, *, scored: bool, full: bool) -> None:
     print_wrapped(console, Text(), f"pair {thousands(pair['number'])} · {pair['where']}", style="bold")
     if pair["left_out"] is not None:
         _line(console, "left out", f"training does not use this pair: {pair['left_out']}", style="yellow")
@@ -178,7 +178,7 @@ def _print_pair(
     for side in ("chosen", "rejected"):
         _print_response(console, side, pair[side], full=full)
         if scored:
-            _print_scores(console, pair[side], objective["beta"])
+            _print_scores(console, pair[side], objective.loss.beta)
     if scored:
         _print_loss(console, pair, objective)
 
@@ -220,8 +220,8 @@ def _logp(numbered: tuple[int, Mapping[str, Any]]) -> float:
     return -math.inf if value is None else value
 
 
-def _print_loss(console: Console, pair: Mapping[str, Any], objective: Mapping[str, Any]) -> None:
-    gamma = objective["gamma"]
+def _print_loss(console: Console, pair: Mapping[str, Any], objective: Objective) -> None:
+    gamma = objective.gamma
     margin = math.nan if pair["margin"] is None else pair["margin"]
     chosen, rejected = (_fixed(pair[side]["reward"], 3) for side in ("chosen", "rejected"))
     reached = "past the target" if pair["past_target"] else "not past the target"
@@ -234,25 +234,13 @@ def _print_loss(console: Console, pair: Mapping[str, Any], objective: Mapping[st
     _line(
         console,
         "loss",
-        f"d = margin - gamma = {fixed(margin - gamma, 3)} · {loss_in_words(objective)} = {_fixed(pair['loss'], 3)}",
+        f"d = margin - gamma = {fixed(margin - gamma, 3)} · {objective.formula} = {_fixed(pair['loss'], 3)}",
         style="bold",
     )
 
 
 def _in_brackets(number: str) -> str:
     return f"({number})" if number.startswith("-") else number
-
-
-def loss_in_words(objective: Mapping[str, Any]) -> str:
-    """The loss of a pair as a formula of d, with the terms that are on."""
-    smoothing, sft_weight = objective["label_smoothing"], objective["sft_weight"]
-    if objective["type"] == "hinge":
-        formula = "max(0, 1 - d)"
-    elif smoothing:
-        formula = f"{1 - smoothing:g} × -log sigmoid(d) + {smoothing:g} × -log sigmoid(-d)"
-    else:
-        formula = "-log sigmoid(d)"
-    return formula + (f" + {sft_weight:g} × -m(chosen)" if sft_weight else "")
 
 
 # Lines

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from simpo_cli.formatting import fixed, percent
+from simpo_cli.objective import Objective
 from simpo_cli.report.figures import (
     CHOSEN,
     FAINT,
@@ -149,12 +150,12 @@ def margin_figure(run: RunFiles) -> Figure | None:
     """Reward margins of the held-out pairs before and after; None where they, or the objective, are not known."""
     if not run.pairs or run.recipe is None:
         return None
-    beta, gamma = run.recipe.loss.beta, run.recipe.loss.margin
+    objective = Objective(run.recipe.loss)
     before, after = (
-        beta * (pair_column(run, f"chosen_{when}") - pair_column(run, f"rejected_{when}"))
+        objective.margin(pair_column(run, f"chosen_{when}"), pair_column(run, f"rejected_{when}"))
         for when in ("before", "after")
     )
-    return _margins(before, after, gamma)
+    return _margins(before, after, objective.gamma)
 
 
 def change_figure(run: RunFiles) -> Figure | None:

@@ -13,7 +13,7 @@ from simpo_cli.model.not_finite import NotFiniteError, gradient_error, require_f
 from simpo_cli.model.out_of_memory import memory_for
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import gradient_weight, terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 
 
@@ -107,7 +107,7 @@ def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> S
         past_target=float((margins > loss.margin).sum()),
         logps_chosen=float(chosen.sum()),
         logps_rejected=float(rejected.sum()),
-        gradient_weight=float(gradient_weight(loss, margins).sum()),
+        gradient_weight=float(Objective(loss).gradient_weight(margins).sum()),
         tokens=tokens,
         grad_norm=grad_norm,
     )
@@ -120,7 +120,7 @@ def _one_microbatch(
     packed = pack(batch, accelerator.device)
     with accelerator.autocast():
         chosen, rejected = policy.response_means(packed)
-    terms = terms_under(loss, chosen, rejected)
+    terms = Objective(loss).terms(chosen, rejected)
     accelerator.backward(terms.losses.sum() / pairs)
     return torch.stack([terms.losses, terms.rewards_chosen, terms.rewards_rejected, chosen, rejected]).detach()
 

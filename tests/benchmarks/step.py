@@ -24,8 +24,8 @@ from simpo_cli.model.device import device_name
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import simpo_terms
-from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.objective import Objective
+from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.optimizer import make_optimizer
 
 
@@ -97,7 +97,7 @@ def _one_step(
 
         def forward(microbatch: object = microbatch) -> torch.Tensor:
             chosen, rejected = policy.response_means(microbatch)  # type: ignore[arg-type]
-            return simpo_terms(chosen, rejected, beta=2.0, gamma=1.0).losses.sum() / len(pairs)
+            return Objective(LossRecipe()).terms(chosen, rejected).losses.sum() / len(pairs)
 
         loss = timed("forward", forward)
         assert isinstance(loss, torch.Tensor)

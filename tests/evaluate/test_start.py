@@ -15,18 +15,16 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.metrics import summarise
 from simpo_cli.evaluate.scoring import PairScores
 from simpo_cli.evaluate.start import (
     Start,
     fitting_lengths,
-    gradient_weights,
     margin_histogram,
     measure_start,
     suggest,
 )
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
-from simpo_cli.statistics import Measured, mean
+from simpo_cli.statistics import Measured
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 
@@ -39,17 +37,8 @@ def scores_of(differences: Sequence[float], base: float = -1.0) -> PairScores:
 
 
 def start_of(differences: Sequence[float], loss: LossRecipe) -> Start:
-    scores = scores_of(differences)
-    return Start(
-        model="m",
-        of_pairs=len(scores),
-        max_length=64,
-        loss=loss,
-        summary=summarise(scores, loss),
-        differences=scores.chosen - scores.rejected,
-        gradient_weight=mean(gradient_weights(scores, loss)),
-        suggestion=suggest(scores),
-    )
+    recipe = Recipe(name="r", model=ModelRecipe(path="m"), data=DataRecipe(train="-"), loss=loss)
+    return Start.of(scores_of(differences), recipe, len(differences))
 
 
 def sigmoid(x: float) -> float:
@@ -57,18 +46,6 @@ def sigmoid(x: float) -> float:
 
 
 DIFFERENCES = [-1.5, -0.2, 0.0, 0.1, 0.5, 3.0]
-
-
-def test_the_gradient_weight_is_the_slope_of_the_loss() -> None:
-    plain = LossRecipe(beta=2, gamma=1)
-    distances = [2 * d - 1 for d in DIFFERENCES]
-    assert gradient_weights(scores_of(DIFFERENCES), plain) == pytest.approx([sigmoid(-d) for d in distances])
-    smooth = LossRecipe(beta=2, gamma=1, label_smoothing=0.1, sft_weight=0.5)
-    assert gradient_weights(scores_of(DIFFERENCES), smooth) == pytest.approx(
-        [0.9 * sigmoid(-d) - 0.1 * sigmoid(d) for d in distances]
-    )
-    hinge = LossRecipe(beta=2, gamma=1, type="hinge")
-    assert gradient_weights(scores_of(DIFFERENCES), hinge).tolist() == [1, 1, 1, 1, 1, 0]
 
 
 def test_the_suggestion_is_the_upper_quartile_kept_within_the_range() -> None:

@@ -41,7 +41,7 @@ _BEGINNINGS = (
     (TOKENIZING, "simpo_cli.data.encode.pairs", "encode_pairs"),  # on a thread of its own
     (LOADING, "simpo_cli.train.session", "build"),
     (TRAINING, "simpo_cli.train.loop", "accumulate"),
-    (TRAINING, "simpo_cli.train.step", "terms_under"),  # once a micro-batch
+    (TRAINING, "simpo_cli.train.step", "pack"),  # once a micro-batch
     (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
     (SAVE, "simpo_cli.run.checkpoint", "commit"),
     (ROTATION, "simpo_cli.run.checkpoint", "rotate"),

@@ -16,7 +16,7 @@ from simpo_cli.model.memory import chunk_rows, training_need
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.gpu import models
@@ -169,7 +169,7 @@ def _reference(policy: Policy, pairs: Sequence[EncodedPair]) -> _Step:
                 logps = logits.log_softmax(-1).gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1)
                 found.append(logps.detach())
                 means.append(logps.mean())
-            terms = terms_under(LOSS, means[0][None], means[1][None])
+            terms = Objective(LOSS).terms(means[0][None], means[1][None])
             (terms.losses.sum() / len(pairs)).backward()
     return _Step(torch.cat(found), _taken(policy))
 
@@ -181,7 +181,7 @@ def _ours(policy: Policy, pairs: Sequence[EncodedPair], packing: Packing, precis
     with policy.packed(packing), autocast:
         logps = policy(packed)
         chosen, rejected = means_of(logps, packed)
-        (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
+        (Objective(LOSS).terms(chosen, rejected).losses.sum() / len(pairs)).backward()
     return _Step(logps.detach().float(), _taken(policy))
 
 
@@ -307,7 +307,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
     for _ in range(2):  # gradients are there from the first on
         with torch.autocast(place.device.type, torch.bfloat16, enabled=setting.compute == torch.bfloat16):
             chosen, rejected = policy.response_means(pack(pairs, place.device))
-        (terms_under(LOSS, chosen, rejected).losses.sum() / len(pairs)).backward()
+        (Objective(LOSS).terms(chosen, rejected).losses.sum() / len(pairs)).backward()
         optimizer.step()
     measured = place.peak() - before
     need = training_need(

@@ -18,7 +18,7 @@ from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, token
 from simpo_cli.model.memory import available_bytes, training_need
 from simpo_cli.model.out_of_memory import OutOfMemoryError
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import terms_under
+from simpo_cli.objective import Objective
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.flops import needed_flops, shape_of
@@ -344,7 +344,7 @@ class _Trainer:
                 batch = longest_first[first : first + self.rows]
                 with self._accelerator.autocast():
                     chosen, rejected = _means_from_whole_logits(causal, batch, self._place.device)
-                losses = terms_under(LOSS, chosen, rejected).losses
+                losses = Objective(LOSS).terms(chosen, rejected).losses
                 (losses.sum() / len(self.pairs)).backward()
                 total += losses.detach().sum()
             parameters = [p for p in self._policy.parameters() if p.grad is not None]

@@ -20,7 +20,8 @@ from simpo_cli.model.attention.flex import attend_flex, block_mask, fits_flex, f
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
-from simpo_cli.objective import simpo_terms
+from simpo_cli.objective import Objective
+from simpo_cli.recipe.schema import LossRecipe
 from tests.model.reference import response_logps, simpo_loss
 from tests.pairs import random_pairs
 from tests.tiny import tiny_model
@@ -203,7 +204,7 @@ def test_gemma_2_is_exact_loss_and_every_gradient(
     torch.testing.assert_close(policy(packed).double(), single.double(), rtol=0, atol=most)
     assert set(calls) == {None, 6}
     chosen, rejected = policy.response_means(packed)
-    ours = simpo_terms(chosen, rejected, beta=2.0, gamma=1.0).losses.mean()
+    ours = Objective(LossRecipe()).terms(chosen, rejected).losses.mean()
     assert abs(float(ours.detach()) - float(loss.detach())) < most
     for name, mine, own in zip(names, torch.autograd.grad(ours, parameters), expected, strict=True):
         assert float((mine - own).norm() / own.norm().clamp_min(1e-12)) < 10 * most, name

@@ -13,8 +13,8 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import simpo_terms
-from simpo_cli.recipe.schema import LoraRecipe
+from simpo_cli.objective import Objective
+from simpo_cli.recipe.schema import LoraRecipe, LossRecipe
 from tests.model.flash_operators import FlashOperators
 from tests.model.reference import response_logps, simpo_loss
 from tests.pairs import random_pairs
@@ -66,7 +66,7 @@ def _model(name: str, seed: int = 0) -> Any:
 
 def _loss(policy: Policy, pairs: Sequence[EncodedPair]) -> torch.Tensor:
     chosen, rejected = policy.response_means(pack(pairs, CPU))
-    return simpo_terms(chosen, rejected, beta=2.0, gamma=1.0).losses.mean()
+    return Objective(LossRecipe()).terms(chosen, rejected).losses.mean()
 
 
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.inspect_view import Extent, loss_in_words, print_inspection, shade, token_lines
+from simpo_cli.report.inspect_view import Extent, print_inspection, shade, token_lines
 
 HOSTILE = "[bold]\x1b[2J\u202e\r:smile:"
 
@@ -140,19 +140,6 @@ def test_numbers_that_are_not_finite_are_said() -> None:
     assert "m nan" in text
     assert "' Settings' nan at 2" in text
     assert "-log sigmoid(d) = nan" in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "-log sigmoid(d)"),
-        ({"type": "hinge"}, "max(0, 1 - d)"),
-        ({"label_smoothing": 0.1}, "0.9 × -log sigmoid(d) + 0.1 × -log sigmoid(-d)"),
-        ({"sft_weight": 0.5}, "-log sigmoid(d) + 0.5 × -m(chosen)"),
-    ],
-)
-def test_the_loss_is_written_as_it_is_computed(changes: dict[str, Any], said: str) -> None:
-    assert loss_in_words({**DOCUMENT["objective"], **changes}) == said
 
 
 def test_long_responses_are_shortened_in_the_middle_unless_all_is_asked_for() -> None:

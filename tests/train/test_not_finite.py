@@ -16,11 +16,9 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import ExitCode
 from simpo_cli.model.not_finite import NotFiniteError, listed
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import PairTerms
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.train import build, loop
 from simpo_cli.train import session as finish
-from simpo_cli.train import step as step_module
 from simpo_cli.train.optimizer import start_moments
 from tests.train.conftest import Memory
 from tests.train.guide import Guide
@@ -65,15 +63,15 @@ def _at_step(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Policy, Sequence[
 
 def test_in_the_loss_only(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
     due: list[str] = []
-    real, once = step_module.terms_under, iter([True])
+    real, once = Objective.terms, iter([True])
 
-    def spoilt(loss: LossRecipe, chosen: Tensor, rejected: Tensor) -> PairTerms:
-        terms = real(loss, chosen, rejected)
+    def spoilt(objective: Objective, chosen: Tensor, rejected: Tensor) -> PairTerms:
+        terms = real(objective, chosen, rejected)
         if due and next(once, False):
             terms.losses.data[0] = math.nan
         return terms
 
-    monkeypatch.setattr(step_module, "terms_under", spoilt)
+    monkeypatch.setattr(Objective, "terms", spoilt)
     _at_step(monkeypatch, lambda _, pairs: due.extend(pair.where for pair in pairs))
     error = _fails(guide)
     [record] = error.records
@@ -206,15 +204,15 @@ def test_the_command_says_it_and_ends_with_5(
 ) -> None:
     from simpo_cli.cli.main import run
 
-    real, once = step_module.terms_under, iter([True])
+    real, once = Objective.terms, iter([True])
 
-    def spoilt(loss: LossRecipe, chosen: Tensor, rejected: Tensor) -> PairTerms:
-        terms = real(loss, chosen, rejected)
-        if next(once, False):
+    def spoilt(objective: Objective, chosen: Tensor, rejected: Tensor) -> PairTerms:
+        terms = real(objective, chosen, rejected)
+        if chosen.requires_grad and next(once, False):  # of a step, not of the evaluation before it
             terms.losses.data[0] = math.nan
         return terms
 
-    monkeypatch.setattr(step_module, "terms_under", spoilt)
+    monkeypatch.setattr(Objective, "terms", spoilt)
     monkeypatch.chdir(guide.folder)
     assert run(["train", "guide.yaml", "eval.every=null"]) == ExitCode.NUMBERS
     said = capsys.readouterr().err

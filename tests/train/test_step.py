@@ -14,9 +14,8 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import PairTerms
+from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.train import step as step_module
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 from tests.model.reference import response_logps, simpo_loss_backward
 from tests.pairs import random_pairs
@@ -91,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves_and_names_the_pai
 def test_a_loss_that_is_not_finite_is_that_of_its_own_pair_and_leaves_no_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, spoils = step_module.terms_under, iter([False, False, True])
+    real, spoils = Objective.terms, iter([False, False, True])
 
     def spoilt(*args: Any) -> PairTerms:
         terms = real(*args)
@@ -99,7 +98,7 @@ def test_a_loss_that_is_not_finite_is_that_of_its_own_pair_and_leaves_no_gradien
             terms.losses.data[1] = math.nan
         return terms
 
-    monkeypatch.setattr(step_module, "terms_under", spoilt)
+    monkeypatch.setattr(Objective, "terms", spoilt)
     policy = Policy(tiny_model()).train()
     cut = [[3, 0, 12], [1], [9, 11, 10, 2, 4, 5, 6, 7, 8]]
     with pytest.raises(NotFiniteError, match="step 1: the loss of 1 pair is not finite: random:11") as caught:

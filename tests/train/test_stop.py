@@ -119,10 +119,10 @@ def test_a_signal_in_any_phase_is_answered(
 def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simpo_cli.train import step as step_module
+    from simpo_cli.objective import Objective
 
     calls = []
-    real = step_module.terms_under
+    real = Objective.terms
 
     def signalled(*args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -133,7 +133,7 @@ def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
     more = [*MORE, "train.tokens_per_microbatch=130"]
     place.train("cut-up", *more)
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "terms_under", signalled)
+        patch.setattr(Objective, "terms", signalled)
         with pytest.raises(UserError, match="Stopped by SIGTERM"):
             place.train("mid", *more)
     assert len(calls) == 4  # the micro-batch was finished, and the next not begun
