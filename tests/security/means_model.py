@@ -101,16 +101,16 @@ class MeansForCausalLM(PreTrainedModel, GenerationMixin):
 """
 
 
-def save_own_model(folder: Path, *, ran: Path, claims_to_share: bool = False, width: int = 16) -> Path:
+def save_own_model(folder: Path, *, ran: Path, claims_to_share: bool = False) -> Path:
     """A model folder: code, random weights, configuration, ChatML tokenizer.
 
     Args:
         folder: where to.
         ran: a folder that the code makes when it is run, whichever file of it.
         claims_to_share: its class says that it computes its attention through the interface, which is not so.
-        width: of its states.
     """
     folder.mkdir(parents=True)
+    width = 16
     mark = f"import os\n\nos.makedirs({str(ran)!r}, exist_ok=True)\n"
     sources = (_CONFIGURATION, _MIXING, _MODELING.replace("CLAIMS", str(claims_to_share)))
     for name, source in zip(CODE, sources, strict=True):
