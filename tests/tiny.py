@@ -36,8 +36,23 @@ _TEXT = [
 
 def byte_level_tokenizer(special: tuple[str, ...], *, vocab_size: int = 400, add_bos: str | None = None) -> Tokenizer:
     """A byte-level BPE tokenizer with the special tokens at its first ids; `add_bos` is put in front of plain text."""
+    tokenizer = _byte_level(special, _TEXT * 3, vocab_size)
+    if add_bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{add_bos} $A", special_tokens=[(add_bos, tokenizer.token_to_id(add_bos))]
+        )
+    return tokenizer
+
+
+def merging_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+    """A byte-level tokenizer that merges across words and lines, so that tokens straddle prompt and response."""
+    text = ["assistant\nOpen Settings.", "assistant\nAsk.", "Q: a\nA: b"]
+    return _byte_level(special, text * 20, 400, use_regex=False)
+
+
+def _byte_level(special: tuple[str, ...], text: list[str], vocab_size: int, *, use_regex: bool = True) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -45,11 +60,7 @@ def byte_level_tokenizer(special: tuple[str, ...], *, vocab_size: int = 400, add
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_TEXT * 3, trainer)
-    if add_bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{add_bos} $A", special_tokens=[(add_bos, tokenizer.token_to_id(add_bos))]
-        )
+    tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
 
@@ -142,21 +153,6 @@ def spaceless_sentencepiece_tokenizer(special: tuple[str, ...]) -> Tokenizer:
     return tokenizer
 
 
-def merging_tokenizer(special: tuple[str, ...]) -> Tokenizer:
-    """A byte-level tokenizer that merges across words and lines, so that tokens straddle prompt and response."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["assistant\nOpen Settings.", "assistant\nAsk.", "Q: a\nA: b"] * 20, trainer)
-    return tokenizer
-
-
 def unigram_tokenizer(special: tuple[str, ...]) -> Tokenizer:
     """A unigram tokenizer that normalizes its text (NFKC) and holds its special tokens in its vocabulary."""
     tokenizer = Tokenizer(models.Unigram())
@@ -181,7 +177,7 @@ class Family:
     make: Callable[[], Tokenizer]
     template: str
     eos: str
-    end: str
+    end: str  # what the template ends a turn with
     bos: str | None = None
     pad: str | None = None
     generation_ends: tuple[str, ...] = ()
@@ -227,9 +223,22 @@ def _qwen_tokenizer(make: Callable[..., Tokenizer] = byte_level_tokenizer) -> To
     return tokenizer
 
 
-_CHATML_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_SENTENCEPIECE_SPECIAL = ("<s>", "</s>")
 _DEEPSEEK_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+_GEMMA_SPECIAL = ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+_GLM4_SPECIAL = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+_HARMONY_SPECIAL = ("<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>")
+_LLAMA3_ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+_chatml_tokenizer = _with_words(byte_level_tokenizer, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+_chatml_merging = _with_words(merging_tokenizer, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+_chatml_loose = _with_words(byte_level_tokenizer, ("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
+_mistral_tokenizer = _with_words(sentencepiece_like_tokenizer, ("<s>", "</s>", "[INST]", "[/INST]"))
+_legacy_tokenizer = _with_words(legacy_sentencepiece_tokenizer, ("<s>", "</s>"))
+_gemma_tokenizer = _with_words(spaceless_sentencepiece_tokenizer, _GEMMA_SPECIAL, ("\n\n",))
+_deepseek_tokenizer = _with_words(byte_level_tokenizer, _DEEPSEEK_SPECIAL, ("<think>", "</think>"))
+_glm4_tokenizer = _with_words(byte_level_tokenizer, _GLM4_SPECIAL)
+_harmony_tokenizer = _with_words(byte_level_tokenizer, _HARMONY_SPECIAL)
+_vicuna_tokenizer = _with_words(unigram_tokenizer, ("<s>", "</s>"))
 
 _CHATML_DEFAULT_SYSTEM = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -324,127 +333,42 @@ _VICUNA = (
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 
+_IM_END, _BOS, _EOS = "<|im_end|>", _DEEPSEEK_SPECIAL[0], _DEEPSEEK_SPECIAL[1]
 FAMILIES = {
-    "chatml": Family(
-        _with_words(byte_level_tokenizer, _CHATML_SPECIAL),
-        CHATML,
-        bos="<|im_start|>",
-        eos="<|im_end|>",
-        end="<|im_end|>",
-        pad="<|endoftext|>",
-    ),
-    "chatml_system": Family(
-        _with_words(byte_level_tokenizer, _CHATML_SPECIAL),
-        _CHATML_DEFAULT_SYSTEM,
-        bos="<|im_start|>",
-        eos="<|im_end|>",
-        end="<|im_end|>",
-        pad="<|im_end|>",
-    ),
-    "chatml_base_eos": Family(  # as Qwen2's base models: the template's end is not the tokenizer's
-        _with_words(byte_level_tokenizer, _CHATML_SPECIAL), CHATML, eos="<|endoftext|>", end="<|im_end|>"
-    ),
-    "chatml_loose": Family(  # its markers are added tokens, but not special ones
-        _with_words(byte_level_tokenizer, ("<s>", "</s>"), ("<|im_start|>", "<|im_end|>")),
-        CHATML,
-        bos="<s>",
-        eos="</s>",
-        end="<|im_end|>",
-    ),
-    "chatml_merging": Family(
-        _with_words(merging_tokenizer, _CHATML_SPECIAL), CHATML, eos="<|im_end|>", end="<|im_end|>"
-    ),
-    "chatml_no_generation_prompt": Family(
-        _with_words(byte_level_tokenizer, _CHATML_SPECIAL),
-        _CHATML_NO_GENERATION_PROMPT,
-        eos="<|im_end|>",
-        end="<|im_end|>",
-    ),
+    "chatml": Family(_chatml_tokenizer, CHATML, _IM_END, _IM_END, "<|im_start|>", "<|endoftext|>"),
+    "chatml_system": Family(_chatml_tokenizer, _CHATML_DEFAULT_SYSTEM, _IM_END, _IM_END, "<|im_start|>", _IM_END),
+    # as Qwen2's base models: the template's end is not the tokenizer's
+    "chatml_base_eos": Family(_chatml_tokenizer, CHATML, "<|endoftext|>", _IM_END),
+    "chatml_loose": Family(_chatml_loose, CHATML, "</s>", _IM_END, "<s>"),  # its markers are added, not special, tokens
+    "chatml_merging": Family(_chatml_merging, CHATML, _IM_END, _IM_END),
+    "chatml_no_generation_prompt": Family(_chatml_tokenizer, _CHATML_NO_GENERATION_PROMPT, _IM_END, _IM_END),
     "llama3": Family(
-        _llama3_tokenizer,
-        _LLAMA3,
-        bos="<|begin_of_text|>",
-        eos="<|eot_id|>",
-        end="<|eot_id|>",
-        pad="<|eot_id|>",
-        generation_ends=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+        _llama3_tokenizer, _LLAMA3, "<|eot_id|>", "<|eot_id|>", "<|begin_of_text|>", "<|eot_id|>", _LLAMA3_ENDS
     ),
-    "mistral": Family(
-        _with_words(sentencepiece_like_tokenizer, (*_SENTENCEPIECE_SPECIAL, "[INST]", "[/INST]")),
-        _MISTRAL,
-        bos="<s>",
-        eos="</s>",
-        end="</s>",
-    ),
-    "mistral_words": Family(  # [INST] is ordinary text, as in the first releases
-        _with_words(legacy_sentencepiece_tokenizer, _SENTENCEPIECE_SPECIAL), _MISTRAL, bos="<s>", eos="</s>", end="</s>"
-    ),
-    "gemma": Family(
-        _with_words(
-            spaceless_sentencepiece_tokenizer,
-            ("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
-            ("\n\n",),
-        ),
-        _GEMMA,
-        bos="<bos>",
-        eos="<eos>",
-        end="<end_of_turn>",
-        pad="<pad>",
-    ),
-    "zephyr": Family(
-        _with_words(legacy_sentencepiece_tokenizer, _SENTENCEPIECE_SPECIAL),
-        _ZEPHYR,
-        bos="<s>",
-        eos="</s>",
-        end="</s>",
-        pad="</s>",
-    ),
+    "mistral": Family(_mistral_tokenizer, _MISTRAL, "</s>", "</s>", "<s>"),
+    "mistral_words": Family(_legacy_tokenizer, _MISTRAL, "</s>", "</s>", "<s>"),  # [INST] is text, as at first
+    "gemma": Family(_gemma_tokenizer, _GEMMA, "<eos>", "<end_of_turn>", "<bos>", "<pad>"),
+    "zephyr": Family(_legacy_tokenizer, _ZEPHYR, "</s>", "</s>", "<s>", "</s>"),
     "qwen3": Family(
-        _qwen_tokenizer,
-        _QWEN3,
-        eos="<|im_end|>",
-        end="<|im_end|>",
-        pad="<|endoftext|>",
-        generation_ends=("<|im_end|>", "<|endoftext|>"),
+        _qwen_tokenizer, _QWEN3, _IM_END, _IM_END, None, "<|endoftext|>", generation_ends=(_IM_END, "<|endoftext|>")
     ),
-    "qwen3_thinking": Family(_qwen_tokenizer, _QWEN3_THINKING, eos="<|im_end|>", end="<|im_end|>", pad="<|endoftext|>"),
-    "deepseek": Family(
-        _with_words(byte_level_tokenizer, _DEEPSEEK_SPECIAL, ("<think>", "</think>")),
-        _DEEPSEEK,
-        bos=_DEEPSEEK_SPECIAL[0],
-        eos=_DEEPSEEK_SPECIAL[1],
-        end=_DEEPSEEK_SPECIAL[1],
-    ),
-    "deepseek_r1": Family(
-        _with_words(byte_level_tokenizer, _DEEPSEEK_SPECIAL, ("<think>", "</think>")),
-        _DEEPSEEK_R1,
-        bos=_DEEPSEEK_SPECIAL[0],
-        eos=_DEEPSEEK_SPECIAL[1],
-        end=_DEEPSEEK_SPECIAL[1],
-    ),
-    "phi3": Family(_phi3_tokenizer, _PHI3, bos="<s>", eos="<|endoftext|>", end="<|end|>", pad="<|endoftext|>"),
+    "qwen3_thinking": Family(_qwen_tokenizer, _QWEN3_THINKING, _IM_END, _IM_END, None, "<|endoftext|>"),
+    "deepseek": Family(_deepseek_tokenizer, _DEEPSEEK, _EOS, _EOS, _BOS),
+    "deepseek_r1": Family(_deepseek_tokenizer, _DEEPSEEK_R1, _EOS, _EOS, _BOS),
+    "phi3": Family(_phi3_tokenizer, _PHI3, "<|endoftext|>", "<|end|>", "<s>", "<|endoftext|>"),
     "glm4": Family(
-        _with_words(
-            byte_level_tokenizer,
-            ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-        ),
+        _glm4_tokenizer,
         _GLM4,
-        eos="<|endoftext|>",
-        end="<|user|>",
-        generation_ends=("<|endoftext|>", "<|user|>", "<|observation|>"),
+        "<|endoftext|>",
+        "<|user|>",
+        None,
+        None,
+        ("<|endoftext|>", "<|user|>", "<|observation|>"),
     ),
     "harmony": Family(
-        _with_words(
-            byte_level_tokenizer, ("<|return|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>")
-        ),
-        _HARMONY,
-        eos="<|return|>",
-        end="<|return|>",
-        generation_ends=("<|return|>", "<|call|>"),
+        _harmony_tokenizer, _HARMONY, "<|return|>", "<|return|>", generation_ends=("<|return|>", "<|call|>")
     ),
-    "vicuna": Family(
-        _with_words(unigram_tokenizer, _SENTENCEPIECE_SPECIAL), _VICUNA, bos="<s>", eos="</s>", end="</s>"
-    ),
+    "vicuna": Family(_vicuna_tokenizer, _VICUNA, "</s>", "</s>", "<s>"),
 }
 
 
