@@ -18,6 +18,18 @@ from simpo_cli.model.load import find_model, load_model
 from tests.cli.seen import Simpo
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NOT_BESIDE = [
+    "pytorch_model.bin",
+    "../evil.safetensors",
+    "/tmp/evil.safetensors",
+    "sub/a.safetensors",
+    "",
+    "..",
+    None,
+    3,
+    ["x"],
+]
+FIRST = ("adapter_config.json", "model.safetensors.index.json")  # read before the tokenizer
 
 _watch: dict[str, Any] = {"on": False, "seen": []}
 
@@ -86,20 +98,7 @@ def test_a_folder_of_pickled_weights_only_is_refused(name: str, model: Path, bom
     assert not opened
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "pytorch_model.bin",
-        "../evil.safetensors",
-        "/tmp/evil.safetensors",
-        "sub/a.safetensors",
-        "",
-        "..",
-        None,
-        3,
-        ["x"],
-    ],
-)
+@pytest.mark.parametrize("name", NOT_BESIDE)
 def test_an_index_names_safetensors_beside_it_and_nothing_else(
     name: Any, model: Path, bomb: bytes, opened: list[Any]
 ) -> None:
@@ -203,19 +202,10 @@ def test_a_model_that_is_whole_loads(model: Path, bomb: bytes, opened: list[Any]
 
 
 @pytest.mark.parametrize(
-    "file",
-    [
-        "config.json",
-        "adapter_config.json",
-        "model.safetensors.index.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "generation_config.json",
-    ],
+    "file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", *FIRST]
 )
 def test_json_nested_without_end_is_an_error_with_a_place(file: str, model: Path) -> None:
     (model / file).write_text("[" * 200_000)
-    read_first = find_model if file in ("adapter_config.json", "model.safetensors.index.json") else load_tokenizer
     with pytest.raises(UserError) as caught:
-        read_first(str(model))
+        (find_model if file in FIRST else load_tokenizer)(str(model))
     assert file in str(caught.value)
