@@ -17,7 +17,7 @@ from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import open_accelerator
 from simpo_cli.model.load import Load, ModelSource, count_parameters, load_model, require_known_ids, weights_dtype
-from simpo_cli.model.memory import available_bytes, choose_budget, require_memory, scoring_need
+from simpo_cli.model.memory import Workload, available_bytes, choose_budget, require_memory
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
@@ -136,15 +136,15 @@ def open_model(
     longest_row = int(row_tokens_of_each(pairs).max())
     why_padded = why_not_shared(source.model_class, source.config, longest_row)
     weights = weights_dtype(recipe.model, source)
-    need = scoring_need(
-        source.text_config,
-        count_parameters(recipe.model, source),
+    need = Workload(
+        config=source.text_config,
+        parameters=count_parameters(recipe.model, source),
         weights=weights,
         compute=torch.bfloat16 if compute == "bf16" else torch.float32,
         longest_row=longest_row,
         device=accelerator.device,
         available=available_bytes(accelerator.device),
-    )
+    ).scoring()
     # two padded rows are never less than the pair with its prompt shared, so this fits however it turns out
     budget = choose_budget(need, accelerator.device, int(tokens_of_each(pairs, "padded").max()))
     require_memory(need, budget, adapters=True, checkpointing=True)

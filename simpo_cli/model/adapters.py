@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,41 +16,14 @@ from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 
 AdapterUse = Literal["continue", "merge"]
 
-_MERGE = "this one becomes part of the weights first."
-_TRAIN_WITHOUT = "Train it again without modules_to_save, or on a model whose head is a weight of its own."
+TRAIN_WITHOUT_COPIES = "Train it again without modules_to_save, or on a model whose head is a weight of its own."
 # What peft's LoRA layers compute by themselves, and what says nothing of the numbers; other keys have to be empty.
-_KNOWN = {
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "bias",
-    "use_rslora",
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
-    "init_lora_weights",
-    "layers_to_transform",
-    "layers_pattern",
-    "rank_pattern",
-    "alpha_pattern",
-    "target_parameters",
-    "ensure_weight_tying",
-    "task_type",
-    "peft_type",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "auto_mapping",
-    "inference_mode",
-    "megatron_core",
-    "qalora_group_size",
-    "eva_config",
-    "runtime_config",
-}
+_KNOWN = (
+    "r lora_alpha lora_dropout target_modules exclude_modules fan_in_fan_out bias use_rslora use_dora lora_bias "
+    "modules_to_save trainable_token_indices init_lora_weights layers_to_transform layers_pattern rank_pattern "
+    "alpha_pattern target_parameters ensure_weight_tying task_type peft_type peft_version base_model_name_or_path "
+    "revision auto_mapping inference_mode megatron_core qalora_group_size eva_config runtime_config"
+)
 _MATCHES_NONE = re.compile("not found in the base model|No modules were targeted")
 _KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the others change the base in ways of their own
 
@@ -105,7 +78,7 @@ def read_adapter(path: str, folder: Path) -> Adapter:
             f"the adapters in {path} were started by {start} (init_lora_weights), which changes their base.",
             "Save them once as plain LoRA: save_pretrained has path_initial_model_for_weight_conversion for that.",
         )
-    if foreign := [key for key, value in config.items() if key not in _KNOWN and value]:
+    if foreign := [key for key, value in config.items() if value and key not in _KNOWN.split()]:
         raise UserError(
             f"the adapters in {path} are of a kind that is not loaded here: adapter_config.json sets {foreign[0]}.",
             "Plain LoRA, rsLoRA and DoRA adapters are.",
@@ -146,50 +119,6 @@ def use_of(recipe: ModelRecipe, adapter: Adapter | None) -> AdapterUse | None:
     if adapter is None:
         return None
     return recipe.adapter or ("merge" if recipe.lora is None else "continue")
-
-
-def settled(
-    recipe: ModelRecipe, adapter: Adapter | None, *, is_nested: bool = False, is_tied: bool = False
-) -> ModelRecipe:
-    """The recipe with what the start model's adapter decides: its rank, alpha, targets and kind, if it is continued.
-
-    Values that a recipe leaves at their defaults give way. Others were written by somebody, and have to be the
-    adapter's own. Dropout is no part of an adapter, and stays the recipe's.
-
-    Args:
-        recipe: which model, and what of it is trained.
-        adapter: that of the start model.
-        is_nested: whether the adapter's base is an adapter, too.
-        is_tied: whether head and embedding of the base are one weight.
-
-    Raises:
-        UserError: recipe and adapter do not go together.
-    """
-    if adapter is None:
-        if recipe.adapter is not None:
-            raise UserError(
-                f"model.adapter is {recipe.adapter}, and {recipe.path} holds no adapter.",
-                "Leave model.adapter out, or name an adapter's folder as model.path.",
-            )
-        return recipe
-    use = use_of(recipe, adapter)
-    if recipe.lora is None or use == "merge":
-        return replace(recipe, adapter=use)
-    if is_nested or adapter.whole_parts:
-        why = "lies on another adapter" if is_nested else f"also holds {adapter.whole_parts}"
-        whole_copies = is_tied and "modules_to_save" in adapter.whole_parts
-        fix = _TRAIN_WITHOUT if whole_copies else f"Add model.adapter=merge: {_MERGE}"
-        raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", fix)
-    usual = LoraRecipe()
-    for key in ("rank", "alpha", "target_modules", "use_dora"):
-        wanted, there = getattr(recipe.lora, key), getattr(adapter.lora, key)
-        same = sorted(wanted) == there if isinstance(wanted, list) else wanted == there
-        if not same and wanted != getattr(usual, key):
-            raise UserError(
-                f"model.lora.{key} is {wanted}, and the adapter {recipe.path}, which is continued, has {there}.",
-                f"Leave model.lora.{key} out, or train a new adapter with model.adapter=merge: {_MERGE}",
-            )
-    return replace(recipe, adapter=use, lora=replace(adapter.lora, dropout=recipe.lora.dropout))
 
 
 def attach(base: nn.Module, adapter: Adapter, *, dropout: float | None = None) -> nn.Module:
@@ -270,7 +199,7 @@ def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
             raise UserError(
                 f"the adapter {adapter.folder} changes the head or the embedding, which share their weights in this "
                 "model, so it cannot be merged.",
-                "Continue it with model.lora={}" if not adapter.whole_parts else _TRAIN_WITHOUT,
+                "Continue it with model.lora={}" if not adapter.whole_parts else TRAIN_WITHOUT_COPIES,
             )
 
 

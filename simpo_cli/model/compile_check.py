@@ -1,6 +1,6 @@
 """Before the first step: do compiled layers compute what the layers compute as they are?
 
-How pairs go through the model is settled before (see `self_check`), in float32. This is about the run's own arithmetic,
+How pairs go through the model is decided before (see `self_check`), in float32. This is about the run's own arithmetic,
 in which compiled code rightly rounds elsewhere: it keeps in registers what the layers write down between two
 operations. So what is allowed is measured there and then: what becomes of log-probs and gradient when the states
 between layers are rounded once more, up or down at random. (The difference between prompts shared and padded rows would
@@ -21,7 +21,8 @@ from simpo_cli.model.self_check import (
     MOST_GRADIENT_DIFFERENCE,
     MOST_MEAN_DIFFERENCE,
     CheckPairs,
-    _without_dropout,
+    gradient_norm,
+    without_dropout,
 )
 from simpo_cli.stages import stage
 
@@ -53,7 +54,7 @@ def choose_compiling(
     """Let the policy's layers run as compiled code, where that is wanted and computes the same.
 
     Args:
-        policy: its packing settled, its gradients empty; they are empty afterwards.
+        policy: its packing decided, its gradients empty; they are empty afterwards.
         wanted: the recipe's `model.compile`.
         pairs: what to compare.
         autocast: the run's arithmetic.
@@ -88,17 +89,14 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Callable[[], AbstractC
     """Why compiled layers cannot be used, or None: whatever a compiler raises here, it would raise in training."""
     torch.compiler.reset()  # of another model in this process, whose graphs count towards a limit
     try:
-        with _in_training(policy), _without_dropout(policy):
+        with _in_training(policy), without_dropout(policy):
             for batch in pairs.batches:  # of different sizes, which one graph has to serve
                 packed = pack(batch, next(policy.parameters()).device)
                 rounding = _difference(policy, packed, autocast, _rounded_once_more(policy, autocast))
                 compiled = _difference(policy, packed, autocast, _compiled(policy))
-                for what, apart, other, least in zip(
-                    ("log-probs", "the gradient"),
-                    compiled,
-                    rounding,
-                    (MOST_MEAN_DIFFERENCE, MOST_GRADIENT_DIFFERENCE),
-                    strict=True,
+                for what, apart, other, least in (
+                    ("log-probs", compiled[0], rounding[0], MOST_MEAN_DIFFERENCE),
+                    ("the gradient", compiled[1], rounding[1], MOST_GRADIENT_DIFFERENCE),
                 ):
                     if not apart <= MOST_ROUNDING * other + least:  # what is not finite is not less either
                         return f"{what} would differ by {apart:.1g}, and rounding makes {other:.1g}"
@@ -165,10 +163,10 @@ def _difference(
     """
     policy.zero_grad()
     own = _add_gradient(policy, packed, autocast, -1.0)
-    norm = _gradient_norm(policy)
+    norm = gradient_norm(policy)
     with other:
         theirs = _add_gradient(policy, packed, autocast, 1.0)  # onto the negative one: there is never more than one
-    return float((theirs - own).abs().mean()), _gradient_norm(policy) / norm
+    return float((theirs - own).abs().mean()), gradient_norm(policy) / norm
 
 
 def _add_gradient(
@@ -180,7 +178,3 @@ def _add_gradient(
     weights = torch.linspace(0.5, 1.0, len(logps), device=logps.device) * sign / len(logps)
     torch.autograd.backward((logps * weights).sum())
     return logps.detach()
-
-
-def _gradient_norm(policy: Policy) -> float:
-    return float(torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None]))

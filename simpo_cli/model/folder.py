@@ -11,7 +11,8 @@ import torch
 from simpo_cli.data.model_files import quantised, read_json, require_regular_files, require_unquantised, sections_of
 from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
-from simpo_cli.model import remote_code as own_code
+from simpo_cli.model import remote_code
+from simpo_cli.recipe.names import wrong_kind
 
 _NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
 _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it
@@ -30,7 +31,14 @@ _SIZES = (  # of keys by name: the least that a model needs (some say -1 for non
     (re.compile(r"\w*(_size|_dim|_rank|_heads|_inner)"), -1, 2**24),
 )
 _NUMBERS = re.compile(r"rope_theta|(\w+_)?factor|\w+_eps(ilon)?")  # which some models put into sums unlooked at
-_ASKED_OF_OWN_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
+_ASKED_OF_REMOTE_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
+# Numbers of a byte and less, or packed into integers. Masks and counters of a model are integers too, by other names.
+_NARROW = re.compile("[FE][4-8].*")
+_PACKED = re.compile(r"(^|[._])(q?weight(_packed)?|w_q|blocks)$")
+LAYER = re.compile(r"\.(\d+)\.")  # its first number in the name of a tensor, as in model.layers.7.mlp.up.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +46,9 @@ class Configuration:
     """What a model folder says of its model.
 
     Attributes:
-        config: the configuration, an object of transformers or of the model's own code.
+        config: the configuration, an object of transformers or of the model's remote code.
         model_class: what computes the model.
-        code: the model's own files that were run for it, each with its sha256; mostly none.
+        code: files of remote code that were run for it, each with its sha256; mostly none.
     """
 
     config: Any
@@ -49,7 +57,7 @@ class Configuration:
 
 
 def read_configuration(path: str, folder: Path, held_by: str = "") -> Configuration:
-    """Read config.json, and run the model's own code where that is named and `own_code.trusting` allows it.
+    """Read config.json, and run remote code where that is named and `remote_code.trusting` allows it.
 
     Args:
         path: the model, as the recipe names it.
@@ -61,18 +69,17 @@ def read_configuration(path: str, folder: Path, held_by: str = "") -> Configurat
             that a model has, or the model needs code that may not be run.
     """
     if not (folder / "config.json").is_file():
-        if (folder / "run.json").is_file() and (folder / "model").is_dir():
-            raise UserError(f"{path} is a run, not a model.", f"Name the model that it saved: {path}/model.")
-        raise UserError(f"{path} holds no config.json.", "Name the folder of a model that transformers can load.")
+        fix = "Name the folder of a model that transformers can load."
+        raise wrong_kind(path, "model") or UserError(f"{path} holds no config.json.", fix)
     require_regular_files(folder)
     raw = read_json(folder / "config.json")
     require_unquantised(path, folder, held_by)
     _refuse_foreign_parts(path, raw)
     _require_sizes(path, raw)
-    code = own_code.code_to_run(path, folder, raw)
+    code = remote_code.code_to_run(path, folder, raw)
     config = _read(path, folder, raw, code)
     _require_causal(path, raw, config, code)
-    with own_code.faults_of(path, code):
+    with remote_code.faults_of(path, code):
         return Configuration(config, _class_of(path, folder, config, code), code)
 
 
@@ -81,9 +88,9 @@ def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, st
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if code:
-        with own_code.faults_of(path, code):
+        with remote_code.faults_of(path, code):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        if unsaid := [key for key in _ASKED_OF_OWN_CODE if not isinstance(getattr(config, key, None), int)]:
+        if unsaid := [key for key in _ASKED_OF_REMOTE_CODE if not isinstance(getattr(config, key, None), int)]:
             raise UserError(
                 f"the configuration of {path} does not say its {', '.join(unsaid)}.",
                 "Its own class has to give them, by these names or by attribute_map.",
@@ -92,8 +99,8 @@ def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, st
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, KeyError, OSError and validation errors here
-        if "auto_map" in raw and not own_code.is_trusted():
-            raise own_code.NeedsOwnCodeError(path) from error
+        if "auto_map" in raw and not remote_code.is_trusted():
+            raise remote_code.NeedsRemoteCodeError(path) from error
         if raw.get("model_type") in CONFIG_MAPPING:
             raise unbuildable(path, raw, error) from error
         raise UserError(
@@ -108,7 +115,7 @@ def _require_causal(path: str, raw: Mapping[str, Any], config: Any, code: Mappin
     kind = raw.get("model_type", "nameless")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not (code and _brings_causal(config)):
         if _brings_causal(config):
-            raise own_code.NeedsOwnCodeError(path)
+            raise remote_code.NeedsRemoteCodeError(path)
         raise UserError(f"{path} is a {kind} model, which is no causal language model.", _NAME_CAUSAL)
     if getattr(config, "is_decoder", None) is False and kind not in _ALWAYS_DECODERS:
         raise UserError(
@@ -120,14 +127,14 @@ def _require_causal(path: str, raw: Mapping[str, Any], config: Any, code: Mappin
 
 
 def _brings_causal(config: Any) -> bool:
-    return own_code.CAUSAL in (getattr(config, "auto_map", None) or {})
+    return remote_code.CAUSAL in (getattr(config, "auto_map", None) or {})
 
 
 def _class_of(path: str, folder: Path, config: Any, code: Mapping[str, str]) -> type:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if code and _brings_causal(config):
-        return own_code.class_of(path, folder, config)
+        return remote_code.class_of(path, folder, config)
     known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     of_transformers: type = known[type(config)]
     return of_transformers
@@ -182,12 +189,7 @@ def _refuse_foreign_parts(path: str, raw: Mapping[str, Any]) -> None:
             raise UserError(f"the config.json of {path} {problem}, which is not loaded.", f"Take {key} out of it.")
 
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
-# Numbers of a byte and less, or packed into integers. Masks and counters of a model are integers too, by other names.
-_NARROW = re.compile("[FE][4-8].*")
-_PACKED = re.compile(r"(^|[._])(q?weight(_packed)?|w_q|blocks)$")
-LAYER = re.compile(r"\.(\d+)\.")  # its first number in the name of a tensor, as in model.layers.7.mlp.up.weight
+# The files of its weights
 
 
 class NoWeightsError(UserError):

@@ -16,19 +16,10 @@ from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_js
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model import remote_code as own_code
-from simpo_cli.model.adapters import (
-    Adapter,
-    add_adapters,
-    attach,
-    merge,
-    read_adapter,
-    require_mergeable,
-    settled,
-    use_of,
-)
+from simpo_cli.model import adapters, remote_code
+from simpo_cli.model.adapters import Adapter, use_of
 from simpo_cli.model.folder import LAYER, no_weights, read_configuration, stored_weights, unbuildable
-from simpo_cli.recipe.schema import ModelRecipe, Recipe
+from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe, Recipe
 from simpo_cli.stages import stage
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,6 +28,7 @@ DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.
 _WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _CARD = "README.md"  # which states the licence
 _CODE = "*.py"
+_MERGE = "this one becomes part of the weights first."
 
 
 @dataclass(frozen=True)
@@ -47,13 +39,13 @@ class ModelSource:
         name: as the recipe names it.
         folder: the local folder that holds it.
         config: its configuration.
-        model_class: what computes it, a class of transformers or of the model's own code.
+        model_class: what computes it, a class of transformers or of the model's remote code.
         revision: the commit that a hub id resolved to, or None.
         stored_dtype: type of the weights on disk.
         sizes: how many numbers each stored tensor holds, by its name; of an adapter those of its base.
         adapter: what the folder holds, when that is a LoRA adapter.
         adapter_base: the model under it.
-        code: files of the model's own code that are run, each with its sha256; of an adapter those of its base.
+        code: files of remote code that are run, each with its sha256; of an adapter those of its base.
     """
 
     name: str
@@ -91,7 +83,7 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
         fetch: whether a model of the hub may be downloaded; else it has to be on this machine already.
 
     Raises:
-        UserError: nothing is there, it is no causal language model, it needs code of its own, or its weights are
+        UserError: nothing is there, it is no causal language model, it needs remote code, or its weights are
             missing, incomplete or pickled.
     """
     return _found(path, revision, fetch, (), "")
@@ -106,7 +98,7 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
                 f"the adapters in {path} are adapters of themselves.",
                 "Mend base_model_name_or_path in adapter_config.json.",
             )
-        adapter = read_adapter(path, folder)
+        adapter = adapters.read_adapter(path, folder)
         # without it peft would go on to adapter_model.bin, then to the hub
         if not (folder / "adapter_model.safetensors").is_file():
             raise no_weights(path, folder, "adapter_model.safetensors")
@@ -143,7 +135,7 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
         )
     import huggingface_hub
 
-    wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if own_code.is_trusted() else [])]
+    wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if remote_code.is_trusted() else [])]
     try:
         with stage(f"fetching {path} from the hub"):
             local = Path(
@@ -166,6 +158,70 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     return local, local.name  # a snapshot's folder is named by its commit
+
+
+# What goes with it
+
+
+def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
+    """The recipe with what the start model's adapter decides: its rank, alpha, targets and kind, if it is continued.
+
+    Values that a recipe leaves at their defaults give way. Others were written by somebody, and have to be the
+    adapter's own. Dropout is no part of an adapter, and stays the recipe's.
+
+    Raises:
+        UserError: recipe and adapter do not go together.
+    """
+    adapter, under = source.adapter, source.adapter_base
+    if adapter is None or under is None:
+        if recipe.adapter is not None:
+            raise UserError(
+                f"model.adapter is {recipe.adapter}, and {recipe.path} holds no adapter.",
+                "Leave model.adapter out, or name an adapter's folder as model.path.",
+            )
+        return recipe
+    use = use_of(recipe, adapter)
+    if recipe.lora is None or use == "merge":
+        return replace(recipe, adapter=use)
+    is_nested = under.adapter is not None
+    if is_nested or adapter.whole_parts:
+        why = "lies on another adapter" if is_nested else f"also holds {adapter.whole_parts}"
+        is_tied = getattr(source.text_config, "tie_word_embeddings", False)
+        whole_copies = is_tied and "modules_to_save" in adapter.whole_parts
+        fix = adapters.TRAIN_WITHOUT_COPIES if whole_copies else f"Add model.adapter=merge: {_MERGE}"
+        raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", fix)
+    usual = LoraRecipe()
+    for key in ("rank", "alpha", "target_modules", "use_dora"):
+        wanted, there = getattr(recipe.lora, key), getattr(adapter.lora, key)
+        same = sorted(wanted) == there if isinstance(wanted, list) else wanted == there
+        if not same and wanted != getattr(usual, key):
+            raise UserError(
+                f"model.lora.{key} is {wanted}, and the adapter {recipe.path}, which is continued, has {there}.",
+                f"Leave model.lora.{key} out, or train a new adapter with model.adapter=merge: {_MERGE}",
+            )
+    return replace(recipe, adapter=use, lora=replace(adapter.lora, dropout=recipe.lora.dropout))
+
+
+def require_lengths(recipe: Recipe, source: ModelSource) -> None:
+    """Refuse a length limit beyond the positions that the model knows."""
+    if source.max_length is not None and recipe.data.max_length > source.max_length:
+        raise UserError(
+            f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
+            f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
+        )
+
+
+def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
+    """Refuse ids beyond the model's vocabulary, which would read past its embedding."""
+    highest = int(source.text_config.vocab_size) - 1
+    largest = highest_ids_of(pairs)
+    if (largest > highest).any():
+        first = int((largest > highest).argmax())
+        raise UserError(
+            f"the tokenizer gives id {largest[first]}, and the model's vocabulary ends at {highest}.",
+            "Tokenizer and weights belong to different models; fetch both from one place.",
+            where=pairs[first].where,
+        )
 
 
 # Building
@@ -196,7 +252,7 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
     with torch.device("meta"):
         model = _empty(source, keeps_adapters=use_of(recipe, source.adapter) == "continue")
         if recipe.lora is not None and use_of(recipe, source.adapter) != "continue":
-            model = add_adapters(model, recipe.lora)
+            model = adapters.add_adapters(model, recipe.lora)
     parameters = list(model.parameters())
     return ParameterCounts(
         total=sum(p.numel() for p in parameters),
@@ -219,14 +275,14 @@ def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if source.adapter_base is not None and source.adapter is not None:
-        adapted = attach(_empty(source.adapter_base, keeps_adapters=False), source.adapter, dropout=0.0)
+        adapted = adapters.attach(_empty(source.adapter_base, keeps_adapters=False), source.adapter, dropout=0.0)
         if keeps_adapters:
             return adapted
-        require_mergeable(adapted, source.adapter)
+        adapters.require_mergeable(adapted, source.adapter)
         merged: Any = adapted
         plain: nn.Module = merged.unload()
         return plain.requires_grad_(True)
-    with own_code.faults_of(source.name, source.code):
+    with remote_code.faults_of(source.name, source.code):
         try:
             model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 source.config, trust_remote_code=bool(source.code)
@@ -290,7 +346,7 @@ def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, dev
     New adapters are not made here.
 
     Args:
-        recipe: with what the adapter decides, see `adapters.settled`.
+        recipe: with what the adapter decides, see `choose_adapter`.
         source: its model.
         dtype: type of the weights; adapters are float32.
         device: where they go.
@@ -303,21 +359,10 @@ def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, dev
     return load_merged(source, dtype, device)
 
 
-def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
-    """The recipe with what the start model's adapter decides; see `adapters.settled`."""
-    under = source.adapter_base
-    return settled(
-        recipe,
-        source.adapter,
-        is_nested=under is not None and under.adapter is not None,
-        is_tied=bool(getattr(source.text_config, "tie_word_embeddings", False)),
-    )
-
-
 def load_merged(source: ModelSource, dtype: torch.dtype | Literal["stored"], device: torch.device = _CPU) -> nn.Module:
     """Read a model as `load_model` does, and make an adapter that its folder holds part of the weights."""
     model = _loaded(source, dtype, device, dropout=None)
-    return model if source.adapter is None else merge(model, source.adapter)
+    return model if source.adapter is None else adapters.merge(model, source.adapter)
 
 
 def _loaded(
@@ -326,12 +371,12 @@ def _loaded(
     from transformers import AutoModelForCausalLM
 
     if source.adapter_base is not None and source.adapter is not None:
-        return attach(load_merged(source.adapter_base, dtype, device), source.adapter, dropout=dropout)
+        return adapters.attach(load_merged(source.adapter_base, dtype, device), source.adapter, dropout=dropout)
     # The class itself where it is the model's own, as transformers does it, but for custom_generate/generate.py: that
     # would take the place of the decoding that every answer here is made by.
     auto: Any = source.model_class if source.code else AutoModelForCausalLM
     own = {"config": copy.deepcopy(source.config)} if source.code else {"trust_remote_code": False}
-    with own_code.faults_of(source.name, source.code):
+    with remote_code.faults_of(source.name, source.code):
         try:
             loaded: Any = auto.from_pretrained(
                 source.folder,
@@ -346,7 +391,7 @@ def _loaded(
             raise
         except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             if source.code and not isinstance(error, (RuntimeError, ValueError, OSError)):
-                raise  # told as a fault of that code
+                raise  # a fault of that code
             raise UserError(
                 f"the weights of {source.name} do not load: {(str(error).splitlines() or [type(error).__name__])[0]}",
                 "The folder is damaged, or its weights belong to another configuration.",
@@ -385,25 +430,3 @@ def apply_soft_cap(model: Any) -> None:
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     if capped and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("eager")
-
-
-def require_lengths(recipe: Recipe, source: ModelSource) -> None:
-    """Refuse a length limit beyond the positions that the model knows."""
-    if source.max_length is not None and recipe.data.max_length > source.max_length:
-        raise UserError(
-            f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
-            f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
-        )
-
-
-def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None:
-    """Refuse ids beyond the model's vocabulary, which would read past its embedding."""
-    highest = int(source.text_config.vocab_size) - 1
-    largest = highest_ids_of(pairs)
-    if (largest > highest).any():
-        first = int((largest > highest).argmax())
-        raise UserError(
-            f"the tokenizer gives id {largest[first]}, and the model's vocabulary ends at {highest}.",
-            "Tokenizer and weights belong to different models; fetch both from one place.",
-            where=pairs[first].where,
-        )

@@ -87,12 +87,18 @@ def chunk_rows(device: torch.device, vocab_size: int, bytes_per_logit: int) -> i
         vocab_size: logits of a position.
         bytes_per_logit: what a chunk holds for each of its logits.
     """
+    most = most_chunk_rows(device, vocab_size)
     if device.type != "cuda":
-        return max(_FEWEST_ROWS, _CHUNK_ELEMENTS // vocab_size)
+        return most
     if torch.are_deterministic_algorithms_enabled():
         return _FIXED_CUDA_ROWS
     fitting = int(_SHARE_OF_FREE * _free_bytes(device)) // (bytes_per_logit * vocab_size)
-    return max(_FEWEST_ROWS, min(_MOST_CUDA_ROWS, 1 << fitting.bit_length() >> 1))
+    return max(_FEWEST_ROWS, min(most, 1 << fitting.bit_length() >> 1))
+
+
+def most_chunk_rows(device: torch.device, vocab_size: int) -> int:
+    """What `chunk_rows` never goes beyond, whatever is free."""
+    return _MOST_CUDA_ROWS if device.type == "cuda" else max(_FEWEST_ROWS, _CHUNK_ELEMENTS // vocab_size)
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -154,11 +160,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a call of the head is a product with its weight and no more: no hook, adapter or sharded tensor."""
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) is nn.Parameter
-        and "forward" not in vars(head)
-        and not any((head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks))
+    return type(head) is nn.Linear and type(head.weight) is nn.Parameter and not has_hooks(head)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module does something beside its class's forward."""
+    return "forward" in vars(module) or any(
+        (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     )
 
 
@@ -317,6 +325,6 @@ def _chunks(length: int, chunk: int) -> Iterator[slice]:
 
 
 def _no_autocast(like: Tensor) -> AbstractContextManager[None]:
-    """The types are settled before; autocast would cast the weight again for every chunk."""
+    """The types are known here; autocast would cast the weight again for every chunk."""
     context: AbstractContextManager[None] = torch.autocast(like.device.type, enabled=False)
     return context

@@ -20,7 +20,9 @@ import psutil
 import torch
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.attention.interface import heads_of
 from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
 
 _GB = 1e9
 _CPU_HELD_BACK = 4 / 3  # a CPU's allocator takes more than autograd saves (seen: 1.3 times)
@@ -77,114 +79,117 @@ class MemoryNeed:
         return bisect_right(range(1, most + 1), limit, key=self.total)
 
 
-def training_need(
-    config: Any,
-    parameters: ParameterCounts,
-    *,
-    weights: torch.dtype,
-    compute: torch.dtype,
-    lora_rank: int | None,
-    checkpointing: bool,
-    longest_row: int,
-    device: torch.device,
-    available: int,
-) -> MemoryNeed:
-    """What training takes: `training_need(...).total(tokens)` is the predicted peak, in bytes of tensors.
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is known of a run before its weights are read, and what it takes of memory, in bytes of tensors.
 
-    Args:
+    Attributes:
         config: the model's text configuration.
         parameters: of the model, adapters among them.
         weights: type of the weights; adapters are float32 whatever it is.
         compute: type of the matrix products.
-        lora_rank: rank of the adapters; None where all weights are trained.
-        checkpointing: whether layers are computed again in the backward pass.
+        lora_rank: rank of the adapters; None where all weights are trained, or none.
         longest_row: tokens of the longest sequence.
         device: where it runs.
         available: its free bytes.
     """
-    trains_all = lora_rank is None
-    head = int(config.vocab_size) * int(config.hidden_size)
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    embeddings = head if tied else 2 * head
-    narrowed = compute.itemsize < weights.itemsize
-    trained = parameters.trainable - (embeddings if trains_all else 0)
-    frozen = 0 if trains_all else parameters.total - parameters.trainable - embeddings
-    cached = trained * compute.itemsize if compute.itemsize < (weights.itemsize if trains_all else 4) else 0
-    wanted = 0 if checkpointing else cached + (frozen * compute.itemsize if narrowed else 0)
-    token = _token_bytes(config, weights, compute, lora_rank, longest_row, device)
-    stacked = int(config.num_hidden_layers) * (token.input if checkpointing else token.layer)
-    kept = stacked + token.last
-    phases = [
-        Phase(max(cached, wanted) + (head * compute.itemsize if narrowed else 0), kept, has_logits=True),
-        Phase(wanted + head_bytes(head, compute, narrowed=narrowed, trained=trains_all), kept, has_logits=True),
-        # the gradient of a tied head waits for that of the embedding
-        Phase(
-            wanted + (4 * head if tied and trains_all else 0),
-            stacked + token.gradients + (token.layer if checkpointing else 0),
-            has_logits=False,
-        ),
-    ]
-    if checkpointing:  # a layer holds half of it at once when it only runs forward
-        phases.append(Phase(cached, stacked + token.layer // 2, has_logits=False))
-    return MemoryNeed(
-        state=state_bytes(parameters, weights, adapters=not trains_all),
-        phases=tuple(phases),
-        logit_row=logit_bytes(config, compute),
-        chunk_rows=chunk_rows(int(config.vocab_size), device),
-        available=available,
-    )
 
+    config: Any
+    parameters: ParameterCounts
+    weights: torch.dtype
+    compute: torch.dtype
+    lora_rank: int | None = None
+    longest_row: int
+    device: torch.device
+    available: int
 
-def scoring_need(
-    config: Any,
-    parameters: ParameterCounts,
-    *,
-    weights: torch.dtype,
-    compute: torch.dtype,
-    longest_row: int,
-    device: torch.device,
-    available: int,
-) -> MemoryNeed:
-    """What a forward pass takes that keeps nothing; the arguments are those of `training_need`."""
-    head = int(config.vocab_size) * int(config.hidden_size)
-    narrowed = compute.itemsize < weights.itemsize
-    token = _token_bytes(config, weights, compute, None, longest_row, device)
-    return MemoryNeed(
-        state=parameters.total * weights.itemsize,
-        phases=(
-            Phase(head * compute.itemsize if narrowed else 0, token.last, has_logits=True),
+    def training(self, *, checkpointing: bool) -> MemoryNeed:
+        """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
+        copy, trains_all = self.compute.itemsize, self.lora_rank is None
+        total, trainable = self.parameters.total, self.parameters.trainable
+        tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        embeddings = self._head if tied else 2 * self._head
+        # adapters are float32 whatever the weights below them are
+        adapter_size = self.weights.itemsize if trains_all else 4
+        trained = trainable - (embeddings if trains_all else 0)
+        frozen = 0 if trains_all else total - trainable - embeddings
+        cached = trained * copy if copy < adapter_size else 0
+        wanted = 0 if checkpointing else cached + (frozen * copy if self._narrowed else 0)
+        head_copy, head_gradient = self._head_copy, 4 * self._head if trains_all else 0
+        token = self._token_bytes()
+        stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
+        kept = stacked + token.last
+        phases = [
+            Phase(max(cached, wanted) + head_copy, kept, has_logits=True),
+            Phase(wanted + head_copy + head_gradient, kept, has_logits=True),
+            # the gradient of a tied head waits for that of the embedding
+            Phase(
+                wanted + (head_gradient if tied else 0),
+                stacked + token.gradients + (token.layer if checkpointing else 0),
+                has_logits=False,
+            ),
+        ]
+        if checkpointing:  # a layer holds half of it at once when it only runs forward
+            phases.append(Phase(cached, stacked + token.layer // 2, has_logits=False))
+        # weights, gradients and the two moments of Adam: 16 bytes for each trainable float32 parameter
+        return self._need(trainable * 4 * adapter_size + (total - trainable) * self.weights.itemsize, phases)
+
+    def scoring(self) -> MemoryNeed:
+        """What a forward pass takes that keeps nothing."""
+        token = self._token_bytes()
+        phases = [
+            Phase(self._head_copy, token.last, has_logits=True),
             Phase(0, token.layer // 2 + 2 * token.input, has_logits=False),
-        ),
-        logit_row=logit_bytes(config, compute),
-        chunk_rows=chunk_rows(int(config.vocab_size), device),
-        available=available,
-    )
+        ]
+        return self._need(self.parameters.total * self.weights.itemsize, phases)
 
+    def _need(self, state: int, phases: list[Phase]) -> MemoryNeed:
+        vocab_size = int(self.config.vocab_size)
+        row = vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config))
+        return MemoryNeed(state, tuple(phases), row, most_chunk_rows(self.device, vocab_size), self.available)
 
-def state_bytes(parameters: ParameterCounts, weights: torch.dtype, *, adapters: bool) -> int:
-    """Weights, gradients and the two moments of Adam: 16 bytes for each trainable float32 parameter.
+    @property
+    def _narrowed(self) -> bool:
+        """Whether autocast makes narrower copies of the weights."""
+        return self.compute.itemsize < self.weights.itemsize
 
-    Frozen parameters take their weights only; adapters are float32 whatever the weights below them are.
-    """
-    trained = 4 if adapters else weights.itemsize
-    return parameters.trainable * 4 * trained + (parameters.total - parameters.trainable) * weights.itemsize
+    @property
+    def _head(self) -> int:
+        """Parameters of the output head."""
+        return int(self.config.vocab_size) * int(self.config.hidden_size)
 
+    @property
+    def _head_copy(self) -> int:
+        return self._head * self.compute.itemsize if self._narrowed else 0
 
-def head_bytes(parameters: int, compute: torch.dtype, *, narrowed: bool, trained: bool) -> int:
-    """What the output head takes in its backward pass: its copy in the compute type, and its gradient in float32."""
-    return parameters * ((compute.itemsize if narrowed else 0) + (4 if trained else 0))
+    def _token_bytes(self) -> "_TokenBytes":
+        """What a token takes in a transformer whose feed-forward is gated.
 
-
-def logit_bytes(config: Any, compute: torch.dtype) -> int:
-    """Of one token's logits: in float32, in the compute type if that is another, and once more if they are capped."""
-    narrow = compute.itemsize if compute.itemsize < 4 else 0
-    capped = 4 if getattr(config, "final_logit_softcapping", None) else 0
-    return int(config.vocab_size) * (4 + narrow + capped)
-
-
-def chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """For how many tokens `logprobs` holds logits at once, at most."""
-    return 4096 if device.type == "cuda" else max(128, (1 << 24) // vocab_size)
+        Norms keep their input in float32, and what they scale if the scale is trained. Autocast gives each of the five
+        products that share an input a copy of its own, where that is not in the compute type already. Attention keeps
+        queries, keys, values, output and a normaliser for each head; models that cap their scores keep those too on a
+        CPU, a number for every head and key. The feed-forward keeps four wide arrays, each adapted product one of its
+        rank.
+        """
+        config, weight, copy = self.config, self.weights.itemsize, self.compute.itemsize
+        hidden = int(config.hidden_size)
+        wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+        heads, key_heads, width = heads_of(config)
+        norms = 4 if str(config.model_type).startswith(("gemma2", "gemma3")) else 2
+        layer = norms * hidden * (4 + (weight if self.lora_rank is None else 0))
+        layer += hidden * (5 * copy if self._narrowed else 2 * weight)
+        layer += 2 * (heads + key_heads) * width * copy + 4 * heads
+        layer += 4 * wide * copy
+        layer += 7 * (self.lora_rank or 0) * copy
+        if self.device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
+            layer += 12 * heads * self.longest_row
+        sizes = (
+            layer,
+            2 * wide * copy + hidden * weight,
+            hidden * weight,
+            hidden * (4 + 3 * weight + 2 * copy),
+        )
+        return _TokenBytes(*(int(size * _CPU_HELD_BACK) if self.device.type == "cpu" else size for size in sizes))
 
 
 class _TokenBytes(NamedTuple):
@@ -201,44 +206,6 @@ class _TokenBytes(NamedTuple):
     gradients: int
     input: int
     last: int
-
-
-def _token_bytes(
-    config: Any,
-    weights: torch.dtype,
-    compute: torch.dtype,
-    lora_rank: int | None,
-    longest_row: int,
-    device: torch.device,
-) -> _TokenBytes:
-    """What a token takes in a transformer whose feed-forward is gated.
-
-    Norms keep their input in float32, and what they scale if the scale is trained. Autocast gives each of the five
-    products that share an input a copy of its own, where that is not in the compute type already. Attention keeps
-    queries, keys, values, output and a normaliser for each head; models that cap their scores keep those too on a CPU,
-    a number for every head and key. The feed-forward keeps four wide arrays, each adapted product one of its rank.
-    """
-    hidden = int(config.hidden_size)
-    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_width = int(getattr(config, "head_dim", None) or hidden // heads)
-    norms = 4 if str(config.model_type).startswith(("gemma2", "gemma3")) else 2
-    narrowed = compute.itemsize < weights.itemsize
-    layer = norms * hidden * (4 + (weights.itemsize if lora_rank is None else 0))
-    layer += hidden * (5 * compute.itemsize if narrowed else 2 * weights.itemsize)
-    layer += 2 * (heads + key_heads) * head_width * compute.itemsize + 4 * heads
-    layer += 4 * wide * compute.itemsize
-    layer += 7 * (lora_rank or 0) * compute.itemsize
-    if device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
-        layer += 12 * heads * longest_row
-    sizes = (
-        layer,
-        2 * wide * compute.itemsize + hidden * weights.itemsize,
-        hidden * weights.itemsize,
-        hidden * (4 + 3 * weights.itemsize + 2 * compute.itemsize),
-    )
-    return _TokenBytes(*(int(size * _CPU_HELD_BACK) if device.type == "cpu" else size for size in sizes))
 
 
 def available_bytes(device: torch.device) -> int:

@@ -3,20 +3,38 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from simpo_cli.data.plan import Packing
 from simpo_cli.model.adapters import leave_casts_to_autocast
-from simpo_cli.model.attention.interface import share_prompts
-from simpo_cli.model.compiled import CompiledLayer, compiled_layers
-from simpo_cli.model.fused.liger import LigerGatedMLP, LigerNorm
-from simpo_cli.model.fused.replace import StandIn, find_stand_ins
-from simpo_cli.model.hidden import padded_hidden_states, shared_hidden_states
+from simpo_cli.model.attention.interface import SPANS, share_prompts
+from simpo_cli.model.fused_layers import FusedLayer, find_fused_layers
 from simpo_cli.model.logprobs import logit_scale_of, token_logprobs
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.objective import segment_means
+
+
+class CompiledLayer(NamedTuple):
+    """A layer of the decoder that can run as compiled code. The module keeps its names, its weights, its copies.
+
+    Each layer is compiled by itself with its sizes left open, and what the pairs of a pack are is in tensors (see
+    `packed.PackLayout`). So layers of a kind and micro-batches of any size share one graph, and the compiler's work
+    does not grow with the model's depth.
+    """
+
+    layer: nn.Module
+    strict: bool
+
+    def place(self) -> None:
+        # what an equal call compiled before is used again
+        self.layer.compile(dynamic=True, fullgraph=self.strict)
+
+    def restore(self) -> None:
+        self.layer._compiled_call_impl = None
 
 
 def decoder_of(causal: Any) -> nn.Module:
@@ -34,8 +52,8 @@ class Policy(nn.Module):
     Args:
         model: a causal language model, or a peft model around one.
         packing: `shared_prefix` computes every prompt once, and changes the attention that the model's layers call and
-            their norms and feed-forwards (see `fused.replace`); `padded` leaves the model as it is. See
-            `self_check.settle_packing` for which of them is right for a model.
+            their norms and feed-forwards (see `fused_layers`); `padded` leaves the model as it is. See
+            `self_check.choose_packing` for which of them is right for a model.
 
     Attributes:
         flex: whether FlexAttention may compute soft caps on a card; it takes effect when prompts are next shared.
@@ -54,13 +72,26 @@ class Policy(nn.Module):
         self.flex = True
         self.packing = packing
 
-    @cached_property
-    def _replaced(self) -> Sequence[StandIn | CompiledLayer]:
-        """What takes the place of the model's own while prompts are shared: compiled layers, or else stand-ins.
+    @property
+    def causal(self) -> Any:
+        """The causal language model itself, with adapter layers in place but without peft's wrapper."""
+        model: Any = self.model
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-        The latter are looked for when they are first wanted, on the device where the model then is: each is tried.
-        """
-        return find_stand_ins(self.causal)
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        count = int(self.causal.config.get_text_config().num_hidden_layers)
+        children = decoder_of(self.causal).children()
+        [layers] = [child for child in children if isinstance(child, nn.ModuleList) and len(child) == count]
+        return layers
+
+    # What takes the place of the model's own parts while prompts are shared
+
+    @cached_property
+    def _replaced(self) -> Sequence[FusedLayer | CompiledLayer]:
+        """Compiled layers, or else fused ones, which are looked for where the model is when they are first wanted."""
+        return find_fused_layers(self.causal)
 
     @property
     def compiled(self) -> bool:
@@ -70,31 +101,21 @@ class Policy(nn.Module):
     def compile_layers(self, compiled: bool, *, strict: bool = False) -> None:
         """Let the decoder's layers run as compiled code from now on, or as they are.
 
-        A compiler joins the operations of norms and feed-forwards itself, so stand-ins are not used beside it.
+        A compiler joins the operations of norms and feed-forwards itself, so fused layers are not used beside it.
 
         Args:
             compiled: whether to.
             strict: raise where a layer cannot be compiled as a whole, instead of compiling its parts.
         """
         with self.packed("padded"):
-            self._replaced = compiled_layers(self.layers, strict=strict) if compiled else find_stand_ins(self.causal)
+            self._replaced = (
+                [CompiledLayer(layer, strict) for layer in self.layers] if compiled else find_fused_layers(self.causal)
+            )
 
     @property
-    def liger_modules(self) -> int:
+    def num_liger_layers(self) -> int:
         """How many norms and feed-forwards Liger's kernels compute while prompts are shared."""
-        parts = [part for part in self._replaced if isinstance(part, StandIn)]
-        return sum(isinstance(part.fused, (LigerNorm, LigerGatedMLP)) for part in parts)
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The decoder's layers."""
-        count = int(self.causal.config.get_text_config().num_hidden_layers)
-        [layers] = [
-            child
-            for child in decoder_of(self.causal).children()
-            if isinstance(child, nn.ModuleList) and len(child) == count
-        ]
-        return layers
+        return sum(isinstance(part, FusedLayer) and part.fused.liger for part in self._replaced)
 
     @property
     def packing(self) -> Packing:
@@ -125,12 +146,6 @@ class Policy(nn.Module):
         finally:
             self.packing = before
 
-    @property
-    def causal(self) -> Any:
-        """The causal language model itself, with adapter layers in place but without peft's wrapper."""
-        model: Any = self.model
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
-
     @contextmanager
     def untouched(self) -> Iterator[Any]:
         """The causal language model as it came, for generating, saving and comparing."""
@@ -145,6 +160,8 @@ class Policy(nn.Module):
         enable({"use_reentrant": False})
         if self.model is not causal:
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
+
+    # From pairs to log-probs
 
     def forward(self, packed: PackedPairs) -> Tensor:
         """(N,) float32 log-probs of the response tokens, in the order of `packed.targets`."""
@@ -161,10 +178,8 @@ class Policy(nn.Module):
 
     def _states(self, packed: PackedPairs) -> Tensor:
         """(N, H) hidden states, each before the token that it predicts."""
-        decoder = decoder_of(self.causal)
-        if self.packing == "shared_prefix":
-            return shared_hidden_states(decoder, packed)
-        return padded_hidden_states(decoder, packed)
+        states = shared_hidden_states if self.packing == "shared_prefix" else padded_hidden_states
+        return states(decoder_of(self.causal), packed)
 
     def response_means(self, packed: PackedPairs) -> tuple[Tensor, Tensor]:
         """m(y|x) of each pair's chosen and rejected response, each (P,) float32.
@@ -174,12 +189,49 @@ class Policy(nn.Module):
         return means_of(self(packed), packed)
 
 
+def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name; tied ones once."""
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
 def means_of(logps: Tensor, packed: PackedPairs) -> tuple[Tensor, Tensor]:
     """m(y|x) of each pair's chosen and rejected response, each (P,), from the (N,) log-probs of their tokens."""
     chosen, rejected = segment_means(logps, packed.response_lengths.reshape(-1)).reshape(-1, 2).unbind(1)
     return chosen, rejected
 
 
-def trainable(policy: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, by name; tied ones once."""
-    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+def shared_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
+    """(N, H) states that predict a response token, in the order of `packed.targets`; every prompt computed once.
+
+    Args:
+        decoder: the model without its output head, its attention set to `attention.interface`.
+        packed: the pairs, laid end to end without padding.
+    """
+    output: Any = decoder(
+        input_ids=packed.tokens[None],
+        position_ids=packed.positions[None],
+        use_cache=False,
+        **{SPANS: packed.layout},
+    )
+    states: Tensor = output.last_hidden_state
+    return states[0].index_select(0, packed.predicting)
+
+
+def padded_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
+    """The same with a row for each response behind a copy of its prompt, padded on the right to the longest row.
+
+    For models whose attention cannot be told about pairs; the decoder is called with input_ids of shape (2P, L).
+    """
+    rows = []
+    for span in packed.spans:
+        tokens = packed.tokens[span.start : span.end]
+        prompt, chosen, rejected = torch.split(tokens, [span.prompt, span.chosen, span.rejected])
+        rows += [torch.cat([prompt, chosen]), torch.cat([prompt, rejected])]
+    # No attention mask: padding stands behind the real tokens, where causal attention never looks, so any id will do.
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=0)
+    output: Any = decoder(input_ids=input_ids, use_cache=False)
+    states: Tensor = output.last_hidden_state
+    lengths = packed.response_lengths.reshape(-1)
+    row = torch.repeat_interleave(lengths, output_size=len(packed.predicting))
+    # a token of a response stands in its row where it would stand alone
+    return states[row, packed.positions[packed.predicting]]

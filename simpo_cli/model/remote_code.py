@@ -1,9 +1,10 @@
-"""The Python code that a model brings with it: run only where the command line asks for it, and then told by its hash.
+"""Remote code, the Python files that a model brings with it: run only where the command line asks for it.
 
 A model that transformers does not know names its classes in `auto_map` of config.json; they are in Python files beside
 it. Whoever loads such a model runs these files, with every right of the person at the keyboard. So consent is given by
 `--trust-remote-code` alone: a command does its work inside `trusting`, everything that finds a model there asks
-`is_trusted`, and outside of it, or where somebody forgot it, such a model is refused.
+`is_trusted`, and outside of it, or where somebody forgot it, such a model is refused. Files that are run are recorded
+by their sha256.
 """
 
 import re
@@ -25,24 +26,23 @@ _CLASS = re.compile(r"(\w+)\.\w+")  # a file beside config.json, without its end
 _trusted = ContextVar("trusted", default=False)
 
 
-class NeedsOwnCodeError(UserError):
-    """A model that cannot be loaded without running its code, and nobody has asked for that."""
+class NeedsRemoteCodeError(UserError):
+    """A model that cannot be loaded without remote code, and nobody has asked for that."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name} needs Python code of its own to run, which is not loaded unasked.",
+            f"{name} needs remote code (Python files of its own), which is not run unasked.",
             f"Read its code first; {FLAG} runs it.",
         )
 
 
 @contextmanager
-def trusting(asked: bool) -> Iterator[None]:
-    """A block in which models may run the code that they bring with them, if that was asked for.
+def trusting(flag: bool) -> Iterator[None]:
+    """A block in which models may run remote code, if the command line holds the flag.
 
-    Args:
-        asked: whether the command line holds the flag; a recipe or the environment is never asked.
+    A recipe or the environment has no say in it.
     """
-    before = _trusted.set(asked)
+    before = _trusted.set(flag)
     try:
         yield
     finally:
@@ -50,7 +50,7 @@ def trusting(asked: bool) -> Iterator[None]:
 
 
 def is_trusted() -> bool:
-    """Whether code of models may be run here."""
+    """Whether remote code may be run here."""
     return _trusted.get()
 
 
@@ -119,7 +119,7 @@ def with_imports(file: Path) -> list[Path]:
 
 
 def class_of(name: str, folder: Path, config: Any) -> type:
-    """The class of a causal language model that its own code defines; the code is run.
+    """The class of a causal language model that its remote code defines; the code is run.
 
     Args:
         name: the model, for messages.
@@ -133,12 +133,12 @@ def class_of(name: str, folder: Path, config: Any) -> type:
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
     from transformers.models.auto.auto_factory import add_generation_mixin_to_remote_model
 
-    own: Any = get_class_from_dynamic_module(config.auto_map[CAUSAL], folder)
-    if isinstance(own, type) and issubclass(own, PreTrainedModel):
-        own.register_for_auto_class(CAUSAL)  # type: ignore[no-untyped-call]  # so that a save takes the code along
-        own = add_generation_mixin_to_remote_model(own)  # type: ignore[no-untyped-call]  # older classes lack it
-        if issubclass(own, GenerationMixin):
-            found: type = own
+    remote: Any = get_class_from_dynamic_module(config.auto_map[CAUSAL], folder)
+    if isinstance(remote, type) and issubclass(remote, PreTrainedModel):
+        remote.register_for_auto_class(CAUSAL)  # type: ignore[no-untyped-call]  # so that a save takes the code along
+        remote = add_generation_mixin_to_remote_model(remote)  # type: ignore[no-untyped-call]  # older classes lack it
+        if issubclass(remote, GenerationMixin):
+            found: type = remote
             return found
     raise UserError(
         f"the code of {name} is not built like a causal language model of transformers.",
@@ -162,8 +162,8 @@ def faults_of(name: str, code: Mapping[str, str]) -> Iterator[None]:
             raise
         import transformers
 
-        said = (str(error).splitlines() or [""])[0]
-        problem = f"the code of {name} ({', '.join(code)}) fails: {type(error).__name__}: {said}".rstrip(": ")
+        reason = (str(error).splitlines() or [""])[0]
+        problem = f"the code of {name} ({', '.join(code)}) fails: {type(error).__name__}: {reason}".rstrip(": ")
         if isinstance(error, ImportError):
             raise UserError(
                 problem, "Install what it imports, and start again.", exit_code=ExitCode.ENVIRONMENT

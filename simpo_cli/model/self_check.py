@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.attention.flex import fits_flex, flex_difference
-from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
+from simpo_cli.model.attention.interface import has_kernel, heads_of, kernel_difference
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of
 from simpo_cli.stages import stage
@@ -246,24 +245,19 @@ def _soft_cap(policy: Policy) -> float | None:
 
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
     """On a card that has the kernel that these layers want: whether it computes what it should, for these pairs."""
-    config = policy.causal.config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)  # a model's own code may have no attention
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    device = next(policy.parameters()).device
-    softcap = _soft_cap(policy)
-    state = torch.empty(1, heads, 1, width, dtype=torch.bfloat16, device=device)
-    if not (fits_varlen(state) if softcap is None else fits_flex(state, state, state)):
+    config, softcap, device = (
+        policy.causal.config.get_text_config(),
+        _soft_cap(policy),
+        next(policy.parameters()).device,
+    )
+    heads = heads_of(config)
+    state = torch.empty(1, heads.queries, 1, heads.width, dtype=torch.bfloat16, device=device)
+    if not has_kernel(state, state, state, softcap):
         return None
     spans = pack(pairs.batches[-1][:4], device).spans
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    window = getattr(config, "sliding_window", None)
     try:
-        worst = max(
-            kernel_difference(spans, heads, key_heads, width, seen, device)
-            if softcap is None
-            else flex_difference(spans, heads, key_heads, width, seen, softcap, device)
-            for seen in {None, window}
-        )
+        windows = {None, getattr(config, "sliding_window", None)}
+        worst = max(kernel_difference(spans, heads, window, softcap, device) for window in windows)
     except Exception as error:  # whatever the kernel raises here, it would raise in training
         return f"{type(error).__name__}: {error}".splitlines()[0]
     if worst <= MOST_KERNEL_DIFFERENCE:
@@ -287,7 +281,7 @@ def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
     device = next(policy.parameters()).device
     highest = total = 0.0
     count = 0
-    with torch.autocast(device.type, enabled=False), _ieee_float32(), _without_dropout(policy):
+    with torch.autocast(device.type, enabled=False), _ieee_float32(), without_dropout(policy):
         for batch in pairs.batches:
             with torch.no_grad():
                 ours = policy(pack(batch, device))
@@ -310,14 +304,15 @@ def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
     # one response after the other, so that their whole logits are never there together
     for response, weight in ((pair.chosen, -1.0), (pair.rejected, 0.5)):
         torch.autograd.backward(weight * _own_logps(policy, pair, response).mean())
-    norm = _gradient_norm(policy)
+    norm = gradient_norm(policy)
     chosen, rejected = policy.response_means(pack([pair], next(policy.parameters()).device))
     torch.autograd.backward((chosen - 0.5 * rejected).sum())
-    apart = _gradient_norm(policy)
+    apart = gradient_norm(policy)
     return apart / norm if norm else float(apart > 0)
 
 
-def _gradient_norm(policy: Policy) -> float:
+def gradient_norm(policy: Policy) -> float:
+    """Norm of all gradients together, in float64; 0 where there are none."""
     squares = [
         part.double().square().sum()
         for parameter in policy.parameters()
@@ -368,7 +363,7 @@ def _ieee_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _without_dropout(policy: Policy) -> Iterator[None]:
+def without_dropout(policy: Policy) -> Iterator[None]:
     """Adapters may have dropout, which no two forward passes would share."""
     active = [module for module in policy.modules() if isinstance(module, nn.Dropout) and module.training]
     for module in active:
@@ -388,14 +383,9 @@ def _in_float32(policy: Policy) -> Policy:
     dtypes = {parameter.dtype for parameter in policy.parameters()}
     if dtypes <= {torch.float32, torch.float64}:
         return policy
-    causal = policy.causal
-    decoder = decoder_of(causal)
-    count = int(causal.config.get_text_config().num_hidden_layers)
-    [name] = [
-        name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList) and len(child) == count
-    ]
-    layers = getattr(decoder, name)
-    setattr(decoder, name, layers[: _first_period(causal.config.get_text_config(), count)])
+    decoder, layers = decoder_of(policy.causal), policy.layers
+    [name] = [name for name, child in decoder.named_children() if child is layers]
+    setattr(decoder, name, layers[: _first_period(policy.causal.config.get_text_config(), len(layers))])
     try:
         first_layers = copy.deepcopy(policy.model)
     finally:

@@ -12,7 +12,7 @@ from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held
 from simpo_cli.evaluate.scoring import PairScores, score_pairs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.compile_check import choose_compiling, compile_for_training, is_worth_compiling
-from simpo_cli.model.fused.liger import liger_version
+from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import export_dtype
@@ -74,8 +74,8 @@ def build(
             observer.note(told)
     elif setting.compiled:
         compile_for_training(policy, pairs(), accelerator.autocast)
-    if policy.packing == "shared_prefix" and policy.liger_modules:
-        observer.note(f"Liger {liger_version()} computes {policy.liger_modules} of the model's norms and feed-forwards")
+    if policy.packing == "shared_prefix" and (fused := policy.num_liger_layers):
+        observer.note(f"Liger {liger_version()} computes {fused} of the model's norms and feed-forwards")
     budget = setting.budget
     if check.packing != setting.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))

@@ -18,7 +18,7 @@ from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, requir
 from simpo_cli.errors import UserError
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
-from simpo_cli.model.fused.liger import liger_version
+from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import (
     DTYPE_NAMES,
     ModelSource,
@@ -30,13 +30,7 @@ from simpo_cli.model.load import (
     require_lengths,
     weights_dtype,
 )
-from simpo_cli.model.memory import (
-    available_bytes,
-    choose_budget,
-    is_worth_checkpointing,
-    require_memory,
-    training_need,
-)
+from simpo_cli.model.memory import Workload, available_bytes, choose_budget, is_worth_checkpointing, require_memory
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe import ComposedRecipe
@@ -182,21 +176,18 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
     packing: Packing = "padded" if padded else "shared_prefix"
-    lora, free = recipe.model.lora, available_bytes(accelerator.device)
-    plain, checkpointed = (
-        training_need(
-            source.text_config,
-            parameters,
-            weights=weights,
-            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-            lora_rank=None if lora is None else lora.rank,
-            checkpointing=on,
-            longest_row=longest_row,
-            device=accelerator.device,
-            available=free,
-        )
-        for on in (False, True)
+    lora = recipe.model.lora
+    workload = Workload(
+        config=source.text_config,
+        parameters=parameters,
+        weights=weights,
+        compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+        lora_rank=None if lora is None else lora.rank,
+        longest_row=longest_row,
+        device=accelerator.device,
+        available=available_bytes(accelerator.device),
     )
+    plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     longest = int(tokens_of_each(data.scored, packing).max())
     checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
     if checkpointing == "auto":

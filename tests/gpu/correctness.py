@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Packing, fullest_microbatch
+from simpo_cli.data.plan import Packing, fullest_microbatch, row_tokens_of_each
 from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
-from simpo_cli.model.memory import chunk_rows, training_need
+from simpo_cli.model.logprobs import most_chunk_rows
+from simpo_cli.model.memory import Workload
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
@@ -301,7 +302,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         "shared_prefix",
     )
     tokens = sum(pair.num_tokens for pair in pairs)
-    models.without_stand_ins(policy)
+    models.without_fused_layers(policy)
     policy.packing = "shared_prefix"
     place.release()
     for _ in range(2):  # gradients are there from the first on
@@ -310,18 +311,17 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         (Objective(LOSS).terms(chosen, rejected).losses.sum() / len(pairs)).backward()
         optimizer.step()
     measured = place.peak() - before
-    need = training_need(
-        setting.config,
-        models.count(policy),
+    workload = Workload(
+        config=setting.config,
+        parameters=models.count(policy),
         weights=setting.weights,
         compute=setting.compute,
         lora_rank=models.LORA.rank if setting.lora else None,
-        checkpointing=setting.checkpointing,
-        longest_row=max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs),
+        longest_row=int(row_tokens_of_each(pairs).max()),
         device=place.device,
         available=0,
     )
-    return need.total(tokens), measured
+    return workload.training(checkpointing=setting.checkpointing).total(tokens), measured
 
 
 def _predicted_and_counted() -> tuple[str, dict[str, Any]]:
@@ -336,18 +336,18 @@ def _predicted_and_counted() -> tuple[str, dict[str, Any]]:
         counted, parameters = measured(
             config, patch, rows=4, width=512, weights=bf16, compute=bf16, lora_rank=models.LORA.rank
         )
-    memory_need = training_need(
-        config,
-        parameters,
+    workload = Workload(
+        config=config,
+        parameters=parameters,
         weights=bf16,
         compute=bf16,
         lora_rank=models.LORA.rank,
-        checkpointing=False,
         longest_row=512,
         device=cuda,
         available=0,
     )
-    predicted = replace(memory_need, chunk_rows=chunk_rows(config.vocab_size, torch.device("cpu"))).total(4 * 512)
+    rows = most_chunk_rows(torch.device("cpu"), config.vocab_size)
+    predicted = replace(workload.training(checkpointing=False), chunk_rows=rows).total(4 * 512)
     facts = {"predicted_gb": predicted / 1e9, "counted_gb": counted / 1e9, "stands_for_it": "tensors counted on a CPU"}
     off = predicted / counted - 1
     require(abs(off) <= 0.1, f"predicted {100 * off:+.0f} % of what was counted", facts)

@@ -90,6 +90,6 @@ def count(policy: Policy) -> ParameterCounts:
     return ParameterCounts(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
 
 
-def without_stand_ins(policy: Policy) -> None:
+def without_fused_layers(policy: Policy) -> None:
     """Leave the model's own norms and feed-forwards in place while prompts are shared, where Liger is installed too."""
     policy._replaced = ()

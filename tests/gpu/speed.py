@@ -15,7 +15,7 @@ from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
-from simpo_cli.model.memory import available_bytes, training_need
+from simpo_cli.model.memory import Workload, available_bytes
 from simpo_cli.model.out_of_memory import OutOfMemoryError
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
@@ -271,18 +271,18 @@ class _Trainer:
     def _most_tokens(self, available: int) -> int:
         """Tokens of a micro-batch as a run chooses them; never less than the longest pair needs."""
         longest = int(tokens_of_each(self.pairs, "shared_prefix").max())
-        memory = training_need(
-            self._work.config,
-            models.count(self._policy),
+        workload = Workload(
+            config=self._work.config,
+            parameters=models.count(self._policy),
             weights=self._work.weights,
             compute=self._place.compute,
             lora_rank=models.LORA.rank if self._work.lora else None,
-            checkpointing=False,
             longest_row=int(row_tokens_of_each(self.pairs).max()),
             device=self._place.device,
             available=available,
         )
-        return max(longest, memory.comfortable_tokens(64 if self._place.tiny else _TOKENS))
+        most = 64 if self._place.tiny else _TOKENS
+        return max(longest, workload.training(checkpointing=False).comfortable_tokens(most))
 
     def flops(self) -> float:
         """What the method needs for the step."""
@@ -319,9 +319,9 @@ class _Trainer:
                 need("liger_kernel")
                 if not self._place.on_cuda:
                     raise MissingError("Liger's kernels need a card")
-                require(policy.liger_modules > 0, "Liger is installed, and none of its kernels is used", {})
+                require(policy.num_liger_layers > 0, "Liger is installed, and none of its kernels is used", {})
             case _ if self._place.on_cuda:
-                models.without_stand_ins(policy)
+                models.without_fused_layers(policy)
         return policy
 
     def whole_logits(self) -> None:

@@ -32,8 +32,8 @@ class FlashOperators:
         monkeypatch.setattr(varlen_cuda, "_forward", self.forward)
         monkeypatch.setattr(varlen_cuda, "_backward", self.backward)
         monkeypatch.setattr(varlen_cuda, "_NO_SPLITS", varlen_cuda._splits())
-        monkeypatch.setitem(operator.packed_attention._backend_fns, "cpu", operator._attend_on_cuda)
-        monkeypatch.setitem(operator.packed_attention_backward._backend_fns, "cpu", operator._gradients_on_cuda)
+        monkeypatch.setitem(operator.packed_attention._backend_fns, "cpu", varlen_cuda.attend)
+        monkeypatch.setitem(operator.packed_attention_backward._backend_fns, "cpu", varlen_cuda.gradients)
         monkeypatch.setattr("simpo_cli.model.attention.interface.fits_varlen", lambda query: query.shape[-1] % 8 == 0)
         monkeypatch.setattr("simpo_cli.model.attention.interface._sees_all", lambda *_: False)  # no CPU's kernel
 

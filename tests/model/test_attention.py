@@ -11,8 +11,9 @@ from torch._subclasses import FakeTensorMode
 
 from simpo_cli.model.attention import varlen_cuda
 from simpo_cli.model.attention.by_segment import attend_by_segment
+from simpo_cli.model.attention.interface import Heads, kernel_difference
 from simpo_cli.model.attention.operator import packed_attention
-from simpo_cli.model.attention.varlen_cuda import fits_varlen, kernel_difference
+from simpo_cli.model.attention.varlen_cuda import fits_varlen
 from simpo_cli.model.packed import PairSpan, layout_of, sequences_of, sizes_of, spans_of
 from tests.model import flash_operators
 from tests.model.flash_operators import FlashOperators
@@ -194,7 +195,7 @@ def test_the_way_of_a_card_is_exact(
 def test_copies_of_a_row_are_added_up_wide() -> None:
     """1 + 2^-9 + 2^-8 is 1.0078 in bf16 when it is rounded once, and 1 when after each sum."""
     layout = layout_of(_tiny_spans((1, 1, 1)), CPU)
-    call = varlen_cuda._Call(layout, 1.0, None)
+    call = varlen_cuda._Call(*layout, 1.0, None)
     gradient = torch.tensor([1.0, 2**-9, 8.0, 2**-8, 8.0]).to(torch.bfloat16)[:, None, None].expand(5, 1, 8)
     assert call.summed(gradient)[0, 0, :, 0].tolist() == [1.0078125, 8.0, 8.0]
 
@@ -256,7 +257,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_the_kernel_of_a_card_agrees_with_attention_by_segment(heads: tuple[int, int], window: int | None) -> None:
     spans = _spans(8, count=6)
-    difference = kernel_difference(spans, *heads, 64, window, torch.device("cuda"))
+    difference = kernel_difference(spans, Heads(*heads, 64), window, None, torch.device("cuda"))
     assert 0 < difference < 0.02
 
 
@@ -266,7 +267,7 @@ def test_the_check_of_the_kernel_sees_a_mask_aligned_at_the_wrong_end(
 ) -> None:
     """With the kernel replaced by plain attention the check finds rounding; with the mask shifted, much more."""
     FlashOperators("2.13").put_in_place(monkeypatch)
-    assert 0 < kernel_difference(_spans(8), 4, 2, 8, window, CPU) < 0.02
+    assert 0 < kernel_difference(_spans(8), Heads(4, 2, 8), window, None, CPU) < 0.02
     right = flash_operators._seen
     monkeypatch.setattr(flash_operators, "_seen", lambda queries, keys, left: right(queries, keys + 1, left)[:, :-1])
-    assert kernel_difference(_spans(8), 4, 2, 8, window, CPU) > 0.1
+    assert kernel_difference(_spans(8), Heads(4, 2, 8), window, None, CPU) > 0.1

@@ -143,8 +143,8 @@ def test_outside_of_the_policy_the_model_is_not_compiled(backend: Backend) -> No
 def test_what_computes_the_same_is_used(lora: bool, precision: str) -> None:
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
     policy = _policy(lora=lora).eval()
-    told = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
-    assert told == "layers compiled"
+    outcome = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
+    assert outcome == "layers compiled"
     assert policy.compiled
     assert not policy.training
     assert all(p.grad is None for p in policy.parameters())
@@ -155,29 +155,29 @@ def test_what_computes_something_else_is_not_used(precision: str, backend: Backe
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
     backend.factor = 1.2 if precision == "bf16" else 1.001
     policy = _policy()
-    told = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
-    assert told is not None
-    assert told.startswith("layers not compiled: ")
-    assert " would differ by " in told
+    outcome = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
+    assert outcome is not None
+    assert outcome.startswith("layers not compiled: ")
+    assert " would differ by " in outcome
     assert not policy.compiled
     assert all(p.grad is None for p in policy.parameters())
 
 
 def test_what_is_not_finite_is_not_used(backend: Backend) -> None:
     backend.factor = float("nan")
-    told = choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
-    assert told == "layers not compiled: log-probs would differ by nan, and rounding makes " + told.split()[-1]
+    outcome = choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
+    assert outcome == "layers not compiled: log-probs would differ by nan, and rounding makes " + outcome.split()[-1]
 
 
 def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -> None:
     backend.error = RuntimeError("no room on the card\nand more")
     policy = _policy()
     eager = _step(policy, 3)
-    told = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
-    assert told is not None
-    assert told.startswith("layers not compiled: ")
-    assert "no room on the card" in told
-    assert "\n" not in told
+    outcome = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
+    assert outcome is not None
+    assert outcome.startswith("layers not compiled: ")
+    assert "no room on the card" in outcome
+    assert "\n" not in outcome
     assert all(torch.equal(a, b) for a, b in zip(_step(policy, 3), eager, strict=True))
 
 
@@ -185,9 +185,9 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -
     ("name", "changes"), [("gemma2", {"attn_logit_softcapping": 5.0}), ("mistral", {"sliding_window": 5})]
 )
 def test_attention_beside_the_operator_is_not_compiled(name: str, changes: dict[str, Any], backend: Backend) -> None:
-    told = choose_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
-    assert told is not None
-    assert "UnsupportedAttentionError" in told  # with its words or without: as the version of torch has it
+    outcome = choose_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
+    assert outcome is not None
+    assert "UnsupportedAttentionError" in outcome  # with its words or without: as the version of torch has it
     assert backend.graphs == 0
 
 
@@ -198,8 +198,8 @@ def test_what_is_tried() -> None:
     assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=False) is None
     assert not policy.compiled
     with policy.packed("padded"):
-        told = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
-        assert told == "layers not compiled: rows are padded"
+        outcome = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
+        assert outcome == "layers not compiled: rows are padded"
     assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=True) == "layers compiled"
 
 

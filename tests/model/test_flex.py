@@ -16,7 +16,8 @@ from torch.nn.attention import flex_attention as torchs
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model import self_check
 from simpo_cli.model.attention import flex, interface
-from simpo_cli.model.attention.flex import attend_flex, block_mask, fits_flex, flex_difference
+from simpo_cli.model.attention.flex import attend_flex, block_mask, fits_flex
+from simpo_cli.model.attention.interface import Heads, kernel_difference
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
@@ -250,9 +251,9 @@ PAIRS = random_pairs(6, seed=21)
 CHECK = CheckPairs.of(PAIRS, PAIRS[:4])
 
 
-def _settle(monkeypatch: pytest.MonkeyPatch, difference: Any, model: Any) -> tuple[SelfCheck, Policy]:
-    monkeypatch.setattr(self_check, "fits_flex", lambda *_: True)
-    monkeypatch.setattr(self_check, "flex_difference", difference)
+def _checked(monkeypatch: pytest.MonkeyPatch, difference: Any, model: Any) -> tuple[SelfCheck, Policy]:
+    monkeypatch.setattr(self_check, "has_kernel", lambda *given: given[-1] is not None)
+    monkeypatch.setattr(self_check, "kernel_difference", difference)
     policy = Policy(model).train()
     return choose_packing(policy, "auto", None, CHECK), policy
 
@@ -273,7 +274,7 @@ def _raises(*_: Any) -> float:
 def test_a_kernel_that_is_not_right_is_left_alone_and_prompts_stay_shared(
     difference: Any, why: str, monkeypatch: pytest.MonkeyPatch, calls: list[int | None]
 ) -> None:
-    check, policy = _settle(monkeypatch, difference, _gemma(torch.float32))
+    check, policy = _checked(monkeypatch, difference, _gemma(torch.float32))
     assert (check.packing, check.why_padded, check.why_by_segment) == ("shared_prefix", None, why)
     assert f"prompts shared, soft-capped attention segment by segment ({why}) · self-check: " in str(check)
     assert SelfCheck.from_json(check.as_json()) == check
@@ -289,9 +290,9 @@ def test_a_kernel_that_is_right_is_used(monkeypatch: pytest.MonkeyPatch, calls: 
         asked.append(given[1:])
         return 0.01
 
-    check, policy = _settle(monkeypatch, difference, _gemma(torch.float32))
+    check, policy = _checked(monkeypatch, difference, _gemma(torch.float32))
     assert (check.packing, check.why_by_segment) == ("shared_prefix", None)
-    assert {(4, 2, 16, window, 5.0, CPU) for window in (None, 6)} == set(asked)
+    assert {(Heads(4, 2, 16), window, 5.0, CPU) for window in (None, 6)} == set(asked)
     calls.clear()
     policy(pack(PAIRS, CPU))
     assert len(calls) == 2
@@ -300,7 +301,7 @@ def test_a_kernel_that_is_right_is_used(monkeypatch: pytest.MonkeyPatch, calls: 
 
 
 def test_models_without_a_cap_are_not_compared_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    check, policy = _settle(monkeypatch, _raises, tiny_model())
+    check, policy = _checked(monkeypatch, _raises, tiny_model())
     assert (check.packing, check.why_by_segment, policy.flex) == ("shared_prefix", None, True)
 
 
@@ -308,12 +309,15 @@ def test_models_without_a_cap_are_not_compared_with_it(monkeypatch: pytest.Monke
 def test_the_comparison_sees_a_lost_cap_and_a_lost_window(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     spans = (PairSpan(0, 200, 60, 77), PairSpan(337, 1, 0, 40))
     right = attend_flex
-    assert 0 < flex_difference(spans, 4, 2, 16, window, 50.0, CPU) < 0.015
-    monkeypatch.setattr(flex, "attend_flex", lambda q, k, v, s, scale, at, _: right(q, k, v, s, scale, at, 1e4))
-    assert flex_difference(spans, 4, 2, 16, window, 50.0, CPU) > 2 * self_check.MOST_KERNEL_DIFFERENCE
+    heads = Heads(4, 2, 16)
+    monkeypatch.setattr(interface, "fits_flex", lambda *_: True)
+    assert 0 < kernel_difference(spans, heads, window, 50.0, CPU) < 0.015
+    monkeypatch.setattr(interface, "attend_flex", lambda q, k, v, s, scale, at, _: right(q, k, v, s, scale, at, 1e4))
+    assert kernel_difference(spans, heads, window, 50.0, CPU) > 2 * self_check.MOST_KERNEL_DIFFERENCE
     other = 63 if window else 100
-    monkeypatch.setattr(flex, "attend_flex", lambda q, k, v, s, scale, _, cap: right(q, k, v, s, scale, other, cap))
-    assert flex_difference(spans, 4, 2, 16, window, 50.0, CPU) > self_check.MOST_KERNEL_DIFFERENCE
+    lost = lambda q, k, v, s, scale, _, cap: right(q, k, v, s, scale, other, cap)  # noqa: E731
+    monkeypatch.setattr(interface, "attend_flex", lost)
+    assert kernel_difference(spans, heads, window, 50.0, CPU) > self_check.MOST_KERNEL_DIFFERENCE
 
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -327,4 +331,4 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 def test_the_kernel_of_a_card_agrees_with_attention_by_segment(
     spans: tuple[PairSpan, ...], heads: tuple[int, int], width: int, window: int | None
 ) -> None:
-    assert 0 < flex_difference(spans, *heads, width, window, 50.0, torch.device("cuda")) < 0.02
+    assert 0 < kernel_difference(spans, Heads(*heads, width), window, 50.0, torch.device("cuda")) < 0.02

@@ -111,7 +111,7 @@ def _list(path: Path) -> None:
         (_no_config, "holds no config.json"),
         (_broken_config, "is no JSON"),
         (_unknown_type, "is not a model that transformers"),
-        (_needs_code, "needs Python code of its own"),
+        (_needs_code, "needs remote code"),
         (_encoder, "no causal language model"),
         (_both_ways, "reads text in both directions"),
         (_classifier, "holds a LlamaForSequenceClassification, which is no causal"),

@@ -10,18 +10,15 @@ import transformers
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.logprobs import most_chunk_rows
 from simpo_cli.model.memory import (
     MemoryNeed,
     Phase,
+    Workload,
     available_bytes,
     choose_budget,
-    chunk_rows,
-    head_bytes,
     is_worth_checkpointing,
     require_memory,
-    scoring_need,
-    state_bytes,
-    training_need,
 )
 from tests.model.counted_step import measured
 from tests.model.shapes import GEMMA2_9B, LLAMA_8B, QWEN_1B5, SMOLLM2_135M
@@ -35,7 +32,11 @@ _UNCAPPED_GEMMA = {**GEMMA2_9B, "attn_logit_softcapping": None}
 
 def _as_counted_here(need: MemoryNeed, config: Any) -> MemoryNeed:
     """Formulas of a card, with the chunks of logits that the head takes on this machine."""
-    return replace(need, chunk_rows=chunk_rows(config.vocab_size, CPU))
+    return replace(need, chunk_rows=most_chunk_rows(CPU, config.vocab_size))
+
+
+def _workload(config: Any, parameters: ParameterCounts, **types: Any) -> Workload:
+    return Workload(config=config, parameters=parameters, longest_row=512, device=CUDA, available=0, **types)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +61,9 @@ def test_a_step_takes_what_is_predicted(
 ) -> None:
     """Within 2 % of the peak, and within 4 % of what comes on top of the state."""
     config = transformers.AutoConfig.for_model(**shape)
-    setting: dict[str, Any] = {"weights": weights, "compute": compute, "lora_rank": lora_rank}
-    setting["checkpointing"] = checkpointing
-    peak, parameters = measured(config, monkeypatch, rows=rows, width=512, **setting)
-    need = training_need(config, parameters, longest_row=512, device=CUDA, available=0, **setting)
+    types: dict[str, Any] = {"weights": weights, "compute": compute, "lora_rank": lora_rank}
+    peak, parameters = measured(config, monkeypatch, rows=rows, width=512, checkpointing=checkpointing, **types)
+    need = _workload(config, parameters, **types).training(checkpointing=checkpointing)
     predicted = _as_counted_here(need, config).total(rows * 512)
     assert predicted == pytest.approx(peak, rel=0.02)
     assert predicted - need.state == pytest.approx(peak - need.state, rel=0.04)
@@ -75,40 +75,45 @@ def test_scoring_takes_what_is_predicted(
 ) -> None:
     config = transformers.AutoConfig.for_model(**shape)
     peak, parameters = measured(config, monkeypatch, rows=8, width=512, weights=weights, compute=compute, trained=False)
-    need = scoring_need(config, parameters, weights=weights, compute=compute, longest_row=512, device=CUDA, available=0)
+    need = _workload(config, parameters, weights=weights, compute=compute).scoring()
     assert _as_counted_here(need, config).total(8 * 512) == pytest.approx(peak, rel=0.05)
 
 
-def test_sixteen_bytes_for_a_trainable_float32_parameter() -> None:
-    full = ParameterCounts(total=1000, trainable=1000)
-    assert state_bytes(full, FP32, adapters=False) == 16_000
-    adapted = ParameterCounts(total=1000, trainable=10)
-    assert state_bytes(adapted, BF16, adapters=True) == 10 * 16 + 990 * 2
+@pytest.mark.parametrize(
+    ("trainable", "weights", "lora_rank", "state"),
+    [(1000, FP32, None, 16_000), (10, BF16, 4, 10 * 16 + 990 * 2)],
+    ids=["full", "adapters"],
+)
+def test_sixteen_bytes_for_a_trainable_float32_parameter(
+    trainable: int, weights: torch.dtype, lora_rank: int | None, state: int
+) -> None:
+    counts = ParameterCounts(total=1000, trainable=trainable)
+    work = _workload(tiny_config(), counts, weights=weights, compute=BF16, lora_rank=lora_rank)
+    assert work.training(checkpointing=False).state == state
 
 
-def test_six_bytes_for_a_parameter_of_a_trained_head_in_bf16() -> None:
-    assert head_bytes(100, BF16, narrowed=True, trained=True) == 600
-    assert head_bytes(100, FP32, narrowed=False, trained=True) == 400
-    assert head_bytes(100, BF16, narrowed=True, trained=False) == 200  # its copy
-    assert head_bytes(100, BF16, narrowed=False, trained=False) == 0
+@pytest.mark.parametrize(
+    ("weights", "compute", "lora_rank", "each"),
+    [
+        (FP32, BF16, None, 6),  # a copy and the gradient
+        (FP32, FP32, None, 4),
+        (FP32, BF16, 4, 2),  # the copy
+        (BF16, BF16, 4, 0),
+    ],
+)
+def test_six_bytes_for_a_parameter_of_a_trained_head_in_bf16(
+    weights: torch.dtype, compute: torch.dtype, lora_rank: int | None, each: int
+) -> None:
+    """What the backward pass of the head takes by itself: its layers are computed again, so no other copy is there."""
+    config = tiny_config()
+    work = _workload(config, ParameterCounts(1000, 1000), weights=weights, compute=compute, lora_rank=lora_rank)
+    head = config.vocab_size * config.hidden_size
+    assert work.training(checkpointing=True).phases[1].fixed == each * head
 
 
 def test_a_cpu_holds_back_a_third_more() -> None:
-    config, parameters = tiny_config(), ParameterCounts(total=1000, trainable=1000)
-    card, machine = (
-        training_need(
-            config,
-            parameters,
-            weights=FP32,
-            compute=FP32,
-            lora_rank=None,
-            checkpointing=False,
-            longest_row=50,
-            device=device,
-            available=0,
-        )
-        for device in (CUDA, CPU)
-    )
+    work = _workload(tiny_config(), ParameterCounts(total=1000, trainable=1000), weights=FP32, compute=FP32)
+    card, machine = (replace(work, device=device).training(checkpointing=False) for device in (CUDA, CPU))
     for ours, theirs in zip(machine.phases, card.phases, strict=True):
         assert ours.per_token == pytest.approx(4 / 3 * theirs.per_token, abs=20)
 

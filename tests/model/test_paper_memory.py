@@ -11,7 +11,7 @@ import transformers
 import simpo_cli
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.memory import MemoryNeed, training_need
+from simpo_cli.model.memory import MemoryNeed, Workload
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.shapes import GEMMA2_9B, LLAMA_8B, MISTRAL_7B
@@ -39,18 +39,17 @@ def _need(name: str, lora: LoraRecipe | None, *, checkpointing: bool) -> tuple[M
     counts = ParameterCounts(
         total=sum(p.numel() for p in parameters), trainable=sum(p.numel() for p in parameters if p.requires_grad)
     )
-    need = training_need(
-        config,
-        counts,
+    work = Workload(
+        config=config,
+        parameters=counts,
         weights=torch.float32 if lora is None else torch.bfloat16,
         compute=torch.bfloat16,
         lora_rank=None if lora is None else lora.rank,
-        checkpointing=checkpointing,
         longest_row=2048,
         device=torch.device("cuda"),
         available=0,
     )
-    return need, counts
+    return work.training(checkpointing=checkpointing), counts
 
 
 def _gb(size: int) -> str:

@@ -12,14 +12,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import UserError
-from simpo_cli.model import hidden, self_check
+from simpo_cli.model import self_check
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.attention import interface
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.logprobs import LogitScale
 from simpo_cli.model.packed import PackedPairs, PairSpan, layout_of
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, shared_hidden_states
 from simpo_cli.model.self_check import MOST_TOKENS, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.live_bytes import LiveBytes
@@ -30,7 +30,7 @@ PAIRS = random_pairs(6, seed=21)
 CHECK = CheckPairs.of(PAIRS, PAIRS[:4])
 
 
-def _settle(model: Any, *, why_padded: str | None = None, wanted: Any = "auto") -> tuple[SelfCheck, Policy]:
+def _checked(model: Any, *, why_padded: str | None = None, wanted: Any = "auto") -> tuple[SelfCheck, Policy]:
     switch_off_dropout(model)
     policy = Policy(model).train()
     return choose_packing(policy, wanted, why_padded, CHECK), policy
@@ -41,7 +41,7 @@ def _settle(model: Any, *, why_padded: str | None = None, wanted: Any = "auto") 
 def test_models_that_share_prompts_rightly_pass(name: str, dtype: torch.dtype) -> None:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512} if name == "gpt2" else {}
     changes = {"gpt_oss": {"num_local_experts": 4}, "gemma2": {"sliding_window": 6}}.get(name, sizes)
-    check, policy = _settle(tiny_model(name, dtype=dtype, **changes))
+    check, policy = _checked(tiny_model(name, dtype=dtype, **changes))
     assert check.packing == policy.packing == "shared_prefix"
     assert check.why_padded is None
     assert check.difference is not None
@@ -57,7 +57,7 @@ def test_models_that_share_prompts_rightly_pass(name: str, dtype: torch.dtype) -
 
 def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     shifted = packed.positions + (packed.positions >= 2)
-    return hidden.shared_hidden_states(
+    return shared_hidden_states(
         decoder,
         replace(packed, positions=shifted),
     )
@@ -66,7 +66,7 @@ def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
 def _responses_one_off(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """Every token scored by the state behind it."""
     later = (packed.predicting + 1).clamp(max=len(packed.tokens) - 1)
-    return hidden.shared_hidden_states(
+    return shared_hidden_states(
         decoder,
         replace(packed, predicting=later),
     )
@@ -75,7 +75,7 @@ def _responses_one_off(decoder: nn.Module, packed: PackedPairs) -> Tensor:
 def _one_mask_over_the_pack(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """Plain causal attention over everything: rejected sees chosen, and pairs see each other."""
     whole = layout_of([PairSpan(0, len(packed.tokens), 0, 0)], packed.tokens.device)
-    return hidden.shared_hidden_states(
+    return shared_hidden_states(
         decoder,
         replace(packed, layout=whole),
     )
@@ -86,7 +86,7 @@ def test_a_wrong_pack_is_noticed_and_the_run_goes_padded(
     broken: Callable[[nn.Module, PackedPairs], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simpo_cli.model.policy.shared_hidden_states", broken)
-    check, policy = _settle(tiny_model())
+    check, policy = _checked(tiny_model())
     assert check.packing == policy.packing == "padded"
     assert check.why_padded is not None
     assert check.why_padded.startswith("sharing them is not exact here: log-probs differ by up to ")
@@ -111,7 +111,7 @@ def test_what_a_layer_asks_for_is_missed_when_it_is_lost(
         return right(*args, **{**kwargs, lost: None})
 
     monkeypatch.setitem(interface.AttentionInterface._global_mapping, interface.NAME, forgetful)
-    check, _ = _settle(tiny_model(name, **changes))
+    check, _ = _checked(tiny_model(name, **changes))
     assert check.packing == "padded"
 
 
@@ -128,7 +128,7 @@ def test_a_lost_scale_of_the_logits_is_wrong_either_way_and_refused(
 ) -> None:
     monkeypatch.setattr("simpo_cli.model.policy.logit_scale_of", lambda _: LogitScale())
     with pytest.raises(UserError, match="what is computed here is not what this model computes itself"):
-        _settle(tiny_model(name, **changes))
+        _checked(tiny_model(name, **changes))
 
 
 def test_an_adapter_on_the_head_that_is_ignored_shows_in_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +137,9 @@ def test_an_adapter_on_the_head_that_is_ignored_shows_in_the_gradient(monkeypatc
     causal: Any = model.get_base_model()  # type: ignore[operator]
     monkeypatch.setattr(causal, "get_output_embeddings", lambda: causal.lm_head.base_layer)
     with pytest.raises(UserError, match="gradient by"):
-        _settle(model)
+        _checked(model)
     monkeypatch.undo()
-    check, _ = _settle(add_adapters(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head", "q_proj"])))
+    check, _ = _checked(add_adapters(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head", "q_proj"])))
     assert check.packing == "shared_prefix"
 
 
@@ -148,7 +148,7 @@ def test_an_exception_counts_as_different(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("no kernel for this\nand a second line")
 
     monkeypatch.setattr("simpo_cli.model.policy.shared_hidden_states", raises)
-    check, policy = _settle(tiny_model())
+    check, policy = _checked(tiny_model())
     assert (check.packing, policy.packing) == ("padded", "padded")
     assert check.why_padded == "RuntimeError: no kernel for this"
 
@@ -158,7 +158,7 @@ def test_numbers_that_are_not_finite_do_not_pass() -> None:
     with torch.no_grad():
         model.lm_head.weight[3] = torch.nan
     with pytest.raises(UserError, match="log-probs are not finite"):
-        _settle(model)
+        _checked(model)
 
 
 def _why_not(config: Any, longest: int) -> str | None:
@@ -170,7 +170,7 @@ def test_models_that_cannot_share_prompts_are_known_and_run_padded(name: str) ->
     why = _why_not(tiny_config(name), 80)
     assert why is not None
     assert name in why
-    check, _ = _settle(tiny_model(name), why_padded=why)
+    check, _ = _checked(tiny_model(name), why_padded=why)
     assert (check.packing, check.why_padded) == ("padded", why)
     assert check.difference is not None
     assert check.difference.is_rounding
@@ -178,7 +178,7 @@ def test_models_that_cannot_share_prompts_are_known_and_run_padded(name: str) ->
 
 @pytest.mark.parametrize("name", ["bloom", "mamba", "stablelm"])
 def test_the_check_itself_would_find_them(name: str) -> None:
-    check, _ = _settle(tiny_model(name))
+    check, _ = _checked(tiny_model(name))
     assert check.packing == "padded"
 
 
@@ -195,10 +195,10 @@ def test_layers_with_a_state_are_padded() -> None:
 
 
 def test_a_recipe_may_insist() -> None:
-    check, policy = _settle(tiny_model(), wanted="padded")
+    check, policy = _checked(tiny_model(), wanted="padded")
     assert (check.packing, check.why_padded, policy.packing) == ("padded", None, "padded")
     with pytest.raises(UserError, match=r"model\.attention is shared_prefix, and this model cannot share prompts: why"):
-        _settle(tiny_model(), wanted="shared_prefix", why_padded="why")
+        _checked(tiny_model(), wanted="shared_prefix", why_padded="why")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_float32_is_ieee_within_the_check_and_as_the_user_set_it_after(switch_on
     model = tiny_model()
     model.model.layers[0].register_forward_hook(lambda *_: within.append(_precisions()))
     model.model.layers[0].register_full_backward_hook(lambda *_: within.append(_precisions()))
-    check, _ = _settle(model)
+    check, _ = _checked(model)
     assert check.packing == "shared_prefix"
     assert within
     for seen in within:

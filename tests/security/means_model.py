@@ -141,13 +141,13 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     cache = tmp_path / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = forget_own_code()
+    before = forget_remote_code()
     yield cache
-    forget_own_code()
+    forget_remote_code()
     sys.modules.update(before)
 
 
-def forget_own_code() -> dict[str, Any]:
+def forget_remote_code() -> dict[str, Any]:
     """Take what was imported of models' code out of the interpreter's list."""
     names = [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]
     return {name: sys.modules.pop(name) for name in names}

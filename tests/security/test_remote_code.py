@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from simpo_cli.cli.main import run as run_command
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model import remote_code as own_code
+from simpo_cli.model import remote_code
 from simpo_cli.model.load import count_parameters, find_model, load_model
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import ModelRecipe
 from tests.cli.seen import Seen, Simpo
-from tests.security.means_model import CODE, forget_own_code, modules_cache, save_own_model
+from tests.security.means_model import CODE, forget_remote_code, modules_cache, save_own_model
 
 __all__ = ["modules_cache"]
 
@@ -76,7 +76,7 @@ def test_a_known_model_is_loaded_with_the_classes_of_transformers(evil: Path, ra
 @pytest.mark.parametrize("model_type", ["evil", "vit"])  # vit: a known configuration, and no causal language model
 def test_a_model_that_needs_its_code_is_refused(model_type: str, evil: Path, ran: Path) -> None:
     (evil / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": MAP}))
-    with pytest.raises(UserError, match="needs Python code of its own to run") as caught:
+    with pytest.raises(UserError, match="needs remote code") as caught:
         find_model(str(evil))
     assert caught.value.exit_code == ExitCode.USAGE
     assert "Read its code first; --trust-remote-code runs it." in caught.value.fix
@@ -91,7 +91,8 @@ def test_kernels_of_the_hub_are_refused_with_and_without_the_flag(
 ) -> None:
     asked = {key: "evil/kernel"}
     _change(evil / "config.json", **({"text_config": asked} if inside else asked))
-    with own_code.trusting(trusted), pytest.raises(UserError, match=f"asks for code of the hub .{key}: 'evil/kernel'"):
+    refusal = f"asks for code of the hub .{key}: 'evil/kernel'"
+    with remote_code.trusting(trusted), pytest.raises(UserError, match=refusal):
         find_model(str(evil))
     assert not ran.exists()
 
@@ -121,7 +122,7 @@ def test_no_command_runs_it_unasked(words: list[str], simpo: Simpo, place: Path)
     seen = simpo(*words)
     assert seen.code == ExitCode.USAGE
     assert seen.err.endswith("  Read its code first; --trust-remote-code runs it.\n")
-    assert "means needs Python code of its own to run" in seen.err
+    assert "means needs remote code" in seen.err
     assert not (place / "ran").exists()
     assert not (place / "runs/tried").exists()
 
@@ -187,11 +188,11 @@ def test_the_saved_model_is_one_that_others_load(simpo: Simpo, place: Path, modu
     assert "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)" in card.text
     assert f"Python code in this folder (`{'`, `'.join(CODE)}`): read it before you load the model." in card.text
     ids = torch.tensor([[5, 6, 7]])
-    with own_code.trusting(True):
+    with remote_code.trusting(True):
         logits = load_model(find_model(str(model)), torch.float32)(ids).logits
     (place / "means").rename(place / "gone")
     shutil.rmtree(modules_cache)
-    forget_own_code()
+    forget_remote_code()
     theirs = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True)
     assert type(theirs).__name__ == "MeansForCausalLM"
     torch.testing.assert_close(theirs(ids).logits, logits, rtol=0, atol=0)
@@ -247,7 +248,7 @@ def test_a_model_that_transformers_knows_runs_its_own_code_as_well(place: Path, 
     content = json.loads((folder / "config.json").read_text())
     content["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnLlama"}
     (folder / "config.json").write_text(json.dumps(content))
-    with own_code.trusting(True):
+    with remote_code.trusting(True):
         source = find_model(str(folder))
         loaded = load_model(source, torch.float32)
     assert source.code.keys() == {"modeling_own.py"}
@@ -266,9 +267,9 @@ def test_python_files_are_fetched_where_they_are_asked_for(means: Path, monkeypa
         return str(commit)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(own_code.NeedsOwnCodeError):
+    with pytest.raises(remote_code.NeedsRemoteCodeError):
         find_model("org/means")
-    with own_code.trusting(True):
+    with remote_code.trusting(True):
         source = find_model("org/means")
     assert fetched[1] - fetched[0] == {"*.py"}
     assert (source.revision, tuple(source.code)) == ("c" * 40, CODE)
@@ -327,7 +328,7 @@ def test_what_is_refused_all_the_same(
     change: Callable[[Path], None], said: str, exit_code: int, is_run: bool, means: Path, ran: Path
 ) -> None:
     change(means)
-    with own_code.trusting(True), pytest.raises(UserError, match=said) as caught:
+    with remote_code.trusting(True), pytest.raises(UserError, match=said) as caught:
         find_model(str(means))
     assert caught.value.exit_code == exit_code
     assert is_run or not ran.exists()
@@ -350,7 +351,7 @@ def test_neither_a_decoding_nor_a_tokenizer_of_its_own_is_run(means: Path, place
     config = means / "tokenizer_config.json"
     named = {"AutoTokenizer": [None, "tokenization_means.Tokenizer"]}
     config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": named}))
-    with own_code.trusting(True):
+    with remote_code.trusting(True):
         source = find_model(str(means))
         count_parameters(ModelRecipe(path=str(means)), source)
         model: Any = load_model(source, torch.float32)
@@ -363,13 +364,13 @@ def test_neither_a_decoding_nor_a_tokenizer_of_its_own_is_run(means: Path, place
 
 
 def test_consent_ends_with_its_block_and_with_every_command(means: Path, simpo: Simpo, place: Path) -> None:
-    with pytest.raises(ZeroDivisionError), own_code.trusting(True):
+    with pytest.raises(ZeroDivisionError), remote_code.trusting(True):
         raise ZeroDivisionError
     assert simpo("train", "run.yaml", MEANS, "--dry-run", FLAG).code == 0
     assert simpo("train", "run.yaml", MEANS, "data.train=missing.jsonl", FLAG).code == ExitCode.USAGE
     assert run_command(["train", "run.yaml", FLAG, "--frehs"]) == ExitCode.USAGE
-    assert not own_code.is_trusted()
-    with pytest.raises(own_code.NeedsOwnCodeError):
+    assert not remote_code.is_trusted()
+    with pytest.raises(remote_code.NeedsRemoteCodeError):
         find_model(str(means))
     assert simpo("train", "run.yaml", MEANS, "--dry-run").code == ExitCode.USAGE
     assert (place / "ran").exists()

@@ -165,7 +165,7 @@ def test_the_saved_model_is_scored_by_the_kernels_that_were_checked(
             seen.append((saved.flex, saved.causal.config._attn_implementation))
         return conclude(training, saved, *rest, **more)
 
-    monkeypatch.setattr(build, "settle_packing", by_segment)
+    monkeypatch.setattr(build, "choose_packing", by_segment)
     monkeypatch.setattr(finish, "conclude", concluded)
     Guide(tmp_path).train("run", "model.attention=auto", "train.max_steps=1", "data.holdout=0")
     assert seen == [(False, NAME_WITHOUT_FLEX)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.memory import MemoryNeed, training_need
+from simpo_cli.model.memory import MemoryNeed, Workload
 from simpo_cli.recipe import compose
 from simpo_cli.run import receipt
 from simpo_cli.run.events import EvalRecord, RunOutcome, StepRecord
@@ -361,13 +361,14 @@ def test_what_auto_made_of_gradient_checkpointing_is_recorded_and_stays(
 ) -> None:
     """A run begins where only checkpointed layers fit, and goes on where there is room for more."""
     needs: list[MemoryNeed] = []
+    training = Workload.training
 
-    def remembered(*of: Any, **options: Any) -> MemoryNeed:
-        needs.append(training_need(*of, **options))
+    def remembered(workload: Workload, **options: Any) -> MemoryNeed:
+        needs.append(training(workload, **options))
         return needs[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(setting, "training_need", remembered)
+        patch.setattr(Workload, "training", remembered)
         place.train("run", dry_run=True)
     plain, checkpointed = needs
     free = (checkpointed.total(400) + plain.total(400)) // 2

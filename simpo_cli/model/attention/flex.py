@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from simpo_cli.model.attention.by_segment import attend_by_segment
 from simpo_cli.model.packed import PairSpan
 
 _BLOCK = 128
@@ -59,36 +58,6 @@ def attend_flex(
 
     compute = _compiled() if query.device.type == "cuda" else _flex
     return compute(query, key, value, capped, block_mask(tuple(spans), window, query.device)).transpose(1, 2)
-
-
-def flex_difference(
-    spans: Sequence[PairSpan],
-    heads: int,
-    key_heads: int,
-    width: int,
-    window: int | None,
-    softcap: float,
-    device: torch.device,
-) -> float:
-    """How far the kernel is from the same attention by segment, as `varlen_cuda.kernel_difference` tells of its own."""
-    generator = torch.Generator(device).manual_seed(0)
-    drawn = [
-        torch.randn(1, count, spans[-1].end, width, generator=generator, device=device, dtype=torch.bfloat16)
-        for count in (heads, key_heads, key_heads)
-    ]
-    # scores so wide that a lost cap is seen, and not so wide that one key takes all the weight
-    scale = max(1.0, softcap / 5) * width**-0.5
-    compared = []
-    for dtype in (torch.bfloat16, torch.float32):
-        query, key, value = (states.to(dtype).requires_grad_() for states in drawn)
-        if dtype == torch.bfloat16:
-            output = attend_flex(query, key, value, spans, scale, window, softcap)
-        else:
-            output = attend_by_segment(query, key, value, spans, scale, window, softcap, None)
-        weights = torch.linspace(-1, 1, output.numel(), device=device).view(output.shape)
-        gradients = torch.autograd.grad((output * weights).sum(), (query, key, value))
-        compared.append([output.detach().float(), *(gradient.float() for gradient in gradients)])
-    return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(*compared, strict=True))
 
 
 @lru_cache(maxsize=4)

@@ -5,15 +5,13 @@ the pack's own rows. The kernel is FlashAttention as it ships with torch, by the
 `torch.nn.attention.varlen` calls. It takes grouped heads as they are.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from simpo_cli.model.attention.by_segment import attend_by_segment
-from simpo_cli.model.packed import PackLayout, PairSpan, SequenceSizes, layout_of, sizes_of
+from simpo_cli.model.packed import sizes_of
 
 _forward = torch.ops.aten._flash_attention_forward
 _backward = torch.ops.aten._flash_attention_backward
@@ -40,10 +38,10 @@ def _has_kernel(device: torch.device) -> bool:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackLayout, scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, sequences: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     """Output and normaliser; see `operator.packed_attention`."""
-    call = _Call(layout, scale, window)
+    call = _Call(lengths, sequences, scale, window)
     output, normaliser, *_ = _forward(
         _rows(query),
         call.gathered(key),
@@ -64,12 +62,13 @@ def gradients(
     value: Tensor,
     output: Tensor,
     normaliser: Tensor,
-    layout: PackLayout,
+    lengths: Tensor,
+    sequences: Tensor,
     scale: float,
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of queries, keys and values; see `operator.packed_attention_backward`."""
-    call = _Call(layout, scale, window)
+    call = _Call(lengths, sequences, scale, window)
     grad_query, grad_key, grad_value = _backward(
         gradient[0].contiguous(),
         _rows(query),
@@ -87,45 +86,13 @@ def gradients(
     return grad_query.unsqueeze(0).transpose(1, 2), call.summed(grad_key), call.summed(grad_value)
 
 
-def kernel_difference(
-    spans: Sequence[PairSpan], heads: int, key_heads: int, width: int, window: int | None, device: torch.device
-) -> float:
-    """How far the kernel is from the same attention by segment, on random bf16 numbers: output and gradients.
-
-    The self-check compares whole models in float32, where the kernel does not compute; this is its part of the check.
-    Beside the pairs given, the shortest there can be are looked at.
-
-    Returns:
-        The highest relative difference, by norm. Rounding to bf16 makes some thousandths; a mask aligned at the wrong
-        end, or a window that is lost, makes a number near 1.
-    """
-    spans = [*spans]
-    for prompt, chosen, rejected in ((1, 0, 0), (1, 1, 1), (2, 0, 1), (1, 3, 0)):
-        spans.append(PairSpan(spans[-1].end, prompt, chosen, rejected))
-    generator = torch.Generator(device).manual_seed(0)
-    query, key, value = (
-        torch.randn(1, count, spans[-1].end, width, generator=generator, device=device, dtype=torch.bfloat16)
-        for count in (heads, key_heads, key_heads)
-    )
-    layout, scale = layout_of(spans, device), width**-0.5
-    output, normaliser = attend(query, key, value, layout, scale, window)
-    weights = torch.linspace(-1, 1, output.numel(), device=device).reshape(output.shape).to(output.dtype)
-    ours = [output, *gradients(weights, query, key, value, output, normaliser, layout, scale, window)]
-    query, key, value = (states.float().requires_grad_() for states in (query, key, value))
-    expected = attend_by_segment(query, key, value, spans, scale, window, None, None)
-    own = [expected.detach(), *torch.autograd.grad((expected * weights).sum(), (query, key, value))]
-    return max(float((a.float() - b).norm() / b.norm().clamp_min(1e-12)) for a, b in zip(ours, own, strict=True))
-
-
 class _Call:
     """What both operators are called with beside the states."""
 
-    def __init__(self, layout: PackLayout, scale: float, window: int | None) -> None:
-        sizes: SequenceSizes = sizes_of(tuple(layout.lengths.tolist()))
+    def __init__(self, lengths: Tensor, sequences: Tensor, scale: float, window: int | None) -> None:
+        sizes = sizes_of(tuple(lengths.tolist()))
         ends = sizes.sequences + 1
-        self._keys, copies, query_ends, key_ends = torch.split(
-            layout.sequences, [sizes.keys, 3 * sizes.tokens, ends, ends]
-        )
+        self._keys, copies, query_ends, key_ends = torch.split(sequences, [sizes.keys, 3 * sizes.tokens, ends, ends])
         self._copies = copies.view(3, sizes.tokens)
         self.sequences = (query_ends, key_ends, sizes.most_queries, sizes.most_keys)
         is_windowed = window is not None and window < sizes.most_keys
