@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.formats.orders import shown_counts, values_of
-from simpo_cli.data.formats.preferred import reason_of
+from simpo_cli.data.formats.pairs import reason_of
 from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair

@@ -527,3 +527,9 @@ def test_no_record_does_more_than_be_refused(
         assert found.rejected.strip()
         assert found.chosen != found.rejected
         assert any(turn.content.strip() for turn in prompt_messages(found.prompt))
+
+
+def test_a_record_without_the_list_of_the_others_does_not_stop_the_decision() -> None:
+    records = [{"prompt": "p", "outputs": ["a", "b"], "scores": [1, 2]}] * 2 + [{"prompt": "p", "outputs": True}]
+    layout = detect(records, {}, "any")
+    assert (layout.responses, layout.scores) == (("outputs",), ("scores",))

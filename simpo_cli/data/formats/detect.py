@@ -7,12 +7,10 @@ from typing import Any
 
 from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.direction import direction_of
-from simpo_cli.data.formats.fields import MISSING, folded, get, word_set, words_of
+from simpo_cli.data.formats.fields import MISSING, Records, folded, get, is_turn, leaf, word_set, words_of
 from simpo_cli.data.formats.known import Known, known_layout
-from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.orders import Answers, Records
-from simpo_cli.data.formats.prompts import find_prompt
-from simpo_cli.data.formats.stated import Stated
+from simpo_cli.data.formats.layout import Layout, Stated
+from simpo_cli.data.formats.orders import Answers, Sample
 from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.data.messages import is_transcript, is_transcript_prompt
 from simpo_cli.data.raw import RecordError
@@ -32,7 +30,9 @@ _LISTS = word_set("responses completions output outputs answers generations cand
 _TEXT_KEYS = ("response", "text", "content", "output", "completion", "answer", "generation")
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "input.tools")
-_ORDERING = ("answers", "chosen", "rejected", "label", "scores", "rank", "best")
+_SIDES = frozenset({"chosen", "rejected"})
+_SAYS_ORDER = frozenset({"label", "scores", "rank"})
+_ORDERING = _SIDES | _SAYS_ORDER | {"answers", "best"}
 
 Columns = Mapping[Any, str | list[str]]
 
@@ -54,22 +54,25 @@ def detect(
     Raises:
         UserError: the file holds no pairs, or its fields can be read in two ways.
     """
+    stated = Stated(columns, labels or {}, direction)
     known = known_layout(records)
     if known is not None and _has_named_sides(records) and _NAMES_OF_SIDES.isdisjoint(map(folded, known.needs)):
         known = None  # chosen and rejected themselves are read, whatever else such files hold
     if known is not None and known.refused and not columns:
         raise UserError(known.refused, known.fix, where=name)
-    read = records if known is None or known.rewrite is None else _rewritten(records, known, name)
-    if known is None or known.refused or _is_about(records, read, columns):
-        layout = _layout(records, Stated(columns, labels or {}, direction), name)
+    rewritten = records if known is None or known.rewrite is None else _rewritten(records, known, name)
+    if known is None or known.refused or _is_about(records, rewritten, columns):
+        layout = _layout(records, stated, name)
         return replace(layout, unused=tuple(unused_fields(records, layout)))
-    layout = _layout(read, _over_known(known, columns, labels or {}, direction), name)
-    unused = unused_fields(read, layout)
-    said = known.said if not _ORDERING_PARTS.intersection(columns) and direction is None else ""
-    return replace(layout, name=known.name, said=said, rewrite=known.rewrite, unused=tuple(unused))
-
-
-_ORDERING_PARTS = frozenset(_ORDERING)
+    layout = _layout(rewritten, _over_known(known, stated), name)
+    says_order = _ORDERING.isdisjoint(columns) and direction is None
+    return replace(
+        layout,
+        name=known.name,
+        said=known.said if says_order else "",
+        rewrite=known.rewrite,
+        unused=tuple(unused_fields(rewritten, layout)),
+    )
 
 
 def _has_named_sides(records: Records) -> bool:
@@ -77,47 +80,45 @@ def _has_named_sides(records: Records) -> bool:
     return 2 * sum(any(a in record and b in record for a, b in _NAMED) for record in records) > len(records)
 
 
-def _over_known(known: Known, columns: Columns, labels: Mapping[str, Any], direction: str | None) -> Stated:
+def _over_known(known: Known, stated: Stated) -> Stated:
     """What a known layout says, with what the person says over it."""
-    known = _as_listed(known, columns)
-    base = dict(known.columns)
-    if {"chosen", "rejected"} & columns.keys() or direction is not None:
-        dropped: tuple[str, ...] = ("label", "scores", "rank", "best")
-        dropped += ("answers",) if {"chosen", "rejected"} & columns.keys() else ()
-    elif {"label", "scores", "rank"} & columns.keys():
-        dropped = ("label", "scores", "rank", "best")
+    known = _as_listed(known, stated.columns)
+    named = stated.columns.keys()
+    if (_SIDES | _SAYS_ORDER) & named or stated.direction is not None:
+        dropped = _SAYS_ORDER | {"best"} | ({"answers"} if _SIDES & named else set())
     else:
-        dropped = ("chosen", "rejected") if "answers" in columns else ()
-    base = {part: field for part, field in base.items() if part not in dropped}
-    merged = base | dict(columns)
-    same_label = merged.get("label") is not None and merged.get("label") == known.columns.get("label")
-    meanings = labels or (known.labels if same_label else {})
-    says_first = known.direction if not _ORDERING_PARTS.intersection(columns) else None
-    by_person = frozenset(columns) | ({"direction"} if direction else frozenset())
-    return Stated(merged, meanings, direction or says_first, by_person)
+        dropped = _SIDES if "answers" in named else frozenset()
+    columns = {part: field for part, field in known.columns.items() if part not in dropped} | dict(stated.columns)
+    same_label = columns.get("label") is not None and columns.get("label") == known.columns.get("label")
+    return Stated(
+        columns,
+        stated.labels or (known.labels if same_label else {}),
+        stated.direction or (known.direction if _ORDERING.isdisjoint(named) else None),
+        by_person=frozenset(named) | ({"direction"} if stated.direction else frozenset()),
+    )
 
 
-def _as_listed(known: Known, columns: Columns) -> Known:
+def _as_listed(known: Known, columns: Mapping[str, str | Sequence[str]]) -> Known:
     """What a known layout says of two responses that the person names in another order."""
-    sides = [columns.get(part) for part in ("chosen", "rejected")]
-    listed = columns.get("answers", sides)
+    listed = columns.get("answers", [columns.get(part) for part in ("chosen", "rejected")])
     if isinstance(listed, str) or [*reversed(listed)] != known.columns.get("answers"):
         return known
-    other = {"first": "second", "second": "first"}
     turned = {
         part: [*field[1::-1], *field[2:]] if isinstance(field, list) and part != "answers" else field
         for part, field in known.columns.items()
     }
-    return replace(known, columns=turned, labels={other.get(side, side): said for side, said in known.labels.items()})
+    other = {"first": "second", "second": "first"}
+    return replace(known, columns=turned, labels={other.get(side, side): meant for side, meant in known.labels.items()})
 
 
-def _is_about(records: Records, read: Records, columns: Columns) -> bool:
+def _is_about(records: Records, rewritten: Records, columns: Columns) -> bool:
     """Whether a mapping names fields that the records have only as they stand in the file."""
-    named = [field for said in columns.values() for field in ([said] if isinstance(said, str) else said)]
-    return records is not read and any(
-        all(get(record, field) is MISSING for record in read) and any(get(r, field) is not MISSING for r in records)
-        for field in named
-    )
+
+    def has(records: Records, field: str) -> bool:
+        return any(get(record, field) is not MISSING for record in records)
+
+    named = [field for fields in columns.values() for field in ([fields] if isinstance(fields, str) else fields)]
+    return records is not rewritten and any(not has(rewritten, field) and has(records, field) for field in named)
 
 
 def _rewritten(records: Records, known: Known, name: str) -> Records:
@@ -145,17 +146,17 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
     if answers is None:
         if not stated.columns:
             refusals.require_better(records, name)
-        if not stated.columns and (near := _incomplete(records)) is not None:
-            return near
+            if (near := _incomplete(records)) is not None:
+                return near
         raise refusals.no_pairs(records, name)
     refusals.require_no_response(answers.fields, stated, name)
     holders = [r for r in records if all(get(r, field) is not MISSING for field in answers.fields)] or records
-    prompt, below = find_prompt(holders, answers, stated, name)
-    order = direction_of(holders, answers, stated, name, prompt)
-    sides = [side for record in holders[:1] for side in _first_side(record, answers)]
+    prompt, below = _find_prompt(holders, answers, stated, name)
+    order = direction_of(Sample(holders, name, stated, answers, prompt))
+    side = _first_side(holders[0], answers)
     layout = Layout(
         chosen=answers.fields[0],
-        rejected=answers.fields[0] if answers.is_list else answers.fields[1],
+        rejected=answers.fields[:2][-1],
         answers=answers.fields if len(answers.fields) != 2 else (),
         text=answers.text,
         prompt=prompt,
@@ -163,10 +164,11 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
         system=stated.field("system") or _first_filled(holders, _SYSTEMS),
         history=stated.field("history") or "history",
         tools=stated.field("tools") or _first_filled(holders, _TOOLS),
-        conversational=_is_conversational(holders[0], sides, prompt),
+        conversational=_is_conversational(side, None if prompt is None else get(holders[0], prompt), prompt),
+        several=_most_responses(holders, answers) > 2,
+        **order,
     )
-    layout = replace(layout, several=_most_responses(holders, answers) > 2, **order)
-    if prompt is None and sides and isinstance(sides[0], str) and not layout.conversational and not layout.refers:
+    if prompt is None and isinstance(side, str) and not layout.conversational and not layout.refers:
         refusals.require_prompt(records, layout, stated, name)
     return layout
 
@@ -176,23 +178,21 @@ def _first_filled(records: Records, fields: Sequence[str]) -> str:
     return next((f for f in fields if any(get(r, f) not in (MISSING, None, "", []) for r in records)), fields[0])
 
 
-def _is_conversational(record: Mapping[str, Any], sides: Sequence[Any], prompt: str | None) -> bool:
-    """Whether a record has turns, in its sides or in its prompt."""
-    asked = None if prompt is None else get(record, prompt)
-    if any(isinstance(value, list | dict) for value in (*sides, asked)):
+def _is_conversational(side: Any, asked: Any, prompt: str | None) -> bool:
+    """Whether a record has turns, in its first response or in its prompt."""
+    if isinstance(side, list | dict) or isinstance(asked, list | dict):
         return True
-    if prompt is None:
-        return bool(sides) and isinstance(sides[0], str) and is_transcript(sides[0])
-    return isinstance(asked, str) and is_transcript_prompt(asked)
+    text = side if prompt is None else asked
+    return isinstance(text, str) and (is_transcript if prompt is None else is_transcript_prompt)(text)
 
 
-def _first_side(record: Mapping[str, Any], answers: Answers) -> list[Any]:
-    """The first response of a record, in a list; empty where it is none."""
+def _first_side(record: Mapping[str, Any], answers: Answers) -> Any:
+    """The first response of a record; MISSING where it has none."""
     side = get(record, answers.fields[0])
     if answers.is_list:
         side = side[0] if isinstance(side, list) and side else MISSING
         side = get(side, answers.text) if answers.text and isinstance(side, dict) else side
-    return [] if side is MISSING else [side]
+    return side
 
 
 def _most_responses(records: Records, answers: Answers) -> int:
@@ -221,7 +221,7 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
         if missing:
             raise UserError(
                 f"columns does not say what {missing[0]} is.",
-                f"Add {missing[0]}: FIELD. The fields are {', '.join(map(str, list(records[0])[:20]))}.",
+                f"Add {missing[0]}: FIELD. The fields are {', '.join(list(records[0])[:20])}.",
                 where=name,
             )
         fields = (stated.field("chosen") or "chosen", stated.field("rejected") or "rejected")
@@ -230,8 +230,8 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
         return None
     if not isinstance(listed, str):
         return Answers(tuple(listed), _ends_of(listed))
+    keys = listed.split(".")
     for record in records:
-        keys = listed.split(".")
         for count in range(len(keys), 0, -1):
             field, text = ".".join(keys[:count]), ".".join(keys[count:])
             if isinstance(value := get(record, field), list):
@@ -245,10 +245,11 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
 
 def _ends_of(fields: Sequence[str]) -> tuple[str, ...]:
     """What tells the names of the responses apart, in their order: ("b", "a") for [response_b, response_a]."""
-    for group in names.groups_of(field.rpartition(".")[2] for field in fields):
+    leaves = [leaf(field) for field in fields]
+    for group in names.groups_of(leaves):
         end_of = dict(zip(group.fields, group.ends, strict=True))
-        if all(field.rpartition(".")[2] in end_of for field in fields):
-            return tuple(end_of[field.rpartition(".")[2]] for field in fields)
+        if all(field in end_of for field in leaves):
+            return tuple(end_of[field] for field in leaves)
     return ()
 
 
@@ -261,8 +262,8 @@ def _found_answers(records: Records, name: str) -> Answers | None:
 def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
     sides = [pair for pair in _NAMED if pair[0] in record and pair[1] in record]
     if not sides:
-        spoken = names.named_sides(record)
-        sides = [p for p in spoken if all(isinstance(record[field], str | list | dict) for field in p)]
+        sides = names.named_sides(record)
+        sides = [pair for pair in sides if all(isinstance(record[field], str | list | dict) for field in pair)]
         usual = [key for key in record if folded(key) in _NAMES_OF_SIDES]
         if len(usual) > 1 or not all(key in pair for key in usual for pair in sides):
             sides = []  # chosen or rejected themselves are there, and their counterpart is missing or misspelt
@@ -272,29 +273,23 @@ def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
         return Answers(sides[0], named=True)
     if refusals.is_stepwise(record):
         return None
-    groups = names.responses_in(record)
-    lists = [
-        key
-        for key, value in record.items()
-        if isinstance(key, str)
-        and key.rpartition("_")[2].lower() in _LISTS
-        and isinstance(value, list)
-        and len(value) >= 2
-        and "raw" not in words_of(key)
-        and all(isinstance(one, str | list | dict) for one in value)
-    ]
-    found = [Answers(group.fields, group.ends) for group in groups]
-    found = found or [Answers((key,), text=_text_key(record[key])) for key in lists]
+    found = [Answers(group.fields, group.ends) for group in names.responses_in(record)]
+    found = found or [Answers((key,), text=_text_key(value)) for key, value in record.items() if _lists(key, value)]
     if len(found) > 1:
         raise refusals.several_answers(record, found, name)
     return found[0] if found else None
 
 
+def _lists(key: str, value: Any) -> bool:
+    """Whether a field is a list of responses by its name."""
+    if key.rpartition("_")[2].lower() not in _LISTS or "raw" in words_of(key) or not isinstance(value, list):
+        return False
+    return len(value) >= 2 and all(isinstance(one, str | list | dict) for one in value)
+
+
 def _text_key(responses: Sequence[Any]) -> str:
     """Where the text of each object of a list stands; empty where they are texts or messages themselves."""
-    if not responses or not all(isinstance(one, dict) for one in responses):
-        return ""
-    if all("role" in one or "from" in one for one in responses):
+    if not responses or not all(isinstance(one, dict) for one in responses) or all(map(is_turn, responses)):
         return ""
     return next((key for key in _TEXT_KEYS if all(key in one for one in responses)), "")
 
@@ -311,3 +306,34 @@ def _incomplete(records: Records) -> Layout | None:
                 prompt = None if alone else names.prompt_in(record).get("prompt", "prompt")
                 return Layout(chosen=chosen, rejected=rejected, prompt=prompt, conversational=implicit)
     return None
+
+
+# The prompt
+
+
+def _find_prompt(records: Records, answers: Answers, stated: Stated, name: str) -> tuple[str | None, str | None]:
+    """The prompt's field, None where the sides hold it, and the field that continues it."""
+    below = stated.field("input")
+    if (prompt := stated.field("prompt")) is not None:
+        return prompt, below
+    votes = Counter(_prompt_of(record, answers, name) for record in records)
+    prompt, found = votes.most_common(1)[0][0]
+    return prompt, below or found
+
+
+def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[str | None, str | None]:
+    side = None if answers.is_list else get(record, answers.fields[0])
+    whole = isinstance(side, list) and len(side) > 1  # a whole conversation, its prompt included
+    if "prompt" in record:
+        # UltraFeedback's lists repeat the prompt: then the turns say more than the text
+        return (None if whole and isinstance(record["prompt"], str) else "prompt"), None
+    if whole:
+        return None, None
+    found = [field for field in names.prompt_fields(record) if field not in answers.fields]
+    below = None
+    if found[:1] == ["instruction"]:
+        found = [field for field in found if field != "input"]
+        below = "input"
+    if len(found) > 1:
+        raise refusals.several_prompts(found, answers.fields, name)
+    return (found[0] if found else None), below

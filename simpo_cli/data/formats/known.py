@@ -22,13 +22,15 @@ from a record to the records that the columns are about (several for a tree); it
 The first entry whose `needs` most records have is taken, and `lacks` names fields that tell a near relative.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from simpo_cli.data.formats import rewrites
-from simpo_cli.data.formats.fields import MISSING, get
+from simpo_cli.data.formats.fields import MISSING, Records, get
 from simpo_cli.data.formats.layout import Rewrite
+
+NEEDS = "SimPO needs a chosen and a rejected response to each prompt."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Known:
     said: str = ""
     rewrite: Rewrite | None = None
     refused: str = ""
-    fix: str = "SimPO needs a chosen and a rejected response to each prompt."
+    fix: str = NEEDS
 
     def fits(self, record: Mapping[str, Any]) -> bool:
         """Whether a record has the fields of this layout."""
@@ -159,10 +161,7 @@ KNOWN: tuple[Known, ...] = (
     Known(
         name="Chatbot Arena, table",
         needs=("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"),
-        columns={
-            "answers": ["response_a", "response_b"],
-            "label": ["winner_model_a", "winner_model_b", "winner_tie"],
-        },
+        columns={"answers": ["response_a", "response_b"], "label": ["winner_model_a", "winner_model_b", "winner_tie"]},
         labels={"first": ["winner_model_a"], "second": ["winner_model_b"], "tie": ["winner_tie"]},
         rewrite=rewrites.lists_as_text,
         said="the one of winner_model_a, winner_model_b and winner_tie that is 1 says which is preferred",
@@ -219,40 +218,24 @@ KNOWN: tuple[Known, ...] = (
         columns={"prompt": "question", "answers": ["response_A", "response_B"], "label": "label"},
         labels={"first": ["A>B"], "second": ["B>A"], "tie": ["A=B"]},
     ),
-    Known(
-        name="Label Studio",
-        needs=("data", "annotations.0.result"),
-        rewrite=rewrites.label_studio,
-    ),
+    Known(name="Label Studio", needs=("data", "annotations.0.result"), rewrite=rewrites.label_studio),
     Known(
         name="Label Studio, short",
         needs=("prompt", "answer1", "answer2", "cmp"),
         columns={"answers": ["answer1", "answer2"], "label": "cmp"},
         labels={"first": ["left"], "second": ["right"]},
     ),
-    Known(
-        name="Argilla",
-        needs=("fields", "responses", "status"),
-        rewrite=rewrites.argilla,
-    ),
+    Known(name="Argilla", needs=("fields", "responses", "status"), rewrite=rewrites.argilla),
     # scores and ranks
     Known(
         name="UltraFeedback",
         needs=("instruction", "completions.1.response", "completions.1.overall_score"),
-        columns={
-            "prompt": "instruction",
-            "answers": "completions.response",
-            "scores": "completions.overall_score",
-        },
+        columns={"prompt": "instruction", "answers": "completions.response", "scores": "completions.overall_score"},
     ),
     Known(
         name="WebGPT comparisons",
         needs=("question.full_text", "answer_0", "answer_1", "score_0", "score_1"),
-        columns={
-            "prompt": "question.full_text",
-            "answers": ["answer_0", "answer_1"],
-            "scores": ["score_0", "score_1"],
-        },
+        columns={"prompt": "question.full_text", "answers": ["answer_0", "answer_1"], "scores": ["score_0", "score_1"]},
     ),
     Known(
         name="StackExchange preferences",
@@ -289,6 +272,6 @@ KNOWN: tuple[Known, ...] = (
 )
 
 
-def known_layout(records: Sequence[Mapping[str, Any]]) -> Known | None:
+def known_layout(records: Records) -> Known | None:
     """The layout whose fields most of the records have, or None."""
     return next((one for one in KNOWN if sum(one.fits(record) for record in records) * 2 > len(records)), None)

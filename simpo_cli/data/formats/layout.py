@@ -1,4 +1,4 @@
-"""Which field plays which part in a file, and what says which response is preferred, as a decision that can be read."""
+"""Which field plays which part in a file: as the person says it, and as the decision that can be read."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,41 @@ from typing import Any, Literal
 from simpo_cli.data.formats.labels import Labels
 
 Rewrite = Callable[[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A mapping, by the person or by a known layout: `columns`, `labels` and `direction` of a source.
+
+    Attributes:
+        columns: which field plays which part.
+        labels: what the values of the label mean.
+        direction: `first` if the first response is the better one.
+        by_person: the parts that the person named; None if all of them are.
+    """
+
+    columns: Mapping[str, str | Sequence[str]]
+    labels: Mapping[str, Any]
+    direction: str | None = None
+    by_person: frozenset[str] | None = None
+
+    def is_own(self, part: str) -> bool:
+        """Whether the person named a part."""
+        return self.by_person is None or part in self.by_person
+
+    @property
+    def own(self) -> list[str]:
+        """The parts of `columns` that the person named."""
+        return list(filter(self.is_own, self.columns))
+
+    def field(self, part: str) -> str | None:
+        """The one field that plays a part, or None."""
+        return next(iter(self.fields(part)), None)
+
+    def fields(self, part: str) -> tuple[str, ...]:
+        """All fields that play a part."""
+        fields = self.columns.get(part, ())
+        return (fields,) if isinstance(fields, str) else tuple(fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,31 +125,27 @@ class Layout:
     def form(self) -> str:
         """The form of the records and the place of the prompt, in words."""
         form = "conversational" if self.conversational else "plain text"
-        fields = [self.prompt] if self.prompt not in (None, "prompt") else []
-        fields += [self.prompt_more] if self.prompt_more else []
         if self.prompt is None:
             return f"{form}, implicit prompt"
-        return f"{form}, explicit prompt" + (f" ({' + '.join(str(f) for f in fields)})" if fields else "")
+        fields = [self.prompt] if self.prompt != "prompt" else []
+        fields += [self.prompt_more] if self.prompt_more else []
+        return f"{form}, explicit prompt" + (f" ({' + '.join(fields)})" if fields else "")
 
     @property
     def direction(self) -> str:
         """What says which response is preferred, in words; empty where the usual names do."""
-        return self.said or self._order()
-
-    def _order(self) -> str:
-        better = f"lower {' / '.join(self.scores)}" if self.lowest else "higher score"
-        match self.order:
-            case "label":
-                of = f"two {self.chosen}" if self.is_list else f"{self.chosen} and {self.rejected}"
-                return f"{' / '.join(self.label)} says which of {of} is preferred"
-            case "scores" if self.several:
-                best, worst = ("lowest", "highest") if self.lowest else ("highest", "lowest")
-                of = self.chosen if self.is_list else ", ".join(self.responses)
-                return f"of {of} the one with the {best} {' / '.join(self.scores)} over the one with the {worst}"
-            case "scores" if self.is_list:
-                return f"the {better} of two {self.chosen} is preferred"
-            case "scores":
-                return f"the {better} of {' and '.join(self.responses)} is preferred"
+        if self.said:
+            return self.said
+        scores = " / ".join(self.scores)
+        if self.order == "label":
+            two = f"two {self.chosen}" if self.is_list else f"{self.chosen} and {self.rejected}"
+            return f"{' / '.join(self.label)} says which of {two} is preferred"
+        if self.order == "scores" and self.several:
+            best, worst = ("lowest", "highest") if self.lowest else ("highest", "lowest")
+            return f"of {', '.join(self.responses)} the one with the {best} {scores} over the one with the {worst}"
+        if self.order == "scores":
+            better = f"lower {scores}" if self.lowest else "higher score"
+            return f"the {better} of {'two ' if self.is_list else ''}{' and '.join(self.responses)} is preferred"
         if self.refers:
             return f"{self.chosen} and {self.rejected} name the fields of the responses"
         if self.is_list:

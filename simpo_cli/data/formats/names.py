@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simpo_cli.data.formats.fields import get, word_set, words_of
+from simpo_cli.data.formats.fields import get, is_turn, leaf, word_set, words_of
 
 _FAMILIES = (
     tuple(str(number) for number in range(16)),
@@ -17,7 +17,8 @@ _RESPONSES = word_set(
     "response resp output completion answer generation candidate reply continuation summary conversation conv "
     "conversations dialogue messages text assistant result"
 )
-_ROLES = frozenset({"role", "from"})
+SPEAKERS = _RESPONSES | {"model", "option", "system"}
+"""Words for one of two responses in the values of a label: response_a, Model B, Option 1."""
 _PROMPTS = {
     "conversations": list,
     "instruction": str,
@@ -29,11 +30,11 @@ _PROMPTS = {
 }
 _PLURALS = frozenset(f"{word}s" for word in _RESPONSES)
 _ABOUT_RESPONSES = word_set(
-    "model name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "
+    "name id score scores rating ratings reward rewards rank ranking tokens token length len safe safety "
     "source language reason rationale critique explanation comment quotes category type metadata date time url "
     "author label winner feedback annotation annotations prompt question instruction"
 )
-HIGHER_IS_BETTER = word_set("score scores rating ratings reward rewards")
+_HIGHER_IS_BETTER = word_set("score scores rating ratings reward rewards")
 _QUALITIES = word_set(
     "overall quality general helpful helpfulness correct correctness accurate accuracy coherent coherence honest "
     "honesty truthful truthfulness faithful faithfulness factual factuality grounded groundedness relevant relevance "
@@ -44,7 +45,7 @@ _QUALITIES = word_set(
     "weighted normalized norm raw all individual fine grained good better best win eval evaluation vote meta metadata"
 )
 """What a score may be of if it is better the higher it is; of anything else, such as bias, that is not certain."""
-LOWER_MAY_BE_BETTER = word_set(
+_LOWER_MAY_BE_BETTER = word_set(
     "loss losses toxicity toxic perplexity ppl error errors distance penalty nll harm harmfulness risk cost "
     "regret violation violations latency"
 )
@@ -57,7 +58,7 @@ _WHERE_FROM = word_set(
     "link license author user role category topic domain task type version turn turns prompt question instruction"
 )
 _PEOPLE = word_set("annotator annotators rater raters worker workers labeler labelers labeller judge reviewer voter")
-RANKS = word_set("rank ranks ranking rankings position place")
+_RANKS = word_set("rank ranks ranking rankings position place")
 _LABELS = word_set(
     "label preference preferred prefers winner better best choice chosen choose selected selection cmp comparison "
     "pairwise verdict judgment judgement decision vote winning favored favorite safer"
@@ -78,7 +79,10 @@ _BESIDE_LABEL = word_set(
 )
 """What may stand beside winner or choice in the name of a label whose value is certain to be the better response."""
 _WINS = word_set("winner win wins won better best preferred chosen selected")
-_TIE_WORDS = word_set("tie tied draw both neither equal")
+TIES = word_set(
+    "tie tied draw equal equally same both neither none bothbad bothgood allbad similar nopreference nodifference "
+    "equallygood equallybad tiebothbad tiebothgood bothequal"
+)
 
 _NAMED_SIDES = (
     ("chosen", "rejected"),
@@ -90,6 +94,7 @@ _NAMED_SIDES = (
     ("better", "worse"),
     ("good", "bad"),
 )
+_WORSE = frozenset({"rejected", "dispreferred"})
 GUESSED_SIDES = (("pos", "neg"), ("positive", "negative"), ("win", "lose"))
 """Names that say a direction in some files and something else in others: they are put into a hint, never read."""
 
@@ -113,7 +118,7 @@ def groups_of(keys: Iterable[str]) -> list[Group]:
     """All groups among the names: numbered from 0 or 1, lettered from a, left and right, first and second."""
     found: dict[tuple[int, tuple[str, ...], int], dict[str, str]] = {}
     for key in keys:
-        words = words_of(key) if isinstance(key, str) else ()
+        words = words_of(key)
         for family, ends in enumerate(_FAMILIES):
             places = [place for place, word in enumerate(words) if word in ends]
             if len(places) == 1:
@@ -131,25 +136,17 @@ def groups_of(keys: Iterable[str]) -> list[Group]:
 
 def responses_in(record: Mapping[str, Any]) -> list[Group]:
     """Groups of fields that hold responses whose names say no order, the likeliest first."""
-    groups = [
-        group
-        for group in groups_of(record)
-        if all(isinstance(record[field], str | list | dict) for field in group.fields)
-    ]
-    named = [g for g in groups if not _RESPONSES.isdisjoint(g.words) and _is_plain(g)]
+    groups = [g for g in groups_of(record) if all(isinstance(record[field], str | list | dict) for field in g.fields)]
+    named = [g for g in groups if not _RESPONSES.isdisjoint(g.words) and _ABOUT_RESPONSES.isdisjoint(g.words)]
     if named:
         fewest = min(len(group.words) for group in named)
         return [group for group in named if len(group.words) == fewest]
     return [g for g in groups if g.words in ((), ("model",)) and g.ends[0] in ("a", "left") and len(g.ends) == 2]
 
 
-def _is_plain(group: Group) -> bool:
-    return _ABOUT_RESPONSES.isdisjoint(set(group.words) - {"model"})
-
-
 def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_SIDES) -> list[tuple[str, str]]:
     """Fields of a better and a worse response by their names, such as `preferred_response`, `dispreferred_response`."""
-    spelled = {words_of(key): key for key in keys if isinstance(key, str)}
+    spelled = {words_of(key): key for key in keys}
     found = []
     for better, worse in pairs:
         for words, key in spelled.items():
@@ -168,12 +165,11 @@ def named_sides(keys: Iterable[str], pairs: Iterable[tuple[str, str]] = _NAMED_S
 def prompt_fields(record: Mapping[str, Any]) -> list[str]:
     """The fields of a record that may be its prompt by their names, but `prompt` itself."""
     return [
-        field for field, kind in _PROMPTS.items() if isinstance(value := get(record, field), kind) or _are_turns(value)
+        field
+        for field, kind in _PROMPTS.items()
+        if isinstance(value := get(record, field), kind)
+        or (isinstance(value, list) and value and all(map(is_turn, value)))
     ]
-
-
-def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(t, dict) and _ROLES & t.keys() for t in value)
 
 
 def prompt_in(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,41 +185,34 @@ def are_in_order(ends: Sequence[str]) -> bool:
 
 def worse_alone(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """The field that is the better response and the one that is named the worse, where only one can be the better."""
-    held = [key for key, value in record.items() if isinstance(key, str) and isinstance(value, str | dict)]
-    worse = [key for key in held if _is_worse(words_of(key))]
-    others = [key for key in held if words_of(key) and set(words_of(key)) <= _RESPONSES]
+    held = {key: set(words_of(key)) for key, value in record.items() if isinstance(value, str | dict)}
+    worse = [key for key, words in held.items() if words & _WORSE and words <= _WORSE | _RESPONSES]
+    others = [key for key, words in held.items() if words and words <= _RESPONSES]
     return (others[0], worse[0]) if len(worse) == len(others) == 1 else None
 
 
-def _is_worse(words: tuple[str, ...]) -> bool:
-    return bool({"rejected", "dispreferred"} & set(words)) and set(words) <= {"rejected", "dispreferred"} | _RESPONSES
-
-
-def end_named(value: Any, ends: tuple[str, ...]) -> str | None:
+def end_named(value: Any, ends: Sequence[str]) -> str | None:
     """The letter or number in a value that tells responses apart: A, "Response b", model_a; None for any other text."""
     words = words_of(str(value))
-    if words and words[-1] in ends and set(words[:-1]) <= _RESPONSES | {"model", "option"} and len(words) <= 2:
-        return words[-1]
-    return None
+    return words[-1] if words and words[-1] in ends and words[:-1] in ((), *((one,) for one in SPEAKERS)) else None
 
 
 def says_a_side(field: str) -> bool:
     """Whether a field's name says that it is the better or the worse response."""
-    last = field.rpartition(".")[2]
     words = {word for pair in (*_NAMED_SIDES, *GUESSED_SIDES) for word in pair}
-    return not words.isdisjoint(words_of(last))
+    return not words.isdisjoint(words_of(leaf(field)))
 
 
 def kind_of_score(words: Iterable[str]) -> str:
     """What numbers under such a name say of a response: `higher`, `rank`, `unclear`, or nothing (empty)."""
     held = set(words)
-    if held & LOWER_MAY_BE_BETTER:
+    if held & _LOWER_MAY_BE_BETTER:
         return "unclear"
-    if held & RANKS:
+    if held & _RANKS:
         return "rank"
-    if not held & HIGHER_IS_BETTER:
+    if not held & _HIGHER_IS_BETTER:
         return ""
-    of = {word for word in held if len(word) > 1 and not word.isdigit()} - HIGHER_IS_BETTER
+    of = {word for word in held if len(word) > 1 and not word.isdigit()} - _HIGHER_IS_BETTER
     return "higher" if of <= _RESPONSES | _PLURALS | _QUALITIES else "unclear"
 
 
@@ -234,7 +223,7 @@ def is_about_text(words: Iterable[str]) -> bool:
 
 def is_just_a_score(words: Iterable[str]) -> bool:
     """Whether a name says no more than that this is the score of a response."""
-    return set(words) <= HIGHER_IS_BETTER | RANKS | _RESPONSES | {"metadata", "meta"}
+    return set(words) <= _HIGHER_IS_BETTER | _RANKS | _RESPONSES | {"metadata", "meta"}
 
 
 def may_be_label(field: str) -> bool:
@@ -278,8 +267,4 @@ def says_only_where_from(field: str) -> bool:
 
 def tie_beside(group: Group, keys: Iterable[str]) -> str | None:
     """The 0/1 field of a tie beside `winner_model_a` and `winner_model_b`."""
-    for key in keys:
-        words = set(words_of(key))
-        if words & _TIE_WORDS and words - _TIE_WORDS <= set(group.words):
-            return key
-    return None
+    return next((key for key in keys if "".join(w for w in words_of(key) if w not in group.words) in TIES), None)

@@ -1,18 +1,34 @@
 """What in a file's records could say which response is preferred: labels, winner columns, scores, ranks."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from simpo_cli.data.formats import names
-from simpo_cli.data.formats.fields import MISSING, get, words_of
-from simpo_cli.data.formats.labels import Labels, as_number, as_text, derived, label_words, shown_value
-from simpo_cli.data.formats.preferred import is_empty, numbers_in
+from simpo_cli.data.formats.fields import (
+    MISSING,
+    Records,
+    as_number,
+    as_text,
+    column_of,
+    get,
+    is_empty,
+    leaf,
+    numbers_in,
+    shown_value,
+    words_of,
+)
+from simpo_cli.data.formats.labels import Labels, derived, label_words
+from simpo_cli.data.formats.layout import Stated
 from simpo_cli.data.formats.unused import is_metadata, without_places
+from simpo_cli.data.raw import kind_of
 
-Records = Sequence[Mapping[str, Any]]
+Values = Counter[tuple[str, Any]]
+"""How often values occur, each with its JSON kind: 1 and 1.0 are one, 1 and true are not; lists count by their text."""
 
+_SCALARS = frozenset(map(kind_of, ("", 0, True)))
 _MOST_VALUES = 12  # of a column that is shown as a label
 _LONGEST_VALUE = 30
 _ASKED = frozenset(("prompt", "instruction", "input", "system", "system_prompt", "system_message", "history", "tools"))
@@ -66,123 +82,122 @@ class Order:
     fields: tuple[str, ...]
     labels: Labels | None = None
     certain: bool = True
-    values: Counter[Any] = field(default_factory=Counter)
+    values: Values = field(default_factory=Counter)
     named_by: tuple[str, ...] = ()
-
-    def has(self, value: Any) -> bool:
-        """Whether the label has a value in the sample."""
-        return _Value(value) in self.values
 
     @property
     def shown(self) -> str:
         """Its fields in words."""
         return " and ".join(self.fields)
 
-    @property
-    def column(self) -> str | list[str]:
-        """Its fields as `columns` writes them."""
-        return column_of(self.fields)
 
+@dataclass(frozen=True)
+class Sample:
+    """The first records of a file, and what is known of its fields before the order is.
 
-def column_of(fields: Sequence[str]) -> str | list[str]:
-    return fields[0] if len(fields) == 1 else list(fields)
-
-
-def values_of(records: Records, name: str) -> Counter[Any]:
-    """How often each value of a field occurs, empty cells left out; lists and objects count by their text."""
-    counts: Counter[Any] = Counter()
-    for record in records:
-        value = get(record, name)
-        if value is not MISSING and not is_empty(value):
-            counts[_Value(value)] += 1
-    return counts
-
-
-class _Value:
-    """A value that is equal only to values of its own JSON type, and can be counted."""
-
-    __slots__ = ("key", "value")
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        scalar = isinstance(value, str | int | float | bool)
-        self.key = (isinstance(value, bool), isinstance(value, str), value if scalar else str(value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Value) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-def shown_counts(counts: Counter[Any], most: int = 8) -> str:
-    """Values with their counts: `0 (12 times), 1 (9 times)`."""
-    shown = [f"{shown_value(held.value)} ({count:,} x)" for held, count in counts.most_common(most)]
-    return ", ".join(shown) + (", ..." if len(counts) > most else "")
-
-
-def find_orders(records: Records, answers: Answers, used: frozenset[str]) -> list[Order]:
-    """Everything that could order the responses, the certain ones first.
-
-    Args:
-        records: records of the sample that have the responses.
+    Attributes:
+        records: those that have the responses.
+        name: the file, for messages.
+        stated: what the person or a known layout says.
         answers: the responses.
-        used: fields that play another part.
+        prompt: the prompt's field; None where the responses hold it.
     """
-    inside = tuple(f"{field}." for field in answers.fields)  # what one response says of itself orders none
-    keys = [k for k in _keys_of(records) if k not in used and k not in answers.fields and not k.startswith(inside)]
-    flags = _winner_columns(records, keys, answers)
-    taken = {name for order in flags for name in order.fields}
-    scores = _scores(records, keys, answers)
-    taken |= {name for order in scores for name in order.fields}
-    labels = [order for key in keys if key not in taken and (order := _label(records, key, answers)) is not None]
-    found = [*labels, *flags, *scores]
-    if not any(order.certain for order in found):
-        found += [order for key in keys if (order := _label_by_values(records, key, answers)) is not None]
-    return sorted(found, key=lambda order: not order.certain)
 
+    records: Records
+    name: str
+    stated: Stated
+    answers: Answers
+    prompt: str | None = None
 
-def _keys_of(records: Records) -> list[str]:
-    """The names of all fields, and of what stands one object or list deeper: metadata.score_a, votes.0.winner."""
-    keys: dict[str, None] = {}
-    for record in records:
-        for key, value in record.items():
-            if isinstance(key, str):
-                keys.update(dict.fromkeys(_keys_below(key, value)))
-    return list(keys)
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The prompt's field as `columns` writes it."""
+        return {"prompt": self.prompt} if self.prompt else {}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The names of all fields, and of what stands one object or list deeper: metadata.score_a, votes.0.winner."""
+        keys = (inner for record in self.records for key, value in record.items() for inner in _keys_below(key, value))
+        return list(dict.fromkeys(keys))
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Fields that play a part which orders nothing."""
+        parts = self.stated.columns.keys() - {"label", "scores", "rank"}
+        return frozenset((*(field for part in parts for field in self.stated.fields(part)), self.prompt or ""))
 
 
 def _keys_below(key: str, value: Any) -> list[str]:
     if isinstance(value, dict):
-        return [f"{key}.{inner}" for inner in value if isinstance(inner, str)]
+        return [f"{key}.{inner}" for inner in value]
     if isinstance(value, list) and value:
-        first = value[0]
-        inside = [f"{key}.0.{inner}" for inner in first if isinstance(inner, str)] if isinstance(first, dict) else []
-        return [key, f"{key}.0", *inside]
+        inside = value[0] if isinstance(value[0], dict) else ()
+        return [key, f"{key}.0", *(f"{key}.0.{inner}" for inner in inside)]
     return [key]
 
 
-def _label(records: Records, name: str, answers: Answers) -> Order | None:
+def values_of(records: Records, name: str) -> Values:
+    """How often each value of a field occurs, empty cells left out."""
+    values = (get(record, name) for record in records)
+    return Counter(keyed(value) for value in values if value is not MISSING and not is_empty(value))
+
+
+def keyed(value: Any) -> tuple[str, Any]:
+    """A value as it is counted."""
+    kind = kind_of(value)
+    return kind, value if kind in _SCALARS else str(value)
+
+
+def scalars_of(values: Values) -> list[Any]:
+    """The values that are no lists or objects."""
+    return [value for kind, value in values if kind in _SCALARS]
+
+
+def shown_counts(values: Values, most: int = 8) -> str:
+    """Values with their counts: `0 (12 x), 1 (9 x)`."""
+    counts = [f"{shown_value(value)} ({count:,} x)" for (_, value), count in values.most_common(most)]
+    return ", ".join(counts) + (", ..." if len(values) > most else "")
+
+
+def find_orders(sample: Sample) -> list[Order]:
+    """Everything that could order the responses, the certain ones first."""
+    answers = sample.answers
+    inside = tuple(f"{name}." for name in answers.fields)  # what one response says of itself orders none
+    taken = {*sample.used, *answers.fields}
+    keys = [key for key in sample.keys if key not in taken and not key.startswith(inside)]
+    found = [*_winner_columns(sample, keys), *_scores(sample, keys)]
+    taken = {name for order in found for name in order.fields}
+    found = [*(order for key in keys if key not in taken and (order := _label(sample, key))), *found]
+    if not any(order.certain for order in found):
+        found += [order for key in keys if (order := _label_by_values(sample, key))]
+    return sorted(found, key=lambda order: not order.certain)
+
+
+# Labels
+
+
+def _label(sample: Sample, name: str) -> Order | None:
     """The label that a field is, certain or not; None if it is none."""
+    records, answers = sample.records, sample.answers
     is_named_so = names.may_be_label(name)
     counts = values_of(records, name)
-    values = [held.value for held in counts]
-    if not values or any(not isinstance(value, str | int | float | bool) for value in values):
+    values = scalars_of(counts)
+    unsure = Order("label", (name,), certain=False, values=counts)
+    if not values or len(values) < len(counts):
         return None
     if not is_named_so and not names.may_name_model(name):
-        return Order("label", (name,), certain=False, values=counts) if _is_signed(values) else None
+        return unsure if _is_signed(values) else None
     if len(answers.fields) > 2:
-        return Order("label", (name,), certain=False, values=counts)
+        return unsure
     fields = () if answers.is_list else answers.fields
     labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
     is_certain = names.says_which_is_better(names.last_words(name)) and not names.is_about_loser(name)
     is_certain = is_certain and not any(part.isdigit() for part in name.split("."))
     if not unclear and is_certain:
         return Order("label", (name,), labels, values=counts)
-    if is_certain and (by := naming_fields(records, name, answers)):
-        sides: list[tuple[Any, Any]] = [(by[0], "first"), (by[1], "second")]
-        sides += [(value, "tie") for value in values if label_words(value) == "tie"]
-        return Order("label", (name,), Labels(tuple(sides)), values=counts, named_by=by)
+    if is_certain and (by := naming_fields(sample, name)):
+        ties = [value for value in values if label_words(value) == "tie"]
+        return Order("label", (name,), Labels.of_flags((*by, *ties)), values=counts, named_by=by)
     texts = [value for value in values if isinstance(value, str)]
     if fields and len(texts) == len(values) and _repeats_a_response(records, name, fields):
         return Order("text", (name,), certain=False)
@@ -200,120 +215,128 @@ def _is_signed(values: Sequence[Any]) -> bool:
     return len(found) == len(values) and min(found) < 0 < max(found)
 
 
-def other_fields(records: Records, answers: Answers, used: frozenset[str]) -> list[str]:
-    """Fields that play no part and may say the order, for a refusal to name."""
-    taken = {*used, *answers.fields, *_ASKED, *(f"{field}.{answers.text}" for field in answers.fields)}
-    found: dict[str, None] = {}
-    for key in _keys_of(records):
-        inside = key.startswith(f"{answers.fields[0]}.")
-        name = without_places(key) if inside else key
-        if name in taken or names.says_only_where_from(key):
-            continue
-        if any(not is_empty(value := get(record, key)) and value is not MISSING and value != [] for record in records):
-            found[name] = None
-    return list(found)
-
-
-def _label_by_values(records: Records, name: str, answers: Answers) -> Order | None:
-    """A field that names both responses, whatever it is called itself: by left and right, or 1 and 2 as they do."""
-    if len(answers.fields) != 2 or names.may_be_label(name) or is_metadata(name):
-        return None
-    counts = values_of(records, name)
-    values = [held.value for held in counts]
-    if not 2 <= len(values) <= _MOST_VALUES or not all(isinstance(value, str | int) for value in values):
-        return None
-    labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
-    found = {"first", "second"} <= {labels.side(value) for value in values} and not unclear
-    return Order("label", (name,), certain=False, values=counts) if found else None
-
-
-def two_valued(records: Records, answers: Answers, used: frozenset[str]) -> list[Order]:
-    """Fields of two or three numbers or booleans, which may be a label although their name does not say so: pick, y."""
-    if len(answers.fields) != 2:
-        return []
-    of_one_side = {key for fields, _ in fields_beside(_keys_of(records), answers.fields) for key in fields}
-    found = []
-    for key in other_fields(records, answers, used):
-        if key in of_one_side or is_metadata(key) or names.is_about_text(words_of(key)):
-            continue
-        counts = values_of(records, key)
-        values = [held.value for held in counts]
-        if 2 <= len(values) <= 3 and all(isinstance(one, bool) or as_number(one) is not None for one in values):
-            found.append(Order("label", (key,), certain=False, values=counts))
-    return found
-
-
-def naming_fields(records: Records, label: str, answers: Answers) -> tuple[str, ...]:
-    """Fields such as model_a and model_b, one of which the label repeats in every record that is no tie."""
-    if len(answers.fields) != 2:
-        return ()
-    keys = [key for key in _keys_of(records) if key not in (label, *answers.fields)]
-    for fields, _ in fields_beside(keys, answers.fields):
-        rows = [(get(record, label), [get(record, one) for one in fields]) for record in records]
-        rows = [(value, held) for value, held in rows if isinstance(value, str) and label_words(value) != "tie"]
-        if rows and all(held.count(value) == 1 for value, held in rows):
-            return fields
-    return ()
-
-
 def _repeats_a_response(records: Records, name: str, fields: Sequence[str]) -> bool:
     """Whether a field holds the text of one of the responses in every record that has it."""
     held = [record for record in records if get(record, name) is not MISSING]
     return all(get(record, name) in [get(record, field) for field in fields] for record in held)
 
 
-def _winner_columns(records: Records, keys: Sequence[str], answers: Answers) -> list[Order]:
+def naming_fields(sample: Sample, label: str) -> tuple[str, ...]:
+    """Fields such as model_a and model_b, one of which the label repeats in every record that is no tie."""
+    fields = sample.answers.fields
+    if len(fields) != 2:
+        return ()
+    for beside, _ in fields_beside((key for key in sample.keys if key not in (label, *fields)), fields):
+        rows = [(get(record, label), [get(record, one) for one in beside]) for record in sample.records]
+        rows = [(value, held) for value, held in rows if isinstance(value, str) and label_words(value) != "tie"]
+        if rows and all(held.count(value) == 1 for value, held in rows):
+            return beside
+    return ()
+
+
+def _label_by_values(sample: Sample, name: str) -> Order | None:
+    """A field that names both responses, whatever it is called itself: by left and right, or 1 and 2 as they do."""
+    answers = sample.answers
+    if len(answers.fields) != 2 or names.may_be_label(name) or is_metadata(name):
+        return None
+    counts = values_of(sample.records, name)
+    values = scalars_of(counts)
+    if not 2 <= len(counts) <= _MOST_VALUES or len(values) < len(counts) or any(isinstance(v, float) for v in values):
+        return None
+    labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
+    if unclear or not {"first", "second"} <= {labels.side(value) for value in values}:
+        return None
+    return Order("label", (name,), certain=False, values=counts)
+
+
+def other_fields(sample: Sample) -> list[str]:
+    """Fields that play no part and may say the order, for a refusal to name."""
+    answers = sample.answers
+    taken = {*sample.used, *answers.fields, *_ASKED, *(f"{field}.{answers.text}" for field in answers.fields)}
+    found: dict[str, None] = {}
+    for key in sample.keys:
+        name = without_places(key) if key.startswith(f"{answers.fields[0]}.") else key
+        if name in taken or names.says_only_where_from(key):
+            continue
+        values = [get(record, key) for record in sample.records]
+        if any(not is_empty(value) and value is not MISSING and value != [] for value in values):
+            found[name] = None
+    return list(found)
+
+
+def two_valued(sample: Sample) -> list[Order]:
+    """Fields of two or three numbers or booleans, which may be a label although their name does not say so: pick, y."""
+    if len(sample.answers.fields) != 2:
+        return []
+    of_one_side = {key for fields, _ in fields_beside(sample.keys, sample.answers.fields) for key in fields}
+    found = []
+    for key in other_fields(sample):
+        if key in of_one_side or is_metadata(key) or names.is_about_text(words_of(key)):
+            continue
+        counts = values_of(sample.records, key)
+        if 2 <= len(counts) <= 3 and all(isinstance(v, bool) or as_number(v) is not None for _, v in counts):
+            found.append(Order("label", (key,), certain=False, values=counts))
+    return found
+
+
+def _winner_columns(sample: Sample, keys: Sequence[str]) -> list[Order]:
     """0/1 fields of which one is set: winner_model_a, winner_model_b, winner_tie."""
     found = []
     for group in names.groups_of(keys):
         if len(group.fields) != 2 or not names.says_winner(group.words):
             continue
-        won = group.fields if names.are_in_order(answers.ends) else group.fields[::-1]
+        won = group.fields if names.are_in_order(sample.answers.ends) else group.fields[::-1]
         tie = names.tie_beside(group, keys)
         fields = won if tie is None else (*won, tie)
-        cells = [as_text(get(record, name)) for record in records for name in fields if name in record]
+        cells = [as_text(get(record, name)) for record in sample.records for name in fields if name in record]
         if cells and set(cells) <= {"0", "1", "true", "false"}:
-            sides: list[tuple[Any, Any]] = [(fields[0], "first"), (fields[1], "second")]
-            sides += [(tie, "tie")] if tie else []
-            found.append(Order("label", fields, Labels(tuple(sides))))
+            found.append(Order("label", fields, Labels.of_flags(fields)))
     return found
 
 
-def _scores(records: Records, keys: Sequence[str], answers: Answers) -> list[Order]:
+# Scores and ranks
+
+
+def _scores(sample: Sample, keys: Sequence[str]) -> list[Order]:
     """Scores and ranks of the responses: fields beside them, a list beside their list, or fields of its objects."""
-    if not answers.is_list:
-        return [
-            Order("rank" if kind == "rank" else "scores", fields, certain=kind == "higher")
-            for fields, words in fields_beside(keys, answers.fields)
-            if (kind := names.kind_of_score(words)) and _may_be_scores(records, fields, words)
-        ] + [
-            Order("scores", fields, certain=False)
-            for fields, words in fields_beside(keys, answers.fields)
-            if not names.kind_of_score(words)
-            and not names.is_about_text(words)
-            and numbers_in([get(record, field) for record in records for field in fields])
+    records = sample.records
+    if not sample.answers.is_list:
+        beside = [
+            (found, words, names.kind_of_score(words)) for found, words in fields_beside(keys, sample.answers.fields)
         ]
-    (name,) = answers.fields
-    inside = [one for record in records for one in (get(record, name) or ()) if isinstance(one, dict)]
-    found: list[tuple[str, str]] = []
-    for key in dict.fromkeys(key for one in inside for key in one if isinstance(key, str)):
-        kind = names.kind_of_score(words_of(key))
-        if kind and numbers_in([one.get(key, MISSING) for one in inside]):
-            found.append((f"{name}.{key}", kind))
-    for key in keys:
-        kind = names.kind_of_score(words_of(key))
-        lists = [record[key] for record in records if isinstance(record.get(key), list)]
-        if kind and lists and all(numbers_in(one) for one in lists if one):
-            found.append((key, kind))
-    orders = [Order("rank" if kind == "rank" else "scores", (key,), certain=kind == "higher") for key, kind in found]
-    usual = [order for order in orders if order.certain and order.fields[0].rpartition(".")[2] in _FIRST_SCORES]
+        scores = [
+            _order(kind, found) for found, words, kind in beside if kind and _may_be_scores(records, found, words)
+        ]
+        measures = [found for found, words, kind in beside if not kind and not names.is_about_text(words)]
+        return scores + [
+            _order("unclear", found)
+            for found in measures
+            if numbers_in([get(record, field) for record in records for field in found])
+        ]
+    (name,) = sample.answers.fields
+    lists = [listed for record in records if isinstance(listed := get(record, name), list)]
+    inside = [one for listed in lists for one in listed if isinstance(one, dict)]
+    own = dict.fromkeys(key for one in inside for key in one)
+    held = [(f"{name}.{key}", key, [[one.get(key, MISSING) for one in inside]]) for key in own]
+    held += [(key, key, [r[key] for r in records if isinstance(r.get(key), list)]) for key in keys]
+    orders = [
+        _order(kind, (field,))
+        for field, key, values in held
+        if (kind := names.kind_of_score(words_of(key))) and values and all(numbers_in(one) for one in values if one)
+    ]
+    usual = [order for order in orders if order.certain and leaf(order.fields[0]) in _FIRST_SCORES]
     if usual:
-        first = min(usual, key=lambda order: _FIRST_SCORES.index(order.fields[0].rpartition(".")[2]))
+        first = min(usual, key=lambda order: _FIRST_SCORES.index(leaf(order.fields[0])))
         orders = [first, *(order for order in orders if not order.certain)]
     return orders
 
 
-def fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def _order(kind: str, fields: tuple[str, ...]) -> Order:
+    """Scores by what their names say of them, as `names.kind_of_score` puts it."""
+    return Order("rank" if kind == "rank" else "scores", fields, certain=kind == "higher")
+
+
+def fields_beside(keys: Iterable[str], fields: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Fields that go with the responses one by one, as `score_a` and `score_b` do; and the words that they share."""
     spelled = [set(words_of(name)) for name in fields]
     common = set.intersection(*spelled)
@@ -333,15 +356,15 @@ def fields_beside(keys: Sequence[str], fields: Sequence[str]) -> list[tuple[tupl
     ]
 
 
-def checking_scores(records: Records, chosen: str, rejected: str) -> tuple[str, ...]:
+def checking_scores(sample: Sample) -> tuple[str, ...]:
     """Scores beside named sides, which must not contradict them: score_chosen, rejected_rating, metadata.chosen_score.
 
     They stand beside the sides or one object deeper (also `scores.chosen`), named after the sides or by the usual
     names of sides.
     """
-    for fields in ((chosen, rejected), ("chosen", "rejected")):
-        for found, words in fields_beside([key for key in _keys_of(records) if key not in fields], fields):
-            if names.kind_of_score(words) == "higher" and _may_be_scores(records, found, words):
+    for fields in (sample.answers.fields, ("chosen", "rejected")):
+        for found, words in fields_beside((key for key in sample.keys if key not in fields), fields):
+            if names.kind_of_score(words) == "higher" and _may_be_scores(sample.records, found, words):
                 return found
     return ()
 

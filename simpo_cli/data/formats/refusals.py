@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simpo_cli.data.formats import names
-from simpo_cli.data.formats.fields import MISSING, get, nearest
-from simpo_cli.data.formats.labels import as_number, label_words
-from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.orders import Answers, Order, Records, column_of, shown_counts
-from simpo_cli.data.formats.stated import Stated
+from simpo_cli.data.formats.fields import MISSING, Records, as_number, column_of, get, nearest
+from simpo_cli.data.formats.known import NEEDS
+from simpo_cli.data.formats.labels import label_words
+from simpo_cli.data.formats.layout import Layout, Stated
+from simpo_cli.data.formats.orders import Answers, Order, Sample, other_fields, shown_counts, two_valued
 from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.errors import UserError
 
@@ -40,39 +40,35 @@ def _flow(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def either(*lines: str) -> str:
-    """A fix that leaves the choice to the person: each line is right when pasted, for what it says."""
+def _either(problem: str, lines: Sequence[str], name: str) -> UserError:
+    """A refusal that leaves the choice to the person: each line is right when pasted, for what it says."""
+    fix = "Say which in the recipe (stats takes the same as --columns, --labels and --direction):"
     if not lines:
-        return "Name the field that says it in columns, and what its values mean in labels."
-    return "Say which in the recipe (stats takes the same as --columns, --labels and --direction):\n  " + "\n  ".join(
-        lines
-    )
+        fix = "Name the field that says it in columns, and what its values mean in labels."
+    return UserError(problem, "\n  ".join([fix, *lines]), where=name)
+
+
+def _columns_of(prompt: str | None, fields: Sequence[str]) -> dict[str, Any]:
+    """Prompt and responses as a mapping: sides that are named as such, or answers without an order."""
+    asked = {"prompt": prompt} if prompt else {}
+    if len(fields) == 2 and all(map(names.says_a_side, fields)):
+        return {**asked, "chosen": fields[0], "rejected": fields[1]}
+    return {**asked, "answers": column_of(fields)}
+
+
+# What a mapping says
 
 
 def require_fields(records: Records, stated: Stated, name: str) -> None:
     """Refuse a mapping that names a field which no record has."""
-    for part in stated.own:
-        if part == "best":
-            continue
-        said = stated.columns[part]
-        for field in [said] if isinstance(said, str) else said:
-            if all(_is_missing(record, field, part) for record in records):
-                near = nearest(field, records[0])
-                raise UserError(
-                    f"columns says that {part} is {field!r}, and no record has that field.",
-                    (f"Did you mean {near}? " if near else "")
-                    + f"Its fields are {', '.join(map(str, list(records[0])[:20])) or 'none'}.",
-                    where=name,
-                )
-
-
-def require_no_response(responses: Sequence[str], stated: Stated, name: str) -> None:
-    """Refuse a mapping whose prompt, or another part of what is asked, is one of the responses that were found."""
-    for part in ("prompt", "input", "system", "history"):
-        if part in stated.own and stated.columns[part] in responses:
+    named = [(part, field) for part in stated.own if part != "best" for field in stated.fields(part)]
+    for part, field in named:
+        if all(_is_missing(record, field, part) for record in records):
+            near = nearest(field, records[0])
             raise UserError(
-                f"columns says that {part} is {stated.columns[part]!r}, which is a response by its name.",
-                "Name another field, or say with answers, or with chosen and rejected, which fields are the responses.",
+                f"columns says that {part} is {field!r}, and no record has that field.",
+                (f"Did you mean {near}? " if near else "")
+                + f"Its fields are {', '.join(list(records[0])[:20]) or 'none'}.",
                 where=name,
             )
 
@@ -90,109 +86,160 @@ def _is_missing(record: Mapping[str, Any], field: str, part: str) -> bool:
     return True
 
 
+def require_no_response(responses: Sequence[str], stated: Stated, name: str) -> None:
+    """Refuse a mapping whose prompt, or another part of what is asked, is one of the responses that were found."""
+    for part in ("prompt", "input", "system", "history"):
+        if part in stated.own and stated.columns[part] in responses:
+            raise UserError(
+                f"columns says that {part} is {stated.columns[part]!r}, which is a response by its name.",
+                "Name another field, or say with answers, or with chosen and rejected, which fields are the responses.",
+                where=name,
+            )
+
+
+def unmapped(sample: Sample, order: Order) -> UserError:
+    """The refusal of a stated order beside a field that would say another."""
+    first, second = sample.answers.fields
+    values = f" ({shown_counts(order.values)})" if order.values else ""
+    lines = _lines_of(order, sample)
+    lines.append(line_of(sample.name, {**sample.asked, "chosen": first, "rejected": second}, direction="first"))
+    return _either(
+        f"columns says that {first} is chosen and {second} rejected, and {order.shown}{values} may say which one is "
+        "preferred in each record.",
+        lines,
+        sample.name,
+    )
+
+
+# Several fields for one part
+
+
 def two_pairs_of_sides(record: Mapping[str, Any], sides: Sequence[tuple[str, str]], name: str) -> UserError:
     prompt = names.prompt_in(record)
     lines = [line_of(name, {**prompt, "chosen": pair[0], "rejected": pair[1]}) for pair in sides]
-    return UserError(f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.", either(*lines), where=name)
+    return _either(f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.", lines, name)
 
 
 def several_answers(record: Mapping[str, Any], found: Sequence[Answers], name: str) -> UserError:
     shown = " or ".join(" and ".join(answers.fields) for answers in found)
     lines = [line_of(name, {**names.prompt_in(record), "answers": answers.column}) for answers in found]
-    return UserError(f"may hold its responses in {shown}.", either(*lines), where=name)
+    return _either(f"may hold its responses in {shown}.", lines, name)
 
 
 def several_prompts(found: Sequence[str], answers: Sequence[str], name: str) -> UserError:
-    lines = [line_of(name, {"prompt": field, **_answers_as(answers)}) for field in found]
-    return UserError(f"has several fields that may be the prompt: {', '.join(found)}.", either(*lines), where=name)
+    lines = [line_of(name, _columns_of(field, answers)) for field in found]
+    return _either(f"has several fields that may be the prompt: {', '.join(found)}.", lines, name)
 
 
-def _answers_as(fields: Sequence[str]) -> dict[str, Any]:
-    """The responses as a mapping: sides that are named as such, or answers without an order."""
-    if len(fields) == 2 and all(map(names.says_a_side, fields)):
-        return {"chosen": fields[0], "rejected": fields[1]}
-    return {"answers": column_of(fields)}
+def require_prompt(records: Records, layout: Layout, stated: Stated, name: str) -> None:
+    """Refuse texts without a prompt where other fields may be it."""
+    texts = [
+        field
+        for field in unused_fields(records, layout)
+        if any(isinstance(get(record, field), str | list | dict) for record in records)
+    ][:3]
+    if not texts:
+        return  # reading the first record says that the prompt is missing
+    own = {part: stated.columns[part] for part in stated.own}
+    sides = {} if {"chosen", "rejected", "answers"} & own.keys() else _columns_of(None, layout.responses)
+    lines = [line_of(name, {"prompt": field, **sides, **own}, stated.labels, stated.direction) for field in texts]
+    raise _either(f"has no field that is the prompt by its name; it may be {' or '.join(texts)}.", lines, name)
 
 
-def _prompt_as(prompt: str | None) -> dict[str, Any]:
-    return {"prompt": prompt} if prompt else {}
+# The order of the responses
 
 
-def no_direction(
-    answers: Answers,
-    prompt: str | None,
-    orders: Sequence[Order],
-    name: str,
-    others: Sequence[str] = (),
-    maybe: Sequence[Order] = (),
-    *,
-    several: bool = False,
-) -> UserError:
+def no_direction(sample: Sample, orders: Sequence[Order]) -> UserError:
     """The refusal of responses whose order nothing says, or nothing says for certain.
 
     Args:
+        sample: the responses.
         orders: what may say it.
-        others: fields that may still say it.
-        maybe: those of them that have the values of a label.
-        several: a list of the responses holds more than two.
     """
+    answers, name = sample.answers, sample.name
     fields = answers.fields
-    shown = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
-    listed = _prompt_as(prompt) | {"answers": answers.column}
+    held = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
     if not orders:
-        known, fix = _by_no_field(answers, prompt, others, maybe, name)
-        return UserError(f"holds {shown} and which one is preferred is told by no field{known}.", fix, where=name)
+        return _by_no_field(sample, f"holds {held} and which one is preferred is told by no field")
     order = orders[0]
     if order.kind == "text":
-        is_worse = names.is_about_loser(order.fields[0])
+        preferred, other = ("it", "the other one")[:: -1 if names.is_about_loser(order.fields[0]) else 1]
         return UserError(
-            f"holds {shown} and the {'other' if is_worse else 'preferred'} one once more under {order.shown}.",
-            f"Write {'the other one' if is_worse else 'it'} into a field chosen, and "
-            f"{'it' if is_worse else 'the other one'} into a field rejected.",
+            f"holds {held} and the {'preferred' if preferred == 'it' else 'other'} one once more under {order.shown}.",
+            f"Write {preferred} into a field chosen, and {other} into a field rejected.",
             where=name,
         )
-    if order.kind == "label" and (len(fields) > 2 or several):
+    lists = [get(record, fields[0]) for record in sample.records] if answers.is_list else [fields]
+    if order.kind == "label" and any(isinstance(one, list | tuple) and len(one) > 2 for one in lists):
         return UserError(
-            f"holds {shown} and a label, {order.shown}, which orders two of them only.",
+            f"holds {held} and a label, {order.shown}, which orders two of them only.",
             "Write the preferred one into a field chosen, and one of the others into a field rejected.",
             where=name,
         )
-    told = "told" if order.kind != "label" or names.may_be_label(order.fields[0]) else "perhaps told"
-    said = f"holds {shown} and which one is preferred is {told} by {order.shown!r}, whose meaning is not certain"
+    perhaps = "perhaps " if order.kind == "label" and not names.may_be_label(order.fields[0]) else ""
     counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
-    fix = either(*_lines_of(order, listed, name))
+    lines = _lines_of(order, sample)
     if order.kind == "rank" and answers.is_list and not order.fields[0].startswith(f"{fields[0]}."):
-        fix += (
-            f"\n  Neither fits if {order.fields[0]} holds places of {fields[0]}, the best one first: put the responses "
+        lines.append(
+            f"Neither fits if {order.fields[0]} holds places of {fields[0]}, the best one first: put the responses "
             "in that order then, and say direction: first."
         )
-    return UserError(f"{said}: {counts}.", fix, where=name)
+    return _either(
+        f"holds {held} and which one is preferred is {perhaps}told by {order.shown!r}, whose meaning is not certain: "
+        f"{counts}.",
+        lines,
+        name,
+    )
 
 
-def _by_no_field(
-    answers: Answers, prompt: str | None, others: Sequence[str], maybe: Sequence[Order], name: str
-) -> tuple[str, str]:
-    """What is said of the fields that may still say the order, behind `told by no field`; and the way out."""
-    listed = _prompt_as(prompt) | {"answers": answers.column}
+def _by_no_field(sample: Sample, problem: str) -> UserError:
+    """The refusal of responses that no known field orders, with the fields that may still do so."""
+    answers, name, fields = sample.answers, sample.name, sample.answers.fields
+    listed = sample.asked | {"answers": answers.column}
+    others, maybe = other_fields(sample), two_valued(sample)
     if maybe:
-        told = "; ".join(f"{order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
+        known = "; ".join(f"{order.shown} may be a label: {shown_counts(order.values)}" for order in maybe[:2])
         apart = [field for field in others if (field,) not in [order.fields for order in maybe]]
         beside = f" (others are {', '.join(apart[:8])})" if apart else ""
-        lines = [line for order in maybe[:2] for line in _lines_of(order, listed, name)]
-        return f" that is known{beside}; {told}", either(*lines)
+        lines = [line for order in maybe[:2] for line in _lines_of(order, sample)]
+        return _either(f"{problem} that is known{beside}; {known}.", lines, name)
     if others:
         part, other = ("scores", "label") if answers.is_list else ("label", "scores")
-        return (
-            f" that is known (others are {', '.join(others[:8])})",
+        return UserError(
+            f"{problem} that is known (others are {', '.join(others[:8])}).",
             f"Name the field that says it, as {part} or as {other}: {line_of(name, listed | {part: 'FIELD'})}\n"
             "  If the first is the better one in every record, say direction: first instead.",
+            where=name,
         )
     if answers.is_list:
         line = line_of(name, listed, direction="first")
-        return "", either(f"{line}   # the first is the best one, the last the worst")
-    sides = [_prompt_as(prompt) | {"chosen": c, "rejected": r} for c, r in (answers.fields[:2], answers.fields[1::-1])]
+        return _either(f"{problem}.", [f"{line}   # the first is the best one, the last the worst"], name)
+    sides = [sample.asked | {"chosen": c, "rejected": r} for c, r in (fields[:2], fields[1::-1])]
     lines = [f"{line_of(name, one)}   # {one['chosen']} is the better one in every record" for one in sides]
-    return "", either(*lines)
+    return _either(f"{problem}.", lines, name)
+
+
+def contradiction(sample: Sample, one: Order, other: Order) -> UserError:
+    """The refusal of a file in which two fields order the responses, and not in the same way."""
+    return _either(
+        f"both {one.shown} and {other.shown} could say which response is preferred, and they differ.",
+        [*_lines_of(one, sample), *_lines_of(other, sample)],
+        sample.name,
+    )
+
+
+def _lines_of(order: Order, sample: Sample) -> list[str]:
+    """The lines that take one order; both ways of it where its meaning is not certain."""
+    listed = sample.asked | {"answers": sample.answers.column}
+    if order.kind == "text":
+        return []
+    if order.kind == "label":
+        columns = listed | {"label": column_of(order.fields)}
+        is_plain = bool(order.named_by) or (order.certain and len(order.fields) > 1)  # names say what values mean
+        return [line_of(sample.name, columns, meaning) for meaning in ([None] if is_plain else meanings_of(order))]
+    columns = listed | {"rank" if order.kind == "rank" else "scores": column_of(order.fields)}
+    ways: list[dict[str, str]] = [{}] if order.certain else [{"best": "lowest"}, {"best": "highest"}]
+    return [line_of(sample.name, {**columns, **best}) for best in ways]
 
 
 def meanings_of(order: Order) -> list[dict[str, Any]]:
@@ -200,7 +247,7 @@ def meanings_of(order: Order) -> list[dict[str, Any]]:
 
     Values without a meaning beside others with one are put to the ties, for the person to place.
     """
-    values = [held.value for held in order.values]
+    values = [value for _, value in order.values]
     if order.labels is not None:
         meanings = order.labels.as_meanings(values)
         unclear = [value for value in values if order.labels.side(value) is None]
@@ -211,77 +258,56 @@ def meanings_of(order: Order) -> list[dict[str, Any]]:
     if found and len(found) == len(rest) and (min(found) < 0 < max(found) or len(found) > 3):
         middle = 0 if min(found) < 0 < max(found) else (min(found) + max(found)) / 2
         ties += [middle] if middle in found else []
-        pairs = (("below", "above"), ("above", "below"))
-        return [_meaning({a: middle}, {b: middle}, ties) for a, b in pairs]
+        return _both_ways({"below": middle}, {"above": middle}, ties)
     rest.sort(key=lambda value: (str(type(value)), 0 if isinstance(value, str) else value, str(value)))
-    if len(rest) == 1:
-        return [{"first": rest}, {"second": rest}]
     if rest == [0, 1, 2] and not ties:  # the tie is the last, or 0 beside the numbers of the responses
-        return [_meaning([a], [b], [tie]) for a, b, tie in ((0, 1, 2), (1, 0, 2), (1, 2, 0))]
-    if len(rest) > 2:
-        return [_meaning(["VALUE"], ["OTHER VALUE"], ties)]  # which of them say the same is for the person to tell
-    return [_meaning([rest[a]], [rest[b]], ties) for a, b in ((0, 1), (1, 0))] if rest else []
+        return [*_both_ways([0], [1], [2]), *_both_ways([1], [2], [0])[:1]]
+    match rest:
+        case []:
+            return []
+        case [_]:
+            return [{"first": rest}, {"second": rest}]
+        case [first, second]:
+            return _both_ways([first], [second], ties)
+    return _both_ways(["VALUE"], ["OTHER VALUE"], ties)[:1]  # which of them say the same is for the person to tell
 
 
-def _meaning(first: Any, second: Any, tie: list[Any]) -> dict[str, Any]:
-    return {"first": first, "second": second} | ({"tie": tie} if tie else {})
+def _both_ways(one: Any, other: Any, tie: list[Any]) -> list[dict[str, Any]]:
+    ties = {"tie": tie} if tie else {}
+    return [{"first": first, "second": second, **ties} for first, second in ((one, other), (other, one))]
 
 
-def contradiction(answers: Answers, prompt: str | None, one: Order, other: Order, name: str) -> UserError:
-    """The refusal of a file in which two fields order the responses, and not in the same way."""
-    listed = _prompt_as(prompt) | {"answers": answers.column}
-    lines = [line for order in (one, other) for line in _lines_of(order, listed, name)]
+# Sides that name other fields
+
+
+def letters(sample: Sample, fields: Sequence[str]) -> UserError:
+    """The refusal of letters under chosen and rejected that may be answers, or may name the fields of the answers."""
+    chosen, rejected = sample.answers.fields
+    lines = [line_of(sample.name, {**sample.asked, "chosen": chosen, "rejected": rejected}, direction="first")]
+    if len(fields) == 2:
+        meanings = {"first": [fields[0][-1:]], "second": [fields[1][-1:]]}
+        lines.append(line_of(sample.name, {**sample.asked, "answers": list(fields), "label": chosen}, meanings))
+    return _either(
+        f"holds letters or numbers under {chosen} and {rejected}, and texts under {', '.join(fields)}: the answers may "
+        "be the one or the other.",
+        lines,
+        sample.name,
+    )
+
+
+def repeated_names(sample: Sample, holders: Sequence[str], fields: Sequence[str]) -> UserError:
+    """The refusal of sides that only repeat which model wrote the response."""
+    sides = sample.answers.fields
+    line = line_of(sample.name, {"answers": list(fields), "label": sides[0]})
     return UserError(
-        f"both {one.shown} and {other.shown} could say which response is preferred, and they differ.",
-        either(*lines),
-        where=name,
+        f"holds under {' and '.join(sides)} what {' and '.join(holders)} hold, and the responses under "
+        f"{' and '.join(fields)}.",
+        f"Name the responses and the label in the recipe: {line}",
+        where=sample.name,
     )
 
 
-def _lines_of(order: Order, listed: Mapping[str, Any], name: str) -> list[str]:
-    """The lines that take one order; both ways of it where its meaning is not certain."""
-    if order.kind == "text":
-        return []
-    if order.kind == "label":
-        columns = {**listed, "label": order.column}
-        is_plain = bool(order.named_by) or (order.certain and len(order.fields) > 1)  # names say what values mean
-        return [line_of(name, columns, meaning) for meaning in ([None] if is_plain else meanings_of(order))]
-    part = "rank" if order.kind == "rank" else "scores"
-    ways: list[dict[str, str]] = [{}] if order.certain else [{"best": "lowest"}, {"best": "highest"}]
-    return [line_of(name, {**listed, part: order.column, **best}) for best in ways]
-
-
-def unmapped(answers: Answers, prompt: str | None, order: Order, name: str) -> UserError:
-    """The refusal of a stated order beside a field that would say another."""
-    base = _prompt_as(prompt)
-    first, second = answers.fields
-    values = f" ({shown_counts(order.values)})" if order.values else ""
-    stated = {**base, "chosen": first, "rejected": second}
-    lines = _lines_of(order, {**base, "answers": [first, second]}, name)
-    lines.append(line_of(name, stated, direction="first"))
-    return UserError(
-        f"columns says that {first} is chosen and {second} rejected, and {order.shown}{values} may say which one is "
-        "preferred in each record.",
-        either(*lines),
-        where=name,
-    )
-
-
-def require_prompt(records: Records, layout: Layout, stated: Stated, name: str) -> None:
-    """Refuse texts without a prompt where other fields may be it."""
-    texts = [
-        field
-        for field in unused_fields(records, layout)
-        if any(isinstance(get(record, field), str | list | dict) for record in records)
-    ]
-    if not texts:
-        return  # reading the first record says that the prompt is missing
-    said = {part: stated.columns[part] for part in stated.own}
-    sides = {} if {"chosen", "rejected", "answers"} & said.keys() else _answers_as(layout.responses)
-    lines = [line_of(name, {"prompt": field, **sides, **said}, stated.labels, stated.direction) for field in texts[:3]]
-    raise UserError(
-        f"has no field that is the prompt by its name; it may be {' or '.join(texts[:3])}.", either(*lines), where=name
-    )
+# No pairs at all
 
 
 def is_stepwise(record: Mapping[str, Any]) -> bool:
@@ -309,9 +335,7 @@ def no_pairs(records: Records, name: str) -> UserError:
 
 
 def _no_pairs(record: Mapping[str, Any], name: str) -> tuple[str, str]:
-    keys = list(record)
     lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
-    needs = "SimPO needs a chosen and a rejected response to each prompt."
     if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
         return (
             "holds unpaired feedback (KTO): one response a record with a good or bad label. SimPO compares two "
@@ -319,49 +343,22 @@ def _no_pairs(record: Mapping[str, Any], name: str) -> tuple[str, str]:
             "Join a good and a bad response of each prompt into records with prompt, chosen and rejected.",
         )
     if is_stepwise(record):
-        return "holds stepwise supervision: the steps of one answer, each with a true or false label.", needs
+        return "holds stepwise supervision: the steps of one answer, each with a true or false label.", NEEDS
     if "messages" in record or "conversations" in record or ({"instruction", "output"} <= record.keys()):
-        return "holds one response a record, no preferences (data for supervised tuning).", needs
+        return "holds one response a record, no preferences (data for supervised tuning).", NEEDS
     if guessed := names.named_sides(record, names.GUESSED_SIDES):
         columns = names.prompt_in(record) | dict(zip(("chosen", "rejected"), guessed[0], strict=True))
         return (
             f"has no fields chosen and rejected; {' and '.join(guessed[0])} may be meant.",
             f"If so, say it in the recipe: {line_of(name, columns)}",
         )
-    if len(keys) <= 4 and len(lists) == 1:
+    if len(record) <= 4 and len(lists) == 1:
         return (
             f"holds its records under {lists[0]!r}, not as a list of records.",
             f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
         )
     columns = {"prompt": "FIELD_1", "chosen": "FIELD_2", "rejected": "FIELD_3"}
     return (
-        f"has no fields chosen and rejected; its fields are {', '.join(map(str, keys[:12])) or 'none'}.",
+        f"has no fields chosen and rejected; its fields are {', '.join(list(record)[:12]) or 'none'}.",
         f"Say in the recipe which they are: {line_of(name, columns)}",
-    )
-
-
-def letters(answers: Answers, prompt: str | None, fields: Sequence[str], name: str) -> UserError:
-    """The refusal of letters under chosen and rejected that may be answers, or may name the fields of the answers."""
-    chosen, rejected = answers.fields
-    base = _prompt_as(prompt)
-    lines = [line_of(name, {**base, "chosen": chosen, "rejected": rejected}, direction="first")]
-    if len(fields) == 2:
-        meanings = {"first": [fields[0][-1:]], "second": [fields[1][-1:]]}
-        lines.append(line_of(name, {**base, "answers": list(fields), "label": chosen}, meanings))
-    return UserError(
-        f"holds letters or numbers under {chosen} and {rejected}, and texts under {', '.join(fields)}: the answers may "
-        "be the one or the other.",
-        either(*lines),
-        where=name,
-    )
-
-
-def repeated_names(answers: Answers, holders: Sequence[str], fields: Sequence[str], name: str) -> UserError:
-    """The refusal of sides that only repeat which model wrote the response."""
-    sides = " and ".join(answers.fields)
-    return UserError(
-        f"holds under {sides} what {' and '.join(holders)} hold, and the responses under {' and '.join(fields)}.",
-        f"Name the responses and the label in the recipe: "
-        f"{line_of(name, {'answers': list(fields), 'label': answers.fields[0]})}",
-        where=name,
     )

@@ -1,11 +1,10 @@
 """Where the prompt ends and the two responses begin, in texts, messages and Human/Assistant transcripts."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simpo_cli.data.formats.fields import MISSING, SKIP, from_json, get
+from simpo_cli.data.formats.fields import MISSING, SKIP, get, required
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.messages import (
     MESSAGE_AS_TEXT,
@@ -23,26 +22,48 @@ from simpo_cli.data.messages import (
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError, RecordNote, kind_of
 
+Record = Mapping[str, Any]
+Turns = list[Message] | str
+Parts = tuple[Turns, Message, Message]
+"""Prompt, chosen and rejected response."""
 
-def split_record(
-    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any, notes: Counter[RecordNote]
-) -> tuple[list[Message] | str, Message, Message]:
+
+def split_record(record: Record, layout: Layout, chosen: Any, rejected: Any, notes: Counter[RecordNote]) -> Parts:
     """Prompt, preferred and other response, whichever forms they have.
 
     Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `notes`.
 
+    Args:
+        record: the record.
+        layout: the file's layout.
+        chosen, rejected: what the record holds as the two responses, perhaps with the prompt in front.
+        notes: gets what is worth telling and stops nothing.
+
     Raises:
         RecordError: the record has no such form.
     """
-    turns, better, worse = _split(record, layout, prompt, chosen, rejected)
-    if isinstance(turns, str):
-        return turns, better, worse
-    if isinstance(chosen, str) and is_transcript(chosen) and any(map(asks_again, (better.content, worse.content))):
-        notes[RecordNote.FURTHER_TURNS] += 1
-    repeated = record.get(layout.prompt or "prompt")
-    is_said_twice = isinstance(chosen, list) and len(chosen) > 1
-    if isinstance(repeated, str) and is_said_twice and not _is_among(repeated, turns):
-        notes[RecordNote.OTHER_PROMPT] += 1
+    prompt = None if layout.prompt is None else required(record, layout.prompt)
+    turns, better, worse = _split(record, layout, _with_more(prompt, record, layout), chosen, rejected)
+    if not isinstance(turns, str):
+        if isinstance(chosen, str) and is_transcript(chosen) and any(map(asks_again, (better.content, worse.content))):
+            notes[RecordNote.FURTHER_TURNS] += 1
+        repeated = record.get(layout.prompt or "prompt")
+        has_turns = isinstance(chosen, list) and len(chosen) > 1
+        texts = [turn.content.strip() for turn in turns]
+        if has_turns and isinstance(repeated, str) and repeated.strip() not in texts:
+            notes[RecordNote.OTHER_PROMPT] += 1
+        turns = _joined(turns, notes)
+    turns = _with_system(_with_history(turns, record, layout), record, layout)
+    if not turns and isinstance(turns, list):
+        raise RecordError("prompt is missing", SKIP)
+    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns if turn.role != "system"]
+    if not any(text and not text.isspace() for text in texts):
+        raise RecordError(f"{layout.prompt or 'the prompt'} is empty", SKIP)
+    return turns, better, worse
+
+
+def _joined(turns: Sequence[Message], notes: Counter[RecordNote]) -> list[Message]:
+    """The turns of a prompt, those of the user that follow one another as one."""
     joined: list[Message] = []
     for turn in turns:
         if joined and turn.role == joined[-1].role == "user":
@@ -61,55 +82,47 @@ def split_record(
         notes[RecordNote.ENDS_WITH_ANSWER] += 1
     if len(joined) < len(turns):
         notes[RecordNote.JOINED_TURNS] += 1
-    return joined, better, worse
+    return joined
 
 
-def _split(
-    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: Any, rejected: Any
-) -> tuple[list[Message] | str, Message, Message]:
+def _split(record: Record, layout: Layout, prompt: Any, chosen: Any, rejected: Any) -> Parts:
     first, second = layout.chosen, layout.rejected
-    chosen, rejected = (_one_text(value, field) for value, field in ((chosen, first), (rejected, second)))
+    chosen, rejected = _one_text(chosen, first), _one_text(rejected, second)
     if isinstance(chosen, list) != isinstance(rejected, list):
         raise RecordError(f"{first} is a {kind_of(chosen)} and {second} is {kind_of(rejected)}", SKIP)
     prompt = [prompt] if isinstance(prompt, dict) else prompt
     if isinstance(chosen, list):
         return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
-    answers = [_response(value, field) for value, field in ((chosen, first), (rejected, second))]
-    texts = [answer.content for answer in answers]
+    better, worse = _response(chosen, first), _response(rejected, second)
+    texts = (better.content, worse.content)
     if all(MESSAGE_AS_TEXT.match(text) and text.lstrip().startswith("[") for text in texts):
         raise RecordError(
             f"{first} and {second} are lists of messages written as text",
             "Write the lists themselves; pandas does so with to_json(orient='records', lines=True), not with to_csv.",
         )
-    if prompt is None:
-        return _split_without_prompt(texts, layout)
+    dialogues = [is_transcript(text) for text in texts]
+    if prompt is None and not all(dialogues):
+        if any(dialogues):
+            side = second if dialogues[0] else first
+            raise RecordError(f"{side} is no whole dialogue (Human: ... Assistant: ...), as the other side is", SKIP)
+        raise RecordError("prompt is missing", f"{first} and {second} are not whole dialogues either. " + SKIP)
     if isinstance(prompt, list):
-        return _prompt_turns(record, prompt, layout, texts[0]), answers[0], answers[1]
-    if not isinstance(prompt, str):
+        return _prompt_turns(record, prompt, layout, better.content), better, worse
+    if not isinstance(prompt, str | None):
         raise RecordError(f"{layout.prompt}: expected text or messages, got {kind_of(prompt)}", SKIP)
-    if is_transcript_prompt(prompt):
+    if prompt is not None and is_transcript_prompt(prompt):
         # some files repeat the dialogue in front of each response
         repeated = all(text.startswith(prompt) for text in texts)
         bare = [(text[len(prompt) :] if repeated else text).removeprefix(" ") for text in texts]
-        return transcript_turns(prompt), *_answers(bare)
-    if all(map(is_transcript, texts)):
+        return transcript_turns(prompt), Message("assistant", bare[0]), Message("assistant", bare[1])
+    if all(dialogues):
         turns, *bare = split_transcripts(*texts)
-        if prompt.strip() not in (turns[-1].content.strip(), texts[0][: -len(bare[0]) or None].strip()):
+        whole = texts[0][: -len(bare[0]) or None]
+        if prompt is not None and prompt.strip() not in (turns[-1].content.strip(), whole.strip()):
             raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
-        return turns, *_answers(bare)
-    beside = _messages_beside(record, layout, prompt)
-    return beside if beside is not None else prompt, answers[0], answers[1]
-
-
-def _is_among(text: str, turns: Sequence[Message]) -> bool:
-    """Whether one of the turns says this text, white space around it aside."""
-    return text.strip() in [turn.content.strip() for turn in turns]
-
-
-def _is_nearly_among(text: str, turns: Sequence[Message]) -> bool:
-    """Whether one of the turns says this text, case and all white space aside."""
-    words = text.casefold().split()
-    return any(turn.content.casefold().split() == words for turn in turns)
+        return turns, Message("assistant", bare[0]), Message("assistant", bare[1])
+    assert prompt is not None
+    return _asked(prompt, record, layout), better, worse
 
 
 def _one_text(value: Any, field: str) -> Any:
@@ -123,56 +136,6 @@ def _one_text(value: Any, field: str) -> Any:
     return value
 
 
-def _answers(texts: Sequence[str]) -> tuple[Message, Message]:
-    return Message("assistant", texts[0]), Message("assistant", texts[1])
-
-
-def _split_without_prompt(texts: Sequence[str], layout: Layout) -> tuple[list[Message], Message, Message]:
-    if not all(map(is_transcript, texts)):
-        if any(map(is_transcript, texts)):
-            side = layout.rejected if is_transcript(texts[0]) else layout.chosen
-            raise RecordError(f"{side} is no whole dialogue (Human: ... Assistant: ...), as the other side is", SKIP)
-        raise RecordError(
-            "prompt is missing",
-            f"{layout.chosen} and {layout.rejected} are not whole dialogues either. " + SKIP,
-        )
-    turns, *bare = split_transcripts(texts[0], texts[1])
-    return turns, *_answers(bare)
-
-
-def _split_lists(
-    record: Mapping[str, Any], layout: Layout, prompt: Any, chosen: list[Message], rejected: list[Message]
-) -> tuple[list[Message] | str, Message, Message]:
-    if prompt is None:
-        turns, *answers = split_conversations(chosen, rejected)
-        text = record.get("prompt")
-        if isinstance(text, str) and turns and not (_is_among(text, turns) or _is_nearly_among(text, turns)):
-            raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
-        return turns, answers[0], answers[1]
-    if isinstance(prompt, str):
-        if len(chosen) == len(rejected) == 1:
-            _, *answers = split_conversations(chosen, rejected)
-            if is_transcript_prompt(prompt):
-                return transcript_turns(prompt), answers[0], answers[1]
-            beside = _messages_beside(record, layout, prompt)
-            return beside if beside is not None else prompt, answers[0], answers[1]
-        for field, turns in ((layout.chosen, chosen), (layout.rejected, rejected)):
-            if len(turns) > 1 and turns[0].role == "assistant":
-                raise several_turns(field, turns)
-        return _split_lists({**record, "prompt": prompt}, layout, None, chosen, rejected)
-    before = turns_of(prompt, str(layout.prompt))
-    for field, turns in ((layout.chosen, chosen), (layout.rejected, rejected)):
-        if len(turns) > 1 and turns[: len(before)] != before:
-            if turns[0].role == "assistant":
-                raise several_turns(field, turns)
-            raise RecordError(f"{field} does not begin with the turns of {layout.prompt}", SKIP)
-    chosen, rejected = (turns if len(turns) == 1 else turns[len(before) :] for turns in (chosen, rejected))
-    if not chosen or not rejected:
-        raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
-    more, *answers = split_conversations(chosen, rejected)
-    return [*(_messages_beside(record, layout, before) or before), *more], answers[0], answers[1]
-
-
 def _response(value: object, field: str) -> Message:
     """One response that is no list: text, or a single message by the assistant."""
     if isinstance(value, str):
@@ -183,7 +146,52 @@ def _response(value: object, field: str) -> Message:
     return turn
 
 
-def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str | list[Message]) -> list[Message] | None:
+def _split_lists(record: Record, layout: Layout, prompt: Any, chosen: list[Message], rejected: list[Message]) -> Parts:
+    sides = ((layout.chosen, chosen), (layout.rejected, rejected))
+    if not isinstance(prompt, str | None):
+        before = turns_of(prompt, str(layout.prompt))
+        for field, turns in sides:
+            if len(turns) > 1 and turns[: len(before)] != before:
+                if turns[0].role == "assistant":
+                    raise several_turns(field, turns)
+                raise RecordError(f"{field} does not begin with the turns of {layout.prompt}", SKIP)
+        chosen, rejected = (turns if len(turns) == 1 else turns[len(before) :] for _, turns in sides)
+        if not chosen or not rejected:
+            raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
+        more, better, worse = split_conversations(chosen, rejected)
+        return [*(_messages_beside(record, layout, before) or before), *more], better, worse
+    if prompt is not None and len(chosen) == len(rejected) == 1:
+        _, better, worse = split_conversations(chosen, rejected)
+        return (
+            transcript_turns(prompt) if is_transcript_prompt(prompt) else _asked(prompt, record, layout),
+            better,
+            worse,
+        )
+    if prompt is not None:
+        for field, turns in sides:
+            if len(turns) > 1 and turns[0].role == "assistant":
+                raise several_turns(field, turns)
+    before, better, worse = split_conversations(chosen, rejected)
+    text = record.get("prompt") if prompt is None else prompt
+    if isinstance(text, str) and before and not _is_among(text, before):
+        raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
+    return before, better, worse
+
+
+def _is_among(text: str, turns: Sequence[Message]) -> bool:
+    """Whether one of the turns says this text, case and all white space aside."""
+    words = text.casefold().split()
+    return any(turn.content.casefold().split() == words for turn in turns)
+
+
+# The prompt and what stands before it
+
+
+def _asked(prompt: str, record: Record, layout: Layout) -> Turns:
+    return _messages_beside(record, layout, prompt) or prompt
+
+
+def _messages_beside(record: Record, layout: Layout, prompt: Turns) -> list[Message] | None:
     """The conversation that a record holds beside its last question, or its last turns; None where it holds none.
 
     Raises:
@@ -194,31 +202,23 @@ def _messages_beside(record: Mapping[str, Any], layout: Layout, prompt: str | li
         if field == layout.prompt or not isinstance(value, list) or not value or not isinstance(value[0], dict):
             continue
         turns = turns_of(value, field)
-        if isinstance(prompt, list) and _ends_with(prompt, turns):
-            return prompt
-        turns = turns[:-1] if turns[-1].role == "assistant" else turns
-        if isinstance(prompt, list) and turns and _ends_with(prompt, turns):
-            return prompt
-        if not turns or not _is_last(turns, prompt):
+        open_turns = turns[:-1] if turns[-1].role == "assistant" else turns
+        if isinstance(prompt, list):
+            if any(part and prompt[-len(part) :] == part for part in (turns, open_turns)):
+                return prompt
+            is_last = open_turns[-len(prompt) :] == prompt
+        else:
+            is_last = bool(open_turns) and open_turns[-1].content.strip() == prompt.strip()
+        if not is_last:
             raise RecordError(
                 f"{layout.prompt} is not the last question of {field}",
                 f"Leave one of them out, or say which is the prompt with columns: {{prompt: {field}}}.",
             )
-        return turns
+        return open_turns
     return None
 
 
-def _is_last(turns: list[Message], prompt: str | list[Message]) -> bool:
-    if isinstance(prompt, list):
-        return _ends_with(turns, prompt)
-    return turns[-1].content.strip() == prompt.strip()
-
-
-def _ends_with(turns: list[Message], last: list[Message]) -> bool:
-    return turns[-len(last) :] == last
-
-
-def _prompt_turns(record: Mapping[str, Any], prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
+def _prompt_turns(record: Record, prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
     turns = turns_of(prompt, str(layout.prompt))
     turns = _messages_beside(record, layout, turns) or turns
     if turns[-1].role == "assistant" and turns[-1].content == chosen:
@@ -228,7 +228,7 @@ def _prompt_turns(record: Mapping[str, Any], prompt: list[Any], layout: Layout, 
     return turns
 
 
-def with_more(prompt: Any, record: Mapping[str, Any], layout: Layout) -> Any:
+def _with_more(prompt: Any, record: Record, layout: Layout) -> Any:
     """The prompt, and behind it the text that continues it (Alpaca's `input`)."""
     more = None if layout.prompt_more is None else get(record, layout.prompt_more)
     if more is None or more is MISSING or more == "":
@@ -242,7 +242,7 @@ def with_more(prompt: Any, record: Mapping[str, Any], layout: Layout) -> Any:
     return f"{prompt}\n{more}"
 
 
-def with_history(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
+def _with_history(turns: Turns, record: Record, layout: Layout) -> Turns:
     """The prompt behind the turns that came before it, which a file gives as messages or as [question, answer]."""
     history = None if layout.prompt in (None, layout.history) else get(record, layout.history)
     history = parsed(history) if isinstance(history, str) else history  # a table may have it as text
@@ -265,22 +265,21 @@ def with_history(turns: list[Message] | str, record: Mapping[str, Any], layout: 
     return [*turns[:count], *before, *turns[count:]]
 
 
-def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: Layout) -> list[Message] | str:
+def _with_system(turns: Turns, record: Record, layout: Layout) -> Turns:
     """The turns behind the system text that the record holds in a field of its own.
 
     Raises:
         RecordError: it is no text, or the conversation has a system turn with another one.
     """
     system = get(record, layout.system)
-    if system is MISSING or system is None or system in ("", []):
+    if system is MISSING or system in (None, "", []):
         return turns
     if not isinstance(system, str | list):
         raise RecordError(f"{layout.system}: expected text, got {kind_of(system)}", SKIP)
     if len(system) > 1 and isinstance(system, list) and all(isinstance(text, str) for text in system):
         raise RecordError(f"{layout.system}: a list of {len(system)} texts, and the system text is one", SKIP)
     opening = turn_of({"role": "system", "content": system}, layout.system)
-    if isinstance(turns, str):
-        turns = [Message("user", turns)]
+    turns = [Message("user", turns)] if isinstance(turns, str) else turns
     if not turns or turns[0].role != "system":
         return [opening, *turns]
     if turns[0].content.strip() != opening.content.strip():
@@ -289,29 +288,3 @@ def with_system(turns: list[Message] | str, record: Mapping[str, Any], layout: L
             "Leave one of them out. " + SKIP,
         )
     return turns
-
-
-def template_kwargs_of(record: Mapping[str, Any]) -> str | None:
-    """JSON text of the record's own variables for the chat template, which TRL and smoltalk2 keep in a column.
-
-    Raises:
-        RecordError: the column holds something else.
-    """
-    field = "chat_template_kwargs"
-    value = record.get(field)
-    if isinstance(value, str) and value.strip():
-        value = from_json(value, field)
-    if value in (None, "", {}):
-        return None
-    if not isinstance(value, dict):
-        raise RecordError(f"{field}: expected an object, got {kind_of(value)}", SKIP)
-    given = {name: one for name, one in value.items() if one is not None}  # a column writes null for what is not there
-    return json.dumps(given, ensure_ascii=False, default=str) if given else None
-
-
-def require_prompt(turns: list[Message] | str, layout: Layout) -> None:
-    if not isinstance(turns, str) and not turns:
-        raise RecordError("prompt is missing", SKIP)
-    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns if turn.role != "system"]
-    if not any(text and not text.isspace() for text in texts):
-        raise RecordError(f"{layout.prompt or 'the prompt'} is empty", SKIP)

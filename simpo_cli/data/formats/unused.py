@@ -1,14 +1,13 @@
 """Fields that a layout does not use, so that no part of a conversation vanishes without a word."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from simpo_cli.data.formats.fields import word_set, words_of
+from simpo_cli.data.formats.fields import Records, is_empty, is_turn, leaf, word_set, words_of
 from simpo_cli.data.formats.layout import Layout
 from simpo_cli.data.formats.names import may_be_label
-from simpo_cli.data.formats.preferred import is_empty
 
 _METADATA = word_set(
     "id ids idx index uid uuid hash source sources origin url urls link links dataset subset split date time "
@@ -23,7 +22,6 @@ _LAST = word_set("id ids idx index uid uuid hash url urls link timestamp score s
 _MEDIA = word_set("image images video videos audio audios")
 _PARTS = frozenset({"system", "system_prompt", "system_message", "history", "tools", "context"})
 _TURNS = frozenset({"turn", "turns"})  # their number is metadata, they themselves are not
-_ROLES = frozenset({"role", "from"})
 _LONGEST_METADATA = 80  # characters; a longer text of words was written to be read
 _FEWEST_WORDS = 8
 _MOST_FOUND = 50  # in records whose keys are data themselves there is no end of them
@@ -53,14 +51,14 @@ class UnusedFields:
         # what repeats the prompt or a response is a copy of it
         self._copied = (layout.prompt or "prompt", *(() if layout.is_list else layout.responses))
         self._used = [without_places(field) for field in used if field]
-        self._settled = {*self._used}
+        self._done = {*self._used}
         self._metadata: set[str] = set()  # for speed: a short value of these says nothing
         self.found: dict[str, None] = {}
 
     def look(self, record: Mapping[str, Any]) -> None:
         """Add those of one more record."""
         for key, value in record.items():
-            if key in self._settled or (key in self._metadata and _is_short(value)) or not isinstance(key, str):
+            if key in self._done or (key in self._metadata and _is_short(value)):
                 continue
             if len(self.found) >= _MOST_FOUND:
                 return
@@ -68,12 +66,12 @@ class UnusedFields:
                 continue
             self.found.update(dict.fromkeys(_unused_in(key, value, self._used)))
             if key in self.found:
-                self._settled.add(key)
+                self._done.add(key)
             elif is_metadata(key) and not any(field.startswith(f"{key}.") for field in self._used):
                 self._metadata.add(key)
 
 
-def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[str]:
+def unused_fields(records: Records, layout: Layout) -> list[str]:
     """The unused fields of some records."""
     unused = UnusedFields(layout)
     for record in records:
@@ -81,29 +79,21 @@ def unused_fields(records: Sequence[Mapping[str, Any]], layout: Layout) -> list[
     return list(unused.found)
 
 
-def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterable[str]:
+def _unused_in(name: str, value: Any, used: Sequence[str]) -> Iterator[str]:
+    below = [field for field in used if field.startswith(f"{name}.")]
     if name in used or is_empty(value) or value in ([], {}):
         return
-    below = [field for field in used if field.startswith(f"{name}.")]
-    if not below and is_metadata(name):
-        yield from _content_in(name, value)
-        return
-    if not below:
-        yield name
-    for one in (value if isinstance(value, list) else [value]) if below else ():
-        if isinstance(one, dict):
-            for key, inner in one.items():
+    if below:
+        for one in value if isinstance(value, list) else [value]:
+            for key, inner in one.items() if isinstance(one, dict) else ():
                 yield from _unused_in(f"{name}.{key}", inner, below)
-
-
-def _content_in(name: str, value: Any) -> Iterable[str]:
-    """What is asked in all the same, under a name of metadata: a long text, turns, a system text in `metadata`."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key in _PARTS and not is_empty(inner) and inner != []:
-                yield f"{name}.{key}"
+    elif not is_metadata(name):
+        yield name
+    elif isinstance(value, dict):  # what is asked in all the same, under a name of metadata
+        asked = [key for key in value if key in _PARTS and not is_empty(value[key]) and value[key] != []]
+        yield from (f"{name}.{key}" for key in asked)
     elif isinstance(value, list):
-        if name.lower() in _TURNS or (value and isinstance(value[0], dict) and _ROLES & value[0].keys()):
+        if name.lower() in _TURNS or is_turn(value[0]):
             yield name
     elif not _is_short(value) and len(str(value).split()) >= _FEWEST_WORDS:
         yield name
@@ -121,7 +111,7 @@ def without_places(name: str) -> str:
 @lru_cache(maxsize=4096)
 def is_metadata(name: str) -> bool:
     """Whether a field says where its record comes from or how it was measured; what may be a label never does."""
-    words = [word for word in words_of(name.rpartition(".")[2]) if not word.isdigit()]
+    words = [word for word in words_of(leaf(name)) if not word.isdigit()]
     if not words:
         return True  # the index that pandas writes
     if not _MEDIA.isdisjoint(words):
