@@ -52,7 +52,7 @@ class Routes:
     beta: set[str] = field(default_factory=set)
     pair: set[str] = field(default_factory=set)
     _composing: bool = False
-    _waiting: set[str] = field(default_factory=set)  # files with beta on the stack when the objective was last entered
+    _waiting: set[str] = field(default_factory=set)  # files with beta on the stack as the objective made the loss
 
     def look(self, frame: FrameType, event: str, result: object) -> None:
         code = frame.f_code
@@ -70,7 +70,7 @@ class Routes:
         if any(_holds(value, self._is_of_pair, 1) for value in values):
             self.pair.add(file)
         self._composing &= code.co_name != "compose" or event == "call"
-        if file.startswith("objective") and event == "call":
+        if file.startswith("objective") and event == "call" and any(getattr(v, "requires_grad", False) for v in values):
             self._waiting = set(self._waiting_with_beta(frame))
 
     def _file(self, frame: FrameType) -> str:
