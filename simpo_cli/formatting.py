@@ -59,11 +59,24 @@ def border_in_words(difference: Measured, p_value: float) -> str:
     )
 
 
-def prompts_in_words(prompts: int, effective: float) -> str:
+def effective_prompts(counted: Mapping[str, Any]) -> float:
+    """How many prompts of equal weight a document's `prompts` count as; runs of before 0.2 do not say it."""
+    return float(counted.get("effective_prompts", counted["prompts"]))
+
+
+def prompts_in_words(counted: Mapping[str, Any]) -> str:
     """480 prompts; where only their unevenness makes them few, also how many they count as."""
+    prompts, effective = counted["prompts"], effective_prompts(counted)
     if effective < FEW_PROMPTS <= prompts:
         return f"{prompts:,} prompts (they count as {effective:.0f}: a few of them hold most of the pairs)"
     return f"{prompts:,} prompts"
+
+
+def few_prompts(counted: Mapping[str, Any]) -> str:
+    """A sentence where a document's prompts are too few for its intervals to be exact, else nothing."""
+    if effective_prompts(counted) >= FEW_PROMPTS:
+        return ""
+    return f"Only {prompts_in_words(counted)}: too few to conclude much, and intervals are rough."
 
 
 def thousands(count: int) -> str:

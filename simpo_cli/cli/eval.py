@@ -186,7 +186,7 @@ def _require_all(document: dict[str, Any], num_named: int) -> None:
         what, first = f"{whose} scored, but not compared with the baseline", missing[0]
     else:
         return
-    from simpo_cli.report.eval_remarks import failure_in_words
+    from simpo_cli.evaluate.tables import failure_in_words
 
     raise UserError(f"{what}: {failure_in_words(first)}", first["fix"], exit_code=ExitCode(first["exit_code"]))
 

@@ -3,9 +3,8 @@
 It travels with the model, so it names nothing of the machine: models and data sets by their hub ids, files by a hash.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,18 @@ import simpo_cli
 from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
+from simpo_cli.evaluate.tables import gain_in_words, outcome_table, rules_table
 from simpo_cli.files import disk_faults, replacing
-from simpo_cli.formatting import (
-    FEW_PROMPTS,
-    LOG_PROB_DIGITS,
-    LOSS_DIGITS,
-    MARGIN_DIGITS,
-    Cell,
-    Measured,
-    border_in_words,
-    number_cell,
-    p_in_words,
-    percent,
-    points_cell,
-    prompts_in_words,
-    share_cell,
-)
+from simpo_cli.formatting import Cell, border_in_words, few_prompts
 from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted
+from simpo_cli.table import Row, Table
 
 CARD = "README.md"
 _LICENCE = ("license", "license_name", "license_link")
 _SHA256_DIGITS = 64
-_TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,40 +158,26 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
         return [f"{heading}\n\nNot measured: {why}. Nothing says whether it got better than its start."]
     if "before" not in outcome:
         return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
-    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
-    log_prob = partial(number_cell, digits=LOG_PROB_DIGITS)
-    rows: list[tuple[str, Measured | None, Measured | None, Callable[[Measured], Cell]]] = [
-        ("accuracy", before["accuracy"], after["accuracy"], share_cell),
-        ("length-balanced accuracy", before["length"]["balanced"], after["length"]["balanced"], share_cell),
-        ("mean reward margin", before["margin"], after["margin"], partial(number_cell, digits=MARGIN_DIGITS)),
-        ("loss", before["loss"], after["loss"], partial(number_cell, digits=LOSS_DIGITS)),
-        ("mean log-prob of chosen, nats a token", before["logps/chosen"], after["logps/chosen"], log_prob),
-        ("mean log-prob of rejected, nats a token", before["logps/rejected"], after["logps/rejected"], log_prob),
-    ]
-    table = [f"| {after['pairs']:,} held-out pairs | start model | this model |", "|---|---|---|"]
-    for label, *both, show in rows:
-        shown = ["too few pairs" if one is None else str(show(one)) for one in both]
-        table.append(f"| {label} | {shown[0]} | {shown[1]} |")
-    gain = points_cell(difference["accuracy"])
-    effective = after.get("effective_prompts", after["prompts"])  # runs of before 0.2 do not say it
-    border = border_in_words(difference["accuracy"], difference["p_value"])
-    lines = [
-        f"Accuracy changed by {gain.text} points ({gain.below}, n = {after['pairs']:,} pairs of "
-        f"{prompts_in_words(after['prompts'], effective)}, {p_in_words(difference['p_value'])}, "
-        f"{_TESTS[difference['test']]}). One seed. Brackets hold 95 % intervals."
-        + ("" if effective >= FEW_PROMPTS else f" Under {FEW_PROMPTS} prompts they are rough.")
-        + (f" {border}" if border else ""),
-        f"To beat on the same pairs: {'; '.join(_baselines(after['baselines']))}.",
-        "Accuracy is the share of pairs in which the model finds the preferred response the likelier one, per token. "
+    after, difference = outcome["after"], outcome["difference"]
+    rules = "; ".join(f"{row.label} {row.cells[0]}" for row in rules_table(after["baselines"]).rows)
+    said = (
+        f"{gain_in_words(outcome)} One seed. Brackets hold 95 % intervals.",
+        few_prompts(after),
+        border_in_words(difference["accuracy"], difference["p_value"]),
+    )
+    return [
+        f"{heading}\n\n{_markdown(outcome_table(outcome))}",
+        " ".join(filter(None, said)),
+        f"To beat on the same pairs: {rules}.",
+        "Accuracy is the share of pairs in which the model finds the chosen response the likelier one, per token. "
         "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",
     ]
-    return ["\n".join([f"{heading}\n", *table]), *lines]
 
 
-def _baselines(known: Mapping[str, Any]) -> list[str]:
-    named = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
-    said = [f"a coin {percent(0.5)}"]
-    return said + [f"{name} {share_cell(known[key])}" for key, name in named.items() if known.get(key) is not None]
+def _markdown(table: Table) -> str:
+    heading = [(table.title, *table.columns), ("---",) * (1 + len(table.columns))]
+    rows = [*heading, *((row.label.strip(), *map(str, row.cells)) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _loading(trained: Trained) -> str:
@@ -267,7 +239,8 @@ def _training(trained: Trained) -> str:
     if trained.hub_model is not None:
         adapter = "" if trained.start.adapter is None else ", with an adapter that was trained before"
         rows.append(("start model", f"{trained.hub_model} at {trained.start.whole.revision}{adapter}"))
-    return "## How it was trained\n\n| | |\n|---|---|\n" + "\n".join(f"| {label} | {text} |" for label, text in rows)
+    table = Table(("",), [Row(label, (Cell(text),)) for label, text in rows])
+    return f"## How it was trained\n\n{_markdown(table)}"
 
 
 def _form_row(trained: Trained) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from simpo_cli.formatting import fixed
+from simpo_cli.formatting import Measured, fixed, percent
 from simpo_cli.report.run_files import Row
 
 # Stand-ins that the page's style sheet gives a colour of the light or the dark theme
@@ -82,15 +82,16 @@ def draw_svg(
 MOST_POINTS = 300
 """Of a curve; more steps than that are averaged in groups."""
 _WINDOW = 1 / 25  # of the curve, for the smoothed line
-SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}
-"""Of a figure in a grid of three."""
+_NUM_BINS = 30
+_SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}  # of a figure in a grid of three
 
 Floats = NDArray[np.float64]
+Show = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
 class TitledFigure:
-    """A titled figure; `caption` is read below it."""
+    """A figure with its title; `caption` is read below it."""
 
     title: str
     svg: str
@@ -105,9 +106,9 @@ class Curve:
     values: Floats
 
     @classmethod
-    def of(cls, rows: Sequence[Row], key: str) -> "Curve":
-        """The rows that hold a finite number under `key`."""
-        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
+    def of(cls, rows: Sequence[Row], key: str, scale: int = 1) -> "Curve":
+        """The rows that hold a finite number under `key`; steps times `scale`."""
+        points = [(scale * row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float))]
         steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
         finite = np.isfinite(values)
         return cls(steps[finite], values[finite])
@@ -130,57 +131,166 @@ class Curve:
         low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(self))
         return Curve(self.steps, (sums[high] - sums[low]) / (high - low))
 
-    def told(self, name: str, show: Callable[[float], str]) -> str:
-        """The curve in words."""
+    def in_words(self, name: str, show: Show) -> str:
+        """The curve as a sentence."""
         if not len(self):
             return f"{name}: nothing yet"
         first, last = show(float(self.values[0])), show(float(self.values[-1]))
         low, high = show(float(self.values.min())), show(float(self.values.max()))
         if len(self) == 1:
-            return f"{name} {first} at step {self.steps[0]:.0f}"
+            return f"{name}: {first} at step {self.steps[0]:.0f}"
         between = f"from {first} at step {self.steps[0]:.0f} to {last} at step {self.steps[-1]:.0f}"
-        return f"{name} {between}, never under {low} or over {high}"
+        return f"{name}: {between}, never under {low} or over {high}"
 
 
-def draw_training(axes: Axes, curve: Curve, *, is_exact: bool = False) -> None:
-    """Every step faintly and its running mean; a number that is set and not measured needs no mean."""
-    raw = curve.thinned()
-    if is_exact:
-        axes.plot(raw.steps, raw.values, color=INK, linewidth=1.5, **dot(raw))
-        return
-    axes.plot(raw.steps, raw.values, color=INK, alpha=0.25, linewidth=0.8)
-    smooth = curve.smoothed().thinned()
-    axes.plot(smooth.steps, smooth.values, color=INK, linewidth=1.5, label="training", **dot(smooth))
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve as it is drawn.
+
+    Attributes:
+        kind: `steps` are every step faintly and their running mean, `mean` that alone, `points` evaluations, `exact` a
+            number that is set and not measured.
+        band: the ends of the interval around it.
+    """
+
+    name: str
+    curve: Curve
+    colour: str = INK
+    kind: Literal["steps", "mean", "points", "exact"] = "steps"
+    band: tuple[Curve, Curve] | None = None
+
+    def draw(self, axes: Axes) -> None:
+        style: dict[str, Any] = {"color": self.colour, "linewidth": 1.5, "label": self.name}
+        curve = (self.curve if self.kind in ("points", "exact") else self.curve.smoothed()).thinned()
+        if self.kind == "steps":
+            raw = self.curve.thinned()
+            axes.plot(raw.steps, raw.values, color=self.colour, alpha=0.25, linewidth=0.8)
+        if self.kind == "points" or len(curve) == 1:
+            style |= {"marker": "o", "markersize": 3.5}
+        if self.band is not None and len(self.band[0]) == len(self.band[1]):
+            low, high = self.band
+            axes.fill_between(low.steps, low.values, high.values, color=self.colour, alpha=0.2, linewidth=0)
+            if len(low) == 1:
+                axes.vlines(low.steps, low.values, high.values, color=self.colour, alpha=0.4, linewidth=3)
+        if len(curve):
+            axes.plot(curve.steps, curve.values, **style)
 
 
-def draw_held_out(axes: Axes, scored: Curve) -> None:
-    if len(scored):
-        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "label": "held out"}
-        axes.plot(scored.steps, scored.values, color=HELD_OUT, linewidth=1.3, **style)
+def curve_figure(
+    title: str,
+    lines: Sequence[Line],
+    show: Show,
+    most: float,
+    *,
+    name: str = "",
+    level: tuple[float, str] | None = None,
+    caption: str = "",
+    has_zero: bool = False,
+    is_from_zero: bool = False,
+    unit: str = "step",
+) -> TitledFigure:
+    """Numbers by step.
+
+    Args:
+        title: what stands above it.
+        lines: what is drawn.
+        show: a value in words; shares have their own axis.
+        most: steps of the bottom axis.
+        name: differs from figure to figure of a page; the title if not given.
+        level: where a level line is, and what it is called.
+        caption: what is read below.
+        has_zero, is_from_zero: whether 0 has a faint line, and whether it is the lowest value.
+        unit: of the bottom axis.
+    """
+
+    def draw(axes: Axes) -> None:
+        for line in lines:
+            line.draw(axes)
+        if has_zero:
+            axes.axhline(0, color=FAINT, linewidth=0.8)
+        if level is not None:
+            axes.axhline(level[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=level[1])
+        if show is percent:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+            axes.set_ylim(top=1.02)
+        elif all(line.kind == "exact" for line in lines):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # no power above the axes
+        elif max(np.abs(axes.get_ylim())) >= 1000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        if is_from_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(-0.02 * max(most, 1), 1.02 * max(most, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlabel(unit)
+        if len(lines) > 1 or level is not None:
+            _add_legend(axes)
+
+    words = [line.curve.in_words(line.name, show) for line in lines if len(line.curve) or line.kind != "points"]
+    if level is not None:
+        words.append(f"{level[1]} is {show(level[0])}")
+    if unit != "step":
+        words.append(f"steps are counted in {unit}")
+    return TitledFigure(title, draw_svg(draw, name or title, f"{title}. {'; '.join(words)}.", **_SIZE), caption)
 
 
-def draw_level(axes: Axes, level: float, name: str) -> None:
-    axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=name)
+def histogram_figure(
+    title: str,
+    name: str,
+    groups: Sequence[tuple[str, Floats, str]],
+    label: str,
+    description: str,
+    caption: str,
+    *,
+    level: tuple[float, str] | None = None,
+) -> TitledFigure:
+    """Numbers of pairs in bins of equal width; what lies beyond 99 % of them counts in the outermost ones.
+
+    Args:
+        title, name, caption, level: as of `curve_figure`.
+        groups: name, (P,) values and colour of each.
+        label: of the bottom axis.
+        description: for those who cannot see it.
+    """
+    marks = [0.0] if level is None else [0.0, level[0]]
+    low, high = np.percentile(np.concatenate([*(values for _, values, _ in groups), marks]), [0.5, 99.5]).tolist()
+    high = max(high, low + 1e-9)
+
+    def draw(axes: Axes) -> None:
+        for group, values, colour in groups:
+            counts, edges = np.histogram(np.clip(values, low, high), bins=_NUM_BINS, range=(low, high))
+            axes.stairs(counts, edges, color=colour, fill=True, alpha=0.18)
+            axes.stairs(counts, edges, color=colour, linewidth=1.4, label=group)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        if level is not None:
+            axes.axvline(level[0], color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=level[1])
+        axes.set_xlabel(label)
+        axes.set_ylabel("pairs")
+        if len(groups) > 1:
+            _add_legend(axes)
+
+    return TitledFigure(title, draw_svg(draw, name, description, **_SIZE), caption)
 
 
-def dot(curve: Curve) -> dict[str, Any]:
-    """A curve of one point is a dot."""
-    return {"marker": "o", "markersize": 3} if len(curve) == 1 else {}
+def interval_figure(rows: Sequence[tuple[str, Sequence[Measured]]], names: Sequence[str], words: str) -> TitledFigure:
+    """Shares with their intervals, a line a row and a colour for each name; empty rows keep their place."""
+
+    def draw(axes: Axes) -> None:
+        for at, (name, colour) in enumerate(zip(names, (INK, HELD_OUT), strict=True)):
+            known = [(height, shares[at]) for height, (_, shares) in enumerate(reversed(rows)) if shares]
+            values = [share["value"] for _, share in known]
+            reach = [[abs(share["value"] - share["ci"][end]) for _, share in known] for end in (0, 1)]
+            heights = [height + (0.14, -0.14)[at] for height, _ in known]
+            axes.errorbar(values, heights, xerr=reach, color=colour, fmt="o", markersize=4, label=name)
+        axes.axvline(0.5, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+        _add_legend(axes)
+
+    return TitledFigure("", draw_svg(draw, "length", words, width=3.8, height=1.9))
 
 
-def finish(axes: Axes, most: float, *, has_legend: bool, label: str = "step") -> None:
-    """Steps from 0 to `most` along the bottom."""
-    most = max(most, 1)
-    axes.set_xlim(-0.02 * most, 1.02 * most)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if not isinstance(axes.yaxis.get_major_formatter(), FuncFormatter) and max(np.abs(axes.get_ylim())) >= 1000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel(label)
-    if has_legend:
-        legend(axes)
-
-
-def legend(axes: Axes) -> None:
+def _add_legend(axes: Axes) -> None:
     """Above the axes, where it hides no curve."""
     style: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "borderaxespad": 0.0}
     axes.legend(fontsize=8, ncols=3, handlelength=1.3, handletextpad=0.5, columnspacing=1.1, **style)

@@ -12,7 +12,7 @@ from simpo_cli.audit.catalogue import CATALOGUE, Entry
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console, printable
-from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.terminal import print_wrapped
 
 SHOWN_PLACES = 3
 STYLES = {"error": "red", "warning": "yellow"}

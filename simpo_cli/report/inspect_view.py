@@ -17,7 +17,7 @@ from simpo_cli.objective import Objective
 from simpo_cli.recipe.dump import loss_terms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.summary import print_wrapped
+from simpo_cli.report.terminal import print_wrapped
 
 BORDER = "│"
 NEWLINE = "⏎"

@@ -1,10 +1,11 @@
 """A command and a run on a terminal: what is being done in one line that is redrawn, or a run's region, redrawn in
-place four times a second at most.
+place four times a second at most, between what is known before the first step and what there is after the last.
 """
 
 import atexit
 import itertools
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from statistics import median
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -20,12 +22,12 @@ from rich.text import Text
 from simpo_cli import stages
 from simpo_cli.formatting import compact, duration, fixed
 from simpo_cli.report.console import Console, encodable, err, printable
-from simpo_cli.report.summary import LABEL_WIDTH, print_header, print_outcome, print_wrapped
-from simpo_cli.report.terminal import bar, sparkline
+from simpo_cli.report.terminal import GAP, bar, padded, print_examples, print_table, print_wrapped, sparkline
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from simpo_cli.stages import Doing, Pulse
 
 REFRESHES_PER_SECOND = 4
+LABEL_WIDTH = 9
 
 
 def live_stage_line(console: Console) -> Live:
@@ -56,6 +58,55 @@ def working() -> Iterator[None]:
         return
     with Pulse(lambda text: err.print(f"{datetime.now():%H:%M:%S} {printable(text)}", soft_wrap=True)):
         yield
+
+
+def print_header(console: Console, header: RunHeader) -> None:
+    """The title, then a label and a text a line: loss, model, data, plan."""
+    print_wrapped(console, Text(), header.title, style="bold")
+    width = max([LABEL_WIDTH, *(cell_len(line.label) + 1 for line in header.lines)])
+    for line in header.lines:
+        print_wrapped(console, Text(printable(line.label).ljust(width), "dim"), line.text)
+
+
+def print_outcome(console: Console, outcome: RunOutcome) -> None:
+    """The table of before and after, the answers before and after, where things are and what to type next."""
+    console.print()
+    if outcome.table.rows:
+        print_table(console, outcome.table, styles=("", "bold"))
+    for question, before, after in outcome.answers:
+        console.print()
+        print_examples(console, question, {"before": before, "after": after})
+    if same := sum(before == after for _, before, after in outcome.answers):
+        console.print()
+        count = f"{same} of {len(outcome.answers)} answers are" if same > 1 else "1 answer is"
+        print_wrapped(console, Text(), f"{count} the same before and after.", style="dim")
+    console.print()
+    _print_whole(console, Text("model   ", "dim"), outcome.model_dir)
+    report = os.path.join(outcome.run_dir, "report.html")
+    if os.path.isfile(report):
+        _print_whole(console, Text("report  ", "dim"), report)
+    _print_next(console, outcome.next_commands)
+
+
+def _print_next(console: Console, commands: tuple[tuple[str, str], ...]) -> None:
+    lead = Text("next    ", "dim")
+    shown = [(printable(command), printable(purpose)) for command, purpose in commands]
+    width = max((cell_len(command) for command, _ in shown), default=0) + GAP
+    fits = all(lead.cell_len + width + cell_len(purpose) <= console.width for _, purpose in shown)
+    for number, (command, purpose) in enumerate(shown):
+        label = lead if number == 0 else Text(" " * lead.cell_len)
+        if fits:
+            _print_whole(console, label, padded(command, width), purpose)
+        else:
+            _print_whole(console, label, command)
+            print_wrapped(console, Text(" " * (lead.cell_len + 2)), purpose, style="dim")
+
+
+def _print_whole(console: Console, lead: Text, text: str, remark: str = "") -> None:
+    """A path or command on one line, however narrow the terminal, so that it can be copied."""
+    line = Text.assemble(lead, encodable(printable(text), console.encoding), (remark, "dim"))
+    line.rstrip()
+    console.print(line, soft_wrap=True)
 
 
 LOSS_BINS = 120

@@ -7,16 +7,20 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-
+from simpo_cli import __version__
 from simpo_cli.errors import UserError
 from simpo_cli.files import MalformedError, disk_faults, object_in, replacing
-from simpo_cli.formatting import percent, share_cell, thousands
+from simpo_cli.formatting import percent, thousands
 from simpo_cli.redaction import redacted, redacted_values
 from simpo_cli.report.console import printable
+from simpo_cli.table import Table
+
+if TYPE_CHECKING:
+    from simpo_cli.report.figures import TitledFigure
 
 PAGE_MARK = '<meta name="generator" content="simpo">'
 """What a page of ours holds near its beginning."""
@@ -54,11 +58,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def require_replaceable_page(path: Path, named: str = "--html") -> None:
-    """Refuse to write a page over a file that is no page of ours.
-
-    Args:
-        path: the page.
-        named: what the error calls it by.
+    """Refuse to write a page over a file that is no page of ours; the error calls it by `named`.
 
     Raises:
         UserError: the path is a folder, or a file that holds something else.
@@ -102,9 +102,32 @@ SHOWN_CHARACTERS = 1200
 """Of each text of the data."""
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page under its own heading.
+
+    Attributes:
+        verdict, tone: what it comes to, and whether that is `good`, `warning` or `error`.
+        alerts: what to know beside it.
+        tables: of numbers.
+        texts: tables of words.
+        figures: drawn.
+        remarks: small, at its end.
+    """
+
+    title: str
+    verdict: str = ""
+    tone: str = ""
+    alerts: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    texts: Sequence[Table] = ()
+    figures: Sequence["TitledFigure"] = ()
+    remarks: Sequence[str] = ()
+
+
 def render(template: str, **content: Any) -> str:
     """A page from a template of this package, which extends `page.html.jinja`; whatever is put in is escaped."""
-    return _environment().get_template(template).render(mark=PAGE_MARK, **content)
+    return str(_environment().get_template(template).render(mark=PAGE_MARK, version=__version__, **content))
 
 
 def readable(text: str) -> str:
@@ -116,8 +139,17 @@ def readable(text: str) -> str:
     return f"{shown}\n… {left_out:,} more characters" if left_out > 0 else shown
 
 
+def unbroken(text: str) -> str:
+    """No line ends between a number and its sign."""
+    for sign in (" %", " = ", " < "):
+        text = text.replace(sign, sign.replace(" ", "\u00a0"))
+    return text
+
+
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment() -> Any:
+    import jinja2  # only pages need it
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("simpo_cli.report", "."),
         autoescape=True,
@@ -129,13 +161,9 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         percent=percent,
         thousands=thousands,
-        interval=_interval,
         shown=printable,
         shown_lines=functools.partial(printable, keep_newlines=True),
         readable=readable,
+        unbroken=unbroken,
     )
     return environment
-
-
-def _interval(measured: Mapping[str, Any]) -> str:
-    return share_cell(measured).below

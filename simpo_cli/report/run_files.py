@@ -50,6 +50,11 @@ class RunFiles:
     last_written: datetime | None
 
     @property
+    def name(self) -> str:
+        """The recipe's; of a run of another version that of its folder."""
+        return self.path.resolve().name if self.recipe is None else self.recipe.name
+
+    @property
     def outcome(self) -> Mapping[str, Any]:
         """What was measured at the end; empty before it."""
         outcome: Mapping[str, Any] = self.receipt.get("outcome") or {}

@@ -4,22 +4,20 @@ import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
-import simpo_cli
+from simpo_cli.evaluate.tables import outcome_table, rules_table
 from simpo_cli.formatting import duration
 from simpo_cli.model.remote_code import FLAG
 from simpo_cli.report.page import render, write_page
-from simpo_cli.report.run_figures import change_figure, drift_figure, length_figure, margin_figure, training_figures
+from simpo_cli.report.run_figures import drift_figures, length_figures, margin_figure, training_figures
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_tables import (
     accounts,
     answer_panels,
-    baseline_rows,
-    drift_rows,
-    length_cells,
+    drift_table,
     length_rows,
-    outcome_rows,
+    length_table,
     pair_samples,
-    recipe_rows,
+    recipe_table,
 )
 from simpo_cli.report.verdict import alerts, tone, verdict
 from simpo_cli.stages import stage
@@ -48,41 +46,42 @@ def run_page(run: RunFiles, now: datetime | None = None) -> str:
         run: the run as read.
         now: when the page is made; this moment if not given.
     """
-    lengths = length_rows(run)
-    measured = outcome_rows(run.outcome)
-    said = [note for note in run.notes if note["label"] == "note"]
+    lengths, screen = length_rows(run), [note for note in run.notes if note["label"] != "note"]
+    notes = [note for note in run.notes if note["label"] == "note"]
     return render(
         "run.html.jinja",
         run=run,
         receipt=run.receipt,
         outcome=run.outcome,
-        name=run.path.resolve().name if run.recipe is None else run.recipe.name,
-        version=simpo_cli.__version__,
-        made=(now or datetime.now(UTC)).strftime("%Y-%m-%d %H:%M UTC"),
-        last_written=None if run.last_written is None else run.last_written.strftime("%Y-%m-%d %H:%M UTC"),
+        made=_moment(now or datetime.now(UTC)),
+        last_written=None if run.last_written is None else _moment(run.last_written),
         took=duration(run.outcome["seconds"]) if "seconds" in run.outcome else None,
-        verdict=unbroken(verdict(run)),
+        verdict=verdict(run),
         tone=tone(run),
-        alerts=[unbroken(alert) for alert in alerts(run)],
-        rows=measured,
-        baselines=baseline_rows(run.outcome) if measured else [],
+        alerts=alerts(run),
+        measured=outcome_table(run.outcome),
+        rules=rules_table(run.outcome["after"]["baselines"]) if "after" in run.outcome else None,
         training=training_figures(run),
         margins=margin_figure(run),
-        drift=drift_rows(run),
-        drift_figures=[figure for figure in (drift_figure(run), change_figure(run)) if figure is not None],
+        drift=drift_table(run),
+        drift_figures=drift_figures(run),
         samples=pair_samples(run),
-        lengths=[length_cells(row) for row in lengths],
-        length_figure=length_figure(lengths),
+        lengths=length_table(lengths),
+        length_figures=length_figures(lengths),
         panels=answer_panels(run),
         accounts=accounts(run),
-        settings=recipe_rows(run),
+        settings=recipe_table(run),
         commands=_commands(run),
-        findings=[note for note in run.notes if note["label"] != "note" and note["code"]],
-        screen=[note for note in run.notes if note["label"] != "note"],
-        notes=said[:SHOWN_NOTES],
-        num_notes=len(said),
+        findings=[note for note in screen if note["code"]],
+        screen=screen,
+        notes=notes[:SHOWN_NOTES],
+        num_notes=len(notes),
         shown_files=SHOWN_FILES,
     )
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _commands(run: RunFiles) -> list[str]:
@@ -96,10 +95,3 @@ def _commands(run: RunFiles) -> list[str]:
     if run.state == "done":
         commands.append(shlex.join(["simpo", "eval", str(run.path), *trusted]))
     return [*commands, shlex.join(["simpo", "report", str(run.path)])]
-
-
-def unbroken(text: str) -> str:
-    """No line ends between a number and its sign."""
-    for sign in (" %", " = ", " < "):
-        text = text.replace(sign, sign.replace(" ", "\u00a0"))
-    return text

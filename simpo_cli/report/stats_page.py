@@ -4,75 +4,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from simpo_cli.audit.catalogue import CATALOGUE
-from simpo_cli.audit.columns import histogram
 from simpo_cli.audit.examine import Examination
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord
-from simpo_cli.report.figures import CHOSEN, INK, REJECTED, draw_svg
+from simpo_cli.formatting import Cell
+from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
 from simpo_cli.report.findings_view import shared_folder, short_place
-from simpo_cli.report.page import readable, render
-from simpo_cli.report.stats_view import bar_to_beat, scored_in_words, start_in_words, start_rows, unit_in_words
-
-
-def length_figure(examination: Examination, unit: str) -> str:
-    """How long the chosen and the rejected responses are, up to the 99th percentile of both."""
-    chosen, rejected = examination.chosen_len, examination.rejected_len
-    high = float(np.percentile(np.concatenate([chosen, rejected]), 99)) or 1.0
-
-    def draw(axes: Axes) -> None:
-        for values, colour, name in ((chosen, CHOSEN, "chosen"), (rejected, REJECTED, "rejected")):
-            shape = histogram(values, low=0.0, high=high)
-            axes.stairs(shape.hist, shape.bin_edges, color=colour, linewidth=1.6, label=name)
-        axes.set_xlabel(f"{unit} of the response (the last bin also holds what is longer)")
-        axes.set_ylabel("pairs")
-        axes.set_xlim(0, high)
-        axes.legend()
-
-    return draw_svg(draw, "lengths", "Histogram of the lengths of chosen and rejected responses")
-
-
-def difference_figure(examination: Examination, unit: str) -> str:
-    """Chosen minus rejected length, between its 99th percentiles."""
-    difference = examination.chosen_len - examination.rejected_len
-    reach = float(np.percentile(np.abs(difference), 99)) or 1.0
-
-    def draw(axes: Axes) -> None:
-        shape = histogram(difference, low=-reach, high=reach)
-        axes.stairs(shape.hist, shape.bin_edges, fill=True, color=CHOSEN, alpha=0.7)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel(f"chosen - rejected, {unit} (the outermost bins also hold what lies beyond)")
-        axes.set_ylabel("pairs")
-
-    return draw_svg(draw, "difference", "Histogram of chosen minus rejected length")
-
-
-def surface_figure(weights: Mapping[str, float]) -> str:
-    """What the surface-only classifier goes by."""
-    ordered = sorted(weights.items(), key=lambda item: abs(item[1]))
-
-    def draw(axes: Axes) -> None:
-        values = [weight for _, weight in ordered]
-        colours = [CHOSEN if weight >= 0 else REJECTED for weight in values]
-        axes.barh([name for name, _ in ordered], values, color=colours, height=0.7)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_xlabel("weight: to the right, more of it speaks for chosen")
-
-    return draw_svg(draw, "surface", "Weights of the surface-only classifier", height=3.4)
-
+from simpo_cli.report.page import render
+from simpo_cli.report.stats_view import (
+    bias_table,
+    lengths_table,
+    parts_table,
+    row_text,
+    scored_in_words,
+    start_in_words,
+    start_table,
+    unit_in_words,
+)
+from simpo_cli.table import Bars, Row, Table
 
 SHOWN_FILES = 200
 SHOWN_RECORDS = 3
-_COLUMNS = (
-    ("prompt_len", "prompt"),
-    ("chosen_len", "chosen"),
-    ("rejected_len", "rejected"),
-    ("difference", "chosen - rejected"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,42 +51,88 @@ def stats_page(
         examination: the lengths themselves, for the figures, and the malformed records.
         examples: pairs of each finding by its code; None leaves all text of the data out.
     """
-    surface, start = document["bias"]["surface"], document["model"]
+    surface, start, groups = document["bias"]["surface"], document["model"], document["groups"]
     shown: dict[str, list[Example]] = {}
     if examples is not None:
         shown = {code: [_pair_example(pair) for pair in pairs] for code, pairs in examples.items()}
         shown["FMT001"] = [_record_example(bad) for bad in examination.refused.first[:SHOWN_RECORDS]]
-    unit = str(document["unit"])
-    figures = [length_figure(examination, unit), difference_figure(examination, unit)]
     files = [str(file["path"]) for file in document["input"]["files"]]
-    folder, groups = shared_folder(files), document["groups"]
+    folder = shared_folder(files)
+    lengths, parts = lengths_table(document, examination), []
+    if len(files) > 1:
+        named = [(file.removeprefix(folder), part) for file, part in zip(files, document["sources"], strict=True)]
+        parts.append(parts_table("By file", named[:SHOWN_FILES], with_codes=True))
+    if groups is not None and examples is not None:
+        named = [(str(part["value"]), part) for part in groups["values"]]
+        parts.append(parts_table(f"By {groups['field']}", named, with_codes=True))
     return render(
         "stats.html.jinja",
         place=lambda row: short_place(row, files),
         document=document,
         unit=unit_in_words(document),
-        columns=_COLUMNS,
         catalogue=CATALOGUE,
         examples=shown,
         is_redacted=examples is None,
-        files=[(name.removeprefix(folder), part) for name, part in zip(files, document["sources"], strict=True)][
-            :SHOWN_FILES
-        ],
-        groups=[] if groups is None or examples is None else [(part["value"], part) for part in groups["values"]],
-        folder=folder,
-        figures=figures,
-        bar="" if surface is None else bar_to_beat(surface),
-        start=None if start is None else (scored_in_words(start), start_rows(start), start_in_words(start)),
-        surface_figure=None if surface is None else surface_figure(surface["weights"]),
+        lengths=lengths,
+        figures=_length_figures(lengths.figures, str(document["unit"])),
+        bias=bias_table(document),
+        surface_figures=[] if surface is None else [_surface_figure(surface["weights"])],
+        start=None if start is None else _start_texts(start),
+        start_words=[] if start is None else [scored_in_words(start), *start_in_words(start)],
+        parts=parts,
+        more_files=len(files) - SHOWN_FILES,
+        shown_files=SHOWN_FILES,
     )
+
+
+def _start_texts(start: Mapping[str, Any]) -> Table:
+    rows = [Row(row.label, (Cell(row_text(row)),)) for row in start_table(start).rows]
+    return Table(("",), rows)
 
 
 def _pair_example(pair: PreferencePair) -> Example:
     turns = prompt_messages(pair.prompt)
     prompt = turns[0].content if len(turns) == 1 else "\n\n".join(f"[{turn.role}] {turn.content}" for turn in turns)
-    texts = (("prompt", prompt), ("chosen", pair.chosen), ("rejected", pair.rejected))
-    return Example(pair.where, [(name, readable(text)) for name, text in texts])
+    return Example(pair.where, (("prompt", prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)))
 
 
 def _record_example(bad: BadRecord) -> Example:
-    return Example(bad.where, [("trouble", readable(bad.problem)), ("record", readable(bad.text))])
+    return Example(bad.where, (("trouble", bad.problem), ("record", bad.text)))
+
+
+def _length_figures(figures: Sequence[Bars], unit: str) -> list[TitledFigure]:
+    """Chosen and rejected on one scale, and their difference."""
+    *sides, difference = figures
+
+    def draw_sides(axes: Axes) -> None:
+        for bars, colour in zip(sides, (CHOSEN, REJECTED), strict=True):
+            axes.stairs(bars.counts, bars.edges, color=colour, linewidth=1.6, label=bars.label)
+        axes.set_xlabel(f"{unit} of the response (the last bin also holds what is longer)")
+        axes.set_ylabel("pairs")
+        axes.set_xlim(0, sides[0].edges[-1])
+        axes.legend()
+
+    def draw_difference(axes: Axes) -> None:
+        axes.stairs(difference.counts, difference.edges, fill=True, color=CHOSEN, alpha=0.7)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel(f"chosen - rejected, {unit} (the outermost bins also hold what lies beyond)")
+        axes.set_ylabel("pairs")
+
+    return [
+        TitledFigure("", draw_svg(draw_sides, "lengths", "Histogram of the lengths of chosen and rejected responses")),
+        TitledFigure("", draw_svg(draw_difference, "difference", "Histogram of chosen minus rejected length")),
+    ]
+
+
+def _surface_figure(weights: Mapping[str, float]) -> TitledFigure:
+    """What the surface-only classifier goes by."""
+    ordered = sorted(weights.items(), key=lambda item: abs(item[1]))
+
+    def draw(axes: Axes) -> None:
+        values = [weight for _, weight in ordered]
+        colours = [CHOSEN if weight >= 0 else REJECTED for weight in values]
+        axes.barh([name for name, _ in ordered], values, color=colours, height=0.7)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_xlabel("weight: to the right, more of it speaks for chosen")
+
+    return TitledFigure("", draw_svg(draw, "surface", "Weights of the surface-only classifier", height=3.4))

@@ -1,6 +1,6 @@
 """Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,23 +8,21 @@ import numpy as np
 
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.matching import Matched, match, match_in_order, swapped_in_words
-from simpo_cli.formatting import (
-    LEVEL,
-    Measured,
-    border_in_words,
-    excludes_zero,
-    p_in_words,
-    percent,
-    points_cell,
-    thousands,
-)
+from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear
+from simpo_cli.formatting import Measured, border_in_words, excludes_zero, percent, points_cell, thousands
 from simpo_cli.recipe.dump import flat
 from simpo_cli.recipe.schema import DataSource, Recipe
 from simpo_cli.report.figures import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
-from simpo_cli.report.verdict import NOTHING, TESTS
-from simpo_cli.statistics import Comparison, balanced_difference, compare_accuracy, length_strata, mean, proportion
+from simpo_cli.statistics import (
+    balanced_difference,
+    compare_accuracy,
+    length_strata,
+    mean,
+    proportion,
+    smallest_effect,
+)
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
 _NOT_SET = "not set"
@@ -32,37 +30,25 @@ _NOT_SET = "not set"
 
 @dataclass(frozen=True)
 class SharedPairs:
-    """Held-out pairs that both runs scored, in the order of the first run.
+    """What the P held-out pairs say that both runs scored after training.
 
     Attributes:
-        prompts: (P,) the hash of each pair's prompt.
-        first, second: (P,) the rows of evals-pairs.jsonl.
-        same_tokens: both runs cut the texts into the same tokens, so that nats a token compare.
+        pairs, prompts: how many.
+        accuracies: of each run.
+        difference: the second run less the first, with the keys of `simpo eval`; rewards are left out, since the two
+            may have other objectives, and log-probs where tokens differ.
+        balanced: accuracies freed of length; None where too few chosen responses are longer, or shorter.
+        margins: mean of chosen less rejected of each run, nats per token; None where tokens differ.
+        gained: (P,) how much further apart the second run holds chosen and rejected; None where tokens differ.
     """
 
-    prompts: Sequence[str]
-    first: Sequence[Row]
-    second: Sequence[Row]
-    same_tokens: bool
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def right(self) -> tuple[Floats, Floats]:
-        """(P,) of each run: 1 where the chosen response is the likelier one after training, 0.5 where equal, else 0."""
-        first, second = ((np.sign(_gaps(rows)) + 1) / 2 for rows in (self.first, self.second))
-        return first, second
-
-    @property
-    def lengths(self) -> tuple[list[int], list[int]]:
-        """(P,) scored tokens of the chosen and of the rejected responses, as the first run cut them."""
-        return [row["chosen_tokens"] for row in self.first], [row["rejected_tokens"] for row in self.first]
-
-    @property
-    def gained(self) -> Floats:
-        """(P,) how much further apart the second run holds chosen and rejected, in nats a token."""
-        return _gaps(self.second) - _gaps(self.first)
+    pairs: int
+    prompts: int
+    accuracies: tuple[Measured, Measured]
+    difference: Mapping[str, Any]
+    balanced: tuple[Measured, Measured] | None
+    margins: tuple[Measured, Measured] | None
+    gained: Floats | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ class TwoRuns:
 
     Attributes:
         first, second: the runs; the second is held against the first.
-        shared: None where no held-out pair was scored by both, after training.
+        shared: None where no held-out pair was scored by both.
         swapped: held-out pairs that the two have with chosen and rejected the other way round.
         by_place: pairs had to be matched by the place of their records, because a run does not tell what they say.
     """
@@ -82,58 +68,9 @@ class TwoRuns:
     swapped: int
     by_place: bool
 
-    @property
-    def accuracies(self) -> tuple[Measured, Measured]:
-        """Of each run on the shared pairs."""
-        assert self.shared is not None
-        first, second = (proportion(right, self.shared.prompts).as_json() for right in self.shared.right)
-        return first, second
-
-    @property
-    def comparison(self) -> Comparison:
-        """Accuracy of the second run against the first, on the shared pairs."""
-        assert self.shared is not None
-        return compare_accuracy(*self.shared.right, self.shared.prompts)
-
-    @property
-    def balanced(self) -> Measured | None:
-        """The same freed of length; None where too few chosen responses are longer, or shorter, or tokens differ."""
-        assert self.shared is not None
-        if not self.shared.same_tokens:
-            return None
-        found = balanced_difference(*self.shared.right, *self.shared.lengths, self.shared.prompts)
-        return None if found is None else found.as_json()
-
-    @property
-    def balanced_accuracies(self) -> tuple[Measured, Measured] | None:
-        """Of each run, freed of length; None as for `balanced`."""
-        assert self.shared is not None
-        if not self.shared.same_tokens:
-            return None
-        lengths = self.shared.lengths
-        found = [length_strata(right, *lengths, self.shared.prompts)["balanced"] for right in self.shared.right]
-        if found[0] is None or found[1] is None:
-            return None
-        return found[0].as_json(), found[1].as_json()
-
-    @property
-    def margins(self) -> tuple[Measured, Measured] | None:
-        """Mean of chosen less rejected of each run, in nats a token; None where tokens differ."""
-        assert self.shared is not None
-        if not self.shared.same_tokens:
-            return None
-        first, second = (mean(_gaps(rows), self.shared.prompts) for rows in (self.shared.first, self.shared.second))
-        return first.as_json(), second.as_json()
-
-    @property
-    def gain(self) -> Measured | None:
-        """Mean of `SharedPairs.gained`; None where tokens differ."""
-        assert self.shared is not None
-        return mean(self.shared.gained, self.shared.prompts).as_json() if self.shared.same_tokens else None
-
 
 def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
-    """Find the held-out pairs that both runs scored.
+    """Find the held-out pairs that both runs scored, and compare the runs on them.
 
     A pair is the same where its texts are; in runs that do not tell (before 0.2), where its prompt and the place of its
     record are, of which the folder is left aside.
@@ -152,30 +89,90 @@ def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
     if matched.positions:
         ours, theirs = zip(*((first.pairs[i], second.pairs[j]) for i, j in matched.positions), strict=True)
         same_tokens = first.receipt.get("tokenizer_sha256") == second.receipt.get("tokenizer_sha256")
-        shared = SharedPairs([row["prompt"] for row in ours], ours, theirs, same_tokens)
+        shared = _compare(ours, theirs, same_tokens=same_tokens)
     return TwoRuns(first, second, shared, matched.swapped, by_place)
+
+
+def _compare(first: Sequence[Row], second: Sequence[Row], *, same_tokens: bool) -> SharedPairs:
+    prompts = [row["prompt"] for row in first]
+    chosen, rejected = ([row[f"{side}_tokens"] for row in first] for side in ("chosen", "rejected"))
+    gaps = [_column(rows, "chosen_after") - _column(rows, "rejected_after") for rows in (first, second)]
+    right = [(np.sign(gap) + 1) / 2 for gap in gaps]  # (P,) 1 where chosen is the likelier one, 0.5 where equal, else 0
+    test = compare_accuracy(right[0], right[1], prompts)
+    balanced = balanced_difference(right[0], right[1], chosen, rejected, prompts) if same_tokens else None
+    strata = [length_strata(one, chosen, rejected, prompts)["balanced"] for one in right] if same_tokens else [None]
+    difference = {
+        "accuracy": test.difference.as_json(),
+        "p_value": test.p_value,
+        "test": test.test,
+        "wins": test.wins,
+        "losses": test.losses,
+        "ties": test.ties,
+        "smallest_effect": smallest_effect(right[0], right[1], prompts),
+        "length_balanced": None if balanced is None else balanced.as_json(),
+        "margin_p_value": None,
+        "same_tokens": same_tokens,
+    }
+    if same_tokens:
+        difference["margin_per_token"] = mean(gaps[1] - gaps[0], prompts).as_json()
+        for side in ("chosen", "rejected"):
+            change = _column(second, f"{side}_after") - _column(first, f"{side}_after")
+            difference[f"logps/{side}_delta"] = mean(change, prompts).as_json()
+    return SharedPairs(
+        pairs=len(prompts),
+        prompts=len(set(prompts)),
+        accuracies=_both(proportion(one, prompts).as_json() for one in right),
+        difference=difference,
+        balanced=None if None in strata else _both(one.as_json() for one in strata if one is not None),
+        margins=_both(mean(gap, prompts).as_json() for gap in gaps) if same_tokens else None,
+        gained=gaps[1] - gaps[0] if same_tokens else None,
+    )
 
 
 def comparison_verdict(runs: TwoRuns) -> str:
     """What the shared pairs say, in a sentence or two."""
+    shared = runs.shared
+    if shared is None:
+        without = [name for name, run in (("A", runs.first), ("B", runs.second)) if not run.pairs]
+        why = "The runs share no held-out pairs."
+        if without:
+            why = f"{' and '.join(without)} scored no held-out pairs at the end."
+        return f"{why} So no test compares them: what follows are their recipes and their curves."
+    difference, (first, second) = shared.difference, (percent(measured["value"]) for measured in shared.accuracies)
+    gain, balanced = difference["accuracy"], difference["length_balanced"]
+    sentences = [
+        f"On the same held-out pairs B is right in {second} and A in {first}: {points_cell(gain).text} points "
+        f"(95 % CI {evidence(difference, shared.pairs, shared.prompts)})"
+        + ("." if is_clear(difference) else f", {NOTHING}.")
+    ]
+    if balanced is not None:
+        end = "" if excludes_zero(balanced) else f", {NOTHING}"
+        sentences.append(f"Length-balanced: {points_cell(balanced)}{end}.")
+    sentences += [border_in_words(gain, difference["p_value"]), "One run of each: another seed may say otherwise."]
+    return " ".join(filter(None, sentences))
+
+
+def caveats(runs: TwoRuns) -> list[str]:
+    """What a reader of the comparison should know beside it."""
+    found = list(filter(None, [swapped_in_words(runs.swapped)]))
     if runs.shared is None:
-        return f"{_why_nothing(runs)} So no test compares them: what follows are their recipes and their curves."
-    told, shown = runs.comparison, [percent(measured["value"]) for measured in runs.accuracies]
-    difference = points_cell(told.difference.as_json())
-    count = f"n = {thousands(len(runs.shared))} pairs of {thousands(len(set(runs.shared.prompts)))} prompts"
-    sentence = (
-        f"On the same held-out pairs B is right in {shown[1]} and A in {shown[0]}: {difference.text} "
-        f"points (95 % CI {difference.below}, {count}, {p_in_words(told.p_value)}, {TESTS[told.test]})"
-        + ("" if is_told(told) else f", {NOTHING}")
-    )
-    border = border_in_words(told.difference.as_json(), told.p_value)
-    said = (f"{sentence}.{_balanced_words(runs.balanced)}", border, "One run of each: another seed may say otherwise.")
-    return " ".join(filter(None, said))
-
-
-def is_told(comparison: Comparison) -> bool:
-    """Whether the difference is more than chance."""
-    return excludes_zero(comparison.difference.as_json()) and comparison.p_value < LEVEL
+        return found
+    for name, run in (("A", runs.first), ("B", runs.second)):
+        if len(run.pairs) > runs.shared.pairs:
+            found.append(
+                f"{thousands(runs.shared.pairs)} of the {thousands(len(run.pairs))} held-out pairs of {name} are "
+                "shared; the others are left out here."
+            )
+    if runs.by_place:
+        same_files = _held_out_files(runs.first) == _held_out_files(runs.second)
+        found.append(
+            "A run does not tell what its held-out pairs say, so they were matched by prompt and place of the record: "
+            "where a response was changed, or chosen and rejected swapped, the runs were not asked the same"
+            + ("." if same_files else ", and the files are not the same.")
+        )
+    if not runs.shared.difference["same_tokens"]:
+        found.append(OTHER_TOKENS)
+    return found
 
 
 def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
@@ -195,44 +192,6 @@ def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
 def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
     """The same of what is not in a recipe: data and model that were read, machine, versions."""
     return _differences(_facts(runs.first), _facts(runs.second))
-
-
-def caveats(runs: TwoRuns) -> list[str]:
-    """What a reader of the comparison should know beside it."""
-    said = list(filter(None, [swapped_in_words(runs.swapped)]))
-    if runs.shared is None:
-        return said
-    for name, run in (("A", runs.first), ("B", runs.second)):
-        if len(run.pairs) > len(runs.shared):
-            said.append(
-                f"{thousands(len(runs.shared))} of the {thousands(len(run.pairs))} held-out pairs of {name} are "
-                "shared; the others are left out here."
-            )
-    if runs.by_place:
-        same_files = _held_out_files(runs.first) == _held_out_files(runs.second)
-        said.append(
-            "A run does not tell what its held-out pairs say, so they were matched by prompt and place of the record: "
-            "where a response was changed, or chosen and rejected swapped, the runs were not asked the same"
-            + ("." if same_files else ", and the files are not the same.")
-        )
-    if not runs.shared.same_tokens:
-        said.append("The tokenizers differ, so log-probs per token do not compare; accuracy does.")
-    return said
-
-
-def _why_nothing(runs: TwoRuns) -> str:
-    without = [name for name, run in (("A", runs.first), ("B", runs.second)) if not run.pairs]
-    if without:
-        return f"{' and '.join(without)} scored no held-out pairs at the end."
-    return "The runs share no held-out pairs."
-
-
-def _balanced_words(balanced: Measured | None) -> str:
-    if balanced is None:
-        return ""
-    low, high = balanced["ci"]
-    end = "" if low is not None and (low > 0 or high < 0) else f", {NOTHING}"
-    return f" Length-balanced: {points_cell(balanced)}{end}."
 
 
 def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -275,9 +234,14 @@ def _identities_of(source: Mapping[str, Any]) -> list[str]:
     return [file["identity"] for file in source.get("files", [])]
 
 
-def _gaps(rows: Sequence[Row]) -> Floats:
-    """(P,) chosen less rejected after training, nats a token."""
-    return np.array([row["chosen_after"] - row["rejected_after"] for row in rows], dtype=np.float64)
+def _column(rows: Sequence[Row], name: str) -> Floats:
+    """(P,) one number of every pair."""
+    return np.array([row[name] for row in rows], dtype=np.float64)
+
+
+def _both(found: Iterable[Measured]) -> tuple[Measured, Measured]:
+    first, second = found
+    return first, second
 
 
 def _held_out_files(run: RunFiles) -> list[str]:

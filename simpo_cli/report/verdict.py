@@ -3,27 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from simpo_cli.evaluate.tables import gain_in_words, is_clear, unbeaten
 from simpo_cli.formatting import (
-    FEW_PROMPTS,
-    LEVEL,
     LOG_PROB_DIGITS,
     LOSS_DIGITS,
     border_in_words,
-    excludes_zero,
+    few_prompts,
     fixed,
-    p_in_words,
     percent,
     percent_range,
-    points_cell,
-    prompts_in_words,
-    share_cell,
     thousands,
 )
 from simpo_cli.report.run_files import RunFiles
 
 KEPT_ENOUGH = 0.8
-TESTS = {"mcnemar-exact": "exact McNemar test", "sign-flip-by-prompt": "sign-flip test by prompt"}
-NOTHING = "not distinguishable from zero"
 
 
 def verdict(run: RunFiles) -> str:
@@ -57,8 +50,12 @@ def tone(run: RunFiles) -> str:
         return "error"
     if run.state != "done" or "difference" not in run.outcome:
         return "warning"
-    difference = run.outcome["difference"]
-    if not _is_told(difference["accuracy"], difference["p_value"]):
+    return tone_of(run.outcome["difference"])
+
+
+def tone_of(difference: Mapping[str, Any]) -> str:
+    """good or error where accuracy is better or worse beyond doubt, else warning."""
+    if not is_clear(difference):
         return "warning"
     return "good" if difference["accuracy"]["value"] > 0 else "error"
 
@@ -66,34 +63,30 @@ def tone(run: RunFiles) -> str:
 def alerts(run: RunFiles) -> list[str]:
     """What a reader of the verdict should know beside it, worst first."""
     outcome = run.outcome
-    seen = run.receipt.get("health", [])
-    codes = [alert["code"] for alert in seen]
-    said = [_health(alert) for alert in seen]
+    health = run.receipt.get("health", [])
+    codes = {alert["code"] for alert in health}
+    found = [_health(alert) for alert in health]
     if "after" in outcome:
-        after = outcome["after"]
-        effective = after.get("effective_prompts", after["prompts"])
-        if effective < FEW_PROMPTS:
-            few = prompts_in_words(after["prompts"], effective)
-            said.append(f"Only {few} are held out: under {FEW_PROMPTS}, intervals are rough.")
-        said += _trivial(after)
+        found += filter(None, [few_prompts(outcome["after"])])
+        found += [remark.text for remark in unbeaten(outcome["after"])]
     kept = outcome.get("export")
     if kept is not None and kept["kept_share"] < KEPT_ENOUGH and "HEA006" not in codes:
-        said.append(
+        found.append(
             f"The saved model keeps {percent(kept['kept_share'])} of the change that training made, because its "
             f"weights are narrower; {percent(kept['rounded_back_share'])} of the changed weights fell back to their "
             "start. export.dtype=fp32 keeps all of it."
         )
-    if run.evals and run.evals[-1]["logps/chosen_delta"] < 0 and not {"HEA001", "HEA002"} & set(codes):
+    if run.evals and run.evals[-1]["logps/chosen_delta"] < 0 and not {"HEA001", "HEA002"} & codes:
         last = run.evals[-1]
         chosen, rejected = (fixed(last[f"logps/{side}_delta"], LOG_PROB_DIGITS) for side in ("chosen", "rejected"))
-        said.append(
+        found.append(
             f"The chosen responses became less likely: {chosen} nats a token on the {last['probe_pairs']} pairs of the "
             f"probe (rejected {rejected}). Only their distance is trained; loss.sft_weight holds the chosen ones up."
         )
     shared = run.receipt["data"].get("train_pairs_with_held_out_prompts", 0)
     if shared:
-        said.append(f"{thousands(shared)} training pairs have a prompt of the evaluation pairs.")
-    return said
+        found.append(f"{thousands(shared)} training pairs have a prompt of the evaluation pairs.")
+    return found
 
 
 def _health(alert: Mapping[str, Any]) -> str:
@@ -106,44 +99,6 @@ def _health(alert: Mapping[str, Any]) -> str:
     )
 
 
-def gain_in_words(outcome: Mapping[str, Any]) -> str:
-    """`before`, `after` and `difference` as one sentence."""
-    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
-    gain, p_value = difference["accuracy"], difference["p_value"]
-    from_to = f"from {percent(before['accuracy']['value'])} to {percent(after['accuracy']['value'])}"
-    told = _is_told(gain, p_value)
-    points = 100 * abs(gain["value"])
-    if told:
-        start = f"Held-out accuracy {'rose' if gain['value'] > 0 else 'fell'} {points:.1f} points, {from_to}"
-    else:
-        start = f"Held-out accuracy went {from_to}"
-    evidence = (
-        f"{points_cell(gain).below}, n = {thousands(after['pairs'])} pairs of {thousands(after['prompts'])} prompts, "
-        f"{p_in_words(p_value)}, {TESTS[difference['test']]}"
-    )
-    sentence = f"{start} (95 % CI of the difference {evidence})" + ("" if told else f": {NOTHING}")
-    balanced = difference.get("length_balanced")
-    if balanced is None:
-        return f"{sentence}; length-balanced: too few pairs on one side to say."
-    end = "" if excludes_zero(balanced) else f": {NOTHING}"
-    return f"{sentence}; length-balanced {points_cell(balanced)}{end}."
-
-
-def _is_told(gain: Mapping[str, Any], p_value: float) -> bool:
-    return excludes_zero(gain) and p_value < LEVEL
-
-
-def _trivial(after: Mapping[str, Any]) -> list[str]:
-    """Rules without a model that the trained one does not surely beat."""
-    low = after["accuracy"]["ci"][0]
-    rules = {"longer_wins": "picking the longer response", "surface": "a classifier of surface features"}
-    return [
-        f"{name.capitalize()} gets {share_cell(rule)} on the same pairs: the trained model does not clearly beat that."
-        for key, name in rules.items()
-        if (rule := after["baselines"].get(key)) is not None and None not in rule["ci"] and low <= rule["ci"][1]
-    ]
-
-
 def _so_far(run: RunFiles) -> str:
     if not run.evals:
         return _loss(run)
@@ -151,7 +106,7 @@ def _so_far(run: RunFiles) -> str:
     interval = percent_range(last["accuracy_low"], last["accuracy_high"])
     now = f"{percent(last['accuracy'])} (95 % CI {interval}, n = {thousands(last['pairs'])} pairs)"
     if last["step"] == first["step"]:
-        return f" Held-out accuracy {'of the start model' if last['step'] == 0 else ''} is {now}.".replace("  ", " ")
+        return f" Held-out accuracy{' of the start model' if last['step'] == 0 else ''} is {now}."
     return f" Held-out accuracy after step {thousands(last['step'])}: {now}; before {percent(first['accuracy'])}."
 
 

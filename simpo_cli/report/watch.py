@@ -12,8 +12,7 @@ from typing import TextIO
 
 from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console, err, make_console, printable
-from simpo_cli.report.live import LivePanel, Progress
-from simpo_cli.report.summary import print_header, print_outcome
+from simpo_cli.report.live import LivePanel, Progress, print_header, print_outcome
 from simpo_cli.run.events import EvalRecord, Observer, RunHeader, RunOutcome, StepRecord
 from simpo_cli.stages import Pulse
 

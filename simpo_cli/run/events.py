@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
+from simpo_cli.table import Table
+
 LOOPING = 0.3
 """Share of repeated runs of four tokens from which on an answer counts as one that repeats itself."""
 
@@ -122,7 +124,7 @@ class RunOutcome:
     steps: int
     seconds: float
     answers: tuple[tuple[str, str, str], ...]  # (question, answer before, answer after) of the probe prompts
-    table: tuple[tuple[str, str, str, str], ...]  # (label, before, after, remark) of the final evaluation
+    table: Table  # before and after, of the final evaluation
     next_commands: tuple[tuple[str, str], ...]  # (command, what it does)
 
 

@@ -1,29 +1,20 @@
 """The end of a run: the saved model scored as others will load it, beside the start model, on the same pairs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.metrics import EvalSummary, compare_scores, summarise
+from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.pair_files import surface_accuracy, write_pairs, write_samples
-from simpo_cli.formatting import (
-    FEW_PROMPTS,
-    LOG_PROB_DIGITS,
-    LOSS_DIGITS,
-    MARGIN_DIGITS,
-    fixed,
-    p_in_words,
-    percent,
-    points_cell,
-    prompts_in_words,
-    share_cell,
-)
+from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
+from simpo_cli.formatting import Cell, percent
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.remote_code import FLAG
 from simpo_cli.model.rounding import Rounding
 from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES
 from simpo_cli.stages import stage
-from simpo_cli.statistics import Comparison, Measured
+from simpo_cli.table import Row
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health.watch import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
@@ -55,11 +46,11 @@ def conclude(
         What a person sees, and the `outcome` of run.json.
     """
     recipe, held_out = setting.recipe, setting.evaluated
-    table: list[tuple[str, str, str, str]] = []
+    rows: list[Row] = []
     measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
     if setting.quick:
         measured["not_measured"] = QUICK
-        table.append(("held-out accuracy", "", "not measured", QUICK))
+        rows.append(_row("accuracy", "not measured", QUICK))
     if held_out:
         with stage("closing evaluation"):
             evaluate(training, setting.plan.num_steps, saved)
@@ -68,7 +59,6 @@ def conclude(
         scores = training.last_scores
         before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
         comparison = compare_scores(training.start_scores, scores, recipe.loss)
-        table = _table(before, after, comparison.accuracy)
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
         measured["after"] = after.as_json(model=str(run_dir / "model"), data=name)
@@ -94,17 +84,18 @@ def conclude(
         training.health.judge_export(setting.plan.num_steps, rounding.kept_share)
         is_lost = CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
         remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
-        table.append(("change kept by the save", "", percent(rounding.kept_share), remark))
+        rows.append(_row("change kept by the save", percent(rounding.kept_share), remark))
     if alerts := training.health.alerts:
         codes = ", ".join(alert.code for alert in alerts)
-        table.append(("health", "", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
+        rows.append(_row("health", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
+    table = outcome_table(measured, BRIEFLY)
     outcome = RunOutcome(
         run_dir=str(run_dir),
         model_dir=str(run_dir / "model"),
         steps=setting.plan.num_steps,
         seconds=seconds,
         answers=answers,
-        table=tuple(table),
+        table=replace(table, rows=[*table.rows, *rows]),
         next_commands=(
             (
                 f"simpo eval {run_dir}{f' {FLAG}' if setting.source.code else ''}",
@@ -116,45 +107,8 @@ def conclude(
     return outcome, measured
 
 
-def _table(before: EvalSummary, after: EvalSummary, comparison: Comparison) -> list[tuple[str, str, str, str]]:
-    gain = points_cell(comparison.difference.as_json())
-
-    def both(name: str, digits: int) -> tuple[str, str]:
-        return fixed(getattr(before, name).value, digits), fixed(getattr(after, name).value, digits)
-
-    test = "exact McNemar" if comparison.test == "mcnemar-exact" else "sign flips by prompt"
-    few = f"; under {FEW_PROMPTS} prompts, intervals are rough" if after.effective_prompts < FEW_PROMPTS else ""
-    return [
-        (
-            "held-out accuracy",
-            str(share_cell(before.accuracy.as_json())),
-            str(share_cell(after.accuracy.as_json())),
-            f"n = {after.pairs} pairs, {prompts_in_words(after.prompts, after.effective_prompts)}, one seed{few}",
-        ),
-        (
-            "gain",
-            "",
-            f"{gain.text} points ({gain.below})",
-            f"{p_in_words(comparison.p_value)}, {test}",
-        ),
-        (
-            "length-balanced",
-            _percent_or_none(before.length["balanced"]),
-            _percent_or_none(after.length["balanced"]),
-            f"picking the longer: {share_cell(after.longer_wins.as_json())}",
-        ),
-        ("mean margin", *both("margin", MARGIN_DIGITS), "in units of the reward"),
-        (
-            "chosen log-prob",
-            *both("logps_chosen", LOG_PROB_DIGITS),
-            "nats a token",
-        ),
-        ("held-out loss", *both("loss", LOSS_DIGITS), ""),
-    ]
-
-
-def _percent_or_none(share: Measured | None) -> str:
-    return "too few pairs" if share is None else str(share_cell(share.as_json()))
+def _row(label: str, after: str, remark: str) -> Row:
+    return Row(label, (Cell(""), Cell(after)), remark)
 
 
 def _next_step(setting: RunPlan) -> tuple[str, str]:

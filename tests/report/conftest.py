@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from simpo_cli.formatting import Cell
 from simpo_cli.run.events import EvalRecord, Note, RunHeader, RunOutcome, StepRecord
+from simpo_cli.table import Row, Table
 
 STEP = StepRecord(
     step=1,
@@ -62,10 +64,17 @@ OUTCOME = RunOutcome(
     steps=62,
     seconds=38.2,
     answers=(("How do I invite a teammate?", "Teams are great.", "Open Settings, choose People, press Invite."),),
-    table=(
-        ("held-out accuracy", "51.2 % (46.8 to 55.6)", "96.4 % (94.4 to 97.7)", "n = 500 pairs, one seed"),
-        ("length-balanced", "50.9 %", "95.8 %", ""),
-        ("mean margin", "0.02", "3.11", ""),
+    table=Table(
+        ("before", "after"),
+        [
+            Row(
+                "held-out accuracy",
+                (Cell("51.2 %", "46.8 to 55.6"), Cell("96.4 %", "94.4 to 97.7")),
+                "n = 500 pairs, one seed",
+            ),
+            Row("length-balanced", (Cell("50.9 %"), Cell("95.8 %"))),
+            Row("mean margin", (Cell("0.02"), Cell("3.11"))),
+        ],
     ),
     next_commands=(
         ("simpo stats builtin:guide", "the audit of the data that this run used"),

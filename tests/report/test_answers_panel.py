@@ -75,7 +75,7 @@ def test_who_was_preferred_by_judges_and_by_people(run: Path) -> None:
     csv.writer(filled).writerows(rows)
     (folder.path / SHEET).write_text(filled.getvalue(), encoding="utf-8", newline="")
     _, text = panel(run)
-    judged = re.search(r"judged by tiny-judge trained wins 75.0 % (\S+) to (\S+), n 80", text)
+    judged = re.search(r"judged by tiny-judge at http://localhost:1/v1 trained wins 75.0 % (\S+) to (\S+), n 80", text)
     assert judged is not None
     wilson = stats.binomtest(30, 40).proportion_ci(method="wilson")  # both orders of a prompt are one sample
     assert [float(end) for end in judged.groups()] == pytest.approx([100 * wilson.low, 100 * wilson.high], abs=1.0)
@@ -118,7 +118,7 @@ def test_answers_that_are_not_whole_never_cost_the_page(run: Path, damage: str, 
     assert "Held-out accuracy rose 30.0 points" in "".join(page.text).replace("\u00a0", " ")
 
 
-def test_answers_of_before_the_run_was_gone_on_with_are_called_that(tmp_path: Path) -> None:
+def test_answers_of_before_the_run_was_resumed_are_called_that(tmp_path: Path) -> None:
     entry: dict[str, Any] = {"command": "simpo", "from_step": 3, "not_bit_exact": []}
     for name, year, is_old in (("later", 2026, True), ("before", 2025, False)):
         at = f"{year}-01-02T05:00:00+00:00"
@@ -126,7 +126,7 @@ def test_answers_of_before_the_run_was_gone_on_with_are_called_that(tmp_path: Pa
         write_answers(run / "answers")
         made = 1_760_000_000  # 9 October 2025
         os.utime(run / "answers" / "manifest.json", (made, made))
-        assert ("gone on with after these answers were made" in panel(run)[1]) == is_old
+        assert ("resumed after these answers were made" in panel(run)[1]) == is_old
 
 
 def test_folders_of_other_things_are_left_alone(run: Path) -> None:

@@ -62,7 +62,7 @@ def test_what_people_said_is_shown_once_they_did(folder: Path) -> None:
     lines = shown(folder, 80)
     place = lines.index("judged by people")
     assert lines[place + 1] == "  trained wins   100.0 % (88.6 to 100.0, n 30)"
-    assert lines[place + 2] == "  30 wins, 0 ties, 0 losses, 10 open; a tie counts one half."
+    assert lines[place + 2] == "30 wins, 0 ties, 0 losses, 10 open; a tie counts one half."
 
 
 def test_a_folder_is_shown_without_torch(folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_where_interval_and_test_disagree_it_is_said(low: float | None, p_value:
     ],
 )
 def test_prompts_that_count_for_fewer(prompts: int, effective: float, said: str) -> None:
-    assert prompts_in_words(prompts, effective) == said
+    assert prompts_in_words({"prompts": prompts, "effective_prompts": effective}) == said
 
 
 def test_an_interval_ends_where_shares_do_and_may_be_missing() -> None:

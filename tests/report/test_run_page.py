@@ -37,8 +37,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
     page, text = _page(tmp_path, outcome=RISE, evals=EVALS, pairs=40)
     assert "Held-out accuracy rose 30.0 points" in text
     assert "accuracy 50.0 % 40.0 to 60.0 80.0 % 75.0 to 85.0" in text
-    assert "a coin 50.0 % picking the longer response 40.0 % 30.0 to 50.0" in text
-    assert "chosen longer n = 20 60.0 % 40.0 to 80.0" in text
+    assert "random baseline 50.0 % the longer response wins 40.0 % 30.0 to 50.0" in text
+    assert "chosen longer 20 60.0 % 40.0 to 80.0" in text
     assert "How? before Like that. after Like this." in text
     assert "1,250 read = 1,200 trained + 40 held out + 1 malformed + 9 dropped: identical responses" in text
     assert "prompt, chosen, rejected · 7 prompt cut" in text
@@ -54,7 +54,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "Learning rate",
         "Tokens a second",
         "Accuracy by length",
-        "Change of log-probs since the start, on the probe",
+        "Drift during the run",
         "Change of the log-probs of the held-out pairs: chosen +0",
         "Margins of the held-out pairs: mean 0",
     ]
@@ -76,8 +76,8 @@ def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:
     equal = [row for row in rows if row["chosen_tokens"] == row["rejected_tokens"]]
     right = sum(row["chosen_after"] > row["rejected_after"] for row in equal)
     ties = sum(row["chosen_after"] == row["rejected_after"] for row in equal)
-    assert f"equal length n = {len(equal)}" in text
-    assert f"{100 * (right + ties / 2) / len(equal):.1f} %" in text.split("equal length n =")[1][:60]
+    assert f"equal length {len(equal)}" in text
+    assert f"{100 * (right + ties / 2) / len(equal):.1f} %" in text.split(f"equal length {len(equal)}")[1][:60]
 
 
 def test_drift_is_of_the_stored_pairs_with_intervals(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_drift_is_of_the_stored_pairs_with_intervals(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / "evals-pairs.jsonl").read_text().splitlines()]
     change = [row["chosen_after"] - row["chosen_before"] for row in rows]
     low, high = stats.t.interval(0.95, 39, loc=sum(change) / 40, scale=stats.sem(change))
-    assert f"chosen, nats a token {sum(change) / 40:+.3f} {low:+.3f} to {high:+.3f}" in text
+    assert f"chosen, nats/token {sum(change) / 40:+.3f} {low:+.3f} to {high:+.3f}" in text
     fell = stats.binomtest(sum(one < 0 for one in change), 40)
     wilson = fell.proportion_ci(method="wilson")
     shown = f"{100 * fell.statistic:.1f} % {100 * wilson.low:.1f} to {100 * wilson.high:.1f}"

@@ -7,15 +7,21 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from simpo_cli.formatting import Cell
 from simpo_cli.report.console import make_console
-from simpo_cli.report.summary import print_header, print_outcome
+from simpo_cli.report.live import print_header, print_outcome
 from simpo_cli.run.events import Note, RunHeader, RunOutcome
+from simpo_cli.table import Row, Table
 
 
 def printed(outcome: RunOutcome, width: int) -> str:
     stream = io.StringIO()
     print_outcome(make_console(stream, width=width), outcome)
     return stream.getvalue()
+
+
+def _table(*rows: tuple[str, str, str, str]) -> Table:
+    return Table(("before", "after"), [Row(label, (Cell(one), Cell(two)), remark) for label, one, two, remark in rows])
 
 
 def test_a_remark_that_does_not_fit_goes_under_the_table(outcome: RunOutcome) -> None:
@@ -29,8 +35,8 @@ mean margin         0.02                    3.11
 
 
 def test_several_remarks_under_a_table_name_their_rows(outcome: RunOutcome) -> None:
-    table = (("accuracy", "1", "2", "n = 500 pairs"), ("gain", "", "4", ""), ("margin", "3", "4", "in nats per token"))
-    assert printed(replace(outcome, table=table), 36).startswith("""
+    rows = (("accuracy", "1", "2", "n = 500 pairs"), ("gain", "", "4", ""), ("margin", "3", "4", "in nats per token"))
+    assert printed(replace(outcome, table=_table(*rows)), 36).startswith("""
            before   after
 accuracy   1        2
 gain                4
@@ -42,27 +48,27 @@ margin     in nats per token
 
 
 def test_a_stacked_table_leaves_out_what_is_empty(outcome: RunOutcome) -> None:
-    table = (("change kept by the save", "", "99.1 % of all the changes made", ""),)
+    table = _table(("change kept by the save", "", "99.1 % of all the changes made", ""))
     assert printed(replace(outcome, table=table), 40).startswith("""
 change kept by the save
-  after   99.1 % of all the changes made
+    after   99.1 % of all the changes made
 """)
 
 
 def test_a_table_too_wide_for_columns_is_stacked(outcome: RunOutcome) -> None:
     assert printed(outcome, 40).startswith("""
 held-out accuracy
-  before  51.2 % (46.8 to 55.6)
-  after   96.4 % (94.4 to 97.7)
-  n = 500 pairs, one seed
+    before  51.2 % (46.8 to 55.6)
+    after   96.4 % (94.4 to 97.7)
+    n = 500 pairs, one seed
 length-balanced
-  before  50.9 %
-  after   95.8 %
+    before  50.9 %
+    after   95.8 %
 """)
 
 
 def test_no_table_and_no_answers_leave_where_and_next(outcome: RunOutcome) -> None:
-    bare = replace(outcome, table=(), answers=(), next_commands=())
+    bare = replace(outcome, table=_table(), answers=(), next_commands=())
     assert printed(bare, 80).split() == ["model", "runs/demo/model"]
 
 

@@ -51,8 +51,10 @@ def test_too_few_prompts_and_rules_that_do_as_well(tmp_path: Path) -> None:
     result["after"]["baselines"] = {"longer_wins": measured(0.78, 0.7, 0.85), "surface": measured(0.6, 0.5, 0.7)}
     evals = [eval_row(0, 0.5), eval_row(4, 0.8, chosen_delta=-0.25)]
     said = alerts(read_run(write_run(tmp_path / "run", outcome=result, evals=evals)))
-    assert said[0] == "Only 12 prompts are held out: under 30, intervals are rough."
-    assert said[1].startswith("Picking the longer response gets 78.0 % (70.0 to 85.0) on the same pairs")
+    assert said[0] == "Only 12 prompts: too few to conclude much, and intervals are rough."
+    assert said[1] == (
+        "The model does not clearly beat this rule: the longer response wins, 78.0 % (70.0 to 85.0) of 40 pairs."
+    )
     assert said[2].startswith("The saved model keeps 1.0 % of the change")
     assert said[3].startswith("The chosen responses became less likely: -0.250 nats a token on the 40 pairs")
     assert len(said) == 4

@@ -20,17 +20,18 @@ from simpo_cli.cli import main
 from simpo_cli.cli import recipe as recipe_command
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.errors import UserError
+from simpo_cli.formatting import Cell
 from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.tree import Origin, node_of
 from simpo_cli.report.console import Console, make_console, printable
 from simpo_cli.report.eval_view import print_eval
 from simpo_cli.report.findings_view import annotations
 from simpo_cli.report.inspect_view import print_inspection
-from simpo_cli.report.live import LivePanel
+from simpo_cli.report.live import LivePanel, print_outcome
 from simpo_cli.report.page import json_text
-from simpo_cli.report.summary import print_outcome
 from simpo_cli.report.watch import Heartbeat
 from simpo_cli.run.events import Note, RunHeader, RunOutcome
+from simpo_cli.table import Row, Table
 from tests.report.conftest import EVALUATION, STEP
 from tests.report.test_eval_view import RESULT
 from tests.report.test_inspect_view import DOCUMENT
@@ -72,7 +73,8 @@ def _events(console: Console, texts: Sequence[str]) -> None:
     quarter = len(texts) // 4
     lines = tuple(Note(text[:10], text) for text in texts[:quarter])
     answers = tuple((text, text, f"{text} {text}") for text in texts[quarter : 2 * quarter])
-    table = tuple((text, text, text, text) for text in texts[2 * quarter : 2 * quarter + 20])
+    rows = [Row(text, (Cell(text), Cell(text, text)), text) for text in texts[2 * quarter : 2 * quarter + 20]]
+    table = Table((texts[3], texts[4]), rows, title=texts[5])
     outcome = RunOutcome(texts[0], texts[1], 2, 3.0, answers, table, tuple((text, text) for text in texts[:20]))
     watcher = (
         LivePanel(console, clock=lambda: 0.0)

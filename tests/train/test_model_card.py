@@ -106,11 +106,11 @@ def test_hub_ids_are_metadata_and_files_are_not(trained: Trained) -> None:
 def test_how_it_did_stands_with_intervals_and_counts(trained: Trained) -> None:
     text = _read(model_card(trained, RISE)).text
     assert "| accuracy | 50.0 % (40.0 to 60.0) | 80.0 % (75.0 to 85.0) |" in text
-    assert "| length-balanced accuracy | too few pairs | too few pairs |" in text
-    assert "Accuracy changed by +30.0 points (+20.0 to +40.0, n = 40 pairs of 35 prompts, p = 0.001" in text
-    assert "a coin 50.0 %; picking the longer response 40.0 % (30.0 to 50.0)" in text
-    assert "they are rough" not in text
-    assert "Under 30 prompts they are rough" in model_card(trained, outcome((0.3, 0.2, 0.4), 0.001, prompts=29))
+    assert "| length-balanced | too few pairs | too few pairs |" in text
+    assert "Held-out accuracy rose 30.0 points, from 50.0 % to 80.0 % (95 % CI of the difference +20.0 to +40.0" in text
+    assert "random baseline 50.0 %; the longer response wins 40.0 % (30.0 to 50.0)" in text
+    assert "intervals are rough" not in text
+    assert "Only 29 prompts: too few" in model_card(trained, outcome((0.3, 0.2, 0.4), 0.001, prompts=29))
 
 
 def test_a_run_that_held_nothing_out_says_so(trained: Trained) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.formatting import Cell
 from simpo_cli.recipe import compose
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.verdict import verdict
 from simpo_cli.run.verify import verify_run
+from simpo_cli.table import Row
 from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 
@@ -42,9 +44,9 @@ def test_nothing_is_evaluated_and_that_is_said_everywhere(tmp_path: Path, tiny_f
     assert "no evaluation and no probe answers" in {line.label: line.text for line in seen.header.lines}["quick"]
     assert seen.evals == []
     assert seen.outcome is not None
-    assert (seen.outcome.answers, seen.outcome.table[0]) == (
+    assert (seen.outcome.answers, seen.outcome.table.rows[0]) == (
         (),
-        ("held-out accuracy", "", "not measured", "--quick"),
+        Row("accuracy", (Cell(""), Cell("not measured")), "--quick"),
     )
     receipt = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert receipt["quick"] is True
@@ -65,13 +67,13 @@ def test_a_run_that_began_so_stays_so_and_another_may_become_so(tmp_path: Path, 
     longer = _train(tmp_path, tiny_folder, prefs, "train.max_steps=3", resume=True)
     assert longer.evals == []
     assert longer.outcome is not None
-    assert longer.outcome.table[0][2] == "not measured"
+    assert longer.outcome.table.rows[0].cells[1].text == "not measured"
 
     _train(tmp_path, tiny_folder, prefs, fresh=True)
     hurried = _train(tmp_path, tiny_folder, prefs, "train.max_steps=3", resume=True, quick=True)
     assert hurried.evals == []
     assert hurried.outcome is not None
-    assert hurried.outcome.table[0][2] == "not measured"
+    assert hurried.outcome.table.rows[0].cells[1].text == "not measured"
 
 
 def test_the_best_checkpoint_cannot_be_kept_unseen(tmp_path: Path, tiny_folder: Path, prefs: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, tiny_folder: Path, prefs:
     [checkpoint] = (run / "checkpoints").iterdir()
     assert checkpoint.name == f"step-{len(metrics):08d}"
     assert memory.header is not None
-    assert outcome.table[0][0] == "held-out accuracy"
+    assert outcome.table.rows[0].label == "accuracy"
     assert [q for q, _, _ in outcome.answers]
 
 

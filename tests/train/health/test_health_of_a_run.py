@@ -40,8 +40,8 @@ def test_an_alert_is_on_the_screen_in_the_notes_in_run_json_and_in_the_table(gui
     assert alert["value"] == falls[1]
     assert alert["worst"] == max(falls)
     assert alert["times"] == sum(fall >= 0.5 for fall in falls)
-    [row] = [row for row in outcome.table if row[0] == "health"]
-    assert "HEA002" in row[3]
+    [row] = [row for row in outcome.table.rows if row.label == "health"]
+    assert "HEA002" in row.remark
 
 
 def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(guide: Guide) -> None:

@@ -1,0 +1,324 @@
+"""What was measured of models on pairs, as tables and sentences: for `simpo eval`, a run's end, its page and its card.
+
+All read JSON documents (docs/evaluation.md), so that a run of long ago and a model just scored look the same.
+"""
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from simpo_cli.formatting import (
+    FEW_PROMPTS,
+    LEVEL,
+    LOG_PROB_DIGITS,
+    LOSS_DIGITS,
+    MARGIN_DIGITS,
+    Cell,
+    Measured,
+    border_in_words,
+    change_cell,
+    effective_prompts,
+    excludes_zero,
+    few_prompts,
+    fixed,
+    number_cell,
+    p_in_words,
+    percent,
+    points_cell,
+    prompts_in_words,
+    share_cell,
+    thousands,
+)
+from simpo_cli.table import MEASURED, Remark, Row, Table, measured_row
+
+TESTS = {
+    "mcnemar-exact": "exact McNemar test",
+    "sign-flip-by-prompt": "sign-flip test by prompt",
+    "wilcoxon": "Wilcoxon's signed-rank test",
+    "datta-satten": "Datta and Satten's signed-rank test by prompt",
+}
+NOTHING = "not distinguishable from zero"
+RULES = {"longer_wins": "the longer response wins", "surface": "surface features only"}
+OTHER_TOKENS = (
+    "The two score other tokens (another tokenizer or template): a log-prob per token of one says nothing beside one "
+    "of the other, so margins, loss and drift are left out. Which response each prefers can be compared, and is."
+)
+OTHER_REWARDS = "The two have other objectives, so their margins and losses are in other units and are left out."
+
+Show = Callable[[Measured], Cell]
+
+_margin = partial(number_cell, digits=MARGIN_DIGITS)
+_loss = partial(number_cell, digits=LOSS_DIGITS)
+_log_prob = partial(number_cell, digits=LOG_PROB_DIGITS)
+_log_prob_change = partial(change_cell, digits=LOG_PROB_DIGITS)
+
+MEASURES: dict[str, tuple[str, Show]] = {
+    "accuracy": ("accuracy", share_cell),
+    "length.chosen_longer": ("  chosen is longer", share_cell),
+    "length.chosen_shorter": ("  chosen is shorter", share_cell),
+    "length.balanced": ("  length-balanced", share_cell),
+    "margin": ("mean margin", _margin),
+    "margin_median": ("  median", _margin),
+    "target_reached": ("  past gamma", share_cell),
+    "loss": ("loss", _loss),
+    "logps/chosen": ("chosen log-prob, nats/token", _log_prob),
+    "logps/rejected": ("rejected log-prob, nats/token", _log_prob),
+    "length.spearman": ("Spearman with length", partial(number_cell, digits=2)),
+    "length.spearman_within": ("  within pairs", partial(number_cell, digits=2)),
+    "calibration.ece": ("calibration error", partial(number_cell, digits=3)),
+    "calibration.brier": ("  Brier score", partial(number_cell, digits=3)),
+}
+"""What is measured of one model on pairs: the key in its document, the label, and how the number looks."""
+OUTCOME = (
+    "accuracy",
+    "length.balanced",
+    "margin",
+    "target_reached",
+    "loss",
+    "logps/chosen",
+    "logps/rejected",
+    "length.spearman",
+)
+"""Those that are shown before and after training."""
+BRIEFLY = ("accuracy", "length.balanced", "margin", "loss", "logps/chosen")
+"""And those of them that the last screen of a run has."""
+DIFFERENCES: dict[str, tuple[str, Show]] = {
+    "accuracy": ("difference, points", points_cell),
+    "length_balanced": ("  length-balanced", points_cell),
+    "margin": ("mean margin", partial(change_cell, digits=MARGIN_DIGITS)),
+    "margin_per_token": ("margin, nats/token", _log_prob_change),
+    "loss": ("loss", partial(change_cell, digits=LOSS_DIGITS)),
+    "logps/chosen_delta": ("chosen log-prob, nats/token", _log_prob_change),
+    "logps/rejected_delta": ("rejected log-prob, nats/token", _log_prob_change),
+    "chosen_fell": ("chosen became less likely", share_cell),
+}
+"""What is measured of one model less another."""
+
+
+def find(document: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key; None where there is none."""
+    found: Any = document
+    for part in key.split("."):
+        found = None if found is None else found.get(part)
+    return found
+
+
+def eval_table(one: Mapping[str, Any]) -> Table:
+    """Everything that was measured of one model: the document of `simpo eval --json` for it."""
+    rows = []
+    for key, (label, show) in MEASURES.items():
+        found = find(one, key)
+        if found is not None or not key.startswith("length.spearman"):
+            rows.append(measured_row(label, show, found))
+        if key == "length.balanced":
+            rows += [Row("to beat"), Row("  random baseline", (Cell(percent(0.5)),))]
+            rows += [measured_row(f"  {name}", share_cell, rule) for name, rule in _rules(one["baselines"])]
+        if key == "length.spearman_within":
+            rows += _bucket_rows(one["length"]["buckets"])
+    if one["baseline"] is not None:
+        rows.append(Row(f"against {one['baseline']['model']}"))
+        rows.append(measured_row("  its accuracy", share_cell, one["baseline"]["accuracy"]))
+        rows += _difference_rows(one["difference"], indent="  ")
+    if one["save"] is not None:
+        rows.append(Row("what the save cost, against float32"))
+        cost = one["save"]["difference"]
+        rows += _difference_rows(cost, ("accuracy",), indent="  ")
+        rows.append(measured_row("  mean margin", partial(change_cell, digits=3), cost["margin"]))
+    return Table(MEASURED, [*rows, *_slice_rows(one["slices"])], remarks=list(_remarks(one)))
+
+
+def difference_table(difference: Mapping[str, Any], keys: Container[str] = DIFFERENCES) -> Table:
+    """One model less another; rewards only where they can be compared."""
+    return Table(MEASURED, _difference_rows(difference, keys), remarks=list(_difference_remarks(difference)))
+
+
+def seeds_table(group: Mapping[str, Any]) -> Table:
+    """Means over runs of one recipe with several seeds."""
+    rows = [
+        measured_row(label, show, group[key])
+        for key, label, show in (
+            ("accuracy", *MEASURES["accuracy"]),
+            ("length_balanced", *MEASURES["length.balanced"]),
+            ("margin", *MEASURES["margin"]),
+            ("difference", *DIFFERENCES["accuracy"]),
+            ("length_balanced_difference", *DIFFERENCES["length_balanced"]),
+        )
+        if group[key] is not None
+    ]
+    remark = "n counts runs; the intervals are for other seeds on these same pairs."
+    return Table(MEASURED, rows, remarks=[Remark("counted", remark)])
+
+
+def outcome_table(outcome: Mapping[str, Any], keys: Container[str] = OUTCOME) -> Table:
+    """The start model beside the saved one: the `outcome` of run.json, of any version; no rows without both."""
+    if "before" not in outcome:
+        return Table(("before", "after"), [])
+    before, after, gain = outcome["before"], outcome["after"], outcome["difference"]
+    few = f"; under {FEW_PROMPTS}, intervals are rough" if effective_prompts(after) < FEW_PROMPTS else ""
+    longer = after["baselines"]["longer_wins"]
+    remarks = {
+        "accuracy": f"{prompts_in_words(after)}, one seed{few}",
+        "length.balanced": f"{RULES['longer_wins']} in {share_cell(longer)}" if longer is not None else "",
+        "margin": "in units of the reward",
+    }
+    rows = []
+    for key, (label, show) in MEASURES.items():
+        both = find(before, key), find(after, key)
+        if key in keys and (None not in both or not key.startswith("length.spearman")):
+            rows.append(Row(label, tuple(_outcome_cell(one, show) for one in both), remarks.get(key, "")))
+        if key == "accuracy":
+            remark = f"{p_in_words(gain['p_value'])}, {TESTS[gain['test']]}"
+            rows.append(Row("  gain, points", (Cell(""), points_cell(gain["accuracy"])), remark))
+    if before["ties"] or after["ties"]:
+        rows.append(Row("ties", (Cell(thousands(before["ties"])), Cell(thousands(after["ties"])))))
+    return Table(("before", "after"), rows, title=f"{thousands(after['pairs'])} held-out pairs")
+
+
+def rules_table(known: Mapping[str, Any]) -> Table:
+    """Accuracy on the same pairs without any model."""
+    rows = [Row("random baseline", (Cell(percent(0.5)),))]
+    rows += [Row(name, (share_cell(rule),)) for name, rule in _rules(known) if rule is not None]
+    return Table(("same pairs",), rows, title="accuracy to beat")
+
+
+def unbeaten(one: Mapping[str, Any]) -> list[Remark]:
+    """Rules without a model that the model does not surely beat."""
+    low = one["accuracy"]["ci"][0]
+    return [
+        Remark("rule", f"The model does not clearly beat this rule: {name}, {share_cell(rule)} of {rule['n']:,} pairs.")
+        for name, rule in _rules(one["baselines"])
+        if rule is not None and None not in rule["ci"] and low is not None and low <= rule["ci"][1]
+    ]
+
+
+def is_clear(difference: Mapping[str, Any]) -> bool:
+    """Whether a difference in accuracy is more than chance, by its interval and by its test."""
+    return excludes_zero(difference["accuracy"]) and difference["p_value"] < LEVEL
+
+
+def gain_in_words(outcome: Mapping[str, Any]) -> str:
+    """`before`, `after` and `difference` as one sentence."""
+    before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
+    gain, is_told = difference["accuracy"], is_clear(difference)
+    verb = f"{'rose' if gain['value'] > 0 else 'fell'} {100 * abs(gain['value']):.1f} points," if is_told else "went"
+    shares = [percent(one["accuracy"]["value"]) for one in (before, after)]
+    sentence = (
+        f"Held-out accuracy {verb} from {shares[0]} to {shares[1]} (95 % CI of the difference "
+        f"{evidence(difference, after['pairs'], after['prompts'])})" + ("" if is_told else f": {NOTHING}")
+    )
+    balanced = difference.get("length_balanced")
+    if balanced is None:
+        return f"{sentence}; length-balanced: too few pairs on one side to say."
+    return f"{sentence}; length-balanced {points_cell(balanced)}{'' if excludes_zero(balanced) else f': {NOTHING}'}."
+
+
+def evidence(difference: Mapping[str, Any], pairs: int, prompts: int) -> str:
+    """The interval of a difference in accuracy, its n and its test."""
+    return (
+        f"{points_cell(difference['accuracy']).below}, n = {thousands(pairs)} pairs of {thousands(prompts)} prompts, "
+        f"{p_in_words(difference['p_value'])}, {TESTS[difference['test']]}"
+    )
+
+
+def failure_in_words(failure: Mapping[str, Any]) -> str:
+    """Which model could not be scored, and why."""
+    where = f"{failure['where']}: " if failure["where"] else ""
+    return f"{failure['model']}: {where}{failure['problem']}"
+
+
+def span_of(bucket: Mapping[str, Any]) -> str:
+    """The lengths of a bucket, such as -40 to -8."""
+    low, high = (f"{bound:+,}" if bound else "0" for bound in (bucket["from"], bucket["to"]))
+    return low if low == high else f"{low} to {high}"
+
+
+def _rules(known: Mapping[str, Any]) -> list[tuple[str, Measured | None]]:
+    """By name; the classifier only where training pairs are known to fit it on."""
+    return [(name, known.get(key)) for key, name in RULES.items() if known.get(key) is not None or key != "surface"]
+
+
+def _outcome_cell(measured: Measured | float | None, show: Show) -> Cell:
+    if measured is None:
+        return Cell("too few pairs")
+    return show(measured) if isinstance(measured, Mapping) else Cell(fixed(measured, 2))  # of 0.1: without interval
+
+
+def _difference_rows(difference: Mapping[str, Any], keys: Container[str] = DIFFERENCES, indent: str = "") -> list[Row]:
+    return [
+        measured_row(indent + label, show, difference[key])
+        for key, (label, show) in DIFFERENCES.items()
+        if key in keys and difference.get(key) is not None
+    ]
+
+
+def _bucket_rows(buckets: Sequence[Mapping[str, Any]]) -> list[Row]:
+    if len(buckets) < 2:
+        return []
+    rows = [measured_row(f"  {span_of(one)}", share_cell, one["accuracy"], one["pairs"]) for one in buckets]
+    return [Row("accuracy by chosen - rejected, tokens"), *rows]
+
+
+def _slice_rows(by_column: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Row]:
+    for column, slices in by_column.items():
+        yield Row(f"by {column}")
+        for one in slices:
+            name = "(none)" if one["value"] is None else one["value"]
+            shown = name if len(name) <= 30 else name[:29] + "…"
+            yield measured_row(f"  {shown}", share_cell, one["accuracy"], one["pairs"])
+            if one["difference"] is not None:
+                label = f"    difference, points, Holm {p_in_words(one['p_value_holm'])}"
+                yield measured_row(label, points_cell, one["difference"])
+
+
+def _remarks(one: Mapping[str, Any]) -> Iterator[Remark]:
+    """What to know beside the numbers of one model."""
+    prompts, difference, noise = one["prompts"], one["difference"], one["noise"]
+    counted = f"{thousands(one['pairs'])} pairs of {thousands(prompts)} prompts"
+    yield Remark("counted", f"{counted}; intervals are by prompt.")
+    if one["ties"]:
+        yield Remark("ties", f"Equal rewards: {thousands(one['ties'])} pairs, counted one half.")
+    if any(one["length"][name] is None for name in ("chosen_longer", "chosen_shorter", "balanced")):
+        yield Remark("strata", "Too few: under 10 pairs in which the chosen response is longer (or shorter).")
+    if difference is not None:
+        yield from _difference_remarks(difference)
+    yield from unbeaten(one)
+    by_chance = fixed(one["calibration"]["ece_by_chance"], 3)
+    yield Remark(
+        "calibration",
+        f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs.",
+    )
+    whose = "the model" if difference is None else "the baseline"
+    yield Remark(
+        "noise",
+        f"Arithmetic: scored again as {noise['packing']}, {whose} moves the margins of {thousands(noise['pairs'])} "
+        f"pairs by {noise['margin']:.1g} (root mean square), and "
+        f"{thousands(round(noise['accuracy'] * noise['pairs']))} of them change sides.",
+    )
+    within = [name for name in ("accuracy", "margin") if difference is not None and difference["is_noise"][name]]
+    if within:
+        yield Remark("noise", f"The difference in {' and in '.join(within)} is no more than that: noise.")
+    if few := few_prompts(one):
+        yield Remark("few prompts", f"{few} Evaluate on at least {FEW_PROMPTS}.")
+
+
+def _difference_remarks(difference: Mapping[str, Any]) -> Iterator[Remark]:
+    """How sure a difference is, and what it could not have shown."""
+    p_value, holm = difference["p_value"], difference.get("p_value_holm")
+    adjusted = "" if holm is None or holm == p_value else f", with all tests here in mind {p_in_words(holm)}"
+    counts = ", ".join(
+        f"{thousands(difference[name])} pair{'' if difference[name] == 1 else 's'} {verb}"
+        for name, verb in (("wins", "won"), ("losses", "lost"), ("ties", "the same"))
+    )
+    yield Remark("test", f"Difference: {p_in_words(p_value)}{adjusted} ({TESTS[difference['test']]}); {counts}.")
+    if border := border_in_words(difference["accuracy"], p_value):
+        yield Remark("border", border)
+    if difference["margin_p_value"] is not None:
+        test = TESTS[difference["margin_test"]]
+        yield Remark("test", f"Margin: {p_in_words(difference['margin_p_value'])} ({test}).")
+    if difference["smallest_effect"] is not None:
+        points = f"{100 * difference['smallest_effect']:.1f}"
+        yield Remark("power", f"A true difference under {points} points would often be missed with so many pairs.")
+    if not difference["same_tokens"]:
+        yield Remark("units", OTHER_TOKENS)
+    elif not difference.get("same_rewards", True):
+        yield Remark("units", OTHER_REWARDS)
