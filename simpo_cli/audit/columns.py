@@ -1,15 +1,19 @@
 """Columns of numbers, a row for each pair: collected batch by batch, and described."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+NUM_BINS = 20
 
-class RowList:
-    """Collects rows of one shape and type.
+Lengths = NDArray[np.int64]
+
+
+class Column:
+    """Rows of one shape and type that grow batch by batch, in no more memory than the numbers take.
 
     Args:
         dtype: of the numbers.
@@ -17,11 +21,11 @@ class RowList:
     """
 
     def __init__(self, dtype: Any, shape: Sequence[int] = ()) -> None:
-        self._dtype, self._shape = dtype, shape
+        self._dtype, self._shape = np.dtype(dtype), tuple(shape)
         self._numbers = bytearray()
 
     def add(self, rows: ArrayLike) -> None:
-        """Take in more rows: (k, *shape)."""
+        """Append rows: (k, *shape)."""
         self._numbers += np.ascontiguousarray(rows, dtype=self._dtype).reshape(-1).view(np.uint8).data
 
     @property
@@ -30,9 +34,32 @@ class RowList:
         return np.frombuffer(self._numbers, dtype=self._dtype).reshape(-1, *self._shape)
 
 
-NUM_BINS = 20
+class PlaceColumn:
+    """The places of many pairs (`prefs.jsonl:17`), 12 bytes each: what stands in front of the number is kept once."""
 
-Lengths = NDArray[np.int64]
+    def __init__(self) -> None:
+        self._prefixes: dict[str, int] = {}
+        self._prefix, self._number = Column(np.int32), Column(np.int64)
+
+    def add(self, places: Iterable[str]) -> None:
+        """Append places."""
+        parts = [_parts(place) for place in places]
+        self._prefix.add([self._prefixes.setdefault(prefix, len(self._prefixes)) for prefix, _ in parts])
+        self._number.add([number for _, number in parts])
+
+    def at(self, positions: Iterable[int]) -> list[str]:
+        """The places of these pairs; none can be added any more."""
+        prefixes, of, numbers = list(self._prefixes), self._prefix.rows, self._number.rows
+        return [prefixes[of[i]] + ("" if numbers[i] < 0 else str(numbers[i])) for i in positions]
+
+
+def _parts(place: str) -> tuple[str, int]:
+    """What stands in front of a place's number, and the number; -1 where it would not come back as it was."""
+    prefix = place.rstrip("0123456789")
+    digits = place[len(prefix) :]
+    if not digits or len(digits) > 18 or (digits[0] == "0" and len(digits) > 1):
+        return place, -1
+    return prefix, int(digits)
 
 
 @dataclass(frozen=True, slots=True)

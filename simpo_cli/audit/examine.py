@@ -8,6 +8,7 @@ responses are written in is known at the end of the pass, so both are kept.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,16 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
-from simpo_cli.audit.columns import Lengths, RowList
-from simpo_cli.audit.findings import SHOWN_ROWS, Finding, Marked, Positions, finding
-from simpo_cli.audit.identity import Hashes, PairIdentities, PlaceList, Places
-from simpo_cli.audit.measures import FEATURES, Differences, TextMeasures
+from simpo_cli.audit.columns import Column, Lengths, PlaceColumn
+from simpo_cli.audit.findings import SHOWN_ROWS, Finding, PairsByCode, Positions, finding
+from simpo_cli.audit.identity import Hashes, PairIdentities
+from simpo_cli.audit.measures import FEATURES, Differences
 from simpo_cli.audit.near import Prompts, find_leaks, find_near_pairs
-from simpo_cli.audit.reading import Account, Groups, MeasuredPairs, MeasuringProcesses, ReadPair, Refused, read_batches
+from simpo_cli.audit.reading import (
+    Account,
+    Groups,
+    MeasuredBatch,
+    MeasuredPairs,
+    Refused,
+    measured_batches,
+    read_batches,
+)
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import Tally
 from simpo_cli.data.text_notes import own_markers
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe
@@ -66,7 +74,7 @@ class Examination:
         surface: (count, features) what the surface of the two responses differs in.
         file_of: (count,) the number of each pair's file in `reader.files`.
         group_of: (count,) the number of each pair's group in `groups`; 0 without any.
-        groups: tells pairs apart by a field; None where files are enough.
+        groups: groups pairs by a field; None where files are enough.
         numbers: (count,) each pair's place among all pairs that were read.
         no_signal: pairs that training drops, by reason; without a tokenizer they are among the lengths.
         refused: malformed records and pairs that the template refuses, left out.
@@ -91,7 +99,7 @@ class Examination:
     numbers: Positions
     no_signal: Counter[str]
     refused: Refused
-    left_out: Marked
+    left_out: PairsByCode
     looked_for: frozenset[Needs]
     evaluation: Prompts | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -121,7 +129,7 @@ def examine(
         reader: gives the pairs, also those without signal (`on_no_signal="keep"`); it must not have been read before.
         tokens: how pairs become tokens; None counts words, or characters.
         evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
-        groups: tells pairs apart by a field; None where files are enough.
+        groups: groups pairs by a field; None where files are enough.
         sample: takes in the measured pairs as they come by; their texts are not kept otherwise.
 
     Raises:
@@ -129,8 +137,8 @@ def examine(
     """
     account, collected = Account(), _Collected(units=2 if tokens is None else 1)
     own = None if tokens is None else own_markers(tokens.tokenizer, rendered=tokens.data.rendered)
-    with MeasuringProcesses(own=own) as processes, stage("measuring pairs") as measuring:
-        batches = processes.measured(read_batches(reader, groups))
+    batches = measured_batches(read_batches(reader, groups), own=own)
+    with closing(batches), stage("measuring pairs") as measuring:  # type: ignore[type-var]
         for measured in _measured(batches, tokens, account):
             collected.add(measured)
             measuring.advance(len(measured.pairs))
@@ -149,13 +157,16 @@ def examine(
         len(reader.bad_records) + account.refused.count,
         [*reader.bad_records[:SHOWN_ROWS], *account.refused.first][:SHOWN_ROWS],
     )
-    looked_for: set[Needs] = {"text", "near"}
-    looked_for |= set() if tokens is None else {"tokens"}
-    looked_for |= set() if evaluation is None else {"evaluation"}
     hashes = collected.hashes.rows
     with stage("looking for pairs that repeat or contradict others"):
-        identities, signatures = PairIdentities(hashes), collected.take_signatures()
-        labels = list(_label_findings(identities, signatures, evaluation, collected.places))
+        signatures = collected.take_signatures()
+        labels = list(_label_findings(PairIdentities(hashes), signatures, evaluation, collected.places))
+    looked_for: dict[Needs, bool] = {
+        "text": True,
+        "near": True,
+        "tokens": tokens is not None,
+        "evaluation": evaluation is not None,
+    }
     share = None if tokens is not None else collected.unspaced_share
     unit: Unit = "tokens" if share is None else "characters" if share >= UNSPACED else "words"
     lengths = collected.lengths.rows[:, 1 if unit == "characters" else 0]
@@ -176,22 +187,20 @@ def examine(
         no_signal=no_signal,
         refused=refused,
         left_out=account.left_out,
-        looked_for=frozenset(looked_for),
+        looked_for=frozenset(needs for needs, is_there in looked_for.items() if is_there),
         evaluation=evaluation,
         findings=[
             *labels,
-            *_tallied_findings(reader, refused, collected.marked),
-            *_marked_findings(collected.marked, account),
+            *_tallied_findings(reader, refused, collected.by_code),
+            *_coded_findings(collected.by_code, account),
         ],
     )
 
 
-# Reading and measuring
+# Measuring
 
 
-def _measured(
-    batches: Iterator[tuple[list[ReadPair], TextMeasures]], tokens: Tokens | None, account: Account
-) -> Iterator[MeasuredPairs]:
+def _measured(batches: Iterator[MeasuredBatch], tokens: Tokens | None, account: Account) -> Iterator[MeasuredPairs]:
     if tokens is None:
         return map(_in_words, batches)
     from simpo_cli.audit.tokenized import in_tokens
@@ -199,9 +208,9 @@ def _measured(
     return in_tokens(batches, tokens.tokenizer, tokens.data, account)
 
 
-def _in_words(batch: tuple[list[ReadPair], TextMeasures]) -> MeasuredPairs:
+def _in_words(batch: MeasuredBatch) -> MeasuredPairs:
     reads, texts = batch
-    codes = [(*read.codes, *shown) for read, shown in zip(reads, texts.codes, strict=True)]
+    codes = [(*read.codes, *of_texts) for read, of_texts in zip(reads, texts.codes, strict=True)]
     lengths = np.stack((texts.words, texts.characters), axis=1)
     return MeasuredPairs(reads, codes, lengths, texts, np.arange(len(reads)))
 
@@ -210,30 +219,31 @@ class _Collected:
     """What is kept of every measured pair, about 300 bytes; the texts are not."""
 
     def __init__(self, units: int) -> None:
-        self.lengths = RowList(np.int32, (units, 3))
+        self.lengths = Column(np.int32, (units, 3))
         self._letters = np.zeros(2, dtype=np.int64)
-        self.hashes = RowList(np.uint64, (3,))
-        self.surface = RowList(np.float32, (len(FEATURES),))
-        self.signatures = RowList(np.uint8, (3, SIGNATURE_BYTES))
-        self.files, self.groups, self.numbers = RowList(np.int32), RowList(np.uint8), RowList(np.int64)
-        self.places, self.marked = PlaceList(), Marked()
+        self.hashes = Column(np.uint64, (3,))
+        self.surface = Column(np.float32, (len(FEATURES),))
+        self.signatures = Column(np.uint8, (3, SIGNATURE_BYTES))
+        self.files, self.groups, self.numbers = Column(np.int32), Column(np.uint8), Column(np.int64)
+        self.places, self.by_code = PlaceColumn(), PairsByCode()
         self.count = 0
 
     def add(self, measured: MeasuredPairs) -> None:
-        """Take in the pairs of a batch."""
-        for position, (read, codes) in enumerate(zip(measured.pairs, measured.codes, strict=True), start=self.count):
-            self.places.add(read.pair.where)
+        """Append the pairs of a batch."""
+        reads, texts = measured.pairs, measured.texts
+        for position, (read, codes) in enumerate(zip(reads, measured.codes, strict=True), start=self.count):
             for code in codes:
-                self.marked.add(code, position, read.pair.where)
+                self.by_code.add(code, position, read.pair.where)
+        self.places.add(read.pair.where for read in reads)
         self.lengths.add(measured.lengths)
-        self._letters += measured.texts.letters.sum(axis=0)
-        self.hashes.add(measured.texts.hashes[measured.rows])
-        self.surface.add(measured.texts.surface[measured.rows])
-        self.signatures.add(measured.texts.signatures[measured.rows])
-        self.files.add([read.file for read in measured.pairs])
-        self.groups.add([read.group for read in measured.pairs])
-        self.numbers.add([read.number for read in measured.pairs])
-        self.count += len(measured.pairs)
+        self._letters += texts.letters.sum(axis=0)
+        self.hashes.add(texts.hashes[measured.rows])
+        self.surface.add(texts.surface[measured.rows])
+        self.signatures.add(texts.signatures[measured.rows])
+        self.files.add([read.file for read in reads])
+        self.groups.add([read.group for read in reads])
+        self.numbers.add([read.number for read in reads])
+        self.count += len(reads)
 
     @property
     def unspaced_share(self) -> float:
@@ -252,7 +262,7 @@ class _Collected:
 
 
 def _label_findings(
-    identities: PairIdentities, signatures: Signatures, evaluation: Prompts | None, places: PlaceList
+    identities: PairIdentities, signatures: Signatures, evaluation: Prompts | None, places: PlaceColumn
 ) -> Iterator[Finding]:
     """Pairs that are the same as others or contradict them, exactly or nearly."""
     contradictory, repeated = identities.contradictions(), identities.duplicates()
@@ -270,43 +280,38 @@ def _label_findings(
         found_by_code |= {"LEK001": leaks.same, "LEK002": leaks.near}
     for code, found in found_by_code.items():
         if len(found):
-            yield finding(code, len(found), rows=_rows(found, places), pairs=found)
+            yield finding(code, len(found), rows=places.at(found[:SHOWN_ROWS].tolist()), pairs=found)
 
 
-def _rows(found: Places, places: PlaceList) -> list[str]:
-    return [places[i] for i in found[:SHOWN_ROWS].tolist()]
-
-
-def _tallied_findings(reader: PairReader, refused: Refused, marked: Marked) -> Iterator[Finding]:
+def _tallied_findings(reader: PairReader, refused: Refused, by_code: PairsByCode) -> Iterator[Finding]:
     """Findings that the reader has counted; some of their records are no pairs and have no position."""
     if refused.count:
         yield finding("FMT001", refused.count, rows=[bad.where for bad in refused.first])
+    dropped = reader.dropped
     for code, reasons in (
         ("EMP001", ("empty response",)),
         ("DUP003", ("identical responses",)),
         ("SCR004", ("tied scores", "tied label")),
     ):
-        if count := sum(reader.dropped.counts[reason] for reason in reasons):
-            rows = _first_places(reader.dropped, reasons)
-            yield finding(code, count, rows=rows, pairs=marked.positions(code))
+        if count := sum(dropped.counts[reason] for reason in reasons):
+            rows = [row for reason in reasons for row in dropped.places.get(reason, ())][:SHOWN_ROWS]
+            yield finding(code, count, rows=rows, pairs=by_code.positions(code))
 
 
-def _first_places(tally: Tally, reasons: tuple[str, ...]) -> list[str]:
-    return [row for reason in reasons for row in tally.places.get(reason, ())][:SHOWN_ROWS]
-
-
-def _marked_findings(marked: Marked, account: Account) -> Iterator[Finding]:
-    """Findings about pairs that were marked on the way, measured or left out."""
+def _coded_findings(by_code: PairsByCode, account: Account) -> Iterator[Finding]:
+    """Findings about pairs that got their codes on the way, measured or left out."""
     left_out = account.left_out
-    for code in sorted({*marked, *left_out} - {"FMT001", "EMP001", "DUP003"}):
-        pairs = marked.positions(code)
-        rows = [*marked.places(code), *left_out.places(code)][:SHOWN_ROWS]
+    for code in sorted({*by_code, *left_out} - {"FMT001", "EMP001", "DUP003"}):
+        pairs = by_code.positions(code)
+        rows = [*by_code.places(code), *left_out.places(code)][:SHOWN_ROWS]
         detail = account.details.get(code, "")
         if code == "EOS001":
             chosen, rejected = account.no_end
             detail = f"Of the chosen ones {chosen:,}, of the rejected ones {rejected:,}; {account.num_cut:,} were cut."
         yield finding(code, len(pairs) + len(left_out.positions(code)), detail=detail, rows=rows, pairs=pairs)
 
+
+# Examples
 
 NUM_EXAMPLES = 3
 

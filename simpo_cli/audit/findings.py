@@ -45,13 +45,8 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """The finding as the document holds it."""
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "count": self.count,
-            "rows": list(self.rows[:SHOWN_ROWS]),
-            "hint": self.hint,
-        }
+        document = {name: getattr(self, name) for name in ("code", "severity", "count", "hint")}
+        return document | {"rows": list(self.rows[:SHOWN_ROWS])}
 
 
 def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE) -> Finding:
@@ -66,21 +61,15 @@ def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = ()
     return Finding(code, entry.severity, count, f"{detail} {entry.remedy}".lstrip(), rows, pairs)
 
 
-class Marked:
-    """Collects pairs by code, in their order."""
+class PairsByCode:
+    """Which pairs each code concerns, in 8 bytes a pair and code, with the places of the first of them."""
 
     def __init__(self) -> None:
         self._positions: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
         self._places: defaultdict[str, list[str]] = defaultdict(list)
 
     def add(self, code: str, position: int, where: str) -> None:
-        """One more pair.
-
-        Args:
-            code: what it is marked with.
-            position: its number.
-            where: its place; the first ones are kept.
-        """
+        """One more pair, by its number and its place."""
         self._positions[code].append(position)
         if len(self._places[code]) < SHOWN_ROWS:
             self._places[code].append(where)

@@ -4,8 +4,6 @@ A pair is known by 64-bit hashes of its prompt and its two responses. At a milli
 different ones share a hash is under one in ten million.
 """
 
-from array import array
-
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -105,24 +103,3 @@ def _joined(*hashes: Hashes) -> Hashes:
     for one in hashes:
         joined = mixed(joined + one + np.uint64(0x9E3779B97F4A7C15))
     return joined
-
-
-class PlaceList:
-    """The places of many pairs (`prefs.jsonl:17`), held as file and number."""
-
-    def __init__(self) -> None:
-        self._prefixes: dict[str, int] = {}
-        self._prefix, self._number = array("i"), array("q")
-
-    def add(self, where: str) -> None:
-        """Take in the place of one more pair."""
-        prefix = where.rstrip("0123456789")
-        digits = where[len(prefix) :]
-        if not digits or len(digits) > 18 or (digits[0] == "0" and len(digits) > 1):
-            prefix, digits = where, "-1"  # no number that would come back as it was
-        self._prefix.append(self._prefixes.setdefault(prefix, len(self._prefixes)))
-        self._number.append(int(digits))
-
-    def __getitem__(self, i: int) -> str:
-        prefix = list(self._prefixes)[self._prefix[i]]
-        return prefix if self._number[i] < 0 else f"{prefix}{self._number[i]}"

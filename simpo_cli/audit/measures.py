@@ -7,15 +7,15 @@ business inside an answer, and the surface that needs no understanding, such as 
 import math
 import operator
 import re
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.identity import Hashes, pair_hashes
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, SignatureList, Signatures
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.text_notes import END_TOKENS, TURN_MARKERS, may_hold_marker, notes_of, num_letters, num_unspaced
@@ -57,43 +57,29 @@ def surface_features(response: str) -> list[float]:
     """log(1 + count) of each of FEATURES: twice as many list items weigh the same among few as among many."""
     count = response.count  # whether a letter is there at all is known much faster than how often anything is
     num_lines, lines = count("\n"), "\n" + response  # with a newline in front, where a line's beginning can be found
-    return list(
-        map(
-            math.log1p,
-            (
-                len(response),
-                num_lines,
-                count("\n\n") if num_lines else 0,
-                len(_LIST_ITEM.findall(lines)) if num_lines else 0,
-                len(_HEADING.findall(lines)) if "\n#" in lines else 0,
-                count("**") // 2 if "*" in response else 0,
-                count("`") if "`" in response else 0,
-                count("://") if "/" in response else 0,
-                count(","),
-                count("?") if "?" in response else 0,
-                count("!") if "!" in response else 0,
-                _REFUSAL.match(response) is not None,
-                _EAGER.match(response) is not None,
-                response.rstrip().endswith(_ENDS),
-            ),
-        )
+    counts = (
+        len(response),
+        num_lines,
+        count("\n\n") if num_lines else 0,
+        len(_LIST_ITEM.findall(lines)) if num_lines else 0,
+        len(_HEADING.findall(lines)) if "\n#" in lines else 0,
+        count("**") // 2 if "*" in response else 0,
+        count("`") if "`" in response else 0,
+        count("://") if "/" in response else 0,
+        count(","),
+        count("?") if "?" in response else 0,
+        count("!") if "!" in response else 0,
+        _REFUSAL.match(response) is not None,
+        _EAGER.match(response) is not None,
+        response.rstrip().endswith(_ENDS),
     )
+    return list(map(math.log1p, counts))
 
 
-class SurfaceDifferences:
-    """Collects what the sides of pairs differ in, 4 bytes a feature; the texts are not kept."""
-
-    def __init__(self) -> None:
-        self._rows = array("f")
-
-    def add(self, chosen: str, rejected: str) -> None:
-        """Take in one more pair."""
-        self._rows.extend(map(operator.sub, surface_features(chosen), surface_features(rejected)))
-
-    @property
-    def rows(self) -> Differences:
-        """(pairs, features) chosen minus rejected."""
-        return np.frombuffer(self._rows, dtype=np.float32).reshape(-1, len(FEATURES))
+def surface_differences(responses: Iterable[tuple[str, str]]) -> Differences:
+    """(pairs, features) what the chosen response has more of than the rejected one, 4 bytes a feature."""
+    rows = (map(operator.sub, surface_features(chosen), surface_features(rejected)) for chosen, rejected in responses)
+    return np.fromiter(chain.from_iterable(rows), dtype=np.float32).reshape(-1, len(FEATURES))
 
 
 # Bytes of control characters that are neither NUL (a finding of its own), tab, newline nor carriage return
@@ -257,10 +243,7 @@ def measure(pairs: Sequence[PreferencePair], *, own: tuple[str, ...] | None) -> 
             its own special tokens. None without one: words and characters are counted, and special tokens that are
             widely used are looked for.
     """
-    surface, signatures = SurfaceDifferences(), SignatureList()
-    for pair in pairs:
-        surface.add(pair.chosen, pair.rejected)
-        signatures.add(asked_text(pair), pair.chosen, pair.rejected)
+    texts = (text for pair in pairs for text in (asked_text(pair), pair.chosen, pair.rejected))
     counts = np.zeros((len(pairs), 8), dtype=np.int32)
     if own is None:
         counts[:] = [_counts(pair) for pair in pairs]
@@ -270,8 +253,8 @@ def measure(pairs: Sequence[PreferencePair], *, own: tuple[str, ...] | None) -> 
         characters=counts[:, 3:6],
         letters=counts[:, 6:],
         hashes=np.array([pair_hashes(pair) for pair in pairs], dtype=np.uint64),
-        surface=surface.rows,
-        signatures=signatures.rows.reshape(-1, 3, SIGNATURE_BYTES),
+        surface=surface_differences((pair.chosen, pair.rejected) for pair in pairs),
+        signatures=signatures_of(texts).reshape(-1, 3, SIGNATURE_BYTES),
     )
 
 

@@ -1,45 +1,96 @@
 """Pairs that are nearly the same, and training prompts nearly in the evaluation data, without comparing all with all.
 
 Two pairs are near-duplicates if their prompts, their chosen and their rejected responses are each nearly the same. They
-are nearly contradictory if the prompts are, and each one's chosen response is nearly the other's rejected one.
+are nearly contradictory if the prompts are, and each one's chosen response is nearly the other's rejected one. Two
+prompts are nearly the same if two in three of the word triples in their turns are common, system turns aside:
+instructions that all prompts share would make them all alike. Case, white space and punctuation do not count.
 
-Candidates come from locality-sensitive hashing: 32 times over, pairs are sorted by five bytes of their signatures, one
-of the prompt and two of each response, and pairs with equal bytes are compared. Where all three similarities are s, a
-pair of pairs is missed with a chance of (1 - s^5)^32: 0.02 % at 0.75, 2 % at 0.65. The bytes of the two responses are
-put in order before they are compared, so that contradictions meet as duplicates do. In a group with equal bytes each
-pair is compared with the eight before it, so the time is linear, however many are alike.
+Candidates come from locality-sensitive hashing: rows that agree in a few bytes of their signatures, a band, are
+compared, band after band.
 
-Two prompts are nearly the same if two in three of the word triples in their turns are common, system turns aside:
-instructions that all prompts share would make them all alike. Case, white space and punctuation do not count. Prompts
-whose signatures agree in four bytes in a row, at one of 16 places, are compared. At a similarity s a prompt is missed
-with a chance of (1 - s^4)^16: 0.2 % at 0.75, 3 % at 0.67.
+    pairs    32 bands of five bytes, one of the prompt and two of each response. Where all three similarities are s, a
+             pair of pairs is missed with a chance of (1 - s^5)^32: 0.02 % at 0.75, 2 % at 0.65. The bytes of the two
+             responses are put in order first, so that contradictions meet as duplicates do.
+    prompts  16 bands of four bytes. At a similarity s a prompt is missed with a chance of (1 - s^4)^16: 0.2 % at 0.75,
+             3 % at 0.67.
+
+Of the rows with equal bytes each is compared with eight, so the time is linear, however many are alike.
 """
 
-from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simpo_cli.audit.columns import Column
 from simpo_cli.audit.identity import prompt_hash
 from simpo_cli.audit.measures import asked_text
+from simpo_cli.audit.reading import read_batches
 from simpo_cli.audit.signatures import (
     NEARLY_ASKED,
     NEARLY_SAME,
     SIGNATURE_BYTES,
     Hashes,
     Places,
-    SignatureList,
     Signatures,
     mixed,
     num_equal,
+    signatures_of,
 )
 from simpo_cli.data.load import FileReceipt, PairReader
 
 NUM_BANDS = SIGNATURE_BYTES // 2
 MOST_COMPARED = 8
-"""Pairs of a group that a pair is compared with, at each sorting."""
+"""Rows of equal keys that a row is compared with, in each band."""
+_PROMPT_BYTES = 4  # of a band of prompts
 _CHUNK = 2**14  # comparisons made together
+
+
+class _Band:
+    """Rows by their keys in one band, those with equal keys in their order.
+
+    Key and place are sorted as one number, ten times as fast as an indirect sort. Of the key's hash as many bits are
+    kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
+    """
+
+    def __init__(self, keys: Hashes) -> None:
+        self._bits = np.uint64(len(keys).bit_length())
+        both = mixed(keys)
+        both >>= self._bits
+        both <<= self._bits
+        both |= np.arange(len(keys), dtype=np.uint64)
+        both.sort()
+        self._places = (both & ((np.uint64(1) << self._bits) - np.uint64(1))).view(np.int64)
+        both >>= self._bits
+        self._hashes = both
+
+    def equal_rows(self) -> Iterator[tuple[Places, Places]]:
+        """Each row with up to eight before it whose keys are equal, as (earlier, later), some thousand at a time."""
+        for distance in range(1, MOST_COMPARED + 1):
+            equal = np.flatnonzero(self._hashes[distance:] == self._hashes[:-distance])
+            if not len(equal):
+                break
+            for chunk in _chunks(equal):
+                yield self._places[chunk], self._places[chunk + distance]
+
+    def rows_equal_to(self, keys: Hashes) -> Iterator[tuple[Places, Places]]:
+        """Each of other keys with up to eight rows of equal ones, as (other, row), some thousand at a time."""
+        hashes = mixed(keys) >> self._bits
+        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        for distance in range(MOST_COMPARED):
+            equal = np.flatnonzero(low + distance < high)
+            if not len(equal):
+                break
+            for chunk in _chunks(equal):
+                yield chunk, self._places[low[chunk] + distance]
+
+
+def _chunks(places: Places) -> Iterator[Places]:
+    return (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
+
+
+# Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,91 +116,52 @@ def find_near_pairs(signatures: Signatures, repeated: Places, identical: Places)
         repeated: places of exact duplicates of an earlier pair, which are known already.
         identical: places of pairs whose responses are the same to the letter, which are known as well.
     """
-    search = _Search(signatures)
-    asked = np.ones(len(signatures), dtype=bool)
-    asked[repeated] = False
-    places = np.flatnonzero(asked)
+    same_responses = num_equal(signatures[:, 1], signatures[:, 2]) >= NEARLY_SAME
+    duplicate, contradictory = np.zeros((2, len(signatures)), dtype=bool)
+    places = np.delete(np.arange(len(signatures)), repeated)
     for band in range(NUM_BANDS):
-        search.compare_alike(places, band)
-    search.same_responses[identical] = False
-    return NearPairs(
-        duplicates=np.flatnonzero(search.duplicate),
-        contradictions=np.flatnonzero(search.contradictory & ~search.duplicate),
-        same_responses=np.flatnonzero(search.same_responses),
-    )
+        for earlier, later in _Band(_pair_keys(signatures, band)[places]).equal_rows():
+            earlier, later = places[earlier], places[later]
+            unknown = ~duplicate[later]
+            earlier, later = earlier[unknown], later[unknown]
+            alike, opposed = _compare(signatures[earlier], signatures[later])
+            duplicate[later[alike]] = True
+            # where the responses of one pair are alike themselves, neither order says anything
+            opposed &= ~(same_responses[earlier] | same_responses[later])
+            contradictory[earlier[opposed]] = True
+            contradictory[later[opposed]] = True
+    same_responses[identical] = False
+    return NearPairs(*map(np.flatnonzero, (duplicate, contradictory & ~duplicate, same_responses)))
 
 
-class _Search:
-    """What is known so far of each pair.
-
-    Attributes:
-        same_responses, duplicate, contradictory: (pairs,) whether a pair is.
-    """
-
-    def __init__(self, signatures: Signatures) -> None:
-        self._signatures = signatures
-        self.same_responses = num_equal(signatures[:, 1], signatures[:, 2]) >= NEARLY_SAME
-        self.duplicate, self.contradictory = np.zeros((2, len(signatures)), dtype=bool)
-
-    def compare_alike(self, places: Places, band: int) -> None:
-        """Compare those pairs with each other whose keys in this band are equal."""
-        keys, order = _sorted(_keys(self._signatures, band)[places])
-        for distance in range(1, MOST_COMPARED + 1):
-            equal = np.flatnonzero(keys[distance:] == keys[:-distance])
-            if not len(equal):
-                break
-            for start in range(0, len(equal), _CHUNK):
-                chunk = equal[start : start + _CHUNK]
-                earlier, later = places[order[chunk]], places[order[chunk + distance]]
-                unknown = ~self.duplicate[later]
-                self._compare(earlier[unknown], later[unknown])
-
-    def _compare(self, earlier: Places, later: Places) -> None:
-        first, second = self._signatures[earlier], self._signatures[later]
-        likely = np.flatnonzero(num_equal(first[:, 0], second[:, 0]) >= NEARLY_ASKED)
-        first, second, earlier, later = first[likely], second[likely], earlier[likely], later[likely]
-        alike, opposed = (
-            (num_equal(first[:, 1], second[:, side]) >= NEARLY_SAME)
-            & (num_equal(first[:, 2], second[:, 3 - side]) >= NEARLY_SAME)
-            for side in (1, 2)
+def _compare(first: Signatures, second: Signatures) -> NDArray[np.bool_]:
+    """(2, n) whether n pairs are nearly the same as n others, and whether they are with the responses swapped."""
+    found = np.zeros((2, len(first)), dtype=bool)
+    likely = np.flatnonzero(num_equal(first[:, 0], second[:, 0]) >= NEARLY_ASKED)
+    first, second = first[likely], second[likely]
+    for row, side in enumerate((1, 2)):
+        found[row, likely] = (num_equal(first[:, 1], second[:, side]) >= NEARLY_SAME) & (
+            num_equal(first[:, 2], second[:, 3 - side]) >= NEARLY_SAME
         )
-        self.duplicate[later[alike]] = True
-        # where the responses of one pair are alike themselves, neither order says anything
-        opposed &= ~(self.same_responses[earlier] | self.same_responses[later])
-        self.contradictory[earlier[opposed]] = True
-        self.contradictory[later[opposed]] = True
+    return found
 
 
-def _keys(signatures: Signatures, band: int) -> Hashes:
+def _pair_keys(signatures: Signatures, band: int) -> Hashes:
     """(pairs,) five bytes of each pair, the same if its two responses are swapped."""
-    rows = slice(2 * band, 2 * band + 2)
-    chosen, rejected = (np.ascontiguousarray(signatures[:, side, rows]).view("<u2")[:, 0] for side in (1, 2))
+    chosen, rejected = (_as_numbers(signatures[:, side], 2 * band, 2) for side in (1, 2))
     keys = signatures[:, 0, band].astype(np.uint64)
     for part in (np.minimum(chosen, rejected), np.maximum(chosen, rejected)):
         keys = (keys << np.uint64(16)) | part
     return keys
 
 
-def _sorted(keys: Hashes) -> tuple[Hashes, Places]:
-    """Keys in order, equal ones in the order of their places, and these places.
-
-    Key and place are sorted as one number, ten times as fast as an indirect sort. Of the key's hash as many bits are
-    kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
-    """
-    bits = np.uint64(len(keys).bit_length())
-    both = mixed(keys)
-    both >>= bits
-    both <<= bits
-    both |= np.arange(len(keys), dtype=np.uint64)
-    both.sort()
-    places = both & ((np.uint64(1) << bits) - np.uint64(1))
-    both >>= bits
-    return both, places.view(np.int64)
+def _as_numbers(signatures: Signatures, start: int, num_bytes: int) -> Hashes:
+    """(n,) some bytes of each signature as one number."""
+    part = np.ascontiguousarray(signatures[:, start : start + num_bytes])
+    return part.view(f"<u{num_bytes}")[:, 0].astype(np.uint64)
 
 
-_BAND_BYTES = 4
-_MOST_COMPARED = 8  # evaluation prompts of a group that a training prompt is compared with, at each place
-_LEAK_CHUNK = 2**14  # comparisons made together
+# Prompts of the evaluation data
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,11 +193,11 @@ def read_prompts(reader: PairReader) -> Prompts:
     Raises:
         UserError: a source or record is refused.
     """
-    hashes, signatures = array("Q"), SignatureList()
-    for pair in reader:
-        hashes.append(prompt_hash(pair))
-        signatures.add(asked_text(pair))
-    unique, first = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_index=True)
+    hashes, signatures = Column(np.uint64), Column(np.uint8, (SIGNATURE_BYTES,))
+    for batch in read_batches(reader, None):
+        hashes.add([prompt_hash(read.pair) for read in batch])
+        signatures.add(signatures_of(asked_text(read.pair) for read in batch))
+    unique, first = np.unique(hashes.rows, return_index=True)
     return Prompts(unique, signatures.rows[first], tuple(reader.files))
 
 
@@ -199,31 +211,12 @@ def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> 
     """
     unique, first, which = np.unique(prompts, return_index=True, return_inverse=True)
     same = np.isin(unique, evaluation.hashes)
-    asked = np.flatnonzero(~same)
     near = np.zeros(len(unique), dtype=bool)
-    near[asked] = _nearly_among(signatures[first[asked]], evaluation.signatures)
+    for start in range(0, SIGNATURE_BYTES, _PROMPT_BYTES):
+        band = _Band(_as_numbers(evaluation.signatures, start, _PROMPT_BYTES))
+        left = np.flatnonzero(~(same | near))
+        keys = _as_numbers(signatures[first[left]], start, _PROMPT_BYTES)
+        for mine, theirs in band.rows_equal_to(keys):
+            equal = num_equal(signatures[first[left[mine]]], evaluation.signatures[theirs])
+            near[left[mine[equal >= NEARLY_ASKED]]] = True
     return Leaks(np.flatnonzero(same[which]), np.flatnonzero(near[which]))
-
-
-def _nearly_among(signatures: Signatures, others: Signatures) -> NDArray[np.bool_]:
-    """(n,) whether one of the others is nearly the same."""
-    found = np.zeros(len(signatures), dtype=bool)
-    for start in range(0, SIGNATURE_BYTES, _BAND_BYTES):
-        theirs = _band(others, start)
-        order = np.argsort(theirs, kind="stable")
-        theirs = theirs[order]
-        mine = _band(signatures, start)
-        low, high = np.searchsorted(theirs, mine, "left"), np.searchsorted(theirs, mine, "right")
-        for distance in range(_MOST_COMPARED):
-            places = np.flatnonzero((low + distance < high) & ~found)
-            if not len(places):
-                break
-            for chunk in np.split(places, range(_LEAK_CHUNK, len(places), _LEAK_CHUNK)):
-                equal = num_equal(signatures[chunk], others[order[low[chunk] + distance]])
-                found[chunk[equal >= NEARLY_ASKED]] = True
-    return found
-
-
-def _band(signatures: Signatures, start: int) -> NDArray[np.uint32]:
-    """(n,) four bytes of each signature as one number."""
-    return np.ascontiguousarray(signatures[:, start : start + _BAND_BYTES]).view("<u4")[:, 0]

@@ -12,12 +12,14 @@ kept (Li and König, "b-Bit Minwise Hashing", 2010), which two unlike texts shar
 is at most 1/16, and nought for texts that are the same but for case, white space and punctuation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash
+
+from simpo_cli.data.batches import in_batches
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -142,45 +144,23 @@ NEARLY_ASKED = 43
 
 _SEED = 1
 _PACKED = Struct(f"{SIGNATURE_BYTES}I")  # of all ways from lists of numbers to an array the fastest
-_BATCH_CHARACTERS = 2**19
+_BATCH_CHARACTERS, _BATCH_TEXTS = 2**19, 2**16
 _COMPARED = 2**14  # rows at a time
 
 Signatures = NDArray[np.uint8]
 
 
-def signatures_of(texts: Sequence[str]) -> Signatures:
-    """(texts, 64) the signature of each text."""
+def signatures_of(texts: Iterable[str]) -> Signatures:
+    """(texts, 64) the signature of each text; no more of the texts is held than is signed together."""
+    batches = in_batches(texts, len, most_characters=_BATCH_CHARACTERS, most_items=_BATCH_TEXTS)
+    return np.concatenate([np.empty((0, SIGNATURE_BYTES), dtype=np.uint8), *map(_signed, batches)])
+
+
+def _signed(texts: Sequence[str]) -> Signatures:
     hashes, offsets = triples(texts)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets.astype(np.uint64), SIGNATURE_BYTES, _SEED)
     minima = np.frombuffer(b"".join([_PACKED.pack(*row) for row in matrix.to_rows()]), dtype=np.uint32)
     return minima.astype(np.uint8).reshape(len(texts), SIGNATURE_BYTES)
-
-
-class SignatureList:
-    """Collects the signatures of texts in their order, 64 bytes a text; the texts themselves are kept for one batch."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._num_characters = 0
-        self._signed = bytearray()
-
-    def add(self, *texts: str) -> None:
-        """Take in more texts."""
-        self._texts += texts
-        self._num_characters += sum(map(len, texts))
-        if self._num_characters >= _BATCH_CHARACTERS:
-            self._sign()
-
-    @property
-    def rows(self) -> Signatures:
-        """(texts, 64) the signatures of all texts so far; nothing can be added any more."""
-        self._sign()
-        return np.frombuffer(self._signed, dtype=np.uint8).reshape(-1, SIGNATURE_BYTES)
-
-    def _sign(self) -> None:
-        if self._texts:
-            self._signed += signatures_of(self._texts).tobytes()
-            self._texts, self._num_characters = [], 0
 
 
 def num_equal(first: Signatures, second: Signatures) -> NDArray[np.int64]:

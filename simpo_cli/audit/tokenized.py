@@ -1,6 +1,5 @@
 """Pairs measured in tokens: by the encoder that training uses, with what it notes of each of them, and which repeat."""
 
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from simpo_cli.audit.columns import Column
 from simpo_cli.audit.identity import PairIdentities
 from simpo_cli.audit.measures import TextMeasures
-from simpo_cli.audit.reading import Account, MeasuredPairs, ReadPair
-from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_ahead
+from simpo_cli.audit.reading import Account, MeasuredBatch, MeasuredPairs, ReadPair
+from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_batches
 from simpo_cli.data.load import stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.store import prompt_keys_of
@@ -20,8 +20,8 @@ from simpo_cli.recipe.schema import DataRecipe
 
 FEW_TOKENS = 4
 
-_DROPPED = {"responses identical after the cut": "TRU004", "over the length limits": "TRU005"}
-_NOTED = {"special token kept as text": "TOK001", "second BOS left out": "TOK002"}
+_CODE_OF_REASON = {"responses identical after the cut": "TRU004", "over the length limits": "TRU005"}
+_CODE_OF_COUNT = {"special token kept as text": "TOK001", "second BOS left out": "TOK002"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,83 +34,66 @@ class _Batch:
 
 
 def in_tokens(
-    batches: Iterator[tuple[list[ReadPair], TextMeasures]], tokenizer: TextTokenizer, data: DataRecipe, account: Account
+    batches: Iterator[MeasuredBatch], tokenizer: TextTokenizer, data: DataRecipe, account: Account
 ) -> Iterator[MeasuredPairs]:
     """The pairs that training would see, with their lengths; the others go into the account.
 
     Raises:
         UserError: a pair is refused where the recipe stops at such.
     """
-    ends, needed = _end_ids(tokenizer, data), EncodedPairs().needed
-    for batch, encoded in encode_ahead(_with_signal(batches, account), tokenizer, data):
+    ends, total = tokenizer.end_ids_under(data.chat_template_kwargs), EncodedPairs()
+    for batch, encoded in encode_batches(_with_signal(batches, account), tokenizer, data):
         if encoded.bad and data.on_bad_record == "error":
             raise stopped_by(encoded.bad)
         for bad in encoded.bad:
             account.refused.add(bad)
         account.no_signal.update(encoded.dropped)
         for limit, counts in encoded.needed.items():
-            needed[limit] += counts
+            total.needed[limit] += counts
         reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
-        noted = [(code, set(encoded.places.get(what, ()))) for what, code in _NOTED.items()]
-        pairs, codes, lengths, rows = [], [], [], []
+        noted = [(code, set(encoded.places.get(what, ()))) for what, code in _CODE_OF_COUNT.items()]
+        reads, codes, lengths, rows = [], [], [], []
         left = iter(encoded.pairs)
-        tokens = next(left, None)
+        pair = next(left, None)
         for read, row in zip(batch.usable, batch.rows, strict=True):
             where = read.pair.where
-            if tokens is None or tokens.where != where:
-                reason = reasons.get(where)
-                code = "FMT001" if reason is None else _DROPPED.get(reason, "EMP002")
+            if pair is None or pair.where != where:
+                code = _CODE_OF_REASON.get(reasons[where], "EMP002") if where in reasons else "FMT001"
                 account.left_out.add(code, read.number, where)
                 continue
-            seen = [*_cuts(tokens), *_lost_ends(tokens, ends, account)]
-            if min(len(tokens.chosen), len(tokens.rejected)) < FEW_TOKENS:
-                seen.append("EMP003")
-            seen += [code for code, places in noted if where in places]
-            pairs.append(read)
-            codes.append((*read.codes, *batch.texts.codes[row], *seen))
-            lengths.append((len(tokens.prompt), len(tokens.chosen), len(tokens.rejected)))
+            of_tokens = [*_cuts(pair), *_lost_ends(pair, ends, account)]
+            if min(len(pair.chosen), len(pair.rejected)) < FEW_TOKENS:
+                of_tokens.append("EMP003")
+            of_tokens += [code for code, places in noted if where in places]
+            reads.append(read)
+            codes.append((*read.codes, *batch.texts.codes[row], *of_tokens))
+            lengths.append((len(pair.prompt), len(pair.chosen), len(pair.rejected)))
             rows.append(row)
-            tokens = next(left, None)
-        yield MeasuredPairs(
-            pairs,
-            codes,
-            np.array(lengths, dtype=np.int32).reshape(-1, 1, 3),
-            batch.texts,
-            np.array(rows, dtype=np.int64),
-        )
-    account.details |= _cut_details(needed, data)
+            pair = next(left, None)
+        counts_of_tokens = np.array(lengths, dtype=np.int32).reshape(-1, 1, 3)
+        yield MeasuredPairs(reads, codes, counts_of_tokens, batch.texts, np.array(rows, dtype=np.int64))
+    account.details |= _cut_details(total.needed, data)
 
 
 def _cut_details(needed: Mapping[str, Counter[int]], data: DataRecipe) -> dict[str, str]:
     """What is said of each finding about cuts where many are cut: the limits that would help."""
-    said = {limit: f"{sentence}." for limit, sentence in cut_warnings(needed, data).items()}
-    prompts, answers = (said.get(limit, "") for limit in ("max_prompt_length", "max_length"))
+    sentences = {limit: f"{sentence}." for limit, sentence in cut_warnings(needed, data).items()}
+    prompts, answers = (sentences.get(limit, "") for limit in ("max_prompt_length", "max_length"))
     return {"TRU001": answers, "TRU002": answers, "TRU003": prompts, "TRU005": f"{prompts} {answers}".strip()}
 
 
-def _with_signal(
-    batches: Iterator[tuple[list[ReadPair], TextMeasures]], account: Account
-) -> Iterator[tuple[_Batch, list[PreferencePair]]]:
-    """Batches of pairs that have a signal as text."""
+def _with_signal(batches: Iterator[MeasuredBatch], account: Account) -> Iterator[tuple[_Batch, list[PreferencePair]]]:
+    """Batches of pairs that have a signal as text; the reader has counted the others."""
     for reads, texts in batches:
-        rows = [row for row, read in enumerate(reads) if not _left_out_as_text(read, account)]
+        rows = []
+        for row, read in enumerate(reads):
+            code = next((code for code in read.codes if code in ("EMP001", "DUP003")), None)
+            if code is None:
+                rows.append(row)
+            else:
+                account.left_out.add(code, read.number, read.pair.where)
         usable = [reads[row] for row in rows]
         yield _Batch(texts, usable, rows), [read.pair for read in usable]
-
-
-def _end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:
-    """The tokens that end a response, as the encoder sees it."""
-    own = tokenizer.turn_marks(data.chat_template_kwargs).end_id if tokenizer.has_template else None
-    return tokenizer.end_ids | ({own} if own is not None else set())
-
-
-def _left_out_as_text(read: ReadPair, account: Account) -> bool:
-    """Whether a pair has no signal already as text; the reader has counted it."""
-    for code in read.codes:
-        if code in ("EMP001", "DUP003"):
-            account.left_out.add(code, read.number, read.pair.where)
-            return True
-    return False
 
 
 def _cuts(pair: EncodedPair) -> Iterator[str]:
@@ -135,12 +118,12 @@ def repeated_and_contradictory(pairs: Sequence[EncodedPair]) -> tuple[int, int]:
     Only pairs that share their prompt are read, and 32 bytes are kept of each. A record that a recipe repeats is one.
     """
     _, prompt, count = np.unique(prompt_keys_of(pairs), return_inverse=True, return_counts=True)
-    places, hashes = array("Q"), array("Q")
+    places, hashes = Column(np.uint64), Column(np.uint64, (3,))
     for i in np.flatnonzero(count[prompt] > 1).tolist():
         pair = pairs[i]
-        places.append(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
+        places.add(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
         responses = (xxhash.xxh3_64_intdigest(ids.tobytes()) for ids in (pair.chosen, pair.rejected))
-        hashes.extend((prompt[i], *responses))
-    _, first = np.unique(np.frombuffer(places, dtype=np.uint64), return_index=True)
-    identities = PairIdentities(np.frombuffer(hashes, dtype=np.uint64).reshape(-1, 3)[first])
+        hashes.add([(int(prompt[i]), *responses)])
+    _, first = np.unique(places.rows, return_index=True)
+    identities = PairIdentities(hashes.rows[first])
     return len(identities.duplicates()), len(identities.contradictions())

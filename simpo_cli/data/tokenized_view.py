@@ -112,7 +112,7 @@ def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data:
     reason = next(iter(encoded.dropped), "")
     if shown is None or uncut is None:  # empty without any limit
         return PairView(number, pair, None, reason)
-    ends = end_ids(tokenizer, data)
+    ends = tokenizer.end_ids_under(data.chat_template_kwargs)
     before = shown.prompt.tolist()
     return PairView(
         number=number,
@@ -125,14 +125,6 @@ def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data:
         rejected=_part(tokenizer, shown.rejected.tolist(), before, len(uncut.rejected), ends),
         remarks=tuple(sorted(what for what in encoded.counts if what not in _SHOWN_OTHERWISE)),
     )
-
-
-def end_ids(tokenizer: TextTokenizer, data: DataRecipe) -> frozenset[int]:
-    """Tokens that end an answer under the recipe's template variables."""
-    if not tokenizer.has_template:
-        return tokenizer.end_ids
-    of_template = tokenizer.turn_marks(data.chat_template_kwargs).end_id
-    return tokenizer.end_ids | ({of_template} if of_template is not None else set())
 
 
 def _encode(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
@@ -164,7 +156,7 @@ def tokens_in_words(tokenizer: TextTokenizer, data: DataRecipe) -> str:
     else:
         how = "plain text, no template"
     bos = "no BOS" if tokenizer.bos_id is None else f"BOS {_named(tokenizer, tokenizer.bos_id)}"
-    ends = _listed([_named(tokenizer, end) for end in sorted(end_ids(tokenizer, data))])
+    ends = _listed([_named(tokenizer, end) for end in sorted(tokenizer.end_ids_under(data.chat_template_kwargs))])
     return f"{how} · {bos} · answers end with {ends or 'no token'}"
 
 

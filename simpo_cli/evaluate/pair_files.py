@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
-from simpo_cli.audit.measures import SurfaceDifferences
+from simpo_cli.audit.measures import surface_differences
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import prompt_keys_of
@@ -64,22 +65,19 @@ def surface_accuracy(
     It is fitted on at most 5,000 of the training pairs, taken at equal distances, and sees the responses as they were
     trained on, that is, cut where they are too long; see `audit.surface`. There is at least one pair of each kind.
     """
-    seen, unseen = SurfaceDifferences(), SurfaceDifferences()
-    for position in range(0, len(train), -(-len(train) // _MOST_FITTED)):
-        _add(seen, train[position], tokenizer)
-    for pair in held_out:
-        _add(unseen, pair, tokenizer)
-    margins = fit(seen.rows).margins(unseen.rows)
+    seen = map(train.__getitem__, range(0, len(train), -(-len(train) // _MOST_FITTED)))
+    differences = [
+        surface_differences((_text(pair.chosen, tokenizer), _text(pair.rejected, tokenizer)) for pair in pairs)
+        for pairs in (seen, held_out)
+    ]
+    margins = fit(differences[0]).margins(differences[1])
     right = np.where(np.abs(margins) < TIE, 0.5, margins > 0)
     return proportion(right, prompt_keys_of(held_out))
 
 
-def _add(differences: SurfaceDifferences, pair: EncodedPair, tokenizer: TextTokenizer) -> None:
-    differences.add(*(_text(response.tolist(), tokenizer) for response in (pair.chosen, pair.rejected)))
-
-
-def _text(ids: list[int], tokenizer: TextTokenizer) -> str:
+def _text(response: NDArray[np.int32], tokenizer: TextTokenizer) -> str:
     """A response without its end token, which a cut one lacks."""
+    ids = response.tolist()
     return tokenizer.decode(ids[:-1] if ids[-1] in tokenizer.end_ids else ids)
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from simpo_cli.data.encode import encode_pairs, in_batches
+from simpo_cli.data.encode import encode_pairs, pair_batches
 from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.plan import Plan
@@ -65,7 +65,7 @@ def speed(file: str, model: str) -> dict[str, Any]:
     encode_pairs(pairs, tokenizer, data)
     tokenizer.__class__, same = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
     whole = [
-        ([text for pair in batch for text in _whole_texts(tokenizer, pair)], "parsed") for batch in in_batches(pairs)
+        ([text for pair in batch for text in _whole_texts(tokenizer, pair)], "parsed") for batch in pair_batches(pairs)
     ]
 
     def library(calls: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, in_batches, pair_key, prompt_key
+from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, pair_batches, pair_key, prompt_key
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
@@ -138,10 +138,10 @@ def test_refused_records_do_not_stop_the_others(case: Callable[[str], Case]) -> 
 
 def test_batches_end_by_their_number_and_by_their_characters() -> None:
     pairs = [PreferencePair("p", "c" * size, "r", f"f:{i}") for i, size in enumerate([1] * 600 + [3_999_999, 1, 1])]
-    sizes = [[pair.where for pair in batch] for batch in in_batches(pairs)]
+    sizes = [[pair.where for pair in batch] for batch in pair_batches(pairs)]
     assert [where for batch in sizes for where in batch] == [pair.where for pair in pairs]
     assert [len(batch) for batch in sizes] == [512, 89, 2]
-    assert list(in_batches([])) == []
+    assert list(pair_batches([])) == []
 
 
 @pytest.mark.parametrize("place", ["prompt", "chosen", "rejected"])

@@ -16,7 +16,7 @@ import pytest
 from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.encode import pairs as ahead
-from simpo_cli.data.encode.pairs import AHEAD
+from simpo_cli.data.encode.pairs import BATCHES_AHEAD
 from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt
@@ -128,7 +128,7 @@ def test_texts_are_held_for_one_batch(write: Write, tokenizer: TextTokenizer, mo
         gc.unfreeze()
     assert len(alive) == 9
     # those on their way, the one that the caller looks at, the one before it, and the one that is being read
-    assert 512 <= max(alive) <= (AHEAD + 3) * 512 + 512 + 8
+    assert 512 <= max(alive) <= (BATCHES_AHEAD + 3) * 512 + 512 + 8
 
 
 def test_the_texts_are_those_of_the_first_held_out_prompts(write: Write, tokenizer: TextTokenizer) -> None:

@@ -24,7 +24,7 @@ Templates that do more than append are met by these rules:
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
-from simpo_cli.data.encode.pairs import encode_ahead, encode_pairs, encode_prompt, in_batches
+from simpo_cli.data.encode.pairs import encode_batches, encode_pairs, encode_prompt, pair_batches
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
 from simpo_cli.data.encode.rules import EncodedPairs, Rules, cut_warnings, pair_key, prompt_key
 
@@ -34,10 +34,10 @@ __all__ = [
     "EncodedPairs",
     "Rules",
     "cut_warnings",
-    "encode_ahead",
+    "encode_batches",
     "encode_pairs",
     "encode_prompt",
-    "in_batches",
+    "pair_batches",
     "pair_key",
     "prompt_key",
 ]

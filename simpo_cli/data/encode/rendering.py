@@ -32,7 +32,7 @@ class Texts:
     Attributes:
         prompt: what is not scored.
         responses: what stands behind it, chosen and rejected.
-        way: how special tokens in it are read.
+        mode: how special tokens in it are read.
         notes: what is counted of it: the rules by which the answers continue the prompt, where the whole rendering does
             not say so itself, and what of the record is not written.
         turns: those of the prompt, where it is a conversation.
@@ -42,7 +42,7 @@ class Texts:
 
     prompt: str
     responses: tuple[str, str]
-    way: SpecialTokenMode
+    mode: SpecialTokenMode
     notes: frozenset[str] = frozenset()
     turns: tuple[Message, ...] = ()
     write: Callable[[Sequence[Message]], str] = field(default=lambda _: "", compare=False)
@@ -95,15 +95,15 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
     pair = PreferencePair(prompt, "", "", where="")
     if rules.plain:
         texts = _render_plain(pair, rules)
-        return texts.prompt, texts.way
+        return texts.prompt, texts.mode
     _refuse_rendered([turn.content for turn in _turns(prompt)], rules)
     try:
-        conversation, _, way = _prepared(pair, rules)
+        conversation, _, mode = _prepared(pair, rules)
         text = conversation.prompt()
         conversation.require_turns_kept(text)
     except TemplateError as error:
         raise stopped_if_endless(error, rules) from error.__cause__
-    return text, way
+    return text, mode
 
 
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
@@ -152,7 +152,7 @@ def _said(turn: Message) -> str:
 
 
 def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
-    conversation, answers, way = _prepared(pair, rules)
+    conversation, answers, mode = _prepared(pair, rules)
     tokenizer = rules.tokenizer
     prompt = conversation.prompt()
     (chosen, chosen_rule), (rejected, rejected_rule) = (conversation.response(prompt, answer) for answer in answers)
@@ -176,7 +176,7 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
     return Texts(
         prompt,
         (chosen, rejected),
-        way,
+        mode,
         notes=frozenset(notes),
         turns=conversation.turns,
         write=conversation.prompt_of,

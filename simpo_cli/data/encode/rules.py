@@ -86,6 +86,21 @@ class EncodedPairs:
     needed: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in LIMITS})
     places: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
+    def add_counts(self, other: "EncodedPairs") -> None:
+        """Count what became of further pairs, without the pairs and their places."""
+        self.dropped += other.dropped
+        self.bad += other.bad
+        self.counts += other.counts
+        for limit, counts in other.needed.items():
+            self.needed[limit] += counts
+
+    def refuse(self, pair: PreferencePair, error: RecordError) -> None:
+        """Leave out one pair that is refused; its texts go into the file of rejected records."""
+        prompt = pair.prompt if isinstance(pair.prompt, str) else [[turn.role, turn.content] for turn in pair.prompt]
+        texts = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        kept = json.dumps(texts, ensure_ascii=False)[:MAX_KEPT_TEXT]
+        self.bad.append(BadRecord(pair.where, error.problem, error.fix, kept))
+
     def need(self, limit: str, tokens: int, most: int) -> None:
         """One more pair needs so many tokens under a limit that allows for `most`."""
         self.needed[limit][0 if tokens <= most else tokens + -tokens % 64] += 1
@@ -114,20 +129,12 @@ class Rules:
     def of(cls, data: DataRecipe, tokenizer: TextTokenizer) -> "Rules":
         """The rules of a recipe's data under a tokenizer with the template that the recipe chose."""
         marks = tokenizer.turn_marks(data.chat_template_kwargs) if tokenizer.has_template else TurnMarks()
-        ends = tokenizer.end_ids | ({marks.end_id} if marks.end_id is not None else set())
-        return cls(data=data, tokenizer=tokenizer, marks=marks, ends=ends)
+        return cls(data, tokenizer, marks, tokenizer.end_ids_under(data.chat_template_kwargs))
 
     @property
     def plain(self) -> bool:
         """Whether texts are used as they are."""
         return not self.tokenizer.has_template or self.data.rendered
-
-
-def refusal(pair: PreferencePair, error: RecordError) -> BadRecord:
-    """The refusal with the pair as text, for the file of rejected records."""
-    prompt = pair.prompt if isinstance(pair.prompt, str) else [[turn.role, turn.content] for turn in pair.prompt]
-    shown = json.dumps({"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}, ensure_ascii=False)
-    return BadRecord(pair.where, error.problem, error.fix, shown[:MAX_KEPT_TEXT])
 
 
 def prompt_key(pair: PreferencePair) -> str:

@@ -1,13 +1,14 @@
-"""Prompts that are too long: what of them goes, so that what is left is a conversation still.
+"""Where prompts and responses are cut: what goes of a prompt, so that what is left is a conversation still.
 
 The oldest turns go, whole, from one of the user's to the next, and the system turn stays. Where the last turn of the
 user and those behind it do not fit by themselves, the beginning of the longest of them goes, behind its header; calls
 are no text and stay whole; where the system turn leaves no room for that, it goes too. Where that is not enough either,
 because tools or headers are too long, only whole turns behind them stay. Text without turns loses its first tokens. BOS
-stays in any case.
+stays in any case. A response ends with its first end token, or keeps its first tokens and has no end.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from simpo_cli.data.encode.conversation import STAND_IN, text_of, with_content
 from simpo_cli.data.encode.rendering import Texts
@@ -66,7 +67,7 @@ def _without_beginning(turns: Sequence[Message], place: int, texts: Texts, most:
     """The turns, of which one has lost as much of its beginning as it must."""
     emptied = texts.write([*turns[:place], with_content(turns[place], STAND_IN), *turns[place + 1 :]])
     before, found, behind = emptied.rpartition(STAND_IN)
-    header, rest = _ids(before, texts, rules), rules.tokenizer.encode_behind([behind], texts.way)[0]
+    header, rest = _ids(before, texts, rules), rules.tokenizer.encode_behind([behind], texts.mode)[0]
     num_kept = most - len(header)
     if not found or num_kept <= len(rest):
         return None
@@ -75,7 +76,7 @@ def _without_beginning(turns: Sequence[Message], place: int, texts: Texts, most:
 
 
 def _ids(text: str, texts: Texts, rules: Rules) -> list[int]:
-    return whole_prompt(rules.tokenizer.encode_batch([text], texts.way)[0], rules)[0]
+    return whole_prompt(rules.tokenizer.encode_batch([text], texts.mode)[0], rules)[0]
 
 
 def _last_tokens(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
@@ -96,3 +97,35 @@ def _from_a_turn(prompt: list[int], rules: Rules) -> list[int]:
     bos_id = rules.tokenizer.bos_id
     lead = [bos_id] if start and bos_id is not None and prompt[0] == bos_id != header[0] else []
     return [*lead, *prompt[start:]]
+
+
+# Responses
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response's tokens, and whether the last one is an end token."""
+
+    ids: list[int]
+    has_end: bool
+
+    @property
+    def num_without_end(self) -> int:
+        """Tokens, the end token not counted."""
+        return len(self.ids) - self.has_end
+
+    def cut(self, room: int) -> "Response":
+        """The first `room` tokens; one that is cut has no end token. Itself where it fits."""
+        return self if len(self.ids) <= room else Response(self.ids[:room], False)
+
+
+def ended_response(ids: list[int], calls: bool, rules: Rules) -> Response:
+    """A response up to and including its first end token, put there where the rendering has none of its own."""
+    places = [ids.index(end) for end in rules.ends if end in ids]
+    if places:
+        return Response(ids[: min(places) + 1], True)
+    ends = (rules.marks.call_end_id if calls else None, rules.marks.end_id, rules.tokenizer.eos_id)
+    end = next((one for one in ends if one is not None), None)
+    if end is not None and (rules.plain or not rules.marks.end_is_written):
+        return Response([*ids, end], True)
+    return Response(ids, False)

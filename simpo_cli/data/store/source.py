@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import simpo_cli
-from simpo_cli.data.encode import EncodedPairs, encode_ahead, in_batches
+from simpo_cli.data.encode import EncodedPairs, encode_batches, pair_batches
 from simpo_cli.data.file_bytes import open_regular
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader, require_few, stopped_by
@@ -129,8 +129,8 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
     with closing(writer), stage("tokenizing pairs") as tokenizing:
         for source in reader.sources:
             before = writer.num_pairs
-            batches = ((batch, batch) for batch in in_batches(reader.read_source(source)))
-            for batch, encoded in encode_ahead(batches, tokenizer, data):
+            batches = ((batch, batch) for batch in pair_batches(reader.read_source(source)))
+            for batch, encoded in encode_batches(batches, tokenizer, data):
                 tokenizing.advance(len(batch))
                 if encoded.bad and data.on_bad_record == "error":
                     raise stopped_by(encoded.bad)

@@ -104,6 +104,11 @@ class TextTokenizer:
         learned = self.turn_marks().end_id if self.has_template else None
         return self.named_end_ids | ({learned} if learned is not None else set())
 
+    def end_ids_under(self, template_kwargs: Mapping[str, Any]) -> frozenset[int]:
+        """Those, and what ends an answer where the template gets these variables."""
+        learned = self.turn_marks(template_kwargs).end_id if self.has_template else None
+        return self.end_ids | ({learned} if learned is not None else set())
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that a template may write and a message may not: tokens with special=True, and those that mark turns."""
@@ -248,15 +253,15 @@ class TextTokenizer:
 
     # Text to ids
 
-    def encode_batch(self, texts: Sequence[str], way: SpecialTokenMode = "parsed") -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], mode: SpecialTokenMode = "parsed") -> list[list[int]]:
         """Ids of each text, without the tokens that the tokenizer itself puts around a plain text.
 
         Raises:
             EncodingError: one of the texts cannot be encoded.
         """
-        tokenizer = self._tokenizer if way == "parsed" else self._special.twin()
-        texts = [self._special.respelled(text) for text in texts] if way == "masked" else list(texts)
-        if way == "literal":
+        tokenizer = self._tokenizer if mode == "parsed" else self._special.twin()
+        texts = [self._special.respelled(text) for text in texts] if mode == "masked" else list(texts)
+        if mode == "literal":
             refuse_stand_ins(texts)
         try:
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -265,7 +270,7 @@ class TextTokenizer:
         except Exception as error:  # it raises bare Exception for the rest
             raise EncodingError(f"cannot be tokenized: {error}") from error
 
-    def encode_behind(self, texts: Sequence[str], way: SpecialTokenMode = "parsed") -> list[list[int]]:
+    def encode_behind(self, texts: Sequence[str], mode: SpecialTokenMode = "parsed") -> list[list[int]]:
         """Ids of texts that follow other text, each on its own.
 
         Tokenizers of the sentencepiece kind put a space in front of a text; in the middle of one there is none. So the
@@ -274,14 +279,14 @@ class TextTokenizer:
         Raises:
             EncodingError: one of the texts cannot be encoded.
         """
-        alone = self.encode_batch(texts, way)
+        alone = self.encode_batch(texts, mode)
         if not self._prefixes_a_space:
             return alone
-        return [self._behind_an_anchor(text, ids, way) for text, ids in zip(texts, alone, strict=True)]
+        return [self._behind_an_anchor(text, ids, mode) for text, ids in zip(texts, alone, strict=True)]
 
-    def _behind_an_anchor(self, text: str, alone: list[int], way: SpecialTokenMode) -> list[int]:
+    def _behind_an_anchor(self, text: str, alone: list[int], mode: SpecialTokenMode) -> list[int]:
         for anchor in _ANCHORS:
-            lead, both = self.encode_batch([anchor, anchor + text], way)
+            lead, both = self.encode_batch([anchor, anchor + text], mode)
             if lead and both[: len(lead)] == lead:
                 return both[len(lead) :]
         return alone
