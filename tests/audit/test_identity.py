@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo_cli.audit.identity import PairIdentities, PlaceList, pair_hashes
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.audit.identity import PairIdentities, pair_hashes
+from simpo_cli.audit.tokenized import repeated_and_contradictory
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 
 TEXTS = st.sampled_from(["a", "b", "c"])
 RESPONSES = st.sampled_from("abcde")
@@ -60,22 +61,6 @@ def test_lone_surrogates_can_be_hashed() -> None:
     pair_hashes(PreferencePair("\ud800", "\udfff", "a", ""))
 
 
-@given(
-    st.lists(
-        st.sampled_from(["a.jsonl:", "b, record ", "x9y:", ""]).flatmap(
-            lambda start: st.integers(0, 10**20).map(lambda n: f"{start}{n}")
-        )
-        | st.text(max_size=6),
-        max_size=8,
-    )
-)
-def test_places_come_back_as_they_were(places: list[str]) -> None:
-    kept = PlaceList()
-    for place in places:
-        kept.add(place)
-    assert [kept[i] for i in range(len(places))] == places
-
-
 @settings(deadline=None)  # the first circle imports scipy
 @given(st.lists(st.builds(PreferencePair, st.just("p") | st.just("q"), RESPONSES, RESPONSES, st.just("")), max_size=9))
 def test_cycles_against_walking_every_way(pairs: list[PreferencePair]) -> None:
@@ -98,3 +83,23 @@ def test_a_circle_at_the_end_of_a_chain() -> None:
     chain = zip(range(50), [*range(1, 50), 45], strict=True)
     identities = identities_of([PreferencePair("p", f"{one}", f"{other}", "") for one, other in chain])
     assert identities.cycles().tolist() == [45, 46, 47, 48, 49]
+
+
+# Tokenized pairs
+
+SIDES = st.sampled_from([(1, 2), (2, 1), (2, 3), (3, 2)])
+TOKENIZED = st.lists(st.builds(lambda prompt, sides: (prompt, *sides), st.sampled_from("ab"), SIDES), max_size=10)
+
+
+def encoded(number: int, prompt: str, chosen: int, rejected: int) -> EncodedPair:
+    ids = (np.array([n, 9], dtype=np.int32) for n in (1, chosen, rejected))
+    return EncodedPair(*ids, prompt_key=prompt, where=f"f:{number}")
+
+
+@given(TOKENIZED)
+def test_repeats_of_tokenized_pairs_against_the_obvious_way(drawn: list[tuple[str, int, int]]) -> None:
+    pairs = [encoded(number, *parts) for number, parts in enumerate(drawn)]
+    opposed = sum((prompt, rejected, chosen) in drawn for prompt, chosen, rejected in drawn)
+    assert repeated_and_contradictory(pairs) == (len(drawn) - len(set(drawn)), opposed)
+    # a source that the recipe repeats
+    assert repeated_and_contradictory([*pairs, *pairs]) == (len(drawn) - len(set(drawn)), opposed)

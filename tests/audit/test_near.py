@@ -1,14 +1,21 @@
-"""Near-duplicates and near-contradictions against comparing every pair with every other."""
+"""Near-duplicates, near-contradictions and leaked prompts against comparing each with every other."""
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from simpo_cli.audit import near
-from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, find_near_pairs
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, Places, Signatures, signatures_of
+from simpo_cli.audit.identity import prompt_hash
+from simpo_cli.audit.measures import asked_text
+from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, Leaks, find_leaks, find_near_pairs, read_prompts
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import Message, PreferencePair
 from tests.audit.test_signatures import WORDS, edited, similarity
 from tests.benchmarks import near as bench_near
 
@@ -117,15 +124,15 @@ def test_a_large_group_takes_linear_time(monkeypatch: pytest.MonkeyPatch, same_w
         signatures = np.repeat(signed([(text(draw), text(draw), text(draw))]), count, axis=0)
     else:
         signatures = np.random.default_rng(0).integers(0, 256, (count, 3, SIGNATURE_BYTES), dtype=np.uint8)
-        monkeypatch.setattr(near, "_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
+        monkeypatch.setattr(near, "_pair_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
     compared = []
-    compare = near._Search._compare
+    compare = near._compare
 
-    def counted(search: near._Search, earlier: Places, later: Places) -> None:
-        compared.append(len(later))
-        compare(search, earlier, later)
+    def counted(first: Signatures, second: Signatures) -> Any:
+        compared.append(len(second))
+        return compare(first, second)
 
-    monkeypatch.setattr(near._Search, "_compare", counted)
+    monkeypatch.setattr(near, "_compare", counted)
     found = find_near_pairs(signatures, NONE, NONE)
     assert found.duplicates.tolist() == (list(range(1, count)) if same_words else [])
     assert sum(compared) <= (count if same_words else count * NUM_BANDS * MOST_COMPARED)
@@ -151,3 +158,58 @@ def test_another_word_in_a_short_prompt_makes_another_pair() -> None:
 def test_no_pairs() -> None:
     found = find_near_pairs(np.empty((0, 3, SIGNATURE_BYTES), dtype=np.uint8), NONE, NONE)
     assert (len(found.duplicates), len(found.contradictions), len(found.same_responses)) == (0, 0, 0)
+
+
+# Prompts of the evaluation data
+
+SYSTEM = "You are a helpful assistant. " * 20
+
+
+def leaks(prompts: list[object], evaluation: list[object], folder: Path) -> Leaks:
+    path = folder / "eval.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "chosen": "a", "rejected": "b"}) + "\n" for p in evaluation))
+    pairs = [PreferencePair(_turns(prompt), "c", "d", "") for prompt in prompts]
+    hashes = np.array([prompt_hash(pair) for pair in pairs], dtype=np.uint64)
+    return find_leaks(
+        hashes, signatures_of([asked_text(pair) for pair in pairs]), read_prompts(PairReader(str(path), role="eval"))
+    )
+
+
+def _turns(prompt: object) -> tuple[Message, ...] | str:
+    if isinstance(prompt, str):
+        return prompt
+    assert isinstance(prompt, list)
+    return tuple(Message(turn["role"], turn["content"]) for turn in prompt)
+
+
+def test_prompts_that_are_the_same_near_and_new(tmp_path: Path) -> None:
+    user = {"role": "user", "content": "How do I invite a teammate?"}
+    system = {"role": "system", "content": SYSTEM}
+    long = "How can I change my name in the settings of the account that I use at work? " + " ".join(WORDS[:40])
+    evaluation = [[user], long, "Hi", "Hi"]
+    prompts = [
+        "How do I invite a teammate?",  # the same, as text
+        "HOW do I invite a teammate",
+        [system, user],
+        [system, {"role": "user", "content": "What is new?"}],
+        long.replace("name", "photo"),
+        "How do I remove a teammate?",
+        "Hi",
+        "",
+    ]
+    found = leaks(prompts, evaluation, tmp_path)
+    assert found.same.tolist() == [0, 6]
+    assert found.near.tolist() == [1, 2, 4]
+
+
+def test_prompts_against_comparing_each_with_each(tmp_path: Path) -> None:
+    draw = random.Random(9)
+    evaluation = [" ".join(draw.choices(WORDS, k=draw.randint(10, 80))) for _ in range(60)]
+    prompts = [edited(draw.choice(evaluation), draw.choice([0, 0.01, 0.05, 0.5]), draw) for _ in range(200)]
+    found = leaks([*prompts], [*evaluation], tmp_path)
+    assert found.same.tolist() == [i for i, prompt in enumerate(prompts) if prompt in evaluation]
+    likeness = [max(similarity(prompt, other) for other in evaluation) for prompt in prompts]
+    near, same = set(found.near.tolist()), set(found.same.tolist())
+    assert {i for i, value in enumerate(likeness) if value > 0.9} <= near | same
+    assert near <= {i for i, value in enumerate(likeness) if value > 0.45} - same
+    assert len(near) > 30

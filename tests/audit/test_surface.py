@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.audit.measures import FEATURES, SurfaceDifferences, surface_features
+from simpo_cli.audit.measures import FEATURES, surface_differences, surface_features
 from simpo_cli.audit.surface import fit, judge, leading
 
 
@@ -76,14 +76,12 @@ def test_a_feature_that_tells_everything_stays_finite() -> None:
 
 
 def test_swapping_the_sides_swaps_the_answer() -> None:
-    there, back = SurfaceDifferences(), SurfaceDifferences()
-    for n in range(20):
-        there.add("a, " * n + ".", "b?\n" * (n % 3))
-        back.add("b?\n" * (n % 3), "a, " * n + ".")
-    assert there.rows == pytest.approx(-back.rows)
-    fitted = fit(there.rows)
-    assert fitted.margins(back.rows) == pytest.approx(-fitted.margins(there.rows))
-    assert fit(back.rows).weights == pytest.approx(-fitted.weights)
+    pairs = [("a, " * n + ".", "b?\n" * (n % 3)) for n in range(20)]
+    there, back = surface_differences(pairs), surface_differences((rejected, chosen) for chosen, rejected in pairs)
+    assert there == pytest.approx(-back)
+    fitted = fit(there)
+    assert fitted.margins(back) == pytest.approx(-fitted.margins(there))
+    assert fit(back).weights == pytest.approx(-fitted.weights)
 
 
 def test_without_a_difference_it_is_a_tie() -> None:

@@ -219,28 +219,22 @@ def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
 
 def _leave_out_near_duplicates() -> None:
     """Put signatures and the search among them out of action, here and in the processes that measure."""
-    from simpo_cli.audit import examine
-    from simpo_cli.audit import reading as processes
+    from simpo_cli.audit import examine, reading
     from simpo_cli.audit.near import NearPairs
+    from tests.benchmarks import audit  # the processes know this module by that name
 
     none = np.empty(0, dtype=np.int64)
-    _leave_out_signatures()
-    examine.find_near_pairs = lambda *_, **__: NearPairs(none, none, none)  # type: ignore[attr-defined]
-    processes._SERVE = "import tests.benchmarks.audit as audit; audit.serve_without_signatures"
+    examine.find_near_pairs = lambda *_, **__: NearPairs(none, none, none)
+    reading.measure = audit.measure_without_signatures
 
 
-def serve_without_signatures(*, own: tuple[str, ...] | None) -> None:
-    """What the measuring processes run where near-duplicates are left out."""
-    from simpo_cli.audit import reading as processes
+def measure_without_signatures(pairs: Sequence[Any], *, own: tuple[str, ...] | None) -> Any:
+    """What the texts of pairs show, with blank signatures."""
+    from simpo_cli.audit import measures
 
-    _leave_out_signatures()
-    processes.serve(own=own)
-
-
-def _leave_out_signatures() -> None:
-    from simpo_cli.audit import signatures
-
-    signatures.signatures_of = lambda texts: np.zeros((len(texts), signatures.SIGNATURE_BYTES), dtype=np.uint8)
+    blank = np.zeros((3 * len(pairs), measures.SIGNATURE_BYTES), dtype=np.uint8)
+    measures.signatures_of = lambda _: blank
+    return measures.measure(pairs, own=own)
 
 
 def _library_times(file: str, model: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Columns and histograms against plain Python."""
+"""Columns, the places of pairs and histograms against plain Python."""
 
 import statistics
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simpo_cli.audit.columns import NUM_BINS, describe, histogram, whole_mean
+from simpo_cli.audit.columns import NUM_BINS, Column, PlaceColumn, describe, histogram, whole_mean
 
 VALUES = st.lists(st.integers(-10_000, 10_000), min_size=1, max_size=60)
 
@@ -46,3 +46,28 @@ def test_equal_lengths_are_one_bin() -> None:
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=60))
 def test_the_whole_mean_is_integer_division(values: list[int]) -> None:
     assert whole_mean(np.array(values, dtype=np.int64)) == sum(values) // len(values)
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=4), max_size=4))
+def test_rows_come_back_in_their_order(batches: list[list[tuple[int, int]]]) -> None:
+    column = Column(np.uint8, (2,))
+    for batch in batches:
+        column.add(batch)
+    assert column.rows.tolist() == [list(row) for batch in batches for row in batch]
+    assert (column.rows.dtype, column.rows.shape[1:]) == (np.uint8, (2,))
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a.jsonl:", "b, record ", "x9y:", ""]).flatmap(
+            lambda start: st.integers(0, 10**20).map(lambda n: f"{start}{n}")
+        )
+        | st.text(max_size=6),
+        max_size=8,
+    )
+)
+def test_places_come_back_as_they_were(places: list[str]) -> None:
+    kept = PlaceColumn()
+    kept.add(places[:3])
+    kept.add(places[3:])
+    assert kept.at(range(len(places))) == places
