@@ -17,7 +17,7 @@ from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.encode import pairs as ahead
 from simpo_cli.data.encode.pairs import BATCHES_AHEAD
-from simpo_cli.data.load import load_pairs
+from simpo_cli.data.load import PairReader, load_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
@@ -162,7 +162,7 @@ def test_gz_and_plain_are_two_keys_with_one_content(write: Write, tokenizer: Tex
     assert one.account.content == other.account.content
 
 
-def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_account_comes_back_as_it_was() -> None:
     turns = (Message("system", "s"), Message("user", "中 \ud800 \u2028\n"))
     account = Account(
         decision="conversational",
@@ -177,8 +177,7 @@ def test_an_account_comes_back_as_it_was(tmp_path: Path) -> None:
         samples=[PreferencePair(turns, "c", "r", "a:1", '[{"name": "f"}]'), PreferencePair("p", "c", "r", "a:2")],
         content="1" * 64,
     )
-    account.write(tmp_path)
-    assert Account.read(tmp_path) == account
+    assert Account.from_json(json.loads(json.dumps(account.as_json()))) == account
 
 
 # The key
@@ -258,13 +257,40 @@ def test_hub_data_goes_by_its_commit(monkeypatch: pytest.MonkeyPatch, tokenizer:
     assert encoded(source, tokenizer).origin.cache == "miss"
 
 
-def test_a_file_that_changes_between_the_look_and_the_reading_is_refused(
+def test_what_is_not_cached_is_read_once(
+    write: Write, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, unread = write("a.jsonl", records(3)), write("b.jsonl", records(5))
+    digests: list[str] = []
+    identity = store_source._identity
+
+    def counted(file: Any) -> str:
+        digests.append(file.name)
+        return identity(file)
+
+    monkeypatch.setattr(store_source, "_identity", counted)
+    key = encoded(path, tokenizer).origin.key
+    assert digests == []  # taken while it was read
+    found = encoded(path, tokenizer).origin
+    assert (found.cache, found.key, digests) == ("hit", key, [path])
+    folder = DataSource(path=str(Path(path).parent), max_pairs=2)  # only the first of its files is read
+    assert [encoded([folder], tokenizer).origin.cache for _ in range(2)] == ["miss", "hit"]
+    assert digests == [path, unread, path, unread]
+
+
+def test_a_file_that_changes_between_two_readings_of_it_is_refused(
     write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("a.jsonl", records(3))
-    monkeypatch.setattr(store_source, "identities_of", lambda *_: [(path, "0" * 64)])
+    read_source = PairReader.read_source
+
+    def changing(reader: PairReader, source: DataSource) -> Any:
+        yield from read_source(reader, source)
+        write("a.jsonl", records(3, seed=1))
+
+    monkeypatch.setattr(PairReader, "read_source", changing)
     with pytest.raises(UserError, match="was changed while it was read") as caught:
-        encoded(path, tokenizer)
+        encoded([DataSource(path=path), DataSource(path=path)], tokenizer)
     assert caught.value.where == path
     assert not [entry for entry in cache.iterdir() if entry.is_dir()]
 

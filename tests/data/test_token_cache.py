@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.store import cache as store_entries
 from simpo_cli.data.store import cache_folder
 from simpo_cli.data.store.cache import fetch, prune
 from simpo_cli.data.store.pairs import Account, PairWriter
@@ -48,7 +48,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["pairs.bin", "rows.bin", "account.json", "refused.jsonl", "manifest.json"])
+@pytest.mark.parametrize("name", ["pairs.bin", "rows.bin", "manifest.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_made_again(
     name: str, damage: str, write: Write, tokenizer: TextTokenizer, cache: Path
@@ -67,16 +67,21 @@ def test_a_damaged_entry_is_made_again(
     assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == [before.origin.key]
 
 
-def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
-    def make(folder: Path) -> Account:
+CONTENTS = "c" * 32
+
+
+def contents() -> str:
+    return CONTENTS
+
+
+def _make(pairs: list[EncodedPair]) -> Callable[[Path], tuple[Account, str]]:
+    def make(folder: Path) -> tuple[Account, str]:
         writer = PairWriter(folder)
         writer.add(pairs)
         writer.close()
         empty: dict[str, Any] = {name: [] for name in ("files", "pairs_of_source", "refused", "samples")}
         counts: dict[str, Any] = {name: Counter() for name in ("dropped", "counts", "warnings")}
-        account = Account(decision="", records_read=len(pairs), content="", needed={}, **empty, **counts)
-        account.write(folder)
-        return account
+        return Account(decision="", records_read=len(pairs), content="", needed={}, **empty, **counts), CONTENTS
 
     return make
 
@@ -84,17 +89,17 @@ def _make(pairs: list[EncodedPair]) -> Callable[[Path], Account]:
 def test_of_two_at_once_one_makes_the_entry_and_both_have_it() -> None:
     pairs, calls, found = made_up(5, 1), [], []
 
-    def fetch_it(make: Callable[[Path], Account]) -> None:
-        entry, origin = fetch("ab" * 32, make, 0.0)
+    def fetch_it(make: Callable[[Path], tuple[Account, str]]) -> None:
+        entry, origin = fetch("ab" * 16, contents, make, 0.0)
         found.append((origin.cache, [plain(pair) for pair in entry.pairs]))
 
-    def make_second(folder: Path) -> Account:
+    def make_second(folder: Path) -> tuple[Account, str]:
         calls.append("second")
         return _make(pairs)(folder)
 
     second = threading.Thread(target=fetch_it, args=(make_second,))
 
-    def make_first(folder: Path) -> Account:
+    def make_first(folder: Path) -> tuple[Account, str]:
         calls.append("first")
         second.start()  # while the first is at work
         return _make(pairs)(folder)
@@ -137,14 +142,14 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> Non
     child = os.fork()
     if child == 0:
 
-        def make_half(folder: Path) -> Account:
+        def make_half(folder: Path) -> tuple[Account, str]:
             account = _make(pairs[:4])(folder)
             os.write(tell, b"!")
             signal.pause()
             return account
 
         try:
-            fetch("cd" * 32, make_half, 0.0)
+            fetch("cd" * 16, contents, make_half, 0.0)
         finally:
             os._exit(1)
     assert os.read(half_done, 1) == b"!"
@@ -152,22 +157,19 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> Non
     os.waitpid(child, 0)
     os.close(half_done)
     os.close(tell)
-    [left] = cache.glob(".making-*")
-    entry, origin = fetch("cd" * 32, _make(pairs), 0.0)
+    assert len(list(cache.glob(".unfinished-cd-*"))) == 1
+    entry, origin = fetch("cd" * 16, contents, _make(pairs), 0.0)
     assert origin.cache == "miss"
     assert [plain(pair) for pair in entry.pairs] == [plain(pair) for pair in pairs]
-    assert left.is_dir()  # too young to be sure that nobody is about to lock it
-    os.utime(left, (1e9, 1e9))
-    prune(cache, 10**9)
-    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["cd" * 32]
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["cd" * 16 + CONTENTS]
 
 
 def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -> None:
     pairs = made_up(50, 1)
-    keys = [f"{i}" * 64 for i in range(5)]
-    held = [fetch(key, _make(pairs), 0.0)[0] for key in keys[:2]]
+    keys = [f"{i}" * 32 + CONTENTS for i in range(5)]
+    held = [fetch(key[:32], contents, _make(pairs), 0.0)[0] for key in keys[:2]]
     for key in keys[2:]:
-        fetch(key, _make(pairs), 0.0)
+        fetch(key[:32], contents, _make(pairs), 0.0)
     gc.collect()
     for age, key in enumerate([keys[0], keys[3], keys[1], keys[4], keys[2]]):
         os.utime(cache / key / "manifest.json", (1e9 + age, 1e9 + age))
@@ -181,7 +183,7 @@ def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -
     assert left() == keys
     prune(cache, total - 1)  # the oldest is in use
     assert left() == [keys[0], keys[1], keys[2], keys[4]]
-    fetch(keys[4], _make(pairs), 0.0)  # used again: younger than 2
+    fetch(keys[4][:32], contents, _make(pairs), 0.0)  # used again: younger than 2
     gc.collect()
     prune(cache, total - sizes[keys[3]] - 1)
     assert left() == [keys[0], keys[1], keys[4]]
@@ -194,16 +196,28 @@ def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -
     assert left() == []
 
 
-def test_what_a_dead_writer_left_is_removed_and_a_living_one_is_not(cache: Path) -> None:
-    for name in (".making-dead", ".making-alive", ".making-young"):
+def test_what_a_dead_maker_left_is_removed_and_a_living_one_is_not(cache: Path) -> None:
+    for name in (".unfinished-de-ad", ".unfinished-a1-ive"):
         (cache / name).mkdir(parents=True)
         (cache / name / "pairs.bin").write_bytes(b"half")
-    os.utime(cache / ".making-dead", (1e9, 1e9))
-    with (cache / ".making-alive" / ".lock").open("w") as alive:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        os.utime(cache / ".making-alive", (1e9, 1e9))
+    with FileLock(cache / ".lock-a1"):
         prune(cache, 10**9)
-    assert sorted(entry.name for entry in cache.iterdir()) == [".making-alive", ".making-young"]
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == [".unfinished-a1-ive"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_there_are_no_locks_the_entry_is_made_all_the_same(
+    number: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    pairs = made_up(5, 1)
+    origins = [fetch("ab" * 16, contents, _make(pairs), 0.0)[1].cache for _ in range(2)]
+    assert origins == ["miss", "hit"]
+    prune(cache, 0)  # nobody knows whether it is in use
+    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["ab" * 16 + CONTENTS]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
@@ -230,7 +244,7 @@ def test_a_cache_that_can_only_be_read_is_read(
 
     monkeypatch.setattr(os, "utime", fail)
     monkeypatch.setattr("tempfile.TemporaryFile", fail)
-    monkeypatch.setattr(store_entries, "making", fail)
+    monkeypatch.setattr(FileLock, "acquire", fail)
     assert encoded(path, tokenizer).origin.cache == "hit"
 
 
@@ -264,11 +278,11 @@ def test_an_entry_is_on_the_disk_before_it_has_its_name(cache: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", see_fsync)
     monkeypatch.setattr(os, "rename", lambda source, target: see_rename(Path(source), Path(target)))
-    fetch("ab" * 32, _make(made_up(3, 1)), 0.0)
+    fetch("ab" * 16, contents, _make(made_up(3, 1)), 0.0)
     monkeypatch.undo()
-    [made] = [name for name in seen if name.endswith(f" is {'ab' * 32}")]
+    [made] = [name for name in seen if name.endswith(f" is {'ab' * 16}{CONTENTS}")]
     before, behind = seen[: seen.index(made)], seen[seen.index(made) + 1 :]
-    files = {file.name for file in (cache / ("ab" * 32)).iterdir()} - {".lock"}
+    files = {file.name for file in (cache / ("ab" * 16 + CONTENTS)).iterdir()}
     assert {*files, made.split()[0]} <= set(before)
     assert behind == ["tokens"]
 

@@ -29,7 +29,7 @@ from tests.train.same_bits import final_state, rows, timeless
 
 TRAIN = ("train", "run.yaml", "train.max_steps=4", "--resume")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")
-_TEMPORARY = re.compile(r"\.tmp-.*|\..*\.tmp|\.[\w.-]+\.\d+|\.making-.*")
+_TEMPORARY = re.compile(r"\.tmp-.*|\..*\.tmp|\.[\w.-]+\.\d+|\.unfinished-.*")
 _PROCESS = re.compile(r"(\.tmp-(?:\w+-)?\d+)-\d+.*")  # what a half written checkpoint holds makes no difference
 _OURS = re.compile(r"runs/run\b|/cache/")
 

@@ -1,9 +1,10 @@
 """The cache of encoded pairs: its entries are whole or absent, verified when read, and removed when nobody reads.
 
-An entry is a folder of the name of its key. It is written beside its place, synced and renamed into it, and carries the
-size and sha256 of each of its files, by which damage is found, a power cut's too. Locks are the kernel's and end with
-their process: one for making an entry, so that of several processes one does the work; one that every reader holds on
-the tokens, so that nothing in use is removed; and one of every writer in its folder, so that what a dead one left is.
+An entry is a folder of the name of its key: 32 hex digits of how the tokens are made, and 32 of the files' contents. It
+is written beside its place, synced and renamed into it. Its manifest holds the account of the records and the size and
+sha256 of the files, by which damage is found, a power cut's too. Locks are the kernel's and end with their process: one
+for making an entry, so that of several processes one does the work and what a dead one left is known; and one that
+every reader holds on the tokens, so that nothing in use is removed.
 """
 
 import errno
@@ -20,168 +21,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from simpo_cli.data.store.pairs import ACCOUNT, REFUSED, ROWS, TOKENS, Account, StoredPairs
+from filelock import FileLock, Timeout
+
+from simpo_cli.data.store.pairs import ROWS, TOKENS, Account, StoredPairs
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import sync
 
+MOST_BYTES = 20 * 10**9
+"""What the entries of the cache may take together."""
 _MANIFEST = "manifest.json"
-_FILES = (TOKENS, ROWS, ACCOUNT, REFUSED)
-_UNFINISHED = ".making-"
-_LOCK = ".lock"  # opened for writing, without which NFS gives no lock of one's own
-_YOUNG = 60.0  # seconds in which the maker of a folder has surely locked it
+_UNFINISHED = ".unfinished-"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
-Make = Callable[[Path], Account]  # fills an empty folder with the tokens and their account
+Make = Callable[[Path], tuple[Account, str]]
+"""Fills an empty folder with the tokens; gives their account, and the part of the key that is of the contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An entry in hand: the pairs, which keep it from being removed, their account, and the seconds it took to make."""
 
+    key: str
     pairs: StoredPairs
     account: Account
     seconds_made: float
-
-
-class _DamagedError(Exception):
-    """An entry is there and is not what was written; the message says how."""
-
-
-def read_entry(folder: Path) -> tuple[Entry | None, str]:
-    """The entry in a folder, verified and marked as used; None if there is none, with a remark if it is damaged."""
-    try:
-        if not folder.is_dir():
-            return None, ""
-        pairs = StoredPairs.open(folder)
-        _lock(pairs.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        manifest = _verified(folder)
-        entry = Entry(pairs, Account.read(folder), float(manifest["seconds_made"]))
-    except BlockingIOError:  # it is being removed
-        return None, ""
-    except (OSError, ValueError, KeyError, TypeError, _DamagedError) as error:
-        return None, f"the cached tokens were damaged: {error}"
-    with suppress(OSError):  # a cache that can be read and not written
-        os.utime(folder / _MANIFEST)
-    return entry, ""
-
-
-def _verified(folder: Path) -> dict[str, Any]:
-    """The manifest of an entry whose files all are what it says."""
-    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="ascii"))
-    for name in _FILES:
-        written, found = manifest["files"][name], _identity(folder / name)
-        if found != written:
-            raise _DamagedError(f"{name} has {found['size']:,} bytes of digest {found['sha256'][:12]}, not what it had")
-    return manifest
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def make_entry(folder: Path, make: Make) -> Entry:
-    """Fill a folder that is whole or absent; an entry that is there already is replaced.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
-    """
-    started = time.perf_counter()
-    place = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent))
-    lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _lock(lock, fcntl.LOCK_EX)
-        account = make(place)
-        seconds_made = time.perf_counter() - started
-        manifest = {"seconds_made": seconds_made, "files": {name: _identity(place / name) for name in _FILES}}
-        (place / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
-        for path in (*(place / name for name in (*_FILES, _MANIFEST)), place):
-            sync(path)
-        pairs = StoredPairs.open(place)
-        _lock(pairs.descriptor, fcntl.LOCK_SH)
-        _remove(folder)
-        try:
-            os.rename(place, folder)
-        except OSError as error:  # where there are no locks, another process may have been faster; its entry is as good
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)  # not there any more when all went well
-        os.close(lock)
-    return Entry(pairs, account, seconds_made)
-
-
-def make_for_once(make: Make) -> Entry:
-    """An entry in a temporary folder, whose names are gone as soon as its files are open."""
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="simpo-") as place:
-        account = make(Path(place))
-        return Entry(StoredPairs.open(Path(place)), account, time.perf_counter() - started)
-
-
-def prune(parent: Path, most_bytes: int) -> None:
-    """Remove what dead writers left, and entries, the least recently used first, until the rest fits the limit."""
-    for place in parent.glob(f"{_UNFINISHED}*"):
-        with suppress(OSError):
-            if time.time() - place.stat().st_mtime > _YOUNG:
-                _remove_unless_locked(place, place / _LOCK)
-    entries = []
-    for manifest in parent.glob(f"*/{_MANIFEST}"):
-        with suppress(OSError):
-            size = sum(file.stat().st_size for file in manifest.parent.iterdir())
-            entries.append((manifest.stat().st_mtime, manifest.parent, size))
-    total = sum(size for _, _, size in entries)
-    for _, entry, size in sorted(entries):
-        if total <= most_bytes:
-            break
-        with suppress(OSError):  # in use, or removed by another process
-            _remove_unless_locked(entry, entry / TOKENS)
-            total -= size
-
-
-def _remove_unless_locked(folder: Path, locked: Path) -> None:
-    descriptor = os.open(locked, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(folder)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(folder: Path) -> None:
-    """Take a folder's name away at once, then its files, so that others find all of it or nothing."""
-    doomed = tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder.parent)
-    with suppress(FileNotFoundError):
-        os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextmanager
-def making(folder: Path) -> Iterator[None]:
-    """Keep other processes from making the same entry meanwhile: they wait, and then find it.
-
-    All entries share 256 locks, so that their files do not pile up; entries of one lock only wait for one another.
-    """
-    descriptor = os.open(folder.parent / f".lock-{folder.name[:2]}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        _lock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, kind: int) -> None:
-    """Lock where the file system can: elsewhere two processes may do the same work, and one result stays."""
-    try:
-        fcntl.flock(descriptor, kind)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-
-
-MOST_BYTES = 20 * 10**9
-"""What the entries of the cache may take together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,38 +83,46 @@ def cache_folder() -> Path | None:
     return Path(base, "simpo") if os.path.isabs(base) else None
 
 
-def fetch(key: str, make: Make, started: float) -> tuple[Entry, Origin]:
+def fetch(making_key: str, contents_key: Callable[[], str], make: Make, started: float) -> tuple[Entry, Origin]:
     """The entry of a key. Where the cache cannot be written, it is made for this process alone.
 
+    The contents are only asked for where an entry is there that was made in the same way: else there is nothing to
+    find, and the files need not be read for their digests before they are read for their pairs.
+
     Args:
-        key: digest of all that the entry depends on.
-        make: fills a folder with tokens and account.
+        making_key: 32 hex digits of all that the entry depends on but the contents of the files.
+        contents_key: gives the other 32.
+        make: see `Make`.
         started: when the pairs were asked for, by time.perf_counter.
 
     Raises:
         UserError: the disk is full or fails (exit code 4), or what `make` raises.
     """
     parent = cache_folder()
-    folder = None if parent is None else parent / "tokens" / key
-    is_ours = folder is not None and not _why_foreign(folder.parent)
-    entry, remark = read_entry(folder) if folder is not None and is_ours else (None, "")
+    folder = None if parent is None else parent / "tokens"
 
     def origin(cache: Literal["hit", "miss", "off"], entry: Entry, remark: str = "") -> Origin:
-        return Origin(cache, key, str(parent), time.perf_counter() - started, entry.seconds_made, remark)
+        return Origin(cache, entry.key, str(parent), time.perf_counter() - started, entry.seconds_made, remark)
 
+    def find() -> tuple[Entry | None, str]:
+        if folder is None or _why_foreign(folder) or not any(folder.glob(f"{making_key}*/")):
+            return None, ""
+        return _read_entry(folder / (making_key + contents_key()))
+
+    entry, remark = find()
     if entry is not None:
         return entry, origin("hit", entry)
     try:
         why_off = _why_off(folder)
         if folder is None or why_off:
-            entry = make_for_once(make)
+            entry = _make_for_once(making_key, make)
             return entry, origin("off", entry, why_off)
-        with making(folder):
-            entry, _ = read_entry(folder)  # another process may have made it meanwhile
+        with _sole_maker(folder, making_key):
+            entry, _ = find()  # another process may have made it meanwhile
             if entry is not None:
                 return entry, origin("hit", entry)
-            entry = make_entry(folder, make)
-        prune(folder.parent, MOST_BYTES)
+            entry = _make_entry(folder, making_key, make)
+        prune(folder, MOST_BYTES)
     except OSError as error:
         raise UserError(
             f"the tokens of the pairs cannot be written: {error.strerror or error}.",
@@ -283,12 +154,165 @@ def _why_off(folder: Path | None) -> str:
     if folder is None:
         return "there is no home folder for a cache; SIMPO_CACHE names one"
     try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if why := _why_foreign(folder.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if why := _why_foreign(folder):
             return why
-        with tempfile.TemporaryFile(dir=folder.parent):
+        with tempfile.TemporaryFile(dir=folder):
             return ""
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        return f"{folder.parent} cannot be written: {error.strerror}; SIMPO_CACHE names another"
+        return f"{folder} cannot be written: {error.strerror}; SIMPO_CACHE names another"
+
+
+# Entries
+
+
+def _read_entry(folder: Path) -> tuple[Entry | None, str]:
+    """The entry in a folder, verified and marked as used; None if there is none, with a remark if it is damaged."""
+    try:
+        if not folder.is_dir():
+            return None, ""
+        pairs = StoredPairs.open(folder)
+        _lock_while_read(pairs, fcntl.LOCK_NB)
+        entry = _verified(folder, pairs)
+    except BlockingIOError:  # it is being removed
+        return None, ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"the cached tokens were damaged: {error}"
+    with suppress(OSError):  # a cache that can be read and not written
+        os.utime(folder / _MANIFEST)
+    return entry, ""
+
+
+def _verified(folder: Path, pairs: StoredPairs) -> Entry:
+    """An entry whose files all are what was written; ValueError and its like where they are not."""
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="ascii"))
+    content = manifest["content"]
+    if _digest(content) != manifest["sha256"]:
+        raise ValueError(f"{_MANIFEST} is not what was written")
+    for name, written in content["files"].items():
+        if (found := _identity(folder / name)) != written:
+            raise ValueError(f"{name} has {found['size']:,} bytes of digest {found['sha256'][:12]}, not what it had")
+    return Entry(folder.name, pairs, Account.from_json(content["account"]), float(content["seconds_made"]))
+
+
+def _make_entry(parent: Path, making_key: str, make: Make) -> Entry:
+    """Fill a folder that is whole or absent; an entry that is there already is replaced.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    started = time.perf_counter()
+    place = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{making_key[:2]}-", dir=parent))
+    try:
+        account, contents_key = make(place)
+        content = {
+            "seconds_made": time.perf_counter() - started,
+            "files": {name: _identity(place / name) for name in (TOKENS, ROWS)},
+            "account": account.as_json(),
+        }
+        manifest = {"sha256": _digest(content), "content": content}
+        (place / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
+        for path in (place / TOKENS, place / ROWS, place / _MANIFEST, place):
+            sync(path)
+        pairs = StoredPairs.open(place)
+        _lock_while_read(pairs)
+        folder = parent / (making_key + contents_key)
+        _remove(folder)
+        try:
+            os.rename(place, folder)
+        except OSError as error:  # where there are no locks, another process may have been faster; its entry is as good
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        sync(parent)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)  # not there any more when all went well
+    return Entry(folder.name, pairs, account, content["seconds_made"])
+
+
+def _make_for_once(making_key: str, make: Make) -> Entry:
+    """An entry in a temporary folder, whose names are gone as soon as its files are open."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="simpo-") as place:
+        account, contents_key = make(Path(place))
+        pairs = StoredPairs.open(Path(place))
+    return Entry(making_key + contents_key, pairs, account, time.perf_counter() - started)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# Locks, and what is removed
+
+
+def prune(parent: Path, most_bytes: int) -> None:
+    """Remove what dead makers left, and entries, the least recently used first, until the rest fits the limit."""
+    for place in parent.glob(f"{_UNFINISHED}*"):
+        lock = _lock_of_makers(parent, place.name.removeprefix(_UNFINISHED))
+        with suppress(OSError, Timeout, NotImplementedError), lock.acquire(timeout=0):
+            shutil.rmtree(place, ignore_errors=True)
+    entries = []
+    for manifest in parent.glob(f"*/{_MANIFEST}"):
+        with suppress(OSError):
+            size = sum(file.stat().st_size for file in manifest.parent.iterdir())
+            entries.append((manifest.stat().st_mtime, manifest.parent, size))
+    total = sum(size for _, _, size in entries)
+    for _, entry, size in sorted(entries):
+        if total <= most_bytes:
+            break
+        with suppress(OSError):  # in use, or removed by another process
+            with (entry / TOKENS).open("r+b") as tokens:  # without writing NFS gives no lock of one's own
+                fcntl.flock(tokens, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(entry)
+            total -= size
+
+
+def _remove(folder: Path) -> None:
+    """Take a folder's name away at once, then its files, so that others find all of it or nothing."""
+    doomed = tempfile.mkdtemp(prefix=f"{_UNFINISHED}{folder.name[:2]}-", dir=folder.parent)
+    with suppress(FileNotFoundError):
+        os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _lock_of_makers(parent: Path, making_key: str) -> FileLock:
+    """All entries share 256 locks, so that their files do not pile up; those of one lock only wait for one another."""
+    return FileLock(parent / f".lock-{making_key[:2]}", fallback_to_soft=False)
+
+
+@contextmanager
+def _sole_maker(parent: Path, making_key: str) -> Iterator[None]:
+    """Keep other processes from making the same entry meanwhile: they wait, and then find it.
+
+    Where the file system knows no locks, two processes may do the same work, and one result stays.
+    """
+    lock = _lock_of_makers(parent, making_key)
+    with _where_locks_are():
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_while_read(pairs: StoredPairs, flags: int = 0) -> None:
+    with _where_locks_are():
+        fcntl.flock(pairs.descriptor, fcntl.LOCK_SH | flags)
+
+
+@contextmanager
+def _where_locks_are() -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError:  # FileLock's word for the same
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise

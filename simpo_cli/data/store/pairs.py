@@ -6,12 +6,11 @@ not mapped into memory: pages of a mapping count as memory of this process, and 
 """
 
 import hashlib
-import json
 import operator
 import os
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +21,6 @@ from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 from simpo_cli.data.raw import BadRecord
-
-ACCOUNT, REFUSED = "account.json", "refused.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,30 +57,27 @@ class Account:
     remarks: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
 
-    def write(self, folder: Path) -> None:
-        """Write the account into a folder."""
-        with (folder / REFUSED).open("x", encoding="ascii") as file:
-            for record in self.refused:
-                file.write(json.dumps(asdict(record)) + "\n")
-        kept = {**vars(self), "samples": [asdict(sample) for sample in self.samples]}
-        del kept["refused"]
-        (folder / ACCOUNT).write_text(json.dumps(kept, indent=1) + "\n", encoding="ascii")
+    def as_json(self) -> dict[str, Any]:
+        """The account as the manifest of a cache entry holds it."""
+        lists = {name: [asdict(one) for one in getattr(self, name)] for name in ("refused", "samples")}
+        files = [list(file) for file in self.files]
+        needed = {limit: {str(tokens): n for tokens, n in counts.items()} for limit, counts in self.needed.items()}
+        return {**vars(self), **lists, "files": files, "needed": needed}
 
     @classmethod
-    def read(cls, folder: Path) -> "Account":
-        """Read what `write` has written; a damaged file raises ValueError, KeyError or TypeError."""
-        kept: dict[str, Any] = json.loads((folder / ACCOUNT).read_text(encoding="ascii"))
-        with (folder / REFUSED).open(encoding="ascii") as file:
-            refused = [BadRecord(**json.loads(line)) for line in file]
-        kept["files"] = [(path, identity, size) for path, identity, size in kept["files"]]
-        kept["samples"] = [_pair(sample) for sample in kept["samples"]]
-        for name in ("dropped", "counts", "warnings"):
-            kept[name] = Counter(kept[name])
-        kept["needed"] = {
-            limit: Counter({int(tokens): count for tokens, count in counts.items()})
-            for limit, counts in kept["needed"].items()
+    def from_json(cls, kept: Mapping[str, Any]) -> "Account":
+        """The account of what `as_json` gave; KeyError or TypeError where that is something else."""
+        changed = {
+            "files": [(path, identity, size) for path, identity, size in kept["files"]],
+            "refused": [BadRecord(**record) for record in kept["refused"]],
+            "samples": [_pair(sample) for sample in kept["samples"]],
+            "needed": {
+                limit: Counter({int(tokens): n for tokens, n in counts.items()})
+                for limit, counts in kept["needed"].items()
+            },
+            **{name: Counter(kept[name]) for name in ("dropped", "counts", "warnings")},
         }
-        return cls(**kept, refused=refused)
+        return cls(**{**kept, **changed})
 
 
 def _pair(sample: dict[str, Any]) -> PreferencePair:

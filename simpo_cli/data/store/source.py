@@ -1,17 +1,19 @@
 """One side of a recipe's data, training or evaluation, as tokens with the account of every record.
 
-Tokens are kept under a key, a digest of all that they depend on: the bytes of the files and the names that messages
-give them, how they are to be read, every data setting but those that only choose among the pairs, the tokenizer with
-its templates, and the code that does it: ours by its source, which nobody can forget to count up, and the libraries by
-their versions. They are made a batch at a time: what is in memory does not grow with the files.
+Tokens are kept under a key of all that they depend on: the names and bytes of the files, how they are to be read, every
+data setting but those that only choose among the pairs, the tokenizer with its templates, and the code that does it:
+ours by its source, which nobody can forget to count up, and the libraries by their versions. They are made a batch at a
+time: what is in memory does not grow with the files. What is not in the cache is read once: the digests of the files
+are taken while they are read.
 """
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,7 +29,7 @@ from simpo_cli.data.file_bytes import open_regular
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader, require_few, stopped_by
 from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.sources import HubData, Role, locate
+from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.data.store.cache import Origin, fetch
 from simpo_cli.data.store.pairs import Account, PairWriter, StoredPairs
 from simpo_cli.data.text_notes import notes_of, own_markers
@@ -43,151 +45,9 @@ _NOT_OF_THE_TOKENS = (
     *("columns", "labels", "direction"),  # each source has taken them over
     "chat_template",  # the template itself is part of the tokenizer
 )
-
-Identities = list[tuple[str, str]]  # (name, sha256 or hub commit) of each file
-
-
-def identities_of(source: DataSource, role: Role) -> Identities:
-    """The files of a source and what tells their content.
-
-    Raises:
-        UserError: a file is missing or cannot be read, or the hub does not give the data set.
-    """
-    located = locate(source, role)
-    if isinstance(located, HubData):
-        return [(located.name, hub_identity(located.name, located.split))]
-    return [(file.name, _sha256(file.path, file.name)) for file in located]
-
-
-def key_of(
-    sources: Sequence[DataSource], identities: Sequence[Identities], data: DataRecipe, tokenizer: TextTokenizer
-) -> str:
-    """The key, 64 hex digits.
-
-    Args:
-        sources: what is read; how often a source is repeated does not matter.
-        identities: the files of each source.
-        data: the recipe's data section.
-        tokenizer: the tokenizer with its templates.
-    """
-    settings = {name: value for name, value in asdict(data).items() if name not in _NOT_OF_THE_TOKENS}
-    parts = {
-        "sources": [
-            {"files": files, **{name: getattr(source, name) for name in _OF_THE_READING}}
-            for source, files in zip(sources, identities, strict=True)
-        ],
-        "settings": settings,
-        "tokenizer": tokenizer.identity,
-        "code": _code_identity(),
-    }
-    return _digest(parts)
-
-
-def _digest(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _sha256(path: str, name: str) -> str:
-    with open_regular(path, name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-@cache
-def _code_identity() -> str:
-    """The code that makes pairs and tokens of files, and what it rests on."""
-    root = Path(simpo_cli.__file__).parent
-    sources = {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted((root / "data").rglob("*.py"))}
-    libraries = {name: _version(name) for name in _LIBRARIES}
-    return _digest([simpo_cli.__version__, sources, libraries, sys.version_info[:2]])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 _SAMPLES = 8
 
-
-def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, folder: Path) -> Account:
-    """Read, render and tokenize every pair of the sources once, and write tokens and account into a folder.
-
-    Args:
-        reader: gives the pairs; it must not have been read before.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
-        data: lengths, template variables and what to do with trouble.
-        folder: an empty folder.
-
-    Raises:
-        UserError: a file or record is refused, or no usable pair is left.
-    """
-    writer = PairWriter(folder)
-    total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
-    own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
-    with closing(writer), stage("tokenizing pairs") as tokenizing:
-        for source in reader.sources:
-            before = writer.num_pairs
-            batches = ((batch, batch) for batch in pair_batches(reader.read_source(source)))
-            for batch, encoded in encode_batches(batches, tokenizer, data):
-                tokenizing.advance(len(batch))
-                if encoded.bad and data.on_bad_record == "error":
-                    raise stopped_by(encoded.bad)
-                total.bad += encoded.bad
-                require_few(total.bad)
-                total.dropped += encoded.dropped
-                total.counts += encoded.counts
-                for limit, counts in encoded.needed.items():
-                    total.needed[limit] += counts
-                noted.update(note for pair in batch for note in notes_of(pair, own))
-                samples.add(batch, encoded.pairs)
-                writer.add(encoded.pairs)
-            pairs_of_source.append(writer.num_pairs - before)
-        reader.require_pairs()
-    account = Account(
-        decision=reader.decision,
-        files=[(file.path, file.identity, file.size) for file in reader.files],
-        records_read=reader.records_read,
-        pairs_of_source=pairs_of_source,
-        dropped=Counter(reader.dropped.counts) + total.dropped,
-        refused=reader.bad_records + total.bad,
-        counts=total.counts,
-        needed=total.needed,
-        warnings=Counter(reader.warnings.counts) + noted,
-        samples=samples.in_order(),
-        content=writer.content.hexdigest(),
-        remarks=reader.remarks,
-        examples=reader.examples,
-    )
-    account.write(folder)
-    return account
-
-
-class _Samples:
-    """The first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, PreferencePair] = {}
-
-    def add(self, texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]) -> None:
-        """Take in a batch."""
-        place = 0
-        for pair in encoded:
-            while texts[place].where != pair.where:  # those between were dropped or refused
-                place += 1
-            if pair.prompt_cut or pair.prompt_key in self._kept:
-                continue
-            if len(self._kept) == _SAMPLES:
-                highest = max(self._kept)
-                if pair.prompt_key > highest:
-                    continue
-                del self._kept[highest]
-            self._kept[pair.prompt_key] = texts[place]
-
-    def in_order(self) -> list[PreferencePair]:
-        """The pairs in the order of their hashes."""
-        return [self._kept[key] for key in sorted(self._kept)]
+Files = Sequence[LocalFile | HubData]
 
 
 @dataclass(frozen=True)
@@ -223,26 +83,19 @@ def encode_source(
     """
     started = time.perf_counter()
     listed = data.sources(sources)
-    identities = [identities_of(source, role) for source in listed]
+    located = [[found] if isinstance(found := locate(source, role), HubData) else found for source in listed]
+    files = [file for of_source in located for file in of_source]
 
-    def make(folder: Path) -> Account:
+    def make(folder: Path) -> tuple[Account, str]:
         reader = PairReader(listed, role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal)
         account = make_tokens(reader, tokenizer, data, folder)
-        _require_unchanged(account, identities)
-        return account
+        return account, _contents_key(files, _identities_read(account))
 
-    entry, origin = fetch(key_of(listed, identities, data, tokenizer), make, started)
+    key = _making_key(listed, located, data, tokenizer)
+    entry, origin = fetch(key, lambda: _contents_key(files, {}), make, started)
     order, repeated = _order(listed, entry.account.pairs_of_source)
     pairs = entry.pairs.select(order) if repeated else entry.pairs
     return EncodedSource(pairs, repeated, entry.account, origin)
-
-
-def _require_unchanged(account: Account, identities: Sequence[Identities]) -> None:
-    """Refuse files that were written to between the look that gave the key and the reading."""
-    expected = {file for files in identities for file in files}
-    for path, identity, _ in account.files:
-        if (path, identity) not in expected:
-            raise UserError("was changed while it was read.", "Run again when nothing writes to it.", where=path)
 
 
 def _order(sources: Sequence[DataSource], counts: Sequence[int]) -> tuple[np.ndarray, int]:
@@ -254,3 +107,158 @@ def _order(sources: Sequence[DataSource], counts: Sequence[int]) -> tuple[np.nda
     ]
     order = np.concatenate(blocks)
     return order, len(order) - sum(counts)
+
+
+# The key
+
+
+def _making_key(
+    sources: Sequence[DataSource], located: Sequence[Files], data: DataRecipe, tokenizer: TextTokenizer
+) -> str:
+    """32 hex digits of all that tokens depend on but the bytes of the files; how often a source is repeated plays none.
+
+    Raises:
+        UserError: a file is missing, or may not be read.
+    """
+    parts = {
+        "sources": [
+            {
+                "files": [(file.name, _size(file)) for file in files],
+                **{name: getattr(source, name) for name in _OF_THE_READING},
+            }
+            for source, files in zip(sources, located, strict=True)
+        ],
+        "settings": {name: value for name, value in asdict(data).items() if name not in _NOT_OF_THE_TOKENS},
+        "tokenizer": tokenizer.identity,
+        "code": _code_identity(),
+    }
+    return _digest(parts)[:32]
+
+
+def _contents_key(files: Files, known: Mapping[str, str]) -> str:
+    """32 hex digits of what tells the contents of files: their sha256, or the commit of a hub data set.
+
+    Args:
+        files: in the order of the sources.
+        known: those that have been read, by name; the others are read for it.
+    """
+    return _digest([(file.name, known.get(file.name) or _identity(file)) for file in files])[:32]
+
+
+def _identities_read(account: Account) -> dict[str, str]:
+    """What tells the content of each file that was read; one that was read twice has to be the same."""
+    identities: dict[str, str] = {}
+    for name, identity, _ in account.files:
+        if identities.setdefault(name, identity) != identity:
+            raise UserError("was changed while it was read.", "Run again when nothing writes to it.", where=name)
+    return identities
+
+
+def _size(file: LocalFile | HubData) -> int | None:
+    if isinstance(file, HubData):
+        return None
+    with open_regular(file.path, file.name) as stream:
+        return os.fstat(stream.fileno()).st_size
+
+
+def _identity(file: LocalFile | HubData) -> str:
+    if isinstance(file, HubData):
+        return hub_identity(file.name, file.split)
+    with open_regular(file.path, file.name) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@cache
+def _code_identity() -> str:
+    """The code that makes pairs and tokens of files, and what it rests on."""
+    root = Path(simpo_cli.__file__).parent
+    sources = {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted((root / "data").rglob("*.py"))}
+    libraries = {name: _version(name) for name in _LIBRARIES}
+    return _digest([simpo_cli.__version__, sources, libraries, sys.version_info[:2]])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# The making
+
+
+def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, folder: Path) -> Account:
+    """Read, render and tokenize every pair of the sources once, and write the tokens into a folder.
+
+    Args:
+        reader: gives the pairs; it must not have been read before.
+        tokenizer: the model's tokenizer with the template that the recipe chose.
+        data: lengths, template variables and what to do with trouble.
+        folder: an empty folder.
+
+    Raises:
+        UserError: a file or record is refused, or no usable pair is left.
+    """
+    writer = PairWriter(folder)
+    total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
+    own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
+    with closing(writer), stage("tokenizing pairs") as tokenizing:
+        for source in reader.sources:
+            before = writer.num_pairs
+            batches = ((batch, batch) for batch in pair_batches(reader.read_source(source)))
+            for batch, encoded in encode_batches(batches, tokenizer, data):
+                tokenizing.advance(len(batch))
+                if encoded.bad and data.on_bad_record == "error":
+                    raise stopped_by(encoded.bad)
+                total.add_counts(encoded)
+                require_few(total.bad)
+                noted.update(note for pair in batch for note in notes_of(pair, own))
+                samples.add(batch, encoded.pairs)
+                writer.add(encoded.pairs)
+            pairs_of_source.append(writer.num_pairs - before)
+        reader.require_pairs()
+    return Account(
+        decision=reader.decision,
+        files=[(file.path, file.identity, file.size) for file in reader.files],
+        records_read=reader.records_read,
+        pairs_of_source=pairs_of_source,
+        dropped=Counter(reader.dropped.counts) + total.dropped,
+        refused=reader.bad_records + total.bad,
+        counts=total.counts,
+        needed=total.needed,
+        warnings=Counter(reader.warnings.counts) + noted,
+        samples=samples.in_order(),
+        content=writer.content.hexdigest(),
+        remarks=reader.remarks,
+        examples=reader.examples,
+    )
+
+
+class _Samples:
+    """The first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, PreferencePair] = {}
+
+    def add(self, texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]) -> None:
+        """Take in a batch."""
+        place = 0
+        for pair in encoded:
+            while texts[place].where != pair.where:  # those between were dropped or refused
+                place += 1
+            if pair.prompt_cut or pair.prompt_key in self._kept:
+                continue
+            if len(self._kept) == _SAMPLES:
+                highest = max(self._kept)
+                if pair.prompt_key > highest:
+                    continue
+                del self._kept[highest]
+            self._kept[pair.prompt_key] = texts[place]
+
+    def in_order(self) -> list[PreferencePair]:
+        """The pairs in the order of their hashes."""
+        return [self._kept[key] for key in sorted(self._kept)]
