@@ -88,11 +88,7 @@ def dropped_path(path: Path) -> Path:
 
 
 def require_writable(path: Path, inputs: list[str]) -> None:
-    """Refuse a file that is read, or that exists and is not, byte for byte, what an earlier call wrote.
-
-    Raises:
-        UserError: says which.
-    """
+    """Refuse (UserError) a file that is read, or that exists and is not, byte for byte, what an earlier call wrote."""
     names = map(os.path.expanduser, inputs)
     if any(os.path.exists(name) and path.exists() and os.path.samefile(path, name) for name in names):
         raise UserError(f"--write-clean {path} is one of the files that are read.", "Name another file.")
@@ -117,11 +113,7 @@ def _is_own(path: Path) -> bool:
 
 
 def require_droppable(codes: Sequence[str]) -> None:
-    """Refuse codes that are none, or that are about all pairs at once.
-
-    Raises:
-        UserError: names the code.
-    """
+    """Refuse (UserError) codes that are none, or that are about all pairs at once."""
     for code in codes:
         if code not in CATALOGUE or code in _OF_ALL_PAIRS:
             why = "says something of all pairs at once" if code in CATALOGUE else "is not the code of a finding"
@@ -129,12 +121,7 @@ def require_droppable(codes: Sequence[str]) -> None:
 
 
 def codes_by_number(examination: Examination, also: Sequence[str] = ()) -> dict[int, list[str]]:
-    """The codes for which a pair is dropped, by its number among the pairs that are read.
-
-    Args:
-        examination: what was found.
-        also: codes whose pairs are dropped beside DROPPED_CODES.
-    """
+    """The codes for which a pair is dropped, those of DROPPED_CODES and `also`, by its number among the pairs read."""
     codes: defaultdict[int, list[str]] = defaultdict(list)
     of_measured = {found.code: examination.numbers[found.pairs] for found in examination.findings}
     for code in sorted({*DROPPED_CODES, *also}):
@@ -147,13 +134,13 @@ def codes_by_number(examination: Examination, also: Sequence[str] = ()) -> dict[
 def write_clean(
     path: Path, examination: Examination, read_again: Callable[[], PairReader], also: Sequence[str] = ()
 ) -> CleanResult:
-    """Write the pairs that remain, and the list of the others.
+    """Write the pairs that remain, and the list of the others beside them, as FILE.dropped.jsonl.
 
     Args:
-        path: the clean file; the list goes beside it, as FILE.dropped.jsonl.
+        path: the clean file.
         examination: what was found.
         read_again: opens the same sources once more, as they were read for the examination.
-        also: as for `codes_by_number`.
+        also: codes whose pairs are dropped beside DROPPED_CODES.
 
     Raises:
         UserError: the file may not be written, no pair remains, or the sources have changed.
@@ -251,12 +238,7 @@ def _require_same(first: PairReader, again: PairReader) -> None:
 
 
 def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A record that the loader reads back as this pair, with the original's other fields where they do no harm.
-
-    Args:
-        pair: the pair.
-        fields: the record that it was read from.
-    """
+    """A record that the loader reads back as this pair, with those of the original's fields that do no harm."""
     plain = _as_record(pair)
     texts = (pair.prompt, pair.chosen, pair.rejected)  # under other names, which the columns mapping tells
     more = {n: value for n, value in fields.items() if n not in _PARTS and value not in texts and _is_json(value)}

@@ -13,12 +13,7 @@ Lengths = NDArray[np.int64]
 
 
 class Column:
-    """Rows of one shape and type that grow batch by batch, in no more memory than the numbers take.
-
-    Args:
-        dtype: of the numbers.
-        shape: of one row; () for a number.
-    """
+    """Rows of one shape, () for a number, and type that grow batch by batch, in no more memory than they take."""
 
     def __init__(self, dtype: Any, shape: Sequence[int] = ()) -> None:
         self._dtype, self._shape = np.dtype(dtype), tuple(shape)

@@ -19,13 +19,7 @@ class PreferenceDataset:
     """The pairs of a file, folder, hub id or `builtin:guide`, as the commands read them.
 
     Every well-formed pair is there, in the file's order, also those that training drops because an answer is empty or
-    the two are the same (`no_signal` counts them).
-
-    Args:
-        path: what to read.
-
-    Raises:
-        UserError: it is missing, not readable, or a record is malformed.
+    the two are the same (`no_signal` counts them). UserError where it cannot be read, or a record is malformed.
     """
 
     def __init__(self, path: str | Path) -> None:

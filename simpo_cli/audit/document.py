@@ -21,12 +21,7 @@ _PREDICTS = 0.05  # how far from one half the whole interval must lie before som
 
 
 def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
-    """Everything that `simpo stats` reports; `model` is null until a model has scored the pairs.
-
-    Args:
-        examination: what was seen.
-        version: of this program.
-    """
+    """Everything that `simpo stats` reports; `model` is null until a model has scored the pairs."""
     chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts
     length_rule = longer_wins(chosen, rejected, prompts)
     by_surface = surface.judge(examination.surface, prompts)

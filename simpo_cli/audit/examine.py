@@ -321,9 +321,7 @@ def collect_examples(
 ) -> Mapping[str, Sequence[PreferencePair]]:
     """The first pairs of each finding that is about pairs, by code; those of one prompt, perhaps at odds, are together.
 
-    Args:
-        examination: what was found.
-        read_again: opens the same sources once more, as they were read for the examination.
+    `read_again` opens the same sources once more, as they were read for the examination.
     """
     wanted: defaultdict[int, list[str]] = defaultdict(list)
     for found in examination.findings:

@@ -178,13 +178,7 @@ def goes_on_with_a_turn(response: str) -> bool:
 
 
 def trouble_in(pair: PreferencePair, *, own: tuple[str, ...] | None) -> Iterator[str]:
-    """The codes of what a pair's texts show, each once.
-
-    Args:
-        pair: as the file has it.
-        own: the markers of the tokenizer, which are not looked for. None without one: the special tokens that are
-            widely used are looked for, of which a tokenizer knows its own.
-    """
+    """The codes of what a pair's texts show, each once; `own` as for `measure`."""
     responses = (pair.chosen, pair.rejected)
     # one text for all: nothing that is looked for in it goes over the end of a line
     text = "\n".join((*responses, prompt_text(pair)))

@@ -188,11 +188,7 @@ class Leaks:
 
 
 def read_prompts(reader: PairReader) -> Prompts:
-    """The prompts of the evaluation data.
-
-    Raises:
-        UserError: a source or record is refused.
-    """
+    """The prompts of the evaluation data. Raises UserError where a source or record is refused."""
     hashes, signatures = Column(np.uint64), Column(np.uint8, (SIGNATURE_BYTES,))
     for batch in read_batches(reader, None):
         hashes.add([prompt_hash(read.pair) for read in batch])
@@ -202,13 +198,7 @@ def read_prompts(reader: PairReader) -> Prompts:
 
 
 def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> Leaks:
-    """Training pairs whose prompt the evaluation data hold.
-
-    Args:
-        prompts: (pairs,) a hash of each training pair's prompt.
-        signatures: (pairs, 64) of their texts.
-        evaluation: what is looked for.
-    """
+    """Training pairs whose prompt, by hash (pairs,) and signature (pairs, 64), the evaluation data hold."""
     unique, first, which = np.unique(prompts, return_index=True, return_inverse=True)
     same = np.isin(unique, evaluation.hashes)
     near = np.zeros(len(unique), dtype=bool)

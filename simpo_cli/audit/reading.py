@@ -1,8 +1,8 @@
 """Pairs on their way through the audit: read, grouped by a field, and measured by other processes meanwhile.
 
 Small data are measured here: a process takes a while to start. The others are spawned, not forked, so it does not
-matter which threads run here. They take no module from the current folder, Ctrl-C reaches this process alone, and they
-end when it does, however that happens.
+matter which threads run here. They take no module from the current folder and do not import the program that runs here.
+Ctrl-C reaches this process alone, and they end when it does, however that happens.
 """
 
 import multiprocessing
@@ -16,6 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,7 @@ _SEARCHED = 100  # pairs in which a field has to turn up
 class Groups:
     """The values of a field, such as the data set that a pair came from, numbered as they turn up.
 
-    Args:
-        field: its name; one with dots reaches into objects.
-
-    Attributes:
-        names: each value as text, by its number.
+    A name with dots reaches into objects. `names` holds each value as text, by its number.
     """
 
     def __init__(self, field: str) -> None:
@@ -65,11 +62,7 @@ class Groups:
         self._seen, self._is_found = 0, False
 
     def number_of(self, record: RawRecord) -> int:
-        """The number of a record's group.
-
-        Raises:
-            UserError: none of the first records has the field, or its value is a list or an object.
-        """
+        """The number of a record's group; UserError where no record has the field, or its value is a list or object."""
         value: Any = get(record.fields, self.field)
         if isinstance(value, list | dict):
             raise UserError(
@@ -90,11 +83,7 @@ class Groups:
         return self._numbers[name]
 
     def require_found(self, record: RawRecord) -> None:
-        """Refuse a field that no record has had.
-
-        Args:
-            record: the last one, whose fields are named.
-        """
+        """Refuse a field that no record has had, up to this one, whose fields are named."""
         if not self._is_found:
             near = nearest(self.field, record.fields)
             raise UserError(
@@ -127,15 +116,7 @@ class ReadPair:
 
 
 def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[ReadPair]]:
-    """The pairs of the sources, some hundred together.
-
-    Args:
-        reader: gives the pairs.
-        groups: which group of pairs each belongs to; None where pairs are grouped by their files alone.
-
-    Raises:
-        UserError: a source or record is refused.
-    """
+    """The pairs of the sources, some hundred together; UserError where a source or record is refused."""
     reads = _read(reader, groups)
     return in_batches(reads, lambda read: read.pair.num_characters, most_characters=_BATCH_CHARACTERS)
 
@@ -271,14 +252,16 @@ def _num_cores() -> int:
 
 @contextmanager
 def _spawning() -> Iterator[None]:
-    """What starts here looks for no module in the current folder, and does not see Ctrl-C."""
-    before = os.environ.get("PYTHONSAFEPATH")
+    """What starts here looks for no module in the current folder, runs no program again, and does not see Ctrl-C."""
+    before, program = os.environ.get("PYTHONSAFEPATH"), sys.modules["__main__"]
     os.environ["PYTHONSAFEPATH"] = "1"
+    sys.modules["__main__"] = ModuleType("__main__")  # else it is imported there, guarded or not
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sys.modules["__main__"] = program
         if before is None:
             del os.environ["PYTHONSAFEPATH"]
         else:

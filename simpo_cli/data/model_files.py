@@ -20,11 +20,7 @@ _MARK_OF_QUANTISED = re.compile(
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The text of a file; UserError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -37,11 +33,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one where there is no such file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
+    """The object that a JSON file holds, empty where there is no such file; UserError where it holds something else."""
     if not path.is_file():
         return {}
     try:
@@ -51,11 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_regular_files(folder: Path) -> None:
-    """Refuse a folder in which what would be read is a pipe, a socket or a device: reading those may never end.
-
-    Raises:
-        UserError: names the file.
-    """
+    """Refuse (UserError) a folder in which what would be read is a pipe, a socket or a device: that may never end."""
     for file in sorted(folder.iterdir()):
         if file.suffix in _READ_HERE and file.exists() and not (file.is_file() or file.is_dir()):
             kind = "pipe" if stat.S_ISFIFO(file.stat().st_mode) else "socket or a device"
@@ -155,12 +143,9 @@ def quantised(name: str, kind: str, held_by: str = "") -> UserError:
 
 
 def require_startable(name: str, folder: Path, held_by: str = "") -> None:
-    """What can be refused of a model's folder without torch: pipes, quantised weights, a base that is not here.
+    """Refuse (UserError) what can be refused of a model without torch: pipes, quantised weights, a missing base.
 
     Of adapters the folders under them are looked at, so far as they are on this machine.
-
-    Raises:
-        UserError: says which.
     """
     seen: set[Path] = set()
     while folder.resolve() not in seen:

@@ -41,14 +41,9 @@ def shuffled(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a run.
+    """The steps of a run: `pairs_per_step` pairs each, what is left in the last step of an epoch.
 
-    Args:
-        num_pairs: training pairs.
-        pairs_per_step: pairs of one optimizer step; the last step of an epoch holds what is left.
-        num_epochs: passes over the pairs.
-        max_steps: an earlier end, or None.
-        seed: fixes the order.
+    `max_steps` is an earlier end, or None; `seed` fixes the order.
     """
 
     num_pairs: int

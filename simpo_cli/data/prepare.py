@@ -98,11 +98,7 @@ def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTok
 
 
 def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData:
-    """Read, tokenize and split the pairs of a training run.
-
-    Args:
-        recipe: the run.
-        moment: see `prepare_tokenizer`; of a run that is gone on with the moment at which it began.
+    """Read, tokenize and split the pairs of a training run; of a resumed one with the moment at which it began.
 
     Raises:
         UserError: a file or record is refused, or nothing is left to train on.
@@ -136,12 +132,9 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
 
 
 def require_end_token(tokenizer: TextTokenizer) -> None:
-    """Refuse a tokenizer that knows no end of a text, neither by EOS nor by padding, and whose template writes none.
+    """Refuse (UserError) a tokenizer that knows no end of a text, by EOS, padding or its template.
 
     A response would stop where its tokens stop, nothing would be scored for stopping, and the model would not learn to.
-
-    Raises:
-        UserError: names the tokenizer.
     """
     if not tokenizer.end_ids and "pad_token" not in tokenizer.special_tokens:
         raise UserError(
@@ -156,11 +149,7 @@ def _account(dropped: Counter[str]) -> str:
 
 
 def require_budget(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> None:
-    """Refuse a micro-batch budget that the longest pair does not fit in.
-
-    Raises:
-        UserError: names the pair and the smallest budget that works.
-    """
+    """Refuse (UserError) a micro-batch budget that the longest pair does not fit in, with the smallest that works."""
     tokens = tokens_of_each(pairs, packing)
     longest = int(tokens.argmax())
     needed = int(tokens[longest])

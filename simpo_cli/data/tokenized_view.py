@@ -16,18 +16,11 @@ _MOST_BYTES = 4  # of a character in UTF-8
 
 
 def token_pieces(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text of the tokens before it.
+    """(n,) what each of n tokens adds to the text of the tokens before it; empty where it adds nothing.
 
     A token by itself may read differently: tokenizers drop the space in front of a text, and a character may be spread
     over several tokens. So each one is decoded behind the one that was shown before it. What the pieces of a text give
     together is the text, but for `UNFINISHED` ones.
-
-    Args:
-        tokenizer: knows the tokens.
-        ids: (n,) tokens of a text, special ones spelled out.
-
-    Returns:
-        (n,) texts; empty for a token that adds none.
     """
     pieces: list[str] = []
     shown, start = 0, 0  # tokens whose text is settled, and the first of those that are decoded again as context

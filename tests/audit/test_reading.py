@@ -165,7 +165,7 @@ def test_they_end_when_whoever_gives_work_is_killed() -> None:
 
 
 @pytest.mark.parametrize("name", ["multiprocessing.py", "struct.py", "numpy.py"])
-def test_they_take_no_module_from_the_current_folder(name: str, tmp_path: Path) -> None:
+def test_they_take_no_module_from_the_current_folder_and_do_not_run_the_program(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("raise SystemExit('a module of the current folder')\n")
     records = [dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) for texts in made_pairs(90, seed=6)]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -176,8 +176,7 @@ def test_they_take_no_module_from_the_current_folder(name: str, tmp_path: Path) 
         "from simpo_cli.cli.main import run\n"
         "from simpo_cli.data import batches\n"
         "reading.MEASURED_HERE, reading._num_cores, batches.PAIRS_PER_BATCH = 1, lambda: 2, 20\n"
-        "if __name__ == '__main__':\n"
-        "    raise SystemExit(run(['stats', 'prefs.jsonl']))\n"
+        "raise SystemExit(run(['stats', 'prefs.jsonl']))\n"
     )
     path = os.pathsep.join(place for place in sys.path if place)
     done = subprocess.run(

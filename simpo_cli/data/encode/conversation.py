@@ -51,8 +51,7 @@ class Conversation:
     def response(self, prompt: str, answer: Message) -> tuple[str, str]:
         """What stands behind the prompt, and the rule that says so where the rendering alone does not.
 
-        Raises:
-            RecordError: no rule says how the answer continues the prompt.
+        Raises RecordError where no rule says how the answer continues the prompt.
         """
         whole = self._render((*self.turns, answer))
         if whole.startswith(prompt) and self._says(whole[len(prompt) :], prompt, answer):
@@ -138,11 +137,7 @@ class Conversation:
         return rendered[: min((place for end in ends if (place := rendered.find(end)) >= 0), default=len(rendered))]
 
     def require_turns_kept(self, prompt: str) -> None:
-        """A template that knows no tool or system role may drop the turn without a word; nobody would see it.
-
-        Raises:
-            RecordError: names the role.
-        """
+        """Refuse (RecordError) a template that drops a turn, of a role that it does not know, without a word."""
         for i, turn in enumerate(self.turns):
             if turn.role == "assistant":
                 self._require_calls_kept(i, prompt)
@@ -186,10 +181,7 @@ class Conversation:
 def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:
     """What a message holds beside its content and calls, and its rendering does not: `reasoning`, `tool call ids` ...
 
-    Args:
-        message: the turn.
-        text: what was rendered of it.
-        earlier: put in front of `reasoning`, which templates leave out of earlier turns.
+    `earlier` is put in front of `reasoning`, which templates leave out of earlier turns.
     """
     fields = json.loads(message.fields) if message.fields else {}
     for name, value in fields.items():

@@ -69,10 +69,9 @@ def render(pair: PreferencePair, rules: Rules) -> Texts:
 
 
 def stopped_if_endless(error: TemplateError, rules: Rules) -> TemplateError:
-    """The error of a template that refuses one conversation; one that calls itself without an end refuses them all.
+    """The error of a template that refuses one conversation.
 
-    Raises:
-        UserError: the template is of that kind.
+    Raises UserError where the template calls itself without an end, and so refuses all.
     """
     if isinstance(error.__cause__, RecursionError):
         raise UserError(
@@ -232,13 +231,10 @@ def _masked(turn: Message, mask: Callable[[str], str]) -> Message:
 
 
 def _refuse_rendered(contents: Sequence[str], rules: Rules) -> None:
-    """Text that already holds the template's turn headers was rendered before; rendering it again scores markers.
+    """Refuse (RecordError) text that was rendered before, by the turn headers in it: the markers would be scored.
 
     Headers of mere words, such as `ASSISTANT:`, also occur in texts about something else; these are refused where a
     text ends with the assistant's, as only a rendered prompt does.
-
-    Raises:
-        RecordError: names the header.
     """
     user, answer = rules.marks.user_header, rules.marks.answer_header
     for header in filter(None, (user, answer)):

@@ -110,12 +110,7 @@ Lengths = NDArray[np.int64]
 
 
 class PairWriter:
-    """Writes pairs into a folder, batch by batch.
-
-    Attributes:
-        num_pairs: written so far.
-        content: digest of the tokens in their order, so far; places and texts are left aside.
-    """
+    """Writes pairs into a folder, batch by batch; `content` is a digest of the tokens, without places and texts."""
 
     def __init__(self, folder: Path) -> None:
         self._tokens = (folder / TOKENS).open("xb")

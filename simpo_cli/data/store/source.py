@@ -136,12 +136,7 @@ def _making_key(
 
 
 def _contents_key(files: Files, known: Mapping[str, str]) -> str:
-    """32 hex digits of what tells the contents of files: their sha256, or the commit of a hub data set.
-
-    Args:
-        files: in the order of the sources.
-        known: those that have been read, by name; the others are read for it.
-    """
+    """32 hex digits of what tells the contents of files, in their order; those not `known` by name are read for it."""
     return _digest([(file.name, known.get(file.name) or _identity(file)) for file in files])[:32]
 
 

@@ -146,11 +146,7 @@ def tokenizer_folder(path: str, revision: str | None = None) -> Path:
 
 
 def require_model_name(path: str) -> None:
-    """Refuse a path that is no folder and cannot be the id of a model on the hub.
-
-    Raises:
-        UserError: says what is there instead.
-    """
+    """Refuse (UserError) a path that is no folder and cannot be the id of a model on the hub."""
     if Path(path).expanduser().is_file():
         raise UserError(f"{path} is a file, not a model folder.", "Name the folder that holds config.json.")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:

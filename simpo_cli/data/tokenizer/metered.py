@@ -333,15 +333,9 @@ def _is_small(value: Any, most: int) -> bool:
 
 
 def render(template: jinja2.Template, values: Mapping[str, Any], given: int) -> str:
-    """Render a template of a `MeteredEnvironment`.
+    """Render a template of a `MeteredEnvironment`; the limits grow with the characters of the conversation, `given`.
 
-    Args:
-        template: the template.
-        values: its variables.
-        given: characters of the conversation, by which the limits grow.
-
-    Raises:
-        TooMuchError: it wants more than it may use.
+    Raises TooMuchError where it wants more than it may use.
     """
     environment = template.environment
     assert isinstance(environment, MeteredEnvironment)

@@ -53,8 +53,7 @@ class SpecialTexts:
     def mask(self, text: str) -> str:
         """Put a stand-in for every special token that a message spells out, so that rendering cannot confuse them.
 
-        Raises:
-            EncodingError: the text holds a stand-in itself.
+        Raises EncodingError where the text holds a stand-in itself.
         """
         if self._pattern is None:
             return text
@@ -69,10 +68,9 @@ class SpecialTexts:
         return re.sub(f"{_LITERAL}(\\d+){_LITERAL}", lambda m: self._texts[int(m[1])], text)
 
     def twin(self) -> Tokenizer:
-        """The same tokenizer with other spellings of its special tokens, to which the usual ones are ordinary text.
+        """The same tokenizer with other spellings of its special tokens; EncodingError where there is none.
 
-        Raises:
-            EncodingError: there is none for this tokenizer.
+        To it the usual spellings are ordinary text, in their place among the text around them.
         """
         if isinstance(self._twin, EncodingError):
             raise self._twin
@@ -141,11 +139,7 @@ def _merged(merge: str | Sequence[str]) -> tuple[str, str, str]:
 
 
 def refuse_stand_ins(texts: Sequence[str]) -> None:
-    """Texts that hold our own marks cannot be told from masked ones.
-
-    Raises:
-        EncodingError: one of them does.
-    """
+    """Refuse (EncodingError) texts that hold our own marks: they cannot be told from masked ones."""
     for text in texts:
         if _STAND_IN in text or _LITERAL in text:
             raise EncodingError("holds U+10FFFD or U+10FFFE, which are no characters, beside a special token")

@@ -90,12 +90,7 @@ def made_up_call(content: str | None, arguments: Any) -> dict[str, Any]:
 
 
 def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
-    """What a template can write.
-
-    Args:
-        render: the template, given messages as they are.
-        knows_calls: whether it mentions calls at all.
-    """
+    """What a template can write, which is given messages as they are; `knows_calls` if it mentions calls at all."""
 
     def tried(*messages: dict[str, Any]) -> str | None:
         try:

@@ -210,11 +210,7 @@ class TextTokenizer:
         return frozenset().union(*self._variables.values())
 
     def require_known(self, template_kwargs: Mapping[str, Any]) -> None:
-        """Refuse variables that the template never reads: a misspelt one would go unnoticed.
-
-        Raises:
-            UserError: names the variable, and the one that may be meant.
-        """
+        """Refuse (UserError) variables that the template never reads: a misspelt one would go unnoticed."""
         known = self.known_variables
         for name in template_kwargs:
             if name in GIVEN_BY_US:
@@ -256,8 +252,7 @@ class TextTokenizer:
     def encode_batch(self, texts: Sequence[str], mode: SpecialTokenMode = "parsed") -> list[list[int]]:
         """Ids of each text, without the tokens that the tokenizer itself puts around a plain text.
 
-        Raises:
-            EncodingError: one of the texts cannot be encoded.
+        Raises EncodingError where one of the texts cannot be encoded.
         """
         tokenizer = self._tokenizer if mode == "parsed" else self._special.twin()
         texts = [self._special.respelled(text) for text in texts] if mode == "masked" else list(texts)
@@ -271,13 +266,10 @@ class TextTokenizer:
             raise EncodingError(f"cannot be tokenized: {error}") from error
 
     def encode_behind(self, texts: Sequence[str], mode: SpecialTokenMode = "parsed") -> list[list[int]]:
-        """Ids of texts that follow other text, each on its own.
+        """Ids of texts that follow other text, each on its own; EncodingError as `encode_batch`.
 
         Tokenizers of the sentencepiece kind put a space in front of a text; in the middle of one there is none. So the
         text is tokenized behind a character that does not merge with it, which is then taken away.
-
-        Raises:
-            EncodingError: one of the texts cannot be encoded.
         """
         alone = self.encode_batch(texts, mode)
         if not self._prefixes_a_space:
@@ -340,9 +332,5 @@ class TextTokenizer:
         return self._special.spelled_in(text)
 
     def mask_literals(self, text: str) -> str:
-        """Put a stand-in for every special token that a message spells out, so that rendering cannot confuse them.
-
-        Raises:
-            EncodingError: the text holds a stand-in itself.
-        """
+        """Put a stand-in for every special token that a message spells out; EncodingError as `SpecialTexts.mask`."""
         return self._special.mask(text)
