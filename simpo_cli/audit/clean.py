@@ -8,11 +8,12 @@ kept beside them. A prompt that both answers repeat is taken off them. Both file
 import json
 import math
 import os
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from simpo_cli.audit.catalogue import CATALOGUE
@@ -24,7 +25,7 @@ from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.text_notes import repeated_prompts
 from simpo_cli.errors import UserError
-from simpo_cli.files import disk_faults, new_file, replacing
+from simpo_cli.files import disk_faults, replacing
 
 SCHEMA_VERSION = 1
 
@@ -33,45 +34,19 @@ DROPPED_CODES = tuple(sorted(code for code, entry in CATALOGUE.items() if entry.
 _OF_ALL_PAIRS = ("LBL005", "LEN001", "MOD001", "SRF001")  # no single pair has them
 
 # Fields that the loader gives a part; the clean record has its own
-_PARTS = frozenset(
-    {
-        "prompt",
-        "chosen",
-        "rejected",
-        "chosen_messages",
-        "rejected_messages",
-        "preferred_output",
-        "non_preferred_output",
-        "chosen_response",
-        "rejected_response",
-        "conversations",
-        "messages",
-        "instruction",
-        "question",
-        "query",
-        "input",
-        "responses",
-        "completions",
-        "outputs",
-        "answers",
-        "system",
-        "tools",
-        "history",
-        "label",
-    }
-)
+_PARTS = frozenset((
+    "prompt", "chosen", "rejected", "chosen_messages", "rejected_messages", "preferred_output",
+    "non_preferred_output", "chosen_response", "rejected_response", "conversations", "messages", "instruction",
+    "question", "query", "input", "responses", "completions", "outputs", "answers", "system", "tools", "history",
+    "label",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class CleanResult:
-    """What was written.
+    """What was written: `kept` pairs, `mended` of them without the prompt that both answers repeated.
 
-    Attributes:
-        path, dropped_path: the two files.
-        kept: pairs that remain.
-        mended: how many of these no longer repeat their prompt in both answers.
-        dropped: pairs and malformed records that do not.
-        by_code: how many of these each code concerns; one pair may have several.
+    `dropped` pairs and malformed records are left out; `by_code` counts them, one pair perhaps under several.
     """
 
     path: Path
@@ -154,7 +129,7 @@ def write_clean(
         disk_faults(f"--write-clean {path} cannot be written"),
         replacing(path) as clean,
         replacing(dropped_path(path)) as listed,
-        _scratch(path) as body,
+        TemporaryFile("w+", encoding="utf-8", newline="\n", dir=path.parent) as body,
     ):
         for number, pair in enumerate(reader):
             bare = without_prompts(pair)
@@ -175,7 +150,12 @@ def write_clean(
             by_code["FMT001"] += 1
             _write_line(body, {"where": bad.where, "codes": ["FMT001"], "problem": bad.problem, "record": bad.text})
         dropped += len(reader.bad_records)
-        _require_same(examination.reader, reader)
+        if [file.identity for file in reader.files] != [file.identity for file in examination.reader.files]:
+            raise UserError(
+                "the data changed while they were read.",
+                "Run the command again when nothing writes to them.",
+                where=", ".join(source.path for source in reader.sources),
+            )
         if not kept:
             raise UserError(
                 f"no pair remains of {examination.reader.pairs_read:,}, so nothing was written.",
@@ -197,41 +177,17 @@ def write_clean(
         }
         _write_line(listed, header)
         body.seek(0)
-        for line in body:
-            listed.write(line)
+        shutil.copyfileobj(body, listed)
     return CleanResult(path, dropped_path(path), kept, mended, dropped, dict(sorted(by_code.items())))
 
 
-@contextmanager
-def _scratch(path: Path) -> Iterator[IO[str]]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.dropped")
-    try:
-        with new_file(temporary, "x+") as file:
-            yield file
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_line(file: IO[str], record: Mapping[str, Any]) -> None:
-    file.write(_line(record) + "\n")
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
+    line = json.dumps(record, ensure_ascii=False)
     try:
-        text.encode()
+        line.encode()
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can write
-        return json.dumps(record)
-    return text
-
-
-def _require_same(first: PairReader, again: PairReader) -> None:
-    if [file.identity for file in first.files] != [file.identity for file in again.files]:
-        raise UserError(
-            "the data changed while they were read.",
-            "Run the command again when nothing writes to them.",
-            where=", ".join(source.path for source in first.sources),
-        )
+        line = json.dumps(record)
+    file.write(line + "\n")
 
 
 # Records
@@ -245,11 +201,7 @@ def clean_record(pair: PreferencePair, fields: Mapping[str, Any]) -> dict[str, A
     for record in ({**plain, **more}, plain):
         if _reads_back(record, pair):
             return record
-    # texts that look like a whole dialogue are taken apart unless each is a message
-    return {
-        **plain,
-        **{side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)},
-    }
+    return plain | _as_messages(pair)  # texts that look like a whole dialogue are taken apart unless each is a message
 
 
 def without_prompts(pair: PreferencePair) -> PreferencePair | None:
@@ -265,23 +217,19 @@ def without_prompts(pair: PreferencePair) -> PreferencePair | None:
 
 
 def _as_record(pair: PreferencePair) -> dict[str, Any]:
-    if isinstance(pair.prompt, str):
-        record: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    else:
-        record = {
-            "prompt": [turn.as_record() for turn in pair.prompt],
-            "chosen": pair.chosen,
-            "rejected": pair.rejected,
-        }
+    prompt = pair.prompt if isinstance(pair.prompt, str) else [turn.as_record() for turn in pair.prompt]
+    record: dict[str, Any] = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
     if pair.chosen_fields or pair.rejected_fields:  # reasoning and calls, which only messages have
-        record |= {
-            side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)
-        }
+        record |= _as_messages(pair)
     if pair.template_kwargs is not None:
         record["chat_template_kwargs"] = json.loads(pair.template_kwargs)
     if pair.tools is not None:
         record["tools"] = pair.tools  # as text: read back to the letter
     return record
+
+
+def _as_messages(pair: PreferencePair) -> dict[str, Any]:
+    return {side: [answer.as_record()] for side, answer in zip(("chosen", "rejected"), pair.answers, strict=True)}
 
 
 def _reads_back(record: Mapping[str, Any], pair: PreferencePair) -> bool:

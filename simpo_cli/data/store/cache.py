@@ -207,7 +207,7 @@ def _make_entry(parent: Path, making_key: str, make: Make) -> Entry:
     place = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{making_key[:2]}-", dir=parent))
     try:
         account, contents_key = make(place)
-        content = {
+        content: dict[str, Any] = {
             "seconds_made": time.perf_counter() - started,
             "files": {name: _identity(place / name) for name in (TOKENS, ROWS)},
             "account": account.as_json(),
