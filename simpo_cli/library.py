@@ -216,7 +216,7 @@ class SimPOTrainer:
     def _step_on_texts(self, policy: Policy, texts: Sequence[PreferencePair]) -> float:
         pairs = self._encode(texts)
         size = self.config.batch_size
-        packing = self._settle_packing(policy, pairs)
+        packing = self._choose_packing(policy, pairs)
         longest_first = sorted(range(len(pairs)), key=lambda i: -pairs[i].num_tokens)
         cut = [longest_first[i : i + size] for i in range(0, len(pairs), size)]
         with policy.packed(packing):
@@ -225,7 +225,7 @@ class SimPOTrainer:
             )
         return self._moved(sums.loss / sums.pairs, sums.grad_norm)
 
-    def _settle_packing(self, policy: Policy, pairs: Sequence[EncodedPair]) -> Packing:
+    def _choose_packing(self, policy: Policy, pairs: Sequence[EncodedPair]) -> Packing:
         """How pairs go through the model: chosen at the first step, and again when longer pairs than ever come."""
         longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:

@@ -16,9 +16,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run.events import StepRecord
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.train import build, loop, saving
-from simpo_cli.train import session as finish
-from simpo_cli.train import session as run
+from simpo_cli.train import build, loop, saving, session
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
@@ -88,13 +86,13 @@ def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Sign
 @pytest.mark.parametrize(
     ("where", "target", "step"),
     [
-        ("reading the data", (run, "settle"), None),
+        ("reading the data", (session, "prepare"), None),
         ("reading the weights", (build, "load_start"), None),
         ("the first micro-batch", (loop, "accumulate"), 0),
         ("the first evaluation", (loop, "score_pairs"), 0),
         ("a save", (saving, "save_state"), 0),
-        ("the export", (finish, "save_model"), 4),
-        ("the last evaluation", (finish, "answer"), 4),
+        ("the export", (session, "save_model"), 4),
+        ("the last evaluation", (session, "conclude"), 4),
     ],
 )
 def test_a_signal_in_any_phase_is_answered(

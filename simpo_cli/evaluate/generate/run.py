@@ -248,7 +248,7 @@ class Wanted:
     Attributes:
         prompts: a file of prompts; None asks those of the held-out pairs.
         num_prompts: how many; None is 100 of held-out pairs and all of a file.
-        max_new_tokens, temperature: see `settle_decoding`.
+        max_new_tokens, temperature: see `choose_decoding`.
         engine: what runs the models; None is vLLM where it is installed.
         folder: where answers go; None is RUN/answers, or answers/NAME for what is no run.
     """
