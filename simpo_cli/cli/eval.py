@@ -18,7 +18,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
-    from simpo_cli.evaluate.results import Assessed, Failure
+    from simpo_cli.evaluate.results import Evaluation, Failure
 
 
 _ANSWERS = "Answers to prompts, in place of scores (TARGET may also be their folder)"
@@ -212,7 +212,7 @@ class _Files:
 
             require_pairs_file(pairs)
 
-    def write(self, assessed: "list[Assessed]", failed: "list[Failure]") -> dict[str, Any]:
+    def write(self, assessed: "list[Evaluation]", failed: "list[Failure]") -> dict[str, Any]:
         """Write what there is, and return the document."""
         from simpo_cli.evaluate.pair_files import write_pairs_file
         from simpo_cli.evaluate.results import document_of
@@ -237,10 +237,10 @@ def _assessed(
     from simpo_cli.cli.working import importing
 
     with importing():
-        from simpo_cli.evaluate.evaluation import Assessment
+        from simpo_cli.evaluate.evaluation import Evaluator
 
     try:
-        found = Assessment(overrides, baseline, by, _say).run(names, files.write)
+        found = Evaluator(overrides, baseline, by, _say).run(names, files.write)
     except UserError as error:
         raise _located(error, names[0], overrides) from error
     return files.write(*found)

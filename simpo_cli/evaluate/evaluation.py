@@ -4,17 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-import numpy as np
-
-from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.held_out import HeldOut, align, column_of, files_of, held_out_of, training_pairs
-from simpo_cli.evaluate.metrics import Slice, compare_scores, slices_of
-from simpo_cli.evaluate.noise import Noise, measure_noise
-from simpo_cli.evaluate.pair_files import surface_accuracy
-from simpo_cli.evaluate.results import Assessed, BaselineComparison, Failure
-from simpo_cli.evaluate.scoring import OpenModel, PairScores, open_model
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.held_out import HeldOut, column_of, files_of, held_out_of, surface_accuracy, training_pairs
+from simpo_cli.evaluate.matching import align
+from simpo_cli.evaluate.metrics import PairScores, compare_scores, slices_of
+from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
+from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
+from simpo_cli.evaluate.start import require_fitting
 from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
-from simpo_cli.model.load import ModelSource, find_model, load_model, require_lengths, weights_dtype
+from simpo_cli.model.load import ModelSource, find_model, load_model, weights_dtype
 from simpo_cli.objective import Objective
 from simpo_cli.statistics import Measured
 
@@ -32,12 +30,12 @@ class Scored:
 
 
 @dataclass
-class Assessment:
+class Evaluator:
     """Scores models one after the other; each is in memory alone.
 
     Args:
         overrides: `KEY=VALUE`, for every recipe.
-        baseline: what models are held against: a name, `none`, or None for each run's start model.
+        baseline: what models are compared with: a name, `none`, or None for each run's start model.
         by: columns of the records to slice by.
         say: told what is going on, a line at a time.
     """
@@ -50,8 +48,8 @@ class Assessment:
     _known: dict[tuple[object, ...], Scored] = field(default_factory=dict)
 
     def run(
-        self, names: Sequence[str], keep: Callable[[list[Assessed], list[Failure]], object]
-    ) -> tuple[list[Assessed], list[Failure]]:
+        self, names: Sequence[str], keep: Callable[[list[Evaluation], list[Failure]], object]
+    ) -> tuple[list[Evaluation], list[Failure]]:
         """Score the models.
 
         Args:
@@ -63,28 +61,44 @@ class Assessment:
         """
         targets = find_targets(names, self.overrides)
         baselines = [self._baseline_of(target, is_alone=len(targets) == 1) for target in targets]
-        assessed: list[Assessed] = []
+        evaluations: list[Evaluation] = []
         failed: list[Failure] = []
         for number, (target, baseline) in enumerate(zip(targets, baselines, strict=True), start=1):
             try:
-                assessed.append(self._assess(target, baseline))
+                evaluations.append(self._evaluate(target, baseline))
             except UserError as error:
                 if len(targets) == 1:
                     raise
                 self.say(f"not scored: {target.name}: {error}")
                 failed.append(Failure(target.name, error))
-            if assessed and number < len(targets):
-                keep(assessed, failed)
-        if not assessed:
+            if evaluations and number < len(targets):
+                keep(evaluations, failed)
+        if not evaluations:
             raise failed[0].error
-        return assessed, failed
+        return evaluations, failed
 
-    def _assess(self, target: Target, baseline: Target | None) -> Assessed:
+    def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
+        """What a model is compared with; None for nothing, as for one of several that is itself the baseline."""
+        if self.baseline == "none":
+            return None
+        if self.baseline is None:
+            return target.start_target
+        found = find_baseline(self.baseline, self.overrides, target.recipe)
+        if found.identity != target.identity:
+            return found
+        if is_alone:
+            raise UserError(
+                f"the baseline {found.name} is the model itself: every difference would be 0.",
+                "Name another one, or --baseline none.",
+            )
+        return None
+
+    def _evaluate(self, target: Target, baseline: Target | None) -> Evaluation:
         not_compared = None
-        _require_fitting(target)  # seen before anything takes time
+        require_fitting(target.recipe)  # seen before anything takes time
         if baseline is not None:
             try:
-                _require_fitting(baseline)
+                require_fitting(baseline.recipe)
             except UserError as error:
                 not_compared, baseline = self._not_compared(baseline, error), None
         held_out = held_out_of(target.recipe, self._moment)
@@ -94,24 +108,25 @@ class Assessment:
             values[FILE] = files
         values |= {column: column_of(held_out, column, target.recipe) for column in self.by}
         scored = self._score(target, held_out, with_noise=baseline is None)
-        against, noise = None, scored.noise
+        comparison, noise = None, scored.noise
         if baseline is not None:
             try:
-                against, noise = self._against(baseline, target, held_out, scored)
+                comparison, noise = self._compare(baseline, target, held_out, scored.scores)
             except UserError as error:  # the model's own numbers stand without it
                 not_compared, noise = self._not_compared(baseline, error), self._noise(target, held_out, scored.scores)
         assert noise is not None, "one of the two was scored again"
-        return Assessed(
+        base = None if comparison is None else comparison.scores
+        return Evaluation(
             target=target,
             held_out=held_out,
             scores=scored.scores,
             packing=scored.packing,
             noise=noise,
-            baseline=against,
+            baseline=comparison,
             not_compared=not_compared,
             save=self._save(target, held_out, scored.scores),
             surface=self._surface(target, held_out),
-            slices=_slices(values, scored.scores, against),
+            slices={column: slices_of(column, one, scored.scores, base) for column, one in values.items()},
             values=values,
         )
 
@@ -119,44 +134,19 @@ class Assessment:
         self.say(f"not compared with {baseline.name}: {error}")
         return Failure(baseline.name, error)
 
-    def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
-        """What a model is held against; None for nothing, as for one of several that is itself the baseline."""
-        if self.baseline == "none":
-            return None
-        if self.baseline is not None:
-            found = find_baseline(self.baseline, self.overrides, target.recipe)
-            if found.identity != target.identity:
-                return found
-            if is_alone:
-                raise UserError(
-                    f"the baseline {found.name} is the model itself: every difference would be 0.",
-                    "Name another one, or --baseline none.",
-                )
-            return None
-        if target.start is None:
-            return None
-        return Target(target.start.path, replace(target.recipe, model=target.start))
-
     def _score(self, target: Target, held_out: HeldOut, *, with_noise: bool) -> Scored:
         recipe = target.recipe
         settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
         key = (*target.identity, held_out.key, settings, with_noise)
-        if key in self._known:
-            return self._known[key]
-        source = find_model(recipe.model.path, recipe.model.revision)
-        if source.code:
-            self.say(f"code of {target.name} is run: {', '.join(source.code)}")
-        self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
-        opened = _opened(target, source, held_out)
-        scores = opened.score(held_out.pairs)
-        if not np.isfinite([scores.chosen, scores.rejected]).all():
-            raise UserError(
-                f"the log-probs of {target.name} are not finite.",
-                "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
-                exit_code=ExitCode.NUMBERS,
-            )
-        noise = measure_noise(opened, held_out.pairs, scores, Objective(recipe.loss)) if with_noise else None
-        self._known[key] = Scored(scores, str(opened.check), noise)
+        if key not in self._known:
+            source = find_model(recipe.model.path, recipe.model.revision)
+            if source.code:
+                self.say(f"code of {target.name} is run: {', '.join(source.code)}")
+            self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
+            opened = _opened(target, source, held_out)
+            scores = opened.score(held_out.pairs, target.name)
+            noise = measure_noise(opened, held_out.pairs, scores, Objective(recipe.loss)) if with_noise else None
+            self._known[key] = Scored(scores, str(opened.check), noise)
         return self._known[key]
 
     def _noise(self, target: Target, held_out: HeldOut, scores: PairScores) -> Noise:
@@ -165,22 +155,21 @@ class Assessment:
         opened = _opened(target, find_model(model.path, model.revision), held_out)
         return measure_noise(opened, held_out.pairs, scores, Objective(target.recipe.loss))
 
-    def _against(
-        self, baseline: Target, target: Target, held_out: HeldOut, scored: Scored
+    def _compare(
+        self, baseline: Target, target: Target, held_out: HeldOut, scores: PairScores
     ) -> tuple[BaselineComparison, Noise | None]:
         theirs = held_out_of(baseline.recipe, self._moment)
         base = self._score(baseline, theirs, with_noise=True)
-        ours, there, same_tokens = np.arange(len(held_out.pairs)), np.arange(len(theirs.pairs)), True
+        before, same_tokens = base.scores, True
         if theirs.key != held_out.key:
             shared = align(held_out.pairs, theirs.pairs)
-            ours, there, same_tokens = shared.first, shared.second, shared.same_tokens
-            if len(ours) < len(held_out.pairs):
+            if len(shared.first) < len(held_out.pairs):
                 raise UserError(
-                    f"{baseline.name} has tokens for only {len(ours):,} of the {len(held_out.pairs):,} pairs.",
+                    f"{baseline.name} has tokens for only {len(shared.first):,} of the {len(held_out.pairs):,} pairs.",
                     "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
                 )
-        before = base.scores.select(there.tolist())
-        comparison = compare_scores(before, scored.scores, target.recipe.loss, rewards_compare=same_tokens)
+            before, same_tokens = before.select(shared.second), shared.same_tokens
+        comparison = compare_scores(before, scores, target.recipe.loss if same_tokens else None)
         return BaselineComparison(baseline.name, before, comparison, same_tokens), base.noise
 
     def _save(self, target: Target, held_out: HeldOut, saved: PairScores) -> BaselineComparison | None:
@@ -190,11 +179,8 @@ class Assessment:
         recipe = replace(target.recipe, model=target.of_run.model)
         master = Target(str(target.master), recipe, checkpoint=target.master)
         try:
-            start = find_model(recipe.model.path, recipe.model.revision)
-            if (
-                find_model(target.recipe.model.path).stored_dtype.itemsize
-                >= weights_dtype(recipe.model, start).itemsize
-            ):
+            trained = weights_dtype(recipe.model, find_model(recipe.model.path, recipe.model.revision))
+            if find_model(target.recipe.model.path).stored_dtype.itemsize >= trained.itemsize:
                 return None
             before = self._score(master, held_out, with_noise=False).scores
         except UserError as error:
@@ -207,19 +193,6 @@ class Assessment:
         return surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None
 
 
-def _require_fitting(target: Target) -> None:
-    """Refuse a model that is not there, or lengths beyond its positions."""
-    recipe = target.recipe
-    require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
-
-
 def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel:
     load = load_model if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
     return open_model(target.recipe, source, held_out.pairs, load)
-
-
-def _slices(
-    values: dict[str, list[str | None]], scores: PairScores, against: BaselineComparison | None
-) -> dict[str, list[Slice]]:
-    base = None if against is None else against.scores
-    return {column: slices_of(column, of_column, scores, base) for column, of_column in values.items()}

@@ -4,6 +4,10 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from simpo_cli.data.pair import EncodedPair
+
 
 @dataclass(frozen=True, slots=True)
 class Matched:
@@ -25,6 +29,34 @@ def match(first: Sequence[str], second: Sequence[str]) -> Matched:
     ours, theirs = {i for i, _ in positions}, set(second)
     swapped = sum(i not in ours and key[16:] + key[:16] in theirs for i, key in enumerate(first))
     return Matched(positions, swapped)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The pairs that two lists have in common.
+
+    Attributes:
+        first, second: positions in each, in the order of the first.
+        same_tokens: whether both have the same tokens there.
+        swapped: see `Matched`.
+    """
+
+    first: Sequence[int]
+    second: Sequence[int]
+    same_tokens: bool
+    swapped: int
+
+
+def align(first: Sequence[EncodedPair], second: Sequence[EncodedPair]) -> Aligned:
+    """Match two lists of pairs, and look whether they were cut into the same tokens."""
+    matched = match([pair.pair_key for pair in first], [pair.pair_key for pair in second])
+    ours, theirs = ([both[side] for both in matched.positions] for side in (0, 1))
+    same = all(_same_tokens(first[i], second[j]) for i, j in matched.positions)
+    return Aligned(ours, theirs, same, matched.swapped)
+
+
+def _same_tokens(one: EncodedPair, other: EncodedPair) -> bool:
+    return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in ("prompt", "chosen", "rejected"))
 
 
 def match_in_order(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:

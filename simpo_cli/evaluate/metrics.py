@@ -1,254 +1,273 @@
 """What scored pairs say: of one model, of two models on the same pairs, and by a column of the records.
 
-Each number comes with its interval and its count, each difference with its test.
+Each number comes with its interval and its count, each difference with its test. All intervals are 95 % and go by
+prompt where prompts repeat (see `statistics`). Results are dataclasses whose fields are the keys of the JSON documents.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli import statistics
+from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.scoring import PairScores
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.statistics import MIN_STRATUM_PAIRS, Comparison, Measured, RankTest
+from simpo_cli.statistics import MIN_STRATUM_PAIRS, LengthBucket, Measured, as_json
 
 SCHEMA_VERSION = 2
+MOST_VALUES = 50
+"""Most values of a column to slice by."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class PairScores:
+    """What a model says of pairs, each array of shape (P,) in the order of the pairs.
+
+    Attributes:
+        chosen, rejected: mean log-probability of each response, nats per token, float64 copies of float32 results.
+        chosen_lengths, rejected_lengths: scored tokens.
+        prompt_keys: a hash of each pair's prompt.
+    """
+
+    chosen: Floats
+    rejected: Floats
+    chosen_lengths: NDArray[np.int64]
+    rejected_lengths: NDArray[np.int64]
+    prompt_keys: tuple[Hashable, ...]
+
+    @classmethod
+    def of(cls, pairs: Sequence[EncodedPair], chosen: Floats, rejected: Floats) -> "PairScores":
+        """The scores of these pairs, in their order."""
+        lengths = lengths_of(pairs)
+        return cls(chosen, rejected, lengths[:, 1], lengths[:, 2], tuple(prompt_keys_of(pairs).tolist()))
+
+    def __len__(self) -> int:
+        return len(self.prompt_keys)
+
+    def select(self, positions: Sequence[int]) -> "PairScores":
+        """The scores of some of the pairs."""
+        at = list(positions)
+        return PairScores(
+            self.chosen[at],
+            self.rejected[at],
+            self.chosen_lengths[at],
+            self.rejected_lengths[at],
+            tuple(self.prompt_keys[i] for i in at),
+        )
+
+    @property
+    def correct(self) -> Floats:
+        """(P,) 1 where the chosen response has the higher mean log-probability, 0.5 where both are equal, else 0."""
+        return (np.sign(self.chosen - self.rejected) + 1) / 2
+
+    @property
+    def lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Scored tokens of the chosen and of the rejected responses."""
+        return self.chosen_lengths, self.rejected_lengths
+
+    @cached_property
+    def groups(self) -> NDArray[Any]:
+        """(P,) the prompt keys, as intervals take them."""
+        return np.asarray(self.prompt_keys)
+
+
+@dataclass(frozen=True)
+class LengthResults:
+    """Accuracy freed of length, accuracy by length, and Spearman's rank correlation of reward and length.
+
+    Attributes:
+        chosen_longer, chosen_shorter, balanced: see `statistics.length_strata`.
+        spearman: over all responses.
+        spearman_within: within pairs: both are taken less their mean over the pair, so what prompts differ in plays no
+            part.
+    """
+
+    chosen_longer: Measured | None
+    chosen_shorter: Measured | None
+    balanced: Measured | None
+    buckets: list[LengthBucket]
+    spearman: Measured | None
+    spearman_within: Measured | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Accuracy on the same pairs without any model: the longer response wins, and a classifier of surface features."""
+
+    longer_wins: Measured
+    surface: Measured | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalSummary:
     """The numbers of one model on one set of pairs; see `summarise`."""
 
     pairs: int
     prompts: int
     effective_prompts: float
-    ties: int
     loss: Measured
     accuracy: Measured
+    ties: int
     margin: Measured
     margin_median: Measured
     target_reached: Measured
-    logps_chosen: Measured
-    logps_rejected: Measured
-    length: statistics.LengthStrata
-    length_buckets: list[statistics.LengthBucket]
-    spearman: Measured | None
-    spearman_within: Measured | None
-    longer_wins: Measured
+    logps_chosen: Measured = field(metadata={"json": "logps/chosen"})
+    logps_rejected: Measured = field(metadata={"json": "logps/rejected"})
+    length: LengthResults
+    baselines: Rules
     calibration: statistics.Calibration
 
     def as_json(self, *, model: str, data: str) -> dict[str, Any]:
         """What `simpo eval --json` says of one model, and run.json of the start model and the saved one."""
-        strata = (self.length["chosen_longer"], self.length["chosen_shorter"], self.length["balanced"])
-        longer, shorter, balanced = (None if measured is None else measured.as_json() for measured in strata)
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "model": model,
-            "data": data,
-            "pairs": self.pairs,
-            "prompts": self.prompts,
-            "effective_prompts": self.effective_prompts,
-            "loss": self.loss.as_json(),
-            "accuracy": self.accuracy.as_json(),
-            "ties": self.ties,
-            "margin": self.margin.as_json(),
-            "margin_median": self.margin_median.as_json(),
-            "target_reached": self.target_reached.as_json(),
-            "logps/chosen": self.logps_chosen.as_json(),
-            "logps/rejected": self.logps_rejected.as_json(),
-            "length": {
-                "chosen_longer": longer,
-                "chosen_shorter": shorter,
-                "balanced": balanced,
-                "buckets": [bucket.as_json() for bucket in self.length_buckets],
-                "spearman": None if self.spearman is None else self.spearman.as_json(),
-                "spearman_within": None if self.spearman_within is None else self.spearman_within.as_json(),
-            },
-            "baselines": {"longer_wins": self.longer_wins.as_json()},
-            "calibration": self.calibration.as_json(),
-        }
+        return {"schema_version": SCHEMA_VERSION, "model": model, "data": data, **as_json(self)}
 
 
-def correct(scores: PairScores) -> NDArray[np.float64]:
-    """(P,) 1 where the chosen response has the higher mean log-probability, 0.5 where both are equal, else 0."""
-    return np.where(scores.chosen > scores.rejected, 1.0, np.where(scores.chosen == scores.rejected, 0.5, 0.0))
-
-
-def summarise(scores: PairScores, loss: LossRecipe) -> EvalSummary:
+def summarise(scores: PairScores, loss: LossRecipe, surface: Measured | None = None) -> EvalSummary:
     """Loss, accuracy, margin and log-probs of scored pairs under an objective.
 
-    Intervals are 95 % and go by prompt where prompts repeat (see `statistics`).
+    Args:
+        scores: of at least one pair.
+        loss: the objective.
+        surface: accuracy of a classifier of surface features on the same pairs, where it is known.
     """
-    groups = np.asarray(scores.prompt_keys)
+    groups, right, objective = scores.groups, scores.correct, Objective(loss)
     _, codes = np.unique(groups, return_inverse=True)
-    objective = Objective(loss)
     margins = objective.margin(scores.chosen, scores.rejected)
-    right = correct(scores)
-    lengths = (scores.chosen_lengths, scores.rejected_lengths)
-    pooled, within = _length_correlations(scores)
     return EvalSummary(
         pairs=len(scores),
         prompts=int(codes.max()) + 1,
         effective_prompts=statistics.effective_prompts(codes),
-        ties=int((right == 0.5).sum()),
         loss=statistics.mean(objective.losses(scores.chosen, scores.rejected), groups),
         accuracy=statistics.proportion(right, groups),
+        ties=int((right == 0.5).sum()),
         margin=statistics.mean(margins, groups),
         margin_median=statistics.median(margins, groups),
         target_reached=statistics.proportion((margins > objective.gamma).astype(np.float64), groups),
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
-        length=statistics.length_strata(right, *lengths, groups),
-        length_buckets=statistics.length_buckets(right, *lengths, groups),
-        spearman=pooled,
-        spearman_within=within,
-        longer_wins=statistics.longer_wins(*lengths, groups),
+        length=_length_results(scores),
+        baselines=Rules(statistics.longer_wins(*scores.lengths, groups), surface),
         calibration=statistics.calibration(margins, groups),
     )
 
 
-def _length_correlations(scores: PairScores) -> tuple[Measured | None, Measured | None]:
-    """Spearman's rank correlation of reward and length over all responses, and within pairs; n counts pairs.
-
-    Within pairs both are taken less their mean over the pair, so what prompts differ in plays no part.
-    """
-    rewards = np.stack([scores.chosen, scores.rejected])
-    lengths = np.stack([scores.chosen_lengths, scores.rejected_lengths]).astype(np.float64)
-    groups = np.tile(np.asarray(scores.prompt_keys), 2)
-    found = (
-        statistics.spearman(rewards.ravel(), lengths.ravel(), groups),
-        statistics.spearman((rewards - rewards.mean(axis=0)).ravel(), (lengths - lengths.mean(axis=0)).ravel(), groups),
+def _length_results(scores: PairScores) -> LengthResults:
+    rewards, lengths = np.stack([scores.chosen, scores.rejected]), np.stack(scores.lengths).astype(np.float64)
+    return LengthResults(
+        **statistics.length_strata(scores.correct, *scores.lengths, scores.groups),
+        buckets=statistics.length_buckets(scores.correct, *scores.lengths, scores.groups),
+        spearman=_correlation(rewards, lengths, scores),
+        spearman_within=_correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
     )
-    pooled, within = (None if one is None else replace(one, n=len(scores)) for one in found)
-    return pooled, within
 
 
-@dataclass(frozen=True)
-class RewardChange:
-    """How margins and log-probs changed; only between models that score the same tokens.
+def _correlation(rewards: Floats, lengths: Floats, scores: PairScores) -> Measured | None:
+    """Spearman's over the (2, P) responses; n counts pairs."""
+    measured = statistics.spearman(rewards.ravel(), lengths.ravel(), np.tile(scores.groups, 2))
+    return measured and replace(measured, n=len(scores))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelComparison:
+    """A second model less a first on the same pairs; the key `difference` of the documents. See `compare_scores`.
 
     Attributes:
-        margin, loss: mean over pairs of the change, in units of the reward and of the loss.
-        margin_test: whether margins lie around where they were.
-        chosen, rejected: mean change of the log-probs, nats per token.
+        accuracy, p_value, test, wins, losses, ties: see `statistics.compare_accuracy`.
+        smallest_effect, length_balanced: see `statistics`.
+        margin, loss: mean change, in units of the reward and of the loss.
+        margin_p_value, margin_test: whether margins lie around where they were.
+        chosen_delta, rejected_delta: mean change of the log-probs, nats per token.
         chosen_fell: share of pairs whose chosen response became less likely.
     """
 
-    margin: Measured
-    margin_test: RankTest
-    loss: Measured
-    chosen: Measured
-    rejected: Measured
-    chosen_fell: Measured
-
-
-@dataclass(frozen=True)
-class ModelComparison:
-    """The second model less the first, see `compare_scores`; `rewards` is None where they cannot be compared."""
-
-    accuracy: Comparison
-    length_balanced: Measured | None
+    accuracy: Measured
+    p_value: float
+    test: str
+    wins: int
+    losses: int
+    ties: int
     smallest_effect: float | None
-    rewards: RewardChange | None
+    length_balanced: Measured | None
+    margin: Measured | None = None
+    margin_p_value: float | None = None
+    margin_test: str | None = None
+    loss: Measured | None = None
+    chosen_delta: Measured | None = field(default=None, metadata={"json": "logps/chosen_delta"})
+    rejected_delta: Measured | None = field(default=None, metadata={"json": "logps/rejected_delta"})
+    chosen_fell: Measured | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The key `difference` of the document of `simpo eval`, and of the outcome in run.json."""
-        rewards, test = self.rewards, self.accuracy
-        return {
-            "accuracy": test.difference.as_json(),
-            "p_value": test.p_value,
-            "test": test.test,
-            "wins": test.wins,
-            "losses": test.losses,
-            "ties": test.ties,
-            "smallest_effect": self.smallest_effect,
-            "length_balanced": None if self.length_balanced is None else self.length_balanced.as_json(),
-            "margin": None if rewards is None else rewards.margin.as_json(),
-            "margin_p_value": None if rewards is None else rewards.margin_test.p_value,
-            "margin_test": None if rewards is None else rewards.margin_test.test,
-            "loss": None if rewards is None else rewards.loss.as_json(),
-            "logps/chosen_delta": None if rewards is None else rewards.chosen.as_json(),
-            "logps/rejected_delta": None if rewards is None else rewards.rejected.as_json(),
-            "chosen_fell": None if rewards is None else rewards.chosen_fell.as_json(),
-        }
+        document: dict[str, Any] = as_json(self)
+        return document
 
 
-def compare_scores(
-    before: PairScores, after: PairScores, loss: LossRecipe, *, rewards_compare: bool = True
-) -> ModelComparison:
+def compare_scores(before: PairScores, after: PairScores, loss: LossRecipe | None) -> ModelComparison:
     """Compare two models pair by pair.
 
     Args:
         before, after: the same pairs in the same order.
-        loss: the objective that gives both their rewards.
-        rewards_compare: False where the two score other tokens, or under other objectives: then a log-prob per token of
-            one says nothing beside one of the other, while which response each prefers still does.
+        loss: the objective that gives both their rewards; None where the two score other tokens, or under other
+            objectives: then a log-prob per token of one says nothing beside one of the other, while which response each
+            prefers still does.
     """
-    groups = np.asarray(after.prompt_keys)
-    right = correct(before), correct(after)
-    lengths = after.chosen_lengths, after.rejected_lengths
-    return ModelComparison(
-        accuracy=statistics.compare_accuracy(*right, groups),
-        length_balanced=statistics.balanced_difference(*right, *lengths, groups),
+    groups, right = after.groups, (before.correct, after.correct)
+    accuracy = statistics.compare_accuracy(*right, groups)
+    comparison = ModelComparison(
+        accuracy=accuracy.difference,
+        p_value=accuracy.p_value,
+        test=accuracy.test,
+        wins=accuracy.wins,
+        losses=accuracy.losses,
+        ties=accuracy.ties,
         smallest_effect=statistics.smallest_effect(*right, groups),
-        rewards=_reward_change(before, after, loss) if rewards_compare else None,
+        length_balanced=statistics.balanced_difference(*right, *after.lengths, groups),
     )
-
-
-def _reward_change(before: PairScores, after: PairScores, loss: LossRecipe) -> RewardChange:
-    groups, objective = np.asarray(after.prompt_keys), Objective(loss)
+    if loss is None:
+        return comparison
+    objective = Objective(loss)
     then, now = ((scores.chosen, scores.rejected) for scores in (before, after))
-    margins = objective.margin(*now) - objective.margin(*then)
-    chosen = after.chosen - before.chosen
-    return RewardChange(
+    margins, chosen = objective.margin(*now) - objective.margin(*then), after.chosen - before.chosen
+    margin_test = statistics.signed_rank_test(margins, groups)
+    return replace(
+        comparison,
         margin=statistics.mean(margins, groups),
-        margin_test=statistics.signed_rank_test(margins, groups),
+        margin_p_value=margin_test.p_value,
+        margin_test=margin_test.test,
         loss=statistics.mean(objective.losses(*now) - objective.losses(*then), groups),
-        chosen=statistics.mean(chosen, groups),
-        rejected=statistics.mean(after.rejected - before.rejected, groups),
+        chosen_delta=statistics.mean(chosen, groups),
+        rejected_delta=statistics.mean(after.rejected - before.rejected, groups),
         chosen_fell=statistics.proportion((chosen < 0).astype(np.float64), groups),
     )
 
 
-MOST_VALUES = 50
-
-
 @dataclass(frozen=True)
 class Slice:
-    """The pairs of one value; what was measured is None under 10 pairs.
+    """The pairs of one value of a column; what was measured is None under 10 pairs.
 
     Attributes:
         value: as the records have it; None where a record has none.
         pairs: how many.
         accuracy, baseline_accuracy: of the model, and of what it is compared with.
-        comparison: of the two, if there are two.
+        difference, p_value: of the two, if there are two.
         p_value_holm: its p-value with those of the other slices in mind.
     """
 
     value: str | None
     pairs: int
-    accuracy: Measured | None
-    baseline_accuracy: Measured | None
-    comparison: Comparison | None
-    p_value_holm: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """One entry of the document's `slices`."""
-        comparison = self.comparison
-        return {
-            "value": self.value,
-            "pairs": self.pairs,
-            "accuracy": None if self.accuracy is None else self.accuracy.as_json(),
-            "baseline_accuracy": None if self.baseline_accuracy is None else self.baseline_accuracy.as_json(),
-            "difference": None if comparison is None else comparison.difference.as_json(),
-            "p_value": None if comparison is None else comparison.p_value,
-            "p_value_holm": self.p_value_holm,
-        }
+    accuracy: Measured | None = None
+    baseline_accuracy: Measured | None = None
+    difference: Measured | None = None
+    p_value: float | None = None
+    p_value_holm: float | None = None
 
 
 def slices_of(column: str, values: Sequence[str | None], scores: PairScores, base: PairScores | None) -> list[Slice]:
@@ -270,27 +289,18 @@ def slices_of(column: str, values: Sequence[str | None], scores: PairScores, bas
             f"--by {column} has {len(of_value):,} different values.",
             f"Name a column with at most {MOST_VALUES}, such as a source or a category.",
         )
-    slices = []
-    for value, at in sorted(of_value.items(), key=lambda item: (-len(item[1]), str(item[0]))):
-        accuracy = before = comparison = None
-        if len(at) >= MIN_STRATUM_PAIRS:
-            of_slice = scores.select(at)
-            groups = np.asarray(of_slice.prompt_keys)
-            accuracy = statistics.proportion(correct(of_slice), groups)
-            if base is not None:
-                right = correct(base.select(at))
-                before = statistics.proportion(right, groups)
-                comparison = statistics.compare_accuracy(right, correct(of_slice), groups)
-        slices.append(Slice(value, len(at), accuracy, before, comparison, None))
-    return _adjusted(slices)
+    by_count = sorted(of_value.items(), key=lambda item: (-len(item[1]), str(item[0])))
+    slices = [_slice(value, scores.select(at), base and base.select(at)) for value, at in by_count]
+    holm = iter(statistics.holm([one.p_value for one in slices if one.p_value is not None]))
+    return [one if one.p_value is None else replace(one, p_value_holm=next(holm)) for one in slices]
 
 
-def _adjusted(slices: list[Slice]) -> list[Slice]:
-    """The slices with Holm's p-values over all of them that could be compared."""
-    tested = [i for i, one in enumerate(slices) if one.comparison is not None]
-    p_values = [comparison.p_value for one in slices if (comparison := one.comparison) is not None]
-    holm = dict(zip(tested, statistics.holm(p_values), strict=True))
-    return [
-        Slice(one.value, one.pairs, one.accuracy, one.baseline_accuracy, one.comparison, holm.get(i))
-        for i, one in enumerate(slices)
-    ]
+def _slice(value: str | None, scores: PairScores, base: PairScores | None) -> Slice:
+    if len(scores) < MIN_STRATUM_PAIRS:
+        return Slice(value, len(scores))
+    accuracy = statistics.proportion(scores.correct, scores.groups)
+    if base is None:
+        return Slice(value, len(scores), accuracy)
+    comparison = statistics.compare_accuracy(base.correct, scores.correct, scores.groups)
+    before = statistics.proportion(base.correct, scores.groups)
+    return Slice(value, len(scores), accuracy, before, comparison.difference, comparison.p_value)

@@ -1,19 +1,20 @@
-"""A model made ready to score pairs, and its scores: m(y|x) of both responses, or every token of single pairs.
+"""A model made ready to score pairs, and its scores: m(y|x) of both responses, their rounding, single tokens.
 
 `eval`, `inspect` and `stats --model` all open a model with `open_model`: the precision and packing of training.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import fullest_microbatch, microbatches, row_tokens_of_each, tokens_of_each
-from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.data.selection import probe
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.metrics import ModelComparison, PairScores
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import open_accelerator
 from simpo_cli.model.load import Load, ModelSource, count_parameters, load_model, require_known_ids, weights_dtype
@@ -25,44 +26,7 @@ from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.stages import stage
 
-
-@dataclass(frozen=True)
-class PairScores:
-    """What a model says of pairs, each array of shape (P,) in the order of the pairs.
-
-    Attributes:
-        chosen, rejected: mean log-probability of each response, nats per token, float64 copies of float32 results.
-        chosen_lengths, rejected_lengths: scored tokens.
-        prompt_keys: a hash of each pair's prompt.
-    """
-
-    chosen: NDArray[np.float64]
-    rejected: NDArray[np.float64]
-    chosen_lengths: NDArray[np.int64]
-    rejected_lengths: NDArray[np.int64]
-    prompt_keys: tuple[Hashable, ...]
-
-    @classmethod
-    def of(
-        cls, pairs: Sequence[EncodedPair], chosen: NDArray[np.float64], rejected: NDArray[np.float64]
-    ) -> "PairScores":
-        """The scores of these pairs, in their order."""
-        lengths = lengths_of(pairs)
-        return cls(chosen, rejected, lengths[:, 1], lengths[:, 2], tuple(prompt_keys_of(pairs).tolist()))
-
-    def __len__(self) -> int:
-        return len(self.prompt_keys)
-
-    def select(self, positions: Sequence[int]) -> "PairScores":
-        """The scores of some of the pairs."""
-        at = list(positions)
-        return PairScores(
-            self.chosen[at],
-            self.rejected[at],
-            self.chosen_lengths[at],
-            self.rejected_lengths[at],
-            tuple(self.prompt_keys[i] for i in at),
-        )
+_MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one
 
 
 def score_pairs(
@@ -109,9 +73,20 @@ class OpenModel:
     budget: int
     check: SelfCheck
 
-    def score(self, pairs: Sequence[EncodedPair]) -> PairScores:
-        """m(y|x) of both responses of every pair."""
-        return score_pairs(self.policy, pairs, self.accelerator, self.budget)
+    def score(self, pairs: Sequence[EncodedPair], name: str) -> PairScores:
+        """m(y|x) of both responses of every pair.
+
+        Raises:
+            UserError: one is not finite; the error calls the model by its `name`.
+        """
+        scores = score_pairs(self.policy, pairs, self.accelerator, self.budget)
+        if not np.isfinite([scores.chosen, scores.rejected]).all():
+            raise UserError(
+                f"the log-probs of {name} are not finite.",
+                "Its weights are damaged, or hold numbers that train.precision=fp32 would keep.",
+                exit_code=ExitCode.NUMBERS,
+            )
+        return scores
 
 
 def open_model(
@@ -153,6 +128,59 @@ def open_model(
     fullest = fullest_microbatch(pairs, budget, "shared_prefix")
     check = choose_packing(policy, recipe.model.attention, why_padded, CheckPairs.of(pairs, fullest, trained=False))
     return OpenModel(policy, accelerator, budget, check)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The spread between two packings, which are equal but for rounding.
+
+    Attributes:
+        pairs: scored again, chosen by the hash of their prompts.
+        packing: how, in words.
+        margin: root mean square of the change of a margin, in units of the reward.
+        largest: the largest change of a mean log-prob, nats per token.
+        accuracy: share of the pairs whose preference changed.
+    """
+
+    pairs: int
+    packing: str
+    margin: float
+    largest: float
+    accuracy: float
+
+    def explains(self, comparison: ModelComparison) -> dict[str, bool | None]:
+        """Whether each difference is no larger than this; None where it was not measured."""
+        margin = comparison.margin
+        return {
+            "accuracy": abs(comparison.accuracy.value) <= self.accuracy,
+            "margin": None if margin is None else abs(margin.value) <= self.margin,
+        }
+
+
+@stage("measuring the rounding")
+def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairScores, objective: Objective) -> Noise:
+    """Score some of the pairs again: in padded rows where prompts were shared, else one pair at a time.
+
+    Args:
+        opened: the model.
+        pairs: what was scored, at least one.
+        scores: what came out.
+        objective: gives the rewards.
+    """
+    at = probe(pairs, _MOST_SCORED_AGAIN)
+    some, first = [pairs[i] for i in at], scores.select(at)
+    shared = opened.check.packing == "shared_prefix"
+    budget = opened.budget if shared else int(tokens_of_each(some, "padded").min())
+    with opened.policy.packed("padded"):
+        again = score_pairs(opened.policy, some, opened.accelerator, budget)
+    chosen, rejected = again.chosen - first.chosen, again.rejected - first.rejected
+    return Noise(
+        pairs=len(at),
+        packing="padded rows" if shared else "one pair at a time",
+        margin=objective.reward(float(np.sqrt(np.mean((chosen - rejected) ** 2)))),
+        largest=float(np.abs([chosen, rejected]).max()),
+        accuracy=float(np.mean(again.correct != first.correct)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

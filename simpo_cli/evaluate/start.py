@@ -19,9 +19,9 @@ from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
-from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.metrics import EvalSummary, summarise
-from simpo_cli.evaluate.scoring import PairScores, open_model
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
+from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.model.load import find_model, require_lengths
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
@@ -128,7 +128,7 @@ class Start:
         accuracy, reached = self.summary.accuracy, self.summary.target_reached
         found = []
         # long responses are often likelier a token, so labels that prefer short ones may only look swapped
-        freed_of_length = self.summary.length["balanced"] or accuracy
+        freed_of_length = self.summary.length.balanced or accuracy
         if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
             wrong = round((1 - accuracy.value) * accuracy.n)
             detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
@@ -163,13 +163,7 @@ def measure_start(
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
         raise UserError("no pair is left to score.", "The findings say what becomes of the pairs.")
-    scores = open_model(recipe, source, encoded).score(encoded)
-    if not np.isfinite([scores.chosen, scores.rejected]).all():
-        raise UserError(
-            f"the log-probs of {recipe.model.path} are not finite.",
-            "Its weights are damaged, or hold numbers that train.precision: fp32 would keep.",
-            exit_code=ExitCode.NUMBERS,
-        )
+    scores = open_model(recipe, source, encoded).score(encoded, recipe.model.path)
     return Start.of(scores, recipe, of_pairs)
 
 

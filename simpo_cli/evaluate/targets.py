@@ -104,6 +104,11 @@ class Target:
     has_training_pairs: bool = True
 
     @property
+    def start_target(self) -> "Target | None":
+        """The model that training started from, as a target; None where that is no other one."""
+        return None if self.start is None else Target(self.start.path, replace(self.recipe, model=self.start))
+
+    @property
     def identity(self) -> tuple[object, ...]:
         """Equal for two names of one model under one recipe."""
         path = Path(self.recipe.model.path).expanduser()

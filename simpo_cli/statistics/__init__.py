@@ -17,7 +17,7 @@ from simpo_cli.statistics.length import (
     median,
     spearman,
 )
-from simpo_cli.statistics.measured import CONFIDENCE, Measured, effective_prompts, mean, proportion
+from simpo_cli.statistics.measured import CONFIDENCE, Measured, as_json, effective_prompts, mean, proportion
 from simpo_cli.statistics.paired_tests import (
     POWER,
     Comparison,
@@ -39,6 +39,7 @@ __all__ = [
     "LengthStrata",
     "Measured",
     "RankTest",
+    "as_json",
     "balanced_difference",
     "calibration",
     "compare_accuracy",

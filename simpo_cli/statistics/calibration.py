@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,8 +17,8 @@ NUM_BINS = 10
 class ConfidenceBin:
     """Pairs of like confidence: its bounds, its mean, and how often the model was right."""
 
-    low: float
-    high: float
+    low: float = field(metadata={"json": "from"})
+    high: float = field(metadata={"json": "to"})
     confidence: float
     accuracy: Measured
 
@@ -29,28 +28,16 @@ class Calibration:
     """Confidence against accuracy.
 
     Attributes:
-        brier: mean of (1 - sigmoid(margin))^2; 0.25 is a coin.
+        brier: mean of (1 - sigmoid(margin))^2; 0.25 is the random baseline.
         error: the expected calibration error, 0..1.
         error_by_chance: about what it would be if the confidence were right: it is above 0 for any finite n.
         bins: those with pairs, least confident first.
     """
 
     brier: Measured
-    error: Measured
-    error_by_chance: float
+    error: Measured = field(metadata={"json": "ece"})
+    error_by_chance: float = field(metadata={"json": "ece_by_chance"})
     bins: tuple[ConfidenceBin, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """{"brier", "ece", "ece_by_chance", "bins": [{"from", "to", "confidence", "accuracy"}]}"""
-        return {
-            "brier": self.brier.as_json(),
-            "ece": self.error.as_json(),
-            "ece_by_chance": self.error_by_chance,
-            "bins": [
-                {"from": one.low, "to": one.high, "confidence": one.confidence, "accuracy": one.accuracy.as_json()}
-                for one in self.bins
-            ],
-        }
 
 
 def calibration(margins: ArrayLike, groups: Iterable[Hashable] | None = None) -> Calibration:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,15 +156,10 @@ class LengthBucket:
         accuracy: on them; None under 10 pairs.
     """
 
-    low: int
-    high: int
+    low: int = field(metadata={"json": "from"})
+    high: int = field(metadata={"json": "to"})
     pairs: int
     accuracy: Measured | None
-
-    def as_json(self) -> dict[str, Any]:
-        """{"from", "to", "pairs", "accuracy"}"""
-        accuracy = None if self.accuracy is None else self.accuracy.as_json()
-        return {"from": self.low, "to": self.high, "pairs": self.pairs, "accuracy": accuracy}
 
 
 def length_buckets(

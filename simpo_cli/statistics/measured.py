@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,17 @@ class Measured:
         """{"value", "ci": [low, high], "n"}; JSON has no infinity, so a bound that is not finite is null."""
         value, low, high = (number if math.isfinite(number) else None for number in (self.value, self.low, self.high))
         return {"value": value, "ci": [low, high], "n": self.n}
+
+
+def as_json(result: Any) -> Any:
+    """The JSON of a result: of a dataclass its fields in their order, by their names or those of their metadata."""
+    if isinstance(result, Measured):
+        return result.as_json()
+    if is_dataclass(result):
+        return {one.metadata.get("json", one.name): as_json(getattr(result, one.name)) for one in fields(result)}
+    if isinstance(result, Mapping):
+        return {key: as_json(value) for key, value in result.items()}
+    return [as_json(value) for value in result] if isinstance(result, list | tuple) else result
 
 
 def prompt_codes(groups: Iterable[Hashable] | None, n: int) -> tuple[Codes, int]:

@@ -9,7 +9,8 @@ import torch
 
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
-from simpo_cli.evaluate.scoring import PairScores, score_pairs
+from simpo_cli.evaluate.metrics import PairScores
+from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.compile_check import choose_compiling, compile_for_training, is_worth_compiling
 from simpo_cli.model.fused_layers import liger_version

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.data.selection import probe
-from simpo_cli.evaluate.metrics import summarise
-from simpo_cli.evaluate.scoring import PairScores, score_pairs
+from simpo_cli.evaluate.metrics import PairScores, summarise
+from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.policy import Policy, trainable

@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.evaluate.held_out import surface_accuracy
 from simpo_cli.evaluate.metrics import compare_scores, summarise
-from simpo_cli.evaluate.pair_files import surface_accuracy, write_pairs, write_samples
+from simpo_cli.evaluate.pair_files import write_pairs, write_samples
 from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
 from simpo_cli.formatting import Cell, percent
 from simpo_cli.model.policy import Policy
@@ -57,15 +58,13 @@ def conclude(
         assert training.start_scores is not None
         assert training.last_scores is not None
         scores = training.last_scores
-        before, after = summarise(training.start_scores, recipe.loss), summarise(scores, recipe.loss)
+        surface = surface_accuracy(setting.data.train, held_out, setting.data.tokenizer)
+        before, after = (summarise(one, recipe.loss, surface) for one in (training.start_scores, scores))
         comparison = compare_scores(training.start_scores, scores, recipe.loss)
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
         measured["after"] = after.as_json(model=str(run_dir / "model"), data=name)
         measured["difference"] = comparison.as_json()
-        surface = surface_accuracy(setting.data.train, held_out, setting.data.tokenizer)
-        for document in (measured["before"], measured["after"]):
-            document["baselines"]["surface"] = surface.as_json()
         write_pairs(run_dir / EVAL_PAIRS, held_out, training.start_scores, scores)
         write_samples(
             run_dir / EVAL_SAMPLES,

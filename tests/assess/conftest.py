@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from simpo_cli.evaluate import answers
-from simpo_cli.evaluate.evaluation import Assessment
-from simpo_cli.evaluate.results import Assessed, Failure, document_of
+from simpo_cli.evaluate.evaluation import Evaluator
+from simpo_cli.evaluate.results import Evaluation, Failure, document_of
 from simpo_cli.recipe import compose
 from simpo_cli.report.console import make_console
 from simpo_cli.report.watch import Heartbeat
@@ -94,25 +94,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def assess(place: Path) -> Callable[..., list[Assessed]]:
+def assess(place: Path) -> Callable[..., list[Evaluation]]:
     """Scores targets by their names within the folder; asked the same twice it says the same."""
 
     @functools.cache
     def scored(names: tuple[str, ...], overrides: tuple[str, ...], baseline: str | None, by: tuple[str, ...]) -> Any:
-        return Assessment(overrides, baseline, by, ignore).run(names, ignore)[0]
+        return Evaluator(overrides, baseline, by, ignore).run(names, ignore)[0]
 
     def of(
         *targets: str, overrides: Sequence[str] = (), baseline: str | None = None, by: Sequence[str] = ()
-    ) -> list[Assessed]:
+    ) -> list[Evaluation]:
         names = tuple(str(place / target) for target in targets)
-        found: list[Assessed] = scored(names, tuple(overrides), baseline, tuple(by))
+        found: list[Evaluation] = scored(names, tuple(overrides), baseline, tuple(by))
         return found
 
     return of
 
 
 @pytest.fixture(scope="session")
-def document(assess: Callable[..., list[Assessed]]) -> Callable[..., dict[str, Any]]:
+def document(assess: Callable[..., list[Evaluation]]) -> Callable[..., dict[str, Any]]:
     """The document of targets by their names within the folder."""
 
     def of(*targets: str, **settings: Any) -> dict[str, Any]:

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.evaluation import Assessment
-from simpo_cli.evaluate.results import Assessed
+from simpo_cli.evaluate.evaluation import Evaluator
+from simpo_cli.evaluate.results import Evaluation
 from tests.assess.conftest import ignore
 
-Assess = Callable[..., list[Assessed]]
+Assess = Callable[..., list[Evaluation]]
 Document = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize("target", ["nosuch", "./no/where", "no/such/place", "missing.yaml"])
 def test_a_name_that_means_nothing(target: str) -> None:
     with pytest.raises(UserError, match="neither a run, nor a model folder, nor a recipe"):
-        Assessment((), None, (), ignore).run([target], ignore)
+        Evaluator((), None, (), ignore).run([target], ignore)
 
 
 def test_a_model_and_a_hub_id_without_pairs(place: Path) -> None:
     for target in (str(place / "tiny"), "nobody/no-such-model"):
         with pytest.raises(UserError, match="nothing says which pairs") as caught:
-            Assessment((), None, (), ignore).run([target], ignore)
+            Evaluator((), None, (), ignore).run([target], ignore)
         assert "--data FILE" in caught.value.fix
 
 
@@ -83,7 +83,7 @@ def test_a_baseline_that_cannot_be_scored_costs_only_the_comparison(
             monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             baseline, code = "nobody/no-such-model", ExitCode.ENVIRONMENT
     said: list[str] = []
-    [one], failed = Assessment((), None if damage == "gone" else baseline, (), said.append).run([str(run)], ignore)
+    [one], failed = Evaluator((), None if damage == "gone" else baseline, (), said.append).run([str(run)], ignore)
     [alone] = assess("run", baseline="none")
     assert failed == []
     assert one.baseline is None
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint(place: Path, tmp_path: Path, damage: str) -> None:
         case _:
             (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match=rf"{folder} is damaged: ") as caught:
-        Assessment((), None, (), ignore).run([str(folder)], ignore)
+        Evaluator((), None, (), ignore).run([str(folder)], ignore)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
@@ -133,7 +133,7 @@ def test_a_damaged_master_costs_only_the_comparison_with_it(place: Path, tmp_pat
     content[-1] ^= 1
     weights.write_bytes(content)
     said: list[str] = []
-    [one], failed = Assessment((), "none", (), said.append).run([str(run)], ignore)
+    [one], failed = Evaluator((), "none", (), said.append).run([str(run)], ignore)
     assert one.save is None
     assert failed == []
     assert any("left out" in line and "damaged" in line for line in said)
@@ -143,7 +143,7 @@ def test_a_checkpoint_away_from_its_run(place: Path, tmp_path: Path) -> None:
     [folder] = (place / "run" / "checkpoints").glob("step-*")
     shutil.copytree(folder, tmp_path / "a" / "b" / folder.name)
     with pytest.raises(UserError, match="without its run"):
-        Assessment((), None, (), ignore).run([str(tmp_path / "a" / "b" / folder.name)], ignore)
+        Evaluator((), None, (), ignore).run([str(tmp_path / "a" / "b" / folder.name)], ignore)
 
 
 def pairs_file(folder: Path, *rows: tuple[str, str, str]) -> str:

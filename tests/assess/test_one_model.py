@@ -13,14 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.evaluate.evaluation import Assessment
-from simpo_cli.evaluate.results import Assessed
+from simpo_cli.evaluate.evaluation import Evaluator
+from simpo_cli.evaluate.results import Evaluation
 from simpo_cli.statistics import compare_accuracy, mean, proportion, signed_rank_test, spearman
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.model.reference import response_logps
 
 Document = Callable[..., dict[str, Any]]
-Assess = Callable[..., list[Assessed]]
+Assess = Callable[..., list[Evaluation]]
 
 SCORES = (
     "pairs", "prompts", "loss", "accuracy", "ties", "margin", "margin_median", "target_reached", "logps/chosen",
@@ -146,7 +146,7 @@ def test_the_embedded_model_goes_by_its_name(place: Path, tmp_path: Path, docume
     shutil.copytree(guide_model_dir(), tmp_path / "guide")
     given = [f"data.eval={place}/held.jsonl"]
     [[named], _], [[copied], _] = (
-        Assessment(given, None, (), ignore).run([name], ignore) for name in ("builtin:guide", str(tmp_path / "guide"))
+        Evaluator(given, None, (), ignore).run([name], ignore) for name in ("builtin:guide", str(tmp_path / "guide"))
     )
     assert named.target.name == "builtin:guide"
     assert scores(named.as_json()) == scores(copied.as_json())
@@ -164,7 +164,7 @@ def test_an_id_of_the_hub_may_name_its_revision(place: Path, monkeypatch: pytest
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     given = [f"data.eval={place}/held.jsonl", "loss.gamma=0.7", "train.precision=fp32"]
-    [one], _ = Assessment(given, "org/tiny@first", (), ignore).run(["org/tiny@refs/pr/2"], ignore)
+    [one], _ = Evaluator(given, "org/tiny@first", (), ignore).run(["org/tiny@refs/pr/2"], ignore)
     [run] = assess("run")
     assert one.target.name == "org/tiny@refs/pr/2"
     assert one.baseline is not None

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.evaluation import Assessment
-from simpo_cli.evaluate.results import Assessed, Failure
+from simpo_cli.evaluate.evaluation import Evaluator
+from simpo_cli.evaluate.results import Evaluation, Failure
 from simpo_cli.statistics import compare_accuracy, holm, mean
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.tiny import byte_level_tokenizer, save_tokenizer
 
 Document = Callable[..., dict[str, Any]]
-Assess = Callable[..., list[Assessed]]
+Assess = Callable[..., list[Evaluation]]
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +103,12 @@ def test_what_was_scored_is_kept_when_a_later_one_fails(place: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     kept: list[tuple[int, int]] = []
 
-    def keep(assessed: list[Assessed], failed: list[Failure]) -> None:
+    def keep(assessed: list[Evaluation], failed: list[Failure]) -> None:
         kept.append((len(assessed), len(failed)))
 
     names = [str(place / name) for name in ("run", "broken", "again")]
     said: list[str] = []
-    assessed, failed = Assessment((), "none", (), said.append).run(names, keep)
+    assessed, failed = Evaluator((), "none", (), said.append).run(names, keep)
     assert [one.target.name for one in assessed] == [f"{place}/run/model", f"{place}/again/model"]
     assert [failure.error.exit_code for failure in failed] == [ExitCode.USAGE]
     assert kept == [(1, 0), (1, 1)]
@@ -121,7 +121,7 @@ def test_where_all_fail_the_first_reason_is_given(place: Path) -> None:
         (place / name / "model.safetensors").write_bytes(b"")
     names = [str(place / "bad1"), str(place / "bad2")]
     with pytest.raises(UserError, match="bad1"):
-        Assessment([f"data.eval={place}/held.jsonl"], None, (), ignore).run(names, ignore)
+        Evaluator([f"data.eval={place}/held.jsonl"], None, (), ignore).run(names, ignore)
 
 
 def _copy_held_out_elsewhere(place: Path, there: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> str:

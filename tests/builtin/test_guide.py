@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs, world
 from simpo_cli.builtin.build import SEED
-from simpo_cli.evaluate.evaluation import Assessment
+from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.recipe import compose
 from simpo_cli.train.session import train
 from tests.builtin.answers_only import answers_only_judge
@@ -159,7 +159,7 @@ def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
 
 
 def test_before_training_the_model_cannot_tell_good_answers_from_bad_ones() -> None:
-    [start], _ = Assessment([], None, [], print).run(["demo"], print)
+    [start], _ = Evaluator([], None, [], print).run(["demo"], print)
     assert len(start.scores) == 500
     assert 0.4 <= (start.scores.chosen > start.scores.rejected).mean() <= 0.6
 

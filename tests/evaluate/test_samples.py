@@ -8,8 +8,8 @@ import pytest
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.evaluate.metrics import PairScores
 from simpo_cli.evaluate.pair_files import write_samples
-from simpo_cli.evaluate.scoring import PairScores
 
 
 def _pair(number: int, ids: list[int]) -> EncodedPair:

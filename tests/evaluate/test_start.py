@@ -15,7 +15,7 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.scoring import PairScores
+from simpo_cli.evaluate.metrics import PairScores
 from simpo_cli.evaluate.start import (
     Start,
     fitting_lengths,
@@ -91,7 +91,7 @@ def test_labels_that_only_follow_length_do_not_look_swapped() -> None:
     loss = LossRecipe(beta=2, gamma=1)
     start = start_of([-0.3] * 80 + [0.3] * 20, loss)
     balanced = Measured(0.5, 0.4, 0.6, 100)
-    of_length = replace(start.summary, length={**start.summary.length, "balanced": balanced})
+    of_length = replace(start.summary, length=replace(start.summary.length, balanced=balanced))
     assert replace(start, summary=of_length).findings() == []
 
 

@@ -69,7 +69,7 @@ def test_every_number_is_that_of_single_sequences(
 
 
 def test_they_are_those_of_the_scores_that_training_and_eval_take(opened: OpenModel) -> None:
-    packed_together = opened.score(PAIRS)
+    packed_together = opened.score(PAIRS, "tiny")
     alone = score_tokens(opened, PAIRS, LossRecipe())
     assert [one.chosen.mean for one in alone] == pytest.approx(packed_together.chosen.tolist(), abs=1e-5)
     assert [one.rejected.mean for one in alone] == pytest.approx(packed_together.rejected.tolist(), abs=1e-5)
