@@ -8,7 +8,7 @@ import numpy as np
 
 from simpo_cli.audit.columns import whole_mean
 from simpo_cli.audit.measures import num_words
-from simpo_cli.data.load import load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.errors import UserError
@@ -24,11 +24,11 @@ class PreferenceDataset:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            loaded = load_pairs(str(path), role="train", on_no_signal="keep")
+            reader = PairReader(str(path), role="train", on_no_signal="keep")
+            self.pairs = list(reader)
         except UserError as error:
             raise for_python(error) from error
-        self.pairs = loaded.pairs
-        self.no_signal = loaded.dropped
+        self.no_signal = reader.dropped.counts
         """Pairs that training drops, by reason."""
 
     def __len__(self) -> int:

@@ -38,7 +38,8 @@ from simpo_cli.audit.signatures import (
     num_equal,
     signatures_of,
 )
-from simpo_cli.data.load import FileReceipt, PairReader
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.raw import FileReceipt
 
 NUM_BANDS = SIGNATURE_BYTES // 2
 MOST_COMPARED = 8

@@ -3,7 +3,7 @@
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -13,88 +13,18 @@ from simpo_cli.data.formats.pairs import reason_of
 from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Tally
+from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Records, Tally
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource, FieldError, has_control_characters
-
-__all__ = [
-    "BadRecord",
-    "FileReceipt",
-    "LoadedPairs",
-    "PairReader",
-    "load_pairs",
-    "prompt_messages",
-    "require_few",
-    "source_named",
-    "stopped_by",
-]
 
 _SHOWN_BAD = 5
 _SHOWN_TEXT = 40  # characters of each response of an example
 _MOST_BAD = 100_000  # left out with `skip`; they are kept in memory, and a file with more is not what it seems
 _LOOK_AHEAD = 10_000  # records that are looked at behind the first bad one, to show more of the trouble at once
 
-Records = Iterator[RawRecord | BadRecord]
 NoSignalPolicy = Literal["drop", "error", "keep"]
-
-
-@dataclass
-class LoadedPairs:
-    """The pairs of all sources, and what became of every record.
-
-    Attributes:
-        pairs: the pairs, in the order of the sources, repeated as the sources say.
-        bad_records: malformed records that were left out.
-        dropped: pairs without signal, by reason.
-        decision: how the files were understood, in words.
-        records_read: records of any kind.
-        files: what was read: path, sha256 or hub commit, size.
-        warnings: things worth telling that stop nothing, with their number.
-    """
-
-    pairs: list[PreferencePair] = field(default_factory=list)
-    bad_records: list[BadRecord] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    decision: str = ""
-    records_read: int = 0
-    files: list[tuple[str, str, int]] = field(default_factory=list)
-    warnings: Counter[str] = field(default_factory=Counter)
-
-
-def load_pairs(
-    sources: str | Sequence[DataSource],
-    *,
-    role: Role,
-    on_bad_record: Literal["error", "skip"] = "error",
-    on_no_signal: NoSignalPolicy = "drop",
-) -> LoadedPairs:
-    """Read every pair of the sources into memory.
-
-    Args:
-        sources: a file, folder, hub id or `builtin:guide`, or a list of sources.
-        role: what the pairs are for; `builtin:guide` has other pairs for training than for evaluation.
-        on_bad_record: stop at malformed records, or leave them out and count them.
-        on_no_signal: leave out pairs that cannot teach, or stop, or keep them; they are counted in any case.
-
-    Raises:
-        UserError: a source is missing or not readable, a record is malformed, or no usable pair is left.
-    """
-    reader = PairReader(sources, role=role, on_bad_record=on_bad_record, on_no_signal=on_no_signal)
-    pairs: list[PreferencePair] = []
-    for source in reader.sources:
-        pairs += list(reader.read_source(source)) * source.repeat
-    reader.require_pairs()
-    return LoadedPairs(
-        pairs=pairs,
-        bad_records=reader.bad_records,
-        dropped=reader.dropped.counts,
-        decision=reader.decision,
-        records_read=reader.records_read,
-        files=[(file.path, file.identity, file.size) for file in reader.files],
-        warnings=reader.warnings.counts,
-    )
 
 
 def source_named(path: str) -> DataSource:
@@ -119,11 +49,21 @@ class PairReader:
     """Pairs as a stream, each source once; what became of the records can be read from it afterwards.
 
     Args:
-        sources, role, on_bad_record, on_no_signal: as for `load_pairs`.
+        sources: a file, folder, hub id or `builtin:guide`, or a list of sources.
+        role: what the pairs are for; `builtin:guide` has other pairs for training than for evaluation.
+        on_bad_record: stop at malformed records, or leave them out and count them.
+        on_no_signal: leave out pairs that cannot teach, or stop, or keep them; they are counted in any case.
 
     Attributes:
+        bad_records: malformed records that were left out.
+        dropped: pairs without signal, by reason.
+        warnings: things worth telling that stop nothing; of records as `RecordNote`, of files as sentences.
+        records_read: records of any kind.
+        files: what was read.
         record: what the pair last given was read from.
         noted: what is worth telling of that pair and stops nothing.
+        examples: of each file in which a label, scores or ranks say the order its first pair, and what said it.
+        layout: how the file that is being read was understood; None before the first.
     """
 
     def __init__(
@@ -138,18 +78,14 @@ class PairReader:
         self._role: Role = role
         self._on_bad_record, self._on_no_signal = on_bad_record, on_no_signal
         self.bad_records: list[BadRecord] = []
-        self.dropped = Tally()
-        self.warnings = Tally()
-        self.records_read = 0
-        self.pairs_read = 0
+        self.dropped, self.warnings = Tally(), Tally()
+        self.records_read = self.pairs_read = 0
         self.files: list[FileReceipt] = []
         self.record: RawRecord | None = None
         self.noted: Counter[RecordNote] = Counter()
-        self._layouts: list[tuple[str, Layout, int]] = []
         self.examples: list[str] = []
-        """Of each file in which a label, scores or ranks say the order: its first pair, and what said it."""
         self.layout: Layout | None = None
-        """How the file that is being read was understood; None before the first."""
+        self._layouts: list[tuple[str, Layout, int]] = []
 
     def __iter__(self) -> Iterator[PreferencePair]:
         for source in self.sources:
@@ -157,7 +93,11 @@ class PairReader:
         self.require_pairs()
 
     def read_source(self, source: DataSource) -> Iterator[PreferencePair]:
-        """The usable pairs of one source, at most its `max_pairs`, once."""
+        """The usable pairs of one source, at most its `max_pairs`, once.
+
+        Raises:
+            UserError: the source is missing or not readable, or a record is malformed.
+        """
         located = locate(source, self._role)
         files: list[LocalFile | HubData] = [located] if isinstance(located, HubData) else [*located]
         for missing in missing_shards(file.name for file in files):
@@ -194,31 +134,22 @@ class PairReader:
     @property
     def decision(self) -> str:
         """How the files were understood, such as `conversational, implicit prompt, 1,000 pairs, response = ...`."""
-        merged: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        alike: dict[tuple[str, str], list[tuple[str, int]]] = {}
         for name, layout, pairs in self._layouts:
-            merged.setdefault((layout.described(), layout.response), []).append((name, pairs))
-        said = []
-        for (layout_said, response), files in merged.items():
-            place = "" if len(merged) == 1 else f"{', '.join(name for name, _ in files)}: "
+            alike.setdefault((layout.described(), layout.response), []).append((name, pairs))
+        parts = []
+        for (described, response), files in alike.items():
+            place = "" if len(alike) == 1 else f"{', '.join(name for name, _ in files)}: "
             count = sum(pairs for _, pairs in files)
-            pairs_said = f"{count:,} pair{'s' if count != 1 else ''}"
-            said.append(f"{place}{layout_said}, {pairs_said}, response = {response}")
-        return "; ".join(said)
+            parts.append(f"{place}{described}, {count:,} pair{'s' if count != 1 else ''}, response = {response}")
+        return "; ".join(parts)
 
     @property
     def remarks(self) -> list[str]:
         """What else is worth saying of how the files were understood: meanings of labels, fields that are not used."""
-        said = dict.fromkeys(remark for _, layout, _ in self._layouts for remark in layout.remarks)
+        remarks = dict.fromkeys(remark for _, layout, _ in self._layouts for remark in layout.remarks)
         unused = dict.fromkeys(field for _, layout, _ in self._layouts for field in layout.unused)
-        return [*said, *([f"not used: {', '.join(unused)}"] if unused else [])]
-
-    def _note_example(self, fields: Mapping[str, Any], layout: Layout, pair: PreferencePair) -> None:
-        reason = reason_of(fields, layout)
-        if reason:
-            chosen, rejected = (
-                textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)
-            )
-            self.examples.append(f"{pair.where}: chosen by {reason}: {chosen!r} over {rejected!r}")
+        return [*remarks, *([f"not used: {', '.join(unused)}"] if unused else [])]
 
     def _pairs(
         self, records: Records, source: DataSource, receipt: FileReceipt, most: int | None
@@ -236,49 +167,44 @@ class PairReader:
         for record in records:
             if count == most:
                 break
-            self.records_read += 1
             if isinstance(record, BadRecord):
+                self.records_read += 1
                 self._refuse(record, records, layout)
                 continue
             self.record = record
-            try:
-                found = layout.rewritten(record.fields)
-            except RecordError as problem:
-                self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
-                continue
-            if not found:
-                self._drop("no ranked replies", record.where)
-            self.records_read += max(0, len(found) - 1)  # a tree counts as the records that it holds
-            for fields in found:
+            for fields, outcome in _outcomes(record, layout, noted):
                 if count == most:
                     break
+                self.records_read += 1  # a tree counts as the records that it holds
                 unused.look(fields)
-                try:
-                    pair = to_pair(fields, layout, record.where, noted)
-                except UnknownLabelError as unknown:
-                    seen = [*sample, record]
-                    raise _stopped_by_label(unknown, record.where, seen, records, layout) from unknown
-                except RecordError as problem:
-                    self._refuse(BadRecord(record.where, problem.problem, problem.fix, record.shown()), records, layout)
-                except NoSignalError as no_signal:
-                    self._drop(no_signal.reason, record.where)
-                    without_signal += no_signal.pair is not None
-                    if no_signal.pair is not None and self._on_no_signal == "keep":
+                match outcome:
+                    case PreferencePair():
+                        self._note_example(fields, layout, outcome, is_first=not count)
+                        count += 1
                         self.pairs_read += 1
-                        yield no_signal.pair
-                else:
-                    if not count:
-                        self._note_example(fields, layout, pair)
-                    count += 1
-                    self.pairs_read += 1
-                    yield pair
+                        yield outcome
+                    case UnknownLabelError():
+                        raise _stopped_by_label(outcome, record.where, [*sample, record], records, layout)
+                    case RecordError():
+                        self._refuse(record.refused(outcome), records, layout)
+                    case NoSignalError(pair=pair):
+                        self._drop(outcome.reason, record.where)
+                        without_signal += pair is not None
+                        if pair is not None and self._on_no_signal == "keep":
+                            self.pairs_read += 1
+                            yield pair
             if noted:
-                for what in noted:
-                    self.warnings.add(what, record.where)
+                for note in noted:
+                    self.warnings.add(note, record.where)
                 noted.clear()
         self.warnings.counts.update(receipt.warnings)
         late = dict.fromkeys((*layout.unused, *unused.found))  # a field may be empty in all records of the sample
         self._layouts.append((receipt.path, replace(layout, unused=tuple(late)), count + without_signal))
+
+    def _note_example(self, fields: Mapping[str, Any], layout: Layout, pair: PreferencePair, *, is_first: bool) -> None:
+        if is_first and (reason := reason_of(fields, layout)):
+            texts = [textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)]
+            self.examples.append(f"{pair.where}: chosen by {reason}: {texts[0]!r} over {texts[1]!r}")
 
     def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
         """The first records, enough to see a file's layout: at least one that can be read, if there is any."""
@@ -304,25 +230,13 @@ class PairReader:
         self.bad_records += bad
 
     def _refuse(self, bad: BadRecord, rest: Records, layout: Layout) -> None:
+        """Leave a malformed record out, or stop and show some of those behind it."""
         if self._on_bad_record == "skip":
             self.bad_records.append(bad)
             require_few(self.bad_records)
             return
-        found = [bad]
-        for _, record in zip(range(_LOOK_AHEAD), rest, strict=False):
-            if isinstance(record, RawRecord):
-                try:
-                    for fields in layout.rewritten(record.fields):
-                        to_pair(fields, layout, record.where, Counter())
-                except RecordError as problem:
-                    found.append(BadRecord(record.where, problem.problem, problem.fix, ""))
-                except NoSignalError:
-                    pass
-            else:
-                found.append(record)
-            if len(found) == _SHOWN_BAD:
-                break
-        raise stopped_by(found)
+        others = (_refused(record, layout) for record in islice(rest, _LOOK_AHEAD))
+        raise stopped_by([bad, *islice(filter(None, others), _SHOWN_BAD - 1)])
 
     def _drop(self, reason: str, where: str) -> None:
         if self._on_no_signal == "error":
@@ -334,12 +248,42 @@ class PairReader:
         self.dropped.add(reason, where)
 
 
+Outcome = PreferencePair | RecordError | NoSignalError
+
+
+def _outcomes(
+    record: RawRecord, layout: Layout, notes: Counter[RecordNote]
+) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
+    """What a record gives, a tree several times: the fields that the layout is about, and their pair or why not."""
+    try:
+        found = layout.rewritten(record.fields)
+    except RecordError as error:
+        yield {}, error
+        return
+    if not found:
+        yield {}, NoSignalError("no ranked replies")
+    for fields in found:
+        try:
+            outcome: Outcome = to_pair(fields, layout, record.where, notes)
+        except (RecordError, NoSignalError) as error:
+            outcome = error
+        yield fields, outcome
+
+
+def _refused(record: RawRecord | BadRecord, layout: Layout) -> BadRecord | None:
+    """A record if it is malformed."""
+    if isinstance(record, BadRecord):
+        return record
+    outcomes = (outcome for _, outcome in _outcomes(record, layout, Counter()))
+    return next((record.refused(outcome) for outcome in outcomes if isinstance(outcome, RecordError)), None)
+
+
 def _stopped_by_label(
     unknown: UnknownLabelError, where: str, seen: list[RawRecord | BadRecord], rest: Records, layout: Layout
 ) -> UserError:
     """The error of a label without a meaning, with the values and counts of the records around it."""
     near = {record.where: record for record in [*seen, *islice(rest, _LOOK_AHEAD)] if isinstance(record, RawRecord)}
-    fields = [one for record in near.values() for one in _rewritten_or_none(record, layout)]
+    fields = [one for record in near.values() for one, _ in _outcomes(record, layout, Counter())]
     counts = "; ".join(f"{name}: {shown_counts(values_of(fields, name))}" for name in unknown.fields)
     return UserError(f"{unknown.problem}. Its values: {counts}.", unknown.fix, where=where)
 
@@ -360,10 +304,3 @@ def stopped_by(bad: Sequence[BadRecord]) -> UserError:
     first, *others = bad[:_SHOWN_BAD]
     lines = [f"also {other.where}: {other.problem}." for other in others]
     return UserError(f"{first.problem}.", "\n  ".join([*lines, first.fix]), where=first.where)
-
-
-def _rewritten_or_none(record: RawRecord, layout: Layout) -> Sequence[Mapping[str, Any]]:
-    try:
-        return layout.rewritten(record.fields)
-    except RecordError:
-        return ()

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -33,6 +34,10 @@ class RawRecord:
         text = self.text if self.text is not None else json.dumps(self.fields, ensure_ascii=False, default=str)
         return text[:MAX_KEPT_TEXT]
 
+    def refused(self, error: "RecordError") -> "BadRecord":
+        """The record as one that is malformed."""
+        return BadRecord(self.where, error.problem, error.fix, self.shown())
+
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
@@ -42,6 +47,9 @@ class BadRecord:
     problem: str
     fix: str
     text: str
+
+
+Records = Iterator[RawRecord | BadRecord]
 
 
 class RecordNote(StrEnum):

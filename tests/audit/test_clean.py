@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from simpo_cli.audit.clean import clean_record, dropped_path, require_writable, write_clean
 from simpo_cli.audit.examine import Tokens, examine
-from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe
+from tests.data.loading import load_pairs
 from tests.tiny import chatml_tokenizer
 
 RECORDS: list[dict[str, Any]] = [

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from simpo_cli.audit.dataset import PreferenceDataset
-from simpo_cli.data.load import load_pairs
 from simpo_cli.errors import UserError
+from tests.data.loading import load_pairs
 
 RECORDS: list[dict[str, Any]] = [
     {"prompt": "How?", "chosen": "One two three four.", "rejected": "One."},

@@ -9,10 +9,11 @@ import pytest
 from simpo_cli.audit.document import stats_document
 from simpo_cli.audit.examine import NO_LIMIT, NUM_EXAMPLES, UNSPACED, Examination, Tokens, collect_examples, examine
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
+from tests.data.loading import load_pairs
 from tests.tiny import chatml_tokenizer
 
 

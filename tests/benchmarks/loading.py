@@ -81,7 +81,7 @@ def _measured(folder: Path, megabytes: int, model: str) -> dict[str, Any]:
 
 def _write_records(file: Path, size: int) -> None:
     """Records as long as UltraFeedback's, of the words of the built-in pairs."""
-    from simpo_cli.data.load import load_pairs
+    from tests.data.loading import load_pairs
 
     draw = random.Random(1)
     words = " ".join(pair.chosen for pair in load_pairs("builtin:guide", role="train").pairs).split()

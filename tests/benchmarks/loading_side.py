@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from simpo_cli.data.encode import encode_pairs, pair_batches
-from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import prepare_data
@@ -14,6 +13,7 @@ from simpo_cli.data.store import lengths_of
 from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.resident import peak_resident_bytes
+from tests.data.loading import load_pairs
 
 _ROUNDS = 3
 _PAIRS = 2048

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.load import load_pairs
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
@@ -27,6 +26,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.optimizer import make_optimizer
+from tests.data.loading import load_pairs
 
 
 def main() -> None:

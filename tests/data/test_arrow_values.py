@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.load import load_pairs
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.records import read_records
-from tests.data.bad_loading import refusal
+from tests.data.loading import load_pairs, refusal
 
 PAIR = {"prompt": "When does it rain?", "chosen": "In May.", "rejected": "Never."}
 TOOLS = [

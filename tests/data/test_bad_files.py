@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from simpo_cli.data.load import load_pairs
 from simpo_cli.errors import ExitCode
 from tests.data.bad_files import FILES, FileKind
-from tests.data.bad_loading import refusal, skipped
 from tests.data.bad_records import good
+from tests.data.loading import load_pairs, refusal, skipped
 from tests.data.pair_files import GOOD, Write
 
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from simpo_cli.data.load import load_pairs
-from tests.data.bad_loading import refusal, skipped
 from tests.data.bad_records import RECORDS, good, without
+from tests.data.loading import load_pairs, refusal, skipped
 from tests.data.pair_files import GOOD, Write, array_of, lines_of
 
 PLACES = ["only", "first", "middle", "last"]

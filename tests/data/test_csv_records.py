@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.data.load import LoadedPairs, load_pairs
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.bad_loading import refusal, skipped
+from tests.data.loading import LoadedPairs, load_pairs, refusal, skipped
 from tests.data.pair_files import Write
 
 ROW = {"prompt": "Which bird is blue?", "chosen": "The jay, in part.", "rejected": "None of them."}

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from simpo_cli.data.formats import NoSignalError, UnknownLabelError, detect, to_pair
-from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.compose import compose
 from simpo_cli.recipe.schema import DataSource
+from tests.data.loading import load_pairs
 from tests.data.pair_files import Write
 
 Record = dict[str, Any]

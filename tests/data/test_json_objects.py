@@ -12,10 +12,9 @@ import pytest
 
 from simpo_cli.data import json_objects
 from simpo_cli.data.json_objects import read_object
-from simpo_cli.data.load import load_pairs
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.bad_loading import refusal
+from tests.data.loading import load_pairs, refusal
 from tests.data.pair_files import Write, lines_of
 
 Rows = list[dict[str, Any]]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.audit.dataset import PreferenceDataset
-from simpo_cli.data.load import LoadedPairs, load_pairs, prompt_messages
+from simpo_cli.data.load import prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
+from tests.data.loading import LoadedPairs, load_pairs
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
 

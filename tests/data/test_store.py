@@ -17,7 +17,7 @@ from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.encode import pairs as ahead
 from simpo_cli.data.encode.pairs import BATCHES_AHEAD
-from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
@@ -26,6 +26,7 @@ from simpo_cli.data.store.pairs import Account, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
+from tests.data.loading import load_pairs
 from tests.data.pair_files import GOOD, Write
 from tests.data.stored import DATA, encoded, made_up, plain, records, written
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from simpo_cli.data.formats import detect
-from simpo_cli.data.load import PairReader, load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.recipe.schema import DataSource, FieldError
+from tests.data.loading import load_pairs
 from tests.data.pair_files import Write
 from tests.data.test_direction import AB, ONE, REVERSED, RIGHT, Record, judged, lines, orders, refusal, scored
 

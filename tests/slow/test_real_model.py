@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.load import load_pairs
 from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.model.load import find_model, load_model
@@ -19,6 +18,7 @@ from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.session import train
 from simpo_cli.train.step import accumulate
+from tests.data.loading import load_pairs
 from tests.model.reference import simpo_loss_backward
 from tests.train.conftest import Memory
 
