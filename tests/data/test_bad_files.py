@@ -127,13 +127,13 @@ def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> No
     (tmp_path / "long.json").write_bytes(b'[{"prompt": "' + b"a" * (40 * 2**20) + b'"}]')
     code = """
 import sys, time
-from simpo_cli.data.load import load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.errors import UserError
 for path in sys.argv[1:]:
     for policy in ("error", "skip"):
         start = time.process_time()
         try:
-            load_pairs(path, role="train", on_bad_record=policy)
+            list(PairReader(path, role="train", on_bad_record=policy))
             said = "read"
         except UserError as error:
             said = ascii(error.problem)

@@ -257,10 +257,10 @@ import sys
 def watch(event, args):
     assert event not in ("socket.connect", "socket.getaddrinfo"), event
 sys.addaudithook(watch)
-from simpo_cli.data.load import load_pairs
+from simpo_cli.data.load import PairReader
 from simpo_cli.errors import UserError
 try:
-    load_pairs("org/surely-not-here", role="train")
+    list(PairReader("org/surely-not-here", role="train"))
 except UserError as error:
     print(error.exit_code, error.where, error.problem)
 print("torch" in sys.modules)
