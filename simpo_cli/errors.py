@@ -23,13 +23,17 @@ class UserError(Exception):
         problem: one sentence that names the value or thing that is wrong.
         fix: one sentence that says how to mend it.
         where: the place, such as `run.yaml:7`, `override 2` or `prefs.jsonl:17`; empty when there is none.
+        key: the dotted key of the recipe that it is about, such as `data.max_length`; empty when it is about none.
         exit_code: what the shell is told.
     """
 
-    def __init__(self, problem: str, fix: str, *, where: str = "", exit_code: ExitCode = ExitCode.USAGE) -> None:
+    def __init__(
+        self, problem: str, fix: str, *, where: str = "", key: str = "", exit_code: ExitCode = ExitCode.USAGE
+    ) -> None:
         self.problem = problem
         self.fix = fix
         self.where = where
+        self.key = key
         self.exit_code = exit_code
         super().__init__(f"{where}: {problem}" if where else problem)
 

@@ -32,7 +32,8 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
 from simpo_cli.python_words import for_python, in_python
-from simpo_cli.recipe.schema import DataRecipe, FieldError, LossRecipe, TrainRecipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe
+from simpo_cli.recipe.validate import refused_value
 from simpo_cli.stages import Pulse
 from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
@@ -74,33 +75,41 @@ class SimPOConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
 
     def __post_init__(self) -> None:
-        try:
-            _ = self.loss, self.data  # their own checks
-            TrainRecipe(learning_rate=self.lr, max_grad_norm=self.max_grad_norm)
-        except FieldError as error:
-            raise FieldError(in_python(error.key), error.problem, in_python(error.fix)) from None
-        if self.loss_type not in ("sigmoid", "hinge"):
-            raise FieldError("loss_type", f"is {self.loss_type}, must be sigmoid or hinge", "sigmoid is usual.")
-        if self.batch_size < 1:
-            raise FieldError("batch_size", f"is {self.batch_size}, must be at least 1", "4 is usual.")
-        if self.precision not in ("auto", "bf16", "fp32"):  # fp16 would need its loss scaled
-            raise FieldError("precision", f"is {self.precision}, must be auto, bf16 or fp32", "auto is usual.")
+        refused = refused_value(
+            loss={
+                "type": self.loss_type,
+                "beta": self.beta,
+                "gamma": self.gamma,
+                "label_smoothing": self.label_smoothing,
+                "sft_weight": self.sft_weight,
+            },
+            data={"max_length": self.max_length, "max_prompt_length": self.max_prompt_length},
+            train={
+                "tokens_per_microbatch": self.batch_size,
+                "learning_rate": self.lr,
+                "max_grad_norm": self.max_grad_norm,
+                "precision": self.precision,
+            },
+        )
+        if refused is not None:
+            raise ValueError(in_python(f"{refused.problem} {refused.fix}"))
 
     @property
     def loss(self) -> LossRecipe:
         """The objective as a recipe has it."""
         return LossRecipe(
             type=self.loss_type,
-            beta=self.beta,
-            gamma=self.gamma,
-            label_smoothing=self.label_smoothing,
-            sft_weight=self.sft_weight,
+            beta=float(self.beta),
+            gamma=None if self.gamma is None else float(self.gamma),
+            label_smoothing=float(self.label_smoothing),
+            sft_weight=float(self.sft_weight),
         )
 
     @property
     def data(self) -> DataRecipe:
         """The limits as a recipe has them."""
-        return DataRecipe(train="in memory", max_length=self.max_length, max_prompt_length=self.max_prompt_length)
+        nothing = [DataSource(path="in memory")]
+        return DataRecipe(train=nothing, max_length=self.max_length, max_prompt_length=self.max_prompt_length)
 
 
 class SimPOTrainer:

@@ -12,7 +12,7 @@ from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import disk_faults
 from simpo_cli.model.remote_code import trusting
-from simpo_cli.recipe.names import not_a_run
+from simpo_cli.names import not_a_run
 
 
 class WeightType(StrEnum):

@@ -32,8 +32,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 @recipe_app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
     """List the recipes that ship with simpo."""
-    from simpo_cli.recipe import examine, shipped_names
-    from simpo_cli.recipe.names import title_of
+    from simpo_cli.names import shipped_names, title_of
+    from simpo_cli.recipe import examine
 
     names = shipped_names()
     if as_json:
@@ -84,7 +84,8 @@ def copy(
 ) -> None:
     """Copy a recipe, to change it: it is named after its file, and editors know its keys."""
     from simpo_cli.files import disk_faults, replacing
-    from simpo_cli.recipe import examine, find_recipe
+    from simpo_cli.names import find_recipe
+    from simpo_cli.recipe import examine
     from simpo_cli.recipe.yaml_source import read_text
 
     source, is_piece = find_recipe(name), examine(name).is_piece
@@ -111,7 +112,7 @@ def _renamed(text: str, name: str) -> str:
     """The recipe with the file's name as the name of its runs, so that two copies do not share a run folder."""
     import yaml
 
-    from simpo_cli.recipe.schema import is_folder_name
+    from simpo_cli.recipe.values import is_folder_name
 
     if not is_folder_name(name):
         return text
@@ -125,7 +126,7 @@ def _renamed(text: str, name: str) -> str:
 def _write_schema(path: Path) -> str:
     """Put the JSON Schema beside a recipe, unless a file there is not ours; returns what to say about it."""
     from simpo_cli.files import replacing
-    from simpo_cli.recipe.json_schema import TITLE, json_schema
+    from simpo_cli.recipe.fields import TITLE, json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     try:
@@ -191,7 +192,7 @@ def schema(
     ] = "",
 ) -> None:
     """Print every key with its type, default and use (JSON Schema)."""
-    from simpo_cli.recipe.json_schema import json_schema
+    from simpo_cli.recipe.fields import json_schema
 
     _print_json(json_schema(section))
 

@@ -264,14 +264,13 @@ def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -
     from simpo_cli.cli.working import quiet_libraries
 
     quiet_libraries()
-    from dataclasses import replace
 
     from simpo_cli.evaluate.start import fitting_lengths, require_fitting
     from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
     if recipe is None:
         lengths = fitting_lengths(model) if max_length is None else cut_at(max_length)
-        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=replace(lengths, train="-"))
+        recipe = Recipe(name="stats", model=ModelRecipe(path=model), data=lengths)
     require_fitting(recipe)
     return recipe
 

@@ -26,7 +26,7 @@ def named_recipe(name: str | None, tokenizer: str | None, model: str | None) -> 
         return None
     from dataclasses import replace
 
-    from simpo_cli.recipe.compose import compose
+    from simpo_cli.recipe.composition import compose
 
     recipe = compose(name).recipe
     if model in (None, "recipe"):
@@ -64,7 +64,7 @@ def _parsed(name: str, text: str) -> Any:
     import tempfile
     from pathlib import Path
 
-    from simpo_cli.recipe.compose import compose
+    from simpo_cli.recipe.composition import compose
 
     if name != "direction" and not text.lstrip().startswith("{"):
         text = f"{{{text}}}"
@@ -146,6 +146,6 @@ def named_tokens(
 
 def cut_at(max_length: int) -> "DataRecipe":
     """The lengths of a recipe that says no more than its data.max_length."""
-    from simpo_cli.recipe.schema import DataRecipe
+    from simpo_cli.recipe.schema import DataRecipe, DataSource
 
-    return DataRecipe(train="-", max_length=max_length, max_prompt_length=max_length * 7 // 8)
+    return DataRecipe(train=[DataSource(path="-")], max_length=max_length, max_prompt_length=max_length * 7 // 8)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -10,7 +11,8 @@ from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC
 from simpo_cli.data.json_records import BOM, decode_line, whole_value
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.names import SECTIONS, misfit
+from simpo_cli.names import misfit
+from simpo_cli.recipe.schema import Recipe
 
 _PAIRS = "Preference pairs come as JSON, CSV or Parquet."
 _MODEL = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
@@ -104,8 +106,8 @@ def refuse_other_text(start: bytes, name: str) -> None:
     if not lines or any(line.lstrip()[:1] in (b"{", b"[") or parses(line) for line in lines):
         return
     first = lines[0].lstrip()
-    keys = re.findall(rb"^(\w+):(?:\s|$)", start, re.MULTILINE)
-    if len(SECTIONS.intersection(map(bytes.decode, keys))) >= 2:
+    keys = {key.decode() for key in re.findall(rb"^(\w+):(?:\s|$)", start, re.MULTILINE)}
+    if len(keys & {field.name for field in fields(Recipe)}) >= 2:
         raise misfit(name, "recipe", "pairs")
     if re.match(rb"---|- \w+:", first):
         raise UserError("looks like YAML, not like JSON.", "Give one JSON object a line, CSV or Parquet.", where=name)

@@ -11,7 +11,7 @@ from simpo_cli.data.network import require_obtainable
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.tokenizer import read_template, require_model_name
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.names import wrong_kind
+from simpo_cli.names import wrong_kind
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
 _READ = 100  # pairs of each source, to see that it can be read as the recipe says

@@ -17,7 +17,8 @@ from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, R
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource, FieldError, has_control_characters
+from simpo_cli.recipe.schema import DataSource
+from simpo_cli.recipe.values import has_control_characters
 
 _SHOWN_BAD = 5
 _SHOWN_TEXT = 40  # characters of each response of an example
@@ -35,9 +36,9 @@ def source_named(path: str) -> DataSource:
     """
     try:
         return DataSource(path=path)
-    except FieldError as error:
+    except ValueError as error:
         reason = ": it holds a control character" if has_control_characters(path) else ""
-        raise UserError(f"{path!r} names no data{reason}.", error.fix) from error
+        raise UserError(f"{path!r} names no data{reason}.", "Name a file, a folder or a hub id.") from error
 
 
 def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:

@@ -11,7 +11,7 @@ from simpo_cli.data.json_records import BOM, read_json_array, read_json_lines
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.table_records import read_arrow, read_parquet
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.names import plain_suffix
+from simpo_cli.names import plain_suffix
 
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.names import DATA_SUFFIXES, plain_suffix, wrong_kind
+from simpo_cli.names import DATA_SUFFIXES, plain_suffix, wrong_kind
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.redaction import redacted
 

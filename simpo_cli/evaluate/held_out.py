@@ -174,8 +174,8 @@ def _value(fields: Mapping[str, Any], column: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _names(sources: str | list[DataSource]) -> str:
-    return sources if isinstance(sources, str) else ", ".join(source.path for source in sources)
+def _names(sources: Sequence[DataSource]) -> str:
+    return ", ".join(source.path for source in sources)
 
 
 def _account(source: EncodedSource) -> str:

@@ -24,7 +24,7 @@ from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.model.load import find_model, require_lengths
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import DataRecipe, LossRecipe, Recipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe, Recipe
 from simpo_cli.statistics import Measured
 
 CLEARLY = 0.05
@@ -178,7 +178,7 @@ def require_fitting(recipe: Recipe) -> None:
 
 def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:
     """The recipe's default lengths, or what the model knows where that is less, for a model without a recipe."""
-    defaults = DataRecipe(train="-")
+    defaults = DataRecipe(train=[DataSource(path="-")])
     longest = find_model(path, revision).max_length
     if longest is None or longest >= defaults.max_length:
         return defaults

@@ -12,7 +12,7 @@ from simpo_cli.data.model_files import quantised, read_json, require_regular_fil
 from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
 from simpo_cli.model import remote_code
-from simpo_cli.recipe.names import wrong_kind
+from simpo_cli.names import wrong_kind
 
 _NAME_CAUSAL = "SimPO scores text from left to right: name a causal language model."
 _ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")  # their configurations have is_decoder, and nothing reads it

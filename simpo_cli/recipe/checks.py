@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource, Recipe
+from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import MappingNode, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
@@ -140,18 +140,12 @@ def _reserved(path: str) -> str:
     return ""
 
 
-def _sources(value: str | list[DataSource] | None) -> list[tuple[str, str | None]]:
-    if value is None:
-        return []
-    return [(value, None)] if isinstance(value, str) else [(source.path, source.split) for source in value]
-
-
 def _trained_and_evaluated(recipe: Recipe) -> str:
     """A source that is trained on and evaluated on; builtin sources hold pairs for both."""
-    train = _sources(recipe.data.train)
-    for path, split in _sources(recipe.data.eval):
-        if not path.startswith("builtin:") and (path, split) in train:
-            return path
+    train = [(source.path, source.split) for source in recipe.data.train]
+    for source in recipe.data.eval or ():
+        if not source.path.startswith("builtin:") and (source.path, source.split) in train:
+            return source.path
     return ""
 
 
@@ -159,8 +153,8 @@ def refuse_output_in_input(recipe: Recipe, tree: MappingNode, display: str) -> N
     """The run folder may not lie in the folder of the model or of the data: both would change while they are read."""
     output = _absolute(recipe.output_dir)
     inputs = [("model.path", recipe.model.path)]
-    inputs += [("data.train", path) for path, _ in _sources(recipe.data.train)]
-    inputs += [("data.eval", path) for path, _ in _sources(recipe.data.eval)]
+    inputs += [("data.train", source.path) for source in recipe.data.train]
+    inputs += [("data.eval", source.path) for source in recipe.data.eval or ()]
     where = place_of(tree, ["output_dir", "name"], display)
     for key, text in inputs:
         if text.startswith("builtin:"):

@@ -108,12 +108,18 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
     return sections
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values of a tree by their dotted keys; lists and empty mappings are values."""
+def flat(tree: Mapping[str, Any], above: str = "", *, items: bool = False) -> dict[str, Any]:
+    """The values of a tree by their dotted keys; lists and empty mappings are values.
+
+    Args:
+        items: the mappings of a list key by key as well, under its numbers: `data.train.0.path`.
+    """
     found: dict[str, Any] = {}
     for key, value in tree.items():
+        if items and isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{above}{key}.")
+            found |= flat(value, f"{above}{key}.", items=items)
         else:
             found[f"{above}{key}"] = value
     return found

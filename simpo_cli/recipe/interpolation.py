@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.kinds import all_keys
+from simpo_cli.recipe.fields import all_keys, choices
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode, lookup, node_of, plain_value, scalars
 from simpo_cli.redaction import remember
 
@@ -132,7 +132,7 @@ def _check_environment(path: Path, origin: Origin, name: str, *, has_default: bo
 @functools.cache
 def _own_words() -> frozenset[str]:
     """What a recipe may say without help from outside: `cosine`, `builtin:guide`."""
-    return frozenset({"builtin:guide"}.union(*(kind.choices for kind in all_keys().values())))
+    return frozenset({"builtin:guide"}.union(*(choices(schema) for schema in all_keys().values())))
 
 
 def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, ScalarNode]) -> None:

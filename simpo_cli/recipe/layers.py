@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.kinds import kind_at
-from simpo_cli.recipe.names import RecipeFile, find_default, suggest_default
+from simpo_cli.names import RecipeFile, find_default, suggest_default
+from simpo_cli.recipe.fields import accepts, schema_at, section_of
 from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode, merge
 from simpo_cli.recipe.yaml_source import parse_file, parse_value, read_text
 
@@ -81,10 +81,20 @@ def stack(layers: list[MappingNode]) -> MappingNode:
     """All layers laid over each other, the last one on top."""
     merged = MappingNode({})
     for layer in layers:
-        united = merge(merged, _one_margin(layer))
+        united = merge(merged, _one_margin(_without_empty(layer)))
         assert isinstance(united, MappingNode)
         merged = united
     return merged
+
+
+def _without_empty(layer: MappingNode) -> MappingNode:
+    """A section with every line below it commented out is null, and means nothing."""
+    kept = {
+        key: node
+        for key, node in layer.items.items()
+        if not (isinstance(node, ScalarNode) and node.value is None and section_of(schema_at((key,))))
+    }
+    return MappingNode(kept, layer.origin)
 
 
 def _one_margin(layer: MappingNode) -> MappingNode:
@@ -162,10 +172,10 @@ def _split(text: str, origin: Origin) -> tuple[str, str]:
 
 def _value(text: str, path: tuple[str, ...], origin: Origin) -> Node:
     """The value by the kind of its key: where text is wanted, no and 12:30 are text, and need no quotes."""
-    kind, stripped = kind_at(path), text.strip()
+    schema, stripped = schema_at(path), text.strip()
     looks_structured = stripped[:1] in ("[", "{", "'", '"')
-    if kind is not None and kind.text and not looks_structured:
-        if kind.nullable and stripped in ("null", "~"):
+    if accepts(schema, "string") and not looks_structured:
+        if accepts(schema, "null") and stripped in ("null", "~"):
             return ScalarNode(None, origin, stripped, plain=True)
         return ScalarNode(text, origin, text)
     if not stripped:
@@ -174,7 +184,7 @@ def _value(text: str, path: tuple[str, ...], origin: Origin) -> Node:
             f"Write it after the equals sign: {path[-1]}=...",
             where=origin.where,
         )
-    if stripped in ("null", "~") and kind is not None and kind.section is not None and not kind.nullable:
+    if stripped in ("null", "~") and section_of(schema) and not accepts(schema, "null", "array"):
         raise UserError(
             f"{'.'.join(path)} is a section and cannot be null.", "Set its keys one by one.", where=origin.where
         )

@@ -204,8 +204,7 @@ def _meant(recipe: Recipe) -> dict[str, Any]:
     meant = flat(asdict(recipe))
     del meant["loss.gamma_beta_ratio"]
     meant["loss.gamma"] = recipe.loss.margin
-    for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
-        sources = [DataSource(path=named)] if isinstance(named, str) else named or []
+    for key, sources in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval or [])):
         meant[key] = [source.path for source in sources]
         meant |= {f"source {number} of {key}": _beside_path(source) for number, source in enumerate(sources, start=1)}
     return meant

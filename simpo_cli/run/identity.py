@@ -14,7 +14,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.schema import DataSource, LossRecipe, Recipe
+from simpo_cli.recipe.dump import flat
+from simpo_cli.recipe.schema import LossRecipe, Recipe
 
 Kind = Literal["identity", "schedule", "machine"]
 
@@ -129,14 +130,8 @@ class Identity:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe by its dotted key; sources are a list, also where the recipe names one by its path."""
-    content = asdict(recipe)
-    for key in ("train", "eval"):
-        if isinstance(content["data"][key], str):
-            content["data"][key] = [asdict(DataSource(path=content["data"][key]))]
-    values: dict[str, Any] = {}
-    _flatten(content, "", values)
-    plain: dict[str, Any] = json.loads(json.dumps(values))
+    """Every value of a recipe by its dotted key; those of a source as data.train.0.path."""
+    plain: dict[str, Any] = json.loads(json.dumps(flat(asdict(recipe), items=True)))
     return plain
 
 
@@ -223,18 +218,6 @@ def _margin(values: Mapping[str, Any]) -> float:
     """gamma, whichever of the two ways it was given."""
     loss = LossRecipe(beta=values["loss.beta"], **{key.split(".")[1]: values[key] for key in _MARGIN})
     return loss.margin
-
-
-def _flatten(value: Any, key: str, into: dict[str, Any]) -> None:
-    """Mappings, and lists of mappings, key by key; a list of plain values is one value."""
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            _flatten(item, f"{key}.{name}" if key else name, into)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for number, item in enumerate(value):
-            _flatten(item, f"{key}.{number}", into)
-    else:
-        into[key] = value
 
 
 def _contents(files: Sequence[Sequence[str]] | None) -> list[str] | None:

@@ -14,7 +14,7 @@ from typing import Any
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import MalformedError, disk_faults, parse
-from simpo_cli.recipe.names import not_a_run
+from simpo_cli.names import not_a_run
 from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
 from simpo_cli.run.folder import (
     ANSWERS,

@@ -121,6 +121,6 @@ def _packing(setting: RunPlan) -> str:
     return f"every prompt once, no padding: {100 * (1 - shared / rows):.0f} % fewer tokens than pairs of padded rows"
 
 
-def data_names(sources: str | list[DataSource]) -> str:
+def data_names(sources: list[DataSource]) -> str:
     """The paths that data.train or data.eval names, as one would type them behind `simpo stats`."""
-    return sources if isinstance(sources, str) else " ".join(source.path for source in sources)
+    return " ".join(source.path for source in sources)

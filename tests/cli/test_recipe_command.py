@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 
 from simpo_cli.cli.main import run
-from simpo_cli.recipe import compose, shipped_names
-from simpo_cli.recipe.names import shipped_root
+from simpo_cli.names import shipped_names, shipped_root
+from simpo_cli.recipe import compose
 
 BASE = "name: a\nmodel: {path: org/model}\ndata: {train: org/pairs}\n"
 

@@ -28,7 +28,8 @@ def records(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def encoded(path: str | list[DataSource], tokenizer: TextTokenizer, data: DataRecipe = DATA) -> EncodedSource:
-    return encode_source(path, "train", data, tokenizer)
+    sources = [DataSource(path=path)] if isinstance(path, str) else path
+    return encode_source(sources, "train", data, tokenizer)
 
 
 def plain(pair: EncodedPair) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from simpo_cli.data.formats import NoSignalError, UnknownLabelError, detect, to_
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.compose import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataSource
 from tests.data.loading import load_pairs
 from tests.data.pair_files import Write

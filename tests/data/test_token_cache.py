@@ -116,9 +116,10 @@ def test_processes_at_once_do_the_work_once(write: Write, cache: Path) -> None:
         "import sys\n"
         "from simpo_cli.data.store import encode_source\n"
         "from simpo_cli.data.tokenizer import load_tokenizer\n"
-        "from simpo_cli.recipe.schema import DataRecipe\n"
+        "from simpo_cli.recipe.schema import DataRecipe, DataSource\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "found = encode_source(sys.argv[1], 'train', DataRecipe(train='-'), load_tokenizer('builtin:guide'))\n"
+        "sources = [DataSource(path=sys.argv[1])]\n"
+        "found = encode_source(sources, 'train', DataRecipe(train='-'), load_tokenizer('builtin:guide'))\n"
         "print(found.origin.cache, found.account.content, len(found.pairs), sum(len(p.chosen) for p in found.pairs))"
     )
     processes = [

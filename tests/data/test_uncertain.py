@@ -7,7 +7,7 @@ import pytest
 
 from simpo_cli.data.formats import detect
 from simpo_cli.data.load import PairReader
-from simpo_cli.recipe.schema import DataSource, FieldError
+from simpo_cli.recipe.schema import DataSource
 from tests.data.loading import load_pairs
 from tests.data.pair_files import Write
 from tests.data.test_direction import AB, ONE, REVERSED, RIGHT, Record, judged, lines, orders, refusal, scored
@@ -191,7 +191,7 @@ def test_winner_columns_and_scores_follow_the_names_of_the_responses() -> None:
 
 
 def test_a_field_plays_one_part() -> None:
-    with pytest.raises(FieldError, match=r"columns\.answers is 'x', which is columns\.prompt as well"):
+    with pytest.raises(ValueError, match=r"columns\.answers is 'x', which is columns\.prompt as well"):
         DataSource(path="x.jsonl", columns={"prompt": "x", "answers": ["x", "y"], "label": "z"})
 
 

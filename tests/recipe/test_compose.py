@@ -146,7 +146,7 @@ def test_values_are_computed_from_others(write: Write, monkeypatch: pytest.Monke
     recipe = compose("r.yaml").recipe
     write("again", compose("r.yaml").as_yaml())
     assert compose("again.yaml").recipe == recipe  # 12 came as text from outside and is written as a number
-    assert (recipe.name, recipe.output_dir, recipe.data.eval) == ("run-3", "out/run-3", "builtin:guide")
+    assert (recipe.name, recipe.output_dir, recipe.data.eval) == ("run-3", "out/run-3", recipe.data.train)
     assert (recipe.loss.beta, recipe.loss.type) == (3.0, "hinge")
     assert (recipe.train.max_steps, recipe.train.num_epochs) == (12, 5)
 

@@ -29,7 +29,7 @@ def value_of(recipe: Any, key: str) -> Any:
         ("model.revision=null", "model.revision", None),
         ("model.revision=1234567", "model.revision", "1234567"),
         ("data.eval=null", "data.eval", None),
-        ("data.train=x.json", "data.train", "x.json"),
+        ("data.train=x.json", "data.train", [DataSource(path="x.json")]),
         ("data.train=[{path: x}, {path: y, repeat: 2}]", "data.train",
          [DataSource(path="x"), DataSource(path="y", repeat=2)]),
         ("data.train.0.max_pairs=10", "data.train.0.max_pairs", 10),

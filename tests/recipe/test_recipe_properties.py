@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.dump import to_yaml
+from simpo_cli.recipe.fields import all_keys
 from simpo_cli.recipe.interpolation import resolve
-from simpo_cli.recipe.kinds import all_keys
 from simpo_cli.recipe.tree import DEFAULT, MappingNode, node_of, plain_value
 from simpo_cli.recipe.yaml_source import parse_file
 from tests.recipe.recipe_texts import BASE

@@ -11,8 +11,8 @@ import pytest
 
 import simpo_cli
 from simpo_cli.errors import UserError
-from simpo_cli.recipe import DataSource, compose, examine, shipped_names
-from simpo_cli.recipe.names import title_of
+from simpo_cli.names import shipped_names, title_of
+from simpo_cli.recipe import DataSource, compose, examine
 from simpo_cli.run.identity import recipe_values
 from tests.recipe.recipe_texts import Write
 
@@ -116,7 +116,8 @@ def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
 
 def test_the_demo() -> None:
     recipe = compose("demo").recipe
-    assert (recipe.model.path, recipe.data.train, recipe.data.eval) == ("builtin:guide",) * 3
+    builtin = [DataSource(path="builtin:guide")]
+    assert (recipe.model.path, recipe.data.train, recipe.data.eval) == ("builtin:guide", builtin, builtin)
     assert (recipe.loss.type, recipe.loss.sft_weight, recipe.loss.margin_beta_ratio) == ("sigmoid", 0.1, 0.1)
     assert compose("demo").warnings == ()
 
@@ -157,7 +158,11 @@ def test_the_wheel_holds_the_recipes(tmp_path: Path) -> None:
         assert held == {f"simpo_cli/shipped_recipes/{name}.yaml" for name in shipped_names()}
         archive.extractall(tmp_path / "installed")
     listing = subprocess.run(
-        [sys.executable, "-c", "from simpo_cli.recipe import *; print(compose('paper/gemma2-9b-it').recipe.loss.beta)"],
+        [
+            sys.executable,
+            "-c",
+            "from simpo_cli.recipe import compose; print(compose('paper/gemma2-9b-it').recipe.loss.beta)",
+        ],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "installed")},
         check=True,

@@ -16,7 +16,7 @@ from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import choose_adapter, count_parameters, find_model, load_model, load_start
-from simpo_cli.recipe.schema import FieldError, LoraRecipe, ModelRecipe
+from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.start_models.conftest import MakeAdapter, change_json
 from tests.tiny import CHATML
 
@@ -125,7 +125,7 @@ def test_the_same_said_twice_is_no_conflict(make_adapter: MakeAdapter) -> None:
 def test_model_adapter_is_about_adapters(tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="holds no adapter"):
         _start(tiny_folder, adapter="merge")
-    with pytest.raises(FieldError, match="is continue, and lora is null"):
+    with pytest.raises(ValueError, match="is continue, and lora is null"):
         ModelRecipe(path="x", adapter="continue")
 
 

@@ -68,7 +68,7 @@ class EncodedSource:
 
 
 def encode_source(
-    sources: str | Sequence[DataSource], role: Role, data: DataRecipe, tokenizer: TextTokenizer
+    sources: Sequence[DataSource], role: Role, data: DataRecipe, tokenizer: TextTokenizer
 ) -> EncodedSource:
     """Tokenize one side of the data, or take its tokens from the cache.
 

@@ -67,7 +67,7 @@ class Questions:
 
 
 def questions_of_pairs(
-    pairs: Sequence[EncodedPair], sources: str | Sequence[DataSource], role: Role, data: DataRecipe, most: int
+    pairs: Sequence[EncodedPair], sources: Sequence[DataSource], role: Role, data: DataRecipe, most: int
 ) -> Questions:
     """The prompts of held-out pairs, the first by hash, so that the choice does not depend on the order of the file.
 
@@ -103,7 +103,7 @@ def questions_of_pairs(
 
 
 def _texts_of(
-    wanted: set[str], sources: str | Sequence[DataSource], role: Role, data: DataRecipe
+    wanted: set[str], sources: Sequence[DataSource], role: Role, data: DataRecipe
 ) -> dict[str, tuple[Message, ...] | str]:
     """The prompts of some records, as text; reading stops behind the last of them."""
     reader = PairReader(

@@ -11,7 +11,7 @@ from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.prompts import Questions, questions_of_file, questions_of_pairs
-from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource
 from tests.data.loading import load_pairs
 from tests.tiny import chatml_tokenizer
 
@@ -105,7 +105,7 @@ def test_held_out_prompts_are_chosen_by_hash_and_have_the_tokens_of_their_pairs(
         file = tmp_path / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in ordered), encoding="utf-8")
         pairs = encode_pairs(load_pairs(str(file), role="eval").pairs, tokenizer, DATA).pairs
-        questions = questions_of_pairs(pairs, str(file), "eval", DATA, 4)
+        questions = questions_of_pairs(pairs, [DataSource(path=str(file))], "eval", DATA, 4)
         assert len(questions.asked) == 4
         assert questions.left_out == {"asked already": 3, "over data.max_prompt_length": 1}
         by_place = {pair.where: pair for pair in pairs}
@@ -121,4 +121,4 @@ def test_a_file_that_changed_since_it_was_scored(tmp_path: Path, tokenizer: Text
     pairs = encode_pairs(load_pairs(str(file), role="eval").pairs, tokenizer, DATA).pairs
     file.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="changed since its pairs were scored"):
-        questions_of_pairs(pairs, str(file), "eval", DATA, 3)
+        questions_of_pairs(pairs, [DataSource(path=str(file))], "eval", DATA, 3)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simpo_cli.recipe.names import _CALLED, is_hub_id, kind_of, no_such_target, not_a_run, wrong_kind
+from simpo_cli.names import _CALLED, is_hub_id, kind_of, no_such_target, not_a_run, wrong_kind
 
 
 @pytest.fixture(autouse=True)

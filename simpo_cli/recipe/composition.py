@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from simpo_cli.errors import UserError
+from simpo_cli.names import find_recipe
 from simpo_cli.recipe.blame import enclosing, key_of
 from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, warnings_of
 from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.interpolation import resolve
-from simpo_cli.recipe.keys import Problem, drop_unknown
 from simpo_cli.recipe.layers import file_layers, override_layers, stack
-from simpo_cli.recipe.names import find_recipe
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import DEFAULT, MappingNode, Origin, ScalarNode, node_of, scalars
-from simpo_cli.recipe.typed import fill_defaults, settled, to_recipe
+from simpo_cli.recipe.validate import MissingKeyError, fill_defaults, to_recipe, with_values, without_unknown
 
 REQUIRED = ("name", "model.path", "data.train")
 
@@ -110,27 +109,21 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
     file = find_recipe(name_or_path)
     layers, notes = file_layers(file)
     layers += override_layers(overrides)
-    problems: list[Problem] = []
-    known: list[MappingNode] = []
-    for layer in layers:
-        clean, unknown = drop_unknown(layer)
-        known.append(clean)
-        problems += unknown
-    tree = resolve(_with_margin(fill_defaults(stack(known))), absent=REQUIRED)
+    written, problems = without_unknown(stack(layers))
+    tree = resolve(_with_margin(fill_defaults(written)), absent=REQUIRED)
     recipe, wrong = to_recipe(tree, file.display)
     problems += wrong
-    problems.sort(key=lambda problem: bool(problem.missing_key))  # what is missing comes last
-    missing = tuple(problem.missing_key for problem in problems if problem.missing_key)
+    problems.sort(key=lambda problem: isinstance(problem, MissingKeyError))  # what is missing comes last
+    missing = tuple(problem.key for problem in problems if isinstance(problem, MissingKeyError))
     composed = None
     if recipe is not None and not problems:
-        tree = settled(tree, recipe)
+        tree = with_values(tree, recipe)
         try:
             refuse_output_in_input(recipe, tree, file.display)
             composed = _composed(name_or_path, recipe, tree, file.display, notes)
         except UserError as error:
-            problems.append(Problem(error))
-    errors = tuple(problem.error for problem in problems)
-    return Examination(file.display, tree, composed, errors, missing, tuple(notes))
+            problems.append(error)
+    return Examination(file.display, tree, composed, tuple(problems), missing, tuple(notes))
 
 
 def _composed(name: str, recipe: Recipe, tree: MappingNode, display: str, notes: list[str]) -> ComposedRecipe:

@@ -7,13 +7,12 @@ import difflib
 import os
 import re
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from simpo_cli.errors import UserError
 from simpo_cli.files import MalformedError, object_in
-from simpo_cli.recipe.schema import Recipe
 
 HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")
 """Its parts are named with one slash; behind @ stands a branch, tag or commit, which may have more."""
@@ -24,7 +23,6 @@ _RECIPE_SUFFIXES = (".yaml", ".yml")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Files that a folder is searched for; each may also end in .gz or .zst."""
 _PACKED = (".gz", ".zst", ".zstd")
-SECTIONS = frozenset(field.name for field in fields(Recipe))
 _MODEL_KEYS = {"model_type", "architectures", "peft_type"}
 _MOST_BYTES = 1 << 20  # of a JSON file that is looked into
 
@@ -160,7 +158,7 @@ class RecipeFile:
 
 def shipped_root() -> Path:
     """The folder of the shipped recipes: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).parent
     installed = package / "shipped_recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
