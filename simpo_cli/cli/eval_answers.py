@@ -122,7 +122,7 @@ def document_of_answers(
         from simpo_cli.evaluate.judge.run import judge_answers
 
         judge_answers(folder, judge, lambda done, wanted: say(f"judged: {done:,} of {wanted:,}"))
-    from simpo_cli.evaluate.generate.document import answers_document
+    from simpo_cli.evaluate.generate.measures import answers_document
 
     return answers_document(folder)
 

@@ -11,7 +11,7 @@ from simpo_cli.evaluate.metrics import PairScores, compare_scores, slices_of
 from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
 from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
 from simpo_cli.evaluate.start import require_fitting
-from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
+from simpo_cli.evaluate.targets import Target, baseline_of, find_targets, loader_of
 from simpo_cli.model.load import ModelSource, find_model, load_model, weights_dtype
 from simpo_cli.objective import Objective
 from simpo_cli.statistics import Measured
@@ -79,12 +79,8 @@ class Evaluator:
 
     def _baseline_of(self, target: Target, *, is_alone: bool) -> Target | None:
         """What a model is compared with; None for nothing, as for one of several that is itself the baseline."""
-        if self.baseline == "none":
-            return None
-        if self.baseline is None:
-            return target.start_target
-        found = find_baseline(self.baseline, self.overrides, target.recipe)
-        if found.identity != target.identity:
+        found = baseline_of(target, self.baseline, self.overrides)
+        if found is None or found.identity != target.identity:
             return found
         if is_alone:
             raise UserError(

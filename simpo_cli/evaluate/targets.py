@@ -104,11 +104,6 @@ class Target:
     has_training_pairs: bool = True
 
     @property
-    def start_target(self) -> "Target | None":
-        """The model that training started from, as a target; None where that is no other one."""
-        return None if self.start is None else Target(self.start.path, replace(self.recipe, model=self.start))
-
-    @property
     def identity(self) -> tuple[object, ...]:
         """Equal for two names of one model under one recipe."""
         path = Path(self.recipe.model.path).expanduser()
@@ -135,18 +130,24 @@ def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]
     return targets
 
 
-def find_baseline(name: str, overrides: Sequence[str], recipe: Recipe) -> Target:
-    """The model that others are held against, to be scored under their recipe.
+def baseline_of(target: Target, name: str | None, overrides: Sequence[str]) -> Target | None:
+    """The model that a target is compared with, to be scored under the target's recipe.
 
     Args:
-        name: like a target; of a run it is the saved model, of a recipe the start model.
+        target: perhaps the same model.
+        name: like a target's; of a run it is the saved model, of a recipe the start model. `none` is nothing, and None
+            the model that training started from.
         overrides: `KEY=VALUE`.
-        recipe: of what is held against it.
     """
+    if name == "none" or (name is None and target.start is None):
+        return None
+    if name is None:
+        assert target.start is not None
+        return Target(target.start.path, replace(target.recipe, model=target.start))
     found = _with_recipe(name, overrides)
     if found is None:
-        return model_alone(name, overrides, recipe)
-    return replace(found, recipe=replace(recipe, model=found.recipe.model))
+        return model_alone(name, overrides, target.recipe)
+    return replace(found, recipe=replace(target.recipe, model=found.recipe.model))
 
 
 def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> Target:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generate.document import answers_document
 from simpo_cli.evaluate.generate.folder import MANIFEST, AnswerFolder, is_answers
+from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.formatting import LOG_PROB_DIGITS, Cell, Measured, change_cell, fixed, share_cell, thousands
 from simpo_cli.report.answers_view import answer_remarks, how_answered, measure_tables, preference_tables
 from simpo_cli.report.run_files import RunFiles

@@ -14,8 +14,8 @@ from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate import decode
 from simpo_cli.evaluate.generate.blind import SHEET
-from simpo_cli.evaluate.generate.document import answers_document
 from simpo_cli.evaluate.generate.folder import MANIFEST
+from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.evaluate.generate.run import Wanted, answer_prompts
 from tests.assess.conftest import HELD_OUT, ignore
 from tests.evaluate.judge.local_judge import completion, judge_server
@@ -182,7 +182,7 @@ def test_the_command_generates_judges_and_shows(
     shown = capsys.readouterr()
     assert shown.out.startswith("answers of run and tiny\n5 prompts of ")
     assert "The answer shown first won 100.0 % of the decided verdicts." in shown.out
-    assert "Only 5 prompts: too few to conclude much." in shown.out
+    assert "Only 5 prompts: too few to conclude much," in shown.out
     assert shown.err == ""
 
 

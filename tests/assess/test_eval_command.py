@@ -165,5 +165,5 @@ def test_the_table_never_shows_a_bare_percentage(place: Path) -> None:
     assert done.exit_code == 0, done.output
     table = done.stdout[done.stdout.index("\naccuracy") : done.stdout.index("60 pairs of")]
     for line in table.splitlines():
-        if "%" in line and "a coin" not in line:
+        if "%" in line and "random baseline" not in line:
             assert re.search(r"% +[\d.]+ to [\d.]+ +\d+$", line), line

@@ -8,7 +8,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode
 from simpo_cli.evaluate.generate.blind import SHEET
-from simpo_cli.evaluate.generate.document import answers_document
+from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.report.answers_view import print_answers
 from simpo_cli.report.console import make_console
 from tests.cli.test_help import imported_by

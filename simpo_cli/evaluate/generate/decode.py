@@ -6,7 +6,7 @@ where two tokens are equally likely to the last bits, another batch may take the
 there. With one thread and the same batches they are the same bits.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
-from simpo_cli.evaluate.answers import counting
 from simpo_cli.evaluate.generate.decoding import Decoding, Generated, Mode, uniforms, until_end
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
@@ -92,32 +91,65 @@ def answers_of(
 def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, mode: Mode) -> list[Generated]:
     """Answers to prompts that go through the model together."""
     device = next(model.parameters()).device
-    longest = max(len(question.ids) for question in questions)
-    prompts = torch.zeros(len(questions), longest, dtype=torch.long)
-    seen = torch.zeros_like(prompts)
-    for row, question in enumerate(questions):
-        prompts[row, longest - len(question.ids) :] = torch.tensor(question.ids)
-        seen[row, longest - len(question.ids) :] = 1
+    prompts = [question.ids for question in questions]
     processors: list[Any] = []
     if mode == "sampled":
-        numbers = np.stack([uniforms(question.key, decoding) for question in questions])
-        processors = [InverseDraw(torch.from_numpy(numbers).to(device), decoding.temperature, longest)]
+        numbers = torch.from_numpy(np.stack([uniforms(question.key, decoding) for question in questions]))
+        processors = [InverseDraw(numbers.to(device), decoding.temperature, max(map(len, prompts)))]
     name = f"{mode} answers to {len(questions)} prompts: generating tokens"
-    with torch.inference_mode(), stage(name, decoding.max_new_tokens) as generating:
-        output = model.generate(
-            input_ids=prompts.to(device),
-            attention_mask=seen.to(device),
-            logits_processor=processors,
-            do_sample=False,
-            max_new_tokens=decoding.max_new_tokens,
-            eos_token_id=list(decoding.end_ids) or None,
-            pad_token_id=decoding.end_ids[0] if decoding.end_ids else 0,
-            stopping_criteria=StoppingCriteriaList([counting(generating)]),
+    with torch.inference_mode():
+        rows = generate_ids(
+            model, prompts, device, decoding.max_new_tokens, decoding.end_ids, processors=processors, name=name
         )
-    return [
-        until_end(question.key, ids, decoding.end_ids)
-        for question, ids in zip(questions, output[:, longest:].tolist(), strict=True)
-    ]
+    return [until_end(question.key, ids, decoding.end_ids) for question, ids in zip(questions, rows, strict=True)]
+
+
+def generate_ids(
+    causal: Any,
+    prompts: Sequence[Sequence[int]],
+    device: torch.device,
+    max_new_tokens: int,
+    end_ids: Iterable[int],
+    *,
+    processors: Sequence[Any] = (),
+    name: str = "generating tokens",
+) -> list[list[int]]:
+    """The tokens that a model takes greedily after each prompt, one by one; behind an end token there is only padding.
+
+    All prompts go through the model together, shorter ones padded on the left. That is exact for models that follow
+    their attention mask, to the rounding of the sums.
+
+    Args:
+        causal: a causal language model of transformers whose generation config suggests nothing.
+        prompts: tokens, at least one prompt.
+        device: the model's.
+        max_new_tokens: most tokens of an answer.
+        end_ids: tokens that end one.
+        processors: what changes the scores before the likeliest token is taken.
+        name: of the stage that counts the tokens.
+    """
+    ends, longest = sorted(end_ids), max(map(len, prompts))
+    pad = ends[0] if ends else 0
+    with stage(name, max_new_tokens) as generating:
+
+        def count(ids: Tensor, _: Any, **__: Any) -> Tensor:  # asked after every token whether to stop
+            generating.advance()
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        paddings = [longest - len(ids) for ids in prompts]
+        padded = [[pad] * n + list(ids) for n, ids in zip(paddings, prompts, strict=True)]
+        output = causal.generate(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=torch.tensor([[0] * n + [1] * (longest - n) for n in paddings], device=device),
+            logits_processor=list(processors),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+            stopping_criteria=StoppingCriteriaList([count]),
+        )
+    rows: list[list[int]] = output[:, longest:].tolist()
+    return rows
 
 
 def rows_that_fit(

@@ -1,7 +1,7 @@
 """How answers are drawn, and what comes of it: known without torch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,23 @@ class Generated:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to one prompt.
+
+    Attributes:
+        key: the prompt's.
+        text: what a person reads: its tokens without the end token, as text, white space at both ends left out.
+        ids: its tokens without the end token.
+        ended: whether the model ended it; else it was cut at max_new_tokens.
+    """
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
+
+
 def uniforms(key: str, decoding: Decoding) -> NDArray[np.float64]:
     """(max_new_tokens,) random numbers in [0, 1) of one prompt: the same whatever else is asked, for either model."""
     digest = hashlib.sha256(f"{decoding.seed} {key}".encode()).digest()
@@ -46,7 +63,7 @@ def uniforms(key: str, decoding: Decoding) -> NDArray[np.float64]:
     return draw.random(decoding.max_new_tokens)
 
 
-def until_end(key: str, ids: Sequence[int], end_ids: Sequence[int]) -> Generated:
+def until_end(key: str, ids: Sequence[int], end_ids: Collection[int]) -> Generated:
     """An answer up to its end token; behind it there is only padding."""
     end = next((place for place, token in enumerate(ids) if token in end_ids), None)
     return Generated(key, tuple(ids if end is None else ids[:end]), end is not None)

@@ -21,8 +21,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.pair import Message
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generate.decoding import MODES, Generated, Mode
-from simpo_cli.evaluate.generate.measures import Answer
+from simpo_cli.evaluate.generate.decoding import MODES, Answer, Generated, Mode
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.files import disk_faults, object_in, replacing, rows_of
 
@@ -190,12 +189,8 @@ class AnswerFolder:
                     "Name another folder with --answers, or move this one away.",
                 )
             return found
-        started = {
-            MANIFEST,
-            PROMPTS,
-            f".{MANIFEST}",
-            f".{PROMPTS}",
-        }  # by a call that was killed before its first answer
+        # what a call that was killed before its first answer leaves
+        started = {MANIFEST, PROMPTS, f".{MANIFEST}", f".{PROMPTS}"}
         if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - started):
             raise UserError(f"{path} exists and holds no answers.", "Name another folder with --answers.")
         write_lines(path / PROMPTS, [_question_row(question) for question in questions])

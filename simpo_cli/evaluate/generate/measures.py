@@ -1,13 +1,21 @@
-"""What can be counted in answers: lengths, ends, repetition, variety, refusals; base against trained, by prompt."""
+"""What a folder of answers says, as JSON: lengths, ends, repetition, variety, refusals, verdicts of people and judges.
+
+Base against trained, by prompt. Nothing here needs torch.
+"""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simpo_cli import statistics
+from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts
+from simpo_cli.evaluate.generate.decoding import MODES, Answer
+from simpo_cli.evaluate.generate.folder import SCHEMA_VERSION, AnswerFolder
+from simpo_cli.evaluate.generate.prompts import Question
+from simpo_cli.evaluate.judge.run import judge_document
 from simpo_cli.statistics import Comparison, Measured
 
 REPEATED = 4
@@ -25,26 +33,49 @@ _REFUSALS = (
 )
 _REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE | re.DOTALL)
 _OPENING = 200  # characters in which a refusal shows itself
+_EXAMPLES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer to one prompt.
+def answers_document(path: Path) -> dict[str, Any]:
+    """What a folder of answers says: the measures of each mode, what people have written into the sheet, and
+    what judges have said.
 
-    Attributes:
-        key: the prompt's.
-        text: what a person reads: its tokens without the end token, as text, white space at both ends left out.
-        ids: its tokens without the end token.
-        ended: whether the model ended it; else it was cut at max_new_tokens.
+    Raises:
+        UserError: answers are missing, or a file is damaged.
     """
+    folder = AnswerFolder.open(path)
+    greedy = (folder.in_order("base", "greedy"), folder.in_order("trained", "greedy"))
+    measures = {
+        mode: measure_answers(folder.in_order("base", mode), folder.in_order("trained", mode)) for mode in MODES
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "answers",
+        "folder": str(path),
+        "manifest": dict(folder.manifest),
+        "measures": measures,
+        "examples": _examples(folder.questions, *greedy),
+        "people": read_verdicts(path),
+        "judges": judge_document(path),
+        "sheet": str(path / SHEET),
+        "key": str(path / KEY),
+    }
 
-    key: str
-    text: str
-    ids: tuple[int, ...]
-    ended: bool
+
+def _examples(questions: Sequence[Question], base: Sequence[Answer], trained: Sequence[Answer]) -> list[dict[str, str]]:
+    """The first prompts with both greedy answers, those first to which the answers differ."""
+    rows = [
+        {
+            "prompt": next((turn.content for turn in reversed(question.turns) if turn.role == "user"), ""),
+            "base": one.text,
+            "trained": other.text,
+        }
+        for question, one, other in zip(questions, base, trained, strict=True)
+    ]
+    return sorted(rows, key=lambda row: row["base"] == row["trained"])[:_EXAMPLES]
 
 
-def repeated_share(ids: Sequence[int], size: int = REPEATED) -> float:
+def repeated_share(ids: Sequence[Hashable], size: int = REPEATED) -> float:
     """Share of an answer's grams of `size` tokens that occurred in it before; 0 where it is shorter."""
     grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

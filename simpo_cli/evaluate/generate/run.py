@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from simpo_cli.evaluate.generate.decoding import MODES, Decoding, Mode
 from simpo_cli.evaluate.generate.folder import SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generate.prompts import NUM_PROMPTS, Question, Questions, questions_of_file, questions_of_pairs
 from simpo_cli.evaluate.held_out import held_out_of
-from simpo_cli.evaluate.targets import Target, find_baseline, find_targets, loader_of
+from simpo_cli.evaluate.targets import Target, baseline_of, find_targets, loader_of
 from simpo_cli.model.load import Load, ModelSource, find_model
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 
@@ -28,8 +28,8 @@ MAX_NEW_TOKENS = 512
 """Most tokens of an answer when nobody says how many and the models know so many positions."""
 
 Engine = Literal["transformers", "vllm"]
-Progress = Callable[[Side, Mode, int, int], None]
-"""Told after every batch: model, mode, answers so far, answers wanted."""
+Progress = Callable[[Side, Mode, int], None]
+"""Called after every batch: model, mode, answers so far."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,18 @@ class Answering:
 def choose_decoding(
     models: Mapping[Side, Answering],
     questions: Sequence[Question],
-    tokenizer: TextTokenizer,
-    data: DataRecipe,
+    end_ids: Iterable[int],
     *,
     max_new_tokens: int | None,
     temperature: float,
     seed: int,
 ) -> Decoding:
-    """How answers are drawn: they end at the tokens that end a response in training.
+    """How answers are drawn.
 
     Args:
         models: both; an answer has to fit in the positions that they know.
         questions: the prompts.
-        tokenizer, data: what made tokens of them.
+        end_ids: the tokens that end a response in training.
         max_new_tokens: None is 512, or what there is room for.
         temperature, seed: of the sampled answers.
 
@@ -87,14 +86,24 @@ def choose_decoding(
             f"{max(1, wanted):,}.",
             f"Set --max-new-tokens {room} or less." if room >= 1 else "Lower data.max_prompt_length.",
         )
-    ends = tuple(sorted(Rules.of(data, tokenizer).ends))
-    return Decoding(max_new_tokens=wanted, temperature=temperature, seed=seed, end_ids=ends)
+    return Decoding(max_new_tokens=wanted, temperature=temperature, seed=seed, end_ids=tuple(sorted(end_ids)))
 
 
-def choose_engine(models: Mapping[Side, Answering]) -> Engine:
-    """vLLM where it is installed and both models are whole folders; adapters would have to be merged first."""
+def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> Engine:
+    """What is wanted, or vLLM where it is installed and both models are whole folders.
+
+    Raises:
+        UserError: vLLM is wanted and not installed, or it would need a model merged first.
+    """
     are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
-    return "vllm" if vllm_engine.is_installed() and are_whole else "transformers"
+    has_vllm = vllm_engine.is_installed() and are_whole
+    if wanted == "vllm" and not has_vllm:
+        raise UserError(
+            "vLLM is not installed, or one of the models is an adapter or a checkpoint, which it would need merged.",
+            "Use --engine transformers.",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    return wanted or ("vllm" if has_vllm else "transformers")
 
 
 def require_same_tokens(base: ModelRecipe, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
@@ -141,7 +150,7 @@ def manifest_of(
             for side, model in models.items()
         },
         "engine": engine,
-        "engine_version": _version(engine),
+        "engine_version": version(engine),
         "decoding": {
             "modes": list(MODES),
             "max_new_tokens": decoding.max_new_tokens,
@@ -177,10 +186,6 @@ def _weights(model: Answering) -> dict[str, Any]:
     return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
 
 
-def _version(engine: Engine) -> str:
-    return version(engine)
-
-
 def generate(
     folder: AnswerFolder,
     models: Mapping[Side, Answering],
@@ -198,8 +203,7 @@ def generate(
         asked = folder.still_to_ask(side)
         if not any(asked.values()):
             continue
-        wanted = len(folder.questions)
-        done = {mode: wanted - len(asked[mode]) for mode in MODES}
+        done = {mode: len(folder.questions) - len(asked[mode]) for mode in MODES}
         model = models[side]
         answers = (
             vllm_engine.answers_of(model.source, asked, decoding)
@@ -209,19 +213,14 @@ def generate(
         for mode, generated in answers:
             folder.add(side, mode, generated, [tokenizer.decode(one.ids).strip() for one in generated])
             done[mode] += len(generated)
-            progress(side, mode, done[mode], wanted)
+            progress(side, mode, done[mode])
     folder.write_formats(time.time())
-    write_blind(
-        folder.path,
-        folder.questions,
-        folder.in_order("base", "greedy"),
-        folder.in_order("trained", "greedy"),
-        decoding.seed,
-    )
+    base, trained = (folder.in_order(side, "greedy") for side in SIDES)
+    write_blind(folder.path, folder.questions, base, trained, decoding.seed)
 
 
 def names_of(base: str, trained: str) -> dict[Side, str]:
-    """Short names for two models that can name files: the last part of each path, told apart where they are the same.
+    """Short names for two models that can name files: the last part of each path, and the side where both are one.
 
     Args:
         base, trained: paths, hub ids, or `builtin:guide`.
@@ -264,14 +263,14 @@ class Wanted:
 def answer_prompts(
     name: str, overrides: Sequence[str], baseline: str | None, wanted: Wanted, say: Callable[[str], None]
 ) -> Path:
-    """Let a model and its baseline answer, and return the folder that holds what they said.
+    """Let a model and its baseline answer, and return the folder that holds the answers.
 
     Args:
         name: a run, a model, a checkpoint or an adapter.
         overrides: `KEY=VALUE`, as for training; `seed` is also that of the sampled answers.
         baseline: the other model; None is the one that training started from.
         wanted: what is asked, and how.
-        say: told what is going on, a line at a time.
+        say: called with what is going on, a line at a time.
 
     Raises:
         UserError: a name means nothing, there is nothing to compare with, or a prompt or a value is refused.
@@ -284,46 +283,36 @@ def answer_prompts(
     tokenizer = prepare_tokenizer(recipe)
     questions, asked_of = _questions(recipe, tokenizer, wanted)
     names = names_of(base.name, trained.name)
-    models: dict[Side, Answering] = {
-        "base": _answering(names["base"], base),
-        "trained": _answering(names["trained"], trained),
-    }
+    targets: dict[Side, Target] = {"base": base, "trained": trained}
+    models = {side: _answering(names[side], target) for side, target in targets.items()}
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
     decoding = choose_decoding(
         models,
         questions.asked,
-        tokenizer,
-        recipe.data,
+        Rules.of(recipe.data, tokenizer).ends,
         max_new_tokens=wanted.max_new_tokens,
         temperature=wanted.temperature,
         seed=recipe.seed,
     )
-    engine = choose_engine(models) if wanted.engine is None else wanted.engine
-    _require_engine(engine, models)
+    engine = choose_engine(models, wanted.engine)
     manifest = manifest_of(models, questions, asked_of, decoding, engine, tokenizer, recipe.data)
     folder = AnswerFolder.make(wanted.folder or _default_folder(trained), manifest, questions.asked)
     say(f"{len(folder.questions):,} prompts of {asked_of}, answered by {engine}, into {folder.path}")
-    generate(
-        folder,
-        models,
-        decoding,
-        engine,
-        tokenizer,
-        lambda side, mode, done, all_of_them: say(f"{names[side]}, {mode}: {done:,} of {all_of_them:,}"),
-    )
+
+    def progress(side: Side, mode: Mode, done: int) -> None:
+        say(f"{names[side]}, {mode}: {done:,} of {len(folder.questions):,}")
+
+    generate(folder, models, decoding, engine, tokenizer, progress)
     return folder.path
 
 
 def _base_of(trained: Target, baseline: str | None, overrides: Sequence[str]) -> Target:
-    if baseline == "none" or (baseline is None and trained.start is None):
+    base = baseline_of(trained, baseline, overrides)
+    if base is None:
         raise UserError(
             "answers are compared, and there is nothing to compare with.",
             "Name a run, or the other model with --baseline MODEL.",
         )
-    if baseline is None:
-        assert trained.start is not None
-        return Target(trained.start.path, replace(trained.recipe, model=trained.start))
-    base = find_baseline(baseline, overrides, trained.recipe)
     if base.identity == trained.identity:
         raise UserError(f"the baseline {base.name} is the model itself.", "Name another one with --baseline.")
     return base
@@ -341,15 +330,6 @@ def _questions(recipe: Recipe, tokenizer: TextTokenizer, wanted: Wanted) -> tupl
     held_out = held_out_of(recipe)
     most = wanted.num_prompts or NUM_PROMPTS
     return questions_of_pairs(held_out.pairs, held_out.sources, held_out.role, recipe.data, most), held_out.name
-
-
-def _require_engine(engine: Engine, models: dict[Side, Answering]) -> None:
-    if engine == "vllm" and choose_engine(models) != "vllm":
-        raise UserError(
-            "vLLM is not installed, or one of the models is an adapter or a checkpoint, which it would need merged.",
-            "Use --engine transformers.",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
 
 
 def _default_folder(trained: Target) -> Path:

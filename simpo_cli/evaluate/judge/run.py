@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from simpo_cli import statistics
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.generate.decoding import Answer
 from simpo_cli.evaluate.generate.folder import AnswerFolder, add_rows, read_rows
-from simpo_cli.evaluate.generate.measures import Answer
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.evaluate.judge.client import INSTRUCTIONS, Judge, Reply, question_about, read_reply
 from simpo_cli.evaluate.judge.win_rate import length_controlled, win_rate

@@ -9,7 +9,7 @@ Where they are trained in float32 and saved in bfloat16, updates add up first, a
 to enough.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,10 @@ from torch import Tensor, nn, optim
 
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.evaluate.answers import Question, generate
+from simpo_cli.evaluate.generate.measures import repeated_share
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import Rounding, RoundingSums
 from simpo_cli.run.events import ProbeAnswer
-
-_GRAM = 4  # tokens
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,12 @@ class AnswerProbe:
     most_tokens: int
 
     def ask(self, policy: Policy, accelerator: Accelerator) -> tuple[ProbeAnswer, ...]:
-        """The likeliest answer to each prompt, word by word."""
+        """The greedy answer to each prompt."""
         answers = generate(policy, self.questions, self.tokenizer, accelerator, most_tokens=self.most_tokens)
         return tuple(
             ProbeAnswer(question.text, answer.text, len(answer.ids), repeated_share(answer.ids), answer.ended)
             for question, answer in zip(self.questions, answers, strict=True)
         )
-
-
-def repeated_share(ids: Sequence[Hashable]) -> float:
-    """Share of the runs of four tokens that occurred before in the same answer, 0 where there are none.
-
-    This is seq-rep-4 of Welleck et al. (2020, arXiv:1908.04319): 1 - distinct / all.
-    """
-    grams = [tuple(ids[start : start + _GRAM]) for start in range(len(ids) - _GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 _SAMPLED = 4096  # of each tensor

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.evaluate.answers import Question
+from simpo_cli.evaluate.generate.measures import repeated_share
 from simpo_cli.model.policy import Policy
 from simpo_cli.run.events import LOOPING, ProbeAnswer
-from simpo_cli.train.health.probes import AnswerProbe, repeated_share
+from simpo_cli.train.health.probes import AnswerProbe
 
 
 @pytest.mark.parametrize(
