@@ -1,19 +1,15 @@
 """`simpo eval`: models measured on held-out pairs, against where they started and against one another."""
 
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from simpo_cli.cli.eval_answers import (
-    TEMPERATURE,
-    AnswerOptions,
-    document_of_answers,
-    print_answers_or_results,
-)
-from simpo_cli.cli.options import TrustRemoteCode
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.eval_answers import TEMPERATURE, AnswerOptions, answers_of, print_answers_or_results
+from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, print_json, say
+from simpo_cli.cli.working import importing, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 
@@ -23,13 +19,6 @@ if TYPE_CHECKING:
 
 _ANSWERS = "Answers to prompts, in place of scores (TARGET may also be their folder)"
 _JUDGE = "Answers compared by a judge, with --generate or of a folder of answers"
-
-
-class Engine(StrEnum):
-    """What runs a model that answers."""
-
-    TRANSFORMERS = "transformers"
-    VLLM = "vllm"
 
 
 def evaluate(
@@ -52,10 +41,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--by", metavar="COLUMN", help="Also by the values of a column of the records; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write the JSON document to this file.")
-    ] = None,
+    as_json: AsJson = False,
+    output: Output = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to this file.")] = None,
     pairs: Annotated[
         Path | None,
@@ -88,7 +75,7 @@ def evaluate(
         typer.Option(metavar="T", rich_help_panel=_ANSWERS, help=f"Of the sampled answers; if absent {TEMPERATURE}."),
     ] = None,
     engine: Annotated[
-        Engine | None,
+        Literal["transformers", "vllm"] | None,
         typer.Option(rich_help_panel=_ANSWERS, help="What runs the models; if absent vllm where it is installed."),
     ] = None,
     answers: Annotated[
@@ -113,39 +100,48 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score held-out pairs: accuracy, margins, length and drift, with intervals and tests against the start model."""
-    from simpo_cli.report.page import require_replaceable, require_replaceable_page
+    from simpo_cli.report.page import require_replaceable, require_replaceable_page, write_report
 
     if output is not None:
         require_replaceable(output)
     if html is not None:
         require_replaceable_page(html)
-    names, overrides = _told_apart(arguments)
-    about_answers = AnswerOptions(
+    names, overrides = _split(arguments)
+    if data:
+        overrides.insert(0, _held_out(data))
+    options = AnswerOptions(
         generate=generate,
-        prompts=prompts,
-        num_prompts=num_prompts,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        engine=None if engine is None else engine.value,
-        answers=answers,
-        judge=judge,
-        judge_model=judge_model,
-        judge_key=judge_key,
+        making={
+            "prompts": prompts,
+            "num_prompts": num_prompts,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "engine": engine,
+            "answers": answers,
+        },
+        judging={"judge": judge, "judge_model": judge_model, "judge_key": judge_key},
         of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
     )
     _require_here([*names, *([baseline] if baseline else [])])
     with trusting(trust_remote_code):
-        found = document_of_answers(names, [*_data_overrides(data or []), *overrides], baseline, about_answers, _say)
-    if found is not None:
-        _show_answers(found, output, as_json=as_json)
+        document = answers_of(names, overrides, baseline, options, _say)
+    if document is not None:
+        if output is not None:
+            write_report(output, document)
+        if as_json:
+            print_json(document)
+        elif output is None:
+            print_answers_or_results(document)
         return
-    files = _Files(output, html, pairs, is_one=len(names) == 1)
-    with trusting(trust_remote_code):
-        document = _assessed(names, [*_data_overrides(data or []), *overrides], baseline, by or [], files)
-    if as_json:
-        from simpo_cli.report.page import json_text
+    if pairs is not None:
+        from simpo_cli.evaluate.pair_files import require_pairs_file
 
-        print(json_text(document))
+        require_pairs_file(pairs)
+    write = partial(_write, output, html, pairs, len(names) == 1)
+    with trusting(trust_remote_code):
+        document = _assessed(names, overrides, baseline, by or [], write)
+    if as_json:
+        print_json(document)
     elif output is None:
         from simpo_cli.report.console import out
         from simpo_cli.report.eval_view import print_eval
@@ -191,76 +187,59 @@ def _require_all(document: dict[str, Any], num_named: int) -> None:
     raise UserError(f"{what}: {failure_in_words(first)}", first["fix"], exit_code=ExitCode(first["exit_code"]))
 
 
-def _show_answers(document: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
-    from simpo_cli.report.page import json_text, write_report
+def _write(
+    output: Path | None,
+    html: Path | None,
+    pairs: Path | None,
+    is_one: bool,
+    assessed: "Sequence[Evaluation]",
+    failed: "Sequence[Failure]",
+) -> dict[str, Any]:
+    """Write what there is, anew after each model, so that nothing is lost with a later one; return the document."""
+    from simpo_cli.evaluate.pair_files import write_pairs_file
+    from simpo_cli.evaluate.results import document_of
+    from simpo_cli.report.page import write_page, write_report
 
+    document = document_of(assessed, failed, is_one=is_one)
     if output is not None:
         write_report(output, document)
-    if as_json:
-        print(json_text(document))
-    elif output is None:
-        print_answers_or_results(document)
+    if pairs is not None:
+        write_pairs_file(pairs, assessed)
+    if html is not None:
+        from simpo_cli.report.eval_page import eval_page
 
-
-class _Files:
-    """Where results go; written anew after each model, so that nothing that was scored is lost with a later one."""
-
-    def __init__(self, output: Path | None, html: Path | None, pairs: Path | None, *, is_one: bool) -> None:
-        self._output, self._html, self._pairs, self._is_one = output, html, pairs, is_one
-        if pairs is not None:
-            from simpo_cli.evaluate.pair_files import require_pairs_file
-
-            require_pairs_file(pairs)
-
-    def write(self, assessed: "list[Evaluation]", failed: "list[Failure]") -> dict[str, Any]:
-        """Write what there is, and return the document."""
-        from simpo_cli.evaluate.pair_files import write_pairs_file
-        from simpo_cli.evaluate.results import document_of
-        from simpo_cli.report.page import write_page, write_report
-
-        document = document_of(assessed, failed, is_one=self._is_one)
-        if self._output is not None:
-            write_report(self._output, document)
-        if self._pairs is not None:
-            write_pairs_file(self._pairs, assessed)
-        if self._html is not None:
-            from simpo_cli.report.eval_page import eval_page
-
-            write_page(self._html, eval_page(document))
-        return document
+        write_page(html, eval_page(document))
+    return document
 
 
 @shows_work
 def _assessed(
-    names: list[str], overrides: list[str], baseline: str | None, by: list[str], files: _Files
+    names: list[str], overrides: list[str], baseline: str | None, by: list[str], write: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
-    from simpo_cli.cli.working import importing
-
     with importing():
         from simpo_cli.evaluate.evaluation import Evaluator
 
     try:
-        found = Evaluator(overrides, baseline, by, _say).run(names, files.write)
+        found = Evaluator(overrides, baseline, by, _say).run(names, write)
     except UserError as error:
         raise _located(error, names[0], overrides) from error
-    return files.write(*found)
+    return write(*found)
 
 
-def _told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Names, and KEY=VALUE; a name may hold an equals sign where something of that name is there."""
-    is_name = ["=" not in argument or Path(argument).exists() for argument in arguments]
-    names = [argument for argument, named in zip(arguments, is_name, strict=True) if named]
+    names = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     if not names:
         raise UserError("nothing is named to score.", "Name a run, a model folder or a recipe: simpo eval runs/my-run")
-    return names, [argument for argument, named in zip(arguments, is_name, strict=True) if not named]
+    return names, [argument for argument in arguments if argument not in names]
 
 
-def _data_overrides(files: list[str]) -> list[str]:
+def _held_out(files: list[str]) -> str:
     """`--data` as what it stands for, data.eval."""
     from json import dumps
 
     sources = ", ".join(f"{{path: {dumps(file, ensure_ascii=False)}}}" for file in files)
-    return [f"data.eval=[{sources}]"] if files else []
+    return f"data.eval=[{sources}]"
 
 
 def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
@@ -276,6 +255,4 @@ def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
 
 
 def _say(text: str) -> None:
-    from simpo_cli.report.console import err, printable
-
-    err.print(printable(text), style="dim", soft_wrap=True)
+    say(text, "dim")

@@ -1,37 +1,33 @@
 """What `simpo eval` does with answers: `--generate`, `--judge`, and folders of answers or of other tools' results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.working import importing, shows_work
 from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
     from simpo_cli.evaluate.generate.run import Wanted
+    from simpo_cli.evaluate.judge.client import Judge
 
 TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """The options of `simpo eval` that are about answers, as they were typed.
+    """The options of `simpo eval` that are about answers, by their names, None where they were not typed.
 
     Attributes:
+        making: how answers are made; they need `generate`.
+        judging: who compares them.
         of_pairs: the options that were typed and are about scored pairs.
     """
 
     generate: bool
-    prompts: str | None
-    num_prompts: int | None
-    max_new_tokens: int | None
-    temperature: float | None
-    engine: Literal["transformers", "vllm"] | None
-    answers: Path | None
-    judge: str | None
-    judge_model: str | None
-    judge_key: str | None
+    making: Mapping[str, Any]
+    judging: Mapping[str, str | None]
     of_pairs: tuple[str, ...]
 
     def require_use(self, *, of_answers: bool) -> None:
@@ -46,39 +42,36 @@ class AnswerOptions:
         if self.generate and of_answers:
             raise UserError(
                 "the folder holds answers already, and --generate makes them from a model.",
-                "Name the run again to go on with it, or leave --generate out to see what there is.",
+                "Name the run again to continue it, or leave --generate out to see what there is.",
             )
-        if not self.generate:
-            for name in ("prompts", "num_prompts", "max_new_tokens", "temperature", "engine", "answers"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"--{name.replace('_', '-')} says how answers are made.", "Add --generate.")
-        if self.judge is None:
-            for name in ("judge_model", "judge_key"):
-                if getattr(self, name) is not None:
-                    raise UserError(f"--{name.replace('_', '-')} needs a judge.", "Add --judge URL.")
+        if not self.generate and (unused := _typed(self.making)):
+            raise UserError(f"{unused[0]} says how answers are made.", "Add --generate.")
+        if self.judging["judge"] is None:
+            if unused := _typed(self.judging):
+                raise UserError(f"{unused[0]} needs a judge.", "Add --judge URL.")
         elif not self.generate and not of_answers:
             raise UserError(
                 "a judge compares answers, and none are named.", "Add --generate, or name a folder of answers."
             )
-        elif self.judge_model is None:
+        elif self.judging["judge_model"] is None:
             raise UserError("--judge does not say which model judges.", "Add --judge-model NAME.")
 
     def wanted(self) -> "Wanted":
         """How answers are to be made."""
         from simpo_cli.evaluate.generate.run import Wanted
 
-        return Wanted(
-            prompts=self.prompts,
-            num_prompts=self.num_prompts,
-            max_new_tokens=self.max_new_tokens,
-            temperature=TEMPERATURE if self.temperature is None else self.temperature,
-            engine=self.engine,
-            folder=self.answers,
-        )
+        making = {**self.making}
+        if making["temperature"] is None:
+            making["temperature"] = TEMPERATURE
+        return Wanted(folder=making.pop("answers"), **making)
+
+
+def _typed(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
 
 
 @shows_work
-def document_of_answers(
+def answers_of(
     names: Sequence[str],
     overrides: Sequence[str],
     baseline: str | None,
@@ -91,7 +84,7 @@ def document_of_answers(
         names: what is named: with `--generate` one model, else perhaps one folder of answers or folders of results.
         overrides, baseline: as for scoring.
         options: what was typed.
-        say: told what is going on.
+        say: writes a line of progress.
 
     Raises:
         UserError: an option does nothing here, or what it asks cannot be done.
@@ -107,14 +100,10 @@ def document_of_answers(
         return results
     if len(names) > 1:
         raise UserError("answers are of one model and what it is compared with.", "Name one at a time.")
-    unused = (
-        options.of_pairs if options.generate else [*options.of_pairs, *overrides, *([baseline] if baseline else [])]
-    )
-    _require_nothing_else(unused)
-    judge = _judge(options)  # before anything is generated: it may lack a package or a key
+    of_scores = [] if options.generate else [*overrides, *([baseline] if baseline else [])]
+    _require_nothing_else([*options.of_pairs, *of_scores])
+    judge = _judge(options.judging)  # before anything is generated: it may lack a package or a key
     if options.generate:
-        from simpo_cli.cli.working import importing
-
         with importing():
             from simpo_cli.evaluate.generate.run import answer_prompts
         folder = answer_prompts(names[0], overrides, baseline, options.wanted(), say)
@@ -137,12 +126,13 @@ def _require_nothing_else(given: Sequence[str]) -> None:
         raise UserError(f"{given[0]} is for scoring pairs, and none are scored here.", f"Leave {given[0]} out.")
 
 
-def _judge(options: AnswerOptions) -> Any:
-    if options.judge is None or options.judge_model is None:
+def _judge(judging: Mapping[str, str | None]) -> "Judge | None":
+    url, model = judging["judge"], judging["judge_model"]
+    if url is None or model is None:
         return None
     from simpo_cli.evaluate.judge.client import KEY_VARIABLE, Judge
 
-    return Judge(options.judge, options.judge_model, key_variable=options.judge_key or KEY_VARIABLE)
+    return Judge(url, model, key_variable=judging["judge_key"] or KEY_VARIABLE)
 
 
 def _results_of_others(names: Sequence[str]) -> dict[str, Any] | None:

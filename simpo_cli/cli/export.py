@@ -1,26 +1,17 @@
 """`simpo export`: a run's model in the form that other programs load."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from simpo_cli.cli.options import TrustRemoteCode, require_model
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.options import TrustRemoteCode, require_model, say
+from simpo_cli.cli.working import importing, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import disk_faults
 from simpo_cli.model.remote_code import trusting
 from simpo_cli.names import not_a_run
-
-
-class WeightType(StrEnum):
-    """Type of the weights that are written."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 def export(
@@ -32,7 +23,8 @@ def export(
         Path | None, typer.Option("--output", metavar="FOLDER", help="What to write; RUN/merged if not given.")
     ] = None,
     dtype: Annotated[
-        WeightType | None, typer.Option("--dtype", help="Type of the weights; the recipe's export.dtype if not given.")
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option("--dtype", help="Type of the weights; the recipe's export.dtype if not given."),
     ] = None,
     push: Annotated[
         str | None, typer.Option("--push", metavar="REPO", help="Send the model to this repository of the hub.")
@@ -66,7 +58,7 @@ def export(
 
 
 @shows_work
-def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
+def _merged(run: Path, output: Path | None, dtype: str | None) -> Path:
     """Merge, say what it cost, and return the folder."""
     folder = run / "merged" if output is None else output
     _require_adapters(run)
@@ -74,23 +66,20 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
         if os.path.lexists(folder):
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-    from simpo_cli.cli.working import importing
-    from simpo_cli.report.console import err, printable
-
     with importing():
         from simpo_cli.model.load import DTYPES
         from simpo_cli.publish.merge import merge_adapters
 
-    merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype.value])
-    err.print(
+    merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype])
+    say(
         f"merged: all logits at {merged.num_positions:,} positions of real responses within "
         f"{merged.largest_difference:.1g} nats of the adapters' in float32"
     )
-    err.print(
+    say(
         f"saved in {merged.dtype} and loaded again: {merged.lost:.2g} nats from the adapters, which changed them by "
         f"{merged.change:.2g} (root mean squares)"
     )
-    err.print(f"model   {printable(str(merged.folder))}", soft_wrap=True)
+    say(f"model   {merged.folder}")
     return folder
 
 
@@ -98,12 +87,11 @@ def _merged(run: Path, output: Path | None, dtype: WeightType | None) -> Path:
 def _push(folder: Path, repo_id: str, public: bool) -> None:
     """Send a folder that is saved."""
     from simpo_cli.publish.push import push
-    from simpo_cli.report.console import err, printable
 
     address, left_out = push(folder, repo_id, public=public)
     if left_out:
-        err.print(f"left out, as no file of a model: {printable(', '.join(left_out))}", soft_wrap=True)
-    err.print(f"pushed  {printable(address)}", soft_wrap=True)
+        say(f"left out, as no file of a model: {', '.join(left_out)}")
+    say(f"pushed  {address}")
 
 
 def _require_model(run: Path) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import TrustRemoteCode, require_model
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.options import AsJson, Overrides, TrustRemoteCode, print_json, require_model
+from simpo_cli.cli.working import importing, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 
@@ -25,9 +25,7 @@ def inspect(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A YAML file, the name of a shipped recipe, or a run folder.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
-    ] = None,
+    overrides: Overrides = None,
     num_pairs: Annotated[
         int | None, typer.Option("-n", min=1, help=f"Show the first N pairs that training uses; {NUM_PAIRS} if absent.")
     ] = None,
@@ -39,7 +37,7 @@ def inspect(
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Show tokens only, and load no model.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Show every token of long prompts and responses.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show training pairs token by token: prompt, scored tokens, what is cut, log-probs, reward and loss.
@@ -57,9 +55,7 @@ def inspect(
     except UserError as error:
         raise composed.located(error) from error
     if as_json:
-        from simpo_cli.report.page import json_text
-
-        print(json_text(document))
+        print_json(document)
         return
     from simpo_cli.report.console import out
     from simpo_cli.report.inspect_view import print_inspection
@@ -88,16 +84,16 @@ def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no
     tokenizer = prepare_tokenizer(recipe)
     require_end_token(tokenizer)
     decision, views = _views(recipe, tokenizer, places, count)
-    said = _Said({}) if no_model else _asked(recipe, views)
+    seen = _Scored({}) if no_model else _scored(recipe, views)
     return inspection_document(
         name,
         recipe,
         tokenizer,
         decision=decision,
         views=views,
-        scores=[said.scores.get(view.number) for view in views],
-        packing=said.packing,
-        no_model=said.why_not,
+        scores=[seen.scores.get(view.number) for view in views],
+        packing=seen.packing,
+        no_model=seen.why_not,
     )
 
 
@@ -123,21 +119,19 @@ def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], coun
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What the model says of pairs, by their numbers; or why it was not asked."""
+class _Scored:
+    """Scores of pairs by their numbers, or why there are none."""
 
     scores: "dict[int, TokenScores]"
     packing: str | None = None
     why_not: str | None = None
 
 
-def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
-    """Ask the model, if its weights are here and fit."""
-    from simpo_cli.cli.working import importing
-
+def _scored(recipe: "Recipe", views: "list[PairView]") -> _Scored:
+    """Score the pairs with the model, if its weights are here and fit."""
     encoded = {view.number: view.encoded for view in views if view.encoded is not None}
     if not encoded:
-        return _Said({})
+        return _Scored({})
     with importing():
         from simpo_cli.evaluate.scoring import open_model, score_tokens
         from simpo_cli.model.folder import NoWeightsError
@@ -148,13 +142,13 @@ def _asked(recipe: "Recipe", views: "list[PairView]") -> _Said:
     except UserError as error:
         if error.exit_code != ExitCode.ENVIRONMENT and not isinstance(error, NoWeightsError):
             raise  # the model is here, and cannot be used as it is
-        return _Said({}, why_not=error.problem)
+        return _Scored({}, why_not=error.problem)
     require_lengths(recipe, source)
     try:
         opened = open_model(recipe, source, list(encoded.values()))
     except UserError as error:
         if error.exit_code != ExitCode.ENVIRONMENT:
             raise
-        return _Said({}, why_not=error.problem)  # it does not fit in memory
+        return _Scored({}, why_not=error.problem)  # it does not fit in memory
     scores = score_tokens(opened, list(encoded.values()), recipe.loss)
-    return _Said(dict(zip(encoded, scores, strict=True)), packing=str(opened.check))
+    return _Scored(dict(zip(encoded, scores, strict=True)), packing=str(opened.check))

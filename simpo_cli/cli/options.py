@@ -1,5 +1,6 @@
-"""What commands share in their help: options that several have, and options listed in groups."""
+"""What commands share: options that several have, options listed in groups, and what they say to the terminal."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,12 @@ from typer.core import TyperCommand
 from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import FLAG
 
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Output = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write the JSON document to this file.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option(FLAG, help="Run the Python code that a model brings with it, if it needs that; read it first.")
 ]
@@ -16,16 +23,25 @@ TrustRemoteCode = Annotated[
 def require_model(asked: bool, *, loads_one: bool, fix: str) -> None:
     """Refuse the flag where no model is loaded, so that nobody believes that it did something.
 
-    Args:
-        asked: whether the flag was given.
-        loads_one: whether the command will load a model.
-        fix: how to have it load one.
-
     Raises:
-        UserError: the flag would do nothing.
+        UserError: with the `fix`, which says how to have the command load one.
     """
     if asked and not loads_one:
         raise UserError(f"{FLAG} is about the code of a model, and none is loaded.", fix)
+
+
+def say(text: str, style: str = "") -> None:
+    """A line on stderr, however long."""
+    from simpo_cli.report.console import err, printable
+
+    err.print(printable(text, keep_newlines=True), style=style, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    from simpo_cli.report.page import json_text
+
+    print(json_text(document))
 
 
 class GroupedCommand(TyperCommand):

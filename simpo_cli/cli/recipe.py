@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simpo_cli.cli.options import AsJson, Overrides, RecipeName, print_json, say
 from simpo_cli.cli.working import shows_work
 from simpo_cli.errors import ExitCode, UserError
 
@@ -22,12 +23,6 @@ SCHEMA_FILE = "simpo-recipe.schema.json"
 
 recipe_app = typer.Typer(help="Look at, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-
 
 @recipe_app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
@@ -38,13 +33,13 @@ def list_recipes(as_json: AsJson = False) -> None:
     names = shipped_names()
     if as_json:
         rows = [{"name": name, "title": title_of(name), "piece": examine(name).is_piece} for name in names]
-        _print_json(rows)
+        print_json(rows)
         return
     width = max(map(len, names), default=0)
     for name in names:
         _print_wrapped(f"{name.ljust(width)}  ", title_of(name))
-    _note("To look at one:     simpo recipe show NAME")
-    _note("To make it yours:   simpo recipe copy NAME")
+    say("To look at one:     simpo recipe show NAME")
+    say("To make it yours:   simpo recipe copy NAME")
 
 
 @recipe_app.command("show")
@@ -63,16 +58,16 @@ def show(
     if found.faults:
         raise found.first_error()
     for remark in found.notes:
-        _note(f"{remark}.")
+        say(f"{remark}.")
     tree = found.tree
     if found.composed is None:
-        _note(f"{found.piece_name} is a piece to compose; this is what it sets.")
+        say(f"{found.piece_name} is a piece to compose; this is what it sets.")
         tree = without_defaults(tree)
     if as_json:
         document: dict[str, Any] = {"recipe": plain_value(tree)}
         if origin:
             document["origins"] = {".".join(path): str(node.origin) for path, node in scalars(tree)}
-        _print_json(document)
+        print_json(document)
         return
     sys.stdout.write(to_yaml(tree, origins=origin))
 
@@ -103,9 +98,9 @@ def copy(
         with replacing(target) as file:
             file.write(text)
     schema = _write_schema(target.with_name(SCHEMA_FILE))
-    _note(f"Wrote {target}{schema}.")
+    say(f"Wrote {target}{schema}.")
     use = f"name {target.stem} in the defaults: of a recipe" if is_piece else f"simpo train {target}"
-    _note(f"Next: simpo recipe check {target}   then: {use}")
+    say(f"Next: simpo recipe check {target}   then: {use}")
 
 
 def _renamed(text: str, name: str) -> str:
@@ -162,11 +157,11 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
     if as_json:
         findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
         piece = found is not None and found.is_piece
-        _print_json({"recipe": name, "piece": piece, "findings": [vars(finding) for finding in findings]})
+        print_json({"recipe": name, "piece": piece, "findings": [vars(finding) for finding in findings]})
     else:
         _print_findings(warnings)
         for mistake in errors:
-            _note(f"Error: {mistake}")
+            say(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
                 _print_wrapped(
@@ -194,7 +189,7 @@ def schema(
     """Print every key with its type, default and use (JSON Schema)."""
     from simpo_cli.recipe.fields import json_schema
 
-    _print_json(json_schema(section))
+    print_json(json_schema(section))
 
 
 def _print_findings(findings: "list[Finding]") -> None:
@@ -219,15 +214,3 @@ def _print_wrapped(head: str, text: str) -> None:
     columns = shutil.get_terminal_size().columns
     indent = len(head) if columns - len(head) >= 30 else 4
     print(textwrap.fill(head + text, max(columns, 40), subsequent_indent=" " * indent, break_on_hyphens=False))
-
-
-def _print_json(document: Any) -> None:
-    from simpo_cli.report.page import json_text
-
-    print(json_text(document))
-
-
-def _note(text: str) -> None:
-    from simpo_cli.report.console import printable
-
-    print(printable(text, keep_newlines=True), file=sys.stderr)

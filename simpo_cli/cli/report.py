@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from simpo_cli.cli.options import print_json, say
 from simpo_cli.errors import UserError
 
 
@@ -31,8 +32,6 @@ def report(
         return
     if as_json:
         raise UserError("--json is how --verify answers, and the report is a page.", "Add --verify.")
-    from simpo_cli.report.console import err, printable
-
     match runs:
         case [run]:
             from simpo_cli.report.run_page import write_run_report
@@ -43,21 +42,20 @@ def report(
 
             written, compared = write_comparison(first, second, output)
             for label, text in comparison_lines(compared):
-                err.print(f"{label:<7} {printable(text)}", soft_wrap=True)
+                say(f"{label:<7} {text}")
         case _:
             raise UserError(f"{len(runs)} runs are named.", "Name one run, or two to compare.")
-    err.print(f"report  {printable(str(written))}", soft_wrap=True)
+    say(f"report  {written}")
 
 
 def _verify(run: Path, as_json: bool) -> None:
     """A line for every file of the run; exit code 4 where one is not what was written."""
     from simpo_cli.report.console import out, printable
-    from simpo_cli.report.page import json_text
     from simpo_cli.run.verify import verify_run
 
     found = verify_run(run)
     if as_json:
-        print(json_text(found.as_json()))
+        print_json(found.as_json())
     else:
         width = max(len(file.name) for file in found.seen)
         for file in found.seen:

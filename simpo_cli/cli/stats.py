@@ -3,26 +3,16 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from simpo_cli import __version__
-from simpo_cli.cli.options import TrustRemoteCode, require_model
-from simpo_cli.cli.stats_inputs import (
-    Mapping,
-    OnBadRecord,
-    cut_at,
-    evaluation_prompts,
-    named_recipe,
-    named_sources,
-    named_tokens,
-    open_reader,
-)
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, print_json, require_model, say
+from simpo_cli.cli.stats_inputs import Inputs, OnBadRecord, cut_at, named_recipe
+from simpo_cli.cli.working import quiet_libraries, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 
@@ -32,27 +22,6 @@ if TYPE_CHECKING:
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.selection import PromptSample
     from simpo_cli.recipe.schema import Recipe
-
-
-class FailOn(StrEnum):
-    """The mildest severity that fails the command."""
-
-    ERROR = "error"
-    WARNING = "warning"
-
-
-class BadRecords(StrEnum):
-    """What to do with malformed records."""
-
-    ERROR = "error"
-    SKIP = "skip"
-
-
-class Format(StrEnum):
-    """What is printed for people."""
-
-    TEXT = "text"
-    GITHUB = "github"
 
 
 def stats(
@@ -112,10 +81,10 @@ def stats(
         typer.Option("--direction", metavar="first", help="The first of the two responses is the better one."),
     ] = None,
     on_bad_record: Annotated[
-        BadRecords | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
+        OnBadRecord | None, typer.Option("--on-bad-record", help="Stop at malformed records, or count them.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", help="Write the JSON document to this file.")] = None,
+    as_json: AsJson = False,
+    output: Output = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with figures and examples.")
     ] = None,
@@ -129,10 +98,12 @@ def stats(
         typer.Option("--drop", metavar="CODE", help="With --write-clean: leave out pairs with this finding as well."),
     ] = None,
     fmt: Annotated[
-        Format, typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions.")
-    ] = Format.TEXT,
+        Literal["text", "github"],
+        typer.Option("--format", help="Print for a terminal, or as annotations for GitHub Actions."),
+    ] = "text",
     fail_on: Annotated[
-        FailOn | None, typer.Option("--fail-on", help="Exit with 3 if there is a finding this bad or worse.")
+        Literal["error", "warning"] | None,
+        typer.Option("--fail-on", help="Exit with 3 if there is a finding this bad or worse."),
     ] = None,
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="CODE", help="Tell what a finding means; all lists the codes.")
@@ -147,7 +118,7 @@ def stats(
         raise UserError("--redact is about the page, and none is written.", "Give --html FILE as well.")
     if drop and write_clean is None:
         raise UserError("--drop is about the clean file, and none is written.", "Give --write-clean FILE as well.")
-    if as_json and fmt == Format.GITHUB:
+    if as_json and fmt == "github":
         raise UserError("--json and --format github both say what is printed.", "Give one of them.")
     require_model(trust_remote_code, loads_one=model is not None, fix="Give --model as well, or leave it out.")
     from simpo_cli.report.page import require_replaceable, require_replaceable_page, write_report
@@ -170,17 +141,16 @@ def stats(
         )
     if not data and composed is None:
         raise UserError("no data is named.", "Name a file: simpo stats prefs.jsonl; or try simpo stats builtin:guide.")
-    policies: dict[BadRecords | None, OnBadRecord] = {BadRecords.ERROR: "error", BadRecords.SKIP: "skip"}
-    policy = policies.get(on_bad_record)
-    tokens = named_tokens(composed, tokenizer, max_length, policy)
+    mapping = {"columns": columns, "labels": labels, "direction": direction}
+    inputs = Inputs(data or [], evaluation or [], composed, mapping, on_bad_record)
+    tokens = inputs.tokens(tokenizer, max_length)
     scored_by = sample = None
     if model is not None:
         from simpo_cli.data.selection import PromptSample
 
         with trusting(trust_remote_code):
             scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)
-    mapping = Mapping(columns, labels, direction)
-    audit = _audit(data or [], composed, tokens, evaluation or [], by, policy, write_clean, sample, mapping)
+    audit = _audit(inputs, tokens, by, write_clean, sample)
     if scored_by is not None and sample is not None:
         with trusting(trust_remote_code):
             _add_model(audit, scored_by, sample)
@@ -195,7 +165,7 @@ def stats(
         cleaned = write_clean_pairs(write_clean, audit.examination, audit.read_again, also)
     _print(audit, as_json=as_json, fmt=fmt, is_asked=output is None)
     if html is not None:
-        _say(f"page: {html}")
+        say(f"page: {html}")
     if cleaned is not None:
         _say_cleaned(cleaned)
     if fail_on is not None:
@@ -231,27 +201,18 @@ class _Audit:
 
 @shows_work
 def _audit(
-    data: list[str],
-    recipe: "Recipe | None",
-    tokens: "Tokens | None",
-    evaluation: list[str],
-    by: str | None,
-    on_bad_record: OnBadRecord | None,
-    write_clean: Path | None,
-    sample: "PromptSample | None",
-    mapping: Mapping,
+    inputs: Inputs, tokens: "Tokens | None", by: str | None, write_clean: Path | None, sample: "PromptSample | None"
 ) -> _Audit:
     from simpo_cli.audit.examine import examine
     from simpo_cli.audit.reading import Groups
 
-    sources = named_sources(data, recipe, mapping)
+    sources = inputs.sources()
     if write_clean is not None:
         from simpo_cli.audit.clean import require_writable
 
         require_writable(write_clean, [source.path for source in sources])
-    read = partial(open_reader, sources, recipe, on_bad_record)
-    prompts = evaluation_prompts(evaluation, data, recipe, on_bad_record, mapping)
-    groups = None if by is None else Groups(by)
+    read = partial(inputs.open, sources=sources)
+    prompts, groups = inputs.evaluation_prompts(), None if by is None else Groups(by)
     examination = examine(read(), tokens, evaluation=prompts, groups=groups, sample=sample)
     from simpo_cli.audit.document import stats_document  # with scipy, when what the search held is given back
 
@@ -261,8 +222,6 @@ def _audit(
 @shows_work
 def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -> "Recipe":
     """What pairs are scored by; a model or lengths that do not fit are refused before anything is read."""
-    from simpo_cli.cli.working import quiet_libraries
-
     quiet_libraries()
 
     from simpo_cli.evaluate.start import fitting_lengths, require_fitting
@@ -301,13 +260,11 @@ def _write_page(path: Path, audit: _Audit, redact: bool) -> None:
     write_page(path, stats_page(audit.document, audit.examination, examples))
 
 
-def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None:
+def _print(audit: _Audit, *, as_json: bool, fmt: str, is_asked: bool) -> None:
     """Print the result; for people only where it was not asked for in a file."""
     if as_json:
-        from simpo_cli.report.page import json_text
-
-        print(json_text(audit.document))
-    elif fmt == Format.GITHUB:
+        print_json(audit.document)
+    elif fmt == "github":
         from simpo_cli.report.console import encodable
         from simpo_cli.report.findings_view import annotations
 
@@ -320,28 +277,22 @@ def _print(audit: _Audit, *, as_json: bool, fmt: Format, is_asked: bool) -> None
         print_stats(out, audit.document, audit.examination)
 
 
-def _say(text: str) -> None:
-    from simpo_cli.report.console import err, printable
-
-    err.print(printable(text), soft_wrap=True)
-
-
 def _say_cleaned(cleaned: "CleanResult") -> None:
     from simpo_cli.formatting import thousands
 
     by_code = ", ".join(f"{code} {thousands(count)}" for code, count in cleaned.by_code.items())
-    said = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
-    said += f", {thousands(cleaned.mended)} of them without the prompt in their answers" if cleaned.mended else ""
+    text = f"{cleaned.path}: {thousands(cleaned.kept)} pairs kept"
+    text += f", {thousands(cleaned.mended)} of them without the prompt in their answers" if cleaned.mended else ""
     listed = f", {thousands(cleaned.dropped)} dropped ({by_code}), listed in {cleaned.dropped_path}"
-    _say(said + (listed if cleaned.dropped else ", none dropped"))
+    say(text + (listed if cleaned.dropped else ", none dropped"))
 
 
-def _gate(findings: list[dict[str, Any]], fail_on: FailOn) -> None:
+def _gate(findings: list[dict[str, Any]], fail_on: str) -> None:
     """Fail where a finding is as bad as the person does not want it."""
-    failing = [f for f in findings if f["severity"] == "error" or fail_on == FailOn.WARNING]
+    failing = [f for f in findings if f["severity"] == "error" or fail_on == "warning"]
     if failing:
         raise UserError(
-            f"--fail-on {fail_on.value}: {', '.join(f['code'] for f in failing)}.",
+            f"--fail-on {fail_on}: {', '.join(f['code'] for f in failing)}.",
             "The findings above say what to do.",
             exit_code=ExitCode.GATE,
         )

@@ -1,6 +1,7 @@
 """What `simpo stats` is asked to read: which pairs, which evaluation data, and how they become tokens."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from simpo_cli.errors import UserError
@@ -24,8 +25,6 @@ def named_recipe(name: str | None, tokenizer: str | None, model: str | None) -> 
         if model == "recipe":
             raise UserError("--model recipe means the model of a recipe, and none is given.", "Add --recipe RECIPE.")
         return None
-    from dataclasses import replace
-
     from simpo_cli.recipe.composition import compose
 
     recipe = compose(name).recipe
@@ -35,32 +34,84 @@ def named_recipe(name: str | None, tokenizer: str | None, model: str | None) -> 
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """How the command line says that files are read: `--columns`, `--labels` and `--direction`, as typed."""
+class Inputs:
+    """What is audited: sources that are named, or else the recipe's.
 
-    columns: str | None = None
-    labels: str | None = None
-    direction: str | None = None
+    Attributes:
+        data, evaluation: files, folders or hub ids that are named.
+        mapping: `columns`, `labels` and `direction` as typed; they go over what a recipe says of each source.
+        on_bad_record: as typed; None leaves it to the recipe.
+    """
 
-    def over(self, sources: "list[DataSource]") -> "list[DataSource]":
-        """The sources, with what the command line says over what a recipe says of each.
+    data: list[str]
+    evaluation: list[str]
+    recipe: "Recipe | None"
+    mapping: Mapping[str, str | None]
+    on_bad_record: OnBadRecord | None
+
+    def sources(self, role: Literal["train", "eval"] = "train") -> "list[DataSource]":
+        """The sources of training or evaluation data.
 
         Raises:
-            UserError: it is no mapping, or names a part that there is not.
+            UserError: the mapping is none, or names a part that there is not.
         """
-        from dataclasses import replace
+        sources = self._named(role)
+        typed = {name: _parsed(name, text) for name, text in self.mapping.items() if text is not None}
+        columns = typed.get("columns", {})
+        return [replace(source, **{**typed, "columns": {**source.columns, **columns}}) for source in sources]
 
-        typed = {name: text for name, text in vars(self).items() if text is not None}
-        if not typed:
-            return sources
-        said = {name: _parsed(name, text) for name, text in typed.items()}
-        return [
-            replace(source, **(said | {"columns": {**source.columns, **said.get("columns", {})}})) for source in sources
-        ]
+    def open(self, role: Literal["train", "eval"] = "train", sources: "list[DataSource] | None" = None) -> "PairReader":
+        """Opens sources for one reading; pairs without signal are kept, to be looked at."""
+        from simpo_cli.data.load import PairReader
+
+        policy = self.on_bad_record or (self.recipe.data.on_bad_record if self.recipe else "error")
+        sources = self.sources(role) if sources is None else sources
+        return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
+
+    def evaluation_prompts(self) -> "Prompts | None":
+        """The prompts of the evaluation data; None where there are none."""
+        sources = self.sources("eval")
+        if not self.evaluation:  # evaluation data that are audited themselves are not compared with themselves
+            sources = [one for one in sources if one.path not in self.data or one.path.startswith("builtin:")]
+        if not sources:
+            return None
+        from simpo_cli.audit.near import read_prompts
+
+        return read_prompts(self.open("eval", sources))
+
+    def tokens(self, tokenizer: str | None, max_length: int | None) -> "Tokens | None":
+        """How pairs become tokens: as the recipe says, or by a tokenizer that is named; None where neither is."""
+        if self.recipe is None and tokenizer is None:
+            return None
+        from simpo_cli.audit.examine import NO_LIMIT, Tokens
+        from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
+        from simpo_cli.data.tokenizer import load_tokenizer
+
+        if self.recipe is not None:
+            tokens = Tokens(prepare_tokenizer(self.recipe), self.recipe.data)
+        else:
+            assert tokenizer is not None
+            read = load_tokenizer(tokenizer)
+            require_end_token(read)
+            tokens = Tokens(read, cut_at(NO_LIMIT if max_length is None else max_length))
+        if self.on_bad_record is None:
+            return tokens
+        return replace(tokens, data=replace(tokens.data, on_bad_record=self.on_bad_record))
+
+    def _named(self, role: Literal["train", "eval"]) -> "list[DataSource]":
+        from simpo_cli.data.load import source_named
+
+        paths = self.data if role == "train" else self.evaluation
+        if self.recipe is None:
+            return [source_named(path) for path in paths]
+        data = self.recipe.data
+        listed = data.sources((data.train if role == "train" else data.eval) or [])
+        mapped = {source.path: source for source in listed}
+        return [mapped.get(path) or data.sources([source_named(path)])[0] for path in paths] or listed
 
 
 def _parsed(name: str, text: str) -> Any:
-    """What one option says, checked as the key of a recipe with its name is."""
+    """The value of one option, checked as the key of a recipe with its name is."""
     import tempfile
     from pathlib import Path
 
@@ -75,73 +126,6 @@ def _parsed(name: str, text: str) -> Any:
             return getattr(compose(str(file), [f"data.{name}={text}"]).recipe.data, name)
         except UserError as error:
             raise UserError(error.problem, error.fix, where=f"--{name}") from error
-
-
-def named_sources(data: list[str], recipe: "Recipe | None", mapping: Mapping) -> "list[DataSource]":
-    """The sources to audit: those that are named, mapped as recipe and command line say, or else the recipe's."""
-    return mapping.over(_named_or_listed(data, recipe, "train"))
-
-
-def _named_or_listed(data: list[str], recipe: "Recipe | None", role: Literal["train", "eval"]) -> "list[DataSource]":
-    from simpo_cli.data.load import source_named
-
-    if recipe is None:
-        return [source_named(path) for path in data]
-    named = recipe.data.train if role == "train" else recipe.data.eval
-    listed = recipe.data.sources(named or [])
-    mapped = {source.path: source for source in listed}
-    return [mapped.get(path) or recipe.data.sources([source_named(path)])[0] for path in data] or listed
-
-
-def open_reader(
-    sources: "list[DataSource]",
-    recipe: "Recipe | None",
-    on_bad_record: OnBadRecord | None,
-    role: Literal["train", "eval"] = "train",
-) -> "PairReader":
-    """Opens sources for one reading; pairs without signal are kept, to be looked at."""
-    from simpo_cli.data.load import PairReader
-
-    policy = on_bad_record or (recipe.data.on_bad_record if recipe else "error")
-    return PairReader(sources, role=role, on_bad_record=policy, on_no_signal="keep")
-
-
-def evaluation_prompts(
-    named: list[str], data: list[str], recipe: "Recipe | None", on_bad_record: OnBadRecord | None, mapping: Mapping
-) -> "Prompts | None":
-    """The prompts of the evaluation data that are named, or else of the recipe's."""
-    sources = mapping.over(_named_or_listed(named, recipe, "eval"))
-    if not named:  # evaluation data that are audited themselves are not compared with themselves
-        sources = [source for source in sources if source.path not in data or source.path.startswith("builtin:")]
-    if not sources:
-        return None
-    from simpo_cli.audit.near import read_prompts
-
-    return read_prompts(open_reader(sources, recipe, on_bad_record, "eval"))
-
-
-def named_tokens(
-    recipe: "Recipe | None", tokenizer: str | None, max_length: int | None, on_bad_record: OnBadRecord | None
-) -> "Tokens | None":
-    if recipe is None and tokenizer is None:
-        return None
-    from dataclasses import replace
-
-    from simpo_cli.audit.examine import NO_LIMIT, Tokens
-    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
-    from simpo_cli.data.tokenizer import load_tokenizer
-
-    if recipe is not None:
-        tokens = Tokens(prepare_tokenizer(recipe), recipe.data)
-    else:
-        assert tokenizer is not None
-        data = cut_at(NO_LIMIT if max_length is None else max_length)
-        read = load_tokenizer(tokenizer)
-        require_end_token(read)
-        tokens = Tokens(read, data)
-    if on_bad_record is None:
-        return tokens
-    return replace(tokens, data=replace(tokens.data, on_bad_record=on_bad_record))
 
 
 def cut_at(max_length: int) -> "DataRecipe":

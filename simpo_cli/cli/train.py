@@ -1,11 +1,12 @@
 """`simpo train`: one run from a recipe."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import TrustRemoteCode
+from simpo_cli.cli.options import Overrides, RecipeName, TrustRemoteCode
+from simpo_cli.cli.working import importing
 from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import trusting
 
@@ -14,19 +15,17 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of this name, or start it if there is none.")
+        bool, typer.Option("--resume", help="Resume the run of this name, or start it if there is none.")
     ] = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Set an existing run of this name aside, and start anew.")
     ] = False,
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Go on although this has changed since; the refusal names the keys."),
+        typer.Option(metavar="KEY", help="Resume although this has changed since; the refusal names the keys."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check data, model and memory, say what would run, write nothing.")
@@ -40,23 +39,15 @@ def train(
     from simpo_cli.recipe import compose
 
     if fresh and resume:
-        raise UserError("--resume goes on with a run and --fresh sets it aside.", "Give one of the two.")
+        raise UserError("--resume continues a run and --fresh sets it aside.", "Give one of the two.")
     if allow_changed and not resume:
-        raise UserError(
-            "--allow-changed says what may differ from the run that --resume goes on with.", "Add --resume."
-        )
+        raise UserError("--allow-changed says what may differ from the run that --resume continues.", "Add --resume.")
     composed = compose(recipe, overrides or [])
     try:
         _require_here(composed, fresh=fresh, resume=resume, dry_run=dry_run)
         with trusting(trust_remote_code):
-            _run(
-                composed,
-                fresh=fresh,
-                resume=resume,
-                allow_changed=allow_changed or [],
-                dry_run=dry_run,
-                quick=quick,
-            )
+            modes = {"fresh": fresh, "resume": resume, "allow_changed": allow_changed or [], "quick": quick}
+            _run(composed, dry_run=dry_run, **modes)
     except UserError as error:
         raise composed.located(error) from error
 
@@ -71,10 +62,7 @@ def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_
         require_usable(Path(composed.recipe.output_dir), fresh=fresh, resume=resume)
 
 
-def _run(
-    composed: "ComposedRecipe", *, fresh: bool, resume: bool, allow_changed: list[str], dry_run: bool, quick: bool
-) -> None:
-    from simpo_cli.cli.working import importing
+def _run(composed: "ComposedRecipe", *, dry_run: bool, **modes: Any) -> None:
     from simpo_cli.report.watch import WithReport, watch
 
     terminal = watch()
@@ -84,15 +72,7 @@ def _run(
         with importing():
             from simpo_cli.train.session import train as run
 
-        outcome = run(
-            composed,
-            observer=terminal if dry_run else observer,
-            fresh=fresh,
-            resume=resume,
-            allow_changed=allow_changed,
-            dry_run=dry_run,
-            quick=quick,
-        )
+        outcome = run(composed, observer=terminal if dry_run else observer, dry_run=dry_run, **modes)
         if outcome is None and not dry_run:
             observer.was_complete()
     except UserError:

@@ -97,6 +97,7 @@ def print_table(
     else:
         _print_columns(console, grid, remarks, styles, gap, right=right)
     if table.figures:
+        console.print()
         _print_bars(console, table.figures, max(cell_len(line[0]) for line in grid))
     for remark in table.remarks:
         print_wrapped(console, Text(), remark.text, style="dim")

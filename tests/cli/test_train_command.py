@@ -129,7 +129,7 @@ def test_a_second_run_of_a_name_is_refused_and_fresh_sets_the_first_aside(place:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--resume", "--fresh"], "--resume goes on with a run and --fresh sets it aside"),
+        (["--resume", "--fresh"], "--resume continues a run and --fresh sets it aside"),
         (["--allow-changed", "loss.beta"], "--allow-changed says what may differ"),
     ],
 )
