@@ -1,8 +1,9 @@
 """Intervals and tests for numbers measured on preference pairs: numpy and scipy only, no torch.
 
 Pairs that share a prompt are not independent, and an interval that takes them for independent is too narrow. So every
-function takes `groups`, the prompt of each pair, and treats the prompt as the thing that was sampled. All intervals are
-two-sided and hold 95 %. docs/evaluation.md says what each number means and when not to believe it.
+function takes `groups`, (n,) the prompt of each pair, or None where no prompt repeats, and treats the prompt as the
+thing that was sampled. All intervals are two-sided and hold 95 %. docs/evaluation.md says what each number means and
+when not to believe it.
 """
 
 from simpo_cli.statistics.calibration import Calibration, calibration
@@ -14,10 +15,9 @@ from simpo_cli.statistics.length import (
     length_buckets,
     length_strata,
     longer_wins,
-    median,
     spearman,
 )
-from simpo_cli.statistics.measured import CONFIDENCE, Measured, as_json, effective_prompts, mean, proportion
+from simpo_cli.statistics.measured import CONFIDENCE, Measured, as_json, effective_prompts, mean, median, proportion
 from simpo_cli.statistics.paired_tests import (
     POWER,
     Comparison,

@@ -1,14 +1,13 @@
 """How far a model's confidence in its preferences is borne out."""
 
 import math
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from simpo_cli.statistics.measured import Measured, mean, prompt_codes, proportion
+from simpo_cli.statistics.measured import Groups, Measured, mean, prompt_codes, proportion
 
 NUM_BINS = 10
 
@@ -40,7 +39,7 @@ class Calibration:
     bins: tuple[ConfidenceBin, ...]
 
 
-def calibration(margins: ArrayLike, groups: Iterable[Hashable] | None = None) -> Calibration:
+def calibration(margins: ArrayLike, groups: Groups = None) -> Calibration:
     """Read sigmoid(margin) as the probability that the chosen response is the preferred one, and compare.
 
         confidence c = max(sigmoid(margin), 1 - sigmoid(margin)), right if margin > 0, a tie is half right
@@ -51,7 +50,6 @@ def calibration(margins: ArrayLike, groups: Iterable[Hashable] | None = None) ->
 
     Args:
         margins: (n,) reward of chosen less that of rejected.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     numbers = np.asarray(margins, dtype=np.float64)
     codes, _ = prompt_codes(groups, len(numbers))

@@ -1,7 +1,7 @@
 """What length explains: accuracy where it is accounted for, what it reaches alone, and rank correlations."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from simpo_cli.statistics.measured import (
     Codes,
     Floats,
+    Groups,
     Measured,
     as_shares,
     effective_prompts,
     jackknife_variance,
     prompt_codes,
     proportion,
+    share_below,
     student,
     sums_by_prompt,
 )
@@ -35,10 +37,7 @@ class LengthStrata(TypedDict):
 
 
 def length_strata(
-    correct: ArrayLike,
-    chosen_lengths: ArrayLike,
-    rejected_lengths: ArrayLike,
-    groups: Iterable[Hashable] | None = None,
+    correct: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None
 ) -> LengthStrata:
     """Accuracy freed of length: a model that only likes long (or short) responses has a balanced accuracy of one half.
 
@@ -48,10 +47,9 @@ def length_strata(
     Args:
         correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
         chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     right = as_shares(correct)
-    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(right))
     sides = [longer_by > 0, longer_by < 0]
     longer, shorter = (
@@ -104,7 +102,7 @@ def balanced_difference(
     tuned_correct: ArrayLike,
     chosen_lengths: ArrayLike,
     rejected_lengths: ArrayLike,
-    groups: Iterable[Hashable] | None = None,
+    groups: Groups = None,
 ) -> Measured | None:
     """What length-balanced accuracy gained: the mean of the gains where chosen is longer and where it is shorter.
 
@@ -114,10 +112,9 @@ def balanced_difference(
     Args:
         base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
         chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     gains = as_shares(tuned_correct) - as_shares(base_correct)
-    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
+    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(gains))
     sides = [longer_by > 0, longer_by < 0]
     if min(side.sum() for side in sides) < MIN_STRATUM_PAIRS:
@@ -138,12 +135,13 @@ def balanced_difference(
     return Measured(value, max(-1.0, value - half), min(1.0, value + half), int(used.sum()))
 
 
-def longer_wins(
-    chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Iterable[Hashable] | None = None
-) -> Measured:
+def longer_wins(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None) -> Measured:
     """Accuracy of the rule "the longer response is the better one", equal lengths counting one half."""
-    longer_by = np.asarray(chosen_lengths, dtype=np.float64) - np.asarray(rejected_lengths, dtype=np.float64)
-    return proportion((np.sign(longer_by) + 1) / 2, groups)
+    return proportion((np.sign(_longer_by(chosen_lengths, rejected_lengths)) + 1) / 2, groups)
+
+
+def _longer_by(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> Codes:
+    return np.asarray(chosen_lengths, dtype=np.int64) - np.asarray(rejected_lengths, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +161,7 @@ class LengthBucket:
 
 
 def length_buckets(
-    correct: ArrayLike,
-    chosen_lengths: ArrayLike,
-    rejected_lengths: ArrayLike,
-    groups: Iterable[Hashable] | None = None,
+    correct: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None
 ) -> list[LengthBucket]:
     """Accuracy by how much longer the chosen response is: five buckets of about equally many pairs, shortest first.
 
@@ -175,10 +170,9 @@ def length_buckets(
     Args:
         correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
         chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     right = as_shares(correct)
-    longer_by = np.asarray(chosen_lengths, dtype=np.int64) - np.asarray(rejected_lengths, dtype=np.int64)
+    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(right))
     inner = [(share + 1) / NUM_BUCKETS for share in range(NUM_BUCKETS - 1)]
     edges = np.unique(np.quantile(longer_by, inner, method="inverted_cdf"))
@@ -194,7 +188,7 @@ def length_buckets(
 _MOST_RHO = 1 - 1e-12
 
 
-def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measured | None:
+def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Groups = None) -> Measured | None:
     """Spearman's rank correlation of reward and length, -1..1; None under 3 values or where either never varies.
 
     The interval is taken on Fisher's scale, atanh(rho), with the standard error of the influence function (Croux and
@@ -203,7 +197,6 @@ def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Iterable[Hashable] 
 
     Args:
         rewards, lengths: (n,) one value a response, or a pair.
-        groups: (n,) the prompt of each; None says that no prompt repeats.
     """
     scores, tokens = np.asarray(rewards, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     n = len(scores)
@@ -228,25 +221,6 @@ def spearman(rewards: ArrayLike, lengths: ArrayLike, groups: Iterable[Hashable] 
     return Measured(rho, min(rho, math.tanh(centre - half)), max(rho, math.tanh(centre + half)), n)
 
 
-def median(values: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measured:
-    """Median over pairs, with the interval of Woodruff (JASA 47, 1952): that of the share below it, read off as values.
-
-    Args:
-        values: (n,) any numbers.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
-    """
-    numbers = np.asarray(values, dtype=np.float64)
-    middle = float(np.median(numbers))
-    if len(numbers) == 1 or not np.isfinite(numbers).all():
-        return Measured(middle, -math.inf, math.inf, len(numbers))
-    # the share of pairs below the median, pairs at it counting one half
-    below = proportion((np.sign(middle - numbers) + 1) / 2, groups)
-    if below.low <= 0 or below.high >= 1:
-        return Measured(middle, -math.inf, math.inf, len(numbers))
-    low, high = np.quantile(numbers, [0.5 - (below.value - below.low), 0.5 + (below.high - below.value)]).tolist()
-    return Measured(middle, min(low, middle), max(high, middle), len(numbers))
-
-
 def _grades(values: Floats) -> Floats:
     """(n,) share of values below each, equal ones at one half, less one half: mid-ranks around 0."""
     _, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -260,10 +234,6 @@ def _moved(values: Floats, weights: Floats) -> Floats:
     It raises the grade of what lies above it by 1 and of its equals by one half, over what that grade is:
     mean over k of w_k * ([x_i < x_k] + [x_i = x_k] / 2 - F(x_k)).
     """
-    order = np.argsort(values, kind="stable")
-    summed = np.concatenate([[0.0], np.cumsum(weights[order])])
-    ranked = values[order]
-    below, up_to = (summed[np.searchsorted(ranked, values, side=side)] for side in ("left", "right"))
-    above_or_half = summed[-1] - (below + up_to) / 2
+    above_or_half = np.cumsum(weights[np.argsort(values, kind="stable")])[-1] - share_below(values, weights)
     moved: Floats = (above_or_half - float(weights @ (_grades(values) + 0.5))) / len(values)
     return moved

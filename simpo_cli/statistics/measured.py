@@ -14,6 +14,8 @@ CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
+Groups = Iterable[Hashable] | None
+"""(n,) the prompt of each pair; None says that no prompt repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def as_json(result: Any) -> Any:
     return [as_json(value) for value in result] if isinstance(result, list | tuple) else result
 
 
-def prompt_codes(groups: Iterable[Hashable] | None, n: int) -> tuple[Codes, int]:
+def prompt_codes(groups: Groups, n: int) -> tuple[Codes, int]:
     """(n,) prompts numbered from 0, and how many there are; an array, such as of hashes, takes no Python objects."""
     assert n > 0, "no pairs"
     if groups is None:
@@ -132,7 +134,7 @@ def as_shares(correct: ArrayLike) -> Floats:
     return shares
 
 
-def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measured:
+def proportion(correct: ArrayLike, groups: Groups = None) -> Measured:
     """Share of pairs that are right, with its Wilson interval.
 
     Where every prompt occurs once this is Wilson's score interval (JASA 22, 1927). Where prompts repeat, n is divided
@@ -142,7 +144,6 @@ def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> 
 
     Args:
         correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     right = as_shares(correct)
     codes, num_prompts = prompt_codes(groups, len(right))
@@ -157,14 +158,13 @@ def proportion(correct: ArrayLike, groups: Iterable[Hashable] | None = None) -> 
     return Measured(value, low, high, len(right))
 
 
-def mean(values: ArrayLike, groups: Iterable[Hashable] | None = None) -> Measured:
+def mean(values: ArrayLike, groups: Groups = None) -> Measured:
     """Mean over pairs, with a t interval that takes prompts, not pairs, as the sample (see `variance_of_mean`).
 
     Without repeats this is the ordinary t interval. One prompt gives no interval: low and high are infinite.
 
     Args:
         values: (n,) any numbers.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     numbers = np.asarray(values, dtype=np.float64)
     codes, num_prompts = prompt_codes(groups, len(numbers))
@@ -199,3 +199,31 @@ def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
     half = quantile / shrink * math.sqrt(value * (1 - value) / n + quantile**2 / (4 * n**2))
     # rounding must not push a bound past the value (or past 0 and 1)
     return max(0.0, min(centre - half, value)), min(1.0, max(centre + half, value))
+
+
+def median(values: ArrayLike, groups: Groups = None) -> Measured:
+    """Median over pairs, with the interval of Woodruff (JASA 47, 1952): that of the share below it, read off as values.
+
+    Args:
+        values: (n,) any numbers.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    middle = float(np.median(numbers))
+    if len(numbers) == 1 or not np.isfinite(numbers).all():
+        return Measured(middle, -math.inf, math.inf, len(numbers))
+    # the share of pairs below the median, pairs at it counting one half
+    below = proportion((np.sign(middle - numbers) + 1) / 2, groups)
+    if below.low <= 0 or below.high >= 1:
+        return Measured(middle, -math.inf, math.inf, len(numbers))
+    low, high = np.quantile(numbers, [0.5 - (below.value - below.low), 0.5 + (below.high - below.value)]).tolist()
+    return Measured(middle, min(low, middle), max(high, middle), len(numbers))
+
+
+def share_below(values: Floats, weights: Floats) -> Floats:
+    """(n,) sum of the weights of what lies below each value, equal ones at one half."""
+    order = np.argsort(values, kind="stable")
+    summed = np.concatenate([[0.0], np.cumsum(weights[order])])
+    ranked = values[order]
+    below, up_to = (summed[np.searchsorted(ranked, values, side=side)] for side in ("left", "right"))
+    share: Floats = (below + up_to) / 2
+    return share

@@ -5,7 +5,7 @@ takes its place where prompts repeat; Holm's correction.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +16,13 @@ from scipy.special import bdtr, ndtr, ndtri
 from simpo_cli.statistics.measured import (
     Codes,
     Floats,
+    Groups,
     Measured,
     as_shares,
     effective_prompts,
     mean,
     prompt_codes,
+    share_below,
     student,
     sums_by_prompt,
     variance_of_mean,
@@ -42,9 +44,7 @@ class Comparison:
     ties: int  # pairs on which both did equally well; they say nothing about the difference
 
 
-def compare_accuracy(
-    base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Iterable[Hashable] | None = None
-) -> Comparison:
+def compare_accuracy(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Groups = None) -> Comparison:
     """Base against tuned on the same pairs: is the difference in accuracy more than chance?
 
     If every prompt occurs once: McNemar's exact test, that is, a fair coin on the pairs that only one model got right.
@@ -53,7 +53,6 @@ def compare_accuracy(
 
     Args:
         base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     base, tuned = as_shares(base_correct), as_shares(tuned_correct)
     assert base.shape == tuned.shape, f"{len(base)} pairs of the base model, {len(tuned)} of the tuned one"
@@ -102,9 +101,7 @@ def _padded(gains: Floats, codes: Codes, num_prompts: int) -> tuple[float, float
     return centre, math.sqrt(variance + added_variance(centre, padded_n))
 
 
-def smallest_effect(
-    base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Iterable[Hashable] | None = None
-) -> float | None:
+def smallest_effect(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: Groups = None) -> float | None:
     """The smallest difference in accuracy that these pairs would show in four out of five samples, 0..1.
 
         (t(0.975, effective prompts - 1) + z(0.8)) * standard error of the paired difference
@@ -114,7 +111,6 @@ def smallest_effect(
 
     Args:
         base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     gains = as_shares(tuned_correct) - as_shares(base_correct)
     codes, num_prompts = prompt_codes(groups, len(gains))
@@ -168,7 +164,7 @@ class RankTest:
     test: Literal["wilcoxon", "datta-satten"]
 
 
-def signed_rank_test(changes: ArrayLike, groups: Iterable[Hashable] | None = None) -> RankTest:
+def signed_rank_test(changes: ArrayLike, groups: Groups = None) -> RankTest:
     """Test that changes are as likely up as down, big ones like small ones.
 
     If every prompt occurs once: Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945), changes of 0 left out, exact
@@ -178,7 +174,6 @@ def signed_rank_test(changes: ArrayLike, groups: Iterable[Hashable] | None = Non
 
     Args:
         changes: (n,) of each pair.
-        groups: (n,) the prompt of each pair; None says that no prompt repeats.
     """
     numbers = np.asarray(changes, dtype=np.float64)
     codes, num_prompts = prompt_codes(groups, len(numbers))
@@ -210,8 +205,8 @@ def _datta_satten(numbers: Floats, codes: Codes, num_prompts: int) -> float:
     sizes = np.bincount(codes, minlength=num_prompts)
     signs, absolute = np.sign(numbers), np.abs(numbers)
     within = _within(absolute, codes, sizes)
-    over_prompts = _share_below(absolute, 1 / sizes[codes])  # a sum: every prompt weighs 1
-    over_pairs = _share_below(absolute, np.full(len(absolute), 1 / len(absolute)))
+    over_prompts = share_below(absolute, 1 / sizes[codes])  # a sum: every prompt weighs 1
+    over_pairs = share_below(absolute, np.full(len(absolute), 1 / len(absolute)))
     votes = np.bincount(codes, weights=signs * (1 + over_prompts - within), minlength=num_prompts) / sizes
     spread = np.bincount(codes, weights=signs * (1 + (num_prompts - 1) * over_pairs), minlength=num_prompts) / sizes
     variance = float(spread @ spread)
@@ -220,22 +215,12 @@ def _datta_satten(numbers: Floats, codes: Codes, num_prompts: int) -> float:
     return float(2 * ndtr(-abs(float(votes.sum())) / math.sqrt(variance)))
 
 
-def _share_below(values: Floats, weights: Floats) -> Floats:
-    """(n,) sum of the weights of what lies below each value, equal ones at one half."""
-    order = np.argsort(values, kind="stable")
-    summed = np.concatenate([[0.0], np.cumsum(weights[order])])
-    ranked = values[order]
-    below, up_to = (summed[np.searchsorted(ranked, values, side=side)] for side in ("left", "right"))
-    share: Floats = (below + up_to) / 2
-    return share
-
-
 def _within(values: Floats, codes: Codes, sizes: Codes) -> Floats:
     """(n,) share of the values of the same prompt that lie below each, equal ones at one half."""
     # ranks of all values, shifted by prompt so far that prompts do not mix
     ranks = np.unique(values, return_inverse=True)[1] + codes * (len(values) + 1.0)
     before = np.cumsum(sizes) - sizes
-    share: Floats = (_share_below(ranks, np.ones(len(values))) - before[codes]) / sizes[codes]
+    share: Floats = (share_below(ranks, np.ones(len(values))) - before[codes]) / sizes[codes]
     return share
 
 

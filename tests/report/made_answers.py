@@ -7,7 +7,7 @@ from typing import Any
 from simpo_cli.evaluate.generate.blind import write_blind
 from simpo_cli.evaluate.generate.decoding import MODES, Generated
 from simpo_cli.evaluate.generate.folder import SIDES, AnswerFolder
-from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.generate.questions import random_questions
 
 QUESTIONS = random_questions(40, seed=1)
 MANIFEST: dict[str, Any] = {

@@ -13,7 +13,7 @@ from simpo_cli.evaluate.generate.decoding import Generated
 from simpo_cli.evaluate.generate.folder import AnswerFolder
 from simpo_cli.evaluate.judge.client import Judge
 from simpo_cli.evaluate.judge.run import AT_ONCE, judge_answers, judge_document
-from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.generate.questions import random_questions
 from tests.evaluate.judge.local_judge import Said, completion, error, judge_server, shown_answers
 
 MANIFEST = {

@@ -9,7 +9,7 @@ import pytest
 
 from simpo_cli.evaluate.generate import vllm_engine
 from simpo_cli.evaluate.generate.decoding import Decoding, Generated
-from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.generate.questions import random_questions
 
 DECODING = Decoding(max_new_tokens=9, temperature=0.6, seed=5, end_ids=(2, 7))
 

@@ -16,7 +16,7 @@ from simpo_cli.evaluate.generate.decode import InverseDraw, answer_batch, answer
 from simpo_cli.evaluate.generate.decoding import MODES, Decoding, Mode, uniforms
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.load import find_model
-from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.generate.questions import random_questions
 from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
 DECODING = Decoding(max_new_tokens=12, temperature=0.8, seed=3, end_ids=tuple(range(3, 33)))

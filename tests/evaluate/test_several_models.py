@@ -12,7 +12,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.evaluate.results import Evaluation, Failure
 from simpo_cli.statistics import compare_accuracy, holm, mean
-from tests.assess.conftest import HELD_OUT, ignore
+from tests.evaluate.conftest import HELD_OUT, ignore
 from tests.tiny import byte_level_tokenizer, save_tokenizer
 
 Document = Callable[..., dict[str, Any]]

@@ -16,7 +16,7 @@ from simpo_cli.builtin import guide_model_dir
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.evaluate.results import Evaluation
 from simpo_cli.statistics import compare_accuracy, mean, proportion, signed_rank_test, spearman
-from tests.assess.conftest import HELD_OUT, ignore
+from tests.evaluate.conftest import HELD_OUT, ignore
 from tests.model.reference import response_logps
 
 Document = Callable[..., dict[str, Any]]

@@ -7,7 +7,7 @@ import pytest
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.decoding import Generated
 from simpo_cli.evaluate.generate.folder import MANIFEST, AnswerFolder, is_answers
-from tests.evaluate.generation.questions import random_questions
+from tests.evaluate.generate.questions import random_questions
 
 QUESTIONS = random_questions(3, seed=1)
 MADE = {"schema_version": 1, "kind": "answers", "models": {"base": {"name": "b"}, "trained": {"name": "t"}}}

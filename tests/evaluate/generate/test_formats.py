@@ -7,7 +7,7 @@ from simpo_cli.evaluate.generate.folder import (
     markdown_counts,
 )
 from simpo_cli.evaluate.generate.prompts import Question
-from tests.evaluate.generation.questions import answer_of, random_questions
+from tests.evaluate.generate.questions import answer_of, random_questions
 
 
 def labelled() -> list[Question]:

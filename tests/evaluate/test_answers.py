@@ -17,7 +17,7 @@ from simpo_cli.evaluate.generate.blind import SHEET
 from simpo_cli.evaluate.generate.folder import MANIFEST
 from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.evaluate.generate.run import Wanted, answer_prompts
-from tests.assess.conftest import HELD_OUT, ignore
+from tests.evaluate.conftest import HELD_OUT, ignore
 from tests.evaluate.judge.local_judge import completion, judge_server
 
 Answer = Callable[..., Path]

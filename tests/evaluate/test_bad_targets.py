@@ -11,7 +11,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.evaluate.results import Evaluation
-from tests.assess.conftest import ignore
+from tests.evaluate.conftest import ignore
 
 Assess = Callable[..., list[Evaluation]]
 Document = Callable[..., dict[str, Any]]

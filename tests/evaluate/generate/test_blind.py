@@ -9,7 +9,7 @@ import pytest
 
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts, write_blind
-from tests.evaluate.generation.questions import answer_of, random_questions
+from tests.evaluate.generate.questions import answer_of, random_questions
 
 QUESTIONS = random_questions(60, seed=1)
 BASE = [answer_of(question, f"base says {i}") for i, question in enumerate(QUESTIONS)]
