@@ -19,7 +19,7 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
         # hubs are made up in tests, so there is no looking for the real one; test_network has it looked for
-        patch.setattr("simpo_cli.data.network.hub_answers", lambda: True)
+        patch.setattr("simpo_cli.data.hub.hub_answers", lambda: True)
         yield
 
 

@@ -155,7 +155,7 @@ def evaluate(
 
 def _require_here(names: list[str]) -> None:
     """Refuse names that mean nothing, before torch is imported, which takes seconds."""
-    from simpo_cli.data.network import require_obtainable
+    from simpo_cli.data.hub import require_obtainable
     from simpo_cli.names import is_hub_id, no_such_target, shipped_recipe
 
     for name in names:

@@ -1,13 +1,15 @@
-"""CSV to records, as spreadsheets and pandas write it."""
+"""CSV to records, as spreadsheets and pandas write it; and cells of any table that hold messages as JSON text."""
 
 import csv
+import json
 import re
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
-from simpo_cli.data.json_records import decode_line, read_lines
-from simpo_cli.data.message_cells import with_messages
-from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.data.json_records import decode_line, read_lines, whole_value
+from simpo_cli.data.messages import MESSAGE_AS_TEXT
+from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, FileReceipt, RawRecord, RecordError, Records
 from simpo_cli.errors import UserError
 
 _QUOTE = "Put fields that hold separators, quotes or line breaks in double quotes."
@@ -20,6 +22,10 @@ _MAYBE_NO_VALUE = {"NA", "N/A", "null", "NULL", "None"}
 _UNNAMED = "Unnamed: "
 _MAY_BE_EMPTY = re.compile(r"^(system(_prompt|_message)?|input|history|tools|context)$|score|rating|reward|rank")
 _TEXTS = re.compile(r"prompt|instruction|question|query|chosen|rejected|response|answer|completion|output")
+_SAMPLE = 100  # records that are looked at before a column is decided on
+_TOOLS = ("tools", "functions")
+_ROLE = re.compile(r"'(role|from)'\s*:")
+_OPENS = re.compile(r"\s*[\[{]")
 
 
 class _Lines:
@@ -50,7 +56,7 @@ class _Lines:
         return text, refused
 
 
-def read_csv(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Iterator[RawRecord | BadRecord]:
+def read_csv(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Records:
     """The rows of a CSV file with a header line; separated as its header is, or as Excel's line in front of it says.
 
     Args:
@@ -64,7 +70,7 @@ def read_csv(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Ite
     return with_messages(_rows(chunks, receipt, start), receipt)
 
 
-def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Iterator[RawRecord | BadRecord]:
+def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Records:
     csv.field_size_limit(MAX_RECORD_BYTES)  # one number for the whole process; 128 KiB would refuse long conversations
     name = receipt.path
     source = _Lines(chunks, name)
@@ -163,3 +169,91 @@ def _fields(header: list[str], row: list[str], receipt: FileReceipt) -> dict[str
         elif cell in _MAYBE_NO_VALUE and _TEXTS.search(column):
             receipt.warnings[f"{receipt.path}: the word {cell} in {column} is read as text"] += 1
     return fields
+
+
+# Messages as JSON text
+
+
+def with_messages(records: Records, receipt: FileReceipt) -> Records:
+    """The records of a table with the messages in its cells as messages, which a table may only hold as JSON text.
+
+    A column whose cells are all such, going by the first records, is decoded; a later cell that is other text is
+    refused. Where only some are, each is decoded by itself and they are counted, so that nothing is trained on as JSON
+    text unseen.
+
+    Args:
+        records: as they stand in the table.
+        receipt: names the file; gets the number of cells that were decoded in a column of other texts.
+
+    Raises:
+        UserError: a column holds messages as Python prints them, which no reader can take for sure.
+    """
+    sample = list(islice(records, _SAMPLE))
+    whole = _columns_of_messages(sample, receipt)
+    for record in chain(sample, records):
+        yield _decoded_record(record, whole, receipt) if isinstance(record, RawRecord) else record
+
+
+def _columns_of_messages(sample: list[RawRecord | BadRecord], receipt: FileReceipt) -> set[str]:
+    """The columns whose cells are all such, where they are not empty."""
+    cells: dict[str, list[Any]] = {}
+    for record in sample:
+        if isinstance(record, RawRecord):
+            for column, cell in record.fields.items():
+                if isinstance(cell, str | list) and not _is_blank(cell):
+                    cells.setdefault(column, []).append(cell)
+    for column, found in cells.items():
+        begun = [MESSAGE_AS_TEXT.match(cell) if isinstance(cell, str) else None for cell in found]
+        if all(one is not None and one[1] == "'" and _ROLE.search(one.string) for one in begun):
+            raise UserError(
+                f"the column {column} holds messages written as text by Python, not as JSON.",
+                "Write the messages themselves; pandas does so with to_json(orient='records', lines=True), not with "
+                "to_csv. A column that is not needed may be left out.",
+                where=receipt.path,
+            )
+    return {column for column, found in cells.items() if all(_decoded(cell, column) is not None for cell in found)}
+
+
+def _decoded_record(record: RawRecord, whole: set[str], receipt: FileReceipt) -> RawRecord | BadRecord:
+    decoded = {}
+    for column, cell in record.fields.items():
+        value = _decoded(cell, column)
+        if value is not None:
+            decoded[column] = value
+            if column not in whole:
+                receipt.warnings[f"{receipt.path}: JSON text of messages in {column} is read as messages"] += 1
+        elif column in whole and not _is_blank(cell):
+            problem = f"{column}: expected messages as JSON text, as in the records before"
+            fix = "Write the messages, or set data.on_bad_record: skip to leave such records out and count them."
+            return record.refused(RecordError(problem, fix))
+    return RawRecord(record.where, record.fields | decoded, record.text) if decoded else record
+
+
+def _is_blank(cell: Any) -> bool:
+    return not cell or (isinstance(cell, str) and cell.isspace())
+
+
+def _decoded(cell: Any, column: str) -> Any:
+    """The message, the messages or the tools that a cell holds as JSON text, or None."""
+    if isinstance(cell, list) and column in _TOOLS:
+        tools = [_parsed(tool) for tool in cell]
+        return tools if cell and all(isinstance(tool, dict) for tool in tools) else None
+    value = _parsed(cell)
+    turns = value if isinstance(value, list) else [value]
+    return value if turns and all(map(_is_message, turns)) else None
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    return bool({"role", "from"} & value.keys()) and bool({"content", "value", "tool_calls"} & value.keys())
+
+
+def _parsed(text: Any) -> Any:
+    """The JSON list or object that a text is, or None."""
+    if not isinstance(text, str) or not _OPENS.match(text):
+        return None
+    try:
+        return whole_value(text)
+    except (json.JSONDecodeError, RecordError):
+        return None

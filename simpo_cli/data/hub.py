@@ -1,19 +1,25 @@
-"""Data sets of the hub, through `datasets`; the only place where data may touch the network."""
+"""Data sets of the hub, through `datasets`; the only place where data may touch the"""
 
 import os
-from collections.abc import Iterator
+import socket
+import threading
+from functools import cache
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from simpo_cli.data import network
-from simpo_cli.data.message_cells import with_messages
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.csv_records import with_messages
+from simpo_cli.data.raw import FileReceipt, Records
 from simpo_cli.data.table_records import BATCH, records_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.stages import stage
 
+_SECONDS = 1.0  # to find the hub's address and to be let in
 
-def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
+
+def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Records:
     """The rows of a hub data set, in order.
 
     Args:
@@ -45,15 +51,15 @@ def hub_identity(name: str, split: str | None) -> str:
 def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
     """The table of one split; the commit goes into the receipt."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    network.require_obtainable(name, "dataset")  # before the library is imported, which takes seconds
+    require_obtainable(name, "dataset")  # before the library is imported, which takes seconds
     import datasets
     import huggingface_hub.constants
 
-    if network.is_offline():  # or its client would try again and again
+    if is_offline():  # or its client would try again and again
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         with stage(f"fetching {name} from the hub"):
-            revision = None if network.is_offline() else _commit(name)
+            revision = None if is_offline() else _commit(name)
             split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
             rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
@@ -84,8 +90,8 @@ def _not_given(name: str, split: str | None, error: Exception) -> UserError:
     said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if "split" in said.lower() and isinstance(error, ValueError):
         return UserError(f"has no split {split}: {said}", "Check `split` in the recipe.", where=name)
-    if network.is_offline():
-        return network.not_here(name, "dataset")
+    if is_offline():
+        return not_here(name, "dataset")
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "GatedRepoError"):
         return UserError(
@@ -96,7 +102,89 @@ def _not_given(name: str, split: str | None, error: Exception) -> UserError:
         )
     return UserError(
         f"is no file or folder here, and the hub cannot be reached ({kind}).",
-        network.how_to_fetch(name, "dataset"),
+        how_to_fetch(name, "dataset"),
         where=name,
         exit_code=ExitCode.ENVIRONMENT,
     )
+
+
+# Whether the hub can be reached
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network, or there is none."""
+    return is_forbidden() or not hub_answers()
+
+
+def is_forbidden() -> bool:
+    """Whether HF_HUB_OFFLINE forbids the network."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether a connection to the hub can be opened; behind a proxy that is believed. Asked once."""
+    return _ask_hub()
+
+
+def _ask_hub() -> bool:
+    import huggingface_hub.constants
+
+    if getproxies():
+        return True
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = address.port or (80 if address.scheme == "http" else 443)
+            socket.create_connection((address.hostname or "", port), timeout=_SECONDS).close()
+        except OSError:
+            return
+        answered.set()
+
+    # looking up a name has no time limit of its own, and a name that is not found ends the wait
+    asking = threading.Thread(target=connect, daemon=True)
+    with stage("looking for the hub"):
+        asking.start()
+        asking.join(_SECONDS)
+    return answered.is_set()
+
+
+def require_obtainable(name: str, kind: Literal["model", "dataset"]) -> None:
+    """Refuse an id of the hub that is not on this machine and cannot be fetched now.
+
+    Raises:
+        UserError: says how to fetch it elsewhere (exit code 4).
+    """
+    if not _may_be_cached(name, kind) and is_offline():
+        raise not_here(name, kind)
+
+
+def not_here(name: str, kind: Literal["model", "dataset"]) -> UserError:
+    """The error for an id of the hub that is not on this machine where there is no network."""
+    why = "HF_HUB_OFFLINE forbids to fetch it" if is_forbidden() else "the hub cannot be reached"
+    return UserError(
+        f"{name} is not here, neither as a folder nor in the cache, and {why}.",
+        how_to_fetch(name, kind),
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def how_to_fetch(name: str, kind: Literal["model", "dataset"]) -> str:
+    """What to type where there is a network."""
+    folder = name.rpartition("/")[2]
+    command = f"hf download {name} {'--repo-type dataset ' if kind == 'dataset' else ''}--local-dir {folder}"
+    return f"Check the name; or fetch it where there is a network, and name the folder {folder}: {command}"
+
+
+def _may_be_cached(name: str, kind: Literal["model", "dataset"]) -> bool:
+    import huggingface_hub.constants
+
+    owner, _, short = name.rpartition("/")
+    places = [Path(huggingface_hub.constants.HF_HUB_CACHE, f"{kind}s--{owner}--{short}", "snapshots")]
+    if kind == "dataset":
+        prepared = os.environ.get("HF_DATASETS_CACHE") or str(Path(huggingface_hub.constants.HF_HOME, "datasets"))
+        places.append(Path(prepared, f"{owner}___{short.lower()}"))
+        places.append(Path(prepared, f"{owner}___{short}"))
+    return any(place.is_dir() for place in places)

@@ -5,9 +5,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from simpo_cli.data.hub import require_obtainable
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.model_files import require_startable
-from simpo_cli.data.network import require_obtainable
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.tokenizer import read_template, require_model_name
 from simpo_cli.errors import UserError

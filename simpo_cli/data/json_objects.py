@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from simpo_cli.data.file_kinds import refuse_other_objects
 from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, not_utf8, parse_value
 from simpo_cli.data.raw import MAX_RECORD_BYTES, RawRecord, RecordError
 from simpo_cli.errors import UserError
+from simpo_cli.names import misfit
 
 _SIDES = re.compile(
     r"(?<![a-z])(non|dis)?_?(chosen|rejected|preferred|accepted|response|completion|output|answer|summar(y|ie)"
@@ -29,6 +29,25 @@ _PROMPTS = re.compile(
 _MOST_NAMED = 3  # keys that a message names
 _LOOK_DEEP = 3  # objects inside one another that are searched for a list of records
 _SAMPLE = 100  # entries of a list or object that a decision is made from
+
+MODEL_HINT = "A model's folder belongs under model.path in the recipe; as data, name a file of preference pairs."
+_DESCRIBED = "Name the data file that it describes, or the folder."
+_OTHER_OBJECTS = (
+    ({"architectures"}, "the configuration of a model", MODEL_HINT),
+    ({"model_type"}, "the configuration of a model", MODEL_HINT),
+    ({"peft_type"}, "the configuration of an adapter", MODEL_HINT),
+    ({"tokenizer_class"}, "the configuration of a tokenizer", MODEL_HINT),
+    ({"added_tokens", "model"}, "a tokenizer", MODEL_HINT),
+    ({"weight_map"}, "the index of a model's weights", MODEL_HINT),
+    ({"transformers_version"}, "the generation configuration of a model", MODEL_HINT),
+    ({"log_history"}, "the state of a trainer", "As data, name a file of preference pairs."),
+    ({"_data_files", "_fingerprint"}, "the state of a saved data set", _DESCRIBED),
+    ({"features", "citation"}, "the description of a data set", _DESCRIBED),
+    ({"nbformat", "cells"}, "a notebook of Jupyter", "As data, name a file of preference pairs."),
+)
+"""Objects that are no data: keys that they have, what they are, what to do."""
+_DESCRIPTIONS = ({"file_name"}, {"hf_hub_url"}, {"ms_hub_url"}, {"script_url"}, {"features", "splits"})
+_ERROR_KEYS = {"error", "detail", "message", "status", "statusCode", "status_code", "code"}
 
 _COLUMNS_TO_LINES = "to_entries | map(.key as $k | .value | to_entries | map({($k): .value})) | transpose[] | add"
 _SPLIT_TO_LINES = ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0]): .[1]}) | add"
@@ -137,11 +156,8 @@ def _refuse_open_lines(text: str, name: str) -> None:
 
 
 def _over_several_lines(name: str) -> UserError:
-    return UserError(
-        "holds JSON objects over several lines.",
-        f"Write one list of records, or one record a line: {_jq('.', name)}",
-        where=name,
-    )
+    fix = f"Write one list of records, or one record a line: {_jq('.', name)}"
+    return UserError("holds JSON objects over several lines.", fix, where=name)
 
 
 def _beginning(text: str) -> dict[str, Any]:
@@ -194,17 +210,14 @@ def _read(value: dict[str, Any], name: str, *, whole: bool) -> Iterator[RawRecor
     """
     is_record = _holds_pair(value)
     if not is_record:
-        refuse_other_objects(value, name)
+        _refuse_other_objects(value, name)
     form = _form_of(value, name, whole=whole)
     if form is not None:
         rows, how, program = form
         if whole:
             return (RawRecord(f"{name}, record {n}", row) for n, row in enumerate(rows, start=1))
-        raise UserError(
-            f"is one JSON object of more than {MAX_RECORD_BYTES // 2**20} MiB, with its records {how}.",
-            f"Write one record a line: {_jq(program, name)}",
-            where=name,
-        )
+        problem = f"is one JSON object of more than {MAX_RECORD_BYTES // 2**20} MiB, with its records {how}."
+        raise UserError(problem, _as_lines(program, name), where=name)
     if not is_record:
         _refuse_wrapped(value, name)
     return None
@@ -225,11 +238,8 @@ def _form_of(value: dict[str, Any], name: str, *, whole: bool) -> tuple[Iterator
     other = [key for key in value if key not in listed]
     if other and _holds_pair(listed) and _are_columns(listed) and not any(map(_speaks, other)):
         program = f"del({', '.join(f'.{_step(key)}' for key in other)}) | {_COLUMNS_TO_LINES}"
-        raise UserError(
-            f"holds its records in columns, and {', '.join(other)} beside them holds no column.",
-            f"Write one record a line: {_jq(program, name)}",
-            where=name,
-        )
+        problem = f"holds its records in columns, and {', '.join(other)} beside them holds no column."
+        raise UserError(problem, _as_lines(program, name), where=name)
     if not inner or not all(isinstance(entry, dict) and entry and not _is_message(entry) for entry in inner):
         return None
     index = list(inner[0])
@@ -276,9 +286,9 @@ def _is_numbered(keys: list[str]) -> bool:
 
 def _require_equal_lengths(columns: dict[str, list[Any]], name: str) -> None:
     if len({len(column) for column in columns.values()}) > 1:
-        said = ", ".join(f"{key} {len(column):,}" for key, column in columns.items())
+        lengths = ", ".join(f"{key} {len(column):,}" for key, column in columns.items())
         raise UserError(
-            f"holds its records in columns that are not of equal length: {said}.",
+            f"holds its records in columns that are not of equal length: {lengths}.",
             "Which values belong together is not certain; write the file again as one record a line.",
             where=name,
         )
@@ -315,6 +325,25 @@ def _is_message(value: object) -> bool:
 
 
 # What is refused
+
+
+def _refuse_other_objects(value: dict[str, Any], name: str) -> None:
+    """Refuse the one object of a file, without the fields of a pair, that is no data by its keys."""
+    if {"model", "data"} <= value.keys():
+        raise misfit(name, "recipe", "pairs")
+    for keys, what, fix in _OTHER_OBJECTS:
+        if keys <= value.keys():
+            raise UserError(f"is {what}, not data.", fix, where=name)
+    entries = list(islice(value.values(), 100))
+    if entries and all(isinstance(e, dict) and any(keys <= e.keys() for keys in _DESCRIPTIONS) for e in entries):
+        raise UserError("describes data sets and holds no pairs itself.", _DESCRIBED, where=name)
+    message = next((entry for entry in entries if isinstance(entry, str)), None)
+    if message is not None and value.keys() <= _ERROR_KEYS:
+        raise UserError(
+            f"is an error message of a server, not data: {message[:100]!r}.",
+            "Fetch the file again; gated data needs a login.",
+            where=name,
+        )
 
 
 def _refuse_wrapped(value: dict[str, Any], name: str) -> None:
@@ -371,8 +400,11 @@ def _held(value: Any, path: str, depth: int = _LOOK_DEEP) -> Iterator[tuple[str,
             yield from _held(entry, f"{path}.{_step(key)}" if path else _step(key), depth - 1)
 
 
+def _as_lines(program: str, name: str) -> str:
+    return f"Write one record a line: {_jq(program, name)}"
+
+
 def _step(key: str) -> str:
-    """The step of a path of jq to a key."""
     return key if re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII) else json.dumps(key)
 
 

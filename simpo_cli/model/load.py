@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.data import network
+from simpo_cli.data import hub
 from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
@@ -140,7 +140,7 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
         with stage(f"fetching {path} from the hub"):
             local = Path(
                 huggingface_hub.snapshot_download(
-                    path, revision=revision, allow_patterns=wanted, local_files_only=not fetch or network.is_offline()
+                    path, revision=revision, allow_patterns=wanted, local_files_only=not fetch or hub.is_offline()
                 )
             )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
@@ -150,8 +150,8 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
                 "simpo train and simpo eval fetch them.",
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
-        if network.is_offline():
-            raise network.not_here(path, "model") from error
+        if hub.is_offline():
+            raise hub.not_here(path, "model") from error
         raise UserError(
             f"{path} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
             "Check the name and the network, or name a local folder; gated models need a login.",

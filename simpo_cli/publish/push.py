@@ -4,8 +4,8 @@ import glob
 import shlex
 from pathlib import Path
 
+from simpo_cli.data.hub import is_forbidden
 from simpo_cli.data.model_files import read_json
-from simpo_cli.data.network import is_forbidden
 from simpo_cli.errors import ExitCode, UserError
 
 _SENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md")

@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from simpo_cli.data import network
+from simpo_cli.data import hub
 from simpo_cli.errors import ExitCode, UserError
 
 
@@ -20,7 +20,7 @@ def _an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked_anew() -> bool:
     """What the real function says; the tests of this project replace it for everybody else."""
-    return network._ask_hub()
+    return hub._ask_hub()
 
 
 def test_a_hub_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,14 +34,14 @@ def test_a_hub_that_refuses_and_one_whose_name_is_not_found_for_a_long_time(monk
         port = server.getsockname()[1]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     assert not asked_anew()
-    release = network.threading.Event()
+    release = hub.threading.Event()
 
     def silent(*_: object, **__: object) -> None:
         release.wait()
         raise OSError
 
-    monkeypatch.setattr(network.socket, "create_connection", silent)
-    monkeypatch.setattr(network, "_SECONDS", 0.05)
+    monkeypatch.setattr(hub.socket, "create_connection", silent)
+    monkeypatch.setattr(hub, "_SECONDS", 0.05)
     assert not asked_anew()  # which is not waited for to the end
     assert not release.is_set()
     release.set()
@@ -49,7 +49,7 @@ def test_a_hub_that_refuses_and_one_whose_name_is_not_found_for_a_long_time(monk
 
 def test_behind_a_proxy_the_hub_is_left_to_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(network.socket, "create_connection", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(hub.socket, "create_connection", lambda *_, **__: pytest.fail("asked"))
     assert asked_anew()
 
 
@@ -61,14 +61,14 @@ def test_behind_a_proxy_the_hub_is_left_to_its_client(monkeypatch: pytest.Monkey
     ],
 )
 def test_the_refusal_holds_the_command(kind: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     with pytest.raises(UserError, match="org/Name-1 is not here.*the hub cannot be reached") as refused:
-        network.require_obtainable("org/Name-1", kind)  # type: ignore[arg-type]
+        hub.require_obtainable("org/Name-1", kind)  # type: ignore[arg-type]
     assert refused.value.exit_code == ExitCode.ENVIRONMENT
     assert refused.value.fix.endswith(command)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids to fetch it"):
-        network.require_obtainable("org/Name-1", kind)  # type: ignore[arg-type]
+        hub.require_obtainable("org/Name-1", kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,6 @@ def test_the_refusal_holds_the_command(kind: str, command: str, monkeypatch: pyt
 def test_what_may_be_in_the_cache_is_left_to_the_run(
     kind: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "hub_answers", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("asked"))
     (tmp_path / folder).mkdir(parents=True)
-    network.require_obtainable("org/Name", kind)  # type: ignore[arg-type]
+    hub.require_obtainable("org/Name", kind)  # type: ignore[arg-type]

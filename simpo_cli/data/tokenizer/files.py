@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.builtin import guide_model_dir
-from simpo_cli.data import network
+from simpo_cli.data import hub
 from simpo_cli.data.model_files import (
     ADAPTER_CONFIG,
     base_of_adapters,
@@ -164,12 +164,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=wanted, local_files_only=network.is_offline()
+                name, revision=revision, allow_patterns=wanted, local_files_only=hub.is_offline()
             )
         )
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
-        if network.is_offline():
-            raise network.not_here(name, "model") from error
+        if hub.is_offline():
+            raise hub.not_here(name, "model") from error
         raise UserError(
             f"{name} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
             "Check the name and the network, or name a local folder; gated models need a login.",
