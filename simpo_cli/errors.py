@@ -1,5 +1,7 @@
 """What a person did, said so that they can mend it: where, what, how. Imports nothing of ours."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -40,3 +42,13 @@ class UserError(Exception):
     def __str__(self) -> str:
         first_line = f"{self.where}: {self.problem}" if self.where else self.problem
         return f"{first_line}\n  {self.fix}" if self.fix else first_line
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """What is refused inside is about this key of the recipe, unless the error names a nearer one."""
+    try:
+        yield
+    except UserError as error:
+        error.key = error.key or key
+        raise

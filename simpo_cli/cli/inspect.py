@@ -8,7 +8,7 @@ import typer
 
 from simpo_cli.cli.options import AsJson, Overrides, TrustRemoteCode, print_json, require_model
 from simpo_cli.cli.working import importing, shows_work
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.errors import ExitCode, UserError, about
 from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _scored(recipe: "Recipe", views: "list[PairView]") -> _Scored:
         from simpo_cli.model.load import find_model, require_lengths
 
     try:
-        source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
+        with about("model.path"):
+            source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
     except UserError as error:
         if error.exit_code != ExitCode.ENVIRONMENT and not isinstance(error, NoWeightsError):
             raise  # the model is here, and cannot be used as it is

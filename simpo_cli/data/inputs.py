@@ -10,7 +10,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.model_files import require_startable
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.tokenizer import read_template, require_model_name
-from simpo_cli.errors import UserError
+from simpo_cli.errors import UserError, about
 from simpo_cli.names import wrong_kind
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
@@ -26,7 +26,8 @@ def require_inputs(recipe: Recipe) -> None:
     for check in _checks(recipe, _require_obtainable):
         check()
     if not Path(recipe.model.path).expanduser().is_dir() and not recipe.model.path.startswith("builtin:"):
-        require_obtainable(recipe.model.path, "model")
+        with about("model.path"):
+            require_obtainable(recipe.model.path, "model")
 
 
 def faults_of_inputs(recipe: Recipe) -> Iterator[UserError]:
@@ -75,6 +76,7 @@ def _require_readable(data: DataRecipe, key: str, source: DataSource) -> None:
             reader.require_pairs()
 
 
+@about("model.path")
 def _require_model(recipe: Recipe) -> None:
     path = recipe.model.path
     if wrong := wrong_kind(path, "model"):
@@ -92,4 +94,4 @@ def _require_template(recipe: Recipe) -> None:
 
 def _about(key: str, error: UserError) -> UserError:
     subject = f"{key}: {error.where} " if error.where else f"{key}: "
-    return UserError(f"{subject}{error.problem}", error.fix, exit_code=error.exit_code)
+    return UserError(f"{subject}{error.problem}", error.fix, key=key, exit_code=error.exit_code)

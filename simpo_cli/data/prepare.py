@@ -15,7 +15,7 @@ from simpo_cli.data.raw import record_note
 from simpo_cli.data.selection import split_by_prompt
 from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
-from simpo_cli.errors import UserError
+from simpo_cli.errors import UserError, about
 from simpo_cli.recipe.schema import Recipe
 
 __all__ = [
@@ -87,12 +87,13 @@ def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTok
     Raises:
         UserError: its files are missing or damaged, or it knows no end of a text.
     """
-    tokenizer = load_tokenizer(
-        recipe.model.path,
-        revision=recipe.model.revision,
-        chat_template=recipe.data.chat_template,
-        moment=moment,
-    )
+    with about("model.path"):
+        tokenizer = load_tokenizer(
+            recipe.model.path,
+            revision=recipe.model.revision,
+            chat_template=recipe.data.chat_template,
+            moment=moment,
+        )
     require_end_token(tokenizer)
     return tokenizer
 
@@ -118,9 +119,12 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
             f"no training pair is left: {account.records_read} records read, {len(held_out)} pairs held "
             f"out, {_account(account.dropped) or 'none dropped'}.",
             "Give more pairs, lower data.holdout, or raise the length limits.",
+            key="data.holdout",
         )
     if recipe.data.eval is not None and not held_out:
-        raise UserError("no evaluation pair is left after the filters.", "Check the file that data.eval names.")
+        raise UserError(
+            "no evaluation pair is left after the filters.", "Check the file that data.eval names.", key="data.eval"
+        )
     return PreparedData(
         tokenizer=tokenizer,
         train=train,

@@ -163,6 +163,7 @@ class Evaluator:
                 raise UserError(
                     f"{baseline.name} has tokens for only {len(shared.first):,} of the {len(held_out.pairs):,} pairs.",
                     "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
+                    key="data.max_length",
                 )
             before, same_tokens = before.select(shared.second), shared.same_tokens
         comparison = compare_scores(before, scores, target.recipe.loss if same_tokens else None)

@@ -80,6 +80,7 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
         raise UserError(
             f"there are no pairs to score: {_account(source)}.",
             "Name a file of pairs with --data, or set data.holdout above 0.",
+            key="data.holdout",
         )
     return HeldOut(
         pairs,

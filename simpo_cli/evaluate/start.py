@@ -19,7 +19,7 @@ from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
-from simpo_cli.errors import UserError
+from simpo_cli.errors import UserError, about
 from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.model.load import find_model, require_lengths
@@ -158,7 +158,8 @@ def measure_start(
     Raises:
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
     """
-    source = find_model(recipe.model.path, recipe.model.revision)
+    with about("model.path"):
+        source = find_model(recipe.model.path, recipe.model.revision)
     data = replace(recipe.data, on_bad_record="skip", on_no_signal="drop")
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
@@ -173,7 +174,8 @@ def require_fitting(recipe: Recipe) -> None:
     Raises:
         UserError: says which.
     """
-    require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
+    with about("model.path"):
+        require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
 
 
 def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:

@@ -190,6 +190,7 @@ def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
             raise UserError(
                 f"the adapter {adapter.folder} has biases (lora_bias) for layers without one, so it cannot be merged.",
                 "Continue it with model.lora={}",
+                key="model.lora",
             )
     if not getattr(causal.config.get_text_config(), "tie_word_embeddings", False):
         return
@@ -200,6 +201,7 @@ def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
                 f"the adapter {adapter.folder} changes the head or the embedding, which share their weights in this "
                 "model, so it cannot be merged.",
                 "Continue it with model.lora={}" if not adapter.whole_parts else TRAIN_WITHOUT_COPIES,
+                key="model.lora",
             )
 
 
@@ -218,6 +220,7 @@ def merge(adapted: nn.Module, adapter: Adapter) -> nn.Module:
             raise UserError(
                 f"the adapter {adapter.folder} makes {name} infinite or NaN when it is merged.",
                 "Its weights are damaged, or model.weights_dtype holds too few digits.",
+                key="model.weights_dtype",
             )
         parameter.requires_grad_(True)
     return merged
@@ -253,10 +256,12 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
             raise UserError(
                 f"peft puts no adapters on model.lora.target_modules ({recipe.target_modules}): {reason}",
                 f"Name layers: model.lora.target_modules=[{','.join(taken)}]",
+                key="model.lora.target_modules",
             ) from error
         raise UserError(
             f"model.lora.target_modules ({recipe.target_modules}) matches no layer of this model.",
             f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head.",
+            key="model.lora.target_modules",
         ) from error
     return adapted
 

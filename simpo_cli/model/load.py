@@ -178,6 +178,7 @@ def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
             raise UserError(
                 f"model.adapter is {recipe.adapter}, and {recipe.path} holds no adapter.",
                 "Leave model.adapter out, or name an adapter's folder as model.path.",
+                key="model.adapter",
             )
         return recipe
     use = use_of(recipe, adapter)
@@ -198,6 +199,7 @@ def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
             raise UserError(
                 f"model.lora.{key} is {wanted}, and the adapter {recipe.path}, which is continued, has {there}.",
                 f"Leave model.lora.{key} out, or train a new adapter with model.adapter=merge: {_MERGE}",
+                key=f"model.lora.{key}",
             )
     return replace(recipe, adapter=use, lora=replace(adapter.lora, dropout=recipe.lora.dropout))
 
@@ -208,6 +210,7 @@ def require_lengths(recipe: Recipe, source: ModelSource) -> None:
         raise UserError(
             f"data.max_length is {recipe.data.max_length}, and {source.name} knows {source.max_length} positions.",
             f"Set data.max_length={source.max_length} or less (and data.max_prompt_length below it).",
+            key="data.max_length",
         )
 
 

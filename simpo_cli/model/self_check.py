@@ -202,6 +202,7 @@ def choose_packing(
         raise UserError(
             f"model.attention is shared_prefix, and this model cannot share prompts: {why_padded}.",
             "Set model.attention: auto, which falls back to padded rows.",
+            key="model.attention",
         )
     policy.packing = "padded"
     padded = _compare(policy, "padded", pairs)

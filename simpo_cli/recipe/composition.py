@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 from simpo_cli.errors import UserError
 from simpo_cli.names import find_recipe
-from simpo_cli.recipe.blame import enclosing, key_of
 from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, warnings_of
 from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.interpolation import resolve
@@ -43,11 +42,12 @@ class ComposedRecipe:
 
         It is itself where it has a place already, or where it is about no key.
         """
-        key = "" if error.where else key_of(error, self.recipe)
-        if not key:
+        if error.where or not error.key:
             return error
-        where = place_of(self.tree, enclosing(key), self.display)
-        return UserError(error.problem, error.fix, where=where, exit_code=error.exit_code)
+        parts = error.key.split(".")  # where the key was not written, a section around it was
+        enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        where = place_of(self.tree, enclosing, self.display)
+        return UserError(error.problem, error.fix, where=where, key=error.key, exit_code=error.exit_code)
 
 
 @dataclass(frozen=True)

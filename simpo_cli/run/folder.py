@@ -173,7 +173,7 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     """
     with disk_faults(f"output_dir {path} cannot be used"):
         if path.exists() and not path.is_dir():
-            raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.")
+            raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.", key="output_dir")
         if not path.is_dir():
             return
         _refuse_links(path)
@@ -181,7 +181,9 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
             return
     if not holds_a_run(path):
         raise UserError(
-            f"output_dir {path} holds files that are not a run.", "Name a folder that is empty or does not exist yet."
+            f"output_dir {path} holds files that are not a run.",
+            "Name a folder that is empty or does not exist yet.",
+            key="output_dir",
         )
     if not fresh and not resume:
         raise UserError(
@@ -211,6 +213,7 @@ def _refuse_links(path: Path) -> None:
             raise UserError(
                 f"{entry} is a link; all files of a run are in its own folder.",
                 "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
+                key="output_dir",
             )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from simpo_cli.data.plan import tokens_of_each
+from simpo_cli.errors import about
 from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
 from simpo_cli.evaluate.metrics import PairScores
 from simpo_cli.evaluate.scoring import score_pairs
@@ -49,7 +50,8 @@ def build(
     """
     recipe, accelerator, data = setting.recipe, setting.accelerator, setting.data
     is_another_run = any(change.kind == "identity" for change in changes)
-    model = load_start(recipe.model, setting.source, setting.weights, accelerator.device)
+    with about("model.path"):
+        model = load_start(recipe.model, setting.source, setting.weights, accelerator.device)
     if keeps_merged(recipe.model):
         save_merged(Path(recipe.output_dir), model, setting.source, replace=past.latest is None or is_another_run)
     if recipe.model.lora is not None and recipe.model.adapter != "continue":

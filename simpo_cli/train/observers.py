@@ -30,13 +30,16 @@ def require_trackers(names: list[str]) -> None:
     for name in names:
         if name not in known:
             raise UserError(
-                f"tracking.report_to names {name!r}, which is no tracker.", f"accelerate knows {', '.join(known)}."
+                f"tracking.report_to names {name!r}, which is no tracker.",
+                f"accelerate knows {', '.join(known)}.",
+                key="tracking.report_to",
             )
         if name not in installed:
             raise UserError(
                 f"tracking.report_to names {name}, which is not installed.",
                 f"Install it: pip install {name.replace('_', '-')}.",
                 exit_code=ExitCode.ENVIRONMENT,
+                key="tracking.report_to",
             )
 
 

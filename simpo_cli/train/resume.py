@@ -132,6 +132,7 @@ class ResumeState:
             raise UserError(
                 f"the run is at step {self.latest.step}, past its end, which is step {num_steps} now.",
                 "Raise train.num_epochs or train.max_steps again, or start anew with --fresh.",
+                key="train.num_epochs",
             )
         return self.document.get("status") == "done" and self.latest.step == num_steps
 

@@ -15,7 +15,7 @@ from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
-from simpo_cli.errors import UserError
+from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fused_layers import liger_version
@@ -137,9 +137,11 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         raise UserError(
             "--quick evaluates nothing, and checkpoint.best keeps the checkpoint with the lowest held-out loss.",
             "Leave --quick out, or set checkpoint.best=false.",
+            key="checkpoint.best",
         )
     require_trackers(recipe.tracking.report_to)
-    source = find_model(recipe.model.path, recipe.model.revision)
+    with about("model.path"):
+        source = find_model(recipe.model.path, recipe.model.revision)
     recipe = replace(recipe, model=choose_adapter(recipe.model, source))
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)

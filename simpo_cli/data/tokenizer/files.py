@@ -219,10 +219,13 @@ def read_template(path: str) -> str:
         raise UserError(
             f"data.chat_template names {path}, which cannot be read: {type(error).__name__}.",
             "Name a Jinja file, `none` for plain text, or leave it out for the model's own template.",
+            key="data.chat_template",
         ) from error
     if not source.strip():
         raise UserError(
-            f"data.chat_template names {path}, which is empty.", "Name a Jinja file, or `none` for plain text."
+            f"data.chat_template names {path}, which is empty.",
+            "Name a Jinja file, or `none` for plain text.",
+            key="data.chat_template",
         )
     return source
 

@@ -217,6 +217,7 @@ class TextTokenizer:
                 raise UserError(
                     f"data.chat_template_kwargs.{name} cannot be set: it is made from the data.",
                     f"Leave {name} out of data.chat_template_kwargs.",
+                    key=f"data.chat_template_kwargs.{name}",
                 )
             if self.has_template and name not in known:
                 near = difflib.get_close_matches(name, known.difference(GIVEN_BY_US), n=1)
@@ -224,6 +225,7 @@ class TextTokenizer:
                 raise UserError(
                     f"data.chat_template_kwargs.{name}: the chat template of {self.where} reads no such variable.",
                     hint,
+                    key=f"data.chat_template_kwargs.{name}",
                 )
 
     def turn_marks(self, template_kwargs: Mapping[str, Any] | None = None) -> TurnMarks:

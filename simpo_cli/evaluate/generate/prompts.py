@@ -160,7 +160,9 @@ def _required(asked: tuple[Question, ...], left_out: Counter[str], name: str) ->
     if not asked:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
         raise UserError(
-            f"no prompt is left to ask in {name} ({reasons or 'none'}).", "Raise data.max_prompt_length, or ask others."
+            f"no prompt is left to ask in {name} ({reasons or 'none'}).",
+            "Raise data.max_prompt_length, or ask others.",
+            key="data.max_prompt_length",
         )
     return Questions(asked, left_out)
 
