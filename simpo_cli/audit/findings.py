@@ -45,8 +45,8 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """The finding as the document holds it."""
-        document = {name: getattr(self, name) for name in ("code", "severity", "count", "hint")}
-        return document | {"rows": list(self.rows[:SHOWN_ROWS])}
+        rows = list(self.rows[:SHOWN_ROWS])
+        return {"code": self.code, "severity": self.severity, "count": self.count, "rows": rows, "hint": self.hint}
 
 
 def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE) -> Finding:
