@@ -22,7 +22,6 @@ __all__ = [
     "PreparedData",
     "describe_losses",
     "describe_origin",
-    "describe_source",
     "encode_source",
     "make_plan",
     "prepare_data",
@@ -191,34 +190,27 @@ def describe_losses(source: EncodedSource) -> str:
     return " · ".join(parts)
 
 
-def describe_origin(data: PreparedData) -> str:
-    """Where the tokens came from, in words: made or from the cache, how long that took, and what it saved."""
-    origins = [source.origin for source in data.sources]
+def describe_origin(sources: Sequence[EncodedSource]) -> str:
+    """Where the tokens of the training and the evaluation side came from, how long that took, and what it saved."""
+    origins = [source.origin for source in sources]
     if len({(origin.cache, origin.remark) for origin in origins}) == 1:
-        return _origin_said(origins)
-    return " · ".join(f"{side} pairs {_origin_said([origin])}" for side, origin in zip(_SIDES, origins, strict=True))
+        return _describe(origins)
+    sides = zip(("training", "evaluation"), origins, strict=True)
+    return " · ".join(f"{side} pairs {_describe([origin])}" for side, origin in sides)
 
 
-def describe_source(source: EncodedSource) -> str:
-    """Where the tokens of one side came from, as `describe_origin` says it."""
-    return _origin_said([source.origin])
-
-
-_SIDES = ("training", "evaluation")
-
-
-def _origin_said(origins: Sequence[Origin]) -> str:
-    """One sentence for sides that came the same way; their seconds are added."""
+def _describe(origins: Sequence[Origin]) -> str:
+    """One sentence for sides that came from the same place; their seconds are added."""
     first = origins[0]
     took = _seconds(sum(origin.seconds if origin.cache == "hit" else origin.seconds_made for origin in origins))
     match first.cache:
         case "hit":
-            said = f"from the cache in {took}, {_seconds(sum(origin.seconds_saved for origin in origins))} saved"
+            words = f"from the cache in {took}, {_seconds(sum(origin.seconds_saved for origin in origins))} saved"
         case "miss":
-            said = f"made in {took}, kept for the next run in {first.place}"
+            words = f"made in {took}, kept for the next run in {first.place}"
         case "off":
-            said = f"made in {took}, not kept"
-    return f"{said} ({first.remark})" if first.remark else said
+            words = f"made in {took}, not kept"
+    return f"{words} ({first.remark})" if first.remark else words
 
 
 def _seconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from simpo_cli.audit.measures import surface_differences
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.prepare import describe_source, encode_source, prepare_data, prepare_tokenizer
+from simpo_cli.data.prepare import describe_origin, encode_source, prepare_data, prepare_tokenizer
 from simpo_cli.data.sources import Role
 from simpo_cli.data.store import EncodedSource, StoredPairs, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
@@ -90,7 +90,7 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
         "eval" if role == "eval" else "train",
         source.account.content,
         source.origin.cache,
-        describe_source(source),
+        describe_origin([source]),
         train,
     )
 

@@ -41,7 +41,7 @@ def header(setting: RunPlan) -> RunHeader:
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         *[("", said) for said in (*data.train_source.account.remarks, *data.train_source.account.examples)],
         ("", describe_losses(data.train_source)),
-        ("tokens", describe_origin(data)),
+        ("tokens", describe_origin(data.sources)),
         *_example(data),
     ]
     if not data.held_out:

@@ -15,12 +15,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from simpo_cli.data.messages import REASONING, text_of
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer.special_texts import EncodingError, shared_lead
 from simpo_cli.data.tokenizer.template import TemplateError
+
+if TYPE_CHECKING:
+    from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 
 CALL_KEY, CALL_VALUE = "qZ7kqk", "qZ7kqw"  # a made-up argument
 _ARGUMENTS = {CALL_KEY: CALL_VALUE}
@@ -157,26 +160,12 @@ class TurnMarks:
     answer_header: str = ""
 
 
-class Tokens(Protocol):
-    """What has to be known of a tokenizer to learn its template's marks."""
-
-    def added_in(self, text: str) -> list[int]:
-        """The added tokens of a text that are more than white space."""
-
-    def text_of(self, added_id: int) -> str:
-        """How an added token is spelled."""
-
-    @property
-    def named_end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer by the tokenizer or the generation config."""
-
-
-def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: Tokens) -> TurnMarks:
+def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: "TextTokenizer") -> TurnMarks:
     """What the template writes around made-up turns; nothing of a template that renders none of them.
 
     Args:
         render: the template; its second argument asks for the generation prompt.
-        tokens: what is added to the tokenizer's vocabulary.
+        tokens: knows the added tokens, and which of them end an answer.
     """
     user, answer, second, system = _MADE_UP
     for lead in ((), (Message("system", system),)):  # some templates insist on a system turn
@@ -193,7 +182,7 @@ def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: Tokens
     return TurnMarks()
 
 
-def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: Tokens) -> TurnMarks:
+def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: "TextTokenizer") -> TurnMarks:
     user, answer, second, _ = _MADE_UP
     before, _, behind = answered.rpartition(answer)
     next_turn = dialog.rpartition(second)[0].rpartition(answer)[2]
@@ -220,7 +209,7 @@ def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: Tok
     )
 
 
-def _call_end(render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: Tokens) -> int | None:
+def _call_end(render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: "TextTokenizer") -> int | None:
     """The named end token that stands between a call and its result."""
     user, _, result, _ = _MADE_UP
     call = Message("assistant", "", json.dumps(made_up_call("", {CALL_KEY: CALL_VALUE})))
