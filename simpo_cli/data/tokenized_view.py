@@ -149,9 +149,5 @@ def tokens_in_words(tokenizer: TextTokenizer, data: DataRecipe) -> str:
     else:
         how = "plain text, no template"
     bos = "no BOS" if tokenizer.bos_id is None else f"BOS {_named(tokenizer, tokenizer.bos_id)}"
-    ends = _listed([_named(tokenizer, end) for end in sorted(tokenizer.end_ids_under(data.chat_template_kwargs))])
+    ends = " or ".join(_named(tokenizer, end) for end in sorted(tokenizer.end_ids_under(data.chat_template_kwargs)))
     return f"{how} · {bos} · answers end with {ends or 'no token'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(names)

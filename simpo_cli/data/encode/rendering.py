@@ -9,6 +9,7 @@ from typing import Any
 
 from simpo_cli.data.encode.conversation import Conversation, unwritten
 from simpo_cli.data.encode.rules import SKIP, Rules
+from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError
@@ -50,7 +51,7 @@ class Texts:
 
 
 def render(pair: PreferencePair, rules: Rules) -> Texts:
-    contents = [turn.content for turn in _turns(pair.prompt)]
+    contents = [turn.content for turn in prompt_messages(pair.prompt)]
     for name, text in (*(("prompt", text) for text in contents), ("chosen", pair.chosen), ("rejected", pair.rejected)):
         if len(text) > LONGEST_WORD and any(run.end() - run.start() > LONGEST_WORD for run in _RUNS.finditer(text)):
             raise RecordError(f"{name}: a word, or a gap, of more than {LONGEST_WORD:,} characters", SKIP)
@@ -95,9 +96,9 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
     if rules.plain:
         texts = _render_plain(pair, rules)
         return texts.prompt, texts.mode
-    _refuse_rendered([turn.content for turn in _turns(prompt)], rules)
+    _refuse_rendered([turn.content for turn in prompt_messages(prompt)], rules)
     try:
-        conversation, _, mode = _prepared(pair, rules)
+        conversation, _, mode = _conversation_of(pair, rules)
         text = conversation.prompt()
         conversation.require_turns_kept(text)
     except TemplateError as error:
@@ -116,42 +117,36 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
                 "Leave data.rendered out, or, for plain Human/Assistant transcripts, set data.chat_template: none.",
             )
         prompt = prompt[0].content
-    responses = tuple(_said(answer) for answer in pair.answers)
+    responses = tuple(_spoken_text(answer) for answer in pair.answers)
     for turn, text in zip(pair.answers, responses, strict=True):
         notes.update(_not_written(unwritten(turn, text)))
     if not isinstance(prompt, str):
-        notes.update(_not_written(chain.from_iterable(unwritten(turn, _said(turn)) for turn in prompt)))
+        notes.update(_not_written(chain.from_iterable(unwritten(turn, _spoken_text(turn)) for turn in prompt)))
         if rules.data.chat_template != "none":
             notes.add(AS_TRANSCRIPT)
-        turns = tuple(Message(turn.role, _said(turn)) for turn in prompt)
+        turns = tuple(Message(turn.role, _spoken_text(turn)) for turn in prompt)
         # The space behind "Assistant:" is the answer's, where tokenizers have it: " Yes" is one token
         prompt, responses = _transcript(turns), tuple(f" {text}" for text in responses)
     if pair.tools is not None:
         notes.add(_TOOLS_LEFT_OUT)
     # data.rendered promises that special tokens in the text are meant; in plain text they are only text
     literal = not rules.data.rendered and any(map(rules.tokenizer.has_special_literal, (prompt, *responses)))
-    return Texts(
-        prompt,
-        (responses[0], responses[1]),
-        "literal" if literal else "parsed",
-        notes=frozenset(notes),
-        turns=turns,
-        write=_transcript,
-    )
+    mode: SpecialTokenMode = "literal" if literal else "parsed"
+    return Texts(prompt, (responses[0], responses[1]), mode, frozenset(notes), turns, _transcript)
 
 
 def _transcript(turns: Sequence[Message]) -> str:
     return "\n\n" + as_transcript(turns)
 
 
-def _said(turn: Message) -> str:
+def _spoken_text(turn: Message) -> str:
     """What a turn says, without its reasoning."""
     record = turn.as_record()
     return text_of(record.get("content"), record.get("tool_calls", ()))
 
 
 def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
-    conversation, answers, mode = _prepared(pair, rules)
+    conversation, answers, mode = _conversation_of(pair, rules)
     tokenizer = rules.tokenizer
     prompt = conversation.prompt()
     (chosen, chosen_rule), (rejected, rejected_rule) = (conversation.response(prompt, answer) for answer in answers)
@@ -168,19 +163,10 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
         notes.add(_TOOLS_LEFT_OUT)
     elif any(name not in prompt for name in _tool_names(conversation.tools)):
         notes.add("tools that the template does not write")
-    for name in (
-        conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables
-    ):
-        notes.add(f"chat_template_kwargs.{name} of the record, which the template does not read")
-    return Texts(
-        prompt,
-        (chosen, rejected),
-        mode,
-        notes=frozenset(notes),
-        turns=conversation.turns,
-        write=conversation.prompt_of,
-        calls=(calls[-2], calls[-1]),
-    )
+    unread = conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables
+    notes.update(f"chat_template_kwargs.{name} of the record, which the template does not read" for name in unread)
+    turns, write = conversation.turns, conversation.prompt_of
+    return Texts(prompt, (chosen, rejected), mode, frozenset(notes), turns, write, calls=(calls[-2], calls[-1]))
 
 
 def _tool_names(tools: Any) -> Iterator[str]:
@@ -194,7 +180,9 @@ def _not_written(names: Iterator[str]) -> set[str]:
     return {f"{name} that the template does not write" for name in names}
 
 
-def _prepared(pair: PreferencePair, rules: Rules) -> tuple[Conversation, tuple[Message, Message], SpecialTokenMode]:
+def _conversation_of(
+    pair: PreferencePair, rules: Rules
+) -> tuple[Conversation, tuple[Message, Message], SpecialTokenMode]:
     """The conversation and its two answers, masked where one of their texts spells out a special token."""
     tokenizer = rules.tokenizer
     tools = None if pair.tools is None else json.loads(pair.tools)
@@ -202,27 +190,19 @@ def _prepared(pair: PreferencePair, rules: Rules) -> tuple[Conversation, tuple[M
     own = {} if pair.template_kwargs is None else json.loads(pair.template_kwargs)
     if taken := sorted(own.keys() & set(GIVEN_BY_US)):
         raise RecordError(f"chat_template_kwargs.{taken[0]} cannot be set: it is made from the data", SKIP)
-    turns = _turns(pair.prompt)
-    masked = any(
-        tokenizer.has_special_literal(turn.content) or (turn.fields and tokenizer.has_special_literal(turn.fields))
-        for turn in (*turns, *pair.answers)
-    ) or _any_string([tools, own], tokenizer.has_special_literal)
-    answers = pair.answers
+    turns = (*prompt_messages(pair.prompt), *pair.answers)
+    is_literal, mask = tokenizer.has_special_literal, tokenizer.mask_literals
+    masked = any(is_literal(turn.content) or is_literal(turn.fields) for turn in turns)
+    masked = masked or _any_string([tools, own], is_literal)
     if masked:
-        turns = tuple(_masked(turn, tokenizer.mask_literals) for turn in turns)
-        answers = _masked(answers[0], tokenizer.mask_literals), _masked(answers[1], tokenizer.mask_literals)
-        tools = _each_string(tools, tokenizer.mask_literals)
-        own = {name: _each_string(value, tokenizer.mask_literals) for name, value in own.items()}
-    given: Mapping[str, Any] = rules.data.chat_template_kwargs
-    marks = rules.marks
-    if own:
-        given = {**given, **own}
-        marks = tokenizer.turn_marks(given)
-    return Conversation(rules, turns, tools, given, marks), answers, "masked" if masked else "parsed"
-
-
-def _turns(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        turns = tuple(_masked(turn, mask) for turn in turns)
+        tools = _each_string(tools, mask)
+        own = {name: _each_string(value, mask) for name, value in own.items()}
+    *asked, chosen, rejected = turns
+    given: Mapping[str, Any] = {**rules.data.chat_template_kwargs, **own}
+    marks = tokenizer.turn_marks(given) if own else rules.marks
+    conversation = Conversation(rules, tuple(asked), tools, given, marks)
+    return conversation, (chosen, rejected), "masked" if masked else "parsed"
 
 
 def _masked(turn: Message, mask: Callable[[str], str]) -> Message:

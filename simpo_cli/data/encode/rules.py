@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.raw import MAX_KEPT_TEXT, BadRecord, RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, TurnMarks
 from simpo_cli.recipe.schema import DataRecipe
@@ -25,27 +26,19 @@ def cut_warnings(needed: Mapping[str, Counter[int]], data: DataRecipe, longest: 
         longest: most tokens that the model takes; None where that is not known.
     """
     wanted = {name: limit for name in LIMITS if (limit := _limit(needed[name]))}
-    typed = " ".join(f"data.{name}={value}" for name, value in _settings(wanted, data).items())
-    fits = longest is None or _settings(wanted, data).get("max_length", 0) <= longest
-    fix = (
-        f"{typed} keeps 95 % whole"
-        if fits
-        else f"{typed} would keep 95 % whole, and the model takes {longest:,} tokens"
-    )
+    settings = dict(wanted)
+    if "max_prompt_length" in wanted:  # longer prompts take room that the answers then lack
+        more = wanted["max_prompt_length"] - data.max_prompt_length
+        settings["max_length"] = more + wanted.get("max_length", data.max_length)
+    fix = " ".join(f"data.{name}={value}" for name, value in settings.items()) + " keeps 95 % whole"
+    if longest is not None and settings.get("max_length", 0) > longest:
+        fix = fix.replace("keeps", "would keep") + f", and the model takes {longest:,} tokens"
     how = "cut at" if data.overlong == "truncate" else "over"
     shares = {name: 100 * (1 - needed[name][0] / needed[name].total()) for name in wanted}
     return {
         name: f"{share:.0f} % of pairs have {LIMITS[name]} {how} data.{name}={getattr(data, name)}: {fix}"
         for name, share in shares.items()
     }
-
-
-def _settings(wanted: Mapping[str, int], data: DataRecipe) -> dict[str, int]:
-    """The limits to set: longer prompts take room that the answers then lack."""
-    if "max_prompt_length" not in wanted:
-        return dict(wanted)
-    more = wanted["max_prompt_length"] - data.max_prompt_length
-    return {**wanted, "max_length": more + wanted.get("max_length", data.max_length)}
 
 
 def _limit(needed: Counter[int]) -> int:
@@ -139,8 +132,7 @@ class Rules:
 
 def prompt_key(pair: PreferencePair) -> str:
     """A hash of the prompt's text; a string and the same string as one user message are the same prompt."""
-    messages = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
-    text = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    text = json.dumps([[turn.role, turn.content] for turn in prompt_messages(pair.prompt)], ensure_ascii=False)
     return _digest(text)
 
 

@@ -209,7 +209,9 @@ def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: "Te
     )
 
 
-def _call_end(render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: "TextTokenizer") -> int | None:
+def _call_end(
+    render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: "TextTokenizer"
+) -> int | None:
     """The named end token that stands between a call and its result."""
     user, _, result, _ = _MADE_UP
     call = Message("assistant", "", json.dumps(made_up_call("", {CALL_KEY: CALL_VALUE})))

@@ -101,13 +101,15 @@ class TextTokenizer:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's, the generation config's and the template's own."""
-        learned = self.turn_marks().end_id if self.has_template else None
-        return self.named_end_ids | ({learned} if learned is not None else set())
+        return self._named_and_learned(self.named_end_ids, None)
 
     def end_ids_under(self, template_kwargs: Mapping[str, Any]) -> frozenset[int]:
         """Those, and what ends an answer where the template gets these variables."""
+        return self._named_and_learned(self.end_ids, template_kwargs)
+
+    def _named_and_learned(self, named: frozenset[int], template_kwargs: Mapping[str, Any] | None) -> frozenset[int]:
         learned = self.turn_marks(template_kwargs).end_id if self.has_template else None
-        return self.end_ids | ({learned} if learned is not None else set())
+        return named if learned is None else named | {learned}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
