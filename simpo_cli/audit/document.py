@@ -17,7 +17,7 @@ from simpo_cli.statistics import Measured, effective_prompts, longer_wins, mean
 
 SCHEMA_VERSION = 1
 
-_PREDICTS = 0.05  # how far from one half the whole interval must lie before something is said to predict the label
+_PREDICTS = 0.05  # how far from one half the whole interval must lie before something counts as predicting the label
 
 
 def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _passed(examination: Examination, findings: list[Finding], *, is_judged: boo
 
 
 def length_predicts(low: float, high: float) -> bool:
-    """Whether the interval of "the longer wins" lies clearly on one side of a coin's 0.5."""
+    """Whether the interval of "the longer wins" lies clearly on one side of the random baseline, 0.5."""
     return high < 0.5 - _PREDICTS or low > 0.5 + _PREDICTS
 
 

@@ -43,7 +43,7 @@ _FINDINGS_OF_SCORES = (RecordNote.AGAINST_LABEL, RecordNote.TIED_SCORES, RecordN
 # Groups
 
 MOST_GROUPS = 200
-"""Values that are told apart; what comes behind them is one group."""
+"""Values that get groups of their own; those behind them share one."""
 OTHERS, NONE = "(other values)", "(none)"
 _LONGEST_NAME = 80  # characters
 _SEARCHED = 100  # pairs in which a field has to turn up
@@ -181,7 +181,7 @@ class Account:
         refused: pairs that the template or the rules refuse; how many, and the first of them.
         no_end: chosen and rejected responses without an end token.
         num_cut: how many of these the length limit has cut.
-        details: what is said more of some findings, by their code.
+        details: a sentence about these data for some findings, by their code.
     """
 
     no_signal: Counter[str] = field(default_factory=Counter)

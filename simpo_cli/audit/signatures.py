@@ -121,12 +121,12 @@ def _word_hashes(letters: NDArray[np.uint8], starts: Places, lengths: Places) ->
     """Hash of each word, eight letters at a time, for all words at once."""
     eight_from = np.ndarray((len(letters) - 7,), dtype="<u8", buffer=letters, strides=(1,))  # at any byte, not each 8th
     hashes = lengths.astype(np.uint64)
-    asked: Places | slice = slice(None)  # all; then those that are longer
+    left: Places | slice = slice(None)  # all; then those that are longer
     for begin in range(0, _MOST_LETTERS, 8):
-        eight = eight_from[starts[asked] + begin] & _FIRST_BYTES[np.minimum(lengths[asked] - begin, 8)]
-        hashes[asked] = mixed((hashes[asked] ^ eight) * _LETTERS)
-        asked = np.flatnonzero(lengths > begin + 8)
-        if not len(asked):
+        eight = eight_from[starts[left] + begin] & _FIRST_BYTES[np.minimum(lengths[left] - begin, 8)]
+        hashes[left] = mixed((hashes[left] ^ eight) * _LETTERS)
+        left = np.flatnonzero(lengths > begin + 8)
+        if not len(left):
             break
     return hashes
 

@@ -1,4 +1,4 @@
-"""How well the label can be told from a response's surface alone: the bar that a trained model has to beat.
+"""How well the label can be told from a response's surface alone: a baseline for trained models.
 
 A response is described by a few counts that need no understanding: its length, lists, bold, code, how it begins. The
 difference of the two descriptions goes into a logistic regression without an intercept, so that the classifier cannot

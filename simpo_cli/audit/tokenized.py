@@ -76,7 +76,7 @@ def in_tokens(
 
 
 def _cut_details(needed: Mapping[str, Counter[int]], data: DataRecipe) -> dict[str, str]:
-    """What is said of each finding about cuts where many are cut: the limits that would help."""
+    """A sentence for each finding about cuts where many are cut: the limits that would help."""
     sentences = {limit: f"{sentence}." for limit, sentence in cut_warnings(needed, data).items()}
     prompts, answers = (sentences.get(limit, "") for limit in ("max_prompt_length", "max_length"))
     return {"TRU001": answers, "TRU002": answers, "TRU003": prompts, "TRU005": f"{prompts} {answers}".strip()}

@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """What is said of a file of a model's folder that cannot be read."""
+    """The error of a file of a model's folder that cannot be read."""
     return UserError(f"cannot be read: {error}.", _DAMAGED, where=str(path), exit_code=exit_code_of(error))
 
 
@@ -131,7 +131,7 @@ def require_unquantised(name: str, folder: Path, held_by: str = "") -> None:
 
 
 def quantised(name: str, kind: str, held_by: str = "") -> UserError:
-    """What is said of a model of quantised weights."""
+    """The error of a model of quantised weights."""
     plain = _MARK_OF_QUANTISED.sub("", name)
     is_known = plain != name and (Path(plain).is_dir() or not Path(name).exists())
     such_as = f" ({plain}, by its name)" if is_known else ""

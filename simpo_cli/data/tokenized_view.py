@@ -23,14 +23,14 @@ def token_pieces(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
     together is the text, but for `UNFINISHED` ones.
     """
     pieces: list[str] = []
-    shown, start = 0, 0  # tokens whose text is settled, and the first of those that are decoded again as context
+    done, start = 0, 0  # tokens whose text is known, and the first of those that are decoded again as context
     for end in range(1, len(ids) + 1):
-        before, text = tokenizer.decode(ids[start:shown]), tokenizer.decode(ids[start:end])
-        if text.endswith(UNFINISHED) and end - shown < _MOST_BYTES:
+        before, text = tokenizer.decode(ids[start:done]), tokenizer.decode(ids[start:end])
+        if text.endswith(UNFINISHED) and end - done < _MOST_BYTES:
             pieces.append(UNFINISHED)
             continue
-        pieces.append(text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[shown:end]))
-        start, shown = shown, end
+        pieces.append(text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[done:end]))
+        start, done = done, end
     return pieces
 
 
@@ -100,29 +100,29 @@ def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data:
             raise stopped_by(encoded.bad)
         return PairView(number, pair, None, encoded.bad[0].problem)
     whole = _encode(pair, tokenizer, replace(data, max_length=_NO_LIMIT, max_prompt_length=_NO_LIMIT - 1))
-    shown = next(iter([*encoded.pairs, *whole.pairs]), None)
-    uncut = next(iter(whole.pairs), shown)
+    cut = next(iter([*encoded.pairs, *whole.pairs]), None)
+    uncut = next(iter(whole.pairs), cut)
     reason = next(iter(encoded.dropped), "")
-    if shown is None or uncut is None:  # empty without any limit
+    if cut is None or uncut is None:  # empty without any limit
         return PairView(number, pair, None, reason)
     ends = tokenizer.end_ids_under(data.chat_template_kwargs)
-    before = shown.prompt.tolist()
+    before = cut.prompt.tolist()
     return PairView(
         number=number,
         pair=pair,
-        encoded=None if reason else shown,
+        encoded=None if reason else cut,
         left_out=reason,
         bos=_named(tokenizer, before[0]) if tokenizer.bos_id is not None and before[0] == tokenizer.bos_id else "",
         prompt=_part(tokenizer, before, [], len(uncut.prompt)),
-        chosen=_part(tokenizer, shown.chosen.tolist(), before, len(uncut.chosen), ends),
-        rejected=_part(tokenizer, shown.rejected.tolist(), before, len(uncut.rejected), ends),
+        chosen=_part(tokenizer, cut.chosen.tolist(), before, len(uncut.chosen), ends),
+        rejected=_part(tokenizer, cut.rejected.tolist(), before, len(uncut.rejected), ends),
         remarks=tuple(sorted(what for what in encoded.counts if what not in _SHOWN_OTHERWISE)),
     )
 
 
 def _encode(pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
-    shown = replace(data, on_no_signal="drop", overlong="drop" if data.overlong == "error" else data.overlong)
-    return encode_pairs([pair], tokenizer, shown)
+    lenient = replace(data, on_no_signal="drop", overlong="drop" if data.overlong == "error" else data.overlong)
+    return encode_pairs([pair], tokenizer, lenient)
 
 
 def _part(

@@ -54,11 +54,11 @@ class Conversation:
         Raises RecordError where no rule says how the answer continues the prompt.
         """
         whole = self._render((*self.turns, answer))
-        if whole.startswith(prompt) and self._says(whole[len(prompt) :], prompt, answer):
+        if whole.startswith(prompt) and self._holds_answer(whole[len(prompt) :], prompt, answer):
             return whole[len(prompt) :], ""
         before, found, behind = self._render((*self.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)
         text = "" if answer.fields else answer.content  # what may stand there as it is
-        if found and text and whole.startswith(prompt) and _unsaid(prompt, text) == text:
+        if found and text and whole.startswith(prompt) and _without_opening(prompt, text) == text:
             space = before[len(prompt) :]
             return (space if not space.strip() else "") + text + behind, AS_WRITTEN
         opening, lead = self._seam(prompt, before) if found else ("", None)
@@ -72,11 +72,11 @@ class Conversation:
                     "data.chat_template_kwargs.",
                 )
             rest = whole.removeprefix(before)
-            if rest != whole and self._says(rest, "", answer) and not rest.startswith(_MARKER.findall(word)[0]):
+            if rest != whole and self._holds_answer(rest, "", answer) and not rest.startswith(_MARKER.findall(word)[0]):
                 return rest, BEHIND_THOUGHT
         elif lead is not None:
             start = len(before) - len(lead)
-            if whole.startswith(before[:start]) and self._says(whole[start:], prompt, answer):
+            if whole.startswith(before[:start]) and self._holds_answer(whole[start:], prompt, answer):
                 return whole[start:], HISTORY_CHANGED
         if answer.fields and whole.startswith(prompt):
             raise RecordError(
@@ -100,10 +100,10 @@ class Conversation:
             place = before.rfind(header) if header.strip() and header != prompt else -1
             if place >= 0:
                 return "", before[place + len(header) :]
-            asked = replace(self, turns=(*self.turns[:-1], with_content(self.turns[-1], _LAST)))
-            answered = asked._render((*asked.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)[0]
+            with_last = replace(self, turns=(*self.turns[:-1], with_content(self.turns[-1], _LAST)))
+            answered = with_last._render((*with_last.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)[0]
             (_, in_prompt, prompt), (_, in_before, before) = (
-                asked.prompt().rpartition(_LAST),
+                with_last.prompt().rpartition(_LAST),
                 answered.rpartition(_LAST),
             )
             if not in_prompt or not in_before:
@@ -112,13 +112,13 @@ class Conversation:
             return prompt[len(before) :], ""
         return "", before[len(prompt) :] if before.startswith(prompt) else None
 
-    def _says(self, rendered: str, prompt: str, answer: Message) -> bool:
-        """Whether an answer is there, white space and what the prompt holds of it aside."""
+    def _holds_answer(self, rendered: str, prompt: str, answer: Message) -> bool:
+        """Whether a rendering holds an answer, white space and what the prompt already holds of it aside."""
         if not answer.fields:
-            return _holds(rendered, _unsaid(prompt, answer.content))
+            return _holds(rendered, _without_opening(prompt, answer.content))
         shaped = self.rules.tokenizer.shape.of(answer)
         scored = self._up_to_end(rendered)
-        if not _holds(scored, _unsaid(prompt, text_of(shaped))):
+        if not _holds(scored, _without_opening(prompt, text_of(shaped))):
             return False
         if calls := shaped.get("tool_calls"):
             renamed = self._render((*self.turns, _renamed(answer)))
@@ -228,13 +228,13 @@ def _is_closed(opening: str) -> bool:
     return bool(markers) and _CLOSING.match(markers[-1]) is not None
 
 
-def _unsaid(prompt: str, answer: str) -> str:
+def _without_opening(prompt: str, answer: str) -> str:
     """What of an answer the prompt does not hold already: a generation prompt may end with its `<think>`."""
-    said = prompt.rstrip()[-_LONGEST_OPENING:]
-    start = said.find(answer[:1]) if answer else -1
-    while start >= 0 and not answer.startswith(said[start:]):
-        start = said.find(answer[0], start + 1)
-    return answer[len(said) - start :] if start >= 0 else answer
+    opened = prompt.rstrip()[-_LONGEST_OPENING:]
+    start = opened.find(answer[:1]) if answer else -1
+    while start >= 0 and not answer.startswith(opened[start:]):
+        start = opened.find(answer[0], start + 1)
+    return answer[len(opened) - start :] if start >= 0 else answer
 
 
 def _holds(rendered: str, answer: str) -> bool:

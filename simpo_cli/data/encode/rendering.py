@@ -198,10 +198,10 @@ def _conversation_of(
         turns = tuple(_masked(turn, mask) for turn in turns)
         tools = _each_string(tools, mask)
         own = {name: _each_string(value, mask) for name, value in own.items()}
-    *asked, chosen, rejected = turns
+    *prompt, chosen, rejected = turns
     given: Mapping[str, Any] = {**rules.data.chat_template_kwargs, **own}
     marks = tokenizer.turn_marks(given) if own else rules.marks
-    conversation = Conversation(rules, tuple(asked), tools, given, marks)
+    conversation = Conversation(rules, tuple(prompt), tools, given, marks)
     return conversation, (chosen, rejected), "masked" if masked else "parsed"
 
 

@@ -139,7 +139,7 @@ def _merged(merge: str | Sequence[str]) -> tuple[str, str, str]:
 
 
 def refuse_stand_ins(texts: Sequence[str]) -> None:
-    """Refuse (EncodingError) texts that hold our own marks: they cannot be told from masked ones."""
+    """Refuse (EncodingError) texts that hold our own marks: they look like masked ones."""
     for text in texts:
         if _STAND_IN in text or _LITERAL in text:
             raise EncodingError("holds U+10FFFD or U+10FFFE, which are no characters, beside a special token")

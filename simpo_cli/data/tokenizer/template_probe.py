@@ -107,9 +107,9 @@ def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
         parts = as_parts is not None and as_parts.count(_QUESTION) == 1 and repr(_QUESTION) not in as_parts
     if not knows_calls:
         return MessageShape(calls=False, parts=parts)
-    asked = {"role": "user", "content": [{"type": "text", "text": _QUESTION}] if parts else _QUESTION}
+    question = {"role": "user", "content": [{"type": "text", "text": _QUESTION}] if parts else _QUESTION}
     seen = {
-        (content, form): tried(asked, made_up_call(content, arguments))
+        (content, form): tried(question, made_up_call(content, arguments))
         for content in (None, "")
         for form, arguments in (("object", _ARGUMENTS), ("text", _TEXT))
     }
@@ -172,17 +172,17 @@ def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: "TextT
         turns = [*lead, Message("user", user), Message("assistant", answer), Message("user", second)]
         first = len(lead) + 1
         try:
-            question, asked = render(turns[:first], False), render(turns[:first], True)
+            prompt, opened = render(turns[:first], False), render(turns[:first], True)
             answered, dialog = render(turns[: first + 1], False), render(turns, False)
             if all(word in text for word, text in ((user, answered), (answer, answered), (second, dialog))):
-                marks = _marks_of(question, asked, answered, dialog, tokens)
+                marks = _marks_of(prompt, opened, answered, dialog, tokens)
                 return marks if marks.end_is_written else replace(marks, call_end_id=_call_end(render, lead, tokens))
         except (TemplateError, EncodingError):
             continue
     return TurnMarks()
 
 
-def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: "TextTokenizer") -> TurnMarks:
+def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "TextTokenizer") -> TurnMarks:
     user, answer, second, _ = _MADE_UP
     before, _, behind = answered.rpartition(answer)
     next_turn = dialog.rpartition(second)[0].rpartition(answer)[2]
@@ -193,12 +193,12 @@ def _marks_of(question: str, asked: str, answered: str, dialog: str, tokens: "Te
     if end_id is None and turn_ids and turn_ids[0] in tokens.named_end_ids:
         end_id, end_is_written = turn_ids[0], False
     opening = ""
-    if asked == question and before.startswith(asked):
-        opening = before[len(asked) :].rstrip(" ") if before[len(asked) :].strip() else ""
+    if opened == prompt and before.startswith(opened):
+        opening = before[len(opened) :].rstrip(" ") if before[len(opened) :].strip() else ""
     end_text = tokens.text_of(end_id) if end_id is not None and end_is_written else None
     header = ""  # the generation prompt, as far as the answer's own rendering has it: not an opening `<think>`
-    if asked.startswith(question) and before.startswith(question):
-        header = shared_lead(asked[len(question) :], before[len(question) :])
+    if opened.startswith(prompt) and before.startswith(prompt):
+        header = shared_lead(opened[len(prompt) :], before[len(prompt) :])
     return TurnMarks(
         end_id=end_id,
         end_is_written=end_is_written,
