@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from simpo_cli.audit.catalogue import Needs
 from simpo_cli.audit.columns import Column, Lengths, PlaceColumn
+from simpo_cli.audit.duplicates import PairIdentities, Prompts, find_leaks, find_near_pairs
 from simpo_cli.audit.findings import SHOWN_ROWS, Finding, PairsByCode, Positions, finding
-from simpo_cli.audit.identity import Hashes, PairIdentities
 from simpo_cli.audit.measures import FEATURES, Differences
-from simpo_cli.audit.near import Prompts, find_leaks, find_near_pairs
 from simpo_cli.audit.reading import (
     Account,
     Groups,
@@ -30,7 +29,7 @@ from simpo_cli.audit.reading import (
     measured_batches,
     read_batches,
 )
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Hashes, Signatures
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.text_notes import own_markers

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from simpo_cli.audit.identity import Hashes, pair_hashes
-from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
+from simpo_cli.audit.signatures import SIGNATURE_BYTES, Hashes, Signatures, signatures_of
 from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.text_notes import END_TOKENS, TURN_MARKERS, may_hold_marker, notes_of, num_letters, num_unspaced
@@ -199,6 +199,27 @@ def trouble_in(pair: PreferencePair, *, own: tuple[str, ...] | None) -> Iterator
     if any(map(goes_on_with_a_turn, responses)):
         yield "TPL002"
     yield from (note.finding for note in notes_of(pair, own or ()))
+
+
+def _hashed(text: str, seed: int = 0) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"), seed)
+
+
+def prompt_hash(pair: PreferencePair) -> int:
+    """A hash of the prompt; plain text and the same text as one user turn are the same prompt."""
+    turns = prompt_messages(pair.prompt)
+    return _hashed("".join([f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns]))
+
+
+def pair_hashes(pair: PreferencePair) -> tuple[int, int, int]:
+    """Hashes of the prompt, the chosen and the rejected response.
+
+    With other tools, or other variables for the template, the same response is another.
+    """
+    around = (
+        0 if pair.tools is None and pair.template_kwargs is None else _hashed(repr((pair.tools, pair.template_kwargs)))
+    )
+    return prompt_hash(pair), _hashed(pair.chosen, around), _hashed(pair.rejected, around)
 
 
 Counts = NDArray[np.int32]

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from simpo_cli.audit.columns import Column
-from simpo_cli.audit.identity import PairIdentities
+from simpo_cli.audit.duplicates import PairIdentities
 from simpo_cli.audit.measures import TextMeasures
 from simpo_cli.audit.reading import Account, MeasuredBatch, MeasuredPairs, ReadPair
 from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_batches

@@ -8,7 +8,7 @@ from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
     from simpo_cli.audit.examine import Tokens
-    from simpo_cli.audit.near import Prompts
+    from simpo_cli.audit.duplicates import Prompts
     from simpo_cli.data.load import PairReader
     from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
@@ -75,7 +75,7 @@ class Inputs:
             sources = [one for one in sources if one.path not in self.data or one.path.startswith("builtin:")]
         if not sources:
             return None
-        from simpo_cli.audit.near import read_prompts
+        from simpo_cli.audit.duplicates import read_prompts
 
         return read_prompts(self.open("eval", sources))
 

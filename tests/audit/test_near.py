@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simpo_cli.audit import near
-from simpo_cli.audit.identity import prompt_hash
-from simpo_cli.audit.measures import asked_text
-from simpo_cli.audit.near import MOST_COMPARED, NUM_BANDS, Leaks, find_leaks, find_near_pairs, read_prompts
+from simpo_cli.audit import duplicates
+from simpo_cli.audit.duplicates import MOST_COMPARED, NUM_BANDS, Leaks, find_leaks, find_near_pairs, read_prompts
+from simpo_cli.audit.measures import asked_text, prompt_hash
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Signatures, signatures_of
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair
@@ -124,15 +123,15 @@ def test_a_large_group_takes_linear_time(monkeypatch: pytest.MonkeyPatch, same_w
         signatures = np.repeat(signed([(text(draw), text(draw), text(draw))]), count, axis=0)
     else:
         signatures = np.random.default_rng(0).integers(0, 256, (count, 3, SIGNATURE_BYTES), dtype=np.uint8)
-        monkeypatch.setattr(near, "_pair_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
+        monkeypatch.setattr(duplicates, "_pair_keys", lambda signatures, _: np.zeros(len(signatures), dtype=np.uint64))
     compared = []
-    compare = near._compare
+    compare = duplicates._compare
 
     def counted(first: Signatures, second: Signatures) -> Any:
         compared.append(len(second))
         return compare(first, second)
 
-    monkeypatch.setattr(near, "_compare", counted)
+    monkeypatch.setattr(duplicates, "_compare", counted)
     found = find_near_pairs(signatures, NONE, NONE)
     assert found.duplicates.tolist() == (list(range(1, count)) if same_words else [])
     assert sum(compared) <= (count if same_words else count * NUM_BANDS * MOST_COMPARED)

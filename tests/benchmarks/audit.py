@@ -200,8 +200,8 @@ def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any
 
 
 def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
+    from simpo_cli.audit.duplicates import read_prompts
     from simpo_cli.audit.examine import NO_LIMIT, Tokens, examine
-    from simpo_cli.audit.near import read_prompts
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.tokenizer import load_tokenizer
     from simpo_cli.recipe.schema import DataRecipe
@@ -220,7 +220,7 @@ def _examined(kind: str, reader: Any, evaluation: str, model: str) -> Any:
 def _leave_out_near_duplicates() -> None:
     """Put signatures and the search among them out of action, here and in the processes that measure."""
     from simpo_cli.audit import examine, reading
-    from simpo_cli.audit.near import NearPairs
+    from simpo_cli.audit.duplicates import NearPairs
     from tests.benchmarks import audit  # the processes know this module by that name
 
     none = np.empty(0, dtype=np.int64)

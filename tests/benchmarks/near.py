@@ -17,7 +17,7 @@ from statistics import mean
 
 import numpy as np
 
-from simpo_cli.audit.near import find_near_pairs
+from simpo_cli.audit.duplicates import find_near_pairs
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, signatures_of
 from tests.benchmarks.audit import made_pairs
 

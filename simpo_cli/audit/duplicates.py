@@ -1,6 +1,9 @@
-"""Pairs that are nearly the same, and training prompts nearly in the evaluation data, without comparing all with all.
+"""Which pairs repeat, contradict or go in circles, exactly or nearly, and which prompts the evaluation data hold too.
 
-Two pairs are near-duplicates if their prompts, their chosen and their rejected responses are each nearly the same. They
+Exactly, pairs are known by 64-bit hashes of their prompt and their two responses, in 24 bytes a pair. At a million
+pairs the chance that any two different ones share a hash is under one in ten million.
+
+Nearly, two pairs are near-duplicates if their prompts, their chosen and their rejected responses are each nearly the same. They
 are nearly contradictory if the prompts are, and each one's chosen response is nearly the other's rejected one. Two
 prompts are nearly the same if two in three of the word triples in their turns are common, system turns aside:
 instructions that all prompts share would make them all alike. Case, white space and punctuation do not count.
@@ -24,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.audit.columns import Column
-from simpo_cli.audit.identity import prompt_hash
-from simpo_cli.audit.measures import asked_text
+from simpo_cli.audit.measures import asked_text, prompt_hash
 from simpo_cli.audit.reading import read_batches
 from simpo_cli.audit.signatures import (
     NEARLY_ASKED,
@@ -46,6 +48,7 @@ MOST_COMPARED = 8
 """Rows of equal keys that a row is compared with, in each band."""
 _PROMPT_BYTES = 4  # of a band of prompts
 _CHUNK = 2**14  # comparisons made together
+_STRIPPED = 3  # times that the ends of chains are taken off before circles are looked for
 
 
 class _Band:
@@ -91,7 +94,76 @@ def _chunks(places: Places) -> Iterator[Places]:
     return (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
 
 
-# Pairs
+# Pairs that are the same
+
+
+class PairIdentities:
+    """Pairs by their hashes.
+
+    Args:
+        hashes: (n, 3) of prompt, chosen and rejected response of each pair.
+
+    Attributes:
+        prompts, chosen, rejected: (n,) the hashes by part.
+    """
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.prompts, self.chosen, self.rejected = hashes.T
+
+    def duplicates(self) -> Places:
+        """Places of pairs that occurred before: the same prompt, chosen and rejected."""
+        pairs = _joined(self.prompts, self.chosen, self.rejected)
+        _, first = np.unique(pairs, return_index=True)
+        later = np.ones(len(pairs), dtype=bool)
+        later[first] = False
+        return np.flatnonzero(later)
+
+    def contradictions(self) -> Places:
+        """Places of pairs whose opposite occurs too: the same answers to the same prompt, preferred the other way."""
+        low, high = np.minimum(self.chosen, self.rejected), np.maximum(self.chosen, self.rejected)
+        _, group = np.unique(_joined(self.prompts, low, high), return_inverse=True)
+        size = np.bincount(group)
+        one_way = np.bincount(group, weights=self.chosen < self.rejected)
+        return np.flatnonzero((one_way[group] > 0) & (one_way[group] < size[group]))
+
+    def identical(self) -> Places:
+        """Places of pairs whose two responses are the same."""
+        return np.flatnonzero(self.chosen == self.rejected)
+
+    def cycles(self) -> Places:
+        """Places of pairs on a circle of three or more responses: A over B, B over C, C over A.
+
+        Contradictory pairs, which are circles of two, are set aside first.
+        """
+        is_left = self.chosen != self.rejected
+        is_left[self.contradictions()] = False
+        left = np.flatnonzero(is_left)
+        better, worse = _joined(self.prompts, self.chosen)[left], _joined(self.prompts, self.rejected)[left]
+        for _ in range(_STRIPPED):  # a response that never wins, or never loses, is on no circle; mostly that is all
+            stays = np.isin(better, worse) & np.isin(worse, better)
+            left, better, worse = left[stays], better[stays], worse[stays]
+        if not len(left):
+            return left
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        responses, ends = np.unique(np.concatenate([better, worse]), return_inverse=True)
+        winners, losers = ends[: len(left)], ends[len(left) :]
+        beats = coo_array((np.ones(len(left), dtype=np.int32), (winners, losers)), shape=(len(responses),) * 2)
+        _, circle = connected_components(beats.tocsr(), directed=True, connection="strong")
+        on_a_circle: Places = left[circle[winners] == circle[losers]]
+        return on_a_circle
+
+
+def _joined(*hashes: Hashes) -> Hashes:
+    """One hash of several, in their order."""
+    joined = np.zeros_like(hashes[0])
+    for one in hashes:
+        joined = mixed(joined + one + np.uint64(0x9E3779B97F4A7C15))
+    return joined
+
+
+# Pairs that are nearly the same
 
 
 @dataclass(frozen=True, slots=True)
