@@ -3,7 +3,7 @@
 Exactly, pairs are known by 64-bit hashes of their prompt and their two responses, in 24 bytes a pair. At a million
 pairs the chance that any two different ones share a hash is under one in ten million.
 
-Nearly, two pairs are near-duplicates if their prompts, their chosen and their rejected responses are each nearly the same. They
+Two pairs are near-duplicates if their prompts, their chosen and their rejected responses are each nearly the same. They
 are nearly contradictory if the prompts are, and each one's chosen response is nearly the other's rejected one. Two
 prompts are nearly the same if two in three of the word triples in their turns are common, system turns aside:
 instructions that all prompts share would make them all alike. Case, white space and punctuation do not count.
@@ -49,49 +49,6 @@ MOST_COMPARED = 8
 _PROMPT_BYTES = 4  # of a band of prompts
 _CHUNK = 2**14  # comparisons made together
 _STRIPPED = 3  # times that the ends of chains are taken off before circles are looked for
-
-
-class _Band:
-    """Rows by their keys in one band, those with equal keys in their order.
-
-    Key and place are sorted as one number, ten times as fast as an indirect sort. Of the key's hash as many bits are
-    kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
-    """
-
-    def __init__(self, keys: Hashes) -> None:
-        self._bits = np.uint64(len(keys).bit_length())
-        both = mixed(keys)
-        both >>= self._bits
-        both <<= self._bits
-        both |= np.arange(len(keys), dtype=np.uint64)
-        both.sort()
-        self._places = (both & ((np.uint64(1) << self._bits) - np.uint64(1))).view(np.int64)
-        both >>= self._bits
-        self._hashes = both
-
-    def equal_rows(self) -> Iterator[tuple[Places, Places]]:
-        """Each row with up to eight before it whose keys are equal, as (earlier, later), some thousand at a time."""
-        for distance in range(1, MOST_COMPARED + 1):
-            equal = np.flatnonzero(self._hashes[distance:] == self._hashes[:-distance])
-            if not len(equal):
-                break
-            for chunk in _chunks(equal):
-                yield self._places[chunk], self._places[chunk + distance]
-
-    def rows_equal_to(self, keys: Hashes) -> Iterator[tuple[Places, Places]]:
-        """Each of other keys with up to eight rows of equal ones, as (other, row), some thousand at a time."""
-        hashes = mixed(keys) >> self._bits
-        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        for distance in range(MOST_COMPARED):
-            equal = np.flatnonzero(low + distance < high)
-            if not len(equal):
-                break
-            for chunk in _chunks(equal):
-                yield chunk, self._places[low[chunk] + distance]
-
-
-def _chunks(places: Places) -> Iterator[Places]:
-    return (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
 
 
 # Pairs that are the same
@@ -164,6 +121,49 @@ def _joined(*hashes: Hashes) -> Hashes:
 
 
 # Pairs that are nearly the same
+
+
+class _Band:
+    """Rows by their keys in one band, those with equal keys in their order.
+
+    Key and place are sorted as one number, ten times as fast as an indirect sort. Of the key's hash as many bits are
+    kept as the place leaves, 40 or more up to sixteen million keys; two that then seem equal are compared for nothing.
+    """
+
+    def __init__(self, keys: Hashes) -> None:
+        self._bits = np.uint64(len(keys).bit_length())
+        both = mixed(keys)
+        both >>= self._bits
+        both <<= self._bits
+        both |= np.arange(len(keys), dtype=np.uint64)
+        both.sort()
+        self._places = (both & ((np.uint64(1) << self._bits) - np.uint64(1))).view(np.int64)
+        both >>= self._bits
+        self._hashes = both
+
+    def equal_rows(self) -> Iterator[tuple[Places, Places]]:
+        """Each row with up to eight before it whose keys are equal, as (earlier, later), some thousand at a time."""
+        for distance in range(1, MOST_COMPARED + 1):
+            equal = np.flatnonzero(self._hashes[distance:] == self._hashes[:-distance])
+            if not len(equal):
+                break
+            for chunk in _chunks(equal):
+                yield self._places[chunk], self._places[chunk + distance]
+
+    def rows_equal_to(self, keys: Hashes) -> Iterator[tuple[Places, Places]]:
+        """Each of other keys with up to eight rows of equal ones, as (other, row), some thousand at a time."""
+        hashes = mixed(keys) >> self._bits
+        low, high = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        for distance in range(MOST_COMPARED):
+            equal = np.flatnonzero(low + distance < high)
+            if not len(equal):
+                break
+            for chunk in _chunks(equal):
+                yield chunk, self._places[low[chunk] + distance]
+
+
+def _chunks(places: Places) -> Iterator[Places]:
+    return (places[start : start + _CHUNK] for start in range(0, len(places), _CHUNK))
 
 
 @dataclass(frozen=True, slots=True)
