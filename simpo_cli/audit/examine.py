@@ -78,7 +78,6 @@ class Examination:
         no_signal: pairs that training drops, by reason; without a tokenizer they are among the lengths.
         refused: malformed records and pairs that the template refuses, left out.
         left_out: by code, the numbers of pairs that were read and not measured.
-        looked_for: what there was to look at, as the catalogue says it.
         evaluation: the prompts of the evaluation data that these were compared with.
         findings: trouble that needs no statistics to be seen.
     """
@@ -99,7 +98,6 @@ class Examination:
     no_signal: Counter[str]
     refused: Refused
     left_out: PairsByCode
-    looked_for: frozenset[Needs]
     evaluation: Prompts | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -107,6 +105,12 @@ class Examination:
     def count(self) -> int:
         """Pairs that were measured."""
         return len(self.chosen_len)
+
+    @property
+    def looked_for(self) -> set[Needs]:
+        """What there was to look at, as the catalogue says it."""
+        more: dict[Needs, object] = {"tokens": self.tokens, "evaluation": self.evaluation}
+        return {"text", "near", *(needs for needs, given in more.items() if given is not None)}
 
     @property
     def num_prompts(self) -> int:
@@ -160,12 +164,6 @@ def examine(
     with stage("looking for pairs that repeat or contradict others"):
         signatures = collected.take_signatures()
         labels = list(_label_findings(PairIdentities(hashes), signatures, evaluation, collected.places))
-    looked_for: dict[Needs, bool] = {
-        "text": True,
-        "near": True,
-        "tokens": tokens is not None,
-        "evaluation": evaluation is not None,
-    }
     share = None if tokens is not None else collected.unspaced_share
     unit: Unit = "tokens" if share is None else "characters" if share >= UNSPACED else "words"
     lengths = collected.lengths.rows[:, 1 if unit == "characters" else 0]
@@ -186,7 +184,6 @@ def examine(
         no_signal=no_signal,
         refused=refused,
         left_out=account.left_out,
-        looked_for=frozenset(needs for needs, is_there in looked_for.items() if is_there),
         evaluation=evaluation,
         findings=[
             *labels,
