@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from simpo_cli.audit.examine import Tokens
     from simpo_cli.audit.duplicates import Prompts
+    from simpo_cli.audit.examine import Tokens
     from simpo_cli.data.load import PairReader
     from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
