@@ -26,6 +26,9 @@ from simpo_cli.model.self_check import (
 )
 from simpo_cli.stages import stage
 
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""What opens a block in the run's own arithmetic."""
+
 MOST_ROUNDING = 1.5  # times what one more rounding between layers makes
 # By arithmetic, not yet measured on a card: at 200 TFLOP/s some eight minutes, of which compiling takes one or two.
 _FEWEST_OPERATIONS = 1e17
@@ -47,7 +50,7 @@ def choose_compiling(
     policy: Policy,
     wanted: bool | Literal["auto"],
     pairs: CheckPairs,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     *,
     is_worth_it: bool,
 ) -> str | None:
@@ -72,9 +75,7 @@ def choose_compiling(
     return "layers compiled"
 
 
-def compile_for_training(
-    policy: Policy, pairs: CheckPairs, autocast: Callable[[], AbstractContextManager[Any]]
-) -> None:
+def compile_for_training(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> None:
     """Let the policy's layers run as compiled code, which is made here and now.
 
     The compiler goes by the first sizes that it sees. So these are always the same: a resumed run has to have the code,
@@ -82,16 +83,16 @@ def compile_for_training(
     """
     policy.compile_layers(True)
     with _in_training(policy):
-        _add_gradient(policy, pack(pairs.batches[0], next(policy.parameters()).device), autocast, 1.0)
+        _add_gradient(policy, pack(pairs.batches[0], policy.device), autocast, 1.0)
 
 
-def _why_not(policy: Policy, pairs: CheckPairs, autocast: Callable[[], AbstractContextManager[Any]]) -> str | None:
+def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | None:
     """Why compiled layers cannot be used, or None: whatever a compiler raises here, it would raise in training."""
     torch.compiler.reset()  # of another model in this process, whose graphs count towards a limit
     try:
         with _in_training(policy), without_dropout(policy):
             for batch in pairs.batches:  # of different sizes, which one graph has to serve
-                packed = pack(batch, next(policy.parameters()).device)
+                packed = pack(batch, policy.device)
                 rounding = _difference(policy, packed, autocast, _rounded_once_more(policy, autocast))
                 compiled = _difference(policy, packed, autocast, _compiled(policy))
                 for what, apart, other, least in (
@@ -127,9 +128,9 @@ def _compiled(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def _rounded_once_more(policy: Policy, autocast: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+def _rounded_once_more(policy: Policy, autocast: Autocast) -> Iterator[None]:
     """What goes into each layer is moved by as much as a rounding can move it in the type that the run computes in."""
-    device = next(policy.parameters()).device
+    device = policy.device
     with autocast():
         narrow = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if narrow else next(policy.parameters()).dtype
@@ -153,7 +154,7 @@ def _rounded_once_more(policy: Policy, autocast: Callable[[], AbstractContextMan
 def _difference(
     policy: Policy,
     packed: PackedPairs,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    autocast: Autocast,
     other: AbstractContextManager[None],
 ) -> tuple[float, float]:
     """How far another way to compute is from the layers as they are.
@@ -169,9 +170,7 @@ def _difference(
     return float((theirs - own).abs().mean()), gradient_norm(policy) / norm
 
 
-def _add_gradient(
-    policy: Policy, packed: PackedPairs, autocast: Callable[[], AbstractContextManager[Any]], sign: float
-) -> Tensor:
+def _add_gradient(policy: Policy, packed: PackedPairs, autocast: Autocast, sign: float) -> Tensor:
     """Add the gradient of an uneven sum, no part of which cancels, and return the log-probs."""
     with autocast():
         logps: Tensor = policy(packed)

@@ -83,13 +83,14 @@ def find_model(path: str, revision: str | None = None, *, fetch: bool = True) ->
         fetch: whether a model of the hub may be downloaded; else it has to be on this machine already.
 
     Raises:
-        UserError: nothing is there, it is no causal language model, it needs remote code, or its weights are
-            missing, incomplete or pickled.
+        UserError: nothing is there, it is no causal language model, it needs remote code, or its weights are missing,
+            incomplete or pickled.
     """
     return _found(path, revision, fetch, (), "")
 
 
 def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...], held_by: str) -> ModelSource:
+    """The model at a path under the adapters `above`, one of whose adapter_config.json (`held_by`) names it."""
     folder, commit = _locate(path, revision, fetch=fetch)
     if (folder / ADAPTER_CONFIG).is_file():
         require_regular_files(folder)

@@ -1,4 +1,4 @@
-"""How much memory a run needs, known before the weights are read, and how large a micro-batch may be.
+"""Memory: what a run needs, known before the weights are read; how large a micro-batch may be; and when it runs out.
 
 On top of weights, gradients and moments a training step has its peak in one of these places:
 
@@ -12,7 +12,10 @@ tests count the tensors of real steps against it.
 """
 
 import gc
+import traceback
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +32,16 @@ _CPU_HELD_BACK = 4 / 3  # a CPU's allocator takes more than autograd saves (seen
 _MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
 _WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
+# In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
+# whose memory does not come out of torch's allocator for cards.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",  # of segments that can grow, whose memory the driver maps
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +227,7 @@ def available_bytes(device: torch.device) -> int:
     What torch has cached of a card's memory counts as free: it is given back first.
     """
     if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return int(psutil.virtual_memory().available)
@@ -277,3 +289,47 @@ def require_memory(need: MemoryNeed, microbatch_tokens: int, *, adapters: bool, 
         f"Try one of: {'; '.join(remedies)}.",
         exit_code=ExitCode.ENVIRONMENT,
     )
+
+
+# Memory that runs out
+
+
+class OutOfMemoryError(UserError):
+    """The memory did not suffice (exit code 4); the weights are those of the last whole step."""
+
+
+@contextmanager
+def memory_for(what: str, fix: str) -> Iterator[None]:
+    """Turn an allocation that fails in the block into an error that says what was at work.
+
+    Args:
+        what: such as `step 7: a micro-batch of 8,192 tokens`.
+        fix: what to change.
+
+    Raises:
+        OutOfMemoryError: an allocation failed.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        cause: BaseException | None = error
+        while cause is not None:  # frames that ended hold tensors, and the memory is wanted
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__context__
+        raise OutOfMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that memory ran out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

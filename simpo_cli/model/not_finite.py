@@ -13,7 +13,7 @@ from torch import Tensor, nn, optim
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 
@@ -60,11 +60,7 @@ def require_finite_losses(
             "No pair can make this: the memory, or the start model, is damaged. What was saved before is kept.",
             rows,
         )
-    raise NotFiniteError(
-        f"{moment}: {what} of {_counted(rows)} is not finite: {listed(rows)}.",
-        UNMOVED,
-        rows,
-    )
+    raise NotFiniteError(f"{moment}: {what} of {_counted(rows)} is not finite: {listed(rows)}.", UNMOVED, rows)
 
 
 def gradient_error(
@@ -86,32 +82,22 @@ def gradient_error(
             rows.append(pair.where)
     policy.zero_grad()
     who = f"it comes from {_counted(rows)}: {listed(rows)}" if rows else "of no pair alone, only of their sum"
-    return NotFiniteError(
-        f"step {step + 1}: the gradient is not finite; {who}.",
-        UNMOVED,
-        rows,
-    )
+    return NotFiniteError(f"step {step + 1}: the gradient is not finite; {who}.", UNMOVED, rows)
 
 
 def require_finite_weights(
     policy: nn.Module, optimizer: optim.Optimizer, pairs: Sequence[EncodedPair], step: int
 ) -> None:
-    """Stop where an update has made a weight that is not finite.
-
-    Args:
-        policy: after the update.
-        optimizer: whose state is named if it is the cause.
-        pairs: those of the step.
-        step: number of the step (0 is the first).
+    """Stop where the update of step `step` (0 is the first) has made a weight that is not finite.
 
     Raises:
-        NotFiniteError: a weight is not finite.
+        NotFiniteError: names the weight, the optimizer's state if that is the cause, and the pairs of the step.
     """
-    weights = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
-    broken = _not_finite(weights)
+    weights = trainable(policy)
+    broken = _not_finite(weights.items())
     if not broken:
         return
-    moments = _not_finite(_moments(optimizer, dict(weights)))
+    moments = _not_finite(_moments(optimizer, weights))
     cause = f"so is {_named(moments)} of the optimizer's state" if moments else "the loss and the gradient were finite"
     rows = [pair.where for pair in pairs]
     raise NotFiniteError(
@@ -123,17 +109,12 @@ def require_finite_weights(
 
 
 def require_finite_state(policy: nn.Module, optimizer: optim.Optimizer, step: int) -> None:
-    """Refuse to save weights or moments that are not finite.
-
-    Args:
-        policy: the weights.
-        optimizer: the moments.
-        step: steps done.
+    """Refuse to save weights or moments that are not finite after so many steps.
 
     Raises:
         NotFiniteError: one is not finite.
     """
-    weights = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    weights = trainable(policy)
     for what, broken in (
         ("the weights", _not_finite(weights.items())),
         ("the optimizer's state", _not_finite(_moments(optimizer, weights))),

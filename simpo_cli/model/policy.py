@@ -79,6 +79,11 @@ class Policy(nn.Module):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers."""
         count = int(self.causal.config.get_text_config().num_hidden_layers)

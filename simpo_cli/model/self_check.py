@@ -229,7 +229,7 @@ def _require_computable(policy: Policy, pairs: CheckPairs) -> None:
     shortest = min((pair for batch in pairs.batches for pair in batch), key=lambda pair: pair.num_tokens)
     try:
         with torch.no_grad():
-            policy(pack([shortest], next(policy.parameters()).device))
+            policy(pack([shortest], policy.device))
     except Exception as error:
         raise UserError(
             f"this model cannot be computed here: {type(error).__name__}: {error}.".splitlines()[0],
@@ -249,7 +249,7 @@ def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
     config, softcap, device = (
         policy.causal.config.get_text_config(),
         _soft_cap(policy),
-        next(policy.parameters()).device,
+        policy.device,
     )
     heads = heads_of(config)
     state = torch.empty(1, heads.queries, 1, heads.width, dtype=torch.bfloat16, device=device)
@@ -279,7 +279,7 @@ def _compare(policy: Policy, packing: Packing, pairs: CheckPairs) -> Difference 
 
 
 def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
-    device = next(policy.parameters()).device
+    device = policy.device
     highest = total = 0.0
     count = 0
     with torch.autocast(device.type, enabled=False), _ieee_float32(), without_dropout(policy):
@@ -306,7 +306,7 @@ def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
     for response, weight in ((pair.chosen, -1.0), (pair.rejected, 0.5)):
         torch.autograd.backward(weight * _own_logps(policy, pair, response).mean())
     norm = gradient_norm(policy)
-    chosen, rejected = policy.response_means(pack([pair], next(policy.parameters()).device))
+    chosen, rejected = policy.response_means(pack([pair], policy.device))
     torch.autograd.backward((chosen - 0.5 * rejected).sum())
     apart = gradient_norm(policy)
     return apart / norm if norm else float(apart > 0)
@@ -325,7 +325,7 @@ def gradient_norm(policy: Policy) -> float:
 
 def _own_logps(policy: Policy, pair: EncodedPair, response: NDArray[np.int32]) -> Tensor:
     """Log-probs of one of the pair's responses from the model's own forward and logits, as a sequence by itself."""
-    ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=next(policy.parameters()).device)
+    ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=policy.device)
     with policy.untouched() as causal:
         logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

@@ -15,8 +15,8 @@ from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.data.selection import probe
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
+from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
-from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord

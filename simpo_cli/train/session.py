@@ -13,8 +13,8 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.files import how_to_mend
 from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
+from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import NotFiniteError
-from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.card import Trained, model_card, write_card

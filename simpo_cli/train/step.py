@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.model.memory import memory_for
 from simpo_cli.model.not_finite import NotFiniteError, gradient_error, require_finite_losses
-from simpo_cli.model.out_of_memory import memory_for
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
-from simpo_cli.model.memory import Workload, available_bytes
-from simpo_cli.model.out_of_memory import OutOfMemoryError
+from simpo_cli.model.memory import OutOfMemoryError, Workload, available_bytes
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
 from simpo_cli.train.optimizer import make_optimizer, start_moments

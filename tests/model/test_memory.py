@@ -205,6 +205,8 @@ def test_what_torch_has_cached_of_a_card_is_free(monkeypatch: pytest.MonkeyPatch
         cached = 0
 
     Holder()
-    card = SimpleNamespace(empty_cache=empty_cache, mem_get_info=lambda _: (100 - cached - in_cycle, 100))
+    card = SimpleNamespace(
+        is_available=lambda: True, empty_cache=empty_cache, mem_get_info=lambda _: (100 - cached - in_cycle, 100)
+    )
     monkeypatch.setattr(torch, "cuda", card)
     assert available_bytes(CUDA) == 100
