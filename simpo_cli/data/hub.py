@@ -1,8 +1,9 @@
-"""Data sets of the hub, through `datasets`; the only place where data may touch the"""
+"""The hub: its data sets, through `datasets`, and files of its models; nothing else in `data` touches the network."""
 
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -159,6 +160,45 @@ def require_obtainable(name: str, kind: Literal["model", "dataset"]) -> None:
     """
     if not _may_be_cached(name, kind) and is_offline():
         raise not_here(name, kind)
+
+
+def model_snapshot(name: str, revision: str | None, wanted: Sequence[str], *, fetch: bool = True) -> Path:
+    """The local folder with files of a model of the hub, which is named by its commit.
+
+    Args:
+        name: a hub id.
+        revision: branch, tag or commit.
+        wanted: patterns of names; no other file is fetched.
+        fetch: whether what is not on this machine may be downloaded.
+
+    Raises:
+        UserError: the model is not here, and the hub did not give it (exit code 4).
+    """
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(wanted),
+                local_files_only=not fetch or is_offline(),
+            )
+        )
+    except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
+        if not fetch:
+            raise UserError(
+                f"the weights of {name} are not on this machine.",
+                "simpo train and simpo eval fetch them.",
+                exit_code=ExitCode.ENVIRONMENT,
+            ) from error
+        if is_offline():
+            raise not_here(name, "model") from error
+        raise UserError(
+            f"{name} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
+            "Check the name and the network, or name a local folder; gated models need a login.",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def not_here(name: str, kind: Literal["model", "dataset"]) -> UserError:

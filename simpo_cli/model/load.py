@@ -15,7 +15,8 @@ from simpo_cli.data import hub
 from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.tokenizer import require_model_name
+from simpo_cli.errors import UserError
 from simpo_cli.model import adapters, remote_code
 from simpo_cli.model.adapters import Adapter, use_of
 from simpo_cli.model.folder import LAYER, no_weights, read_configuration, stored_weights, unbuildable
@@ -127,37 +128,10 @@ def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str 
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder, None
-    if folder.exists():
-        raise UserError(f"{path} is a file, not a model folder.", "Name the folder that holds config.json.")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"the model folder {path} does not exist.",
-            "Check model.path; it is a folder, a hub id (organisation/model) or builtin:guide.",
-        )
-    import huggingface_hub
-
+    require_model_name(path)
     wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if remote_code.is_trusted() else [])]
-    try:
-        with stage(f"fetching {path} from the hub"):
-            local = Path(
-                huggingface_hub.snapshot_download(
-                    path, revision=revision, allow_patterns=wanted, local_files_only=not fetch or hub.is_offline()
-                )
-            )
-    except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
-        if not fetch:
-            raise UserError(
-                f"the weights of {path} are not on this machine.",
-                "simpo train and simpo eval fetch them.",
-                exit_code=ExitCode.ENVIRONMENT,
-            ) from error
-        if hub.is_offline():
-            raise hub.not_here(path, "model") from error
-        raise UserError(
-            f"{path} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
-            "Check the name and the network, or name a local folder; gated models need a login.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    with stage(f"fetching {path} from the hub"):
+        local = hub.model_snapshot(path, revision, wanted, fetch=fetch)
     return local, local.name  # a snapshot's folder is named by its commit
 
 

@@ -178,7 +178,7 @@ def choose_packing(
     Args:
         policy: the model in place, its gradients empty; they are empty afterwards.
         wanted: the recipe's `model.attention`.
-        why_padded: what is known to speak against sharing (see `attention.support`), or None.
+        why_padded: what is known to speak against sharing (see `interface.why_not_shared`), or None.
         pairs: what to compare.
 
     Raises:

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tests.benchmarks.page import plot_file, table
+
 Seen = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 
 _INTRODUCTION = """# Benchmarks: the audit
@@ -91,10 +93,8 @@ def _spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def _table(seen: Seen, megabytes: Mapping[int, float]) -> str:
-    lines = [
-        "| | pairs | MB | n | seconds | MB/s | processor seconds | MB a processor second | peak memory, MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    head = " | pairs | MB | n | seconds | MB/s | processor seconds | MB a processor second | peak memory, MB"
+    rows: list[Sequence[str]] = [head.split(" | ")]
     for (kind, count), measured in seen.items():
         size = megabytes[count]
         seconds, processor = (_values(measured, key) for key in ("seconds", "processor_seconds"))
@@ -109,8 +109,8 @@ def _table(seen: Seen, megabytes: Mapping[int, float]) -> str:
             f"{size / median(processor):.1f}",
             f"{max(_values(measured, 'peak_bytes')) / 1e6:.0f}",
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return table(rows)
 
 
 def _growth(whole: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
@@ -141,24 +141,15 @@ def _tokens(seen: Seen) -> str:
 
 def _plot(whole: Mapping[int, Sequence[Mapping[str, Any]]], file: Path) -> None:
     """Seconds against pairs, every measurement a point, with the straight line through nought and the last median."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "simpo"  # the same results give the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
-    most = max(whole)
-    axes.plot([0, most], [0, median(_values(whole[most], "seconds"))], color="0.7", label="in proportion")
-    for number, (count, measured) in enumerate(whole.items()):
-        seconds = _values(measured, "seconds")
-        axes.plot([count] * len(seconds), seconds, "o", color="C0", label=None if number else "whole audit")
-    axes.set_xlabel("pairs")
-    axes.set_ylabel("seconds")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with plot_file(file, 1, 6.0) as axes:
+        most = max(whole)
+        axes.plot([0, most], [0, median(_values(whole[most], "seconds"))], color="0.7", label="in proportion")
+        for number, (count, measured) in enumerate(whole.items()):
+            seconds = _values(measured, "seconds")
+            axes.plot([count] * len(seconds), seconds, "o", color="C0", label=None if number else "whole audit")
+        axes.set_xlabel("pairs")
+        axes.set_ylabel("seconds")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(frameon=False)

@@ -17,9 +17,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from simpo_cli.data.encode import encode_pairs, pair_batches
+from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.plan import Plan
+from simpo_cli.data.prepare import prepare_data
+from simpo_cli.data.store import lengths_of
+from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
+from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
+from tests.benchmarks.resident import peak_resident_bytes
+from tests.data.loading import load_pairs
 
 _MB = 10**6
 _WORDS = "builtin:guide"  # a tokenizer that takes next to no time
@@ -41,6 +52,7 @@ both sides in turn):
 {speed}
 ```
 """
+_ROUNDS, _PAIRS = 3, 2048  # of the comparison with the library
 _BODIES = 400  # different bodies of records; the number in front makes each record another
 
 
@@ -51,21 +63,26 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs=2, default=None, help="the two sizes of input")
     parser.add_argument("--full", action="store_true", help="128 and 2,048 MB; about ten minutes on two idle cores")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="write the page there, such as docs")
+    parser.add_argument("--one", nargs=3, metavar=("WHAT", "FILE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one is not None:
+        what, *of = options.one
+        print(json.dumps({"prepare": _prepare, "speed": _speed}[what](*of)))
+        return
     sizes = options.megabytes or ([128, 2048] if options.full else [8, 32])
     with tempfile.TemporaryDirectory(prefix="simpo-loading-") as folder:
-        seen = [_measured(Path(folder), size, _WORDS) for size in sizes]
-        speed = _in_own_process(["speed", seen[0]["file"], options.model], folder)
-    said = [f"tokenizer of {_WORDS}, {os.cpu_count()} cores", *_sizes_said(seen)]
-    faster = [f"tokenizer of {options.model}", *_speed_said(speed)]
-    print("\n".join([*said, *faster]))
+        measured = [_measured(Path(folder), size, _WORDS) for size in sizes]
+        speed = _in_own_process(["speed", measured[0]["file"], options.model], folder)
+    lines = [f"tokenizer of {_WORDS}, {os.cpu_count()} cores", *_size_lines(measured)]
+    speeds = [f"tokenizer of {options.model}", *_speed_lines(speed)]
+    print("\n".join([*lines, *speeds]))
     if options.page is not None:
         command = "python -m tests.benchmarks.loading" + (" --full" if options.full else "")
         page = _PAGE.format(
             command=f"{command} --model {options.model}",
             date=datetime.date.today().isoformat(),
-            sizes="\n".join(said),
-            speed="\n".join(faster),
+            sizes="\n".join(lines),
+            speed="\n".join(speeds),
         )
         (options.page / "benchmarks-loading.md").write_text(page, encoding="utf-8")
 
@@ -81,8 +98,6 @@ def _measured(folder: Path, megabytes: int, model: str) -> dict[str, Any]:
 
 def _write_records(file: Path, size: int) -> None:
     """Records as long as UltraFeedback's, of the words of the built-in pairs."""
-    from tests.data.loading import load_pairs
-
     draw = random.Random(1)
     words = " ".join(pair.chosen for pair in load_pairs("builtin:guide", role="train").pairs).split()
 
@@ -101,7 +116,7 @@ def _write_records(file: Path, size: int) -> None:
 
 def _in_own_process(task: Sequence[str], cache: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.loading_side", *task],
+        [sys.executable, "-m", "tests.benchmarks.loading", "--one", *task],
         env={**os.environ, "SIMPO_CACHE": cache},
         stdout=subprocess.PIPE,
         text=True,
@@ -111,7 +126,89 @@ def _in_own_process(task: Sequence[str], cache: str) -> dict[str, Any]:
     return answer
 
 
-def _sizes_said(seen: Sequence[dict[str, Any]]) -> list[str]:
+# One measurement, in a process of its own
+
+
+def _prepare(file: str, model: str) -> dict[str, Any]:
+    """Everything that `simpo train` does with the data before it loads a model, then one epoch of reading the pairs."""
+    recipe = Recipe(name="loading", model=ModelRecipe(path=model), data=DataRecipe(train=file))
+    load_tokenizer(model)
+    before = peak_resident_bytes()
+    started = time.perf_counter()
+    data = prepare_data(recipe)
+    seconds, prepared = time.perf_counter() - started, peak_resident_bytes()
+    plan = Plan(num_pairs=len(data.train), pairs_per_step=128, num_epochs=1, max_steps=None, seed=42)
+    for step in range(plan.num_steps):
+        for i in plan.pairs_of(step):
+            assert data.train[i].num_tokens
+    return {
+        "cache": data.train_source.origin.cache,
+        "pairs": len(data.scored),
+        "tokens": int(lengths_of(data.scored).sum()),
+        "seconds": seconds,
+        "before_bytes": before,
+        "prepared_bytes": prepared,
+        "epoch_bytes": peak_resident_bytes(),
+    }
+
+
+class _Listening(TextTokenizer):
+    """A tokenizer that remembers the texts it is given."""
+
+    calls: list[tuple[list[str], SpecialTokenMode]]
+
+    def encode_batch(self, texts: Any, way: SpecialTokenMode = "parsed") -> list[list[int]]:
+        self.calls.append((list(texts), way))
+        return super().encode_batch(texts, way)
+
+
+def _speed(file: str, model: str) -> dict[str, Any]:
+    """Seconds of wall and of processor time for pairs to tokens: ours, and the library's own on two sets of texts.
+
+    `same` are the texts that our encoder gives the library, which hold each prompt once; `whole` are the prompt and the
+    prompt with each answer, as they are without our encoder.
+    """
+    pairs = load_pairs(file, role="train").pairs[:_PAIRS]
+    tokenizer, data = load_tokenizer(model), DataRecipe(train=file)
+    encode_pairs(pairs[:64], tokenizer, data)
+    tokenizer.__class__, tokenizer.calls = _Listening, []  # type: ignore[attr-defined]
+    encode_pairs(pairs, tokenizer, data)
+    tokenizer.__class__, same = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
+    whole = [
+        ([text for pair in batch for text in _whole_texts(tokenizer, pair)], "parsed") for batch in pair_batches(pairs)
+    ]
+
+    def library(calls: Any) -> None:
+        for texts, way in calls:
+            tokenizer.encode_batch(texts, way)
+
+    seen: dict[str, Any] = {"pairs": len(pairs), "ours": [], "same": [], "whole": []}
+    for _ in range(_ROUNDS):
+        seen["ours"].append(_seconds(lambda: encode_pairs(pairs, tokenizer, data)))
+        seen["same"].append(_seconds(lambda: library(same)))
+        seen["whole"].append(_seconds(lambda: library(whole)))
+    return seen
+
+
+def _whole_texts(tokenizer: TextTokenizer, pair: PreferencePair) -> list[str]:
+    turns = [Message("user", pair.prompt)] if isinstance(pair.prompt, str) else list(pair.prompt)
+    if tokenizer.has_template:
+        prompt = tokenizer.render(turns, generation_prompt=True)
+    else:
+        prompt = "\n".join(turn.content for turn in turns)
+    return [prompt, prompt + pair.chosen, prompt + pair.rejected]
+
+
+def _seconds(work: Any) -> tuple[float, float]:
+    started, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - processor
+
+
+# What was seen
+
+
+def _size_lines(seen: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"{'input':>9}{'pairs':>11}{'tokens':>14}{'peak memory of a process, MB':>40}{'seconds':>22}",
         f"{'MB':>9}{'':>11}{'':>14}{'before':>12}{'miss':>9}{'hit':>9}{'epoch':>10}{'miss':>10}{'hit':>12}",
@@ -134,14 +231,14 @@ def _sizes_said(seen: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _speed_said(speed: dict[str, Any]) -> list[str]:
+def _speed_lines(speed: dict[str, Any]) -> list[str]:
     """Our speed as a share of the library's: by the clock, and by processor time, which neighbours disturb less."""
     pairs, ours = speed["pairs"], speed["ours"]
     lines = [f"pairs to tokens: {pairs / min(wall for wall, _ in ours):,.0f} pairs a second, best of {len(ours)}"]
-    for name, said in (("same", "on the same texts"), ("whole", "on every prompt and answer whole")):
+    for name, texts in (("same", "on the same texts"), ("whole", "on every prompt and answer whole")):
         shares = [[100 * library[i] / mine[i] for library, mine in zip(speed[name], ours, strict=True)] for i in (0, 1)]
         clock, processor = (f"{statistics.median(one):.0f} % ({min(one):.0f} to {max(one):.0f})" for one in shares)
-        lines.append(f"of the library's own speed {said}: {clock} by the clock, {processor} by processor time")
+        lines.append(f"of the library's own speed {texts}: {clock} by the clock, {processor} by processor time")
     return lines
 
 

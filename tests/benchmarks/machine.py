@@ -68,24 +68,7 @@ def peak_bytes(device: torch.device) -> int:
     return peak_resident_bytes()
 
 
-def resident_bytes() -> int:
-    """Memory that this process has held so far, resident, on the machine itself."""
-    return peak_resident_bytes()
-
-
 def finish(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def available_bytes() -> int:
-    """Memory that can be had without anyone being put out; of the card, where there is one, all of it."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -21,7 +21,8 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
-from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, resident_bytes, versions
+from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, versions
+from tests.benchmarks.resident import peak_resident_bytes
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -99,7 +100,7 @@ def main() -> None:
     """Load, say so, run what is asked until nothing more is."""
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
-    libraries = resident_bytes()
+    libraries = peak_resident_bytes()
     side = OurSide(work)
     device = side.accelerator.device
     channel.say(

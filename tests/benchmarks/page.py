@@ -5,7 +5,8 @@ python -m tests.benchmarks.page [FOLDER]
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -130,7 +131,7 @@ def speed_table(results: Row) -> str:
             )
         for missing in session["not_run"]:
             rows.append(("", "", "", f"TRL, micro-batch {missing['microbatch']}", _why(missing), "", ""))
-    return _table(rows) + (
+    return table(rows) + (
         "\n`work` is counted, not measured: operations of the padded rows over those that the method needs.\n"
     )
 
@@ -151,7 +152,7 @@ def memory_table(results: Row) -> str:
         ours = _ours(session)
         for side in session["sides"]:
             share = f"{100 * extra_bytes(ours) / extra_bytes(side):.0f} %" if side["who"] == "peer" else ""
-            foretold = session["predicted_peaks"].get(side["name"])
+            predicted = session["predicted_peaks"].get(side["name"])
             rows.append(
                 (
                     session["title"] if side is ours else "",
@@ -159,14 +160,14 @@ def memory_table(results: Row) -> str:
                     f"{side['peak_bytes'] / 1e9:.2f}",
                     f"{extra_bytes(side) / 1e9:.2f}",
                     share,
-                    "" if foretold is None else f"{foretold / 1e9:.1f}",
+                    "" if predicted is None else f"{predicted / 1e9:.1f}",
                 )
             )
     return (
         "Peak resident memory of each process over all its steps. The state is 16 bytes a parameter:\n"
         "weights, gradients and both moments of AdamW. What is above it holds the libraries too, on both sides:\n"
         f"{_libraries(results)}.\n\n"
-    ) + _table(rows)
+    ) + table(rows)
 
 
 def _libraries(results: Row) -> str:
@@ -202,7 +203,7 @@ def checks(results: Row) -> str:
         )
     if peer:
         lines.append(
-            f"- TRL's memory was foretold from three small batches: {peer['fixed'] / 1e9:.2f} GB, "
+            f"- TRL's memory was predicted from three small batches: {peer['fixed'] / 1e9:.2f} GB, "
             f"{peer['per_token'] / 1e6:.2f} MB a padded token and {peer['per_score']:.0f} bytes a position of the "
             f"square of scores. With rows of up to {peer['longest_row']} tokens micro-batch 4 stays within "
             f"{results['settings']['memory_limit_bytes'] / 1e9:.1f} GB."
@@ -254,7 +255,7 @@ def share_section(results: Row) -> str:
         "step, optimizer included, as a share of the speed of a 2048 x 2048 float32 product measured between steps\n"
         "(best, and the lowest in brackets). Plan and packing: choosing the pairs, cutting them into micro-batches,\n"
         "making their tensors.\n\n"
-    ) + _table(rows)
+    ) + table(rows)
 
 
 def precision_section(session: Row) -> str:
@@ -284,7 +285,7 @@ def precision_section(session: Row) -> str:
         f"{session['title']}, {pairs} pairs in steps of {session['pairs_per_step']}, weights float32 and not moving "
         "(learning rate 0), so that the\nlosses differ by the arithmetic alone. The share is that of the machine's own "
         "product in the same precision.\n\n"
-    ) + _table(rows)
+    ) + table(rows)
 
 
 def growth_section(alone: Row) -> str:
@@ -310,27 +311,42 @@ def growth_section(alone: Row) -> str:
                     f"{point['needed_flops'] / median(seconds) / 1e9:.0f}",
                 )
             )
-        parts.append(_table(rows))
+        parts.append(table(rows))
     return "\n".join(parts)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in Markdown, the head first."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines) + "\n"
 
 
-def plot(results: Row, file: Path) -> None:
-    """Pairs a second and memory above the state, by data set and side."""
+@contextmanager
+def plot_file(file: Path, columns: int, width: float) -> Iterator[Any]:
+    """Axes side by side to draw in, which become an SVG file; the same drawing gives the same file."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "simpo"  # the same results give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "simpo"
     from matplotlib import pyplot
 
-    sessions = results["versus"]
+    figure, axes = pyplot.subplots(1, columns, figsize=(width, 3.6), layout="constrained")
+    yield axes
+    for one in figure.axes:
+        one.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def plot(results: Row, file: Path) -> None:
+    """Pairs a second and memory above the state, by data set and side."""
+    with plot_file(file, 2, 10.0) as axes:
+        _draw(results["versus"], *axes)
+
+
+def _draw(sessions: Sequence[Row], left: Any, right: Any) -> None:
     names = list(dict.fromkeys(_called(side) for session in sessions for side in session["sides"]))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     width = 0.8 / max(1, len(names))
     drawings: list[tuple[Any, str, Callable[[Row], list[float]]]] = [
         (left, "pairs a second", rates),
@@ -353,11 +369,8 @@ def plot(results: Row, file: Path) -> None:
                         )
         axes.set_xticks(range(len(sessions)), [session["title"].replace(" ", "\n", 1) for session in sessions])
         axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
     if sessions:
         left.legend(frameon=False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from tests.benchmarks.machine import finish, peak_bytes, resident_bytes, versions
+from tests.benchmarks.machine import finish, peak_bytes, versions
+from tests.benchmarks.resident import peak_resident_bytes
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -171,7 +172,7 @@ def main() -> None:
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
     torch.set_num_threads(work.threads)
-    libraries = resident_bytes()
+    libraries = peak_resident_bytes()
     with tempfile.TemporaryDirectory() as folder:
         trainer, replaced = make_trainer(work, folder, TakeTurns(channel, work.pairs_per_step))
         channel.say(

@@ -26,6 +26,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.optimizer import make_optimizer
+from tests.benchmarks.machine import finish, product_speed
 from tests.data.loading import load_pairs
 
 
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"{'pairs a second':<18}{statistics.median(rates):10.2f}   ({min(rates):.2f} to {max(rates):.2f})")
     speeds = [count / total for count, total in zip(tokens, totals, strict=True)]
     print(f"{'tokens a second':<18}{statistics.median(speeds):10.0f}   ({min(speeds):.0f} to {max(speeds):.0f})")
-    print(f"{'matrix products':<18}{_matmul_speed(accelerator.device) / 1e9:10.1f}   GFLOP/s of this machine, float32")
+    print(f"{'matrix products':<18}{product_speed(accelerator.device) / 1e9:10.1f}   GFLOP/s of this machine, float32")
 
 
 def _one_step(
@@ -81,8 +82,7 @@ def _one_step(
     def timed(part: str, work: Callable[[], object]) -> object:
         started = time.perf_counter()
         result = work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        finish(device)
         seconds[part] += time.perf_counter() - started
         return result
 
@@ -113,19 +113,6 @@ def _line(part: str, seconds: list[float], whole: float) -> None:
         f"{part:<18}{1000 * middle:10.1f} ms ({1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})"
         f"   {100 * middle / whole:5.1f} %"
     )
-
-
-def _matmul_speed(device: torch.device) -> float:
-    """Floating-point operations a second of a large float32 product: the best of five."""
-    a = torch.randn(2048, 2048, device=device)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 2048**3 / best
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+import torch
 from transformers import AutoConfig
 
 from tests.benchmarks.flops import Shape, needed_flops, padded_flops, shape_of
-from tests.benchmarks.foretell import SIZES, MemoryModel, choose_sizes, fit_memory
-from tests.benchmarks.machine import available_bytes
 from tests.benchmarks.page import write_page
+from tests.benchmarks.predict import SIZES, MemoryModel, choose_sizes, fit_memory
 from tests.benchmarks.sample import (
     DATA_SETS,
     MAX_LENGTH,
@@ -491,8 +492,8 @@ def main() -> None:
         bench = Bench(
             options.model, options.peer, options.threads, options.rounds, options.memory_gb * 1e9, Path(scratch)
         )
-        if bench.memory > available_bytes():
-            parser.error(f"--memory-gb {options.memory_gb:g} is more than the {available_bytes() / 1e9:.1f} GB free")
+        if bench.memory > _available_bytes():
+            parser.error(f"--memory-gb {options.memory_gb:g} is more than the {_available_bytes() / 1e9:.1f} GB free")
         try:
             memory = probe_peer(bench, shape)
             longest = min(options.longest, memory.widest(2 * COMPARED, bench.memory))
@@ -535,9 +536,16 @@ def main() -> None:
     _say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {options.output / 'benchmarks.md'}")
 
 
+def _available_bytes() -> int:
+    """Memory that can be had without anyone being put out; of the card, where there is one, all of it."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().available)
+
+
 def _memory_gb() -> float:
     """Room for the largest process beside two that wait, each with its own copy of the model: at most 14 GB."""
-    return min(14.0, 0.9 * available_bytes() / 1e9 - 6)
+    return min(14.0, 0.9 * _available_bytes() / 1e9 - 6)
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,7 @@ from simpo_cli.data.model_files import (
     require_regular_files,
 )
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
 
 TOKENIZER_FILES = (
@@ -158,23 +158,8 @@ def require_model_name(path: str) -> None:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     require_model_name(name)
-    import huggingface_hub
-
     wanted = [*TOKENIZER_FILES, "additional_chat_templates/*.jinja", "adapter_config.json"]
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=wanted, local_files_only=hub.is_offline()
-            )
-        )
-    except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
-        if hub.is_offline():
-            raise hub.not_here(name, "model") from error
-        raise UserError(
-            f"{name} is not a folder here, and the model hub did not give it: {type(error).__name__}.",
-            "Check the name and the network, or name a local folder; gated models need a login.",
-            exit_code=ExitCode.ENVIRONMENT,
-        ) from error
+    return hub.model_snapshot(name, revision, wanted)
 
 
 def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], str]:

@@ -1,4 +1,4 @@
-"""What a run will take, told from small runs: memory before it is used up, time before it is spent."""
+"""What a run will take, predicted from small runs: memory before it is used up, time before it is spent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

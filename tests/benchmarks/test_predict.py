@@ -1,8 +1,8 @@
-"""Memory and sizes foretold."""
+"""Memory and sizes predicted."""
 
 import pytest
 
-from tests.benchmarks.foretell import MemoryModel, choose_sizes, fit_memory
+from tests.benchmarks.predict import MemoryModel, choose_sizes, fit_memory
 
 
 def test_memory_is_found_again_from_three_peaks() -> None:
