@@ -37,7 +37,7 @@ class Evaluator:
         overrides: `KEY=VALUE`, for every recipe.
         baseline: what models are compared with: a name, `none`, or None for each run's start model.
         by: columns of the records to slice by.
-        say: told what is going on, a line at a time.
+        say: called with what is being done, a line at a time.
     """
 
     overrides: Sequence[str]

@@ -55,8 +55,8 @@ class Failure:
     def as_json(self) -> dict[str, Any]:
         """As `failed` and `not_compared` of the document hold it."""
         error, code = self.error, int(self.error.exit_code)
-        said = {"problem": error.problem, "fix": error.fix, "where": error.where, "exit_code": code}
-        return {"model": self.model, **said}
+        place = {"where": error.where, "exit_code": code}
+        return {"model": self.model, "problem": error.problem, "fix": error.fix, **place}
 
 
 @dataclass(frozen=True)

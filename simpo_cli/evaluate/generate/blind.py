@@ -47,7 +47,7 @@ def write_blind(
             continue
         first[question.key] = "base" if _is_base_first(question.key, seed) else "trained"
         a, b = (one, other) if first[question.key] == "base" else (other, one)
-        rows.writerow([question.key, "", *map(_shown, (question.text, a.text, b.text))])
+        rows.writerow([question.key, "", *map(_without_formula, (question.text, a.text, b.text))])
     write_text(folder / SHEET, "\ufeff" + sheet.getvalue())  # by the mark spreadsheets know that it is UTF-8
     write_json(folder / KEY, {"schema_version": 1, "seed": seed, "answer_a": first})
 
@@ -56,7 +56,7 @@ def _is_base_first(key: str, seed: int) -> bool:
     return hashlib.sha256(f"side by side {seed} {key}".encode()).digest()[0] % 2 == 0
 
 
-def _shown(text: str) -> str:
+def _without_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
@@ -76,17 +76,16 @@ def read_verdicts(folder: Path) -> dict[str, Any] | None:
     first = _key(folder / KEY)
     scores: list[float] = []
     for number, row in enumerate(rows, start=1):
-        said = row["verdict"].strip().lower()
-        if not said:
+        verdict = row["verdict"].strip().lower()
+        if not verdict:
             continue
         where = f"{folder / SHEET}, row {number}"
-        if said not in _VERDICTS:
+        if verdict not in _VERDICTS:
             raise UserError(f"the verdict is {row['verdict'][:40]!r}.", "Write A, B or tie.", where=where)
         if row["id"] not in first:
             raise UserError(f"the id {row['id'][:40]!r} is not in {KEY}.", "Leave ids as they were.", where=where)
-        a_is_trained = first[row["id"]] == "trained"
-        verdict = _VERDICTS[said]
-        scores.append(0.5 if verdict == "tie" else float((verdict == "a") == a_is_trained))
+        trained_is_a, winner = first[row["id"]] == "trained", _VERDICTS[verdict]
+        scores.append(0.5 if winner == "tie" else float((winner == "a") == trained_is_a))
     if not scores:
         return None
     return {

@@ -259,7 +259,7 @@ class AnswerFolder:
         if missing:
             raise UserError(
                 f"{self.path} lacks {missing:,} of {len(self.questions):,} answers ({side}, {mode}).",
-                "Run simpo eval --generate again with the same options: it goes on where it stopped.",
+                "Run simpo eval --generate again with the same options: it resumes where it stopped.",
             )
         return [answers[question.key] for question in self.questions]
 

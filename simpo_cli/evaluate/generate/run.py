@@ -242,7 +242,7 @@ def short_name(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What `--generate` is asked for.
+    """The options of `--generate`.
 
     Attributes:
         prompts: a file of prompts; None asks those of the held-out pairs.
@@ -270,7 +270,7 @@ def answer_prompts(
         overrides: `KEY=VALUE`, as for training; `seed` is also that of the sampled answers.
         baseline: the other model; None is the one that training started from.
         wanted: what is asked, and how.
-        say: called with what is going on, a line at a time.
+        say: called with what is being done, a line at a time.
 
     Raises:
         UserError: a name means nothing, there is nothing to compare with, or a prompt or a value is refused.

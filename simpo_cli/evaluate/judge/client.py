@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from simpo_cli.errors import ExitCode, UserError
 
-Verdict = Literal["A", "B", "tie"]
+Reading = Literal["A", "B", "tie", "refused", "unreadable"]
+"""Of a reply: a verdict, or why there is none."""
 
 INSTRUCTIONS = """\
 You compare two answers to the same request and say which of them serves the person who asked better.
@@ -47,14 +48,6 @@ _REFUSES = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a reply says: a verdict, or None and why there is none."""
-
-    verdict: Verdict | None
-    problem: Literal["", "refused", "unreadable"] = ""
-
-
 def question_about(request: str, a: str, b: str) -> str:
     """The message to the judge about two answers."""
     # not str.format: the texts may hold braces
@@ -63,14 +56,14 @@ def question_about(request: str, a: str, b: str) -> str:
 
 
 def read_reply(reply: str) -> Reading:
-    """The verdict of the last line that gives one, or of a reply that is nothing else."""
+    """The verdict of the last line that gives one, or of a reply that is nothing else; or why there is none."""
     found = _LINE.findall(reply)
     if not found and (alone := _ALONE.fullmatch(reply)):
         found = [alone[1]]
     if found:
-        said = found[-1].lower()
-        return Reading("tie" if said.endswith("tie") else "A" if said == "a" else "B")
-    return Reading(None, "refused" if _REFUSES.search(reply.replace("\u2019", "'")) else "unreadable")
+        verdict = found[-1].lower()
+        return "tie" if verdict.endswith("tie") else "A" if verdict == "a" else "B"
+    return "refused" if _REFUSES.search(reply.replace("\u2019", "'")) else "unreadable"
 
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -175,11 +168,11 @@ class Judge:
                 "Check --judge-model, and that the address ends in /v1.",
             ) from error
         except openai.BadRequestError as error:
-            return Reply("refused" if error.code == "content_filter" else "failed", f"400: {self._said(error.message)}")
+            return Reply("refused" if error.code == "content_filter" else "failed", f"400: {self._line(error.message)}")
         except openai.APIStatusError as error:
-            return Reply("failed", f"{error.status_code}: {self._said(error.message)}")
+            return Reply("failed", f"{error.status_code}: {self._line(error.message)}")
         except (openai.APIError, ValueError) as error:  # a body that is no chat completion
-            return Reply("failed", f"no chat completion: {self._said(str(error))}")
+            return Reply("failed", f"no chat completion: {self._line(str(error))}")
         return _reply_in(completion)
 
     def _complete(self, question: str) -> Any:
@@ -195,7 +188,7 @@ class Judge:
             self._settings = {}  # models that reason take no temperature
             return self._client.chat.completions.create(model=self.model, messages=messages)
 
-    def _said(self, message: str) -> str:
+    def _line(self, message: str) -> str:
         """What the endpoint says of a question it does not answer, on one line; some repeat the key."""
         text = message.replace(self._key, "(the key)") if self._key else message
         return " ".join(text.split())[:200]

@@ -17,7 +17,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.decoding import Answer
 from simpo_cli.evaluate.generate.folder import AnswerFolder, add_rows, read_rows
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.evaluate.judge.client import INSTRUCTIONS, Judge, Reply, question_about, read_reply
+from simpo_cli.evaluate.judge.client import INSTRUCTIONS, Judge, question_about, read_reply
 from simpo_cli.evaluate.judge.win_rate import length_controlled, win_rate
 
 Order = Literal["base first", "trained first"]
@@ -27,7 +27,7 @@ Outcome = Literal["verdict", "unreadable", "refused", "timed out", "failed"]
 OUTCOMES: tuple[Outcome, ...] = ("verdict", "unreadable", "refused", "timed out", "failed")
 
 ASKED_AGAIN: tuple[Outcome, ...] = ("timed out", "failed")
-"""What a second call asks again: the judge did not get to say anything."""
+"""What a second call asks again: the judge gave no reply."""
 
 _PREFIX = "judge."
 
@@ -57,7 +57,7 @@ class JudgeRecord:
 
     @classmethod
     def make(cls, folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequence[Answer]) -> "JudgeRecord":
-        """The record of a judge in a folder of answers, new or to be gone on with.
+        """The record of a judge in a folder of answers, new or resumed.
 
         Raises:
             UserError: the file is of other answers, or of another endpoint.
@@ -114,7 +114,7 @@ AT_ONCE = 8
 """Questions that wait for their reply together."""
 
 Progress = Callable[[int, int], None]
-"""Told after every batch: replies so far, replies wanted."""
+"""Called after every batch: replies so far, replies wanted."""
 
 
 def judge_answers(path: Path, judge: Judge, progress: Progress) -> None:
@@ -130,18 +130,18 @@ def judge_answers(path: Path, judge: Judge, progress: Progress) -> None:
     base, trained = folder.in_order("base", "greedy"), folder.in_order("trained", "greedy")
     record = JudgeRecord.make(path, judge, base, trained)
     done = {place for place, one in record.judgements().items() if one.outcome not in ASKED_AGAIN}
-    asked = [one for one in _asked(folder.questions, base, trained) if (one[0].key, one[3]) not in done]
-    wanted = len(done) + len(asked)
+    open_ones = [one for one in _questions(folder.questions, base, trained) if (one[0].key, one[3]) not in done]
+    wanted = len(done) + len(open_ones)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in range(0, len(asked), AT_ONCE):
-            judgements = list(pool.map(lambda one: _judged(judge, *one), asked[start : start + AT_ONCE]))
+        for start in range(0, len(open_ones), AT_ONCE):
+            judgements = list(pool.map(lambda one: _judged(judge, *one), open_ones[start : start + AT_ONCE]))
             record.add(judgements)
             done |= {(one.key, one.order) for one in judgements}
             progress(len(done), wanted)
             _require_some_verdict(judgements, record, len(done), wanted)
 
 
-def _asked(
+def _questions(
     questions: Sequence[Question], base: Sequence[Answer], trained: Sequence[Answer]
 ) -> Iterator[tuple[Question, Answer, Answer, Order]]:
     for (question, one, other), order in product(zip(questions, base, trained, strict=True), ORDERS):
@@ -151,24 +151,19 @@ def _asked(
 
 def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, order: Order) -> Judgement:
     a, b = (base, trained) if order == "base first" else (trained, base)
-    reply: Reply = judge.ask(question_about(question.text, a.text, b.text))
+    reply = judge.ask(question_about(question.text, a.text, b.text))
     if reply.status != "replied":
         return Judgement(question.key, order, reply.status, None, reply.text)
     reading = read_reply(reply.text)
-    if reading.verdict is None:
-        return Judgement(question.key, order, reading.problem or "unreadable", None, reply.text)
-    return Judgement(
-        question.key, order, "verdict", _winner(reading.verdict == "A", order, reading.verdict), reply.text
-    )
+    if reading == "refused" or reading == "unreadable":
+        return Judgement(question.key, order, reading, None, reply.text)
+    sides: dict[str, Winner] = {"A": "base", "B": "trained", "tie": "tie"}
+    if order == "trained first":
+        sides |= {"A": "trained", "B": "base"}
+    return Judgement(question.key, order, "verdict", sides[reading], reply.text)
 
 
-def _winner(first_won: bool, order: Order, verdict: str) -> Winner:
-    if verdict == "tie":
-        return "tie"
-    return "base" if first_won == (order == "base first") else "trained"
-
-
-_SAID = {
+_FAILURES = {
     "timed out": ("did not reply in time", "Ask again later; the judge may be overloaded."),
     "failed": ("did not reply", "Look at the judge's own log."),
     "refused": ("refused to judge", "Name another model with --judge-model."),
@@ -180,17 +175,17 @@ def _require_some_verdict(judgements: Sequence[Judgement], record: JudgeRecord, 
     """Stop where a whole batch came to nothing: the rest would too, and may cost money.
 
     Raises:
-        UserError: says what happened, shows one reply, and how to go on.
+        UserError: says what happened, shows one reply, and how to resume.
     """
     if any(one.outcome == "verdict" for one in judgements):
         return
     outcome, count = Counter(one.outcome for one in judgements).most_common(1)[0]
-    what, fix = _SAID[outcome]
-    shown = next(one.reply for one in judgements if one.outcome == outcome)
-    example = f": {' '.join(shown.split())[:120]!r}" if shown.strip() else ""
+    what, fix = _FAILURES[outcome]
+    reply = next(one.reply for one in judgements if one.outcome == outcome)
+    example = f": {' '.join(reply.split())[:120]!r}" if reply.strip() else ""
     raise UserError(
         f"the judge {record.heading['judge']} {what}, {count} times of {len(judgements)}{example}.",
-        f"{fix} {done:,} of {wanted:,} replies are kept in {record.file}; the same command goes on from there.",
+        f"{fix} {done:,} of {wanted:,} replies are kept in {record.file}; the same command resumes there.",
         where=str(record.heading["url"]),
         exit_code=ExitCode.ENVIRONMENT,
     )

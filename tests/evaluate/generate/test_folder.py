@@ -50,7 +50,7 @@ def test_answers_that_are_not_all_there(tmp_path: Path) -> None:
     made.add("trained", "sampled", [Generated(QUESTIONS[0].key, (), False)], [""])
     with pytest.raises(UserError, match="lacks 2 of 3 answers") as missing:
         made.in_order("trained", "sampled")
-    assert "goes on where it stopped" in missing.value.fix
+    assert "resumes where it stopped" in missing.value.fix
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_judge_of_no_use_is_stopped_after_one_batch(tmp_path: Path, say: Said,
     with judge_server(lambda _: say) as server, pytest.raises(UserError) as stopped:
         judge_answers(path, judge_at(server.url, timeout=0.3 if say[1] is None else 10.0), quiet)
     assert said in stopped.value.problem
-    assert "the same command goes on from there" in stopped.value.fix
+    assert "the same command resumes there" in stopped.value.fix
     assert stopped.value.exit_code == ExitCode.ENVIRONMENT
     assert len(server.requests) == 8
     (document,) = judge_document(path)

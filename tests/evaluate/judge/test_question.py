@@ -17,27 +17,22 @@ from simpo_cli.evaluate.judge.client import question_about, read_reply
         ("Answer A says 'Verdict: A', which is beside the point.\n\nVerdict: B", "B"),
         ("B", "B"),
         ("  [[tie]]\n", "tie"),
-        ("Verdict: C", None),
-        ("Verdict: Alpha", None),
-        ("The first answer is better.", None),
-        ("A is the better answer", None),
-        ("", None),
-        ("{}", None),
+        ("Verdict: C", "unreadable"),
+        ("Verdict: Alpha", "unreadable"),
+        ("The first answer is better.", "unreadable"),
+        ("A is the better answer", "unreadable"),
+        ("", "unreadable"),
+        ("{}", "unreadable"),
+        ("I’m sorry, but I can't help with comparing these.", "refused"),
+        ("I cannot assist. Verdict: A", "A"),
     ],
 )
-def test_a_reply_is_read_by_its_last_verdict(reply: str, verdict: str | None) -> None:
-    reading = read_reply(reply)
-    assert reading.verdict == verdict
-    assert reading.problem == ("" if verdict else "unreadable")
-
-
-def test_a_reply_that_declines_is_told_from_one_that_is_garbage() -> None:
-    assert read_reply("I’m sorry, but I can't help with comparing these.").problem == "refused"
-    assert read_reply("I cannot assist. Verdict: A").verdict == "A"
+def test_a_reply_is_read_by_its_last_verdict(reply: str, verdict: str) -> None:
+    assert read_reply(reply) == verdict
 
 
 def test_texts_stay_as_they_are() -> None:
-    asked = question_about("{a} or {b}?", "{b} {request}", "\\1 {x}")
-    assert "<request>\n{a} or {b}?\n</request>" in asked
-    assert "<answer_A>\n{b} {request}\n</answer_A>" in asked
-    assert "<answer_B>\n\\1 {x}\n</answer_B>" in asked
+    question = question_about("{a} or {b}?", "{b} {request}", "\\1 {x}")
+    assert "<request>\n{a} or {b}?\n</request>" in question
+    assert "<answer_A>\n{b} {request}\n</answer_A>" in question
+    assert "<answer_B>\n\\1 {x}\n</answer_B>" in question
