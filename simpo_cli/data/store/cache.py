@@ -284,7 +284,7 @@ def _remove(folder: Path) -> None:
 
 def _lock_of_makers(parent: Path, making_key: str) -> FileLock:
     """All entries share 256 locks, so that their files do not pile up; those of one lock only wait for one another."""
-    return FileLock(parent / f".lock-{making_key[:2]}", fallback_to_soft=False)
+    return FileLock(parent / f".lock-{making_key[:2]}", mode=0o600, fallback_to_soft=False)
 
 
 @contextmanager
