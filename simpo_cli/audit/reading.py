@@ -5,19 +5,16 @@ matter which threads run here. They take no module from the current folder and d
 Ctrl-C reaches this process alone, and they end when it does, however that happens.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +27,9 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of
 from simpo_cli.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _BATCH_CHARACTERS = 2**20
 MEASURED_HERE = 16_000_000
@@ -217,11 +217,14 @@ def measured_batches(
             break
     else:
         return
+    import multiprocessing  # which small data do not need
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+
     with _spawning():
         context = multiprocessing.get_context("spawn")
         processes = ProcessPoolExecutor(num_processes, context, initializer=_end_with_the_parent)
 
-    def submit(batch: list[ReadPair]) -> Future[TextMeasures]:
+    def submit(batch: list[ReadPair]) -> "Future[TextMeasures]":
         try:
             with _spawning():
                 return processes.submit(measure, [read.pair for read in batch], own=own)
@@ -270,6 +273,8 @@ def _spawning() -> Iterator[None]:
 
 def _end_with_the_parent() -> None:
     """A process of the pool waits for work for ever; this ends it when whoever gives work is gone."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -2,10 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from simpo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Batch = TypeVar("Batch")
@@ -40,7 +42,7 @@ def in_batches(
 
 
 def results_in_order(
-    batches: Iterator[tuple[Batch, Work]], submit: Callable[[Work], Future[Result]], *, most_ahead: int
+    batches: Iterator[tuple[Batch, Work]], submit: Callable[[Work], "Future[Result]"], *, most_ahead: int
 ) -> Iterator[tuple[Batch, Result]]:
     """Batches with the results of their work, while batches behind them are read and worked on.
 
