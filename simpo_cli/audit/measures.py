@@ -16,8 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from simpo_cli.audit.signatures import SIGNATURE_BYTES, Hashes, Signatures, signatures_of
-from simpo_cli.data.load import prompt_messages
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.pair import PreferencePair, prompt_messages
 from simpo_cli.data.text_notes import END_TOKENS, TURN_MARKERS, may_hold_marker, notes_of, num_letters, num_unspaced
 
 Differences = NDArray[np.float32]

@@ -8,7 +8,6 @@ Ctrl-C reaches this process alone, and they end when it does, however that happe
 import os
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.audit.findings import SHOWN_ROWS, PairsByCode
 from simpo_cli.audit.measures import Counts, TextMeasures, measure
-from simpo_cli.data.batches import in_batches, results_in_order
+from simpo_cli.data.batches import end_with_the_parent, in_batches, results_in_order
 from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
@@ -222,7 +221,7 @@ def measured_batches(
 
     with _spawning():
         context = multiprocessing.get_context("spawn")
-        processes = ProcessPoolExecutor(num_processes, context, initializer=_end_with_the_parent)
+        processes = ProcessPoolExecutor(num_processes, context, initializer=end_with_the_parent)
 
     def submit(batch: list[ReadPair]) -> "Future[TextMeasures]":
         try:
@@ -269,17 +268,3 @@ def _spawning() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-
-
-def _end_with_the_parent() -> None:
-    """A process of the pool waits for work for ever; this ends it when whoever gives work is gone."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

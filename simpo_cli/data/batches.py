@@ -1,5 +1,7 @@
 """Pairs in batches: cut by number and size, and worked on ahead of the caller with the results in their order."""
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -72,3 +74,17 @@ def results_in_order(
         yield first, future.result()
     if unread is not None:
         raise unread
+
+
+def end_with_the_parent() -> None:
+    """A process of the pool waits for work for ever; this ends it when whoever gives work is gone."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -12,7 +12,7 @@ from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.formats.pairs import reason_of
 from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Records, Tally
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
@@ -39,11 +39,6 @@ def source_named(path: str) -> DataSource:
     except ValueError as error:
         reason = ": it holds a control character" if has_control_characters(path) else ""
         raise UserError(f"{path!r} names no data{reason}.", "Name a file, a folder or a hub id.") from error
-
-
-def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
-    """The prompt as turns: plain text is what a user says. Two prompts are the same if their turns are."""
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 class PairReader:

@@ -28,6 +28,11 @@ class Message:
         return {"role": self.role, **(json.loads(self.fields) if self.fields else {"content": self.content})}
 
 
+def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
+    """The prompt as turns: plain text is what a user says. Two prompts are the same if their turns are."""
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """One prompt with the response that people preferred and the one it beat, as text.

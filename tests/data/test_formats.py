@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
-from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.messages import as_transcript, split_transcripts, transcript_turns, turns_of
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
 from simpo_cli.data.raw import RecordError, RecordNote
 from simpo_cli.errors import UserError
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.data.formats.known import KNOWN, known_layout
-from simpo_cli.data.load import prompt_messages
-from simpo_cli.data.pair import Message
+from simpo_cli.data.pair import Message, prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.layouts import BAD, GOOD, QUESTIONS, READ, REFUSED, Case, Q, Record, Refusal, talk

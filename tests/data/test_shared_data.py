@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.audit.dataset import PreferenceDataset
-from simpo_cli.data.load import prompt_messages
+from simpo_cli.data.pair import prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.loading import LoadedPairs, load_pairs

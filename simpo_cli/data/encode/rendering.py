@@ -9,9 +9,8 @@ from typing import Any
 
 from simpo_cli.data.encode.conversation import Conversation, unwritten
 from simpo_cli.data.encode.rules import SKIP, Rules
-from simpo_cli.data.load import prompt_messages
 from simpo_cli.data.messages import as_transcript, text_of
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
 from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import GIVEN_BY_US, EncodingError, SpecialTokenMode, TemplateError
 from simpo_cli.errors import UserError

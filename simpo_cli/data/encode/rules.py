@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from simpo_cli.data.load import prompt_messages
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, PreferencePair, prompt_messages
 from simpo_cli.data.raw import MAX_KEPT_TEXT, BadRecord, RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, TurnMarks
 from simpo_cli.recipe.schema import DataRecipe
