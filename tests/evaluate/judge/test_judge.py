@@ -43,6 +43,14 @@ def quiet(_done: int, _wanted: int) -> None:
     pass
 
 
+def judged(path: Path, say: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The document after a judge, and what it was asked."""
+    with judge_server(say) as server:
+        judge_answers(path, judge_at(server.url), quiet)
+    (document,) = judge_document(path)
+    return document, server.requests
+
+
 def moved(record: Path, document: dict[str, Any], url: str) -> None:
     """The record as if the server of now had written it: each has a port of its own."""
     record.write_bytes(record.read_bytes().replace(document["url"].encode(), url.encode()))
@@ -59,13 +67,10 @@ def likes(word: str) -> Any:
 
 
 def test_both_orders_are_asked_and_the_better_answer_wins(tmp_path: Path) -> None:
-    path = answered(tmp_path / "answers", 12)
-    with judge_server(likes("trained")) as server:
-        judge_answers(path, judge_at(server.url), quiet)
-    assert len(server.requests) == 24
-    assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
-    assert {request["temperature"] for request in server.requests} == {0.0}
-    (document,) = judge_document(path)
+    document, requests = judged(answered(tmp_path / "answers", 12), likes("trained"))
+    assert len(requests) == 24
+    assert {request["path"] for request in requests} == {"/v1/chat/completions"}
+    assert {request["temperature"] for request in requests} == {0.0}
     assert document["prompts"] == {"all": 12, "judged": 12, "equal_answers": 0}
     assert document["win_rate"]["value"] == 1.0
     assert document["position_consistency"]["value"] == 1.0
@@ -74,21 +79,15 @@ def test_both_orders_are_asked_and_the_better_answer_wins(tmp_path: Path) -> Non
 
 
 def test_a_judge_that_goes_by_place_is_found_out(tmp_path: Path) -> None:
-    path = answered(tmp_path / "answers", 12)
-    with judge_server(lambda _: completion("Verdict: A")) as server:
-        judge_answers(path, judge_at(server.url), quiet)
-    (document,) = judge_document(path)
+    document, _ = judged(answered(tmp_path / "answers", 12), lambda _: completion("Verdict: A"))
     assert document["win_rate"]["value"] == 0.5
     assert document["position_consistency"]["value"] == 0.0
     assert document["first_shown_wins"] == 1.0
 
 
 def test_equal_answers_are_ties_and_cost_nothing(tmp_path: Path) -> None:
-    path = answered(tmp_path / "answers", 12, texts=("the same", "the same"))
-    with judge_server(likes("x")) as server:
-        judge_answers(path, judge_at(server.url), quiet)
-    assert not server.requests
-    (document,) = judge_document(path)
+    document, requests = judged(answered(tmp_path / "answers", 12, texts=("the same", "the same")), likes("x"))
+    assert not requests
     assert document["win_rate"]["value"] == 0.5
     assert document["prompts"]["equal_answers"] == 12
     assert document["position_consistency"] is None
@@ -160,11 +159,9 @@ def test_a_judge_of_no_use_is_stopped_after_one_batch(tmp_path: Path, say: Said,
 
 def test_some_garbage_is_counted_and_its_prompts_left_out(tmp_path: Path) -> None:
     path = answered(tmp_path / "answers", 12)
-    with judge_server(
-        lambda request: completion("hm") if "trained 3" in shown_answers(request)[0] else likes("trained")(request)
-    ) as server:
-        judge_answers(path, judge_at(server.url), quiet)
-    (document,) = judge_document(path)
+    document, _ = judged(
+        path, lambda one: completion("hm") if "trained 3" in shown_answers(one)[0] else likes("trained")(one)
+    )
     assert document["replies"]["unreadable"] == 1
     assert document["prompts"] == {"all": 12, "judged": 11, "equal_answers": 0}
     with judge_server(likes("trained")) as server:
@@ -215,16 +212,12 @@ def test_the_key_is_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_model_that_takes_no_temperature(tmp_path: Path) -> None:
-    path = answered(tmp_path / "answers", 2)
-
     def say(request: dict[str, Any]) -> Said:
         if "temperature" in request:
             return error(400, "Unsupported value", param="temperature", code="unsupported_value")
         return likes("trained")(request)
 
-    with judge_server(say) as server:
-        judge_answers(path, judge_at(server.url), quiet)
-    (document,) = judge_document(path)
+    document, _ = judged(answered(tmp_path / "answers", 2), say)
     assert document["replies"]["verdict"] == 4
 
 
