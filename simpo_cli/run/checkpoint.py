@@ -123,7 +123,7 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
     if aside.is_symlink():
         aside.unlink()  # and not what it leads to
     elif aside.exists():
-        shutil.rmtree(aside, ignore_errors=True)  # what stays is removed when the run is gone on with
+        shutil.rmtree(aside, ignore_errors=True)  # what stays is removed when the run is resumed
     return Checkpoint(target, manifest)
 
 

@@ -188,7 +188,7 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
     if not fresh and not resume:
         raise UserError(
             f"{path} already holds a run.",
-            f"Add --resume to go on with it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
+            f"Add --resume to resume it, or --fresh to set it aside as {path.name}.old-TIME and start anew, or "
             "name this run: name=NEW.",
         )
 
@@ -305,7 +305,7 @@ def _owner(path: Path) -> str:
 
 
 def saved_bytes(path: Path) -> int:
-    """What the checkpoints and the model of a run that is gone on with take already, of what it needs in all."""
+    """What the checkpoints and the model of a run that is resumed take already, of what it needs in all."""
     with disk_faults(f"{path} cannot be read"):
         places = (path / CHECKPOINTS, path / MODEL, path / BASE)
         return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
@@ -336,7 +336,7 @@ def require_free_space(path: Path, needed: int, purpose: str) -> None:
 
 SEAL = "sha256"
 REOPENED = "reopened"
-"""Hashes of the recipes with which the run was to be gone on with since this run.json told of it."""
+"""Hashes of the recipes with which the run was to be resumed since this run.json was written."""
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

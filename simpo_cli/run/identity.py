@@ -19,19 +19,8 @@ from simpo_cli.recipe.schema import LossRecipe, Recipe
 
 Kind = Literal["identity", "schedule", "machine"]
 
-_SCHEDULE = {
-    f"train.{key}"
-    for key in (
-        "num_epochs",
-        "max_steps",
-        "learning_rate",
-        "lr_scheduler",
-        "warmup_ratio",
-        "optimizer",
-        "weight_decay",
-        "max_grad_norm",
-    )
-}
+_SCHEDULE = {"num_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup_ratio"}
+_SCHEDULE |= {"optimizer", "weight_decay", "max_grad_norm"}
 # Seen by what they lead to: the machine's part, the model's files, the tokenizer, the template, the pairs.
 _SEEN_ELSEWHERE = {
     "train.tokens_per_microbatch",
@@ -106,13 +95,12 @@ class Identity:
     def changes_since(self, before: "Identity") -> list[Change]:
         """What has changed, identity first."""
         changes = _recipe_changes(before.recipe, self.recipe)
-        for key, then, now in (
-            ("data.train", before.data["train"], self.data["train"]),
-            ("data.eval", before.data["eval"], self.data["eval"]),
-        ):
+        for side in ("train", "eval"):
+            then, now = before.data[side], self.data[side]
             if _contents(then) != _contents(now):
+                key = f"data.{side}"
                 changes.append(Change(key, "identity", f"the pairs of {key} are others ({_files(then, now)})"))
-        if _weights(before.model) != _weights(self.model):
+        if any(before.model[name] != self.model[name] for name in ("revision", "files")):
             changes.append(Change("model.path", "identity", "the weights of model.path are others"))
         if sentence := _code_change(before.model.get("code", {}), self.model.get("code", {})):
             changes.append(Change("model.path", "identity", sentence))
@@ -125,7 +113,7 @@ class Identity:
         for key in sorted(before.machine.keys() | self.machine.keys()):
             then, now = before.machine.get(key), self.machine.get(key)
             if then != now:
-                changes.append(Change(key, "machine", f"{key} {_shown(now)}, was {_shown(then)}"))
+                changes.append(Change(key, "machine", f"{key} {_in_words(now)}, was {_in_words(then)}"))
         return sorted(changes, key=lambda change: ("identity", "schedule", "machine").index(change.kind))
 
 
@@ -154,7 +142,7 @@ def require_known_keys(allowed: Collection[str], *recipes: Mapping[str, Any]) ->
 
 
 def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_dir: str) -> None:
-    """Refuse to go on with another run's checkpoint.
+    """Refuse to resume another run's checkpoint.
 
     Raises:
         UserError: an identity change is not allowed by name; all of them are named.
@@ -163,8 +151,8 @@ def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_di
     if refused:
         options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(change.key for change in refused))
         raise UserError(
-            f"{run_dir} cannot be gone on with: {'; '.join(change.sentence for change in refused)}.",
-            f"Put back what changed, start anew with --fresh, or go on all the same with {options}.",
+            f"{run_dir} cannot be resumed: {'; '.join(change.sentence for change in refused)}.",
+            f"Put back what changed, start anew with --fresh, or resume all the same with {options}.",
         )
 
 
@@ -177,8 +165,8 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
         is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
         if before.get(key) == now.get(key) or is_free or is_same_margin:
             continue
-        kind: Kind = "schedule" if key in _SCHEDULE else "identity"
-        changes.append(Change(key, kind, f"{key} is {_shown(now.get(key))}, was {_shown(before.get(key))}"))
+        kind: Kind = "schedule" if key.removeprefix("train.") in _SCHEDULE else "identity"
+        changes.append(Change(key, kind, f"{key} is {_in_words(now.get(key))}, was {_in_words(before.get(key))}"))
     return changes
 
 
@@ -196,10 +184,6 @@ def _plan_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
     else:
         return []
     return [Change("data.train", "identity", came_of_them)]
-
-
-def _weights(model: Mapping[str, Any]) -> tuple[Any, Any]:
-    return model["revision"], model["files"]
 
 
 def _code_change(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -227,16 +211,12 @@ def _contents(files: Sequence[Sequence[str]] | None) -> list[str] | None:
 
 def _files(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
     """The names of the files that differ, for a message."""
-    then, there = _by_name(before), _by_name(now)
+    then, there = ({str(name): content for name, content in files or ()} for files in (before, now))
     names = [name for name in there if then.get(name) != there[name]] + [name for name in then if name not in there]
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "in another order"
 
 
-def _by_name(files: Sequence[Sequence[str]] | None) -> dict[str, str]:
-    return {str(name): content for name, content in files or ()}
-
-
-def _shown(value: Any) -> str:
+def _in_words(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""run.json: what ran, on what, with what, so that the run can be told apart from every other and done again.
+"""run.json: what ran, on what, with what, so that the run can be identified and done again.
 
 Its account of the records is complete: every one that was read is somewhere, and the numbers add up.
 """
@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,91 +19,52 @@ from simpo_cli.data.store import EncodedSource
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.redaction import redacted_values, told_apart
+from simpo_cli.run.documents import SCHEMA_VERSION
 from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
 from simpo_cli.run.identity import Identity, recipe_values
-from simpo_cli.run.shapes import SCHEMA_VERSION
+
+_PACKAGES = (
+    *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
+    *("peft", "liger-kernel", "datasets", "omegaconf"),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Where the records of one side of the data went.
+def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_reached: int = 0) -> dict[str, Any]:
+    """Where the records of one side of the data went; every one that was read is somewhere:
 
-    read + repeated = trained + held_out + not_reached + refused + the sum of dropped.
+        read + repeated = trained + held_out + not_reached + refused + the sum of dropped
 
-    Attributes:
-        read: records of any kind that were read.
-        repeated: how many more pairs there are because sources are repeated (`repeat` in the recipe).
+    Args:
+        source: the records; `repeated` is how many more pairs there are because sources are repeated, `refused` counts
+            malformed records, and `dropped` pairs without signal, by reason.
         trained: different pairs that a step was taken on so far.
         held_out: pairs that are scored and never trained on.
         not_reached: pairs that no step was taken on so far.
-        refused: malformed records.
-        dropped: pairs without signal, by reason.
     """
-
-    read: int
-    repeated: int
-    trained: int
-    held_out: int
-    not_reached: int
-    refused: int
-    dropped: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        left = self.read + self.repeated
-        found = self.trained + self.held_out + self.not_reached + self.refused + sum(self.dropped.values())
-        assert left == found, f"{left} records read, repetitions counted, and {found} accounted for: {self}"
-        assert min(self.repeated, self.trained, self.held_out, self.not_reached) >= 0, self
-
-    def as_json(self) -> dict[str, Any]:
-        """Its part of run.json."""
-        return asdict(self)
+    account, repeated = source.account, source.repeated
+    dropped, refused = dict(sorted(account.dropped.items())), len(account.refused)
+    read, found = account.records_read + repeated, trained + held_out + not_reached + refused + sum(dropped.values())
+    assert read == found, f"{read} records read, repetitions counted, and {found} accounted for: {source.account}"
+    assert min(repeated, trained, held_out, not_reached) >= 0, source.account
+    return {
+        "read": account.records_read,
+        "repeated": repeated,
+        "trained": trained,
+        "held_out": held_out,
+        "not_reached": not_reached,
+        "refused": refused,
+        "dropped": dropped,
+    }
 
 
-def train_ledger(data: PreparedData, plan: Plan, steps_done: int) -> Ledger:
-    """The account of the training records after so many steps.
-
-    Args:
-        data: the pairs of the run.
-        plan: which of them a step takes.
-        steps_done: optimizer steps so far.
-    """
+def ledgers(data: PreparedData, plan: Plan, steps_done: int) -> dict[str, Any]:
+    """The accounts of both sides after so many steps; the records of data.eval are held out all of them."""
     trained = plan.num_pairs_after(steps_done)
-    return _ledger(
-        data.train_source,
-        trained=trained,
-        held_out=len(data.held_out) if data.eval_source is None else 0,
-        not_reached=len(data.train) - trained,
-    )
-
-
-def eval_ledger(source: EncodedSource) -> Ledger:
-    """The account of the records of data.eval, which are held out all of them."""
-    return _ledger(source, trained=0, held_out=len(source.pairs), not_reached=0)
-
-
-def _ledger(source: EncodedSource, *, trained: int, held_out: int, not_reached: int) -> Ledger:
-    return Ledger(
-        read=source.account.records_read,
-        repeated=source.repeated,
-        trained=trained,
-        held_out=held_out,
-        not_reached=not_reached,
-        refused=len(source.account.refused),
-        dropped=dict(sorted(source.account.dropped.items())),
-    )
-
-
-_PACKAGES = (
-    "simpo-cli",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "peft",
-    "liger-kernel",
-    "datasets",
-    "omegaconf",
-)
+    held_out = len(data.held_out) if data.eval_source is None else 0
+    train = ledger(data.train_source, trained=trained, held_out=held_out, not_reached=len(data.train) - trained)
+    if data.eval_source is None:
+        return {"train": train, "eval": None}
+    return {"train": train, "eval": ledger(data.eval_source, held_out=len(data.eval_source.pairs))}
 
 
 class RunReceipt:
@@ -128,18 +89,15 @@ class RunReceipt:
             alerts: what was seen of the run's health, as JSON.
             more: such as outcome, and the files of a run that is done.
         """
-        data = self._data
-        train = train_ledger(data, self._plan, steps_done)
-        accounts = {"train": _source_receipt(data.train_source, train), "eval": None}
-        if data.eval_source is not None:
-            accounts["eval"] = _source_receipt(data.eval_source, eval_ledger(data.eval_source))
+        data, records = self._data, ledgers(self._data, self._plan, steps_done)
+        sides = {"train": data.train_source, "eval": data.eval_source}
         document = {
             "schema_version": SCHEMA_VERSION,
             "status": status,
             "step": steps_done,
             **self.content,
             "data": {
-                **accounts,
+                **{side: source and _source_receipt(source, records[side]) for side, source in sides.items()},
                 "train_pairs_with_held_out_prompts": data.shared_prompts,
                 "identity": data.identity,
             },
@@ -150,10 +108,10 @@ class RunReceipt:
 
 
 def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRecipe) -> None:
-    """Say in run.json that the run is gone on with, before anything changes that it vouches for.
+    """Say in run.json that the run is resumed, before anything changes that it vouches for.
 
     A process that is killed before it writes run.json anew leaves the recipe of before or that of now, and logs behind
-    the end that run.json tells of: both are as they should be. What the run was worth until then stays told.
+    the end that run.json names: both are as they should be. The results so far stay in it.
 
     Args:
         folder: the run's folder.
@@ -182,7 +140,7 @@ def receipt(
     Args:
         composed: the recipe with the origin of every value.
         data, plan: of the run.
-        earlier: run.json of a run that is gone on with: when and how it began stays as it was; else empty.
+        earlier: run.json of a run that is resumed: when and how it began stays as it was; else empty.
         model, hardware: those parts of run.json.
         tokens_per_microbatch: most tokens of a micro-batch.
         quick: whether this is a smoke run.
@@ -253,7 +211,7 @@ def command_line() -> str:
 
 
 def command_to_resume() -> str:
-    """The same command, to go on with the run."""
+    """The same command, to resume the run."""
     typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
     return shlex.join(["simpo", *typed, "--resume"])
 
@@ -283,12 +241,12 @@ def _files(source: EncodedSource) -> list[tuple[str, str]]:
     return [(path, content) for path, content, _ in source.account.files]
 
 
-def _source_receipt(source: EncodedSource, records: Ledger) -> dict[str, Any]:
+def _source_receipt(source: EncodedSource, records: Mapping[str, Any]) -> dict[str, Any]:
     account = source.account
     return {
         "decision": account.decision,
         "files": [{"path": path, "identity": identity, "size": size} for path, identity, size in account.files],
-        "records": records.as_json(),
+        "records": records,
         "counts": dict(sorted(account.counts.items())),
         "warnings": dict(sorted(account.warnings.items())),
         "tokens": {**asdict(source.origin), "seconds_saved": source.origin.seconds_saved},

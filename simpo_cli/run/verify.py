@@ -1,12 +1,12 @@
 """Every file of a run compared with what the run says that it wrote: `simpo report RUN --verify`. Changes nothing.
 
 A checkpoint is vouched for by its manifest, run.json by a hash of itself, and the other files of a finished run by
-run.json, unless it says that the run is being gone on with. Before the end the newest checkpoint vouches for the logs
-up to its step; what follows there a kill may have cut in the middle of a line, and going on with the run removes it.
+run.json, unless it says that the run is being resumed. Before the end the newest checkpoint vouches for the logs
+up to its step; what follows there a kill may have cut in the middle of a line, and resuming the run removes it.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Verification:
         if self.resumes_from is None:
             fix = "No checkpoint can be used: put back copies of the files."
         else:
-            fix = f"Put back copies; or --resume goes on from step {self.resumes_from}, which is whole."
+            fix = f"Put back copies; or --resume resumes from step {self.resumes_from}, which is whole."
         raise UserError(f"{self.run} is damaged: {', '.join(self.damaged)}.", fix, exit_code=ExitCode.ENVIRONMENT)
 
 
@@ -114,16 +114,19 @@ def verify_run(path: Path) -> Verification:
         raise not_a_run(str(path))
     with disk_faults(f"{path} cannot be read"):
         whole, checkpoints = _checkpoints(path)
-        receipt, seen = _receipt(path, has_saved=bool(checkpoints))
+        receipt, of_receipt = _receipt(path, has_saved=bool(checkpoints))
         latest = whole[0] if whole else None
-        checkpoints += _missing_checkpoint(receipt, latest, checkpoints)
+        step = int(receipt.get("step", 0))
+        if step > (latest.step if latest else 0) and not any(
+            file.name.endswith(f"-{step:08d}") for file in checkpoints
+        ):
+            checkpoints.append(FileSeen(f"{CHECKPOINTS}/step-{step:08d}", False, "is missing"))
         is_done = receipt.get("status") == "done" and REOPENED not in receipt
         files = receipt.get("files") if is_done else None
         listed = files if isinstance(files, dict) else {}
         progress = _progress(latest) if latest else {}
-        seen += [*_recipe(path, receipt, listed), *_ledgers(receipt)]
-        for name in _LINES:
-            seen += _log(path, name, listed, progress)
+        seen = [of_receipt, _recipe(path, receipt, listed), *_ledgers(receipt)]
+        seen += [found for name in _LINES if (found := _log(path, name, listed, progress)) is not None]
         seen += [*checkpoints, *_model(path, listed, is_done=files is not None)]
     return Verification(path, seen, latest.step if latest else None)
 
@@ -150,78 +153,71 @@ def written_files(path: Path) -> dict[str, dict[str, Any]]:
         return {name: _facts(path / name) for name in names}
 
 
-def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], list[FileSeen]]:
-    """run.json and what is to be said of it; empty where it cannot be believed."""
+def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], FileSeen]:
+    """run.json and what to report of it; empty where it cannot be believed."""
     try:
         data = (path / RUN).read_bytes()
-    except FileNotFoundError:
-        return {}, [FileSeen(RUN, not has_saved, "is missing" if has_saved else "is not written yet")]
-    try:
         content = receipt_of(data)
         old = content["schema_version"] == _UNSEALED and "sha256" not in content
         status, step = content["status"], content["step"]
+    except FileNotFoundError:
+        return {}, FileSeen(RUN, not has_saved, "is missing" if has_saved else "is not written yet")
     except LaterVersionError as error:
-        return {}, [FileSeen(RUN, False, str(error))]
+        return {}, FileSeen(RUN, False, str(error))
     except (MalformedError, KeyError):
-        return {}, [FileSeen(RUN, False, "is not what was written")]
+        return {}, FileSeen(RUN, False, "is not what was written")
     if not old and not is_as_sealed(data):
-        return {}, [FileSeen(RUN, False, "was changed after it was written")]
-    left = ", left by a process that was about to go on with it" if REOPENED in content else ""
+        return {}, FileSeen(RUN, False, "was changed after it was written")
+    left = ", left by a process that was about to resume it" if REOPENED in content else ""
     remark = ", by a version that kept no hash of it" if old else ", being trained now" if is_in_use(path) else left
-    return content, [FileSeen(RUN, True, f"{status}, step {step:,}{remark}")]
+    return content, FileSeen(RUN, True, f"{status}, step {step:,}{remark}")
 
 
-def _recipe(path: Path, receipt: Mapping[str, Any], listed: Mapping[str, Any]) -> list[FileSeen]:
+def _recipe(path: Path, receipt: Mapping[str, Any], listed: Mapping[str, Any]) -> FileSeen:
     if not (path / RECIPE).is_file():
-        return [FileSeen(RECIPE, False, "is missing")]
-    found = sha256_of(path / RECIPE)
-    if receipt and found not in (receipt["recipe_sha256"], *receipt.get(REOPENED, ())):
-        return [FileSeen(RECIPE, False, "is not the recipe that run.json names")]
-    return [FileSeen(RECIPE, True, "as run.json says" if receipt or listed else "nothing vouches for it")]
+        return FileSeen(RECIPE, False, "is missing")
+    if receipt and sha256_of(path / RECIPE) not in (receipt["recipe_sha256"], *receipt.get(REOPENED, ())):
+        return FileSeen(RECIPE, False, "is not the recipe that run.json names")
+    return FileSeen(RECIPE, True, "as run.json says" if receipt or listed else "nothing vouches for it")
 
 
-def _ledgers(receipt: Mapping[str, Any]) -> list[FileSeen]:
+def _ledgers(receipt: Mapping[str, Any]) -> Iterator[FileSeen]:
     """Whether every record that was read is somewhere."""
-    seen = []
     for side in ("train", "eval"):
         if receipt and receipt["data"][side] is not None:
             records = receipt["data"][side]["records"]
-            left = records["read"] + records["repeated"]
+            read = records["read"] + records["repeated"]
             named = ("trained", "held_out", "not_reached", "refused")
             found = sum(records[name] for name in named) + sum(records["dropped"].values())
-            told = f"of {left:,} records {found:,} are accounted for"
-            seen.append(FileSeen(f"{RUN}: records of data.{side}", left == found, told))
-    return seen
+            detail = f"of {read:,} records {found:,} are accounted for"
+            yield FileSeen(f"{RUN}: records of data.{side}", read == found, detail)
 
 
-def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str, Any]) -> list[FileSeen]:
-    """A file of JSON lines, against run.json or else against the newest checkpoint."""
+def _log(path: Path, name: str, listed: Mapping[str, Any], progress: Mapping[str, Any]) -> FileSeen | None:
+    """A file of JSON lines, against run.json or else against the newest checkpoint; None where none is expected."""
     file = path / name
     saved = progress.get("lines", {}).get(name, 0)
     if not file.is_file():
-        lacks = name in listed or saved > 0
-        return [FileSeen(name, False, "is missing")] if lacks else []
-    data = file.read_bytes()
-    if name in listed and (reason := _what_differs(file, listed[name])):
-        return [FileSeen(name, False, reason)]
-    if listed and name not in listed:
-        return [FileSeen(name, False, "is none of the files that run.json names")]
-    *lines, rest = data.split(b"\n")
+        return FileSeen(name, False, "is missing") if name in listed or saved > 0 else None
+    *lines, rest = file.read_bytes().split(b"\n")
     rows, reason = _rows(lines, by_step=name in LOGS, may_repeat=name in _SEVERAL_A_STEP)
+    if listed:
+        differs = _what_differs(file, listed[name]) if name in listed else "is none of the files that run.json names"
+        reason = differs or reason
+    elif not reason and len(lines) >= saved:
+        digest = progress.get("digests", {}).get(name)
+        if digest not in (None, hashlib.sha256(b"".join(line + b"\n" for line in lines[:saved])).hexdigest()):
+            reason = "holds other lines than when the checkpoint was taken"
+    if not reason and len(lines) < saved:
+        reason = f"has {len(lines):,} lines, and had {saved:,} when the checkpoint was taken"
     if reason:
-        return [FileSeen(name, False, reason)]
-    if len(lines) < saved:
-        return [FileSeen(name, False, f"has {len(lines):,} lines, and had {saved:,} when the checkpoint was taken")]
-    digest = progress.get("digests", {}).get(name)
-    upto = hashlib.sha256(b"".join(line + b"\n" for line in lines[:saved])).hexdigest()
-    if not listed and digest is not None and digest != upto:
-        return [FileSeen(name, False, "holds other lines than when the checkpoint was taken")]
-    told = f"{len(lines):,} lines"
+        return FileSeen(name, False, reason)
+    detail = f"{len(lines):,} lines"
     if name in LOGS and rows:
-        told += f", steps {rows[0]['step']:,} to {rows[-1]['step']:,}"
+        detail += f", steps {rows[0]['step']:,} to {rows[-1]['step']:,}"
     if rest:
-        told += "; half a line behind them, which --resume cuts away"
-    return [FileSeen(name, not (rest and listed), told)]
+        detail += "; half a line behind them, which --resume cuts away"
+    return FileSeen(name, not (rest and listed), detail)
 
 
 def _rows(lines: Sequence[bytes], *, by_step: bool, may_repeat: bool) -> tuple[list[dict[str, Any]], str]:
@@ -260,33 +256,24 @@ def _checkpoints(path: Path) -> tuple[list[Checkpoint], list[FileSeen]]:
     return whole, seen
 
 
-def _missing_checkpoint(
-    receipt: Mapping[str, Any], latest: Checkpoint | None, seen: Sequence[FileSeen]
-) -> list[FileSeen]:
-    """The checkpoint that run.json speaks of, if it is gone."""
-    step = int(receipt.get("step", 0))
-    if step <= (latest.step if latest else 0) or any(file.name.endswith(f"-{step:08d}") for file in seen):
-        return []
-    return [FileSeen(f"{CHECKPOINTS}/step-{step:08d}", False, "is missing")]
-
-
-def _model(path: Path, listed: Mapping[str, Any], *, is_done: bool) -> list[FileSeen]:
+def _model(path: Path, listed: Mapping[str, Any], *, is_done: bool) -> Iterator[FileSeen]:
     """Every file of model/ against run.json."""
     if (path / MODEL).is_symlink():
-        return [FileSeen(MODEL, False, "is a link, and what it leads to is not of this run")]
+        yield FileSeen(MODEL, False, "is a link, and what it leads to is not of this run")
+        return
     present = {_name(file, path) for file in (path / MODEL).rglob("*") if not file.is_dir() or file.is_symlink()}
     if not is_done:
-        return [FileSeen(MODEL, True, "no finished run vouches for it")] if present else []
-    seen = []
+        if present:
+            yield FileSeen(MODEL, True, "no finished run vouches for it")
+        return
     for name in sorted(present | {name for name in listed if name.startswith(f"{MODEL}/")}):
         if name not in listed:
-            seen.append(FileSeen(name, False, "does not belong to it"))
+            yield FileSeen(name, False, "does not belong to it")
         elif name not in present or (path / name).is_symlink():
-            seen.append(FileSeen(name, False, "is missing"))
+            yield FileSeen(name, False, "is missing")
         else:
             reason = _what_differs(path / name, listed[name])
-            seen.append(FileSeen(name, not reason, reason or f"{listed[name]['size']:,} bytes"))
-    return seen
+            yield FileSeen(name, not reason, reason or f"{listed[name]['size']:,} bytes")
 
 
 def _what_differs(file: Path, written: Mapping[str, Any]) -> str:

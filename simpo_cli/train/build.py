@@ -1,4 +1,4 @@
-"""From a settled run to one that can take its next step: weights, self-check, optimizer, and what was saved."""
+"""From a prepared run to one that can take its next step: weights, self-check, optimizer, and what was saved."""
 
 from collections.abc import Sequence
 from functools import cache, partial
@@ -34,119 +34,114 @@ _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with other
 
 
 def build(
-    setting: RunPlan, observer: Observer, stop: StopRequest, past: ResumeState, changes: Sequence[Change]
+    run: RunPlan, observer: Observer, stop: StopRequest, state: ResumeState, changes: Sequence[Change]
 ) -> tuple[Training, SelfCheck, Saved | None]:
     """Read the weights, check how pairs may go through them, make the optimizer, and load what was saved.
 
     Args:
-        setting: the run.
+        run: as it was prepared.
         observer: the terminal and the logs.
         stop: the signals.
-        past: what was saved of the run, if it is gone on with.
+        state: what was saved of the run, if it is resumed.
         changes: what is not as it was then.
 
     Returns:
-        The training, the self-check's outcome, and the checkpoint that the training goes on from, if there is one.
+        The training, the self-check's outcome, and the checkpoint that the training resumes from, if there is one.
     """
-    recipe, accelerator, data = setting.recipe, setting.accelerator, setting.data
+    recipe, accelerator, data = run.recipe, run.accelerator, run.data
     is_another_run = any(change.kind == "identity" for change in changes)
     with about("model.path"):
-        model = load_start(recipe.model, setting.source, setting.weights, accelerator.device)
+        model = load_start(recipe.model, run.source, run.weights, accelerator.device)
     if keeps_merged(recipe.model):
-        save_merged(Path(recipe.output_dir), model, setting.source, replace=past.latest is None or is_another_run)
+        save_merged(Path(recipe.output_dir), model, run.source, replace=state.latest is None or is_another_run)
     if recipe.model.lora is not None and recipe.model.adapter != "continue":
         torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
         model = add_adapters(model, recipe.model.lora)
-    if past.latest is None:
-        try_saving(Path(recipe.output_dir), model, recipe, setting.source)
+    if state.latest is None:
+        try_saving(Path(recipe.output_dir), model, recipe, run.source)
     policy = Policy(model)
-    if setting.checkpointing:
+    if run.checkpointing:
         policy.recompute_activations()
-    pairs = cache(partial(_check_pairs, setting))  # a resumed run mostly checks nothing again
-    if past.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
-        check = choose_packing(policy, recipe.model.attention, setting.why_padded, pairs())
+    pairs = cache(partial(_check_pairs, run))  # a resumed run mostly checks nothing again
+    if state.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
+        check = choose_packing(policy, recipe.model.attention, run.why_padded, pairs())
         observer.note(str(check))
         compile_as_before = False
     else:
-        check = SelfCheck.from_json(past.latest.progress.self_check)
+        check = SelfCheck.from_json(state.latest.progress.self_check)
         policy.flex, policy.packing = check.why_by_segment is None, check.packing
-        compile_as_before = past.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
+        compile_as_before = state.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
     if not compile_as_before:
-        worth = is_worth_compiling(accelerator.device, setting.parameters.total, _training_tokens(setting))
-        if told := choose_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
-            observer.note(told)
-    elif setting.compiled:
+        worth = is_worth_compiling(accelerator.device, run.parameters.total, _training_tokens(run))
+        if note := choose_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
+            observer.note(note)
+    elif run.compiled:
         compile_for_training(policy, pairs(), accelerator.autocast)
     if policy.packing == "shared_prefix" and (fused := policy.num_liger_layers):
         observer.note(f"Liger {liger_version()} computes {fused} of the model's norms and feed-forwards")
-    budget = setting.budget
-    if check.packing != setting.packing:  # rows take more of the budget than was planned for
+    budget = run.budget
+    if check.packing != run.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
     optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
     start_moments(optimizer)
-    stored = export_dtype(recipe, setting.source)
-    narrows = recipe.model.lora is None and stored.itemsize < setting.weights.itemsize
+    stored = export_dtype(recipe, run.source)
+    narrows = recipe.model.lora is None and stored.itemsize < run.weights.itemsize
     training = Training(
-        recipe=recipe,
-        plan=setting.plan,
-        train=data.train,
-        held_out=setting.evaluated,
+        run=run,
         policy=policy,
         optimizer=optimizer,
-        accelerator=accelerator,
         budget=budget,
         observer=observer,
         stop=stop,
-        health=Health(recipe, setting.plan.num_steps, observer.note),
+        health=Health(recipe, run.plan.num_steps, observer.note),
         probe=AnswerProbe(
-            held_out_questions(setting.evaluated, data.texts, recipe.health.num_answers),
+            held_out_questions(run.evaluated, data.texts, recipe.health.num_answers),
             data.tokenizer,
             recipe.health.answer_tokens,
         ),
         start_weights=WeightSample.of(trainable(policy)) if narrows else None,
         export_dtype=stored,
     )
-    if past.latest is None:
+    if state.latest is None:
         return training, check, None
-    if is_another_run:  # what was said of other pairs, or by another start model, is of no use here
-        held_out = training.held_out
-        training.start_scores = score_pairs(policy, held_out, accelerator, budget) if held_out else None
-        training.answers_before = answer(policy, questions_of(setting), data.tokenizer, accelerator)
-    saved = past.load(policy, optimizer)
+    if is_another_run:  # scores of other pairs, or of another start model, are of no use here
+        training.start_scores = score_pairs(policy, run.evaluated, accelerator, budget) if run.evaluated else None
+        training.answers_before = answer(policy, questions_of(run), data.tokenizer, accelerator)
+    saved = state.load(policy, optimizer)
     if not is_another_run:
-        training.start_scores = _scores_before(saved, setting)
-        training.answers_before = [] if setting.quick else list(saved.progress.answers_before)
+        training.start_scores = _scores_before(saved, run)
+        training.answers_before = [] if run.quick else list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
-    training.health.take_up(saved.progress.health, recipe_changed=recipe_changed)
+    training.health.restore(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
 
 
-def _check_pairs(setting: RunPlan) -> CheckPairs:
+def _check_pairs(run: RunPlan) -> CheckPairs:
     """What the checks before the first step compare."""
-    fullest = setting.plan.fullest_microbatch(setting.data.train, setting.budget, setting.packing)
-    return CheckPairs.of(setting.data.scored, fullest)
+    fullest = run.plan.fullest_microbatch(run.data.train, run.budget, run.packing)
+    return CheckPairs.of(run.data.scored, fullest)
 
 
-def _training_tokens(setting: RunPlan) -> int:
+def _training_tokens(run: RunPlan) -> int:
     """Tokens that the run trains on, every prompt counted once a pair."""
-    plan, train = setting.plan, setting.data.train
+    plan, train = run.plan, run.data.train
     return int(tokens_of_each(train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
 
 
-def questions_of(setting: RunPlan) -> list[Question]:
+def questions_of(run: RunPlan) -> list[Question]:
     """What the model is asked before and after; nothing in a smoke run."""
-    data = setting.data
-    if setting.quick:
+    data = run.data
+    if run.quick:
         return []
-    if setting.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
+    if run.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
         return builtin_questions(data.tokenizer)
     return held_out_questions(data.held_out, data.texts)
 
 
-def _scores_before(saved: Saved, setting: RunPlan) -> PairScores | None:
+def _scores_before(saved: Saved, run: RunPlan) -> PairScores | None:
     """The start model's scores as they were saved."""
-    chosen, rejected, held_out = saved.progress.chosen_before, saved.progress.rejected_before, setting.data.held_out
+    chosen, rejected, held_out = saved.progress.chosen_before, saved.progress.rejected_before, run.data.held_out
     if chosen is None or rejected is None:
         return None
     return PairScores.of(held_out, np.array(chosen), np.array(rejected))

@@ -21,25 +21,25 @@ from simpo_cli.train.run_plan import RunPlan
 _SHOWN = 90  # characters of each part of the example
 
 
-def header(setting: RunPlan) -> RunHeader:
+def header(run: RunPlan) -> RunHeader:
     """Everything that is known before the weights are read, in lines."""
-    recipe, data, plan = setting.recipe, setting.data, setting.plan
-    device = setting.accelerator.device
+    recipe, data, plan = run.recipe, run.data, run.plan
+    device = run.accelerator.device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    compute = "float32" if setting.compute == "fp32" else "bfloat16 autocast"
-    total, trainable = setting.parameters.total, setting.parameters.trainable
+    compute = "float32" if run.compute == "fp32" else "bfloat16 autocast"
+    total, trainable = run.parameters.total, run.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"
     held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt")
     lines: list[tuple[str, str] | tuple[str, str, str]] = [
         ("loss", loss_terms(recipe.loss)),
         (
             "model",
-            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[setting.weights]}",
+            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[run.weights]}",
         ),
-        *_adapter(setting),
-        *_own_code(setting.source.code),
+        *_adapter(run),
+        *_remote_code(run.source.code),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
-        *[("", said) for said in (*data.train_source.account.remarks, *data.train_source.account.examples)],
+        *[("", remark) for remark in (*data.train_source.account.remarks, *data.train_source.account.examples)],
         ("", describe_losses(data.train_source)),
         ("tokens", describe_origin(data.sources)),
         *_example(data),
@@ -58,8 +58,8 @@ def header(setting: RunPlan) -> RunHeader:
     lengths = lengths_of(data.train)
     bias = statistics.longer_wins(lengths[:, 1], lengths[:, 2], prompt_keys_of(data.train).tolist())
     if length_predicts(bias.low, bias.high):
-        told = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
-        lines.append(("", f"{told}: see simpo stats {data_names(recipe.data.train)}", "LEN001"))
+        finding = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
+        lines.append(("", f"{finding}: see simpo stats {data_names(recipe.data.train)}", "LEN001"))
     lines += [
         (
             "plan",
@@ -67,20 +67,20 @@ def header(setting: RunPlan) -> RunHeader:
             f"learning rate {recipe.train.learning_rate:g}, {recipe.train.lr_scheduler}, "
             f"warm-up {recipe.train.warmup_ratio:g}",
         ),
-        ("", _packing(setting)),
-        ("memory", setting.memory),
+        ("", _packing(run)),
+        ("memory", run.memory),
     ]
-    if setting.quick:
+    if run.quick:
         lines.append(("quick", "no evaluation and no probe answers: nothing will say whether the model got better"))
-    revision = setting.source.revision or setting.source.whole.revision
+    revision = run.source.revision or run.source.whole.revision
     network = "no network used" if revision is None else f"model revision {revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(Note(*line) for line in lines))
 
 
-def _adapter(setting: RunPlan) -> list[tuple[str, str]]:
+def _adapter(run: RunPlan) -> list[tuple[str, str]]:
     """What becomes of the adapter that the start model is."""
-    source, model = setting.source, setting.recipe.model
+    source, model = run.source, run.recipe.model
     if source.adapter is None or source.adapter_base is None:
         return []
     if model.adapter == "continue":
@@ -90,7 +90,7 @@ def _adapter(setting: RunPlan) -> list[tuple[str, str]]:
     return [("", f"an adapter ({source.adapter}) on {source.adapter_base.name}, {what}")]
 
 
-def _own_code(code: Mapping[str, str]) -> list[tuple[str, str]]:
+def _remote_code(code: Mapping[str, str]) -> list[tuple[str, str]]:
     """That code of the model was run, and which: run.json holds the hashes."""
     return [("", f"code of the model was run, as --trust-remote-code asks: {', '.join(code)}")] if code else []
 
@@ -99,8 +99,8 @@ def _example(data: PreparedData) -> list[tuple[str, str]]:
     """The first pair as the model will see it, so that a wrong template or a wrong cut is seen before it is trained."""
     pair = data.train[0]
     parts = (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected))
-    shown = [f"{name:<8}  {_shortened(data.tokenizer.decode(ids.tolist()))}" for name, ids in parts]
-    return list(zip(("example", "", ""), shown, strict=True))
+    texts = [f"{name:<8}  {_shortened(data.tokenizer.decode(ids.tolist()))}" for name, ids in parts]
+    return list(zip(("example", "", ""), texts, strict=True))
 
 
 def _shortened(text: str) -> str:
@@ -113,11 +113,11 @@ def _epochs(count: int) -> str:
     return "1 epoch" if count == 1 else f"{count} epochs"
 
 
-def _packing(setting: RunPlan) -> str:
+def _packing(run: RunPlan) -> str:
     """How pairs will go through the model, and what that saves."""
-    if setting.packing == "padded":
-        return "pairs in padded rows" + (f": {setting.why_padded}" if setting.why_padded else "")
-    rows, shared = (int(tokens_of_each(setting.data.train, packing).sum()) for packing in ("padded", "shared_prefix"))
+    if run.packing == "padded":
+        return "pairs in padded rows" + (f": {run.why_padded}" if run.why_padded else "")
+    rows, shared = (int(tokens_of_each(run.data.train, packing).sum()) for packing in ("padded", "shared_prefix"))
     return f"every prompt once, no padding: {100 * (1 - shared / rows):.0f} % fewer tokens than pairs of padded rows"
 
 

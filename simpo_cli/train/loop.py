@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
@@ -26,6 +25,7 @@ from simpo_cli.stages import stage
 from simpo_cli.train.health.probes import AnswerProbe, WeightSample, step_counting_lost
 from simpo_cli.train.health.watch import Health
 from simpo_cli.train.optimizer import learning_rate
+from simpo_cli.train.run_plan import RunPlan
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
 
 _FEWER_ANSWERS = "Lower health.num_answers or health.answer_tokens."
@@ -39,6 +39,7 @@ class Training:
     """Everything that the loop works with, and how far it is.
 
     Attributes:
+        run: what was prepared, with the packing and the layers that are really used.
         budget: most tokens of a micro-batch; halved when memory runs out.
         health: what the run is watched for.
         probe: prompts that the model answers at every evaluation.
@@ -52,13 +53,9 @@ class Training:
         answers_before: the start model's answers to the probe questions.
     """
 
-    recipe: Recipe
-    plan: Plan
-    train: Sequence[EncodedPair]
-    held_out: Sequence[EncodedPair]
+    run: RunPlan
     policy: Policy
     optimizer: torch.optim.Optimizer
-    accelerator: Accelerator
     budget: int
     observer: Observer
     stop: StopRequest
@@ -85,16 +82,17 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
         NotFiniteError: the loss, the gradient or a weight is not finite; the steps before are not harmed.
         NoMemoryError: a pair by itself does not fit in memory; the weights are those after `steps_done`.
         UnhealthyError: a code of `health.stop_on` was seen; everything is saved.
-        Stopped: a signal asked for it; the weights are those after `steps_done`.
+        Stopped: a signal came; the weights are those after `steps_done`.
     """
-    recipe, plan, policy, optimizer = training.recipe, training.plan, training.policy, training.optimizer
+    recipe, plan = training.run.recipe, training.run.plan
+    policy, optimizer = training.policy, training.optimizer
     policy.train()
     _stop_if_unhealthy(training, save)
     _evaluate_and_save(training, save)
     for step in range(training.steps_done, plan.num_steps):
         started = time.perf_counter()
-        pairs = [training.train[i] for i in plan.pairs_of(step)]
-        rate = _rate(recipe, plan, step)
+        pairs = [training.run.data.train[i] for i in plan.pairs_of(step)]
+        rate = learning_rate(step, plan.num_steps, recipe.train)
         sums = _accumulate(training, pairs, step)  # stops here if a loss or the gradient is not finite
         clip_gradients(policy, recipe.train.max_grad_norm, norm=sums.grad_norm)
         for group in optimizer.param_groups:
@@ -113,7 +111,7 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
 
 def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> StepSums:
     """The gradient and the sums of a step."""
-    recipe, policy = training.recipe, training.policy
+    recipe, policy = training.run.recipe, training.policy
 
     def attempt(budget: int) -> StepSums:
         return accumulate(
@@ -121,7 +119,7 @@ def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> 
             pairs,
             training.stop.between(doing.advancing(microbatches(pairs, budget, policy.packing))),
             loss=recipe.loss,
-            accelerator=training.accelerator,
+            accelerator=training.run.accelerator,
             step=step,
             reseed=recipe.seed if _has_dropout(recipe) else None,
         )
@@ -157,7 +155,9 @@ def _within_memory(
         before, training.budget = training.budget, max(training.budget // 2, longest)
         training.policy.zero_grad()
         release_memory()
-        equal = "but for what dropout leaves out" if _has_dropout(training.recipe) else "to rounding, not to the bit"
+        equal = (
+            "but for what dropout leaves out" if _has_dropout(training.run.recipe) else "to rounding, not to the bit"
+        )
         training.observer.note(
             f"{what} ran out of memory and begins again: from here on a micro-batch holds at most "
             f"{training.budget:,} tokens, not {before:,}; results are equal {equal}"
@@ -179,11 +179,11 @@ def _update(training: Training) -> float | None:
 
 def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
     """What is due after the steps done; the evaluation comes before the checkpoint of its step."""
-    recipe, plan, done = training.recipe, training.plan, training.steps_done
+    recipe, plan, done = training.run.recipe, training.run.plan, training.steps_done
     first, last = done == 0, done == plan.num_steps
     # after the last step the saved model is scored, so this one is only for choosing the best checkpoint
     due = recipe.checkpoint.best if last else first or plan.is_due(done, recipe.eval.every)
-    if training.held_out and due and training.evaluated_at != done:
+    if training.run.evaluated and due and training.evaluated_at != done:
         with stage("scoring the start model" if first else f"evaluation at step {done}"):
             training.eval_losses[done] = evaluate(training, done).loss
     if first or last or plan.is_due(done, recipe.checkpoint.every):  # the first shows that saving works
@@ -191,8 +191,8 @@ def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
 
 
 def _stop_if_unhealthy(training: Training, save: Callable[[], None]) -> None:
-    """What `health.stop_on` asks for; after the last step the model is written first, and the run ends with it."""
-    if training.steps_done < training.plan.num_steps:
+    """Do what `health.stop_on` says; after the last step the model is written first, and the run ends with it."""
+    if training.steps_done < training.run.plan.num_steps:
         training.health.require_well(save, command_to_resume())
 
 
@@ -205,29 +205,29 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         saved: the saved model instead, loaded again.
 
     Raises:
-        Stopped: a signal asked for it; nothing is recorded.
+        Stopped: a signal came; nothing is recorded.
     """
     started = time.perf_counter()
-    policy, held_out = saved or training.policy, training.held_out
+    policy, held_out = saved or training.policy, training.run.evaluated
     moment = f"the evaluation at step {step}"
 
     def attempt(budget: int) -> PairScores:
         with memory_for(moment, _FREE_MEMORY):
-            return score_pairs(policy, held_out, training.accelerator, budget)
+            return score_pairs(policy, held_out, training.run.accelerator, budget)
 
     with training.stop.at_once():
         scores = _within_memory(training, attempt, held_out, policy, moment)
         both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
         require_finite_losses(policy, held_out, both, f"evaluation at step {step}", "the log-prob")
-    with training.stop.at_once(), memory_for(f"step {step}: asking the probe prompts", _FEWER_ANSWERS):
-        answers = training.probe.ask(policy, training.accelerator)
+    with training.stop.at_once(), memory_for(f"step {step}: answering the probe prompts", _FEWER_ANSWERS):
+        answers = training.probe.ask(policy, training.run.accelerator)
     if training.start_scores is None:
         training.start_scores = scores
     training.last_scores = scores
     training.evaluated_at = step
     at = probe(held_out)
     now, then = scores.select(at), training.start_scores.select(at)
-    summary = summarise(scores, training.recipe.loss)
+    summary = summarise(scores, training.run.recipe.loss)
     record = EvalRecord(
         step=step,
         pairs=summary.pairs,
@@ -259,16 +259,6 @@ def _export_kept_share(training: Training) -> float | None:
     return training.start_weights.rounding(training.export_dtype).kept_share
 
 
-def _rate(recipe: Recipe, plan: Plan, step: int) -> float:
-    return learning_rate(
-        step,
-        highest=recipe.train.learning_rate,
-        num_steps=plan.num_steps,
-        warmup_ratio=recipe.train.warmup_ratio,
-        kind=recipe.train.lr_scheduler,
-    )
-
-
 def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: float, training: Training) -> StepRecord:
     n = sums.pairs
     return StepRecord(
@@ -282,14 +272,14 @@ def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: fl
         rewards_target_reached=sums.past_target / n,
         logps_chosen=sums.logps_chosen / n,
         logps_rejected=sums.logps_rejected / n,
-        sft_loss=-sums.logps_chosen / n if training.recipe.loss.sft_weight else None,
+        sft_loss=-sums.logps_chosen / n if training.run.recipe.loss.sft_weight else None,
         grad_norm=sums.grad_norm,
         learning_rate=rate,
         pairs=n,
         tokens=sums.tokens,
         pairs_per_second=n / seconds,
         tokens_per_second=sums.tokens / seconds,
-        memory_gb=peak_memory_gb(training.accelerator.device),
+        memory_gb=peak_memory_gb(training.run.accelerator.device),
         seconds=seconds,
         gradient_weight=sums.gradient_weight / n,
     )

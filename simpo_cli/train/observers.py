@@ -94,7 +94,7 @@ class Trackers:
             first_line = (str(error).splitlines() or [""])[0][:200]
             self._note(
                 f"tracker {name} has failed and gets no more numbers ({type(error).__name__}: {first_line}); the run "
-                "goes on, with all of them in metrics.jsonl and evals.jsonl"
+                "continues, with all of them in metrics.jsonl and evals.jsonl"
             )
 
 

@@ -5,13 +5,13 @@ so there is nothing else that a run could lose.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn, optim
 
 from simpo_cli.model.policy import trainable
 from simpo_cli.model.tensor_file import read_tensors, write_tensors
+from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.run.checkpoint import CheckpointWriter
 from simpo_cli.run.folder import OPTIMIZER, WEIGHTS
 from simpo_cli.run.manifest import Checkpoint
@@ -69,14 +69,7 @@ def state_size(parameters: int, weights_itemsize: int) -> int:
     return 3 * parameters * weights_itemsize
 
 
-def learning_rate(
-    step: int,
-    *,
-    highest: float,
-    num_steps: int,
-    warmup_ratio: float,
-    kind: Literal["cosine", "linear", "constant"],
-) -> float:
+def learning_rate(step: int, num_steps: int, recipe: TrainRecipe) -> float:
     """The learning rate of an update, with the semantics of transformers' schedulers.
 
     Warm-up steps are rounded up and rise linearly from 0, so with warm-up the first update moves nothing; then the rate
@@ -84,19 +77,17 @@ def learning_rate(
 
     Args:
         step: 0 is the first update.
-        highest: the rate at the end of the warm-up.
         num_steps: updates of the whole run.
-        warmup_ratio: share of the updates that warm up.
-        kind: shape after the warm-up.
+        recipe: the highest rate, the share of the updates that warm up, and the shape after the warm-up.
     """
-    warmup = math.ceil(num_steps * warmup_ratio)
+    warmup = math.ceil(num_steps * recipe.warmup_ratio)
     if step < warmup:
-        return highest * step / max(1, warmup)
+        return recipe.learning_rate * step / max(1, warmup)
     done = (step - warmup) / max(1, num_steps - warmup)
-    match kind:
+    match recipe.lr_scheduler:
         case "cosine":
-            return highest * max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
+            return recipe.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
         case "linear":
-            return highest * max(0.0, 1.0 - done)
+            return recipe.learning_rate * max(0.0, 1.0 - done)
         case "constant":
-            return highest
+            return recipe.learning_rate

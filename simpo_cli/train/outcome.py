@@ -1,116 +1,172 @@
-"""The end of a run: the saved model scored as others will load it, beside the start model, on the same pairs."""
+"""The end of a run: model/ is written, loaded again as others will load it, and scored beside the start model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.evaluate.held_out import surface_accuracy
 from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.pair_files import write_pairs, write_samples
 from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
+from simpo_cli.files import how_to_mend
 from simpo_cli.formatting import Cell, percent
+from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.remote_code import FLAG
-from simpo_cli.model.rounding import Rounding
+from simpo_cli.model.rounding import Rounding, export_dtype
+from simpo_cli.publish.card import Trained, model_card, write_card
+from simpo_cli.publish.export import save_model
 from simpo_cli.run.events import RunOutcome
-from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES
+from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
+from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.stages import stage
-from simpo_cli.table import Row
+from simpo_cli.table import Row, Table
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health.watch import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_plan import QUICK, RunPlan
+from simpo_cli.train.saving import CheckpointSaver
+
+
+def finish(
+    training: Training, questions: Sequence[Question], folder: RunFolder, saver: CheckpointSaver
+) -> tuple[RunOutcome, dict[str, Any]]:
+    """Write model/, load it again as others will, and score that.
+
+    The training cannot continue in this process afterwards; its last checkpoint can.
+
+    Args:
+        training: at its last step, which is saved.
+        questions: answered once more.
+        folder: the run's folder.
+        saver: keeps the run's time.
+
+    Returns:
+        What a person sees, and the `outcome` of run.json.
+
+    Raises:
+        UserError: the disk did not take the model (exit code 4).
+        Stopped: a signal stopped it.
+    """
+    run, model_dir = training.run, folder.path / MODEL
+    recipe, source = run.recipe, run.source
+    dtype = export_dtype(recipe, source) if recipe.model.lora is None else torch.float32  # as peft keeps adapters
+    trained = Trained(recipe, source, run.data, run.plan.num_steps, DTYPE_NAMES[dtype])
+    training.stop.check()
+    training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
+    try:
+        with training.policy.untouched():
+            rounding = save_model(model_dir, training.policy.model, recipe, source, model_card(trained, {}))
+    except OSError as error:
+        raise UserError(
+            f"the model cannot be written to {model_dir}: {error.strerror or error}; the checkpoint of the last step "
+            "is kept.",
+            f"{how_to_mend(error)}, and write it with: {command_to_resume()}",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
+    with training.stop.at_once():
+        saved = Policy(_read_again(model_dir, run.weights, run.accelerator.device))
+        saved.flex, saved.packing = training.policy.flex, run.packing
+        answers = answer(saved, questions, run.data.tokenizer, run.accelerator)
+    asked = zip(questions, training.answers_before, answers, strict=True)
+    before_and_after = [(question.text, before, after) for question, before, after in asked]
+    seconds = saver.seconds
+    table, measured = conclude(training, saved, folder.path, rounding)
+    measured |= {"answers": [dict(zip(("question", "before", "after"), row, strict=True)) for row in before_and_after]}
+    write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    outcome = RunOutcome(
+        run_dir=str(folder.path),
+        model_dir=str(model_dir),
+        steps=run.plan.num_steps,
+        seconds=seconds,
+        answers=tuple(before_and_after),
+        table=table,
+        next_commands=(
+            (
+                f"simpo eval {folder.path}{f' {FLAG}' if source.code else ''}",
+                "scores the saved model again, with --json for scripts",
+            ),
+            _next_step(run),
+        ),
+    )
+    return outcome, {"steps": run.plan.num_steps, "seconds": seconds, **measured}
+
+
+@stage("reading the saved model again")
+def _read_again(folder: Path, weights: torch.dtype, device: torch.device) -> nn.Module:
+    """The model as others will load it; where that fails the disk is to blame, which has just taken it."""
+    try:
+        return load_model(find_model(str(folder)), weights, device)
+    except UserError as error:
+        raise UserError(
+            f"the model was written to {folder} and cannot be read again: {error.problem.rstrip('.')}.",
+            f"Mend the disk, and write it with: {command_to_resume()}",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def conclude(
-    training: Training,
-    saved: Policy,
-    setting: RunPlan,
-    *,
-    run_dir: Path,
-    rounding: Rounding | None,
-    answers: tuple[tuple[str, str, str], ...],
-    seconds: float,
-) -> tuple[RunOutcome, dict[str, Any]]:
+    training: Training, saved: Policy, run_dir: Path, rounding: Rounding | None
+) -> tuple[Table, dict[str, Any]]:
     """Score model/ and compare it with the start model.
 
     Args:
         training: holds the start model's scores.
         saved: model/ loaded again.
-        setting: the run.
         run_dir: the run's folder.
         rounding: what the export type did to the change, if it is narrower.
-        answers: (question, before, after).
-        seconds: wall time of the run so far.
 
     Returns:
-        What a person sees, and the `outcome` of run.json.
+        The table that a person sees, and what run.json says of it.
     """
-    recipe, held_out = setting.recipe, setting.evaluated
+    run, recipe, held_out = training.run, training.run.recipe, training.run.evaluated
     rows: list[Row] = []
-    measured: dict[str, Any] = {"steps": setting.plan.num_steps, "seconds": seconds}
-    if setting.quick:
+    measured: dict[str, Any] = {}
+    if run.quick:
         measured["not_measured"] = QUICK
         rows.append(_row("accuracy", "not measured", QUICK))
     if held_out:
         with stage("closing evaluation"):
-            evaluate(training, setting.plan.num_steps, saved)
-        assert training.start_scores is not None
-        assert training.last_scores is not None
-        scores = training.last_scores
-        surface = surface_accuracy(setting.data.train, held_out, setting.data.tokenizer)
-        before, after = (summarise(one, recipe.loss, surface) for one in (training.start_scores, scores))
-        comparison = compare_scores(training.start_scores, scores, recipe.loss)
+            evaluate(training, run.plan.num_steps, saved)
+        start, end = training.start_scores, training.last_scores
+        assert start is not None
+        assert end is not None
+        surface = surface_accuracy(run.data.train, held_out, run.data.tokenizer)
+        before, after = (summarise(scores, recipe.loss, surface) for scores in (start, end))
+        comparison = compare_scores(start, end, recipe.loss)
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
-        measured["after"] = after.as_json(model=str(run_dir / "model"), data=name)
+        measured["after"] = after.as_json(model=str(run_dir / MODEL), data=name)
         measured["difference"] = comparison.as_json()
-        write_pairs(run_dir / EVAL_PAIRS, held_out, training.start_scores, scores)
-        write_samples(
-            run_dir / EVAL_SAMPLES,
-            held_out,
-            training.start_scores,
-            scores,
-            tokenizer=setting.data.tokenizer,
-            seed=recipe.seed,
-        )
-    measured["answers"] = [{"question": q, "before": b, "after": a} for q, b, a in answers]
+        write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
+        write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
     if rounding is not None:
         measured["export"] = {
             "kept_share": rounding.kept_share,
             "rounded_back_share": rounding.rounded_back_share,
         }
-        training.health.judge_export(setting.plan.num_steps, rounding.kept_share)
+        training.health.judge_export(run.plan.num_steps, rounding.kept_share)
         is_lost = CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
-        remark = "HEA006: export.dtype=fp32 keeps all of it" if is_lost else ""
+        remark = f"{CHANGE_LOST.code}: export.dtype=fp32 keeps all of it" if is_lost else ""
         rows.append(_row("change kept by the save", percent(rounding.kept_share), remark))
     if alerts := training.health.alerts:
         codes = ", ".join(alert.code for alert in alerts)
         rows.append(_row("health", "1 alert" if len(alerts) == 1 else f"{len(alerts)} alerts", codes))
     table = outcome_table(measured, BRIEFLY)
-    outcome = RunOutcome(
-        run_dir=str(run_dir),
-        model_dir=str(run_dir / "model"),
-        steps=setting.plan.num_steps,
-        seconds=seconds,
-        answers=answers,
-        table=replace(table, rows=[*table.rows, *rows]),
-        next_commands=(
-            (
-                f"simpo eval {run_dir}{f' {FLAG}' if setting.source.code else ''}",
-                "scores the saved model again, with --json for scripts",
-            ),
-            _next_step(setting),
-        ),
-    )
-    return outcome, measured
+    return replace(table, rows=[*table.rows, *rows]), measured
 
 
 def _row(label: str, after: str, remark: str) -> Row:
     return Row(label, (Cell(""), Cell(after)), remark)
 
 
-def _next_step(setting: RunPlan) -> tuple[str, str]:
-    if setting.recipe.model.path == "builtin:guide":
+def _next_step(run: RunPlan) -> tuple[str, str]:
+    if run.recipe.model.path == "builtin:guide":
         return "simpo recipe copy smollm2-135m", "a recipe for your own pairs"
-    return f"simpo stats {data_names(setting.recipe.data.train)}", "the audit of the data that this run used"
+    return f"simpo stats {data_names(run.recipe.data.train)}", "the audit of the data that this run used"

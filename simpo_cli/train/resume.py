@@ -1,4 +1,4 @@
-"""Going on with a run: what its folder tells of it, and which checkpoint is whole."""
+"""Resuming a run: what its folder holds of it, and which checkpoint is whole."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,7 +63,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What a run folder tells of the run so far.
+    """What a run folder holds of the run so far.
 
     Attributes:
         saved: checkpoints, the one saved last first.
@@ -91,29 +91,20 @@ class ResumeState:
         saved = []
         for checkpoint in checkpoints:
             try:
-                saved.append(
-                    Saved(
-                        checkpoint,
-                        Identity(**of_shape(IDENTITY, checkpoint.read_json(IDENTITY))),
-                        Progress(**of_shape(PROGRESS, checkpoint.read_json(PROGRESS))),
-                    )
-                )
+                identity = Identity(**of_shape(IDENTITY, checkpoint.read_json(IDENTITY)))
+                progress = Progress(**of_shape(PROGRESS, checkpoint.read_json(PROGRESS)))
+                saved.append(Saved(checkpoint, identity, progress))
             except DamagedCheckpointError as error:
                 damaged.append(error)
-            except (
-                TypeError,
-                KeyError,
-                ValueError,
-                RecursionError,
-            ) as error:  # whole, and of a version that saved something else
+            except (TypeError, KeyError, ValueError, RecursionError) as error:  # whole, and saved by another version
                 damaged.append(DamagedCheckpointError(checkpoint.folder, f"is of another version of simpo ({error})"))
         if damaged and not saved:
-            raise no_usable_checkpoint(damaged)
+            raise _no_usable_checkpoint(damaged)
         return cls(saved, damaged, _read_document(run_dir / RUN))
 
     @property
     def latest(self) -> Saved | None:
-        """The checkpoint to go on from, unless its large files turn out to be damaged."""
+        """The checkpoint to resume from, unless its large files turn out to be damaged."""
         return self.saved[0] if self.saved else None
 
     def changes(self, now: Identity) -> list[Change]:
@@ -154,11 +145,11 @@ class ResumeState:
                 ) from error
             else:
                 return saved
-        raise no_usable_checkpoint(self.damaged)
+        raise _no_usable_checkpoint(self.damaged)
 
 
-def take_up(
-    saved: Saved, past: ResumeState, changes: Sequence[Change], folder: RunFolder, training: Training
+def restore_logs(
+    saved: Saved, state: ResumeState, changes: Sequence[Change], folder: RunFolder, training: Training
 ) -> dict[str, Any]:
     """Cut the logs back to the checkpoint that was loaded, and say what is not as it was.
 
@@ -166,31 +157,31 @@ def take_up(
         The entry of run.json's `resumed`.
     """
     note, step = training.observer.note, saved.step
-    for damage in past.damaged:
+    for damage in state.damaged:
         note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
-    lines = saved.progress.lines
+    lines, digests = saved.progress.lines, saved.progress.digests
     for name in LOGS:
         rows = folder.cut_back(name, lines.get(name, 0))
         if folder.lines[name] < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")
-        elif folder.digest(name) != saved.progress.digests.get(name, folder.digest(name)):
+        elif folder.digest(name) != digests.get(name, folder.digest(name)):
             note(f"{name} is damaged: up to step {step} it holds other lines than were written")
         if name == EVALS:
             training.eval_losses = {row["step"]: row["loss"] for row in rows if _is_scored(row)}
     entry: dict[str, Any] = {"from_step": step}
-    for kind, name, said in (
+    for kind, name, consequence in (
         ("identity", "changed", f"another run from step {step} on"),
         ("schedule", "schedule_changed", f"another schedule from step {step} on"),
         ("machine", "not_bit_exact", f"not bit-exact from step {step}"),
     ):
         entry[name] = [change.sentence for change in changes if change.kind == kind]
         if entry[name]:
-            note(f"{said}: {'; '.join(entry[name])}")
-    note(f"goes on from step {step} of {training.plan.num_steps}")
+            note(f"{consequence}: {'; '.join(entry[name])}")
+    note(f"resumes from step {step} of {training.run.plan.num_steps}")
     return entry
 
 
-def no_usable_checkpoint(damaged: Sequence[DamagedCheckpointError]) -> UserError:
+def _no_usable_checkpoint(damaged: Sequence[DamagedCheckpointError]) -> UserError:
     """The error that names every damaged checkpoint."""
     return UserError(
         f"no checkpoint in {damaged[0].folder.parent} can be used: {'; '.join(map(str, damaged))}.",

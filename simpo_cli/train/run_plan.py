@@ -1,7 +1,7 @@
-"""What is settled before the weights are read: every check that can fail early fails here."""
+"""What is decided before the weights are read: every check that can fail early fails here."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ QUICK = "--quick"
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What is settled before the weights are read."""
+    """A run as it is prepared before the weights are read."""
 
     recipe: Recipe  # with what the start model's adapter decides
     source: ModelSource
@@ -60,12 +60,12 @@ class RunPlan:
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
     checkpointing: bool  # whether layers are computed again in the backward pass
-    compiled: bool  # as the run was that is gone on with; the check of the layers decides
-    budget: int
+    compiled: bool  # as the resumed run was; the check of the layers decides
+    budget: int  # most tokens of a micro-batch
     memory: str
     accelerator: Accelerator
-    notes: tuple[str, ...]  # what a person should read once, and what stops nothing
-    quick: bool = False  # a smoke run: nothing is evaluated, and no prompt is answered
+    notes: Sequence[str]  # what a person should read once, and what stops nothing
+    quick: bool  # a smoke run: nothing is evaluated, and no prompt is answered
 
     @property
     def evaluated(self) -> Sequence[EncodedPair]:
@@ -104,7 +104,7 @@ class RunPlan:
         """What a later process must share with this run.
 
         Args:
-            content: of `receipt`; packing, budget and compiling are those of this setting, as they really are used.
+            content: of `receipt`; packing, budget and compiling are those of this plan, as they really are used.
         """
         fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
         machine = {
@@ -123,16 +123,15 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
 
     Args:
         recipe: the run.
-        before: of a run that is gone on with, what it was when it saved. The date that its template writes stays, and
-            so do packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory
-            allows it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because
-            memory ran out, stay so until the recipe says something else.
-        quick: whether this is a smoke run, see `Setting.quick`.
+        before: of a run that is resumed, what it was when it saved. The date that its template writes stays, and so do
+            packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory allows
+            it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because memory
+            ran out, stay so until the recipe says something else.
+        quick: whether this is a smoke run.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
     """
-    notes: list[str] = []
     if quick and recipe.checkpoint.best:
         raise UserError(
             "--quick evaluates nothing, and checkpoint.best keeps the checkpoint with the lowest held-out loss.",
@@ -145,35 +144,19 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     recipe = replace(recipe, model=choose_adapter(recipe.model, source))
     require_lengths(recipe, source)
     accelerator, compute = open_accelerator(recipe)
-    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
-        notes.append(
-            "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
-        )
     parameters = count_parameters(recipe.model, source)
-    machine = before.machine if before else None
     data = prepare_data(recipe, before.rendered_at if before else None)
-    if data.tokenizer.dates:
-        written = ", ".join(data.tokenizer.dates)
-        notes.append(f"the chat template writes the date, which stays that of the run's beginning: {written}")
-    for side in data.sources:
-        account = side.account
-        notes += cut_warnings(account.needed, recipe.data, source.max_length).values()
-        if account.counts[AS_TRANSCRIPT]:
-            notes.append(
-                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "
-                "become Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
-                "data.chat_template=none"
-            )
     require_known_ids(data.scored, source)
     plan = make_plan(recipe, len(data.train))
-    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
-        if every is not None and every > plan.num_steps:
-            notes.append(
-                f"{key} is {every} and the run has {plan.num_steps} steps: it comes due at the end and not before"
-            )
     weights = weights_dtype(recipe.model, source)
+    notes = [*_notes(recipe, source, data, plan)]
+    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
+        notes.insert(
+            0, "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
+        )
     longest_row = int(row_tokens_of_each(data.scored).max())
     why_padded = why_not_shared(source.model_class, source.config, longest_row)
+    machine = before.machine if before else None
     padded = why_padded or recipe.model.attention == "padded"
     if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
@@ -244,9 +227,28 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         budget=budget,
         memory=memory,
         accelerator=accelerator,
-        notes=tuple(notes),
+        notes=notes,
         quick=quick,
     )
+
+
+def _notes(recipe: Recipe, source: ModelSource, data: PreparedData, plan: Plan) -> Iterator[str]:
+    """What is unusual about the data and the steps."""
+    if data.tokenizer.dates:
+        written = ", ".join(data.tokenizer.dates)
+        yield f"the chat template writes the date, which stays that of the run's beginning: {written}"
+    for side in data.sources:
+        account = side.account
+        yield from cut_warnings(account.needed, recipe.data, source.max_length).values()
+        if account.counts[AS_TRANSCRIPT]:
+            yield (
+                f"{account.counts[AS_TRANSCRIPT]:,} pairs are conversations, and there is no chat template: they "
+                "become Human/Assistant text; name a template with data.chat_template, or say that this is meant with "
+                "data.chat_template=none"
+            )
+    for key, every in (("checkpoint.every", recipe.checkpoint.every), ("eval.every", recipe.eval.every)):
+        if every is not None and every > plan.num_steps:
+            yield f"{key} is {every} and the run has {plan.num_steps} steps: it comes due at the end and not before"
 
 
 @stage("hashing the files of the model")

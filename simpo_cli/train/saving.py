@@ -31,7 +31,7 @@ class CheckpointSaver:
         training: what is saved.
         receipt: run.json.
         identity: of the run.
-        loaded: the checkpoint that the run goes on from; None for a run that begins.
+        loaded: the checkpoint that the run resumes from; None for a run that begins.
 
     Attributes:
         saved_at: step of the latest checkpoint; None before the first.
@@ -78,13 +78,13 @@ class CheckpointSaver:
             kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
             raise UserError(
                 f"the checkpoint of step {done} cannot be saved in {self._parent}: {error.strerror}; {kept}.",
-                f"{how_to_mend(error)}, and go on with: {command_to_resume()}",
+                f"{how_to_mend(error)}, and resume with: {command_to_resume()}",
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
         with disk_faults(
             f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
-            f", and go on with: {command_to_resume()}",
+            f", and resume with: {command_to_resume()}",
         ):
             self._rotate()
         self._receipt.content["plan"]["tokens_per_microbatch"] = training.budget
@@ -119,5 +119,5 @@ class CheckpointSaver:
                 self._rotate()
 
     def _rotate(self) -> None:
-        keep = self._training.recipe.checkpoint
-        checkpoint.rotate(self._parent, keep.keep, losses=self._training.eval_losses if keep.best else {})
+        recipe = self._training.run.recipe.checkpoint
+        checkpoint.rotate(self._parent, recipe.keep, losses=self._training.eval_losses if recipe.best else {})

@@ -80,13 +80,13 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
             f"output_dir={place / 'run'}",
         ],
     )
-    setting = prepare(composed.recipe)
+    run = prepare(composed.recipe)
     folder = RunFolder.create(place / "run")
     stop, watcher = StopRequest(), _Watcher(folder.append)
-    training, check, _ = build(setting, watcher, stop, ResumeState.none(), [])  # type: ignore[arg-type]
-    content = {**setting.receipt(composed, {}), "self_check": check.as_json()}
-    receipt = RunReceipt(folder, setting.data, setting.plan, content)
-    saver = CheckpointSaver(folder, training, receipt, setting.identity(content), None)
+    training, check, _ = build(run, watcher, stop, ResumeState.none(), [])  # type: ignore[arg-type]
+    content = {**run.receipt(composed, {}), "self_check": check.as_json()}
+    receipt = RunReceipt(folder, run.data, run.plan, content)
+    saver = CheckpointSaver(folder, training, receipt, run.identity(content), None)
     saves: list[Took] = []
 
     def save() -> None:

@@ -132,7 +132,7 @@ class RunMachine(RuleBasedStateMachine):
         assert code in codes, f"exit code {code} and not {codes}: {said}"
         assert "Traceback" not in said
         if came_from != NOTHING:
-            assert f"goes on from step {came_from} of {STEPS}" in said, said
+            assert f"resumes from step {came_from} of {STEPS}" in said, said
 
     def _saved_at(self, interruption: Interruption) -> int | None:
         """How many of the due checkpoints are saved when a process comes to be interrupted; None if it does not."""

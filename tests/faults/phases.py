@@ -45,8 +45,8 @@ _BEGINNINGS = (
     (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
     (SAVE, "simpo_cli.run.checkpoint", "commit"),
     (ROTATION, "simpo_cli.run.checkpoint", "rotate"),
-    (EXPORT, "simpo_cli.train.session", "save_model"),
-    (LAST_EVALUATION, "simpo_cli.train.session", "conclude"),
+    (EXPORT, "simpo_cli.train.outcome", "save_model"),
+    (LAST_EVALUATION, "simpo_cli.train.outcome", "conclude"),
     (REPORT, "simpo_cli.report.run_page", "write_run_report"),
 )
 

@@ -21,7 +21,6 @@ from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.run.verify import verify_run
 from simpo_cli.train import outcome, saving
-from simpo_cli.train import session as finish
 from simpo_cli.train.observers import Recorder
 from tests.faults.calls import no_page, temporary
 from tests.faults.forked import Ended, run_child
@@ -101,8 +100,8 @@ class RealDisks:
             ("in the middle of a checkpoint", lambda: _before(commit, "commit", 3, _fill(disk, 200_000))),
             ("after the files of a checkpoint", lambda: _before(commit, "commit", 3, _fill(disk, 520_000))),
             ("before a line of metrics.jsonl", lambda: _at_step(3, _fill(disk))),
-            ("before model/", lambda: _before(finish, "save_model", 0, _fill(disk))),
-            ("in the middle of model/", lambda: _before(finish, "save_model", 0, _fill(disk, 60_000))),
+            ("before model/", lambda: _before(outcome, "save_model", 0, _fill(disk))),
+            ("in the middle of model/", lambda: _before(outcome, "save_model", 0, _fill(disk, 60_000))),
             ("before evals-pairs.jsonl", lambda: _before(outcome, "write_pairs", 0, _fill(disk))),
         )
         for name, arrange in full[: 1 if quick else None]:

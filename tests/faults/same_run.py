@@ -15,9 +15,9 @@ from tests.train.same_bits import rows, timeless
 
 _OF_THE_PROCESS = (".lock", ".owner")
 _OF_THE_MOMENT = ("tokens", "memory")  # lines of the first screen: cached or made, and what was free
-_ABOUT_RESUMING = "goes on from step "
+_ABOUT_RESUMING = "resumes from step "
 _OF_TIME_IN_PAGE = re.compile(
-    r"<dt>(started|resumed|tokens|memory)</dt>.*|<li>goes on from step .*| · took [^<·]*|\d{4}-\d\d-\d\d \d\d:\d\d UTC"
+    r"<dt>(started|resumed|tokens|memory)</dt>.*|<li>resumes from step .*| · took [^<·]*|\d{4}-\d\d-\d\d \d\d:\d\d UTC"
     r'|(?s:<svg role="img" aria-label="[^"]*(?: second|memory|GB)[^"]*".*?</svg>)'
 )
 _FILES_OF_EVERY_RUN = (

@@ -72,7 +72,7 @@ def stop_and_go_on(children: Children, moment: Moment, signals: Sequence[int], u
         assert code == ExitCode.SAVED, children.said()
         assert last == [
             f"Stopped by {signal.Signals(signals[0]).name} {moment.said}.",
-            f"  Go on with: simpo {' '.join(word for word in COMMAND if word != '--resume')} --resume",
+            f"  Resume with: simpo {' '.join(word for word in COMMAND if word != '--resume')} --resume",
         ]
     assert "Traceback" not in children.said()
     assert children.run(*COMMAND) == 0, children.said()

@@ -96,7 +96,7 @@ def test_a_signal_to_a_real_process_ends_it_with_75_and_the_command_to_go_on(chi
     assert last[0].startswith("Stopped by SIGTERM after step ")
     assert last[0].endswith(" of 3600; everything is saved.")
     assert last[1] == (
-        "  Go on with: simpo train run.yaml name=stopped train.num_epochs=400 checkpoint.every=null --resume"
+        "  Resume with: simpo train run.yaml name=stopped train.num_epochs=400 checkpoint.every=null --resume"
     )
     assert "Traceback" not in children.said()
 
@@ -105,10 +105,10 @@ def test_a_complete_run_says_so_and_is_left_as_it_is(children: Children) -> None
     command = ("train", "run.yaml", "name=complete", "train.max_steps=2")
     assert children.run(*command, "--resume") == 0
     assert children.run(*command) == ExitCode.USAGE
-    assert "runs/complete already holds a run.\n  Add --resume to go on with it, or --fresh" in children.said()
+    assert "runs/complete already holds a run.\n  Add --resume to resume it, or --fresh" in children.said()
     before = (children.place / "runs" / "complete" / "run.json").read_bytes()
     assert children.run(*command, "--resume") == 0
-    assert "runs/complete is complete at step 2 of 2; raise train.max_steps to go on" in children.said()
+    assert "runs/complete is complete at step 2 of 2; raise train.max_steps to train longer" in children.said()
     assert (children.place / "runs" / "complete" / "run.json").read_bytes() == before
 
 

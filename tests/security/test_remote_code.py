@@ -213,7 +213,7 @@ def test_a_resumed_run_notices_other_code_and_a_flag_that_is_gone(simpo: Simpo, 
     file.write_text(content)
     seen = simpo(*longer, FLAG)
     assert seen.code == 0, seen.err
-    assert "goes on from step 2 of 3" in seen.err
+    assert "resumes from step 2 of 3" in seen.err
 
 
 @pytest.mark.usefixtures("means")

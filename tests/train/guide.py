@@ -1,4 +1,4 @@
-"""Short runs of the embedded model, for tests that break something in them."""
+"""Short runs of a tiny model, and of the embedded one for tests that break something in them."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,30 @@ import torch
 from safetensors.torch import load_file
 
 from simpo_cli.recipe import compose
-from simpo_cli.run.events import RunOutcome
+from simpo_cli.run.events import Observer, RunOutcome
 from simpo_cli.train.session import train
 from tests.train.conftest import Memory
+
+
+def train_tiny(
+    folder: Path,
+    model: Path,
+    prefs: Path,
+    *more: str,
+    run: str = "run",
+    observer: Observer | None = None,
+    **options: Any,
+) -> RunOutcome | None:
+    """Train a model of `save_tiny_model` for an epoch in steps of 8 pairs, with 10 pairs held out."""
+    recipe = folder / "run.yaml"
+    recipe.write_text("name: tiny\n", encoding="utf-8")
+    overrides = [
+        *(f"model.path={model}", f"data.train={prefs}", f"output_dir={folder / run}"),
+        *("data.max_length=64", "data.max_prompt_length=40", "data.holdout=10"),
+        *("train.pairs_per_step=8", "train.learning_rate=1e-3"),
+        "train.precision=fp32",  # whatever the machine multiplies faster in
+    ]
+    return train(compose(str(recipe), [*overrides, *more]), observer=observer or Memory(), **options)
 
 
 class Guide:

@@ -11,26 +11,13 @@ from safetensors.torch import load_file
 from simpo_cli.recipe import compose
 from simpo_cli.train.session import train
 from tests.train.conftest import Memory
+from tests.train.guide import train_tiny
 
 
 def run(folder: Path, name: str, tiny: Path, prefs: Path, *more: str) -> tuple[dict[str, Any], dict[str, str], Path]:
     """run.json, the lines of the header by their labels, and the folder of a short run."""
-    recipe = folder / "run.yaml"
-    recipe.write_text("name: tiny\n", encoding="utf-8")
-    values = [
-        f"model.path={tiny}",
-        f"data.train={prefs}",
-        "data.max_length=64",
-        "data.max_prompt_length=40",
-        f"output_dir={folder / name}",
-        "train.pairs_per_step=8",
-        "train.learning_rate=1e-3",
-        "train.max_steps=3",
-        "train.precision=fp32",
-        *more,
-    ]
     memory = Memory()
-    train(compose(str(recipe), values), fresh=False, dry_run=False, observer=memory)
+    train_tiny(folder, tiny, prefs, "train.max_steps=3", *more, run=name, observer=memory)
     assert memory.header is not None
     labels = [line.label for line in memory.header.lines]
     lines = {label or f"below {labels[i - 1]}": text for i, (label, text, _) in enumerate(memory.header.lines)}

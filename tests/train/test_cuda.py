@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from simpo_cli.model.tensor_file import read_tensors, write_tensors
-from simpo_cli.recipe import compose
 from simpo_cli.run.checkpoint import CheckpointWriter
 from simpo_cli.run.manifest import Checkpoint, Manifest
-from simpo_cli.train.session import train
 from tests.train.conftest import Memory
+from tests.train.guide import train_tiny
 
 pytestmark = [
     pytest.mark.cuda,
@@ -19,24 +18,8 @@ pytestmark = [
 
 
 def _losses(tmp_path: Path, tiny_folder: Path, prefs: Path, precision: str) -> list[float]:
-    recipe = tmp_path / "run.yaml"
-    recipe.write_text("name: cuda\n", encoding="utf-8")
-    composed = compose(
-        str(recipe),
-        [
-            f"model.path={tiny_folder}",
-            f"data.train={prefs}",
-            "data.max_length=64",
-            "data.max_prompt_length=40",
-            "data.holdout=10",
-            "train.pairs_per_step=8",
-            "train.learning_rate=1e-3",
-            f"train.precision={precision}",
-            f"output_dir={tmp_path / precision}",
-        ],
-    )
     memory = Memory()
-    train(composed, fresh=False, dry_run=False, observer=memory)
+    train_tiny(tmp_path, tiny_folder, prefs, f"train.precision={precision}", observer=memory)
     return [record.loss for record in memory.steps]
 
 

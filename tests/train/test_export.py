@@ -19,11 +19,9 @@ from simpo_cli.model.rounding import measure_rounding
 from simpo_cli.model.self_check import SelfCheck, choose_packing
 from simpo_cli.publish.export import save_model, written_whole
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
-from simpo_cli.train import build
-from simpo_cli.train import session as finish
+from simpo_cli.train import build, outcome
 from simpo_cli.train.loop import Training
-from simpo_cli.train.outcome import conclude
-from simpo_cli.train.session import _read_again
+from simpo_cli.train.outcome import _read_again, conclude
 from tests.tiny import save_tiny_model
 from tests.train.guide import Guide
 
@@ -166,6 +164,6 @@ def test_the_saved_model_is_scored_by_the_kernels_that_were_checked(
         return conclude(training, saved, *rest, **more)
 
     monkeypatch.setattr(build, "choose_packing", by_segment)
-    monkeypatch.setattr(finish, "conclude", concluded)
+    monkeypatch.setattr(outcome, "conclude", concluded)
     Guide(tmp_path).train("run", "model.attention=auto", "train.max_steps=1", "data.holdout=0")
     assert seen == [(False, NAME_WITHOUT_FLEX)]

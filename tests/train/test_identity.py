@@ -17,7 +17,7 @@ from simpo_cli.recipe.schema import (
     TrainRecipe,
 )
 from simpo_cli.run.identity import Identity, recipe_values
-from simpo_cli.train import run_plan as setting_module
+from simpo_cli.train import run_plan
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
 
@@ -141,8 +141,8 @@ def test_code_that_a_model_brings_with_it_is_part_of_the_model(
 def test_liger_is_part_of_it_where_its_kernels_compute(
     device: str, packing: str, compiled: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setting_module, "liger_version", lambda: "0.8.5")
-    setting: Any = SimpleNamespace(
+    monkeypatch.setattr(run_plan, "liger_version", lambda: "0.8.5")
+    run: Any = SimpleNamespace(
         recipe=RECIPE,
         data=SimpleNamespace(
             train=[],
@@ -165,4 +165,4 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
         "tokenizer_sha256": "aa",
         "template_sha256": "aa",
     }
-    assert setting_module.RunPlan.identity(setting, content).machine["liger"] == expected
+    assert run_plan.RunPlan.identity(run, content).machine["liger"] == expected

@@ -17,8 +17,7 @@ from simpo_cli.errors import ExitCode
 from simpo_cli.model.not_finite import NotFiniteError, listed
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective, PairTerms
-from simpo_cli.train import build, loop
-from simpo_cli.train import session as finish
+from simpo_cli.train import build, loop, outcome
 from simpo_cli.train.optimizer import start_moments
 from tests.train.conftest import Memory
 from tests.train.guide import Guide
@@ -181,13 +180,13 @@ def test_held_out_log_probs_that_are_not_finite_stop_the_run_and_are_named(
 
 
 def test_a_model_that_its_export_type_cannot_hold_is_not_written(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = finish.save_model
+    real = outcome.save_model
 
     def large(folder: Path, model: nn.Module, *rest: Any) -> Any:
         next(model.parameters()).data.view(-1)[0] = 1e6  # float16 ends at 65,504
         return real(folder, model, *rest)
 
-    monkeypatch.setattr(finish, "save_model", large)
+    monkeypatch.setattr(outcome, "save_model", large)
     with pytest.raises(NotFiniteError, match="model/ in export.dtype .* is not finite"):
         guide.train("run", "train.max_steps=1", "export.dtype=fp16")
     assert not (guide.folder / "run" / "model").exists()

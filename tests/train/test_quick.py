@@ -8,32 +8,18 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.formatting import Cell
-from simpo_cli.recipe import compose
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.verdict import verdict
 from simpo_cli.run.verify import verify_run
 from simpo_cli.table import Row
-from simpo_cli.train.session import train
 from tests.train.conftest import Memory
+from tests.train.guide import train_tiny
 
 
 def _train(tmp_path: Path, tiny_folder: Path, prefs: Path, *more: str, **options: Any) -> Memory:
-    recipe, memory = tmp_path / "run.yaml", Memory()
-    recipe.write_text("name: tiny\n", encoding="utf-8")
-    overrides = [
-        f"model.path={tiny_folder}",
-        f"data.train={prefs}",
-        "data.max_length=64",
-        "data.max_prompt_length=40",
-        "data.holdout=10",
-        f"output_dir={tmp_path / 'run'}",
-        "train.pairs_per_step=8",
-        "train.max_steps=2",
-        "train.precision=fp32",
-        *more,
-    ]
-    train(compose(str(recipe), overrides), observer=memory, **options)
+    memory = Memory()
+    train_tiny(tmp_path, tiny_folder, prefs, "train.max_steps=2", *more, observer=memory, **options)
     return memory
 
 

@@ -17,8 +17,7 @@ from simpo_cli.run.events import EvalRecord, RunOutcome, StepRecord
 from simpo_cli.run.folder import RunFolder, saved_bytes
 from simpo_cli.run.receipt import RunReceipt
 from simpo_cli.run.verify import verify_run
-from simpo_cli.train import loop, saving
-from simpo_cli.train import run_plan as setting
+from simpo_cli.train import loop, run_plan, saving
 from simpo_cli.train.session import train
 from tests.train.conftest import Memory
 from tests.train.same_bits import final_state, rows, timeless
@@ -129,7 +128,7 @@ def test_a_run_that_dies_after_its_last_step_is_finished_and_not_trained_again(
     place, more = unbroken
     last = rows(place.folder / "unbroken" / "metrics.jsonl")[-1]["step"]
     with monkeypatch.context() as patch:
-        patch.setattr("simpo_cli.train.session.save_model", _power_cut)
+        patch.setattr("simpo_cli.train.outcome.save_model", _power_cut)
         with pytest.raises(PowerCutError):
             place.train("late", *more)
     memory = Memory()
@@ -272,7 +271,7 @@ def test_resume_starts_a_run_where_there_is_none_and_says_when_one_is_complete(p
     memory = Memory()
     assert place.train("run", "train.max_steps=2", resume=True, observer=memory) is None
     assert memory.notes == [
-        f"{place.folder / 'run'} is complete at step 2 of 2; raise train.max_steps to go on",
+        f"{place.folder / 'run'} is complete at step 2 of 2; raise train.max_steps to train longer",
     ]
     assert all(path.read_bytes() == content for path, content in everything.items())
 
@@ -375,7 +374,7 @@ def test_what_auto_made_of_gradient_checkpointing_is_recorded_and_stays(
     assert checkpointed.total(400) < free < plain.total(400)
     memory = Cutting(step=3)
     with monkeypatch.context() as patch:
-        patch.setattr(setting, "available_bytes", lambda _: free)
+        patch.setattr(run_plan, "available_bytes", lambda _: free)
         with pytest.raises(PowerCutError):
             place.train("run", *EVERY, observer=memory)
     assert _memory_line(memory).endswith("gradient checkpointing on")
@@ -398,7 +397,7 @@ def test_the_schedule_warns_the_machine_is_recorded_and_the_rest_is_silent(place
     said = [note for note in memory.notes if "from step 2" in note]
     assert said[0] == "another schedule from step 2 on: train.learning_rate is 0.0005, was 0.001"
     assert said[1].startswith("not bit-exact from step 2: tokens_per_microbatch 150, was ")
-    assert said[2:] == ["goes on from step 2 of 8"]
+    assert said[2:] == ["resumes from step 2 of 8"]
     [entry] = json.loads((place.folder / "run" / "run.json").read_text(encoding="utf-8"))["resumed"]
     assert entry["from_step"] == 2
     assert len(entry["not_bit_exact"]) == 1
@@ -465,7 +464,7 @@ def test_what_a_run_left_is_counted_as_room_it_has_and_damaged_logs_are_named(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(setting, "require_free_space", lambda _, needed, __: asked.append(needed))
+    monkeypatch.setattr(run_plan, "require_free_space", lambda _, needed, __: asked.append(needed))
     place.cut("run", *EVERY, step=4)
     run = place.folder / "run"
     assert verify_run(run).damaged == []

@@ -13,36 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
 from simpo_cli.run.events import Observer, RunOutcome
-from simpo_cli.train.session import train
 from tests.train.conftest import Memory
-
-
-def _overrides(tiny_folder: Path, prefs: Path, run: Path, *more: str) -> list[str]:
-    return [
-        f"model.path={tiny_folder}",
-        f"data.train={prefs}",
-        "data.max_length=64",
-        "data.max_prompt_length=40",
-        "data.holdout=10",
-        f"output_dir={run}",
-        "train.pairs_per_step=8",
-        "train.learning_rate=1e-3",
-        "train.precision=fp32",  # whatever the machine multiplies faster in
-        *more,
-    ]
-
-
-def _recipe(tmp_path: Path) -> str:
-    file = tmp_path / "run.yaml"
-    file.write_text("name: tiny\n", encoding="utf-8")
-    return str(file)
+from tests.train.guide import train_tiny
 
 
 def _train(
-    tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Observer, *more: str, run: str = "run", **options: bool
+    folder: Path, model: Path, prefs: Path, memory: Observer, *more: str, run: str = "run", **options: bool
 ) -> RunOutcome | None:
-    composed = compose(_recipe(tmp_path), _overrides(tiny_folder, prefs, tmp_path / run, *more))
-    return train(composed, **{"fresh": False, "dry_run": False, **options}, observer=memory)
+    return train_tiny(folder, model, prefs, *more, run=run, observer=memory, **options)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -261,9 +239,9 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
 def test_too_little_memory_is_an_error_with_remedies(
     tmp_path: Path, tiny_folder: Path, prefs: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simpo_cli.train import run_plan as setting
+    from simpo_cli.train import run_plan
 
-    monkeypatch.setattr(setting, "available_bytes", lambda _: 1_000_000)
+    monkeypatch.setattr(run_plan, "available_bytes", lambda _: 1_000_000)
     with pytest.raises(UserError, match="does not fit in memory") as caught:
         _train(tmp_path, tiny_folder, prefs, memory)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT

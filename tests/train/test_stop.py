@@ -16,7 +16,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run.events import StepRecord
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.train import build, loop, saving, session
+from simpo_cli.train import build, loop, outcome, saving, session
 from tests.train.conftest import Memory
 from tests.train.test_resume import Place
 
@@ -74,7 +74,7 @@ def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Sign
     with pytest.raises(UserError, match=said) as caught:
         place.train(name, *MORE, observer=Sending(step, number))
     assert caught.value.exit_code == ExitCode.SAVED
-    assert caught.value.fix.startswith("Go on with: simpo ")
+    assert caught.value.fix.startswith("Resume with: simpo ")
     assert caught.value.fix.endswith(" --resume")
     assert signal.getsignal(number) is before
     assert place.checkpoints(name) == [f"step-0000000{step}"]
@@ -91,8 +91,8 @@ def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Sign
         ("the first micro-batch", (loop, "accumulate"), 0),
         ("the first evaluation", (loop, "score_pairs"), 0),
         ("a save", (saving, "save_state"), 0),
-        ("the export", (session, "save_model"), 4),
-        ("the last evaluation", (session, "conclude"), 4),
+        ("the export", (outcome, "save_model"), 4),
+        ("the last evaluation", (outcome, "conclude"), 4),
     ],
 )
 def test_a_signal_in_any_phase_is_answered(

@@ -192,7 +192,7 @@ def test_the_command_names_what_is_damaged(run: Path, capsys: pytest.CaptureFixt
     ]
     assert seen.err == (
         f"Error: {run} is damaged: checkpoints/step-00000002.\n"
-        "  Put back copies; or --resume goes on from step 1, which is whole.\n"
+        "  Put back copies; or --resume resumes from step 1, which is whole.\n"
     )
     assert simpo(["report", str(run), "--json"]) == ExitCode.USAGE
     assert simpo(["report", str(run.parent), "--verify"]) == ExitCode.USAGE

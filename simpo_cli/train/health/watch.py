@@ -15,7 +15,7 @@ from simpo_cli.recipe.schema import HealthRecipe, Recipe
 from simpo_cli.run.events import EvalRecord, ProbeAnswer, StepRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Watch:
     """One thing that a run is watched for.
 
@@ -42,63 +42,19 @@ class Watch:
         return limit is not None and (value <= limit if self.is_least else value >= limit)
 
 
-CHOSEN_FALLS = Watch(
-    code="HEA001",
-    key="chosen_fall",
-    remedy="try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio",
-)
-BOTH_FALL = Watch(
-    code="HEA002",
-    key="both_fall",
-    remedy="lower train.learning_rate",
-)
-SATURATED = Watch(
-    code="HEA003",
-    key="gradient_weight",
-    remedy="a shorter run or a higher loss.gamma_beta_ratio",
-    is_least=True,
-)
+CHOSEN_FALLS = Watch("HEA001", "chosen_fall", "try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio")
+BOTH_FALL = Watch("HEA002", "both_fall", "lower train.learning_rate")
+SATURATED = Watch("HEA003", "gradient_weight", "a shorter run or a higher loss.gamma_beta_ratio", is_least=True)
 GRADIENT_SPIKE = Watch(
-    code="HEA004",
-    key="gradient_spike",
-    remedy="if more follow, lower train.learning_rate or raise train.pairs_per_step",
+    "HEA004", "gradient_spike", "if more follow, lower train.learning_rate or raise train.pairs_per_step"
 )
-UPDATES_LOST = Watch(
-    code="HEA005",
-    key="lost_updates",
-    remedy="set model.weights_dtype=fp32",
-)
-CHANGE_LOST = Watch(
-    code="HEA006",
-    key="kept_change",
-    remedy="set export.dtype=fp32, which keeps all of it",
-    is_least=True,
-)
-ANSWERS_LOOP = Watch(
-    code="HEA007",
-    key="looping_answers",
-    remedy="lower train.learning_rate, or try loss.sft_weight=0.1",
-)
-ANSWERS_ENDLESS = Watch(
-    code="HEA008",
-    key="endless_answers",
-    remedy="lower train.learning_rate, or try loss.sft_weight=0.1",
-)
-
-WATCHES = {
-    watch.code: watch
-    for watch in (
-        CHOSEN_FALLS,
-        BOTH_FALL,
-        SATURATED,
-        GRADIENT_SPIKE,
-        UPDATES_LOST,
-        CHANGE_LOST,
-        ANSWERS_LOOP,
-        ANSWERS_ENDLESS,
-    )
-}
-
+UPDATES_LOST = Watch("HEA005", "lost_updates", "set model.weights_dtype=fp32")
+CHANGE_LOST = Watch("HEA006", "kept_change", "set export.dtype=fp32, which keeps all of it", is_least=True)
+ANSWERS_LOOP = Watch("HEA007", "looping_answers", "lower train.learning_rate, or try loss.sft_weight=0.1")
+ANSWERS_ENDLESS = Watch("HEA008", "endless_answers", "lower train.learning_rate, or try loss.sft_weight=0.1")
+_LOSS = (CHOSEN_FALLS, BOTH_FALL, SATURATED, GRADIENT_SPIKE)
+_MODEL = (UPDATES_LOST, CHANGE_LOST, ANSWERS_LOOP, ANSWERS_ENDLESS)
+WATCHES = {watch.code: watch for watch in (*_LOSS, *_MODEL)}
 
 WINDOW = 32
 """Steps that a step is compared with."""
@@ -187,13 +143,13 @@ class Health:
         assert record.gradient_weight is not None
         _remember(self._gradient_weights, record.gradient_weight)
         if len(self._gradient_weights) >= LEAST_STEPS:
-            pull = fmean(self._gradient_weights)
+            weight = fmean(self._gradient_weights)
             seen = (
-                f"pairs pull with {pull:.2g} of their full weight (last {len(self._gradient_weights)} steps): "
-                f"{100 * record.rewards_target_reached:.0f} % of this step's are past gamma, by "
+                f"the loss is saturated: its mean gradient weight is {weight:.2g} (last {len(self._gradient_weights)} "
+                f"steps), and {100 * record.rewards_target_reached:.0f} % of this step's pairs are past gamma, by "
                 f"{record.rewards_margins - self._recipe.loss.margin:.2g} on average"
             )
-            self._judge(SATURATED, record.step, pull, seen)
+            self._judge(SATURATED, record.step, weight, seen)
 
         # in the warm-up, and at the end of most schedules, nearly every update is lost, and that is meant so
         if lost_updates is not None and record.learning_rate >= 0.9 * self._recipe.train.learning_rate:
@@ -249,23 +205,23 @@ class Health:
         limit = watch.limit(self._recipe.health)
         if limit is None or not watch.is_beyond(value, self._recipe.health):
             return
+        alert = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
+        if watch.code in self._recipe.health.stop_on and self._stop is None:
+            self._stop = alert
         known = self._alerts.get(watch.code)
         if known is None:
-            alert = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
             self._note(alert.line, alert.code)
         else:
             worst = min(known.worst, value) if watch.is_least else max(known.worst, value)
             alert = replace(known, last_step=step, times=known.times + 1, worst=worst)
         self._alerts[watch.code] = alert
-        if watch.code in self._recipe.health.stop_on and self._stop is None:
-            self._stop = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
 
     def require_well(self, save: Callable[[], None], command: str) -> None:
         """Stop here if a code of `health.stop_on` was seen, once everything is saved.
 
         Args:
             save: saves the state after the steps done, if that has not been done.
-            command: goes on with the run.
+            command: resumes the run.
 
         Raises:
             UnhealthyError: it was.
@@ -275,12 +231,12 @@ class Health:
         save()
         raise UnhealthyError(
             f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
-            f"Change that, health.{self._stop.key} or health.stop_on, and go on with: {command}",
+            f"Change that, health.{self._stop.key} or health.stop_on, and resume with: {command}",
             exit_code=ExitCode.NUMBERS,
         )
 
     def require_well_at_the_end(self) -> None:
-        """The same where the run is complete, and nothing is left to go on with.
+        """The same where the run is complete, and nothing is left to resume.
 
         Raises:
             UnhealthyError: a code of `health.stop_on` was seen.
@@ -303,12 +259,12 @@ class Health:
             "stop": None if self._stop is None else asdict(self._stop),
         }
 
-    def take_up(self, saved: Mapping[str, Any], *, recipe_changed: bool) -> None:
+    def restore(self, saved: Mapping[str, Any], *, recipe_changed: bool) -> None:
         """Remember what a checkpoint holds.
 
         Args:
             saved: of `as_json`; empty in checkpoints of a version that did not watch.
-            recipe_changed: whether any value is another one: only then a run that was stopped goes on.
+            recipe_changed: whether any value is another one: only then a run that was stopped continues.
         """
         if not saved:
             return

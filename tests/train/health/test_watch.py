@@ -203,7 +203,7 @@ def test_what_is_remembered_survives_a_restart_bit_for_bit() -> None:
         second, said_second = _health(gradient_spike=15.0)
         for step, norm in enumerate(draws[:cut], start=1):
             _steps(first, first=step, count=1, grad_norm=norm, lost=norm / 80)
-        second.take_up(json.loads(json.dumps(first.as_json())), recipe_changed=False)
+        second.restore(json.loads(json.dumps(first.as_json())), recipe_changed=False)
         for step, norm in enumerate(draws[cut:], start=cut + 1):
             _steps(second, first=step, count=1, grad_norm=norm, lost=norm / 80)
         if cut == 0:
@@ -236,11 +236,11 @@ def test_a_run_stops_for_what_the_recipe_names_and_again_unless_that_changed() -
 
     remembered = json.loads(json.dumps(health.as_json()))
     same, _ = _health(stop_on=["HEA001"])
-    same.take_up(remembered, recipe_changed=False)
+    same.restore(remembered, recipe_changed=False)
     with pytest.raises(UnhealthyError):
         same.require_well(save, "")
     other, said_after = _health(stop_on=["HEA001"], chosen_fall=0.25)
-    other.take_up(remembered, recipe_changed=True)
+    other.restore(remembered, recipe_changed=True)
     other.require_well(save, "")
     _evaluate(other, step=70, logps_chosen_delta=-0.2, logps_rejected_delta=-0.5)
     other.require_well(save, "")
