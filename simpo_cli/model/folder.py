@@ -31,7 +31,7 @@ _SIZES = (  # of keys by name: the least that a model needs (some say -1 for non
     (re.compile(r"\w*(_size|_dim|_rank|_heads|_inner)"), -1, 2**24),
 )
 _NUMBERS = re.compile(r"rope_theta|(\w+_)?factor|\w+_eps(ilon)?")  # which some models put into sums unlooked at
-_ASKED_OF_REMOTE_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
+_NEEDED_OF_REMOTE_CODE = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float32}
@@ -90,9 +90,9 @@ def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, st
     if code:
         with remote_code.faults_of(path, code):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        if unsaid := [key for key in _ASKED_OF_REMOTE_CODE if not isinstance(getattr(config, key, None), int)]:
+        if missing := [key for key in _NEEDED_OF_REMOTE_CODE if not isinstance(getattr(config, key, None), int)]:
             raise UserError(
-                f"the configuration of {path} does not say its {', '.join(unsaid)}.",
+                f"the configuration of {path} does not say its {', '.join(missing)}.",
                 "Its own class has to give them, by these names or by attribute_map.",
             )
         return config
@@ -157,7 +157,7 @@ def _require_sizes(path: str, raw: Mapping[str, Any]) -> None:
 
 
 def unbuildable(path: str, config: Mapping[str, Any], error: Exception) -> UserError:
-    """What is said where transformers cannot make a model of a configuration: its reason, and the key that it names.
+    """The error where transformers cannot make a model of a configuration: its reason, and the key that it names.
 
     Args:
         path: the model, as the recipe names it.
@@ -286,7 +286,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def no_weights(name: str, folder: Path, wanted: str) -> NoWeightsError:
-    """What is said of a folder without the weights that are wanted."""
+    """The error for a folder without the weights that are wanted."""
     if any(file.suffix in _PICKLED for file in folder.iterdir()):
         return NoWeightsError(
             f"{name} holds only pickled weights, which can run code when they are read.",

@@ -225,7 +225,7 @@ def shared_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
 def padded_hidden_states(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """The same with a row for each response behind a copy of its prompt, padded on the right to the longest row.
 
-    For models whose attention cannot be told about pairs; the decoder is called with input_ids of shape (2P, L).
+    For models whose attention cannot work on packed pairs; the decoder is called with input_ids of shape (2P, L).
     """
     rows = []
     for span in packed.spans:

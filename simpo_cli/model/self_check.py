@@ -95,7 +95,7 @@ class SelfCheck:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
-        """The outcome that `as_json` told."""
+        """The outcome that `as_json` gave."""
         difference = content["difference"]
         return cls(
             content["packing"],

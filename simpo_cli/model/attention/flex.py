@@ -1,9 +1,9 @@
 """Soft-capped attention over packed pairs on a CUDA device: torch's FlexAttention, one kernel for the whole pack.
 
-The variable-length kernel has no soft cap. FlexAttention compiles one with it, and is told in a block mask which blocks
-of 128 queries by 128 keys hold anything to compute. Everything about pairs is in one picture: a token sees a run of its
-prompt and a run of its own segment, the latter up to itself. A window shortens both runs, so that one compiled kernel
-serves layers with and without one, and every pack.
+The variable-length kernel has no soft cap. FlexAttention compiles one with it; a block mask names the blocks of
+128 queries by 128 keys that hold anything to compute. Everything about pairs is in one picture: a token sees a run of
+its prompt and a run of its own segment, the latter up to itself. A window shortens both runs, so that one compiled
+kernel serves layers with and without one, and every pack.
 
 Where a pair lies in the pack shifts it against the blocks, so its result depends on that in the rounding. The plan
 fixes it, so a resumed run still has equal bits.
