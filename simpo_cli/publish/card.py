@@ -166,7 +166,7 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
         border_in_words(difference["accuracy"], difference["p_value"]),
     )
     return [
-        f"{heading}\n\n{_markdown(outcome_table(outcome))}",
+        f"{heading}\n\n{markdown(outcome_table(outcome))}",
         " ".join(filter(None, said)),
         f"To beat on the same pairs: {rules}.",
         "Accuracy is the share of pairs in which the model finds the chosen response the likelier one, per token. "
@@ -174,7 +174,8 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """The rows of a table, for the card."""
     heading = [(table.title, *table.columns), ("---",) * (1 + len(table.columns))]
     rows = [*heading, *((row.label.strip(), *map(str, row.cells)) for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -240,7 +241,7 @@ def _training(trained: Trained) -> str:
         adapter = "" if trained.start.adapter is None else ", with an adapter that was trained before"
         rows.append(("start model", f"{trained.hub_model} at {trained.start.whole.revision}{adapter}"))
     table = Table(("",), [Row(label, (Cell(text),)) for label, text in rows])
-    return f"## How it was trained\n\n{_markdown(table)}"
+    return f"## How it was trained\n\n{markdown(table)}"
 
 
 def _form_row(trained: Trained) -> list[tuple[str, str]]:

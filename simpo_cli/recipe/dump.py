@@ -92,12 +92,15 @@ def _escaped(letter: str) -> str:
 _NAMES = ("name", "output_dir")  # say where a run lies, not what it does
 
 
-def differences(first: Recipe, second: Recipe) -> dict[str, tuple[Any, Any]]:
+def differences(first: Recipe, second: Recipe, *, items: bool = False) -> dict[str, tuple[Any, Any]]:
     """The keys whose values differ, dotted, in the order of the schema, each with both values.
 
     gamma and its ratio are compared as both of what they come to; names and folders of the runs are left out.
+
+    Args:
+        items: as of `flat`.
     """
-    ours, theirs = flat(_settled(first)), flat(_settled(second))
+    ours, theirs = flat(_settled(first), items=items), flat(_settled(second), items=items)
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
 

@@ -230,7 +230,9 @@ def curve_figure(
         words.append(f"{level[1]} is {show(level[0])}")
     if unit != "step":
         words.append(f"steps are counted in {unit}")
-    return TitledFigure(title, draw_svg(draw, name or title, f"{title}. {'; '.join(words)}.", **_SIZE), caption)
+    sentence = "; ".join(words)
+    description = f"{title}. {sentence[:1].upper()}{sentence[1:]}."
+    return TitledFigure(title, draw_svg(draw, name or title, description, **_SIZE), caption)
 
 
 def histogram_figure(

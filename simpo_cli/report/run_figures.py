@@ -38,7 +38,7 @@ def training_figures(run: RunFiles) -> list[TitledFigure]:
         is_exact: bool = False,
         is_from_zero: bool = False,
     ) -> TitledFigure:
-        lines = [Line("Training", Curve.of(run.metrics, key), kind="exact" if is_exact else "steps")]
+        lines = [Line("training", Curve.of(run.metrics, key), kind="exact" if is_exact else "steps")]
         if held_out:
             ends = [Curve.of(run.evals, f"{held_out}_{end}") for end in ("low", "high")] if show is percent else None
             band = None if ends is None else (ends[0], ends[1])

@@ -1,7 +1,8 @@
 """Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate.matching import Matched, match, match_in_order, swapped_in_words
 from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear
 from simpo_cli.formatting import Measured, border_in_words, excludes_zero, percent, points_cell, thousands
-from simpo_cli.recipe.dump import flat
-from simpo_cli.recipe.schema import DataSource, Recipe
+from simpo_cli.recipe.dump import differences
 from simpo_cli.report.figures import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value
@@ -180,13 +180,14 @@ def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
 
     What they say counts, not how: a path by what lies there, gamma in either way, a default like the same value.
     """
-    same = _same_content(runs)
-    if runs.first.recipe is None or runs.second.recipe is None:  # one is of another version: as the files have it
-        first, second = runs.first.values, runs.second.values
+    first, second, same = runs.first.recipe, runs.second.recipe, _same_content(runs)
+    if first is None or second is None:  # one is of another version: as the files have it
+        rows = _differences(runs.first.values, runs.second.values, leave=_NAMES)
     else:
-        first, second = _meant(runs.first.recipe), _meant(runs.second.recipe)
-    rows = _differences(first, second, leave=_NAMES)
-    return [row for row in rows if row[0] not in same]
+        found = differences(first, second, items=True)
+        found.pop("loss.gamma_beta_ratio", None)  # gamma says it
+        rows = [(key, _shown(first_value), _shown(second_value)) for key, (first_value, second_value) in found.items()]
+    return [row for row in rows if re.sub(r"\.\d+\.path$", "", row[0]) not in same]
 
 
 def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
@@ -197,23 +198,6 @@ def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
 def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Of each pair its prompt and its place without the folder."""
     return [(row["prompt"], row["where"].rsplit("/", 1)[-1]) for row in rows]
-
-
-def _meant(recipe: Recipe) -> dict[str, Any]:
-    """The values of a recipe, each in one way."""
-    meant = flat(asdict(recipe))
-    del meant["loss.gamma_beta_ratio"]
-    meant["loss.gamma"] = recipe.loss.margin
-    for key, sources in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval or [])):
-        meant[key] = [source.path for source in sources]
-        meant |= {f"source {number} of {key}": _beside_path(source) for number, source in enumerate(sources, start=1)}
-    return meant
-
-
-def _beside_path(source: DataSource) -> dict[str, Any]:
-    """What a source says beside its path, defaults aside."""
-    default = asdict(DataSource(path=source.path))
-    return {key: value for key, value in asdict(source).items() if value != default[key]}
 
 
 def _same_content(runs: TwoRuns) -> tuple[str, ...]:

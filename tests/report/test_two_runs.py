@@ -244,7 +244,7 @@ def _recipe(**changes: str) -> str:
         ({"data": "{train: [{path: prefs.jsonl}], holdout: 0.05}"}, []),
         ({"data": "{train: [{path: moved/prefs.jsonl}]}"}, []),  # the same file
         ({"loss": "{gamma: 1.5}"}, ["loss.gamma"]),
-        ({"data": "{train: [{path: prefs.jsonl, max_pairs: 5}]}"}, ["source 1 of data.train"]),
+        ({"data": "{train: [{path: prefs.jsonl, max_pairs: 5}]}"}, ["data.train.0.max_pairs"]),
         ({"model": "{path: builtin:guide, lora: {rank: 8}}"}, ["model.lora"]),
     ],
 )
