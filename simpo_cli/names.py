@@ -14,7 +14,7 @@ from typing import Literal
 from simpo_cli.errors import UserError
 from simpo_cli.files import MalformedError, object_in
 
-HUB_ID = re.compile(r"([^./~@][^/@]*/[^/@]+)(?:@(.+))?")
+HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?")
 """Its parts are named with one slash; behind @ stands a branch, tag or commit, which may have more."""
 
 Kind = Literal["run", "model", "pairs", "recipe"]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.names import DATA_SUFFIXES, plain_suffix, wrong_kind
+from simpo_cli.names import DATA_SUFFIXES, HUB_ID, plain_suffix, wrong_kind
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.redaction import redacted
 
 Role = Literal["train", "eval"]
 
-_HUB_ID = re.compile(r"[\w][\w.\-]*/[\w][\w.\-]*")
 _SHARD = re.compile(
     r"(?P<split>.+?)[-_](?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{8,})?\."
 )  # older files of the hub bear a hash
@@ -63,7 +62,8 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
         return _matching(path, source)
     if source.path.startswith("builtin:"):
         return [_builtin(source.path, role)]
-    if _HUB_ID.fullmatch(source.path) and plain_suffix(source.path) not in DATA_SUFFIXES:
+    named = HUB_ID.fullmatch(source.path)
+    if named and named[2] is None and plain_suffix(source.path) not in DATA_SUFFIXES:
         return HubData(source.path, source.split)
     raise UserError("does not exist.", _nearby(path), where=source.path)
 
