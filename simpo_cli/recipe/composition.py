@@ -19,7 +19,7 @@ from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import DEFAULT, MappingNode, Origin, ScalarNode, node_of, scalars
 from simpo_cli.recipe.validate import MissingKeyError, fill_defaults, to_recipe, with_values, without_unknown
 
-REQUIRED = ("name", "model.path", "data.train")
+REQUIRED = ("model.path", "data.train")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Examination:
 
     @property
     def is_piece(self) -> bool:
-        """Whether the file is meant for the `defaults:` of others: it names no run, no model and no data."""
-        return set(self.missing) == set(REQUIRED)
+        """Whether the file is meant for the `defaults:` of others: it names no model and no data."""
+        return set(self.missing) == set(REQUIRED) and self.tree.items["name"].origin.is_default
 
     @property
     def faults(self) -> tuple[UserError, ...]:
@@ -82,7 +82,7 @@ class Examination:
             return self.faults[0]
         name = self.piece_name
         return UserError(
-            f"{name} is a piece to compose into another recipe: it gives no name, model.path or data.train.",
+            f"{name} is a piece to compose into another recipe: it gives no model.path or data.train.",
             f"Name it in a recipe of yours, for example defaults: [paper/llama3-8b-instruct, {name}]",
             where=self.display,
         )
@@ -110,7 +110,8 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
     layers, notes = file_layers(file)
     layers += override_layers(overrides)
     written, problems = without_unknown(stack(layers))
-    tree = resolve(_with_margin(fill_defaults(written)), absent=REQUIRED)
+    written.items.setdefault("name", ScalarNode(file.path.stem, DEFAULT))
+    tree = resolve(_with_margin(fill_defaults(written)), absent=("name", *REQUIRED))
     recipe, wrong = to_recipe(tree, file.display)
     problems += wrong
     problems.sort(key=lambda problem: isinstance(problem, MissingKeyError))  # what is missing comes last

@@ -104,7 +104,7 @@ def parse_file(text: str, display: str) -> MappingNode:
     node = _compose(text, lambda line: f"{display}:{line}")
     if node is None:
         raise UserError(
-            "the file is empty.", "A recipe needs at least name, model.path and data.train.", where=f"{display}:1"
+            "the file is empty.", "A recipe needs at least model.path and data.train.", where=f"{display}:1"
         )
     tree = _Converter(lambda line: Origin(file=display, line=line)).convert(node)
     if not isinstance(tree, MappingNode):

@@ -27,6 +27,25 @@ def test_three_lines_are_a_recipe_with_the_papers_defaults(write: Write) -> None
     )
 
 
+def test_a_run_is_called_after_its_file(write: Write) -> None:
+    unnamed = BASE.removeprefix("name: a\n")
+    write("my-run.v2", unnamed)
+    composed = compose("my-run.v2.yaml")
+    assert (composed.recipe.name, composed.recipe.output_dir) == ("my-run.v2", "runs/my-run.v2")
+    assert str(composed.origins["name"]) == "default"
+    assert compose("my-run.v2.yaml", ["name=other"]).recipe.output_dir == "runs/other"
+    write("again", composed.as_yaml())  # a run folder keeps the name that it has
+    assert compose("again.yaml").recipe == composed.recipe
+    write("on-demo", "defaults: demo\n")
+    assert compose("on-demo.yaml").recipe.name == "demo"  # what it builds on says a name
+    write("-x", unnamed)
+    with pytest.raises(UserError, match="^-x.yaml: name is '-x', which is not usable as a folder name"):
+        compose("-x.yaml")
+    write("only-named", "name: a\n")
+    with pytest.raises(UserError, match=r"model\.path is missing"):
+        compose("only-named.yaml")
+
+
 def test_later_layers_win_key_by_key(write: Write) -> None:
     write("one", "seed: 1\nloss: {beta: 1.5, label_smoothing: 0.1}\ntrain: {max_steps: 10}\n")
     write("two", "seed: 2\nloss:\n  beta: 3\n")
