@@ -104,7 +104,7 @@ def test_the_recipe_takes_what_the_adapter_says_and_keeps_its_own_dropout(make_a
     ("lora", "said"),
     [
         ({"rank": 8}, "model.lora.rank is 8, and .* has 4"),
-        ({"alpha": 5}, "model.lora.alpha is 5, and .* has 8"),
+        ({"alpha": 5}, "model.lora.alpha is 5.0, and .* has 8.0"),
         ({"target_modules": ["k_proj"]}, r"target_modules is \['k_proj'\], and .* has \['q_proj', 'v_proj'\]"),
         ({"use_dora": True}, "use_dora is True, and .* has False"),
     ],
