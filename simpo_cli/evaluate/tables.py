@@ -155,7 +155,7 @@ def outcome_table(outcome: Mapping[str, Any], keys: Container[str] = OUTCOME) ->
         return Table(("before", "after"), [])
     before, after, gain = outcome["before"], outcome["after"], outcome["difference"]
     few = f"; under {FEW_PROMPTS}, intervals are rough" if effective_prompts(after) < FEW_PROMPTS else ""
-    longer = after["baselines"]["longer_wins"]
+    longer = after["baselines"].get("longer_wins")
     remarks = {
         "accuracy": f"{prompts_in_words(after)}, one seed{few}",
         "length.balanced": f"{RULES['longer_wins']} in {share_cell(longer)}" if longer is not None else "",
