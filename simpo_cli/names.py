@@ -134,9 +134,9 @@ def runs_near(name: str) -> list[str]:
 
 
 def _object(path: Path) -> dict[str, object]:
-    """A JSON object; an empty one where the file is missing, large, or something else."""
+    """A JSON object; an empty one where there is no such file, or it is large or something else."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:  # reading a pipe would never end
             return {}
         return object_in(path.read_bytes(), finite=False)
     except (OSError, MalformedError):
