@@ -86,5 +86,5 @@ def test_a_file_counts_when_beta_or_the_pair_goes_through_it(toy: Path, monkeypa
 
 def test_our_routes_lead_from_the_files_to_the_gradient() -> None:
     routes = follow(ROOT / "simpo_cli")
-    assert {"recipe/compose.py", "objective.py"} <= routes.beta
+    assert {"recipe/composition.py", "objective.py"} <= routes.beta
     assert {"data/pair.py", "model/packed.py"} <= routes.pair

@@ -18,6 +18,7 @@ import yaml
 
 from simpo_cli.cli import main
 from simpo_cli.cli import recipe as recipe_command
+from simpo_cli.cli.options import say
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.errors import UserError
 from simpo_cli.formatting import Cell
@@ -159,7 +160,7 @@ def test_random_strings_in_errors_and_remarks() -> None:
     with _streams() as (out, err):
         for text in HOSTILE:
             main._say(f"Error: {UserError(text, text, where=text)}")
-            recipe_command._note(text)
+            say(text)
             recipe_command._print_wrapped(text, text)
     assert _is_inert(out.getvalue())
     assert _is_inert(err.getvalue())
