@@ -35,8 +35,8 @@ def require_versions() -> None:
     for owner, requirements in ((_OURS, ours), (_TRANSFORMERS, theirs)):
         for name, specifier in requirements.items():
             if name not in problems and not _is_met(name, specifier):
-                here = f"{name} {_installed(name)} is installed"
-                problems[name] = f"{here}, and {owner} {_installed(owner)} needs {name}{_readable(specifier)}"
+                here = f"{name} {installed_version(name)} is installed"
+                problems[name] = f"{here}, and {owner} {installed_version(owner)} needs {name}{_readable(specifier)}"
     if problems:
         both = {name: ours.get(name, SpecifierSet()) & theirs.get(name, SpecifierSet()) for name in problems}
         wanted = " ".join(f"'{name}{_readable(specifier)}'" for name, specifier in both.items())
@@ -71,7 +71,8 @@ def _requirements(package: str) -> dict[str, SpecifierSet]:
     }
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package, from its metadata; None when it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -83,7 +84,7 @@ def _is_met(package: str, specifier: SpecifierSet | None) -> bool:
 
     A build such as 2.11.0a0+nv26.2, as vendors ship them in container images, counts as the version that it leads to.
     """
-    installed = _installed(package)
+    installed = installed_version(package)
     return installed is None or specifier is None or specifier.contains(Version(installed).base_version)
 
 

@@ -29,7 +29,7 @@ MOST_CHARACTERS = 2**20
 _MOST_LETTERS = 512
 """Bytes; a longer word is known by its beginning and its length."""
 
-_SEPARATES, _WITHIN, _WORD, _CONTINUES = 0, 1, 2, 3  # kinds of bytes; odd ones go on with the word that they are in
+_SEPARATES, _WITHIN, _WORD, _CONTINUES = 0, 1, 2, 3  # kinds of bytes; odd ones continue the word that they are in
 _SIGNS = b"+-/<=>%^&|~$@#"
 _FIRST, _SECOND, _THIRD, _LETTERS = (
     np.uint64(factor) for factor in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD1342543DE82EF95)

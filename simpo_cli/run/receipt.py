@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from simpo_cli.data.plan import Plan
@@ -22,6 +21,7 @@ from simpo_cli.redaction import redacted_values, told_apart
 from simpo_cli.run.documents import SCHEMA_VERSION
 from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
 from simpo_cli.run.identity import Identity, recipe_values
+from simpo_cli.versions import installed_version
 
 _PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
@@ -227,14 +227,7 @@ def _recipe_sha256(composed: ComposedRecipe) -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}}
 
 
 def _files(source: EncodedSource) -> list[tuple[str, str]]:

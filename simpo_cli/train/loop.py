@@ -80,7 +80,7 @@ def run_steps(training: Training, save: Callable[[], None]) -> None:
 
     Raises:
         NotFiniteError: the loss, the gradient or a weight is not finite; the steps before are not harmed.
-        NoMemoryError: a pair by itself does not fit in memory; the weights are those after `steps_done`.
+        OutOfMemoryError: a pair by itself does not fit in memory; the weights are those after `steps_done`.
         UnhealthyError: a code of `health.stop_on` was seen; everything is saved.
         Stopped: a signal came; the weights are those after `steps_done`.
     """
@@ -135,13 +135,13 @@ def _within_memory(
 
     Args:
         training: the run.
-        attempt: called with a budget; it may be called again after a NoMemoryError.
+        attempt: called with a budget; it may be called again after an OutOfMemoryError.
         pairs: those that it cuts into micro-batches.
         policy: how it cuts them.
         what: such as `step 17`.
 
     Raises:
-        NoMemoryError: the longest pair by itself does not fit.
+        OutOfMemoryError: the longest pair by itself does not fit.
     """
     longest, planned = int(tokens_of_each(pairs, policy.packing).max()), training.budget
     while True:

@@ -65,7 +65,7 @@ def accumulate(
     Raises:
         NotFiniteError: a loss, a log-prob or the gradient is not finite; the pairs are named, nothing has moved, and
             the gradients are empty.
-        NoMemoryError: a micro-batch does not fit in memory; nothing has moved.
+        OutOfMemoryError: a micro-batch does not fit in memory; nothing has moved.
     """
     numbers = torch.empty(5, len(pairs), dtype=torch.float64, device=accelerator.device)
     order: list[int] = []

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
 from simpo_cli.stages import stage
+from simpo_cli.versions import installed_version
 
 _LIBRARIES = ("tokenizers", "jinja2", "numpy", "pyarrow", "datasets")
 _OF_THE_READING = ("split", "columns", "labels", "direction", "max_pairs")
@@ -168,15 +168,8 @@ def _code_identity() -> str:
     """The code that makes pairs and tokens of files, and what it rests on."""
     root = Path(simpo_cli.__file__).parent
     sources = {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted((root / "data").rglob("*.py"))}
-    libraries = {name: _version(name) for name in _LIBRARIES}
+    libraries = {name: installed_version(name) for name in _LIBRARIES}
     return _digest([simpo_cli.__version__, sources, libraries, sys.version_info[:2]])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _digest(parts: Any) -> str:
