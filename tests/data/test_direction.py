@@ -539,6 +539,17 @@ def test_two_things_that_say_one_order_or_nothing(more: list[Record]) -> None:
     assert orders([{**one, **other} for one, other in zip(winners, more, strict=True)]) == RIGHT
 
 
+@pytest.mark.parametrize("field", ["chosen_index", "winner"])
+@pytest.mark.parametrize("responses", [[], ["good"], None, "good"])
+def test_a_record_without_two_responses_does_not_choose_between_two_orders(responses: Any, field: str) -> None:
+    whole = [
+        {"prompt": "p", "responses": ["good", "bad"], "scores": [2, 1], field: 0},
+        {"prompt": "p", "responses": ["bad", "good"], "scores": [1, 2], field: 1},
+    ]
+    layout = detect([{**whole[0], "responses": responses, "scores": []}, *whole], {}, "prefs.jsonl")
+    assert {to_pair(one, layout, "prefs.jsonl:1", Counter()).chosen for one in whole} == {"good"}
+
+
 # What the person states
 
 

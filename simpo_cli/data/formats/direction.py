@@ -229,8 +229,10 @@ def _layout_of(order: Order, answers: Answers) -> Layout:
 def _place(record: Any, layout: Layout) -> tuple[int, int] | None:
     """The places of the better and the worse response; None where the record has no order."""
     held = get(record, layout.chosen) if layout.is_list else layout.responses
+    if not isinstance(held, list | tuple) or len(held) < 2:
+        return None
     try:
-        return places_of(record, layout, len(held) if isinstance(held, list | tuple) else 0, Counter())
+        return places_of(record, layout, len(held), Counter())
     except (RecordError, NoSignalError):
         return None
 
