@@ -20,10 +20,11 @@ compared, band after band.
 Of the rows with equal bytes each is compared with eight, so the time is linear, however many are alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from simpo_cli.audit.columns import Column
@@ -41,6 +42,7 @@ from simpo_cli.audit.signatures import (
     signatures_of,
 )
 from simpo_cli.data.load import PairReader
+from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.raw import FileReceipt
 
 NUM_BANDS = SIGNATURE_BYTES // 2
@@ -118,6 +120,25 @@ def _joined(*hashes: Hashes) -> Hashes:
     for one in hashes:
         joined = mixed(joined + one + np.uint64(0x9E3779B97F4A7C15))
     return joined
+
+
+def repeated_and_contradictory(pairs: Sequence[EncodedPair]) -> tuple[int, int]:
+    """How many pairs occurred before, and to how many the opposite occurs too, as training sees them.
+
+    Only pairs that share their prompt are read, and 32 bytes are kept of each. A record that a recipe repeats is one.
+    """
+    from simpo_cli.data.store import prompt_keys_of  # with the tokenizer library, which word counts do without
+
+    _, prompt, count = np.unique(prompt_keys_of(pairs), return_inverse=True, return_counts=True)
+    places, hashes = Column(np.uint64), Column(np.uint64, (3,))
+    for i in np.flatnonzero(count[prompt] > 1).tolist():
+        pair = pairs[i]
+        places.add(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
+        responses = (xxhash.xxh3_64_intdigest(ids.tobytes()) for ids in (pair.chosen, pair.rejected))
+        hashes.add([(int(prompt[i]), *responses)])
+    _, first = np.unique(places.rows, return_index=True)
+    identities = PairIdentities(hashes.rows[first])
+    return len(identities.duplicates()), len(identities.contradictions())
 
 
 # Pairs that are nearly the same

@@ -26,6 +26,7 @@ from simpo_cli.audit.reading import (
     MeasuredBatch,
     MeasuredPairs,
     Refused,
+    in_tokens,
     measured_batches,
     read_batches,
 )
@@ -142,7 +143,10 @@ def examine(
     own = None if tokens is None else own_markers(tokens.tokenizer, rendered=tokens.data.rendered)
     batches = measured_batches(read_batches(reader, groups), own=own)
     with closing(batches), stage("measuring pairs") as measuring:  # type: ignore[type-var]
-        for measured in _measured(batches, tokens, account):
+        in_units = (
+            map(_in_words, batches) if tokens is None else in_tokens(batches, tokens.tokenizer, tokens.data, account)
+        )
+        for measured in in_units:
             collected.add(measured)
             measuring.advance(len(measured.pairs))
             if sample is not None:
@@ -194,14 +198,6 @@ def examine(
 
 
 # Measuring
-
-
-def _measured(batches: Iterator[MeasuredBatch], tokens: Tokens | None, account: Account) -> Iterator[MeasuredPairs]:
-    if tokens is None:
-        return map(_in_words, batches)
-    from simpo_cli.audit.tokenized import in_tokens
-
-    return in_tokens(batches, tokens.tokenizer, tokens.data, account)
 
 
 def _in_words(batch: MeasuredBatch) -> MeasuredPairs:

@@ -1,4 +1,4 @@
-"""Pairs on their way through the audit: read, grouped by a field, and measured by other processes meanwhile.
+"""Pairs on their way through the audit: read, grouped by a field, measured by other processes, and put into tokens.
 
 Small data are measured here: a process takes a while to start. The others are spawned, not forked, so it does not
 matter which threads run here. They take no module from the current folder and do not import the program that runs here.
@@ -22,13 +22,16 @@ from simpo_cli.audit.findings import SHOWN_ROWS, PairsByCode
 from simpo_cli.audit.measures import Counts, TextMeasures, measure
 from simpo_cli.data.batches import end_with_the_parent, in_batches, results_in_order
 from simpo_cli.data.formats.fields import MISSING, get, nearest
-from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.load import PairReader, stopped_by
+from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 _BATCH_CHARACTERS = 2**20
 MEASURED_HERE = 16_000_000
@@ -268,3 +271,87 @@ def _spawning() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+# In tokens
+
+FEW_TOKENS = 4
+
+_CODE_OF_REASON = {"responses identical after the cut": "TRU004", "over the length limits": "TRU005"}
+_CODE_OF_COUNT = {"special token kept as text": "TOK001", "second BOS left out": "TOK002"}
+
+
+def in_tokens(
+    batches: Iterator[MeasuredBatch], tokenizer: "TextTokenizer", data: DataRecipe, account: Account
+) -> Iterator[MeasuredPairs]:
+    """The pairs that training would see, with their lengths; the others go into the account.
+
+    Raises:
+        UserError: a pair is refused where the recipe stops at such.
+    """
+    from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_batches
+
+    ends, total = tokenizer.end_ids_under(data.chat_template_kwargs), EncodedPairs()
+    for (texts, usable, usable_rows), encoded in encode_batches(_with_signal(batches, account), tokenizer, data):
+        if encoded.bad and data.on_bad_record == "error":
+            raise stopped_by(encoded.bad)
+        for bad in encoded.bad:
+            account.refused.add(bad)
+        account.no_signal.update(encoded.dropped)
+        for limit, counts in encoded.needed.items():
+            total.needed[limit] += counts
+        reasons = {where: reason for reason in encoded.dropped for where in encoded.places[reason]}
+        noted = [(code, set(encoded.places.get(what, ()))) for what, code in _CODE_OF_COUNT.items()]
+        reads, codes, lengths, rows = [], [], [], []
+        left = iter(encoded.pairs)
+        pair = next(left, None)
+        for read, row in zip(usable, usable_rows, strict=True):
+            where = read.pair.where
+            if pair is None or pair.where != where:
+                code = _CODE_OF_REASON.get(reasons[where], "EMP002") if where in reasons else "FMT001"
+                account.left_out.add(code, read.number, where)
+                continue
+            of_tokens = [*_codes_in_tokens(pair, ends, account), *(code for code, places in noted if where in places)]
+            reads.append(read)
+            codes.append((*read.codes, *texts.codes[row], *of_tokens))
+            lengths.append((len(pair.prompt), len(pair.chosen), len(pair.rejected)))
+            rows.append(row)
+            pair = next(left, None)
+        counts_of_tokens = np.array(lengths, dtype=np.int32).reshape(-1, 1, 3)
+        yield MeasuredPairs(reads, codes, counts_of_tokens, texts, np.array(rows, dtype=np.int64))
+    sentences = {limit: f"{sentence}." for limit, sentence in cut_warnings(total.needed, data).items()}
+    prompts, answers = (sentences.get(limit, "") for limit in ("max_prompt_length", "max_length"))
+    account.details |= {"TRU001": answers, "TRU002": answers, "TRU003": prompts}
+    account.details["TRU005"] = f"{prompts} {answers}".strip()
+
+
+_Usable = tuple[TextMeasures, list[ReadPair], list[int]]
+
+
+def _with_signal(batches: Iterator[MeasuredBatch], account: Account) -> Iterator[tuple[_Usable, list[PreferencePair]]]:
+    """Batches of pairs that have a signal as text, and which of the batch these are; the reader counted the others."""
+    for reads, texts in batches:
+        rows = []
+        for row, read in enumerate(reads):
+            code = next((code for code in read.codes if code in ("EMP001", "DUP003")), None)
+            if code is None:
+                rows.append(row)
+            else:
+                account.left_out.add(code, read.number, read.pair.where)
+        usable = [reads[row] for row in rows]
+        yield (texts, usable, rows), [read.pair for read in usable]
+
+
+def _codes_in_tokens(pair: EncodedPair, ends: frozenset[int], account: Account) -> Iterator[str]:
+    if pair.chosen_cut or pair.rejected_cut:
+        yield "TRU001" if pair.chosen_cut and pair.rejected_cut else "TRU002"
+    if pair.prompt_cut:
+        yield "TRU003"
+    lost = [int(side[-1]) not in ends for side in (pair.chosen, pair.rejected)]
+    account.no_end[0] += lost[0]
+    account.no_end[1] += lost[1]
+    account.num_cut += (lost[0] and pair.chosen_cut) + (lost[1] and pair.rejected_cut)
+    if any(lost):
+        yield "EOS001"
+    if min(len(pair.chosen), len(pair.rejected)) < FEW_TOKENS:
+        yield "EMP003"

@@ -182,12 +182,11 @@ def _explain(code: str) -> None:
     if code.lower() == "all":
         print_codes(out)
         return
-    entry = CATALOGUE.get(code.upper())
-    if entry is None:
+    if code.upper() not in CATALOGUE:
         near = difflib.get_close_matches(code.upper(), CATALOGUE, n=1)
         guess = f"Did you mean {near[0]}? " if near else ""
         raise UserError(f"{code} is not the code of a finding.", f"{guess}Codes are {', '.join(CATALOGUE)}.")
-    print_story(out, entry)
+    print_story(out, code.upper())
 
 
 @dataclass(frozen=True)

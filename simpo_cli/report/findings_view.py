@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from simpo_cli.audit.catalogue import CATALOGUE, Entry
+from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console, printable
@@ -69,9 +69,10 @@ def short_place(row: str, files: Sequence[str]) -> str:
     return row.removeprefix(shared_folder(files))
 
 
-def print_story(console: Console, entry: Entry) -> None:
+def print_story(console: Console, code: str) -> None:
     """What a finding is, why it ruins runs, and what to do."""
-    print_wrapped(console, Text(f"{entry.code}  ", "bold"), entry.title, style="bold")
+    entry = CATALOGUE[code]
+    print_wrapped(console, Text(f"{code}  ", "bold"), entry.title, style="bold")
     print_wrapped(console, _label("severity"), entry.severity, style=STYLES[entry.severity])
     print_wrapped(console, _label("what it is"), entry.meaning)
     print_wrapped(console, _label("why it hurts"), entry.harm)
@@ -94,8 +95,8 @@ def _label(text: str) -> Text:
 
 def print_codes(console: Console) -> None:
     """Every code with its severity and title."""
-    for entry in CATALOGUE.values():
-        lead = Text.assemble(f"{entry.code}  ", (entry.severity.ljust(7), STYLES[entry.severity]), "  ")
+    for code, entry in CATALOGUE.items():
+        lead = Text.assemble(f"{code}  ", (entry.severity.ljust(7), STYLES[entry.severity]), "  ")
         print_wrapped(console, lead, entry.title)
 
 

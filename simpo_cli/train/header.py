@@ -7,7 +7,7 @@ import torch
 import simpo_cli
 from simpo_cli import statistics
 from simpo_cli.audit.document import length_predicts
-from simpo_cli.audit.tokenized import repeated_and_contradictory
+from simpo_cli.audit.duplicates import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of

@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simpo_cli.audit.duplicates import PairIdentities
+from simpo_cli.audit.duplicates import PairIdentities, repeated_and_contradictory
 from simpo_cli.audit.measures import pair_hashes
-from simpo_cli.audit.tokenized import repeated_and_contradictory
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 
 TEXTS = st.sampled_from(["a", "b", "c"])
