@@ -10,7 +10,7 @@ from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:
     from simpo_cli.evaluate.generate.run import Wanted
-    from simpo_cli.evaluate.judge.client import Judge
+    from simpo_cli.evaluate.judge_client import Judge
 
 TEMPERATURE = 0.7
 
@@ -108,7 +108,7 @@ def answers_of(
             from simpo_cli.evaluate.generate.run import answer_prompts
         folder = answer_prompts(names[0], overrides, baseline, options.wanted(), say)
     if judge is not None:
-        from simpo_cli.evaluate.judge.run import judge_answers
+        from simpo_cli.evaluate.judge import judge_answers
 
         judge_answers(folder, judge, lambda done, wanted: say(f"judged: {done:,} of {wanted:,}"))
     from simpo_cli.evaluate.generate.measures import answers_document
@@ -130,7 +130,7 @@ def _judge(judging: Mapping[str, str | None]) -> "Judge | None":
     url, model = judging["judge"], judging["judge_model"]
     if url is None or model is None:
         return None
-    from simpo_cli.evaluate.judge.client import KEY_VARIABLE, Judge
+    from simpo_cli.evaluate.judge_client import KEY_VARIABLE, Judge
 
     return Judge(url, model, key_variable=judging["judge_key"] or KEY_VARIABLE)
 

@@ -13,8 +13,8 @@ from simpo_cli.builtin import PROBE_QUESTIONS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
-from simpo_cli.evaluate.generate.decode import generate_ids
-from simpo_cli.evaluate.generate.decoding import Answer, until_end
+from simpo_cli.evaluate.generate.decode import answer_until_end, generate_ids
+from simpo_cli.evaluate.generate.folder import Answer
 from simpo_cli.model.policy import Policy
 from simpo_cli.stages import stage
 
@@ -101,8 +101,7 @@ def generate(
             rows = generate_ids(causal, prompts, accelerator.device, most_tokens, ends)
     finally:
         policy.train(was_training)
-    generated = [until_end(question.text, row, ends) for question, row in zip(questions, rows, strict=True)]
-    return [Answer(one.key, tokenizer.decode(one.ids).strip(), one.ids, one.ended) for one in generated]
+    return [answer_until_end(one.text, ids, ends, tokenizer.decode) for one, ids in zip(questions, rows, strict=True)]
 
 
 @contextmanager

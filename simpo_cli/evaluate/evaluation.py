@@ -6,8 +6,7 @@ from datetime import datetime
 
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.held_out import HeldOut, column_of, files_of, held_out_of, surface_accuracy, training_pairs
-from simpo_cli.evaluate.matching import align
-from simpo_cli.evaluate.metrics import PairScores, compare_scores, slices_of
+from simpo_cli.evaluate.metrics import PairScores, align, compare_scores, slices_of
 from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
 from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
 from simpo_cli.evaluate.start import require_fitting

@@ -1,9 +1,10 @@
-"""What scored pairs say: of one model, of two models on the same pairs, and by a column of the records.
+"""What scored pairs say: of one model, of two models on the pairs that both have, and by a column of the records.
 
 Each number comes with its interval and its count, each difference with its test. All intervals are 95 % and go by
 prompt where prompts repeat (see `statistics`). Results are dataclasses whose fields are the keys of the JSON documents.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -304,3 +305,69 @@ def _slice(value: str | None, scores: PairScores, base: PairScores | None) -> Sl
     comparison = statistics.compare_accuracy(base.correct, scores.correct, scores.groups)
     before = statistics.proportion(base.correct, scores.groups)
     return Slice(value, len(scores), accuracy, before, comparison.difference, comparison.p_value)
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Pairs that two lists share.
+
+    Attributes:
+        positions: (in the first, in the second) of each, in the order of the first.
+        swapped: pairs of the first that the second has only with chosen and rejected the other way round; they are
+            other pairs, and not among the positions.
+    """
+
+    positions: Sequence[tuple[int, int]]
+    swapped: int
+
+
+def match(first: Sequence[str], second: Sequence[str]) -> Matched:
+    """Match pairs by their digests (see `data.encode.pair_key`); one that is there several times, in its order."""
+    positions = match_in_order(first, second)
+    ours, theirs = {i for i, _ in positions}, set(second)
+    swapped = sum(i not in ours and key[16:] + key[:16] in theirs for i, key in enumerate(first))
+    return Matched(positions, swapped)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The pairs that two lists have in common.
+
+    Attributes:
+        first, second: positions in each, in the order of the first.
+        same_tokens: whether both have the same tokens there.
+        swapped: see `Matched`.
+    """
+
+    first: Sequence[int]
+    second: Sequence[int]
+    same_tokens: bool
+    swapped: int
+
+
+def align(first: Sequence[EncodedPair], second: Sequence[EncodedPair]) -> Aligned:
+    """Match two lists of pairs, and look whether they were cut into the same tokens."""
+    matched = match([pair.pair_key for pair in first], [pair.pair_key for pair in second])
+    ours, theirs = ([both[side] for both in matched.positions] for side in (0, 1))
+    same = all(
+        np.array_equal(getattr(first[i], part), getattr(second[j], part))
+        for i, j in matched.positions
+        for part in ("prompt", "chosen", "rejected")
+    )
+    return Aligned(ours, theirs, same, matched.swapped)
+
+
+def match_in_order(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """(position in the first, in the second) of equal keys; the n-th of a key belongs to the n-th of it there."""
+    places = {key: position for position, key in enumerate(_counted(second))}
+    return [(position, places[key]) for position, key in enumerate(_counted(first)) if key in places]
+
+
+def _counted(keys: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Each key with how often it came before."""
+    seen: Counter[Hashable] = Counter()
+    counted = []
+    for key in keys:
+        counted.append((key, seen[key]))
+        seen[key] += 1
+    return counted

@@ -10,13 +10,13 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.held_out import HeldOut
-from simpo_cli.evaluate.matching import align
 from simpo_cli.evaluate.metrics import (
     SCHEMA_VERSION,
     EvalSummary,
     ModelComparison,
     PairScores,
     Slice,
+    align,
     compare_scores,
     summarise,
 )

@@ -226,6 +226,14 @@ def failure_in_words(failure: Mapping[str, Any]) -> str:
     return f"{failure['model']}: {where}{failure['problem']}"
 
 
+def swapped_in_words(swapped: int) -> str:
+    """What is to be said of pairs whose labels differ; nothing where there are none."""
+    if not swapped:
+        return ""
+    pairs = "1 pair has" if swapped == 1 else f"{swapped:,} pairs have"
+    return f"{pairs} chosen and rejected the other way round in the two: they are not the same pairs and are left out."
+
+
 def span_of(bucket: Mapping[str, Any]) -> str:
     """The lengths of a bucket, such as -40 to -8."""
     low, high = (f"{bound:+,}" if bound else "0" for bound in (bucket["from"], bucket["to"]))

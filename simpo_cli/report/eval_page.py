@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from simpo_cli import __version__
-from simpo_cli.evaluate.matching import swapped_in_words
 from simpo_cli.evaluate.tables import (
     difference_table,
     eval_table,
@@ -15,6 +14,7 @@ from simpo_cli.evaluate.tables import (
     gain_in_words,
     seeds_table,
     span_of,
+    swapped_in_words,
 )
 from simpo_cli.formatting import Cell, percent
 from simpo_cli.report.figures import CHOSEN, FAINT, INK, TitledFigure, draw_svg

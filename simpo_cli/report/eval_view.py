@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.text import Text
 
-from simpo_cli.evaluate.matching import swapped_in_words
 from simpo_cli.evaluate.tables import (
     DIFFERENCES,
     MEASURES,
@@ -18,6 +17,7 @@ from simpo_cli.evaluate.tables import (
     find,
     gain_in_words,
     seeds_table,
+    swapped_in_words,
 )
 from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console

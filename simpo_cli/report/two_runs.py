@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.matching import Matched, match, match_in_order, swapped_in_words
-from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear
+from simpo_cli.evaluate.metrics import Matched, match, match_in_order
+from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear, swapped_in_words
 from simpo_cli.formatting import Measured, border_in_words, excludes_zero, percent, points_cell, thousands
 from simpo_cli.recipe.dump import differences
 from simpo_cli.report.figures import Floats

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.evaluate.generate.blind import write_blind
-from simpo_cli.evaluate.generate.decoding import MODES, Generated
-from simpo_cli.evaluate.generate.folder import SIDES, AnswerFolder
+from simpo_cli.evaluate.generate.folder import MODES, SIDES, Answer, AnswerFolder
 from tests.evaluate.generate.questions import random_questions
 
 QUESTIONS = random_questions(40, seed=1)
@@ -36,12 +35,12 @@ def write_answers(path: Path, *, said: str = "{side} {last}", **manifest: Any) -
     for side in SIDES:
         extra = 8 if side == "trained" else 0
         for mode in MODES:
-            generated = [
-                Generated(question.key, tuple(range(i, i + 12 + i % 5 + extra)), not extra or i > 1)
-                for i, question in enumerate(QUESTIONS)
-            ]
-            texts = [said.replace("{side}", side).replace("{last}", str(one.ids[-1])) for one in generated]
-            made.add(side, mode, generated, texts)
+            answers = []
+            for i, question in enumerate(QUESTIONS):
+                ids = tuple(range(i, i + 12 + i % 5 + extra))
+                text = said.replace("{side}", side).replace("{last}", str(ids[-1]))
+                answers.append(Answer(question.key, text, ids, not extra or i > 1))
+            made.add(side, mode, answers)
     base, trained = (made.in_order(side, "greedy") for side in SIDES)
     write_blind(made.path, QUESTIONS, base, trained, seed=1)
     return made

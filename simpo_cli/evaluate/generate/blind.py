@@ -13,8 +13,7 @@ from typing import Any
 
 from simpo_cli import statistics
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generate.decoding import Answer
-from simpo_cli.evaluate.generate.folder import write_json, write_text
+from simpo_cli.evaluate.generate.folder import Answer, write_json, write_text
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.files import object_in
 

@@ -1,20 +1,28 @@
-"""Letting a model answer, in batches with a KV cache; each prompt draws from random numbers of its own.
+"""Letting a model answer, by transformers in batches with a KV cache, or by vLLM; each prompt draws from random numbers
+of its own.
 
 Prompts of like length are answered together, padded on the left. A model sees the same tokens at the same positions
 whatever it is batched with, so that greedy answers change with the batch only by the rounding of its matrix products:
 where two tokens are equally likely to the last bits, another batch may take the other, and the answer goes on from
 there. With one thread and the same batches they are the same bits.
+
+vLLM is used by its documented interface (`vllm.LLM`, `vllm.SamplingParams`, prompts as `prompt_token_ids`) and has not
+been run by us: a stand-in in the tests checks what it is asked for.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+import importlib.util
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
-from simpo_cli.evaluate.generate.decoding import Decoding, Generated, Mode, uniforms, until_end
+from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
 from simpo_cli.model.load import Load, ModelSource, load_model
@@ -23,6 +31,42 @@ from simpo_cli.stages import stage
 
 _MOST_ROWS = 32
 _CACHE_SHARE = 0.5  # of the free memory; the rest is for activations and logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer, its end token counted.
+        temperature: divides the logits of sampled answers. Nothing else changes the distribution: no top-p, no top-k,
+            no penalty, whatever the model's generation config suggests.
+        seed: of the sampled answers.
+        end_ids: tokens that end an answer, sorted.
+        to_text: what makes text of an answer's tokens.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    end_ids: tuple[int, ...]
+    to_text: Callable[[Sequence[int]], str]
+
+
+def uniforms(key: str, decoding: Decoding) -> NDArray[np.float64]:
+    """(max_new_tokens,) random numbers in [0, 1) of one prompt: the same whatever else is asked, for either model."""
+    digest = hashlib.sha256(f"{decoding.seed} {key}".encode()).digest()
+    draw = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64)))
+    return draw.random(decoding.max_new_tokens)
+
+
+def answer_until_end(
+    key: str, ids: Sequence[int], end_ids: Collection[int], to_text: Callable[[Sequence[int]], str]
+) -> Answer:
+    """The answer up to its end token; behind it there is only padding."""
+    end = next((place for place, token in enumerate(ids) if token in end_ids), None)
+    answer = tuple(ids[:end])
+    return Answer(key, to_text(answer).strip(), answer, ended=end is not None)
 
 
 class InverseDraw:
@@ -53,15 +97,9 @@ class InverseDraw:
 def open_for_answers(source: ModelSource, load: Load | None = None) -> Any:
     """The causal language model, with adapters in place, on its device.
 
-    A saved model is held in the type it was saved in where the device computes in that, and in float32 elsewhere. Its
-    own sampling defaults are put aside: see `Decoding`.
-
-    Args:
-        source: the saved model.
-        load: what reads it instead, in float32, as for a checkpoint.
+    A saved model is held in the type it was saved in where the device computes in that, and in float32 elsewhere; one
+    that `load` reads, as of a checkpoint, always in float32. Its own sampling defaults are put aside: see `Decoding`.
     """
-    from transformers import GenerationConfig
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if load is not None:
         model: Any = load(source, torch.float32, device)
@@ -75,20 +113,18 @@ def open_for_answers(source: ModelSource, load: Load | None = None) -> Any:
 
 def answers_of(
     source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding, load: Load | None = None
-) -> Iterator[tuple[Mode, list[Generated]]]:
+) -> Iterator[tuple[Mode, list[Answer]]]:
     """Answers batch by batch, the shortest prompts of each mode first."""
     model = open_for_answers(source, load)
     weight = next(model.parameters())
     for mode, questions in asked.items():
-        if not questions:
-            continue
         rows = rows_that_fit(model.config.get_text_config(), weight.device, questions, decoding, weight.dtype)
         by_length = sorted(questions, key=lambda question: (len(question.ids), question.key))
         for start in range(0, len(by_length), rows):
             yield mode, answer_batch(model, by_length[start : start + rows], decoding, mode)
 
 
-def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, mode: Mode) -> list[Generated]:
+def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, mode: Mode) -> list[Answer]:
     """Answers to prompts that go through the model together."""
     device = next(model.parameters()).device
     prompts = [question.ids for question in questions]
@@ -98,10 +134,9 @@ def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, 
         processors = [InverseDraw(numbers.to(device), decoding.temperature, max(map(len, prompts)))]
     name = f"{mode} answers to {len(questions)} prompts: generating tokens"
     with torch.inference_mode():
-        rows = generate_ids(
-            model, prompts, device, decoding.max_new_tokens, decoding.end_ids, processors=processors, name=name
-        )
-    return [until_end(question.key, ids, decoding.end_ids) for question, ids in zip(questions, rows, strict=True)]
+        rows = generate_ids(model, prompts, device, decoding.max_new_tokens, decoding.end_ids, processors, name)
+    ends, to_text = decoding.end_ids, decoding.to_text
+    return [answer_until_end(one.key, ids, ends, to_text) for one, ids in zip(questions, rows, strict=True)]
 
 
 def generate_ids(
@@ -110,7 +145,6 @@ def generate_ids(
     device: torch.device,
     max_new_tokens: int,
     end_ids: Iterable[int],
-    *,
     processors: Sequence[Any] = (),
     name: str = "generating tokens",
 ) -> list[list[int]]:
@@ -122,9 +156,6 @@ def generate_ids(
     Args:
         causal: a causal language model of transformers whose generation config suggests nothing.
         prompts: tokens, at least one prompt.
-        device: the model's.
-        max_new_tokens: most tokens of an answer.
-        end_ids: tokens that end one.
         processors: what changes the scores before the likeliest token is taken.
         name: of the stage that counts the tokens.
     """
@@ -157,11 +188,7 @@ def rows_that_fit(
 ) -> int:
     """How many prompts are answered together: 32, or as many as keep their cached keys and values in half the memory.
 
-    Args:
-        config: the model's text configuration.
-        device, dtype: where and in what type the cache is held.
-        questions: the prompts, at least one.
-        decoding: how long an answer may get.
+    The cache is held on `device` in `dtype`; `config` is the model's text configuration.
     """
     all_heads = getattr(config, "num_attention_heads", None) or 1  # one of full width, for layers without attention
     heads = getattr(config, "num_key_value_heads", None) or all_heads
@@ -170,3 +197,48 @@ def rows_that_fit(
     row_tokens = max(len(question.ids) for question in questions) + decoding.max_new_tokens
     fitting = int(_CACHE_SHARE * available_bytes(device) / (token_bytes * row_tokens))
     return max(1, min(_MOST_ROWS, fitting))
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM can be imported; it is not imported to find out."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def vllm_answers_of(
+    source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding
+) -> Iterator[tuple[Mode, list[Answer]]]:
+    """All answers of a mode at once: the engine batches by itself. The card's memory is given back at the end."""
+    import vllm
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    longest = max(len(question.ids) for questions in asked.values() for question in questions)
+    engine = vllm.LLM(
+        model=str(source.folder),
+        seed=decoding.seed,
+        max_model_len=longest + decoding.max_new_tokens,
+        trust_remote_code=bool(source.code),
+        generation_config="vllm",  # not the sampling that the model's folder suggests
+    )
+    try:
+        for mode, questions in asked.items():
+            settings = [
+                vllm.SamplingParams(
+                    temperature=0.0 if mode == "greedy" else decoding.temperature,
+                    max_tokens=decoding.max_new_tokens,
+                    stop_token_ids=list(decoding.end_ids),
+                    seed=(int(question.key, 16) ^ decoding.seed) % 2**31,  # the same whatever else is asked
+                    detokenize=False,
+                )
+                for question in questions
+            ]
+            prompts = [{"prompt_token_ids": list(question.ids)} for question in questions]
+            outputs = [one.outputs[0] for one in engine.generate(prompts, settings, use_tqdm=False)]
+            answers = [
+                answer_until_end(question.key, output.token_ids, decoding.end_ids, decoding.to_text)
+                for question, output in zip(questions, outputs, strict=True)
+            ]
+            stopped = [output.finish_reason == "stop" for output in outputs]
+            yield mode, [replace(one, ended=ended) for one, ended in zip(answers, stopped, strict=True)]
+    finally:
+        del engine
+        cleanup_dist_env_and_memory()

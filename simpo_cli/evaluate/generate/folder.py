@@ -21,9 +21,36 @@ from typing import Any, Literal
 
 from simpo_cli.data.pair import Message
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generate.decoding import MODES, Answer, Generated, Mode
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.files import disk_faults, object_in, replacing, rows_of
+
+Mode = Literal["greedy", "sampled"]
+MODES: tuple[Mode, ...] = ("greedy", "sampled")
+Side = Literal["base", "trained"]
+SIDES: tuple[Side, ...] = ("base", "trained")
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+PROMPTS = "prompts.jsonl"
+
+_CODE = re.compile("```[^`]*```")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to one prompt.
+
+    Attributes:
+        key: the prompt's.
+        text: what a person reads: its tokens without the end token, as text, white space at both ends left out.
+        ids: its tokens without the end token.
+        ended: whether the model ended it; else it was cut at max_new_tokens.
+    """
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
+    ended: bool
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -40,23 +67,17 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def add_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows, handed to the system before this returns; a last line that a kill cut short goes first."""
-    if file.is_file():
-        _cut_unfinished_line(file)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with file.open("a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read() != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(_lines(rows).encode())
 
 
-def _cut_unfinished_line(file: Path) -> None:
-    with file.open("r+b") as stream:
-        if not stream.seek(0, os.SEEK_END):
-            return
-        stream.seek(-1, os.SEEK_END)
-        if stream.read() != b"\n":
-            stream.seek(0)
-            stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-_CODE = re.compile("```[^`]*```")
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Answer], name: str) -> list[dict[str, str]]:
@@ -75,32 +96,21 @@ def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Answer], n
 def arena_hard_questions(questions: Sequence[Question]) -> list[dict[str, str]]:
     """The rows of question.jsonl; a prompt without a uid of its own has its hash."""
     return [
-        {
-            "uid": _uid(question),
-            "category": question.labels.get("category", "simpo"),
-            "prompt": question.text,
-        }
-        for question in questions
+        {"uid": _uid(one), "category": one.labels.get("category", "simpo"), "prompt": one.text} for one in questions
     ]
 
 
 def arena_hard_answers(
     questions: Sequence[Question], answers: Sequence[Answer], name: str, written: float
 ) -> list[dict[str, Any]]:
-    """The rows of model_answer/NAME.jsonl.
-
-    Args:
-        questions, answers: of one model, in one order.
-        name: the model's.
-        written: when, in seconds since 1970.
-    """
+    """The rows of model_answer/NAME.jsonl; `written` is a time in seconds since 1970."""
     return [
         {
             "uid": _uid(question),
             "ans_id": hashlib.sha256(f"{name} {question.key} {answer.text}".encode()).hexdigest()[:22],
             "model": name,
             "messages": [
-                *({"role": turn.role, "content": turn.content} for turn in question.turns),
+                *_messages(question),
                 {"role": "assistant", "content": {"answer": answer.text}},
             ],
             "tstamp": written,
@@ -112,6 +122,10 @@ def arena_hard_answers(
 
 def _uid(question: Question) -> str:
     return question.labels.get("uid", question.key)
+
+
+def _messages(question: Question) -> list[dict[str, str]]:
+    return [{"role": turn.role, "content": turn.content} for turn in question.turns]
 
 
 def markdown_counts(text: str) -> dict[str, dict[str, int]]:
@@ -135,7 +149,7 @@ def write_json(file: Path, value: Any) -> None:
 
 def write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """JSON lines, whole or not at all."""
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_text(file, _lines(rows))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -144,14 +158,6 @@ def write_text(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as stream:
             stream.write(text)
-
-
-Side = Literal["base", "trained"]
-SIDES: tuple[Side, ...] = ("base", "trained")
-
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-PROMPTS = "prompts.jsonl"
 
 
 def is_answers(folder: Path) -> bool:
@@ -193,7 +199,11 @@ class AnswerFolder:
         started = {MANIFEST, PROMPTS, f".{MANIFEST}", f".{PROMPTS}"}
         if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - started):
             raise UserError(f"{path} exists and holds no answers.", "Name another folder with --answers.")
-        write_lines(path / PROMPTS, [_question_row(question) for question in questions])
+        rows = [
+            {"key": one.key, "where": one.where, "messages": _messages(one), "ids": one.ids, "labels": one.labels}
+            for one in questions
+        ]
+        write_lines(path / PROMPTS, rows)
         write_json(path / MANIFEST, manifest)
         return cls(path, manifest, tuple(questions))
 
@@ -215,42 +225,32 @@ class AnswerFolder:
             ) from error
         return cls(path, manifest, questions)
 
-    def name_of(self, side: Side) -> str:
-        """The model's name, as the files for other tools have it."""
-        return str(self.manifest["models"][side]["name"])
-
     def file(self, side: Side, mode: Mode) -> Path:
         """Where a model's answers are."""
         return self.path / f"{side}.{mode}.jsonl"
 
     def answers(self, side: Side, mode: Mode) -> dict[str, Answer]:
         """The answers so far, by the key of their prompt."""
-        rows = read_rows(self.file(side, mode))
+        file = self.file(side, mode)
         try:
             return {
-                row["key"]: Answer(row["key"], row["output"], tuple(row["ids"]), bool(row["ended"])) for row in rows
+                row["key"]: Answer(row["key"], row["output"], tuple(row["ids"]), bool(row["ended"]))
+                for row in read_rows(file)
             }
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"a row lacks {error}.",
-                "Remove the file; its answers are made again.",
-                where=str(self.file(side, mode)),
-            ) from error
+            fix = "Remove the file; its answers are made again."
+            raise UserError(f"a row lacks {error}.", fix, where=str(file)) from error
 
     def still_to_ask(self, side: Side) -> dict[Mode, list[Question]]:
-        """The questions that a model has not answered yet, by mode."""
-        done = {mode: self.answers(side, mode).keys() for mode in MODES}
-        return {mode: [one for one in self.questions if one.key not in done[mode]] for mode in MODES}
+        """The questions that a model has not answered yet, of the modes in which there are any."""
+        done = {mode: self.answers(side, mode) for mode in MODES}
+        left = {mode: [one for one in self.questions if one.key not in done[mode]] for mode in MODES}
+        return {mode: questions for mode, questions in left.items() if questions}
 
-    def add(self, side: Side, mode: Mode, generated: Sequence[Generated], texts: Sequence[str]) -> None:
+    def add(self, side: Side, mode: Mode, answers: Sequence[Answer]) -> None:
         """Keep answers as they come."""
-        add_rows(
-            self.file(side, mode),
-            [
-                {"key": one.key, "output": text, "ended": one.ended, "ids": list(one.ids)}
-                for one, text in zip(generated, texts, strict=True)
-            ],
-        )
+        rows = [{"key": one.key, "output": one.text, "ended": one.ended, "ids": one.ids} for one in answers]
+        add_rows(self.file(side, mode), rows)
 
     def in_order(self, side: Side, mode: Mode) -> list[Answer]:
         """The answers in the order of the questions; all of them have to be there."""
@@ -269,22 +269,11 @@ class AnswerFolder:
             arena = self.path / "arena_hard" / mode
             write_lines(arena / "question.jsonl", arena_hard_questions(self.questions))
             for side in SIDES:
-                answers, name = self.in_order(side, mode), self.name_of(side)
-                write_json(
-                    self.path / "alpaca_eval" / mode / f"{name}.json", alpaca_eval_rows(self.questions, answers, name)
-                )
+                answers, name = self.in_order(side, mode), self.manifest["models"][side]["name"]
+                alpaca = alpaca_eval_rows(self.questions, answers, name)
+                write_json(self.path / "alpaca_eval" / mode / f"{name}.json", alpaca)
                 rows = arena_hard_answers(self.questions, answers, name, written)
                 write_lines(arena / "model_answer" / f"{name}.jsonl", rows)
-
-
-def _question_row(question: Question) -> dict[str, Any]:
-    return {
-        "key": question.key,
-        "where": question.where,
-        "messages": [{"role": turn.role, "content": turn.content} for turn in question.turns],
-        "ids": list(question.ids),
-        "labels": question.labels,
-    }
 
 
 def _question(row: Mapping[str, Any]) -> Question:

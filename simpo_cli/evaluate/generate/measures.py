@@ -12,10 +12,9 @@ import numpy as np
 
 from simpo_cli import statistics
 from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts
-from simpo_cli.evaluate.generate.decoding import MODES, Answer
-from simpo_cli.evaluate.generate.folder import SCHEMA_VERSION, AnswerFolder
+from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, Answer, AnswerFolder
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.evaluate.judge.run import judge_document
+from simpo_cli.evaluate.judge import judge_document
 from simpo_cli.statistics import Comparison, Measured
 
 REPEATED = 4

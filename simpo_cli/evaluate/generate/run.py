@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,22 +14,19 @@ from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.prepare import prepare_tokenizer
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate import decode, vllm_engine
 from simpo_cli.evaluate.generate.blind import write_blind
-from simpo_cli.evaluate.generate.decoding import MODES, Decoding, Mode
-from simpo_cli.evaluate.generate.folder import SCHEMA_VERSION, SIDES, AnswerFolder, Side
+from simpo_cli.evaluate.generate.decode import Decoding, answers_of, vllm_answers_of, vllm_is_installed
+from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generate.prompts import NUM_PROMPTS, Question, Questions, questions_of_file, questions_of_pairs
 from simpo_cli.evaluate.held_out import held_out_of
 from simpo_cli.evaluate.targets import Target, baseline_of, find_targets, loader_of
 from simpo_cli.model.load import Load, ModelSource, find_model
-from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
+from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 MAX_NEW_TOKENS = 512
 """Most tokens of an answer when nobody says how many and the models know so many positions."""
 
 Engine = Literal["transformers", "vllm"]
-Progress = Callable[[Side, Mode, int], None]
-"""Called after every batch: model, mode, answers so far."""
 
 
 @dataclass(frozen=True)
@@ -44,200 +41,15 @@ class Answering:
 
     name: str
     source: ModelSource
-    checkpoint: Path | None = None
-    load: Load | None = None
+    checkpoint: Path | None
+    load: Load | None
 
-
-def choose_decoding(
-    models: Mapping[Side, Answering],
-    questions: Sequence[Question],
-    end_ids: Iterable[int],
-    *,
-    max_new_tokens: int | None,
-    temperature: float,
-    seed: int,
-) -> Decoding:
-    """How answers are drawn.
-
-    Args:
-        models: both; an answer has to fit in the positions that they know.
-        questions: the prompts.
-        end_ids: the tokens that end a response in training.
-        max_new_tokens: None is 512, or what there is room for.
-        temperature, seed: of the sampled answers.
-
-    Raises:
-        UserError: a value is out of its range, or there is no room for an answer.
-    """
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {max_new_tokens}, must be at least 1.", "512 is usual.")
-    if not 0 < temperature <= 10:
-        raise UserError(
-            f"--temperature is {temperature:g}, must be above 0 and at most 10.", "Greedy answers are made besides."
-        )
-    longest = max(len(question.ids) for question in questions)
-    known = [(model.source.max_length, model.name) for model in models.values() if model.source.max_length is not None]
-    most, name = min(known, default=(None, ""))
-    room = MAX_NEW_TOKENS if most is None else most - longest
-    wanted = min(MAX_NEW_TOKENS, room) if max_new_tokens is None else max_new_tokens
-    if most is not None and not 1 <= wanted <= room:
-        raise UserError(
-            f"the longest prompt has {longest:,} tokens, and {name} knows {most:,} positions: no room for answers of "
-            f"{max(1, wanted):,}.",
-            f"Set --max-new-tokens {room} or less." if room >= 1 else "Lower data.max_prompt_length.",
-        )
-    return Decoding(max_new_tokens=wanted, temperature=temperature, seed=seed, end_ids=tuple(sorted(end_ids)))
-
-
-def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> Engine:
-    """What is wanted, or vLLM where it is installed and both models are whole folders.
-
-    Raises:
-        UserError: vLLM is wanted and not installed, or it would need a model merged first.
-    """
-    are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
-    has_vllm = vllm_engine.is_installed() and are_whole
-    if wanted == "vllm" and not has_vllm:
-        raise UserError(
-            "vLLM is not installed, or one of the models is an adapter or a checkpoint, which it would need merged.",
-            "Use --engine transformers.",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
-    return wanted or ("vllm" if has_vllm else "transformers")
-
-
-def require_same_tokens(base: ModelRecipe, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
-    """Refuse a base model whose tokenizer gives other tokens: both models get the same ones.
-
-    Raises:
-        UserError: names a prompt.
-    """
-    texts = [question.text for question in questions]
-    other = load_tokenizer(base.path, revision=base.revision).encode_batch(texts)
-    for question, ours, theirs in zip(questions, tokenizer.encode_batch(texts), other, strict=True):
-        if ours != theirs:
-            raise UserError(
-                f"the tokenizer of {base.path} is another one than that of {tokenizer.where}.",
-                "Name a baseline of the same family, such as the model that training started from.",
-                where=question.where,
-            )
-
-
-def manifest_of(
-    models: Mapping[Side, Answering],
-    questions: Questions,
-    asked_of: str,
-    decoding: Decoding,
-    engine: Engine,
-    tokenizer: TextTokenizer,
-    data: DataRecipe,
-) -> dict[str, Any]:
-    """All that answers depend on, as JSON; two equal ones ask the same of the same models.
-
-    Args:
-        models: both.
-        questions, asked_of: the prompts, and where they are from.
-        decoding, engine: how they are answered.
-        tokenizer, data: what made tokens of them.
-    """
-    template = tokenizer.template_source
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "answers",
-        "tool": f"simpo {__version__}",
-        "models": {
-            side: {"name": model.name, "path": str(model.checkpoint or model.source.name), **_weights(model)}
-            for side, model in models.items()
-        },
-        "engine": engine,
-        "engine_version": version(engine),
-        "decoding": {
-            "modes": list(MODES),
-            "max_new_tokens": decoding.max_new_tokens,
-            "temperature": decoding.temperature,
-            "top_p": 1.0,
-            "top_k": None,
-            "repetition_penalty": 1.0,
-            "seed": decoding.seed,
-        },
-        "stop_tokens": [{"id": end, "text": tokenizer.decode([end])} for end in decoding.end_ids],
-        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
-        "chat_template_kwargs": data.chat_template_kwargs,
-        "tokenizer_sha256": tokenizer.sha256,
-        "prompts": {
-            "from": asked_of,
-            "count": len(questions.asked),
-            "sha256": hashlib.sha256(repr([one.ids for one in questions.asked]).encode()).hexdigest(),
-            "left_out": dict(sorted(questions.left_out.items())),
-        },
-    }
-
-
-def _weights(model: Answering) -> dict[str, Any]:
-    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
-    source = model.source
-    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
-    if source.adapter_base is not None:
-        below = sorted(source.adapter_base.folder.glob("*.safetensors"))
-        files |= {f"base/{file.name}": sha256_of(file) for file in below}
-    if model.checkpoint is not None:
-        files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
-    dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
-    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
-
-
-def generate(
-    folder: AnswerFolder,
-    models: Mapping[Side, Answering],
-    decoding: Decoding,
-    engine: Engine,
-    tokenizer: TextTokenizer,
-    progress: Progress,
-) -> None:
-    """Let both models answer what they have not answered yet, one after the other, and write the files of the folder.
-
-    Raises:
-        UserError: a model's weights do not load.
-    """
-    for side in SIDES:
-        asked = folder.still_to_ask(side)
-        if not any(asked.values()):
-            continue
-        done = {mode: len(folder.questions) - len(asked[mode]) for mode in MODES}
-        model = models[side]
-        answers = (
-            vllm_engine.answers_of(model.source, asked, decoding)
-            if engine == "vllm"
-            else decode.answers_of(model.source, asked, decoding, model.load)
-        )
-        for mode, generated in answers:
-            folder.add(side, mode, generated, [tokenizer.decode(one.ids).strip() for one in generated])
-            done[mode] += len(generated)
-            progress(side, mode, done[mode])
-    folder.write_formats(time.time())
-    base, trained = (folder.in_order(side, "greedy") for side in SIDES)
-    write_blind(folder.path, folder.questions, base, trained, decoding.seed)
-
-
-def names_of(base: str, trained: str) -> dict[Side, str]:
-    """Short names for two models that can name files: the last part of each path, and the side where both are one.
-
-    Args:
-        base, trained: paths, hub ids, or `builtin:guide`.
-    """
-    short = [short_name(name) for name in (base, trained)]
-    if short[0] == short[1]:
-        short = [f"{short[0]}-base", f"{short[1]}-trained"]
-    return {"base": short[0], "trained": short[1]}
-
-
-def short_name(name: str) -> str:
-    """The last part of a path or id, as it can name a file; of what a run wrote also the run."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    if len(parts) > 2 and parts[-2] == "checkpoints":
-        parts = [f"{parts[-3]}-{parts[-1]}"]
-    last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"
-    return "".join(char if char.isalnum() or char in "._-" else "-" for char in last).lstrip(".") or "model"
+    @classmethod
+    def of(cls, target: Target, name: str) -> "Answering":
+        """The model that a target names."""
+        source = find_model(target.recipe.model.path, target.recipe.model.revision)
+        load = None if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
+        return cls(name, source, target.checkpoint, load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +59,8 @@ class Wanted:
     Attributes:
         prompts: a file of prompts; None asks those of the held-out pairs.
         num_prompts: how many; None is 100 of held-out pairs and all of a file.
-        max_new_tokens, temperature: see `choose_decoding`.
+        max_new_tokens: None is 512, or what there is room for.
+        temperature: of the sampled answers.
         engine: what runs the models; None is vLLM where it is installed.
         folder: where answers go; None is RUN/answers, or answers/NAME for what is no run.
     """
@@ -281,28 +94,32 @@ def answer_prompts(
     base = _base_of(trained, baseline, overrides)
     recipe = trained.recipe
     tokenizer = prepare_tokenizer(recipe)
-    questions, asked_of = _questions(recipe, tokenizer, wanted)
-    names = names_of(base.name, trained.name)
-    targets: dict[Side, Target] = {"base": base, "trained": trained}
-    models = {side: _answering(names[side], target) for side, target in targets.items()}
+    if wanted.prompts is not None:
+        asked_of = wanted.prompts
+        questions = questions_of_file(asked_of, tokenizer, recipe.data, wanted.num_prompts)
+    else:
+        held_out, most = held_out_of(recipe), wanted.num_prompts or NUM_PROMPTS
+        asked_of = held_out.name
+        questions = questions_of_pairs(held_out.pairs, held_out.sources, held_out.role, recipe.data, most)
+    names = [short_name(base.name), short_name(trained.name)]
+    if names[0] == names[1]:
+        names = [f"{names[0]}-base", f"{names[1]}-trained"]
+    models: dict[Side, Answering] = {"base": Answering.of(base, names[0]), "trained": Answering.of(trained, names[1])}
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
-    decoding = choose_decoding(
-        models,
-        questions.asked,
-        Rules.of(recipe.data, tokenizer).ends,
-        max_new_tokens=wanted.max_new_tokens,
-        temperature=wanted.temperature,
-        seed=recipe.seed,
-    )
+    decoding = choose_decoding(models, questions.asked, wanted, recipe, tokenizer)
     engine = choose_engine(models, wanted.engine)
-    manifest = manifest_of(models, questions, asked_of, decoding, engine, tokenizer, recipe.data)
-    folder = AnswerFolder.make(wanted.folder or _default_folder(trained), manifest, questions.asked)
+    manifest = manifest_of(models, questions, asked_of, decoding, engine, tokenizer, recipe)
+    path = wanted.folder
+    if path is None:
+        run = Path(trained.name).expanduser().parent
+        path = run / "answers" if (run / "run.json").is_file() else Path("answers") / short_name(trained.name)
+    folder = AnswerFolder.make(path, manifest, questions.asked)
     say(f"{len(folder.questions):,} prompts of {asked_of}, answered by {engine}, into {folder.path}")
-
-    def progress(side: Side, mode: Mode, done: int) -> None:
-        say(f"{names[side]}, {mode}: {done:,} of {len(folder.questions):,}")
-
-    generate(folder, models, decoding, engine, tokenizer, progress)
+    for side in SIDES:
+        _let_answer(folder, side, models[side], decoding, engine, say)
+    folder.write_formats(time.time())
+    base_answers, trained_answers = (folder.in_order(side, "greedy") for side in SIDES)
+    write_blind(folder.path, folder.questions, base_answers, trained_answers, decoding.seed)
     return folder.path
 
 
@@ -318,22 +135,161 @@ def _base_of(trained: Target, baseline: str | None, overrides: Sequence[str]) ->
     return base
 
 
-def _answering(name: str, target: Target) -> Answering:
-    source = find_model(target.recipe.model.path, target.recipe.model.revision)
-    load = None if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
-    return Answering(name, source, target.checkpoint, load)
+def short_name(name: str) -> str:
+    """The last part of a path or id, as it can name a file; of what a run wrote also the run."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    if len(parts) > 2 and parts[-2] == "checkpoints":
+        parts = [f"{parts[-3]}-{parts[-1]}"]
+    last = parts[-2] if len(parts) > 1 and parts[-1] == "model" else parts[-1] if parts else "model"
+    return "".join(char if char.isalnum() or char in "._-" else "-" for char in last).lstrip(".") or "model"
 
 
-def _questions(recipe: Recipe, tokenizer: TextTokenizer, wanted: Wanted) -> tuple[Questions, str]:
-    if wanted.prompts is not None:
-        return questions_of_file(wanted.prompts, tokenizer, recipe.data, wanted.num_prompts), wanted.prompts
-    held_out = held_out_of(recipe)
-    most = wanted.num_prompts or NUM_PROMPTS
-    return questions_of_pairs(held_out.pairs, held_out.sources, held_out.role, recipe.data, most), held_out.name
+def require_same_tokens(base: ModelRecipe, tokenizer: TextTokenizer, questions: Sequence[Question]) -> None:
+    """Refuse a base model whose tokenizer gives other tokens: both models get the same ones.
+
+    Raises:
+        UserError: names a prompt.
+    """
+    texts = [question.text for question in questions]
+    other = load_tokenizer(base.path, revision=base.revision).encode_batch(texts)
+    for question, ours, theirs in zip(questions, tokenizer.encode_batch(texts), other, strict=True):
+        if ours != theirs:
+            raise UserError(
+                f"the tokenizer of {base.path} is another one than that of {tokenizer.where}.",
+                "Name a baseline of the same family, such as the model that training started from.",
+                where=question.where,
+            )
 
 
-def _default_folder(trained: Target) -> Path:
-    model = Path(trained.name).expanduser()
-    if (model.parent / "run.json").is_file():
-        return model.parent / "answers"
-    return Path("answers") / short_name(trained.name)
+def choose_decoding(
+    models: Mapping[Side, Answering],
+    questions: Sequence[Question],
+    wanted: Wanted,
+    recipe: Recipe,
+    tokenizer: TextTokenizer,
+) -> Decoding:
+    """How answers are drawn; one has to fit in the positions that both models know, and ends as in training.
+
+    Raises:
+        UserError: a value is out of its range, or there is no room for an answer.
+    """
+    if wanted.max_new_tokens is not None and wanted.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {wanted.max_new_tokens}, must be at least 1.", "512 is usual.")
+    if not 0 < wanted.temperature <= 10:
+        raise UserError(
+            f"--temperature is {wanted.temperature:g}, must be above 0 and at most 10.",
+            "Greedy answers are made besides.",
+        )
+    longest = max(len(question.ids) for question in questions)
+    known = [(model.source.max_length, model.name) for model in models.values() if model.source.max_length is not None]
+    most, name = min(known, default=(None, ""))
+    room = MAX_NEW_TOKENS if most is None else most - longest
+    length = min(MAX_NEW_TOKENS, room) if wanted.max_new_tokens is None else wanted.max_new_tokens
+    if most is not None and not 1 <= length <= room:
+        raise UserError(
+            f"the longest prompt has {longest:,} tokens, and {name} knows {most:,} positions: no room for answers of "
+            f"{max(1, length):,}.",
+            f"Set --max-new-tokens {room} or less." if room >= 1 else "Lower data.max_prompt_length.",
+        )
+    return Decoding(
+        max_new_tokens=length,
+        temperature=wanted.temperature,
+        seed=recipe.seed,
+        end_ids=tuple(sorted(Rules.of(recipe.data, tokenizer).ends)),
+        to_text=tokenizer.decode,
+    )
+
+
+def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> Engine:
+    """What is wanted, or vLLM where it is installed and both models are whole folders.
+
+    Raises:
+        UserError: vLLM is wanted and not installed, or it would need a model merged first.
+    """
+    are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
+    has_vllm = vllm_is_installed() and are_whole
+    if wanted == "vllm" and not has_vllm:
+        raise UserError(
+            "vLLM is not installed, or one of the models is an adapter or a checkpoint, which it would need merged.",
+            "Use --engine transformers.",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+    return wanted or ("vllm" if has_vllm else "transformers")
+
+
+def manifest_of(
+    models: Mapping[Side, Answering],
+    questions: Questions,
+    asked_of: str,
+    decoding: Decoding,
+    engine: Engine,
+    tokenizer: TextTokenizer,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """All that answers depend on, as JSON; two equal ones ask the same of the same models."""
+    template = tokenizer.template_source
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "answers",
+        "tool": f"simpo {__version__}",
+        "models": {
+            side: {"name": model.name, "path": str(model.checkpoint or model.source.name), **_weights(model)}
+            for side, model in models.items()
+        },
+        "engine": engine,
+        "engine_version": version(engine),
+        "decoding": {
+            "modes": list(MODES),
+            "max_new_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "top_p": 1.0,
+            "top_k": None,
+            "repetition_penalty": 1.0,
+            "seed": decoding.seed,
+        },
+        "stop_tokens": [{"id": end, "text": tokenizer.decode([end])} for end in decoding.end_ids],
+        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "chat_template_kwargs": recipe.data.chat_template_kwargs,
+        "tokenizer_sha256": tokenizer.sha256,
+        "prompts": {
+            "from": asked_of,
+            "count": len(questions.asked),
+            "sha256": hashlib.sha256(repr([one.ids for one in questions.asked]).encode()).hexdigest(),
+            "left_out": dict(sorted(questions.left_out.items())),
+        },
+    }
+
+
+def _weights(model: Answering) -> dict[str, Any]:
+    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
+    source = model.source
+    files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
+    if source.adapter_base is not None:
+        below = sorted(source.adapter_base.folder.glob("*.safetensors"))
+        files |= {f"base/{file.name}": sha256_of(file) for file in below}
+    if model.checkpoint is not None:
+        files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
+    dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
+    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
+
+
+def _let_answer(
+    folder: AnswerFolder, side: Side, model: Answering, decoding: Decoding, engine: Engine, say: Callable[[str], None]
+) -> None:
+    """Let a model answer what it has not answered yet.
+
+    Raises:
+        UserError: its weights do not load.
+    """
+    asked = folder.still_to_ask(side)
+    if not asked:
+        return
+    done = {mode: len(folder.questions) - len(asked.get(mode, ())) for mode in MODES}
+    if engine == "vllm":
+        batches = vllm_answers_of(model.source, asked, decoding)
+    else:
+        batches = answers_of(model.source, asked, decoding, model.load)
+    for mode, answers in batches:
+        folder.add(side, mode, answers)
+        done[mode] += len(answers)
+        say(f"{model.name}, {mode}: {done[mode]:,} of {len(folder.questions):,}")

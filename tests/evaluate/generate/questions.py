@@ -3,7 +3,7 @@
 import random
 
 from simpo_cli.data.pair import Message
-from simpo_cli.evaluate.generate.decoding import Answer
+from simpo_cli.evaluate.generate.folder import Answer
 from simpo_cli.evaluate.generate.prompts import Question
 
 

@@ -12,14 +12,22 @@ from transformers import GenerationConfig
 
 from simpo_cli import stages
 from simpo_cli.evaluate.generate import decode
-from simpo_cli.evaluate.generate.decode import InverseDraw, answer_batch, answers_of, open_for_answers, rows_that_fit
-from simpo_cli.evaluate.generate.decoding import MODES, Decoding, Mode, uniforms
+from simpo_cli.evaluate.generate.decode import (
+    Decoding,
+    InverseDraw,
+    answer_batch,
+    answers_of,
+    open_for_answers,
+    rows_that_fit,
+    uniforms,
+)
+from simpo_cli.evaluate.generate.folder import MODES, Mode
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.load import find_model
 from tests.evaluate.generate.questions import random_questions
 from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
-DECODING = Decoding(max_new_tokens=12, temperature=0.8, seed=3, end_ids=tuple(range(3, 33)))
+DECODING = Decoding(max_new_tokens=12, temperature=0.8, seed=3, end_ids=tuple(range(3, 33)), to_text=str)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "qwen3"])

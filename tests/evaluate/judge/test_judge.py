@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate.decoding import Generated
-from simpo_cli.evaluate.generate.folder import AnswerFolder
-from simpo_cli.evaluate.judge.client import Judge
-from simpo_cli.evaluate.judge.run import AT_ONCE, judge_answers, judge_document
+from simpo_cli.evaluate.generate.folder import MODES, SIDES, Answer, AnswerFolder
+from simpo_cli.evaluate.judge import AT_ONCE, judge_answers, judge_document
+from simpo_cli.evaluate.judge_client import Judge
 from tests.evaluate.generate.questions import random_questions
 from tests.evaluate.judge.local_judge import Said, completion, error, judge_server, shown_answers
 
@@ -27,11 +26,10 @@ def answered(path: Path, count: int, *, texts: Sequence[str] = ("base {i}", "tra
     """A folder of answers that needs no model."""
     questions = random_questions(count, seed=1)
     folder = AnswerFolder.make(path, MANIFEST, questions)
-    for side, text in zip(("base", "trained"), texts, strict=True):
-        written = [text.replace("{i}", str(i)) for i in range(count)]
-        generated = [Generated(question.key, (i,), True) for i, question in enumerate(questions)]
-        for mode in ("greedy", "sampled"):
-            folder.add(side, mode, generated, written)  # type: ignore[arg-type]
+    for side, text in zip(SIDES, texts, strict=True):
+        answers = [Answer(one.key, text.replace("{i}", str(i)), (i,), True) for i, one in enumerate(questions)]
+        for mode in MODES:
+            folder.add(side, mode, answers)
     return path
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_cli.evaluate.judge.client import question_about, read_reply
+from simpo_cli.evaluate.judge_client import question_about, read_reply
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.evaluate.judge.win_rate import length_controlled, win_rate
+from simpo_cli.evaluate.judge import length_controlled
+from simpo_cli.statistics import proportion
 
 
 def judged(
@@ -27,7 +28,7 @@ def test_a_judge_that_goes_by_length_inflates_the_raw_win_rate_only() -> None:
     draw = np.random.default_rng(1)
     for _ in range(seen):
         scores, longer, prompts = judged(draw, quality=0.0, bias=1.5)
-        raw.append(win_rate(scores, prompts).value)
+        raw.append(proportion(scores, prompts).value)
         result = length_controlled(scores, longer, prompts)
         assert result is not None
         controlled.append(result.win_rate.value)
@@ -84,6 +85,6 @@ def test_where_length_cannot_be_controlled() -> None:
 
 def test_both_orders_of_a_prompt_are_one_sample() -> None:
     scores = [1.0, 0.0] * 15
-    doubled = win_rate(scores * 2, [str(i) for i in range(30)] * 2)
-    single = win_rate(scores, [str(i) for i in range(30)])
+    doubled = proportion(scores * 2, [str(i) for i in range(30)] * 2)
+    single = proportion(scores, [str(i) for i in range(30)])
     assert doubled.high - doubled.low == pytest.approx(single.high - single.low, rel=0.08)

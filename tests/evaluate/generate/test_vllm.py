@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from simpo_cli.evaluate.generate import vllm_engine
-from simpo_cli.evaluate.generate.decoding import Decoding, Generated
+from simpo_cli.evaluate.generate.decode import Decoding, vllm_answers_of
+from simpo_cli.evaluate.generate.folder import Answer
 from tests.evaluate.generate.questions import random_questions
 
-DECODING = Decoding(max_new_tokens=9, temperature=0.6, seed=5, end_ids=(2, 7))
+DECODING = Decoding(max_new_tokens=9, temperature=0.6, seed=5, end_ids=(2, 7), to_text=str)
 
 
 class LLM:
@@ -76,7 +76,7 @@ def cleanups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_prompts_go_in_as_tokens_and_answers_come_back_without_their_end(cleanups: list[str]) -> None:
     questions = random_questions(3, seed=1)
     source: Any = SimpleNamespace(folder="some/model", code={})
-    answers = dict(vllm_engine.answers_of(source, {"greedy": questions, "sampled": questions[:1]}, DECODING))
+    answers = dict(vllm_answers_of(source, {"greedy": questions, "sampled": questions[:1]}, DECODING))
     (engine,) = LLM.made
     longest = max(len(question.ids) for question in questions)
     assert engine.settings == {"model": "some/model", "seed": 5, "max_model_len": longest + 9}
@@ -89,7 +89,8 @@ def test_prompts_go_in_as_tokens_and_answers_come_back_without_their_end(cleanup
     assert sampled[0].seed == greedy[0].seed, "a prompt's seed does not depend on what else is asked"
     assert len({one.seed for one in greedy}) == 3
     assert answers["greedy"] == [
-        Generated(question.key, (question.ids[-1], 8), i > 0) for i, question in enumerate(questions)
+        Answer(question.key, f"({question.ids[-1]}, 8)", (question.ids[-1], 8), i > 0)
+        for i, question in enumerate(questions)
     ]
     assert cleanups == ["given back"]
 
@@ -97,13 +98,13 @@ def test_prompts_go_in_as_tokens_and_answers_come_back_without_their_end(cleanup
 @pytest.mark.usefixtures("cleanups")
 def test_code_of_a_model_is_run_where_the_command_line_has_asked_for_it() -> None:
     source: Any = SimpleNamespace(folder="some/model", code={"modeling_own.py": "aa"})
-    list(vllm_engine.answers_of(source, {"greedy": random_questions(1, seed=1)}, DECODING))
+    list(vllm_answers_of(source, {"greedy": random_questions(1, seed=1)}, DECODING))
     assert LLM.made[0].trust_remote_code is True
 
 
 def test_memory_is_given_back_when_the_call_is_broken_off(cleanups: list[str]) -> None:
     source: Any = SimpleNamespace(folder="some/model", code={})
-    answers = vllm_engine.answers_of(source, {"greedy": random_questions(3, seed=1)}, DECODING)
+    answers = vllm_answers_of(source, {"greedy": random_questions(3, seed=1)}, DECODING)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
     assert cleanups == ["given back"]

@@ -1,24 +1,29 @@
-"""`simpo eval --judge`: both orders of every pair of answers before a judge, every reply kept as it comes, and what its
-verdicts say.
+"""`simpo eval --judge`: both orders of every pair of answers before a judge, every reply kept as it comes, and how
+often the trained model's answer is preferred, as it is and as it would be if the answers were equally long.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
 from simpo_cli import statistics
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate.decoding import Answer
-from simpo_cli.evaluate.generate.folder import AnswerFolder, add_rows, read_rows
+from simpo_cli.evaluate.generate.folder import Answer, AnswerFolder, add_rows, read_rows
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.evaluate.judge.client import INSTRUCTIONS, Judge, question_about, read_reply
-from simpo_cli.evaluate.judge.win_rate import length_controlled, win_rate
+from simpo_cli.evaluate.judge_client import INSTRUCTIONS, Judge, question_about, read_reply
+from simpo_cli.statistics import CONFIDENCE, Measured
+
+Floats = NDArray[np.float64]
 
 Order = Literal["base first", "trained first"]
 ORDERS: tuple[Order, ...] = ("base first", "trained first")
@@ -29,7 +34,23 @@ OUTCOMES: tuple[Outcome, ...] = ("verdict", "unreadable", "refused", "timed out"
 ASKED_AGAIN: tuple[Outcome, ...] = ("timed out", "failed")
 """What a second call asks again: the judge gave no reply."""
 
+AT_ONCE = 8
+"""Questions that wait for their reply together."""
+
+MIN_PROMPTS = 10
+"""Under these many prompts there is no length-controlled win rate."""
+
 _PREFIX = "judge."
+_SCORES: dict[Winner, float] = {"trained": 1.0, "tie": 0.5, "base": 0.0}
+_PRIOR = 5.0
+"""Standard deviation of the normal prior on each coefficient: e^5 is a win rate of 99.3 %. It keeps a judge that always
+prefers one model, or one length, from running away to infinity, and moves nothing else that can be seen."""
+_FAILURES = {
+    "timed out": ("did not reply in time", "Ask again later; the judge may be overloaded."),
+    "failed": ("did not reply", "Look at the judge's own log."),
+    "refused": ("refused to judge", "Name another model with --judge-model."),
+    "unreadable": ("gave no verdict that can be read", "Name a model that follows instructions with --judge-model."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +83,14 @@ class JudgeRecord:
         Raises:
             UserError: the file is of other answers, or of another endpoint.
         """
+        texts = [[one.key, one.text, other.text] for one, other in zip(base, trained, strict=True)]
+        answers = json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")
         heading = {
             "schema_version": 1,
             "judge": judge.model,
             "url": judge.url,
             "instructions_sha256": hashlib.sha256(INSTRUCTIONS.encode()).hexdigest(),
-            "answers_sha256": _digest(base, trained),
+            "answers_sha256": hashlib.sha256(answers).hexdigest(),
         }
         name = "".join(char if char.isalnum() or char in "._-" else "-" for char in judge.model)
         record = cls(folder / f"{_PREFIX}{name}.jsonl", heading)
@@ -82,12 +105,6 @@ class JudgeRecord:
                 where=str(record.file),
             )
         return record
-
-    @classmethod
-    def all_in(cls, folder: Path) -> list["JudgeRecord"]:
-        """The records that a folder of answers has."""
-        files = sorted(folder.glob(f"{_PREFIX}*.jsonl"))
-        return [cls(file, rows[0]) for file in files if (rows := read_rows(file))]
 
     def judgements(self) -> dict[tuple[str, Order], Judgement]:
         """The last reply on each prompt in each order."""
@@ -105,23 +122,11 @@ class JudgeRecord:
         add_rows(self.file, [{name: getattr(one, name) for name in Judgement.__slots__} for one in judgements])
 
 
-def _digest(base: Sequence[Answer], trained: Sequence[Answer]) -> str:
-    texts = [[one.key, one.text, other.text] for one, other in zip(base, trained, strict=True)]
-    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-AT_ONCE = 8
-"""Questions that wait for their reply together."""
-
-Progress = Callable[[int, int], None]
-"""Called after every batch: replies so far, replies wanted."""
-
-
-def judge_answers(path: Path, judge: Judge, progress: Progress) -> None:
+def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]) -> None:
     """Have the greedy answers of a folder judged, each pair in both orders; replies are kept as they come.
 
     Pairs of equal texts are ties and are not asked. A second call asks what is still open: what timed out or failed,
-    and what was not reached.
+    and what was not reached. `progress` is called after every batch: replies so far, replies wanted.
 
     Raises:
         UserError: the judge cannot be reached, or none of a whole batch of questions got a verdict.
@@ -130,23 +135,20 @@ def judge_answers(path: Path, judge: Judge, progress: Progress) -> None:
     base, trained = folder.in_order("base", "greedy"), folder.in_order("trained", "greedy")
     record = JudgeRecord.make(path, judge, base, trained)
     done = {place for place, one in record.judgements().items() if one.outcome not in ASKED_AGAIN}
-    open_ones = [one for one in _questions(folder.questions, base, trained) if (one[0].key, one[3]) not in done]
-    wanted = len(done) + len(open_ones)
+    to_ask = [
+        (question, one, other, order)
+        for question, one, other in zip(folder.questions, base, trained, strict=True)
+        for order in ORDERS
+        if one.text != other.text and (question.key, order) not in done
+    ]
+    wanted = len(done) + len(to_ask)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in range(0, len(open_ones), AT_ONCE):
-            judgements = list(pool.map(lambda one: _judged(judge, *one), open_ones[start : start + AT_ONCE]))
+        for start in range(0, len(to_ask), AT_ONCE):
+            judgements = list(pool.map(lambda one: _judged(judge, *one), to_ask[start : start + AT_ONCE]))
             record.add(judgements)
             done |= {(one.key, one.order) for one in judgements}
             progress(len(done), wanted)
             _require_some_verdict(judgements, record, len(done), wanted)
-
-
-def _questions(
-    questions: Sequence[Question], base: Sequence[Answer], trained: Sequence[Answer]
-) -> Iterator[tuple[Question, Answer, Answer, Order]]:
-    for (question, one, other), order in product(zip(questions, base, trained, strict=True), ORDERS):
-        if one.text != other.text:
-            yield question, one, other, order
 
 
 def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, order: Order) -> Judgement:
@@ -161,14 +163,6 @@ def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, ord
     if order == "trained first":
         sides |= {"A": "trained", "B": "base"}
     return Judgement(question.key, order, "verdict", sides[reading], reply.text)
-
-
-_FAILURES = {
-    "timed out": ("did not reply in time", "Ask again later; the judge may be overloaded."),
-    "failed": ("did not reply", "Look at the judge's own log."),
-    "refused": ("refused to judge", "Name another model with --judge-model."),
-    "unreadable": ("gave no verdict that can be read", "Name a model that follows instructions with --judge-model."),
-}
 
 
 def _require_some_verdict(judgements: Sequence[Judgement], record: JudgeRecord, done: int, wanted: int) -> None:
@@ -198,11 +192,9 @@ def judge_document(path: Path) -> list[dict[str, Any]]:
         UserError: a file is damaged.
     """
     folder = AnswerFolder.open(path)
-    records = JudgeRecord.all_in(path)
-    if not records:
-        return []
     base, trained = folder.in_order("base", "greedy"), folder.in_order("trained", "greedy")
-    return [_document(record, base, trained) for record in records]
+    files = sorted(path.glob(f"{_PREFIX}*.jsonl"))
+    return [_document(JudgeRecord(file, rows[0]), base, trained) for file in files if (rows := read_rows(file))]
 
 
 def _document(record: JudgeRecord, base: Sequence[Answer], trained: Sequence[Answer]) -> dict[str, Any]:
@@ -239,7 +231,7 @@ def _document(record: JudgeRecord, base: Sequence[Answer], trained: Sequence[Ans
         "file": str(record.file),
         "prompts": {"all": len(base), "judged": len(prompts) // 2, "equal_answers": equal},
         "replies": {name.replace(" ", "_"): outcomes[name] for name in OUTCOMES},
-        "win_rate": win_rate(scores, prompts).as_json() if prompts else None,
+        "win_rate": statistics.proportion(scores, prompts).as_json() if prompts else None,
         "length_controlled": controlled and controlled.win_rate.as_json(),
         "length_effect": controlled and controlled.length_effect.as_json(),
         "position_consistency": statistics.proportion(consistent).as_json() if consistent else None,
@@ -248,4 +240,84 @@ def _document(record: JudgeRecord, base: Sequence[Answer], trained: Sequence[Ans
     }
 
 
-_SCORES: dict[Winner, float] = {"trained": 1.0, "tie": 0.5, "base": 0.0}
+@dataclass(frozen=True, slots=True)
+class LengthControlled:
+    """The win rate at equal lengths, and the gain in log-odds where the trained answer is much the longer one."""
+
+    win_rate: Measured
+    length_effect: Measured
+
+
+def length_controlled(
+    scores: Sequence[float], length_differences: Sequence[float], prompts: Sequence[str]
+) -> LengthControlled | None:
+    """The win rate that the verdicts would have if both answers were equally long.
+
+    After AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475): a logistic regression of the verdict on the difference in
+    length, read off at the difference 0.
+
+        P(trained preferred) = sigmoid(theta + phi * tanh((l_trained - l_base) / s)),   win rate = sigmoid(theta)
+
+    s is the standard deviation of the differences over prompts. Theirs has a third term, the difficulty of each
+    instruction, which is estimated from the verdicts on many other models; there are none here, so it is left out. The
+    interval goes by prompt (a sandwich, Liang and Zeger 1986) with Student's quantile.
+
+    Args:
+        scores: (n,) 1 for the trained model, 0 for the base, 0.5 for a tie.
+        length_differences: (n,) characters of the trained answer less those of the base answer.
+        prompts: (n,) the prompt of each verdict.
+
+    Returns:
+        None under 10 prompts, and where all differences are the same.
+    """
+    names, codes = np.unique(np.asarray(prompts), return_inverse=True)
+    won = np.asarray(scores, dtype=np.float64)
+    longer = np.asarray(length_differences, dtype=np.float64)
+    spread = float(np.std([longer[codes == code][0] for code in range(len(names))], ddof=1)) if len(names) > 1 else 0.0
+    if len(names) < MIN_PROMPTS or spread == 0:
+        return None
+    features = np.column_stack([np.ones_like(won), np.tanh(longer / spread)])
+    weights = _fit(features, won)
+    deviations = _deviations(features, won, weights, codes, len(names))
+    half = float(stdtrit(len(names) - 1, 0.5 + CONFIDENCE / 2)) * deviations
+    theta, phi = weights.tolist()
+    return LengthControlled(
+        Measured(_sigmoid(theta), _sigmoid(theta - half[0]), _sigmoid(theta + half[0]), len(won)),
+        Measured(phi, phi - float(half[1]), phi + float(half[1]), len(won)),
+    )
+
+
+def _fit(features: Floats, won: Floats) -> Floats:
+    """(2,) coefficients at the top of the penalised likelihood, by Newton's method; it is concave."""
+    weights = np.zeros(features.shape[1])
+    for _ in range(100):
+        chances = 1 / (1 + np.exp(-features @ weights))
+        slope = features.T @ (won - chances) - weights / _PRIOR**2
+        step = np.linalg.solve(_curvature(features, chances), slope)
+        step *= min(1.0, 2.0 / float(np.abs(step).max() or 1.0))  # not beyond where the curvature was looked at
+        weights += step
+        if np.abs(step).max() < 1e-10:
+            break
+    return weights
+
+
+def _curvature(features: Floats, chances: Floats) -> Floats:
+    spread = (chances * (1 - chances))[:, None]
+    curvature: Floats = features.T @ (spread * features) + np.eye(features.shape[1]) / _PRIOR**2
+    return curvature
+
+
+def _deviations(features: Floats, won: Floats, weights: Floats, codes: NDArray[np.intp], num_prompts: int) -> Floats:
+    """(2,) standard deviations of the coefficients when it is prompts that were drawn."""
+    chances = 1 / (1 + np.exp(-features @ weights))
+    inverse = np.linalg.inv(_curvature(features, chances))
+    slopes = np.zeros((num_prompts, features.shape[1]))
+    np.add.at(slopes, codes, (won - chances)[:, None] * features)
+    variance = num_prompts / (num_prompts - 1) * inverse @ (slopes.T @ slopes) @ inverse
+    # verdicts that are all the same show no spread by prompt: then what as many independent ones would have counts
+    deviations: Floats = np.sqrt(np.maximum(np.diag(variance), np.diag(inverse)))
+    return deviations
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value > -700 else 0.0
