@@ -17,14 +17,13 @@ from simpo_cli.model.compile_check import choose_compiling, compile_for_training
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy, trainable
-from simpo_cli.model.rounding import export_dtype
+from simpo_cli.model.rounding import WeightSample, export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
 from simpo_cli.run.events import Observer
 from simpo_cli.run.identity import Change, recipe_values
 from simpo_cli.run.stop import StopRequest
-from simpo_cli.train.health.probes import AnswerProbe, WeightSample
-from simpo_cli.train.health.watch import Health
+from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.loop import Training
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from simpo_cli.train.resume import ResumeState, Saved

@@ -17,13 +17,13 @@ from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.rounding import WeightSample, step_counting_lost
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord
 from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.stages import stage
-from simpo_cli.train.health.probes import AnswerProbe, WeightSample, step_counting_lost
-from simpo_cli.train.health.watch import Health
+from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.optimizer import learning_rate
 from simpo_cli.train.run_plan import RunPlan
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
@@ -228,6 +228,9 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
     at = probe(held_out)
     now, then = scores.select(at), training.start_scores.select(at)
     summary = summarise(scores, training.run.recipe.loss)
+    kept = None  # what a save in a narrower type would keep of the change so far
+    if training.start_weights is not None and saved is None and step > 0:
+        kept = training.start_weights.rounding(training.export_dtype).kept_share
     record = EvalRecord(
         step=step,
         pairs=summary.pairs,
@@ -244,19 +247,12 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         logps_rejected_delta=float(np.mean(now.rejected - then.rejected)),
         probe_pairs=len(at),
         seconds=time.perf_counter() - started,
-        export_kept_share=_export_kept_share(training) if saved is None and step > 0 else None,
+        export_kept_share=kept,
         answers=answers,
     )
     training.observer.evaluated(record)
     training.health.evaluated(record)
     return record
-
-
-def _export_kept_share(training: Training) -> float | None:
-    """What a save in the export type would now keep of the change; None where it is as wide as the weights."""
-    if training.start_weights is None:
-        return None
-    return training.start_weights.rounding(training.export_dtype).kept_share
 
 
 def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: float, training: Training) -> StepRecord:

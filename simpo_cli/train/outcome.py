@@ -28,7 +28,7 @@ from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.table import Row, Table
 from simpo_cli.train.header import data_names
-from simpo_cli.train.health.watch import CHANGE_LOST
+from simpo_cli.train.health import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
 from simpo_cli.train.run_plan import QUICK, RunPlan
 from simpo_cli.train.saving import CheckpointSaver

@@ -20,7 +20,7 @@ from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.run.verify import written_files
 from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.header import header
-from simpo_cli.train.health.watch import UnhealthyError
+from simpo_cli.train.health import UnhealthyError
 from simpo_cli.train.loop import run_steps
 from simpo_cli.train.observers import Recorder, Trackers
 from simpo_cli.train.outcome import finish

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from simpo_cli.evaluate import answers
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from simpo_cli.train import build
-from simpo_cli.train.health.probes import AnswerProbe
+from simpo_cli.train.health import AnswerProbe
 from tests.tiny import save_tiny_model
 
 

@@ -12,7 +12,7 @@ from simpo_cli.evaluate.answers import Question
 from simpo_cli.evaluate.generate.measures import repeated_share
 from simpo_cli.model.policy import Policy
 from simpo_cli.run.events import LOOPING, ProbeAnswer
-from simpo_cli.train.health.probes import AnswerProbe
+from simpo_cli.train.health import AnswerProbe
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode
 from simpo_cli.train import build
-from simpo_cli.train.health.probes import AnswerProbe
-from simpo_cli.train.health.watch import UnhealthyError
+from simpo_cli.train.health import AnswerProbe, UnhealthyError
 from tests.train.conftest import Memory
 from tests.train.guide import Guide
 from tests.train.same_bits import final_state, rows, timeless

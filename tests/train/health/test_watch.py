@@ -10,7 +10,7 @@ import pytest
 from simpo_cli.errors import ExitCode
 from simpo_cli.recipe.schema import DataRecipe, HealthRecipe, ModelRecipe, Recipe, TrainRecipe
 from simpo_cli.run.events import EvalRecord, ProbeAnswer, StepRecord
-from simpo_cli.train.health.watch import Health, UnhealthyError
+from simpo_cli.train.health import Health, UnhealthyError
 
 STEP = StepRecord(
     step=1,

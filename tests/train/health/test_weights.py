@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from simpo_cli.train.health.probes import WeightSample, sampled, step_counting_lost
+from simpo_cli.model.rounding import WeightSample, sampled, step_counting_lost
 
 
 def _weights(dtype: torch.dtype, *sizes: int) -> dict[str, nn.Parameter]:

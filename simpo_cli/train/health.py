@@ -2,6 +2,10 @@
 
 Readings are judged as they come: each code is said once, and what a run should stop for is kept. All that is remembered
 goes into the checkpoint, so a resumed run says and does what an unbroken one would.
+docs/health.md is the page for users.
+
+A preference loss looks at given responses only, so a model can get better at telling them apart while what it writes
+itself falls to pieces. Two signs need no judge: an answer that repeats itself, and one that does not end.
 """
 
 from collections import Counter
@@ -10,7 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
+from accelerate import Accelerator
+
+from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.answers import Question, generate
+from simpo_cli.evaluate.generate.measures import repeated_share
+from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import HealthRecipe, Recipe
 from simpo_cli.run.events import EvalRecord, ProbeAnswer, StepRecord
 
@@ -98,6 +108,28 @@ class Alert:
     def remedy(self) -> str:
         """What to do."""
         return WATCHES[self.code].remedy
+
+
+@dataclass(frozen=True)
+class AnswerProbe:
+    """A few prompts, the same ones through the whole run.
+
+    Attributes:
+        questions: the prompts; none where nothing is held out.
+        most_tokens: an answer is cut there.
+    """
+
+    questions: Sequence[Question]
+    tokenizer: TextTokenizer
+    most_tokens: int
+
+    def ask(self, policy: Policy, accelerator: Accelerator) -> tuple[ProbeAnswer, ...]:
+        """The greedy answer to each prompt."""
+        answers = generate(policy, self.questions, self.tokenizer, accelerator, most_tokens=self.most_tokens)
+        return tuple(
+            ProbeAnswer(question.text, answer.text, len(answer.ids), repeated_share(answer.ids), answer.ended)
+            for question, answer in zip(self.questions, answers, strict=True)
+        )
 
 
 class Health:
