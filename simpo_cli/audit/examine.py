@@ -39,7 +39,7 @@ from simpo_cli.recipe.schema import DataRecipe
 from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
-    from simpo_cli.data.selection import PromptSample
+    from simpo_cli.data.load import PromptSample
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 

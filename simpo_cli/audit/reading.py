@@ -23,7 +23,7 @@ from simpo_cli.audit.measures import Counts, TextMeasures, measure
 from simpo_cli.data.batches import end_with_the_parent, in_batches, results_in_order
 from simpo_cli.data.formats.fields import MISSING, get, nearest
 from simpo_cli.data.load import PairReader, stopped_by
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair, cut_warnings
 from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe
@@ -289,7 +289,7 @@ def in_tokens(
     Raises:
         UserError: a pair is refused where the recipe stops at such.
     """
-    from simpo_cli.data.encode import EncodedPairs, cut_warnings, encode_batches
+    from simpo_cli.data.encode import encode_batches
 
     ends, total = tokenizer.end_ids_under(data.chat_template_kwargs), EncodedPairs()
     for (texts, usable, usable_rows), encoded in encode_batches(_with_signal(batches, account), tokenizer, data):

@@ -76,8 +76,7 @@ def _composed(target: str, overrides: list[str]) -> "ComposedRecipe":
 
 @shows_work
 def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no_model: bool) -> dict[str, Any]:
-    from simpo_cli.data.inputs import require_inputs
-    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token
+    from simpo_cli.data.prepare import prepare_tokenizer, require_end_token, require_inputs
     from simpo_cli.evaluate.inspection import inspection_document
 
     require_inputs(recipe)
@@ -99,8 +98,7 @@ def _inspected(name: str, recipe: "Recipe", places: list[str], count: int, *, no
 
 def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], count: int) -> "tuple[str, list[PairView]]":
     """How the training pairs are understood, and those to show; nothing is read behind the last of them."""
-    from simpo_cli.data.load import PairReader
-    from simpo_cli.data.selection import named_pairs
+    from simpo_cli.data.load import PairReader, named_pairs
     from simpo_cli.data.tokenized_view import view_pair
 
     sources = recipe.data.sources(recipe.data.train)

@@ -175,7 +175,7 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
 
 @shows_work
 def _faults_of_inputs(recipe: "Recipe") -> list[UserError]:
-    from simpo_cli.data.inputs import faults_of_inputs
+    from simpo_cli.data.prepare import faults_of_inputs
 
     return list(faults_of_inputs(recipe))
 

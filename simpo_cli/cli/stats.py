@@ -19,8 +19,7 @@ from simpo_cli.model.remote_code import trusting
 if TYPE_CHECKING:
     from simpo_cli.audit.clean import CleanResult
     from simpo_cli.audit.examine import Examination, Tokens
-    from simpo_cli.data.load import PairReader
-    from simpo_cli.data.selection import PromptSample
+    from simpo_cli.data.load import PairReader, PromptSample
     from simpo_cli.recipe.schema import Recipe
 
 
@@ -146,7 +145,7 @@ def stats(
     tokens = inputs.tokens(tokenizer, max_length)
     scored_by = sample = None
     if model is not None:
-        from simpo_cli.data.selection import PromptSample
+        from simpo_cli.data.load import PromptSample
 
         with trusting(trust_remote_code):
             scored_by, sample = _start_recipe(composed, model, max_length), PromptSample(model_pairs)

@@ -54,7 +54,7 @@ def train(
 
 def _require_here(composed: "ComposedRecipe", *, fresh: bool, resume: bool, dry_run: bool) -> None:
     """What can be refused without torch, whose import takes seconds."""
-    from simpo_cli.data.inputs import require_inputs
+    from simpo_cli.data.prepare import require_inputs
     from simpo_cli.run.folder import require_usable
 
     require_inputs(composed.recipe)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from simpo_cli.data.encode import EncodedPairs, encode_pairs
+from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.load import stopped_by
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.recipe.schema import DataRecipe
 

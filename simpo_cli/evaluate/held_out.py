@@ -13,9 +13,9 @@ from simpo_cli.audit.measures import surface_differences
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.prepare import describe_origin, encode_source, prepare_data, prepare_tokenizer
+from simpo_cli.data.prepare import describe_origin, prepare_data, prepare_tokenizer
 from simpo_cli.data.sources import Role
-from simpo_cli.data.store import EncodedSource, StoredPairs, prompt_keys_of
+from simpo_cli.data.store import EncodedSource, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource, Recipe

@@ -11,8 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import fullest_microbatch, microbatches, row_tokens_of_each, tokens_of_each
-from simpo_cli.data.selection import probe
+from simpo_cli.data.plan import fullest_microbatch, microbatches, probe, row_tokens_of_each, tokens_of_each
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.metrics import ModelComparison, PairScores
 from simpo_cli.model.attention.interface import why_not_shared

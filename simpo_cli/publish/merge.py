@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.plan import probe
 from simpo_cli.data.prepare import make_plan, prepare_data
-from simpo_cli.data.selection import probe
 from simpo_cli.errors import UserError
 from simpo_cli.files import disk_faults
 from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
-from simpo_cli.data.selection import probe
+from simpo_cli.data.plan import Plan, microbatches, probe, tokens_of_each
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from simpo_cli.data.encode import AS_TRANSCRIPT, cut_warnings
+from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.data.file_bytes import sha256_of
-from simpo_cli.data.pair import EncodedPair
+from simpo_cli.data.pair import EncodedPair, cut_warnings
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.errors import UserError, about

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from simpo_cli.data.encode import EncodedPairs, encode_pairs
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.encode import encode_pairs
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, Message, PreferencePair
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from tests.tiny import FAMILIES, Family

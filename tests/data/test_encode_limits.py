@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, pair_batches, pair_key, prompt_key
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.encode import LONGEST_WORD, encode_pairs, pair_batches
+from simpo_cli.data.pair import Message, PreferencePair, pair_key, prompt_key
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe

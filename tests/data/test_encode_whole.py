@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.data.encode import AS_TRANSCRIPT, EncodedPairs, cut_warnings, encode_pairs, encode_prompt
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.encode import AS_TRANSCRIPT, encode_pairs, encode_prompt
+from simpo_cli.data.pair import EncodedPairs, Message, PreferencePair, cut_warnings
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe

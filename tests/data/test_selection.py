@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from simpo_cli.data.encode import prompt_key
-from simpo_cli.data.pair import EncodedPair, PreferencePair
-from simpo_cli.data.selection import PromptSample, named_pairs, probe, split_by_prompt
+from simpo_cli.data.load import PromptSample, named_pairs
+from simpo_cli.data.pair import EncodedPair, PreferencePair, prompt_key
+from simpo_cli.data.plan import probe, split_by_prompt
 from simpo_cli.errors import UserError
 
 PAIRS = [PreferencePair(f"question {n % 30}", f"a{n}", f"b{n}", f"data/prefs.jsonl:{n + 1}") for n in range(80)]

@@ -10,8 +10,9 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from simpo_cli.data.encode import EncodedPairs, encode_pairs
+from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.formats import detect, to_pair
+from simpo_cli.data.pair import EncodedPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from tests.data.encode_cases import ROOMY

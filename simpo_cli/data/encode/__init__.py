@@ -24,20 +24,16 @@ Templates that do more than append are met by these rules:
 - One that leaves the last answer without an end, which the next turn's header is (GLM-4): that token is put there.
 """
 
+from simpo_cli.data.encode.conversation import Rules
 from simpo_cli.data.encode.pairs import encode_batches, encode_pairs, encode_prompt, pair_batches
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
-from simpo_cli.data.encode.rules import EncodedPairs, Rules, cut_warnings, pair_key, prompt_key
 
 __all__ = [
     "AS_TRANSCRIPT",
     "LONGEST_WORD",
-    "EncodedPairs",
     "Rules",
-    "cut_warnings",
     "encode_batches",
     "encode_pairs",
     "encode_prompt",
     "pair_batches",
-    "pair_key",
-    "prompt_key",
 ]

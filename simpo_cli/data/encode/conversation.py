@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from simpo_cli.data.encode.rules import Rules
 from simpo_cli.data.messages import REASONING
 from simpo_cli.data.pair import Message
 from simpo_cli.data.raw import RecordError
-from simpo_cli.data.tokenizer import TemplateError, TurnMarks
+from simpo_cli.data.tokenizer import TemplateError, TextTokenizer, TurnMarks
+from simpo_cli.recipe.schema import DataRecipe
 
 AS_WRITTEN = "answer not as the template writes it"
 HISTORY_CHANGED = "turns that the template writes otherwise once they are answered"
@@ -20,6 +20,27 @@ STAND_IN, _LAST = "qZ7kqx", "qZ7kqy"  # a made-up answer, and a made-up last tur
 _LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
 _MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _CLOSING = re.compile(r"</|\[/|<[^|].*\|>|.*(?<![a-z])(end|close)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for every pair of a call; `ends` are the tokens that end an answer."""
+
+    data: DataRecipe
+    tokenizer: TextTokenizer
+    marks: TurnMarks
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, data: DataRecipe, tokenizer: TextTokenizer) -> "Rules":
+        """The rules of a recipe's data under a tokenizer with the template that the recipe chose."""
+        variables = data.chat_template_kwargs
+        return cls(data, tokenizer, tokenizer.turn_marks(variables), tokenizer.end_ids_under(variables))
+
+    @property
+    def plain(self) -> bool:
+        """Whether texts are used as they are."""
+        return not self.tokenizer.has_template or self.data.rendered
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from simpo_cli.data.encode.conversation import Conversation, unwritten
-from simpo_cli.data.encode.rules import SKIP, Rules
+from simpo_cli.data.encode.conversation import Conversation, Rules, unwritten
+from simpo_cli.data.formats.fields import SKIP
 from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
 from simpo_cli.data.raw import RecordError
@@ -158,7 +158,7 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
     calls = tuple('"tool_calls"' in turn.fields for turn in (*conversation.turns, *answers))
     if any(calls) and not tokenizer.shape.calls:
         notes.add(CALLS_AS_TEXT)
-    if conversation.tools is not None and not tokenizer.knows_tools:
+    if conversation.tools is not None and "tools" not in tokenizer.known_variables:
         notes.add(_TOOLS_LEFT_OUT)
     elif any(name not in prompt for name in _tool_names(conversation.tools)):
         notes.add("tools that the template does not write")

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 import simpo_cli
-from simpo_cli.data.encode import EncodedPairs, encode_batches, pair_batches
+from simpo_cli.data.encode import encode_batches, pair_batches
 from simpo_cli.data.file_bytes import open_regular
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader, require_few, stopped_by
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.data.store.cache import Origin, fetch
 from simpo_cli.data.store.pairs import Account, PairWriter, StoredPairs

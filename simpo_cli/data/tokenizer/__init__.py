@@ -18,10 +18,8 @@ from simpo_cli.data.tokenizer.files import (
     template_of,
     tokenizer_folder,
 )
-from simpo_cli.data.tokenizer.special_texts import EncodingError, SpecialTokenMode
-from simpo_cli.data.tokenizer.template import TemplateError, compile_template
-from simpo_cli.data.tokenizer.template_probe import TurnMarks
-from simpo_cli.data.tokenizer.text_tokenizer import GIVEN_BY_US, TextTokenizer
+from simpo_cli.data.tokenizer.template import EncodingError, TemplateError, TurnMarks, compile_template
+from simpo_cli.data.tokenizer.text_tokenizer import GIVEN_BY_US, SpecialTokenMode, TextTokenizer
 
 __all__ = [
     "GIVEN_BY_US",

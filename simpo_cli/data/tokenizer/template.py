@@ -1,8 +1,23 @@
-"""Chat templates: Jinja programs of the model's, compiled as transformers compiles them, and metered."""
+"""Chat templates: Jinja programs of the model's, compiled as transformers compiles them, and metered.
+
+What a template reads and writes is learned by rendering made-up messages: their form, and the marks around turns.
+Messages go to the template as the record holds them, as in transformers, but for what a template cannot write:
+
+- Arguments of a call are an object or its JSON as text, and many templates write only one of the two right: the other
+  is quoted twice, or written as Python writes it. There the arguments are given in the form that the template writes.
+- Content is null beside calls in OpenAI's form. Where a template fails at it, or writes `None`, it is an empty text.
+- Where a template has no place for calls, they stand behind the content as JSON, one a line.
+- Reasoning is also given under the names that templates read, `reasoning_content` and `thinking`.
+- Where a template writes only lists of content parts, a text is a list of one.
+"""
 
 import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.ext
@@ -10,8 +25,13 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 
+from simpo_cli.data.messages import REASONING, text_of
+from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer.metered import MeteredEnvironment
 from simpo_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 
 LONGEST = 100_000
 """Characters of a chat template."""
@@ -23,6 +43,10 @@ _CLOCK = "strftime_now"
 
 class TemplateError(ValueError):
     """The chat template cannot render a conversation; the message is the template's own reason."""
+
+
+class EncodingError(ValueError):
+    """The tokenizer cannot encode a text; the message is the reason, without a subject."""
 
 
 class _Generation(jinja2.ext.Extension):
@@ -125,3 +149,216 @@ def _date(call: jinja2.nodes.Call, moment: datetime) -> str | None:
             except ValueError:  # which it will be for the template, too
                 return None
     return None
+
+
+# What a template reads and writes
+
+CALL_KEY, CALL_VALUE = "qZ7kqk", "qZ7kqw"  # a made-up argument
+_ARGUMENTS = {CALL_KEY: CALL_VALUE}
+_TEXT = json.dumps(_ARGUMENTS)
+_QUESTION = "qZ7kqu"
+MADE_UP_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "qZ7kqf", "description": "-", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+
+Render = Callable[[Sequence[dict[str, Any]]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageShape:
+    """What a template can write.
+
+    Attributes:
+        calls: tool calls.
+        arguments_as_object, arguments_as_text: their arguments in this form.
+        null_content: a turn of calls whose content is null.
+        parts: content is to be a list of parts.
+    """
+
+    calls: bool = True
+    arguments_as_object: bool = True
+    arguments_as_text: bool = True
+    null_content: bool = True
+    parts: bool = False
+
+    def of(self, message: Message) -> dict[str, Any]:
+        """A message as this template reads it."""
+        fields: dict[str, Any] = json.loads(message.fields) if message.fields else {"content": message.content}
+        if calls := fields.get("tool_calls"):
+            if self.calls:
+                fields["tool_calls"] = [self._call(call) for call in calls]
+                if fields.get("content") is None and not self.null_content:
+                    fields["content"] = ""
+            else:
+                del fields["tool_calls"]
+                fields["content"] = text_of(fields.get("content"), calls)
+        if self.parts and isinstance(fields.get("content"), str):
+            fields["content"] = [{"type": "text", "text": fields["content"]}]
+        reasoning = next((fields[name] for name in REASONING if fields.get(name) is not None), None)
+        if reasoning is not None:
+            fields = {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+        return {"role": message.role, **fields}
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        given = call["function"].get("arguments")
+        if isinstance(given, str) and not self.arguments_as_text:
+            with suppress(json.JSONDecodeError, RecursionError):
+                given = json.loads(given)
+        elif isinstance(given, dict) and not self.arguments_as_object:
+            given = json.dumps(given, ensure_ascii=False)
+        else:
+            return call
+        return {**call, "function": {**call["function"], "arguments": given}}
+
+
+def made_up_call(content: str | None, arguments: Any) -> dict[str, Any]:
+    """An assistant's turn that calls a made-up tool."""
+    call = {"id": "qZ7kqid01", "type": "function", "function": {"name": "qZ7kqf", "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
+    """What a template can write, which is given messages as they are; `knows_calls` if it mentions calls at all."""
+
+    def tried(*messages: dict[str, Any]) -> str | None:
+        try:
+            return render(messages)
+        except TemplateError:
+            return None
+
+    parts = False
+    if _QUESTION not in (tried({"role": "user", "content": _QUESTION}) or ""):
+        as_parts = tried({"role": "user", "content": [{"type": "text", "text": _QUESTION}]})
+        parts = as_parts is not None and as_parts.count(_QUESTION) == 1 and repr(_QUESTION) not in as_parts
+    if not knows_calls:
+        return MessageShape(calls=False, parts=parts)
+    question = {"role": "user", "content": [{"type": "text", "text": _QUESTION}] if parts else _QUESTION}
+    seen = {
+        (content, form): tried(question, made_up_call(content, arguments))
+        for content in (None, "")
+        for form, arguments in (("object", _ARGUMENTS), ("text", _TEXT))
+    }
+    if all(text is None for text in seen.values()):  # it says itself what it wants
+        return MessageShape(parts=parts)
+    as_object = any(_writes_object(seen[content, "object"]) for content in (None, ""))
+    as_text = any(_TEXT in (seen[content, "text"] or "") for content in (None, ""))
+    form = "object" if as_object else "text"
+    null, empty = seen[None, form], seen["", form]
+    return MessageShape(
+        calls=as_object or as_text,
+        arguments_as_object=as_object,
+        arguments_as_text=as_text,
+        null_content=null is not None and (empty is None or null.count("None") <= empty.count("None")),
+        parts=parts,
+    )
+
+
+def _writes_object(text: str | None) -> bool:
+    """Whether a rendering holds the made-up arguments, and not as Python writes them."""
+    return text is not None and CALL_KEY in text and CALL_VALUE in text and repr(_ARGUMENTS) not in text
+
+
+_MADE_UP = ("qZ7kqu", "qZ7kqa", "qZ7kqv", "qZ7kqs")  # words of made-up turns; no template writes them itself
+
+
+@dataclass(frozen=True, slots=True)
+class TurnMarks:
+    """What a chat template writes around turns.
+
+    Attributes:
+        end_id: the token that ends an answer, or None where the template ends it with none. Of several that stand
+            behind every answer, it is the one that tokenizer or generation config name (Command A).
+        call_end_id: the same of an answer that calls tools, where the header of the next turn ends it.
+        end_is_written: False where the header of the next turn ends an answer, as in GLM-4: the rendering of a
+            conversation then lacks it, and it is put behind the answer.
+        opening: the header of an answer, where the template has no generation prompt that would hold it; often empty.
+        turn_ids: added tokens that stand between an answer and the next turn.
+        user_header, answer_header: what opens a turn of the user and of the assistant, such as `<|im_start|>user`.
+    """
+
+    end_id: int | None = None
+    call_end_id: int | None = None
+    end_is_written: bool = True
+    opening: str = ""
+    turn_ids: frozenset[int] = frozenset()
+    user_header: str = ""
+    answer_header: str = ""
+
+
+def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: "TextTokenizer") -> TurnMarks:
+    """What the template writes around made-up turns; nothing of a template that renders none of them.
+
+    Args:
+        render: the template; its second argument asks for the generation prompt.
+        tokens: knows the added tokens, and which of them end an answer.
+    """
+    user, answer, second, system = _MADE_UP
+    for lead in ((), (Message("system", system),)):  # some templates insist on a system turn
+        turns = [*lead, Message("user", user), Message("assistant", answer), Message("user", second)]
+        first = len(lead) + 1
+        try:
+            prompt, opened = render(turns[:first], False), render(turns[:first], True)
+            answered, dialog = render(turns[: first + 1], False), render(turns, False)
+            if all(word in text for word, text in ((user, answered), (answer, answered), (second, dialog))):
+                marks = _marks_of(prompt, opened, answered, dialog, tokens)
+                return marks if marks.end_is_written else replace(marks, call_end_id=_call_end(render, lead, tokens))
+        except (TemplateError, EncodingError):
+            continue
+    return TurnMarks()
+
+
+def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "TextTokenizer") -> TurnMarks:
+    user, answer, second, _ = _MADE_UP
+    before, _, behind = answered.rpartition(answer)
+    next_turn = dialog.rpartition(second)[0].rpartition(answer)[2]
+    turn_ids, last_ids = tokens.added_in(next_turn), tokens.added_in(behind)
+    every = [last for last, _ in takewhile(lambda two: two[0] == two[1], zip(last_ids, turn_ids, strict=False))]
+    end_id = next((i for i in every if i in tokens.named_end_ids), next(iter(last_ids), None))
+    end_is_written = True
+    if end_id is None and turn_ids and turn_ids[0] in tokens.named_end_ids:
+        end_id, end_is_written = turn_ids[0], False
+    opening = ""
+    if opened == prompt and before.startswith(opened):
+        opening = before[len(opened) :].rstrip(" ") if before[len(opened) :].strip() else ""
+    end_text = tokens.text_of(end_id) if end_id is not None and end_is_written else None
+    header = ""  # the generation prompt, as far as the answer's own rendering has it: not an opening `<think>`
+    if opened.startswith(prompt) and before.startswith(prompt):
+        header = shared_lead(opened, before)[len(prompt) :]
+    return TurnMarks(
+        end_id=end_id,
+        end_is_written=end_is_written,
+        opening=opening,
+        turn_ids=frozenset(turn_ids),
+        user_header=_header(next_turn, end_text),
+        answer_header=_header(header, None) or _header(before.rpartition(user)[2], end_text),
+    )
+
+
+def _call_end(
+    render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: "TextTokenizer"
+) -> int | None:
+    """The named end token that stands between a call and its result."""
+    user, _, result, _ = _MADE_UP
+    call = Message("assistant", "", json.dumps(made_up_call("", {CALL_KEY: CALL_VALUE})))
+    try:
+        text = render([*lead, Message("user", user), call, Message("tool", result)], False)
+    except (TemplateError, EncodingError):
+        return None
+    gap = text.rpartition(result)[0].rpartition(CALL_VALUE)[2]
+    return next((i for i in tokens.added_in(gap) if i in tokens.named_end_ids), None)
+
+
+def _header(gap: str, end_text: str | None) -> str:
+    """What opens a turn, of what stands between two turns: the first line behind the end of the first turn."""
+    if end_text is not None and end_text in gap:
+        gap = gap.split(end_text, 1)[1]
+    lines = gap.strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def shared_lead(a: str, b: str) -> str:
+    """The longest beginning that two texts share."""
+    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]

@@ -4,25 +4,35 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import metered
-from simpo_cli.data.tokenizer.special_texts import (
+from simpo_cli.data.tokenizer.template import (
+    MADE_UP_TOOLS,
     EncodingError,
-    SpecialTexts,
-    SpecialTokenMode,
-    any_of,
-    refuse_stand_ins,
+    MessageShape,
+    TemplateError,
+    TurnMarks,
+    compile_template,
+    dates_of,
+    learn_marks,
+    learn_shape,
+    shared_lead,
+    variables_of,
 )
-from simpo_cli.data.tokenizer.template import TemplateError, compile_template, dates_of, variables_of
-from simpo_cli.data.tokenizer.template_probe import MADE_UP_TOOLS, MessageShape, TurnMarks, learn_marks, learn_shape
 from simpo_cli.errors import UserError
+
+SpecialTokenMode = Literal["parsed", "masked", "literal"]
+"""How special tokens in a text are read: all as tokens; the template's as tokens and the messages' as text; as text."""
+
+# Unicode noncharacters: they stand for special tokens while a text is taken apart, and no text holds them on purpose.
+_STAND_IN, _LITERAL = "\U0010fffe", "\U0010fffd"
 
 GIVEN_BY_US = ("messages", "tools", "documents", "add_generation_prompt")
 _TURN = 100  # characters that a turn counts with beside its text, for what a template may take
@@ -37,17 +47,15 @@ class TextTokenizer:
         tokenizer: the library's tokenizer, with every added token.
         sha256: hex digest of its tokenizer.json.
         special_tokens: texts by part: bos_token, eos_token, pad_token ...
-        templates: chat templates by name, `default` and, where tools have one of their own, `tool_use`; empty for a
-            plain-text tokenizer.
-        template_where: the template's place, for messages.
+        templates: chat templates by name, `default` and perhaps `tool_use`; empty for a plain-text tokenizer.
         generation_end_ids: end tokens that the generation config names.
-        where: the folder or id, for messages.
+        template_where, where: the place of the template, and the folder or id, for messages.
         moment: what templates that write today's date take for now; this moment if not given.
 
     Attributes:
-        moment: the same: one tokenizer, one date.
-        dates: what its templates write of it, in the formats that they ask for; mostly nothing.
+        dates: what its templates write of the moment, in the formats that they ask for; mostly nothing.
         template_source: the template's text, for the receipt; empty without one.
+        known_variables: what the template reads without setting it first.
         vocab_size: one more than the highest id.
         bos_id, eos_id: ids of these tokens, or None.
         named_end_ids: tokens that end an answer by the tokenizer or the generation config.
@@ -69,8 +77,8 @@ class TextTokenizer:
         moment: datetime | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self.sha256 = sha256
         self.special_tokens = dict(special_tokens)
         self.where = where
@@ -83,7 +91,8 @@ class TextTokenizer:
         }
         written = (dates_of(self._templates[name], source, self.moment) for name, source in templates.items())
         self.dates = sorted(set().union(*written))
-        self._variables = {name: variables_of(self._templates[name], source) for name, source in templates.items()}
+        read = (variables_of(self._templates[name], source) for name, source in templates.items())
+        self.known_variables: frozenset[str] = frozenset().union(*read)
         self._marks: dict[str, TurnMarks] = {}
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_id = self._id_of("bos_token")
@@ -101,20 +110,20 @@ class TextTokenizer:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's, the generation config's and the template's own."""
-        return self._named_and_learned(self.named_end_ids, None)
+        return self.named_end_ids | self._learned_end(None)
 
     def end_ids_under(self, template_kwargs: Mapping[str, Any]) -> frozenset[int]:
         """Those, and what ends an answer where the template gets these variables."""
-        return self._named_and_learned(self.end_ids, template_kwargs)
+        return self.end_ids | self._learned_end(template_kwargs)
 
-    def _named_and_learned(self, named: frozenset[int], template_kwargs: Mapping[str, Any] | None) -> frozenset[int]:
-        learned = self.turn_marks(template_kwargs).end_id if self.has_template else None
-        return named if learned is None else named | {learned}
+    def _learned_end(self, template_kwargs: Mapping[str, Any] | None) -> set[int]:
+        end = self.turn_marks(template_kwargs).end_id
+        return set() if end is None else {end}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that a template may write and a message may not: tokens with special=True, and those that mark turns."""
-        marking = self.end_ids | (self.turn_marks().turn_ids if self.has_template else frozenset())
+        marking = self.end_ids | self.turn_marks().turn_ids
         return frozenset(i for i, token in self._added.items() if token.special or i in marking)
 
     @cached_property
@@ -145,13 +154,7 @@ class TextTokenizer:
         tools: object = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as the model's template writes it.
-
-        Args:
-            messages: the turns.
-            generation_prompt: whether the header of the next answer is to follow.
-            tools: the tools that the conversation may call, as parsed JSON, or None.
-            template_kwargs: further variables for the template.
+        """The conversation as the model's template writes it; `generation_prompt` asks for the next answer's header.
 
         Raises:
             TemplateError: the template refuses the conversation, such as two user turns in a row.
@@ -177,8 +180,9 @@ class TextTokenizer:
             "documents": None,
             "add_generation_prompt": generation_prompt,
         }
+        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
         try:
-            return metered.render(self._templates[self._template_for(tools)], values, given)
+            return metered.render(self._templates[name], values, given)
         except metered.TooMuchError as error:
             raise UserError(
                 f"the chat template was stopped: {error}.",
@@ -197,19 +201,6 @@ class TextTokenizer:
             lambda messages: self._rendered(messages, _TURN * len(messages), False, tools, None),
             knows_calls=knows_calls,
         )
-
-    def _template_for(self, tools: object) -> str:
-        return "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-
-    @property
-    def knows_tools(self) -> bool:
-        """Whether the template reads the definitions of tools at all."""
-        return any("tools" in variables for variables in self._variables.values())
-
-    @cached_property
-    def known_variables(self) -> frozenset[str]:
-        """What the template reads without setting it first."""
-        return frozenset().union(*self._variables.values())
 
     def require_known(self, template_kwargs: Mapping[str, Any]) -> None:
         """Refuse (UserError) variables that the template never reads: a misspelt one would go unnoticed."""
@@ -232,6 +223,8 @@ class TextTokenizer:
 
     def turn_marks(self, template_kwargs: Mapping[str, Any] | None = None) -> TurnMarks:
         """What the template writes around turns, by rendering made-up ones; once for each set of variables."""
+        if not self.has_template:
+            return TurnMarks()
         key = json.dumps(template_kwargs or {}, sort_keys=True, default=str)
         if key not in self._marks:
             if len(self._marks) == _MOST_MARKS:  # records may have variables of their own
@@ -327,7 +320,7 @@ class TextTokenizer:
     # Special tokens that messages spell out
 
     @cached_property
-    def _special(self) -> SpecialTexts:
+    def _special(self) -> "SpecialTexts":
         tokens = [self._added[i] for i in self.special_ids]
         return SpecialTexts(self._tokenizer, tokens, self._id_of("unk_token"))
 
@@ -338,3 +331,115 @@ class TextTokenizer:
     def mask_literals(self, text: str) -> str:
         """Put a stand-in for every special token that a message spells out; EncodingError as `SpecialTexts.mask`."""
         return self._special.mask(text)
+
+
+class SpecialTexts:
+    """The texts of the tokens that a template may write and a message may not, and what becomes of them in messages.
+
+    `unknown_id` is the id of what the vocabulary lacks, or None.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tokens: Sequence[AddedToken], unknown_id: int | None) -> None:
+        self._tokenizer, self._unknown_id = tokenizer, unknown_id
+        self._texts = sorted(filter(None, (token.content for token in tokens)), key=len, reverse=True)
+        self.numbers = {text: i for i, text in enumerate(self._texts)}
+        self._pattern = any_of(self._texts)
+        self._normalize: Callable[[str], str] | None = None
+        normalizer = tokenizer.normalizer
+        if normalizer is not None and any(token.normalized for token in tokens):
+            # such tokens are looked for behind the normalizer: `＜s＞` may become `<s>`
+            self._normalize = lambda text: str(normalizer.normalize_str(text))
+
+    def spelled_in(self, text: str) -> bool:
+        """Whether a text spells out a special token."""
+        if self._pattern is None:
+            return False
+        if self._pattern.search(text) is not None:
+            return True
+        return self._normalize is not None and self._pattern.search(self._normalize(text)) is not None
+
+    def mask(self, text: str) -> str:
+        """Put a stand-in for every special token that a message spells out, so that rendering cannot confuse them.
+
+        Raises EncodingError where the text holds a stand-in itself.
+        """
+        if self._pattern is None:
+            return text
+        refuse_stand_ins([text])
+        return self._pattern.sub(lambda match: f"{_LITERAL}{self.numbers[match[0]]}{_LITERAL}", text)
+
+    def respelled(self, text: str) -> str:
+        """A rendered text whose messages were masked, for the twin: what the template wrote gets the twin's spelling,
+        what the messages hold gets its own back."""
+        if self._pattern is not None:
+            text = self._pattern.sub(lambda m: _spelling(self.numbers[m[0]]), text)
+        return re.sub(f"{_LITERAL}(\\d+){_LITERAL}", lambda m: self._texts[int(m[1])], text)
+
+    def twin(self) -> Tokenizer:
+        """The same tokenizer with other spellings of its special tokens; EncodingError where there is none."""
+        if isinstance(self._twin, EncodingError):
+            raise self._twin
+        return self._twin
+
+    @cached_property
+    def _twin(self) -> Tokenizer | EncodingError:
+        """The same tokenizer with other spellings of its special tokens under the same ids; or why there is none.
+
+        To it the usual spellings are ordinary text, in their place among the text around them.
+        """
+        description = json.loads(self._tokenizer.to_str())
+        spellings = {text: _spelling(i) for text, i in self.numbers.items()}
+        for token in description["added_tokens"]:
+            token["content"] = spellings.get(token["content"], token["content"])
+        model = description["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {spellings.get(text, text): i for text, i in model["vocab"].items()}
+        else:  # Unigram: a list of (text, score)
+            model["vocab"] = [[spellings.get(text, text), score] for text, score in model["vocab"]]
+        if isinstance(model.get("unk_token"), str):
+            model["unk_token"] = spellings.get(model["unk_token"], model["unk_token"])
+        if "merges" in model:  # some vocabularies spell a special token by merging; older files hold merges as text
+            split = ((one, one.split(" ", 1) if isinstance(one, str) else one) for one in model["merges"])
+            model["merges"] = [one for one, (a, b) in split if spellings.keys().isdisjoint((a, b, a + b))]
+        description["post_processor"] = None
+        try:
+            twin = Tokenizer.from_str(json.dumps(description))
+            own = twin.encode_batch_fast(list(spellings.values()), add_special_tokens=False)
+            usual = twin.encode_batch_fast(list(spellings), add_special_tokens=False)
+        except Exception as error:
+            return EncodingError(f"spells out a special token, and this tokenizer cannot keep it as text: {error}")
+        unknown = self._unknown_id  # a letter that the vocabulary lacks gives this id, and means no harm
+        for text, as_token, as_text in zip(spellings, own, usual, strict=True):
+            number = self._tokenizer.token_to_id(text)
+            if number not in as_token.ids or (number != unknown and number in as_text.ids):
+                return EncodingError(f"spells out special tokens, and this tokenizer cannot keep {text} as text")
+        return twin
+
+
+def any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
+    """A pattern that finds any of the texts, the longest where several begin at one place."""
+    return re.compile(_branches(texts)) if texts else None
+
+
+def _branches(texts: Sequence[str]) -> str:
+    """The texts as a pattern that looks at each character once: some tokenizers have thousands of special tokens."""
+    groups: dict[str, list[str]] = {}
+    for text in filter(None, texts):
+        groups.setdefault(text[0], []).append(text)
+    branches = []
+    for group in groups.values():
+        lead = shared_lead(min(group), max(group))
+        branches.append(re.escape(lead) + _branches([text[len(lead) :] for text in group]))
+    pattern = f"(?:{'|'.join(branches)})" if branches else ""
+    return pattern + "?" if branches and "" in texts else pattern
+
+
+def _spelling(index: int) -> str:
+    return f"{_STAND_IN}{index}{_STAND_IN}"
+
+
+def refuse_stand_ins(texts: Sequence[str]) -> None:
+    """Refuse (EncodingError) texts that hold our own marks: they look like masked ones."""
+    for text in texts:
+        if _STAND_IN in text or _LITERAL in text:
+            raise EncodingError("holds U+10FFFD or U+10FFFE, which are no characters, beside a special token")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.encode import encode_prompt
-from simpo_cli.data.encode.rules import prompt_key
 from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript, turns_of
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_messages
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_key, prompt_messages
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, kind_of
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import Role
