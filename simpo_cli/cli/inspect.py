@@ -14,7 +14,6 @@ from simpo_cli.model.remote_code import trusting
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView
     from simpo_cli.data.tokenizer import TextTokenizer
-    from simpo_cli.evaluate.scoring import TokenScores
     from simpo_cli.recipe import ComposedRecipe
     from simpo_cli.recipe.schema import Recipe
 
@@ -120,7 +119,7 @@ def _views(recipe: "Recipe", tokenizer: "TextTokenizer", places: list[str], coun
 class _Scored:
     """Scores of pairs by their numbers, or why there are none."""
 
-    scores: "dict[int, TokenScores]"
+    scores: dict[int, dict[str, Any]]
     packing: str | None = None
     why_not: str | None = None
 

@@ -236,13 +236,14 @@ def _start_recipe(recipe: "Recipe | None", model: str, max_length: int | None) -
 def _add_model(audit: _Audit, recipe: "Recipe", sample: "PromptSample") -> None:
     """Score a sample of the pairs, and put what that says into the document."""
     from simpo_cli.audit.catalogue import CATALOGUE
-    from simpo_cli.evaluate.start import measure_start
+    from simpo_cli.evaluate.metrics import summarise
+    from simpo_cli.evaluate.start import score_start, start_document, start_findings
 
     document, tokens = audit.document, audit.examination.tokens
     assert tokens is not None, "a model brings its tokenizer"
-    start = measure_start(recipe, sample.pairs, tokens.tokenizer, of_pairs=document["count"])
-    document["model"] = start.as_json()
-    found = [one.as_json() for one in start.findings()]
+    scores = score_start(recipe, sample.pairs, tokens.tokenizer)
+    document["model"] = start_document(scores, recipe, document["count"])
+    found = [one.as_json() for one in start_findings(summarise(scores, recipe.loss))]
     document["findings"] = sorted([*document["findings"], *found], key=lambda one: (one["severity"], one["code"]))
     looked_for = {code for code, entry in CATALOGUE.items() if entry.needs == "model"}
     document["passed"] = sorted({*document["passed"], *looked_for} - {one["code"] for one in found})

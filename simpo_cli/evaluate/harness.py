@@ -1,8 +1,8 @@
 """Results of lm-evaluation-harness: its `results_*.json`, with the standard errors that it gives."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,20 @@ _NORMAL = 1.959964
 SCHEMA_VERSION = 1
 
 
+Place = tuple[str, str, str]
+"""Task, metric, and the filter that it was taken through (`none` for most)."""
+
+
 @dataclass(frozen=True, slots=True)
 class HarnessScore:
-    """One number of one task.
+    """One number as the harness gives it; None is what it does not say.
 
     Attributes:
-        task: as the harness names it.
-        metric, by: what is measured, and the filter it was taken through (`none` for most).
-        value: as the harness gives it.
-        stderr: its standard error, or None where the harness gives none.
-        n: questions that were asked, or None.
-        shots: examples in the prompt, or None.
-        higher_is_better: None where the harness does not say.
+        stderr: standard error of the value.
+        n: questions that were asked.
+        shots: examples in the prompt.
     """
 
-    task: str
-    metric: str
-    by: str
     value: float
     stderr: float | None
     n: int | None
@@ -38,23 +35,12 @@ class HarnessScore:
     higher_is_better: bool | None
 
 
-Place = tuple[str, str, str]
-"""Task, metric and filter."""
+Scores = Mapping[Place, HarnessScore]
 
 
-@dataclass(frozen=True)
-class HarnessResults:
-    """What one model scored: of each task, metric and filter the newest."""
-
-    model: str
-    scores: Mapping[Place, HarnessScore]
-
-
-def harness_files(path: Path) -> list[Path]:
-    """The result files under a folder, by the time in their names; a file alone is one. Empty where there are none."""
-    if path.is_file():
-        return [path] if path.suffix == ".json" else []
-    return sorted(path.rglob(_PATTERN), key=lambda file: (file.name, str(file)))
+def _files_under(folder: Path) -> list[Path]:
+    """The result files under a folder, by the time in their names."""
+    return sorted(folder.rglob(_PATTERN), key=lambda file: (file.name, str(file)))
 
 
 def is_harness(path: Path) -> bool:
@@ -62,26 +48,25 @@ def is_harness(path: Path) -> bool:
     if path.is_file():
         return path.name.startswith("results_") and path.suffix == ".json"
     is_other = any((path / name).exists() for name in ("run.json", "config.json", "adapter_config.json"))
-    return path.is_dir() and not is_other and bool(harness_files(path))
+    return path.is_dir() and not is_other and bool(_files_under(path))
 
 
-def read_harness(path: Path) -> list[HarnessResults]:
-    """The models of a folder of results, in the order of their first file.
+def read_harness(path: Path) -> list[tuple[str, Scores]]:
+    """The models of a file or folder of results, in the order of their first file, with their newest numbers.
 
     Raises:
         UserError: there is no result file, or one is damaged or of something else.
     """
-    found: dict[str, dict[Place, HarnessScore]] = {}
-    files = harness_files(path)
+    files = [path] if path.is_file() else _files_under(path)
     if not files:
         raise UserError(f"{path} holds no {_PATTERN}.", "Name the folder that lm_eval --output_path wrote.")
+    found: dict[str, dict[Place, HarnessScore]] = {}
     for file in files:
         document = _document(file)
         scores = found.setdefault(_model_of(document, file), {})
         for task, numbers in document["results"].items():
-            for score in _scores(str(task), numbers, document, file):
-                scores[score.task, score.metric, score.by] = score  # a later file goes before an earlier one
-    return [HarnessResults(model, scores) for model, scores in found.items()]
+            scores.update(_scores(str(task), numbers, document, file))  # a later file goes before an earlier one
+    return list(found.items())
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -107,10 +92,9 @@ def _model_of(document: Mapping[str, Any], file: Path) -> str:
     return given.get("peft") or given.get("pretrained") or file.parent.name
 
 
-def _scores(task: str, numbers: Any, document: Mapping[str, Any], file: Path) -> list[HarnessScore]:
+def _scores(task: str, numbers: Any, document: Mapping[str, Any], file: Path) -> Iterator[tuple[Place, HarnessScore]]:
     if not isinstance(numbers, dict):
         raise UserError(f"the results of {task} are no object.", "Run lm_eval again.", where=str(file))
-    found = []
     for name, value in numbers.items():
         metric, _, by = name.partition(",")
         if metric.endswith("_stderr") or (number := _number(value)) is None:
@@ -118,19 +102,16 @@ def _scores(task: str, numbers: Any, document: Mapping[str, Any], file: Path) ->
         if not by and f"{metric}_stderr" not in numbers and metric not in ("acc", "acc_norm"):
             continue
         stderr = numbers.get(f"{metric}_stderr,{by}" if by else f"{metric}_stderr")
-        found.append(
+        yield (
+            (task, metric, by or "none"),
             HarnessScore(
-                task=task,
-                metric=metric,
-                by=by or "none",
                 value=number,
                 stderr=_number(stderr),  # "N/A" where there is none
                 n=_at(document, "n-samples", task, "effective"),
                 shots=_at(document, "n-shot", task),
                 higher_is_better=_at(document, "higher_is_better", task, metric),
-            )
+            ),
         )
-    return found
 
 
 def _number(value: Any) -> float | None:
@@ -144,39 +125,33 @@ def _at(document: Any, *keys: str) -> Any:
     return document if isinstance(document, int | float) else None
 
 
-def harness_document(models: list[HarnessResults]) -> dict[str, Any]:
+def harness_document(models: Sequence[tuple[str, Scores]]) -> dict[str, Any]:
     """Two or more models side by side: the JSON of `simpo eval FOLDER`.
 
     Every model is compared with the first. The standard error of a difference is sqrt(a^2 + b^2), as of independent
     samples: both models answer the same questions, so the true one is usually smaller, and the interval is careful.
     """
-    first = models[0]
-    places = dict.fromkeys(place for model in models for place in model.scores)
+    names = [name for name, _ in models]
     rows = []
-    for place in places:
-        scores = [model.scores.get(place) for model in models]
-        known = next(score for score in scores if score is not None)
+    for place in dict.fromkeys(place for _, known in models for place in known):
+        scores = [known.get(place) for _, known in models]
+        documents = [None if score is None else asdict(score) for score in scores]
+        directions = [document.pop("higher_is_better") for document in documents if document is not None]
         rows.append(
             {
-                "task": known.task,
-                "metric": known.metric,
-                "filter": known.by,
-                "higher_is_better": known.higher_is_better,
-                "scores": [None if score is None else _score(score) for score in scores],
+                **dict(zip(("task", "metric", "filter"), place, strict=True)),
+                "higher_is_better": directions[0],
+                "scores": documents,
                 "differences": [_difference(scores[0], score) for score in scores[1:]],
             }
         )
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "lm-evaluation-harness",
-        "models": [model.model for model in models],
-        "compared_with": first.model,
+        "models": names,
+        "compared_with": names[0],
         "rows": rows,
     }
-
-
-def _score(score: HarnessScore) -> dict[str, Any]:
-    return {"value": score.value, "stderr": score.stderr, "n": score.n, "shots": score.shots}
 
 
 def _difference(base: HarnessScore | None, other: HarnessScore | None) -> dict[str, Any] | None:

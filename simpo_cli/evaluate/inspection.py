@@ -4,16 +4,13 @@ Nothing here needs torch: without log-probs the document is made in a moment.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from simpo_cli.data.tokenized_view import PairView, TokenView, tokens_in_words
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
-
-if TYPE_CHECKING:
-    from simpo_cli.evaluate.scoring import ResponseScores, TokenScores
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +22,7 @@ def inspection_document(
     *,
     decision: str,
     views: Sequence[PairView],
-    scores: Sequence["TokenScores | None"],
+    scores: Sequence[Mapping[str, Any] | None],
     packing: str | None,
     no_model: str | None,
 ) -> dict[str, Any]:
@@ -37,7 +34,7 @@ def inspection_document(
         tokenizer: the tokenizer with the recipe's template.
         decision: how the file was understood.
         views: the pairs.
-        scores: what the model says of each of them; None where it was not asked.
+        scores: what `score_tokens` says of each of them; None where the model was not asked.
         packing: how pairs went through the model, in words; None where it was not asked.
         no_model: why it was not asked; None where it was.
     """
@@ -54,46 +51,41 @@ def inspection_document(
         "objective": Objective(recipe.loss).as_json(),
         "model": None if packing is None else {"path": recipe.model.path, "packing": packing},
         "no_model": no_model,
-        "pairs": [_pair(view, score, recipe.loss) for view, score in zip(views, scores, strict=True)],
+        "pairs": [_pair(view, score or {}, recipe.loss) for view, score in zip(views, scores, strict=True)],
     }
 
 
-def _pair(view: PairView, scores: "TokenScores | None", loss: LossRecipe) -> dict[str, Any]:
-    chosen, rejected = (None, None) if scores is None else (scores.chosen, scores.rejected)
+def _pair(view: PairView, scores: Mapping[str, Any], loss: LossRecipe) -> dict[str, Any]:
+    margin = scores.get("margin")
     return {
         "number": view.number,
         "where": view.pair.where,
         "left_out": view.left_out or None,
         "remarks": list(view.remarks),
-        "prompt": None if view.prompt is None else {**_part(view.prompt, None), "bos": view.bos or None},
-        "chosen": None if view.chosen is None else _response(view.chosen, chosen),
-        "rejected": None if view.rejected is None else _response(view.rejected, rejected),
-        "margin": None if scores is None else _number(scores.margin),
-        "past_target": None if scores is None else scores.margin > loss.margin,
-        "loss": None if scores is None else _number(scores.loss),
+        "prompt": None if view.prompt is None else {**_part(view.prompt), "bos": view.bos or None},
+        "chosen": None if view.chosen is None else _response(view.chosen, scores.get("chosen", {})),
+        "rejected": None if view.rejected is None else _response(view.rejected, scores.get("rejected", {})),
+        "margin": _number(margin),
+        "past_target": None if margin is None else margin > loss.margin,
+        "loss": _number(scores.get("loss")),
     }
 
 
-def _part(part: TokenView, logps: Sequence[float] | None) -> dict[str, Any]:
+def _part(part: TokenView, logps: Sequence[float] = ()) -> dict[str, Any]:
     tokens: list[dict[str, Any]] = [
         {"id": token, "text": text} for token, text in zip(part.ids, part.pieces, strict=True)
     ]
-    if logps is not None:
+    if logps:
         for token, logp in zip(tokens, logps, strict=True):
             token["logp"] = _number(logp)
     return {"num_tokens": len(part.ids), "num_cut": part.num_cut, "tokens": tokens}
 
 
-def _response(part: TokenView, scores: "ResponseScores | None") -> dict[str, Any]:
-    return {
-        **_part(part, None if scores is None else scores.logps),
-        "end": part.end or None,
-        "logp_sum": None if scores is None else _number(scores.total),
-        "logp_mean": None if scores is None else _number(scores.mean),
-        "reward": None if scores is None else _number(scores.reward),
-    }
+def _response(part: TokenView, scores: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {name: _number(scores.get(name)) for name in ("logp_sum", "logp_mean", "reward")}
+    return {**_part(part, scores.get("logps", ())), "end": part.end or None, **numbers}
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | None) -> float | None:
     """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,57 +183,27 @@ def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairS
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseScores:
-    """One response under the model.
+def score_tokens(opened: OpenModel, pairs: Sequence[EncodedPair], loss: LossRecipe) -> list[dict[str, Any]]:
+    """Score pairs as a training step does, one at a time, and keep every token's log-prob.
 
-    Attributes:
-        logps: log-probability of each scored token, nats.
-        mean: m(y|x), nats per token.
-        reward: beta times it.
+    Returns:
+        Of each pair `loss`, `margin` (reward of the chosen response less that of the rejected one), and of `chosen` and
+        `rejected`: `logps` (nats, a scored token each), their sum `logp_sum`, `logp_mean` m(y|x), and `reward`.
     """
-
-    logps: tuple[float, ...]
-    mean: float
-    reward: float
-
-    @property
-    def total(self) -> float:
-        """log p(y|x): the sum over the tokens, nats."""
-        return sum(self.logps)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """One pair under the model: its two responses, and its loss."""
-
-    chosen: ResponseScores
-    rejected: ResponseScores
-    loss: float
-
-    @property
-    def margin(self) -> float:
-        """Reward of the chosen response less that of the rejected one."""
-        return self.chosen.reward - self.rejected.reward
-
-
-def score_tokens(opened: OpenModel, pairs: Sequence[EncodedPair], loss: LossRecipe) -> list[TokenScores]:
-    """Score pairs as a training step does, one at a time, and keep every token's log-prob."""
     scores = []
     with stage("scoring pairs", len(pairs)) as scoring:
         for pair in pairs:
             packed = pack([pair], opened.accelerator.device)
             with torch.no_grad(), opened.accelerator.autocast():
                 logps = opened.policy(packed)
-                chosen, rejected = means_of(logps, packed)
-            terms = Objective(loss).terms(chosen, rejected)
-            of_chosen, of_rejected = logps.split(packed.response_lengths[0].tolist())
-            scores.append(
-                TokenScores(
-                    ResponseScores(tuple(of_chosen.tolist()), chosen.item(), terms.rewards_chosen.item()),
-                    ResponseScores(tuple(of_rejected.tolist()), rejected.item(), terms.rewards_rejected.item()),
-                    terms.losses.item(),
-                )
-            )
+                means = means_of(logps, packed)
+            terms = Objective(loss).terms(*means)
+            rewards = terms.rewards_chosen.item(), terms.rewards_rejected.item()
+            scored: dict[str, Any] = {"loss": terms.losses.item(), "margin": rewards[0] - rewards[1]}
+            each = zip(logps.split(packed.response_lengths[0].tolist()), means, rewards, strict=True)
+            for name, (of_tokens, mean, reward) in zip(("chosen", "rejected"), each, strict=True):
+                values = of_tokens.tolist()
+                scored[name] = {"logps": values, "logp_sum": sum(values), "logp_mean": mean.item(), "reward": reward}
+            scores.append(scored)
             scoring.advance()
     return scores

@@ -24,7 +24,7 @@ from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.model.load import find_model, require_lengths
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe, Recipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 from simpo_cli.statistics import Measured
 
 CLEARLY = 0.05
@@ -55,105 +55,13 @@ class Suggestion:
     below: Measured
 
 
-@dataclass(frozen=True)
-class Start:
-    """A model on training pairs at step 0.
-
-    Attributes:
-        model: its name.
-        of_pairs: pairs that there are, of which some were scored.
-        max_length: tokens that prompt and response were cut to.
-        loss: the objective.
-        summary: what `simpo eval` would say of these pairs.
-        differences: (P,) m(chosen) - m(rejected), nats per token; the margin is beta times it.
-        gradient_weight: mean over pairs of how hard a pair pulls (see `Objective.gradient_weight`).
-        suggestion: a gamma/beta for these pairs.
-    """
-
-    model: str
-    of_pairs: int
-    max_length: int
-    loss: LossRecipe
-    summary: EvalSummary
-    differences: NDArray[np.float64]
-    gradient_weight: Measured
-    suggestion: Suggestion
-
-    @classmethod
-    def of(cls, scores: PairScores, recipe: Recipe, of_pairs: int) -> "Start":
-        """What the scores of pairs say under the recipe's objective."""
-        differences, objective = scores.chosen - scores.rejected, Objective(recipe.loss)
-        weights = objective.gradient_weight(torch.from_numpy(objective.reward(differences))).numpy()
-        return cls(
-            model=recipe.model.path,
-            of_pairs=of_pairs,
-            max_length=recipe.data.max_length,
-            loss=recipe.loss,
-            summary=summarise(scores, recipe.loss),
-            differences=differences,
-            gradient_weight=statistics.mean(weights, scores.prompt_keys),
-            suggestion=suggest(scores),
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The key `model` of the document of `simpo stats`."""
-        summary, margins = self.summary, Objective(self.loss).reward(self.differences)
-        shape = margin_histogram(margins, self.loss.margin)
-        p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
-        return {
-            "model": self.model,
-            "pairs": summary.pairs,
-            "prompts": summary.prompts,
-            "of_pairs": self.of_pairs,
-            "max_length": self.max_length,
-            "objective": Objective(self.loss).as_json(),
-            "accuracy": summary.accuracy.as_json(),
-            "ties": summary.ties,
-            "margin": {**summary.margin.as_json(), "p5": p5, "median": median, "p95": p95, "histogram": shape},
-            "target_reached": summary.target_reached.as_json(),
-            "loss": summary.loss.as_json(),
-            "gradient_weight": self.gradient_weight.as_json(),
-            "logps/chosen": summary.logps_chosen.as_json(),
-            "logps/rejected": summary.logps_rejected.as_json(),
-            "suggestion": {
-                "gamma_beta_ratio": self.suggestion.gamma_beta_ratio,
-                "gamma": Objective(self.loss).reward(self.suggestion.gamma_beta_ratio),
-                "wanted_ratio": self.suggestion.wanted,
-                "below_target": self.suggestion.below.as_json(),
-            },
-        }
-
-    def findings(self) -> list[Finding]:
-        """What should be looked at before a run."""
-        accuracy, reached = self.summary.accuracy, self.summary.target_reached
-        found = []
-        # long responses are often likelier a token, so labels that prefer short ones may only look swapped
-        freed_of_length = self.summary.length.balanced or accuracy
-        if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
-            wrong = round((1 - accuracy.value) * accuracy.n)
-            detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
-            found.append(finding("LBL005", wrong, detail=detail))
-        if reached.low > 0.5:
-            past = round(reached.value * reached.n)
-            detail = f"{past:,} of {reached.n:,} scored pairs have a margin over gamma at step 0."
-            found.append(finding("MOD001", past, detail=detail))
-        return found
-
-
-def measure_start(
-    recipe: Recipe,
-    pairs: Sequence[PreferencePair],
-    tokenizer: TextTokenizer,
-    *,
-    of_pairs: int,
-) -> Start:
+def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer) -> PairScores:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
     Args:
         recipe: model, lengths and objective.
         pairs: a sample of the training pairs, as text; what carries no signal is left out.
         tokenizer: the model's tokenizer with the recipe's template.
-        of_pairs: pairs that there are.
 
     Raises:
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
@@ -164,8 +72,55 @@ def measure_start(
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
         raise UserError("no pair is left to score.", "The findings say what becomes of the pairs.")
-    scores = open_model(recipe, source, encoded).score(encoded, recipe.model.path)
-    return Start.of(scores, recipe, of_pairs)
+    return open_model(recipe, source, encoded).score(encoded, recipe.model.path)
+
+
+def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[str, Any]:
+    """The key `model` of the document of `simpo stats`: what scores of some of the pairs say under the objective."""
+    objective, summary, suggestion = Objective(recipe.loss), summarise(scores, recipe.loss), suggest(scores)
+    margins = objective.reward(scores.chosen - scores.rejected)
+    weights = objective.gradient_weight(torch.from_numpy(margins)).numpy()
+    p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
+    shape = margin_histogram(margins, recipe.loss.margin)
+    return {
+        "model": recipe.model.path,
+        "pairs": summary.pairs,
+        "prompts": summary.prompts,
+        "of_pairs": of_pairs,
+        "max_length": recipe.data.max_length,
+        "objective": objective.as_json(),
+        "accuracy": summary.accuracy.as_json(),
+        "ties": summary.ties,
+        "margin": {**summary.margin.as_json(), "p5": p5, "median": median, "p95": p95, "histogram": shape},
+        "target_reached": summary.target_reached.as_json(),
+        "loss": summary.loss.as_json(),
+        "gradient_weight": statistics.mean(weights, scores.prompt_keys).as_json(),
+        "logps/chosen": summary.logps_chosen.as_json(),
+        "logps/rejected": summary.logps_rejected.as_json(),
+        "suggestion": {
+            "gamma_beta_ratio": suggestion.gamma_beta_ratio,
+            "gamma": objective.reward(suggestion.gamma_beta_ratio),
+            "wanted_ratio": suggestion.wanted,
+            "below_target": suggestion.below.as_json(),
+        },
+    }
+
+
+def start_findings(summary: EvalSummary) -> list[Finding]:
+    """What should be looked at before a run."""
+    accuracy, reached = summary.accuracy, summary.target_reached
+    found = []
+    # long responses are often likelier a token, so labels that prefer short ones may only look swapped
+    freed_of_length = summary.length.balanced or accuracy
+    if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
+        wrong = round((1 - accuracy.value) * accuracy.n)
+        detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
+        found.append(finding("LBL005", wrong, detail=detail))
+    if reached.low > 0.5:
+        past = round(reached.value * reached.n)
+        detail = f"{past:,} of {reached.n:,} scored pairs have a margin over gamma at step 0."
+        found.append(finding("MOD001", past, detail=detail))
+    return found
 
 
 def require_fitting(recipe: Recipe) -> None:

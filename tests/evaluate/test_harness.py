@@ -62,15 +62,15 @@ def test_numbers_with_their_errors(tmp_path: Path) -> None:
         "exact_match,flexible-extract": 0.2,
     }
     write(tmp_path / "org__a", results("org/a", arc=ARC, gsm8k={**gsm, "exact_match_stderr,flexible-extract": "N/A"}))
-    (model,) = read_harness(tmp_path)
-    assert model.model == "org/a"
-    assert {(place, score.value, score.stderr) for place, score in model.scores.items()} == {
+    ((model, scores),) = read_harness(tmp_path)
+    assert model == "org/a"
+    assert {(place, score.value, score.stderr) for place, score in scores.items()} == {
         (("arc", "acc", "none"), 0.4, 0.03),
         (("arc", "acc_norm", "none"), 0.5, 0.04),
         (("gsm8k", "exact_match", "strict-match"), 0.1, 0.02),
         (("gsm8k", "exact_match", "flexible-extract"), 0.2, None),
     }
-    score = model.scores["arc", "acc", "none"]
+    score = scores["arc", "acc", "none"]
     assert (score.n, score.shots, score.higher_is_better) == (200, 5, True)
 
 
@@ -78,9 +78,9 @@ def test_the_newest_of_each_task_counts(tmp_path: Path) -> None:
     folder = tmp_path / "org__a"
     write(folder, results("org/a", arc={**ARC, "acc,none": 0.9}), "2026-03-01T00-00-00.0")
     write(folder, results("org/a", arc=ARC, boolq={"acc,none": 0.6, "acc_stderr,none": 0.01}), "2026-02-01T00-00-00.0")
-    (model,) = read_harness(tmp_path)
-    assert model.scores["arc", "acc", "none"].value == 0.9
-    assert model.scores["boolq", "acc", "none"].value == 0.6
+    ((_, scores),) = read_harness(tmp_path)
+    assert scores["arc", "acc", "none"].value == 0.9
+    assert scores["boolq", "acc", "none"].value == 0.6
 
 
 def test_two_models_side_by_side(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_numbers_that_were_asked_in_another_way_are_not_compared(tmp_path: Path)
 
 def test_the_form_of_version_3(tmp_path: Path) -> None:
     old = {"results": {"arc": {"acc": 0.4, "acc_stderr": 0.03}}, "config": {"model_args": "pretrained=a,peft=b"}}
-    (model,) = read_harness(write(tmp_path, old))
+    ((model, scores),) = read_harness(write(tmp_path, old))
     document_of(tmp_path)
-    assert model.model == "b"
-    assert model.scores["arc", "acc", "none"].stderr == 0.03
-    assert model.scores["arc", "acc", "none"].shots is None
+    assert model == "b"
+    assert scores["arc", "acc", "none"].stderr == 0.03
+    assert scores["arc", "acc", "none"].shots is None
 
 
 def test_what_does_not_keep_to_the_schema(tmp_path: Path) -> None:

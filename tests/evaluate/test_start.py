@@ -15,12 +15,13 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.metrics import PairScores
+from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.start import (
-    Start,
     fitting_lengths,
     margin_histogram,
-    measure_start,
+    score_start,
+    start_document,
+    start_findings,
     suggest,
 )
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
@@ -36,9 +37,8 @@ def scores_of(differences: Sequence[float], base: float = -1.0) -> PairScores:
     return PairScores(chosen, np.full(len(chosen), base), lengths, lengths, tuple(map(str, range(len(chosen)))))
 
 
-def start_of(differences: Sequence[float], loss: LossRecipe) -> Start:
-    recipe = Recipe(name="r", model=ModelRecipe(path="m"), data=DataRecipe(train="-"), loss=loss)
-    return Start.of(scores_of(differences), recipe, len(differences))
+def summary_of(differences: Sequence[float]) -> EvalSummary:
+    return summarise(scores_of(differences), LossRecipe(beta=2, gamma=1))
 
 
 def sigmoid(x: float) -> float:
@@ -71,10 +71,8 @@ def test_the_histogram_holds_zero_in_its_middle_and_gamma_within() -> None:
 
 
 def test_findings_come_with_clear_intervals_only() -> None:
-    loss = LossRecipe(beta=2, gamma=1)
-
     def codes(differences: Sequence[float]) -> list[str]:
-        return [finding.code for finding in start_of(differences, loss).findings()]
+        return [finding.code for finding in start_findings(summary_of(differences))]
 
     assert codes([-0.3] * 80 + [0.3] * 20) == ["LBL005"]
     assert codes([-0.3] * 4 + [0.3]) == []  # five pairs say nothing
@@ -82,22 +80,22 @@ def test_findings_come_with_clear_intervals_only() -> None:
     assert codes([0.3] * 100) == []
     assert codes([0.6] * 80 + [0.3] * 20) == ["MOD001"]
     assert codes([0.6] * 52 + [0.3] * 48) == []
-    [swapped] = start_of([-0.3] * 80 + [0.3] * 20, loss).findings()
+    [swapped] = start_findings(summary_of([-0.3] * 80 + [0.3] * 20))
     assert swapped.count == 80
     assert "80 of 100 pairs" in swapped.hint
 
 
 def test_labels_that_only_follow_length_do_not_look_swapped() -> None:
-    loss = LossRecipe(beta=2, gamma=1)
-    start = start_of([-0.3] * 80 + [0.3] * 20, loss)
+    summary = summary_of([-0.3] * 80 + [0.3] * 20)
     balanced = Measured(0.5, 0.4, 0.6, 100)
-    of_length = replace(start.summary, length=replace(start.summary.length, balanced=balanced))
-    assert replace(start, summary=of_length).findings() == []
+    assert start_findings(replace(summary, length=replace(summary.length, balanced=balanced))) == []
 
 
 def test_the_document_is_measured_under_the_objective() -> None:
     loss = LossRecipe(beta=2, gamma=1)
-    document = start_of(DIFFERENCES, loss).as_json()
+    recipe = Recipe(name="r", model=ModelRecipe(path="m"), data=DataRecipe(train="-"), loss=loss)
+    document = start_document(scores_of(DIFFERENCES), recipe, 7)
+    assert (document["pairs"], document["of_pairs"]) == (6, 7)
     assert document["accuracy"]["value"] == pytest.approx(3.5 / 6)
     assert document["ties"] == 1
     assert document["margin"]["value"] == pytest.approx(2 * sum(DIFFERENCES) / 6)
@@ -126,7 +124,7 @@ def test_a_real_model_is_measured_as_single_sequences_are(folder: Path) -> None:
         train=TrainRecipe(precision="fp32"),
     )
     tokenizer = load_tokenizer(str(folder))
-    start = measure_start(recipe, pairs, tokenizer, of_pairs=13)
+    scores = score_start(recipe, pairs, tokenizer)
     model = AutoModelForCausalLM.from_pretrained(folder)
     differences = []
     with torch.no_grad():
@@ -136,9 +134,11 @@ def test_a_real_model_is_measured_as_single_sequences_are(folder: Path) -> None:
                 for side in (pair.chosen, pair.rejected)
             )
             differences.append(chosen - rejected)
-    assert start.differences.tolist() == pytest.approx(differences, abs=1e-4)
-    assert (start.summary.pairs, start.summary.prompts, start.of_pairs) == (12, 5, 13)
-    assert start.gradient_weight.value == pytest.approx(sum(sigmoid(0.4 - 2 * d) for d in differences) / 12, abs=1e-4)
+    assert (scores.chosen - scores.rejected).tolist() == pytest.approx(differences, abs=1e-4)
+    document = start_document(scores, recipe, of_pairs=13)
+    assert (document["pairs"], document["prompts"], document["of_pairs"]) == (12, 5, 13)
+    weight = sum(sigmoid(0.4 - 2 * d) for d in differences) / 12
+    assert document["gradient_weight"]["value"] == pytest.approx(weight, abs=1e-4)
 
 
 def test_nothing_to_score_is_said(folder: Path) -> None:
@@ -146,7 +146,7 @@ def test_nothing_to_score_is_said(folder: Path) -> None:
     recipe = Recipe(name="r", model=ModelRecipe(path=str(folder)), data=data)
     pair = PreferencePair("p", "", "x", "p.jsonl:1")
     with pytest.raises(UserError, match="no pair is left to score"):
-        measure_start(recipe, [pair], load_tokenizer(str(folder)), of_pairs=1)
+        score_start(recipe, [pair], load_tokenizer(str(folder)))
 
 
 def test_lengths_fit_the_model(folder: Path) -> None:
