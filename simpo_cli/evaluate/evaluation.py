@@ -10,10 +10,9 @@ from simpo_cli.evaluate.metrics import PairScores, align, compare_scores, slices
 from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
 from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
 from simpo_cli.evaluate.start import require_fitting
-from simpo_cli.evaluate.targets import Target, baseline_of, find_targets, loader_of
-from simpo_cli.model.load import ModelSource, find_model, load_model, weights_dtype
+from simpo_cli.evaluate.targets import Target, baseline_of, find_targets
+from simpo_cli.model.load import load_model, weights_dtype
 from simpo_cli.objective import Objective
-from simpo_cli.statistics import Measured
 
 FILE = "file"
 """The column of the slices by file, where several files are scored."""
@@ -108,9 +107,11 @@ class Evaluator:
             try:
                 comparison, noise = self._compare(baseline, target, held_out, scored.scores)
             except UserError as error:  # the model's own numbers stand without it
-                not_compared, noise = self._not_compared(baseline, error), self._noise(target, held_out, scored.scores)
+                not_compared, objective = self._not_compared(baseline, error), Objective(target.recipe.loss)
+                noise = measure_noise(_opened(target, held_out), held_out.pairs, scored.scores, objective)
         assert noise is not None, "one of the two was scored again"
         base = None if comparison is None else comparison.scores
+        train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
         return Evaluation(
             target=target,
             held_out=held_out,
@@ -120,7 +121,7 @@ class Evaluator:
             baseline=comparison,
             not_compared=not_compared,
             save=self._save(target, held_out, scored.scores),
-            surface=self._surface(target, held_out),
+            surface=surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None,
             slices={column: slices_of(column, one, scored.scores, base) for column, one in values.items()},
             values=values,
         )
@@ -134,21 +135,14 @@ class Evaluator:
         settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
         key = (*target.identity, held_out.key, settings, with_noise)
         if key not in self._known:
-            source = find_model(recipe.model.path, recipe.model.revision)
-            if source.code:
-                self.say(f"code of {target.name} is run: {', '.join(source.code)}")
+            if code := target.source().code:
+                self.say(f"code of {target.name} is run: {', '.join(code)}")
             self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
-            opened = _opened(target, source, held_out)
+            opened = _opened(target, held_out)
             scores = opened.score(held_out.pairs, target.name)
             noise = measure_noise(opened, held_out.pairs, scores, Objective(recipe.loss)) if with_noise else None
             self._known[key] = Scored(scores, str(opened.check), noise)
         return self._known[key]
-
-    def _noise(self, target: Target, held_out: HeldOut, scores: PairScores) -> Noise:
-        """Of a model that was scored in the belief that its baseline would tell the noise."""
-        model = target.recipe.model
-        opened = _opened(target, find_model(model.path, model.revision), held_out)
-        return measure_noise(opened, held_out.pairs, scores, Objective(target.recipe.loss))
 
     def _compare(
         self, baseline: Target, target: Target, held_out: HeldOut, scores: PairScores
@@ -175,8 +169,8 @@ class Evaluator:
         recipe = replace(target.recipe, model=target.of_run.model)
         master = Target(str(target.master), recipe, checkpoint=target.master)
         try:
-            trained = weights_dtype(recipe.model, find_model(recipe.model.path, recipe.model.revision))
-            if find_model(target.recipe.model.path).stored_dtype.itemsize >= trained.itemsize:
+            trained = weights_dtype(recipe.model, master.source())
+            if target.source().stored_dtype.itemsize >= trained.itemsize:
                 return None
             before = self._score(master, held_out, with_noise=False).scores
         except UserError as error:
@@ -184,11 +178,7 @@ class Evaluator:
             return None
         return BaselineComparison(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
 
-    def _surface(self, target: Target, held_out: HeldOut) -> Measured | None:
-        train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
-        return surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None
 
-
-def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel:
-    load = load_model if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
-    return open_model(target.recipe, source, held_out.pairs, load)
+def _opened(target: Target, held_out: HeldOut) -> OpenModel:
+    load = load_model if target.checkpoint is None else target.load_checkpoint
+    return open_model(target.recipe, target.source(), held_out.pairs, load)

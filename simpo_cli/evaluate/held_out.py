@@ -15,7 +15,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.prepare import describe_origin, prepare_data, prepare_tokenizer
 from simpo_cli.data.sources import Role
-from simpo_cli.data.store import EncodedSource, StoredPairs, encode_source, prompt_keys_of
+from simpo_cli.data.store import StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource, Recipe
@@ -67,31 +67,34 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
     Raises:
         UserError: a file or record is refused, or no pair is left.
     """
+    role: Role
     if recipe.data.eval is None:
         data = prepare_data(recipe, moment)
         pairs, source, train, tokenizer = data.held_out, data.train_source, data.train, data.tokenizer
-        named, role, name = recipe.data.train, "train", f"held out of {_names(recipe.data.train)}"
+        sources, role = recipe.data.train, "train"
     else:
         tokenizer = prepare_tokenizer(recipe, moment)
         source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
         pairs, train = source.pairs, None
-        named, role, name = recipe.data.eval, "eval", _names(recipe.data.eval)
+        sources, role = recipe.data.eval, "eval"
     if not pairs:
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.account.dropped.items()))
         raise UserError(
-            f"there are no pairs to score: {_account(source)}.",
+            f"there are no pairs to score: {source.account.records_read:,} records read, {dropped or 'none held out'}.",
             "Name a file of pairs with --data, or set data.holdout above 0.",
             key="data.holdout",
         )
+    names = ", ".join(one.path for one in sources)
     return HeldOut(
-        pairs,
-        name,
-        tokenizer,
-        recipe.data.sources(named),
-        "eval" if role == "eval" else "train",
-        source.account.content,
-        source.origin.cache,
-        describe_origin([source]),
-        train,
+        pairs=pairs,
+        name=names if role == "eval" else f"held out of {names}",
+        tokenizer=tokenizer,
+        sources=recipe.data.sources(sources),
+        role=role,
+        content=source.account.content,
+        cache=source.origin.cache,
+        origin=describe_origin([source]),
+        train=train,
     )
 
 
@@ -173,12 +176,3 @@ def _value(fields: Mapping[str, Any], column: str) -> str | None:
         for part in column.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
     return None if value is None else str(value)
-
-
-def _names(sources: Sequence[DataSource]) -> str:
-    return ", ".join(source.path for source in sources)
-
-
-def _account(source: EncodedSource) -> str:
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.account.dropped.items()))
-    return f"{source.account.records_read:,} records read, {dropped or 'none held out'}"

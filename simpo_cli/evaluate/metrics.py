@@ -4,7 +4,7 @@ Each number comes with its interval and its count, each difference with its test
 prompt where prompts repeat (see `statistics`). Results are dataclasses whose fields are the keys of the JSON documents.
 """
 
-from collections import Counter
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -132,16 +132,14 @@ class EvalSummary:
 
 
 def summarise(scores: PairScores, loss: LossRecipe, surface: Measured | None = None) -> EvalSummary:
-    """Loss, accuracy, margin and log-probs of scored pairs under an objective.
+    """Loss, accuracy, margin and log-probs of at least one scored pair under an objective.
 
-    Args:
-        scores: of at least one pair.
-        loss: the objective.
-        surface: accuracy of a classifier of surface features on the same pairs, where it is known.
+    `surface` is the accuracy of a classifier of surface features on the same pairs, where it is known.
     """
     groups, right, objective = scores.groups, scores.correct, Objective(loss)
     _, codes = np.unique(groups, return_inverse=True)
     margins = objective.margin(scores.chosen, scores.rejected)
+    rewards, lengths = np.stack([scores.chosen, scores.rejected]), np.stack(scores.lengths).astype(np.float64)
     return EvalSummary(
         pairs=len(scores),
         prompts=int(codes.max()) + 1,
@@ -154,19 +152,14 @@ def summarise(scores: PairScores, loss: LossRecipe, surface: Measured | None = N
         target_reached=statistics.proportion((margins > objective.gamma).astype(np.float64), groups),
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
-        length=_length_results(scores),
+        length=LengthResults(
+            **statistics.length_strata(right, *scores.lengths, groups),
+            buckets=statistics.length_buckets(right, *scores.lengths, groups),
+            spearman=_correlation(rewards, lengths, scores),
+            spearman_within=_correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
+        ),
         baselines=Rules(statistics.longer_wins(*scores.lengths, groups), surface),
         calibration=statistics.calibration(margins, groups),
-    )
-
-
-def _length_results(scores: PairScores) -> LengthResults:
-    rewards, lengths = np.stack([scores.chosen, scores.rejected]), np.stack(scores.lengths).astype(np.float64)
-    return LengthResults(
-        **statistics.length_strata(scores.correct, *scores.lengths, scores.groups),
-        buckets=statistics.length_buckets(scores.correct, *scores.lengths, scores.groups),
-        spearman=_correlation(rewards, lengths, scores),
-        spearman_within=_correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
     )
 
 
@@ -359,15 +352,7 @@ def align(first: Sequence[EncodedPair], second: Sequence[EncodedPair]) -> Aligne
 
 def match_in_order(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:
     """(position in the first, in the second) of equal keys; the n-th of a key belongs to the n-th of it there."""
-    places = {key: position for position, key in enumerate(_counted(second))}
-    return [(position, places[key]) for position, key in enumerate(_counted(first)) if key in places]
-
-
-def _counted(keys: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
-    """Each key with how often it came before."""
-    seen: Counter[Hashable] = Counter()
-    counted = []
-    for key in keys:
-        counted.append((key, seen[key]))
-        seen[key] += 1
-    return counted
+    places: dict[Hashable, deque[int]] = {}
+    for position, key in enumerate(second):
+        places.setdefault(key, deque()).append(position)
+    return [(position, places[key].popleft()) for position, key in enumerate(first) if places.get(key)]

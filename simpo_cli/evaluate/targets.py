@@ -3,7 +3,8 @@
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import Load, ModelSource, choose_adapter, load_start
+from simpo_cli.model.load import ModelSource, choose_adapter, find_model, load_start
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
 from simpo_cli.names import HUB_ID, find_recipe, is_hub_id, kind_of, no_such_target
@@ -21,62 +22,7 @@ from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.run.documents import read_receipt
 from simpo_cli.run.folder import WEIGHTS, require_own_model
-from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints, open_checkpoint
-
-
-def require_whole(folder: Path) -> None:
-    """Refuse a checkpoint that is seen from outside to be damaged; its bytes are looked at when they are read.
-
-    Raises:
-        UserError: says what is wrong with it (exit code 4).
-    """
-    try:
-        open_checkpoint(folder)
-    except DamagedCheckpointError as error:
-        raise _damaged(error) from error
-
-
-def loader_of(folder: Path, recipe: Recipe) -> Load:
-    """What reads the start model and then the checkpoint's weights over it.
-
-    Args:
-        folder: the checkpoint.
-        recipe: its run's; says whether adapters were trained.
-    """
-
-    def load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        start = choose_adapter(recipe.model, source)
-        model = load_start(start, source, dtype, device)
-        if start.lora is not None and start.adapter != "continue":
-            model = add_adapters(model, start.lora)
-        try:
-            with open_checkpoint(folder).open(WEIGHTS) as file:
-                read_tensors(file, trainable(Policy(model)))
-        except DamagedCheckpointError as error:
-            raise _damaged(error) from error
-        except TensorMismatchError as error:
-            raise UserError(
-                f"{folder} does not fit the model {source.name}: {error}.",
-                "The run's start model is not what it was; put it back, or score the run's model/.",
-            ) from error
-        return model
-
-    return load
-
-
-def last_checkpoint(run: Path, steps: int) -> Path | None:
-    """The checkpoint that was taken after the last step of a run, if it is still there."""
-    whole, _ = find_checkpoints(run / "checkpoints")
-    return next((checkpoint.folder for checkpoint in whole if checkpoint.step == steps), None)
-
-
-def _damaged(error: DamagedCheckpointError) -> UserError:
-    return UserError(
-        f"the checkpoint {error.folder} is damaged: {error.reason}.",
-        "Score another one of the run, or its model/.",
-        exit_code=ExitCode.ENVIRONMENT,
-    )
-
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints, open_checkpoint
 
 _CHECKPOINT = re.compile(r"step-\d{8}")
 
@@ -109,6 +55,44 @@ class Target:
         path = Path(self.recipe.model.path).expanduser()
         here = str(path.resolve()) if path.is_dir() else self.recipe.model.path
         return here, self.recipe.model.revision, self.checkpoint and self.checkpoint.resolve()
+
+    def source(self) -> ModelSource:
+        """The saved model, or the one under the checkpoint."""
+        return find_model(self.recipe.model.path, self.recipe.model.revision)
+
+    def load_checkpoint(self, source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The start model with the checkpoint's weights over it."""
+        assert self.checkpoint is not None, "a saved model is read without this"
+        start = choose_adapter(self.recipe.model, source)
+        model = load_start(start, source, dtype, device)
+        if start.lora is not None and start.adapter != "continue":
+            model = add_adapters(model, start.lora)
+        try:
+            with whole_checkpoint(self.checkpoint) as checkpoint, checkpoint.open(WEIGHTS) as file:
+                read_tensors(file, trainable(Policy(model)))
+        except TensorMismatchError as error:
+            raise UserError(
+                f"{self.checkpoint} does not fit the model {source.name}: {error}.",
+                "The run's start model is not what it was; put it back, or score the run's model/.",
+            ) from error
+        return model
+
+
+@contextmanager
+def whole_checkpoint(folder: Path) -> Iterator[Checkpoint]:
+    """A checkpoint that is read; its bytes are looked at when they are.
+
+    Raises:
+        UserError: it is damaged (exit code 4).
+    """
+    try:
+        yield open_checkpoint(folder)
+    except DamagedCheckpointError as error:
+        raise UserError(
+            f"the checkpoint {error.folder} is damaged: {error.reason}.",
+            "Score another one of the run, or its model/.",
+            exit_code=ExitCode.ENVIRONMENT,
+        ) from error
 
 
 def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]:
@@ -158,7 +142,8 @@ def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> T
         overrides: `KEY=VALUE`; must name data.eval where there is no recipe.
         recipe: what says pairs and objective; None takes the defaults.
     """
-    path, revision = _path_and_revision(name)
+    named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
+    path, revision = (name, None) if named is None else (named[1], named[2])
     if recipe is not None:
         model = replace(recipe.model, path=path, revision=revision, lora=None)
         return Target(name, replace(recipe, model=model), has_training_pairs=False)
@@ -179,12 +164,6 @@ def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> T
         return Target(name, compose(str(file), [*given, *overrides]).recipe, has_training_pairs=False)
 
 
-def _path_and_revision(name: str) -> tuple[str, str | None]:
-    """What recipes call model.path and model.revision; a name that is here is all of it a path."""
-    named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
-    return (name, None) if named is None else (named[1], named[2])
-
-
 def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
     """A run, a part of one, or a recipe; None for a model by itself."""
     path = Path(name).expanduser()
@@ -198,7 +177,7 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
         return _of_run(path, path / "model", overrides)
     if _CHECKPOINT.fullmatch(path.name) and path.is_dir():
         return _checkpoint(path, overrides)
-    if _is_model(path):
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return _of_run(path.parent, path, overrides) if (path.parent / "run.json").is_file() else None
     if kind_of(name) == "pairs":
         raise no_such_target(name)
@@ -217,17 +196,17 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
 
 
 def _of_run(run: Path, model: Path, overrides: Sequence[str]) -> Target:
-    """A model that a run has saved."""
+    """A model that a run has saved, and the last checkpoint where all weights were trained.
+
+    Adapters are saved as they are trained.
+    """
     require_own_model(run)
     steps = read_receipt(run)["plan"]["steps"]
     trained = _recipe_of(run, overrides)
     recipe = _recipe_of(run, [f"model.path={model}", *overrides])
-    return Target(str(model), recipe, start=trained.model, master=_master(run, trained, steps), of_run=trained)
-
-
-def _master(run: Path, recipe: Recipe, steps: int) -> Path | None:
-    """The last checkpoint of a run that trained all weights; adapters are saved as they are trained."""
-    return None if recipe.model.lora is not None else last_checkpoint(run, steps)
+    whole = [] if trained.model.lora is not None else find_checkpoints(run / "checkpoints")[0]
+    master = next((checkpoint.folder for checkpoint in whole if checkpoint.step == steps), None)
+    return Target(str(model), recipe, start=trained.model, master=master, of_run=trained)
 
 
 def _checkpoint(path: Path, overrides: Sequence[str]) -> Target:
@@ -236,14 +215,10 @@ def _checkpoint(path: Path, overrides: Sequence[str]) -> Target:
         raise UserError(
             f"{path} is a checkpoint without its run.", "Leave it where the run wrote it: RUN/checkpoints/step-..."
         )
-    require_whole(path)
-    trained = _recipe_of(run, overrides)
+    with whole_checkpoint(path):
+        trained = _recipe_of(run, overrides)
     return Target(str(path), trained, start=trained.model, checkpoint=path, of_run=trained)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:
     return compose(str(run / "recipe.yaml"), overrides).recipe
-
-
-def _is_model(path: Path) -> bool:
-    return (path / "config.json").is_file() or (path / "adapter_config.json").is_file()

@@ -1,7 +1,7 @@
 """What is asked: prompts of held-out pairs, or of a file, each once, as text and as the tokens that the model gets."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ NUM_PROMPTS = 100
 
 _FORMS = 'A record is {"prompt": ...}, {"instruction": ...} or {"messages": [...]}, or a text.'
 _KEPT = ("uid", "category", "dataset")
+
+Prompt = tuple[Message, ...] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """The prompts that are asked.
-
-    Attributes:
-        asked: each prompt once.
-        left_out: prompts that are not asked, by reason.
-    """
+    """The prompts that are asked, each once, and how many are not, by reason."""
 
     asked: tuple[Question, ...]
     left_out: Counter[str]
@@ -93,25 +90,22 @@ def questions_of_pairs(
             left_out["over data.max_prompt_length"] += 1
         elif len(chosen) < most:
             chosen[pair.where] = pair
+    if not chosen:
+        raise _nothing_left("the held-out pairs", left_out)
     prompts = _texts_of(set(chosen), sources, role, data)
-    asked = tuple(
+    asked = (
         Question(pair.prompt_key, prompt_messages(prompts[where]), tuple(pair.prompt.tolist()), where)
         for where, pair in chosen.items()
     )
-    return _required(asked, left_out, "the held-out pairs")
+    return Questions(tuple(asked), left_out)
 
 
-def _texts_of(
-    wanted: set[str], sources: Sequence[DataSource], role: Role, data: DataRecipe
-) -> dict[str, tuple[Message, ...] | str]:
+def _texts_of(wanted: set[str], sources: Sequence[DataSource], role: Role, data: DataRecipe) -> dict[str, Prompt]:
     """The prompts of some records, as text; reading stops behind the last of them."""
-    reader = PairReader(
+    found: dict[str, Prompt] = {}
+    for pair in PairReader(
         data.sources(sources), role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal
-    )
-    found: dict[str, tuple[Message, ...] | str] = {}
-    if not wanted:
-        return found
-    for pair in reader:
+    ):
         if pair.where in wanted:
             found[pair.where] = pair.prompt
             if len(found) == len(wanted):
@@ -137,75 +131,60 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
         raise UserError(f"there is no file of prompts {path}.", f"Name a JSON file. {_FORMS}")
     left_out: Counter[str] = Counter()
     asked: dict[str, Question] = {}
-    for where, prompt, labels in _prompts_in(path):
-        if most is not None and len(asked) == most:
-            break
-        key = prompt_key(PreferencePair(prompt, "", "", where))
-        if key in asked:
-            left_out["asked already"] += 1
-            continue
-        try:
-            ids = encode_prompt(prompt, tokenizer, data)
-        except RecordError as error:
-            raise UserError(f"{error.problem}.", error.fix, where=where) from error
-        if len(ids) > data.max_prompt_length:
-            left_out["over data.max_prompt_length"] += 1
-            continue
-        asked[key] = Question(key, prompt_messages(prompt), tuple(ids), where, labels)
-    return _required(tuple(asked.values()), left_out, path)
-
-
-def _required(asked: tuple[Question, ...], left_out: Counter[str], name: str) -> Questions:
-    if not asked:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
-        raise UserError(
-            f"no prompt is left to ask in {name} ({reasons or 'none'}).",
-            "Raise data.max_prompt_length, or ask others.",
-            key="data.max_prompt_length",
-        )
-    return Questions(asked, left_out)
-
-
-def _prompts_in(path: str) -> Iterator[tuple[str, tuple[Message, ...] | str, dict[str, str]]]:
-    """Place, prompt and labels of each record of a file."""
     records, _ = read_records(path, FileReceipt(path))
     for record in records:
         try:
-            yield record.where, *_prompt_of(record)
+            prompt, labels = _prompt_of(record)
+            if len(asked) == most:
+                break
+            ids = encode_prompt(prompt, tokenizer, data)
         except RecordError as error:
             raise UserError(f"{error.problem}.", error.fix, where=record.where) from error
+        key = prompt_key(PreferencePair(prompt, "", "", record.where))
+        if key in asked:
+            left_out["asked already"] += 1
+        elif len(ids) > data.max_prompt_length:
+            left_out["over data.max_prompt_length"] += 1
+        else:
+            asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels)
+    if not asked:
+        raise _nothing_left(path, left_out)
+    return Questions(tuple(asked.values()), left_out)
 
 
-def _prompt_of(record: RawRecord | BadRecord) -> tuple[tuple[Message, ...] | str, dict[str, str]]:
+def _nothing_left(name: str, left_out: Counter[str]) -> UserError:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
+    return UserError(
+        f"no prompt is left to ask in {name} ({reasons or 'none'}).",
+        "Raise data.max_prompt_length, or ask others.",
+        key="data.max_prompt_length",
+    )
+
+
+def _prompt_of(record: RawRecord | BadRecord) -> tuple[Prompt, dict[str, str]]:
+    """The prompt and the labels of a record."""
     if isinstance(record, BadRecord):  # a file of prompts may also be a list of texts, which no file of pairs is
-        value = _text_in(record)
-        if value is None:
+        try:
+            value = whole_value(record.text)
+        except (ValueError, RecordError):
+            value = None
+        if not isinstance(value, str):
             raise RecordError(record.problem, record.fix)
-        return _asked(value, "the prompt"), {}
+        return _checked(value, "the prompt"), {}
     fields = record.fields
     names = [name for name in ("prompt", "instruction", "messages", "turns") if name in fields]
     if len(names) != 1:
         raise RecordError(f"holds {' and '.join(names) if names else 'no prompt'}", f"Give one of them. {_FORMS}")
+    value = fields[names[0]]
+    if names == ["turns"]:  # the first form of Arena-Hard and MT-Bench: a list with a turn of the user
+        if not isinstance(value, list) or len(value) != 1:
+            raise RecordError("turns: more than one question to answer in turn", "Ask each as a prompt of its own.")
+        value = value[0].get("content") if isinstance(value[0], dict) else value[0]
     labels = {name: str(fields[name]) for name in _KEPT if isinstance(fields.get(name), str | int)}
-    return _asked(_one_turn(fields["turns"]) if names == ["turns"] else fields[names[0]], names[0]), labels
+    return _checked(value, names[0]), labels
 
 
-def _text_in(record: BadRecord) -> str | None:
-    try:
-        value = whole_value(record.text)
-    except (ValueError, RecordError):
-        return None
-    return value if isinstance(value, str) else None
-
-
-def _one_turn(turns: Any) -> Any:
-    """The question of the first form of Arena-Hard and MT-Bench: a list with a turn of the user."""
-    if not isinstance(turns, list) or len(turns) != 1:
-        raise RecordError("turns: more than one question to answer in turn", "Ask each as a prompt of its own.")
-    return turns[0].get("content") if isinstance(turns[0], dict) else turns[0]
-
-
-def _asked(value: Any, name: str) -> tuple[Message, ...] | str:
+def _checked(value: Any, name: str) -> Prompt:
     if isinstance(value, list):
         turns = turns_of(value, name)
         if turns[-1].role == "assistant":

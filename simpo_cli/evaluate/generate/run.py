@@ -19,8 +19,8 @@ from simpo_cli.evaluate.generate.decode import Decoding, answers_of, vllm_answer
 from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generate.prompts import NUM_PROMPTS, Question, Questions, questions_of_file, questions_of_pairs
 from simpo_cli.evaluate.held_out import held_out_of
-from simpo_cli.evaluate.targets import Target, baseline_of, find_targets, loader_of
-from simpo_cli.model.load import Load, ModelSource, find_model
+from simpo_cli.evaluate.targets import Target, baseline_of, find_targets
+from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 MAX_NEW_TOKENS = 512
@@ -31,25 +31,11 @@ Engine = Literal["transformers", "vllm"]
 
 @dataclass(frozen=True)
 class Answering:
-    """A model that is to answer.
-
-    Attributes:
-        name: what files for other tools call it.
-        source: the saved model, or the one under the checkpoint.
-        checkpoint: the folder whose weights go over it, read by `load`.
-    """
+    """A model that is to answer, and what files for other tools call it."""
 
     name: str
+    target: Target
     source: ModelSource
-    checkpoint: Path | None
-    load: Load | None
-
-    @classmethod
-    def of(cls, target: Target, name: str) -> "Answering":
-        """The model that a target names."""
-        source = find_model(target.recipe.model.path, target.recipe.model.revision)
-        load = None if target.checkpoint is None else loader_of(target.checkpoint, target.recipe)
-        return cls(name, source, target.checkpoint, load)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +90,10 @@ def answer_prompts(
     names = [short_name(base.name), short_name(trained.name)]
     if names[0] == names[1]:
         names = [f"{names[0]}-base", f"{names[1]}-trained"]
-    models: dict[Side, Answering] = {"base": Answering.of(base, names[0]), "trained": Answering.of(trained, names[1])}
+    models: dict[Side, Answering] = {
+        "base": Answering(names[0], base, base.source()),
+        "trained": Answering(names[1], trained, trained.source()),
+    }
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
     decoding = choose_decoding(models, questions.asked, wanted, recipe, tokenizer)
     engine = choose_engine(models, wanted.engine)
@@ -206,7 +195,7 @@ def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> En
     Raises:
         UserError: vLLM is wanted and not installed, or it would need a model merged first.
     """
-    are_whole = all(model.source.adapter_base is None and model.checkpoint is None for model in models.values())
+    are_whole = all(model.source.adapter_base is None and model.target.checkpoint is None for model in models.values())
     has_vllm = vllm_is_installed() and are_whole
     if wanted == "vllm" and not has_vllm:
         raise UserError(
@@ -233,7 +222,7 @@ def manifest_of(
         "kind": "answers",
         "tool": f"simpo {__version__}",
         "models": {
-            side: {"name": model.name, "path": str(model.checkpoint or model.source.name), **_weights(model)}
+            side: {"name": model.name, "path": str(model.target.checkpoint or model.source.name), **_weights(model)}
             for side, model in models.items()
         },
         "engine": engine,
@@ -262,14 +251,14 @@ def manifest_of(
 
 def _weights(model: Answering) -> dict[str, Any]:
     """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
-    source = model.source
+    source, checkpoint = model.source, model.target.checkpoint
     files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:
         below = sorted(source.adapter_base.folder.glob("*.safetensors"))
         files |= {f"base/{file.name}": sha256_of(file) for file in below}
-    if model.checkpoint is not None:
-        files["checkpoint/manifest.json"] = sha256_of(model.checkpoint / "manifest.json")
-    dtype = "float32" if model.checkpoint else str(source.stored_dtype).removeprefix("torch.")
+    if checkpoint is not None:
+        files["checkpoint/manifest.json"] = sha256_of(checkpoint / "manifest.json")
+    dtype = "float32" if checkpoint else str(source.stored_dtype).removeprefix("torch.")
     return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
 
 
@@ -288,7 +277,8 @@ def _let_answer(
     if engine == "vllm":
         batches = vllm_answers_of(model.source, asked, decoding)
     else:
-        batches = answers_of(model.source, asked, decoding, model.load)
+        load = None if model.target.checkpoint is None else model.target.load_checkpoint
+        batches = answers_of(model.source, asked, decoding, load)
     for mode, answers in batches:
         folder.add(side, mode, answers)
         done[mode] += len(answers)
