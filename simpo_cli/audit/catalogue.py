@@ -8,35 +8,22 @@ from typing import Literal
 
 Severity = Literal["error", "warning"]
 Needs = Literal["text", "tokens", "evaluation", "near", "model"]
+"""Any audit, a tokenizer or recipe, the evaluation file, the search for near-duplicates, a model that scores pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One kind of finding.
+    """One kind of finding."""
 
-    Attributes:
-        title: what it is, in a few words.
-        severity: `error` for what makes training wrong, `warning` for what a person should look at.
-        short: what the line of passed checks calls it.
-        meaning: what exactly is counted.
-        harm: why it ruins runs.
-        remedy: what to do, in a sentence or two.
-        needs: what must be there for it to be looked for: `text` (any audit), `tokens` (a tokenizer or recipe),
-            `evaluation` (the evaluation file), `near` (the search for near-duplicates) or `model` (a model that scores
-            pairs).
-        drops: whether --write-clean leaves such pairs out.
-        mends: whether it writes them without the trouble.
-    """
-
-    title: str
-    short: str
-    meaning: str
-    harm: str
-    remedy: str
-    severity: Severity = "warning"
-    needs: Needs = "text"
-    drops: bool = False
-    mends: bool = False
+    title: str  # what it is, in a few words
+    short: str  # what the line of passed checks calls it
+    meaning: str  # what exactly is counted
+    harm: str  # why it ruins runs
+    remedy: str  # what to do, in a sentence or two
+    severity: Severity = "warning"  # `error` for what makes training wrong, `warning` for what a person should look at
+    needs: Needs = "text"  # what must be there for it to be looked for
+    drops: bool = False  # whether --write-clean leaves such pairs out
+    mends: bool = False  # whether it writes them without the trouble
 
     def __post_init__(self) -> None:
         assert self.drops or self.severity == "warning", f"{self.title}: what is cleaned passes --fail-on error"

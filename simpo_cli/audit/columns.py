@@ -59,15 +59,10 @@ def _parts(place: str) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts between edges.
+    """Counts between edges."""
 
-    Attributes:
-        hist: (bins,) how many values lie in each bin.
-        bin_edges: (bins + 1,) the last bin includes its upper edge.
-    """
-
-    hist: tuple[int, ...]
-    bin_edges: tuple[float, ...]
+    hist: tuple[int, ...]  # (bins,) how many values lie in each bin
+    bin_edges: tuple[float, ...]  # (bins + 1,) the last bin includes its upper edge
 
 
 def histogram(

@@ -189,17 +189,11 @@ def _chunks(places: Places) -> Iterator[Places]:
 
 @dataclass(frozen=True, slots=True)
 class NearPairs:
-    """Places of pairs.
+    """Places of pairs."""
 
-    Attributes:
-        duplicates: nearly the same as an earlier pair.
-        contradictions: nearly the opposite of another pair; no near-duplicates of an earlier one.
-        same_responses: whose two responses are nearly the same.
-    """
-
-    duplicates: Places
-    contradictions: Places
-    same_responses: Places
+    duplicates: Places  # nearly the same as an earlier pair
+    contradictions: Places  # nearly the opposite of another pair; no near-duplicates of an earlier one
+    same_responses: Places  # whose two responses are nearly the same
 
 
 def find_near_pairs(signatures: Signatures, repeated: Places, identical: Places) -> NearPairs:
@@ -260,17 +254,11 @@ def _as_numbers(signatures: Signatures, start: int, num_bytes: int) -> Hashes:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Prompts of the evaluation data, each once.
+    """Prompts of the evaluation data, each once."""
 
-    Attributes:
-        hashes: (n,) in ascending order.
-        signatures: (n, 64) of their texts.
-        files: where they are from.
-    """
-
-    hashes: Hashes
-    signatures: Signatures
-    files: tuple[FileReceipt, ...]
+    hashes: Hashes  # (n,) in ascending order
+    signatures: Signatures  # (n, 64) of their texts
+    files: tuple[FileReceipt, ...]  # where they are from
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,45 +62,26 @@ class Tokens:
 
 @dataclass
 class Examination:
-    """What one pass over the pairs saw.
+    """What one pass over the pairs saw."""
 
-    Attributes:
-        reader: the account of the sources and their records.
-        tokens: how pairs became tokens; None without a tokenizer.
-        unit: what lengths are counted in.
-        unspaced_share: what share of the responses' letters is in scripts without spaces; None in tokens.
-        chosen_len, rejected_len, prompt_len: (count,) lengths.
-        prompts: (count,) a hash of each pair's prompt.
-        surface: (count, features) what the surface of the two responses differs in.
-        file_of: (count,) the number of each pair's file in `reader.files`.
-        group_of: (count,) the number of each pair's group in `groups`; 0 without any.
-        groups: groups pairs by a field; None where files are enough.
-        numbers: (count,) each pair's place among all pairs that were read.
-        no_signal: pairs that training drops, by reason; without a tokenizer they are among the lengths.
-        refused: malformed records and pairs that the template refuses, left out.
-        left_out: by code, the numbers of pairs that were read and not measured.
-        evaluation: the prompts of the evaluation data that these were compared with.
-        findings: trouble that needs no statistics to be seen.
-    """
-
-    reader: PairReader
-    tokens: Tokens | None
-    unit: Unit
-    unspaced_share: float | None
-    chosen_len: Lengths
-    rejected_len: Lengths
-    prompt_len: Lengths
-    prompts: Hashes
-    surface: Differences
-    file_of: NDArray[np.int32]
-    group_of: NDArray[np.uint8]
-    groups: Groups | None
-    numbers: Positions
-    no_signal: Counter[str]
-    refused: Refused
-    left_out: PairsByCode
-    evaluation: Prompts | None = None
-    findings: list[Finding] = field(default_factory=list)
+    reader: PairReader  # the account of the sources and their records
+    tokens: Tokens | None  # how pairs became tokens; None without a tokenizer
+    unit: Unit  # what lengths are counted in
+    unspaced_share: float | None  # what share of the responses' letters is in scripts without spaces; None in tokens
+    chosen_len: Lengths  # (count,) lengths
+    rejected_len: Lengths  # the same
+    prompt_len: Lengths  # the same
+    prompts: Hashes  # (count,) a hash of each pair's prompt
+    surface: Differences  # (count, features) what the surface of the two responses differs in
+    file_of: NDArray[np.int32]  # (count,) the number of each pair's file in `reader.files`
+    group_of: NDArray[np.uint8]  # (count,) the number of each pair's group in `groups`; 0 without any
+    groups: Groups | None  # groups pairs by a field; None where files are enough
+    numbers: Positions  # (count,) each pair's place among all pairs that were read
+    no_signal: Counter[str]  # pairs that training drops, by reason; without a tokenizer they are among the lengths
+    refused: Refused  # malformed records and pairs that the template refuses, left out
+    left_out: PairsByCode  # by code, the numbers of pairs that were read and not measured
+    evaluation: Prompts | None = None  # the prompts of the evaluation data that these were compared with
+    findings: list[Finding] = field(default_factory=list)  # trouble that needs no statistics to be seen
 
     @property
     def count(self) -> int:

@@ -20,23 +20,14 @@ _NONE: Positions = np.empty(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One kind of trouble.
+    """One kind of trouble."""
 
-    Attributes:
-        code: its stable code, a key of CATALOGUE.
-        severity: `error` for what makes training wrong, `warning` for what a person should look at.
-        count: pairs or records that it concerns.
-        hint: what to do.
-        rows: places of the first of them.
-        pairs: positions of all of them among the pairs that were measured; empty where it is about none of these.
-    """
-
-    code: str
-    severity: Severity
-    count: int
-    hint: str
-    rows: Sequence[str] = field(default=())
-    pairs: Positions = field(default_factory=_NONE.copy, compare=False)
+    code: str  # its stable code, a key of CATALOGUE
+    severity: Severity  # `error` for what makes training wrong, `warning` for what a person should look at
+    count: int  # pairs or records that it concerns
+    hint: str  # what to do
+    rows: Sequence[str] = field(default=())  # places of the first of them
+    pairs: Positions = field(default_factory=_NONE.copy, compare=False)  # their positions among the pairs measured
 
     @property
     def title(self) -> str:

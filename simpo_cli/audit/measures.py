@@ -228,24 +228,15 @@ _BEGINNING = 500  # characters of a response, enough to know its script
 
 @dataclass(frozen=True, slots=True)
 class TextMeasures:
-    """What the texts of n pairs show.
+    """What the texts of n pairs show."""
 
-    Attributes:
-        codes: (n,) the findings that each pair belongs to.
-        words, characters: (n, 3) of prompt, chosen and rejected; all 0 where a tokenizer counts the lengths.
-        letters: (n, 2) of the beginnings of both responses: those of scripts without spaces, and all; 0 likewise.
-        hashes: (n, 3) of prompt, chosen and rejected.
-        surface: (n, features) what the surface of the two responses differs in.
-        signatures: (n, 3, 64) of prompt, chosen and rejected.
-    """
-
-    codes: Sequence[tuple[str, ...]]
-    words: Counts
-    characters: Counts
-    letters: Counts
-    hashes: Hashes
-    surface: Differences
-    signatures: Signatures
+    codes: Sequence[tuple[str, ...]]  # (n,) the findings that each pair belongs to
+    words: Counts  # (n, 3) of prompt, chosen and rejected; all 0 where a tokenizer counts the lengths
+    characters: Counts  # the same
+    letters: Counts  # (n, 2) of the beginnings of both responses: those of scripts without spaces, and all; 0 likewise
+    hashes: Hashes  # (n, 3) of prompt, chosen and rejected
+    surface: Differences  # (n, features) what the surface of the two responses differs in
+    signatures: Signatures  # (n, 3, 64) of prompt, chosen and rejected
 
 
 def measure(pairs: Sequence[PreferencePair], *, own: tuple[str, ...] | None) -> TextMeasures:

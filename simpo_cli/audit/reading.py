@@ -100,21 +100,13 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class ReadPair:
-    """A pair as it was read.
+    """A pair as it was read."""
 
-    Attributes:
-        pair: as text.
-        number: its place among all pairs that were read, from 0.
-        file: the number of the file that it is from.
-        group: the number of its group, where pairs are grouped by a field.
-        codes: findings that it belongs to.
-    """
-
-    pair: PreferencePair
-    number: int
-    file: int
-    group: int
-    codes: tuple[str, ...]
+    pair: PreferencePair  # as text
+    number: int  # its place among all pairs that were read, from 0
+    file: int  # the number of the file that it is from
+    group: int  # the number of its group, where pairs are grouped by a field
+    codes: tuple[str, ...]  # findings that it belongs to
 
 
 def read_batches(reader: PairReader, groups: Groups | None) -> Iterator[list[ReadPair]]:
@@ -142,21 +134,13 @@ def _read(reader: PairReader, groups: Groups | None) -> Iterator[ReadPair]:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPairs:
-    """Pairs of one batch that are measured.
+    """Pairs of one batch that are measured."""
 
-    Attributes:
-        pairs: those of the batch that are, in their order.
-        codes: (k,) all findings that each belongs to.
-        lengths: (k, units, 3) of prompt, chosen and rejected: in words and in characters, or in tokens alone.
-        texts: what the texts of the batch show.
-        rows: (k,) which rows of `texts` are theirs.
-    """
-
-    pairs: Sequence[ReadPair]
-    codes: Sequence[tuple[str, ...]]
-    lengths: Counts
-    texts: TextMeasures
-    rows: NDArray[np.int64]
+    pairs: Sequence[ReadPair]  # those of the batch that are, in their order
+    codes: Sequence[tuple[str, ...]]  # (k,) all findings that each belongs to
+    lengths: Counts  # (k, units, 3) of prompt, chosen and rejected: in words and in characters, or in tokens alone
+    texts: TextMeasures  # what the texts of the batch show
+    rows: NDArray[np.int64]  # (k,) which rows of `texts` are theirs
 
 
 @dataclass
@@ -175,23 +159,14 @@ class Refused:
 
 @dataclass
 class Account:
-    """What became of pairs on their way to be measured.
+    """What became of pairs on their way to be measured."""
 
-    Attributes:
-        no_signal: pairs that have no tokens to train on, by reason.
-        left_out: the numbers of the pairs that are not measured, by code.
-        refused: pairs that the template or the rules refuse; how many, and the first of them.
-        no_end: chosen and rejected responses without an end token.
-        num_cut: how many of these the length limit has cut.
-        details: a sentence about these data for some findings, by their code.
-    """
-
-    no_signal: Counter[str] = field(default_factory=Counter)
-    left_out: PairsByCode = field(default_factory=PairsByCode)
-    refused: Refused = field(default_factory=Refused)
-    no_end: list[int] = field(default_factory=lambda: [0, 0])
-    num_cut: int = 0
-    details: dict[str, str] = field(default_factory=dict)
+    no_signal: Counter[str] = field(default_factory=Counter)  # pairs that have no tokens to train on, by reason
+    left_out: PairsByCode = field(default_factory=PairsByCode)  # numbers of pairs that are not measured, by code
+    refused: Refused = field(default_factory=Refused)  # pairs that the template or the rules refuse
+    no_end: list[int] = field(default_factory=lambda: [0, 0])  # chosen and rejected responses without an end token
+    num_cut: int = 0  # how many of these the length limit has cut
+    details: dict[str, str] = field(default_factory=dict)  # a sentence about these data for findings, by code
 
 
 MeasuredBatch = tuple[list[ReadPair], TextMeasures]

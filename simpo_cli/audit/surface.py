@@ -29,15 +29,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SurfaceClassifier:
-    """A fitted classifier.
+    """A fitted classifier."""
 
-    Attributes:
-        weights: (features,) for differences in units of `scale`.
-        scale: (features,) root mean square of each feature's difference.
-    """
-
-    weights: Floats
-    scale: Floats
+    weights: Floats  # (features,) for differences in units of `scale`
+    scale: Floats  # (features,) root mean square of each feature's difference
 
     def margins(self, differences: Differences) -> Floats:
         """(pairs,) above 0 where the chosen response looks like the better one."""
@@ -47,17 +42,11 @@ class SurfaceClassifier:
 
 @dataclass(frozen=True, slots=True)
 class SurfaceResult:
-    """What the surface tells on pairs whose prompts the classifier had not seen.
+    """What the surface tells on pairs whose prompts the classifier had not seen."""
 
-    Attributes:
-        accuracy: ties count one half.
-        ties: pairs with no difference that it could go by.
-        weights: of each feature, fitted on all pairs, for differences in units of their root mean square.
-    """
-
-    accuracy: Measured
-    ties: int
-    weights: dict[str, float]
+    accuracy: Measured  # ties count one half
+    ties: int  # pairs with no difference that it could go by
+    weights: dict[str, float]  # of each feature, fitted on all pairs, in units of its root mean square
 
     def as_json(self) -> dict[str, Any]:
         """The result as the document holds it; weights are rounded, because their last digits depend on the machine."""

@@ -27,22 +27,14 @@ from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The pairs of a run.
+    """The pairs of a run."""
 
-    Attributes:
-        tokenizer: the model's tokenizer with the recipe's template.
-        train, held_out: pairs as tokens, read from the disk one by one.
-        train_source: account of the training records.
-        eval_source: account of the evaluation records, or None when pairs were held out.
-        shared_prompts: training pairs whose prompt is also held out (only with data.eval).
-    """
-
-    tokenizer: TextTokenizer
-    train: StoredPairs
-    held_out: StoredPairs
-    train_source: EncodedSource
-    eval_source: EncodedSource | None = None
-    shared_prompts: int = 0
+    tokenizer: TextTokenizer  # the model's tokenizer with the recipe's template
+    train: StoredPairs  # pairs as tokens, read from the disk one by one
+    held_out: StoredPairs  # the same
+    train_source: EncodedSource  # account of the training records
+    eval_source: EncodedSource | None = None  # account of the evaluation records, or None when pairs were held out
+    shared_prompts: int = 0  # training pairs whose prompt is also held out (only with data.eval)
 
     @property
     def scored(self) -> StoredPairs:

@@ -41,44 +41,27 @@ _SHOWN_OTHERWISE = ("prompt cut", "chosen cut", "rejected cut", "no end token")
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """One part of a pair.
+    """One part of a pair."""
 
-    Attributes:
-        ids: (n,) its tokens.
-        pieces: (n,) the text of each where it stands.
-        num_cut: tokens that the length limits took away: the oldest of a prompt, the last ones of a response.
-        end: the end token's text where the part ends with it; empty for prompts.
-    """
-
-    ids: tuple[int, ...]
-    pieces: tuple[str, ...]
-    num_cut: int
-    end: str = ""
+    ids: tuple[int, ...]  # (n,) its tokens
+    pieces: tuple[str, ...]  # (n,) the text of each where it stands
+    num_cut: int  # tokens that the length limits took away: the oldest of a prompt, the last ones of a response
+    end: str = ""  # the end token's text where the part ends with it; empty for prompts
 
 
 @dataclass(frozen=True, slots=True)
 class PairView:
-    """One pair.
+    """One pair."""
 
-    Attributes:
-        number: its place among the pairs that were read, 1 for the first.
-        pair: as the record holds it.
-        encoded: as the model sees it; None where training leaves it out.
-        left_out: why it does, such as `responses identical after the cut`; empty where it is trained on.
-        bos: the text of the BOS token in front; empty without one.
-        prompt, chosen, rejected: the tokens; None where there are none to show.
-        remarks: what the encoder counts of it, such as `tokenized apart`.
-    """
-
-    number: int
-    pair: PreferencePair
-    encoded: EncodedPair | None
-    left_out: str = ""
-    bos: str = ""
-    prompt: TokenView | None = None
-    chosen: TokenView | None = None
-    rejected: TokenView | None = None
-    remarks: tuple[str, ...] = ()
+    number: int  # its place among the pairs that were read, 1 for the first
+    pair: PreferencePair  # as the record holds it
+    encoded: EncodedPair | None  # as the model sees it; None where training leaves it out
+    left_out: str = ""  # why it does, such as `responses identical after the cut`; empty where it is trained on
+    bos: str = ""  # the text of the BOS token in front; empty without one
+    prompt: TokenView | None = None  # the tokens; None where there are none to show
+    chosen: TokenView | None = None  # the same
+    rejected: TokenView | None = None  # the same
+    remarks: tuple[str, ...] = ()  # what the encoder counts of it, such as `tokenized apart`
 
 
 def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data: DataRecipe) -> PairView:

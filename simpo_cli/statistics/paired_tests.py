@@ -50,9 +50,6 @@ def compare_accuracy(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: 
     If every prompt occurs once: McNemar's exact test, that is, a fair coin on the pairs that only one model got right.
     Else the sign-flip test by prompt: if the models were equal, each prompt's difference could as well have had the
     other sign. Its p-value is exact (all 2^prompts flips, summed by value), so there is no seed.
-
-    Args:
-        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
     """
     base, tuned = as_shares(base_correct), as_shares(tuned_correct)
     assert base.shape == tuned.shape, f"{len(base)} pairs of the base model, {len(tuned)} of the tuned one"
@@ -60,20 +57,12 @@ def compare_accuracy(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: 
     codes, num_prompts = prompt_codes(groups, len(gains))
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
     test: Literal["mcnemar-exact", "sign-flip-by-prompt"]
-    if num_prompts == len(gains):
-        test = "mcnemar-exact"
-        p_value = _coin_p_value(wins, losses)
+    if num_prompts == len(gains):  # the share of all tosses of a fair coin that are at least as uneven as the one seen
+        test, p_value = "mcnemar-exact", min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
     else:
-        test = "sign-flip-by-prompt"
-        p_value = sign_flip_p_value(sums_by_prompt(gains, codes, num_prompts))
-    return Comparison(
-        difference=_paired_difference(gains, codes, num_prompts),
-        p_value=p_value,
-        test=test,
-        wins=wins,
-        losses=losses,
-        ties=len(gains) - wins - losses,
-    )
+        test, p_value = "sign-flip-by-prompt", sign_flip_p_value(sums_by_prompt(gains, codes, num_prompts))
+    difference = _paired_difference(gains, codes, num_prompts)
+    return Comparison(difference, p_value, test, wins, losses, ties=len(gains) - wins - losses)
 
 
 def _paired_difference(gains: Floats, codes: Codes, num_prompts: int) -> Measured:
@@ -108,9 +97,6 @@ def smallest_effect(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: G
 
     The standard error is that of the interval of `compare_accuracy`, so it goes by how often the two models disagree on
     these pairs. None for one prompt.
-
-    Args:
-        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
     """
     gains = as_shares(tuned_correct) - as_shares(base_correct)
     codes, num_prompts = prompt_codes(groups, len(gains))
@@ -123,11 +109,6 @@ def smallest_effect(base_correct: ArrayLike, tuned_correct: ArrayLike, groups: G
 def added_variance(centre: float, padded_n: int) -> float:
     """What half a pair of each outcome adds to the variance of a mean gain."""
     return 0.5 * ((1 - centre) ** 2 + (1 + centre) ** 2 + 2 * centre**2) / padded_n**2
-
-
-def _coin_p_value(wins: int, losses: int) -> float:
-    """Two-sided share of all tosses of a fair coin that are at least as uneven as the one seen."""
-    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
 
 
 def sign_flip_p_value(gains: Floats) -> float:

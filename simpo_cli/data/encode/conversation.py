@@ -45,21 +45,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation ready for its answer; its texts are masked where they must be.
+    """A conversation ready for its answer; its texts are masked where they must be."""
 
-    Attributes:
-        rules: what holds for every pair.
-        turns: the turns of the prompt.
-        tools: as parsed JSON, or None.
-        template_kwargs: variables of the template, the recipe's and the record's.
-        marks: what the template writes around turns under these variables.
-    """
-
-    rules: Rules
-    turns: tuple[Message, ...]
-    tools: Any
-    template_kwargs: Mapping[str, Any]
-    marks: TurnMarks
+    rules: Rules  # what holds for every pair
+    turns: tuple[Message, ...]  # the turns of the prompt
+    tools: Any  # as parsed JSON, or None
+    template_kwargs: Mapping[str, Any]  # variables of the template, the recipe's and the record's
+    marks: TurnMarks  # what the template writes around turns under these variables
 
     def prompt(self) -> str:
         """The conversation with the header of the answer."""

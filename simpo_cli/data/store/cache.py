@@ -51,21 +51,15 @@ class Entry:
 class Origin:
     """Where encoded pairs came from, and what that took.
 
-    Attributes:
-        cache: `hit` when they were there, `miss` when they were made and kept, `off` when they could not be kept.
-        key: digest of all that they depend on.
-        place: the cache's folder.
-        seconds: from asking to having them.
-        seconds_made: what making them took, now or then.
-        remark: what is worth saying beside it, such as that an entry was damaged; often empty.
+    They were there (`hit`), or were made and kept (`miss`), or could not be kept (`off`).
     """
 
     cache: Literal["hit", "miss", "off"]
-    key: str
-    place: str
-    seconds: float
-    seconds_made: float
-    remark: str = ""
+    key: str  # digest of all that they depend on
+    place: str  # the cache's folder
+    seconds: float  # from asking to having them
+    seconds_made: float  # what making them took, now or then
+    remark: str = ""  # what is worth saying beside it, such as that an entry was damaged
 
     @property
     def seconds_saved(self) -> float:
@@ -92,7 +86,6 @@ def fetch(making_key: str, contents_key: Callable[[], str], make: Make, started:
     Args:
         making_key: 32 hex digits of all that the entry depends on but the contents of the files.
         contents_key: gives the other 32.
-        make: see `Make`.
         started: when the pairs were asked for, by time.perf_counter.
 
     Raises:
@@ -198,11 +191,7 @@ def _verified(folder: Path, pairs: StoredPairs) -> Entry:
 
 
 def _make_entry(parent: Path, making_key: str, make: Make) -> Entry:
-    """Fill a folder that is whole or absent; an entry that is there already is replaced.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of it.
-    """
+    """Fill a folder that is whole or absent, in the place of an entry that is there; OSError leaves nothing of it."""
     started = time.perf_counter()
     place = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{making_key[:2]}-", dir=parent))
     try:

@@ -25,37 +25,21 @@ from simpo_cli.data.raw import BadRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """The account of every record of the training or the evaluation side; every record is counted once.
+    """The account of every record of the training or the evaluation side; every record is counted once."""
 
-    Attributes:
-        decision: how the files were understood, in words.
-        files: what was read: path, sha256 or hub commit, size.
-        records_read: records of any kind.
-        pairs_of_source: pairs that each source gave, in the order of the sources, repeats left aside.
-        dropped: pairs without signal, by reason, before and after tokenizing.
-        refused: malformed records, each with the reason (only with on_bad_record: skip).
-        counts: pairs with a property worth telling, such as `prompt cut`.
-        needed: what pairs would need to stay whole, as `EncodedPairs.needed`.
-        warnings: things in the files that are worth telling and stop nothing, with their number.
-        samples: the texts of a few pairs: the first of each of the lowest prompt hashes whose prompt is not cut.
-        content: digest of the tokens in their order; two sides with equal digests train alike, wherever they lie.
-        remarks: what else is worth saying of how the files were understood.
-        examples: one pair of each file in which a label, scores or ranks say the order, and what said it.
-    """
-
-    decision: str
-    files: list[tuple[str, str, int]]
-    records_read: int
-    pairs_of_source: list[int]
-    dropped: Counter[str]
-    refused: list[BadRecord]
-    counts: Counter[str]
-    needed: dict[str, Counter[int]]
-    warnings: Counter[str]
-    samples: list[PreferencePair]
-    content: str
-    remarks: list[str] = field(default_factory=list)
-    examples: list[str] = field(default_factory=list)
+    decision: str  # how the files were understood, in words
+    files: list[tuple[str, str, int]]  # what was read: path, sha256 or hub commit, size
+    records_read: int  # records of any kind
+    pairs_of_source: list[int]  # pairs that each source gave, in the order of the sources, repeats left aside
+    dropped: Counter[str]  # pairs without signal, by reason, before and after tokenizing
+    refused: list[BadRecord]  # malformed records, each with the reason (only with on_bad_record: skip)
+    counts: Counter[str]  # pairs with a property worth telling, such as `prompt cut`
+    needed: dict[str, Counter[int]]  # what pairs would need to stay whole, as `EncodedPairs.needed`
+    warnings: Counter[str]  # things in the files that are worth telling and stop nothing, with their number
+    samples: list[PreferencePair]  # as text: the first of each of the lowest prompt hashes whose prompt is not cut
+    content: str  # digest of the tokens in their order; two sides with equal ones train alike
+    remarks: list[str] = field(default_factory=list)  # what else is worth saying of the files
+    examples: list[str] = field(default_factory=list)  # a pair of each file that goes by label or score
 
     def as_json(self) -> dict[str, Any]:
         """The account as the manifest of a cache entry holds it."""
@@ -167,11 +151,7 @@ def _close(descriptor: int) -> None:
 
 
 class StoredPairs(Sequence[EncodedPair]):
-    """Pairs in files, made into objects one at a time; a slice or a selection shares the files.
-
-    Attributes:
-        rows: (n,) of ROW, in the order of the pairs.
-    """
+    """Pairs in files, made into objects one at a time; a slice or a selection shares the files. `rows`: (n,) of ROW."""
 
     def __init__(self, files: Sequence[_TokenFile], rows: Rows) -> None:
         self._files = tuple(files)

@@ -52,17 +52,10 @@ Files = Sequence[LocalFile | HubData]
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """One side of the data as tokens.
+    """One side of the data as tokens, with the account of its records."""
 
-    Attributes:
-        pairs: the pairs, in the order of the sources, each source as often as it is to be repeated.
-        repeated: how many of the pairs are repeats.
-        account: what became of every record.
-        origin: whether the tokens were cached or made, and what it took.
-    """
-
-    pairs: StoredPairs
-    repeated: int
+    pairs: StoredPairs  # in the order of the sources, each source as often as it is to be repeated
+    repeated: int  # how many of the pairs are repeats
     account: Account
     origin: Origin
 
@@ -71,12 +64,6 @@ def encode_source(
     sources: Sequence[DataSource], role: Role, data: DataRecipe, tokenizer: TextTokenizer
 ) -> EncodedSource:
     """Tokenize one side of the data, or take its tokens from the cache.
-
-    Args:
-        sources: what data.train or data.eval names.
-        role: `train` or `eval`, which `builtin:guide` goes by.
-        data: lengths, template variables and what to do with trouble.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
 
     Raises:
         UserError: a file or record is refused, no usable pair is left, or the tokens cannot be written.
@@ -93,20 +80,12 @@ def encode_source(
 
     key = _making_key(listed, located, data, tokenizer)
     entry, origin = fetch(key, lambda: _contents_key(files, {}), make, started)
-    order, repeated = _order(listed, entry.account.pairs_of_source)
+    counts = entry.account.pairs_of_source
+    of_sources = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    order = np.concatenate([np.tile(of, source.repeat) for of, source in zip(of_sources, listed, strict=True)])
+    repeated = len(order) - sum(counts)
     pairs = entry.pairs.select(order) if repeated else entry.pairs
     return EncodedSource(pairs, repeated, entry.account, origin)
-
-
-def _order(sources: Sequence[DataSource], counts: Sequence[int]) -> tuple[np.ndarray, int]:
-    """Positions of the pairs with each source repeated as it asks, and how many of them are repeats."""
-    starts = np.cumsum([0, *counts])
-    blocks = [
-        np.tile(np.arange(start, start + count), source.repeat)
-        for source, start, count in zip(sources, starts, counts, strict=False)
-    ]
-    order = np.concatenate(blocks)
-    return order, len(order) - sum(counts)
 
 
 # The key
@@ -117,8 +96,7 @@ def _making_key(
 ) -> str:
     """32 hex digits of all that tokens depend on but the bytes of the files; how often a source is repeated plays none.
 
-    Raises:
-        UserError: a file is missing, or may not be read.
+    Raises UserError where a file is missing, or may not be read.
     """
     parts = {
         "sources": [
@@ -183,9 +161,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
     """Read, render and tokenize every pair of the sources once, and write the tokens into a folder.
 
     Args:
-        reader: gives the pairs; it must not have been read before.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
-        data: lengths, template variables and what to do with trouble.
+        reader: must not have been read before.
         folder: an empty folder.
 
     Raises:

@@ -169,20 +169,13 @@ Render = Callable[[Sequence[dict[str, Any]]], str]
 
 @dataclass(frozen=True, slots=True)
 class MessageShape:
-    """What a template can write.
+    """What a template can write."""
 
-    Attributes:
-        calls: tool calls.
-        arguments_as_object, arguments_as_text: their arguments in this form.
-        null_content: a turn of calls whose content is null.
-        parts: content is to be a list of parts.
-    """
-
-    calls: bool = True
-    arguments_as_object: bool = True
-    arguments_as_text: bool = True
-    null_content: bool = True
-    parts: bool = False
+    calls: bool = True  # tool calls
+    arguments_as_object: bool = True  # their arguments in this form
+    arguments_as_text: bool = True  # the same
+    null_content: bool = True  # a turn of calls whose content is null
+    parts: bool = False  # content is to be a list of parts
 
     def of(self, message: Message) -> dict[str, Any]:
         """A message as this template reads it."""

@@ -1,4 +1,4 @@
-"""What length explains: accuracy where it is accounted for, what it reaches alone, and rank correlations."""
+"""What stands beside accuracy: what length explains of it, and how far the model's confidence is borne out."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from simpo_cli.statistics.measured import (
     Codes,
@@ -16,6 +17,7 @@ from simpo_cli.statistics.measured import (
     as_shares,
     effective_prompts,
     jackknife_variance,
+    mean,
     prompt_codes,
     proportion,
     share_below,
@@ -43,10 +45,6 @@ def length_strata(
 
     Pairs of equal length are in neither stratum. A stratum of under 10 pairs is None, and so is then the balanced mean,
     whose interval is made of those of the strata (see `_mean_of_both`).
-
-    Args:
-        correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
-        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
     """
     right = as_shares(correct)
     longer_by = _longer_by(chosen_lengths, rejected_lengths)
@@ -71,12 +69,7 @@ def _mean_of_both(
     and high the same with the upper limits. It keeps the Wilson limits of the strata, which matter where a model that
     goes by length alone is right in nearly all pairs of one and nearly none of the other. The correlation comes from
     prompts that have pairs in both.
-
-    Args:
-        right: (n,) 1 right, 0 wrong, 0.5 for a tie.
-        codes: (n,) the prompt of each pair, 0 to prompts - 1.
-        sides: (n,) which pairs are in the first stratum, and which in the second.
-        strata: the share of each.
+    `sides` says of each pair whether it is in the first stratum, and in the second; `strata` are their shares.
     """
     num_prompts = int(codes.max()) + 1
     first, second = (
@@ -108,10 +101,6 @@ def balanced_difference(
 
     The interval goes by prompt and pads each stratum as `_paired_difference` pads all pairs. None where
     `length_strata` has no balanced accuracy.
-
-    Args:
-        base_correct, tuned_correct: (n,) 1 right, 0 wrong, 0.5 for a tie, the same pairs in the same order.
-        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
     """
     gains = as_shares(tuned_correct) - as_shares(base_correct)
     longer_by = _longer_by(chosen_lengths, rejected_lengths)
@@ -146,18 +135,12 @@ def _longer_by(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> Codes:
 
 @dataclass(frozen=True, slots=True)
 class LengthBucket:
-    """Pairs whose lengths differ by like amounts.
+    """Pairs whose lengths differ by like amounts."""
 
-    Attributes:
-        low, high: chosen minus rejected, in tokens, both included.
-        pairs: how many.
-        accuracy: on them; None under 10 pairs.
-    """
-
-    low: int = field(metadata={"json": "from"})
-    high: int = field(metadata={"json": "to"})
-    pairs: int
-    accuracy: Measured | None
+    low: int = field(metadata={"json": "from"})  # chosen minus rejected, in tokens, both included
+    high: int = field(metadata={"json": "to"})  # the same
+    pairs: int  # how many
+    accuracy: Measured | None  # on them; None under 10 pairs
 
 
 def length_buckets(
@@ -166,10 +149,6 @@ def length_buckets(
     """Accuracy by how much longer the chosen response is: five buckets of about equally many pairs, shortest first.
 
     Pairs with the same difference are never parted, so there may be fewer buckets, and they may be uneven.
-
-    Args:
-        correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
-        chosen_lengths, rejected_lengths: (n,) scored tokens of each response.
     """
     right = as_shares(correct)
     longer_by = _longer_by(chosen_lengths, rejected_lengths)
@@ -237,3 +216,63 @@ def _moved(values: Floats, weights: Floats) -> Floats:
     above_or_half = np.cumsum(weights[np.argsort(values, kind="stable")])[-1] - share_below(values, weights)
     moved: Floats = (above_or_half - float(weights @ (_grades(values) + 0.5))) / len(values)
     return moved
+
+
+# How far a model's confidence in its preferences is borne out
+
+NUM_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceBin:
+    """Pairs of like confidence: its bounds, its mean, and how often the model was right."""
+
+    low: float = field(metadata={"json": "from"})
+    high: float = field(metadata={"json": "to"})
+    confidence: float
+    accuracy: Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Confidence against accuracy; `error_by_chance` is about what the error would be if the confidence were right."""
+
+    brier: Measured  # mean of (1 - sigmoid(margin))^2; 0.25 is the random baseline
+    error: Measured = field(metadata={"json": "ece"})  # the expected calibration error, 0..1
+    error_by_chance: float = field(metadata={"json": "ece_by_chance"})  # above 0 for any finite n
+    bins: tuple[ConfidenceBin, ...]  # those with pairs, least confident first
+
+
+def calibration(margins: ArrayLike, groups: Groups = None) -> Calibration:
+    """Read sigmoid(margin) as the probability that the chosen response is the preferred one, and compare.
+
+        confidence c = max(sigmoid(margin), 1 - sigmoid(margin)), right if margin > 0, a tie is half right
+        expected calibration error = sum over ten bins of c (0.5 to 1) of pairs in it / n * |accuracy - mean of c|
+
+    (Naeini, Cooper and Hauskrecht, AAAI 2015; Brier, Monthly Weather Review 78, 1950.) The interval of the error takes
+    the sign of each bin's gap as known, which it is where gaps are clear of chance.
+
+    Args:
+        margins: (n,) reward of chosen less that of rejected.
+    """
+    numbers = np.asarray(margins, dtype=np.float64)
+    codes, _ = prompt_codes(groups, len(numbers))
+    likely = special.expit(numbers)
+    confidence = np.maximum(likely, special.expit(-numbers))
+    right = np.where(numbers > 0, 1.0, np.where(numbers == 0, 0.5, 0.0))
+    bin_of = np.minimum((confidence - 0.5) / 0.5 * NUM_BINS, NUM_BINS - 1).astype(np.int64)
+    sides, by_chance, bins = np.zeros(len(numbers)), 0.0, []
+    for number in np.unique(bin_of):
+        at = bin_of == number
+        of_bin = confidence[at]
+        sides[at] = np.sign(right[at].mean() - of_bin.mean())
+        by_chance += math.sqrt(2 / math.pi * float((of_bin * (1 - of_bin)).sum()))  # mean of |normal|
+        low, high = (0.5 + 0.5 * (number + step) / NUM_BINS for step in (0, 1))
+        bins.append(ConfidenceBin(low, high, float(of_bin.mean()), proportion(right[at], codes[at])))
+    error = mean(sides * (right - confidence), codes)
+    return Calibration(
+        brier=mean(np.square(special.expit(-numbers)), codes),
+        error=Measured(error.value, max(0.0, error.low), min(1.0, error.high), error.n),
+        error_by_chance=by_chance / len(numbers),
+        bins=tuple(bins),
+    )
