@@ -51,8 +51,8 @@ def show(
 ) -> None:
     """Print the composed recipe, every value written out."""
     from simpo_cli.recipe import examine
-    from simpo_cli.recipe.dump import to_yaml
     from simpo_cli.recipe.tree import plain_value, scalars, without_defaults
+    from simpo_cli.recipe.yaml_text import to_yaml
 
     found = examine(name, overrides or [])
     if found.faults:
@@ -81,7 +81,7 @@ def copy(
     from simpo_cli.files import disk_faults, replacing
     from simpo_cli.names import find_recipe
     from simpo_cli.recipe import examine
-    from simpo_cli.recipe.yaml_source import read_text
+    from simpo_cli.recipe.yaml_text import read_text
 
     source, is_piece = find_recipe(name), examine(name).is_piece
     target = dest if dest is not None else Path(source.path.name)

@@ -23,8 +23,8 @@ from simpo_cli.evaluate.metrics import (
 from simpo_cli.evaluate.scoring import Noise
 from simpo_cli.evaluate.targets import Target
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.dump import differences
 from simpo_cli.recipe.schema import TrackingRecipe
+from simpo_cli.recipe.tree import differences
 from simpo_cli.statistics import Measured, as_json, holm, over_seeds
 
 

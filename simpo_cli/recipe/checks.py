@@ -9,7 +9,7 @@ from typing import Literal
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.tree import MappingNode, lookup
+from simpo_cli.recipe.tree import Node, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
 LOWEST_LORA_LEARNING_RATE = 2e-6
@@ -27,7 +27,7 @@ class Finding:
     fix: str = ""
 
 
-def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding]:
+def warnings_of(recipe: Recipe, tree: Node, display: str) -> list[Finding]:
     """Every remark that the text of a recipe calls for."""
     found: list[Finding] = []
 
@@ -118,7 +118,7 @@ def warnings_of(recipe: Recipe, tree: MappingNode, display: str) -> list[Finding
     return found
 
 
-def place_of(tree: MappingNode, keys: list[str], display: str) -> str:
+def place_of(tree: Node, keys: list[str], display: str) -> str:
     """The first of the keys that somebody wrote, else the recipe itself."""
     for key in keys:
         node = lookup(tree, tuple(key.split(".")))
@@ -127,7 +127,7 @@ def place_of(tree: MappingNode, keys: list[str], display: str) -> str:
     return display
 
 
-def _layer_of(tree: MappingNode, key: str) -> str:
+def _layer_of(tree: Node, key: str) -> str:
     """The file, or the command line, that set a key last."""
     return re.sub(r"[: ]\d+$", "", place_of(tree, [key], f"nothing sets {key}"))
 
@@ -149,7 +149,7 @@ def _trained_and_evaluated(recipe: Recipe) -> str:
     return ""
 
 
-def refuse_output_in_input(recipe: Recipe, tree: MappingNode, display: str) -> None:
+def refuse_output_in_input(recipe: Recipe, tree: Node, display: str) -> None:
     """The run folder may not lie in the folder of the model or of the data: both would change while they are read."""
     output = _absolute(recipe.output_dir)
     inputs = [("model.path", recipe.model.path)]

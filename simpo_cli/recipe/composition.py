@@ -5,21 +5,27 @@
 Nothing here imports torch, and nothing looks at the model, the data or the device: those checks come with the run.
 """
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from simpo_cli.errors import UserError
-from simpo_cli.names import find_recipe
+from simpo_cli.names import RecipeFile, find_default, find_recipe, suggest_default
 from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, warnings_of
-from simpo_cli.recipe.dump import to_yaml
+from simpo_cli.recipe.fields import accepts, schema_at, section_of
 from simpo_cli.recipe.interpolation import resolve
-from simpo_cli.recipe.layers import file_layers, override_layers, stack
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.tree import DEFAULT, MappingNode, Origin, ScalarNode, node_of, scalars
+from simpo_cli.recipe.tree import Node, Origin, lookup, merge, node_of, scalars
 from simpo_cli.recipe.validate import MissingKeyError, fill_defaults, to_recipe, with_values, without_unknown
+from simpo_cli.recipe.yaml_text import parse_file, parse_value, read_text, to_yaml
 
 REQUIRED = ("model.path", "data.train")
+MAX_DEFAULTS_DEPTH = 8
+MAX_LAYERS = 64
+_KEY = re.compile(r"[A-Za-z_][\w-]*(?:\.[\w-]+)*")
+_OTHER_MARGIN = {"gamma": "gamma_beta_ratio", "gamma_beta_ratio": "gamma"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class ComposedRecipe:
     recipe: Recipe
     origins: Mapping[str, Origin]  # dotted key to where it was set; items of lists are KEY.0, KEY.1
     warnings: tuple[Finding, ...]
-    tree: MappingNode
+    tree: Node
     display: str  # the recipe's file, as people see it
 
     def as_yaml(self, *, origins: bool = False) -> str:
@@ -55,7 +61,7 @@ class Examination:
     """What a look at a recipe finds when nothing may stop it: used by list, show and check."""
 
     display: str
-    tree: MappingNode
+    tree: Node
     composed: ComposedRecipe | None
     problems: tuple[UserError, ...]  # those of missing keys last
     missing: tuple[str, ...]  # required keys that are not given
@@ -64,7 +70,7 @@ class Examination:
     @property
     def is_piece(self) -> bool:
         """Whether the file is meant for the `defaults:` of others: it names no model and no data."""
-        return set(self.missing) == set(REQUIRED) and self.tree.items["name"].origin.is_default
+        return set(self.missing) == set(REQUIRED) and self.tree.value["name"].origin.is_default
 
     @property
     def faults(self) -> tuple[UserError, ...]:
@@ -107,11 +113,13 @@ def compose(name_or_path: str, overrides: Sequence[str] = ()) -> ComposedRecipe:
 def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
     """Compose as far as it goes and collect every problem; raises only where the text cannot be joined at all."""
     file = find_recipe(name_or_path)
-    layers, notes = file_layers(file)
-    layers += override_layers(overrides)
-    written, problems = without_unknown(stack(layers))
-    written.items.setdefault("name", ScalarNode(file.path.stem, DEFAULT))
-    tree = resolve(_with_margin(fill_defaults(written)), absent=("name", *REQUIRED))
+    layers, notes = _file_layers(file)
+    layers += [_override_layer(text, Origin(override=number)) for number, text in enumerate(overrides, start=1)]
+    written, problems = without_unknown(_stack(layers))
+    written.value.setdefault("name", Node(file.path.stem))
+    filled = fill_defaults(written)
+    _keep_one_margin(filled)
+    tree = resolve(filled, absent=("name", *REQUIRED))
     recipe, wrong = to_recipe(tree, file.display)
     problems += wrong
     problems.sort(key=lambda problem: isinstance(problem, MissingKeyError))  # what is missing comes last
@@ -121,35 +129,168 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
         tree = with_values(tree, recipe)
         try:
             refuse_output_in_input(recipe, tree, file.display)
-            composed = _composed(name_or_path, recipe, tree, file.display, notes)
+            origins = {".".join(path): node.origin for path, node in scalars(tree)}
+            shadowed = [Finding("REC012", "note", file.display, f"{note}.") for note in notes]
+            warnings = (*shadowed, *warnings_of(recipe, tree, file.display))
+            composed = ComposedRecipe(name_or_path, recipe, MappingProxyType(origins), warnings, tree, file.display)
         except UserError as error:
             problems.append(error)
     return Examination(file.display, tree, composed, tuple(problems), missing, tuple(notes))
 
 
-def _composed(name: str, recipe: Recipe, tree: MappingNode, display: str, notes: list[str]) -> ComposedRecipe:
-    origins = {".".join(path): node.origin for path, node in scalars(tree)}
-    shadowed = [Finding("REC012", "note", display, f"{note}.") for note in notes]
-    return ComposedRecipe(
-        name, recipe, MappingProxyType(origins), (*shadowed, *warnings_of(recipe, tree, display)), tree, display
-    )
+def _file_layers(file: RecipeFile) -> tuple[list[Node], list[str]]:
+    """The trees of a recipe file and of everything in its `defaults:`, lowest first, and notes on shadowed names."""
+    layers: list[Node] = []
+    notes = [file.note] if file.note else []
+
+    def collect(file: RecipeFile, above: tuple[RecipeFile, ...], where: str) -> None:
+        resolved = file.path.resolve()
+        if any(resolved == other.path.resolve() for other in above):
+            chain = " -> ".join(other.display for other in (*above, file))
+            raise UserError(f"defaults go round in a circle: {chain}.", "Remove one of these names.", where=where)
+        if len(above) >= MAX_DEFAULTS_DEPTH or len(layers) >= MAX_LAYERS:
+            raise UserError(
+                f"defaults are nested more than {MAX_DEFAULTS_DEPTH} deep or name more than {MAX_LAYERS} files.",
+                "Put what the files share into one of them.",
+                where=where,
+            )
+        tree = parse_file(read_text(file.path, file.display), file.display)
+        for name, place in _defaults_of(tree):
+            found = find_default(name, file)
+            if found is None:
+                raise UserError(f"defaults names {name!r}, which does not exist.", suggest_default(name), where=place)
+            if found.path.is_dir():
+                raise UserError(f"defaults names {name!r}, which is a folder.", "Name one recipe in it.", where=place)
+            if found.note and found.note not in notes:
+                notes.append(found.note)
+            collect(found, (*above, file), place)
+        layers.append(tree)
+
+    collect(file, (), "")
+    return layers, notes
 
 
-def _with_margin(tree: MappingNode) -> MappingNode:
+def _defaults_of(tree: Node) -> list[tuple[str, str]]:
+    """Take `defaults` out of a layer: names with the places they stand in."""
+    node = tree.value.pop("defaults", None)
+    if node is None:
+        return []
+    names = []
+    for item in node.value if isinstance(node.value, list) else [node]:
+        name, where = item.value, item.origin.where
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                "defaults must be the name of a recipe, or a list of names.",
+                "For example: defaults: [paper/llama3-8b-instruct, lora]",
+                where=where,
+            )
+        if "${" in name:
+            problem = "defaults cannot use ${...}: they are read before values are known."
+            raise UserError(problem, "Write the name.", where=where)
+        names.append((name.strip(), where))
+    return names
+
+
+def _override_layer(text: str, origin: Origin) -> Node:
+    """The small tree of an override."""
+    key, value = _split_override(text, origin)
+    path = tuple(key.split("."))
+    if path[0] == "defaults":
+        raise UserError(
+            "defaults cannot be changed from the command line.",
+            "Write a recipe that begins with defaults: [...], and name that.",
+            where=origin.where,
+        )
+    node = _value_of_override(value, path, origin)
+    for part in reversed(path):
+        node = Node({part: node}, origin)
+    return node
+
+
+def _split_override(text: str, origin: Origin) -> tuple[str, str]:
+    shown = text if text.isprintable() and len(text) <= 60 else repr(text)[:60]
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise UserError("the text is not UTF-8.", "Type it again in a UTF-8 terminal.", where=origin.where)
+    key, equals, value = text.partition("=")
+    key = re.sub(r"\[(\d+)\]", r".\1", key)  # data.train[0].path is data.train.0.path
+    if not equals:
+        fix = "Write it as train.max_steps=30, without spaces around the equals sign."
+        if text.endswith((".yaml", ".yml")) or os.path.isfile(text):
+            fix = "One recipe is named first; to join several, list them under defaults: in a file."
+        elif ":" in text and text.isprintable():
+            fix = f"Did you mean {text.replace(': ', '=').replace(':', '=', 1)}?"
+        raise UserError(f"{shown!r} is not KEY=VALUE.", fix, where=origin.where)
+    if _KEY.fullmatch(bare := key.lstrip("+~-")) and bare != key:
+        raise UserError(f"{shown!r} does not begin with a key.", f"Did you mean {bare}=...?", where=origin.where)
+    if not _KEY.fullmatch(key):
+        raise UserError(
+            f"{shown!r} does not begin with a key.",
+            "A key is words joined by dots, such as train.max_steps=30.",
+            where=origin.where,
+        )
+    return key, value
+
+
+def _value_of_override(text: str, path: tuple[str, ...], origin: Origin) -> Node:
+    """The value by the kind of its key: where text is wanted, no and 12:30 are text, and need no quotes."""
+    schema, stripped = schema_at(path), text.strip()
+    looks_structured = stripped[:1] in ("[", "{", "'", '"')
+    if accepts(schema, "string") and not looks_structured:
+        if accepts(schema, "null") and stripped in ("null", "~"):
+            return Node(None, origin, stripped, plain=True)
+        return Node(text, origin, text)
+    if not stripped:
+        raise UserError(
+            f"{'.'.join(path)} is given no value.",
+            f"Write it after the equals sign: {path[-1]}=...",
+            where=origin.where,
+        )
+    if stripped in ("null", "~") and section_of(schema) and not accepts(schema, "null", "array"):
+        raise UserError(
+            f"{'.'.join(path)} is a section and cannot be null.", "Set its keys one by one.", where=origin.where
+        )
+    return parse_value(text, origin, path)
+
+
+def _stack(layers: list[Node]) -> Node:
+    """All layers laid over each other, the last one on top."""
+    merged = Node({})
+    for layer in layers:
+        for key, node in layer.below():
+            if node.is_null and section_of(schema_at((key,))):  # every line below it is commented out
+                del layer.value[key]
+        _clear_other_margin(layer)
+        merged = merge(merged, layer)
+    return merged
+
+
+def _clear_other_margin(layer: Node) -> None:
+    """gamma and gamma_beta_ratio say one thing: a layer that names one clears the other in the layers below it."""
+    named = _margins(layer)
+    if len(named) == 2:
+        later = max((node.origin for node in named.values()), key=lambda origin: origin.line or 0)
+        raise UserError(
+            "loss.gamma and loss.gamma_beta_ratio say one thing in two ways, and both are given.",
+            "Keep one: gamma is gamma_beta_ratio times beta.",
+            where=later.where,
+        )
+    for key, node in named.items():
+        layer.value["loss"].value[_OTHER_MARGIN[key]] = Node(None, node.origin)
+
+
+def _margins(tree: Node) -> dict[str, Node]:
+    """Those of gamma and gamma_beta_ratio that a tree gives."""
+    given = {key: lookup(tree, ("loss", key)) for key in _OTHER_MARGIN}
+    return {key: node for key, node in given.items() if node is not None and not node.is_null}
+
+
+def _keep_one_margin(tree: Node) -> None:
     """Exactly one of gamma and gamma_beta_ratio stays in the tree: the one that was given, else the ratio 0.5."""
-    loss = tree.items["loss"]
-    if not isinstance(loss, MappingNode):
-        return tree
-    items = dict(loss.items)
-    given = [key for key in ("gamma", "gamma_beta_ratio") if not _null(items.get(key))]
-    if not given:
-        items["gamma_beta_ratio"] = node_of(0.5, DEFAULT)
-        given = ["gamma_beta_ratio"]
-    for key in ("gamma", "gamma_beta_ratio"):
+    loss = tree.value["loss"].value
+    if not isinstance(loss, dict):
+        return
+    given = _margins(tree) or {"gamma_beta_ratio": node_of(0.5)}
+    for key in _OTHER_MARGIN:
         if key not in given:
-            items.pop(key, None)
-    return MappingNode({**tree.items, "loss": MappingNode(items, loss.origin)}, tree.origin)
-
-
-def _null(node: object) -> bool:
-    return node is None or (isinstance(node, ScalarNode) and node.value is None)
+            loss.pop(key, None)
+    loss |= given

@@ -15,7 +15,7 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.fields import all_keys, choices
-from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode, lookup, node_of, plain_value, scalars
+from simpo_cli.recipe.tree import Node, Path, changed, lookup, node_of, plain_value, scalars
 from simpo_cli.redaction import remember
 
 _START = re.compile(r"(\\*)\$\{")
@@ -26,31 +26,17 @@ _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGN
 _SECRET_VALUE = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|xox[bp]-|AKIA)[A-Za-z0-9_-]{16,}")
 MAX_EXPANSIONS = 1_000
 
-Path = tuple[str, ...]
 
-
-def has_interpolation(text: str) -> bool:
-    """Whether OmegaConf would compute the text, or take a backslash out of it."""
-    return "${" in text
-
-
-def escape(text: str) -> str:
-    """Text that reads as itself: `${` with a backslash before it, and the backslashes before that doubled."""
-    return _START.sub(lambda match: match.group(1) * 2 + "\\${", text)
-
-
-def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
+def resolve(tree: Node, absent: Sequence[str] = ()) -> Node:
     """The tree with every ${...} computed.
 
     What refers to one of the `absent` keys that really is not there stays as it is: a required key that is missing
     has an error of its own.
     """
-    computed = {
-        path: node for path, node in scalars(tree) if isinstance(node.value, str) and has_interpolation(node.value)
-    }
+    computed = {path: node for path, node in scalars(tree) if isinstance(node.value, str) and "${" in node.value}
     if not computed:
         return tree
-    gaps = {key for key in (_parts(name) for name in absent) if _is_open(lookup(tree, key))}
+    gaps = {key for key in map(_parts, absent) if (given := lookup(tree, key)) is None or given.is_open}
     references = {path: list(_references(path, node, tree, gaps)) for path, node in computed.items()}
     while waiting := [path for path, targets in references.items() if gaps & {path, *targets}]:
         gaps.update(waiting)
@@ -58,41 +44,52 @@ def resolve(tree: MappingNode, absent: Sequence[str] = ()) -> MappingNode:
             del references[path], computed[path]
     _check_graph(references, computed)
     values = _evaluate(plain_value(tree), computed)
-    resolved = _Replacing(tree, values, references, _of_environment(computed, references)).of(tree, ())
-    assert isinstance(resolved, MappingNode)
-    return resolved
+    of_environment = _of_environment(computed, references)
+
+    def with_value(node: Node, path: Path) -> Node:
+        if path not in values:
+            return node
+        value = values[path]
+        if path not in of_environment:
+            if isinstance(value, dict | list):
+                return node_of(value, node.origin)
+            return Node(value, node.origin, str(value), interpolated=True)
+        if isinstance(value, dict | list):  # the value is one reference, to a section or a list
+            [target] = references[path]
+            found = lookup(tree, target)
+            assert found is not None
+            return changed(changed(found, with_value, target), lambda below, _: replace(below, origin=node.origin))
+        expression = _with_whole_names(node.value, path)
+        return Node(value, node.origin, expression, interpolated=True, expression=expression)
+
+    return changed(tree, with_value)
 
 
-def _is_open(node: Node | None) -> bool:
-    """Whether a value is still to be given: not there, or `???`."""
-    return node is None or (isinstance(node, ScalarNode) and node.value == "???")
-
-
-def _references(path: Path, node: ScalarNode, tree: MappingNode, gaps: set[Path]) -> Iterator[Path]:
+def _references(path: Path, node: Node, tree: Node, gaps: set[Path]) -> Iterator[Path]:
     """The keys that a value refers to, after each of its ${ has been found to be of a form that is allowed."""
     text = node.value
     starts = list(_START.finditer(text))
     active = [match for match in starts if len(match.group(1)) % 2 == 0]
     if active and len(active) < len(starts):
-        raise _error(path, node.origin, "mixes ${...} and \\${...}", "Use one of the two in a value.")
+        raise _error(path, node, "mixes ${...} and \\${...}", "Use one of the two in a value.")
     for match in active:
         rest = text[match.end() :]
         if found := _ENVIRONMENT.match(rest):
-            _check_environment(path, node.origin, found.group(1), has_default=found.group(2) == ",")
+            _check_environment(path, node, found.group(1), has_default=found.group(2) == ",")
         elif found := _REFERENCE.match(rest):
             dots, name = found.groups()
             target = (*path[: -len(dots)], *_parts(name)) if dots else _parts(name)
             if lookup(tree, target) is None and target not in gaps:
-                raise _missing(path, node.origin, ".".join(target), tree)
+                raise _missing(path, node, ".".join(target), tree)
             yield target
         elif found := _RESOLVER.match(rest):
             raise _error(
-                path, node.origin, f"uses ${{{found.group(1)}:...}}, which is not known here",
+                path, node, f"uses ${{{found.group(1)}:...}}, which is not known here",
                 "Use ${oc.env:NAME} for an environment variable, ${section.key} for another key.",
             )  # fmt: skip
         else:
             raise _error(
-                path, node.origin, "holds a ${ that is not ${section.key} or ${oc.env:NAME}",
+                path, node, "holds a ${ that is not ${section.key} or ${oc.env:NAME}",
                 "Close it with }, or write \\${ for these two characters themselves.",
             )  # fmt: skip
 
@@ -101,27 +98,27 @@ def _parts(name: str) -> Path:
     return tuple(re.sub(r"\[(\d+)\]", r".\1", name).split("."))
 
 
-def _error(path: Path, origin: Origin, problem: str, fix: str) -> UserError:
-    return UserError(f"{'.'.join(path)} {problem}.", fix, where=origin.where)
+def _error(path: Path, node: Node, problem: str, fix: str) -> UserError:
+    return UserError(f"{'.'.join(path)} {problem}.", fix, where=node.origin.where)
 
 
-def _missing(path: Path, origin: Origin, target: str, tree: MappingNode) -> UserError:
+def _missing(path: Path, node: Node, target: str, tree: Node) -> UserError:
     known = [".".join(other) for other, _ in scalars(tree)]
     close = difflib.get_close_matches(target, known, n=1)
     fix = f"Did you mean ${{{close[0]}}}?" if close else "Name a key of this recipe, such as ${name} or ${loss.beta}."
-    return _error(path, origin, f"refers to ${{{target}}}, which the recipe does not have", fix)
+    return _error(path, node, f"refers to ${{{target}}}, which the recipe does not have", fix)
 
 
-def _check_environment(path: Path, origin: Origin, name: str, *, has_default: bool) -> None:
+def _check_environment(path: Path, node: Node, name: str, *, has_default: bool) -> None:
     """A recipe is copied into the run folder, so a secret must not come into it."""
     if _SECRET_NAME.search(name) or _SECRET_VALUE.search(os.environ.get(name, "")):
         raise _error(
-            path, origin, f"reads the environment variable {name}, which looks like a secret",
+            path, node, f"reads the environment variable {name}, which looks like a secret",
             "The composed recipe is written to disk. Programs that need the secret read it from the environment.",
         )  # fmt: skip
     if name not in os.environ and not has_default:
         raise _error(
-            path, origin, f"reads the environment variable {name}, which is not set",
+            path, node, f"reads the environment variable {name}, which is not set",
             f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
         )  # fmt: skip
     value = os.environ.get(name, "")
@@ -135,23 +132,22 @@ def _own_words() -> frozenset[str]:
     return frozenset({"builtin:guide"}.union(*(choices(schema) for schema in all_keys().values())))
 
 
-def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, ScalarNode]) -> None:
+def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, Node]) -> None:
     """No cycle, and no value that expands without end."""
     sizes: dict[Path, int] = {}
 
     def size(path: Path, above: tuple[Path, ...]) -> int:
         if path in above:
             chain = " -> ".join(".".join(step) for step in (*above[above.index(path) :], path))
-            raise _error(path, computed[path].origin, f"refers to itself: {chain}", "Give one of these a plain value.")
+            raise _error(path, computed[path], f"refers to itself: {chain}", "Give one of these a plain value.")
         if path not in sizes:
             total = 1
             for target in references[path]:
                 below = [other for other in references if other[: len(target)] == target]
                 total += sum(size(other, (*above, path)) for other in below)
             if total > MAX_EXPANSIONS:
-                raise _error(
-                    path, computed[path].origin, f"expands to more than {MAX_EXPANSIONS:,} values", "Write it out."
-                )
+                problem = f"expands to more than {MAX_EXPANSIONS:,} values"
+                raise _error(path, computed[path], problem, "Write it out.")
             sizes[path] = total
         return sizes[path]
 
@@ -159,7 +155,7 @@ def _check_graph(references: dict[Path, list[Path]], computed: dict[Path, Scalar
         size(path, ())
 
 
-def _evaluate(plain: dict[str, Any], computed: dict[Path, ScalarNode]) -> dict[Path, Any]:
+def _evaluate(plain: dict[str, Any], computed: dict[Path, Node]) -> dict[Path, Any]:
     from omegaconf import Container, OmegaConf  # imported late: a recipe without ${...} does not need it
     from omegaconf.errors import OmegaConfBaseException
 
@@ -168,22 +164,25 @@ def _evaluate(plain: dict[str, Any], computed: dict[Path, ScalarNode]) -> dict[P
     for path, node in computed.items():
         try:
             config = OmegaConf.create(plain) if config is None else config
-            container: Any = config
-            for part in path[:-1]:
-                container = container[int(part) if OmegaConf.is_list(container) else part]
-            value = container[int(path[-1]) if OmegaConf.is_list(container) else path[-1]]
+            value: Any = config
+            for part in path:
+                value = value[int(part) if OmegaConf.is_list(value) else part]
             values[path] = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
         except OmegaConfBaseException as error:
             sentence = str(error).splitlines()[0].rstrip(".")
             problem = f"cannot be computed: {sentence}"
-            raise _error(path, node.origin, problem, "Write ${section.key} or ${oc.env:NAME}.") from None
+            raise _error(path, node, problem, "Write ${section.key} or ${oc.env:NAME}.") from None
     return values
 
 
-def _of_environment(computed: dict[Path, ScalarNode], references: dict[Path, list[Path]]) -> set[Path]:
+def _of_environment(computed: dict[Path, Node], references: dict[Path, list[Path]]) -> set[Path]:
     """The values that come from the environment, of themselves or through others."""
     found = {path for path, node in computed.items() if _reads_environment(node.value)}
-    while more := {path for path in references.keys() - found if _leads_to(found, references[path])}:
+
+    def leads_there(path: Path) -> bool:
+        return any(other[: len(target)] == target for target in references[path] for other in found)
+
+    while more := {path for path in references.keys() - found if leads_there(path)}:
         found |= more
     return found
 
@@ -192,61 +191,6 @@ def _reads_environment(text: str) -> bool:
     return any(
         len(match.group(1)) % 2 == 0 and _ENVIRONMENT.match(text, match.end()) for match in _START.finditer(text)
     )
-
-
-def _leads_to(found: set[Path], targets: list[Path]) -> bool:
-    return any(path[: len(target)] == target for target in targets for path in found)
-
-
-class _Replacing:
-    """Puts computed values into a tree.
-
-    Args:
-        tree: the whole tree as it was written.
-        values: by the paths of what was computed.
-        references: the keys that each of them refers to.
-        of_environment: those that come from the environment.
-    """
-
-    def __init__(
-        self, tree: MappingNode, values: dict[Path, Any], references: dict[Path, list[Path]], of_environment: set[Path]
-    ) -> None:
-        self._tree, self._values, self._references, self._of_environment = tree, values, references, of_environment
-
-    def of(self, node: Node, path: Path) -> Node:
-        """The node with its values, and those below it."""
-        match node:
-            case ScalarNode():
-                return self._scalar(node, path) if path in self._values else node
-            case ListNode():
-                return ListNode([self.of(item, (*path, str(i))) for i, item in enumerate(node.items)], node.origin)
-            case MappingNode():
-                return MappingNode({k: self.of(v, (*path, k)) for k, v in node.items.items()}, node.origin)
-
-    def _scalar(self, node: ScalarNode, path: Path) -> Node:
-        value = self._values[path]
-        if path not in self._of_environment:
-            if isinstance(value, dict | list):
-                return node_of(value, node.origin)
-            return ScalarNode(value, node.origin, str(value), interpolated=True)
-        if isinstance(value, dict | list):  # the value is one reference, to a section or a list
-            [target] = self._references[path]
-            found = lookup(self._tree, target)
-            assert found is not None
-            return _at(self.of(found, target), node.origin)
-        expression = _with_whole_names(node.value, path)
-        return ScalarNode(value, node.origin, expression, interpolated=True, expression=expression)
-
-
-def _at(node: Node, origin: Origin) -> Node:
-    """The same values, written elsewhere."""
-    match node:
-        case ScalarNode():
-            return replace(node, origin=origin)
-        case ListNode():
-            return ListNode([_at(item, origin) for item in node.items], origin)
-        case MappingNode():
-            return MappingNode({key: _at(item, origin) for key, item in node.items.items()}, origin)
 
 
 def _with_whole_names(text: str, path: Path) -> str:

@@ -1,10 +1,13 @@
-"""A recipe as a tree of values that remember where they were written, and how one tree is laid over another."""
+"""A recipe as a tree of values that remember where they were written: one laid over another, and how two differ."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from simpo_cli.errors import UserError
+from simpo_cli.recipe.schema import Recipe
+
+Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,115 +39,123 @@ DEFAULT = Origin()
 
 
 @dataclass(slots=True)
-class ScalarNode:
-    """Text, a number, true, false or null. `text` is what was written, `plain` whether it stood without quotes."""
+class Node:
+    """A mapping or list of nodes, or a scalar: text, a number, true, false or null.
+
+    The origin of what stands in a mapping is the line of its key. What follows it is of scalars alone: `text` is what
+    was written, `plain` whether it stood without quotes.
+    """
 
     value: Any
-    origin: Origin
+    origin: Origin = DEFAULT
     text: str = ""
     plain: bool = False
     interpolated: bool = False  # the value was computed from a ${...}
     expression: str = ""  # how it was written, where it is of the environment: saved and shown instead of the value
 
+    @property
+    def is_scalar(self) -> bool:
+        return not isinstance(self.value, dict | list)
 
-@dataclass(slots=True)
-class ListNode:
-    """A list of nodes."""
+    @property
+    def is_null(self) -> bool:
+        return self.value is None
 
-    items: list["Node"]
-    origin: Origin
+    @property
+    def is_open(self) -> bool:
+        """Whether the value is still to be filled in."""
+        return self.value == "???" and not self.interpolated
 
-
-@dataclass(slots=True)
-class MappingNode:
-    """Keys to nodes. The origin of a child is the line of its key."""
-
-    items: dict[str, "Node"]
-    origin: Origin = field(default=DEFAULT)
-
-
-Node = ScalarNode | ListNode | MappingNode
+    def below(self) -> list[tuple[str, "Node"]]:
+        """The nodes right below by their keys; the items of a list are named 0, 1, 2."""
+        if isinstance(self.value, dict):
+            return list(self.value.items())
+        return [(str(index), item) for index, item in enumerate(self.value)] if isinstance(self.value, list) else []
 
 
 def plain_value(node: Node) -> Any:
     """The node as ordinary dicts, lists and scalars; what is of the environment as it was written."""
-    match node:
-        case ScalarNode():
-            return node.expression or node.value
-        case ListNode():
-            return [plain_value(item) for item in node.items]
-        case MappingNode():
-            return {key: plain_value(item) for key, item in node.items.items()}
+    if isinstance(node.value, dict):
+        return {key: plain_value(item) for key, item in node.value.items()}
+    return [plain_value(item) for item in node.value] if isinstance(node.value, list) else node.expression or node.value
 
 
-def node_of(value: Any, origin: Origin) -> Node:
+def node_of(value: Any, origin: Origin = DEFAULT) -> Node:
     """The reverse of `plain_value`, with one origin for everything."""
     match value:
         case dict():
-            return MappingNode({str(key): node_of(item, origin) for key, item in value.items()}, origin)
+            return Node({str(key): node_of(item, origin) for key, item in value.items()}, origin)
         case list() | tuple():
-            return ListNode([node_of(item, origin) for item in value], origin)
+            return Node([node_of(item, origin) for item in value], origin)
         case _:
-            return ScalarNode(value, origin, text=str(value))
+            return Node(value, origin, text=str(value))
 
 
-def scalars(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ScalarNode]]:
-    """Every scalar with its path; the items of a list are named 0, 1, 2."""
-    match node:
-        case ScalarNode():
-            yield path, node
-        case ListNode():
-            for index, item in enumerate(node.items):
-                yield from scalars(item, (*path, str(index)))
-        case MappingNode():
-            for key, item in node.items.items():
-                yield from scalars(item, (*path, key))
+def changed(node: Node, change: Callable[[Node, Path], Node], path: Path = ()) -> Node:
+    """The tree with `change` made to each node, from the deepest on."""
+    below = {key: changed(item, change, (*path, key)) for key, item in node.below()}
+    if isinstance(node.value, dict):
+        return change(replace(node, value=below), path)
+    return change(replace(node, value=list(below.values())) if isinstance(node.value, list) else node, path)
 
 
-def without_defaults(tree: MappingNode) -> MappingNode:
+def scalars(node: Node, path: Path = ()) -> Iterator[tuple[Path, Node]]:
+    """Every scalar with its path."""
+    if node.is_scalar:
+        yield path, node
+    for key, item in node.below():
+        yield from scalars(item, (*path, key))
+
+
+def without_defaults(tree: Node) -> Node:
     """Only what somebody wrote."""
     kept: dict[str, Node] = {}
-    for key, node in tree.items.items():
-        if isinstance(node, MappingNode) and node.items:
-            below = without_defaults(node)
-            if below.items:
+    for key, node in tree.below():
+        if isinstance(node.value, dict) and node.value:
+            if (below := without_defaults(node)).value:
                 kept[key] = below
         elif not node.origin.is_default:
             kept[key] = node
-    return MappingNode(kept, tree.origin)
+    return Node(kept, tree.origin)
 
 
-def lookup(node: Node, path: tuple[str, ...]) -> Node | None:
+def lookup(node: Node, path: Path) -> Node | None:
     """The node at a path, or None."""
     for part in path:
-        match node:
-            case MappingNode() if part in node.items:
-                node = node.items[part]
-            case ListNode() if part.isdigit() and int(part) < len(node.items):
-                node = node.items[int(part)]
+        match node.value:
+            case dict() as items if part in items:
+                node = items[part]
+            case list() as items if part.isdigit() and int(part) < len(items):
+                node = items[int(part)]
             case _:
                 return None
     return node
 
 
-def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
+def merge(base: Node, over: Node, path: Path = ()) -> Node:
     """Lay one tree over another: mappings join key by key, anything else replaces what was there.
 
     A mapping whose keys are 0, 1, 2 changes items of a list (the override `data.train.0.max_pairs=100`). A mapping over
     a value that is neither a mapping nor null is refused: one of the two was meant differently.
     """
-    if not isinstance(over, MappingNode):
+    if not isinstance(over.value, dict) or base.is_null:
         return over
-    if isinstance(base, ListNode) and over.items and all(key.isdigit() for key in over.items):
-        return _merge_items(base, over, path)
-    if isinstance(base, MappingNode):
-        joined = dict(base.items)
-        for key, item in over.items.items():
+    joined = dict(base.below())
+    if isinstance(base.value, list) and over.value and all(key.isdigit() for key in over.value):
+        for key, item in over.value.items():
+            if (place := str(int(key))) not in joined:
+                raise UserError(
+                    f"{'.'.join(path)} has no item {int(key)}: the list in {base.origin} has {len(joined)}.",
+                    "Items are counted from 0.",
+                    where=item.origin.where,
+                )
+            joined[place] = merge(joined[place], item, (*path, key))
+        return replace(base, value=list(joined.values()))
+    if isinstance(base.value, dict):
+        for key, item in over.value.items():
             joined[key] = merge(joined[key], item, (*path, key)) if key in joined else item
-        return MappingNode(joined, base.origin if over.origin.override is not None else over.origin)
-    if isinstance(base, ScalarNode) and base.value is None:
-        return over
-    what = "a list" if isinstance(base, ListNode) else "a single value"
+        return Node(joined, base.origin if over.origin.override is not None else over.origin)
+    what = "a list" if isinstance(base.value, list) else "a single value"
     raise UserError(
         f"{'.'.join(path)} is a mapping here and {what} in {base.origin}.",
         "Mappings are joined key by key, so both must be mappings. Change one of the two.",
@@ -152,15 +163,40 @@ def merge(base: Node, over: Node, path: tuple[str, ...] = ()) -> Node:
     )
 
 
-def _merge_items(base: ListNode, over: MappingNode, path: tuple[str, ...]) -> ListNode:
-    items = list(base.items)
-    for key, item in over.items.items():
-        index = int(key)
-        if index >= len(items):
-            raise UserError(
-                f"{'.'.join(path)} has no item {index}: the list in {base.origin} has {len(items)}.",
-                "Items are counted from 0.",
-                where=item.origin.where,
-            )
-        items[index] = merge(items[index], item, (*path, key))
-    return replace(base, items=items)
+_NAMES = ("name", "output_dir")  # say where a run lies, not what it does
+
+
+def differences(first: Recipe, second: Recipe, *, items: bool = False) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, dotted, in the order of the schema, each with both values.
+
+    gamma and its ratio are compared as both of what they come to; names and folders of the runs are left out.
+
+    Args:
+        items: as of `flat`.
+    """
+    ours, theirs = flat(_settled(first), items=items), flat(_settled(second), items=items)
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    return {key: (ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)}
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    sections = {key: value for key, value in asdict(recipe).items() if key not in _NAMES}
+    sections["loss"] |= {"gamma": recipe.loss.margin, "gamma_beta_ratio": recipe.loss.margin_beta_ratio}
+    return sections
+
+
+def flat(tree: Mapping[str, Any], above: str = "", *, items: bool = False) -> dict[str, Any]:
+    """The values of a tree by their dotted keys; lists and empty mappings are values.
+
+    Args:
+        items: the mappings of a list key by key as well, under its numbers: `data.train.0.path`.
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if items and isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(number): item for number, item in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{above}{key}.", items=items)
+        else:
+            found[f"{above}{key}"] = value
+    return found

@@ -1,10 +1,13 @@
-"""From the merged tree to the frozen dataclasses by pydantic; each of its errors gets its place and a cure."""
+"""From the merged tree to the frozen dataclasses by pydantic; each of its errors gets its place and a cure.
 
-import dataclasses
+A key that a recipe does not have is answered with the one that was probably meant, never ignored.
+"""
+
 import difflib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +17,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.recipe.fields import (
     Schema,
     accepts,
+    all_keys,
     bounds,
     choices,
     describe,
@@ -24,13 +28,10 @@ from simpo_cli.recipe.fields import (
     schema_at,
     section_of,
 )
-from simpo_cli.recipe.habits import unknown_key, unknown_part
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.tree import DEFAULT, ListNode, MappingNode, Node, ScalarNode, lookup, node_of
+from simpo_cli.recipe.tree import Node, Path, changed, lookup, node_of
 from simpo_cli.recipe.values import FieldError
-from simpo_cli.recipe.yaml_source import scalar_of
-
-Path = tuple[str, ...]
+from simpo_cli.recipe.yaml_text import scalar_of
 
 _RECIPE = TypeAdapter(Recipe)
 _OUT_OF_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
@@ -42,11 +43,87 @@ _EXAMPLES = {
 }
 
 
+@dataclass(frozen=True)
+class Habit:
+    """What a key of other tools is called here, if there is such a key, and what to know about it."""
+
+    key: str = ""
+    note: str = ""
+
+
+_STEP = "It counts the pairs of a whole step, over all devices; micro-batches are cut to the memory."
+_PRECISION = "It is auto, bf16 or fp32."
+_LENGTH = "It counts prompt and response together."
+_LOSS = "The objective is SimPO: its loss is sigmoid or hinge."
+_KERNEL = "The kernel is chosen by the device."
+_ALPHA = "It weighs the likelihood of the chosen responses, which SimPO leaves at 0."
+_FP16 = "It is auto, bf16 or fp32: in fp16 small gradients would be lost."
+_ADAPTERS = "With it adapters are trained, without it all weights."
+
+# Keys that people write by habit, from recipes of other tools, by what they are called here.
+_CALLED: list[tuple[str, str, str]] = [
+    ("lr", "train.learning_rate", ""),
+    ("batch_size global_batch_size train_batch_size per_device_train_batch_size", "train.pairs_per_step", _STEP),
+    ("gradient_accumulation_steps", "train.pairs_per_step", _STEP),
+    ("micro_batch_size", "train.tokens_per_microbatch", ""),
+    ("epochs num_train_epochs", "train.num_epochs", ""),
+    ("lr_scheduler_type scheduler", "train.lr_scheduler", ""),
+    ("warmup", "train.warmup_ratio", ""),
+    ("optim", "train.optimizer", ""),
+    ("max_norm", "train.max_grad_norm", ""),
+    ("bf16 mixed_precision pure_bf16", "train.precision", _PRECISION),
+    ("fp16", "train.precision", _FP16),
+    ("model_name_or_path model_name base_model", "model.path", ""),
+    ("torch_dtype dtype", "model.weights_dtype", ""),
+    ("attn_implementation flash_attn", "model.attention", _KERNEL),
+    ("lora_r r", "model.lora.rank", ""),
+    ("lora_alpha", "model.lora.alpha", ""),
+    ("lora_dropout", "model.lora.dropout", ""),
+    ("lora_target", "model.lora.target_modules", ""),
+    ("finetuning_type", "model.lora", _ADAPTERS),
+    ("dataset train_file dataset_name dataset_path", "data.train", ""),
+    ("eval_dataset", "data.eval", ""),
+    ("max_seq_length max_completion_length", "data.max_length", _LENGTH),
+    ("cutoff_len", "data.max_length", ""),
+    ("template", "data.chat_template", ""),
+    ("loss_type pref_loss", "loss.type", _LOSS),
+    ("simpo_gamma", "loss.gamma", ""),
+    ("gamma_ratio", "loss.gamma_beta_ratio", ""),
+    ("pref_beta", "loss.beta", ""),
+    ("cpo_alpha", "loss.sft_weight", _ALPHA),
+    ("sft_alpha", "loss.sft_weight", ""),
+    ("eval_steps eval_strategy evaluation_strategy", "eval.every", ""),
+    ("save_steps save_strategy", "checkpoint.every", ""),
+    ("save_total_limit", "checkpoint.keep", ""),
+    ("load_best_model_at_end", "checkpoint.best", ""),
+    ("logging_steps", "tracking.log_every", ""),
+    ("run_name", "name", ""),
+]
+_DEVICE = (
+    "The device is found by itself. In front of the command CUDA_VISIBLE_DEVICES=0 chooses a card, "
+    "ACCELERATE_USE_CPU=true the CPU."
+)
+# Keys of other tools that there are none of here, with what to do instead.
+_INSTEAD = {
+    "device use_cpu no_cuda device_map": _DEVICE,
+    "ref_model reference_model ref_model_path reference_free": "SimPO has no reference model: leave it out.",
+    "stage do_train do_eval": "There is one method here, and it trains and evaluates: leave it out.",
+    "trust_remote_code": "Code of a model is allowed on the command line: --trust-remote-code",
+    "resume_from_checkpoint": "A run is resumed on the command line: simpo train RECIPE --resume",
+    "overwrite_output_dir": "An existing run is set aside on the command line: simpo train RECIPE --fresh",
+    "push_to_hub": "A finished run is sent to the hub by: simpo export RUN --push ORG/NAME",
+    "packing": "Pairs are packed by themselves: leave it out.",
+    "remove_unused_columns": "Fields that are not used are named on the first screen: leave it out.",
+}
+HABITS = {name: Habit(key, note) for names, key, note in _CALLED for name in names.split()}
+HABITS |= {name: Habit(note=note) for names, note in _INSTEAD.items() for name in names.split()}
+
+
 class MissingKeyError(UserError):
     """A required key is not given."""
 
 
-def without_unknown(tree: MappingNode) -> tuple[MappingNode, list[UserError]]:
+def without_unknown(tree: Node) -> tuple[Node, list[UserError]]:
     """The tree without the keys that a recipe does not have, and an error for each of them."""
     problems: dict[Path, UserError] = {}
     for detail in _validated(tree)[1]:
@@ -58,46 +135,35 @@ def without_unknown(tree: MappingNode) -> tuple[MappingNode, list[UserError]]:
             problems[path] = unknown_part(path, choices(names), node)
         elif node is not None and detail["type"] == "unexpected_keyword_argument":
             problems[path] = unknown_key(path, node)
-    kept = _without(tree, problems, ())
-    assert isinstance(kept, MappingNode)
-    return kept, list(problems.values())
+
+    def without(node: Node, path: Path) -> Node:
+        if not isinstance(node.value, dict):
+            return node
+        return Node({key: item for key, item in node.value.items() if (*path, key) not in problems}, node.origin)
+
+    return changed(tree, without), list(problems.values())
 
 
-def _without(node: Node, paths: Collection[Path], path: Path) -> Node:
-    match node:
-        case ListNode():
-            return ListNode([_without(item, paths, (*path, str(i))) for i, item in enumerate(node.items)], node.origin)
-        case MappingNode():
-            kept = {key: item for key, item in node.items.items() if (*path, key) not in paths}
-            return MappingNode({key: _without(item, paths, (*path, key)) for key, item in kept.items()}, node.origin)
-    return node
-
-
-def fill_defaults(tree: MappingNode) -> MappingNode:
+def fill_defaults(node: Node, section: Schema | None = None) -> Node:
     """The tree with every default written out, so that ${...} can refer to it and it is shown."""
-    filled = _filled(tree, root())
-    assert isinstance(filled, MappingNode)
-    return filled
-
-
-def _filled(node: Node, section: Schema) -> Node:
-    if isinstance(node, ListNode):
-        return ListNode([_filled(item, section) for item in node.items], node.origin)
-    if not isinstance(node, MappingNode):
+    section = section or root()
+    if isinstance(node.value, list):
+        return replace(node, value=[fill_defaults(item, section) for item in node.value])
+    if not isinstance(node.value, dict):
         return node
     items: dict[str, Node] = {}
     for key, field in section["properties"].items():
-        item, below = node.items.get(key), section_of(field)
+        item, below = node.value.get(key), section_of(field)
         if item is None and "default" in field:
-            item = node_of(field["default"], DEFAULT)
+            item = node_of(field["default"])
         elif item is None and (key not in section.get("required", ()) or "properties" in field):
-            item = node_of([] if accepts(field, "array") else {}, DEFAULT)
+            item = node_of([] if accepts(field, "array") else {})
         if item is not None:
-            items[key] = item if below is None else _filled(item, below)
-    return MappingNode(items, node.origin)
+            items[key] = fill_defaults(item, below) if below else item
+    return Node(items, node.origin)
 
 
-def to_recipe(tree: MappingNode, display: str) -> tuple[Recipe | None, list[UserError]]:
+def to_recipe(tree: Node, display: str) -> tuple[Recipe | None, list[UserError]]:
     """The typed recipe, or None and every problem that keeps the tree from being one."""
     recipe, details = _validated(tree)
     found: dict[Path, ErrorDetails] = {}
@@ -110,12 +176,10 @@ def to_recipe(tree: MappingNode, display: str) -> tuple[Recipe | None, list[User
 def refused_value(*, loss: Mapping[str, Any], data: Mapping[str, Any], train: Mapping[str, Any]) -> UserError | None:
     """The error of the first value that a recipe would refuse in these sections; None if it takes them all."""
     values = {"name": "any", "model": {"path": "any"}, "data": {"train": "any", **data}, "loss": loss, "train": train}
-    tree = node_of(values, DEFAULT)
-    assert isinstance(tree, MappingNode)
-    return next(iter(to_recipe(tree, "")[1]), None)
+    return next(iter(to_recipe(node_of(values), "")[1]), None)
 
 
-def _validated(tree: MappingNode) -> tuple[Recipe | None, list[ErrorDetails]]:
+def _validated(tree: Node) -> tuple[Recipe | None, list[ErrorDetails]]:
     try:  # as JSON: what is strict takes no mapping of Python for a section
         return _RECIPE.validate_json(json.dumps(_plain(tree, ()), default=float)), []
     except ValidationError as error:
@@ -124,21 +188,14 @@ def _validated(tree: MappingNode) -> tuple[Recipe | None, list[ErrorDetails]]:
 
 def _plain(node: Node, path: Path) -> Any:
     """The values of a tree; what is still to be filled in (???) is left out."""
-    match node:
-        case ScalarNode():
-            value, schema = node.value, schema_at(path) or {}
-            if node.interpolated:
-                value = _fitted(value, schema)
-            is_inexact = isinstance(value, int) and abs(value) > _LARGEST_EXACT and accepts(schema, "number")
-            return str(value) if is_inexact else value  # no number: it would become another one
-        case ListNode():
-            return [_plain(item, (*path, str(index))) for index, item in enumerate(node.items)]
-        case MappingNode():
-            return {key: _plain(item, (*path, key)) for key, item in node.items.items() if not _is_open(item)}
-
-
-def _is_open(node: Node) -> bool:
-    return isinstance(node, ScalarNode) and node.value == "???" and not node.interpolated
+    if isinstance(node.value, dict):
+        return {key: _plain(item, (*path, key)) for key, item in node.value.items() if not item.is_open}
+    if isinstance(node.value, list):
+        return [_plain(item, (*path, key)) for key, item in node.below()]
+    schema = schema_at(path) or {}
+    value = _fitted(node.value, schema) if node.interpolated else node.value
+    is_inexact = isinstance(value, int) and abs(value) > _LARGEST_EXACT and accepts(schema, "number")
+    return str(value) if is_inexact else value  # no number: it would become another one
 
 
 def _fitted(value: Any, schema: Schema) -> Any:
@@ -153,10 +210,10 @@ def _fitted(value: Any, schema: Schema) -> Any:
     return value
 
 
-def _path(tree: MappingNode, detail: ErrorDetails) -> Path:
+def _path(tree: Node, detail: ErrorDetails) -> Path:
     """Where in the tree an error lies: pydantic names the forms of a value, such as `list[str]`, as well."""
     path: Path = ()
-    node: Node = tree
+    node = tree
     for part in map(str, detail["loc"]):
         below = lookup(node, (part,))
         if below is not None:
@@ -166,7 +223,7 @@ def _path(tree: MappingNode, detail: ErrorDetails) -> Path:
     return path
 
 
-def _problem(path: Path, detail: ErrorDetails, tree: MappingNode, display: str) -> UserError:
+def _problem(path: Path, detail: ErrorDetails, tree: Node, display: str) -> UserError:
     key, node, cause = ".".join(path), lookup(tree, path), detail.get("ctx", {}).get("error")
     if node is None or detail["type"] == "missing":
         near = lookup(tree, path[:-1])
@@ -185,7 +242,7 @@ def _problem(path: Path, detail: ErrorDetails, tree: MappingNode, display: str) 
         problem = _unexpanded(str(cause), [node])
     elif detail["type"] == "too_short":
         problem = "is empty"
-    elif detail["type"] in _OUT_OF_BOUNDS and isinstance(node, ScalarNode):
+    elif detail["type"] in _OUT_OF_BOUNDS and node.is_scalar:
         value = detail["input"]
         shown = node.expression or (float(value) if not accepts(schema, "integer") else value)
         problem = f"is {shown}, {bounds(schema)}"
@@ -206,7 +263,7 @@ def _place(nodes: list[Node], section: Node, display: str) -> str:
 def _unexpanded(problem: str, nodes: list[Node]) -> str:
     """What is wrong with a value, without the value where it is of the environment."""
     for node in nodes:
-        if isinstance(node, ScalarNode) and node.expression:
+        if node.expression:
             spelled = {repr(node.value), str(node.value), str(scalar_of(str(node.value)))}
             values = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
             expression = node.expression.replace("\\", r"\\")
@@ -216,15 +273,12 @@ def _unexpanded(problem: str, nodes: list[Node]) -> str:
 
 def _shown(node: Node) -> str:
     """How the value was written, and what it was read as."""
-    match node:
-        case ListNode():
-            return "a list"
-        case MappingNode():
-            return "a mapping"
-        case ScalarNode(expression=expression) if expression:
-            return f"{expression} from the environment"
-        case ScalarNode(value=str() as value):
-            return repr(value) if len(value) <= 40 else repr(value[:40]) + "..."
+    if not node.is_scalar:
+        return "a list" if isinstance(node.value, list) else "a mapping"
+    if node.expression:
+        return f"{node.expression} from the environment"
+    if isinstance(node.value, str):
+        return repr(node.value) if len(node.value) <= 40 else repr(node.value[:40]) + "..."
     text = node.text if node.plain and node.text else str(node.value)
     text = text if len(text) <= 40 else text[:40] + "..."
     if node.value is None:
@@ -237,23 +291,25 @@ def _shown(node: Node) -> str:
 
 def _fix(node: Node, schema: Schema, path: Path) -> str:
     last = path[-1]
-    match node:
-        case MappingNode() if section_of(schema) and accepts(schema, "array"):
+    match node.value:
+        case dict() if section_of(schema) and accepts(schema, "array"):
             return f"Write a list with one item: put a dash before the first key below {last}."
-        case ScalarNode(value=None):
+        case dict() | list():
+            return ""
+        case None:
             return f"Give a value, or delete the line to use the default of {'.'.join(path)}."
-        case ScalarNode(value=str()):
+        case str():
             return _fix_of_text(node, schema, last)
-        case ScalarNode(value=int() as value) if abs(value) > _LARGEST_EXACT and accepts(schema, "number"):
+        case int() as value if abs(value) > _LARGEST_EXACT and accepts(schema, "number"):
             return "Write fewer digits; 1e6 is a million."
-        case ScalarNode(value=float() as value) if value.is_integer() and accepts(schema, "integer"):
+        case float() as value if value.is_integer() and accepts(schema, "integer"):
             return f"Write {int(value)}."
-        case ScalarNode() if accepts(schema, "string") and not last.isdigit():
-            return f"For text put it in quotes: {last}: '{node.text}'"
-    return ""
+    return (
+        f"For text put it in quotes: {last}: '{node.text}'" if accepts(schema, "string") and not last.isdigit() else ""
+    )
 
 
-def _fix_of_text(node: ScalarNode, schema: Schema, last: str) -> str:
+def _fix_of_text(node: Node, schema: Schema, last: str) -> str:
     text = node.expression or str(node.value)
     words = choices(schema)
     if words and (close := difflib.get_close_matches(text.lower(), words, n=1)):
@@ -269,19 +325,54 @@ def _fix_of_text(node: ScalarNode, schema: Schema, last: str) -> str:
     return ""
 
 
-def with_values(tree: MappingNode, recipe: Recipe) -> MappingNode:
+def with_values(node: Node, value: Any) -> Node:
     """The tree with the values of the typed recipe: 1 is 1.0 where a fraction is possible, a computed '8' is 8."""
-    node = _with_value(tree, recipe)
-    assert isinstance(node, MappingNode)
-    return node
+    if isinstance(node.value, dict):
+        of = value if isinstance(value, dict) else vars(value)
+        return replace(node, value={key: with_values(item, of[key]) for key, item in node.value.items()})
+    if isinstance(node.value, list):
+        return replace(node, value=[with_values(item, value[index]) for index, item in enumerate(node.value)])
+    return node if isinstance(value, list) else replace(node, value=value)  # one source is named by its path alone
 
 
-def _with_value(node: Node, value: Any) -> Node:
-    match node:
-        case MappingNode():
-            of = value if isinstance(value, dict) else vars(value)
-            return MappingNode({key: _with_value(item, of[key]) for key, item in node.items.items()}, node.origin)
-        case ListNode():
-            return ListNode([_with_value(item, value[index]) for index, item in enumerate(node.items)], node.origin)
-        case ScalarNode():  # one source may be named by its path alone
-            return node if isinstance(value, list) else dataclasses.replace(node, value=value)
+def unknown_key(path: tuple[str, ...], node: Node) -> UserError:
+    """The error for a key that its section does not have, with the key that was probably meant."""
+    *above, key = path
+    prefix, full = ".".join(above), ".".join(path)
+    section = section_of(schema_at(tuple(above))) or {}
+    known = list(section["properties"])
+    listing = f"All keys: simpo recipe schema {nearest_section(tuple(above))}".rstrip()
+    problem = f"{_shown_key(full)} is not a key of {prefix or 'a recipe'}"
+    flat = key.replace("-", "_").lower()
+    habit = HABITS.get(flat)
+    if habit is None and (meant := _nearest(key, known)):
+        fix = f"Did you mean {meant}? {listing}"
+    elif path[0] == "data" and key in (section_of(schema_at(("data", "train"))) or {})["properties"]:
+        fix = f"It belongs to a source: data.train: [{{path: ..., {key}: ...}}]"
+    else:
+        habit = habit or Habit(" or ".join(name for name in all_keys() if name.rpartition(".")[2] == flat))
+        if habit.key:
+            fix = " ".join(filter(None, (f"Did you mean {habit.key}?", habit.note, listing)))
+        else:
+            fix = habit.note or listing
+            problem += "" if habit.note else f"; it has {', '.join(known)}"
+    return UserError(f"{problem}.", fix, where=node.origin.where, key=full)
+
+
+def unknown_part(path: tuple[str, ...], known: list[str], node: Node) -> UserError:
+    """The error for a key that a mapping such as `columns` does not have."""
+    *above, key = path
+    meant = _nearest(key, known)
+    fix = f"Did you mean {meant}?" if meant else f"It has {', '.join(known)}."
+    return UserError(
+        f"{'.'.join(above)} has no part {_shown_key(key)}.", fix, where=node.origin.where, key=".".join(path)
+    )
+
+
+def _shown_key(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 80 else repr(key)[:80]
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    flat = key.replace("-", "_").replace(" ", "_").lower()
+    return next(iter([flat] if flat in known else difflib.get_close_matches(flat, known, n=1, cutoff=0.7)), "")

@@ -14,8 +14,7 @@ from rich.text import Text
 from simpo_cli.data.tokenized_view import UNFINISHED
 from simpo_cli.formatting import fixed, thousands
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.dump import loss_terms
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.recipe.schema import LossRecipe, loss_terms
 from simpo_cli.report.console import Console, encodable, printable
 from simpo_cli.report.terminal import print_wrapped
 

@@ -11,7 +11,7 @@ from simpo_cli.names import not_a_run
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
-from simpo_cli.recipe.yaml_source import parse_file
+from simpo_cli.recipe.yaml_text import parse_file
 from simpo_cli.run.documents import code_of_old, read_log, read_receipt
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, METRICS, NOTES, is_in_use
 

@@ -11,7 +11,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate.metrics import Matched, match, match_in_order
 from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear, swapped_in_words
 from simpo_cli.formatting import Measured, border_in_words, excludes_zero, percent, points_cell, thousands
-from simpo_cli.recipe.dump import differences
+from simpo_cli.recipe.tree import differences
 from simpo_cli.report.figures import Floats
 from simpo_cli.report.run_files import Row, RunFiles
 from simpo_cli.report.run_tables import shown_value

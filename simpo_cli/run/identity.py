@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.dump import flat
 from simpo_cli.recipe.schema import LossRecipe, Recipe
+from simpo_cli.recipe.tree import flat
 
 Kind = Literal["identity", "schedule", "machine"]
 

@@ -13,8 +13,7 @@ from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origi
 from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
-from simpo_cli.recipe.dump import loss_terms
-from simpo_cli.recipe.schema import DataSource
+from simpo_cli.recipe.schema import DataSource, loss_terms
 from simpo_cli.run.events import Note, RunHeader
 from simpo_cli.train.run_plan import RunPlan
 

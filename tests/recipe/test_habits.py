@@ -5,7 +5,7 @@ import pytest
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.fields import all_keys
-from simpo_cli.recipe.habits import HABITS
+from simpo_cli.recipe.validate import HABITS
 
 
 def _refused(override: str) -> UserError:

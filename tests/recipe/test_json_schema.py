@@ -12,7 +12,7 @@ from simpo_cli.names import shipped_names, shipped_root
 from simpo_cli.recipe import LoraRecipe, LossRecipe, Recipe, compose
 from simpo_cli.recipe.fields import all_keys, json_schema
 from simpo_cli.recipe.tree import plain_value
-from simpo_cli.recipe.yaml_source import parse_file
+from simpo_cli.recipe.yaml_text import parse_file
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from simpo_cli.recipe.dump import loss_terms
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.recipe.schema import LossRecipe, loss_terms
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from simpo_cli.cli.options import say
 from simpo_cli.data.raw import BadRecord
 from simpo_cli.errors import UserError
 from simpo_cli.formatting import Cell
-from simpo_cli.recipe.dump import to_yaml
 from simpo_cli.recipe.tree import Origin, node_of
+from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.report.console import Console, make_console, printable
 from simpo_cli.report.eval_view import print_eval
 from simpo_cli.report.findings_view import annotations

@@ -1,4 +1,4 @@
-"""From the text of a recipe to a tree with line numbers. Everything that YAML alone can get wrong is said here.
+"""From the text of a recipe to a tree with line numbers, and back. All that YAML alone can get wrong is said here.
 
 The rules are those of OmegaConf's loader: YAML 1.1 scalars, but 1e-5 is a number and dates stay text. We compose nodes
 instead of loading values, because nodes know their lines and show keys that are given twice.
@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.tree import ListNode, MappingNode, Node, Origin, ScalarNode
+from simpo_cli.recipe.tree import Node, Origin
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
 MAX_VALUES = 5_000
+_WIDTH = 80
 
 _FLOAT = re.compile(
     r"""^(?:
@@ -48,7 +49,7 @@ class _RecipeLoader(yaml.SafeLoader):
         return node
 
 
-class RecipeDumper(yaml.SafeDumper):
+class _RecipeDumper(yaml.SafeDumper):
     """Writes text with quotes wherever our loader would read a plain word as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - every value is written out
@@ -66,9 +67,7 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return table
 
 
-_RecipeLoader.yaml_implicit_resolvers = _resolvers()
-RecipeDumper.yaml_implicit_resolvers = _resolvers()
-
+_RecipeLoader.yaml_implicit_resolvers = _RecipeDumper.yaml_implicit_resolvers = _resolvers()
 
 _NOTICED_LATE = ("end of stream", "<stream end>", "could not find expected ':'")  # what is wrong began further up
 
@@ -99,7 +98,7 @@ def read_text(path: Path, display: str) -> str:
         ) from None
 
 
-def parse_file(text: str, display: str) -> MappingNode:
+def parse_file(text: str, display: str) -> Node:
     """The tree of a recipe file, whose root must be a mapping."""
     node = _compose(text, lambda line: f"{display}:{line}")
     if node is None:
@@ -107,8 +106,8 @@ def parse_file(text: str, display: str) -> MappingNode:
             "the file is empty.", "A recipe needs at least model.path and data.train.", where=f"{display}:1"
         )
     tree = _Converter(lambda line: Origin(file=display, line=line)).convert(node)
-    if not isinstance(tree, MappingNode):
-        what = "a list" if isinstance(tree, ListNode) else "a single value"
+    if not isinstance(tree.value, dict):
+        what = "a single value" if tree.is_scalar else "a list"
         raise UserError(
             f"the file holds {what}, a recipe is a mapping of keys to values.",
             "Begin with lines such as name: my-run. See: simpo recipe show demo",
@@ -121,29 +120,22 @@ def parse_value(text: str, origin: Origin, path: tuple[str, ...]) -> Node:
     """The value of an override, written as YAML on one line."""
     node = _compose(text, lambda _: origin.where)
     if node is None:  # only a comment
-        return ScalarNode(None, origin, "null", plain=True)
+        return Node(None, origin, "null", plain=True)
     return _Converter(lambda _: origin).convert(node, origin, path)
 
 
 def scalar_of(text: str) -> Any:
     """What YAML makes of a bare word: 1e-5 becomes a number, true a boolean, anything else stays text."""
     try:
-        return _Converter(lambda _: Origin()).scalar(yaml.ScalarNode(_resolve(text), text), Origin()).value
+        tag = _RecipeLoader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        return _Converter(lambda _: Origin()).scalar(yaml.ScalarNode(tag, text), Origin()).value
     except UserError:
         return text
 
 
-def _resolve(text: str) -> str:
-    for tag, pattern in _resolvers().get(text[:1], []):
-        if pattern.match(text):
-            return tag
-    return _TAG + "str"
-
-
 def _compose(text: str, where: Callable[[int], str]) -> yaml.Node | None:
     try:
-        loader = _RecipeLoader(text)
-        return loader.get_single_node()
+        return _RecipeLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)
@@ -207,19 +199,18 @@ class _Converter:
             raise UserError(f"{_TOO_DEEP}.", "Look for an alias (*name) that holds itself.", where=origin.where)
         match node:
             case yaml.MappingNode(tag=tag) if tag == _TAG + "map":
-                return MappingNode(self._items(node, path), origin)
+                return Node(self._items(node, path), origin)
             case yaml.SequenceNode(tag=tag) if tag == _TAG + "seq":
-                items = [self.convert(item, None, (*path, str(i))) for i, item in enumerate(node.value)]
-                return ListNode(items, origin)
+                return Node([self.convert(item, None, (*path, str(i))) for i, item in enumerate(node.value)], origin)
             case yaml.ScalarNode():
                 return self.scalar(node, origin, path)
         raise _foreign_tag(node, origin)
 
-    def scalar(self, node: yaml.ScalarNode, origin: Origin, path: tuple[str, ...] = ()) -> ScalarNode:
+    def scalar(self, node: yaml.ScalarNode, origin: Origin, path: tuple[str, ...] = ()) -> Node:
         plain, text = node.style is None, str(node.value)
         subject = f"{'.'.join(path)} is " if path else ""
         if node.tag == _TAG + "str":
-            return ScalarNode(_whole(text, origin), origin, text, plain)
+            return Node(_whole(text, origin), origin, text, plain)
         if node.tag not in (_TAG + "null", _TAG + "bool", _TAG + "int", _TAG + "float"):
             raise _foreign_tag(node, origin)
         try:
@@ -236,7 +227,7 @@ class _Converter:
                 f"Quote it ('{text}') for text, or write the number that you mean.",
                 where=origin.where,
             )
-        return ScalarNode(value, origin, text, plain)
+        return Node(value, origin, text, plain)
 
     def _items(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Node]:
         items: dict[str, Node] = {}
@@ -262,11 +253,11 @@ class _Converter:
         merged: dict[str, Node] = {}
         for source in reversed(sources):
             tree = self.convert(source, None, (*path, "<<"))
-            if not isinstance(tree, MappingNode):
+            if not isinstance(tree.value, dict):
                 raise UserError(
                     "<< needs a mapping.", "Write <<: *name, where &name marks a mapping.", where=origin.where
                 )
-            merged.update(tree.items)
+            merged.update(tree.value)
         return merged
 
     def _key(self, node: yaml.Node, origin: Origin) -> str:
@@ -297,3 +288,54 @@ def _foreign_tag(node: yaml.Node, origin: Origin) -> UserError:
     return UserError(
         f"the tag {tag} is not allowed; recipes hold plain values only.", "Delete the tag.", where=origin.where
     )
+
+
+def to_yaml(tree: Node, *, origins: bool = False) -> str:
+    """The tree as YAML, two spaces a level; with `origins` a comment on each line says where its value was set.
+
+    Text that holds `${` is written with a backslash, so that it stays text when the file is read.
+    """
+    lines = _lines(tree, "")
+    if not origins:
+        return "\n".join(line for line, _ in lines) + "\n"
+    longest = max((len(str(node.origin)) for _, node in lines if node is not None), default=0)
+    column = max(32, _WIDTH - longest - 3)  # a recipe of usual width then fits a terminal of usual width
+    return "\n".join(line if node is None else f"{line.ljust(column)} # {node.origin}" for line, node in lines) + "\n"
+
+
+def _lines(node: Node, margin: str) -> list[tuple[str, Node | None]]:
+    """The lines of a mapping or list, each with the scalar or empty collection that it holds."""
+    lines: list[tuple[str, Node | None]] = []
+    for key, item in node.below():
+        head = f"{margin}-" if isinstance(node.value, list) else f"{margin}{_one_line(key)}:"
+        if item.is_scalar or not item.value:
+            lines.append((f"{head} {_one_line(_readable(item))}", item))
+            continue
+        inner = _lines(item, f"{margin}  ")
+        if isinstance(node.value, list) and isinstance(item.value, dict):  # its first key stands behind the dash
+            first, of_first = inner.pop(0)
+            lines.append((f"{head} {first.lstrip(' ')}", of_first))
+        else:
+            lines.append((head, None))
+        lines += inner
+    return lines
+
+
+def _readable(node: Node) -> Any:
+    """A value such that it is read again as it is; one of the environment is left to be computed again."""
+    if node.expression or not isinstance(node.value, str):
+        return node.expression or node.value
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", node.value)
+
+
+def _one_line(value: Any) -> str:
+    """Text with line ends of any alphabet, or other characters that one cannot see, is written with escapes."""
+    style = '"' if isinstance(value, str) and not value.isprintable() else None
+    text = yaml.dump(value, Dumper=_RecipeDumper, default_style=style, width=float("inf"), allow_unicode=True)
+    text = str(text).removesuffix("\n").removesuffix("\n...")
+    return text if style is None else "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    """As YAML writes it between double quotes; PyYAML leaves marks of the writing direction as they are."""
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
