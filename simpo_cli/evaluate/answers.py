@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import GenerationConfig
 
 from simpo_cli.builtin import PROBE_QUESTIONS
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_messages
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.evaluate.generate.decode import answer_until_end, generate_ids
@@ -31,12 +31,9 @@ class Question:
 
 def builtin_questions(tokenizer: TextTokenizer) -> list[Question]:
     """The fixed questions of `builtin:guide`."""
-    return [
-        Question(
-            text, tuple(tokenizer.encode_batch([tokenizer.render([Message("user", text)], generation_prompt=True)])[0])
-        )
-        for text in PROBE_QUESTIONS
-    ]
+    rendered = [tokenizer.render([Message("user", text)], generation_prompt=True) for text in PROBE_QUESTIONS]
+    encoded = tokenizer.encode_batch(rendered)
+    return [Question(text, tuple(ids)) for text, ids in zip(PROBE_QUESTIONS, encoded, strict=True)]
 
 
 def held_out_questions(
@@ -53,21 +50,14 @@ def held_out_questions(
         if pair.prompt_key in seen or pair.prompt_cut or pair.where not in by_place:
             continue
         seen.add(pair.prompt_key)
-        prompt = by_place[pair.where].prompt
-        text = (
-            prompt
-            if isinstance(prompt, str)
-            else next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
-        )
+        turns = prompt_messages(by_place[pair.where].prompt)
+        text = next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
         questions.append(Question(text, tuple(pair.prompt.tolist())))
     return questions
 
 
 def answer(
-    policy: Policy,
-    questions: Sequence[Question],
-    tokenizer: TextTokenizer,
-    accelerator: Accelerator,
+    policy: Policy, questions: Sequence[Question], tokenizer: TextTokenizer, accelerator: Accelerator
 ) -> list[str]:
     """The greedy answer to each question, at most 64 tokens; ` ...` marks one that was cut there."""
     answers = []

@@ -143,10 +143,7 @@ def column_of(held: HeldOut, column: str, recipe: Recipe) -> list[str | None]:
         UserError: no record has the column.
     """
     reader = PairReader(
-        held.sources,
-        role=held.role,
-        on_bad_record=recipe.data.on_bad_record,
-        on_no_signal=recipe.data.on_no_signal,
+        held.sources, role=held.role, on_bad_record=recipe.data.on_bad_record, on_no_signal=recipe.data.on_no_signal
     )
     found: dict[str, str | None] = {}
     known: dict[str, None] = {}

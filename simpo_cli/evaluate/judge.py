@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,64 +64,6 @@ class Judgement:
     reply: str
 
 
-@dataclass(frozen=True)
-class JudgeRecord:
-    """The file of one judge's replies on one folder's answers.
-
-    Attributes:
-        file: JSON lines; the first is the heading, which says what was judged by whom.
-        heading: as it is in the file.
-    """
-
-    file: Path
-    heading: dict[str, Any]
-
-    @classmethod
-    def make(cls, folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequence[Answer]) -> "JudgeRecord":
-        """The record of a judge in a folder of answers, new or resumed.
-
-        Raises:
-            UserError: the file is of other answers, or of another endpoint.
-        """
-        texts = [[one.key, one.text, other.text] for one, other in zip(base, trained, strict=True)]
-        answers = json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        heading = {
-            "schema_version": 1,
-            "judge": judge.model,
-            "url": judge.url,
-            "instructions_sha256": hashlib.sha256(INSTRUCTIONS.encode()).hexdigest(),
-            "answers_sha256": hashlib.sha256(answers).hexdigest(),
-        }
-        name = "".join(char if char.isalnum() or char in "._-" else "-" for char in judge.model)
-        record = cls(folder / f"{_PREFIX}{name}.jsonl", heading)
-        rows = read_rows(record.file)
-        if not rows:
-            add_rows(record.file, [heading])
-        elif rows[0] != heading:
-            differing = [key for key in heading if rows[0].get(key) != heading[key]]
-            raise UserError(
-                f"holds verdicts of something else: {', '.join(differing)} differ.",
-                "Move the file away to have everything judged again.",
-                where=str(record.file),
-            )
-        return record
-
-    def judgements(self) -> dict[tuple[str, Order], Judgement]:
-        """The last reply on each prompt in each order."""
-        found: dict[tuple[str, Order], Judgement] = {}
-        for row in read_rows(self.file)[1:]:
-            try:
-                one = Judgement(row["key"], row["order"], row["outcome"], row["winner"], row["reply"])
-            except KeyError as error:
-                raise UserError(f"a row lacks {error}.", "Move the file away.", where=str(self.file)) from error
-            found[one.key, one.order] = one
-        return found
-
-    def add(self, judgements: Sequence[Judgement]) -> None:
-        """Keep replies as they come."""
-        add_rows(self.file, [{name: getattr(one, name) for name in Judgement.__slots__} for one in judgements])
-
-
 def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]) -> None:
     """Have the greedy answers of a folder judged, each pair in both orders; replies are kept as they come.
 
@@ -133,8 +75,8 @@ def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]
     """
     folder = AnswerFolder.open(path)
     base, trained = folder.in_order("base", "greedy"), folder.in_order("trained", "greedy")
-    record = JudgeRecord.make(path, judge, base, trained)
-    done = {place for place, one in record.judgements().items() if one.outcome not in ASKED_AGAIN}
+    record = _record_of(path, judge, base, trained)
+    done = {place for place, one in _judgements_in(record).items() if one.outcome not in ASKED_AGAIN}
     to_ask = [
         (question, one, other, order)
         for question, one, other in zip(folder.questions, base, trained, strict=True)
@@ -145,10 +87,54 @@ def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for start in range(0, len(to_ask), AT_ONCE):
             judgements = list(pool.map(lambda one: _judged(judge, *one), to_ask[start : start + AT_ONCE]))
-            record.add(judgements)
+            add_rows(record, map(asdict, judgements))
             done |= {(one.key, one.order) for one in judgements}
             progress(len(done), wanted)
-            _require_some_verdict(judgements, record, len(done), wanted)
+            if not any(one.outcome == "verdict" for one in judgements):  # nor would the rest, and it may cost money
+                kept = f"{len(done):,} of {wanted:,} replies are kept in {record}; the same command resumes there."
+                raise _no_verdict(judgements, judge, kept)
+
+
+def _record_of(folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequence[Answer]) -> Path:
+    """The file of a judge's replies in a folder of answers, new or resumed; its first line says who judges what.
+
+    Raises:
+        UserError: the file is of other answers, or of another endpoint.
+    """
+    texts = [[one.key, one.text, other.text] for one, other in zip(base, trained, strict=True)]
+    answers = json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    heading = {
+        "schema_version": 1,
+        "judge": judge.model,
+        "url": judge.url,
+        "instructions_sha256": hashlib.sha256(INSTRUCTIONS.encode()).hexdigest(),
+        "answers_sha256": hashlib.sha256(answers).hexdigest(),
+    }
+    name = "".join(char if char.isalnum() or char in "._-" else "-" for char in judge.model)
+    record = folder / f"{_PREFIX}{name}.jsonl"
+    rows = read_rows(record)
+    if not rows:
+        add_rows(record, [heading])
+    elif rows[0] != heading:
+        differing = [key for key in heading if rows[0].get(key) != heading[key]]
+        raise UserError(
+            f"holds verdicts of something else: {', '.join(differing)} differ.",
+            "Move the file away to have everything judged again.",
+            where=str(record),
+        )
+    return record
+
+
+def _judgements_in(record: Path) -> dict[tuple[str, Order], Judgement]:
+    """The last reply on each prompt in each order."""
+    found: dict[tuple[str, Order], Judgement] = {}
+    for row in read_rows(record)[1:]:
+        try:
+            one = Judgement(row["key"], row["order"], row["outcome"], row["winner"], row["reply"])
+        except KeyError as error:
+            raise UserError(f"a row lacks {error}.", "Move the file away.", where=str(record)) from error
+        found[one.key, one.order] = one
+    return found
 
 
 def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, order: Order) -> Judgement:
@@ -165,24 +151,14 @@ def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, ord
     return Judgement(question.key, order, "verdict", sides[reading], reply.text)
 
 
-def _require_some_verdict(judgements: Sequence[Judgement], record: JudgeRecord, done: int, wanted: int) -> None:
-    """Stop where a whole batch came to nothing: the rest would too, and may cost money.
-
-    Raises:
-        UserError: says what happened, shows one reply, and how to resume.
-    """
-    if any(one.outcome == "verdict" for one in judgements):
-        return
+def _no_verdict(judgements: Sequence[Judgement], judge: Judge, kept: str) -> UserError:
+    """What happened to a whole batch, with one reply."""
     outcome, count = Counter(one.outcome for one in judgements).most_common(1)[0]
     what, fix = _FAILURES[outcome]
     reply = next(one.reply for one in judgements if one.outcome == outcome)
     example = f": {' '.join(reply.split())[:120]!r}" if reply.strip() else ""
-    raise UserError(
-        f"the judge {record.heading['judge']} {what}, {count} times of {len(judgements)}{example}.",
-        f"{fix} {done:,} of {wanted:,} replies are kept in {record.file}; the same command resumes there.",
-        where=str(record.heading["url"]),
-        exit_code=ExitCode.ENVIRONMENT,
-    )
+    problem = f"the judge {judge.model} {what}, {count} times of {len(judgements)}{example}."
+    return UserError(problem, f"{fix} {kept}", where=judge.url, exit_code=ExitCode.ENVIRONMENT)
 
 
 def judge_document(path: Path) -> list[dict[str, Any]]:
@@ -194,17 +170,15 @@ def judge_document(path: Path) -> list[dict[str, Any]]:
     folder = AnswerFolder.open(path)
     base, trained = folder.in_order("base", "greedy"), folder.in_order("trained", "greedy")
     files = sorted(path.glob(f"{_PREFIX}*.jsonl"))
-    return [_document(JudgeRecord(file, rows[0]), base, trained) for file in files if (rows := read_rows(file))]
+    return [_document(file, rows[0], base, trained) for file in files if (rows := read_rows(file))]
 
 
-def _document(record: JudgeRecord, base: Sequence[Answer], trained: Sequence[Answer]) -> dict[str, Any]:
-    judgements = record.judgements()
-    scores: list[float] = []
-    longer: list[float] = []
-    prompts: list[str] = []
-    consistent: list[float] = []
-    first_won: list[float] = []
-    equal = 0
+def _document(
+    record: Path, heading: Mapping[str, Any], base: Sequence[Answer], trained: Sequence[Answer]
+) -> dict[str, Any]:
+    judgements = _judgements_in(record)
+    scores, longer, prompts = list[float](), list[float](), list[str]()
+    consistent, first_won, equal = list[float](), list[float](), 0
     for one, other in zip(base, trained, strict=True):
         winners: list[Winner | None] = ["tie", "tie"]
         if one.text == other.text:
@@ -215,20 +189,17 @@ def _document(record: JudgeRecord, base: Sequence[Answer], trained: Sequence[Ans
             if None in winners:
                 continue  # one order alone would count the judge's liking for a place
             consistent.append(float(winners[0] == winners[1]))
-            first_won += [
-                float(winner == order.split()[0])
-                for winner, order in zip(winners, ORDERS, strict=True)
-                if winner != "tie"
-            ]
+            shown_first = [order.split()[0] for order in ORDERS]
+            first_won += [float(won == side) for won, side in zip(winners, shown_first, strict=True) if won != "tie"]
         scores += [_SCORES[winner] for winner in winners if winner is not None]
         longer += [float(len(other.text) - len(one.text))] * 2
         prompts += [one.key] * 2
     controlled = length_controlled(scores, longer, prompts) if prompts else None
     outcomes = Counter(one.outcome for one in judgements.values())
     return {
-        "judge": record.heading["judge"],
-        "url": record.heading["url"],
-        "file": str(record.file),
+        "judge": heading["judge"],
+        "url": heading["url"],
+        "file": str(record),
         "prompts": {"all": len(base), "judged": len(prompts) // 2, "equal_answers": equal},
         "replies": {name.replace(" ", "_"): outcomes[name] for name in OUTCOMES},
         "win_rate": statistics.proportion(scores, prompts).as_json() if prompts else None,

@@ -104,7 +104,7 @@ class Judge:
     Args:
         url: the endpoint, such as `http://localhost:8000/v1`.
         model: the model's name there.
-        key_variable: the environment variable with the key. Without one the endpoint is asked without a key, unless
+        key_variable: the environment variable with the key. Without a key the endpoint is asked without one, unless
             the variable is not the usual one.
         timeout, retries: seconds to wait for one reply, and how often to ask again.
 
@@ -139,7 +139,7 @@ class Judge:
             ) from error
         self._key_variable, self._key = key_variable, key
         self._client = openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=timeout, max_retries=retries)
-        self._settings: dict[str, Any] = {"temperature": 0.0}
+        self._settings = {"temperature": 0.0}
 
     def ask(self, question: str) -> Reply:
         """One reply. What concerns this question alone is in it; what would go on failing is raised.
@@ -158,15 +158,11 @@ class Judge:
             raise self._stopped(f"cannot be reached: {reason}.", "Start it, or check the address.") from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             held = f"the key in {self._key_variable}" if self._key else "to be asked without a key"
-            raise self._stopped(
-                f"refuses {held} ({error.status_code}).",
-                f"Put its key into {self._key_variable}, or name another with --judge-key.",
-            ) from error
+            fix = f"Put its key into {self._key_variable}, or name another with --judge-key."
+            raise self._stopped(f"refuses {held} ({error.status_code}).", fix) from error
         except openai.NotFoundError as error:
-            raise self._stopped(
-                f"knows no {self.model} at this address (404).",
-                "Check --judge-model, and that the address ends in /v1.",
-            ) from error
+            fix = "Check --judge-model, and that the address ends in /v1."
+            raise self._stopped(f"knows no {self.model} at this address (404).", fix) from error
         except openai.BadRequestError as error:
             return Reply("refused" if error.code == "content_filter" else "failed", f"400: {self._line(error.message)}")
         except openai.APIStatusError as error:
@@ -179,7 +175,7 @@ class Judge:
         import openai
 
         messages: Any = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
-        settings = self._settings
+        settings: Any = self._settings
         try:
             return self._client.chat.completions.create(model=self.model, messages=messages, **settings)
         except openai.BadRequestError as error:

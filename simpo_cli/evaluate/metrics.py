@@ -5,7 +5,7 @@ prompt where prompts repeat (see `statistics`). Results are dataclasses whose fi
 """
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.errors import UserError
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
-from simpo_cli.statistics import MIN_STRATUM_PAIRS, LengthBucket, Measured, as_json
+from simpo_cli.statistics import MIN_STRATUM_PAIRS, Measured, as_json
 
 SCHEMA_VERSION = 2
 MOST_VALUES = 50
@@ -80,36 +80,17 @@ class PairScores:
         return np.asarray(self.prompt_keys)
 
 
-@dataclass(frozen=True)
-class LengthResults:
-    """Accuracy freed of length, accuracy by length, and Spearman's rank correlation of reward and length.
-
-    Attributes:
-        chosen_longer, chosen_shorter, balanced: see `statistics.length_strata`.
-        spearman: over all responses.
-        spearman_within: within pairs: both are taken less their mean over the pair, so what prompts differ in plays no
-            part.
-    """
-
-    chosen_longer: Measured | None
-    chosen_shorter: Measured | None
-    balanced: Measured | None
-    buckets: list[LengthBucket]
-    spearman: Measured | None
-    spearman_within: Measured | None
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Accuracy on the same pairs without any model: the longer response wins, and a classifier of surface features."""
-
-    longer_wins: Measured
-    surface: Measured | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EvalSummary:
-    """The numbers of one model on one set of pairs; see `summarise`."""
+    """The numbers of one model on one set of pairs; see `summarise`.
+
+    Attributes:
+        length: accuracy freed of length (see `statistics.length_strata`), `buckets` of length, and Spearman's rank
+            correlation of reward and length: `spearman` over all responses, and `spearman_within` pairs, where both are
+            taken less their mean over the pair, so what prompts differ in plays no part.
+        baselines: accuracy on the same pairs without any model: `longer_wins`, and `surface`, a classifier of surface
+            features.
+    """
 
     pairs: int
     prompts: int
@@ -122,8 +103,8 @@ class EvalSummary:
     target_reached: Measured
     logps_chosen: Measured = field(metadata={"json": "logps/chosen"})
     logps_rejected: Measured = field(metadata={"json": "logps/rejected"})
-    length: LengthResults
-    baselines: Rules
+    length: Mapping[str, Any]
+    baselines: Mapping[str, Measured | None]
     calibration: statistics.Calibration
 
     def as_json(self, *, model: str, data: str) -> dict[str, Any]:
@@ -152,13 +133,13 @@ def summarise(scores: PairScores, loss: LossRecipe, surface: Measured | None = N
         target_reached=statistics.proportion((margins > objective.gamma).astype(np.float64), groups),
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
-        length=LengthResults(
+        length={
             **statistics.length_strata(right, *scores.lengths, groups),
-            buckets=statistics.length_buckets(right, *scores.lengths, groups),
-            spearman=_correlation(rewards, lengths, scores),
-            spearman_within=_correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
-        ),
-        baselines=Rules(statistics.longer_wins(*scores.lengths, groups), surface),
+            "buckets": statistics.length_buckets(right, *scores.lengths, groups),
+            "spearman": _correlation(rewards, lengths, scores),
+            "spearman_within": _correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
+        },
+        baselines={"longer_wins": statistics.longer_wins(*scores.lengths, groups), "surface": surface},
         calibration=statistics.calibration(margins, groups),
     )
 

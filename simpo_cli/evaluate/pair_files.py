@@ -21,6 +21,7 @@ from simpo_cli.objective import Objective
 NUM_DRAWN = 3
 NUM_WORST = 3
 SUFFIXES = (".jsonl", ".parquet")
+_PARTS = ("prompt", "chosen", "rejected")
 _MARK = "chosen_baseline"  # a column that files of ours have, and hardly others
 
 
@@ -32,9 +33,14 @@ def write_pairs(file: Path, pairs: Sequence[EncodedPair], before: PairScores, af
     chosen_after, rejected_after (mean log-prob, nats per token).
     """
     names = ("chosen_before", "rejected_before", "chosen_after", "rejected_after")
-    numbers = (scores.tolist() for scores in (before.chosen, before.rejected, after.chosen, after.rejected))
-    rows = zip(pairs, *numbers, strict=True)
-    _write_rows(file, ({**_pair_row(pair), **dict(zip(names, of_pair, strict=True))} for pair, *of_pair in rows))
+    numbers = np.stack([before.chosen, before.rejected, after.chosen, after.rejected], axis=1).tolist()
+    _write_rows(
+        file,
+        (
+            {**_place(pair), **_lengths(pair), **dict(zip(names, of_pair, strict=True))}
+            for pair, of_pair in zip(pairs, numbers, strict=True)
+        ),
+    )
 
 
 def write_samples(
@@ -51,29 +57,30 @@ def write_samples(
     Keys: line (of the pair in evals-pairs.jsonl, from 1), why (`drawn` by the seed, or `worst`: its margin fell most),
     and prompt, chosen, rejected. A page that shows only good examples misleads, and so does one of the worst alone.
     """
-    chosen = [("drawn", at) for at in _drawn(len(pairs), seed)] + [("worst", at) for at in _worst(before, after)]
-    parts = ("prompt", "chosen", "rejected")
+    # the seed alone decides the order, the same on every machine
+    drawn = sorted(range(len(pairs)), key=lambda at: hashlib.sha256(f"{seed}:{at}".encode()).digest())[:NUM_DRAWN]
+    change = (after.chosen - after.rejected) - (before.chosen - before.rejected)
+    worst = [at for at in np.argsort(change, kind="stable")[:NUM_WORST].tolist() if change[at] < 0]
     _write_rows(
         file,
         (
             {
                 "line": at + 1,
                 "why": why,
-                **{part: tokenizer.decode(getattr(pairs[at], part).tolist()) for part in parts},
+                **{part: tokenizer.decode(getattr(pairs[at], part).tolist()) for part in _PARTS},
             }
-            for why, at in chosen
+            for why, positions in (("drawn", drawn), ("worst", worst))
+            for at in positions
         ),
     )
 
 
-def _pair_row(pair: EncodedPair) -> dict[str, Any]:
-    return {
-        "where": pair.where,
-        "prompt": pair.prompt_key,
-        "pair": pair.pair_key,
-        "chosen_tokens": len(pair.chosen),
-        "rejected_tokens": len(pair.rejected),
-    }
+def _place(pair: EncodedPair) -> dict[str, Any]:
+    return {"where": pair.where, "prompt": pair.prompt_key, "pair": pair.pair_key}
+
+
+def _lengths(pair: EncodedPair) -> dict[str, Any]:
+    return {"chosen_tokens": len(pair.chosen), "rejected_tokens": len(pair.rejected)}
 
 
 def _write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -84,17 +91,6 @@ def _write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _drawn(num_pairs: int, seed: int) -> list[int]:
-    """Positions in an order that only the seed decides, the same on every machine."""
-    return sorted(range(num_pairs), key=lambda at: hashlib.sha256(f"{seed}:{at}".encode()).digest())[:NUM_DRAWN]
-
-
-def _worst(before: PairScores, after: PairScores) -> list[int]:
-    """Positions of the pairs whose margin fell most, most first; of those only that fell at all."""
-    change = (after.chosen - after.rejected) - (before.chosen - before.rejected)
-    return [int(at) for at in np.argsort(change, kind="stable")[:NUM_WORST] if change[at] < 0]
 
 
 def require_pairs_file(path: Path) -> None:
@@ -130,11 +126,9 @@ def _rows(one: Evaluation) -> Iterator[dict[str, Any]]:
     objective = Objective(one.target.recipe.loss)
     base = None if one.baseline is None else one.baseline.scores
     for i, pair in enumerate(one.held_out.pairs):
-        row: dict[str, Any] = {"model": one.target.name}
-        tokens = _pair_row(pair)
-        row |= {name: tokens.pop(name) for name in ("where", "prompt", "pair")}
+        row: dict[str, Any] = {"model": one.target.name, **_place(pair)}
         row |= {column: values[i] for column, values in one.values.items() if column not in row}
-        row |= tokens
+        row |= _lengths(pair)
         for end, scores in (("", one.scores), ("_baseline", base)):
             both = (None, None) if scores is None else (float(scores.chosen[i]), float(scores.rejected[i]))
             margin = None if scores is None else objective.margin(*both)

@@ -202,7 +202,7 @@ def _seed(one: Evaluation) -> int:
 
 _OVER_SEEDS: dict[str, Callable[[Evaluation], Measured | None]] = {
     "accuracy": lambda one: one.summary.accuracy,
-    "length_balanced": lambda one: one.summary.length.balanced,
+    "length_balanced": lambda one: one.summary.length["balanced"],
     "margin": lambda one: one.summary.margin,
     "loss": lambda one: one.summary.loss,
     "difference": lambda one: None if one.baseline is None else one.baseline.comparison.accuracy,
@@ -219,8 +219,4 @@ def _over(group: Sequence[Evaluation]) -> dict[str, Any]:
         if mean is not None and name in ("accuracy", "length_balanced"):  # shares, whatever a t interval says
             mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
         means[name] = mean
-    return {
-        "models": [one.target.name for one in group],
-        "seeds": [_seed(one) for one in group],
-        **as_json(means),
-    }
+    return {"models": [one.target.name for one in group], "seeds": [_seed(one) for one in group], **as_json(means)}

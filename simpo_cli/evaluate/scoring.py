@@ -29,12 +29,7 @@ from simpo_cli.stages import stage
 _MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one
 
 
-def score_pairs(
-    policy: Policy,
-    pairs: Sequence[EncodedPair],
-    accelerator: Accelerator,
-    budget: int,
-) -> PairScores:
+def score_pairs(policy: Policy, pairs: Sequence[EncodedPair], accelerator: Accelerator, budget: int) -> PairScores:
     """Score pairs without gradients, in micro-batches of at most `budget` tokens.
 
     Scores stay on the device until all are there, so that no micro-batch waits for the one before. The policy's
@@ -89,12 +84,7 @@ class OpenModel:
         return scores
 
 
-def open_model(
-    recipe: Recipe,
-    source: ModelSource,
-    pairs: Sequence[EncodedPair],
-    load: Load = load_model,
-) -> OpenModel:
+def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair], load: Load = load_model) -> OpenModel:
     """Load a model for scoring, with the precision and the packing that training with the recipe would have.
 
     Args:

@@ -6,7 +6,7 @@ rejected responses so clearly that the columns may be swapped.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,22 +39,6 @@ WANTED_BELOW = 0.75
 _RATIO_STEP = 0.05
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """A value of gamma/beta to begin a search with.
-
-    Attributes:
-        gamma_beta_ratio: the value.
-        wanted: the quantile of the differences that it was taken from, in nats per token, before it was rounded and
-            kept within the authors' range.
-        below: share of pairs whose difference is not past it.
-    """
-
-    gamma_beta_ratio: float
-    wanted: float
-    below: Measured
-
-
 def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer) -> PairScores:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
@@ -77,7 +61,8 @@ def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: Text
 
 def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[str, Any]:
     """The key `model` of the document of `simpo stats`: what scores of some of the pairs say under the objective."""
-    objective, summary, suggestion = Objective(recipe.loss), summarise(scores, recipe.loss), suggest(scores)
+    objective, summary = Objective(recipe.loss), summarise(scores, recipe.loss)
+    ratio, wanted, below = suggest(scores)
     margins = objective.reward(scores.chosen - scores.rejected)
     weights = objective.gradient_weight(torch.from_numpy(margins)).numpy()
     p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
@@ -98,10 +83,10 @@ def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[st
         "logps/chosen": summary.logps_chosen.as_json(),
         "logps/rejected": summary.logps_rejected.as_json(),
         "suggestion": {
-            "gamma_beta_ratio": suggestion.gamma_beta_ratio,
-            "gamma": objective.reward(suggestion.gamma_beta_ratio),
-            "wanted_ratio": suggestion.wanted,
-            "below_target": suggestion.below.as_json(),
+            "gamma_beta_ratio": ratio,
+            "gamma": objective.reward(ratio),
+            "wanted_ratio": wanted,
+            "below_target": below.as_json(),
         },
     }
 
@@ -111,7 +96,7 @@ def start_findings(summary: EvalSummary) -> list[Finding]:
     accuracy, reached = summary.accuracy, summary.target_reached
     found = []
     # long responses are often likelier a token, so labels that prefer short ones may only look swapped
-    freed_of_length = summary.length.balanced or accuracy
+    freed_of_length = summary.length["balanced"] or accuracy
     if max(accuracy.high, freed_of_length.high) < 0.5 - CLEARLY:
         wrong = round((1 - accuracy.value) * accuracy.n)
         detail = f"The model finds the rejected response the likelier one in {wrong:,} of {accuracy.n:,} pairs."
@@ -149,17 +134,20 @@ def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, An
     return {"hist": list(shape.hist), "bin_edges": list(shape.bin_edges)}
 
 
-def suggest(scores: PairScores) -> Suggestion:
+def suggest(scores: PairScores) -> tuple[float, float, Measured]:
     """A gamma/beta to begin a search with, by where the pairs are at the start.
 
     In nats per token the target of a pair is m(y_w) - m(y_l) > gamma/beta. A target that most pairs are past already
     leaves them nothing to learn; one far beyond all of them asks for large moves of the log-probs. So the suggestion is
     the 75 % quantile of the differences, in steps of 0.05, kept within the range that the authors used. No experiment
     stands behind it: it is where to begin, and the authors found the best value by search.
+
+    Returns:
+        The ratio, the quantile that it was taken from (nats per token), and the share of pairs that are not past it.
     """
     differences = scores.chosen - scores.rejected
     wanted = float(np.quantile(differences, WANTED_BELOW))
     stepped = round(round(wanted / _RATIO_STEP) * _RATIO_STEP, 2)
     ratio = min(max(stepped, LEAST_RATIO), MOST_RATIO)
     below = statistics.proportion((differences <= ratio).astype(np.float64), scores.prompt_keys)
-    return Suggestion(ratio, wanted, below)
+    return ratio, wanted, below

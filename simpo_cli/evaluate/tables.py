@@ -292,8 +292,7 @@ def _remarks(one: Mapping[str, Any]) -> Iterator[Remark]:
     yield from unbeaten(one)
     by_chance = fixed(one["calibration"]["ece_by_chance"], 3)
     yield Remark(
-        "calibration",
-        f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs.",
+        "calibration", f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs."
     )
     whose = "the model" if difference is None else "the baseline"
     yield Remark(

@@ -44,19 +44,12 @@ def write_blind(
     for question, one, other in zip(questions, base, trained, strict=True):
         if one.text == other.text:
             continue
-        first[question.key] = "base" if _is_base_first(question.key, seed) else "trained"
-        a, b = (one, other) if first[question.key] == "base" else (other, one)
-        rows.writerow([question.key, "", *map(_without_formula, (question.text, a.text, b.text))])
+        is_base_first = hashlib.sha256(f"side by side {seed} {question.key}".encode()).digest()[0] % 2 == 0
+        first[question.key] = "base" if is_base_first else "trained"
+        texts = [question.text, one.text, other.text] if is_base_first else [question.text, other.text, one.text]
+        rows.writerow([question.key, "", *(f"'{text}" if text.startswith(_FORMULA) else text for text in texts)])
     write_text(folder / SHEET, "\ufeff" + sheet.getvalue())  # by the mark spreadsheets know that it is UTF-8
     write_json(folder / KEY, {"schema_version": 1, "seed": seed, "answer_a": first})
-
-
-def _is_base_first(key: str, seed: int) -> bool:
-    return hashlib.sha256(f"side by side {seed} {key}".encode()).digest()[0] % 2 == 0
-
-
-def _without_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def read_verdicts(folder: Path) -> dict[str, Any] | None:
@@ -83,8 +76,8 @@ def read_verdicts(folder: Path) -> dict[str, Any] | None:
             raise UserError(f"the verdict is {row['verdict'][:40]!r}.", "Write A, B or tie.", where=where)
         if row["id"] not in first:
             raise UserError(f"the id {row['id'][:40]!r} is not in {KEY}.", "Leave ids as they were.", where=where)
-        trained_is_a, winner = first[row["id"]] == "trained", _VERDICTS[verdict]
-        scores.append(0.5 if winner == "tie" else float((winner == "a") == trained_is_a))
+        winner = _VERDICTS[verdict]
+        scores.append(0.5 if winner == "tie" else float((winner == "a") == (first[row["id"]] == "trained")))
     if not scores:
         return None
     return {
@@ -104,8 +97,7 @@ def _sheet(file: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot be read as a table: {error}.", "Save it as CSV in UTF-8.", where=str(file)) from error
-    needed = {"id", "verdict"}
-    if any(row.get(name) is None for row in rows for name in needed):
+    if any(row.get(name) is None for row in rows for name in ("id", "verdict")):
         raise UserError("lacks the columns id and verdict.", "Leave the first row as it was.", where=str(file))
     return rows
 
@@ -116,9 +108,6 @@ def _key(file: Path) -> dict[str, str]:
         if not isinstance(first, dict) or not set(first.values()) <= {"base", "trained"}:
             raise ValueError("it does not say which model each answer A is of")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot be read: {error}.",
-            "Without the key nobody can tell what A and B were; restore it.",
-            where=str(file),
-        ) from error
+        fix = "Without the key nobody can tell what A and B were; restore it."
+        raise UserError(f"cannot be read: {error}.", fix, where=str(file)) from error
     return first

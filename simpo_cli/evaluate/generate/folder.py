@@ -84,12 +84,12 @@ def alpaca_eval_rows(questions: Sequence[Question], answers: Sequence[Answer], n
     """One model's answers as AlpacaEval's model outputs, in the order of the questions."""
     return [
         {
-            "instruction": question.text,
+            "instruction": one.text,
             "output": answer.text,
             "generator": name,
-            "dataset": question.labels.get("dataset", "simpo"),
+            "dataset": one.labels.get("dataset", "simpo"),
         }
-        for question, answer in zip(questions, answers, strict=True)
+        for one, answer in zip(questions, answers, strict=True)
     ]
 
 
@@ -109,10 +109,7 @@ def arena_hard_answers(
             "uid": _uid(question),
             "ans_id": hashlib.sha256(f"{name} {question.key} {answer.text}".encode()).hexdigest()[:22],
             "model": name,
-            "messages": [
-                *_messages(question),
-                {"role": "assistant", "content": {"answer": answer.text}},
-            ],
+            "messages": [*_messages(question), {"role": "assistant", "content": {"answer": answer.text}}],
             "tstamp": written,
             "metadata": {"token_len": len(answer.ids), **markdown_counts(answer.text)},
         }

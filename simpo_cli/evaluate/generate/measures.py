@@ -12,7 +12,7 @@ import numpy as np
 
 from simpo_cli import statistics
 from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts
-from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, Answer, AnswerFolder
+from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, Answer, AnswerFolder
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.evaluate.judge import judge_document
 from simpo_cli.statistics import Comparison, Measured
@@ -43,17 +43,14 @@ def answers_document(path: Path) -> dict[str, Any]:
         UserError: answers are missing, or a file is damaged.
     """
     folder = AnswerFolder.open(path)
-    greedy = (folder.in_order("base", "greedy"), folder.in_order("trained", "greedy"))
-    measures = {
-        mode: measure_answers(folder.in_order("base", mode), folder.in_order("trained", mode)) for mode in MODES
-    }
+    answers = {mode: [folder.in_order(side, mode) for side in SIDES] for mode in MODES}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "answers",
         "folder": str(path),
         "manifest": dict(folder.manifest),
-        "measures": measures,
-        "examples": _examples(folder.questions, *greedy),
+        "measures": {mode: measure_answers(*both) for mode, both in answers.items()},
+        "examples": _examples(folder.questions, *answers["greedy"]),
         "people": read_verdicts(path),
         "judges": judge_document(path),
         "sheet": str(path / SHEET),
@@ -76,19 +73,18 @@ def _examples(questions: Sequence[Question], base: Sequence[Answer], trained: Se
 
 def repeated_share(ids: Sequence[Hashable], size: int = REPEATED) -> float:
     """Share of an answer's grams of `size` tokens that occurred in it before; 0 where it is shorter."""
-    grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
+    grams = _grams(ids, size)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _grams(ids: Sequence[Hashable], size: int) -> list[tuple[Hashable, ...]]:
+    return [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
 
 
 def distinct(answers: Iterable[Sequence[int]], size: int) -> float | None:
     """Different grams of `size` tokens over all grams of all answers (Li et al. 2016, arXiv:1510.03055)."""
-    seen: set[tuple[int, ...]] = set()
-    total = 0
-    for ids in answers:
-        grams = [tuple(ids[start : start + size]) for start in range(len(ids) - size + 1)]
-        seen.update(grams)
-        total += len(grams)
-    return len(seen) / total if total else None
+    grams = [gram for ids in answers for gram in _grams(ids, size)]
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def is_refusal(text: str) -> bool:
@@ -122,30 +118,28 @@ def measure_answers(base: Sequence[Answer], trained: Sequence[Answer]) -> dict[s
         it is taken of as many first tokens of either answer as both have.
     """
     assert [answer.key for answer in base] == [answer.key for answer in trained], "answers to the same prompts"
-    tokens = _both(lambda answer: float(len(answer.ids)), base, trained)
+    both = {"base": base, "trained": trained}
+
+    def each(measure: Callable[[Answer], float]) -> dict[str, list[float]]:
+        return {side: [float(measure(answer)) for answer in answers] for side, answers in both.items()}
+
     shorter = [min(len(one.ids), len(other.ids)) for one, other in zip(base, trained, strict=True)]
     document: dict[str, Any] = {
         "prompts": len(base),
-        "tokens": _means(tokens, with_ratio=True),
-        "words": _means(_both(lambda answer: float(len(answer.text.split())), base, trained), with_ratio=True),
-        "repeated_4_grams": _means(_both(lambda answer: repeated_share(answer.ids), base, trained)),
-        "no_end": _shares(_both(lambda answer: float(not answer.ended), base, trained)),
-        "empty": _shares(_both(lambda answer: float(not answer.text), base, trained)),
-        "refusals": _shares(_both(lambda answer: float(is_refusal(answer.text)), base, trained)),
+        "tokens": _means(each(lambda answer: len(answer.ids)), with_ratio=True),
+        "words": _means(each(lambda answer: len(answer.text.split())), with_ratio=True),
+        "repeated_4_grams": _means(each(lambda answer: repeated_share(answer.ids))),
+        "no_end": _shares(each(lambda answer: not answer.ended)),
+        "empty": _shares(each(lambda answer: not answer.text)),
+        "refusals": _shares(each(lambda answer: is_refusal(answer.text))),
     }
     for size in (1, 2):
         document[f"distinct_{size}"] = {
             side: distinct((answer.ids[:most] for answer, most in zip(answers, shorter, strict=True)), size)
-            for side, answers in (("base", base), ("trained", trained))
+            for side, answers in both.items()
         }
     document["same_answers"] = sum(one.ids == other.ids for one, other in zip(base, trained, strict=True))
     return document
-
-
-def _both(
-    measure: Callable[[Answer], float], base: Sequence[Answer], trained: Sequence[Answer]
-) -> Mapping[str, list[float]]:
-    return {"base": [measure(answer) for answer in base], "trained": [measure(answer) for answer in trained]}
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
