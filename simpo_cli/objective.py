@@ -37,17 +37,11 @@ class PairTerms:
 
 
 class Shape(NamedTuple):
-    """A loss as a function of d, the distance of a margin from the target.
+    """A loss as a function of d, the distance of a margin from the target."""
 
-    Attributes:
-        loss: (P,) distances to (P,) losses.
-        gradient_weight: see `Objective.gradient_weight`; (P,) distances to (P,) shares.
-        formula: as people write it.
-    """
-
-    loss: Callable[["Tensor"], "Tensor"]
-    gradient_weight: Callable[["Tensor"], "Tensor"]
-    formula: str
+    loss: Callable[["Tensor"], "Tensor"]  # (P,) distances to (P,) losses
+    gradient_weight: Callable[["Tensor"], "Tensor"]  # see `Objective.gradient_weight`; (P,) distances to (P,) shares
+    formula: str  # as people write it
 
 
 @dataclass(frozen=True, slots=True)

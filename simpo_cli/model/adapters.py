@@ -30,19 +30,12 @@ _KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the other
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """The LoRA adapter that a folder holds, by its adapter_config.json.
+    """The LoRA adapter that a folder holds, by its adapter_config.json."""
 
-    Attributes:
-        folder: where it is.
-        lora: its rank (the largest, where layers differ), alpha, targets and kind, in the words of a recipe.
-        is_rank_stabilised: whether its scale is alpha over the root of the rank (rsLoRA).
-        whole_parts: what it holds beside low-rank matrices, in words; empty if nothing.
-    """
-
-    folder: Path
-    lora: LoraRecipe
-    is_rank_stabilised: bool
-    whole_parts: str
+    folder: Path  # where it is
+    lora: LoraRecipe  # its rank (the largest, where layers differ), alpha, targets and kind, in the words of a recipe
+    is_rank_stabilised: bool  # whether its scale is alpha over the root of the rank (rsLoRA)
+    whole_parts: str  # what it holds beside low-rank matrices, in words; empty if nothing
 
     def __str__(self) -> str:
         lora, targets = self.lora, self.lora.target_modules
@@ -53,10 +46,6 @@ class Adapter:
 
 def read_adapter(path: str, folder: Path) -> Adapter:
     """What a folder's adapter_config.json says, if peft's LoRA layers compute all of it.
-
-    Args:
-        path: the folder, as the recipe names it.
-        folder: holds the files.
 
     Raises:
         UserError: it is another kind of adapter, or its numbers are none.
@@ -126,7 +115,6 @@ def attach(base: nn.Module, adapter: Adapter, *, dropout: float | None = None) -
 
     Args:
         base: the model, perhaps on the meta device, where nothing is read into it.
-        adapter: what to read.
         dropout: its dropout in the training that follows; None freezes it.
 
     Raises:
@@ -170,15 +158,7 @@ def _does_not_fit(adapter: Adapter, why: str) -> UserError:
 
 
 def require_mergeable(adapted: nn.Module, adapter: Adapter) -> None:
-    """Refuse to merge what the merged model would not keep, such as a change of one weight that serves in two places.
-
-    Args:
-        adapted: the model with the adapter in place, perhaps on the meta device.
-        adapter: for messages.
-
-    Raises:
-        UserError: names the reason.
-    """
+    """Refuse to merge what the merged model would not keep, such as a change of a weight that serves in two places."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper

@@ -35,33 +35,18 @@ _FEWEST_OPERATIONS = 1e17
 
 
 def is_worth_compiling(device: torch.device, parameters: int, tokens: int) -> bool:
-    """Whether `model.compile: auto` tries it: on a card, in a run that is long enough to repay the compiler's time.
-
-    Args:
-        device: that the run computes on.
-        parameters: of the model.
-        tokens: that the run trains on.
-    """
+    """Whether `model.compile: auto` tries it: on a card, in a run that is long enough to repay the compiler's time."""
     return device.type == "cuda" and find_spec("triton") is not None and 6.0 * parameters * tokens > _FEWEST_OPERATIONS
 
 
 @stage("checking compiled layers")
 def choose_compiling(
-    policy: Policy,
-    wanted: bool | Literal["auto"],
-    pairs: CheckPairs,
-    autocast: Autocast,
-    *,
-    is_worth_it: bool,
+    policy: Policy, wanted: bool | Literal["auto"], pairs: CheckPairs, autocast: Autocast, *, is_worth_it: bool
 ) -> str | None:
     """Let the policy's layers run as compiled code, where that is wanted and computes the same.
 
     Args:
         policy: its packing decided, its gradients empty; they are empty afterwards.
-        wanted: the recipe's `model.compile`.
-        pairs: what to compare.
-        autocast: the run's arithmetic.
-        is_worth_it: what auto goes by; see `is_worth_compiling`.
 
     Returns:
         What to tell: that the layers are compiled, or why they are not; None where nothing was tried.
@@ -152,10 +137,7 @@ def _rounded_once_more(policy: Policy, autocast: Autocast) -> Iterator[None]:
 
 
 def _difference(
-    policy: Policy,
-    packed: PackedPairs,
-    autocast: Autocast,
-    other: AbstractContextManager[None],
+    policy: Policy, packed: PackedPairs, autocast: Autocast, other: AbstractContextManager[None]
 ) -> tuple[float, float]:
     """How far another way to compute is from the layers as they are.
 

@@ -32,11 +32,7 @@ def open_accelerator(recipe: Recipe) -> tuple[Accelerator, Precision]:
         torch.use_deterministic_algorithms(True)
     set_seed(recipe.seed)
     AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had its own precision
-    accelerator = Accelerator(
-        mixed_precision=_OF_ACCELERATE[precision],
-        cpu=not on_cuda,
-        project_dir=recipe.output_dir,
-    )
+    accelerator = Accelerator(mixed_precision=_OF_ACCELERATE[precision], cpu=not on_cuda, project_dir=recipe.output_dir)
     return accelerator, precision
 
 
@@ -66,10 +62,6 @@ def join_accelerator(wanted: Literal["auto", "bf16", "fp32"]) -> tuple[Accelerat
 
 def choose_precision(wanted: Literal["auto", "bf16", "fp32"], key: str) -> Precision:
     """The arithmetic in the one process that there may be; `auto` is bf16 where the device multiplies in it.
-
-    Args:
-        wanted: by the user.
-        key: what the user calls it.
 
     Raises:
         UserError: bf16 is wanted where the card has none, or a launcher started several processes.

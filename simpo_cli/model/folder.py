@@ -43,25 +43,17 @@ LAYER = re.compile(r"\.(\d+)\.")  # its first number in the name of a tensor, as
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a model folder says of its model.
+    """What a model folder says of its model."""
 
-    Attributes:
-        config: the configuration, an object of transformers or of the model's remote code.
-        model_class: what computes the model.
-        code: files of remote code that were run for it, each with its sha256; mostly none.
-    """
-
-    config: Any
-    model_class: type
-    code: Mapping[str, str]
+    config: Any  # the configuration, an object of transformers or of the model's remote code
+    model_class: type  # what computes the model
+    code: Mapping[str, str]  # files of remote code that were run for it, each with its sha256; mostly none
 
 
 def read_configuration(path: str, folder: Path, held_by: str = "") -> Configuration:
     """Read config.json, and run remote code where that is named and `remote_code.trusting` allows it.
 
     Args:
-        path: the model, as the recipe names it.
-        folder: holds its files.
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:
@@ -157,13 +149,7 @@ def _require_sizes(path: str, raw: Mapping[str, Any]) -> None:
 
 
 def unbuildable(path: str, config: Mapping[str, Any], error: Exception) -> UserError:
-    """The error where transformers cannot make a model of a configuration: its reason, and the key that it names.
-
-    Args:
-        path: the model, as the recipe names it.
-        config: content of its config.json.
-        error: what the library raised.
-    """
+    """The error where transformers cannot make a model of a configuration: its reason, and the key that it names."""
     reason = " ".join(str(error).split()) or "it gives no reason"
     named = {key: value for section in sections_of(config) for key, value in section.items()}
     words = set(re.findall(r"\w+", reason))
@@ -198,15 +184,10 @@ class NoWeightsError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """What the headers of a model's weight files say.
+    """What the headers of a model's weight files say."""
 
-    Attributes:
-        sizes: how many numbers each tensor holds, by its name.
-        dtype: the type that most numbers have; float32 when they are of none that is known here.
-    """
-
-    sizes: Mapping[str, int]
-    dtype: torch.dtype
+    sizes: Mapping[str, int]  # how many numbers each tensor holds, by its name
+    dtype: torch.dtype  # the type that most numbers have; float32 when they are of none that is known here
 
     @property
     def num_layers(self) -> int:
@@ -219,8 +200,6 @@ def stored_weights(name: str, folder: Path, held_by: str = "") -> StoredWeights:
     """Look at a model's weight files.
 
     Args:
-        name: the model, as the recipe or adapters name it.
-        folder: holds them.
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:

@@ -44,8 +44,6 @@ class FusedNorm(nn.Module):
     """An RMSNorm over the last dimension; states in another type than the weight go through the model's own.
 
     Args:
-        own: the model's norm.
-        eps: added to the mean square.
         offset: added to the weight: 1 in Gemma, 0 in others.
         liger: whether Liger's kernel computes it.
     """
@@ -74,7 +72,6 @@ class FusedGatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)); its projections are the model's own modules, with adapters where they have them.
 
     Args:
-        own: the model's feed-forward.
         liger: whether Liger's kernel computes the product; on a CPU the projections have to be plain linear layers.
     """
 

@@ -34,31 +34,18 @@ _MERGE = "this one becomes part of the weights first."
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model before its weights are read.
+    """A model before its weights are read; sizes and code of an adapter are those of its base."""
 
-    Attributes:
-        name: as the recipe names it.
-        folder: the local folder that holds it.
-        config: its configuration.
-        model_class: what computes it, a class of transformers or of the model's remote code.
-        revision: the commit that a hub id resolved to, or None.
-        stored_dtype: type of the weights on disk.
-        sizes: how many numbers each stored tensor holds, by its name; of an adapter those of its base.
-        adapter: what the folder holds, when that is a LoRA adapter.
-        adapter_base: the model under it.
-        code: files of remote code that are run, each with its sha256; of an adapter those of its base.
-    """
-
-    name: str
+    name: str  # as the recipe has it
     folder: Path
     config: Any
-    model_class: type
-    revision: str | None
-    stored_dtype: torch.dtype
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    adapter: Adapter | None = None
-    adapter_base: "ModelSource | None" = None
-    code: Mapping[str, str] = field(default_factory=dict)
+    model_class: type  # what computes it, a class of transformers or of the model's remote code
+    revision: str | None  # the commit that a hub id resolved to
+    stored_dtype: torch.dtype  # of the weights on disk
+    sizes: Mapping[str, int] = field(default_factory=dict)  # how many numbers each stored tensor holds
+    adapter: Adapter | None = None  # what the folder holds, when that is a LoRA adapter
+    adapter_base: "ModelSource | None" = None  # the model under it
+    code: Mapping[str, str] = field(default_factory=dict)  # files of remote code that are run, each with its sha256
 
     @property
     def text_config(self) -> Any:
@@ -287,11 +274,10 @@ def _require_all_layers(source: ModelSource, model: Any) -> None:
     # layers that predict further tokens lie behind the others, and are left out on purpose
     layers += int(getattr(source.text_config, "num_nextn_predict_layers", 0) or 0)
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    for name in source.sizes:
+    for name in () if source.code else source.sizes:
         found = LAYER.search(name)
-        if found and name[: found.start()] in known and int(found[1]) >= layers and not source.code:
-            if any(re.search(pattern, name) for pattern in ignored):
-                continue
+        is_left_out = found and name[: found.start()] in known and int(found[1]) >= layers
+        if is_left_out and not any(re.search(pattern, name) for pattern in ignored):
             raise UserError(
                 f"{source.name} holds more layers than its config.json says: num_hidden_layers is {layers}, and "
                 f"there is {name}.",
@@ -321,16 +307,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | Literal["stored"], devi
 def load_start(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
     """Read the weights that training starts from: those of `load_model`, where an adapter is continued or merged.
 
-    New adapters are not made here.
-
-    Args:
-        recipe: with what the adapter decides, see `choose_adapter`.
-        source: its model.
-        dtype: type of the weights; adapters are float32.
-        device: where they go.
-
-    Raises:
-        UserError: the weights do not fit the configuration.
+    New adapters are not made here. The recipe has what the adapter decides, see `choose_adapter`; adapters are float32.
     """
     if use_of(recipe, source.adapter) == "continue" and recipe.lora is not None:
         return _loaded(source, dtype, device, dropout=recipe.lora.dropout)
@@ -375,8 +352,7 @@ def _loaded(
                 "The folder is damaged, or its weights belong to another configuration.",
             ) from error
     model, report = loaded
-    missing = sorted(report.get("missing_keys", ()))
-    if missing:
+    if missing := sorted(report.get("missing_keys", ())):
         raise UserError(
             f"{source.name} lacks {len(missing)} of its weights, such as {missing[0]}.",
             "They would be random numbers; fetch the model again, or mend its configuration.",

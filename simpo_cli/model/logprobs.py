@@ -37,15 +37,10 @@ _CALLED_BYTES = 20  # a logit of a chunk whose head is called as a module: logit
 
 @dataclass(frozen=True, slots=True)
 class LogitScale:
-    """What a model does to its logits behind the head.
+    """What a model does to its logits behind the head."""
 
-    Attributes:
-        factor: multiplied in first (cohere: logit_scale; granite: 1 / logits_scaling).
-        soft_cap: then cap * tanh(logits / cap), as gemma2 has it; None for none.
-    """
-
-    factor: float = 1.0
-    soft_cap: float | None = None
+    factor: float = 1.0  # multiplied in first (cohere: logit_scale; granite: 1 / logits_scaling)
+    soft_cap: float | None = None  # then cap * tanh(logits / cap), as gemma2 has it; None for none
 
     def __call__(self, logits: Tensor) -> Tensor:
         if self.factor != 1.0:
@@ -83,8 +78,6 @@ def chunk_rows(device: torch.device, vocab_size: int, bytes_per_logit: int) -> i
     always take 2,048: the order of a sum may not depend on what else is on the card.
 
     Args:
-        device: where the head is.
-        vocab_size: logits of a position.
         bytes_per_logit: what a chunk holds for each of its logits.
     """
     most = most_chunk_rows(device, vocab_size)
@@ -123,7 +116,6 @@ def token_logprobs(states: Tensor, targets: Tensor, head: nn.Module, scale: Logi
         head: the model's output head; called as a module unless it is a plain linear layer, so that hooks and adapters
             on it count.
         scale: what the model does to its logits.
-        vocab_size: number of logits of a position, which sets the chunk.
 
     Returns:
         (N,) float32, or float64 where the model computes in it.

@@ -46,35 +46,22 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A place where a step may have its peak.
+    """A place where a step may have its peak."""
 
-    Attributes:
-        fixed: bytes whatever the micro-batch.
-        per_token: bytes of each of its tokens.
-        has_logits: whether a chunk of logits is held.
-    """
-
-    fixed: int
-    per_token: int
-    has_logits: bool
+    fixed: int  # bytes whatever the micro-batch
+    per_token: int  # bytes of each of its tokens
+    has_logits: bool  # whether a chunk of logits is held
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes, by what they are for, and what the device has.
+    """Bytes, by what they are for, and what the device has."""
 
-    Attributes:
-        state: weights, gradients and optimizer state.
-        phases: what comes on top, at one time or another.
-        logit_row, chunk_rows: bytes of one token's logits, and for how many tokens they are held at once.
-        available: what is free on the device.
-    """
-
-    state: int
-    phases: tuple[Phase, ...]
-    logit_row: int
-    chunk_rows: int
-    available: int
+    state: int  # weights, gradients and optimizer state
+    phases: tuple[Phase, ...]  # what comes on top, at one time or another
+    logit_row: int  # of one token's logits
+    chunk_rows: int  # for how many tokens logits are held at once
+    available: int  # what is free on the device
 
     def total(self, microbatch_tokens: int) -> int:
         """The peak of a step whose largest micro-batch has so many tokens."""
@@ -94,27 +81,16 @@ class MemoryNeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is known of a run before its weights are read, and what it takes of memory, in bytes of tensors.
+    """What is known of a run before its weights are read, and what it takes of memory, in bytes of tensors."""
 
-    Attributes:
-        config: the model's text configuration.
-        parameters: of the model, adapters among them.
-        weights: type of the weights; adapters are float32 whatever it is.
-        compute: type of the matrix products.
-        lora_rank: rank of the adapters; None where all weights are trained, or none.
-        longest_row: tokens of the longest sequence.
-        device: where it runs.
-        available: its free bytes.
-    """
-
-    config: Any
-    parameters: ParameterCounts
-    weights: torch.dtype
-    compute: torch.dtype
-    lora_rank: int | None = None
-    longest_row: int
-    device: torch.device
-    available: int
+    config: Any  # the model's text configuration
+    parameters: ParameterCounts  # of the model, adapters among them
+    weights: torch.dtype  # type of the weights; adapters are float32 whatever it is
+    compute: torch.dtype  # type of the matrix products
+    lora_rank: int | None = None  # rank of the adapters; None where all weights are trained, or none
+    longest_row: int  # tokens of the longest sequence
+    device: torch.device  # where it runs
+    available: int  # its free bytes
 
     def training(self, *, checkpointing: bool) -> MemoryNeed:
         """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
@@ -196,29 +172,17 @@ class Workload:
         layer += 7 * (self.lora_rank or 0) * copy
         if self.device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
             layer += 12 * heads * self.longest_row
-        sizes = (
-            layer,
-            2 * wide * copy + hidden * weight,
-            hidden * weight,
-            hidden * (4 + 3 * weight + 2 * copy),
-        )
+        sizes = (layer, 2 * wide * copy + hidden * weight, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
         return _TokenBytes(*(int(size * _CPU_HELD_BACK) if self.device.type == "cpu" else size for size in sizes))
 
 
 class _TokenBytes(NamedTuple):
-    """Bytes of one token.
+    """Bytes of one token."""
 
-    Attributes:
-        layer: what a layer keeps for the backward pass.
-        gradients: what its backward pass holds at once: of two wide arrays and of the layer's output.
-        input: a layer's input, in the type of the embedding.
-        last: what is kept around the last norm, and the head's input with its gradient.
-    """
-
-    layer: int
-    gradients: int
-    input: int
-    last: int
+    layer: int  # what a layer keeps for the backward pass
+    gradients: int  # what its backward pass holds at once: of two wide arrays and of the layer's output
+    input: int  # a layer's input, in the type of the embedding
+    last: int  # what is kept around the last norm, and the head's input with its gradient
 
 
 def available_bytes(device: torch.device) -> int:
@@ -237,8 +201,6 @@ def choose_budget(need: MemoryNeed, device: torch.device, longest: int) -> int:
     """Tokens of a micro-batch for `tokens_per_microbatch: auto`: what fits in 80 % of the memory left by the state.
 
     Args:
-        need: the memory of the run.
-        device: where it runs.
         longest: tokens that the longest pair needs by itself.
     """
     return max(longest, need.comfortable_tokens(_MOST_TOKENS[device.type]))
@@ -254,9 +216,7 @@ def is_worth_checkpointing(
 
     Args:
         plain: the memory of the run without checkpointing.
-        device: where it runs.
         longest: tokens that the longest pair needs by itself.
-        step_tokens: tokens of a step.
         budget: tokens of a micro-batch as the recipe sets them; None for auto.
     """
     if budget is not None:
@@ -304,7 +264,6 @@ def memory_for(what: str, fix: str) -> Iterator[None]:
 
     Args:
         what: such as `step 7: a micro-batch of 8,192 tokens`.
-        fix: what to change.
 
     Raises:
         OutOfMemoryError: an allocation failed.

@@ -43,8 +43,6 @@ def require_finite_losses(
         policy: whose weights are looked at too: where they are not finite, no pair is to blame.
         pairs: the P pairs of the micro-batch, or of the evaluation.
         numbers: tensors of shape (P,).
-        moment: such as `step 17`.
-        what: what the numbers are.
 
     Raises:
         NotFiniteError: one is not finite.
@@ -109,11 +107,7 @@ def require_finite_weights(
 
 
 def require_finite_state(policy: nn.Module, optimizer: optim.Optimizer, step: int) -> None:
-    """Refuse to save weights or moments that are not finite after so many steps.
-
-    Raises:
-        NotFiniteError: one is not finite.
-    """
+    """Refuse to save weights or moments that are not finite after so many steps."""
     weights = trainable(policy)
     for what, broken in (
         ("the weights", _not_finite(weights.items())),
@@ -127,11 +121,7 @@ def require_finite_state(policy: nn.Module, optimizer: optim.Optimizer, step: in
 
 
 def require_finite_tensors(tensors: Iterable[tuple[str, Tensor]], what: str, fix: str) -> None:
-    """Refuse tensors that are not finite.
-
-    Raises:
-        NotFiniteError: one is not finite.
-    """
+    """Refuse tensors that are not finite."""
     if broken := _not_finite(tensors):
         raise NotFiniteError(f"{what}: {_named(broken)} is not finite.", fix)
 

@@ -109,7 +109,6 @@ class Policy(nn.Module):
         A compiler joins the operations of norms and feed-forwards itself, so fused layers are not used beside it.
 
         Args:
-            compiled: whether to.
             strict: raise where a layer cannot be compiled as a whole, instead of compiling its parts.
         """
         with self.packed("padded"):

@@ -57,11 +57,6 @@ def is_trusted() -> bool:
 def code_to_run(name: str, folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     """The files that loading the model here will run, each with its sha256; empty without consent.
 
-    Args:
-        name: the model, for messages.
-        folder: holds its files.
-        config: content of its config.json.
-
     Raises:
         UserError: code is named that is not in the folder, such as another repository's.
     """
@@ -122,8 +117,6 @@ def class_of(name: str, folder: Path, config: Any) -> type:
     """The class of a causal language model that its remote code defines; the code is run.
 
     Args:
-        name: the model, for messages.
-        folder: holds its files.
         config: its configuration, with an auto_map that `code_to_run` has looked at.
 
     Raises:

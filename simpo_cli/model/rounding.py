@@ -21,15 +21,10 @@ _SAMPLED = 4096  # of each tensor
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """What the save in a narrower type did to the change that training made.
+    """What the save in a narrower type did to the change that training made."""
 
-    Attributes:
-        kept_share: length of the saved change along the trained change, over the length of the trained change; 1 is
-        all. rounded_back_share: share of the changed weights that fell back to their start value.
-    """
-
-    kept_share: float
-    rounded_back_share: float
+    kept_share: float  # length of the saved change along the trained change, over the length of the latter; 1 is all
+    rounded_back_share: float  # of the changed weights, those that fell back to their start value
 
 
 class RoundingSums:
@@ -44,7 +39,6 @@ class RoundingSums:
 
         Args:
             before, after: of one shape, in any type.
-            dtype: the type of the save.
             weight: what each value counts for, where the tensor is a sample of a larger one.
         """
         before, after = before.float(), after.float()
@@ -84,15 +78,10 @@ def measure_rounding(model: nn.Module, source: ModelSource, dtype: torch.dtype) 
 
 @dataclass(frozen=True)
 class WeightSample:
-    """Evenly spread weights of every trained tensor, and what they were when the sample was taken.
+    """Evenly spread weights of every trained tensor, and what they were when the sample was taken."""
 
-    Attributes:
-        parameters: the tensors.
-        before: of each, the sampled weights as they were, in their own type.
-    """
-
-    parameters: Sequence[nn.Parameter]
-    before: Sequence[Tensor]
+    parameters: Sequence[nn.Parameter]  # the tensors
+    before: Sequence[Tensor]  # of each, the sampled weights as they were, in their own type
 
     @classmethod
     def of(cls, parameters: Mapping[str, nn.Parameter]) -> "WeightSample":

@@ -40,18 +40,12 @@ _NORM_PART = 1 << 22  # numbers that are squared at a time: 32 MB in float64
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Policy against the model's own forward.
+    """Policy against the model's own forward."""
 
-    Attributes:
-        tokens: response tokens compared.
-        highest, mean: absolute difference of their log-probs, nats.
-        gradient: norm of the gradients' difference over the norm of the model's own; None where none was taken.
-    """
-
-    tokens: int
-    highest: float
+    tokens: int  # of responses, compared
+    highest: float  # absolute difference of their log-probs, nats
     mean: float
-    gradient: float | None
+    gradient: float | None  # norm of the gradients' difference over the norm of the model's own, if it was taken
 
     @property
     def is_rounding(self) -> bool:
@@ -74,20 +68,12 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """How pairs will go through the model, and the evidence.
-
-    Attributes:
-        packing: what the run uses.
-        why_padded: why prompts are not shared; None when they are, or when the recipe asked for padded rows.
-        difference: of the packing in use; None where it could not be taken.
-        why_by_segment: why a card's FlexAttention does not compute the model's soft caps; None where it does, or where
-            it is not asked.
-    """
+    """How pairs will go through the model, and the evidence."""
 
     packing: Packing
-    why_padded: str | None
-    difference: Difference | None
-    why_by_segment: str | None = None
+    why_padded: str | None  # None where prompts are shared, and where the recipe asked for padded rows
+    difference: Difference | None  # of the packing in use; None where it could not be taken
+    why_by_segment: str | None = None  # not by FlexAttention, which caps scores on a card; runs of before do not say
 
     def as_json(self) -> dict[str, Any]:
         """Its part of run.json."""
@@ -97,12 +83,7 @@ class SelfCheck:
     def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
         """The outcome that `as_json` gave."""
         difference = content["difference"]
-        return cls(
-            content["packing"],
-            content["why_padded"],
-            None if difference is None else Difference(**difference),
-            content.get("why_by_segment"),  # runs of before do not say
-        )
+        return cls(**{**content, "difference": None if difference is None else Difference(**difference)})
 
     def __str__(self) -> str:
         how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"
@@ -177,9 +158,7 @@ def choose_packing(
 
     Args:
         policy: the model in place, its gradients empty; they are empty afterwards.
-        wanted: the recipe's `model.attention`.
         why_padded: what is known to speak against sharing (see `interface.why_not_shared`), or None.
-        pairs: what to compare.
 
     Raises:
         UserError: prompts must be shared and cannot be; or the model's own numbers come out neither way, or are not
@@ -246,11 +225,7 @@ def _soft_cap(policy: Policy) -> float | None:
 
 def _why_not_this_kernel(policy: Policy, pairs: CheckPairs) -> str | None:
     """On a card that has the kernel that these layers want: whether it computes what it should, for these pairs."""
-    config, softcap, device = (
-        policy.causal.config.get_text_config(),
-        _soft_cap(policy),
-        policy.device,
-    )
+    config, softcap, device = policy.causal.config.get_text_config(), _soft_cap(policy), policy.device
     heads = heads_of(config)
     state = torch.empty(1, heads.queries, 1, heads.width, dtype=torch.bfloat16, device=device)
     if not has_kernel(state, state, state, softcap):
@@ -386,14 +361,10 @@ def _in_float32(policy: Policy) -> Policy:
         return policy
     decoder, layers = decoder_of(policy.causal), policy.layers
     [name] = [name for name, child in decoder.named_children() if child is layers]
-    setattr(decoder, name, layers[: _first_period(policy.causal.config.get_text_config(), len(layers))])
+    kinds = getattr(policy.causal.config.get_text_config(), "layer_types", None) or ["same"] * len(layers)
+    setattr(decoder, name, layers[: max(kinds.index(kind) for kind in set(kinds)) + 1])
     try:
         first_layers = copy.deepcopy(policy.model)
     finally:
         setattr(decoder, name, layers)
     return Policy(first_layers.float(), "padded").train(policy.training)
-
-
-def _first_period(config: Any, count: int) -> int:
-    kinds = list(getattr(config, "layer_types", None) or ["same"] * count)
-    return max(kinds.index(kind) for kind in set(kinds)) + 1

@@ -32,12 +32,7 @@ class TensorMismatchError(Exception):
 
 
 def write_tensors(file: HashedFile, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors.
-
-    Args:
-        file: a new file.
-        tensors: by name, on a CPU or a CUDA device.
-    """
+    """Write tensors."""
     widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
     header: dict[str, Any] = {}
     offset = 0
@@ -62,7 +57,6 @@ def read_tensors(file: HashedReader, into: Mapping[str, Tensor]) -> None:
     On a CPU the numbers go straight to where they are used. After an exception the tensors hold anything.
 
     Args:
-        file: what `write_tensors` wrote.
         into: the tensors by name, on a CPU or a CUDA device; the file must hold exactly these.
 
     Raises:
@@ -78,11 +72,11 @@ def read_tensors(file: HashedReader, into: Mapping[str, Tensor]) -> None:
     try:
         for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
             target, entry = into[name].detach(), header[name]
-            dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-            if dtype != target.dtype or shape != tuple(target.shape):
-                there, here = (f"{str(d).removeprefix('torch.')} {s}" for d, s in ((dtype, shape), _kind(target)))
+            stored, wanted = (_DTYPES[entry["dtype"]], tuple(entry["shape"])), (target.dtype, tuple(target.shape))
+            if stored != wanted:
+                there, here = (f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in (stored, wanted))
                 raise TensorMismatchError(f"{name} is {there} in the checkpoint and {here} in the model")
-            contiguous = target if target.is_contiguous() else torch.empty(shape, dtype=dtype)
+            contiguous = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
             for piece in _pieces(contiguous):
                 if piece.device.type == "cpu":
                     file.readinto(_memory(piece))
@@ -97,11 +91,7 @@ def read_tensors(file: HashedReader, into: Mapping[str, Tensor]) -> None:
 
 
 class _PinnedBuffers:
-    """Two page-locked buffers on the host, used by turns, and a stream that copies between them and a CUDA device.
-
-    Args:
-        device: the card.
-    """
+    """Two page-locked buffers on the host, used by turns, and a stream that copies between them and a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -164,7 +154,3 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
 
 def _memory(piece: Tensor) -> memoryview:
     return piece.numpy().data
-
-
-def _kind(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
-    return tensor.dtype, tuple(tensor.shape)

@@ -32,11 +32,7 @@ _WRITE = 2**20
 
 
 class HashedFile:
-    """A new file that is hashed while it is written; `close` comes last.
-
-    Args:
-        descriptor: the open file.
-    """
+    """A new file that is hashed while it is written; `close` comes last."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -62,11 +58,7 @@ class HashedFile:
 
 
 class CheckpointWriter:
-    """The files of a checkpoint that is being written.
-
-    Args:
-        folder: where they go; it must exist.
-    """
+    """The files of a checkpoint that is being written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -91,7 +83,6 @@ def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], f
     Args:
         parent: the folder of the checkpoints; made if missing, in a folder that is there.
         step: steps done. A checkpoint of this step that is there already, which can only be a damaged one, is replaced.
-        write: writes the files.
         facts: what else the manifest says, such as hashes of recipe, data and plan; JSON values.
 
     Raises:
@@ -134,7 +125,6 @@ def rotate(parent: Path, keep: int, *, losses: Mapping[int, float] = MappingProx
     with the first one after it.
 
     Args:
-        parent: the folder of the checkpoints.
         keep: how many stay, at least 1, by sequence number; damaged ones are neither counted nor removed.
         losses: held-out loss by step; empty where the best one is not wanted.
     """

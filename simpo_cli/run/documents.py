@@ -15,16 +15,7 @@ from typing_extensions import TypedDict
 
 from simpo_cli.errors import UserError
 from simpo_cli.files import MalformedError, parse, rows_of
-from simpo_cli.run.folder import (
-    EVAL_PAIRS,
-    EVAL_SAMPLES,
-    EVALS,
-    IDENTITY,
-    METRICS,
-    NOTES,
-    PROGRESS,
-    RUN,
-)
+from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, EVALS, IDENTITY, METRICS, NOTES, PROGRESS, RUN
 
 SCHEMA_VERSION = 2
 """Of run.json."""

@@ -47,17 +47,11 @@ def holds_a_run(path: Path) -> bool:
 
 
 class RunFolder:
-    """An open run folder; close it when the run ends.
-
-    Args:
-        path: where it is; made by `create`.
-        lock: held.
-    """
+    """An open run folder; close it when the run ends."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
-        self._lock = lock
-        self._place = _place(path)
+        self._lock, self._place = lock, _place(path)
         self._hashes: dict[str, Any] = {}
         self.lines: Counter[str] = Counter()
         """Lines that each log holds, as far as this process wrote or kept them."""
@@ -67,7 +61,6 @@ class RunFolder:
         """Make the folder, or take an empty one, or with `resume` one that holds a run.
 
         Args:
-            path: the recipe's output_dir.
             fresh: set an existing run aside as NAME.old-TIMESTAMP instead of refusing; nothing is deleted.
             resume: take an existing run; what a process that died in it left unfinished is removed.
 
@@ -126,8 +119,7 @@ class RunFolder:
 
     def digest(self, name: str) -> str:
         """sha256 of the lines that a log holds, as far as this process wrote or kept them."""
-        found: str = self._hash(name).hexdigest()
-        return found
+        return str(self._hash(name).hexdigest())
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
@@ -176,8 +168,15 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
             raise UserError(f"output_dir {path} is a file.", "Name a folder that does not exist yet.", key="output_dir")
         if not path.is_dir():
             return
-        _refuse_links(path)
-        if all(_is_of_no_run(entry.name) for entry in path.iterdir()):
+        for entry in path.iterdir():
+            if entry.is_symlink():  # what is written, and what is removed, would be elsewhere
+                raise UserError(
+                    f"{entry} is a link; all files of a run are in its own folder.",
+                    "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
+                    key="output_dir",
+                )
+        # a process that is killed before its run has begun leaves no more than these
+        if all(entry.name in (_LOCK, _OWNER) or _UNFINISHED.fullmatch(entry.name) for entry in path.iterdir()):
             return
     if not holds_a_run(path):
         raise UserError(
@@ -194,11 +193,7 @@ def require_usable(path: Path, *, fresh: bool = False, resume: bool = False) -> 
 
 
 def require_own_model(run: Path) -> None:
-    """Refuse a model/ that is a link: what it leads to is not what the run has saved.
-
-    Raises:
-        UserError: it is one.
-    """
+    """Refuse a model/ that is a link: what it leads to is not what the run has saved."""
     if (run / MODEL).is_symlink():
         raise UserError(
             f"{run / MODEL} is a link, and what it leads to is not of this run.",
@@ -206,27 +201,14 @@ def require_own_model(run: Path) -> None:
         )
 
 
-def _refuse_links(path: Path) -> None:
-    """Refuse a folder in which something is a link: what is written, and what is removed, would be elsewhere."""
-    for entry in path.iterdir():
-        if entry.is_symlink():
-            raise UserError(
-                f"{entry} is a link; all files of a run are in its own folder.",
-                "Put what it leads to in its place, or name another output_dir; output_dir itself may be a link.",
-                key="output_dir",
-            )
-
-
 def is_in_use(path: Path) -> bool:
     """Whether a process trains in a run folder at this moment."""
-    if not (path / _LOCK).is_file():
-        return False
-    try:
-        _locked(path).release()
-    except UserError:
-        return True
-    except OSError:  # a folder that cannot be written to is read, and nobody trains in it
-        return False
+    if (path / _LOCK).is_file():
+        try:
+            with suppress(OSError):  # a folder that cannot be written to is read, and nobody trains in it
+                _locked(path).release()
+        except UserError:
+            return True
     return False
 
 
@@ -273,11 +255,6 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(redacted_values(row), allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _is_of_no_run(name: str) -> bool:
-    """What a process leaves that is killed before its run has begun."""
-    return name in (_LOCK, _OWNER) or _UNFINISHED.fullmatch(name) is not None
-
-
 def _locked(path: Path) -> FileLock:
     lock = FileLock(path / _LOCK)
     try:
@@ -316,7 +293,6 @@ def require_free_space(path: Path, needed: int, purpose: str) -> None:
 
     Args:
         path: the run folder, which need not exist yet.
-        needed: bytes.
         purpose: what they are for, as in "two checkpoints and the model".
 
     Raises:

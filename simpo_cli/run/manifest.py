@@ -75,7 +75,6 @@ class DamagedCheckpointError(Exception):
     """A checkpoint that is not what was saved.
 
     Args:
-        folder: the checkpoint.
         reason: what is wrong, such as `weights.safetensors is cut short`.
     """
 
@@ -87,19 +86,12 @@ class DamagedCheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of manifest.json.
+    """The content of manifest.json."""
 
-    Attributes:
-        step: optimizer steps done.
-        sequence: number of the save, higher than that of every checkpoint that was there before it.
-        facts: what else it says, such as hashes of recipe, data and plan; JSON values.
-        files: every file of the checkpoint but the manifest.
-    """
-
-    step: int
-    sequence: int
-    facts: Mapping[str, Any]
-    files: Mapping[str, FileFacts]
+    step: int  # optimizer steps done
+    sequence: int  # number of the save, higher than that of every checkpoint that was there before it
+    facts: Mapping[str, Any]  # what else it says, such as hashes of recipe, data and plan; JSON values
+    files: Mapping[str, FileFacts]  # of the checkpoint, but for the manifest
 
     def as_bytes(self) -> bytes:
         """The file, with the sha256 of its own content as its last entry."""
@@ -139,11 +131,7 @@ class Manifest:
 
 
 class HashedReader:
-    """A file that is hashed while it is read; `close` comes last.
-
-    Args:
-        descriptor: an open file.
-    """
+    """A file that is hashed while it is read; `close` comes last."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -213,9 +201,8 @@ class Checkpoint:
         except OSError as error:
             raise DamagedCheckpointError(self.folder, f"{name} cannot be read: {error.strerror}") from error
         if found != self.manifest.files[name]:
-            raise DamagedCheckpointError(
-                self.folder, _what_differs(name, found, self.manifest.files[name])
-            ) from failure
+            reason = _what_differs(name, found, self.manifest.files[name])
+            raise DamagedCheckpointError(self.folder, reason) from failure
         if failure is not None:
             raise failure
 
@@ -226,11 +213,7 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's manifest and compare it with the folder, sizes included.
-
-    Raises:
-        DamagedCheckpointError: they do not agree.
-    """
+    """Read a checkpoint's manifest, with which the folder has to agree, sizes included, or it is a damaged one."""
     if folder.is_symlink():
         raise DamagedCheckpointError(folder, "it is a link, and what it leads to is not of this run")
     manifest = _read_manifest(folder)

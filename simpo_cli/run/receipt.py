@@ -1,32 +1,56 @@
-"""run.json: what ran, on what, with what, so that the run can be identified and done again.
+"""What a run says of itself (run.json), and what makes it that run (identity.json), so that it can be done again.
 
-Its account of the records is complete: every one that was read is somewhere, and the numbers add up.
+The account of the records in run.json is complete: every one that was read is somewhere, and the numbers add up.
+
+The identity holds what a resumed run must share with the one that saved. There are four kinds of change. Data, plan,
+model and objective are the run's identity: with others it would be another run, so they are refused unless each is
+allowed by name. The schedule may change, with a warning. The machine may change, and it is recorded from which step on
+the bits may differ. Everything else, such as names and how often to save, is free.
 """
 
 import hashlib
-import platform
+import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
+from simpo_cli.errors import UserError
 from simpo_cli.recipe import ComposedRecipe
-from simpo_cli.recipe.schema import Recipe
-from simpo_cli.redaction import redacted_values, told_apart
+from simpo_cli.recipe.schema import LossRecipe, Recipe
+from simpo_cli.recipe.tree import flat
+from simpo_cli.redaction import redacted_values
 from simpo_cli.run.documents import SCHEMA_VERSION
 from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
-from simpo_cli.run.identity import Identity, recipe_values
-from simpo_cli.versions import installed_version
 
-_PACKAGES = (
-    *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
-    *("peft", "liger-kernel", "datasets", "omegaconf"),
-)
+Kind = Literal["identity", "schedule", "machine"]
+
+_SCHEDULE = {"num_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup_ratio"}
+_SCHEDULE |= {"optimizer", "weight_decay", "max_grad_norm"}
+# Seen by what they lead to: the machine's part, the model's files, the tokenizer, the template, the pairs.
+_SEEN_ELSEWHERE = {
+    "train.tokens_per_microbatch",
+    "train.precision",
+    "train.deterministic",
+    "model.attention",
+    "model.compile",
+    "model.gradient_checkpointing",
+    "model.path",
+    "model.revision",
+    "data.chat_template",
+    "data.on_bad_record",
+    "data.on_no_signal",
+}
+_NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
+"""Keys of changes beside those of a recipe."""
+_MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
+_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking"}
 
 
 def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_reached: int = 0) -> dict[str, Any]:
@@ -71,9 +95,6 @@ class RunReceipt:
     """run.json, written anew whenever there is something to say: at the start, at every save, at the end.
 
     Args:
-        folder: the run's folder.
-        data: its pairs, with the account of their records.
-        plan: which of them a step takes.
         content: what does not change while this process trains.
     """
 
@@ -86,8 +107,6 @@ class RunReceipt:
         Args:
             status: running, done, stopped (by a signal or for its health, everything saved) or failed.
             steps_done: steps that are saved; the account of the records is of these.
-            alerts: what was seen of the run's health, as JSON.
-            more: such as outcome, and the files of a run that is done.
         """
         data, records = self._data, ledgers(self._data, self._plan, steps_done)
         sides = {"train": data.train_source, "eval": data.eval_source}
@@ -114,95 +133,12 @@ def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRec
     the end that run.json names: both are as they should be. The results so far stay in it.
 
     Args:
-        folder: the run's folder.
         document: run.json as it is; empty where there is none.
-        composed: the recipe of now.
     """
     if document:
         kept = {name: value for name, value in document.items() if name != SEAL}
-        reopened = [*document.get(REOPENED, []), _recipe_sha256(composed)]
+        reopened = [*document.get(REOPENED, []), recipe_sha256(composed)]
         folder.write_json(RUN, sealed(redacted_values({**kept, REOPENED: reopened})))
-
-
-def receipt(
-    composed: ComposedRecipe,
-    data: PreparedData,
-    plan: Plan,
-    earlier: Mapping[str, Any],
-    *,
-    model: Mapping[str, Any],
-    hardware: Mapping[str, Any],
-    tokens_per_microbatch: int,
-    quick: bool,
-) -> dict[str, Any]:
-    """What run.json says from the start on.
-
-    Args:
-        composed: the recipe with the origin of every value.
-        data, plan: of the run.
-        earlier: run.json of a run that is resumed: when and how it began stays as it was; else empty.
-        model, hardware: those parts of run.json.
-        tokens_per_microbatch: most tokens of a micro-batch.
-        quick: whether this is a smoke run.
-    """
-    return {
-        "started": earlier.get("started", now()),
-        "command": earlier.get("command", command_line()),
-        "versions": _versions(),
-        "recipe_sha256": _recipe_sha256(composed),
-        "recipe_origins": {  # where each value was set; what is not here is a default
-            key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
-        },
-        "seed": composed.recipe.seed,
-        "quick": quick,
-        "model": dict(model),
-        "tokenizer_sha256": data.tokenizer.sha256,
-        "template_sha256": hashlib.sha256(data.tokenizer.template_source.encode()).hexdigest(),
-        "template_dates": data.tokenizer.dates,
-        "plan": {
-            "steps": plan.num_steps,
-            "pairs_per_step": plan.pairs_per_step,
-            "tokens_per_microbatch": tokens_per_microbatch,
-        },
-        "hardware": dict(hardware),
-        "resumed": list(earlier.get("resumed", [])),
-    }
-
-
-def identity(recipe: Recipe, data: PreparedData, content: Mapping[str, Any], machine: Mapping[str, Any]) -> Identity:
-    """What a later process must share with this run, drawn from its receipt.
-
-    Args:
-        recipe, data: of the run.
-        content: of `receipt`.
-        machine: what equal bits depend on beside versions and hardware.
-    """
-    model = {name: content["model"][name] for name in ("revision", "files", "code")}
-    if not model["code"]:
-        del model["code"]  # as in checkpoints of before there was any
-    plan: dict[str, Any] = {
-        "train_pairs": len(data.train),
-        "held_out_pairs": len(data.held_out),
-        "tokens": data.identity,
-    }
-    if data.tokenizer.dates:
-        plan["rendered_at"] = data.tokenizer.moment.isoformat()
-    return Identity(
-        recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()},
-        data={
-            "train": _files(data.train_source),
-            "eval": None if data.eval_source is None else _files(data.eval_source),
-        },
-        model=model,
-        tokenizer=content["tokenizer_sha256"],
-        template=content["template_sha256"],
-        plan=plan,
-        machine={
-            **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
-            **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
-            **machine,
-        },
-    )
 
 
 def command_line() -> str:
@@ -221,17 +157,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _recipe_sha256(composed: ComposedRecipe) -> str:
+def recipe_sha256(composed: ComposedRecipe) -> str:
     """Of the bytes of recipe.yaml."""
     return hashlib.sha256(composed.as_yaml().encode()).hexdigest()
-
-
-def _versions() -> dict[str, str | None]:
-    return {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}}
-
-
-def _files(source: EncodedSource) -> list[tuple[str, str]]:
-    return [(path, content) for path, content, _ in source.account.files]
 
 
 def _source_receipt(source: EncodedSource, records: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,3 +172,160 @@ def _source_receipt(source: EncodedSource, records: Mapping[str, Any]) -> dict[s
         "warnings": dict(sorted(account.warnings.items())),
         "tokens": {**asdict(source.origin), "seconds_saved": source.origin.seconds_saved},
     }
+
+
+# What a resumed run must share with the run that saved
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that is not as it was."""
+
+    key: str  # the name that --allow-changed takes: a key of the recipe, or `tokenizer`
+    kind: Kind
+    sentence: str  # what it was and what it is, such as `loss.beta is 2.5, was 2.0`
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """identity.json: what a checkpoint says of the run that saved it; JSON values throughout."""
+
+    recipe: Mapping[str, Any]  # every value by its dotted key
+    data: Mapping[str, Any]  # of `train` and `eval`, the sha256 (or hub commit) of each file by name
+    model: Mapping[str, Any]  # revision, sha256 of the weight files, and of the model's own code where that is run
+    tokenizer: str  # sha256, as is that of the template
+    template: str
+    plan: Mapping[str, Any]  # numbers of pairs, a digest of their tokens, and the moment that a template takes for now
+    machine: Mapping[str, Any]  # what equal bits depend on: versions, device, threads, precision, packing, budget
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """For the manifest: sha256 of recipe, data, model and plan."""
+        parts = {"recipe": self.recipe, "data": self.data, "model": self.model, "plan": self.plan}
+        texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+        return {f"{name}_sha256": hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+    @property
+    def rendered_at(self) -> datetime | None:
+        """What the chat template took for now; None where it writes no date, and in checkpoints that do not say."""
+        written = self.plan.get("rendered_at")
+        return None if written is None else datetime.fromisoformat(written)
+
+    def changes_since(self, before: "Identity") -> list[Change]:
+        """What has changed, identity first."""
+        changes = _recipe_changes(before.recipe, self.recipe)
+        for side in ("train", "eval"):
+            then, now = before.data[side], self.data[side]
+            if _contents(then) != _contents(now):
+                key = f"data.{side}"
+                changes.append(Change(key, "identity", f"the pairs of {key} are others ({_files(then, now)})"))
+        if any(before.model[name] != self.model[name] for name in ("revision", "files")):
+            changes.append(Change("model.path", "identity", "the weights of model.path are others"))
+        if sentence := _code_change(before.model.get("code", {}), self.model.get("code", {})):
+            changes.append(Change("model.path", "identity", sentence))
+        if before.tokenizer != self.tokenizer:
+            changes.append(Change("tokenizer", "identity", "the model's tokenizer.json is another"))
+        if before.template != self.template:
+            changes.append(Change("data.chat_template", "identity", "the chat template is another"))
+        if not any(change.kind == "identity" for change in changes):
+            changes += _plan_changes(before.plan, self.plan)
+        for key in sorted(before.machine.keys() | self.machine.keys()):
+            then, now = before.machine.get(key), self.machine.get(key)
+            if then != now:
+                changes.append(Change(key, "machine", f"{key} {_in_words(now)}, was {_in_words(then)}"))
+        return sorted(changes, key=lambda change: ("identity", "schedule", "machine").index(change.kind))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key; those of a source as data.train.0.path."""
+    plain: dict[str, Any] = json.loads(json.dumps(flat(asdict(recipe), items=True)))
+    return plain
+
+
+def require_known_keys(allowed: Collection[str], *recipes: Mapping[str, Any]) -> None:
+    """Refuse to allow a change of what is a key of none of the recipes: nothing would be allowed by it."""
+    known = {*_NAMED_WHOLE, *(key for recipe in recipes for key in recipe)}
+    for key in allowed:
+        if key not in known:
+            near = get_close_matches(key, sorted(known), n=1)
+            hint = f"Did you mean {near[0]}?" if near else "The refusal without --allow-changed names the keys."
+            raise UserError(f"--allow-changed {key}: there is no such key.", hint)
+
+
+def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_dir: str) -> None:
+    """Refuse to resume another run's checkpoint.
+
+    Raises:
+        UserError: an identity change is not allowed by name; all of them are named.
+    """
+    refused = [change for change in changes if change.kind == "identity" and change.key not in allowed]
+    if refused:
+        options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(change.key for change in refused))
+        raise UserError(
+            f"{run_dir} cannot be resumed: {'; '.join(change.sentence for change in refused)}.",
+            f"Put back what changed, start anew with --fresh, or resume all the same with {options}.",
+        )
+
+
+def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    changes = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        section = key.split(".")[0]
+        is_path = section == "data" and key.endswith(".path")
+        is_free = section in _FREE or key in _SEEN_ELSEWHERE or is_path
+        is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
+        if before.get(key) == now.get(key) or is_free or is_same_margin:
+            continue
+        kind: Kind = "schedule" if key.removeprefix("train.") in _SCHEDULE else "identity"
+        changes.append(Change(key, kind, f"{key} is {_in_words(now.get(key))}, was {_in_words(before.get(key))}"))
+    return changes
+
+
+def _plan_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """What came of files and settings that are as they were."""
+    counts = [(plan["train_pairs"], plan["held_out_pairs"]) for plan in (before, now)]
+    if counts[0] != counts[1]:
+        (then_train, then_held_out), (train, held_out) = counts
+        came_of_them = (
+            f"the same files give {train:,} pairs to train and {held_out:,} held out, and gave {then_train:,} and "
+            f"{then_held_out:,}"
+        )
+    elif "tokens" in before and before["tokens"] != now["tokens"]:  # checkpoints of before 0.2 do not say them
+        came_of_them = "the same files give other tokens, as they do when the library of the tokenizer is another"
+    else:
+        return []
+    return [Change("data.train", "identity", came_of_them)]
+
+
+def _code_change(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What has become of the code that the model brings with it; empty where it is as it was."""
+    if before == now:
+        return ""
+    if not now:
+        return f"the model's own code ({', '.join(before)}) was run before and is not now (--trust-remote-code)"
+    if not before:
+        return f"the model's own code ({', '.join(now)}) is run now and was not before (--trust-remote-code)"
+    named = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return f"the model's own code is another ({', '.join(named)})"
+
+
+def _margin(values: Mapping[str, Any]) -> float:
+    """gamma, whichever of the two ways it was given."""
+    loss = LossRecipe(beta=values["loss.beta"], **{key.split(".")[1]: values[key] for key in _MARGIN})
+    return loss.margin
+
+
+def _contents(files: Sequence[Sequence[str]] | None) -> list[str] | None:
+    """What the files hold, in their order, whatever they are called."""
+    return None if files is None else [identity for _, identity in files]
+
+
+def _files(before: Sequence[Sequence[str]] | None, now: Sequence[Sequence[str]] | None) -> str:
+    """The names of the files that differ, for a message."""
+    then, there = ({str(name): content for name, content in files or ()} for files in (before, now))
+    names = [name for name in there if then.get(name) != there[name]] + [name for name in then if name not in there]
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "in another order"
+
+
+def _in_words(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -24,11 +24,7 @@ Item = TypeVar("Item")
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, and is at a place where it can.
-
-    Args:
-        number: the signal.
-    """
+    """The run was asked to stop, and is at a place where it can."""
 
     def __init__(self, number: int) -> None:
         self.name = signal.Signals(number).name
@@ -63,11 +59,7 @@ class StopRequest:
         self._before.clear()
 
     def check(self) -> None:
-        """Stop here if it was asked for.
-
-        Raises:
-            Stopped: it was.
-        """
+        """Stop here if it was asked for."""
         if self._number is not None:
             raise Stopped(self._number)
 

@@ -35,7 +35,7 @@ from simpo_cli.run.folder import (
     is_as_sealed,
     is_in_use,
 )
-from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints, folder_name
 from simpo_cli.stages import stage
 
 _LINES = (*LOGS, EVAL_PAIRS, EVAL_SAMPLES, NOTES, REJECTED)
@@ -46,32 +46,20 @@ _UNSEALED = 1  # schema of run.json that had no hash of itself
 
 @dataclass(frozen=True, slots=True)
 class FileSeen:
-    """One file or checkpoint of a run.
+    """One file or checkpoint of a run."""
 
-    Attributes:
-        name: below the run's folder.
-        is_whole: it is what was written, so far as the run says what that was.
-        detail: what it holds, or what is wrong with it.
-    """
-
-    name: str
-    is_whole: bool
-    detail: str
+    name: str  # below the run's folder
+    is_whole: bool  # it is what was written, so far as the run says what that was
+    detail: str  # what it holds, or what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What became of the files of a run.
-
-    Attributes:
-        run: its folder.
-        seen: its files.
-        resumes_from: step of the newest checkpoint that is whole; None if there is none.
-    """
+    """What became of the files of a run."""
 
     run: Path
     seen: Sequence[FileSeen]
-    resumes_from: int | None
+    resumes_from: int | None  # step of the newest checkpoint that is whole
 
     @property
     def damaged(self) -> list[str]:
@@ -97,9 +85,8 @@ class Verification:
         """
         if not self.damaged:
             return
-        if self.resumes_from is None:
-            fix = "No checkpoint can be used: put back copies of the files."
-        else:
+        fix = "No checkpoint can be used: put back copies of the files."
+        if self.resumes_from is not None:
             fix = f"Put back copies; or --resume resumes from step {self.resumes_from}, which is whole."
         raise UserError(f"{self.run} is damaged: {', '.join(self.damaged)}.", fix, exit_code=ExitCode.ENVIRONMENT)
 
@@ -117,15 +104,14 @@ def verify_run(path: Path) -> Verification:
         receipt, of_receipt = _receipt(path, has_saved=bool(checkpoints))
         latest = whole[0] if whole else None
         step = int(receipt.get("step", 0))
-        if step > (latest.step if latest else 0) and not any(
-            file.name.endswith(f"-{step:08d}") for file in checkpoints
-        ):
-            checkpoints.append(FileSeen(f"{CHECKPOINTS}/step-{step:08d}", False, "is missing"))
+        of_step = f"{CHECKPOINTS}/{folder_name(step)}"
+        if step > (latest.step if latest else 0) and all(file.name != of_step for file in checkpoints):
+            checkpoints.append(FileSeen(of_step, False, "is missing"))
         is_done = receipt.get("status") == "done" and REOPENED not in receipt
         files = receipt.get("files") if is_done else None
         listed = files if isinstance(files, dict) else {}
         progress = _progress(latest) if latest else {}
-        seen = [of_receipt, _recipe(path, receipt, listed), *_ledgers(receipt)]
+        seen = [of_receipt, _recipe(path, receipt), *_ledgers(receipt)]
         seen += [found for name in _LINES if (found := _log(path, name, listed, progress)) is not None]
         seen += [*checkpoints, *_model(path, listed, is_done=files is not None)]
     return Verification(path, seen, latest.step if latest else None)
@@ -141,16 +127,12 @@ def _progress(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 @stage("hashing the files of the run")
 def written_files(path: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file that a finished run leaves, checkpoints and run.json aside, for run.json.
-
-    Raises:
-        UserError: one cannot be read (exit code 4).
-    """
+    """Size and sha256 of every file that a finished run leaves, checkpoints and run.json aside, for run.json."""
     with disk_faults(f"{path} cannot be read"):
         names = [name for name in (RECIPE, *_LINES) if (path / name).is_file()]
         for folder in (path / MODEL, path / BASE):
             names += [_name(file, path) for file in sorted(folder.rglob("*")) if file.is_file()]
-        return {name: _facts(path / name) for name in names}
+        return {name: {"size": (path / name).stat().st_size, "sha256": sha256_of(path / name)} for name in names}
 
 
 def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], FileSeen]:
@@ -173,12 +155,12 @@ def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], FileSee
     return content, FileSeen(RUN, True, f"{status}, step {step:,}{remark}")
 
 
-def _recipe(path: Path, receipt: Mapping[str, Any], listed: Mapping[str, Any]) -> FileSeen:
+def _recipe(path: Path, receipt: Mapping[str, Any]) -> FileSeen:
     if not (path / RECIPE).is_file():
         return FileSeen(RECIPE, False, "is missing")
     if receipt and sha256_of(path / RECIPE) not in (receipt["recipe_sha256"], *receipt.get(REOPENED, ())):
         return FileSeen(RECIPE, False, "is not the recipe that run.json names")
-    return FileSeen(RECIPE, True, "as run.json says" if receipt or listed else "nothing vouches for it")
+    return FileSeen(RECIPE, True, "as run.json says" if receipt else "nothing vouches for it")
 
 
 def _ledgers(receipt: Mapping[str, Any]) -> Iterator[FileSeen]:
@@ -248,7 +230,10 @@ def _checkpoints(path: Path) -> tuple[list[Checkpoint], list[FileSeen]]:
             damaged.append(error)
         else:
             whole.append(checkpoint)
-    seen = [FileSeen(_name(one.folder, path), True, _size(one)) for one in reversed(whole)]
+    seen = []
+    for one in reversed(whole):
+        sizes = [facts.size for facts in one.manifest.files.values()]
+        seen.append(FileSeen(_name(one.folder, path), True, f"{len(sizes) + 1} files, {sum(sizes):,} bytes"))
     # one that is gone was removed by the run meanwhile, because newer ones are there
     seen += [FileSeen(_name(one.folder, path), False, one.reason) for one in damaged if one.folder.exists()]
     left = [] if is_in_use(path) else sorted((path / CHECKPOINTS).glob(".tmp-*"))
@@ -282,15 +267,6 @@ def _what_differs(file: Path, written: Mapping[str, Any]) -> str:
     if size != written["size"]:
         return "is cut short" if size < written["size"] else "is longer than it was"
     return "" if sha256_of(file) == written["sha256"] else "holds other bytes than were written"
-
-
-def _facts(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
-
-
-def _size(checkpoint: Checkpoint) -> str:
-    files = checkpoint.manifest.files
-    return f"{len(files) + 1} files, {sum(facts.size for facts in files.values()):,} bytes"
 
 
 def _name(file: Path, run: Path) -> str:

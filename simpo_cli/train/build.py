@@ -1,7 +1,7 @@
 """From a prepared run to one that can take its next step: weights, self-check, optimizer, and what was saved."""
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,13 @@ from simpo_cli.model.rounding import WeightSample, export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
 from simpo_cli.run.events import Observer
-from simpo_cli.run.identity import Change, recipe_values
+from simpo_cli.run.receipt import Change, recipe_values
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.loop import Training
 from simpo_cli.train.optimizer import make_optimizer, start_moments
-from simpo_cli.train.resume import ResumeState, Saved
 from simpo_cli.train.run_plan import RunPlan
+from simpo_cli.train.saving import ResumeState, Saved
 
 _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again
 
@@ -38,16 +38,9 @@ def build(
     """Read the weights, check how pairs may go through them, make the optimizer, and load what was saved.
 
     Args:
-        run: as it was prepared.
-        observer: the terminal and the logs.
-        stop: the signals.
-        state: what was saved of the run, if it is resumed.
-        changes: what is not as it was then.
-
-    Returns:
-        The training, the self-check's outcome, and the checkpoint that the training resumes from, if there is one.
+        state: what was saved of the run, if it is resumed; `changes` are what is not as it was then.
     """
-    recipe, accelerator, data = run.recipe, run.accelerator, run.data
+    recipe, accelerator, data, plan = run.recipe, run.accelerator, run.data, run.plan
     is_another_run = any(change.kind == "identity" for change in changes)
     with about("model.path"):
         model = load_start(recipe.model, run.source, run.weights, accelerator.device)
@@ -61,7 +54,8 @@ def build(
     policy = Policy(model)
     if run.checkpointing:
         policy.recompute_activations()
-    pairs = cache(partial(_check_pairs, run))  # a resumed run mostly checks nothing again
+    # made when they are first wanted: a resumed run mostly checks nothing again
+    pairs = cache(lambda: CheckPairs.of(data.scored, plan.fullest_microbatch(data.train, run.budget, run.packing)))
     if state.latest is None or is_another_run or any(change.key in _CHECKED_ON for change in changes):
         check = choose_packing(policy, recipe.model.attention, run.why_padded, pairs())
         observer.note(str(check))
@@ -71,7 +65,8 @@ def build(
         policy.flex, policy.packing = check.why_by_segment is None, check.packing
         compile_as_before = state.latest.identity.recipe.get("model.compile", "auto") == recipe.model.compile
     if not compile_as_before:
-        worth = is_worth_compiling(accelerator.device, run.parameters.total, _training_tokens(run))
+        tokens = int(tokens_of_each(data.train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
+        worth = is_worth_compiling(accelerator.device, run.parameters.total, tokens)
         if note := choose_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
             observer.note(note)
     elif run.compiled:
@@ -92,7 +87,7 @@ def build(
         budget=budget,
         observer=observer,
         stop=stop,
-        health=Health(recipe, run.plan.num_steps, observer.note),
+        health=Health(recipe, plan.num_steps, observer.note),
         probe=AnswerProbe(
             held_out_questions(run.evaluated, data.texts, recipe.health.num_answers),
             data.tokenizer,
@@ -108,24 +103,14 @@ def build(
         training.answers_before = answer(policy, questions_of(run), data.tokenizer, accelerator)
     saved = state.load(policy, optimizer)
     if not is_another_run:
-        training.start_scores = _scores_before(saved, run)
+        chosen, rejected = saved.progress.chosen_before, saved.progress.rejected_before
+        if chosen is not None and rejected is not None:
+            training.start_scores = PairScores.of(data.held_out, np.array(chosen), np.array(rejected))
         training.answers_before = [] if run.quick else list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
     recipe_changed = saved.identity.recipe != recipe_values(recipe)
     training.health.restore(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
-
-
-def _check_pairs(run: RunPlan) -> CheckPairs:
-    """What the checks before the first step compare."""
-    fullest = run.plan.fullest_microbatch(run.data.train, run.budget, run.packing)
-    return CheckPairs.of(run.data.scored, fullest)
-
-
-def _training_tokens(run: RunPlan) -> int:
-    """Tokens that the run trains on, every prompt counted once a pair."""
-    plan, train = run.plan, run.data.train
-    return int(tokens_of_each(train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
 
 
 def questions_of(run: RunPlan) -> list[Question]:
@@ -136,11 +121,3 @@ def questions_of(run: RunPlan) -> list[Question]:
     if run.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
         return builtin_questions(data.tokenizer)
     return held_out_questions(data.held_out, data.texts)
-
-
-def _scores_before(saved: Saved, run: RunPlan) -> PairScores | None:
-    """The start model's scores as they were saved."""
-    chosen, rejected, held_out = saved.progress.chosen_before, saved.progress.rejected_before, run.data.held_out
-    if chosen is None or rejected is None:
-        return None
-    return PairScores.of(held_out, np.array(chosen), np.array(rejected))

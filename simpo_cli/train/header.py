@@ -1,7 +1,5 @@
 """The first screen of a run: what is trained, on what, toward what."""
 
-from collections.abc import Mapping
-
 import torch
 
 import simpo_cli
@@ -28,7 +26,9 @@ def header(run: RunPlan) -> RunHeader:
     compute = "float32" if run.compute == "fp32" else "bfloat16 autocast"
     total, trainable = run.parameters.total, run.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"
+    epochs = "1 epoch" if recipe.train.num_epochs == 1 else f"{recipe.train.num_epochs} epochs"
     held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt")
+    code = ", ".join(run.source.code)  # run.json holds the hashes
     lines: list[tuple[str, str] | tuple[str, str, str]] = [
         ("loss", loss_terms(recipe.loss)),
         (
@@ -36,7 +36,7 @@ def header(run: RunPlan) -> RunHeader:
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[run.weights]}",
         ),
         *_adapter(run),
-        *_remote_code(run.source.code),
+        *([("", f"code of the model was run, as --trust-remote-code asks: {code}")] if code else []),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         *[("", remark) for remark in (*data.train_source.account.remarks, *data.train_source.account.examples)],
         ("", describe_losses(data.train_source)),
@@ -62,7 +62,7 @@ def header(run: RunPlan) -> RunHeader:
     lines += [
         (
             "plan",
-            f"{plan.num_steps:,} steps of {plan.pairs_per_step} pairs, {_epochs(recipe.train.num_epochs)} · "
+            f"{plan.num_steps:,} steps of {plan.pairs_per_step} pairs, {epochs} · "
             f"learning rate {recipe.train.learning_rate:g}, {recipe.train.lr_scheduler}, "
             f"warm-up {recipe.train.warmup_ratio:g}",
         ),
@@ -89,11 +89,6 @@ def _adapter(run: RunPlan) -> list[tuple[str, str]]:
     return [("", f"an adapter ({source.adapter}) on {source.adapter_base.name}, {what}")]
 
 
-def _remote_code(code: Mapping[str, str]) -> list[tuple[str, str]]:
-    """That code of the model was run, and which: run.json holds the hashes."""
-    return [("", f"code of the model was run, as --trust-remote-code asks: {', '.join(code)}")] if code else []
-
-
 def _example(data: PreparedData) -> list[tuple[str, str]]:
     """The first pair as the model will see it, so that a wrong template or a wrong cut is seen before it is trained."""
     pair = data.train[0]
@@ -106,10 +101,6 @@ def _shortened(text: str) -> str:
     """The beginning and the end of a text in one line."""
     text = text.replace("\n", "⏎")
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
-
-
-def _epochs(count: int) -> str:
-    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _packing(run: RunPlan) -> str:

@@ -27,19 +27,12 @@ from simpo_cli.run.events import EvalRecord, ProbeAnswer, StepRecord
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One thing that a run is watched for.
+    """One thing that a run is watched for."""
 
-    Attributes:
-        code: three letters and three digits.
-        key: the threshold in `health`.
-        remedy: what to do, in the end of a sentence, without its full stop.
-        is_least: the threshold is the least healthy value; otherwise it is the first unhealthy one.
-    """
-
-    code: str
-    key: str
-    remedy: str
-    is_least: bool = False
+    code: str  # three letters and three digits
+    key: str  # the threshold in `health`
+    remedy: str  # what to do, in the end of a sentence, without its full stop
+    is_least: bool = False  # the threshold is the least healthy value; otherwise it is the first unhealthy one
 
     def limit(self, recipe: HealthRecipe) -> float | None:
         """The recipe's threshold; None where the watch is off."""
@@ -78,26 +71,17 @@ class UnhealthyError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What was seen of one code.
+    """What was seen of one code."""
 
-    Attributes:
-        code, key, limit: of the watch.
-        step: the first step at which it was beyond the threshold.
-        value: the reading there.
-        sentence: what was seen, with its numbers.
-        last_step, times: the latest such step, and how many readings were beyond the threshold.
-        worst: the worst of them.
-    """
-
-    code: str
+    code: str  # this and the next two are of the watch
     key: str
     limit: float
-    step: int
-    value: float
-    sentence: str
-    last_step: int
-    times: int
-    worst: float
+    step: int  # the first at which it was beyond the threshold
+    value: float  # the reading there
+    sentence: str  # what was seen, with its numbers
+    last_step: int  # the latest such step
+    times: int  # how many readings were beyond the threshold
+    worst: float  # of them
 
     @property
     def line(self) -> str:
@@ -112,16 +96,11 @@ class Alert:
 
 @dataclass(frozen=True)
 class AnswerProbe:
-    """A few prompts, the same ones through the whole run.
+    """A few prompts, the same ones through the whole run."""
 
-    Attributes:
-        questions: the prompts; none where nothing is held out.
-        most_tokens: an answer is cut there.
-    """
-
-    questions: Sequence[Question]
+    questions: Sequence[Question]  # the prompts; none where nothing is held out
     tokenizer: TextTokenizer
-    most_tokens: int
+    most_tokens: int  # an answer is cut there
 
     def ask(self, policy: Policy, accelerator: Accelerator) -> tuple[ProbeAnswer, ...]:
         """The greedy answer to each prompt."""
@@ -133,13 +112,7 @@ class AnswerProbe:
 
 
 class Health:
-    """Watches one run.
-
-    Args:
-        recipe: of the run; thresholds, and what they are about.
-        num_steps: steps of the whole run.
-        note: takes each line that is worth reading once, and its code.
-    """
+    """Watches one run."""
 
     def __init__(self, recipe: Recipe, num_steps: int, note: Callable[[str, str], None]) -> None:
         self._recipe, self._num_steps, self._note = recipe, num_steps, note
@@ -163,7 +136,6 @@ class Health:
         """Judge a step.
 
         Args:
-            record: its numbers.
             lost_updates: share of its updates that rounding undid; None where the weights are float32.
         """
         norms, norm = self._grad_norms, record.grad_norm
@@ -249,30 +221,17 @@ class Health:
         self._alerts[watch.code] = alert
 
     def require_well(self, save: Callable[[], None], command: str) -> None:
-        """Stop here if a code of `health.stop_on` was seen, once everything is saved.
-
-        Args:
-            save: saves the state after the steps done, if that has not been done.
-            command: resumes the run.
-
-        Raises:
-            UnhealthyError: it was.
-        """
-        if self._stop is None:
-            return
-        save()
-        raise UnhealthyError(
-            f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
-            f"Change that, health.{self._stop.key} or health.stop_on, and resume with: {command}",
-            exit_code=ExitCode.NUMBERS,
-        )
+        """Stop here if a code of `health.stop_on` was seen, once everything is saved."""
+        if self._stop is not None:
+            save()
+            raise UnhealthyError(
+                f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
+                f"Change that, health.{self._stop.key} or health.stop_on, and resume with: {command}",
+                exit_code=ExitCode.NUMBERS,
+            )
 
     def require_well_at_the_end(self) -> None:
-        """The same where the run is complete, and nothing is left to resume.
-
-        Raises:
-            UnhealthyError: a code of `health.stop_on` was seen.
-        """
+        """The same where the run is complete, and nothing is left to resume."""
         if self._stop is not None:
             raise UnhealthyError(
                 f"the run is complete and model/ is saved, and health.stop_on names {self._stop.line}.",

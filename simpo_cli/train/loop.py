@@ -35,47 +35,28 @@ Result = TypeVar("Result")
 
 @dataclass
 class Training:
-    """Everything that the loop works with, and how far it is.
+    """Everything that the loop works with, and how far it is."""
 
-    Attributes:
-        run: what was prepared, with the packing and the layers that are really used.
-        budget: most tokens of a micro-batch; halved when memory runs out.
-        health: what the run is watched for.
-        probe: prompts that the model answers at every evaluation.
-        start_weights: a sample of the start model's weights; None where model/ holds as many digits as training.
-        export_dtype: the type of model/.
-        steps_done: optimizer steps so far.
-        start_scores: the held-out pairs under the start model, once they have been scored; drift is measured from it.
-        last_scores: the same of the latest evaluation.
-        evaluated_at: step of the latest evaluation; -1 before the first.
-        eval_losses: held-out loss by step.
-        answers_before: the start model's answers to the probe questions.
-    """
-
-    run: RunPlan
+    run: RunPlan  # what was prepared, with the packing and the layers that are really used
     policy: Policy
     optimizer: torch.optim.Optimizer
-    budget: int
+    budget: int  # most tokens of a micro-batch; halved when memory runs out
     observer: Observer
     stop: StopRequest
     health: Health
     probe: AnswerProbe
-    start_weights: WeightSample | None
-    export_dtype: torch.dtype
+    start_weights: WeightSample | None  # None where model/ holds as many digits as training
+    export_dtype: torch.dtype  # of model/
     steps_done: int = 0
-    start_scores: PairScores | None = None
-    last_scores: PairScores | None = None
-    evaluated_at: int = -1
-    eval_losses: dict[int, float] = field(default_factory=dict)
-    answers_before: list[str] = field(default_factory=list)
+    start_scores: PairScores | None = None  # of the held-out pairs under the start model: drift is measured from them
+    last_scores: PairScores | None = None  # of the latest evaluation
+    evaluated_at: int = -1  # step of the latest evaluation; -1 before the first
+    eval_losses: dict[int, float] = field(default_factory=dict)  # held-out loss by step
+    answers_before: list[str] = field(default_factory=list)  # the start model's, to the probe questions
 
 
 def run_steps(training: Training, save: Callable[[], None]) -> None:
     """Train from the step that is due to the last, scoring held-out pairs and saving when the recipe says so.
-
-    Args:
-        training: the run; `steps_done` says which step is due.
-        save: saves the state after the steps done, if that has not been done.
 
     Raises:
         NotFiniteError: the loss, the gradient or a weight is not finite; the steps before are not harmed.
@@ -133,11 +114,7 @@ def _within_memory(
     """What `attempt` returns with the run's budget, which is halved for good whenever memory runs out.
 
     Args:
-        training: the run.
         attempt: called with a budget; it may be called again after an OutOfMemoryError.
-        pairs: those that it cuts into micro-batches.
-        policy: how it cuts them.
-        what: such as `step 17`.
 
     Raises:
         OutOfMemoryError: the longest pair by itself does not fit.
@@ -199,8 +176,6 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
     """Score the held-out pairs and tell the observer; the first call fixes what drift is measured from.
 
     Args:
-        training: the run; its policy is scored, and the scores are kept in it.
-        step: steps done.
         saved: the saved model instead, loaded again.
 
     Raises:

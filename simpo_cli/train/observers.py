@@ -44,13 +44,7 @@ def require_trackers(names: list[str]) -> None:
 
 
 class Trackers:
-    """The trackers that the recipe names; one that raises is left out from then on.
-
-    Args:
-        accelerator: knows the folder for their files.
-        recipe: of the run; trackers get the numbers that people compare runs by.
-        note: takes a line about each that fails.
-    """
+    """The trackers that the recipe names; one that raises is left out from then on, which `note` is told."""
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, note: Callable[[str], None]) -> None:
         self._note = note
@@ -74,7 +68,7 @@ class Trackers:
         tracker = kind("simpo", accelerator.logging_dir) if kind.requires_logging_directory else kind("simpo")
         tracker.start()
         tracker.store_init_configuration(
-            {
+            {  # the numbers that people compare runs by
                 "name": redacted(recipe.name),
                 "model": redacted(recipe.model.path),
                 "beta": recipe.loss.beta,
@@ -102,9 +96,7 @@ class Recorder:
     """Passes every event on to whoever watches, after it has been written.
 
     Args:
-        folder: the run's folder.
         log_every: steps between lines of metrics.jsonl; the first and the last step always have one.
-        watcher: the terminal.
 
     Attributes:
         trackers: get every row too, once there are some.

@@ -77,8 +77,6 @@ def learning_rate(step: int, num_steps: int, recipe: TrainRecipe) -> float:
 
     Args:
         step: 0 is the first update.
-        num_steps: updates of the whole run.
-        recipe: the highest rate, the share of the updates that warm up, and the shape after the warm-up.
     """
     warmup = math.ceil(num_steps * recipe.warmup_ratio)
     if step < warmup:

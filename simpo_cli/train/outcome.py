@@ -1,7 +1,7 @@
 """The end of a run: model/ is written, loaded again as others will load it, and scored beside the start model."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,17 @@ from simpo_cli.table import Row, Table
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
-from simpo_cli.train.run_plan import QUICK, RunPlan
+from simpo_cli.train.run_plan import QUICK
 from simpo_cli.train.saving import CheckpointSaver
 
 
 def finish(
     training: Training, questions: Sequence[Question], folder: RunFolder, saver: CheckpointSaver
 ) -> tuple[RunOutcome, dict[str, Any]]:
-    """Write model/, load it again as others will, and score that.
+    """Write model/ after the last step, which is saved, load it again as others will, and score that.
 
-    The training cannot continue in this process afterwards; its last checkpoint can.
-
-    Args:
-        training: at its last step, which is saved.
-        questions: answered once more.
-        folder: the run's folder.
-        saver: keeps the run's time.
-
-    Returns:
-        What a person sees, and the `outcome` of run.json.
+    The training cannot continue in this process afterwards; its last checkpoint can. What comes back is what a person
+    sees, and the `outcome` of run.json.
 
     Raises:
         UserError: the disk did not take the model (exit code 4).
@@ -92,7 +84,9 @@ def finish(
                 f"simpo eval {folder.path}{f' {FLAG}' if source.code else ''}",
                 "scores the saved model again, with --json for scripts",
             ),
-            _next_step(run),
+            ("simpo recipe copy smollm2-135m", "a recipe for your own pairs")
+            if recipe.model.path == "builtin:guide"
+            else (f"simpo stats {data_names(recipe.data.train)}", "the audit of the data that this run used"),
         ),
     )
     return outcome, {"steps": run.plan.num_steps, "seconds": seconds, **measured}
@@ -114,17 +108,7 @@ def _read_again(folder: Path, weights: torch.dtype, device: torch.device) -> nn.
 def conclude(
     training: Training, saved: Policy, run_dir: Path, rounding: Rounding | None
 ) -> tuple[Table, dict[str, Any]]:
-    """Score model/ and compare it with the start model.
-
-    Args:
-        training: holds the start model's scores.
-        saved: model/ loaded again.
-        run_dir: the run's folder.
-        rounding: what the export type did to the change, if it is narrower.
-
-    Returns:
-        The table that a person sees, and what run.json says of it.
-    """
+    """Score model/, loaded again, beside the start model: the table that a person sees, and what run.json says."""
     run, recipe, held_out = training.run, training.run.recipe, training.run.evaluated
     rows: list[Row] = []
     measured: dict[str, Any] = {}
@@ -147,10 +131,7 @@ def conclude(
         write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
         write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
     if rounding is not None:
-        measured["export"] = {
-            "kept_share": rounding.kept_share,
-            "rounded_back_share": rounding.rounded_back_share,
-        }
+        measured["export"] = asdict(rounding)
         training.health.judge_export(run.plan.num_steps, rounding.kept_share)
         is_lost = CHANGE_LOST.is_beyond(rounding.kept_share, recipe.health)
         remark = f"{CHANGE_LOST.code}: export.dtype=fp32 keeps all of it" if is_lost else ""
@@ -164,9 +145,3 @@ def conclude(
 
 def _row(label: str, after: str, remark: str) -> Row:
     return Row(label, (Cell(""), Cell(after)), remark)
-
-
-def _next_step(run: RunPlan) -> tuple[str, str]:
-    if run.recipe.model.path == "builtin:guide":
-        return "simpo recipe copy smollm2-135m", "a recipe for your own pairs"
-    return f"simpo stats {data_names(run.recipe.data.train)}", "the audit of the data that this run used"

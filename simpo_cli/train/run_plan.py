@@ -1,5 +1,6 @@
 """What is decided before the weights are read: every check that can fail early fails here."""
 
+import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,13 +36,18 @@ from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.run import receipt
+from simpo_cli.redaction import told_apart
 from simpo_cli.run.folder import require_free_space, saved_bytes
-from simpo_cli.run.identity import Identity
+from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256, recipe_values
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
 from simpo_cli.train.optimizer import state_size
+from simpo_cli.versions import installed_version
 
+_PACKAGES = (
+    *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
+    *("peft", "liger-kernel", "datasets", "omegaconf"),
+)
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
 
@@ -73,14 +79,23 @@ class RunPlan:
         return [] if self.quick else self.data.held_out
 
     def receipt(self, composed: ComposedRecipe, earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """What run.json says of the run from the start on, see `receipt.receipt`."""
-        source = self.source
-        return receipt.receipt(
-            composed,
-            self.data,
-            self.plan,
-            earlier,
-            model={
+        """What run.json says of the run from the start on.
+
+        Args:
+            earlier: run.json of a run that is resumed: when and how it began stays as it was; else empty.
+        """
+        source, plan, tokenizer = self.source, self.plan, self.data.tokenizer
+        return {
+            "started": earlier.get("started", now()),
+            "command": earlier.get("command", command_line()),
+            "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}},
+            "recipe_sha256": recipe_sha256(composed),
+            "recipe_origins": {  # where each value was set; what is not here is a default
+                key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
+            },
+            "seed": composed.recipe.seed,
+            "quick": self.quick,
+            "model": {
                 "name": source.name,
                 "revision": source.revision,
                 "files": _model_files(source),
@@ -89,16 +104,23 @@ class RunPlan:
                 "trainable_parameters": self.parameters.trainable,
                 "weights_dtype": DTYPE_NAMES[self.weights],
             },
-            hardware={
+            "tokenizer_sha256": tokenizer.sha256,
+            "template_sha256": hashlib.sha256(tokenizer.template_source.encode()).hexdigest(),
+            "template_dates": tokenizer.dates,
+            "plan": {
+                "steps": plan.num_steps,
+                "pairs_per_step": plan.pairs_per_step,
+                "tokens_per_microbatch": self.budget,
+            },
+            "hardware": {
                 "device": device_name(self.accelerator.device),
                 "threads": torch.get_num_threads(),
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "platform": platform.platform(),
                 "compute": self.compute,
             },
-            tokens_per_microbatch=self.budget,
-            quick=self.quick,
-        )
+            "resumed": list(earlier.get("resumed", [])),
+        }
 
     def identity(self, content: Mapping[str, Any]) -> Identity:
         """What a later process must share with this run.
@@ -106,28 +128,51 @@ class RunPlan:
         Args:
             content: of `receipt`; packing, budget and compiling are those of this plan, as they really are used.
         """
-        fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
-        machine = {
-            "packing": self.packing,
-            "liger": liger_version() if fuses else None,
-            **({"compiled": True} if self.compiled else {}),  # else as in checkpoints of before there was any
-            "tokens_per_microbatch": self.budget,
-            "gradient_checkpointing": self.checkpointing,
-            "deterministic": self.recipe.train.deterministic,
+        data = self.data
+        # what is left out where there is none is not in checkpoints of before there was any either
+        model = {name: content["model"][name] for name in ("revision", "files", "code")}
+        if not model["code"]:
+            del model["code"]
+        plan: dict[str, Any] = {
+            "train_pairs": len(data.train),
+            "held_out_pairs": len(data.held_out),
+            "tokens": data.identity,
         }
-        return receipt.identity(self.recipe, self.data, content, machine)
+        if data.tokenizer.dates:
+            plan["rendered_at"] = data.tokenizer.moment.isoformat()
+        fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
+        sides = {"train": data.train_source, "eval": data.eval_source}
+        return Identity(
+            recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(self.recipe).items()},
+            data={
+                side: source and [(path, digest) for path, digest, _ in source.account.files]
+                for side, source in sides.items()
+            },
+            model=model,
+            tokenizer=content["tokenizer_sha256"],
+            template=content["template_sha256"],
+            plan=plan,
+            machine={
+                **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
+                **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
+                "packing": self.packing,
+                "liger": liger_version() if fuses else None,
+                **({"compiled": True} if self.compiled else {}),
+                "tokens_per_microbatch": self.budget,
+                "gradient_checkpointing": self.checkpointing,
+                "deterministic": self.recipe.train.deterministic,
+            },
+        )
 
 
 def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> RunPlan:
     """Decide and check everything that does not need the weights.
 
     Args:
-        recipe: the run.
         before: of a run that is resumed, what it was when it saved. The date that its template writes stays, and so do
             packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory allows
             it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because memory
             ran out, stay so until the recipe says something else.
-        quick: whether this is a smoke run.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.

@@ -1,36 +1,69 @@
-"""When the run saves: logs first, then the checkpoint, then the older ones go, then run.json says how far it is."""
+"""The state of a training: saved as it goes on, and found again by the process that resumes it.
+
+At a save the logs come first, then the checkpoint, then the older ones go, then run.json says how far the run is.
+"""
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn, optim
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.files import disk_faults, how_to_mend
+from simpo_cli.files import MalformedError, disk_faults, how_to_mend
 from simpo_cli.model.not_finite import require_finite_state
 from simpo_cli.model.policy import trainable
+from simpo_cli.model.tensor_file import TensorMismatchError
 from simpo_cli.run import checkpoint
 from simpo_cli.run.checkpoint import CheckpointWriter
-from simpo_cli.run.folder import CHECKPOINTS, IDENTITY, LOGS, PROGRESS, RunFolder, require_free_space
-from simpo_cli.run.identity import Identity
-from simpo_cli.run.manifest import find_checkpoints
-from simpo_cli.run.receipt import RunReceipt, command_to_resume
+from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
+from simpo_cli.run.folder import CHECKPOINTS, EVALS, IDENTITY, LOGS, PROGRESS, RUN, RunFolder, require_free_space
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.run.receipt import Change, Identity, RunReceipt, command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.train.loop import Training
-from simpo_cli.train.optimizer import save_state
-from simpo_cli.train.resume import Progress, Saved
+from simpo_cli.train.optimizer import load_state, save_state
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """progress.json: what a run knows beside weights and moments, as it was when a checkpoint was taken."""
+
+    seconds: float  # wall time of the run so far, over all its processes
+    evaluated_at: int  # step of the latest evaluation; -1 before the first
+    lines: Mapping[str, int]  # of each log
+    self_check: Mapping[str, Any]  # as in run.json
+    answers_before: Sequence[str]  # the start model's, to the probe questions
+    chosen_before: Sequence[float] | None  # the start model's scores of the held-out pairs, if there are any
+    rejected_before: Sequence[float] | None
+    # both are empty in checkpoints of before they were taken
+    digests: Mapping[str, str] = field(default_factory=dict)  # sha256 of these lines of each log
+    health: Mapping[str, Any] = field(default_factory=dict)  # what the watch over the run remembers
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that looks whole, with its small files read; the large ones are verified when they are loaded."""
+
+    checkpoint: Checkpoint
+    identity: Identity
+    progress: Progress
+
+    @property
+    def step(self) -> int:
+        return self.checkpoint.step
 
 
 class CheckpointSaver:
     """Saves a training in its run folder.
 
     Args:
-        folder: the run's folder.
-        training: what is saved.
-        receipt: run.json.
-        identity: of the run.
         loaded: the checkpoint that the run resumes from; None for a run that begins.
 
     Attributes:
@@ -38,12 +71,7 @@ class CheckpointSaver:
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        training: Training,
-        receipt: RunReceipt,
-        identity: Identity,
-        loaded: Saved | None,
+        self, folder: RunFolder, training: Training, receipt: RunReceipt, identity: Identity, loaded: Saved | None
     ) -> None:
         self._folder, self._training, self._receipt, self._identity = folder, training, receipt, identity
         self._parent = folder.path / CHECKPOINTS
@@ -107,9 +135,9 @@ class CheckpointSaver:
         )
         machine = {**self._identity.machine, "tokens_per_microbatch": training.budget}  # halved when memory runs out
         identity = replace(self._identity, machine=machine)
-        for name, content in ((IDENTITY, identity.as_json()), (PROGRESS, progress.as_json())):
+        for name, content in ((IDENTITY, identity), (PROGRESS, progress)):
             with files.open(name) as file:
-                file.write(json.dumps(content).encode())
+                file.write(json.dumps(asdict(content)).encode())
 
     def _finish_rotation(self) -> None:
         """Remove what a process has left that was killed after it had saved and before the older ones were gone."""
@@ -121,3 +149,133 @@ class CheckpointSaver:
     def _rotate(self) -> None:
         recipe = self._training.run.recipe.checkpoint
         checkpoint.rotate(self._parent, recipe.keep, losses=self._training.eval_losses if recipe.best else {})
+
+
+# Finding it again
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What a run folder holds of the run so far; nothing of a run that begins."""
+
+    saved: list[Saved] = field(default_factory=list)  # checkpoints, the one saved last first
+    damaged: list[DamagedCheckpointError] = field(default_factory=list)  # the others
+    document: Mapping[str, Any] = field(default_factory=dict)  # run.json
+
+    @classmethod
+    def of(cls, run_dir: Path) -> "ResumeState":
+        """Read a run folder, or what is there of one.
+
+        Raises:
+            UserError: there are checkpoints, and every one is damaged (exit code 4).
+        """
+        checkpoints, damaged = find_checkpoints(run_dir / CHECKPOINTS)
+        saved = []
+        for found in checkpoints:
+            try:
+                identity = Identity(**of_shape(IDENTITY, found.read_json(IDENTITY)))
+                progress = Progress(**of_shape(PROGRESS, found.read_json(PROGRESS)))
+                saved.append(Saved(found, identity, progress))
+            except DamagedCheckpointError as error:
+                damaged.append(error)
+            except (TypeError, KeyError, ValueError, RecursionError) as error:  # whole, and saved by another version
+                damaged.append(DamagedCheckpointError(found.folder, f"is of another version of simpo ({error})"))
+        if damaged and not saved:
+            raise _no_usable_checkpoint(damaged)
+        return cls(saved, damaged, _read_document(run_dir / RUN))
+
+    @property
+    def latest(self) -> Saved | None:
+        """The checkpoint to resume from, unless its large files turn out to be damaged."""
+        return self.saved[0] if self.saved else None
+
+    def is_complete(self, num_steps: int) -> bool:
+        """Whether the run went to its end, and this is still its end.
+
+        Raises:
+            UserError: the run is past the end that the recipe now names.
+        """
+        if self.latest is None:
+            return False
+        if self.latest.step > num_steps:
+            raise UserError(
+                f"the run is at step {self.latest.step}, past its end, which is step {num_steps} now.",
+                "Raise train.num_epochs or train.max_steps again, or start anew with --fresh.",
+                key="train.num_epochs",
+            )
+        return self.document.get("status") == "done" and self.latest.step == num_steps
+
+    def load(self, policy: nn.Module, optimizer: optim.Optimizer) -> Saved:
+        """Read weights and moments of the newest checkpoint that is whole; damaged ones are added to `damaged`.
+
+        Raises:
+            UserError: none is (exit code 4), or the weights are those of another model.
+        """
+        for saved in self.saved:
+            try:
+                load_state(saved.checkpoint, policy, optimizer)
+            except DamagedCheckpointError as error:
+                self.damaged.append(error)
+            except TensorMismatchError as error:
+                raise UserError(
+                    f"{saved.checkpoint.folder} does not fit the model: {error}.",
+                    "Put back what changed in model, or start anew with --fresh.",
+                ) from error
+            else:
+                return saved
+        raise _no_usable_checkpoint(self.damaged)
+
+
+def restore_logs(
+    saved: Saved, state: ResumeState, changes: Sequence[Change], folder: RunFolder, training: Training
+) -> dict[str, Any]:
+    """Cut the logs back to the checkpoint that was loaded; what is not as it was, for run.json's `resumed`."""
+    note, step = training.observer.note, saved.step
+    for damage in state.damaged:
+        note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
+    lines, digests = saved.progress.lines, saved.progress.digests
+    for name in LOGS:
+        rows = folder.cut_back(name, lines.get(name, 0))
+        if folder.lines[name] < lines.get(name, 0):
+            note(f"{name} has lost lines since step {step} was saved: it has a gap")
+        elif folder.digest(name) != digests.get(name, folder.digest(name)):
+            note(f"{name} is damaged: up to step {step} it holds other lines than were written")
+        if name == EVALS:
+            scored = [row for row in rows if isinstance(row.get("step"), int)]
+            training.eval_losses = {
+                row["step"]: row["loss"] for row in scored if isinstance(row.get("loss"), int | float)
+            }
+    entry: dict[str, Any] = {"from_step": step}
+    for kind, name, consequence in (
+        ("identity", "changed", f"another run from step {step} on"),
+        ("schedule", "schedule_changed", f"another schedule from step {step} on"),
+        ("machine", "not_bit_exact", f"not bit-exact from step {step}"),
+    ):
+        entry[name] = [change.sentence for change in changes if change.kind == kind]
+        if entry[name]:
+            note(f"{consequence}: {'; '.join(entry[name])}")
+    note(f"resumes from step {step} of {training.run.plan.num_steps}")
+    return entry
+
+
+def _no_usable_checkpoint(damaged: Sequence[DamagedCheckpointError]) -> UserError:
+    """The error that names every damaged checkpoint."""
+    return UserError(
+        f"no checkpoint in {damaged[0].folder.parent} can be used: {'; '.join(map(str, damaged))}.",
+        "Put back a copy of one, or start anew with --fresh, which sets this run aside.",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
+
+
+def _read_document(file: Path) -> dict[str, Any]:
+    """run.json, which is written whole; what is unreadable in spite of that is nothing that a resume depends on.
+
+    Raises:
+        UserError: a later version has written it.
+    """
+    try:
+        return receipt_of(file.read_bytes())
+    except LaterVersionError as error:
+        raise UserError(f"{error}.", "Update simpo: pip install -U simpo-cli", where=str(file)) from error
+    except (OSError, MalformedError):
+        return {}

@@ -14,8 +14,17 @@ from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.run import checkpoint
 from simpo_cli.run.events import Observer, RunOutcome
 from simpo_cli.run.folder import CHECKPOINTS, LOGS, RECIPE, REJECTED, RunFolder, require_usable
-from simpo_cli.run.identity import Change, recipe_values, require_known_keys, require_same_run
-from simpo_cli.run.receipt import RunReceipt, command_line, command_to_resume, now, reopen
+from simpo_cli.run.receipt import (
+    Change,
+    RunReceipt,
+    command_line,
+    command_to_resume,
+    now,
+    recipe_values,
+    reopen,
+    require_known_keys,
+    require_same_run,
+)
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.run.verify import written_files
 from simpo_cli.train.build import build, questions_of
@@ -24,9 +33,8 @@ from simpo_cli.train.health import UnhealthyError
 from simpo_cli.train.loop import run_steps
 from simpo_cli.train.observers import Recorder, Trackers
 from simpo_cli.train.outcome import finish
-from simpo_cli.train.resume import ResumeState, restore_logs
 from simpo_cli.train.run_plan import RunPlan, prepare
-from simpo_cli.train.saving import CheckpointSaver
+from simpo_cli.train.saving import CheckpointSaver, ResumeState, restore_logs
 
 _FREE_MEMORY = "Free some memory, or lower train.tokens_per_microbatch or data.max_length; model.lora needs less, too."
 
@@ -44,11 +52,9 @@ def train(
     """Run a recipe to its end.
 
     Args:
-        composed: the recipe.
-        observer: the terminal.
         fresh: set an existing run of this name aside.
         resume: resume an existing run of this name.
-        allow_changed: what may differ from the run that is resumed, by the names of `identity.Change`.
+        allow_changed: what may differ from the run that is resumed, by the names of `receipt.Change`.
         dry_run: check everything that can be checked without the weights, say what would happen, and write nothing.
         quick: skip every evaluation and all probe answers, as a smoke run may; a run that began so stays so.
 
@@ -68,13 +74,13 @@ def train(
             if resume and not dry_run:  # locked before anything in it is read
                 folder = RunFolder.create(run_dir, resume=True)
                 checkpoint.reap(run_dir / CHECKPOINTS)
-            state = ResumeState.of(run_dir) if resume else ResumeState.none()
+            state = ResumeState.of(run_dir) if resume else ResumeState()
             before = state.latest.identity if state.latest else None
             require_known_keys(allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
             with stop.at_once():
                 run = prepare(composed.recipe, before, quick=quick or bool(state.document.get("quick")))
                 content = run.receipt(composed, state.document)
-            changes = state.changes(run.identity(content))
+            changes = run.identity(content).changes_since(before) if before else []
             require_same_run(changes, allow_changed, str(run_dir))
             num_steps = run.plan.num_steps
             if state.is_complete(num_steps):

@@ -63,9 +63,8 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     from simpo_cli.run.stop import StopRequest
     from simpo_cli.train.build import build
     from simpo_cli.train.loop import run_steps
-    from simpo_cli.train.resume import ResumeState
     from simpo_cli.train.run_plan import prepare
-    from simpo_cli.train.saving import CheckpointSaver
+    from simpo_cli.train.saving import CheckpointSaver, ResumeState
 
     planned = compose("smollm2-135m").recipe.train.max_steps
     assert planned is not None
@@ -83,7 +82,7 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     run = prepare(composed.recipe)
     folder = RunFolder.create(place / "run")
     stop, watcher = StopRequest(), _Watcher(folder.append)
-    training, check, _ = build(run, watcher, stop, ResumeState.none(), [])  # type: ignore[arg-type]
+    training, check, _ = build(run, watcher, stop, ResumeState(), [])  # type: ignore[arg-type]
     content = {**run.receipt(composed, {}), "self_check": check.as_json()}
     receipt = RunReceipt(folder, run.data, run.plan, content)
     saver = CheckpointSaver(folder, training, receipt, run.identity(content), None)

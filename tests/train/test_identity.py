@@ -1,6 +1,6 @@
 """What counts as another run: every key of a recipe is identity, schedule, machine or free, and none is forgotten."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from simpo_cli.recipe.schema import (
     Recipe,
     TrainRecipe,
 )
-from simpo_cli.run.identity import Identity, recipe_values
+from simpo_cli.run.receipt import Identity, recipe_values
 from simpo_cli.train import run_plan
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
@@ -40,7 +40,7 @@ def _said(now: Identity) -> list[tuple[str, str]]:
 
 
 def test_an_identity_survives_json_and_equals_itself() -> None:
-    assert Identity(**_identity().as_json()) == _identity()
+    assert Identity(**asdict(_identity())) == _identity()
     assert _said(_identity()) == []
     assert _identity().hashes.keys() == {"recipe_sha256", "data_sha256", "model_sha256", "plan_sha256"}
 

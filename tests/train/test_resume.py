@@ -12,13 +12,13 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.memory import MemoryNeed, Workload
 from simpo_cli.recipe import compose
-from simpo_cli.run import receipt
 from simpo_cli.run.events import EvalRecord, RunOutcome, StepRecord
 from simpo_cli.run.folder import RunFolder, saved_bytes
 from simpo_cli.run.receipt import RunReceipt
 from simpo_cli.run.verify import verify_run
 from simpo_cli.train import loop, run_plan, saving
 from simpo_cli.train.session import train
+from simpo_cli.versions import installed_version
 from tests.train.conftest import Memory
 from tests.train.same_bits import final_state, rows, timeless
 
@@ -406,11 +406,12 @@ def test_the_schedule_warns_the_machine_is_recorded_and_the_rest_is_silent(place
 
 def test_another_version_of_simpo_is_recorded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.cut("run", *EVERY, step=2)
-    versions = receipt._versions()
-    monkeypatch.setattr(receipt, "_versions", lambda: {**versions, "simpo-cli": "99.0"})
+    monkeypatch.setattr(
+        run_plan, "installed_version", lambda name: "99.0" if name == "simpo-cli" else installed_version(name)
+    )
     place.train("run", *EVERY, resume=True)
     [entry] = json.loads((place.folder / "run" / "run.json").read_text(encoding="utf-8"))["resumed"]
-    assert entry["not_bit_exact"] == [f"simpo-cli 99.0, was {versions['simpo-cli']}"]
+    assert entry["not_bit_exact"] == [f"simpo-cli 99.0, was {installed_version('simpo-cli')}"]
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(

@@ -168,8 +168,6 @@ def why_not_shared(model_class: Any, config: Any, longest: int) -> str | None:
     """Why pairs of this model are computed as padded rows, or None when prompts may be shared.
 
     Args:
-        model_class: the class that computes the model.
-        config: the model's configuration.
         longest: tokens of the longest prompt with one response.
     """
     text = config.get_text_config()

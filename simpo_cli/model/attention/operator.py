@@ -40,7 +40,6 @@ def packed_attention(
         key: (1, K, T, D), where K divides H.
         value: (1, K, T, D).
         lengths, sequences: of `PackLayout`.
-        scale: multiplies the scores.
         window: a token sees this many tokens up to itself, or all when None; on a CPU it must be None.
 
     Returns:
