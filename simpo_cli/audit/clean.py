@@ -6,7 +6,6 @@ kept beside them. A prompt that both answers repeat is taken off them. Both file
 """
 
 import json
-import math
 import os
 import shutil
 from collections import Counter, defaultdict
@@ -110,12 +109,6 @@ def write_clean(
     path: Path, examination: Examination, read_again: Callable[[], PairReader], also: Sequence[str] = ()
 ) -> CleanResult:
     """Write the pairs that remain, and the list of the others beside them, as FILE.dropped.jsonl.
-
-    Args:
-        path: the clean file.
-        examination: what was found.
-        read_again: opens the same sources once more, as they were read for the examination.
-        also: codes whose pairs are dropped beside DROPPED_CODES.
 
     Raises:
         UserError: the file may not be written, no pair remains, or the sources have changed.
@@ -242,14 +235,7 @@ def _reads_back(record: Mapping[str, Any], pair: PreferencePair) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    match value:
-        case float():
-            return math.isfinite(value)
-        case None | bool() | int() | str():
-            return True
-        case list():
-            return all(map(_is_json, value))
-        case dict():
-            return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
-        case _:
-            return False
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False

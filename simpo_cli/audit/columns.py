@@ -85,9 +85,6 @@ def histogram(
 def describe(values: Lengths) -> dict[str, Any]:
     """The numbers of one column of the document.
 
-    Args:
-        values: (n,) lengths or their differences, at least one.
-
     Returns:
         min, max, mean, median, std (of these values, divided by n), p5, p95 (linear between values) and the histogram.
     """

@@ -27,6 +27,8 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
     by_surface = surface.judge(examination.surface, prompts)
     findings = [*examination.findings, *_bias_findings(length_rule, by_surface, examination)]
     findings.sort(key=lambda found: (found.severity, found.code))
+    looked_for = {code for code, entry in CATALOGUE.items() if entry.needs in examination.looked_for}
+    passed = looked_for - {found.code for found in findings} - (set() if by_surface else {"SRF001"})
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "simpo", "version": version},
@@ -49,10 +51,13 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
             "ties": int((chosen == rejected).sum()),
             "surface": None if by_surface is None else by_surface.as_json(),
         },
-        "sources": _sources(examination, findings),
+        "sources": [
+            {"path": file.path, **_part(examination, examination.file_of == number, findings)}
+            for number, file in enumerate(examination.reader.files)
+        ],
         "groups": _groups(examination, findings),
         "findings": [found.as_json() for found in findings],
-        "passed": _passed(examination, findings, is_judged=by_surface is not None),
+        "passed": sorted(passed),
         "model": None,
     }
 
@@ -90,21 +95,15 @@ def _limits(tokens: Tokens) -> dict[str, Any]:
     }
 
 
-def _sources(examination: Examination, findings: list[Finding]) -> list[dict[str, Any]]:
-    """What each file gives by itself."""
-    files = enumerate(examination.reader.files)
-    return [
-        {"path": file.path, **_part(examination, examination.file_of == number, findings)} for number, file in files
-    ]
-
-
 def _groups(examination: Examination, findings: list[Finding]) -> dict[str, Any] | None:
     """What the pairs of each value of a field give by themselves, the most frequent value first."""
     groups = examination.groups
     if groups is None:
         return None
-    names = enumerate(groups.names)
-    values = [{"value": name, **_part(examination, examination.group_of == number, findings)} for number, name in names]
+    values = [
+        {"value": name, **_part(examination, examination.group_of == number, findings)}
+        for number, name in enumerate(groups.names)
+    ]
     return {"field": groups.field, "values": sorted(values, key=lambda value: (-value["count"], value["value"]))}
 
 
@@ -122,13 +121,6 @@ def _part(examination: Examination, mine: NDArray[np.bool_], findings: list[Find
         "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
         "findings": {code: pairs for code, pairs in concerned.items() if pairs},
     }
-
-
-def _passed(examination: Examination, findings: list[Finding], *, is_judged: bool) -> list[str]:
-    """The codes that were looked for and not found."""
-    found = {one.code for one in findings}
-    looked_for = {code for code, entry in CATALOGUE.items() if entry.needs in examination.looked_for}
-    return sorted(looked_for - found - (set() if is_judged else {"SRF001"}))
 
 
 def length_predicts(low: float, high: float) -> bool:

@@ -112,9 +112,6 @@ def examine(
 
     Args:
         reader: gives the pairs, also those without signal (`on_no_signal="keep"`); it must not have been read before.
-        tokens: how pairs become tokens; None counts words, or characters.
-        evaluation: prompts of the evaluation data, which are looked for among these; None looks for none.
-        groups: groups pairs by a field; None where files are enough.
         sample: takes in the measured pairs as they come by; their texts are not kept otherwise.
 
     Raises:

@@ -41,13 +41,7 @@ class Finding:
 
 
 def finding(code: str, count: int, *, detail: str = "", rows: Sequence[str] = (), pairs: Positions = _NONE) -> Finding:
-    """A finding with the severity and remedy of its code.
-
-    Args:
-        code: a key of CATALOGUE.
-        count, rows, pairs: as for `Finding`.
-        detail: a sentence in front of the remedy, about these data.
-    """
+    """A finding with the severity and remedy of its code."""
     entry = CATALOGUE[code]
     return Finding(code, entry.severity, count, f"{detail} {entry.remedy}".lstrip(), rows, pairs)
 

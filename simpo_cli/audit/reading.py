@@ -178,8 +178,6 @@ def measured_batches(
     """Each batch with the measures of its texts, in order. Close it, so that no process is left.
 
     Args:
-        batches: pairs as they are read.
-        own: as for `measure`.
         num_processes: started once there is much to measure; as many as there are cores, at most four, if not given.
 
     Raises:

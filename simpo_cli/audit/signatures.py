@@ -49,9 +49,6 @@ def mixed(values: Hashes) -> Hashes:
 def triples(texts: Sequence[str]) -> tuple[Hashes, Places]:
     """The word triples of each text.
 
-    Args:
-        texts: n texts.
-
     Returns:
         Hashes of all triples, and (n + 1,) where those of each text begin and end among them. No text is without one.
     """

@@ -63,10 +63,7 @@ def leading(weights: Mapping[str, float], most: int) -> list[tuple[str, float]]:
 def fit(differences: Differences) -> SurfaceClassifier:
     """Logistic regression without intercept by Newton's method, on at most 100,000 pairs taken at equal distances.
 
-        minimise  sum over pairs of -log sigmoid(w . d)  +  |w|^2 / 2
-
-    Args:
-        differences: (pairs, features) chosen minus rejected, at least one pair.
+    minimise  sum over pairs of -log sigmoid(w . d)  +  |w|^2 / 2
     """
     step = -(-len(differences) // _MOST_FITTED)
     rows = differences[::step].astype(np.float64)

@@ -25,10 +25,7 @@ def in_batches(
     """Consecutive items, some hundred together, fewer where their texts are long.
 
     Args:
-        items: pairs, or what holds them.
-        num_characters: how long the texts of one are.
         most_characters: a batch ends with the item that reaches them.
-        most_items: PAIRS_PER_BATCH if not given.
     """
     most_items = PAIRS_PER_BATCH if most_items is None else most_items
     batch: list[Item] = []
@@ -50,7 +47,6 @@ def results_in_order(
 
     Args:
         batches: what the caller wants back with the result, and the work.
-        submit: hands the work to threads or processes.
         most_ahead: batches behind the one that the caller has, at most.
 
     Raises:

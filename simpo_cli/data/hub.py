@@ -23,11 +23,6 @@ _SECONDS = 1.0  # to find the hub's address and to be let in
 def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Records:
     """The rows of a hub data set, in order.
 
-    Args:
-        name: the id, organisation/name.
-        split: which split; may be left out where there is only one.
-        receipt: gets the commit that was read.
-
     Raises:
         UserError: the hub cannot be reached, or does not have the data set or the split.
     """
@@ -60,7 +55,7 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         with stage(f"fetching {name} from the hub"):
-            revision = None if is_offline() else _commit(name)
+            revision = None if is_offline() else huggingface_hub.HfApi().dataset_info(name).sha
             split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
             rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
@@ -69,12 +64,6 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
         raise _not_given(name, split, error) from error
     receipt.identity = revision or f"from the cache, fingerprint {rows._fingerprint}"
     return rows
-
-
-def _commit(name: str) -> str | None:
-    import huggingface_hub
-
-    return huggingface_hub.HfApi().dataset_info(name).sha
 
 
 def _only_split(splits: list[str], name: str) -> str:
@@ -166,8 +155,6 @@ def model_snapshot(name: str, revision: str | None, wanted: Sequence[str], *, fe
     """The local folder with files of a model of the hub, which is named by its commit.
 
     Args:
-        name: a hub id.
-        revision: branch, tag or commit.
         wanted: patterns of names; no other file is fetched.
         fetch: whether what is not on this machine may be downloaded.
 
@@ -177,14 +164,11 @@ def model_snapshot(name: str, revision: str | None, wanted: Sequence[str], *, fe
     import huggingface_hub
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(wanted),
-                local_files_only=not fetch or is_offline(),
-            )
+        is_local, patterns = not fetch or is_offline(), list(wanted)
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=patterns, local_files_only=is_local
         )
+        return Path(folder)
     except Exception as error:  # the hub client raises many types, from httpx, OSError and its own
         if not fetch:
             raise UserError(

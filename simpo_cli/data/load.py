@@ -52,11 +52,8 @@ class PairReader:
         on_no_signal: leave out pairs that cannot teach, or stop, or keep them; they are counted in any case.
 
     Attributes:
-        bad_records: malformed records that were left out.
         dropped: pairs without signal, by reason.
         warnings: things worth telling that stop nothing; of records as `RecordNote`, of files as sentences.
-        records_read: records of any kind.
-        files: what was read.
         record: what the pair last given was read from.
         noted: what is worth telling of that pair and stops nothing.
         examples: of each file in which a label, scores or ranks say the order its first pair, and what said it.
@@ -176,7 +173,8 @@ class PairReader:
                 unused.look(fields)
                 match outcome:
                     case PreferencePair():
-                        self._note_example(fields, layout, outcome, is_first=not count)
+                        if not count and (reason := reason_of(fields, layout)):
+                            self.examples.append(_as_example(outcome, reason))
                         count += 1
                         self.pairs_read += 1
                         yield outcome
@@ -198,22 +196,14 @@ class PairReader:
         late = dict.fromkeys((*layout.unused, *unused.found))  # a field may be empty in all records of the sample
         self._layouts.append((receipt.path, replace(layout, unused=tuple(late)), count + without_signal))
 
-    def _note_example(self, fields: Mapping[str, Any], layout: Layout, pair: PreferencePair, *, is_first: bool) -> None:
-        if is_first and (reason := reason_of(fields, layout)):
-            texts = [textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)]
-            self.examples.append(f"{pair.where}: chosen by {reason}: {texts[0]!r} over {texts[1]!r}")
-
     def _sample(self, records: Records) -> list[RawRecord | BadRecord]:
         """The first records, enough to see a file's layout: at least one that can be read, if there is any."""
-        sample: list[RawRecord | BadRecord] = []
-        some_good = False
-        for record in records:
-            sample.append(record)
-            some_good = some_good or isinstance(record, RawRecord)
-            if len(sample) >= SAMPLE_RECORDS and (some_good or self._on_bad_record == "error"):
-                break
-            if len(sample) > _MOST_BAD:
-                break
+        sample = list(islice(records, SAMPLE_RECORDS))
+        if self._on_bad_record == "skip" and not any(isinstance(record, RawRecord) for record in sample):
+            for record in islice(records, _MOST_BAD + 1 - len(sample)):
+                sample.append(record)
+                if isinstance(record, RawRecord):
+                    break
         return sample
 
     def _only_bad(self, sample: Sequence[RawRecord | BadRecord], receipt: FileReceipt) -> None:
@@ -267,6 +257,11 @@ def _outcomes(
         yield fields, outcome
 
 
+def _as_example(pair: PreferencePair, reason: str) -> str:
+    texts = [textwrap.shorten(text, _SHOWN_TEXT, placeholder="…") for text in (pair.chosen, pair.rejected)]
+    return f"{pair.where}: chosen by {reason}: {texts[0]!r} over {texts[1]!r}"
+
+
 def _refused(record: RawRecord | BadRecord, layout: Layout) -> BadRecord | None:
     """A record if it is malformed."""
     if isinstance(record, BadRecord):
@@ -307,11 +302,7 @@ def stopped_by(bad: Sequence[BadRecord]) -> UserError:
 
 
 class PromptSample:
-    """The first pairs by hash of their prompt: the same ones however the file is sorted.
-
-    Args:
-        most: pairs that are held, at most.
-    """
+    """The first pairs by hash of their prompt: the same ones however the file is sorted."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -339,7 +330,6 @@ def named_pairs(pairs: Iterable[PreferencePair], names: Sequence[str]) -> Iterat
     Nothing is read behind the last of them.
 
     Args:
-        pairs: all pairs.
         names: a pair's number (1 is the first), or its place as messages and findings write it: `prefs.jsonl:17`,
             `record 17`, `line 17`.
 

@@ -115,8 +115,6 @@ def require_unquantised(name: str, folder: Path, held_by: str = "") -> None:
     """Refuse a model of quantised weights before they are read: training on them is not built yet.
 
     Args:
-        name: the model, as the recipe or adapters name it.
-        folder: holds its config.json.
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:

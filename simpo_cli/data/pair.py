@@ -47,7 +47,6 @@ class PreferencePair:
         prompt: a conversation that ends before the response, or plain text when the record held plain text.
         chosen: the preferred response, as the record holds it (nothing stripped); with reasoning or calls, all of it
             as text.
-        rejected: the response it beat.
         where: the record's place for messages: `prefs.jsonl:17` (line, JSON lines) or `prefs.json, record 17`.
         tools: the JSON text of the tools that the conversation may call, or None.
         template_kwargs: JSON text of the record's own variables for the chat template, or None.
@@ -193,8 +192,6 @@ def cut_warnings(needed: Mapping[str, Counter[int]], data: DataRecipe, longest: 
     """A sentence for each limit that is too low for more than a twentieth of the pairs; empty where none is.
 
     Args:
-        needed: of `EncodedPairs`.
-        data: the limits.
         longest: most tokens that the model takes; None where that is not known.
     """
     wanted = {name: limit for name in LIMITS if (limit := _limit(needed[name]))}

@@ -124,9 +124,7 @@ def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) ->
     is in memory at once.
 
     Args:
-        pairs: the pairs of one step.
         budget: most tokens of a micro-batch, padding counted.
-        packing: how the pairs will lie: end to end, or in padded rows.
 
     Returns:
         Positions within `pairs`, each exactly once.

@@ -66,7 +66,6 @@ def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTok
     """The tokenizer of the recipe's model, with the recipe's template.
 
     Args:
-        recipe: names both.
         moment: what a template that writes today's date takes for now; this moment if not given.
 
     Raises:

@@ -154,7 +154,6 @@ def own_markers(tokenizer: Tokens, *, rendered: bool) -> tuple[str, ...]:
     front of the real one, unless the texts are rendered already and it is the real one.
 
     Args:
-        tokenizer: the model's, with the template that the recipe chose.
         rendered: whether special tokens in the texts are read as such (data.rendered).
     """
     sought = (*TURN_MARKERS, *(END_TOKENS if rendered else ()))
@@ -166,7 +165,6 @@ def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[Record
     """What a pair's texts show, each once.
 
     Args:
-        pair: as the file has it.
         own: markers that are not looked for; see `own_markers`.
     """
     prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]

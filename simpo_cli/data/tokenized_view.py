@@ -68,9 +68,6 @@ def view_pair(number: int, pair: PreferencePair, tokenizer: TextTokenizer, data:
     """Encode one pair as training does and keep what the encoder says of it.
 
     Args:
-        number: the pair's number, to be shown.
-        pair: as the record holds it.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
         data: lengths, template variables and rules. A pair without signal, or over the limits, is shown as left out
             also where training would stop at it.
 

@@ -68,7 +68,6 @@ def effective_prompts(codes: Codes, weights: Floats | None = None) -> float:
     """How many prompts of equal weight would say as much as these: (sum w)^2 / sum w^2, w being a prompt's weight.
 
     Args:
-        codes: (n,) the prompt of each pair, from 0.
         weights: (n,) what each pair counts for; None says that all count the same.
     """
     of_prompt = np.bincount(codes, weights=weights)
@@ -141,9 +140,6 @@ def proportion(correct: ArrayLike, groups: Groups = None) -> Measured:
     by the design effect (at least 1) and the normal quantile becomes Student's with effective prompts - 1 degrees of
     freedom (Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
     2015; see `effective_prompts`).
-
-    Args:
-        correct: (n,) 1 right, 0 wrong, 0.5 for a tie.
     """
     right = as_shares(correct)
     codes, num_prompts = prompt_codes(groups, len(right))
@@ -162,9 +158,6 @@ def mean(values: ArrayLike, groups: Groups = None) -> Measured:
     """Mean over pairs, with a t interval that takes prompts, not pairs, as the sample (see `variance_of_mean`).
 
     Without repeats this is the ordinary t interval. One prompt gives no interval: low and high are infinite.
-
-    Args:
-        values: (n,) any numbers.
     """
     numbers = np.asarray(values, dtype=np.float64)
     codes, num_prompts = prompt_codes(groups, len(numbers))
@@ -202,11 +195,7 @@ def wilson(value: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def median(values: ArrayLike, groups: Groups = None) -> Measured:
-    """Median over pairs, with the interval of Woodruff (JASA 47, 1952): that of the share below it, read off as values.
-
-    Args:
-        values: (n,) any numbers.
-    """
+    """Median over pairs, with the interval of Woodruff (JASA 47, 1952): that of the share below, read off as values."""
     numbers = np.asarray(values, dtype=np.float64)
     middle = float(np.median(numbers))
     if len(numbers) == 1 or not np.isfinite(numbers).all():

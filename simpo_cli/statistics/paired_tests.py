@@ -152,9 +152,6 @@ def signed_rank_test(changes: ArrayLike, groups: Groups = None) -> RankTest:
     up to 50 changes and by the normal distribution above. Else the test of Datta and Satten ("A signed-rank test for
     clustered data", Biometrics 64, 2008), in which every prompt has one vote however many pairs it has; it goes by the
     normal distribution, so under 30 prompts it is rough.
-
-    Args:
-        changes: (n,) of each pair.
     """
     numbers = np.asarray(changes, dtype=np.float64)
     codes, num_prompts = prompt_codes(groups, len(numbers))

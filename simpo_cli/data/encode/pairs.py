@@ -42,7 +42,6 @@ def encode_batches(
 
     Args:
         batches: what the caller wants back with the tokens, and the pairs to encode.
-        tokenizer, data: as for `encode_pairs`.
 
     Raises:
         UserError: as `encode_pairs` does, or as the batches do when they are read; in the order of the batches.
@@ -60,11 +59,6 @@ def pair_batches(pairs: Iterable[PreferencePair]) -> Iterator[list[PreferencePai
 
 def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data: DataRecipe) -> EncodedPairs:
     """Render, tokenize, split, cut.
-
-    Args:
-        pairs: the pairs as text.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
-        data: lengths, template variables and what to do with trouble.
 
     Returns:
         What became of the pairs. Where the recipe stops at bad records, no pair is looked at behind the batch with the
@@ -97,11 +91,6 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
 
 def encode_prompt(prompt: tuple[Message, ...] | str, tokenizer: TextTokenizer, data: DataRecipe) -> list[int]:
     """The ids of a prompt without a response, for generation: those that the same prompt has in a pair, not cut.
-
-    Args:
-        prompt: a conversation that ends before the answer, or plain text.
-        tokenizer: the model's tokenizer with the template that the recipe chose.
-        data: the template's variables.
 
     Raises:
         RecordError: the template or the tokenizer refuses the prompt, or nothing is left of it.
@@ -267,8 +256,7 @@ def _last_tokens(prompt: list[int], most: int, bos_id: int | None) -> list[int]:
 def _from_a_turn(prompt: list[int], rules: Rules) -> list[int]:
     """BOS and what stands from the first whole turn of the user on; the prompt as it is where it has none."""
     header = rules.tokenizer.encode_batch([rules.marks.user_header])[0]
-    starts = (i for i in range(len(prompt)) if header and prompt[i : i + len(header)] == header)
-    start = next(starts, 0)
+    start = next((i for i in range(len(prompt)) if header and prompt[i : i + len(header)] == header), 0)
     bos_id = rules.tokenizer.bos_id
     lead = [bos_id] if start and bos_id is not None and prompt[0] == bos_id != header[0] else []
     return [*lead, *prompt[start:]]
@@ -296,8 +284,7 @@ class Response:
 
 def ended_response(ids: list[int], calls: bool, rules: Rules) -> Response:
     """A response up to and including its first end token, put there where the rendering has none of its own."""
-    places = [ids.index(end) for end in rules.ends if end in ids]
-    if places:
+    if places := [ids.index(end) for end in rules.ends if end in ids]:
         return Response(ids[: min(places) + 1], True)
     ends = (rules.marks.call_end_id if calls else None, rules.marks.end_id, rules.tokenizer.eos_id)
     end = next((one for one in ends if one is not None), None)
@@ -338,8 +325,14 @@ def _add_cut_pair(pair: PreferencePair, texts: Texts, tokens: PairTokens, rules:
         result.drop("over the length limits", pair.where)
         return
     chosen_cut, rejected_cut = chosen.cut(room), rejected.cut(room)
-    reason = _no_signal(chosen_cut, rejected_cut, data.min_response_tokens)
-    if reason is not None:
+    shortest, reason = min(chosen_cut.num_without_end, rejected_cut.num_without_end), ""
+    if shortest == 0:
+        reason = "response without tokens"
+    elif shortest < data.min_response_tokens:
+        reason = f"response of fewer than {data.min_response_tokens} tokens"
+    elif chosen_cut.ids == rejected_cut.ids:
+        reason = "responses identical after the cut"
+    if reason:
         if data.on_no_signal == "error":
             raise UserError(
                 f"the pair carries no signal: {reason}.",
@@ -362,14 +355,11 @@ def _add_cut_pair(pair: PreferencePair, texts: Texts, tokens: PairTokens, rules:
     for what, holds in counted.items():
         if holds:
             result.count(what, pair.where)
-    prompt_ids, chosen_ids, rejected_ids = (
-        np.asarray(ids, dtype=np.int32) for ids in (prompt, chosen_cut.ids, rejected_cut.ids)
-    )
     result.pairs.append(
         EncodedPair(
-            prompt=prompt_ids,
-            chosen=chosen_ids,
-            rejected=rejected_ids,
+            prompt=np.asarray(prompt, dtype=np.int32),
+            chosen=np.asarray(chosen_cut.ids, dtype=np.int32),
+            rejected=np.asarray(rejected_cut.ids, dtype=np.int32),
             prompt_key=prompt_key(pair),
             where=pair.where,
             prompt_cut=counted["prompt cut"],
@@ -378,13 +368,3 @@ def _add_cut_pair(pair: PreferencePair, texts: Texts, tokens: PairTokens, rules:
             pair_key=pair_key(pair),
         )
     )
-
-
-def _no_signal(chosen: Response, rejected: Response, fewest: int) -> str | None:
-    """Why a pair cannot teach, or None."""
-    shortest = min(chosen.num_without_end, rejected.num_without_end)
-    if shortest == 0:
-        return "response without tokens"
-    if shortest < fewest:
-        return f"response of fewer than {fewest} tokens"
-    return "responses identical after the cut" if chosen.ids == rejected.ids else None

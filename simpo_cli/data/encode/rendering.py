@@ -194,7 +194,8 @@ def _conversation_of(
     masked = any(is_literal(turn.content) or is_literal(turn.fields) for turn in turns)
     masked = masked or _any_string([tools, own], is_literal)
     if masked:
-        turns = tuple(_masked(turn, mask) for turn in turns)
+        fields = [json.dumps(_each_string(json.loads(turn.fields), mask)) if turn.fields else "" for turn in turns]
+        turns = tuple(Message(turn.role, mask(turn.content), of) for turn, of in zip(turns, fields, strict=True))
         tools = _each_string(tools, mask)
         own = {name: _each_string(value, mask) for name, value in own.items()}
     *prompt, chosen, rejected = turns
@@ -202,11 +203,6 @@ def _conversation_of(
     marks = tokenizer.turn_marks(given) if own else rules.marks
     conversation = Conversation(rules, tuple(prompt), tools, given, marks)
     return conversation, (chosen, rejected), "masked" if masked else "parsed"
-
-
-def _masked(turn: Message, mask: Callable[[str], str]) -> Message:
-    fields = json.dumps(_each_string(json.loads(turn.fields), mask)) if turn.fields else ""
-    return Message(turn.role, mask(turn.content), fields)
 
 
 def _refuse_rendered(contents: Sequence[str], rules: Rules) -> None:

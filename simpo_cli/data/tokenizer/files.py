@@ -40,7 +40,6 @@ def load_tokenizer(
 
     Args:
         path: `builtin:guide`, a folder, a tokenizer.json, or a hub id; of an adapter without one, its base model's.
-        revision: branch, tag or commit of a hub id.
         chat_template: a Jinja file instead of the model's template, `none` for plain text, None for the model's own.
         moment: what a template that writes today's date takes for now; this moment if not given.
 
@@ -142,7 +141,8 @@ def tokenizer_folder(path: str, revision: str | None = None) -> Path:
         return local.parent
     if local.is_dir():
         return local
-    return _from_hub(path, revision)
+    require_model_name(path)
+    return hub.model_snapshot(path, revision, [*TOKENIZER_FILES, "additional_chat_templates/*.jinja", ADAPTER_CONFIG])
 
 
 def require_model_name(path: str) -> None:
@@ -154,12 +154,6 @@ def require_model_name(path: str) -> None:
             f"the model folder {path} does not exist.",
             "Check the path; it is a folder, a hub id (organisation/model) or builtin:guide.",
         )
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    require_model_name(name)
-    wanted = [*TOKENIZER_FILES, "additional_chat_templates/*.jinja", "adapter_config.json"]
-    return hub.model_snapshot(name, revision, wanted)
 
 
 def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, str], str]:
@@ -176,9 +170,7 @@ def _chosen_templates(config: Mapping[str, Any], folder: Path) -> tuple[dict[str
         templates, place = {"default": read_text(file)}, file
         for more in sorted((folder / "additional_chat_templates").glob("*.jinja")):
             templates[more.stem] = read_text(more)
-    templates = {
-        name: source for name, source in templates.items() if name in ("default", "tool_use") and source.strip()
-    }
+    templates = {name: templates[name] for name in ("default", "tool_use") if templates.get(name, "").strip()}
     if named and not templates.get("default"):
         raise UserError(
             "has several chat templates and none of them is the default.",

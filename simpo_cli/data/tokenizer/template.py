@@ -79,8 +79,6 @@ def compile_template(source: str, where: str, moment: datetime) -> jinja2.Templa
     """Compile a chat template with the functions that templates of models expect.
 
     Args:
-        source: its text.
-        where: its place, for messages.
         moment: what a template that writes today's date takes for now.
 
     Raises:

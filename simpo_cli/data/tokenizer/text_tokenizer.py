@@ -44,8 +44,6 @@ class TextTokenizer:
     """Text to ids and conversations to text.
 
     Args:
-        tokenizer: the library's tokenizer, with every added token.
-        sha256: hex digest of its tokenizer.json.
         special_tokens: texts by part: bos_token, eos_token, pad_token ...
         templates: chat templates by name, `default` and perhaps `tool_use`; empty for a plain-text tokenizer.
         generation_end_ids: end tokens that the generation config names.
@@ -57,7 +55,6 @@ class TextTokenizer:
         template_source: the template's text, for the receipt; empty without one.
         known_variables: what the template reads without setting it first.
         vocab_size: one more than the highest id.
-        bos_id, eos_id: ids of these tokens, or None.
         named_end_ids: tokens that end an answer by the tokenizer or the generation config.
 
     Raises:
