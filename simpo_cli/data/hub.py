@@ -55,7 +55,7 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         with stage(f"fetching {name} from the hub"):
-            revision = None if is_offline() else huggingface_hub.HfApi().dataset_info(name).sha
+            revision = None if is_offline() else _commit(name)
             split = split or _only_split(datasets.get_dataset_split_names(name, revision=revision), name)
             rows = datasets.load_dataset(name, split=split, revision=revision)
     except UserError:
@@ -64,6 +64,12 @@ def _load(name: str, split: str | None, receipt: FileReceipt) -> Any:
         raise _not_given(name, split, error) from error
     receipt.identity = revision or f"from the cache, fingerprint {rows._fingerprint}"
     return rows
+
+
+def _commit(name: str) -> str | None:
+    import huggingface_hub
+
+    return huggingface_hub.HfApi().dataset_info(name).sha
 
 
 def _only_split(splits: list[str], name: str) -> str:
