@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from simpo_cli.audit.findings import SHOWN_ROWS, PairsByCode
 from simpo_cli.audit.measures import Counts, TextMeasures, measure
 from simpo_cli.data.batches import end_with_the_parent, in_batches, results_in_order
-from simpo_cli.data.formats.fields import MISSING, get, nearest
+from simpo_cli.data.formats.names import MISSING, get, nearest
 from simpo_cli.data.load import PairReader, stopped_by
 from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair, cut_warnings
 from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of

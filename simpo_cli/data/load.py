@@ -9,9 +9,9 @@ from itertools import chain, islice
 from typing import Any, Literal
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
+from simpo_cli.data.formats.direction import reason_of
+from simpo_cli.data.formats.layout import UnusedFields
 from simpo_cli.data.formats.orders import shown_counts, values_of
-from simpo_cli.data.formats.pairs import reason_of
-from simpo_cli.data.formats.unused import UnusedFields
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import PreferencePair, prompt_key
 from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Records, Tally

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from simpo_cli.data.encode.conversation import Conversation, Rules, unwritten
-from simpo_cli.data.formats.fields import SKIP
+from simpo_cli.data.formats.names import SKIP
 from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
 from simpo_cli.data.raw import RecordError

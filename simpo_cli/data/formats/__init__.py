@@ -5,7 +5,8 @@ refused, so that no record is ever read in another way than its neighbours.
 """
 
 from simpo_cli.data.formats.detect import SAMPLE_RECORDS, detect
+from simpo_cli.data.formats.direction import NoSignalError, UnknownLabelError
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.pairs import NoSignalError, UnknownLabelError, to_pair
+from simpo_cli.data.formats.pairs import to_pair
 
 __all__ = ["SAMPLE_RECORDS", "Layout", "NoSignalError", "UnknownLabelError", "detect", "to_pair"]

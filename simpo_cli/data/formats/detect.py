@@ -7,11 +7,10 @@ from typing import Any
 
 from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.direction import direction_of
-from simpo_cli.data.formats.fields import MISSING, Records, folded, get, is_turn, leaf, word_set, words_of
 from simpo_cli.data.formats.known import Known, known_layout
-from simpo_cli.data.formats.layout import Layout, Stated
+from simpo_cli.data.formats.layout import Layout, Stated, unused_fields
+from simpo_cli.data.formats.names import MISSING, Record, Records, folded, get, is_turn, leaf, word_set, words_of
 from simpo_cli.data.formats.orders import Answers, Sample
-from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.data.messages import is_transcript, is_transcript_prompt
 from simpo_cli.data.raw import RecordError
 from simpo_cli.errors import UserError
@@ -186,7 +185,7 @@ def _is_conversational(side: Any, asked: Any, prompt: str | None) -> bool:
     return isinstance(text, str) and (is_transcript if prompt is None else is_transcript_prompt)(text)
 
 
-def _first_side(record: Mapping[str, Any], answers: Answers) -> Any:
+def _first_side(record: Record, answers: Answers) -> Any:
     """The first response of a record; MISSING where it has none."""
     side = get(record, answers.fields[0])
     if answers.is_list:
@@ -259,7 +258,7 @@ def _found_answers(records: Records, name: str) -> Answers | None:
     return votes.most_common(1)[0][0] if votes else None
 
 
-def _answers_in(record: Mapping[str, Any], name: str) -> Answers | None:
+def _answers_in(record: Record, name: str) -> Answers | None:
     sides = [pair for pair in _NAMED if pair[0] in record and pair[1] in record]
     if not sides:
         sides = names.named_sides(record)
@@ -321,7 +320,7 @@ def _find_prompt(records: Records, answers: Answers, stated: Stated, name: str) 
     return prompt, below or found
 
 
-def _prompt_of(record: Mapping[str, Any], answers: Answers, name: str) -> tuple[str | None, str | None]:
+def _prompt_of(record: Record, answers: Answers, name: str) -> tuple[str | None, str | None]:
     side = None if answers.is_list else get(record, answers.fields[0])
     whole = isinstance(side, list) and len(side) > 1  # a whole conversation, its prompt included
     if "prompt" in record:

@@ -5,16 +5,17 @@ columns, scores or ranks must say it, and the meaning of their values must be ce
 person or a known layout gives it.
 """
 
+import math
+import numbers
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from simpo_cli.data.formats import names, refusals
-from simpo_cli.data.formats.fields import as_text, get, words_of
-from simpo_cli.data.formats.labels import Labels, derived
-from simpo_cli.data.formats.layout import Layout
+from simpo_cli.data.formats.layout import Labels, Layout, derived
+from simpo_cli.data.formats.names import MISSING, SKIP, Record, as_text, get, is_empty, required, shown_value, words_of
 from simpo_cli.data.formats.orders import (
     Answers,
     Order,
@@ -27,11 +28,33 @@ from simpo_cli.data.formats.orders import (
     scalars_of,
     values_of,
 )
-from simpo_cli.data.formats.pairs import NoSignalError, places_of
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.raw import RecordError, RecordNote, kind_of
 from simpo_cli.errors import UserError
 
+
+class NoSignalError(Exception):
+    """A well-formed record that cannot teach: `reason` is counted; `pair` is its pair, if it has an order at all."""
+
+    def __init__(self, reason: str, pair: PreferencePair | None = None) -> None:
+        self.reason, self.pair = reason, pair
+        super().__init__(reason)
+
+
+class UnknownLabelError(RecordError):
+    """A label whose value is given no meaning: the whole file may be meant otherwise, so it is never just left out."""
+
+    def __init__(self, fields: Sequence[str], value: Any) -> None:
+        self.fields = tuple(fields)
+        super().__init__(
+            f"{' / '.join(fields)} is {shown_value(value)}, which is given no meaning",
+            "Say in labels what each value means: {first: [..], second: [..], tie: [..]}.",
+        )
+
+
 _TEXTS = (str, list, dict)
+
+Notes = Counter[RecordNote]
 
 Parts = dict[str, Any]
 """Attributes of a layout."""
@@ -263,7 +286,7 @@ def _refers(sample: Sample, *, only_names: bool) -> tuple[tuple[str, str], ...]:
     }
     exact = {as_text(key): key for key in others}
 
-    def resolves(record: Mapping[str, Any], row: Sequence[str]) -> bool:
+    def resolves(record: Record, row: Sequence[str]) -> bool:
         return all(text in exact and isinstance(record.get(exact[text]), _TEXTS) for text in row)
 
     if all(resolves(record, row) for record, row in zip(sample.records, texts, strict=True)):
@@ -294,3 +317,158 @@ def _by_letters(sample: Sample, values: Sequence[Any]) -> tuple[tuple[str, str],
         if all(naming_fields(beside, side) for side in sides):
             raise refusals.repeated_names(sample, naming_fields(beside, sides[0]), group.fields)
     return ()
+
+
+# The responses of a record and their order
+
+
+def responses_of(record: Record, layout: Layout) -> list[Any]:
+    """All responses of a record, in the order of their fields or of their list."""
+    if layout.refers:
+        return [_referred(record, layout, field) for field in (layout.chosen, layout.rejected)]
+    if not layout.is_list:
+        return [required(record, field) for field in layout.responses]
+    field = layout.chosen
+    responses = required(record, field)
+    only_two = layout.order == "label"
+    if not isinstance(responses, list) or len(responses) < 2 or (only_two and len(responses) > 2):
+        count = f"a list of {len(responses)}" if isinstance(responses, list) else kind_of(responses)
+        more = "" if only_two else " or more"
+        raise RecordError(f"{field}: expected a list of two responses{more}, got {count}", SKIP)
+    if not layout.text:
+        return responses
+    texts = [get(one, layout.text) if isinstance(one, dict) else MISSING for one in responses]
+    for place, text in enumerate(texts):
+        if text is MISSING or text is None:
+            raise RecordError(f"{field}[{place}]: no response text ({layout.text})", SKIP)
+    return texts
+
+
+def _referred(record: Record, layout: Layout, field: str) -> Any:
+    """The response whose field the value of `chosen` or `rejected` names."""
+    value = required(record, field)
+    named = next((to for spelled, to in layout.refers if as_text(spelled) == as_text(value)), None)
+    if named is None:
+        raise UnknownLabelError([field], value)
+    return required(record, named)
+
+
+def places_of(record: Record, layout: Layout, count: int, notes: Notes) -> tuple[int, int]:
+    """The places of the preferred and the other one among the responses of a record.
+
+    Raises:
+        RecordError: what says the order is missing or malformed.
+        UnknownLabelError: the label has a value without a meaning.
+        NoSignalError: the responses are tied.
+    """
+    scores = _scores_of(record, layout, count, notes)
+    if layout.order == "scores":
+        known = [score for score in scores if score is not None]
+        if len(known) < count:
+            missing = layout.scores[scores.index(None)] if len(layout.scores) == count else layout.scores[0]
+            raise RecordError(f"{missing} is missing", "The scores say which response is preferred. " + SKIP)
+        low, high = known.index(min(known)), known.index(max(known))
+        if known[low] == known[high]:
+            raise NoSignalError("tied scores")
+        return (low, high) if layout.lowest else (high, low)
+    places = (0, count - 1) if layout.order == "names" else _places_by_label(record, layout)
+    if len(scores) == count and (better := scores[places[0]]) is not None and (worse := scores[places[1]]) is not None:
+        if better == worse:
+            notes[RecordNote.TIED_SCORES] += 1
+        elif (better > worse) == layout.lowest:
+            notes[RecordNote.AGAINST_LABEL] += 1
+    return places
+
+
+def _places_by_label(record: Record, layout: Layout) -> tuple[int, int]:
+    assert layout.labels is not None
+    cell = get(record, layout.label[0])
+    side = layout.labels.side(cell) if is_empty(cell) else None  # an empty cell may be said to be a tie
+    if side is None:
+        label = _label_of(record, layout)
+        side = layout.labels.side(label)
+        if side is None:
+            raise UnknownLabelError(layout.label, label)
+    if side == "tie":
+        raise NoSignalError("tied label")
+    return (0, 1) if side == "first" else (1, 0)
+
+
+def _label_of(record: Record, layout: Layout) -> Any:
+    """The value of the label; of several 0/1 fields, the name of the one that is set."""
+    values = {field: _label_cell(record, field) for field in layout.label}
+    if len(values) == 1:
+        (value,) = values.values()
+        holders = [name for name in layout.named_by if as_text(get(record, name)) == as_text(value)]
+        return holders[0] if len(holders) == 1 else value
+    chosen = [field for field, value in values.items() if as_text(value) in ("1", "true")]
+    if len(chosen) != 1 or any(as_text(value) not in ("0", "1", "true", "false") for value in values.values()):
+        shown = ", ".join(f"{field} = {shown_value(value)}" for field, value in values.items())
+        raise UnknownLabelError(layout.label, shown)
+    return chosen[0]
+
+
+def _label_cell(record: Record, field: str) -> Any:
+    """The value of a label's field.
+
+    Raises:
+        RecordError: the record lacks the field, or it holds more than a single value.
+        NoSignalError: the cell is empty: nobody said which response is preferred.
+    """
+    value = get(record, field)
+    if value is MISSING or isinstance(value, list | dict):
+        raise RecordError(f"{field}: expected a label, got {'nothing' if value is MISSING else kind_of(value)}", SKIP)
+    if is_empty(value):
+        raise NoSignalError("no label")
+    return value
+
+
+def _scores_of(record: Record, layout: Layout, count: int, notes: Notes) -> Sequence[float | None]:
+    """The scores of the responses, None where one has none; empty where no scores are known."""
+    if not layout.scores:
+        return []
+    if len(layout.scores) > 1:
+        return [_score(get(record, field), field, notes) for field in layout.scores]
+    field = layout.scores[0]
+    inside = field.removeprefix(f"{layout.chosen}.") if layout.is_list else field
+    if inside != field:
+        entries = [get(one, inside) if isinstance(one, dict) else MISSING for one in get(record, layout.chosen)]
+    else:
+        entries = get(record, field)
+        if not isinstance(entries, list):
+            if layout.order != "scores" and (entries is MISSING or is_empty(entries)):
+                return []
+            raise RecordError(f"{field}: expected a list of scores", SKIP)
+    if len(entries) != count:
+        raise RecordError(f"{field}: expected a list of {count} scores, got {len(entries)}", SKIP)
+    return [_score(value, f"{field}[{place}]", notes) for place, value in enumerate(entries)]
+
+
+def _score(value: Any, field: str, notes: Notes) -> float | None:
+    if value is MISSING or is_empty(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    number: Any = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            raise RecordError(f"{field}: expected a number, got text {value[:40]!r}", SKIP) from None
+        notes[RecordNote.SCORES_AS_TEXT] += 1
+    elif isinstance(value, bool) or not isinstance(value, numbers.Number):
+        raise RecordError(f"{field}: expected a number, got {kind_of(value)}", SKIP)
+    if not isinstance(number, int) and math.isinf(number):
+        raise RecordError(f"{field}: {number} is no score", SKIP)
+    return None if not isinstance(number, int) and math.isnan(number) else number
+
+
+def reason_of(record: Record, layout: Layout) -> str:
+    """What decided the order of a record, such as `better_response_id = 1`; empty where the names of the fields do."""
+    if layout.order == "label" and len(layout.label) > 1:
+        return f"{_label_of(record, layout)} = 1"
+    if layout.order == "label":
+        return f"{layout.label[0]} = {shown_value(get(record, layout.label[0]))}"
+    if layout.order == "scores":
+        scores = _scores_of(record, layout, len(responses_of(record, layout)), Counter())
+        shown = ", ".join(f"{score:g}" for score in scores if score is not None)
+        return f"{' and '.join(layout.scores)} = {shown}, {'the lowest' if layout.lowest else 'the highest'} is better"
+    return f"{layout.chosen} = {shown_value(get(record, layout.chosen))}" if layout.refers else ""

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from simpo_cli.data.formats import names
-from simpo_cli.data.formats.fields import (
+from simpo_cli.data.formats.layout import Labels, Stated, derived, is_metadata, label_words, without_places
+from simpo_cli.data.formats.names import (
     MISSING,
     Records,
     as_number,
@@ -20,9 +21,6 @@ from simpo_cli.data.formats.fields import (
     shown_value,
     words_of,
 )
-from simpo_cli.data.formats.labels import Labels, derived, label_words
-from simpo_cli.data.formats.layout import Stated
-from simpo_cli.data.formats.unused import is_metadata, without_places
 from simpo_cli.data.raw import kind_of
 
 Values = Counter[tuple[str, Any]]

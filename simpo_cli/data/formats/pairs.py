@@ -1,54 +1,37 @@
-"""One record to one pair, by the layout of its file: which response is preferred, by a label, scores or names."""
+"""One record to one pair: where the prompt ends and the two responses begin, in texts, messages and transcripts."""
 
 import json
-import math
-import numbers
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from simpo_cli.data.formats.fields import (
-    MISSING,
-    SKIP,
-    as_text,
-    from_json,
-    get,
-    is_empty,
-    required,
-    shown_value,
-    words_of,
-)
+from simpo_cli.data.formats.direction import NoSignalError, Notes, places_of, responses_of
 from simpo_cli.data.formats.layout import Layout
-from simpo_cli.data.formats.split import split_record
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.formats.names import MISSING, SKIP, Record, from_json, get, required, words_of
+from simpo_cli.data.messages import (
+    MESSAGE_AS_TEXT,
+    asks_again,
+    is_transcript,
+    is_transcript_prompt,
+    parsed,
+    several_turns,
+    split_conversations,
+    split_transcripts,
+    transcript_turns,
+    turn_of,
+    turns_of,
+)
+from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.raw import RecordError, RecordNote, kind_of
+
+Turns = list[Message] | str
+Parts = tuple[Turns, Message, Message]
+"""Prompt, chosen and rejected response."""
+
 
 _MEDIA = ("image", "video", "audio")
 _LISTS_OF_MEDIA = tuple(f"{side}{name}s" for side in ("", "rejected_") for name in _MEDIA)
 _TOOLS = "Tools are a list of JSON objects. " + SKIP
-
-Record = Mapping[str, Any]
-Notes = Counter[RecordNote]
-
-
-class NoSignalError(Exception):
-    """A well-formed record that cannot teach: `reason` is counted; `pair` is its pair, if it has an order at all."""
-
-    def __init__(self, reason: str, pair: PreferencePair | None = None) -> None:
-        self.reason, self.pair = reason, pair
-        super().__init__(reason)
-
-
-class UnknownLabelError(RecordError):
-    """A label whose value is given no meaning: the whole file may be meant otherwise, so it is never just left out."""
-
-    def __init__(self, fields: Sequence[str], value: Any) -> None:
-        self.fields = tuple(fields)
-        super().__init__(
-            f"{' / '.join(fields)} is {shown_value(value)}, which is given no meaning",
-            "Say in labels what each value means: {first: [..], second: [..], tie: [..]}.",
-        )
 
 
 def to_pair(record: Record, layout: Layout, where: str, notes: Notes) -> PreferencePair:
@@ -88,159 +71,266 @@ def to_pair(record: Record, layout: Layout, where: str, notes: Notes) -> Prefere
     return pair
 
 
-def reason_of(record: Record, layout: Layout) -> str:
-    """What decided the order of a record, such as `better_response_id = 1`; empty where the names of the fields do."""
-    if layout.order == "label" and len(layout.label) > 1:
-        return f"{_label_of(record, layout)} = 1"
-    if layout.order == "label":
-        return f"{layout.label[0]} = {shown_value(get(record, layout.label[0]))}"
-    if layout.order == "scores":
-        scores = _scores_of(record, layout, len(responses_of(record, layout)), Counter())
-        shown = ", ".join(f"{score:g}" for score in scores if score is not None)
-        return f"{' and '.join(layout.scores)} = {shown}, {'the lowest' if layout.lowest else 'the highest'} is better"
-    return f"{layout.chosen} = {shown_value(get(record, layout.chosen))}" if layout.refers else ""
+def split_record(record: Record, layout: Layout, chosen: Any, rejected: Any, notes: Notes) -> Parts:
+    """Prompt, preferred and other response, whichever forms they have.
 
+    Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `notes`.
 
-# The responses and their order
-
-
-def responses_of(record: Record, layout: Layout) -> list[Any]:
-    """All responses of a record, in the order of their fields or of their list."""
-    if layout.refers:
-        return [_referred(record, layout, field) for field in (layout.chosen, layout.rejected)]
-    if not layout.is_list:
-        return [required(record, field) for field in layout.responses]
-    field = layout.chosen
-    responses = required(record, field)
-    only_two = layout.order == "label"
-    if not isinstance(responses, list) or len(responses) < 2 or (only_two and len(responses) > 2):
-        count = f"a list of {len(responses)}" if isinstance(responses, list) else kind_of(responses)
-        more = "" if only_two else " or more"
-        raise RecordError(f"{field}: expected a list of two responses{more}, got {count}", SKIP)
-    if not layout.text:
-        return responses
-    texts = [get(one, layout.text) if isinstance(one, dict) else MISSING for one in responses]
-    for place, text in enumerate(texts):
-        if text is MISSING or text is None:
-            raise RecordError(f"{field}[{place}]: no response text ({layout.text})", SKIP)
-    return texts
-
-
-def _referred(record: Record, layout: Layout, field: str) -> Any:
-    """The response whose field the value of `chosen` or `rejected` names."""
-    value = required(record, field)
-    named = next((to for spelled, to in layout.refers if as_text(spelled) == as_text(value)), None)
-    if named is None:
-        raise UnknownLabelError([field], value)
-    return required(record, named)
-
-
-def places_of(record: Record, layout: Layout, count: int, notes: Notes) -> tuple[int, int]:
-    """The places of the preferred and the other one among the responses of a record.
+    Args:
+        record: the record.
+        layout: the file's layout.
+        chosen, rejected: what the record holds as the two responses, perhaps with the prompt in front.
+        notes: gets what is worth telling and stops nothing.
 
     Raises:
-        RecordError: what says the order is missing or malformed.
-        UnknownLabelError: the label has a value without a meaning.
-        NoSignalError: the responses are tied.
+        RecordError: the record has no such form.
     """
-    scores = _scores_of(record, layout, count, notes)
-    if layout.order == "scores":
-        known = [score for score in scores if score is not None]
-        if len(known) < count:
-            missing = layout.scores[scores.index(None)] if len(layout.scores) == count else layout.scores[0]
-            raise RecordError(f"{missing} is missing", "The scores say which response is preferred. " + SKIP)
-        low, high = known.index(min(known)), known.index(max(known))
-        if known[low] == known[high]:
-            raise NoSignalError("tied scores")
-        return (low, high) if layout.lowest else (high, low)
-    places = (0, count - 1) if layout.order == "names" else _by_label(record, layout)
-    if len(scores) == count and (better := scores[places[0]]) is not None and (worse := scores[places[1]]) is not None:
-        if better == worse:
-            notes[RecordNote.TIED_SCORES] += 1
-        elif (better > worse) == layout.lowest:
-            notes[RecordNote.AGAINST_LABEL] += 1
-    return places
+    prompt = None if layout.prompt is None else required(record, layout.prompt)
+    turns, better, worse = _split(record, layout, _with_more(prompt, record, layout), chosen, rejected)
+    if not isinstance(turns, str):
+        if isinstance(chosen, str) and is_transcript(chosen) and any(map(asks_again, (better.content, worse.content))):
+            notes[RecordNote.FURTHER_TURNS] += 1
+        repeated = record.get(layout.prompt or "prompt")
+        has_turns = isinstance(chosen, list) and len(chosen) > 1
+        texts = [turn.content.strip() for turn in turns]
+        if has_turns and isinstance(repeated, str) and repeated.strip() not in texts:
+            notes[RecordNote.OTHER_PROMPT] += 1
+        turns = _joined(turns, notes)
+    turns = _with_system(_with_history(turns, record, layout), record, layout)
+    if not turns and isinstance(turns, list):
+        raise RecordError("prompt is missing", SKIP)
+    texts = [turns] if isinstance(turns, str) else [turn.content for turn in turns if turn.role != "system"]
+    if not any(text and not text.isspace() for text in texts):
+        raise RecordError(f"{layout.prompt or 'the prompt'} is empty", SKIP)
+    return turns, better, worse
 
 
-def _by_label(record: Record, layout: Layout) -> tuple[int, int]:
-    assert layout.labels is not None
-    cell = get(record, layout.label[0])
-    side = layout.labels.side(cell) if is_empty(cell) else None  # an empty cell may be said to be a tie
-    if side is None:
-        label = _label_of(record, layout)
-        side = layout.labels.side(label)
-        if side is None:
-            raise UnknownLabelError(layout.label, label)
-    if side == "tie":
-        raise NoSignalError("tied label")
-    return (0, 1) if side == "first" else (1, 0)
+def _joined(turns: Sequence[Message], notes: Notes) -> list[Message]:
+    """The turns of a prompt, those of the user that follow one another as one."""
+    joined: list[Message] = []
+    for turn in turns:
+        if joined and turn.role == joined[-1].role == "user":
+            if turn.fields != joined[-1].fields:
+                raise RecordError(
+                    f"two turns of the user in a row, {joined[-1].content[:40]!r} and {turn.content[:40]!r}, that are "
+                    "more than texts",
+                    SKIP,
+                )
+            joined[-1] = Message("user", f"{joined[-1].content}\n\n{turn.content}")
+        else:
+            joined.append(turn)
+    if joined and joined[-1].role == "assistant":
+        if not joined[-1].content.strip():
+            raise RecordError("the prompt ends with an empty turn of the assistant", "Leave that turn out. " + SKIP)
+        notes[RecordNote.ENDS_WITH_ANSWER] += 1
+    if len(joined) < len(turns):
+        notes[RecordNote.JOINED_TURNS] += 1
+    return joined
 
 
-def _label_of(record: Record, layout: Layout) -> Any:
-    """The value of the label; of several 0/1 fields, the name of the one that is set."""
-    values = {field: _label_cell(record, field) for field in layout.label}
-    if len(values) == 1:
-        (value,) = values.values()
-        holders = [name for name in layout.named_by if as_text(get(record, name)) == as_text(value)]
-        return holders[0] if len(holders) == 1 else value
-    chosen = [field for field, value in values.items() if as_text(value) in ("1", "true")]
-    if len(chosen) != 1 or any(as_text(value) not in ("0", "1", "true", "false") for value in values.values()):
-        shown = ", ".join(f"{field} = {shown_value(value)}" for field, value in values.items())
-        raise UnknownLabelError(layout.label, shown)
-    return chosen[0]
+def _split(record: Record, layout: Layout, prompt: Any, chosen: Any, rejected: Any) -> Parts:
+    first, second = layout.chosen, layout.rejected
+    chosen, rejected = _one_text(chosen, first), _one_text(rejected, second)
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise RecordError(f"{first} is a {kind_of(chosen)} and {second} is {kind_of(rejected)}", SKIP)
+    prompt = [prompt] if isinstance(prompt, dict) else prompt
+    if isinstance(chosen, list):
+        return _split_lists(record, layout, prompt, turns_of(chosen, first), turns_of(rejected, second))
+    better, worse = _response(chosen, first), _response(rejected, second)
+    texts = (better.content, worse.content)
+    if all(MESSAGE_AS_TEXT.match(text) and text.lstrip().startswith("[") for text in texts):
+        raise RecordError(
+            f"{first} and {second} are lists of messages written as text",
+            "Write the lists themselves; pandas does so with to_json(orient='records', lines=True), not with to_csv.",
+        )
+    dialogues = [is_transcript(text) for text in texts]
+    if prompt is None and not all(dialogues):
+        if any(dialogues):
+            side = second if dialogues[0] else first
+            raise RecordError(f"{side} is no whole dialogue (Human: ... Assistant: ...), as the other side is", SKIP)
+        raise RecordError("prompt is missing", f"{first} and {second} are not whole dialogues either. " + SKIP)
+    if isinstance(prompt, list):
+        return _prompt_turns(record, prompt, layout, better.content), better, worse
+    if not isinstance(prompt, str | None):
+        raise RecordError(f"{layout.prompt}: expected text or messages, got {kind_of(prompt)}", SKIP)
+    if prompt is not None and is_transcript_prompt(prompt):
+        # some files repeat the dialogue in front of each response
+        repeated = all(text.startswith(prompt) for text in texts)
+        bare = [(text[len(prompt) :] if repeated else text).removeprefix(" ") for text in texts]
+        return transcript_turns(prompt), Message("assistant", bare[0]), Message("assistant", bare[1])
+    if all(dialogues):
+        turns, *bare = split_transcripts(*texts)
+        whole = texts[0][: -len(bare[0]) or None]
+        if prompt is not None and prompt.strip() not in (turns[-1].content.strip(), whole.strip()):
+            raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
+        return turns, Message("assistant", bare[0]), Message("assistant", bare[1])
+    assert prompt is not None
+    return _asked(prompt, record, layout), better, worse
 
 
-def _label_cell(record: Record, field: str) -> Any:
-    """The value of a label's field.
-
-    Raises:
-        RecordError: the record lacks the field, or it holds more than a single value.
-        NoSignalError: the cell is empty: nobody said which response is preferred.
-    """
-    value = get(record, field)
-    if value is MISSING or isinstance(value, list | dict):
-        raise RecordError(f"{field}: expected a label, got {'nothing' if value is MISSING else kind_of(value)}", SKIP)
-    if is_empty(value):
-        raise NoSignalError("no label")
+def _one_text(value: Any, field: str) -> Any:
+    """The value of a side; a list of one text is that text."""
+    if not isinstance(value, str | list | dict):
+        raise RecordError(f"{field}: expected text or messages, got {kind_of(value)}", SKIP)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        if len(value) > 1:
+            raise RecordError(f"{field}: a list of {len(value)} texts, and a response is one text or message", SKIP)
+        return value[0]
     return value
 
 
-def _scores_of(record: Record, layout: Layout, count: int, notes: Notes) -> Sequence[float | None]:
-    """The scores of the responses, None where one has none; empty where no scores are known."""
-    if not layout.scores:
-        return []
-    if len(layout.scores) > 1:
-        return [_score(get(record, field), field, notes) for field in layout.scores]
-    field = layout.scores[0]
-    inside = field.removeprefix(f"{layout.chosen}.") if layout.is_list else field
-    if inside != field:
-        entries = [get(one, inside) if isinstance(one, dict) else MISSING for one in get(record, layout.chosen)]
-    else:
-        entries = get(record, field)
-        if not isinstance(entries, list):
-            if layout.order != "scores" and (entries is MISSING or is_empty(entries)):
-                return []
-            raise RecordError(f"{field}: expected a list of scores", SKIP)
-    if len(entries) != count:
-        raise RecordError(f"{field}: expected a list of {count} scores, got {len(entries)}", SKIP)
-    return [_score(value, f"{field}[{place}]", notes) for place, value in enumerate(entries)]
-
-
-def _score(value: Any, field: str, notes: Notes) -> float | None:
-    if value is MISSING or is_empty(value) or (isinstance(value, str) and not value.strip()):
-        return None
-    number: Any = value
+def _response(value: object, field: str) -> Message:
+    """One response that is no list: text, or a single message by the assistant."""
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            raise RecordError(f"{field}: expected a number, got text {value[:40]!r}", SKIP) from None
-        notes[RecordNote.SCORES_AS_TEXT] += 1
-    elif isinstance(value, bool) or not isinstance(value, numbers.Number):
-        raise RecordError(f"{field}: expected a number, got {kind_of(value)}", SKIP)
-    if not isinstance(number, int) and math.isinf(number):
-        raise RecordError(f"{field}: {number} is no score", SKIP)
-    return None if not isinstance(number, int) and math.isnan(number) else number
+        return Message("assistant", value)
+    turn = turn_of(value, field)
+    if turn.role != "assistant":
+        raise RecordError(f"{field}: the answer is by {turn.role}, not by the assistant", SKIP)
+    return turn
+
+
+def _split_lists(record: Record, layout: Layout, prompt: Any, chosen: list[Message], rejected: list[Message]) -> Parts:
+    sides = ((layout.chosen, chosen), (layout.rejected, rejected))
+    if not isinstance(prompt, str | None):
+        before = turns_of(prompt, str(layout.prompt))
+        for field, turns in sides:
+            if len(turns) > 1 and turns[: len(before)] != before:
+                if turns[0].role == "assistant":
+                    raise several_turns(field, turns)
+                raise RecordError(f"{field} does not begin with the turns of {layout.prompt}", SKIP)
+        chosen, rejected = (turns if len(turns) == 1 else turns[len(before) :] for _, turns in sides)
+        if not chosen or not rejected:
+            raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
+        more, better, worse = split_conversations(chosen, rejected)
+        return [*(_messages_beside(record, layout, before) or before), *more], better, worse
+    if prompt is not None and len(chosen) == len(rejected) == 1:
+        _, better, worse = split_conversations(chosen, rejected)
+        return (
+            transcript_turns(prompt) if is_transcript_prompt(prompt) else _asked(prompt, record, layout),
+            better,
+            worse,
+        )
+    if prompt is not None:
+        for field, turns in sides:
+            if len(turns) > 1 and turns[0].role == "assistant":
+                raise several_turns(field, turns)
+    before, better, worse = split_conversations(chosen, rejected)
+    text = record.get("prompt") if prompt is None else prompt
+    if isinstance(text, str) and before and not _is_among(text, before):
+        raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
+    return before, better, worse
+
+
+def _is_among(text: str, turns: Sequence[Message]) -> bool:
+    """Whether one of the turns says this text, case and all white space aside."""
+    words = text.casefold().split()
+    return any(turn.content.casefold().split() == words for turn in turns)
+
+
+# The prompt and what stands before it
+
+
+def _asked(prompt: str, record: Record, layout: Layout) -> Turns:
+    return _messages_beside(record, layout, prompt) or prompt
+
+
+def _messages_beside(record: Record, layout: Layout, prompt: Turns) -> list[Message] | None:
+    """The conversation that a record holds beside its last question, or its last turns; None where it holds none.
+
+    Raises:
+        RecordError: the conversation ends with something else.
+    """
+    for field in ("messages", "conversations"):
+        value = record.get(field)
+        if field == layout.prompt or not isinstance(value, list) or not value or not isinstance(value[0], dict):
+            continue
+        turns = turns_of(value, field)
+        open_turns = turns[:-1] if turns[-1].role == "assistant" else turns
+        if isinstance(prompt, list):
+            if any(part and prompt[-len(part) :] == part for part in (turns, open_turns)):
+                return prompt
+            is_last = open_turns[-len(prompt) :] == prompt
+        else:
+            is_last = bool(open_turns) and open_turns[-1].content.strip() == prompt.strip()
+        if not is_last:
+            raise RecordError(
+                f"{layout.prompt} is not the last question of {field}",
+                f"Leave one of them out, or say which is the prompt with columns: {{prompt: {field}}}.",
+            )
+        return open_turns
+    return None
+
+
+def _prompt_turns(record: Record, prompt: list[Any], layout: Layout, chosen: str) -> list[Message]:
+    turns = turns_of(prompt, str(layout.prompt))
+    turns = _messages_beside(record, layout, turns) or turns
+    if turns[-1].role == "assistant" and turns[-1].content == chosen:
+        raise RecordError(f"{layout.prompt} ends with the chosen answer itself", "End the prompt before the answer.")
+    if turns[-1].role == "system":
+        raise RecordError(f"{layout.prompt}[{len(turns) - 1}]: the prompt ends with a system turn", SKIP)
+    return turns
+
+
+def _with_more(prompt: Any, record: Record, layout: Layout) -> Any:
+    """The prompt, and behind it the text that continues it (Alpaca's `input`)."""
+    more = None if layout.prompt_more is None else get(record, layout.prompt_more)
+    if more is None or more is MISSING or more == "":
+        return prompt
+    if not isinstance(more, str):
+        raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
+    if not more.strip():
+        return prompt
+    if not isinstance(prompt, str) or is_transcript_prompt(prompt):
+        raise RecordError(f"{layout.prompt_more}: cannot be joined to a prompt that is a conversation", SKIP)
+    return f"{prompt}\n{more}"
+
+
+def _with_history(turns: Turns, record: Record, layout: Layout) -> Turns:
+    """The prompt behind the turns that came before it, which a file gives as messages or as [question, answer]."""
+    history = None if layout.prompt in (None, layout.history) else get(record, layout.history)
+    history = parsed(history) if isinstance(history, str) else history  # a table may have it as text
+    if history is MISSING or not history:
+        return turns
+    if isinstance(history, list) and all(isinstance(turn, dict) for turn in history):
+        before = turns_of(history, layout.history)
+    elif isinstance(history, list) and all(
+        isinstance(p, list) and len(p) == 2 and all(isinstance(t, str) for t in p) for p in history
+    ):
+        before = [Message(role, text) for p in history for role, text in zip(("user", "assistant"), p, strict=True)]
+    else:
+        raise RecordError(f"{layout.history}: expected messages or a list of [question, answer]", SKIP)
+    if before[-1].role != "assistant":
+        raise RecordError(f"{layout.history}: ends with a turn by {before[-1].role}, not with an answer", SKIP)
+    turns = [Message("user", turns)] if isinstance(turns, str) else turns
+    count = 1 if turns[:1] and turns[0].role == "system" else 0
+    if turns[count : count + len(before)] == before:
+        return turns  # the prompt repeats them
+    return [*turns[:count], *before, *turns[count:]]
+
+
+def _with_system(turns: Turns, record: Record, layout: Layout) -> Turns:
+    """The turns behind the system text that the record holds in a field of its own.
+
+    Raises:
+        RecordError: it is no text, or the conversation has a system turn with another one.
+    """
+    system = get(record, layout.system)
+    if system is MISSING or system in (None, "", []):
+        return turns
+    if not isinstance(system, str | list):
+        raise RecordError(f"{layout.system}: expected text, got {kind_of(system)}", SKIP)
+    if len(system) > 1 and isinstance(system, list) and all(isinstance(text, str) for text in system):
+        raise RecordError(f"{layout.system}: a list of {len(system)} texts, and the system text is one", SKIP)
+    opening = turn_of({"role": "system", "content": system}, layout.system)
+    turns = [Message("user", turns)] if isinstance(turns, str) else turns
+    if not turns or turns[0].role != "system":
+        return [opening, *turns]
+    if turns[0].content.strip() != opening.content.strip():
+        raise RecordError(
+            f"{layout.system} and the system turn of the conversation say different things",
+            "Leave one of them out. " + SKIP,
+        )
+    return turns
 
 
 # What stands beside the texts

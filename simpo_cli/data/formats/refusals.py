@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simpo_cli.data.formats import names
-from simpo_cli.data.formats.fields import MISSING, Records, as_number, column_of, get, nearest
 from simpo_cli.data.formats.known import NEEDS
-from simpo_cli.data.formats.labels import label_words
-from simpo_cli.data.formats.layout import Layout, Stated
+from simpo_cli.data.formats.layout import Layout, Stated, label_words, unused_fields
+from simpo_cli.data.formats.names import MISSING, Record, Records, as_number, column_of, get, nearest
 from simpo_cli.data.formats.orders import Answers, Order, Sample, other_fields, shown_counts, two_valued
-from simpo_cli.data.formats.unused import unused_fields
 from simpo_cli.errors import UserError
 
 _PLAIN = re.compile(r"[A-Za-z_/][\w./-]*")
@@ -73,7 +71,7 @@ def require_fields(records: Records, stated: Stated, name: str) -> None:
             )
 
 
-def _is_missing(record: Mapping[str, Any], field: str, part: str) -> bool:
+def _is_missing(record: Record, field: str, part: str) -> bool:
     if get(record, field) is not MISSING:
         return False
     if part not in ("answers", "scores", "rank"):
@@ -114,13 +112,13 @@ def unmapped(sample: Sample, order: Order) -> UserError:
 # Several fields for one part
 
 
-def two_pairs_of_sides(record: Mapping[str, Any], sides: Sequence[tuple[str, str]], name: str) -> UserError:
+def two_pairs_of_sides(record: Record, sides: Sequence[tuple[str, str]], name: str) -> UserError:
     prompt = names.prompt_in(record)
     lines = [line_of(name, {**prompt, "chosen": pair[0], "rejected": pair[1]}) for pair in sides]
     return _either(f"holds both {' / '.join(sides[0])} and {' / '.join(sides[1])}.", lines, name)
 
 
-def several_answers(record: Mapping[str, Any], found: Sequence[Answers], name: str) -> UserError:
+def several_answers(record: Record, found: Sequence[Answers], name: str) -> UserError:
     shown = " or ".join(" and ".join(answers.fields) for answers in found)
     lines = [line_of(name, {**names.prompt_in(record), "answers": answers.column}) for answers in found]
     return _either(f"may hold its responses in {shown}.", lines, name)
@@ -310,7 +308,7 @@ def repeated_names(sample: Sample, holders: Sequence[str], fields: Sequence[str]
 # No pairs at all
 
 
-def is_stepwise(record: Mapping[str, Any]) -> bool:
+def is_stepwise(record: Record) -> bool:
     """Whether a record holds the steps of one answer with a label each (TRL's stepwise supervision)."""
     labels = record.get("labels")
     return isinstance(labels, list) and bool(labels) and all(isinstance(label, bool) for label in labels)
@@ -334,7 +332,7 @@ def no_pairs(records: Records, name: str) -> UserError:
     return UserError(problem, fix, where=name)
 
 
-def _no_pairs(record: Mapping[str, Any], name: str) -> tuple[str, str]:
+def _no_pairs(record: Record, name: str) -> tuple[str, str]:
     lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
     if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
         return (
