@@ -104,8 +104,7 @@ def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Record
             continue
         if problem is None and len(row) != len(header):
             problem = RecordError(
-                f"{len(row)} fields, but the header has {len(header)}",
-                f"{len(header)} are expected. {_QUOTE}",
+                f"{len(row)} fields, but the header has {len(header)}", f"{len(header)} are expected. {_QUOTE}"
             )
         try:
             if problem is not None:

@@ -39,10 +39,7 @@ def open_regular(path: str, name: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            kind = next(
-                (word for test, word in _KINDS if test(mode)),
-                "not a regular file",
-            )
+            kind = next((word for test, word in _KINDS if test(mode)), "not a regular file")
             raise UserError(f"is {kind}.", "Write the data to a file first, and name that.", where=name)
         # a pipe put in the file's place between the two calls must not block
         return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
@@ -149,12 +146,9 @@ class ByteSource:
         try:
             import zstandard
         except ImportError as error:
-            raise UserError(
-                "is compressed with zstd, and the package for that is not installed.",
-                "Run pip install 'simpo-cli[zst]', or unpack it with zstd -d.",
-                where=self._name,
-                exit_code=ExitCode.ENVIRONMENT,
-            ) from error
+            problem = "is compressed with zstd, and the package for that is not installed."
+            fix = "Run pip install 'simpo-cli[zst]', or unpack it with zstd -d."
+            raise UserError(problem, fix, where=self._name, exit_code=ExitCode.ENVIRONMENT) from error
         decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
         data = self._head
         while data:

@@ -287,11 +287,9 @@ def _is_numbered(keys: list[str]) -> bool:
 def _require_equal_lengths(columns: dict[str, list[Any]], name: str) -> None:
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{key} {len(column):,}" for key, column in columns.items())
-        raise UserError(
-            f"holds its records in columns that are not of equal length: {lengths}.",
-            "Which values belong together is not certain; write the file again as one record a line.",
-            where=name,
-        )
+        problem = f"holds its records in columns that are not of equal length: {lengths}."
+        fix = "Which values belong together is not certain; write the file again as one record a line."
+        raise UserError(problem, fix, where=name)
 
 
 def _require_equal_rows(columns: dict[str, dict[str, Any]], name: str) -> None:
@@ -339,11 +337,8 @@ def _refuse_other_objects(value: dict[str, Any], name: str) -> None:
         raise UserError("describes data sets and holds no pairs itself.", _DESCRIBED, where=name)
     message = next((entry for entry in entries if isinstance(entry, str)), None)
     if message is not None and value.keys() <= _ERROR_KEYS:
-        raise UserError(
-            f"is an error message of a server, not data: {message[:100]!r}.",
-            "Fetch the file again; gated data needs a login.",
-            where=name,
-        )
+        problem = f"is an error message of a server, not data: {message[:100]!r}."
+        raise UserError(problem, "Fetch the file again; gated data needs a login.", where=name)
 
 
 def _refuse_wrapped(value: dict[str, Any], name: str) -> None:
@@ -357,11 +352,8 @@ def _refuse_wrapped(value: dict[str, Any], name: str) -> None:
             commands = [_jq(program, name, re.sub(r"\W+", "-", path) + ".jsonl") for path, program in certain]
         else:
             commands = [_jq(", ".join(program for _, program in certain), name)]
-        raise UserError(
-            f"is one object that holds its records under {keys}{more}, not a list of records.",
-            f"Write one record a line: {'; '.join(commands)}",
-            where=name,
-        )
+        problem = f"is one object that holds its records under {keys}{more}, not a list of records."
+        raise UserError(problem, f"Write one record a line: {'; '.join(commands)}", where=name)
     entries = list(value.values())
     if held and (len(value) == 1 or not any(map(_speaks, value))):
         path, program, entry = held[0]
@@ -374,11 +366,9 @@ def _refuse_wrapped(value: dict[str, Any], name: str) -> None:
     if len(entries) < 2 or not all(isinstance(entry, dict) and entry for entry in entries):
         return
     if all(entry.keys() == entries[0].keys() for entry in entries) and not _is_message(entries[0]):
-        raise UserError(
-            f"is one object of objects, and whether {next(iter(value))!r} is a record or a column is not certain.",
-            f"If it is a record: {_jq('.[]', name)}. If it is a column: {_jq(_COLUMNS_TO_LINES, name)}",
-            where=name,
-        )
+        problem = f"is one object of objects, and whether {next(iter(value))!r} is a record or a column is not certain."
+        fix = f"If it is a record: {_jq('.[]', name)}. If it is a column: {_jq(_COLUMNS_TO_LINES, name)}"
+        raise UserError(problem, fix, where=name)
 
 
 def _held(value: Any, path: str, depth: int = _LOOK_DEEP) -> Iterator[tuple[str, str, dict[str, Any]]]:

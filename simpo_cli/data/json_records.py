@@ -185,11 +185,8 @@ def read_lines(chunks: Iterator[bytes], name: str) -> Iterator[tuple[int, int, b
 
 def too_long(where: str) -> UserError:
     """The refusal of a file with a record over the limit: what follows could be as long."""
-    return UserError(
-        f"a record of more than {MAX_RECORD_BYTES // 2**20} MiB.",
-        "Is it one JSON record a line? Split the file, or leave that record out.",
-        where=where,
-    )
+    problem = f"a record of more than {MAX_RECORD_BYTES // 2**20} MiB."
+    return UserError(problem, "Is it one JSON record a line? Split the file, or leave that record out.", where=where)
 
 
 def decode_line(line: bytes, offset: int) -> str:
@@ -202,8 +199,7 @@ def decode_line(line: bytes, offset: int) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(
-            f"not UTF-8 at byte {offset + error.start:,} of the file (0x{line[error.start]:02x})",
-            _RE_ENCODE,
+            f"not UTF-8 at byte {offset + error.start:,} of the file (0x{line[error.start]:02x})", _RE_ENCODE
         ) from None
 
 
@@ -382,10 +378,7 @@ def _element(buffer: TextWindow, where: str) -> RawRecord | BadRecord:
 def not_utf8(buffer: TextWindow, position: int) -> RecordError:
     """The refusal of a byte that is not UTF-8, which stands at a position of the window's text."""
     byte = ord(buffer.text[position]) - 0xDC00
-    return RecordError(
-        f"not UTF-8 at byte {buffer.byte_offset(position):,} of the file (0x{byte:02x})",
-        _RE_ENCODE,
-    )
+    return RecordError(f"not UTF-8 at byte {buffer.byte_offset(position):,} of the file (0x{byte:02x})", _RE_ENCODE)
 
 
 def _may_grow(buffer: TextWindow, where: str) -> bool:

@@ -181,10 +181,8 @@ def _joined(content: object, path: str) -> str:
             raise RecordError(f"{path}[{i}]: expected a content part, got {kind_of(part)}", _WHOLE)
         kind = part.get("type", "text")
         if kind not in ("text", "input_text", "output_text"):
-            raise RecordError(
-                f"{path}[{i}]: a content part of type {str(kind)[:40]!r}; only text can be trained on",
-                "Leave such records out with data.on_bad_record: skip.",
-            )
+            problem = f"{path}[{i}]: a content part of type {str(kind)[:40]!r}; only text can be trained on"
+            raise RecordError(problem, "Leave such records out with data.on_bad_record: skip.")
         text = part.get("text", part.get("value"))
         if not isinstance(text, str):
             raise RecordError(f"{path}[{i}].text: expected text, got {kind_of(text)}", _WHOLE)
@@ -254,10 +252,8 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[list[Message], str, s
     shared = _common_length(chosen, rejected)
     end = chosen.rfind(_LAST_MARKER, 0, shared)
     if end < 0:
-        raise RecordError(
-            "the prompts of chosen and rejected differ",
-            "Both dialogues must be the same up to the last answer. " + _WHOLE,
-        )
+        problem = "the prompts of chosen and rejected differ"
+        raise RecordError(problem, "Both dialogues must be the same up to the last answer. " + _WHOLE)
     end += len(_LAST_MARKER)
     return transcript_turns(chosen[:end]), chosen[end:].removeprefix(" "), rejected[end:].removeprefix(" ")
 
@@ -297,10 +293,8 @@ def split_conversations(
         path, turns = max((("chosen", chosen), ("rejected", rejected)), key=lambda side: len(side[1]))
         if turns[place].role == "assistant":
             raise several_turns(path, turns[place:])
-        raise RecordError(
-            f"the prompts of chosen and rejected differ (first in turn {place})",
-            "Both conversations must be the same up to the last answer. " + _WHOLE,
-        )
+        problem = f"the prompts of chosen and rejected differ (first in turn {place})"
+        raise RecordError(problem, "Both conversations must be the same up to the last answer. " + _WHOLE)
     return list(chosen[:-1]), chosen[-1], rejected[-1]
 
 

@@ -109,11 +109,8 @@ def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt)
             )
         return None
     if source.compression:
-        raise UserError(
-            f"is a {kind.capitalize()} file inside {source.compression}.",
-            "Unpack it first; such files are compressed inside.",
-            where=name,
-        )
+        problem = f"is a {kind.capitalize()} file inside {source.compression}."
+        raise UserError(problem, "Unpack it first; such files are compressed inside.", where=name)
     if suffix != f".{kind}":
         receipt.warnings[f"{name} is a {kind.capitalize()} file, whatever its name says"] += 1
     return kind
@@ -189,11 +186,8 @@ def _refuse_other_text(start: bytes, name: str) -> None:
             f"looks like a table (CSV) with columns split by {kind}, not like JSON.", "Rename it to .csv.", where=name
         )
     beginning = first[:30].decode("utf-8", "replace")
-    raise UserError(
-        f"is not JSON: it begins with {beginning!r}.",
-        "Give one JSON object a line, a JSON list of objects, CSV or Parquet.",
-        where=name,
-    )
+    problem = f"is not JSON: it begins with {beginning!r}."
+    raise UserError(problem, "Give one JSON object a line, a JSON list of objects, CSV or Parquet.", where=name)
 
 
 def _parses(line: bytes) -> bool:

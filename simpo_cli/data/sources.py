@@ -53,10 +53,8 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
         if os.path.isdir(path):
             return _folder(path, redacted(source.path), source.split)
         if source.split is not None:
-            raise UserError(
-                f"{source.path} is a file and has no split {source.split}.",
-                "Splits belong to folders and hub data sets; leave `split` out.",
-            )
+            problem = f"{source.path} is a file and has no split {source.split}."
+            raise UserError(problem, "Splits belong to folders and hub data sets; leave `split` out.")
         return [LocalFile(path, redacted(source.path))]
     if glob.has_magic(path):
         return _matching(path, source)
@@ -76,10 +74,8 @@ def _matching(pattern: str, source: DataSource) -> list[LocalFile]:
     if not found:
         raise UserError("matches no file.", _nearby(pattern), where=source.path)
     if source.split is not None:
-        raise UserError(
-            f"{source.path} names files and has no split {source.split}.",
-            "Splits belong to folders and hub data sets; leave `split` out.",
-        )
+        problem = f"{source.path} names files and has no split {source.split}."
+        raise UserError(problem, "Splits belong to folders and hub data sets; leave `split` out.")
     return [LocalFile(path, redacted(path)) for path in found]
 
 

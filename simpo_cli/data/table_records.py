@@ -240,11 +240,7 @@ def read_arrow(path: str, name: str, receipt: FileReceipt) -> Iterator[RawRecord
 
 
 def _read_columns(
-    path: str,
-    name: str,
-    receipt: FileReceipt,
-    batches_of: Callable[[Any], Iterator[Any]],
-    kind: str,
+    path: str, name: str, receipt: FileReceipt, batches_of: Callable[[Any], Iterator[Any]], kind: str
 ) -> Iterator[RawRecord | BadRecord]:
     import pyarrow
 

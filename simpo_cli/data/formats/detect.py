@@ -37,11 +37,7 @@ Columns = Mapping[Any, str | list[str]]
 
 
 def detect(
-    records: Records,
-    columns: Columns,
-    name: str,
-    labels: Mapping[Any, Any] | None = None,
-    direction: str | None = None,
+    records: Records, columns: Columns, name: str, labels: Mapping[Any, Any] | None = None, direction: str | None = None
 ) -> Layout:
     """Decide which fields a file uses, and what says which response is preferred.
 
@@ -218,11 +214,9 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
     if named:
         missing = [p for p in ("chosen", "rejected") if p not in named and not any(p in r for r in records)]
         if missing:
-            raise UserError(
-                f"columns does not say what {missing[0]} is.",
-                f"Add {missing[0]}: FIELD. The fields are {', '.join(list(records[0])[:20])}.",
-                where=name,
-            )
+            problem = f"columns does not say what {missing[0]} is."
+            fix = f"Add {missing[0]}: FIELD. The fields are {', '.join(list(records[0])[:20])}."
+            raise UserError(problem, fix, where=name)
         fields = (stated.field("chosen") or "chosen", stated.field("rejected") or "rejected")
         return Answers(fields, _ends_of(fields))
     if listed is None:
@@ -235,11 +229,9 @@ def _stated_answers(records: Records, stated: Stated, name: str) -> Answers | No
             field, text = ".".join(keys[:count]), ".".join(keys[count:])
             if isinstance(value := get(record, field), list):
                 return Answers((field,), text=text or _text_key(value))
-    raise UserError(
-        f"columns says that answers is {listed!r}, and that is no list in any record.",
-        "Name a field with a list of responses, or the two fields: answers: [FIELD, FIELD].",
-        where=name,
-    )
+    problem = f"columns says that answers is {listed!r}, and that is no list in any record."
+    fix = "Name a field with a list of responses, or the two fields: answers: [FIELD, FIELD]."
+    raise UserError(problem, fix, where=name)
 
 
 def _ends_of(fields: Sequence[str]) -> tuple[str, ...]:

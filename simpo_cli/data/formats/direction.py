@@ -78,11 +78,8 @@ def direction_of(sample: Sample) -> Parts:
     if part in stated.columns:
         return _by_scores(sample, part)
     if "best" in stated.columns:
-        raise UserError(
-            "columns says which score is best, and names neither scores nor rank.",
-            "Add scores: [FIELD, FIELD], or leave best out.",
-            where=sample.name,
-        )
+        problem = "columns says which score is best, and names neither scores nor rank."
+        raise UserError(problem, "Add scores: [FIELD, FIELD], or leave best out.", where=sample.name)
     is_said = "chosen" in stated.columns or "rejected" in stated.columns
     if not (is_said or answers.named):
         return _found(sample)
@@ -101,11 +98,9 @@ def _by_place(sample: Sample) -> Parts:
     answers, stated = sample.answers, sample.stated
     others = [part for part in ("label", "scores", "rank") if part in stated.columns]
     if others:
-        raise UserError(
-            f"direction says that the first response is the better one, and columns names {others[0]}.",
-            f"Leave out direction where {others[0]} says which is better, or take {others[0]} out.",
-            where=sample.name,
-        )
+        problem = f"direction says that the first response is the better one, and columns names {others[0]}."
+        fix = f"Leave out direction where {others[0]} says which is better, or take {others[0]} out."
+        raise UserError(problem, fix, where=sample.name)
     if answers.named or not stated.is_own("direction"):
         return {}  # the names of the fields or a known layout say it
     first = f"the first of {answers.fields[0]}" if answers.is_list else answers.fields[0]
@@ -119,11 +114,8 @@ def _by_label(sample: Sample) -> Parts:
     fields = stated.fields("label") or _label_of_meanings(orders, sample.name)
     _require_same_order(fields[:2], sample)
     if len(answers.fields) > 2:
-        raise UserError(
-            f"{fields[0]} is a label, which is for two responses, and there are {len(answers.fields)}.",
-            "Name two of them: answers: [FIELD, FIELD].",
-            where=sample.name,
-        )
+        problem = f"{fields[0]} is a label, which is for two responses, and there are {len(answers.fields)}."
+        raise UserError(problem, "Name two of them: answers: [FIELD, FIELD].", where=sample.name)
     counts = values_of(sample.records, fields[0])
     if stated.labels:
         labels = Labels.of(stated.labels)
@@ -150,11 +142,8 @@ def _require_same_order(fields: Sequence[str], sample: Sample) -> None:
     responses = sample.answers.fields
     reverse = tuple(fields[::-1])
     if len(fields) == len(responses) == 2 and reverse in [found for found, _ in fields_beside(fields, responses)]:
-        raise UserError(
-            f"columns gives {' and '.join(fields)} for the responses {' and '.join(responses)}, in another order.",
-            f"Give both in one order: [{', '.join(reverse)}].",
-            where=sample.name,
-        )
+        problem = f"columns gives {' and '.join(fields)} for the responses {' and '.join(responses)}, in another order."
+        raise UserError(problem, f"Give both in one order: [{', '.join(reverse)}].", where=sample.name)
 
 
 def _label_parts(order: Order, answers: Answers) -> Parts:
@@ -174,21 +163,17 @@ def _label_of_meanings(orders: Sequence[Order], name: str) -> tuple[str, ...]:
     if len(found) == 1:
         return found[0].fields
     shown = " or ".join(order.shown for order in found)
-    raise UserError(
-        "labels says what the values of a label mean, and columns does not name the label.",
-        f"Add label: FIELD to columns; it may be {shown}." if found else "Add label: FIELD to columns.",
-        where=name,
-    )
+    problem = "labels says what the values of a label mean, and columns does not name the label."
+    fix = f"Add label: FIELD to columns; it may be {shown}." if found else "Add label: FIELD to columns."
+    raise UserError(problem, fix, where=name)
 
 
 def _by_scores(sample: Sample, part: str) -> Parts:
     answers, fields = sample.answers, sample.stated.fields(part)
     if not answers.is_list and len(fields) != len(answers.fields):
-        raise UserError(
-            f"columns gives {len(fields)} fields of {part} and {len(answers.fields)} responses.",
-            f"Give one for each response, in their order: {part}: [{', '.join(['FIELD'] * len(answers.fields))}].",
-            where=sample.name,
-        )
+        problem = f"columns gives {len(fields)} fields of {part} and {len(answers.fields)} responses."
+        fix = f"Give one for each response, in their order: {part}: [{', '.join(['FIELD'] * len(answers.fields))}]."
+        raise UserError(problem, fix, where=sample.name)
     _require_same_order(fields, sample)
     best = sample.stated.field("best")
     kinds = {names.kind_of_score(words_of(field)) for field in fields}
@@ -200,7 +185,7 @@ def _by_scores(sample: Sample, part: str) -> Parts:
 
 def _found(sample: Sample) -> Parts:
     """The one thing in the records that orders responses without an order by name."""
-    orders = find_orders(sample)
+    answers, orders = sample.answers, find_orders(sample)
     certain = [order for order in orders if order.certain]
     if not certain:
         raise refusals.no_direction(sample, orders)
@@ -210,7 +195,7 @@ def _found(sample: Sample) -> Parts:
     ]
     if rivals:
         raise refusals.contradiction(sample, *rivals[0])
-    parts = _parts_of(certain[0], sample.answers)
+    parts = _parts_of(certain[0], answers)
     if parts["order"] == "label":
         parts["scores"] = next((order.fields for order in certain if order.kind == "scores"), ())
     return parts
@@ -236,11 +221,8 @@ def _could_differ(sample: Sample, certain: Order, other: Order) -> bool:
 def _differ(sample: Sample, one: Order, other: Order) -> bool:
     """Whether two orders prefer different responses in some record."""
     layouts = [_layout_of(order, sample.answers) for order in (one, other)]
-    for record in sample.records:
-        places = [_place(record, layout) for layout in layouts]
-        if None not in places and places[0] != places[1]:
-            return True
-    return False
+    places = ([_place(record, layout) for layout in layouts] for record in sample.records)
+    return any(None not in both and both[0] != both[1] for both in places)
 
 
 def _layout_of(order: Order, answers: Answers) -> Layout:
@@ -409,17 +391,11 @@ def _label_of(record: Record, layout: Layout) -> Any:
 
 
 def _label_cell(record: Record, field: str) -> Any:
-    """The value of a label's field.
-
-    Raises:
-        RecordError: the record lacks the field, or it holds more than a single value.
-        NoSignalError: the cell is empty: nobody said which response is preferred.
-    """
     value = get(record, field)
     if value is MISSING or isinstance(value, list | dict):
         raise RecordError(f"{field}: expected a label, got {'nothing' if value is MISSING else kind_of(value)}", SKIP)
     if is_empty(value):
-        raise NoSignalError("no label")
+        raise NoSignalError("no label")  # nobody said which response is preferred
     return value
 
 

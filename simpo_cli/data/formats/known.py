@@ -1,15 +1,7 @@
 """Layouts of files that are known by their own fields: a table in the vocabulary of `columns` and `labels`.
 
 To add one, write a `Known` with the fields that only such files have together, and say the rest as a person would say
-it in a recipe:
-
-    Known(
-        name="PKU-SafeRLHF",
-        needs=("response_0", "response_1", "better_response_id"),
-        columns={"answers": ["response_0", "response_1"], "label": "better_response_id"},
-        labels={"first": [0], "second": [1]},
-        said="better_response_id is the number of the better response",
-    )
+it in a recipe; PKU-SafeRLHF in the table is an example.
 
 `columns` may leave out what the usual names say (`prompt`, `system`, `tools`). `answers` is two fields, or one field
 with a list of texts or objects, `completions.response` where the text stands in each object; `scores` and `rank` are
@@ -38,17 +30,10 @@ NEEDS = "SimPO needs a chosen and a rejected response to each prompt."
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A layout that is recognised by the fields of its records.
+    """A layout that is recognised by the fields of its records: those that each has (`needs`), and none has (`lacks`).
 
-    Attributes:
-        name: as people call it.
-        needs: fields that each of its records has; names with dots reach inside.
-        lacks: fields that none of its records has.
-        columns, labels, direction: as in a recipe.
-        said: what says which response is preferred, as the end of the sentence that is printed; empty where the columns
-            say it well enough.
-        rewrite: from a record to the records that `columns` is about.
-        refused, fix: why such records are no pairs, and what to do instead; empty for those that are.
+    `said` tells what says which response is preferred, as the end of the sentence that is printed, where the columns do
+    not say it well enough; `refused` and `fix`, why such records are no pairs, and what to do instead.
     """
 
     name: str
@@ -94,13 +79,9 @@ def _beside_messages(record: Record) -> Records:
         asked = max((i + 1 for i, turn in enumerate(messages) if turn.get("role") == "user"), default=0)
         rejected = [*messages[:asked], *other]
     else:
-        rejected = [*messages[:-1], {**_like(messages[-1]), "content": other}]
+        dialect = {key: messages[-1][key] for key in ("role", "from") if key in messages[-1]}
+        rejected = [*messages[:-1], {**dialect, "content": other}]
     return [_without(record, "messages", "rejected_response") | {"chosen": messages, "rejected": rejected}]
-
-
-def _like(turn: Record) -> Record:
-    """The role of a turn, in its own dialect."""
-    return {key: turn[key] for key in ("role", "from") if key in turn}
 
 
 def _lists_as_text(record: Record) -> Records:
@@ -235,8 +216,8 @@ def _agreed(values: Sequence[Any], field: str) -> Any:
     if not values:
         raise RecordError(f"{field}: no answer of an annotator", SKIP)
     if any(value != values[0] for value in values):
-        shown = ", ".join(str(value)[:30] for value in values[:5])
-        raise RecordError(f"{field}: the annotators do not agree ({shown})", SKIP)
+        answers = ", ".join(str(value)[:30] for value in values[:5])
+        raise RecordError(f"{field}: the annotators do not agree ({answers})", SKIP)
     return values[0]
 
 

@@ -326,10 +326,8 @@ def _with_system(turns: Turns, record: Record, layout: Layout) -> Turns:
     if not turns or turns[0].role != "system":
         return [opening, *turns]
     if turns[0].content.strip() != opening.content.strip():
-        raise RecordError(
-            f"{layout.system} and the system turn of the conversation say different things",
-            "Leave one of them out. " + SKIP,
-        )
+        problem = f"{layout.system} and the system turn of the conversation say different things"
+        raise RecordError(problem, "Leave one of them out. " + SKIP)
     return turns
 
 

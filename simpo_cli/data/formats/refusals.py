@@ -169,11 +169,9 @@ def no_direction(sample: Sample, orders: Sequence[Order]) -> UserError:
         )
     lists = [get(record, fields[0]) for record in sample.records] if answers.is_list else [fields]
     if order.kind == "label" and any(isinstance(one, list | tuple) and len(one) > 2 for one in lists):
-        return UserError(
-            f"holds {held} and a label, {order.shown}, which orders two of them only.",
-            "Write the preferred one into a field chosen, and one of the others into a field rejected.",
-            where=name,
-        )
+        problem = f"holds {held} and a label, {order.shown}, which orders two of them only."
+        fix = "Write the preferred one into a field chosen, and one of the others into a field rejected."
+        return UserError(problem, fix, where=name)
     perhaps = "perhaps " if order.kind == "label" and not names.may_be_label(order.fields[0]) else ""
     counts = shown_counts(order.values) if order.kind == "label" else "the lowest or the highest may be the best"
     lines = _lines_of(order, sample)
@@ -319,11 +317,9 @@ def require_better(records: Records, name: str) -> None:
     sides = {names.worse_alone(record) for record in records}
     named = sides.pop() if len(sides) == 1 else None
     if named is not None:
-        raise UserError(
-            f"has {named[1]} and no field that is the chosen response by its name; {named[0]} may be meant.",
-            "If so, say it in the recipe: " + line_of(name, {"chosen": named[0], "rejected": named[1]}),
-            where=name,
-        )
+        problem = f"has {named[1]} and no field that is the chosen response by its name; {named[0]} may be meant."
+        fix = "If so, say it in the recipe: " + line_of(name, {"chosen": named[0], "rejected": named[1]})
+        raise UserError(problem, fix, where=name)
 
 
 def no_pairs(records: Records, name: str) -> UserError:
