@@ -41,10 +41,7 @@ def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
             "chosen_len": describe(chosen),
             "rejected_len": describe(rejected),
             "prompt_len": describe(examination.prompt_len),
-            "difference": {
-                **describe(chosen - rejected),
-                "mean_ci": mean(chosen - rejected, prompts).as_json()["ci"],
-            },
+            "difference": {**describe(chosen - rejected), "mean_ci": mean(chosen - rejected, prompts).as_json()["ci"]},
         },
         "bias": {
             **length_rule.as_json(),

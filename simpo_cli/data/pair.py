@@ -41,25 +41,15 @@ def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """One prompt with the response that people preferred and the one it beat, as text.
+    """One prompt with the response that people preferred and the one it beat, as text; nothing is stripped."""
 
-    Attributes:
-        prompt: a conversation that ends before the response, or plain text when the record held plain text.
-        chosen: the preferred response, as the record holds it (nothing stripped); with reasoning or calls, all of it
-            as text.
-        where: the record's place for messages: `prefs.jsonl:17` (line, JSON lines) or `prefs.json, record 17`.
-        tools: the JSON text of the tools that the conversation may call, or None.
-        template_kwargs: JSON text of the record's own variables for the chat template, or None.
-        chosen_fields, rejected_fields: the responses' messages, as `Message.fields`.
-    """
-
-    prompt: tuple[Message, ...] | str
-    chosen: str
+    prompt: tuple[Message, ...] | str  # a conversation that ends before the response, or plain text as in the record
+    chosen: str  # with reasoning or calls, all of it as text
     rejected: str
-    where: str
-    tools: str | None = None
-    template_kwargs: str | None = None
-    chosen_fields: str = field(default="", compare=False)
+    where: str  # the record's place for messages: `prefs.jsonl:17` (line, JSON lines) or `prefs.json, record 17`
+    tools: str | None = None  # JSON text of the tools that the conversation may call
+    template_kwargs: str | None = None  # JSON text of the record's own variables for the chat template
+    chosen_fields: str = field(default="", compare=False)  # the response's message, as `Message.fields`
     rejected_fields: str = field(default="", compare=False)
 
     @property
@@ -80,28 +70,17 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """One pair as token ids, cut to the recipe's lengths; what the model sees.
+    """One pair as token ids, cut to the recipe's lengths; what the model sees."""
 
-    Attributes:
-        prompt: (num_prompt_tokens,) int32 ids, seen and not scored.
-        chosen: (num_chosen_tokens,) int32 ids, all of them scored, never empty.
-        rejected: (num_rejected_tokens,) int32 ids, all of them scored, never empty.
-        prompt_key: a hash of the prompt's text: pairs of one prompt share it (hold-out and intervals go by prompt).
-        where: the record's place, for messages.
-        prompt_cut, chosen_cut, rejected_cut: whether the length limits took tokens away.
-        pair_key: a digest of the three texts, 32 hex digits, by which two runs know their pairs; zeros where it is not
-            told.
-    """
-
-    prompt: NDArray[np.int32]
-    chosen: NDArray[np.int32]
-    rejected: NDArray[np.int32]
-    prompt_key: str
-    where: str
-    prompt_cut: bool = False
+    prompt: NDArray[np.int32]  # (num_prompt_tokens,) seen and not scored
+    chosen: NDArray[np.int32]  # (num_chosen_tokens,) all of them scored, never empty
+    rejected: NDArray[np.int32]  # (num_rejected_tokens,) all of them scored, never empty
+    prompt_key: str  # a hash of the prompt's text: pairs of one prompt share it (hold-out and intervals go by prompt)
+    where: str  # the record's place, for messages
+    prompt_cut: bool = False  # whether the length limits took tokens away
     chosen_cut: bool = False
     rejected_cut: bool = False
-    pair_key: str = "0" * 32
+    pair_key: str = "0" * 32  # a digest of the three texts, by which two runs know their pairs; zeros if not given
 
     @property
     def num_tokens(self) -> int:

@@ -73,10 +73,7 @@ def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTok
     """
     with about("model.path"):
         tokenizer = load_tokenizer(
-            recipe.model.path,
-            revision=recipe.model.revision,
-            chat_template=recipe.data.chat_template,
-            moment=moment,
+            recipe.model.path, revision=recipe.model.revision, chat_template=recipe.data.chat_template, moment=moment
         )
     require_end_token(tokenizer)
     return tokenizer

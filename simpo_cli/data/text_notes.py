@@ -64,48 +64,18 @@ NOTES = (
 """What texts are searched for."""
 
 END_TOKENS = (
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end_of_turn|>",
-    "<|endofturn|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|end|>",
-    "<|return|>",
-    "<|user_end|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "[|endofturn|]",
-    "<｜end▁of▁sentence｜>",
-    "</s>",
-    "<eos>",
-)
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end_of_turn|>",
+    "<|endofturn|>", "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|user_end|>", "<end_of_turn>",
+    "<turn|>", "[|endofturn|]", "<｜end▁of▁sentence｜>", "</s>", "<eos>",
+)  # fmt: skip
 """End tokens that are widely used."""
 
 TURN_MARKERS = (
-    "<|im_start|>",
-    "<|start_header_id|>",
-    "<|begin_of_text|>",
-    "<|startoftext|>",
-    "<|start_of_role|>",
-    "<|START_OF_TURN_TOKEN|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|start|>",
-    "<|turn>",
-    "<start_of_turn>",
-    "<｜User｜>",
-    "<｜Assistant｜>",
-    "<｜begin▁of▁sentence｜>",
-    "<<SYS>>",
-    "[INST]",
-    "[/INST]",
-    "[|user|]",
-    "[|assistant|]",
-)
+    "<|im_start|>", "<|start_header_id|>", "<|begin_of_text|>", "<|startoftext|>", "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>", "<|system|>", "<|user|>", "<|assistant|>", "<|start|>", "<|turn>",
+    "<start_of_turn>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<<SYS>>", "[INST]",
+    "[/INST]", "[|user|]", "[|assistant|]",
+)  # fmt: skip
 """What widely used templates write in front of turns."""
 
 HEADINGS = tuple(

@@ -28,12 +28,4 @@ from simpo_cli.data.encode.conversation import Rules
 from simpo_cli.data.encode.pairs import encode_batches, encode_pairs, encode_prompt, pair_batches
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
 
-__all__ = [
-    "AS_TRANSCRIPT",
-    "LONGEST_WORD",
-    "Rules",
-    "encode_batches",
-    "encode_pairs",
-    "encode_prompt",
-    "pair_batches",
-]
+__all__ = ["AS_TRANSCRIPT", "LONGEST_WORD", "Rules", "encode_batches", "encode_pairs", "encode_prompt", "pair_batches"]

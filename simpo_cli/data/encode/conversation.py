@@ -184,10 +184,7 @@ class Conversation:
 
     def _render(self, turns: Sequence[Message], *, generation_prompt: bool = False) -> str:
         return self.rules.tokenizer.render(
-            turns,
-            generation_prompt=generation_prompt,
-            tools=self.tools,
-            template_kwargs=self.template_kwargs,
+            turns, generation_prompt=generation_prompt, tools=self.tools, template_kwargs=self.template_kwargs
         )
 
 

@@ -29,24 +29,17 @@ _RUNS = re.compile(r"\S+|\s+")
 class Texts:
     """A pair as rendered text.
 
-    Attributes:
-        prompt: what is not scored.
-        responses: what stands behind it, chosen and rejected.
-        mode: how special tokens in it are read.
-        notes: what is counted of it: the rules by which the answers continue the prompt, where the whole rendering does
-            not say so itself, and what of the record is not written.
-        turns: those of the prompt, where it is a conversation.
-        write: the prompt of other turns, as text.
-        calls: whether each response calls tools.
+    Counted are the rules by which the answers continue the prompt, where the whole rendering does not say so itself,
+    and what of the record is not written.
     """
 
-    prompt: str
-    responses: tuple[str, str]
-    mode: SpecialTokenMode
-    notes: frozenset[str] = frozenset()
-    turns: tuple[Message, ...] = ()
-    write: Callable[[Sequence[Message]], str] = field(default=lambda _: "", compare=False)
-    calls: tuple[bool, bool] = (False, False)
+    prompt: str  # what is not scored
+    responses: tuple[str, str]  # what stands behind it, chosen and rejected
+    mode: SpecialTokenMode  # how special tokens in it are read
+    notes: frozenset[str] = frozenset()  # what is counted of it
+    turns: tuple[Message, ...] = ()  # those of the prompt, where it is a conversation
+    write: Callable[[Sequence[Message]], str] = field(default=lambda _: "", compare=False)  # the prompt of other turns
+    calls: tuple[bool, bool] = (False, False)  # whether each response calls tools
 
 
 def render(pair: PreferencePair, rules: Rules) -> Texts:

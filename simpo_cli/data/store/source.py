@@ -27,7 +27,7 @@ from simpo_cli.data.encode import encode_batches, pair_batches
 from simpo_cli.data.file_bytes import open_regular
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader, require_few, stopped_by
-from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair, prompt_key
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
 from simpo_cli.data.store.cache import Origin, fetch
 from simpo_cli.data.store.pairs import Account, PairWriter, StoredPairs
@@ -168,7 +168,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         UserError: a file or record is refused, or no usable pair is left.
     """
     writer = PairWriter(folder)
-    total, samples, pairs_of_source = EncodedPairs(), _Samples(), []
+    total, samples, pairs_of_source = EncodedPairs(), dict[str, PreferencePair](), []
     own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
     with closing(writer), stage("tokenizing pairs") as tokenizing:
         for source in reader.sources:
@@ -181,7 +181,7 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
                 total.add_counts(encoded)
                 require_few(total.bad)
                 noted.update(note for pair in batch for note in notes_of(pair, own))
-                samples.add(batch, encoded.pairs)
+                _keep_samples(samples, batch, encoded.pairs)
                 writer.add(encoded.pairs)
             pairs_of_source.append(writer.num_pairs - before)
         reader.require_pairs()
@@ -195,34 +195,21 @@ def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, 
         counts=total.counts,
         needed=total.needed,
         warnings=Counter(reader.warnings.counts) + noted,
-        samples=samples.in_order(),
+        samples=[samples[key] for key in sorted(samples)],
         content=writer.content.hexdigest(),
         remarks=reader.remarks,
         examples=reader.examples,
     )
 
 
-class _Samples:
-    """The first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, PreferencePair] = {}
-
-    def add(self, texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]) -> None:
-        """Take in a batch."""
-        place = 0
-        for pair in encoded:
-            while texts[place].where != pair.where:  # those between were dropped or refused
-                place += 1
-            if pair.prompt_cut or pair.prompt_key in self._kept:
-                continue
-            if len(self._kept) == _SAMPLES:
-                highest = max(self._kept)
-                if pair.prompt_key > highest:
-                    continue
-                del self._kept[highest]
-            self._kept[pair.prompt_key] = texts[place]
-
-    def in_order(self) -> list[PreferencePair]:
-        """The pairs in the order of their hashes."""
-        return [self._kept[key] for key in sorted(self._kept)]
+def _keep_samples(
+    kept: dict[str, PreferencePair], texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]
+) -> None:
+    """Keep the first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
+    for pair in encoded:
+        key = pair.prompt_key
+        if pair.prompt_cut or key in kept or (len(kept) == _SAMPLES and key > max(kept)):
+            continue
+        kept[key] = next(text for text in texts if text.where == pair.where and prompt_key(text) == key)
+        if len(kept) > _SAMPLES:
+            del kept[max(kept)]

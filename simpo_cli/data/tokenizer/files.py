@@ -10,13 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data import hub
-from simpo_cli.data.model_files import (
-    ADAPTER_CONFIG,
-    base_of_adapters,
-    read_json,
-    read_text,
-    require_regular_files,
-)
+from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, read_text, require_regular_files
 from simpo_cli.data.tokenizer.text_tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
