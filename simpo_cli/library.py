@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from simpo_cli.audit.dataset import PreferenceDataset
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, PreferencePair, RecordError
 from simpo_cli.data.plan import Packing, row_tokens_of_each
-from simpo_cli.data.raw import RecordError
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import why_not_shared

@@ -20,8 +20,7 @@ from simpo_cli.audit.examine import Examination
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import PreferencePair, RecordError
 from simpo_cli.data.text_notes import repeated_prompts
 from simpo_cli.errors import UserError
 from simpo_cli.files import disk_faults, replacing

@@ -42,8 +42,7 @@ from simpo_cli.audit.signatures import (
     signatures_of,
 )
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.raw import FileReceipt
+from simpo_cli.data.pair import EncodedPair, FileReceipt
 
 NUM_BANDS = SIGNATURE_BYTES // 2
 MOST_COMPARED = 8

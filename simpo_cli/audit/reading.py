@@ -23,8 +23,16 @@ from simpo_cli.audit.measures import Counts, TextMeasures, measure
 from simpo_cli.data.batches import end_with_the_parent, in_batches, results_in_order
 from simpo_cli.data.formats.names import MISSING, get, nearest
 from simpo_cli.data.load import PairReader, stopped_by
-from simpo_cli.data.pair import EncodedPair, EncodedPairs, PreferencePair, cut_warnings
-from simpo_cli.data.raw import BadRecord, RawRecord, RecordNote, kind_of
+from simpo_cli.data.pair import (
+    BadRecord,
+    EncodedPair,
+    EncodedPairs,
+    PreferencePair,
+    RawRecord,
+    RecordNote,
+    cut_warnings,
+    kind_of,
+)
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe
 

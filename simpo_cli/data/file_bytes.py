@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from simpo_cli.data.raw import FileReceipt
+from simpo_cli.data.pair import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
 
 _READ = 2**20

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any
 
 from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, not_utf8, parse_value
-from simpo_cli.data.raw import MAX_RECORD_BYTES, RawRecord, RecordError
+from simpo_cli.data.pair import MAX_RECORD_BYTES, RawRecord, RecordError
 from simpo_cli.errors import UserError
 from simpo_cli.names import misfit
 

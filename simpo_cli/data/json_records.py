@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from simpo_cli.data.raw import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
+from simpo_cli.data.pair import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
 from simpo_cli.errors import UserError
 from simpo_cli.files import MAX_DEPTH, is_too_deep
 

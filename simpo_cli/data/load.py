@@ -13,8 +13,17 @@ from simpo_cli.data.formats.direction import reason_of
 from simpo_cli.data.formats.layout import UnusedFields
 from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.hub import read_hub
-from simpo_cli.data.pair import PreferencePair, prompt_key
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, RecordNote, Records, Tally
+from simpo_cli.data.pair import (
+    BadRecord,
+    FileReceipt,
+    PreferencePair,
+    RawRecord,
+    RecordError,
+    RecordNote,
+    Records,
+    Tally,
+    prompt_key,
+)
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate, missing_shards
 from simpo_cli.errors import UserError

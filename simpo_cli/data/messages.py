@@ -7,8 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from simpo_cli.data.json_records import whole_value
-from simpo_cli.data.pair import Message
-from simpo_cli.data.raw import RecordError, kind_of
+from simpo_cli.data.pair import Message, RecordError, kind_of
 
 _ROLES = {
     "system": "system",

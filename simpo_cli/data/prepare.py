@@ -14,9 +14,8 @@ import numpy as np
 from simpo_cli.data.hub import require_obtainable
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.model_files import require_startable
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import EncodedPair, PreferencePair, record_note
 from simpo_cli.data.plan import Packing, Plan, split_by_prompt, tokens_of_each
-from simpo_cli.data.raw import record_note
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer, read_template, require_model_name

@@ -10,8 +10,7 @@ from functools import cache
 from typing import Protocol
 
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import RecordNote
+from simpo_cli.data.pair import PreferencePair, RecordNote
 
 _RANGES = (
     ("\u0e01", "\u0e5b"),  # Thai

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from simpo_cli.audit.catalogue import CATALOGUE
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.pair import BadRecord
 from simpo_cli.formatting import thousands
 from simpo_cli.report.console import Console, printable
 from simpo_cli.report.terminal import print_wrapped

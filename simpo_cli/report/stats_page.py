@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
-from simpo_cli.data.pair import PreferencePair, prompt_messages
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.pair import BadRecord, PreferencePair, prompt_messages
 from simpo_cli.formatting import Cell
 from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
 from simpo_cli.report.findings_view import shared_folder, short_place

@@ -11,7 +11,7 @@ from rich.text import Text
 from simpo_cli.audit.columns import histogram
 from simpo_cli.audit.examine import Examination
 from simpo_cli.audit.surface import leading
-from simpo_cli.data.raw import record_note
+from simpo_cli.data.pair import record_note
 from simpo_cli.evaluate.tables import RULES
 from simpo_cli.formatting import (
     Cell,

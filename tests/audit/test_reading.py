@@ -20,8 +20,7 @@ from simpo_cli.audit.measures import measure
 from simpo_cli.audit.reading import MOST_GROUPS, NONE, OTHERS, Groups, MeasuredBatch, ReadPair, measured_batches
 from simpo_cli.data import batches
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RawRecord
+from simpo_cli.data.pair import Message, PreferencePair, RawRecord
 from simpo_cli.errors import ExitCode, UserError
 from tests.benchmarks.audit import made_pairs
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.records import read_records
 from tests.data.loading import load_pairs, refusal
 

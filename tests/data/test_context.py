@@ -9,8 +9,7 @@ import pytest
 
 from simpo_cli.data.formats import SAMPLE_RECORDS, detect, to_pair
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import Message, prompt_messages
-from simpo_cli.data.raw import RecordError, RecordNote
+from simpo_cli.data.pair import Message, RecordError, RecordNote, prompt_messages
 from simpo_cli.errors import UserError
 from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, nova, oasst, said, talk, ultrafeedback, vertex
 from tests.data.test_layouts import load

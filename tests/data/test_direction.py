@@ -14,7 +14,7 @@ import pytest
 
 from simpo_cli.data.formats import NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import RecordError
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataSource

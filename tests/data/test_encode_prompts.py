@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from simpo_cli.data.encode import encode_pairs, encode_prompt
-from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import Message, PreferencePair, RecordError
 from tests.data.encode_cases import APPEND_ONLY, ROOMY, Case
 
 TALK = (Message("user", "How do I invite a teammate?"), Message("assistant", "Open People."), Message("user", "And?"))

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.messages import as_transcript, split_transcripts, transcript_turns, turns_of
-from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
-from simpo_cli.data.raw import RecordError, RecordNote
+from simpo_cli.data.pair import Message, PreferencePair, RecordError, RecordNote, prompt_messages
 from simpo_cli.errors import UserError
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))

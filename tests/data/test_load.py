@@ -13,7 +13,7 @@ import pytest
 
 from simpo_cli.data import hub
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.raw import FileReceipt
+from simpo_cli.data.pair import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.loading import load_pairs

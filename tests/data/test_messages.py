@@ -9,8 +9,7 @@ import pytest
 from simpo_cli.audit.clean import clean_record
 from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.messages import turn_of, turns_of
-from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError, RecordNote
+from simpo_cli.data.pair import Message, PreferencePair, RecordError, RecordNote
 
 ASK = {"role": "user", "content": "Which key opens the shed?"}
 YES, NO = {"role": "assistant", "content": "The brass one."}, {"role": "assistant", "content": "None."}

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from simpo_cli.data.pair import Message, PreferencePair
+from simpo_cli.data.pair import Message, PreferencePair, RecordNote
 from simpo_cli.data.prepare import describe_losses, prepare_tokenizer
-from simpo_cli.data.raw import RecordNote
 from simpo_cli.data.store import encode_source
 from simpo_cli.data.text_notes import END_TOKENS, NOTES, TURN_MARKERS, notes_of, own_markers, repeated_prompts
 from simpo_cli.data.tokenizer import load_tokenizer

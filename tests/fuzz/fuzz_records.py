@@ -36,8 +36,7 @@ with atheris.instrument_imports(include=["simpo_cli.data"]) if as_program and at
     from simpo_cli.data.formats import NoSignalError, detect, to_pair
     from simpo_cli.data.json_records import read_json_array, read_json_lines
     from simpo_cli.data.messages import turns_of
-    from simpo_cli.data.pair import prompt_messages
-    from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError
+    from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord, RecordError, prompt_messages
     from simpo_cli.data.records import read_records
     from simpo_cli.errors import UserError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.pair import BadRecord
 from simpo_cli.report.findings_view import annotations
 
 COMMAND = re.compile(r"::(error|warning) ((?:[a-z]+=[^:,\r\n]*,?)+)::([^\r\n]*)")

@@ -19,7 +19,7 @@ import yaml
 from simpo_cli.cli import main
 from simpo_cli.cli import recipe as recipe_command
 from simpo_cli.cli.options import say
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.pair import BadRecord
 from simpo_cli.errors import UserError
 from simpo_cli.formatting import Cell
 from simpo_cli.recipe.tree import Origin, node_of

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simpo_cli.data.messages import REASONING
-from simpo_cli.data.pair import Message
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import Message, RecordError
 from simpo_cli.data.tokenizer import TemplateError, TextTokenizer, TurnMarks
 from simpo_cli.recipe.schema import DataRecipe
 

@@ -19,8 +19,7 @@ from simpo_cli.data.batches import in_batches, results_in_order
 from simpo_cli.data.encode.conversation import STAND_IN, Rules, text_of, with_content
 from simpo_cli.data.encode.rendering import Texts, render, render_prompt
 from simpo_cli.data.formats.names import SKIP
-from simpo_cli.data.pair import EncodedPair, EncodedPairs, Message, PreferencePair, pair_key, prompt_key
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import EncodedPair, EncodedPairs, Message, PreferencePair, RecordError, pair_key, prompt_key
 from simpo_cli.data.tokenizer import EncodingError, SpecialTokenMode, TemplateError, TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe

@@ -10,8 +10,7 @@ from typing import Any
 from simpo_cli.data.encode.conversation import Conversation, Rules, unwritten
 from simpo_cli.data.formats.names import SKIP
 from simpo_cli.data.messages import as_transcript, text_of
-from simpo_cli.data.pair import Message, PreferencePair, prompt_messages
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import Message, PreferencePair, RecordError, prompt_messages
 from simpo_cli.data.tokenizer import GIVEN_BY_US, EncodingError, SpecialTokenMode, TemplateError
 from simpo_cli.errors import UserError
 

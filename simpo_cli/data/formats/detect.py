@@ -12,7 +12,7 @@ from simpo_cli.data.formats.layout import Layout, Stated, unused_fields
 from simpo_cli.data.formats.names import MISSING, Record, Records, folded, get, is_turn, leaf, word_set, words_of
 from simpo_cli.data.formats.orders import Answers, Sample
 from simpo_cli.data.messages import is_transcript, is_transcript_prompt
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import RecordError
 from simpo_cli.errors import UserError
 
 SAMPLE_RECORDS = 100

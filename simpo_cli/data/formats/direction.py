@@ -28,8 +28,7 @@ from simpo_cli.data.formats.orders import (
     scalars_of,
     values_of,
 )
-from simpo_cli.data.pair import PreferencePair
-from simpo_cli.data.raw import RecordError, RecordNote, kind_of
+from simpo_cli.data.pair import PreferencePair, RecordError, RecordNote, kind_of
 from simpo_cli.errors import UserError
 
 

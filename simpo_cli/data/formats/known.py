@@ -23,7 +23,7 @@ from typing import Any, Literal
 from simpo_cli.data.formats.layout import Rewrite
 from simpo_cli.data.formats.names import MISSING, SKIP, Record, Records, get, required
 from simpo_cli.data.json_records import whole_value
-from simpo_cli.data.raw import RecordError, kind_of
+from simpo_cli.data.pair import RecordError, kind_of
 
 NEEDS = "SimPO needs a chosen and a rejected response to each prompt."
 

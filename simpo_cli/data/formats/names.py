@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simpo_cli.data.json_records import whole_value
-from simpo_cli.data.raw import RecordError
+from simpo_cli.data.pair import RecordError
 
 Record = Mapping[str, Any]
 Records = Sequence[Record]

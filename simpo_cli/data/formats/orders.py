@@ -21,7 +21,7 @@ from simpo_cli.data.formats.names import (
     shown_value,
     words_of,
 )
-from simpo_cli.data.raw import kind_of
+from simpo_cli.data.pair import kind_of
 
 Values = Counter[tuple[str, Any]]
 """How often values occur, each with its JSON kind: 1 and 1.0 are one, 1 and true are not; lists count by their text."""

@@ -21,8 +21,7 @@ from simpo_cli.data.messages import (
     turn_of,
     turns_of,
 )
-from simpo_cli.data.pair import Message, PreferencePair
-from simpo_cli.data.raw import RecordError, RecordNote, kind_of
+from simpo_cli.data.pair import Message, PreferencePair, RecordError, RecordNote, kind_of
 
 Turns = list[Message] | str
 Parts = tuple[Turns, Message, Message]

@@ -19,8 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair
-from simpo_cli.data.raw import BadRecord
+from simpo_cli.data.pair import BadRecord, EncodedPair, Message, PreferencePair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,18 @@ from simpo_cli.data.encode import encode_prompt
 from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript, turns_of
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_key, prompt_messages
-from simpo_cli.data.raw import BadRecord, FileReceipt, RawRecord, RecordError, kind_of
+from simpo_cli.data.pair import (
+    BadRecord,
+    EncodedPair,
+    FileReceipt,
+    Message,
+    PreferencePair,
+    RawRecord,
+    RecordError,
+    kind_of,
+    prompt_key,
+    prompt_messages,
+)
 from simpo_cli.data.records import read_records
 from simpo_cli.data.sources import Role
 from simpo_cli.data.store import prompt_keys_of
