@@ -23,14 +23,13 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.pair import EncodedPair, PreferencePair, RecordError
 from simpo_cli.data.plan import Packing, row_tokens_of_each
 from simpo_cli.data.tokenizer import TextTokenizer, from_transformers, load_tokenizer
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.errors import ExitCode, UserError, for_python, in_python
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
-from simpo_cli.python_words import for_python, in_python
 from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe
 from simpo_cli.recipe.validate import refused_value
 from simpo_cli.stages import Pulse

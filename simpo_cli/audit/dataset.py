@@ -11,8 +11,7 @@ from simpo_cli.audit.measures import num_words
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript
 from simpo_cli.data.pair import PreferencePair
-from simpo_cli.errors import UserError
-from simpo_cli.python_words import for_python
+from simpo_cli.errors import UserError, for_python
 
 
 class PreferenceDataset:

@@ -1,4 +1,4 @@
-"""Text and preference pairs of `builtin:guide`, drawn from the tables in `world`.
+"""Text and preference pairs of `builtin:guide`, drawn from the tables in topics.yaml.
 
 - A *topic* is one thing that people want to do. Its right answer has a short form, goal and three steps, and a long
   form, the same with what then happens.
@@ -21,17 +21,12 @@ hide.
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
-from simpo_cli.builtin.world import (
-    FRAMES,
-    GREETINGS,
-    HELD_OUT_FRAMES,
-    SIBLINGS,
-    SYSTEM_TURNS,
-    Siblings,
-    Topic,
-)
+import yaml
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 Form = Literal["short", "long"]
 Split = Literal["train", "eval"]
@@ -46,6 +41,54 @@ SYSTEM_SHARE, GREETING_SHARE = 0.12, 0.08  # of all prompts
 SHORT_SHARE = 0.64  # of the start model's answers, so that it finds both forms about equally likely per token
 
 
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """One thing that people want to do.
+
+    Attributes:
+        goal: what the guide calls it.
+        patterns: how people say it, `{o}` standing for the object.
+        held_out_patterns: more ways, kept out of every training pair.
+        steps: what to do. The sibling has other steps with as many words, one by one.
+        outcome: what then happens; the sibling has another with as many words.
+    """
+
+    goal: str
+    patterns: tuple[str, ...]
+    held_out_patterns: tuple[str, ...]
+    steps: tuple[str, str, str]
+    outcome: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Siblings:
+    """Two topics about the same objects; the answer to either is the wrong answer to the other.
+
+    Attributes:
+        objects: what the questions are about; the first is the plainest.
+        held_out_objects: more words for it, kept out of every training pair.
+    """
+
+    objects: tuple[str, ...]
+    held_out_objects: tuple[str, ...]
+    first: Topic
+    second: Topic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """What topics.yaml holds. Greetings are of the user, each with the guide's reply."""
+
+    frames: tuple[str, ...]
+    held_out_frames: tuple[str, ...]
+    system_turns: tuple[str, ...]
+    greetings: tuple[tuple[str, str], ...]
+    siblings: tuple[Siblings, ...]
+
+
+TABLES = TypeAdapter(Tables).validate_python(yaml.safe_load(Path(__file__).with_name("topics.yaml").read_text("utf-8")))
+
+
 def right_answer(topic: Topic, form: Form) -> str:
     """The answer to a question about the topic."""
     return _answer([topic] * 5, form)
@@ -57,7 +100,7 @@ def questions(topic: Topic, siblings: Siblings, split: Split) -> list[str]:
     Training pairs have taught patterns and taught objects; held-out ones have held-out frames and patterns, which keep
     their wording new whatever the object, and all objects.
     """
-    frames = FRAMES if split == "train" else HELD_OUT_FRAMES
+    frames = TABLES.frames if split == "train" else TABLES.held_out_frames
     patterns = topic.patterns if split == "train" else topic.held_out_patterns
     objects = siblings.objects if split == "train" else siblings.objects + siblings.held_out_objects
     return [_question(frame, pattern, o) for frame in frames for pattern in patterns for o in objects]
@@ -71,7 +114,7 @@ def preference_pairs(split: Split, seed: int) -> list[Record]:
     """
     rng = random.Random(f"{split} {seed}")
     records: list[Record] = []
-    for number, siblings in enumerate(SIBLINGS):
+    for number, siblings in enumerate(TABLES.siblings):
         for topic, sibling in _both_ways(siblings):
             forms = [pair for pair, count in PAIRS_PER_TOPIC[split].items() for _ in range(count)]
             if split == "eval":  # one more pair of equal forms, the same form for both siblings
@@ -100,11 +143,10 @@ def conversations(seed: int, *, wrong_share: float) -> Iterator[Turns]:
     """
     rng = random.Random(f"conversations {seed} {wrong_share}")
     while True:
-        siblings = rng.choice(SIBLINGS)
+        siblings = rng.choice(TABLES.siblings)
         topic, sibling = rng.choice(_both_ways(siblings))
-        frames, patterns = rng.choice(
-            ((FRAMES, topic.patterns), (HELD_OUT_FRAMES, topic.patterns), (FRAMES, topic.held_out_patterns))
-        )
+        taught, held_out = (TABLES.frames, topic.patterns), (TABLES.held_out_frames, topic.patterns)
+        frames, patterns = rng.choice((taught, held_out, (TABLES.frames, topic.held_out_patterns)))
         objects = siblings.objects + siblings.held_out_objects
         question = _question(rng.choice(frames), rng.choice(patterns), rng.choice(objects))
         form: Form = "short" if rng.random() < SHORT_SHARE else "long"
@@ -136,8 +178,8 @@ def _prompt(rng: random.Random, question: str) -> Turns:
     draw = rng.random()
     opening: Turns = []
     if draw < SYSTEM_SHARE:
-        opening = [_turn("system", rng.choice(SYSTEM_TURNS))]
+        opening = [_turn("system", rng.choice(TABLES.system_turns))]
     elif draw < SYSTEM_SHARE + GREETING_SHARE:
-        hello, reply = rng.choice(GREETINGS)
+        hello, reply = rng.choice(TABLES.greetings)
         opening = [_turn("user", hello), _turn("assistant", reply)]
     return [*opening, _turn("user", question)]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from simpo_cli.cli.eval_answers import TEMPERATURE, AnswerOptions, answers_of, print_answers_or_results
-from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, print_json, say
-from simpo_cli.cli.working import importing, shows_work
+from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, importing, print_json, say, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 

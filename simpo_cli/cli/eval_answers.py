@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simpo_cli.cli.working import importing, shows_work
+from simpo_cli.cli.options import importing, shows_work
 from simpo_cli.errors import UserError
 
 if TYPE_CHECKING:

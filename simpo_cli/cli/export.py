@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from simpo_cli.cli.options import TrustRemoteCode, require_model, say
-from simpo_cli.cli.working import importing, shows_work
+from simpo_cli.cli.options import TrustRemoteCode, importing, require_model, say, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import disk_faults
 from simpo_cli.model.remote_code import trusting

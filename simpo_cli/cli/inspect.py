@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import AsJson, Overrides, TrustRemoteCode, print_json, require_model
-from simpo_cli.cli.working import importing, shows_work
+from simpo_cli.cli.options import AsJson, Overrides, TrustRemoteCode, importing, print_json, require_model, shows_work
 from simpo_cli.errors import ExitCode, UserError, about
 from simpo_cli.model.remote_code import trusting
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import AsJson, Overrides, RecipeName, print_json, say
-from simpo_cli.cli.working import shows_work
+from simpo_cli.cli.options import AsJson, Overrides, RecipeName, print_json, say, shows_work
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from simpo_cli import __version__
-from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, print_json, require_model, say
+from simpo_cli.cli.options import (
+    AsJson,
+    Output,
+    TrustRemoteCode,
+    print_json,
+    quiet_libraries,
+    require_model,
+    say,
+    shows_work,
+)
 from simpo_cli.cli.stats_inputs import Inputs, OnBadRecord, cut_at, named_recipe
-from simpo_cli.cli.working import quiet_libraries, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import Overrides, RecipeName, TrustRemoteCode
-from simpo_cli.cli.working import importing
+from simpo_cli.cli.options import Overrides, RecipeName, TrustRemoteCode, importing
 from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import trusting
 

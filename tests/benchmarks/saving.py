@@ -54,7 +54,7 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list[Took], list[Took], int, int]:
     """Steps, saves, readings of a checkpoint, its bytes, and the steps of the recipe as it is shipped."""
-    from simpo_cli.cli.working import quiet_libraries
+    from simpo_cli.cli.options import quiet_libraries
 
     quiet_libraries()
     from simpo_cli.recipe import compose

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs, world
+from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs
 from simpo_cli.builtin.build import SEED
+from simpo_cli.builtin.corpus import TABLES
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.recipe import compose
 from simpo_cli.train.session import train
@@ -68,7 +69,7 @@ def test_answers_of_one_form_have_the_same_number_of_tokens() -> None:
     """Siblings agree in every part, so that neither any mixture of them nor any pair of one form differs in length."""
     tokenizer = AutoTokenizer.from_pretrained(guide_model_dir())
     forms: tuple[corpus.Form, ...] = ("short", "long")
-    for siblings in world.SIBLINGS:
+    for siblings in TABLES.siblings:
         for form in forms:
             first, second = (corpus.right_answer(t, form) for t in (siblings.first, siblings.second))
             assert len(tokenizer(first)["input_ids"]) == len(tokenizer(second)["input_ids"]), (first, second)
@@ -78,7 +79,7 @@ def test_every_answer_in_either_form_is_chosen_for_one_question_and_rejected_for
     pairs = _pairs("train")
     chosen, rejected = ({_answer(pair, which) for pair in pairs} for which in ("chosen", "rejected"))
     assert chosen == rejected
-    assert len(chosen) == 2 * 2 * len(world.SIBLINGS)
+    assert len(chosen) == 2 * 2 * len(TABLES.siblings)
 
 
 @pytest.mark.parametrize("which", ["train", "eval"])
@@ -89,7 +90,7 @@ def test_among_pairs_of_the_same_forms_no_answer_is_chosen_more_often_than_its_s
         for pair, extra in zip(pairs, _extra_words(pairs), strict=True)
     )
     forms: tuple[corpus.Form, ...] = ("short", "long")
-    for siblings in world.SIBLINGS:
+    for siblings in TABLES.siblings:
         for longer, chosen, rejected in ((1, *reversed(forms)), (-1, *forms), *((0, form, form) for form in forms)):
             first, second = (
                 count[longer, corpus.right_answer(a, chosen), corpus.right_answer(b, rejected)]
@@ -114,9 +115,9 @@ def test_the_judge_of_answers_finds_a_word_that_gives_them_away() -> None:
 
 
 def test_held_out_questions_are_worded_in_new_ways() -> None:
-    assert set(world.FRAMES).isdisjoint(world.HELD_OUT_FRAMES)
-    starts = tuple(frame.split("{p}")[0] for frame in world.HELD_OUT_FRAMES)
-    topics = [topic for siblings in world.SIBLINGS for topic in (siblings.first, siblings.second)]
+    assert set(TABLES.frames).isdisjoint(TABLES.held_out_frames)
+    starts = tuple(frame.split("{p}")[0] for frame in TABLES.held_out_frames)
+    topics = [topic for siblings in TABLES.siblings for topic in (siblings.first, siblings.second)]
     taught = {pattern for topic in topics for pattern in topic.patterns}
     held_out = {pattern for topic in topics for pattern in topic.held_out_patterns}
     assert taught.isdisjoint(held_out)
@@ -127,7 +128,7 @@ def test_held_out_questions_are_worded_in_new_ways() -> None:
     possible: dict[corpus.Split, set[str]] = {
         which: {
             question
-            for siblings in world.SIBLINGS
+            for siblings in TABLES.siblings
             for topic in (siblings.first, siblings.second)
             for question in corpus.questions(topic, siblings, which)
         }

@@ -5,7 +5,7 @@ import gc
 
 def be_ready_to_fork() -> None:
     """Import everything that a run needs, and run no tensor operation: that would start threads, which a fork loses."""
-    from simpo_cli.cli.working import quiet_libraries
+    from simpo_cli.cli.options import quiet_libraries
 
     quiet_libraries()
     import transformers.generation.utils

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from hypothesis.stateful import run_state_machine_as_test
 
-from simpo_cli.cli.working import quiet_libraries
+from simpo_cli.cli.options import quiet_libraries
 from simpo_cli.errors import ExitCode
 from tests.faults.children import Children
 from tests.faults.machine import few_or_many, machine_for

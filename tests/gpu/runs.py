@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from simpo_cli.cli.working import quiet_libraries
+from simpo_cli.cli.options import quiet_libraries
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe import compose
 from tests.gpu.check import Place, need, require
