@@ -1,5 +1,6 @@
 """A recipe as a tree of values that remember where they were written: one laid over another, and how two differ."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -200,3 +201,9 @@ def flat(tree: Mapping[str, Any], above: str = "", *, items: bool = False) -> di
         else:
             found[f"{above}{key}"] = value
     return found
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key, as JSON has it; those of a source as data.train.0.path."""
+    plain: dict[str, Any] = json.loads(json.dumps(flat(asdict(recipe), items=True)))
+    return plain

@@ -23,8 +23,7 @@ from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.errors import UserError
 from simpo_cli.recipe import ComposedRecipe
-from simpo_cli.recipe.schema import LossRecipe, Recipe
-from simpo_cli.recipe.tree import flat
+from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.redaction import redacted_values
 from simpo_cli.run.documents import SCHEMA_VERSION
 from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
@@ -234,12 +233,6 @@ class Identity:
             if then != now:
                 changes.append(Change(key, "machine", f"{key} {_in_words(now)}, was {_in_words(then)}"))
         return sorted(changes, key=lambda change: ("identity", "schedule", "machine").index(change.kind))
-
-
-def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe by its dotted key; those of a source as data.train.0.path."""
-    plain: dict[str, Any] = json.loads(json.dumps(flat(asdict(recipe), items=True)))
-    return plain
 
 
 def require_known_keys(allowed: Collection[str], *recipes: Mapping[str, Any]) -> None:

@@ -20,8 +20,9 @@ from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import WeightSample, export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
+from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run.events import Observer
-from simpo_cli.run.receipt import Change, recipe_values
+from simpo_cli.run.receipt import Change
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.loop import Training

@@ -36,9 +36,10 @@ from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.redaction import told_apart
 from simpo_cli.run.folder import require_free_space, saved_bytes
-from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256, recipe_values
+from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
 from simpo_cli.train.optimizer import state_size

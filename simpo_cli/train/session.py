@@ -11,6 +11,7 @@ from simpo_cli.evaluate.answers import answer
 from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run import checkpoint
 from simpo_cli.run.events import Observer, RunOutcome
 from simpo_cli.run.folder import CHECKPOINTS, LOGS, RECIPE, REJECTED, RunFolder, require_usable
@@ -20,7 +21,6 @@ from simpo_cli.run.receipt import (
     command_line,
     command_to_resume,
     now,
-    recipe_values,
     reopen,
     require_known_keys,
     require_same_run,

@@ -95,7 +95,7 @@ def _to_the_step(nth: int) -> dict[str, float]:
 
 def _go_on(nth: int, write: int) -> None:
     from simpo_cli.cli.main import run
-    from simpo_cli.train import build, loop, resume
+    from simpo_cli.train import build, loop, saving
 
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target in (1, 2):
@@ -125,7 +125,7 @@ def _go_on(nth: int, write: int) -> None:
         os.write(write, json.dumps(seen).encode())
         os._exit(0)
 
-    for module, name in ((build, "load_start"), (resume, "load_state")):
+    for module, name in ((build, "load_start"), (saving, "load_state")):
         setattr(module, name, timed(getattr(module, name)))
     loop.accumulate = at_the_step
     sys.argv = ["simpo", "train", "run.yaml", "--resume"]

@@ -13,7 +13,7 @@ import simpo_cli
 from simpo_cli.errors import UserError
 from simpo_cli.names import shipped_names, title_of
 from simpo_cli.recipe import DataSource, compose, examine
-from simpo_cli.run.receipt import recipe_values
+from simpo_cli.recipe.tree import recipe_values
 from tests.recipe.recipe_texts import Write
 
 ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"

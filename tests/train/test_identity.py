@@ -16,7 +16,8 @@ from simpo_cli.recipe.schema import (
     Recipe,
     TrainRecipe,
 )
-from simpo_cli.run.receipt import Identity, recipe_values
+from simpo_cli.recipe.tree import recipe_values
+from simpo_cli.run.receipt import Identity
 from simpo_cli.train import run_plan
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
