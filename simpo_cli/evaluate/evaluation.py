@@ -151,14 +151,15 @@ class Evaluator:
         base = self._score(baseline, theirs, with_noise=True)
         before, same_tokens = base.scores, True
         if theirs.key != held_out.key:
-            shared = align(held_out.pairs, theirs.pairs)
-            if len(shared.first) < len(held_out.pairs):
+            shared, same_tokens = align(held_out.pairs, theirs.pairs)
+            num_shared, num_pairs = len(shared.positions), len(held_out.pairs)
+            if num_shared < num_pairs:
                 raise UserError(
-                    f"{baseline.name} has tokens for only {len(shared.first):,} of the {len(held_out.pairs):,} pairs.",
+                    f"{baseline.name} has tokens for only {num_shared:,} of the {num_pairs:,} pairs.",
                     "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
                     key="data.max_length",
                 )
-            before, same_tokens = before.select(shared.second), shared.same_tokens
+            before = before.select(shared.side(1))
         comparison = compare_scores(before, scores, target.recipe.loss if same_tokens else None)
         return BaselineComparison(baseline.name, before, comparison, same_tokens), base.noise
 

@@ -31,9 +31,7 @@ class HeldOut:
     """Pairs to score.
 
     Attributes:
-        pairs: as tokens.
         name: what people call them.
-        tokenizer: what made the tokens.
         sources, role: where the records are.
         content: digest of the tokens of the files that they come from.
         cache: whether the tokens were in the cache: hit, miss or off.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,6 +294,10 @@ class Matched:
     positions: Sequence[tuple[int, int]]
     swapped: int
 
+    def side(self, number: Literal[0, 1]) -> list[int]:
+        """The positions in the first list, or in the second."""
+        return [both[number] for both in self.positions]
+
 
 def match(first: Sequence[str], second: Sequence[str]) -> Matched:
     """Match pairs by their digests (see `data.encode.pair_key`); one that is there several times, in its order."""
@@ -303,32 +307,15 @@ def match(first: Sequence[str], second: Sequence[str]) -> Matched:
     return Matched(positions, swapped)
 
 
-@dataclass(frozen=True)
-class Aligned:
-    """The pairs that two lists have in common.
-
-    Attributes:
-        first, second: positions in each, in the order of the first.
-        same_tokens: whether both have the same tokens there.
-        swapped: see `Matched`.
-    """
-
-    first: Sequence[int]
-    second: Sequence[int]
-    same_tokens: bool
-    swapped: int
-
-
-def align(first: Sequence[EncodedPair], second: Sequence[EncodedPair]) -> Aligned:
-    """Match two lists of pairs, and look whether they were cut into the same tokens."""
+def align(first: Sequence[EncodedPair], second: Sequence[EncodedPair]) -> tuple[Matched, bool]:
+    """Match two lists of pairs, and look whether those that both have were cut into the same tokens."""
     matched = match([pair.pair_key for pair in first], [pair.pair_key for pair in second])
-    ours, theirs = ([both[side] for both in matched.positions] for side in (0, 1))
-    same = all(
+    same_tokens = all(
         np.array_equal(getattr(first[i], part), getattr(second[j], part))
         for i, j in matched.positions
         for part in ("prompt", "chosen", "rejected")
     )
-    return Aligned(ours, theirs, same, matched.swapped)
+    return matched, same_tokens
 
 
 def match_in_order(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[tuple[int, int]]:

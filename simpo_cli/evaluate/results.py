@@ -30,14 +30,7 @@ from simpo_cli.statistics import Measured, as_json, holm, over_seeds
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A model less another one on the same pairs.
-
-    Attributes:
-        name: the other model, the baseline.
-        scores: its scores of the pairs that both have, in the order of the model that is compared with it.
-        comparison: the model less the baseline.
-        same_tokens: whether both score the same tokens.
-    """
+    """A model less the baseline of this name, whose scores are of the same pairs in the same order."""
 
     name: str
     scores: PairScores
@@ -101,7 +94,7 @@ class Evaluation:
         """The document of `simpo eval --json` for one model."""
         loss, data = self.target.recipe.loss, self.held_out.name
         baseline, save = self.baseline, self.save
-        document = {
+        document: dict[str, Any] = {
             **self.summary.as_json(model=self.target.name, data=data),
             "objective": {"type": loss.type, "beta": loss.beta, "gamma": loss.margin},
             "packing": self.packing,
@@ -116,11 +109,8 @@ class Evaluation:
         if baseline is not None:
             document["baseline"] = self._summary_of(baseline.scores).as_json(model=baseline.name, data=data)
             del document["baseline"]["schema_version"]
-            document["difference"] = {
-                **baseline.comparison.as_json(),
-                "same_tokens": baseline.same_tokens,
-                "is_noise": self.noise.explains(baseline.comparison),
-            }
+            known = {"same_tokens": baseline.same_tokens, "is_noise": self.noise.explains(baseline.comparison)}
+            document["difference"] = baseline.comparison.as_json() | known
         if save is not None:
             document["save"] = {
                 "checkpoint": save.name,
@@ -131,13 +121,7 @@ class Evaluation:
 
 
 def document_of(evaluations: Sequence[Evaluation], failed: Sequence[Failure], *, is_one: bool) -> dict[str, Any]:
-    """The document of `simpo eval --json`.
-
-    Args:
-        evaluations: of the models that were scored.
-        failed: those that were not.
-        is_one: whether one model was named; its document is then the whole.
-    """
+    """The document of `simpo eval --json`; where one model was named, that of this model is the whole."""
     documents = [one.as_json() for one in evaluations]
     comparisons = [_compared(*two) for two in combinations(evaluations, 2)]
     tests = [one["difference"] for one in (*documents, *comparisons) if one["difference"] is not None]
@@ -156,29 +140,29 @@ def document_of(evaluations: Sequence[Evaluation], failed: Sequence[Failure], *,
 
 def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """The second less the first, on the pairs that both have."""
-    shared = align(first.held_out.pairs, second.held_out.pairs)
+    shared, same_tokens = align(first.held_out.pairs, second.held_out.pairs)
     ours, theirs = first.target.of_run, second.target.of_run
     recipes = None
     if ours is not None and theirs is not None:
         recipes = [{"key": key, "values": list(values)} for key, values in differences(ours, theirs).items()]
     compared: dict[str, Any] = {
         "models": [first.target.name, second.target.name],
-        "pairs": len(shared.first),
+        "pairs": len(shared.positions),
         "swapped": shared.swapped,
         "recipes": recipes,
         "difference": None,
     }
-    if len(shared.first):
+    if len(shared.positions):
         loss = first.target.recipe.loss
         same_rewards = Objective(loss).has_rewards_of(Objective(second.target.recipe.loss))
         comparison = compare_scores(
-            first.scores.select(shared.first),
-            second.scores.select(shared.second),
-            loss if shared.same_tokens and same_rewards else None,
+            first.scores.select(shared.side(0)),
+            second.scores.select(shared.side(1)),
+            loss if same_tokens and same_rewards else None,
         )
         compared["difference"] = {
             **comparison.as_json(),
-            "same_tokens": shared.same_tokens,
+            "same_tokens": same_tokens,
             "same_rewards": same_rewards,
         }
     return compared
@@ -192,12 +176,11 @@ def _same_but_for_the_seed(evaluations: Sequence[Evaluation]) -> list[list[Evalu
         if recipe is not None and one.target.checkpoint is None:
             plain = replace(recipe, name="any", output_dir="any", seed=0, tracking=TrackingRecipe())
             groups.setdefault((repr(plain), one.held_out.key), []).append(one)
-    return [group for group in groups.values() if len({_seed(one) for one in group}) == len(group) > 1]
+    return [group for group in groups.values() if len(set(_seeds(group))) == len(group) > 1]
 
 
-def _seed(one: Evaluation) -> int:
-    assert one.target.of_run is not None, "only runs have a seed"
-    return one.target.of_run.seed
+def _seeds(group: Sequence[Evaluation]) -> list[int]:
+    return [one.target.of_run.seed for one in group if one.target.of_run is not None]
 
 
 _OVER_SEEDS: dict[str, Callable[[Evaluation], Measured | None]] = {
@@ -219,4 +202,4 @@ def _over(group: Sequence[Evaluation]) -> dict[str, Any]:
         if mean is not None and name in ("accuracy", "length_balanced"):  # shares, whatever a t interval says
             mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
         means[name] = mean
-    return {"models": [one.target.name for one in group], "seeds": [_seed(one) for one in group], **as_json(means)}
+    return {"models": [one.target.name for one in group], "seeds": _seeds(group), **as_json(means)}

@@ -69,19 +69,10 @@ MEASURES: dict[str, tuple[str, Show]] = {
     "calibration.brier": ("  Brier score", partial(number_cell, digits=3)),
 }
 """What is measured of one model on pairs: the key in its document, the label, and how the number looks."""
-OUTCOME = (
-    "accuracy",
-    "length.balanced",
-    "margin",
-    "target_reached",
-    "loss",
-    "logps/chosen",
-    "logps/rejected",
-    "length.spearman",
-)
-"""Those that are shown before and after training."""
 BRIEFLY = ("accuracy", "length.balanced", "margin", "loss", "logps/chosen")
-"""And those of them that the last screen of a run has."""
+"""Those of them that the last screen of a run has."""
+OUTCOME = (*BRIEFLY, "target_reached", "logps/rejected", "length.spearman")
+"""And those that are shown before and after training."""
 DIFFERENCES: dict[str, tuple[str, Show]] = {
     "accuracy": ("difference, points", points_cell),
     "length_balanced": ("  length-balanced", points_cell),
@@ -113,8 +104,9 @@ def eval_table(one: Mapping[str, Any]) -> Table:
         if key == "length.balanced":
             rows += [Row("to beat"), Row("  random baseline", (Cell(percent(0.5)),))]
             rows += [measured_row(f"  {name}", share_cell, rule) for name, rule in _rules(one["baselines"])]
-        if key == "length.spearman_within":
-            rows += _bucket_rows(one["length"]["buckets"])
+        if key == "length.spearman_within" and len(buckets := one["length"]["buckets"]) > 1:
+            rows.append(Row("accuracy by chosen - rejected, tokens"))
+            rows += [measured_row(f"  {span_of(of)}", share_cell, of["accuracy"], of["pairs"]) for of in buckets]
     if one["baseline"] is not None:
         rows.append(Row(f"against {one['baseline']['model']}"))
         rows.append(measured_row("  its accuracy", share_cell, one["baseline"]["accuracy"]))
@@ -134,17 +126,14 @@ def difference_table(difference: Mapping[str, Any], keys: Container[str] = DIFFE
 
 def seeds_table(group: Mapping[str, Any]) -> Table:
     """Means over runs of one recipe with several seeds."""
-    rows = [
-        measured_row(label, show, group[key])
-        for key, label, show in (
-            ("accuracy", *MEASURES["accuracy"]),
-            ("length_balanced", *MEASURES["length.balanced"]),
-            ("margin", *MEASURES["margin"]),
-            ("difference", *DIFFERENCES["accuracy"]),
-            ("length_balanced_difference", *DIFFERENCES["length_balanced"]),
-        )
-        if group[key] is not None
-    ]
+    of_keys = {
+        "accuracy": MEASURES["accuracy"],
+        "length_balanced": MEASURES["length.balanced"],
+        "margin": MEASURES["margin"],
+        "difference": DIFFERENCES["accuracy"],
+        "length_balanced_difference": DIFFERENCES["length_balanced"],
+    }
+    rows = [measured_row(*shown, group[key]) for key, shown in of_keys.items() if group[key] is not None]
     remark = "n counts runs; the intervals are for other seeds on these same pairs."
     return Table(MEASURED, rows, remarks=[Remark("counted", remark)])
 
@@ -199,12 +188,13 @@ def is_clear(difference: Mapping[str, Any]) -> bool:
 def gain_in_words(outcome: Mapping[str, Any]) -> str:
     """`before`, `after` and `difference` as one sentence."""
     before, after, difference = outcome["before"], outcome["after"], outcome["difference"]
-    gain, is_told = difference["accuracy"], is_clear(difference)
-    verb = f"{'rose' if gain['value'] > 0 else 'fell'} {100 * abs(gain['value']):.1f} points," if is_told else "went"
+    gain, verb, end = difference["accuracy"]["value"], "went", f": {NOTHING}"
+    if is_clear(difference):
+        verb, end = f"{'rose' if gain > 0 else 'fell'} {100 * abs(gain):.1f} points,", ""
     shares = [percent(one["accuracy"]["value"]) for one in (before, after)]
     sentence = (
         f"Held-out accuracy {verb} from {shares[0]} to {shares[1]} (95 % CI of the difference "
-        f"{evidence(difference, after['pairs'], after['prompts'])})" + ("" if is_told else f": {NOTHING}")
+        f"{evidence(difference, after['pairs'], after['prompts'])}){end}"
     )
     balanced = difference.get("length_balanced")
     if balanced is None:
@@ -259,13 +249,6 @@ def _difference_rows(difference: Mapping[str, Any], keys: Container[str] = DIFFE
     ]
 
 
-def _bucket_rows(buckets: Sequence[Mapping[str, Any]]) -> list[Row]:
-    if len(buckets) < 2:
-        return []
-    rows = [measured_row(f"  {span_of(one)}", share_cell, one["accuracy"], one["pairs"]) for one in buckets]
-    return [Row("accuracy by chosen - rejected, tokens"), *rows]
-
-
 def _slice_rows(by_column: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Row]:
     for column, slices in by_column.items():
         yield Row(f"by {column}")
@@ -295,11 +278,11 @@ def _remarks(one: Mapping[str, Any]) -> Iterator[Remark]:
         "calibration", f"Calibration error: a model whose confidence is right shows about {by_chance} on so many pairs."
     )
     whose = "the model" if difference is None else "the baseline"
+    again, changed = thousands(noise["pairs"]), thousands(round(noise["accuracy"] * noise["pairs"]))
     yield Remark(
         "noise",
-        f"Arithmetic: scored again as {noise['packing']}, {whose} moves the margins of {thousands(noise['pairs'])} "
-        f"pairs by {noise['margin']:.1g} (root mean square), and "
-        f"{thousands(round(noise['accuracy'] * noise['pairs']))} of them change sides.",
+        f"Arithmetic: scored again as {noise['packing']}, {whose} moves the margins of {again} pairs by "
+        f"{noise['margin']:.1g} (root mean square), and {changed} of them change sides.",
     )
     within = [name for name in ("accuracy", "margin") if difference is not None and difference["is_noise"][name]]
     if within:
