@@ -48,11 +48,7 @@ class Evaluator:
     def run(
         self, names: Sequence[str], keep: Callable[[list[Evaluation], list[Failure]], object]
     ) -> tuple[list[Evaluation], list[Failure]]:
-        """Score the models.
-
-        Args:
-            names: what to score, at least one.
-            keep: called after each but the last with what there is, so that nothing is lost with a later one.
+        """Score the models; `keep` is called after each but the last, so that nothing is lost with a later one.
 
         Raises:
             UserError: a name means nothing, or no model could be scored.

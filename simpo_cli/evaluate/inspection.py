@@ -30,11 +30,8 @@ def inspection_document(
 
     Args:
         name: the recipe as it was asked for.
-        recipe: the composed recipe.
-        tokenizer: the tokenizer with the recipe's template.
         decision: how the file was understood.
-        views: the pairs.
-        scores: what `score_tokens` says of each of them; None where the model was not asked.
+        scores: what `score_tokens` says of each of the views; None where the model was not asked.
         packing: how pairs went through the model, in words; None where it was not asked.
         no_model: why it was not asked; None where it was.
     """

@@ -81,23 +81,6 @@ class Reply:
     text: str
 
 
-def require_url(url: str) -> str:
-    """The address of an endpoint, as it may be written down.
-
-    Raises:
-        UserError: it is no address, or holds a password.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--judge is {url!r}, which is no address.", "Write it as http://localhost:8000/v1.")
-    if parts.username or parts.password or parts.query:
-        raise UserError(
-            "--judge holds a password or a query, which would be written down.",
-            f"Put the key into the environment variable {KEY_VARIABLE}, and name the address alone.",
-        )
-    return url.rstrip("/")
-
-
 class Judge:
     """An endpoint with a model. The key comes from the environment, and goes nowhere but to the endpoint.
 
@@ -109,7 +92,7 @@ class Judge:
         timeout, retries: seconds to wait for one reply, and how often to ask again.
 
     Raises:
-        UserError: the openai package is missing, the address is none, or the named variable is not set.
+        UserError: the openai package is missing, the address is none or holds a password, or the variable is not set.
     """
 
     def __init__(
@@ -121,7 +104,15 @@ class Judge:
         timeout: float = TIMEOUT_SECONDS,
         retries: int = _RETRIES,
     ) -> None:
-        self.url, self.model = require_url(url), model
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"--judge is {url!r}, which is no address.", "Write it as http://localhost:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "--judge holds a password or a query, which would be written down.",
+                f"Put the key into the environment variable {KEY_VARIABLE}, and name the address alone.",
+            )
+        self.url, self.model = url.rstrip("/"), model
         key = os.environ.get(key_variable, "")
         if not key and key_variable != KEY_VARIABLE:
             raise UserError(

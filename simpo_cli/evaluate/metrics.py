@@ -249,7 +249,6 @@ def slices_of(column: str, values: Sequence[str | None], scores: PairScores, bas
     """Accuracy of each value's pairs, the most frequent value first.
 
     Args:
-        column: what the values are of, for the error.
         values: of each pair.
         scores, base: the same pairs under the model, and under what it is compared with.
 

@@ -57,9 +57,7 @@ class Evaluation:
     """One model and what was measured of it.
 
     Attributes:
-        target: the model.
-        held_out: its pairs.
-        scores: of these pairs, as the saved model gives them.
+        scores: of the held-out pairs, as the saved model gives them.
         packing: how pairs went through the model, with the self-check's evidence.
         noise: of the baseline's scores, or of its own where there are none.
         baseline: the model that it is compared with.

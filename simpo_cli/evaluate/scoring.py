@@ -151,11 +151,7 @@ class Noise:
 def measure_noise(opened: OpenModel, pairs: Sequence[EncodedPair], scores: PairScores, objective: Objective) -> Noise:
     """Score some of the pairs again: in padded rows where prompts were shared, else one pair at a time.
 
-    Args:
-        opened: the model.
-        pairs: what was scored, at least one.
-        scores: what came out.
-        objective: gives the rewards.
+    `scores` is what came out for the pairs, of which there is at least one.
     """
     at = probe(pairs, _MOST_SCORED_AGAIN)
     some, first = [pairs[i] for i in at], scores.select(at)

@@ -42,10 +42,7 @@ _RATIO_STEP = 0.05
 def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: TextTokenizer) -> PairScores:
     """Score pairs with the recipe's model as training would score them in its first step, were that all of them.
 
-    Args:
-        recipe: model, lengths and objective.
-        pairs: a sample of the training pairs, as text; what carries no signal is left out.
-        tokenizer: the model's tokenizer with the recipe's template.
+    The pairs are a sample of the training pairs, as text; what carries no signal is left out.
 
     Raises:
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.

@@ -98,10 +98,6 @@ def whole_checkpoint(folder: Path) -> Iterator[Checkpoint]:
 def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]:
     """Each name with its recipe; a model by itself takes pairs and objective of the first that brings a recipe.
 
-    Args:
-        names: at least one.
-        overrides: `KEY=VALUE`, for every recipe.
-
     Raises:
         UserError: a name means nothing, or is there twice, or nothing says which pairs to score.
     """
@@ -117,17 +113,14 @@ def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]
 def baseline_of(target: Target, name: str | None, overrides: Sequence[str]) -> Target | None:
     """The model that a target is compared with, to be scored under the target's recipe.
 
-    Args:
-        target: perhaps the same model.
-        name: like a target's; of a run it is the saved model, of a recipe the start model. `none` is nothing, and None
-            the model that training started from.
-        overrides: `KEY=VALUE`.
+    Its name is like a target's: of a run it is the saved model, of a recipe the start model. `none` is nothing, and
+    None the model that training started from. It may be the target itself.
     """
-    if name == "none" or (name is None and target.start is None):
-        return None
     if name is None:
-        assert target.start is not None
-        return Target(target.start.path, replace(target.recipe, model=target.start))
+        start = target.start
+        return None if start is None else Target(start.path, replace(target.recipe, model=start))
+    if name == "none":
+        return None
     found = _with_recipe(name, overrides)
     if found is None:
         return model_alone(name, overrides, target.recipe)
@@ -135,20 +128,16 @@ def baseline_of(target: Target, name: str | None, overrides: Sequence[str]) -> T
 
 
 def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> Target:
-    """A model that no run has made.
+    """A model that no run has made: a folder, `builtin:guide`, or a hub id, perhaps ORG/NAME@REVISION.
 
-    Args:
-        name: a folder, `builtin:guide`, or a hub id, which may name its branch, tag or commit: ORG/NAME@REVISION.
-        overrides: `KEY=VALUE`; must name data.eval where there is no recipe.
-        recipe: what says pairs and objective; None takes the defaults.
+    The recipe says pairs and objective; without one the overrides must name data.eval, and the rest is the default.
     """
     named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
     path, revision = (name, None) if named is None else (named[1], named[2])
     if recipe is not None:
         model = replace(recipe.model, path=path, revision=revision, lora=None)
         return Target(name, replace(recipe, model=model), has_training_pairs=False)
-    sources = [override for override in overrides if override.startswith("data.eval")]
-    if not sources:
+    if not any(override.startswith("data.eval") for override in overrides):
         raise UserError(f"{name} is a model, and nothing says which pairs to score.", "Add --data FILE.")
     lengths = fitting_lengths(path, revision)
     with tempfile.TemporaryDirectory() as scratch:
@@ -196,10 +185,7 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
 
 
 def _of_run(run: Path, model: Path, overrides: Sequence[str]) -> Target:
-    """A model that a run has saved, and the last checkpoint where all weights were trained.
-
-    Adapters are saved as they are trained.
-    """
+    """A model that a run has saved; adapters are saved as they are trained, so they need no float32 checkpoint."""
     require_own_model(run)
     steps = read_receipt(run)["plan"]["steps"]
     trained = _recipe_of(run, overrides)

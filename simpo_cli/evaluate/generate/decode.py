@@ -155,7 +155,6 @@ def generate_ids(
 
     Args:
         causal: a causal language model of transformers whose generation config suggests nothing.
-        prompts: tokens, at least one prompt.
         processors: what changes the scores before the likeliest token is taken.
         name: of the stage that counts the tokens.
     """

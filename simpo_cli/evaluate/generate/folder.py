@@ -215,12 +215,15 @@ class AnswerFolder:
             manifest = object_in((path / MANIFEST).read_bytes())
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["kind"] != "answers":
                 raise ValueError("another version wrote it")
-            questions = tuple(map(_question, read_rows(path / PROMPTS)))
+            questions = []
+            for row in read_rows(path / PROMPTS):
+                turns = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
+                questions.append(Question(row["key"], turns, tuple(row["ids"]), row["where"], dict(row["labels"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} cannot be read as a folder of answers: {error}.", "Generate the answers again elsewhere."
             ) from error
-        return cls(path, manifest, questions)
+        return cls(path, manifest, tuple(questions))
 
     def file(self, side: Side, mode: Mode) -> Path:
         """Where a model's answers are."""
@@ -271,8 +274,3 @@ class AnswerFolder:
                 write_json(self.path / "alpaca_eval" / mode / f"{name}.json", alpaca)
                 rows = arena_hard_answers(self.questions, answers, name, written)
                 write_lines(arena / "model_answer" / f"{name}.jsonl", rows)
-
-
-def _question(row: Mapping[str, Any]) -> Question:
-    turns = tuple(Message(turn["role"], turn["content"]) for turn in row["messages"])
-    return Question(row["key"], turns, tuple(row["ids"]), row["where"], dict(row["labels"]))

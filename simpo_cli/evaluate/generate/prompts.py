@@ -78,10 +78,7 @@ def questions_of_pairs(
     """The prompts of held-out pairs, the first by hash, so that the choice does not depend on the order of the file.
 
     Args:
-        pairs: the pairs that are scored.
-        sources: what they were read from, which is read again for the texts.
-        role: `train` where the pairs were held out of the training pairs.
-        data: how the sources are read.
+        sources, role: what the pairs were read from, which is read again for the texts.
         most: prompts to ask.
 
     Raises:
@@ -129,9 +126,6 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
     """The prompts of a file, in its order: AlpacaEval's, Arena-Hard's, or a list of texts, JSON or JSON lines.
 
     Args:
-        path: the file.
-        tokenizer: the model's, with the recipe's template.
-        data: the template's variables and the longest prompt.
         most: prompts to ask; None asks all.
 
     Raises:

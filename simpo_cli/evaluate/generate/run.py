@@ -68,7 +68,6 @@ def answer_prompts(
         name: a run, a model, a checkpoint or an adapter.
         overrides: `KEY=VALUE`, as for training; `seed` is also that of the sampled answers.
         baseline: the other model; None is the one that training started from.
-        wanted: what is asked, and how.
         say: called with what is being done, a line at a time.
 
     Raises:
