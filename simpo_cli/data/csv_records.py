@@ -59,10 +59,7 @@ class _Lines:
 def read_csv(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Records:
     """The rows of a CSV file with a header line; separated as its header is, or as Excel's line in front of it says.
 
-    Args:
-        chunks: the file's content.
-        receipt: names the file for messages; gets what was counted.
-        start: the first piece of the content, to see the separator.
+    `start` is the first piece of the content; the receipt names the file and gets what is counted.
 
     Raises:
         UserError: there is no usable header.
@@ -136,11 +133,7 @@ def _unnamed(number: int, header: list[str]) -> str:
 
 
 def require_unique(header: list[str], where: str) -> None:
-    """Refuse columns of one name.
-
-    Raises:
-        UserError: names the column.
-    """
+    """Refuse columns of one name."""
     if len(set(header)) != len(header):
         twice = next(cell for cell in header if header.count(cell) > 1)
         raise UserError(f"two columns are named {twice!r}.", "Give each column its own name.", where=where)
@@ -179,10 +172,6 @@ def with_messages(records: Records, receipt: FileReceipt) -> Records:
     A column whose cells are all such, going by the first records, is decoded; a later cell that is other text is
     refused. Where only some are, each is decoded by itself and they are counted, so that nothing is trained on as JSON
     text unseen.
-
-    Args:
-        records: as they stand in the table.
-        receipt: names the file; gets the number of cells that were decoded in a column of other texts.
 
     Raises:
         UserError: a column holds messages as Python prints them, which no reader can take for sure.

@@ -27,11 +27,7 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 def open_regular(path: str, name: str) -> BinaryIO:
-    """Open a file for reading, if it is a regular one.
-
-    Args:
-        path: the file.
-        name: as the person named it, for messages.
+    """Open a file, which messages call `name`, for reading, if it is a regular one.
 
     Raises:
         UserError: it is missing, a folder, a pipe or a device, or may not be read.
@@ -86,7 +82,8 @@ class ByteSource:
         self._read_bytes = 0
         self._head = self._read(_READ)
         self.compression = self._compression()
-        self._chunks = self._uncompressed()
+        unpack = {"gz": self._gunzip, "zst": self._unzstd}.get(self.compression or "")
+        self._chunks = self._plain() if unpack is None else self._guarded(unpack())
         self.start = next(self._chunks, b"")
         """The first piece of content, for a look at what the file is; `chunks` gives it again."""
 
@@ -108,15 +105,6 @@ class ByteSource:
         self._hash.update(data)
         self._read_bytes += len(data)
         return data
-
-    def _uncompressed(self) -> Iterator[bytes]:
-        match self.compression:
-            case "gz":
-                return self._guarded(self._gunzip())
-            case "zst":
-                return self._guarded(self._unzstd())
-            case _:
-                return self._plain()
 
     def _plain(self) -> Iterator[bytes]:
         piece = self._head
@@ -215,16 +203,7 @@ def sha256_of(file: Path) -> str:
 
 
 def require_unchanged(path: str, name: str, before: os.stat_result, after: os.stat_result) -> None:
-    """Refuse a file that changed while it was read: what was read may be neither the old nor the new.
-
-    Args:
-        path: the file.
-        name: as the person named it.
-        before, after: the status of what was opened, before and after it was read.
-
-    Raises:
-        UserError: it is another file now.
-    """
+    """Refuse a file whose status changed while it was read: what was read may be neither the old nor the new."""
     with suppress(OSError):  # deleted while read: what was opened has been read whole
         if not _identity(before) == _identity(after) == _identity(os.stat(path)):
             raise UserError("was changed while it was read.", "Run again when nothing writes to it.", where=name)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, not_utf8, parse_value
+from simpo_cli.data.json_records import BOM, NOT_UTF8, TextWindow, blank_end, not_utf8, parse_value
 from simpo_cli.data.pair import MAX_RECORD_BYTES, RawRecord, RecordError
 from simpo_cli.errors import UserError
 from simpo_cli.names import misfit
@@ -54,14 +54,7 @@ _SPLIT_TO_LINES = ".columns as $c | .data[] | [$c, .] | transpose | map({(.[0]):
 
 
 def read_object(chunks: Iterator[bytes], name: str) -> tuple[Iterator[RawRecord] | None, Iterator[bytes]]:
-    """The records of a file that is one JSON object, and its content anew.
-
-    Args:
-        chunks: the content, which begins with a brace.
-        name: the file, for messages.
-
-    Returns:
-        The records, or None where the file is to be read as JSON lines; and the chunks from the first one on.
+    """The records of a file that is one JSON object, None where it is to be read as lines; and all its content anew.
 
     Raises:
         UserError: the file is one object that holds no records, or not in a form that can be read.
@@ -184,15 +177,10 @@ def _beginning(text: str) -> dict[str, Any]:
     return seen
 
 
-_BLANK = re.compile(r"[ \t\r\n]*")
-
-
 def _next(text: str, position: int, sign: str) -> int:
     """The place of the next value, behind blanks and a sign."""
     for expected in (sign, ""):
-        found = _BLANK.match(text, position)
-        assert found is not None
-        position = found.end()
+        position = blank_end(text, position)
         position += len(expected) if expected and text.startswith(expected, position) else 0
     return position
 
@@ -203,10 +191,7 @@ def _next(text: str, position: int, sign: str) -> int:
 def _read(value: dict[str, Any], name: str, *, whole: bool) -> Iterator[RawRecord] | None:
     """The records of an object, or None where it may be a record itself.
 
-    Args:
-        value: the object, or what is in view of it.
-        name: the file.
-        whole: whether all of it is there; otherwise a form that could be read is refused with the command.
+    Where only its beginning is in view (not `whole`), a form that could be read is refused with the command.
     """
     is_record = _holds_pair(value)
     if not is_record:

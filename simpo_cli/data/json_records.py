@@ -212,7 +212,7 @@ def read_json_lines(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
         text = ""
         try:
             text = decode_line(line, offset)
-            start = 0 if text[0] == "{" else _blank_end(text, 0)
+            start = 0 if text[0] == "{" else blank_end(text, 0)
             value, end = parse_value(text, start)
             if end != len(text) and not text[end:].isspace():
                 raise _more_on_line(text, end)
@@ -235,7 +235,7 @@ def _more_on_line(text: str, end: int) -> RecordError:
     return RecordError(f"not valid JSON: more text behind the object (column {end + 1})", _REWRITE)
 
 
-def _blank_end(text: str, start: int) -> int:
+def blank_end(text: str, start: int) -> int:
     found = _BLANK.match(text, start)
     assert found is not None
     return found.end()
@@ -276,7 +276,7 @@ class TextWindow:
     def skip_blanks(self) -> str:
         """Move to the next character that is not blank and return it; empty at the end of the file."""
         while True:
-            self.position = _blank_end(self.text, self.position)
+            self.position = blank_end(self.text, self.position)
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.grow():

@@ -9,28 +9,13 @@ from typing import Any
 from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.pair import Message, RecordError, kind_of
 
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "ai": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
+_NAMES_OF_ROLES = {
+    "system": "system developer",
+    "user": "user human prompter",
+    "assistant": "assistant gpt chatgpt bot chatbot ai model function_call tool_call",
+    "tool": "tool observation function function_response tool_response ipython",
 }
+_ROLES = {name: role for role, names in _NAMES_OF_ROLES.items() for name in names.split()}
 _CALL_ROLES = ("function_call", "tool_call")  # turns whose text is the JSON of a call
 _KNOWN = "system, user (human), assistant (gpt, ai), tool (observation, tool_response) and function_call (tool_call)"
 _CONTENTS = ("content", "value", "message", "text")

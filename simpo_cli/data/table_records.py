@@ -30,27 +30,17 @@ Convert = Callable[[Any], Any]
 
 def converters(schema: Any) -> dict[str, Convert]:
     """What turns the values of a schema's columns into those of records; columns that need nothing are left out."""
-    features = _features(schema.metadata)
+    try:  # what `datasets` says of its columns
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        features = {}
+    features = features if isinstance(features, dict) else {}
     found = {field.name: _converter(field, features.get(field.name)) for field in schema}
     return {name: convert for name, convert in found.items() if convert is not None}
 
 
-def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """What `datasets` says of its columns."""
-    try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return features if isinstance(features, dict) else {}
-
-
 def _converter(field: Any, feature: Any) -> Convert | None:
-    """What turns a value of a field into that of a record, or None where it is one already.
-
-    Args:
-        field: of Arrow, for its type and for what was kept of a type that this library does not know.
-        feature: what `datasets` says of it, if anything.
-    """
+    """What turns a value of an Arrow field into that of a record, by what `datasets` says of it too; None: nothing."""
     from pyarrow import types  # type: ignore[import-untyped]
 
     kind, feature = field.type, feature if isinstance(feature, dict) else {}
@@ -64,19 +54,14 @@ def _converter(field: Any, feature: Any) -> Convert | None:
         return _object_of({name: convert for name, convert in inner.items() if convert is not None})
     if types.is_map(kind):
         return _map_of(_converter(kind.item_field, None))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or _is_view(kind):
+    are_lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    if any(is_one(kind) for is_one in (*are_lists, types.is_list_view, types.is_large_list_view)):
         return _list_of(_converter(kind.value_field, feature.get("feature")))
     if types.is_decimal(kind):
         return lambda value: value if value is None else int(value) if value == value.to_integral() else float(value)
     if types.is_floating(kind):
         return lambda value: None if value is None or math.isnan(value) else float(value)
     return None
-
-
-def _is_view(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_list_view(kind) or types.is_large_list_view(kind))
 
 
 def _from_json(value: str | None) -> Any:
@@ -124,17 +109,7 @@ _DICTIONARY, _RECORDS = 2, 3  # kinds of messages
 
 
 def require_plausible(unpacked: int, records: int, size: int, name: str) -> None:
-    """Refuse a table that unpacks to far more than its file holds.
-
-    Args:
-        unpacked: bytes of its values.
-        records: rows.
-        size: bytes of the file.
-        name: the file, for the message.
-
-    Raises:
-        UserError: it does.
-    """
+    """Refuse a table whose values unpack to far more bytes than its file holds, or that has far more records."""
     if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * size:
         problem = f"unpacks to more than {unpacked // 2**20:,} MiB from {size // 1024 + 1:,} KiB, which no text does."
     elif records > _MOST_RECORDS and records > size:
@@ -144,17 +119,8 @@ def require_plausible(unpacked: int, records: int, size: int, name: str) -> None
     raise UserError(problem, "Look at it with the tool that wrote it, and write it again as JSON lines.", where=name)
 
 
-def unpacked_parquet(metadata: Any) -> int:
-    """Bytes of a Parquet file's values, by its own account."""
-    return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-
-
 def require_plausible_arrow(file: BinaryIO, size: int, name: str) -> None:
-    """Refuse an Arrow file, open at its first message, whose compressed buffers say that they are huge.
-
-    Raises:
-        UserError: they do.
-    """
+    """Refuse an Arrow file, open at its first message, whose compressed buffers say that they are huge."""
     from pyarrow import ipc
 
     messages, unpacked = ipc.MessageReader.open_stream(file), 0
@@ -218,7 +184,8 @@ def read_parquet(path: str, name: str, receipt: FileReceipt) -> Iterator[RawReco
 
     def batches(file: io.BufferedReader) -> Iterator[Any]:
         table = parquet.ParquetFile(file, page_checksum_verification=True)
-        require_plausible(unpacked_parquet(table.metadata), table.metadata.num_rows, receipt.size or 0, name)
+        unpacked = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
+        require_plausible(unpacked, table.metadata.num_rows, receipt.size, name)
         return iter(table.iter_batches(batch_size=BATCH))
 
     return with_messages(_read_columns(path, name, receipt, batches, "Parquet"), receipt)
@@ -232,7 +199,7 @@ def read_arrow(path: str, name: str, receipt: FileReceipt) -> Iterator[RawRecord
         # the random access form is the stream between a mark and a table of contents, which may say otherwise
         start = 8 if file.peek(6).startswith(b"ARROW1") else 0
         file.seek(start)
-        require_plausible_arrow(file, receipt.size or 0, name)
+        require_plausible_arrow(file, receipt.size, name)
         file.seek(start)
         return iter(arrow.ipc.open_stream(file))
 
@@ -271,13 +238,7 @@ def _read_columns(
 
 
 def records_of(batch: Any, number: int, name: str) -> Iterator[RawRecord | BadRecord]:
-    """The rows of a batch as records; a text that is not UTF-8 makes its record a bad one.
-
-    Args:
-        batch: a table or a batch of Arrow.
-        number: rows before it.
-        name: the file, for their places.
-    """
+    """The rows of a table or batch of Arrow, which `number` rows precede, as records; one not in UTF-8 is a bad one."""
     convert = converters(batch.schema)
     for start in range(0, batch.num_rows, BATCH):
         for row in _rows(batch.slice(start, BATCH)):
