@@ -65,9 +65,7 @@ class Histogram:
     bin_edges: tuple[float, ...]  # (bins + 1,) the last bin includes its upper edge
 
 
-def histogram(
-    values: Lengths | NDArray[np.float64], *, low: float | None = None, high: float | None = None
-) -> Histogram:
+def histogram(values: NDArray[Any], *, low: float | None = None, high: float | None = None) -> Histogram:
     """Counts in bins of equal width.
 
     Args:

@@ -10,7 +10,7 @@ from simpo_cli.audit.columns import whole_mean
 from simpo_cli.audit.measures import num_words
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.pair import PreferencePair, prompt_messages
 from simpo_cli.errors import UserError, for_python
 
 
@@ -48,23 +48,13 @@ class PreferenceDataset:
 
     def stats(self) -> dict[str, int]:
         """How many pairs there are, and the mean words of chosen and rejected responses without their fraction."""
-        chosen = np.array([num_words(pair.chosen) for pair in self.pairs], dtype=np.int64)
-        rejected = np.array([num_words(pair.rejected) for pair in self.pairs], dtype=np.int64)
-        return {
-            "count": len(self.pairs),
-            "avg_chosen_len": whole_mean(chosen),
-            "avg_rejected_len": whole_mean(rejected),
-        }
+        words = np.array([(num_words(pair.chosen), num_words(pair.rejected)) for pair in self.pairs])
+        means = dict(zip(("avg_chosen_len", "avg_rejected_len"), map(whole_mean, words.T), strict=True))
+        return {"count": len(self.pairs), **means}
 
 
 def _texts(pair: PreferencePair) -> dict[str, str]:
-    return {"prompt": _prompt_text(pair), "chosen": pair.chosen, "rejected": pair.rejected}
-
-
-def _prompt_text(pair: PreferencePair) -> str:
-    """What the user asked; with more than one turn, the whole conversation as a Human/Assistant transcript."""
-    if isinstance(pair.prompt, str):
-        return pair.prompt
-    if len(pair.prompt) == 1 and pair.prompt[0].role == "user":
-        return pair.prompt[0].content
-    return as_transcript(pair.prompt)
+    """The prompt is what the user asked; with more than one turn, the conversation as a Human/Assistant transcript."""
+    turns = prompt_messages(pair.prompt)
+    prompt = turns[0].content if [turn.role for turn in turns] == ["user"] else as_transcript(turns)
+    return {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}

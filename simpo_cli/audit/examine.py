@@ -121,9 +121,7 @@ def examine(
     own = None if tokens is None else own_markers(tokens.tokenizer, rendered=tokens.data.rendered)
     batches = measured_batches(read_batches(reader, groups), own=own)
     with closing(batches), stage("measuring pairs") as measuring:  # type: ignore[type-var]
-        in_units = (
-            map(_in_words, batches) if tokens is None else in_tokens(batches, tokens.tokenizer, tokens.data, account)
-        )
+        in_units = in_tokens(batches, tokens.tokenizer, tokens.data, account) if tokens else map(_in_words, batches)
         for measured in in_units:
             collected.add(measured)
             measuring.advance(len(measured.pairs))

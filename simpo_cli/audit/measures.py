@@ -215,9 +215,8 @@ def pair_hashes(pair: PreferencePair) -> tuple[int, int, int]:
 
     With other tools, or other variables for the template, the same response is another.
     """
-    around = (
-        0 if pair.tools is None and pair.template_kwargs is None else _hashed(repr((pair.tools, pair.template_kwargs)))
-    )
+    beside = (pair.tools, pair.template_kwargs)
+    around = 0 if beside == (None, None) else _hashed(repr(beside))
     return prompt_hash(pair), _hashed(pair.chosen, around), _hashed(pair.rejected, around)
 
 

@@ -245,11 +245,10 @@ class PairReader:
 
 
 Outcome = PreferencePair | RecordError | NoSignalError
+Fields = Mapping[str, Any]
 
 
-def _outcomes(
-    record: RawRecord, layout: Layout, notes: Counter[RecordNote]
-) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
+def _outcomes(record: RawRecord, layout: Layout, notes: Counter[RecordNote]) -> Iterator[tuple[Fields, Outcome]]:
     """What a record gives, a tree several times: the fields that the layout is about, and their pair or why not."""
     try:
         found = layout.rewritten(record.fields)

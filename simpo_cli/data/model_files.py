@@ -65,9 +65,8 @@ def base_of_adapters(folder: Path) -> tuple[str, str | None] | None:
     config = read_json(file)
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise UserError(
-            "names no base_model_name_or_path.", "Name the model under the adapters there.", where=str(file)
-        )
+        fix = "Name the model under the adapters there."
+        raise UserError("names no base_model_name_or_path.", fix, where=str(file))
     if base.startswith("builtin:") or Path(base).expanduser().is_dir():
         return base, config.get("revision")
     for place in (folder / base, folder.parent / base):

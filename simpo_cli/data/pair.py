@@ -210,10 +210,8 @@ class PreferencePair:
     @property
     def answers(self) -> tuple[Message, Message]:
         """Chosen and rejected response as turns."""
-        return (
-            Message("assistant", self.chosen, self.chosen_fields),
-            Message("assistant", self.rejected, self.rejected_fields),
-        )
+        chosen = Message("assistant", self.chosen, self.chosen_fields)
+        return chosen, Message("assistant", self.rejected, self.rejected_fields)
 
     @property
     def num_characters(self) -> int:

@@ -55,9 +55,8 @@ class PreparedData:
         """Digest of the tokens to train on and of those held out, in their order: two runs with equal ones, and an
         equal plan, see equal batches. Where the files lie, and what they are called, plays no part."""
         content = [source.account.content for source in self.sources]
-        parts = [
-            hashlib.sha256(pairs.rows["prompt_key"].tobytes()).hexdigest() for pairs in (self.train, self.held_out)
-        ]
+        keys = [pairs.rows["prompt_key"].tobytes() for pairs in (self.train, self.held_out)]
+        parts = [hashlib.sha256(key).hexdigest() for key in keys]
         return hashlib.sha256(json.dumps([content, parts]).encode()).hexdigest()
 
 
@@ -103,9 +102,8 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
             key="data.holdout",
         )
     if recipe.data.eval is not None and not held_out:
-        raise UserError(
-            "no evaluation pair is left after the filters.", "Check the file that data.eval names.", key="data.eval"
-        )
+        fix = "Check the file that data.eval names."
+        raise UserError("no evaluation pair is left after the filters.", fix, key="data.eval")
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
@@ -225,10 +223,11 @@ def faults_of_inputs(recipe: Recipe) -> Iterator[UserError]:
             yield error
 
 
-def _checks(recipe: Recipe, require_source: Callable[[str, DataSource], None]) -> Iterator[Callable[[], None]]:
+def _checks(recipe: Recipe, require_source: Callable[[str, DataSource], None]) -> Iterator[Callable[[], object]]:
     """One check of each thing that a recipe names."""
     yield partial(_require_model, recipe)
-    yield partial(_require_template, recipe)
+    if recipe.data.chat_template not in (None, "none"):
+        yield partial(read_template, recipe.data.chat_template)
     for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
         for source in recipe.data.sources(named or []):
             yield partial(require_source, key, source)
@@ -268,11 +267,6 @@ def _require_model(recipe: Recipe) -> None:
         require_startable(path, Path(path).expanduser())
     elif not path.startswith("builtin:"):
         require_model_name(path)
-
-
-def _require_template(recipe: Recipe) -> None:
-    if recipe.data.chat_template not in (None, "none"):
-        read_template(recipe.data.chat_template)
 
 
 def _about(key: str, error: UserError) -> UserError:

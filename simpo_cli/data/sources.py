@@ -59,7 +59,11 @@ def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
     if glob.has_magic(path):
         return _matching(path, source)
     if source.path.startswith("builtin:"):
-        return [_builtin(source.path, role)]
+        if source.path != "builtin:guide":
+            raise UserError(f"{source.path} is not embedded here.", "The embedded pairs are builtin:guide.")
+        from simpo_cli.builtin import guide_pairs
+
+        return [LocalFile(str(guide_pairs(role)), f"{source.path} ({role})")]
     named = HUB_ID.fullmatch(source.path)
     if named and named[2] is None and plain_suffix(source.path) not in DATA_SUFFIXES:
         return HubData(source.path, source.split)
@@ -77,14 +81,6 @@ def _matching(pattern: str, source: DataSource) -> list[LocalFile]:
         problem = f"{source.path} names files and has no split {source.split}."
         raise UserError(problem, "Splits belong to folders and hub data sets; leave `split` out.")
     return [LocalFile(path, redacted(path)) for path in found]
-
-
-def _builtin(name: str, role: Role) -> LocalFile:
-    if name != "builtin:guide":
-        raise UserError(f"{name} is not embedded here.", "The embedded pairs are builtin:guide.")
-    from simpo_cli.builtin import guide_pairs
-
-    return LocalFile(str(guide_pairs(role)), f"{name} ({role})")
 
 
 def _nearby(path: str) -> str:
@@ -153,9 +149,8 @@ def _entries(path: str, name: str) -> Iterator[str]:
     try:
         yield from (entry for entry in os.listdir(path) if not entry.startswith((".", "_")))
     except OSError as error:
-        raise UserError(
-            f"cannot be listed: {error.strerror}.", "Give yourself permission to read the folder.", where=name
-        ) from error
+        fix = "Give yourself permission to read the folder."
+        raise UserError(f"cannot be listed: {error.strerror}.", fix, where=name) from error
 
 
 def _data_files(path: str, name: str) -> list[str]:

@@ -53,15 +53,6 @@ def num_letters(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass").translate(None, _NO_LETTERS))
 
 
-NOTES = (
-    RecordNote.MISSING_WORD,
-    RecordNote.END_TOKEN,
-    RecordNote.MESSAGE_AS_JSON,
-    RecordNote.REPEATED_PROMPT,
-    RecordNote.OTHER_TEMPLATE,
-)
-"""What texts are searched for."""
-
 END_TOKENS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end_of_turn|>",
     "<|endofturn|>", "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|user_end|>", "<end_of_turn>",
@@ -139,7 +130,7 @@ def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[Record
     prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
     answers = (pair.chosen, pair.rejected)
     ends, marks, headings = _sought(own)
-    if any(map(_is_missing, (*answers, *prompts))):
+    if any(len(text) <= _LONGEST_MISSING and text.strip() in _MISSING for text in (*answers, *prompts)):
         yield RecordNote.MISSING_WORD
     if any(_spells_end(answer, ends) for answer in answers):
         yield RecordNote.END_TOKEN
@@ -163,10 +154,6 @@ def _sought(own: tuple[str, ...]) -> tuple[Sequence[str], Sequence[str], re.Patt
 def may_hold_marker(text: str) -> bool:
     """Whether a text has what every end token and turn marker has; it is looked for much faster than they are."""
     return any(lead in text for lead in _LEADS)
-
-
-def _is_missing(text: str) -> bool:
-    return len(text) <= _LONGEST_MISSING and text.strip() in _MISSING
 
 
 def _spells_end(answer: str, ends: Sequence[str]) -> bool:

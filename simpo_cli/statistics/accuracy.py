@@ -53,15 +53,11 @@ def length_strata(
     longer, shorter = (
         proportion(right[side], codes[side].tolist()) if side.sum() >= MIN_STRATUM_PAIRS else None for side in sides
     )
-    balanced = None
-    if longer is not None and shorter is not None:
-        balanced = _mean_of_both(right, codes, sides, (longer, shorter))
+    balanced = _mean_of_both(right, codes, sides, [longer, shorter]) if longer and shorter else None
     return {"chosen_longer": longer, "chosen_shorter": shorter, "balanced": balanced}
 
 
-def _mean_of_both(
-    right: Floats, codes: Codes, sides: Sequence[NDArray[np.bool_]], strata: tuple[Measured, Measured]
-) -> Measured:
+def _mean_of_both(right: Floats, codes: Codes, sides: Sequence[NDArray[np.bool_]], strata: list[Measured]) -> Measured:
     """The mean of two shares, with the interval of Zou and Donner (Statistics in Medicine 27, 2008).
 
         low = mean - sqrt((p - low_p)^2 + (q - low_q)^2 + 2 * correlation * (p - low_p) * (q - low_q)) / 2

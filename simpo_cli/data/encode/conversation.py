@@ -114,10 +114,8 @@ class Conversation:
                 return "", before[place + len(header) :]
             with_last = replace(self, turns=(*self.turns[:-1], with_content(self.turns[-1], _LAST)))
             answered = with_last._render((*with_last.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)[0]
-            (_, in_prompt, prompt), (_, in_before, before) = (
-                with_last.prompt().rpartition(_LAST),
-                answered.rpartition(_LAST),
-            )
+            _, in_prompt, prompt = with_last.prompt().rpartition(_LAST)
+            _, in_before, before = answered.rpartition(_LAST)
             if not in_prompt or not in_before:
                 return "", None
         if prompt.startswith(before):

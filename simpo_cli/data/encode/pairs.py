@@ -130,15 +130,13 @@ def tokenize(texts: Sequence[Texts], tokenizer: TextTokenizer) -> list[PairToken
     return [found[i] for i in range(len(texts))]
 
 
-def _in_mode(
-    texts: Sequence[Texts], mode: SpecialTokenMode, tokenizer: TextTokenizer
-) -> Sequence[PairTokens | RecordError]:
+def _in_mode(texts: Sequence[Texts], mode: SpecialTokenMode, by: TextTokenizer) -> Sequence[PairTokens | RecordError]:
     try:
-        return _split(texts, mode, tokenizer)
+        return _split(texts, mode, by)
     except EncodingError as error:  # one of the texts; which one, the library does not say
         if len(texts) > 1:
             half = len(texts) // 2
-            return [one for part in (texts[:half], texts[half:]) for one in _in_mode(part, mode, tokenizer)]
+            return [one for part in (texts[:half], texts[half:]) for one in _in_mode(part, mode, by)]
         return [RecordError(f"the text {error}", SKIP)]
 
 
@@ -302,9 +300,7 @@ def _add_cut_pair(pair: PreferencePair, texts: Texts, tokens: PairTokens, rules:
     if not prompt:
         result.refuse(pair, RecordError("the prompt has no tokens", SKIP))
         return
-    chosen, rejected = (
-        ended_response(*response, rules) for response in zip(tokens.responses, texts.calls, strict=True)
-    )
+    chosen, rejected = (ended_response(*one, rules) for one in zip(tokens.responses, texts.calls, strict=True))
     num_prompt = len(prompt)
     if data.overlong == "truncate":
         prompt = cut_prompt(prompt, texts, data.max_prompt_length, rules)

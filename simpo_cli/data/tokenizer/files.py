@@ -226,9 +226,7 @@ def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return {part: text for part in parts if (text := _text_of(found[part])) is not None}
 
 
-def _add_tokens(
-    tokenizer: Tokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str], folder: Path
-) -> None:
+def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mapping[str, str], folder: Path) -> None:
     """Add the tokens that only tokenizer_config.json knows; what it says of a token goes before tokenizer.json."""
     present = tokenizer.get_added_tokens_decoder().values()
     listed = config.get("added_tokens_decoder", {})
@@ -244,7 +242,7 @@ def _add_tokens(
     tokens = [token for token in tokens if repr(token) not in spelled]
     known = {token.content for token in [*present, *tokens]}
     more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    names = [*special_tokens.values(), *(filter(None, map(_text_of, more)) if isinstance(more, list) else ())]
+    names = [*special.values(), *(filter(None, map(_text_of, more)) if isinstance(more, list) else ())]
     tokens += [AddedToken(text, special=True) for text in dict.fromkeys(names) if text not in known]
     if tokens:
         tokenizer.add_tokens(tokens)

@@ -279,7 +279,10 @@ class TurnMarks:
     answer_header: str = ""
 
 
-def learn_marks(render: Callable[[Sequence[Message], bool], str], tokens: "TextTokenizer") -> TurnMarks:
+_Rendering = Callable[[Sequence[Message], bool], str]
+
+
+def learn_marks(render: _Rendering, tokens: "TextTokenizer") -> TurnMarks:
     """What the template writes around made-up turns; nothing of a template that renders none of them.
 
     Args:
@@ -328,9 +331,7 @@ def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "Tex
     )
 
 
-def _call_end(
-    render: Callable[[Sequence[Message], bool], str], lead: Sequence[Message], tokens: "TextTokenizer"
-) -> int | None:
+def _call_end(render: _Rendering, lead: Sequence[Message], tokens: "TextTokenizer") -> int | None:
     """The named end token that stands between a call and its result."""
     user, _, result, _ = _MADE_UP
     call = Message("assistant", "", json.dumps(made_up_call("", {CALL_KEY: CALL_VALUE})))

@@ -83,12 +83,11 @@ class TextTokenizer:
         self._sources = dict(templates)
         self._template_where = template_where
         self.moment = datetime.now() if moment is None else moment
-        self._templates = {
-            name: compile_template(source, template_where, self.moment) for name, source in templates.items()
-        }
-        written = (dates_of(self._templates[name], source, self.moment) for name, source in templates.items())
+        sources = templates.items()
+        self._templates = {name: compile_template(source, template_where, self.moment) for name, source in sources}
+        written = (dates_of(self._templates[name], source, self.moment) for name, source in sources)
         self.dates = sorted(set().union(*written))
-        read = (variables_of(self._templates[name], source) for name, source in templates.items())
+        read = (variables_of(self._templates[name], source) for name, source in sources)
         self.known_variables: frozenset[str] = frozenset().union(*read)
         self._marks: dict[str, TurnMarks] = {}
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
