@@ -17,7 +17,7 @@ from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 from tests.tiny import chatml_tokenizer
 
 RECORDS: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 from tests.tiny import chatml_tokenizer
 
 

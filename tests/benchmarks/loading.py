@@ -30,7 +30,7 @@ from simpo_cli.data.store import lengths_of
 from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.resident import peak_resident_bytes
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 
 _MB = 10**6
 _WORDS = "builtin:guide"  # a tokenizer that takes next to no time

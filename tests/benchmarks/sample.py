@@ -10,7 +10,7 @@ from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from tests.benchmarks.work import WorkPair
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 
 MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
 WARM_UP_CHOICE = 4  # the warm-up step takes the shortest of so many steps' pairs

@@ -27,7 +27,7 @@ from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from tests.benchmarks.machine import finish, product_speed
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 
 
 def main() -> None:

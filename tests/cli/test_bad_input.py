@@ -1,6 +1,6 @@
 """Every kind of bad input through `simpo stats` and `simpo train --dry-run`: one message, one exit code, no traceback.
 
-What each kind does in every place of a file, plain and gz, is in tests/data/test_bad_records.py and test_bad_files.py.
+What each kind does in every place of a file, plain and gz, is in tests/data/test_bad_files.py.
 """
 
 import json

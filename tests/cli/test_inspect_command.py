@@ -1,6 +1,8 @@
-"""`simpo inspect` and `simpo stats --model`, from the command line to the numbers of single sequences."""
+"""`simpo inspect` and `simpo stats --model`, to the numbers of single sequences; docs/inspect.md is run."""
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import simpo_cli
 from simpo_cli.cli.main import run
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import PreferencePair
 from simpo_cli.recipe.schema import DataSource
 from simpo_cli.report.console import out
-from tests.cli.seen import Seen, Simpo
+from tests.cli.seen import Seen, Simpo, typed
 from tests.model.reference import response_logps
 from tests.tiny import save_tiny_model
 
@@ -50,12 +53,7 @@ def simpo(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     """Run a command line in that folder."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(out, "_width", 100)
-
-    def type_in(*args: str) -> Seen:
-        code = run(args)
-        return Seen(code, *capsys.readouterr())
-
-    return type_in
+    return typed(capsys)
 
 
 def document_of(seen: Seen) -> dict[str, Any]:
@@ -252,3 +250,28 @@ def test_mistakes_with_a_model(simpo: Simpo, args: list[str], said: str) -> None
     assert (seen.code, seen.out) == (2, "")
     assert said in seen.err
     assert "Traceback" not in seen.err
+
+
+PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "inspect.md"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-\d+)?")
+CLOSE = 0.03
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the package is installed, not a checkout")
+def test_the_page_shows_what_the_commands_print(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(out, "_width", 110)  # what it is by itself was settled when it was made
+    blocks = re.findall(r"^```console\n\$ simpo (.*?)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.DOTALL)
+    assert len(blocks) == 2
+    for command, shown in blocks:
+        assert run(shlex.split(command)) == 0
+        printed = [line for line in capsys.readouterr().out.splitlines() if "self-check" not in line]
+        wanted = [line for line in shown.splitlines() if "self-check" not in line]
+        if wanted[0] == "...":  # a part of the screen
+            wanted = wanted[1:-1]
+            start = printed.index(wanted[0])
+            printed = printed[start : start + len(wanted)]
+        assert [NUMBER.sub("#", line) for line in printed] == [NUMBER.sub("#", line) for line in wanted]
+        for one, other in zip(NUMBER.findall("\n".join(printed)), NUMBER.findall("\n".join(wanted)), strict=True):
+            assert float(one) == pytest.approx(float(other), abs=CLOSE, rel=CLOSE)

@@ -4,39 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jsonschema
 import pytest
 
-from simpo_cli.cli.main import run
 from simpo_cli.names import shipped_names, shipped_root
 from simpo_cli.recipe import compose
+from tests.cli.seen import Seen, Simpo, typed
 
 BASE = "name: a\nmodel: {path: org/model}\ndata: {train: org/pairs}\n"
-
-
-class Seen(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Simpo = Callable[..., Seen]
 
 
 @pytest.fixture
 def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
     """Run a command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def type_in(*args: str) -> Seen:
-        code = run(args)
-        return Seen(code, *capsys.readouterr())
-
-    return type_in
+    return typed(capsys)
 
 
 def test_list(simpo: Simpo) -> None:

@@ -6,9 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonschema
 import pyarrow as pa
@@ -21,11 +20,11 @@ from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.document import stats_document
 from simpo_cli.audit.examine import examine
 from simpo_cli.audit.surface import FEATURES
-from simpo_cli.cli.main import run
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import make_console
 from simpo_cli.report.stats_view import print_stats
 from simpo_cli.report.terminal import blocks
+from tests.cli.seen import Simpo, typed
 from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -40,26 +39,12 @@ CONTRARY = [
 ]
 
 
-class Seen(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Simpo = Callable[..., Seen]
-
-
 @pytest.fixture
 def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
     """Run a command line in a folder with a file of pairs."""
     monkeypatch.chdir(tmp_path)
     Path("prefs.json").write_text(json.dumps(PAIRS))
-
-    def type_in(*args: str) -> Seen:
-        code = run(args)
-        return Seen(code, *capsys.readouterr())
-
-    return type_in
+    return typed(capsys)
 
 
 def document_of(path: str) -> tuple[dict[str, Any], Any]:

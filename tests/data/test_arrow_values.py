@@ -13,7 +13,7 @@ import pytest
 from simpo_cli.data import hub
 from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord
 from simpo_cli.data.records import read_records
-from tests.data.loading import load_pairs, refusal
+from tests.data.pair_files import load_pairs, refusal
 
 PAIR = {"prompt": "When does it rain?", "chosen": "In May.", "rejected": "Never."}
 TOOLS = [

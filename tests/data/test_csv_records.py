@@ -9,8 +9,7 @@ import pytest
 
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import LoadedPairs, load_pairs, refusal, skipped
-from tests.data.pair_files import Write
+from tests.data.pair_files import LoadedPairs, Write, load_pairs, refusal, skipped
 
 ROW = {"prompt": "Which bird is blue?", "chosen": "The jay, in part.", "rejected": "None of them."}
 USER = {"role": "user", "content": ROW["prompt"]}

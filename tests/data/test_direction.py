@@ -18,8 +18,7 @@ from simpo_cli.data.pair import RecordError
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import load_pairs
-from tests.data.pair_files import Write
+from tests.data.pair_files import Write, load_pairs
 
 Record = dict[str, Any]
 RIGHT, REVERSED = {("good", "bad")}, {("bad", "good")}

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.recipe.schema import DataRecipe
-from tests.data.encode_cases import APPEND_ONLY, Case, bare, messages_of, require_ids_of_transformers, talk
-from tests.data.encode_texts import draw_answers, draw_pair, draw_turns, properties, texts_for
+from tests.data.encode_cases import (
+    APPEND_ONLY,
+    Case,
+    bare,
+    draw_answers,
+    draw_pair,
+    draw_turns,
+    messages_of,
+    properties,
+    require_ids_of_transformers,
+    talk,
+    texts_for,
+)
 from tests.tiny import FAMILIES
 
 

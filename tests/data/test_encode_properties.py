@@ -16,11 +16,13 @@ from tests.data.encode_cases import (
     ROOMY,
     Case,
     bare,
+    draw_pair,
     messages_of,
+    properties,
     require_ids_of_transformers,
     sides,
+    texts_for,
 )
-from tests.data.encode_texts import draw_pair, properties, texts_for
 from tests.tiny import FAMILIES
 
 

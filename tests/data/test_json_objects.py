@@ -14,8 +14,7 @@ from simpo_cli.data import json_objects
 from simpo_cli.data.json_objects import read_object
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import load_pairs, refusal
-from tests.data.pair_files import Write, lines_of
+from tests.data.pair_files import Write, lines_of, load_pairs, refusal
 
 Rows = list[dict[str, Any]]
 

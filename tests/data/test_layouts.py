@@ -11,7 +11,7 @@ from simpo_cli.data.pair import Message, prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.layouts import BAD, GOOD, QUESTIONS, READ, REFUSED, Case, Q, Record, Refusal, talk
-from tests.data.loading import LoadedPairs, load_pairs
+from tests.data.pair_files import LoadedPairs, load_pairs
 
 
 def load(records: list[Record], folder: Path) -> LoadedPairs:

@@ -16,8 +16,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import load_pairs
-from tests.data.pair_files import GOOD, Write
+from tests.data.pair_files import GOOD, Write, load_pairs
 
 
 def numbered(count: int, start: int = 0) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from simpo_cli.audit.dataset import PreferenceDataset
 from simpo_cli.data.pair import prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import LoadedPairs, load_pairs
+from tests.data.pair_files import LoadedPairs, load_pairs
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -25,9 +25,7 @@ from simpo_cli.data.store.pairs import Account, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource
-from tests.data.loading import load_pairs
-from tests.data.pair_files import GOOD, Write
-from tests.data.stored import DATA, encoded, made_up, plain, records, written
+from tests.data.pair_files import DATA, GOOD, Write, encoded, load_pairs, made_up, plain, records, written
 
 pytestmark = pytest.mark.usefixtures("cache")
 

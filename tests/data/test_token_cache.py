@@ -23,8 +23,7 @@ from simpo_cli.data.store.cache import fetch, prune
 from simpo_cli.data.store.pairs import Account, PairWriter
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
-from tests.data.pair_files import Write
-from tests.data.stored import DATA, encoded, made_up, plain, records
+from tests.data.pair_files import DATA, Write, encoded, made_up, plain, records
 
 pytestmark = pytest.mark.usefixtures("cache")
 

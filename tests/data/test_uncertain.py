@@ -8,8 +8,7 @@ import pytest
 from simpo_cli.data.formats import detect
 from simpo_cli.data.load import PairReader
 from simpo_cli.recipe.schema import DataSource
-from tests.data.loading import load_pairs
-from tests.data.pair_files import Write
+from tests.data.pair_files import Write, load_pairs
 from tests.data.test_direction import AB, ONE, REVERSED, RIGHT, Record, judged, lines, orders, refusal, scored
 
 ZERO = ("response_0", "response_1")

@@ -1,8 +1,9 @@
-"""What a model says before the first step: margins, pull, findings and the suggestion, by arithmetic of their own."""
+"""Margins, findings and tokens of a model before the first step, and the pairs to read: by other arithmetic."""
 
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.pair import PreferencePair
+from simpo_cli.data.pair import EncodedPair, PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
+from simpo_cli.evaluate.pair_files import write_samples
+from simpo_cli.evaluate.scoring import OpenModel, open_model, score_tokens
 from simpo_cli.evaluate.start import (
     fitting_lengths,
     margin_histogram,
@@ -24,9 +27,10 @@ from simpo_cli.evaluate.start import (
     start_findings,
     suggest,
 )
+from simpo_cli.model.load import find_model
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
 from simpo_cli.statistics import Measured
-from tests.model.reference import response_logps
+from tests.model.reference import random_pairs, response_logps
 from tests.tiny import save_tiny_model
 
 
@@ -152,3 +156,105 @@ def test_nothing_to_score_is_said(folder: Path) -> None:
 def test_lengths_fit_the_model(folder: Path) -> None:
     lengths = fitting_lengths(str(folder))
     assert (lengths.max_length, lengths.max_prompt_length) == (512, 448)
+
+
+PAIRS = random_pairs(4, seed=5)
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> OpenModel:
+    recipe = Recipe(
+        name="r",
+        model=ModelRecipe(path=str(folder)),
+        data=DataRecipe(train="-"),
+        train=TrainRecipe(precision="fp32"),
+    )
+    return open_model(recipe, find_model(str(folder)), PAIRS)
+
+
+LOSSES: list[tuple[LossRecipe, Callable[[float, float], float]]] = [
+    (LossRecipe(gamma=0.3), lambda d, _: -math.log(sigmoid(d))),
+    (LossRecipe(beta=5, gamma_beta_ratio=0.1, type="hinge"), lambda d, _: max(0.0, 1 - d)),
+    (
+        LossRecipe(gamma=0.3, label_smoothing=0.2, sft_weight=0.5),
+        lambda d, m: -0.8 * math.log(sigmoid(d)) - 0.2 * math.log(sigmoid(-d)) - 0.5 * m,
+    ),
+]
+
+
+@pytest.mark.parametrize(("loss", "formula"), LOSSES)
+def test_every_number_is_that_of_single_sequences(
+    folder: Path, opened: OpenModel, loss: LossRecipe, formula: Callable[[float, float], float]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for pair, scores in zip(PAIRS, score_tokens(opened, PAIRS, loss), strict=True):
+        with torch.no_grad():
+            chosen = response_logps(model, pair.prompt.tolist(), pair.chosen.tolist()).tolist()
+            rejected = response_logps(model, pair.prompt.tolist(), pair.rejected.tolist()).tolist()
+        assert scores["chosen"]["logps"] == pytest.approx(chosen, abs=1e-4)
+        assert scores["rejected"]["logps"] == pytest.approx(rejected, abs=1e-4)
+        assert scores["chosen"]["logp_sum"] == pytest.approx(sum(chosen), abs=1e-3)
+        m_chosen, m_rejected = sum(chosen) / len(chosen), sum(rejected) / len(rejected)
+        assert (scores["chosen"]["logp_mean"], scores["rejected"]["logp_mean"]) == pytest.approx(
+            (m_chosen, m_rejected), abs=1e-4
+        )
+        assert scores["chosen"]["reward"] == pytest.approx(loss.beta * m_chosen, abs=1e-3)
+        margin = loss.beta * (m_chosen - m_rejected)
+        assert scores["margin"] == pytest.approx(margin, abs=1e-3)
+        assert scores["loss"] == pytest.approx(formula(margin - loss.margin, m_chosen), abs=1e-3)
+
+
+def test_they_are_those_of_the_scores_that_training_and_eval_take(opened: OpenModel) -> None:
+    packed_together = opened.score(PAIRS, "tiny")
+    alone = score_tokens(opened, PAIRS, LossRecipe())
+    assert [one["chosen"]["logp_mean"] for one in alone] == pytest.approx(packed_together.chosen.tolist(), abs=1e-5)
+    assert [one["rejected"]["logp_mean"] for one in alone] == pytest.approx(packed_together.rejected.tolist(), abs=1e-5)
+
+
+def test_the_model_is_left_without_gradients(opened: OpenModel) -> None:
+    assert not any(parameter.requires_grad for parameter in opened.policy.parameters())
+
+
+def _pair(number: int, ids: list[int]) -> EncodedPair:
+    tokens = np.array(ids, dtype=np.int32)
+    return EncodedPair(tokens, tokens[::-1], tokens[:1], prompt_key=f"{number:016x}", where=f"prefs.jsonl:{number}")
+
+
+def _scores(margins: list[float]) -> PairScores:
+    zeros = np.zeros(len(margins))
+    lengths = np.ones(len(margins), dtype=np.int64)
+    return PairScores(np.array(margins), zeros, lengths, lengths, tuple(range(len(margins))))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():  # type: ignore[no-untyped-def]
+    return load_tokenizer("builtin:guide")
+
+
+def _rows(tmp_path: Path, tokenizer, after: list[float], seed: int = 1) -> list[dict[str, object]]:  # type: ignore[no-untyped-def]
+    ids = tokenizer.encode_batch(["To turn it on, press Save."])[0]
+    pairs = [_pair(number, ids) for number in range(1, len(after) + 1)]
+    file = tmp_path / "samples.jsonl"
+    write_samples(file, pairs, _scores([0.0] * len(after)), _scores(after), tokenizer=tokenizer, seed=seed)
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_worst_are_those_whose_margin_fell_most(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    rows = _rows(tmp_path, tokenizer, [0.5, -0.1, -0.4, 0.0, -0.2, -0.3])
+    assert [row["line"] for row in rows if row["why"] == "worst"] == [3, 6, 5]
+    assert rows[0]["prompt"] == "To turn it on, press Save."
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+
+
+def test_where_no_margin_fell_there_is_no_worst(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    assert {row["why"] for row in _rows(tmp_path, tokenizer, [0.5, 0.0, 0.1])} == {"drawn"}
+
+
+def test_the_seed_draws_and_nothing_else(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    def drawn(seed: int, after: list[float]) -> list[object]:
+        return [row["line"] for row in _rows(tmp_path, tokenizer, after, seed) if row["why"] == "drawn"]
+
+    seen = {tuple(drawn(seed, [0.1] * 50)) for seed in range(20)}
+    assert len(seen) == 20
+    assert drawn(3, [0.1] * 50) == drawn(3, [-0.1, *[0.3] * 49])
+    assert sorted(drawn(3, [0.1] * 2)) == [1, 2]

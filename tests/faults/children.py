@@ -7,6 +7,7 @@ of its own, so that what it leaves behind is found: nothing may be, ten seconds 
 doing; see `phases`.
 """
 
+import gc
 import json
 import os
 import select
@@ -21,7 +22,6 @@ from types import TracebackType
 from typing import Any
 
 from tests.faults.phases import Interruption, read_events, read_phase, tell_phases
-from tests.faults.ready import be_ready_to_fork
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_GO = 10.0
@@ -190,3 +190,20 @@ def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[
 
 if __name__ == "__main__":
     serve()
+
+
+def be_ready_to_fork() -> None:
+    """Import everything that a run needs, and run no tensor operation: that would start threads, which a fork loses."""
+    from simpo_cli.cli.options import quiet_libraries
+
+    quiet_libraries()
+    import transformers.generation.utils
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    import simpo_cli.report.run_page
+    import simpo_cli.report.watch
+    import simpo_cli.train.session  # noqa: F401
+
+    get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
+    gc.freeze()  # no child need walk through all that was imported, which would also copy its memory

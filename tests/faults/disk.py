@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.ready import be_ready_to_fork
+from tests.faults.children import be_ready_to_fork
 
 if TYPE_CHECKING:
     from tests.faults.calls import Counts

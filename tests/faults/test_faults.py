@@ -9,14 +9,18 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from simpo_cli.errors import ExitCode
-from tests.faults.children import Children
+from tests.faults.calls import unsynced
+from tests.faults.children import ROOT, Children
 from tests.faults.corruption import harm_everything
+from tests.faults.forked import Call, has_strace
 from tests.faults.machine import few_or_many, machine_for
 from tests.faults.phases import LOADING, PHASES, RESUMING, TOKENIZING, Interruption
 from tests.faults.same_run import Content, content_of
@@ -125,3 +129,38 @@ def test_harm_to_any_file_of_a_run_is_noticed(children: Children, tmp_path: Path
 def test_whatever_happens_a_run_goes_on_from_what_was_committed_last(children: Children) -> None:
     """A few runs of the state machine; `make test-faults` lets more happen."""
     run_state_machine_as_test(machine_for(children), settings=few_or_many(3))
+
+
+def test_what_a_disk_refuses_is_exit_code_4_and_loses_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.disk", "--quick"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| a name that is too long | 4 | yes |" in done.stdout
+    assert "| RLIMIT_FSIZE, met by metrics.jsonl | 4 | yes |" in done.stdout
+    if not has_strace():
+        pytest.skip("system calls were not made to fail: no strace")
+    assert "| one step: logs, evaluation, checkpoint, rotation, run.json |" in done.stdout
+
+
+def _call(name: str, text: str) -> Call:
+    return Call(name, 1, f"{name}({text}")
+
+
+CREATE = _call("openat", 'AT_FDCWD</p>, "c/.tmp-1/weights", O_WRONLY|O_CREAT|O_EXCL, 0666) = 3</p/c/.tmp-1/weights>')
+WRITE = _call("write", '3</p/c/.tmp-1/weights>, "abc", 3) = 3')
+SYNC_FILE = _call("fsync", "3</p/c/.tmp-1/weights>) = 0")
+SYNC_FOLDER = _call("fsync", "4</p/c/.tmp-1>) = 0")
+RENAME = _call("rename", '"c/.tmp-1", "c/step-1") = 0')
+SYNC_PARENT = _call("fsync", "4</p/c>) = 0")
+ROTATE = _call("rename", '"c/step-0", "c/.tmp-removed-0") = 0')
+ORDER = [CREATE, WRITE, SYNC_FILE, SYNC_FOLDER, RENAME, SYNC_PARENT, ROTATE]
+
+
+def test_the_look_at_a_trace_sees_every_sync_that_is_missing_or_late() -> None:
+    assert unsynced(ORDER, Path("/p")) == []
+    for missing in (SYNC_FILE, SYNC_FOLDER, SYNC_PARENT):
+        assert len(unsynced([call for call in ORDER if call is not missing], Path("/p"))) == 1
+    assert unsynced([CREATE, SYNC_FILE, WRITE, *ORDER[3:]], Path("/p"))
+    assert unsynced([*ORDER[:3], RENAME, SYNC_FOLDER, SYNC_PARENT], Path("/p"))
+    assert unsynced([*ORDER[:5], ROTATE, SYNC_PARENT], Path("/p"))

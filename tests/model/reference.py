@@ -1,9 +1,11 @@
-"""The slow and obvious way: one sequence at a time, whole logits, log-softmax. Shares no code with the package."""
+"""Random pairs, and the slow, obvious way: one sequence at a time, whole logits. Shares no code with the package."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,3 +41,16 @@ def simpo_loss_backward(model: Any, pairs: Sequence[EncodedPair], beta: float, g
         total += loss.item()
     assert math.isfinite(total)
     return total
+
+
+def random_pairs(count: int, *, seed: int, vocab_size: int = 400, longest: int = 24) -> list[EncodedPair]:
+    """Pairs of random ids (never a pad id's business: any id may occur) and random lengths from 1 up."""
+    draw = random.Random(seed)
+
+    def ids(most: int) -> np.ndarray:
+        return np.array([draw.randrange(vocab_size) for _ in range(draw.randint(1, most))], dtype=np.int32)
+
+    return [
+        EncodedPair(ids(longest), ids(longest), ids(longest), prompt_key=f"{seed}-{i}", where=f"random:{i}")
+        for i in range(count)
+    ]

@@ -20,7 +20,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.flash_operators import FlashOperators
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")

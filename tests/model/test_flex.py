@@ -23,8 +23,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
-from tests.model.reference import response_logps, simpo_loss
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs, response_logps, simpo_loss
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")

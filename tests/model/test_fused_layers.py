@@ -19,7 +19,7 @@ from simpo_cli.model.fused_layers import FusedGatedMLP, FusedNorm, _GatedDown, _
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs
 from tests.tiny import tiny_model
 
 _CASTS = {"llama": 0.0, "gemma": 1.0}  # the offset that each family has

@@ -16,8 +16,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LoraRecipe, LossRecipe
 from tests.model.flash_operators import FlashOperators
-from tests.model.reference import response_logps, simpo_loss
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs, response_logps, simpo_loss
 from tests.tiny import tiny_model
 
 MODELS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from simpo_cli.model.policy import Policy, shared_hidden_states
 from simpo_cli.model.self_check import MOST_TOKENS, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.live_bytes import LiveBytes
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs
 from tests.tiny import tiny_config, tiny_model
 
 PAIRS = random_pairs(6, seed=21)

@@ -20,7 +20,7 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.packed import PackedPairs, PackLayout, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs
 from tests.tiny import tiny_model
 
 PACKINGS: tuple[Packing, ...] = get_args(Packing)

@@ -13,8 +13,7 @@ from simpo_cli.report.page import SHOWN_CHARACTERS
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import run_page, write_run_report
 from tests.report.made_run import RECIPE, eval_row, outcome, write_run
-from tests.report.parsed_page import Page
-from tests.report.stands_alone import require_stands_alone
+from tests.report.parsed_page import Page, require_stands_alone
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=y>\"&amp;{{ 7*7 }}\x1b[31m\u202e"
 VISIBLE = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")

@@ -12,8 +12,7 @@ from simpo_cli.audit.examine import Examination, collect_examples, examine
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.page import SHOWN_CHARACTERS
 from simpo_cli.report.stats_page import stats_page
-from tests.report.parsed_page import Page
-from tests.report.stands_alone import require_stands_alone
+from tests.report.parsed_page import Page, require_stands_alone
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=y>\"&amp;{{ 7*7 }}{% raw %}\x1b[31m\u202e"
 

@@ -14,8 +14,7 @@ from simpo_cli.report.two_runs import caveats, compare_runs, comparison_verdict,
 from simpo_cli.report.two_runs_page import write_comparison
 from tests.cli.test_help import imported_by
 from tests.report.made_run import RECIPE, eval_row, outcome, pair_row, write_run
-from tests.report.parsed_page import Page
-from tests.report.stands_alone import require_stands_alone
+from tests.report.parsed_page import Page, require_stands_alone
 
 RISE = outcome((0.3, 0.2, 0.4), 0.001)
 EVALS = [eval_row(0, 0.5), eval_row(4, 0.8)]

@@ -18,7 +18,7 @@ from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.session import train
 from simpo_cli.train.step import accumulate
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 from tests.model.reference import simpo_loss_backward
 from tests.train.conftest import Memory
 

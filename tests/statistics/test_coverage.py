@@ -1,14 +1,26 @@
-"""Simulations with known truth: intervals hold it at their rate, tests keep their level and have their power."""
+"""Statistics against simulations with known truth, plain loops, and statsmodels."""
+
+import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 from simpo_cli.statistics import (
     balanced_difference,
+    calibration,
     compare_accuracy,
+    holm,
+    length_buckets,
     length_strata,
     mean,
+    over_seeds,
     proportion,
     smallest_effect,
 )
@@ -157,3 +169,114 @@ def test_a_planted_model_that_goes_by_length_alone_is_worth_one_half(repeats: in
 
 def test_one_prompt_shows_no_effect_at_all() -> None:
     assert smallest_effect([0, 1], [1, 1], ["p", "p"]) is None
+
+
+def test_the_error_and_the_score_by_hand() -> None:
+    margins = [0.1, -0.1, 3.0, 2.9, 0.0, -4.0]
+    confident = [1 / (1 + math.exp(-abs(m))) for m in margins]
+    right = [1, 0, 1, 1, 0.5, 0]
+    # 0.525, 0.525 and 0.5 share a bin; 0.953 and 0.948 lie in two; 0.982 joins 0.953
+    bins = [[0, 1, 4], [3], [2, 5]]
+    gaps = [abs(sum(right[i] - confident[i] for i in one)) for one in bins]
+    result = calibration(margins)
+    assert result.error.value == pytest.approx(sum(gaps) / 6)
+    assert result.brier.value == pytest.approx(sum((1 - 1 / (1 + math.exp(-m))) ** 2 for m in margins) / 6)
+    assert [one.accuracy.n for one in result.bins] == [3, 1, 2]
+    assert result.bins[0].accuracy == proportion([1, 0, 0.5])
+    assert (result.bins[0].low, result.bins[-1].high) == (0.5, 1.0)
+
+
+def drawn(rng: np.random.Generator, n: int, boast: float) -> np.ndarray:
+    """Margins that claim `boast` times the log-odds that are true."""
+    odds = rng.normal(0, 1.5, n)
+    preferred = rng.random(n) < 1 / (1 + np.exp(-odds))
+    return boast * np.where(preferred, odds, -odds)
+
+
+def test_a_calibrated_model_errs_by_chance_and_a_boaster_by_more() -> None:
+    rng = np.random.default_rng(1)
+    honest = [calibration(drawn(rng, 400, 1.0)) for _ in range(100)]
+    assert np.mean([one.error.value for one in honest]) == pytest.approx(
+        np.mean([one.error_by_chance for one in honest]), rel=0.1
+    )
+    boasting = calibration(drawn(rng, 2000, 4.0))
+    assert boasting.error.low > 3 * boasting.error_by_chance
+    assert boasting.brier.value > honest[0].brier.value
+
+
+def test_huge_margins_are_certain_and_nothing_overflows() -> None:
+    result = calibration([1e4, -1e4, 800.0])
+    assert result.brier.value == pytest.approx(1 / 3)
+    assert result.error.value == pytest.approx(1 / 3)
+
+
+def test_buckets_of_length_hold_every_pair_once_and_never_part_equals() -> None:
+    rng = np.random.default_rng(2)
+    chosen, rejected = rng.integers(1, 60, 300), rng.integers(1, 60, 300)
+    right = rng.integers(0, 2, 300)
+    buckets = length_buckets(right, chosen, rejected)
+    assert len(buckets) == 5
+    assert sum(one.pairs for one in buckets) == 300
+    assert all(before.high < after.low for before, after in itertools.pairwise(buckets))
+    for one in buckets:
+        at = (chosen - rejected >= one.low) & (chosen - rejected <= one.high)
+        assert one.accuracy == proportion(right[at])
+        assert 40 <= one.pairs <= 80
+
+
+def test_few_or_equal_differences_make_fewer_buckets() -> None:
+    [only] = length_buckets([1, 0, 1], [4, 5, 6], [3, 4, 5])
+    assert (only.low, only.high, only.pairs, only.accuracy) == (1, 1, 3, None)
+    two = length_buckets([1] * 30, [2] * 15 + [1] * 15, [1] * 15 + [2] * 15)
+    assert [(one.low, one.pairs) for one in two] == [(-1, 15), (1, 15)]
+
+
+def test_a_hundred_different_differences_make_buckets_of_twenty() -> None:
+    buckets = length_buckets([1] * 100, range(101, 201), [1] * 100)
+    assert [(one.low, one.high, one.pairs) for one in buckets] == [
+        (100, 119, 20), (120, 139, 20), (140, 159, 20), (160, 179, 20), (180, 199, 20)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "n"), [(31, 60), (54, 60), (120, 150)])
+def test_wilsons_interval(right: int, n: int) -> None:
+    measured = proportion([1] * right + [0] * (n - right))
+    assert (measured.low, measured.high) == pytest.approx(proportion_confint(right, n, method="wilson"))
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(12, 3), (40, 41)])
+def test_mcnemars_exact_test(wins: int, losses: int) -> None:
+    base, tuned = [0] * wins + [1] * losses + [1] * 30, [1] * wins + [0] * losses + [1] * 30
+    table = [[30, losses], [wins, 0]]
+    assert compare_accuracy(base, tuned).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_the_mean_over_prompts_of_equal_size_is_that_of_cluster_robust_regression() -> None:
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(40), 3)
+    values = rng.normal(size=40)[groups] + rng.normal(size=120)
+    measured = mean(values, groups)
+    # the jackknife over equal groups is the sandwich with the factor J / (J - 1) and no other
+    fitted = OLS(values, np.ones(120)).fit(
+        cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False, "df_correction": True}, use_t=True
+    )
+    error = float(fitted.bse[0]) * np.sqrt(40 / 39)
+    half = (measured.high - measured.low) / 2
+    low, high = fitted.conf_int(0.05)[0]
+    assert half == pytest.approx((high - low) / 2 * error / float(fitted.bse[0]))
+    assert measured.value == pytest.approx(float(fitted.params[0]))
+
+
+@pytest.mark.parametrize("p_values", [[0.03], [0.01, 0.04, 0.03, 0.9], [0.2, 0.2, 0.001], []])
+def test_holms_method(p_values: list[float]) -> None:
+    expected = multipletests(p_values, method="holm")[1].tolist() if p_values else []
+    assert holm(p_values) == pytest.approx(expected)
+
+
+def test_the_interval_over_seeds() -> None:
+    accuracies = [0.61, 0.64, 0.59, 0.63]
+    measured = over_seeds(accuracies)
+    assert (measured.low, measured.high) == pytest.approx(DescrStatsW(accuracies).tconfint_mean())
+    assert measured.n == 4
+    with pytest.raises(AssertionError):
+        over_seeds([0.6])

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from tests.train.conftest import Memory
-from tests.train.same_bits import final_state
+from tests.train.guide import final_state
 from tests.train.test_resume import EVERY, Place
 
 COMPILE = [*EVERY, "model.compile=true"]

@@ -20,8 +20,7 @@ from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.train import build, loop, outcome
 from simpo_cli.train.optimizer import start_moments
 from tests.train.conftest import Memory
-from tests.train.guide import Guide
-from tests.train.same_bits import rows
+from tests.train.guide import Guide, rows
 
 STEP = 3
 

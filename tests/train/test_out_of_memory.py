@@ -16,8 +16,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.train import session as run
 from simpo_cli.train.loop import Training
 from tests.train.conftest import Memory
-from tests.train.guide import Guide
-from tests.train.same_bits import final_state, timeless
+from tests.train.guide import Guide, final_state, timeless
 from tests.train.test_resume import Cutting, PowerCutError
 
 PETABYTES = 10**16

@@ -20,7 +20,7 @@ from simpo_cli.train import loop, run_plan, saving
 from simpo_cli.train.session import train
 from simpo_cli.versions import installed_version
 from tests.train.conftest import Memory
-from tests.train.same_bits import final_state, rows, timeless
+from tests.train.guide import final_state, rows, timeless
 
 LORA = ["model.lora.rank=4", "model.lora.dropout=0.1", "train.learning_rate=1e-2"]
 EVERY = ["checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2"]

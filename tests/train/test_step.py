@@ -17,8 +17,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
-from tests.model.reference import response_logps, simpo_loss_backward
-from tests.pairs import random_pairs
+from tests.model.reference import random_pairs, response_logps, simpo_loss_backward
 from tests.tiny import tiny_model
 
 PAIRS = random_pairs(13, seed=11)

@@ -7,8 +7,7 @@ import pytest
 from accelerate import tracking
 
 from tests.train.conftest import Memory
-from tests.train.guide import Guide
-from tests.train.same_bits import final_state, rows
+from tests.train.guide import Guide, final_state, rows
 
 
 class Fragile(tracking.GeneralTracker):

@@ -1,11 +1,23 @@
-"""Counts in answers against counts by hand and by other code."""
+"""What is made of answers: counts, by hand and by other code; files for other tools; the folder after damage."""
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from simpo_cli.errors import UserError
+from simpo_cli.evaluate.generate.folder import (
+    MANIFEST,
+    AnswerFolder,
+    alpaca_eval_rows,
+    arena_hard_answers,
+    arena_hard_questions,
+    is_answers,
+    markdown_counts,
+)
 from simpo_cli.evaluate.generate.measures import (
     Answer,
     distinct,
@@ -14,6 +26,8 @@ from simpo_cli.evaluate.generate.measures import (
     measure_answers,
     repeated_share,
 )
+from simpo_cli.evaluate.generate.prompts import Question
+from tests.evaluate.generate.questions import answer_of, random_questions
 
 
 def test_repeated_grams() -> None:
@@ -98,3 +112,102 @@ def test_the_longer_model_is_not_called_less_varied_for_its_length() -> None:
 def test_answers_to_other_prompts_are_our_mistake() -> None:
     with pytest.raises(AssertionError):
         measure_answers([Answer("a", "", (), True)], [Answer("b", "", (), True)])
+
+
+def labelled() -> list[Question]:
+    first, second = random_questions(2, seed=1)
+    return [first, Question(second.key, second.turns, second.ids, second.where, {"uid": "u", "dataset": "koala"})]
+
+
+def test_alpaca_eval_takes_one_generator_and_the_same_instructions() -> None:
+    questions = labelled()
+    rows = alpaca_eval_rows(questions, [answer_of(one, "So.") for one in questions], "trained")
+    assert rows[0] == {"instruction": "question 0?", "output": "So.", "generator": "trained", "dataset": "simpo"}
+    assert rows[1]["dataset"] == "koala"
+    assert {row["generator"] for row in rows} == {"trained"}  # what its main.py asks for, to name the model
+
+
+def test_arena_hard_finds_answers_by_uid_and_reads_the_last_message() -> None:
+    questions = labelled()
+    answers = [answer_of(one, "# Title\n- **one**\n1. two") for one in questions]
+    rows = arena_hard_answers(questions, answers, "trained", 5.0)
+    asked = arena_hard_questions(questions)
+    assert [row["uid"] for row in asked] == [questions[0].key, "u"] == [row["uid"] for row in rows]
+    for question, row in zip(asked, rows, strict=True):
+        assert question["prompt"] == row["messages"][-2]["content"]
+        assert row["messages"][-1]["content"]["answer"] == answers[0].text
+        assert row["model"] == "trained"
+        assert row["tstamp"] == 5.0
+        # style control sums each of these, and divides by the first
+        features = [value if isinstance(value, int) else sum(value.values()) for value in row["metadata"].values()]
+        assert features == [len(answers[0].ids), 1, 2, 1]
+    assert len({row["ans_id"] for row in rows}) == 2
+
+
+def test_markdown_is_counted_outside_of_code() -> None:
+    text = "# a\n### b\n```\n# c\n- d\n**e**\n```\n* f\n  2. g\n__h__ and **i** and **j**"
+    counts = markdown_counts(text)
+    assert counts["header_count"] == {"h1": 1, "h2": 0, "h3": 1, "h4": 0, "h5": 0, "h6": 0}
+    assert counts["list_count"] == {"ordered": 1, "unordered": 1}
+    assert counts["bold_count"] == {"**": 2, "__": 1}
+
+
+QUESTIONS = random_questions(3, seed=1)
+MADE = {"schema_version": 1, "kind": "answers", "models": {"base": {"name": "b"}, "trained": {"name": "t"}}}
+
+
+def folder_at(path: Path) -> AnswerFolder:
+    return AnswerFolder.make(path / "answers", MADE, QUESTIONS)
+
+
+def answers_to(questions: Sequence[Question], *texts: str) -> list[Answer]:
+    return [Answer(one.key, text, (5, 6), True) for one, text in zip(questions, texts, strict=True)]
+
+
+def test_questions_come_back_as_they_were(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    assert is_answers(made.path)
+    assert AnswerFolder.open(made.path) == made == folder_at(tmp_path)
+
+
+def test_an_answer_that_a_kill_cut_short_is_asked_again(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("base", "greedy", answers_to(QUESTIONS[:2], "é", "b"))
+    file = made.file("base", "greedy")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [one.key for one in made.still_to_ask("base")["greedy"]] == [QUESTIONS[1].key, QUESTIONS[2].key]
+    made.add("base", "greedy", answers_to(QUESTIONS[1:], "c", "d"))
+    assert [answer.text for answer in made.in_order("base", "greedy")] == ["é", "c", "d"]
+
+
+def test_reading_leaves_a_line_that_is_being_written_alone(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("base", "greedy", answers_to(QUESTIONS[:2], "a", "b"))
+    file = made.file("base", "greedy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    assert list(made.answers("base", "greedy")) == [QUESTIONS[0].key]
+    with file.open("ab") as writer:  # which was half way
+        writer.write(whole[-20:])
+    assert [answer.text for answer in made.answers("base", "greedy").values()] == ["a", "b"]
+
+
+def test_answers_that_are_not_all_there(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.add("trained", "sampled", [Answer(QUESTIONS[0].key, "", (), False)])
+    with pytest.raises(UserError, match="lacks 2 of 3 answers") as missing:
+        made.in_order("trained", "sampled")
+    assert "resumes where it stopped" in missing.value.fix
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    made = folder_at(tmp_path)
+    made.file("base", "greedy").write_text('{"key": "a"}\n')
+    with pytest.raises(UserError, match="a row lacks 'output'"):
+        made.answers("base", "greedy")
+    made.file("base", "greedy").write_text("nonsense\n")
+    with pytest.raises(UserError, match="is no line of this file"):
+        made.answers("base", "greedy")
+    (made.path / MANIFEST).write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a folder of answers"):
+        AnswerFolder.open(made.path)

@@ -12,7 +12,7 @@ from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.prompts import Questions, questions_of_file, questions_of_pairs
 from simpo_cli.recipe.schema import DataRecipe, DataSource
-from tests.data.loading import load_pairs
+from tests.data.pair_files import load_pairs
 from tests.tiny import chatml_tokenizer
 
 DATA = DataRecipe(train="x", max_length=400, max_prompt_length=120)

@@ -1,4 +1,4 @@
-"""A judge end to end against a server that the test starts: both orders, what goes wrong, and going on."""
+"""A judge: what it is asked, end to end against a server of the test, and win rates whose truth is known."""
 
 import json
 import sys
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.folder import MODES, SIDES, Answer, AnswerFolder
-from simpo_cli.evaluate.judge import AT_ONCE, judge_answers, judge_document
-from simpo_cli.evaluate.judge_client import Judge
+from simpo_cli.evaluate.judge import AT_ONCE, judge_answers, judge_document, length_controlled
+from simpo_cli.evaluate.judge_client import Judge, question_about, read_reply
+from simpo_cli.statistics import proportion
 from tests.evaluate.generate.questions import random_questions
 from tests.evaluate.judge.local_judge import Said, completion, error, judge_server, shown_answers
 
@@ -254,3 +257,118 @@ def test_a_variable_that_is_not_set_and_a_package_that_is_not_there(monkeypatch:
         judge_at("http://localhost/v1")
     assert missing.value.exit_code == ExitCode.ENVIRONMENT
     assert "pip install 'simpo-cli[judge]'" in missing.value.fix
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("Both are fine.\nVerdict: A", "A"),
+        ("**Verdict:** B", "B"),
+        ("verdict: tie.", "tie"),
+        ("Verdict: A tie", "tie"),
+        ("Verdict: [[A]]", "A"),
+        ("VERDICT - Answer B", "B"),
+        ("Answer A says 'Verdict: A', which is beside the point.\n\nVerdict: B", "B"),
+        ("B", "B"),
+        ("  [[tie]]\n", "tie"),
+        ("Verdict: C", "unreadable"),
+        ("Verdict: Alpha", "unreadable"),
+        ("The first answer is better.", "unreadable"),
+        ("A is the better answer", "unreadable"),
+        ("", "unreadable"),
+        ("{}", "unreadable"),
+        ("I’m sorry, but I can't help with comparing these.", "refused"),
+        ("I cannot assist. Verdict: A", "A"),
+    ],
+)
+def test_a_reply_is_read_by_its_last_verdict(reply: str, verdict: str) -> None:
+    assert read_reply(reply) == verdict
+
+
+def test_texts_stay_as_they_are() -> None:
+    question = question_about("{a} or {b}?", "{b} {request}", "\\1 {x}")
+    assert "<request>\n{a} or {b}?\n</request>" in question
+    assert "<answer_A>\n{b} {request}\n</answer_A>" in question
+    assert "<answer_B>\n\\1 {x}\n</answer_B>" in question
+
+
+def simulated(
+    draw: np.random.Generator, *, quality: float, bias: float, prompts: int = 100, agree: float = 0.6
+) -> tuple[list[float], list[float], list[str]]:
+    """Verdicts of a judge: sigmoid(quality + bias * tanh(difference / spread)), the trained answers longer by far.
+
+    Both orders of a prompt give the same verdict with probability `agree`, and else one of their own.
+    """
+    longer = np.round(draw.normal(150, 200, prompts))
+    chances = 1 / (1 + np.exp(-(quality + bias * np.tanh(longer / longer.std(ddof=1)))))
+    first = draw.random(prompts) < chances
+    second = np.where(draw.random(prompts) < agree, first, draw.random(prompts) < chances)
+    names = [str(i) for i in range(prompts)]
+    return np.concatenate([first, second]).astype(float).tolist(), [*longer, *longer], [*names, *names]
+
+
+def test_a_judge_that_goes_by_length_inflates_the_raw_win_rate_only() -> None:
+    raw, controlled, covered, seen = [], [], 0, 300
+    draw = np.random.default_rng(1)
+    for _ in range(seen):
+        scores, longer, prompts = simulated(draw, quality=0.0, bias=1.5)
+        raw.append(proportion(scores, prompts).value)
+        result = length_controlled(scores, longer, prompts)
+        assert result is not None
+        controlled.append(result.win_rate.value)
+        covered += result.win_rate.low <= 0.5 <= result.win_rate.high
+    assert np.mean(raw) > 0.62
+    assert np.mean(controlled) == pytest.approx(0.5, abs=0.01)
+    assert 0.92 <= covered / seen <= 0.98
+
+
+def test_a_better_model_stays_better() -> None:
+    draw = np.random.default_rng(2)
+    results = [length_controlled(*simulated(draw, quality=0.8, bias=1.0, prompts=200)) for _ in range(100)]
+    wanted = 1 / (1 + np.exp(-0.8))
+    assert np.mean([result.win_rate.value for result in results if result]) == pytest.approx(wanted, abs=0.01)
+    assert np.mean([result.length_effect.value for result in results if result]) == pytest.approx(1.0, abs=0.1)
+    assert sum(result.win_rate.low <= wanted <= result.win_rate.high for result in results if result) >= 89
+
+
+def test_the_fit_is_the_top_of_the_penalised_likelihood() -> None:
+    scores, longer, prompts = simulated(np.random.default_rng(3), quality=0.4, bias=-0.7)
+    scores[:20] = [0.5] * 20
+    spread = np.std(longer[:100], ddof=1)
+
+    def loss(weights: np.ndarray) -> float:
+        return 0.5 * float((weights**2).sum()) / 25 + sum(
+            float(score * np.log1p(np.exp(-z)) + (1 - score) * np.log1p(np.exp(z)))
+            for score, z in zip(scores, weights[0] + weights[1] * np.tanh(np.array(longer) / spread), strict=True)
+        )
+
+    theta, phi = minimize(loss, [0.0, 0.0], tol=1e-12).x
+    result = length_controlled(scores, longer, prompts)
+    assert result is not None
+    assert result.win_rate.value == pytest.approx(1 / (1 + np.exp(-theta)), abs=1e-5)
+    assert result.length_effect.value == pytest.approx(phi, abs=1e-4)
+
+
+def test_a_judge_that_always_says_the_same_gives_numbers() -> None:
+    prompts = [str(i) for i in range(12)] * 2
+    longer = [float(i) for i in range(12)] * 2
+    always = length_controlled([1.0] * 24, longer, prompts)
+    assert always is not None
+    assert 0.9 < always.win_rate.value < 1
+    assert always.win_rate.low < 0.9, "twelve prompts cannot say more"
+    by_length = length_controlled([float(gap > 5.5) for gap in longer], [gap - 5.5 for gap in longer], prompts)
+    assert by_length is not None
+    assert by_length.win_rate.value == pytest.approx(0.5, abs=0.01)
+    assert np.isfinite([by_length.win_rate.low, by_length.win_rate.high, by_length.length_effect.value]).all()
+
+
+def test_where_length_cannot_be_controlled() -> None:
+    assert length_controlled([1.0] * 18, [1.0, 2.0, 3.0] * 6, [str(i % 9) for i in range(18)]) is None
+    assert length_controlled([1.0] * 20, [5.0] * 20, [str(i % 10) for i in range(20)]) is None
+
+
+def test_both_orders_of_a_prompt_are_one_sample() -> None:
+    scores = [1.0, 0.0] * 15
+    doubled = proportion(scores * 2, [str(i) for i in range(30)] * 2)
+    single = proportion(scores, [str(i) for i in range(30)])
+    assert doubled.high - doubled.low == pytest.approx(single.high - single.low, rel=0.08)

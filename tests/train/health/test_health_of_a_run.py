@@ -1,16 +1,26 @@
-"""Health in real runs of the embedded model: what is written where, stopping and going on; watching moves nothing."""
+"""Health in real runs of the embedded model; updates that rounding takes away; repetition."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn, optim
+from transformers import AutoModelForCausalLM
 
+from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode
+from simpo_cli.evaluate.answers import Question
+from simpo_cli.evaluate.generate.measures import repeated_share
+from simpo_cli.model.policy import Policy
+from simpo_cli.model.rounding import WeightSample, sampled, step_counting_lost
+from simpo_cli.run.events import LOOPING, ProbeAnswer
 from simpo_cli.train import build
 from simpo_cli.train.health import AnswerProbe, UnhealthyError
 from tests.train.conftest import Memory
-from tests.train.guide import Guide
-from tests.train.same_bits import final_state, rows, timeless
+from tests.train.guide import Guide, final_state, rows, timeless
 
 # a rate at which nothing but noise is learned: drift is at its threshold by step 2
 WILD = ("train.learning_rate=5e-2", "train.warmup_ratio=0", "health.both_fall=0.5", "health.endless_answers=null")
@@ -113,3 +123,120 @@ def test_lost_updates_and_a_lost_change_are_seen(guide: Guide) -> None:
     assert alert["worst"] == pytest.approx(kept, abs=0.1)
     estimated = rows(guide.folder / "narrow" / "evals.jsonl")[-2]["export/kept_share"]
     assert estimated == pytest.approx(kept, abs=0.1)
+
+
+def _weights(dtype: torch.dtype, *sizes: int) -> dict[str, nn.Parameter]:
+    draw = torch.Generator().manual_seed(3)
+    return {str(at): nn.Parameter(0.02 * torch.randn(size, generator=draw).to(dtype)) for at, size in enumerate(sizes)}
+
+
+def _optimizer(weights: dict[str, nn.Parameter], rate: float) -> optim.Optimizer:
+    optimizer = optim.AdamW(weights.values(), lr=rate, weight_decay=0.0)
+    draw = torch.Generator().manual_seed(4)
+    for weight in weights.values():
+        weight.grad = torch.randn(weight.shape, generator=draw).to(weight.dtype)
+    return optimizer
+
+
+@pytest.mark.parametrize(("rate", "low", "high"), [(1e-6, 0.9, 1.0), (1e-4, 0.05, 0.3), (1e-2, 0.0, 0.02)])
+def test_the_share_of_lost_updates_is_that_of_all_weights(rate: float, low: float, high: float) -> None:
+    weights = _weights(torch.bfloat16, 300, 4096)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    share = step_counting_lost(_optimizer(weights, rate), weights)
+    same = sum(int((weight == before[name]).sum()) for name, weight in weights.items())
+    assert share == pytest.approx(same / 4396)
+    assert low <= share <= high
+
+
+def test_float32_loses_nothing_and_a_weight_without_a_gradient_has_no_update() -> None:
+    weights = _weights(torch.float32, 500)
+    optimizer = _optimizer(weights, 1e-6)
+    gradient: Any = weights["0"].grad
+    gradient[100:] = 0
+    assert step_counting_lost(optimizer, weights) == 0.0
+
+
+def test_a_large_tensor_is_sampled_evenly() -> None:
+    tensor = torch.arange(10_001).reshape(1, -1)
+    picked = sampled(tensor)
+    assert picked.tolist() == list(range(0, 10_001, 3))
+    picked += 1
+    assert tensor[0, 0] == 0  # a copy
+
+
+def test_what_a_save_keeps_is_estimated_from_the_sample() -> None:
+    weights = _weights(torch.float32, 5_000, 60_000)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.copy_(weight.to(torch.bfloat16))  # a start model that is stored so
+    sample = WeightSample.of(weights)
+    start = torch.cat([weight.detach().clone() for weight in weights.values()])
+    assert sample.rounding(torch.bfloat16).kept_share == 1.0  # nothing has changed yet
+    draw = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight += 4e-5 * torch.randn(weight.shape, generator=draw)
+    now = torch.cat([weight.detach() for weight in weights.values()])
+    change, saved = now - start, now.to(torch.bfloat16).float() - start
+    rounding = sample.rounding(torch.bfloat16)
+    assert rounding.kept_share == pytest.approx(float(change @ saved / (change @ change)), abs=0.03)
+    assert rounding.rounded_back_share == pytest.approx(float((saved == 0).float().mean()), abs=0.02)
+    assert 0.2 < rounding.rounded_back_share < 0.9
+    assert sample.rounding(torch.float32).kept_share == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0.0),
+        ("a b c", 0.0),
+        ("a b c d", 0.0),
+        ("a b c d e f g h i j", 0.0),
+        ("a a a a a a a", 0.75),  # four runs, one of them new
+        ("a b a b a b a b", 0.6),  # five runs, abab and baba
+        ("a b c d e a b c d e", 2 / 7),  # seven runs, abcd and bcde occur twice
+    ],
+)
+def test_the_share_of_repeated_runs_of_four(text: str, share: float) -> None:
+    assert repeated_share(text.split()) == pytest.approx(share)
+
+
+def test_a_set_phrase_twice_is_no_loop_and_a_loop_is() -> None:
+    words = list("to restore a deleted item")  # letters stand for words
+    twice = [*words, *"; open a deleted"]
+    loop = words + ["x", "y"] * 12
+    for answer, loops in ((twice, False), (loop, True)):
+        share = repeated_share(answer)
+        assert (share >= LOOPING) == loops
+        assert ProbeAnswer("How?", " ".join(answer), len(answer), share, True).loops == loops
+
+
+def test_prompts_of_different_lengths_are_answered_as_each_alone(tiny_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_folder))
+    texts = ["How?", "How do I invite a teammate to the new project?", "Please open the settings."]
+    questions = [Question(text, tuple(tokenizer.encode_batch([text])[0])) for text in texts]
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    model.generation_config.repetition_penalty = 5.0
+    policy = Policy(model, "shared_prefix").train()
+    answers = AnswerProbe(questions, tokenizer, 9).ask(policy, Accelerator(cpu=True))
+    assert policy.training
+    assert policy.packing == "shared_prefix"
+    assert model.generation_config.repetition_penalty == 5.0
+    alone = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    for question, answer in zip(questions, answers, strict=True):
+        ids = list(question.ids)
+        for _ in range(9):  # the likeliest next token, again and again
+            ids.append(int(alone(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] in tokenizer.end_ids:
+                break
+        said = ids[len(question.ids) :]
+        assert answer.ended == (said[-1] in tokenizer.end_ids)
+        assert answer.tokens == len(said) - answer.ended
+        assert answer.text == tokenizer.decode(said[: answer.tokens]).strip()
+        assert answer.question == question.text
+
+
+def test_nothing_held_out_asks_nothing(tiny_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    probe = AnswerProbe([], load_tokenizer(str(tiny_folder)), 9)
+    assert probe.ask(Policy(model), Accelerator(cpu=True)) == ()
