@@ -109,12 +109,8 @@ def step_counting_lost(optimizer: optim.Optimizer, parameters: Mapping[str, nn.P
         is_updated = sampled(optimizer.state[parameter]["exp_avg"]) != 0
         counts.append(torch.stack([is_updated.sum(), (is_updated & (sampled(parameter) == before)).sum()]))
     updates = lost = 0.0
-    for parameter, before, (moved, back) in zip(
-        sample.parameters,
-        sample.before,
-        torch.stack(counts).tolist(),
-        strict=True,  # read at once: a read is a wait
-    ):
+    read = torch.stack(counts).tolist()  # at once: a read is a wait
+    for parameter, before, (moved, back) in zip(sample.parameters, sample.before, read, strict=True):
         weight = parameter.numel() / before.numel()
         updates += weight * moved
         lost += weight * back
