@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.+))?")
 
 Kind = Literal["run", "model", "pairs", "recipe"]
 
-_RECIPE_SUFFIXES = (".yaml", ".yml")
+_YAML = (".yaml", ".yml")
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Files that a folder is searched for; each may also end in .gz or .zst."""
 _PACKED = (".gz", ".zst", ".zstd")
@@ -62,7 +62,7 @@ def kind_of(name: str) -> Kind | None:
             return None
     except (OSError, ValueError):
         return None
-    if path.suffix in _RECIPE_SUFFIXES:
+    if path.suffix in _YAML:
         return "recipe"
     if path.suffix == ".json":  # YAML reads JSON, so a recipe may be written in it
         content = _object(path)
@@ -94,7 +94,7 @@ def misfit(name: str, kind: Kind, wanted: Kind) -> UserError:
 def is_hub_id(name: str) -> bool:
     """Whether a name may be the id of a model on the hub: it is not here, and does not lie where runs lie."""
     path = Path(name).expanduser()
-    if path.exists() or name.endswith(_RECIPE_SUFFIXES) or not HUB_ID.fullmatch(name):
+    if path.exists() or name.endswith(_YAML) or not HUB_ID.fullmatch(name):
         return False
     return path.parent.name != "runs" and not any(path.parent.glob("*/run.json"))
 
@@ -141,9 +141,6 @@ def _object(path: Path) -> dict[str, object]:
         return object_in(path.read_bytes(), finite=False)
     except (OSError, MalformedError):
         return {}
-
-
-SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -196,13 +193,11 @@ def find_recipe(name: str) -> RecipeFile:
     if _is_there(path) and not (shipped and path.is_dir()):
         if wrong := wrong_kind(name, "recipe"):
             raise wrong
-        hides = shipped is not None and not name.endswith(SUFFIXES)
+        hides = shipped is not None and not name.endswith(_YAML)
         return RecipeFile(path, name, note=f"{name} is the file here, not the shipped recipe" if hides else "")
     if shipped is not None:
         if _is_there(path):
-            shipped = RecipeFile(
-                shipped.path, shipped.display, True, f"{name} is the shipped recipe, not the folder of that name"
-            )
+            return replace(shipped, note=f"{name} is the shipped recipe, not the folder of that name")
         return shipped
     if os.path.islink(path):
         raise UserError(f"{name} is a link to something that does not exist.", "Mend the link, or name another file.")
@@ -219,7 +214,7 @@ def find_default(name: str, beside: RecipeFile) -> RecipeFile | None:
     if beside.shipped and shipped is not None:
         return shipped
     folder = beside.path.parent
-    for candidate in (name, *(name + suffix for suffix in SUFFIXES)):
+    for candidate in (name, *(name + suffix for suffix in _YAML)):
         path = folder / os.path.expanduser(candidate)
         if not _is_there(path) or (path.is_dir() and candidate == name and _has_suffixed(folder, name)):
             continue
@@ -239,7 +234,7 @@ def suggest_default(name: str) -> str:
 
 
 def _has_suffixed(folder: Path, name: str) -> bool:
-    return any(_is_there(folder / (name + suffix)) for suffix in SUFFIXES)
+    return any(_is_there(folder / (name + suffix)) for suffix in _YAML)
 
 
 def _is_there(path: Path) -> bool:
@@ -258,12 +253,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _suggest(name: str, path: Path) -> str:
-    for suffix in SUFFIXES:
+    for suffix in _YAML:
         if _is_there(Path(str(path) + suffix)):
             return f"Did you mean {name}{suffix}?"
     known = shipped_names()
     try:
-        here = {entry.stem: entry for entry in path.parent.iterdir() if entry.suffix in SUFFIXES and _is_there(entry)}
+        here = {entry.stem: entry for entry in path.parent.iterdir() if entry.suffix in _YAML and _is_there(entry)}
     except OSError:
         here = {}
     local = difflib.get_close_matches(path.stem, here, n=1)

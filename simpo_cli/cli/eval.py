@@ -1,5 +1,6 @@
 """`simpo eval`: models measured on held-out pairs, against where they started and against one another."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,7 +108,8 @@ def evaluate(
         require_replaceable_page(html)
     names, overrides = _split(arguments)
     if data:
-        overrides.insert(0, _held_out(data))
+        sources = ", ".join(f"{{path: {json.dumps(file, ensure_ascii=False)}}}" for file in data)
+        overrides.insert(0, f"data.eval=[{sources}]")
     options = AnswerOptions(
         generate=generate,
         making={
@@ -231,14 +233,6 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     if not names:
         raise UserError("nothing is named to score.", "Name a run, a model folder or a recipe: simpo eval runs/my-run")
     return names, [argument for argument in arguments if argument not in names]
-
-
-def _held_out(files: list[str]) -> str:
-    """`--data` as what it stands for, data.eval."""
-    from json import dumps
-
-    sources = ", ".join(f"{{path: {dumps(file, ensure_ascii=False)}}}" for file in files)
-    return f"data.eval=[{sources}]"
 
 
 def _located(error: UserError, target: str, overrides: list[str]) -> UserError:

@@ -60,7 +60,11 @@ def export(
 def _merged(run: Path, output: Path | None, dtype: str | None) -> Path:
     """Merge, say what it cost, and return the folder."""
     folder = run / "merged" if output is None else output
-    _require_adapters(run)
+    if not (run / "model" / "adapter_config.json").is_file():
+        raise UserError(
+            f"the run {run} trained all weights, so there is nothing to merge.",
+            f"{run / 'model'} is the whole model; load it as it is.",
+        )
     with disk_faults(f"{folder} cannot be written"):
         if os.path.lexists(folder):
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
@@ -102,12 +106,3 @@ def _require_model(run: Path) -> None:
 
     require_own_model(run)
     read_receipt(run)
-
-
-def _require_adapters(run: Path) -> None:
-    """Refuse a run with nothing to merge."""
-    if not (run / "model" / "adapter_config.json").is_file():
-        raise UserError(
-            f"the run {run} trained all weights, so there is nothing to merge.",
-            f"{run / 'model'} is the whole model; load it as it is.",
-        )

@@ -257,7 +257,7 @@ def _stack(layers: list[Node]) -> Node:
     merged = Node({})
     for layer in layers:
         for key, node in layer.below():
-            if node.is_null and section_of(schema_at((key,))):  # every line below it is commented out
+            if node.value is None and section_of(schema_at((key,))):  # every line below it is commented out
                 del layer.value[key]
         _clear_other_margin(layer)
         merged = merge(merged, layer)
@@ -281,7 +281,7 @@ def _clear_other_margin(layer: Node) -> None:
 def _margins(tree: Node) -> dict[str, Node]:
     """Those of gamma and gamma_beta_ratio that a tree gives."""
     given = {key: lookup(tree, ("loss", key)) for key in _OTHER_MARGIN}
-    return {key: node for key, node in given.items() if node is not None and not node.is_null}
+    return {key: node for key, node in given.items() if node is not None and node.value is not None}
 
 
 def _keep_one_margin(tree: Node) -> None:

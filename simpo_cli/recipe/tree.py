@@ -59,10 +59,6 @@ class Node:
         return not isinstance(self.value, dict | list)
 
     @property
-    def is_null(self) -> bool:
-        return self.value is None
-
-    @property
     def is_open(self) -> bool:
         """Whether the value is still to be filled in."""
         return self.value == "???" and not self.interpolated
@@ -139,7 +135,7 @@ def merge(base: Node, over: Node, path: Path = ()) -> Node:
     A mapping whose keys are 0, 1, 2 changes items of a list (the override `data.train.0.max_pairs=100`). A mapping over
     a value that is neither a mapping nor null is refused: one of the two was meant differently.
     """
-    if not isinstance(over.value, dict) or base.is_null:
+    if not isinstance(over.value, dict) or base.value is None:
         return over
     joined = dict(base.below())
     if isinstance(base.value, list) and over.value and all(key.isdigit() for key in over.value):

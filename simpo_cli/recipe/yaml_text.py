@@ -52,9 +52,6 @@ class _RecipeLoader(yaml.SafeLoader):
 class _RecipeDumper(yaml.SafeDumper):
     """Writes text with quotes wherever our loader would read a plain word as something else."""
 
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - every value is written out
-        return True
-
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     dropped = (_TAG + "float", _TAG + "timestamp")
