@@ -75,9 +75,8 @@ def _document(file: Path) -> dict[str, Any]:
     except (OSError, MalformedError) as error:
         raise UserError(f"cannot be read: {error}.", "Run lm_eval again, or move it away.", where=str(file)) from error
     if not isinstance(document, dict) or not isinstance(document.get("results"), dict):
-        raise UserError(
-            "holds no results of lm-evaluation-harness.", "Name the folder that lm_eval wrote.", where=str(file)
-        )
+        fix = "Name the folder that lm_eval wrote."
+        raise UserError("holds no results of lm-evaluation-harness.", fix, where=str(file))
     return document
 
 

@@ -47,9 +47,8 @@ class Failure:
 
     def as_json(self) -> dict[str, Any]:
         """As `failed` and `not_compared` of the document hold it."""
-        error, code = self.error, int(self.error.exit_code)
-        place = {"where": error.where, "exit_code": code}
-        return {"model": self.model, "problem": error.problem, "fix": error.fix, **place}
+        texts = {name: getattr(self.error, name) for name in ("problem", "fix", "where")}
+        return {"model": self.model, **texts, "exit_code": int(self.error.exit_code)}
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,8 @@ def read_verdicts(folder: Path) -> dict[str, Any] | None:
         scores.append(0.5 if winner == "tie" else float((winner == "a") == (first[row["id"]] == "trained")))
     if not scores:
         return None
-    return {
-        "win_rate": statistics.proportion(scores).as_json(),
-        "wins": scores.count(1.0),
-        "ties": scores.count(0.5),
-        "losses": scores.count(0.0),
-        "open": len(rows) - len(scores),
-    }
+    counts = {name: scores.count(score) for name, score in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))}
+    return {"win_rate": statistics.proportion(scores).as_json(), **counts, "open": len(rows) - len(scores)}
 
 
 def _sheet(file: Path) -> list[dict[str, str]]:

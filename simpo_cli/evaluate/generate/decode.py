@@ -232,12 +232,11 @@ def vllm_answers_of(
             ]
             prompts = [{"prompt_token_ids": list(question.ids)} for question in questions]
             outputs = [one.outputs[0] for one in engine.generate(prompts, settings, use_tqdm=False)]
-            answers = [
-                answer_until_end(question.key, output.token_ids, decoding.end_ids, decoding.to_text)
-                for question, output in zip(questions, outputs, strict=True)
-            ]
-            stopped = [output.finish_reason == "stop" for output in outputs]
-            yield mode, [replace(one, ended=ended) for one, ended in zip(answers, stopped, strict=True)]
+            answers = []
+            for question, output in zip(questions, outputs, strict=True):
+                answer = answer_until_end(question.key, output.token_ids, decoding.end_ids, decoding.to_text)
+                answers.append(replace(answer, ended=output.finish_reason == "stop"))
+            yield mode, answers
     finally:
         del engine
         cleanup_dist_env_and_memory()

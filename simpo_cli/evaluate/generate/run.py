@@ -89,10 +89,8 @@ def answer_prompts(
     names = [short_name(base.name), short_name(trained.name)]
     if names[0] == names[1]:
         names = [f"{names[0]}-base", f"{names[1]}-trained"]
-    models: dict[Side, Answering] = {
-        "base": Answering(names[0], base, base.source()),
-        "trained": Answering(names[1], trained, trained.source()),
-    }
+    targets = zip(SIDES, names, (base, trained), strict=True)
+    models = {side: Answering(name, target, target.source()) for side, name, target in targets}
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
     decoding = choose_decoding(models, questions.asked, wanted, recipe, tokenizer)
     engine = choose_engine(models, wanted.engine)
