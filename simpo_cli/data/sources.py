@@ -164,13 +164,13 @@ def missing_shards(names: Iterable[str]) -> list[str]:
     for name in names:
         if shard := _SHARD.match(name):
             found.setdefault((shard["split"], int(shard["count"])), set()).add(int(shard["number"]))
-    said = []
+    sentences = []
     for (split, count), numbers in found.items():
         missing = sorted(set(range(count)) - numbers)
         if missing and len(numbers) > 1:
             first = f"{split}-{missing[0]:05}-of-{count:05}"
-            said.append(f"{split} is missing {len(missing):,} of its {count:,} files, such as {first}")
-    return said
+            sentences.append(f"{split} is missing {len(missing):,} of its {count:,} files, such as {first}")
+    return sentences
 
 
 def _splits(names: list[str]) -> dict[str, list[str]]:

@@ -258,13 +258,8 @@ def _refers(sample: Sample, *, only_names: bool) -> tuple[tuple[str, str], ...]:
     texts = [(as_text(chosen), as_text(rejected)) for chosen, rejected in rows]
     if any(chosen == rejected for chosen, rejected in texts):
         return ()
-    taken = (*sides, sample.prompt)
-    others = {
-        key
-        for record in sample.records
-        for key, value in record.items()
-        if key not in taken and isinstance(value, _TEXTS)
-    }
+    fields = {key for record in sample.records for key, value in record.items() if isinstance(value, _TEXTS)}
+    others = fields - {*sides, sample.prompt}
     exact = {as_text(key): key for key in others}
 
     def resolves(record: Record, row: Sequence[str]) -> bool:

@@ -352,13 +352,9 @@ _PLACE = re.compile(r"\.\d+(?=\.|$)")  # in a list: what stands beside it is nam
 
 
 class UnusedFields:
-    """Fields that are neither used nor plain metadata, in the order of the file; empty ones and copies left out.
+    """Fields that are neither used nor plain metadata, in the order of the file, as keys of `found`.
 
-    Args:
-        layout: which fields are used.
-
-    Attributes:
-        found: their names, as keys.
+    Empty ones and copies of the prompt or of a response are left out.
     """
 
     def __init__(self, layout: Layout) -> None:

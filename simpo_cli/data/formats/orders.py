@@ -299,18 +299,13 @@ def _scores(sample: Sample, keys: Sequence[str]) -> list[Order]:
     """Scores and ranks of the responses: fields beside them, a list beside their list, or fields of its objects."""
     records = sample.records
     if not sample.answers.is_list:
-        beside = [
-            (found, words, names.kind_of_score(words)) for found, words in fields_beside(keys, sample.answers.fields)
-        ]
-        scores = [
-            _order(kind, found) for found, words, kind in beside if kind and _may_be_scores(records, found, words)
-        ]
-        measures = [found for found, words, kind in beside if not kind and not names.is_about_text(words)]
-        return scores + [
-            _order("unclear", found)
-            for found in measures
-            if numbers_in([get(record, field) for record in records for field in found])
-        ]
+        scores, measures = [], []
+        for found, words in fields_beside(keys, sample.answers.fields):
+            if kind := names.kind_of_score(words):
+                scores += [_order(kind, found)] if _may_be_scores(records, found, words) else []
+            elif not names.is_about_text(words) and numbers_in([get(r, field) for r in records for field in found]):
+                measures.append(_order("unclear", found))
+        return scores + measures
     (name,) = sample.answers.fields
     lists = [listed for record in records if isinstance(listed := get(record, name), list)]
     inside = [one for listed in lists for one in listed if isinstance(one, dict)]

@@ -34,13 +34,7 @@ _TOOLS = "Tools are a list of JSON objects. " + SKIP
 
 
 def to_pair(record: Record, layout: Layout, where: str, notes: Notes) -> PreferencePair:
-    """The pair that a record holds.
-
-    Args:
-        record: the record.
-        layout: the file's layout.
-        where: the record's place.
-        notes: gets what is worth telling and stops nothing.
+    """The pair that a record at some place holds; `notes` gets what is worth telling and stops nothing.
 
     Raises:
         RecordError: the record is malformed.
@@ -49,7 +43,7 @@ def to_pair(record: Record, layout: Layout, where: str, notes: Notes) -> Prefere
     responses = responses_of(record, layout)
     best, worst = places_of(record, layout, len(responses), notes)
     prompt, chosen, rejected = split_record(record, layout, responses[best], responses[worst], notes)
-    texts = [*([prompt] if isinstance(prompt, str) else [turn.content for turn in prompt])]
+    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
     _require_text_only(record, texts)
     if any("\0" in text for text in (*texts, chosen.content, rejected.content)):
         notes[RecordNote.NUL] += 1
@@ -75,11 +69,7 @@ def split_record(record: Record, layout: Layout, chosen: Any, rejected: Any, not
 
     Two turns of the user in a row become one, their texts joined by an empty line, and are counted in `notes`.
 
-    Args:
-        record: the record.
-        layout: the file's layout.
-        chosen, rejected: what the record holds as the two responses, perhaps with the prompt in front.
-        notes: gets what is worth telling and stops nothing.
+    `chosen` and `rejected` are what the record holds as the two responses, perhaps with the prompt in front.
 
     Raises:
         RecordError: the record has no such form.
@@ -164,7 +154,7 @@ def _split(record: Record, layout: Layout, prompt: Any, chosen: Any, rejected: A
             raise RecordError(f"{layout.prompt} is not the prompt of the dialogue in {first}", SKIP)
         return turns, Message("assistant", bare[0]), Message("assistant", bare[1])
     assert prompt is not None
-    return _asked(prompt, record, layout), better, worse
+    return _messages_beside(record, layout, prompt) or prompt, better, worse
 
 
 def _one_text(value: Any, field: str) -> Any:
@@ -204,11 +194,9 @@ def _split_lists(record: Record, layout: Layout, prompt: Any, chosen: list[Messa
         return [*(_messages_beside(record, layout, before) or before), *more], better, worse
     if prompt is not None and len(chosen) == len(rejected) == 1:
         _, better, worse = split_conversations(chosen, rejected)
-        return (
-            transcript_turns(prompt) if is_transcript_prompt(prompt) else _asked(prompt, record, layout),
-            better,
-            worse,
-        )
+        if is_transcript_prompt(prompt):
+            return transcript_turns(prompt), better, worse
+        return _messages_beside(record, layout, prompt) or prompt, better, worse
     if prompt is not None:
         for field, turns in sides:
             if len(turns) > 1 and turns[0].role == "assistant":
@@ -227,10 +215,6 @@ def _is_among(text: str, turns: Sequence[Message]) -> bool:
 
 
 # The prompt and what stands before it
-
-
-def _asked(prompt: str, record: Record, layout: Layout) -> Turns:
-    return _messages_beside(record, layout, prompt) or prompt
 
 
 def _messages_beside(record: Record, layout: Layout, prompt: Turns) -> list[Message] | None:

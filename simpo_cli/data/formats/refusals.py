@@ -148,12 +148,7 @@ def require_prompt(records: Records, layout: Layout, stated: Stated, name: str) 
 
 
 def no_direction(sample: Sample, orders: Sequence[Order]) -> UserError:
-    """The refusal of responses whose order nothing says, or nothing says for certain.
-
-    Args:
-        sample: the responses.
-        orders: what may say it.
-    """
+    """The refusal of responses whose order nothing says, or nothing says for certain; `orders` are what may say it."""
     answers, name = sample.answers, sample.name
     fields = answers.fields
     held = f"a list of responses, {fields[0]}," if answers.is_list else f"the responses {' and '.join(fields)},"
