@@ -56,14 +56,7 @@ _STRIPPED = 3  # times that the ends of chains are taken off before circles are 
 
 
 class PairIdentities:
-    """Pairs by their hashes.
-
-    Args:
-        hashes: (n, 3) of prompt, chosen and rejected response of each pair.
-
-    Attributes:
-        prompts, chosen, rejected: (n,) the hashes by part.
-    """
+    """Pairs by their hashes, (n, 3) of prompt, chosen and rejected response."""
 
     def __init__(self, hashes: Hashes) -> None:
         self.prompts, self.chosen, self.rejected = hashes.T
@@ -196,12 +189,9 @@ class NearPairs:
 
 
 def find_near_pairs(signatures: Signatures, repeated: Places, identical: Places) -> NearPairs:
-    """Look for pairs that are nearly the same.
+    """Look for pairs that are nearly the same, by signatures (pairs, 3, 64) of prompt, chosen and rejected response.
 
-    Args:
-        signatures: (pairs, 3, 64) of the prompt, the chosen and the rejected response of each pair.
-        repeated: places of exact duplicates of an earlier pair, which are known already.
-        identical: places of pairs whose responses are the same to the letter, which are known as well.
+    Known already are exact duplicates of an earlier pair, and pairs whose responses are identical.
     """
     same_responses = num_equal(signatures[:, 1], signatures[:, 2]) >= NEARLY_SAME
     duplicate, contradictory = np.zeros((2, len(signatures)), dtype=bool)

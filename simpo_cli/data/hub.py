@@ -34,11 +34,7 @@ def read_hub(name: str, split: str | None, receipt: FileReceipt) -> Records:
 
 
 def hub_identity(name: str, split: str | None) -> str:
-    """What tells the content of a hub data set: the commit that would be read.
-
-    Raises:
-        UserError: as for `read_hub`.
-    """
+    """What tells the content of a hub data set: the commit that would be read. Raises UserError: as for `read_hub`."""
     receipt = FileReceipt(name)
     _load(name, split, receipt)
     return receipt.identity

@@ -289,11 +289,7 @@ def _stopped_by_label(
 
 
 def require_few(bad: Sequence[BadRecord]) -> None:
-    """Refuse data of which more is malformed than is kept in memory.
-
-    Raises:
-        UserError: names the last of them.
-    """
+    """Refuse data of which more is malformed than is kept in memory. Raises UserError: names the last of them."""
     if len(bad) > _MOST_BAD:
         last = bad[-1]
         raise UserError(f"more than {_MOST_BAD:,} malformed records: {last.problem}.", last.fix, where=last.where)

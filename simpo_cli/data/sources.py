@@ -41,11 +41,7 @@ class HubData:
 
 
 def locate(source: DataSource, role: Role) -> list[LocalFile] | HubData:
-    """What a source names.
-
-    Raises:
-        UserError: nothing of that name, with what it may have meant.
-    """
+    """What a source names. Raises UserError: nothing of that name, with what it may have meant."""
     path = os.path.expanduser(source.path)
     if wrong := wrong_kind(source.path, "pairs"):
         raise wrong

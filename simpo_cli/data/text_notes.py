@@ -12,28 +12,13 @@ from typing import Protocol
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.pair import PreferencePair, RecordNote
 
-_RANGES = (
-    ("\u0e01", "\u0e5b"),  # Thai
-    ("\u0e81", "\u0edf"),  # Lao
-    ("\u0f00", "\u0fff"),  # Tibetan
-    ("\u1000", "\u109f"),  # Myanmar
-    ("\u1780", "\u17ff"),  # Khmer
-    ("\u1950", "\u19df"),  # Tai Le, New Tai Lue
-    ("\u1a20", "\u1aaf"),  # Tai Tham
-    ("\u3005", "\u3007"),  # marks and the zero of Han
-    ("\u3041", "\u30ff"),  # Hiragana, Katakana
-    ("\u3105", "\u312f"),  # Bopomofo
-    ("\u31a0", "\u31ff"),  # Bopomofo and Katakana extended
-    ("\u3400", "\u4dbf"),  # Han
-    ("\u4e00", "\u9fff"),
-    ("\ua000", "\ua4cf"),  # Yi
-    ("\ua980", "\ua9ff"),  # Javanese, Myanmar extended
-    ("\uaa60", "\uaadf"),  # Myanmar extended, Tai Viet
-    ("\uf900", "\ufaff"),  # Han for compatibility
-    ("\uff66", "\uff9f"),  # Katakana of half width
-    ("\U00020000", "\U000323af"),  # Han extended
+_UNSPACED = re.compile(
+    r"[\u0e01-\u0e5b\u0e81-\u0edf\u0f00-\u0fff"  # Thai, Lao, Tibetan
+    r"\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf"  # Myanmar, Khmer, Tai Le and New Tai Lue, Tai Tham
+    r"\u3005-\u3007\u3041-\u30ff\u3105-\u312f\u31a0-\u31ff"  # marks and the zero of Han, Kana, Bopomofo, both extended
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han, also for compatibility and extended
+    r"\ua000-\ua4cf\ua980-\ua9ff\uaa60-\uaadf\uff66-\uff9f]+"  # Yi, Javanese to Tai Viet, Katakana of half width
 )
-_UNSPACED = re.compile("[" + "".join(f"{first}-{last}" for first, last in _RANGES) + "]+")
 
 _NO_LEADS = bytes(byte for byte in range(256) if byte not in (0xE0, 0xE1, *range(0xE3, 0xEB), 0xEF, 0xF0))
 """Bytes with which, in UTF-8, none of these characters begins."""
@@ -122,11 +107,7 @@ def own_markers(tokenizer: Tokens, *, rendered: bool) -> tuple[str, ...]:
 
 
 def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[RecordNote]:
-    """What a pair's texts show, each once.
-
-    Args:
-        own: markers that are not looked for; see `own_markers`.
-    """
+    """What a pair's texts show, each once; the markers `own` are not looked for (see `own_markers`)."""
     prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
     answers = (pair.chosen, pair.rejected)
     ends, marks, headings = _sought(own)

@@ -67,8 +67,7 @@ def sums_by_prompt(values: Floats, codes: Codes, num_prompts: int) -> Floats:
 def effective_prompts(codes: Codes, weights: Floats | None = None) -> float:
     """How many prompts of equal weight would say as much as these: (sum w)^2 / sum w^2, w being a prompt's weight.
 
-    Args:
-        weights: (n,) what each pair counts for; None says that all count the same.
+    `weights` are what each pair counts for; None says that all count the same.
     """
     of_prompt = np.bincount(codes, weights=weights)
     return float(of_prompt.sum() ** 2 / (of_prompt**2).sum())

@@ -155,12 +155,8 @@ CALL_KEY, CALL_VALUE = "qZ7kqk", "qZ7kqw"  # a made-up argument
 _ARGUMENTS = {CALL_KEY: CALL_VALUE}
 _TEXT = json.dumps(_ARGUMENTS)
 _QUESTION = "qZ7kqu"
-MADE_UP_TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "qZ7kqf", "description": "-", "parameters": {"type": "object", "properties": {}}},
-    }
-]
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+MADE_UP_TOOLS = [{"type": "function", "function": {"name": "qZ7kqf", "description": "-", "parameters": _NO_PARAMETERS}}]
 
 Render = Callable[[Sequence[dict[str, Any]]], str]
 
@@ -279,16 +275,11 @@ class TurnMarks:
     answer_header: str = ""
 
 
-_Rendering = Callable[[Sequence[Message], bool], str]
+_Rendering = Callable[[Sequence[Message], bool], str]  # the second argument asks for the generation prompt
 
 
 def learn_marks(render: _Rendering, tokens: "TextTokenizer") -> TurnMarks:
-    """What the template writes around made-up turns; nothing of a template that renders none of them.
-
-    Args:
-        render: the template; its second argument asks for the generation prompt.
-        tokens: knows the added tokens, and which of them end an answer.
-    """
+    """What the template writes around made-up turns; nothing of a template that renders none of them."""
     user, answer, second, system = _MADE_UP
     for lead in ((), (Message("system", system),)):  # some templates insist on a system turn
         turns = [*lead, Message("user", user), Message("assistant", answer), Message("user", second)]
