@@ -100,10 +100,7 @@ def test_short_by_the_recipes_measure_and_over_its_limits(audit: Any) -> None:
 def test_two_bos_are_mended_and_told(audit: Any, tmp_path: Path) -> None:
     llama = FAMILIES["llama3"]
     llama.save(tmp_path / "llama")
-    records = [
-        {**FINE, "prompt": "<|begin_of_text|><|begin_of_text|>Hi"},
-        {**FINE, "prompt": "<|begin_of_text|>Hi"},
-    ]
+    records = [{**FINE, "prompt": "<|begin_of_text|><|begin_of_text|>Hi"}, {**FINE, "prompt": "<|begin_of_text|>Hi"}]
     examination = audit(records, load_tokenizer(str(tmp_path / "llama")), rendered=True)
     assert lines(examination)["TOK002"] == [1]
     assert examination.prompt_len[0] == examination.prompt_len[1]

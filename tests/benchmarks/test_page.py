@@ -61,10 +61,7 @@ def _session() -> dict[str, Any]:
             "python": "3.11.0",
             "instructions": ["avx2"],
         },
-        "sides": [
-            _side("ours", 0, _steps(1.0, 2.0, 1.6), 3e9),
-            _side("peer", 4, _steps(3.0, 5.0, 4.0), 6e9),
-        ],
+        "sides": [_side("ours", 0, _steps(1.0, 2.0, 1.6), 3e9), _side("peer", 4, _steps(3.0, 5.0, 4.0), 6e9)],
     }
 
 

@@ -112,11 +112,7 @@ RUNS = {
         in_stats=False,
     ),
     "Tokens: an id at or above the vocabulary": RunKind(
-        "F",
-        [GOOD],
-        "and the model's vocabulary ends at 299",
-        {"model.path": "small"},
-        in_stats=False,
+        "F", [GOOD], "and the model's vocabulary ends at 299", {"model.path": "small"}, in_stats=False
     ),
     "Tokens: no EOS and no pad": RunKind("F", [GOOD], "has no end-of-text token", {"model.path": "endless"}),
     "Tokens: two BOS at the start": RunKind(

@@ -283,14 +283,8 @@ READ = (
         make=named(lambda q, c, r: {"system": SYSTEM, "instruction": q, "chosen_response": c, "rejected_response": r}),
         before=(("system", SYSTEM),),
     ),
-    Case(
-        name="axolotl bradley_terry",
-        make=named(lambda q, c, r: {"input": q, "chosen": c, "rejected": r}),
-    ),
-    Case(
-        name="NeMo-Aligner",
-        make=named(lambda q, c, r: {"prompt": q, "chosen_response": c, "rejected_response": r}),
-    ),
+    Case(name="axolotl bradley_terry", make=named(lambda q, c, r: {"input": q, "chosen": c, "rejected": r})),
+    Case(name="NeMo-Aligner", make=named(lambda q, c, r: {"prompt": q, "chosen_response": c, "rejected_response": r})),
     Case(
         name="OpenAI",
         make=named(

@@ -68,12 +68,7 @@ SHAPES = [
         "gemma4", ("<eos>", "<turn|>"), bos="<bos>", header="<|turn>model\n", reasoning="reasoning", refused=_THOUGHT
     ),
     Shape("exaone4", ("[|endofturn|]",), header="[|assistant|]\n", refused=_THOUGHT),
-    Shape(
-        "glm45",
-        ("<|endoftext|>", "<|user|>", "<|observation|>"),
-        call_end="<|observation|>",
-        end_is_written=False,
-    ),
+    Shape("glm45", ("<|endoftext|>", "<|user|>", "<|observation|>"), call_end="<|observation|>", end_is_written=False),
     Shape("deepseek_v3", ("<｜end▁of▁sentence｜>",), bos="<｜begin▁of▁sentence｜>", arguments=("text",)),
     Shape(
         "gpt_oss",

@@ -128,18 +128,12 @@ def test_one_picture_is_refused_where_the_text_points_at_it_and_listed_elsewhere
     assert len(load([{**PAIR, "prompt": f"What does <{name}> mean in HTML?"}], tmp_path).pairs) == 1
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [{"role": "user", "content": Q}, said(("user", Q)), Q],
-)
+@pytest.mark.parametrize("prompt", [{"role": "user", "content": Q}, said(("user", Q)), Q])
 def test_a_prompt_is_a_text_a_message_or_messages(prompt: Any) -> None:
     assert read({**PAIR, "prompt": prompt})[0] == [("user", Q)]
 
 
-@pytest.mark.parametrize(
-    "history",
-    [[["Hello.", "Hi."]], said(("user", "Hello."), ("assistant", "Hi."))],
-)
+@pytest.mark.parametrize("history", [[["Hello.", "Hi."]], said(("user", "Hello."), ("assistant", "Hi."))])
 def test_history_is_pairs_of_texts_or_messages(history: Any) -> None:
     turns = [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
     opened = said(("system", SYSTEM), ("user", Q))

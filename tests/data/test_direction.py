@@ -196,10 +196,7 @@ def test_meanings_that_are_given(labels: Record, first: Any, second: Any) -> Non
 def test_the_first_follows_answers_and_chosen() -> None:
     records = judged(AB, "label", 1, 0)
     labels = {"first": [1], "second": [0]}
-    for columns in (
-        {"answers": list(AB), "label": "label"},
-        {"chosen": AB[0], "rejected": AB[1], "label": "label"},
-    ):
+    for columns in ({"answers": list(AB), "label": "label"}, {"chosen": AB[0], "rejected": AB[1], "label": "label"}):
         assert orders(records, columns=columns, labels=labels) == RIGHT
     assert orders(records, columns={"answers": [*reversed(AB)], "label": "label"}, labels=labels) == REVERSED
 

@@ -190,10 +190,7 @@ def test_plain_text_has_calls_as_text_and_no_reasoning(case: Callable[[str], Cas
     (one,) = encoded.pairs
     assert at.ours.decode(one.prompt.tolist()) == "\n\nHuman: Hi\n\nAssistant: Ho.\n\nAssistant:"
     assert at.ours.decode(one.chosen.tolist()) == ' {"name": "f", "arguments": {"x": 1}}<|im_end|>'
-    assert encoded.counts == {
-        "reasoning that the template does not write": 1,
-        "tools unknown to the template": 1,
-    }
+    assert encoded.counts == {"reasoning that the template does not write": 1, "tools unknown to the template": 1}
 
 
 # Templates that cannot

@@ -12,18 +12,8 @@ from transformers import AutoTokenizer
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.text_notes import num_letters, num_unspaced
-from simpo_cli.data.tokenizer import (
-    EncodingError,
-    TextTokenizer,
-    load_tokenizer,
-)
-from tests.tiny import (
-    FAMILIES,
-    byte_level_tokenizer,
-    change_config,
-    legacy_sentencepiece_tokenizer,
-    save_tokenizer,
-)
+from simpo_cli.data.tokenizer import EncodingError, TextTokenizer, load_tokenizer
+from tests.tiny import FAMILIES, byte_level_tokenizer, change_config, legacy_sentencepiece_tokenizer, save_tokenizer
 
 ASK = [Message("user", "Hi")]
 

@@ -24,12 +24,7 @@ from simpo_cli.data.tokenizer import (
     tokenizer_folder,
 )
 from simpo_cli.errors import ExitCode, UserError
-from tests.tiny import (
-    CHATML,
-    FAMILIES,
-    change_config,
-    chatml_tokenizer,
-)
+from tests.tiny import CHATML, FAMILIES, change_config, chatml_tokenizer
 
 ASK = [Message("user", "Hi")]
 

@@ -66,11 +66,7 @@ def test_what_fails_in_the_middle_of_the_writing_leaves_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: write_report(path, {"schema_version": 1}),
-        lambda path: write_page(path, PAGE_MARK),
-    ],
+    "write", [lambda path: write_report(path, {"schema_version": 1}), lambda path: write_page(path, PAGE_MARK)]
 )
 def test_a_report_that_the_disk_does_not_take_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]

@@ -164,10 +164,7 @@ PAIRS = random_pairs(4, seed=5)
 @pytest.fixture(scope="module")
 def opened(folder: Path) -> OpenModel:
     recipe = Recipe(
-        name="r",
-        model=ModelRecipe(path=str(folder)),
-        data=DataRecipe(train="-"),
-        train=TrainRecipe(precision="fp32"),
+        name="r", model=ModelRecipe(path=str(folder)), data=DataRecipe(train="-"), train=TrainRecipe(precision="fp32")
     )
     return open_model(recipe, find_model(str(folder)), PAIRS)
 

@@ -57,28 +57,19 @@ def test_models_that_share_prompts_rightly_pass(name: str, dtype: torch.dtype) -
 
 def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     shifted = packed.positions + (packed.positions >= 2)
-    return shared_hidden_states(
-        decoder,
-        replace(packed, positions=shifted),
-    )
+    return shared_hidden_states(decoder, replace(packed, positions=shifted))
 
 
 def _responses_one_off(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """Every token scored by the state behind it."""
     later = (packed.predicting + 1).clamp(max=len(packed.tokens) - 1)
-    return shared_hidden_states(
-        decoder,
-        replace(packed, predicting=later),
-    )
+    return shared_hidden_states(decoder, replace(packed, predicting=later))
 
 
 def _one_mask_over_the_pack(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     """Plain causal attention over everything: rejected sees chosen, and pairs see each other."""
     whole = layout_of([PairSpan(0, len(packed.tokens), 0, 0)], packed.tokens.device)
-    return shared_hidden_states(
-        decoder,
-        replace(packed, layout=whole),
-    )
+    return shared_hidden_states(decoder, replace(packed, layout=whole))
 
 
 @pytest.mark.parametrize("broken", [_positions_off_by_one, _responses_one_off, _one_mask_over_the_pack])

@@ -57,12 +57,7 @@ def test_a_run_of_an_earlier_version_resumes_under_the_same_identity(name: str, 
 
 
 def test_the_shipped_names() -> None:
-    assert shipped_names() == [
-        "demo",
-        "lora",
-        "smollm2-135m",
-        *sorted(f"paper/{row[0]}" for row in PAPER),
-    ]
+    assert shipped_names() == ["demo", "lora", "smollm2-135m", *sorted(f"paper/{row[0]}" for row in PAPER)]
 
 
 @pytest.mark.parametrize(

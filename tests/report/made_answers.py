@@ -12,10 +12,7 @@ QUESTIONS = random_questions(40, seed=1)
 MANIFEST: dict[str, Any] = {
     "schema_version": 1,
     "kind": "answers",
-    "models": {
-        "base": {"name": "smol", "path": "org/smol"},
-        "trained": {"name": "mine", "path": "runs/mine/model"},
-    },
+    "models": {"base": {"name": "smol", "path": "org/smol"}, "trained": {"name": "mine", "path": "runs/mine/model"}},
     "engine": "transformers",
     "engine_version": "5.0",
     "decoding": {"max_new_tokens": 64, "temperature": 0.7, "seed": 42},

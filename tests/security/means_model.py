@@ -13,10 +13,7 @@ from transformers import dynamic_module_utils
 
 from tests.tiny import chatml_tokenizer
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_means.MeansConfig",
-    "AutoModelForCausalLM": "modeling_means.MeansForCausalLM",
-}
+AUTO_MAP = {"AutoConfig": "configuration_means.MeansConfig", "AutoModelForCausalLM": "modeling_means.MeansForCausalLM"}
 CODE = ("configuration_means.py", "mixing_means.py", "modeling_means.py")
 
 _CONFIGURATION = """

@@ -11,10 +11,7 @@ from simpo_cli.run.manifest import Checkpoint, Manifest
 from tests.train.conftest import Memory
 from tests.train.guide import train_tiny
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def _losses(tmp_path: Path, tiny_folder: Path, prefs: Path, precision: str) -> list[float]:

@@ -214,9 +214,7 @@ def _power_cut_at(file: str) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("unbroken", ["full"], indirect=True)
-def test_it_goes_on_from_a_checkpoint_before_the_newest_when_that_is_damaged(
-    unbroken: tuple[Place, list[str]],
-) -> None:
+def test_it_goes_on_from_a_checkpoint_before_the_newest_when_that_is_damaged(unbroken: tuple[Place, list[str]]) -> None:
     place, more = unbroken
     place.cut("damaged", *more, step=6)
     assert place.checkpoints("damaged")[-1] == "step-00000005"
@@ -270,9 +268,7 @@ def test_resume_starts_a_run_where_there_is_none_and_says_when_one_is_complete(p
     everything = {p: p.read_bytes() for p in (place.folder / "run").rglob("*") if p.is_file() and p.name != ".owner"}
     memory = Memory()
     assert place.train("run", "train.max_steps=2", resume=True, observer=memory) is None
-    assert memory.notes == [
-        f"{place.folder / 'run'} is complete at step 2 of 2; raise train.max_steps to train longer",
-    ]
+    assert memory.notes == [f"{place.folder / 'run'} is complete at step 2 of 2; raise train.max_steps to train longer"]
     assert all(path.read_bytes() == content for path, content in everything.items())
 
 
