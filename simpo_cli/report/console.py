@@ -19,26 +19,14 @@ from rich.text import Text
 from simpo_cli.redaction import redacted
 
 _STAND_INS = {
-    "·": "-",
     "…": "...",
     "±": "+/-",
-    "–": "-",
-    "—": "-",
-    "−": "-",
-    "×": "x",
     "≤": "<=",
     "≥": ">=",
     "→": "->",
     "⏎": "\\n",
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-    # bars and sparklines, by height
-    "━": "=",
-    "─": "-",
-    "│": "|",
-    **dict(zip("▁▂▃▄▅▆▇█", "__..--''", strict=True)),
+    **dict(zip("·–—−×‘’“”", "----x''\"\"", strict=True)),
+    **dict(zip("━─│▁▂▃▄▅▆▇█", "=-|__..--''", strict=True)),  # bars and sparklines, by height
 }
 
 _JOINERS = "\u200c\u200d"  # of Persian and Indic words and of emoji: invisible, and meant to be there
@@ -51,23 +39,20 @@ def printable(text: str, *, keep_newlines: bool = False) -> str:
     line separators come out as `\\x1b` or `\\u202e`; other letters of any script stay as they are. Values that a
     recipe took from the environment come out as the recipe names them.
 
-    Args:
-        text: any text.
-        keep_newlines: newlines stay and tabs become four spaces; else both are shown as `\\n` and `\\t`.
+    With `keep_newlines` newlines stay and tabs become four spaces; else both are shown as `\\n` and `\\t`.
     """
     text = redacted(text)
     if keep_newlines:
         text = text.replace("\r\n", "\n").replace("\t", "    ")
     if text.isascii() and text.isprintable():
         return text
+    harmless = _JOINERS + "\n" * keep_newlines
     return "".join(
-        character if (keep_newlines and character == "\n") or _is_harmless(character) else _escaped(character)
+        _escaped(character)
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in harmless
+        else character
         for character in text
     )
-
-
-def _is_harmless(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _JOINERS
 
 
 def _escaped(character: str) -> str:
@@ -79,18 +64,12 @@ def encodable(text: str, encoding: str) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return "".join(_stand_in(character, encoding) for character in text)
+        if len(text) == 1:
+            return _STAND_INS.get(text) or _escaped(text)
+        return "".join(encodable(character, encoding) for character in text)
     except LookupError:  # an encoding that Python does not know
         return encodable(text, "ascii")
     return text
-
-
-def _stand_in(character: str, encoding: str) -> str:
-    try:
-        character.encode(encoding)
-    except UnicodeEncodeError:
-        return _STAND_INS.get(character) or _escaped(character)
-    return character
 
 
 _COMMAND = re.compile(r"^([ \t]*):(?=:)|#(?=#\[)", re.MULTILINE)
@@ -108,16 +87,13 @@ def unobeyed(text: str) -> str:
 
 
 class _Stream:
-    """A text stream that takes any text, and goes quiet when its reader has gone away.
+    """A text stream that takes any text, and goes quiet when its reader has gone away, that is, at an error `leaving`.
 
-    Args:
-        find: gives the stream to write to; asked each time, because tests and libraries swap sys.stdout.
-        leaving: the errors that mean that nobody reads any more.
+    `find` gives the stream to write to; it is asked each time, because tests and libraries swap sys.stdout.
     """
 
-    def __init__(self, find: Callable[[], TextIO], leaving: tuple[type[OSError], ...]) -> None:
-        self._find = find
-        self._leaving = leaving
+    def __init__(self, find: Callable[[], TextIO], leaving: type[OSError]) -> None:
+        self._find, self._leaving = find, leaving
         self._is_quiet = False
 
     @property
@@ -171,7 +147,6 @@ def make_console(
     width: int | None = None,
     height: int | None = None,
     force_terminal: bool | None = None,
-    record: bool = False,
 ) -> Console:
     """A console on `stream`, or on whatever sys.stdout (sys.stderr) is at the time of writing.
 
@@ -184,9 +159,8 @@ def make_console(
         return stream or (sys.stderr if stderr else sys.stdout)
 
     is_data = not stderr and stream in (None, sys.stdout)
-    leaving: tuple[type[OSError], ...] = (BrokenPipeError,) if is_data else (OSError,)
     return Console(
-        file=cast(IO[str], _Stream(find, leaving)),
+        file=cast(IO[str], _Stream(find, BrokenPipeError if is_data else OSError)),
         stderr=stderr,
         markup=False,
         emoji=False,
@@ -194,7 +168,6 @@ def make_console(
         width=width,
         height=height,
         force_terminal=force_terminal,
-        record=record,
     )
 
 

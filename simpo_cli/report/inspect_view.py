@@ -5,7 +5,6 @@ The borders of tokens are seen, long stretches are shortened, and no text of oth
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.cells import cell_len
@@ -30,16 +29,22 @@ SHADES = (
 """From the likeliest tokens to the least: the lowest log-prob of a shade, its style, and what the legend calls it."""
 
 Piece = list[tuple[str, str]]  # what must stay on one line: texts with their styles
+Extent = tuple[int, int]  # how many tokens of the beginning and of the end are shown where there are more
 
 _NOT_MUCH = 8  # tokens that are not worth a remark about what is left out
+LABEL_WIDTH = 10
+PROMPT: Extent = (24, 48)  # how the prompt ends says most: the header of the answer is there
+RESPONSE: Extent = (48, 24)
+NUM_LEAST_LIKELY = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """How many tokens of the beginning and of the end are shown where there are more."""
-
-    head: int
-    tail: int
+REMARKS = {
+    "answer not as the template writes it": "the template would change the answer: it stands as it is in the record",
+    "special token kept as text": "a special token that the text spells out is kept as text",
+    "second BOS left out": "template and tokenizer both put a BOS in front: one is left out",
+    "tokenized apart": "prompt and responses are tokenized apart, as in generation: a token would straddle them",
+    "tools unknown to the template": "the template has no place for the definitions of tools",
+}
+"""What the encoder counts, in a sentence."""
 
 
 def sign(text: str) -> str:
@@ -55,12 +60,7 @@ def shade(logp: float | None) -> str:
 
 
 def token_lines(
-    tokens: Sequence[Mapping[str, Any]],
-    width: int,
-    encoding: str,
-    *,
-    extent: Extent | None,
-    style: str | None = None,
+    tokens: Sequence[Mapping[str, Any]], width: int, encoding: str, *, extent: Extent | None, style: str | None = None
 ) -> list[Text]:
     """Tokens in lines of at most `width` cells.
 
@@ -71,27 +71,21 @@ def token_lines(
         extent: how much to show; None shows all.
         style: of all tokens, without borders between them, as a text is read; None has borders, and shades by log-prob.
     """
+    head, tail = (len(tokens), 0) if extent is None else extent
+    left_out = len(tokens) - head - tail
+    if left_out <= _NOT_MUCH:
+        head, left_out = len(tokens), 0
     border = [(encodable(BORDER, encoding), "dim")] if style is None else []
-    shown = _shortened(tokens, extent)
     pieces: list[Piece] = []
-    for number, token in enumerate(shown, start=1):
-        if style is not None and not isinstance(token, int) and token["text"] == UNFINISHED:
-            continue  # the character is whole at its last token
-        if isinstance(token, int):
-            piece = (encodable(f"… {token:,} tokens …", encoding), "dim")
-        else:
+    for number, token in enumerate(tokens):
+        if head <= number < head + left_out:
+            if number == head:
+                pieces.append([(encodable(f"… {left_out:,} tokens …", encoding), "dim"), *border])
+        elif style is None or token["text"] != UNFINISHED:  # else the character is whole at its last token
             text = encodable(sign(token["text"]) or f"<{token['id']}>", encoding)
             piece = (text, shade(token.get("logp")) if style is None else style)
-        pieces.append([piece, *(border if number < len(shown) else [])])
+            pieces.append([piece, *(border if number + 1 < len(tokens) else [])])
     return _filled(pieces, width)
-
-
-def _shortened(tokens: Sequence[Mapping[str, Any]], extent: Extent | None) -> list[Mapping[str, Any] | int]:
-    """The tokens to show, with the number of those left out in their place."""
-    if extent is None or len(tokens) <= extent.head + extent.tail + _NOT_MUCH:
-        return list(tokens)
-    left_out = len(tokens) - extent.head - extent.tail
-    return [*tokens[: extent.head], left_out, *tokens[len(tokens) - extent.tail :]]
 
 
 def _filled(pieces: Sequence[Piece], width: int) -> list[Text]:
@@ -109,44 +103,26 @@ def _filled(pieces: Sequence[Piece], width: int) -> list[Text]:
     return lines
 
 
-LABEL_WIDTH = 10
-PROMPT = Extent(head=24, tail=48)  # how the prompt ends says most: the header of the answer is there
-RESPONSE = Extent(head=48, tail=24)
-NUM_LEAST_LIKELY = 5
-
-REMARKS = {
-    "answer not as the template writes it": "the template would change the answer: it stands as it is in the record",
-    "special token kept as text": "a special token that the text spells out is kept as text",
-    "second BOS left out": "template and tokenizer both put a BOS in front: one is left out",
-    "tokenized apart": "prompt and responses are tokenized apart, as in generation: a token would straddle them",
-    "tools unknown to the template": "the template has no place for the definitions of tools",
-}
-"""What the encoder counts, in a sentence."""
-
-
 def print_inspection(console: Console, document: Mapping[str, Any], *, full: bool = False) -> None:
-    """Print the document as text.
-
-    Args:
-        console: where to.
-        document: what `simpo inspect --json` prints.
-        full: show every token; else long prompts and responses are shortened in the middle.
-    """
-    _print_heading(console, document)
+    """Print what `simpo inspect --json` prints as text; unless `full`, long prompts and responses are shortened."""
+    # it gives gamma both ways, and either is enough
+    loss = {key: value for key, value in document["objective"].items() if key != "gamma_beta_ratio"}
+    objective = Objective(LossRecipe(**loss))
+    _print_heading(console, document, objective)
     for pair in document["pairs"]:
         console.print()
         scored = document["model"] is not None and pair["left_out"] is None
-        _print_pair(console, pair, _objective(document), scored=scored, full=full)
+        _print_pair(console, pair, objective, scored=scored, full=full)
 
 
-def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
+def _print_heading(console: Console, document: Mapping[str, Any], objective: Objective) -> None:
     tokenizer = document["tokenizer"]
     print_wrapped(console, Text(), document["recipe"], style="bold")
     _line(console, "data", document["decision"])
     limits = f"cut at {thousands(tokenizer['max_length'])} (prompts at {thousands(tokenizer['max_prompt_length'])})"
     _line(console, "tokens", f"of {tokenizer['path']} · {tokenizer['used']} · {limits}")
     _line(console, "reward", "r = beta × m, m = the sum of a response's log-probs / its tokens: length is divided out")
-    _line(console, "loss", loss_terms(_objective(document).loss))
+    _line(console, "loss", loss_terms(objective.loss))
     if document["model"] is not None:
         _line(console, "model", f"{document['model']['path']} · {document['model']['packing']}")
         if console.color_system is not None:
@@ -154,15 +130,6 @@ def _print_heading(console: Console, document: Mapping[str, Any]) -> None:
             console.print(Text.assemble((" " * LABEL_WIDTH), *legend, ("by the token's probability", "dim")))
     elif document["no_model"]:
         _line(console, "model", f"no log-probs: {document['no_model']}", style="yellow")
-
-
-def _objective(document: Mapping[str, Any]) -> Objective:
-    """The objective that the document describes; it gives gamma both ways, and either is enough."""
-    values = {key: value for key, value in document["objective"].items() if key != "gamma_beta_ratio"}
-    return Objective(LossRecipe(**values))
-
-
-# One pair
 
 
 def _print_pair(console: Console, pair: Mapping[str, Any], objective: Objective, *, scored: bool, full: bool) -> None:
@@ -173,20 +140,17 @@ def _print_pair(console: Console, pair: Mapping[str, Any], objective: Objective,
         _line(console, "note", REMARKS.get(remark, remark), style="yellow")
     if pair["prompt"] is None:
         return
-    _print_prompt(console, pair["prompt"], full=full)
+    prompt = pair["prompt"]
+    bos = f"begins with BOS {prompt['bos']}" if prompt["bos"] is not None else "no BOS in front"
+    cut = f" · the oldest {_tokens(prompt['num_cut'])} cut off" if prompt["num_cut"] else ""
+    _line(console, "prompt", f"{_tokens(prompt['num_tokens'])}, seen and not scored · {bos}{cut}")
+    _print_tokens(console, prompt, None if full else PROMPT, "dim")
     for side in ("chosen", "rejected"):
         _print_response(console, side, pair[side], full=full)
         if scored:
             _print_scores(console, pair[side], objective.loss.beta)
     if scored:
         _print_loss(console, pair, objective)
-
-
-def _print_prompt(console: Console, prompt: Mapping[str, Any], *, full: bool) -> None:
-    bos = f"begins with BOS {prompt['bos']}" if prompt["bos"] is not None else "no BOS in front"
-    cut = f" · the oldest {_tokens(prompt['num_cut'])} cut off" if prompt["num_cut"] else ""
-    _line(console, "prompt", f"{_tokens(prompt['num_tokens'])}, seen and not scored · {bos}{cut}")
-    _print_tokens(console, prompt, None if full else PROMPT, style="dim")
 
 
 def _print_response(console: Console, side: str, response: Mapping[str, Any], *, full: bool) -> None:
@@ -203,46 +167,24 @@ def _print_response(console: Console, side: str, response: Mapping[str, Any], *,
 def _print_scores(console: Console, response: Mapping[str, Any], beta: float) -> None:
     """From the log-probs of the tokens to the reward, and which tokens cost most."""
     mean = _fixed(response["logp_mean"], 3)
-    _line(
-        console,
-        "",
-        f"sum of log-probs {_fixed(response['logp_sum'], 3)} / {_tokens(response['num_tokens'])} = m {mean} · "
-        f"reward {beta:g} × {mean} = {_fixed(response['reward'], 3)}",
-    )
-    likely = sorted(enumerate(response["tokens"], start=1), key=_logp)
-    least = [f"'{sign(token['text'])}' {_fixed(token['logp'], 2)} at {at}" for at, token in likely[:NUM_LEAST_LIKELY]]
+    reward = f"reward {beta:g} × {mean} = {_fixed(response['reward'], 3)}"
+    divided = f"{_fixed(response['logp_sum'], 3)} / {_tokens(response['num_tokens'])}"
+    _line(console, "", f"sum of log-probs {divided} = m {mean} · {reward}")
+    tokens = list(enumerate(response["tokens"], start=1))
+    tokens.sort(key=lambda numbered: -math.inf if numbered[1]["logp"] is None else numbered[1]["logp"])
+    least = [f"'{sign(token['text'])}' {_fixed(token['logp'], 2)} at {at}" for at, token in tokens[:NUM_LEAST_LIKELY]]
     print_wrapped(console, Text(" " * LABEL_WIDTH), f"least likely {' · '.join(least)}", style="dim")
-
-
-def _logp(numbered: tuple[int, Mapping[str, Any]]) -> float:
-    value = numbered[1]["logp"]
-    return -math.inf if value is None else value
 
 
 def _print_loss(console: Console, pair: Mapping[str, Any], objective: Objective) -> None:
     gamma = objective.gamma
     margin = math.nan if pair["margin"] is None else pair["margin"]
     chosen, rejected = (_fixed(pair[side]["reward"], 3) for side in ("chosen", "rejected"))
-    reached = "past the target" if pair["past_target"] else "not past the target"
-    _line(
-        console,
-        "margin",
-        f"r(chosen) - r(rejected) = {chosen} - {_in_brackets(rejected)} = {fixed(margin, 3)}: {reached}, "
-        f"gamma {fixed(gamma, 3)}",
-    )
-    _line(
-        console,
-        "loss",
-        f"d = margin - gamma = {fixed(margin - gamma, 3)} · {objective.formula} = {_fixed(pair['loss'], 3)}",
-        style="bold",
-    )
-
-
-def _in_brackets(number: str) -> str:
-    return f"({number})" if number.startswith("-") else number
-
-
-# Lines
+    rejected = f"({rejected})" if rejected.startswith("-") else rejected
+    reached = f"{'past' if pair['past_target'] else 'not past'} the target, gamma {fixed(gamma, 3)}"
+    _line(console, "margin", f"r(chosen) - r(rejected) = {chosen} - {rejected} = {fixed(margin, 3)}: {reached}")
+    terms = f"d = margin - gamma = {fixed(margin - gamma, 3)} · {objective.formula} = {_fixed(pair['loss'], 3)}"
+    _line(console, "loss", terms, style="bold")
 
 
 def _fixed(value: float | None, digits: int) -> str:
@@ -257,9 +199,7 @@ def _line(console: Console, label: str, text: str, *, style: str = "") -> None:
     print_wrapped(console, Text(label.ljust(LABEL_WIDTH), "dim"), text, style=style)
 
 
-def _print_tokens(
-    console: Console, part: Mapping[str, Any], extent: Extent | None, *, style: str | None = None
-) -> None:
+def _print_tokens(console: Console, part: Mapping[str, Any], extent: Extent | None, style: str | None = None) -> None:
     width = max(8, console.width - LABEL_WIDTH)
     for line in token_lines(part["tokens"], width, console.encoding, extent=extent, style=style):
         console.print(Text.assemble(" " * LABEL_WIDTH, line), soft_wrap=True)

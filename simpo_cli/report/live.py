@@ -15,7 +15,7 @@ from datetime import datetime
 from statistics import median
 
 from rich.cells import cell_len
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -29,23 +29,33 @@ from simpo_cli.stages import Doing, Pulse
 REFRESHES_PER_SECOND = 4
 LABEL_WIDTH = 9
 
+Line = list[tuple[str, str]]  # pieces of text with their styles
+Field = tuple[str, str, str]  # name, value, remark
+
 
 def live_stage_line(console: Console) -> Live:
     """What is being done in one line, redrawn in place until it is stopped, which wipes it away."""
     doing = Doing()
 
-    def line() -> Text:
-        text = Text(encodable(printable(doing.in_words()), console.encoding), "dim", no_wrap=True, overflow="crop")
-        text.truncate(console.width, overflow="crop")
-        return text
+    return _live(console, lambda: _cropped(console, [(printable(doing.in_words()), "dim")]), transient=True)
 
+
+def _live(console: Console, draw: Callable[[], RenderableType], *, transient: bool = False) -> Live:
     return Live(
         console=console,
-        get_renderable=line,
+        get_renderable=draw,
         refresh_per_second=REFRESHES_PER_SECOND,
         redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
-        transient=True,
+        transient=transient,
+        vertical_overflow="crop",
     )
+
+
+def _cropped(console: Console, pieces: Line) -> Text:
+    shown = ((encodable(text, console.encoding), style) for text, style in pieces)
+    line = Text.assemble(*shown, no_wrap=True, overflow="crop")
+    line.truncate(console.width, overflow="crop")
+    return line
 
 
 @contextmanager
@@ -117,22 +127,15 @@ class Progress:
     """The latest records, the time left and the loss curve.
 
     Another thread may read while the run writes: attributes are replaced whole, and the bins of the curve are of a
-    fixed number.
-
-    Args:
-        num_steps: steps of the whole run.
-        first_step: steps already done when it started, above 0 after a resume.
-        clock: seconds from any fixed moment.
+    fixed number. `first_step` steps were done already when it started, `clock` gives seconds from any fixed moment.
     """
 
     def __init__(self, *, num_steps: int, first_step: int, clock: Callable[[], float]) -> None:
-        self.num_steps = num_steps
-        self.first_step = first_step
+        self.num_steps, self.first_step = num_steps, first_step
         self.record: StepRecord | None = None
         self.evaluation: EvalRecord | None = None
         self._clock = clock
-        self._started_at = clock()
-        self._last_step_at = self._started_at
+        self._started_at = self._last_step_at = clock()
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._seconds_per_step = math.nan
         self._loss_sums = [0.0] * LOSS_BINS  # of the steps that lie in each part of the run
@@ -182,21 +185,12 @@ FIELD_GAP = "   "
 BAR_WIDTH = 40
 BAR_WIDTH_AT_LEAST = 5
 
-Line = list[tuple[str, str]]  # pieces of text with their styles
-Field = tuple[str, str, str]  # name, value, remark
-
 
 class LivePanel:
-    """Shows a run on `console`, which must be a terminal; other prints to it appear above the region.
-
-    Args:
-        console: the terminal.
-        clock: seconds from any fixed moment.
-    """
+    """Shows a run on `console`, which must be a terminal; other prints to it appear above the region."""
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console
-        self._clock = clock
+        self._console, self._clock = console, clock
         self._progress = Progress(num_steps=1, first_step=0, clock=clock)
         self._took_seconds: float | None = None  # set when the run is over
         self._live: Live | None = None
@@ -211,17 +205,8 @@ class LivePanel:
         self._took_seconds = None
         print_header(self._console, header)
         self._console.print()
-        if num_steps == 0:  # a dry run
-            return
-        self._start(
-            Live(
-                console=self._console,
-                get_renderable=self._region,
-                refresh_per_second=REFRESHES_PER_SECOND,
-                redirect_stdout=sys.stdout.isatty(),  # data on its way to a file stays on its way
-                vertical_overflow="crop",
-            )
-        )
+        if num_steps:  # else a dry run
+            self._start(_live(self._console, self._region))
 
     def _start(self, live: Live) -> None:
         self._live = live
@@ -249,30 +234,17 @@ class LivePanel:
             live.stop()
             atexit.unregister(self.close)
 
-    def _doing(self) -> str:
-        return printable(stages.in_words()) if self._took_seconds is None and self._live is not None else ""
-
     def _region(self) -> Group:
-        width, encoding = self._console.width, self._console.encoding
-        lines = [
-            Text.assemble(
-                *((encodable(text, encoding), style) for text, style in pieces), no_wrap=True, overflow="crop"
-            )
-            for pieces in region(self._progress, width, self._took_seconds, self._doing())
-        ]
-        for line in lines:
-            line.truncate(width, overflow="crop")
-        return Group(*lines)
+        is_going_on = self._took_seconds is None and self._live is not None
+        doing = printable(stages.in_words()) if is_going_on else ""
+        lines = region(self._progress, self._console.width, self._took_seconds, doing)
+        return Group(*(_cropped(self._console, pieces) for pieces in lines))
 
 
 def region(progress: Progress, width: int, took_seconds: float | None = None, doing: str = "") -> list[Line]:
     """The lines of the live region, laid out for a terminal `width` columns wide.
 
-    Args:
-        progress: the records so far.
-        width: columns of the terminal.
-        took_seconds: None while the run goes on, its length when it is over.
-        doing: what is being done at this moment.
+    `took_seconds` is None while the run goes on; `doing` is what is being done at this moment.
     """
     record, evaluation = progress.record, progress.evaluation
     total = str(progress.num_steps)
@@ -294,11 +266,8 @@ def region(progress: Progress, width: int, took_seconds: float | None = None, do
         if has_figures:  # the curve grows right under the bar
             losses.append((sparkline(progress.loss_curve(figure_width)), "cyan"))
         lines.append(losses)
-        train = [
-            ("accuracy", fixed(record.rewards_accuracies, 3), f"(n {record.pairs})"),
-            ("margin", fixed(record.rewards_margins, 2), ""),
-        ]
-        lines += _flow("train", train, width)
+        accuracy = ("accuracy", fixed(record.rewards_accuracies, 3), f"(n {record.pairs})")
+        lines += _flow("train", [accuracy, ("margin", fixed(record.rewards_margins, 2), "")], width)
     if evaluation is not None:
         low, high = fixed(evaluation.accuracy_low, 3), fixed(evaluation.accuracy_high, 3)
         held_out = [

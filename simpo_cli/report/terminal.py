@@ -17,6 +17,8 @@ REMARK_WIDTH = 30
 """Cells that a remark needs to stand beside its row."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
+Grid = list[list[str]]  # lines of texts as they are shown: the headings, then the rows
+
 
 def sparkline(values: Sequence[float]) -> str:
     """One block a value, the lowest value lowest; a blank where a value is not finite. Equal values are all low."""
@@ -68,12 +70,8 @@ def print_table(
 ) -> None:
     """Print a table with its figures and remarks; where the terminal is too narrow for columns, a line a cell.
 
-    Args:
-        console: where to.
-        table: what to print.
-        styles: of the columns, the first first.
-        right: the cells of a column end below one another.
-        drop: columns that are left out, one after the other, until the table fits.
+    The cells of a column end below one another where `right` is given; columns in `drop` are left out, one after the
+    other, until the table fits.
     """
 
     def shown(text: object) -> str:
@@ -129,25 +127,19 @@ def _wrapped(console: Console, text: str, width: int, style: str) -> list[Text]:
     return lines
 
 
-def _widths(grid: Sequence[Sequence[str]]) -> list[int]:
+def _widths(grid: Grid) -> list[int]:
     """Of each column; the heading of other rows may run over all of them."""
     filled = zip_longest(grid[0], *(line for line in grid[1:] if len(line) > 1), fillvalue="")
     return [max(map(cell_len, column)) for column in filled]
 
 
-def _width(grid: Sequence[Sequence[str]], gap: int) -> int:
+def _width(grid: Grid, gap: int) -> int:
     widths = _widths(grid)
     return sum(widths) + gap * (len(widths) - 1)
 
 
 def _print_columns(
-    console: Console,
-    grid: Sequence[Sequence[str]],
-    remarks: Sequence[str],
-    styles: Sequence[str],
-    gap: int,
-    *,
-    right: bool,
+    console: Console, grid: Grid, remarks: Sequence[str], styles: Sequence[str], gap: int, *, right: bool
 ) -> None:
     widths, start = _widths(grid), _width(grid, gap) + gap
     room = console.width - start
@@ -160,9 +152,7 @@ def _print_columns(
         for at, cell in enumerate(cells):
             space = " " * (widths[at + 1] - cell_len(cell))
             style = "dim" if number == 0 else styles[at] if at < len(styles) else ""
-            line.append(" " * gap + (space if right else ""))
-            line.append(cell, style)
-            line.append("" if right else space)
+            line.append(" " * gap + (space if right else "")).append(cell, style).append("" if right else space)
         if beside and remark:
             first, *rest = _wrapped(console, remark, room, "dim")
             line = Text.assemble(line, " " * (start - line.cell_len), first)
@@ -178,9 +168,7 @@ def _print_columns(
         print_wrapped(console, Text(lead, "dim"), remark, style="dim")
 
 
-def _print_stacked(
-    console: Console, grid: Sequence[Sequence[str]], remarks: Sequence[str], *, is_measured: bool
-) -> None:
+def _print_stacked(console: Console, grid: Grid, remarks: Sequence[str], *, is_measured: bool) -> None:
     (title, *headings), *rows = grid
     width = max(map(cell_len, headings))
     if title:

@@ -23,10 +23,7 @@ SECONDS_BETWEEN_LINES_AT_LEAST = 5.0
 class Heartbeat:
     """A line at the first and the last step, and else after 30 s or 1 % of the steps, but not within 5 s of another.
 
-    Args:
-        console: where the lines go.
-        clock: seconds from any fixed moment.
-        now: the time of day that a line begins with.
+    `clock` gives seconds from any fixed moment, `now` the time of day that a line begins with.
     """
 
     def __init__(
@@ -36,9 +33,7 @@ class Heartbeat:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        self._console = console
-        self._clock = clock
-        self._now = now
+        self._console, self._clock, self._now = console, clock, now
         self._progress = Progress(num_steps=1, first_step=0, clock=clock)
         self._line_at: float | None = None  # when the last step line was written
         self._line_step = 0
@@ -88,62 +83,36 @@ class Heartbeat:
 
 def step_line(progress: Progress, record: StepRecord) -> str:
     """step=180/467 loss=0.742 ... eta=950s; chosen_delta is the latest evaluation's, left out before the first."""
-    fields = {
-        "step": f"{record.step}/{progress.num_steps}",
-        "loss": fixed(record.loss, 3),
-        "accuracy": fixed(record.rewards_accuracies, 3),
-        "n": str(record.pairs),
-        "margin": fixed(record.rewards_margins, 2),
-    }
-    if progress.evaluation is not None:
-        fields["chosen_delta"] = fixed(progress.evaluation.logps_chosen_delta, 2)
-    fields["tokens_per_second"] = fixed(record.tokens_per_second, 0)
-    fields["eta"] = fixed(progress.seconds_left, 0) + "s"
-    return " ".join(f"{name}={value}" for name, value in fields.items())
+    evaluation = progress.evaluation
+    drift = "" if evaluation is None else f"chosen_delta={fixed(evaluation.logps_chosen_delta, 2)} "
+    return (
+        f"step={record.step}/{progress.num_steps} loss={fixed(record.loss, 3)} "
+        f"accuracy={fixed(record.rewards_accuracies, 3)} n={record.pairs} margin={fixed(record.rewards_margins, 2)} "
+        f"{drift}tokens_per_second={fixed(record.tokens_per_second, 0)} eta={fixed(progress.seconds_left, 0)}s"
+    )
 
 
 def eval_line(record: EvalRecord) -> str:
     """eval step=100 loss=0.712 accuracy=0.612 low=0.569 high=0.654 n=500 prompts=480 ..."""
-    fields = {
-        "step": str(record.step),
-        "loss": fixed(record.loss, 3),
-        "accuracy": fixed(record.accuracy, 3),
-        "low": fixed(record.accuracy_low, 3),
-        "high": fixed(record.accuracy_high, 3),
-        "n": str(record.pairs),
-        "prompts": str(record.prompts),
-        "margin": fixed(record.margin, 2),
-        "chosen_delta": fixed(record.logps_chosen_delta, 2),
-        "rejected_delta": fixed(record.logps_rejected_delta, 2),
-        "seconds": fixed(record.seconds, 1),
-    }
-    return "eval " + " ".join(f"{name}={value}" for name, value in fields.items())
+    return (
+        f"eval step={record.step} loss={fixed(record.loss, 3)} accuracy={fixed(record.accuracy, 3)} "
+        f"low={fixed(record.accuracy_low, 3)} high={fixed(record.accuracy_high, 3)} n={record.pairs} "
+        f"prompts={record.prompts} margin={fixed(record.margin, 2)} chosen_delta={fixed(record.logps_chosen_delta, 2)} "
+        f"rejected_delta={fixed(record.logps_rejected_delta, 2)} seconds={fixed(record.seconds, 1)}"
+    )
 
 
 class WithReport:
-    """Passes every event on; before the last screen, which names the page, the page is written.
-
-    Args:
-        watcher: the terminal.
-        run_dir: the run's folder.
-    """
+    """Passes every event on to the terminal; before the last screen, which names the page, the page is written."""
 
     def __init__(self, watcher: Observer, run_dir: Path) -> None:
         self._watcher, self._run_dir = watcher, run_dir
         self._has_started = False
+        self.note, self.step, self.evaluated, self.close = watcher.note, watcher.step, watcher.evaluated, watcher.close
 
     def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None:
         self._has_started = True  # from here on the folder is this run's
         self._watcher.started(header, num_steps=num_steps, first_step=first_step)
-
-    def note(self, text: str, code: str = "", /) -> None:
-        self._watcher.note(text, code)
-
-    def step(self, record: StepRecord) -> None:
-        self._watcher.step(record)
-
-    def evaluated(self, record: EvalRecord) -> None:
-        self._watcher.evaluated(record)
 
     def finished(self, outcome: RunOutcome) -> None:
         self._write()
@@ -159,9 +128,6 @@ class WithReport:
         page, receipt = self._run_dir / "report.html", self._run_dir / "run.json"
         if not page.exists() or page.stat().st_mtime_ns < receipt.stat().st_mtime_ns:  # or that of an earlier end
             self._write()
-
-    def close(self) -> None:
-        self._watcher.close()
 
     def _write(self) -> Path | None:
         from simpo_cli.report.run_page import write_run_report  # matplotlib takes a while to import

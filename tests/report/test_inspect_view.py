@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from simpo_cli.report.console import make_console
-from simpo_cli.report.inspect_view import Extent, print_inspection, shade, token_lines
+from simpo_cli.report.inspect_view import print_inspection, shade, token_lines
 
 HOSTILE = "[bold]\x1b[2J\u202e\r:smile:"
 
@@ -194,5 +194,5 @@ def test_lines_break_at_borders_and_lose_nothing() -> None:
     lines = token_lines(tokens(*texts), 20, "utf-8", extent=None)
     assert all(line.cell_len <= 20 for line in lines)
     assert "".join(line.plain for line in lines).split("│") == texts
-    [short] = token_lines(tokens(*texts[:12]), 200, "utf-8", extent=Extent(2, 2))
+    [short] = token_lines(tokens(*texts[:12]), 200, "utf-8", extent=(2, 2))
     assert short.plain.count("│") == 11  # under a handful more is not worth leaving out
