@@ -155,10 +155,10 @@ def print_answers_or_results(document: dict[str, Any]) -> None:
     from simpo_cli.report.console import out
 
     if document["kind"] == "answers":
-        from simpo_cli.report.answers_view import print_answers
+        from simpo_cli.report.eval_view import print_answers
 
         print_answers(out, document)
     else:
-        from simpo_cli.report.answers_view import print_harness
+        from simpo_cli.report.eval_view import print_harness
 
         print_harness(out, document)

@@ -38,7 +38,7 @@ def report(
 
             written = write_run_report(run, output)
         case [first, second]:
-            from simpo_cli.report.two_runs_page import comparison_lines, write_comparison
+            from simpo_cli.report.two_runs import comparison_lines, write_comparison
 
             written, compared = write_comparison(first, second, output)
             for label, text in comparison_lines(compared):

@@ -1,20 +1,48 @@
-"""Two runs side by side: what differs between them, and what the held-out pairs that they share say of that."""
+"""A page of two runs side by side: what differs between them, their curves, and what the held-out pairs that they share
+say of that.
+"""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from simpo_cli import __version__
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.metrics import Matched, match, match_in_order
-from simpo_cli.evaluate.tables import NOTHING, OTHER_TOKENS, evidence, is_clear, swapped_in_words
-from simpo_cli.formatting import Measured, border_in_words, excludes_zero, percent, points_cell, thousands
+from simpo_cli.evaluate.tables import (
+    MEASURES,
+    NOTHING,
+    OTHER_TOKENS,
+    difference_table,
+    evidence,
+    is_clear,
+    swapped_in_words,
+)
+from simpo_cli.formatting import (
+    LOG_PROB_DIGITS,
+    Cell,
+    Measured,
+    border_in_words,
+    excludes_zero,
+    number_cell,
+    percent,
+    points_cell,
+    share_cell,
+    thousands,
+)
 from simpo_cli.recipe.tree import differences
-from simpo_cli.report.figures import Floats
-from simpo_cli.report.run_files import Row, RunFiles
-from simpo_cli.report.run_tables import shown_value
+from simpo_cli.report import figures as drawn
+from simpo_cli.report.figures import HELD_OUT, INK, Curve, Floats, Line, Show, TitledFigure
+from simpo_cli.report.page import Section, render, require_replaceable_page, write_page
+from simpo_cli.report.run_files import Row as PairRow
+from simpo_cli.report.run_files import RunFiles, read_run
+from simpo_cli.report.run_page import moment, pair_column, shown_value
+from simpo_cli.report.verdict import tone_of, verdict
 from simpo_cli.statistics import (
     balanced_difference,
     compare_accuracy,
@@ -23,50 +51,51 @@ from simpo_cli.statistics import (
     proportion,
     smallest_effect,
 )
+from simpo_cli.table import Row, Table
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
 _NOT_SET = "not set"
+_SHOWN_DIFFERENCES = 5
+
+Kind = Literal["mean", "points", "exact"]
+Difference = tuple[str, str, str]  # key, value of the first, value of the second
+_CURVES: tuple[tuple[str, str, Show, Kind], ...] = (
+    ("Held-out accuracy", "accuracy", percent, "points"),
+    ("Held-out loss", "loss", drawn.three_digits, "points"),
+    ("Held-out margin", "margin", drawn.two_digits, "points"),
+    ("Drift of chosen log-probs", "logps/chosen_delta", drawn.signed, "points"),
+    ("Training loss", "loss", drawn.three_digits, "mean"),
+    ("Training margin", "rewards/margins", drawn.two_digits, "mean"),
+    ("Gradient norm", "grad_norm", drawn.two_digits, "mean"),
+    ("Learning rate", "learning_rate", "{:.2g}".format, "exact"),
+)
+"""Title, key of its rows, how a value is written, and how it is drawn."""
 
 
 @dataclass(frozen=True)
 class SharedPairs:
-    """What the P held-out pairs say that both runs scored after training.
-
-    Attributes:
-        pairs, prompts: how many.
-        accuracies: of each run.
-        difference: the second run less the first, with the keys of `simpo eval`; rewards are left out, since the two
-            may have other objectives, and log-probs where tokens differ.
-        balanced: accuracies freed of length; None where too few chosen responses are longer, or shorter.
-        margins: mean of chosen less rejected of each run, nats per token; None where tokens differ.
-        gained: (P,) how much further apart the second run holds chosen and rejected; None where tokens differ.
-    """
+    """What the P held-out pairs say that both runs scored after training."""
 
     pairs: int
     prompts: int
-    accuracies: tuple[Measured, Measured]
+    accuracies: tuple[Measured, Measured]  # of each run
+    # the second run less the first, with the keys of `simpo eval`; rewards are left out, since the two may have other
+    # objectives, and log-probs where tokens differ
     difference: Mapping[str, Any]
-    balanced: tuple[Measured, Measured] | None
-    margins: tuple[Measured, Measured] | None
-    gained: Floats | None
+    balanced: tuple[Measured, Measured] | None  # freed of length; None where too few chosen are longer, or shorter
+    margins: tuple[Measured, Measured] | None  # mean of chosen less rejected, nats per token; None where tokens differ
+    gained: Floats | None  # (P,) how much further apart the second run holds the two; None where tokens differ
 
 
 @dataclass(frozen=True)
 class TwoRuns:
-    """Two runs and what they share.
-
-    Attributes:
-        first, second: the runs; the second is held against the first.
-        shared: None where no held-out pair was scored by both.
-        swapped: held-out pairs that the two have with chosen and rejected the other way round.
-        by_place: pairs had to be matched by the place of their records, because a run does not tell what they say.
-    """
+    """Two runs, of which the second is held against the first, and what they share."""
 
     first: RunFiles
     second: RunFiles
-    shared: SharedPairs | None
-    swapped: int
-    by_place: bool
+    shared: SharedPairs | None  # None where no held-out pair was scored by both
+    swapped: int  # held-out pairs that the two have with chosen and rejected the other way round
+    by_place: bool  # pairs were matched by the place of their records, because a run does not tell what they say
 
 
 def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
@@ -82,7 +111,8 @@ def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
         raise UserError(f"{first.path} and {second.path} are one run.", "Name two runs.")
     by_place = not all("pair" in row for run in (first, second) for row in run.pairs)
     if by_place:
-        matched = Matched(match_in_order(_places(first.pairs), _places(second.pairs)), 0)
+        places = ([(row["prompt"], row["where"].rsplit("/", 1)[-1]) for row in run.pairs] for run in (first, second))
+        matched = Matched(match_in_order(*places), 0)
     else:
         matched = match([row["pair"] for row in first.pairs], [row["pair"] for row in second.pairs])
     shared = None
@@ -93,10 +123,10 @@ def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
     return TwoRuns(first, second, shared, matched.swapped, by_place)
 
 
-def _compare(first: Sequence[Row], second: Sequence[Row], *, same_tokens: bool) -> SharedPairs:
+def _compare(first: Sequence[PairRow], second: Sequence[PairRow], *, same_tokens: bool) -> SharedPairs:
     prompts = [row["prompt"] for row in first]
     chosen, rejected = ([row[f"{side}_tokens"] for row in first] for side in ("chosen", "rejected"))
-    gaps = [_column(rows, "chosen_after") - _column(rows, "rejected_after") for rows in (first, second)]
+    gaps = [pair_column(rows, "chosen_after") - pair_column(rows, "rejected_after") for rows in (first, second)]
     right = [(np.sign(gap) + 1) / 2 for gap in gaps]  # (P,) 1 where chosen is the likelier one, 0.5 where equal, else 0
     test = compare_accuracy(right[0], right[1], prompts)
     balanced = balanced_difference(right[0], right[1], chosen, rejected, prompts) if same_tokens else None
@@ -116,7 +146,7 @@ def _compare(first: Sequence[Row], second: Sequence[Row], *, same_tokens: bool) 
     if same_tokens:
         difference["margin_per_token"] = mean(gaps[1] - gaps[0], prompts).as_json()
         for side in ("chosen", "rejected"):
-            change = _column(second, f"{side}_after") - _column(first, f"{side}_after")
+            change = pair_column(second, f"{side}_after") - pair_column(first, f"{side}_after")
             difference[f"logps/{side}_delta"] = mean(change, prompts).as_json()
     return SharedPairs(
         pairs=len(prompts),
@@ -175,8 +205,8 @@ def caveats(runs: TwoRuns) -> list[str]:
     return found
 
 
-def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
-    """(key, value of the first, value of the second) wherever the recipes say something else, names aside.
+def recipe_differences(runs: TwoRuns) -> list[Difference]:
+    """Wherever the recipes say something else, names aside.
 
     What they say counts, not how: a path by what lies there, gamma in either way, a default like the same value.
     """
@@ -190,36 +220,22 @@ def recipe_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
     return [row for row in rows if re.sub(r"\.\d+\.path$", "", row[0]) not in same]
 
 
-def other_differences(runs: TwoRuns) -> list[tuple[str, str, str]]:
-    """The same of what is not in a recipe: data and model that were read, machine, versions."""
-    return _differences(_facts(runs.first), _facts(runs.second))
-
-
-def _places(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Of each pair its prompt and its place without the folder."""
-    return [(row["prompt"], row["where"].rsplit("/", 1)[-1]) for row in rows]
-
-
 def _same_content(runs: TwoRuns) -> tuple[str, ...]:
     """Keys whose files are the same in both runs, whatever they are called."""
-    looked_at: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "model.path": lambda receipt: sorted(receipt["model"]["files"].values()),
-        "data.train": lambda receipt: _identities_of(receipt["data"]["train"]),
-        "data.eval": lambda receipt: _identities_of(receipt["data"].get("eval") or {}),
-        "data.chat_template": lambda receipt: receipt.get("template_sha256"),
-    }
-    both = runs.first.receipt, runs.second.receipt
-    seen = {key: [look(receipt) for receipt in both] for key, look in looked_at.items()}
-    return tuple(key for key, (one, other) in seen.items() if one and one == other)
+    first, second = (
+        {
+            "model.path": sorted(run.receipt["model"]["files"].values()),
+            "data.train": _identities_of(run.receipt["data"]["train"]),
+            "data.eval": _identities_of(run.receipt["data"].get("eval") or {}),
+            "data.chat_template": run.receipt.get("template_sha256"),
+        }
+        for run in (runs.first, runs.second)
+    )
+    return tuple(key for key, content in first.items() if content and content == second[key])
 
 
 def _identities_of(source: Mapping[str, Any]) -> list[str]:
     return [file["identity"] for file in source.get("files", [])]
-
-
-def _column(rows: Sequence[Row], name: str) -> Floats:
-    """(P,) one number of every pair."""
-    return np.array([row[name] for row in rows], dtype=np.float64)
 
 
 def _both(found: Iterable[Measured]) -> tuple[Measured, Measured]:
@@ -229,7 +245,7 @@ def _both(found: Iterable[Measured]) -> tuple[Measured, Measured]:
 
 def _held_out_files(run: RunFiles) -> list[str]:
     data = run.receipt["data"]
-    return sorted(file["identity"] for file in (data.get("eval") or data["train"])["files"])
+    return sorted(_identities_of(data.get("eval") or data["train"]))
 
 
 def _facts(run: RunFiles) -> dict[str, Any]:
@@ -238,7 +254,7 @@ def _facts(run: RunFiles) -> dict[str, Any]:
         "model files": _short(receipt["model"]["files"].values()) or receipt["model"].get("revision"),
         "tokenizer": _short([receipt.get("tokenizer_sha256", "")]),
         "template": _short([receipt.get("template_sha256", "")]),
-        "training files": _short(file["identity"] for file in data["train"]["files"]),
+        "training files": _short(_identities_of(data["train"])),
         "pairs trained on": data["train"]["records"]["trained"],
         "steps": receipt["plan"]["steps"],
         "packing": (receipt.get("self_check") or {}).get("packing"),
@@ -247,13 +263,11 @@ def _facts(run: RunFiles) -> dict[str, Any]:
     return {**facts, **receipt["versions"]}
 
 
-def _short(digests: Any) -> str:
+def _short(digests: Iterable[str]) -> str:
     return ", ".join(digest[:12] for digest in digests)
 
 
-def _differences(
-    first: Mapping[str, Any], second: Mapping[str, Any], leave: Sequence[str] = ()
-) -> list[tuple[str, str, str]]:
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], leave: Sequence[str] = ()) -> list[Difference]:
     keys = [*first, *(key for key in second if key not in first)]
     rows = [(key, first.get(key, _NOT_SET), second.get(key, _NOT_SET)) for key in keys if key not in leave]
     return [(key, _shown(one), _shown(other)) for key, one, other in rows if one != other]
@@ -261,3 +275,136 @@ def _differences(
 
 def _shown(value: Any) -> str:
     return _NOT_SET if value is None else shown_value(value)
+
+
+def write_comparison(first: Path, second: Path, output: Path | None) -> tuple[Path, TwoRuns]:
+    """Write the page of two runs, by default as SECOND/against-FIRST.html, and return its path with what it is about.
+
+    Raises:
+        UserError: one is no run, both are one, or the page cannot be written.
+    """
+    target = second / f"against-{first.resolve().name}.html" if output is None else output
+    require_replaceable_page(target, "--output")
+    runs = compare_runs(read_run(first), read_run(second))
+    write_page(target, comparison_page(runs), named="--output")
+    return target, runs
+
+
+def comparison_page(runs: TwoRuns) -> str:
+    """The page, made at this moment."""
+    shared, heading = runs.shared, f"{runs.second.name} against {runs.first.name}"
+    recipe, others = recipe_differences(runs), _differences(_facts(runs.first), _facts(runs.second))
+    about = [
+        Row(f"{letter} · {run.name}", (Cell(verdict(run), str(run.path)),))
+        for letter, run in (("A", runs.first), ("B", runs.second))
+    ]
+    sections = [
+        Section(
+            "",
+            verdict=comparison_verdict(runs),
+            tone="warning" if shared is None else tone_of(shared.difference),
+            alerts=caveats(runs),
+        ),
+        Section("What each run says of itself", texts=[Table(("",), about)]),
+        *([] if shared is None else [_shared_section(shared)]),
+        Section(
+            "What differs in the recipes",
+            texts=[_table(recipe)] if recipe else [],
+            remarks=[] if recipe else ["Nothing, names aside."],
+        ),
+    ]
+    if others:
+        sections.append(Section("What else differs", texts=[_table(others)]))
+    if curves := [figure for curve in _CURVES if (figure := _curve_figure(runs, *curve)) is not None]:
+        remark = (
+            "Curves of training are running means over 4 % of the steps; batches hold different pairs. Bands are 95 % "
+            "intervals. Each run is scored on all of its own held-out pairs, and margins are in units of its own "
+            "reward (beta)."
+        )
+        sections.append(Section("Curves", figures=curves, remarks=[remark]))
+    return render(
+        "sections.html.jinja",
+        title=f"simpo: {heading}",
+        heading=heading,
+        sections=sections,
+        end=f"Made by simpo {__version__} at {moment(datetime.now(UTC))} from run.json, recipe.yaml and the .jsonl "
+        "files of both runs.",
+    )
+
+
+def comparison_lines(runs: TwoRuns) -> list[tuple[str, str]]:
+    """The page in a few lines for the terminal: label and text."""
+    lines = [(name, f"{run.path} · {verdict(run)}") for name, run in (("A", runs.first), ("B", runs.second))]
+    lines.append(("B - A", comparison_verdict(runs)))
+    lines += [("note", caveat) for caveat in caveats(runs)]
+    changed = recipe_differences(runs)
+    listed = "; ".join(f"{key} {one} / {other}" for key, one, other in changed[:_SHOWN_DIFFERENCES])
+    more = f"; and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
+    return [*lines, ("recipes", (listed or "the same, names aside") + more)]
+
+
+def _shared_section(shared: SharedPairs) -> Section:
+    rows = [Row("accuracy", tuple(map(share_cell, shared.accuracies)))]
+    if shared.balanced is not None:
+        rows.append(Row(MEASURES["length.balanced"][0], tuple(map(share_cell, shared.balanced))))
+    if shared.margins is not None:
+        cells = tuple(number_cell(margin, LOG_PROB_DIGITS) for margin in shared.margins)
+        rows.append(Row("margin, nats/token", cells))
+    table = difference_table(shared.difference)
+    remarks = [one for one in table.remarks if one.kind not in ("units", "border")]
+    remark = (
+        "Small numbers are 95 % intervals. Both columns are the saved models after training, scored at the end of "
+        "their own runs. Differences are of the same pairs, so they are surer than two intervals that overlap make "
+        "them look."
+    )
+    return Section(
+        "On the same held-out pairs",
+        tables=[Table(("A", "B"), rows, title="after training"), replace(table, title="B - A", remarks=remarks)],
+        figures=_gained_figure(shared),
+        remarks=[remark],
+    )
+
+
+def _table(found: list[Difference]) -> Table:
+    return Table(("A", "B"), [Row(key, (Cell(first), Cell(second))) for key, first, second in found])
+
+
+def _curve_figure(runs: TwoRuns, title: str, key: str, show: Show, kind: Kind) -> TitledFigure | None:
+    """One number of both runs by step, or by pairs seen where steps hold unlike numbers; None where neither has it."""
+    sizes = [int(run.receipt["plan"]["pairs_per_step"]) for run in (runs.first, runs.second)]
+    by_pairs = sizes[0] != sizes[1]
+    lines, most = [], 0.0
+    for name, run, size, colour in zip("AB", (runs.first, runs.second), sizes, (INK, HELD_OUT), strict=True):
+        scale, rows = size if by_pairs else 1, run.evals if kind == "points" else run.metrics
+        ends = [Curve.of(rows, f"{key}_{end}", scale) for end in ("low", "high")]
+        lines.append(Line(name, Curve.of(rows, key, scale), colour, kind, (ends[0], ends[1])))
+        most = max(most, scale * run.steps_done)
+    is_drift = key.endswith("_delta")  # which begins at 0 and says something from its second point on
+    if not any(len(line.curve) > is_drift for line in lines):
+        return None
+    return drawn.curve_figure(
+        title,
+        lines,
+        show,
+        most,
+        name=f"two-{title}",
+        level=(0.5, "random baseline") if show is percent else None,
+        has_zero=is_drift,
+        unit="pairs seen" if by_pairs else "step",
+    )
+
+
+def _gained_figure(shared: SharedPairs) -> list[TitledFigure]:
+    """How much further apart B holds each shared pair than A; none where that cannot be compared."""
+    if shared.gained is None:
+        return []
+    share, average = percent(float((shared.gained > 0).mean())), drawn.signed(float(shared.gained.mean()))
+    figure = drawn.histogram_figure(
+        "Pair by pair",
+        "gained",
+        [("pairs", shared.gained, HELD_OUT)],
+        "margin of B - margin of A, nats a token",
+        f"Difference of the margins of each shared pair: mean {average} nats a token.",
+        f"Right of 0 B holds the pair further apart than A: {share} of them (n = {shared.pairs:,}).",
+    )
+    return [figure]

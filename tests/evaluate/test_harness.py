@@ -12,8 +12,8 @@ import pytest
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.harness import harness_document, is_harness, read_harness
-from simpo_cli.report.answers_view import print_harness
 from simpo_cli.report.console import make_console
+from simpo_cli.report.eval_view import print_harness
 from tests.cli.test_help import imported_by
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.report.run_page import write_run_report
-from simpo_cli.report.two_runs_page import write_comparison
+from simpo_cli.report.two_runs import write_comparison
 from tests.browser import CHROMIUM, look
 from tests.report.made_answers import write_answers
 from tests.report.made_run import eval_row, outcome, write_run

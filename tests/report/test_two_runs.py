@@ -10,8 +10,7 @@ from scipy import stats
 from simpo_cli.cli import main as cli
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.report.run_files import read_run
-from simpo_cli.report.two_runs import caveats, compare_runs, comparison_verdict, recipe_differences
-from simpo_cli.report.two_runs_page import write_comparison
+from simpo_cli.report.two_runs import caveats, compare_runs, comparison_verdict, recipe_differences, write_comparison
 from tests.cli.test_help import imported_by
 from tests.report.made_run import RECIPE, eval_row, outcome, pair_row, write_run
 from tests.report.parsed_page import Page, require_stands_alone
