@@ -147,17 +147,15 @@ class Curve:
 class Line:
     """A curve as it is drawn.
 
-    Attributes:
-        kind: `steps` are every step faintly and their running mean, `mean` that alone, `points` evaluations, `exact` a
-            number that is set and not measured.
-        band: the ends of the interval around it.
+    `steps` are every step faintly and their running mean, `mean` that alone, `points` evaluations, `exact` a number
+    that is set and not measured.
     """
 
     name: str
     curve: Curve
     colour: str = INK
     kind: Literal["steps", "mean", "points", "exact"] = "steps"
-    band: tuple[Curve, Curve] | None = None
+    band: tuple[Curve, Curve] | None = None  # the ends of the interval around it
 
     def draw(self, axes: Axes) -> None:
         style: dict[str, Any] = {"color": self.colour, "linewidth": 1.5, "label": self.name}

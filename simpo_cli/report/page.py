@@ -6,7 +6,7 @@ A page is one file that opens offline, runs no script and takes no text for mark
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,33 +46,34 @@ def require_replaceable(path: Path) -> None:
     Raises:
         UserError: the path is a folder, or a file that holds something else.
     """
-    _require_no_folder(path, "--output")
-    if not path.exists():
-        return
-    try:
-        content = object_in(path.read_bytes())
-    except (OSError, MalformedError):
-        content = {}
-    if "schema_version" not in content:
-        raise UserError(f"--output {path} exists and is not a report of simpo.", "Name another file.")
+
+    def is_report() -> bool:
+        try:
+            return "schema_version" in object_in(path.read_bytes())
+        except (OSError, MalformedError):
+            return False
+
+    _require_ours(path, "--output", "report", is_report)
 
 
 def require_replaceable_page(path: Path, named: str = "--html") -> None:
-    """Refuse to write a page over a file that is no page of ours; the error calls it by `named`.
+    """The same of a page; the error calls it by `named`."""
 
-    Raises:
-        UserError: the path is a folder, or a file that holds something else.
-    """
-    _require_no_folder(path, named)
-    if not path.exists():
-        return
-    try:
-        with path.open(encoding="utf-8") as file:
-            is_ours = PAGE_MARK in file.read(_MARK_WITHIN)
-    except (OSError, ValueError):
-        is_ours = False
-    if not is_ours:
-        raise UserError(f"{named} {path} exists and is not a page of simpo.", "Name another file.")
+    def is_page() -> bool:
+        try:
+            with path.open(encoding="utf-8") as file:
+                return PAGE_MARK in file.read(_MARK_WITHIN)
+        except (OSError, ValueError):
+            return False
+
+    _require_ours(path, named, "page", is_page)
+
+
+def _require_ours(path: Path, option: str, what: str, is_ours: Callable[[], bool]) -> None:
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder.", "Name a file.")
+    if path.exists() and not is_ours():
+        raise UserError(f"{option} {path} exists and is not a {what} of simpo.", "Name another file.")
 
 
 def write_report(path: Path, document: Mapping[str, Any]) -> None:
@@ -88,11 +89,6 @@ def write_page(path: Path, page: str, named: str = "--html") -> None:
     _write(path, named, page)
 
 
-def _require_no_folder(path: Path, option: str) -> None:
-    if path.is_dir():
-        raise UserError(f"{option} {path} is a folder.", "Name a file.")
-
-
 def _write(path: Path, option: str, text: str) -> None:
     with disk_faults(f"{option} {path} cannot be written"), replacing(path) as file:
         file.write(text)
@@ -104,25 +100,16 @@ SHOWN_CHARACTERS = 1200
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page under its own heading.
-
-    Attributes:
-        verdict, tone: what it comes to, and whether that is `good`, `warning` or `error`.
-        alerts: what to know beside it.
-        tables: of numbers.
-        texts: tables of words.
-        figures: drawn.
-        remarks: small, at its end.
-    """
+    """A part of a page under its own heading."""
 
     title: str
-    verdict: str = ""
-    tone: str = ""
-    alerts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    texts: Sequence[Table] = ()
+    verdict: str = ""  # what it comes to
+    tone: str = ""  # whether that is `good`, `warning` or `error`
+    alerts: Sequence[str] = ()  # what to know beside it
+    tables: Sequence[Table] = ()  # of numbers
+    texts: Sequence[Table] = ()  # of words
     figures: Sequence["TitledFigure"] = ()
-    remarks: Sequence[str] = ()
+    remarks: Sequence[str] = ()  # small, at its end
 
 
 def render(template: str, **content: Any) -> str:

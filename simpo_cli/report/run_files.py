@@ -20,34 +20,20 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has written so far.
-
-    Attributes:
-        path: its folder.
-        receipt: run.json.
-        recipe_text: recipe.yaml.
-        recipe: the same, typed; None where this version of simpo does not understand it.
-        values: the same as dotted keys and their values; items of lists are KEY.0, KEY.1.
-        metrics, evals: rows by step.
-        pairs: of each held-out pair its scores before and after; empty before the end.
-        samples: the texts of a few of them.
-        notes: the first screen's lines and the notes, each once.
-        is_training: a process holds the folder.
-        last_written: when the last step or evaluation was written, UTC.
-    """
+    """What a run has written so far."""
 
     path: Path
-    receipt: Mapping[str, Any]
-    recipe_text: str
-    recipe: Recipe | None
-    values: Mapping[str, Any]
-    metrics: Sequence[Row]
+    receipt: Mapping[str, Any]  # run.json
+    recipe_text: str  # recipe.yaml
+    recipe: Recipe | None  # None where this version of simpo does not understand it
+    values: Mapping[str, Any]  # the same as dotted keys and their values; items of lists are KEY.0, KEY.1
+    metrics: Sequence[Row]  # by step
     evals: Sequence[Row]
-    pairs: Sequence[Row]
-    samples: Sequence[Row]
-    notes: Sequence[Row]
-    is_training: bool
-    last_written: datetime | None
+    pairs: Sequence[Row]  # of each held-out pair its scores before and after; empty before the end
+    samples: Sequence[Row]  # the texts of a few of them
+    notes: Sequence[Row]  # the first screen's lines and the notes, each once
+    is_training: bool  # a process holds the folder
+    last_written: datetime | None  # when the last step or evaluation was written, UTC
 
     @property
     def name(self) -> str:

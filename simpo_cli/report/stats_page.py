@@ -1,17 +1,15 @@
 """The audit as one HTML file: it opens offline, runs no script, and shows figures and examples of each finding."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
-from simpo_cli.data.pair import BadRecord, PreferencePair, prompt_messages
+from simpo_cli.data.pair import PreferencePair, prompt_messages
 from simpo_cli.formatting import Cell
 from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
-from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import render
 from simpo_cli.report.stats_view import (
     bias_table,
@@ -19,6 +17,8 @@ from simpo_cli.report.stats_view import (
     parts_table,
     row_text,
     scored_in_words,
+    shared_folder,
+    short_place,
     start_in_words,
     start_table,
     unit_in_words,
@@ -29,31 +29,24 @@ SHOWN_FILES = 200
 SHOWN_RECORDS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One pair or record of a finding: its place, and its texts under their names."""
-
-    where: str
-    texts: Sequence[tuple[str, str]]
-
-
 def stats_page(
-    document: Mapping[str, Any],
-    examination: Examination,
-    examples: Mapping[str, Sequence[PreferencePair]] | None,
+    document: Mapping[str, Any], examination: Examination, examples: Mapping[str, Sequence[PreferencePair]] | None
 ) -> str:
-    """The page.
+    """The page of what `simpo stats --json` prints.
 
     Args:
-        document: what `simpo stats --json` prints.
+        document: that.
         examination: the lengths themselves, for the figures, and the malformed records.
         examples: pairs of each finding by its code; None leaves all text of the data out.
     """
     surface, start, groups = document["bias"]["surface"], document["model"], document["groups"]
-    shown: dict[str, list[Example]] = {}
+    shown: dict[str, list[dict[str, Any]]] = {}
     if examples is not None:
         shown = {code: [_pair_example(pair) for pair in pairs] for code, pairs in examples.items()}
-        shown["FMT001"] = [_record_example(bad) for bad in examination.refused.first[:SHOWN_RECORDS]]
+        shown["FMT001"] = [
+            {"where": bad.where, "texts": [("trouble", bad.problem), ("record", bad.text)]}
+            for bad in examination.refused.first[:SHOWN_RECORDS]
+        ]
     files = [str(file["path"]) for file in document["input"]["files"]]
     folder = shared_folder(files)
     lengths, parts = lengths_table(document, examination), []
@@ -63,6 +56,7 @@ def stats_page(
     if groups is not None and examples is not None:
         named = [(str(part["value"]), part) for part in groups["values"]]
         parts.append(parts_table(f"By {groups['field']}", named, with_codes=True))
+    measured = [] if start is None else [Row(row.label, (Cell(row_text(row)),)) for row in start_table(start).rows]
     return render(
         "stats.html.jinja",
         place=lambda row: short_place(row, files),
@@ -75,7 +69,7 @@ def stats_page(
         figures=_length_figures(lengths.figures, str(document["unit"])),
         bias=bias_table(document),
         surface_figures=[] if surface is None else [_surface_figure(surface["weights"])],
-        start=None if start is None else _start_texts(start),
+        start=None if start is None else Table(("",), measured),
         start_words=[] if start is None else [scored_in_words(start), *start_in_words(start)],
         parts=parts,
         more_files=len(files) - SHOWN_FILES,
@@ -83,19 +77,11 @@ def stats_page(
     )
 
 
-def _start_texts(start: Mapping[str, Any]) -> Table:
-    rows = [Row(row.label, (Cell(row_text(row)),)) for row in start_table(start).rows]
-    return Table(("",), rows)
-
-
-def _pair_example(pair: PreferencePair) -> Example:
+def _pair_example(pair: PreferencePair) -> dict[str, Any]:
+    """Its place, and its texts under their names."""
     turns = prompt_messages(pair.prompt)
     prompt = turns[0].content if len(turns) == 1 else "\n\n".join(f"[{turn.role}] {turn.content}" for turn in turns)
-    return Example(pair.where, (("prompt", prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)))
-
-
-def _record_example(bad: BadRecord) -> Example:
-    return Example(bad.where, (("trouble", bad.problem), ("record", bad.text)))
+    return {"where": pair.where, "texts": [("prompt", prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)]}
 
 
 def _length_figures(figures: Sequence[Bars], unit: str) -> list[TitledFigure]:
