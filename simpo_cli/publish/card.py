@@ -29,23 +29,14 @@ _SHA256_DIGITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a card is about.
-
-    Attributes:
-        recipe: of the run.
-        start: the model that training began with.
-        data: its pairs.
-        steps: optimizer steps.
-        dtype: type of the weights in the folder, such as bfloat16.
-        merged: for adapters merged into the model under them, how that was checked, in a sentence; else empty.
-    """
+    """What a card is about."""
 
     recipe: Recipe
-    start: ModelSource
+    start: ModelSource  # the model that training began with
     data: PreparedData
     steps: int
-    dtype: str
-    merged: str = ""
+    dtype: str  # of the weights in the folder, such as bfloat16
+    merged: str = ""  # for adapters merged into the model under them, how that was checked, in a sentence
 
     @property
     def is_adapter(self) -> bool:
@@ -64,12 +55,7 @@ class Trained:
 
 
 def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
-    """The card as Markdown with its metadata in front.
-
-    Args:
-        trained: the model.
-        outcome: of run.json; without `before` and `after` the card says that nothing was measured.
-    """
+    """The card as Markdown with its metadata in front, from the outcome in run.json."""
     parts = [_introduction(trained), *_results(outcome), _loading(trained), _training(trained)]
     return f"---\n{_metadata(trained)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
@@ -106,21 +92,17 @@ def inherited_licence(start: ModelSource) -> dict[str, str]:
     return licence if "license" in licence else {}
 
 
-def hub_datasets(data: PreparedData) -> list[str]:
-    """The ids of the data sets that came from the hub, each once."""
-    names = [path for source in data.sources for path, identity, _ in source.account.files if _is_of_hub(identity)]
-    return list(dict.fromkeys(names))
-
-
 def _metadata(trained: Trained) -> str:
     from huggingface_hub import ModelCardData
 
     tags = ["simpo", "preference-alignment", "preference-optimization"]
     tags += ["custom_code"] if trained.start.code else []  # the hub's word for it
+    files = [file for source in trained.data.sources for file in source.account.files]
+    datasets = list(dict.fromkeys(path for path, identity, _ in files if _is_of_hub(identity)))
     return ModelCardData(
         base_model=trained.hub_model,
         base_model_relation=None if trained.hub_model is None else "adapter" if trained.is_adapter else "finetune",
-        datasets=hub_datasets(trained.data) or None,
+        datasets=datasets or None,
         library_name="peft" if trained.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=[*tags, "lora"] if trained.is_adapter else tags,
@@ -129,10 +111,9 @@ def _metadata(trained: Trained) -> str:
 
 
 def _introduction(trained: Trained) -> str:
-    what = {
-        True: "Adapters (LoRA) for",
-        False: "Adapters merged into" if trained.merged else "A tuning of",
-    }[trained.is_adapter]
+    what = "Adapters merged into" if trained.merged else "A tuning of"
+    if trained.is_adapter:
+        what = "Adapters (LoRA) for"
     text = (
         f"# {' '.join(trained.recipe.name.split())}\n\n{what} {_named(trained)} by "
         f"[SimPO](https://arxiv.org/abs/2405.14734), from {trained.num_pairs:,} preference pairs (prompt, chosen and "
@@ -159,14 +140,11 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
         return [f"{heading}\n\nNo held-out pairs were scored, so nothing says whether it got better than its start."]
     after, difference = outcome["after"], outcome["difference"]
     rules = "; ".join(f"{row.label} {row.cells[0]}" for row in rules_table(after["baselines"]).rows)
-    said = (
-        f"{gain_in_words(outcome)} One seed. Brackets hold 95 % intervals.",
-        few_prompts(after),
-        border_in_words(difference["accuracy"], difference["p_value"]),
-    )
+    gain = f"{gain_in_words(outcome)} One seed. Brackets hold 95 % intervals."
+    border = border_in_words(difference["accuracy"], difference["p_value"])
     return [
         f"{heading}\n\n{markdown(outcome_table(outcome))}",
-        " ".join(filter(None, said)),
+        " ".join(filter(None, (gain, few_prompts(after), border))),
         f"To beat on the same pairs: {rules}.",
         "Accuracy is the share of pairs in which the model finds the chosen response the likelier one, per token. "
         "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",
@@ -181,12 +159,10 @@ def markdown(table: Table) -> str:
 
 
 def _loading(trained: Trained) -> str:
-    library, name = (
-        ("peft", "AutoPeftModelForCausalLM") if trained.is_adapter else ("transformers", "AutoModelForCausalLM")
-    )
-    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    name, imports = "AutoModelForCausalLM", ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if trained.is_adapter:
-        imports = [f"from {library} import {name}", "from transformers import AutoTokenizer"]
+        name = "AutoPeftModelForCausalLM"
+        imports = [f"from peft import {name}", "from transformers import AutoTokenizer"]
     if trained.data.tokenizer.template_source:
         asked = [
             'messages = [{"role": "user", "content": "What is preference alignment?"}]',
@@ -218,36 +194,28 @@ def _loading(trained: Trained) -> str:
 def _training(trained: Trained) -> str:
     recipe, train = trained.recipe, trained.recipe.train
     epochs = "" if train.max_steps else ", 1 epoch" if train.num_epochs == 1 else f", {train.num_epochs} epochs"
-    rows = [
-        ("objective", loss_terms(recipe.loss)),
-        (
-            "schedule",
-            f"{trained.steps:,} steps of {train.pairs_per_step} pairs{epochs}; "
-            f"learning rate {train.learning_rate:g}, {train.lr_scheduler}, warm-up {train.warmup_ratio:g}; "
-            f"{train.optimizer}",
-        ),
-        ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
-        *_data_rows(trained),
-        *_form_row(trained),
-        ("seed", str(recipe.seed)),
-    ]
+    schedule = (
+        f"{trained.steps:,} steps of {train.pairs_per_step} pairs{epochs}; learning rate {train.learning_rate:g}, "
+        f"{train.lr_scheduler}, warm-up {train.warmup_ratio:g}; {train.optimizer}"
+    )
+    rows = [("objective", loss_terms(recipe.loss))]
     if (lora := recipe.model.lora) is not None:
         targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
-        rows.insert(
-            1, ("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}" + (", DoRA" if lora.use_dora else ""))
-        )
+        dora = ", DoRA" if lora.use_dora else ""
+        rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}{dora}"))
+    rows += [
+        ("schedule", schedule),
+        ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),
+        *_data_rows(trained),
+    ]
+    if any(source.account.counts[AS_TRANSCRIPT] for source in trained.data.sources):  # its users have to know
+        rows.append(("form", "no chat template: conversations were trained as `Human:` / `Assistant:` text"))
+    rows.append(("seed", str(recipe.seed)))
     if trained.hub_model is not None:
         adapter = "" if trained.start.adapter is None else ", with an adapter that was trained before"
         rows.append(("start model", f"{trained.hub_model} at {trained.start.whole.revision}{adapter}"))
     table = Table(("",), [Row(label, (Cell(text),)) for label, text in rows])
     return f"## How it was trained\n\n{markdown(table)}"
-
-
-def _form_row(trained: Trained) -> list[tuple[str, str]]:
-    """How conversations were written where the model has no chat template, which its users have to know."""
-    if not any(source.account.counts[AS_TRANSCRIPT] for source in trained.data.sources):
-        return []
-    return [("form", "no chat template: conversations were trained as `Human:` / `Assistant:` text")]
 
 
 def _data_rows(trained: Trained) -> list[tuple[str, str]]:

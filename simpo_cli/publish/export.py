@@ -43,7 +43,7 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
     saveable: Any = model
     if recipe.model.lora is not None:
         _name_base(saveable.peft_config["default"], folder.parent, recipe, source)
-    if recipe.model.lora is None:
+    else:
         dtype = export_dtype(recipe, source)
         if dtype.itemsize < next(model.parameters()).element_size():
             rounding = measure_rounding(model, source, dtype)
@@ -77,13 +77,9 @@ def keeps_merged(recipe: ModelRecipe) -> bool:
 
 
 def save_merged(run: Path, model: nn.Module, source: ModelSource, *, replace: bool) -> None:
-    """Write RUN/base: the merged start model, as it is under the adapters that will be trained.
+    """Write RUN/base: the start model merged, as it is under the adapters that will be trained.
 
-    Args:
-        run: the run's folder.
-        model: the merge.
-        source: the start model.
-        replace: write it also where it is there already.
+    Where it is there already it is written only with `replace`.
 
     Raises:
         UserError: the disk does not take it (exit code 4).
@@ -106,10 +102,8 @@ def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource)
         UserError: model/ could not be written or read at the end of the run.
     """
     saveable: Any = model
-    with (
-        disk_faults(f"a trial of the model cannot be written to {run}"),
-        written_whole(run / MODEL, keep=False) as trial,
-    ):
+    what = f"a trial of the model cannot be written to {run}"
+    with disk_faults(what), written_whole(run / MODEL, keep=False) as trial:
         try:
             if recipe.model.lora is None:
                 for config in (saveable.config, getattr(saveable, "generation_config", None)):
@@ -124,20 +118,17 @@ def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource)
                 f"Mend the files in {source.whole.folder}: config.json, generation_config.json.",
             ) from error
         copy_tokenizer(source, trial, recipe.data.chat_template)
-        if recipe.model.lora is None and not source.code:  # such code is saved with the weights
-            read_configuration(str(trial), trial)
         if recipe.model.lora is not None:
             require_buildable(find_model(str(trial)))
+        elif not source.code:  # such code is saved with the weights
+            read_configuration(str(trial), trial)
 
 
 @contextmanager
 def written_whole(folder: Path, *, replace: bool = False, keep: bool = True) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` when the block ends, or goes when the block fails.
+    """A folder to write into that becomes `folder` when the block ends and all is on the disk, or goes when it fails.
 
-    Args:
-        folder: the name it gets, once every file of it is on the disk.
-        replace: remove what has that name; else it must be free.
-        keep: without it the folder goes in any case, and nothing gets its name.
+    With `replace` what has that name is removed, else it must be free; without `keep` the folder goes in any case.
 
     Raises:
         OSError: the disk did not take it; nothing is left of it.
@@ -150,9 +141,7 @@ def written_whole(folder: Path, *, replace: bool = False, keep: bool = True) -> 
         if not keep:
             shutil.rmtree(temporary)
             return
-        mode = (
-            temporary.stat().st_mode & 0o666
-        )  # the folder follows the umask; weights are written for their owner alone
+        mode = temporary.stat().st_mode & 0o666  # it follows the umask; weights are written for their owner alone
         for file in temporary.iterdir():
             file.chmod(mode)
             sync(file)

@@ -38,23 +38,14 @@ _MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merge that was kept.
-
-    Attributes:
-        folder: where it is.
-        dtype: type of its weights.
-        num_positions: where logits of the whole vocabulary were compared.
-        largest_difference: of any logit, merged in float32 against the adapters, in nats.
-        change: root mean square of what training changed in the logits, in nats.
-        lost: the same of saved against adapters: what the narrower type cost.
-    """
+    """A merge that was kept."""
 
     folder: Path
     dtype: str
-    num_positions: int
-    largest_difference: float
-    change: float
-    lost: float
+    num_positions: int  # where logits of the whole vocabulary were compared
+    largest_difference: float  # of any logit, merged in float32 against the adapters, in nats
+    change: float  # root mean square of what training changed in the logits, in nats
+    lost: float  # the same of saved against adapters: what the narrower type cost
 
 
 def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) -> Merged:
@@ -106,7 +97,9 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
         )
         steps = make_plan(recipe, len(data.train)).num_steps
         trained = Trained(recipe, base, data, steps, DTYPE_NAMES[dtype], checked)
-        (temporary / CARD).write_text(redacted(_card(run, trained)), encoding="utf-8")
+        # what was measured of the adapters holds for the merge, whose log-probs were just compared with theirs
+        card = model_card(trained, read_receipt(run).get("outcome") or {})
+        (temporary / CARD).write_text(redacted(card), encoding="utf-8")
     return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost)
 
 
@@ -134,9 +127,3 @@ def _root_mean_square(values: Tensor) -> float:
 
 def _differs(how: str, fix: str) -> UserError:
     return UserError(f"the merged model is not the model that was trained: {how}. Nothing was written.", fix)
-
-
-def _card(run: Path, trained: Trained) -> str:
-    """What was measured of the adapters holds for the merge, whose log-probs were just compared with theirs."""
-    outcome = read_receipt(run).get("outcome")
-    return model_card(trained, outcome or {})

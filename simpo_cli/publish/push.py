@@ -32,12 +32,7 @@ def require_repo_id(repo_id: str) -> None:
 
 
 def push(folder: Path, repo_id: str, *, public: bool = False) -> tuple[str, list[str]]:
-    """Send a model folder to the hub; a repository that is not there yet is made.
-
-    Args:
-        folder: model/ of a run, or a merge.
-        repo_id: of the hub.
-        public: make a new repository public; one that exists stays as it is.
+    """Send a model folder to the hub; a repository that is not there yet is made, and only then `public` counts.
 
     Returns:
         The address, and the names in the folder that were left out: whatever is no plain file of a model.
