@@ -68,8 +68,7 @@ def write_card(folder: Path, card: str) -> None:
     Raises:
         UserError: the disk did not take it (exit code 4); the old card is as it was.
     """
-    file = folder / CARD
-    then = ", and run the same command with --resume"
+    file, then = folder / CARD, ", and run the same command with --resume"
     what = f"the card of the model cannot be written to {file}"
     with disk_faults(what, then), replacing(file, written_in=folder.parent) as stream:
         stream.write(redacted(card))

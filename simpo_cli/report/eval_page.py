@@ -66,12 +66,7 @@ def _comparison(one: Mapping[str, Any]) -> Section:
 
 
 def _reliability_figure(result: Mapping[str, Any], name: str) -> TitledFigure:
-    """How often the model is right where it is so sure, against the diagonal of a model that is as right as it is sure.
-
-    Args:
-        result: the document of one model.
-        name: differs from figure to figure of a page.
-    """
+    """How often the model is right where it is so sure, beside the diagonal of one that is as right as it is sure."""
     bins = result["calibration"]["bins"]
 
     def draw(axes: Axes) -> None:

@@ -190,15 +190,13 @@ def curve_figure(
     """Numbers by step.
 
     Args:
-        title: what stands above it.
+        title, caption: what stands above it and below.
         lines: what is drawn.
         show: a value in words; shares have their own axis.
-        most: steps of the bottom axis.
+        most: steps of the bottom axis, or what `unit` says.
         name: differs from figure to figure of a page; the title if not given.
         level: where a level line is, and what it is called.
-        caption: what is read below.
         has_zero, is_from_zero: whether 0 has a faint line, and whether it is the lowest value.
-        unit: of the bottom axis.
     """
 
     def draw(axes: Axes) -> None:

@@ -78,12 +78,12 @@ class SharedPairs:
 
     pairs: int
     prompts: int
-    accuracies: tuple[Measured, Measured]  # of each run
+    accuracies: Sequence[Measured]  # of each run
     # the second run less the first, with the keys of `simpo eval`; rewards are left out, since the two may have other
     # objectives, and log-probs where tokens differ
     difference: Mapping[str, Any]
-    balanced: tuple[Measured, Measured] | None  # freed of length; None where too few chosen are longer, or shorter
-    margins: tuple[Measured, Measured] | None  # mean of chosen less rejected, nats per token; None where tokens differ
+    balanced: Sequence[Measured] | None  # freed of length; None where too few chosen are longer, or shorter
+    margins: Sequence[Measured] | None  # mean of chosen less rejected, nats per token; None where tokens differ
     gained: Floats | None  # (P,) how much further apart the second run holds the two; None where tokens differ
 
 
@@ -151,10 +151,10 @@ def _compare(first: Sequence[PairRow], second: Sequence[PairRow], *, same_tokens
     return SharedPairs(
         pairs=len(prompts),
         prompts=len(set(prompts)),
-        accuracies=_both(proportion(one, prompts).as_json() for one in right),
+        accuracies=[proportion(one, prompts).as_json() for one in right],
         difference=difference,
-        balanced=None if None in strata else _both(one.as_json() for one in strata if one is not None),
-        margins=_both(mean(gap, prompts).as_json() for gap in gaps) if same_tokens else None,
+        balanced=None if None in strata else [one.as_json() for one in strata if one is not None],
+        margins=[mean(gap, prompts).as_json() for gap in gaps] if same_tokens else None,
         gained=gaps[1] - gaps[0] if same_tokens else None,
     )
 
@@ -236,11 +236,6 @@ def _same_content(runs: TwoRuns) -> tuple[str, ...]:
 
 def _identities_of(source: Mapping[str, Any]) -> list[str]:
     return [file["identity"] for file in source.get("files", [])]
-
-
-def _both(found: Iterable[Measured]) -> tuple[Measured, Measured]:
-    first, second = found
-    return first, second
 
 
 def _held_out_files(run: RunFiles) -> list[str]:
