@@ -15,8 +15,8 @@ from simpo_cli.errors import ExitCode
 from simpo_cli.evaluate.generate.blind import SHEET
 from simpo_cli.evaluate.generate.folder import AnswerFolder
 from simpo_cli.evaluate.generate.measures import answers_document
-from simpo_cli.report.eval_view import print_answers
 from simpo_cli.report.console import make_console
+from simpo_cli.report.eval_view import print_answers
 from simpo_cli.report.run_page import write_run_report
 from tests.cli.test_help import imported_by
 from tests.report.made_answers import MANIFEST, QUESTIONS, write_answers, write_verdicts
