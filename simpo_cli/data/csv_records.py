@@ -140,11 +140,7 @@ def require_unique(header: list[str], where: str) -> None:
 
 
 def _fields(header: list[str], row: list[str], receipt: FileReceipt) -> dict[str, Any]:
-    """A row as an object; a word that stands for a missing value is null.
-
-    Raises:
-        RecordError: such a word stands where the text of a pair belongs.
-    """
+    """A row as an object; a word for a missing value is null, and refused where the text of a pair belongs."""
     fields: dict[str, Any] = {}
     for column, cell in zip(header, row, strict=True):
         if not cell and column.startswith(_UNNAMED):

@@ -104,12 +104,7 @@ def _look(window: TextWindow, name: str) -> Iterator[RawRecord] | None:
 
 
 def _object_in(window: TextWindow) -> tuple[dict[str, Any], int]:
-    """The object at the window's position and its length, with as much of the file in view as it needs.
-
-    Raises:
-        json.JSONDecodeError: it is not valid, or longer than a record may be.
-        RecordError: it is valid, and not taken.
-    """
+    """The object at the window's position and its length, with as much of the file in view as it needs."""
     while True:
         try:
             value, end = parse_value(window.text, window.position)

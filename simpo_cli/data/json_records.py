@@ -388,11 +388,7 @@ def _may_grow(buffer: TextWindow, where: str) -> bool:
 
 
 def _skip_element(buffer: TextWindow, where: str, *, cut: bool) -> int:
-    """Where the broken record ends, by its brackets.
-
-    Raises:
-        UserError: the brackets do not close, though the record is not cut off by the end of the file.
-    """
+    """Where the broken record ends by its brackets, which must close where the end of the file does not cut it off."""
     while True:
         end = _closing(buffer.text, buffer.position, where)
         if end is not None:

@@ -130,11 +130,7 @@ def _is_lines_of_lists(start: bytes) -> bool:
 
 
 def _refuse_other_kinds(start: bytes, name: str) -> None:
-    """Refuse a file that is empty, or by its first bytes no file of records.
-
-    Raises:
-        UserError: names the kind.
-    """
+    """Refuse a file that is empty, or by its first bytes no file of records."""
     if not start or start.removeprefix(BOM).isspace() or start == BOM:
         if len(start) < 2**16:
             raise UserError("holds no records: it is empty.", "Name a file with preference pairs.", where=name)
@@ -165,11 +161,7 @@ def _refuse_other_kinds(start: bytes, name: str) -> None:
 
 
 def _refuse_other_text(start: bytes, name: str) -> None:
-    """Refuse a file of text that is no JSON at all; single records that are not JSON are refused by the reader.
-
-    Raises:
-        UserError: names what it looks like.
-    """
+    """Refuse a file of text that is no JSON at all; single records that are not JSON are refused by the reader."""
     lines = [line for line in start.split(b"\n", 20)[:20] if line.strip()]
     if not lines or any(line.lstrip()[:1] in (b"{", b"[") or _parses(line) for line in lines):
         return

@@ -54,11 +54,7 @@ def required(record: Record, field: str) -> Any:
 
 
 def from_json(text: str, field: str) -> Any:
-    """What a field holds as JSON text.
-
-    Raises:
-        RecordError: the text is not JSON.
-    """
+    """What a field holds as JSON text; a RecordError where it is not JSON."""
     try:
         return whole_value(text)
     except json.JSONDecodeError:

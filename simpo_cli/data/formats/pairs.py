@@ -218,11 +218,7 @@ def _is_among(text: str, turns: Sequence[Message]) -> bool:
 
 
 def _messages_beside(record: Record, layout: Layout, prompt: Turns) -> list[Message] | None:
-    """The conversation that a record holds beside its last question, or its last turns; None where it holds none.
-
-    Raises:
-        RecordError: the conversation ends with something else.
-    """
+    """The conversation that a record holds beside its last question, or its last turns; None where it holds none."""
     for field in ("messages", "conversations"):
         value = record.get(field)
         if field == layout.prompt or not isinstance(value, list) or not value or not isinstance(value[0], dict):
@@ -292,11 +288,7 @@ def _with_history(turns: Turns, record: Record, layout: Layout) -> Turns:
 
 
 def _with_system(turns: Turns, record: Record, layout: Layout) -> Turns:
-    """The turns behind the system text that the record holds in a field of its own.
-
-    Raises:
-        RecordError: it is no text, or the conversation has a system turn with another one.
-    """
+    """The turns behind the system text that the record holds in a field of its own."""
     system = get(record, layout.system)
     if system is MISSING or system in (None, "", []):
         return turns
