@@ -119,7 +119,7 @@ def _call_text(call: dict[str, Any]) -> str:
 
 
 def _calls(message: dict[str, Any], path: str) -> list[dict[str, Any]]:
-    """The calls of an assistant's turn in the form {type, function: {name, arguments}}; OpenAI's first one had no list."""
+    """The calls of an assistant's turn as {type, function: {name, arguments}}; OpenAI's first one had no list."""
     given = message.get("tool_calls")
     if given and not isinstance(given, list):
         raise RecordError(f"{path}.tool_calls: expected a list, got {kind_of(given)}", _WHOLE)
