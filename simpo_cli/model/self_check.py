@@ -13,7 +13,7 @@ At most 4,096 tokens are compared, so that a large model takes seconds: what onl
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -81,9 +81,10 @@ class SelfCheck:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SelfCheck":
-        """The outcome that `as_json` gave."""
+        """The outcome that `as_json` gave, here or in a later version."""
+        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         difference = content["difference"]
-        return cls(**{**content, "difference": None if difference is None else Difference(**difference)})
+        return cls(**{**known, "difference": None if difference is None else Difference(**difference)})
 
     def __str__(self) -> str:
         how = "prompts shared" if self.packing == "shared_prefix" else "padded rows"

@@ -20,14 +20,13 @@ from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import WeightSample, export_dtype
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
-from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run.events import Observer
 from simpo_cli.run.receipt import Change
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.loop import Training
 from simpo_cli.train.optimizer import make_optimizer, start_moments
-from simpo_cli.train.run_plan import RunPlan
+from simpo_cli.train.run_plan import RunPlan, identifying_values
 from simpo_cli.train.saving import ResumeState, Saved
 
 _CHECKED_ON = {"torch", "transformers", "peft", "liger", "device"}  # with others the self-check is made again
@@ -109,7 +108,7 @@ def build(
             training.start_scores = PairScores.of(data.held_out, np.array(chosen), np.array(rejected))
         training.answers_before = [] if run.quick else list(saved.progress.answers_before)
     training.steps_done, training.evaluated_at = saved.step, saved.progress.evaluated_at
-    recipe_changed = saved.identity.recipe != recipe_values(recipe)
+    recipe_changed = saved.identity.recipe != identifying_values(recipe)
     training.health.restore(saved.progress.health, recipe_changed=recipe_changed)
     return training, check, saved
 

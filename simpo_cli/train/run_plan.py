@@ -144,7 +144,7 @@ class RunPlan:
         fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
         sides = {"train": data.train_source, "eval": data.eval_source}
         return Identity(
-            recipe={key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(self.recipe).items()},
+            recipe=identifying_values(self.recipe),
             data={
                 side: source and [(path, digest) for path, digest, _ in source.account.files]
                 for side, source in sides.items()
@@ -164,6 +164,11 @@ class RunPlan:
                 "deterministic": self.recipe.train.deterministic,
             },
         )
+
+
+def identifying_values(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe by its dotted key, as a checkpoint keeps it: a secret is a digest."""
+    return {key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()}
 
 
 def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> RunPlan:

@@ -53,10 +53,14 @@ def test_an_alert_is_on_the_screen_in_the_notes_in_run_json_and_in_the_table(gui
     assert "HEA002" in row.remark
 
 
-def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(guide: Guide) -> None:
-    guide.train("unbroken", *WILD)
+def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(
+    guide: Guide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDE_FLAG", "a-value-that-is-not-shown")  # the identity of a run keeps a digest of it
+    wild = (*WILD, "name=${oc.env:GUIDE_FLAG}")
+    guide.train("unbroken", *wild)
     with pytest.raises(UnhealthyError, match="stopped by health.stop_on, .* HEA002 step 2") as caught:
-        guide.train("run", *WILD, STOP, "checkpoint.every=null")
+        guide.train("run", *wild, STOP, "checkpoint.every=null")
     assert caught.value.exit_code == ExitCode.NUMBERS
     assert guide.require_all_finite("run") == [2]
     receipt = guide.receipt("run")
@@ -65,10 +69,10 @@ def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(
 
     memory = Memory()
     with pytest.raises(UnhealthyError, match="HEA002 step 2"):
-        guide.train("run", *WILD, STOP, "checkpoint.every=null", resume=True, observer=memory)
+        guide.train("run", *wild, STOP, "checkpoint.every=null", resume=True, observer=memory)
     assert memory.steps == []
 
-    guide.train("run", *WILD, "checkpoint.every=null", resume=True, observer=memory)
+    guide.train("run", *wild, "checkpoint.every=null", resume=True, observer=memory)
     assert memory.steps[0].step == 3
     assert not any(note.startswith("HEA002") for note in memory.notes)  # it was said before the stop
     assert final_state(guide.folder / "run") == final_state(guide.folder / "unbroken")
