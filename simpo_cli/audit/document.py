@@ -12,7 +12,7 @@ from simpo_cli.audit.columns import describe, whole_mean
 from simpo_cli.audit.examine import NO_LIMIT, Examination, Tokens
 from simpo_cli.audit.findings import Finding, finding
 from simpo_cli.audit.surface import SurfaceResult
-from simpo_cli.data.pair import FileReceipt
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.statistics import Measured, effective_prompts, longer_wins, mean
 
 SCHEMA_VERSION = 1

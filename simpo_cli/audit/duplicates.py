@@ -41,8 +41,9 @@ from simpo_cli.audit.signatures import (
     num_equal,
     signatures_of,
 )
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import EncodedPair, FileReceipt
+from simpo_cli.data.pair import EncodedPair
 
 NUM_BANDS = SIGNATURE_BYTES // 2
 MOST_COMPARED = 8

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.json_records import decode_line, read_lines, whole_value
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
-from simpo_cli.data.pair import MAX_RECORD_BYTES, BadRecord, FileReceipt, RawRecord, RecordError, Records
+from simpo_cli.data.pair import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, Records
 from simpo_cli.errors import UserError
 
 _QUOTE = "Put fields that hold separators, quotes or line breaks in double quotes."

@@ -9,12 +9,13 @@ import hashlib
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from simpo_cli.data.pair import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
 
 _READ = 2**20
@@ -63,6 +64,23 @@ def _unreadable(error: OSError, name: str) -> UserError:
         case _:
             problem, fix = f"cannot be read: {error.strerror or error}.", "Check the path and the disk."
     return UserError(problem, fix, where=name)
+
+
+@dataclass
+class FileReceipt:
+    """What is known of a source once it has been read.
+
+    Attributes:
+        path: as the person named it.
+        identity: sha256 of the file's bytes, or the commit of a hub data set.
+        size: bytes on disk; 0 for the hub.
+        warnings: things worth telling that stop nothing, with their number.
+    """
+
+    path: str
+    identity: str = ""
+    size: int = 0
+    warnings: Counter[str] = field(default_factory=Counter)
 
 
 class ByteSource:

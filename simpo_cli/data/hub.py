@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from simpo_cli.data.csv_records import with_messages
-from simpo_cli.data.pair import FileReceipt, Records
+from simpo_cli.data.file_bytes import FileReceipt
+from simpo_cli.data.pair import Records
 from simpo_cli.data.table_records import BATCH, records_of
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.stages import stage

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Literal
 
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.formats import SAMPLE_RECORDS, Layout, NoSignalError, UnknownLabelError, detect, to_pair
 from simpo_cli.data.formats.direction import reason_of
 from simpo_cli.data.formats.layout import UnusedFields
@@ -15,7 +16,6 @@ from simpo_cli.data.formats.orders import shown_counts, values_of
 from simpo_cli.data.hub import read_hub
 from simpo_cli.data.pair import (
     BadRecord,
-    FileReceipt,
     PreferencePair,
     RawRecord,
     RecordError,

@@ -98,23 +98,6 @@ def record_note(text: str) -> RecordNote | None:
 
 
 @dataclass
-class FileReceipt:
-    """What is known of a source once it has been read.
-
-    Attributes:
-        path: as the person named it.
-        identity: sha256 of the file's bytes, or the commit of a hub data set.
-        size: bytes on disk; 0 for the hub.
-        warnings: things worth telling that stop nothing, with their number.
-    """
-
-    path: str
-    identity: str = ""
-    size: int = 0
-    warnings: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
 class Tally:
     """Things counted by name, with the places of the first of each."""
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 from simpo_cli.data.csv_records import read_csv
-from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC, ByteSource
+from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC, ByteSource, FileReceipt
 from simpo_cli.data.json_objects import MODEL_HINT, read_object
 from simpo_cli.data.json_records import BOM, decode_line, read_json_array, read_json_lines, whole_value
-from simpo_cli.data.pair import FileReceipt, RecordError, Records
+from simpo_cli.data.pair import RecordError, Records
 from simpo_cli.data.table_records import read_arrow, read_parquet
 from simpo_cli.errors import UserError
 from simpo_cli.names import misfit, plain_suffix

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from simpo_cli.data.csv_records import require_unique, with_messages
-from simpo_cli.data.file_bytes import BOMB_BYTES, BOMB_RATIO, open_regular, require_unchanged
+from simpo_cli.data.file_bytes import BOMB_BYTES, BOMB_RATIO, FileReceipt, open_regular, require_unchanged
 from simpo_cli.data.json_records import whole_value
-from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord, RecordError
+from simpo_cli.data.pair import BadRecord, RawRecord, RecordError
 from simpo_cli.errors import UserError
 
 Convert = Callable[[Any], Any]

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.file_bytes import FileReceipt
+from simpo_cli.data.pair import BadRecord, RawRecord
 from simpo_cli.data.records import read_records
 from tests.data.pair_files import load_pairs, refusal
 

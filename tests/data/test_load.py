@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import FileReceipt
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.pair_files import GOOD, Write, load_pairs

@@ -17,8 +17,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.json_records import read_json_array, read_json_lines
-from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord
+from simpo_cli.data.pair import BadRecord, RawRecord
 from simpo_cli.data.records import read_records
 from simpo_cli.errors import UserError
 
@@ -285,7 +286,7 @@ def test_reading_json_needs_no_columnar_library(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines_of(RECORDS))
     code = (
-        "import sys; from simpo_cli.data.records import read_records; from simpo_cli.data.pair import FileReceipt\n"
+        "import sys; from simpo_cli.data.records import FileReceipt, read_records\n"
         f"list(read_records({str(path)!r}, FileReceipt('a'))[0])\n"
         "print([m for m in ('torch', 'datasets', 'pyarrow', 'pandas', 'transformers') if m in sys.modules])"
     )

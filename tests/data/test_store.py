@@ -17,8 +17,9 @@ from simpo_cli.data import hub
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.encode import pairs as ahead
 from simpo_cli.data.encode.pairs import BATCHES_AHEAD
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import BadRecord, FileReceipt, Message, PreferencePair
+from simpo_cli.data.pair import BadRecord, Message, PreferencePair
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
 from simpo_cli.data.store import source as store_source
 from simpo_cli.data.store.pairs import Account, StoredPairs

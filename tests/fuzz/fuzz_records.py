@@ -33,10 +33,11 @@ except ImportError:
 as_program = __name__ == "__main__"
 with atheris.instrument_imports(include=["simpo_cli.data"]) if as_program and atheris else contextlib.nullcontext():
     from simpo_cli.data.csv_records import read_csv
+    from simpo_cli.data.file_bytes import FileReceipt
     from simpo_cli.data.formats import NoSignalError, detect, to_pair
     from simpo_cli.data.json_records import read_json_array, read_json_lines
     from simpo_cli.data.messages import turns_of
-    from simpo_cli.data.pair import BadRecord, FileReceipt, RawRecord, RecordError, prompt_messages
+    from simpo_cli.data.pair import BadRecord, RawRecord, RecordError, prompt_messages
     from simpo_cli.data.records import read_records
     from simpo_cli.errors import UserError
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.encode import encode_prompt
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.json_records import whole_value
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.messages import as_transcript, turns_of
 from simpo_cli.data.pair import (
     BadRecord,
     EncodedPair,
-    FileReceipt,
     Message,
     PreferencePair,
     RawRecord,
