@@ -41,6 +41,8 @@ def test_files_of_the_map_are_there() -> None:
     rooms = re.findall(r"^ {6}([\w./]+)  ", PAGES["CONTRIBUTING.md"], re.MULTILINE)
     there = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "simpo_cli").iterdir()}
     assert set(rooms) == {name for name in there if name[:1] not in "_."} - {"shipped_recipes/"}
+    inner = re.findall(r"^ {8}([\w./]+)  ", PAGES["CONTRIBUTING.md"], re.MULTILINE)
+    assert [name for name in inner if not list(ROOT.glob(f"simpo_cli/*/{name}"))] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

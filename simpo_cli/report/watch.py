@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from simpo_cli.errors import UserError
 from simpo_cli.formatting import fixed
 from simpo_cli.report.console import Console, err, make_console, printable
 from simpo_cli.report.live import LivePanel, Progress, print_header, print_outcome
@@ -135,7 +136,8 @@ class WithReport:
         try:
             return write_run_report(self._run_dir)
         except Exception as error:  # the run is what counts: its model is saved, whatever becomes of its page
-            self._watcher.note(f"report.html was not written ({error}); try: simpo report {self._run_dir}")
+            why = error.problem if isinstance(error, UserError) else error
+            self._watcher.note(f"report.html was not written ({why}); try: simpo report {self._run_dir}")
             return None
 
 

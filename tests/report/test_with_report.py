@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from simpo_cli.errors import UserError
 from simpo_cli.report import run_page
 from simpo_cli.report.watch import WithReport
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
@@ -76,16 +77,25 @@ def test_a_run_that_never_started_touches_no_folder(run: Path, watcher: Watcher)
     assert watcher.notes == []
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("no page"), UserError("no page", "Name a folder.")])
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(
-    run: Path, watcher: Watcher, header: RunHeader, outcome: RunOutcome, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    run: Path,
+    watcher: Watcher,
+    header: RunHeader,
+    outcome: RunOutcome,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_page, "run_page", lambda _: 1 / 0)
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_page, "run_page", fail)
     observer = WithReport(watcher, run)
     observer.started(header, num_steps=4, first_step=0)
     observer.finished(outcome)
     observer.ended_early()
     assert watcher.heard == ["started simpo 4 0", "finished 62 False"]
-    assert watcher.notes == [f"report.html was not written (division by zero); try: simpo report {run}"] * 2
+    assert watcher.notes == [f"report.html was not written (no page); try: simpo report {run}"] * 2
 
 
 def test_a_run_that_was_complete_gets_the_page_that_it_lacks_and_keeps_the_one_it_has(
