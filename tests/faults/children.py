@@ -188,10 +188,6 @@ def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[
         os._exit(code)
 
 
-if __name__ == "__main__":
-    serve()
-
-
 def be_ready_to_fork() -> None:
     """Import everything that a run needs, and run no tensor operation: that would start threads, which a fork loses."""
     from simpo_cli.cli.options import quiet_libraries
@@ -207,3 +203,7 @@ def be_ready_to_fork() -> None:
 
     get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
     gc.freeze()  # no child need walk through all that was imported, which would also copy its memory
+
+
+if __name__ == "__main__":
+    serve()
