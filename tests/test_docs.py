@@ -46,6 +46,12 @@ def test_files_of_the_map_are_there() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_tests_that_keep_a_promise_are_there(page: str) -> None:
+    named = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", PAGES[page])
+    assert [name for name in named if not list((ROOT / "tests").rglob(name.removeprefix("tests/")))] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_have_the_options_that_are_shown(page: str) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     text = re.sub(r"\n {8,}(?=[\[-])", " ", PAGES[page])  # a line that goes on

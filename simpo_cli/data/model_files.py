@@ -139,11 +139,12 @@ def quantised(name: str, kind: str, held_by: str = "") -> UserError:
     )
 
 
-def require_startable(name: str, folder: Path, held_by: str = "") -> None:
+def require_startable(name: str, folder: Path) -> None:
     """Refuse (UserError) what can be refused of a model without torch: pipes, quantised weights, a missing base.
 
     Of adapters the folders under them are looked at, so far as they are on this machine.
     """
+    held_by = ""
     seen: set[Path] = set()
     while folder.resolve() not in seen:
         seen.add(folder.resolve())

@@ -255,9 +255,9 @@ class LossRecipe:
 
     def __post_init__(self) -> None:
         require(
-            not (self.label_smoothing and self.type == "hinge"),
+            not (self.label_smoothing and self.type != "sigmoid"),
             "label_smoothing",
-            "has no meaning for the hinge loss",
+            f"has no meaning for the {self.type} loss",
             "Set it to 0, or loss.type to sigmoid.",
             related=("type",),
         )

@@ -10,8 +10,6 @@ docs/evaluation.md says what each number means and when not to believe it.
 from simpo_cli.statistics.accuracy import (
     MIN_STRATUM_PAIRS,
     Calibration,
-    LengthBucket,
-    LengthStrata,
     balanced_difference,
     calibration,
     length_buckets,
@@ -21,9 +19,7 @@ from simpo_cli.statistics.accuracy import (
 )
 from simpo_cli.statistics.measured import CONFIDENCE, Measured, as_json, effective_prompts, mean, median, proportion
 from simpo_cli.statistics.paired_tests import (
-    POWER,
     Comparison,
-    RankTest,
     compare_accuracy,
     holm,
     over_seeds,
@@ -34,13 +30,9 @@ from simpo_cli.statistics.paired_tests import (
 __all__ = [
     "CONFIDENCE",
     "MIN_STRATUM_PAIRS",
-    "POWER",
     "Calibration",
     "Comparison",
-    "LengthBucket",
-    "LengthStrata",
     "Measured",
-    "RankTest",
     "as_json",
     "balanced_difference",
     "calibration",

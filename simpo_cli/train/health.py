@@ -274,9 +274,9 @@ def _remember(values: list[float], value: float) -> None:
     del values[:-WINDOW]
 
 
-def _refrain(text: str, most: int = 40) -> str:
+def _refrain(text: str) -> str:
     """What an answer says again and again: its most frequent run of four words, or its end where it has none."""
     words = text.split()
     runs = Counter(" ".join(words[start : start + 4]) for start in range(len(words) - 3))
     refrain, count = max(runs.items(), key=lambda item: item[1], default=("", 0))
-    return (refrain if count > 1 else " ".join(words))[-most:]
+    return (refrain if count > 1 else " ".join(words))[-40:]

@@ -114,14 +114,14 @@ def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> S
 
 
 def _one_microbatch(
-    policy: Policy, batch: Sequence[EncodedPair], pairs: int, loss: LossRecipe, accelerator: Accelerator
+    policy: Policy, batch: Sequence[EncodedPair], num_pairs: int, loss: LossRecipe, accelerator: Accelerator
 ) -> Tensor:
     """Launch its forward and backward pass; (5, p) on the device: loss, both rewards, both mean log-probs."""
     packed = pack(batch, accelerator.device)
     with accelerator.autocast():
         chosen, rejected = policy.response_means(packed)
     terms = Objective(loss).terms(chosen, rejected)
-    accelerator.backward(terms.losses.sum() / pairs)
+    accelerator.backward(terms.losses.sum() / num_pairs)
     return torch.stack([terms.losses, terms.rewards_chosen, terms.rewards_rejected, chosen, rejected]).detach()
 
 

@@ -19,8 +19,8 @@ from tests.data.bad_files import FILES
 from tests.data.bad_records import RECORDS
 from tests.data.pair_files import GOOD, write_pairs
 
-# The list of the design: R record refused, F file refused, D dropped, W accepted and counted, A accepted. Two more
-# kinds of files, one replaced while it is read and one without permission, have tests of their own below.
+# Each kind with what becomes of it: R record refused, F file refused, D dropped, W accepted and counted, A accepted.
+# Two more kinds of files, one replaced while it is read and one without permission, have tests of their own below.
 KINDS = {
     "File": {
         "empty": "F",

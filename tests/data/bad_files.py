@@ -1,6 +1,7 @@
-"""Every kind of file that goes wrong, with what becomes of it. Kinds are named as the design's list names them.
+"""Every kind of file that goes wrong, with what becomes of it.
 
-F is refused as a whole, R is refused for one record, W is accepted and counted, A is accepted.
+Kinds are named as in `KINDS` of tests/cli/test_bad_input.py. F is refused as a whole, R is refused for one record,
+W is accepted and counted, A is accepted.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""What counts as another run: every key of a recipe is identity, schedule, machine or free, and none is forgotten."""
+"""What counts as another run: every key of a recipe is identity, schedule, machine or free."""
 
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from simpo_cli.recipe.schema import (
     TrainRecipe,
 )
 from simpo_cli.recipe.tree import recipe_values
+from simpo_cli.run import receipt
 from simpo_cli.run.receipt import Identity
 from simpo_cli.train import run_plan
 
@@ -44,6 +45,19 @@ def test_an_identity_survives_json_and_equals_itself() -> None:
     assert Identity(**asdict(_identity())) == _identity()
     assert _said(_identity()) == []
     assert _identity().hashes.keys() == {"recipe_sha256", "data_sha256", "model_sha256", "plan_sha256"}
+
+
+def test_a_key_makes_another_run_unless_it_is_named_here_and_every_name_is_one_of_a_key() -> None:
+    keys = set(recipe_values(RECIPE))
+    free = {key for key in keys if key.partition(".")[0] in receipt._FREE} | receipt._SEEN_ELSEWHERE
+    schedule = {f"train.{name}" for name in receipt._SCHEDULE}
+    assert free | schedule | set(receipt._MARGIN) <= keys
+    assert {key.partition(".")[0] for key in keys} >= receipt._FREE
+    assert not free & schedule
+    for key in keys:
+        changed = replace(_identity(), recipe={**_identity().recipe, key: 7.5})
+        expected = "schedule" if key in schedule else "identity"
+        assert _said(changed) == ([] if key in free or key.endswith(".path") else [(key, expected)]), key
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,9 @@ def scalars_of(values: Values) -> list[Any]:
     return [value for kind, value in values if kind in _SCALARS]
 
 
-def shown_counts(values: Values, most: int = 8) -> str:
+def shown_counts(values: Values) -> str:
     """Values with their counts: `0 (12 x), 1 (9 x)`."""
+    most = 8
     counts = [f"{shown_value(value)} ({count:,} x)" for (_, value), count in values.most_common(most)]
     return ", ".join(counts) + (", ..." if len(values) > most else "")
 

@@ -6,11 +6,10 @@ so that the next run, the evaluation and the other processes of a run read what 
 """
 
 from simpo_cli.data.store.cache import Origin, cache_folder
-from simpo_cli.data.store.pairs import Account, StoredPairs, highest_ids_of, lengths_of, prompt_keys_of
+from simpo_cli.data.store.pairs import StoredPairs, highest_ids_of, lengths_of, prompt_keys_of
 from simpo_cli.data.store.source import EncodedSource, encode_source
 
 __all__ = [
-    "Account",
     "EncodedSource",
     "Origin",
     "StoredPairs",

@@ -71,9 +71,9 @@ def _examples(questions: Sequence[Question], base: Sequence[Answer], trained: Se
     return sorted(rows, key=lambda row: row["base"] == row["trained"])[:_EXAMPLES]
 
 
-def repeated_share(ids: Sequence[Hashable], size: int = REPEATED) -> float:
-    """Share of an answer's grams of `size` tokens that occurred in it before; 0 where it is shorter."""
-    grams = _grams(ids, size)
+def repeated_share(ids: Sequence[Hashable]) -> float:
+    """Share of an answer's grams of `REPEATED` tokens that occurred in it before; 0 where it is shorter."""
+    grams = _grams(ids, REPEATED)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
