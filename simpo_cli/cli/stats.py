@@ -184,7 +184,7 @@ def _explain(code: str) -> None:
 
     from simpo_cli.audit.catalogue import CATALOGUE
     from simpo_cli.report.console import out
-    from simpo_cli.report.stats_view import print_codes, print_story
+    from simpo_cli.report.findings_view import print_codes, print_story
 
     if code.lower() == "all":
         print_codes(out)
@@ -273,7 +273,7 @@ def _print(audit: _Audit, *, as_json: bool, fmt: str, is_asked: bool) -> None:
         print_json(audit.document)
     elif fmt == "github":
         from simpo_cli.report.console import encodable
-        from simpo_cli.report.stats_view import annotations
+        from simpo_cli.report.findings_view import annotations
 
         for command in annotations(audit.document, audit.examination.refused.first):
             print(encodable(command, sys.stdout.encoding or "utf-8"))  # the console lets none through

@@ -11,7 +11,7 @@ from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
 from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
 from simpo_cli.evaluate.start import require_fitting
 from simpo_cli.evaluate.targets import Target, baseline_of, find_targets
-from simpo_cli.model.load import load_model, weights_dtype
+from simpo_cli.model.load import ModelSource, load_model, weights_dtype
 from simpo_cli.objective import Objective
 
 FILE = "file"
@@ -104,9 +104,11 @@ class Evaluator:
                 comparison, noise = self._compare(baseline, target, held_out, scored.scores)
             except UserError as error:  # the model's own numbers stand without it
                 not_compared, objective = self._not_compared(baseline, error), Objective(target.recipe.loss)
-                noise = measure_noise(_opened(target, held_out), held_out.pairs, scored.scores, objective)
+                opened = _opened(target, target.source(), held_out)
+                noise = measure_noise(opened, held_out.pairs, scored.scores, objective)
         assert noise is not None, "one of the two was scored again"
         base = None if comparison is None else comparison.scores
+        save = self._save(target, held_out, scored.scores)
         train = training_pairs(target.recipe, held_out) if target.has_training_pairs else None
         return Evaluation(
             target=target,
@@ -116,7 +118,7 @@ class Evaluator:
             noise=noise,
             baseline=comparison,
             not_compared=not_compared,
-            save=self._save(target, held_out, scored.scores),
+            save=save,
             surface=surface_accuracy(train, held_out.pairs, held_out.tokenizer) if train else None,
             slices={column: slices_of(column, one, scored.scores, base) for column, one in values.items()},
             values=values,
@@ -131,10 +133,11 @@ class Evaluator:
         settings = (recipe.train.precision, recipe.model.attention, recipe.loss.beta)
         key = (*target.identity, held_out.key, settings, with_noise)
         if key not in self._known:
-            if code := target.source().code:
-                self.say(f"code of {target.name} is run: {', '.join(code)}")
+            source = target.source()
+            if source.code:
+                self.say(f"code of {target.name} is run: {', '.join(source.code)}")
             self.say(f"scoring {len(held_out.pairs):,} pairs with {target.name}")
-            opened = _opened(target, held_out)
+            opened = _opened(target, source, held_out)
             scores = opened.score(held_out.pairs, target.name)
             noise = measure_noise(opened, held_out.pairs, scores, Objective(recipe.loss)) if with_noise else None
             self._known[key] = Scored(scores, str(opened.check), noise)
@@ -176,6 +179,6 @@ class Evaluator:
         return BaselineComparison(master.name, before, compare_scores(before, saved, recipe.loss), same_tokens=True)
 
 
-def _opened(target: Target, held_out: HeldOut) -> OpenModel:
+def _opened(target: Target, source: ModelSource, held_out: HeldOut) -> OpenModel:
     load = load_model if target.checkpoint is None else target.load_checkpoint
-    return open_model(target.recipe, target.source(), held_out.pairs, load)
+    return open_model(target.recipe, source, held_out.pairs, load)

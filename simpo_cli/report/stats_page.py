@@ -10,6 +10,7 @@ from simpo_cli.audit.examine import Examination
 from simpo_cli.data.pair import PreferencePair, prompt_messages
 from simpo_cli.formatting import Cell
 from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
+from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import render
 from simpo_cli.report.stats_view import (
     bias_table,
@@ -17,8 +18,6 @@ from simpo_cli.report.stats_view import (
     parts_table,
     row_text,
     scored_in_words,
-    shared_folder,
-    short_place,
     start_in_words,
     start_table,
     unit_in_words,

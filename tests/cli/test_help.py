@@ -67,6 +67,7 @@ LIGHT: list[tuple[list[str], int]] = [
     (["train", "--help"], 0),
     (["eval", "--help"], 0),
     (["stats", "--help"], 0),
+    (["stats", "--explain", "all"], 0),
     (["report", "--help"], 0),
     (["inspect", "--help"], 0),
     (["recipe", "list"], 0),

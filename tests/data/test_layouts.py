@@ -144,6 +144,7 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
         ({"contents": [{"parts": []}], "completions": [{"completion": "x", "score": 1}]}, "expected a turn with role"),
         ({"messages": [{"role": "assistant", "candidates": [{"preferenceLabel": "preferred"}]}]}, "two candidates"),
         ({"prompt": {"text": 5, "replies": []}}, "expected a message with text"),
+        ({"prompt": {"text": "x", "role": "prompter", "replies": 3}}, "replies: expected a list, got number"),
         ({"prompt": tree((GOOD, 0)) | {"replies": ["x"]}}, "expected a message with text"),
         ({"fields": {}, "responses": {"q": []}, "status": "pending"}, "responses.q: expected a list of objects"),
     ],

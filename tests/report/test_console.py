@@ -14,7 +14,7 @@ from rich.table import Table
 
 from simpo_cli.data.pair import BadRecord
 from simpo_cli.report.console import encodable, err, make_console, out, printable
-from simpo_cli.report.stats_view import annotations
+from simpo_cli.report.findings_view import annotations
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J[bold]b[/bold] :smile: \u202eabc\u2066 \x9b31m \r \x00 \U000e0041 \ud800 \u2028"
 

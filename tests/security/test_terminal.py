@@ -26,10 +26,10 @@ from simpo_cli.recipe.tree import Origin, node_of
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.report.console import Console, make_console, printable
 from simpo_cli.report.eval_view import print_eval
+from simpo_cli.report.findings_view import annotations
 from simpo_cli.report.inspect_view import print_inspection
 from simpo_cli.report.live import LivePanel, print_outcome
 from simpo_cli.report.page import json_text
-from simpo_cli.report.stats_view import annotations
 from simpo_cli.report.watch import Heartbeat
 from simpo_cli.run.events import Note, RunHeader, RunOutcome
 from simpo_cli.table import Row, Table

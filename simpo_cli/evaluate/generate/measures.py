@@ -83,8 +83,13 @@ def _grams(ids: Sequence[Hashable], size: int) -> list[tuple[Hashable, ...]]:
 
 def distinct(answers: Iterable[Sequence[int]], size: int) -> float | None:
     """Different grams of `size` tokens over all grams of all answers (Li et al. 2016, arXiv:1510.03055)."""
-    grams = [gram for ids in answers for gram in _grams(ids, size)]
-    return len(set(grams)) / len(grams) if grams else None
+    different: set[tuple[Hashable, ...]] = set()
+    total = 0
+    for ids in answers:
+        grams = _grams(ids, size)
+        different.update(grams)
+        total += len(grams)
+    return len(different) / total if total else None
 
 
 def is_refusal(text: str) -> bool:

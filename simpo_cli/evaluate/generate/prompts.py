@@ -141,13 +141,14 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
             prompt, labels = _prompt_of(record)
             if len(asked) == most:
                 break
+            key = prompt_key(PreferencePair(prompt, "", "", record.where))
+            if key in asked:
+                left_out["asked already"] += 1
+                continue
             ids = encode_prompt(prompt, tokenizer, data)
         except RecordError as error:
             raise UserError(f"{error.problem}.", error.fix, where=record.where) from error
-        key = prompt_key(PreferencePair(prompt, "", "", record.where))
-        if key in asked:
-            left_out["asked already"] += 1
-        elif len(ids) > data.max_prompt_length:
+        if len(ids) > data.max_prompt_length:
             left_out["over data.max_prompt_length"] += 1
         else:
             asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels)
