@@ -106,7 +106,7 @@ def bias_table(document: Mapping[str, Any]) -> Table:
     if surface is not None:
         rows.append(_rule_row(f"{RULES['surface']}, {surface['folds']}-fold by prompt", surface))
         low, _ = surface["ci"]
-        bar = "As far as these pairs can tell, the surface is no better than a random baseline: 50 % is to be beaten."
+        bar = "As far as these pairs can tell, the surface is no better than a random baseline of 50 %."
         if low is not None and low > 0.5:
             bar = f"A trained model has to beat {percent(surface['value'])}, not 50 %."
         remarks.append(Remark("bar", bar))

@@ -26,7 +26,7 @@ from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_chec
 from simpo_cli.run.receipt import Change, Identity, RunReceipt, command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.train.loop import Training
-from simpo_cli.train.optimizer import load_state, save_state
+from simpo_cli.train.optimizer import load_state, save_state, state_size
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
 
@@ -76,7 +76,8 @@ class CheckpointSaver:
         self._folder, self._training, self._receipt, self._identity = folder, training, receipt, identity
         self._parent = folder.path / CHECKPOINTS
         self._started = time.perf_counter() - (loaded.progress.seconds if loaded else 0.0)
-        self._bytes = _SMALL_FILES + sum(3 * p.numel() * p.element_size() for p in trainable(training.policy).values())
+        trained = trainable(training.policy).values()
+        self._bytes = _SMALL_FILES + sum(state_size(one.numel(), one.element_size()) for one in trained)
         self.saved_at = loaded.step if loaded else None
 
     @property
