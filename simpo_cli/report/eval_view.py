@@ -36,8 +36,17 @@ from simpo_cli.formatting import (
     share_cell,
     thousands,
 )
-from simpo_cli.report.console import Console, encodable, make_console
-from simpo_cli.report.terminal import ANSWER_LINES, QUESTION_LINES, padded, print_examples, print_table, print_wrapped
+from simpo_cli.report.console import (
+    ANSWER_LINES,
+    QUESTION_LINES,
+    Console,
+    encodable,
+    make_console,
+    padded,
+    print_examples,
+    print_table,
+    print_wrapped,
+)
 from simpo_cli.table import MEASURED, Remark, Row, Table, measured_row
 
 MOST_DETAILED = 3

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.formatting import thousands
-from simpo_cli.report.console import Console, printable
-from simpo_cli.report.terminal import print_wrapped
+from simpo_cli.report.console import Console, print_wrapped, printable
 
 if TYPE_CHECKING:
     from simpo_cli.data.pair import BadRecord  # with numpy, which `simpo stats --explain` does without

@@ -14,8 +14,7 @@ from simpo_cli.data.tokenized_view import UNFINISHED
 from simpo_cli.formatting import fixed, thousands
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, loss_terms
-from simpo_cli.report.console import Console, encodable, printable
-from simpo_cli.report.terminal import print_wrapped
+from simpo_cli.report.console import Console, encodable, print_wrapped, printable
 
 BORDER = "│"
 NEWLINE = "⏎"

@@ -21,8 +21,19 @@ from rich.text import Text
 
 from simpo_cli import stages
 from simpo_cli.formatting import compact, duration, fixed
-from simpo_cli.report.console import Console, encodable, err, printable
-from simpo_cli.report.terminal import GAP, bar, padded, print_examples, print_table, print_wrapped, sparkline
+from simpo_cli.report.console import (
+    GAP,
+    Console,
+    bar,
+    encodable,
+    err,
+    padded,
+    print_examples,
+    print_table,
+    print_wrapped,
+    printable,
+    sparkline,
+)
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from simpo_cli.stages import Doing, Pulse
 

@@ -25,9 +25,8 @@ from simpo_cli.formatting import (
     share_cell,
     thousands,
 )
-from simpo_cli.report.console import Console, encodable
+from simpo_cli.report.console import Console, blocks, encodable, print_table, print_wrapped
 from simpo_cli.report.findings_view import print_findings, shared_folder
-from simpo_cli.report.terminal import blocks, print_table, print_wrapped
 from simpo_cli.table import Bars, Remark, Row, Table
 
 SHOWN_PARTS = 10

@@ -21,9 +21,8 @@ from simpo_cli.audit.document import stats_document
 from simpo_cli.audit.examine import examine
 from simpo_cli.audit.surface import FEATURES
 from simpo_cli.data.load import PairReader
-from simpo_cli.report.console import make_console
+from simpo_cli.report.console import blocks, make_console
 from simpo_cli.report.stats_view import print_stats
-from simpo_cli.report.terminal import blocks
 from tests.cli.seen import Simpo, typed
 from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 

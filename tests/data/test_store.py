@@ -20,8 +20,8 @@ from simpo_cli.data.encode.pairs import BATCHES_AHEAD
 from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import BadRecord, Message, PreferencePair
+from simpo_cli.data.store import cache as store_cache
 from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
-from simpo_cli.data.store import source as store_source
 from simpo_cli.data.store.pairs import Account, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -261,13 +261,13 @@ def test_what_is_not_cached_is_read_once(
 ) -> None:
     path, unread = write("a.jsonl", records(3)), write("b.jsonl", records(5))
     digests: list[str] = []
-    identity = store_source._identity
+    identity = store_cache._content_identity
 
     def counted(file: Any) -> str:
         digests.append(file.name)
         return identity(file)
 
-    monkeypatch.setattr(store_source, "_identity", counted)
+    monkeypatch.setattr(store_cache, "_content_identity", counted)
     key = encoded(path, tokenizer).origin.key
     assert digests == []  # taken while it was read
     found = encoded(path, tokenizer).origin

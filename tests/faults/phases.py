@@ -37,7 +37,7 @@ PHASES = (
 
 # Where each begins: in its caller's module. Phases may lie in one another; the inner one counts.
 _BEGINNINGS = (
-    (TOKENIZING, "simpo_cli.data.store.source", "make_tokens"),
+    (TOKENIZING, "simpo_cli.data.store.cache", "make_tokens"),
     (TOKENIZING, "simpo_cli.data.encode.pairs", "encode_pairs"),  # on a thread of its own
     (LOADING, "simpo_cli.train.session", "build"),
     (TRAINING, "simpo_cli.train.loop", "accumulate"),

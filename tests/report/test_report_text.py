@@ -21,9 +21,8 @@ from simpo_cli.formatting import (
     thousands,
 )
 from simpo_cli.publish.card import markdown
-from simpo_cli.report.console import make_console
+from simpo_cli.report.console import bar, make_console, print_table, sparkline
 from simpo_cli.report.page import Section, render
-from simpo_cli.report.terminal import bar, print_table, sparkline
 from simpo_cli.table import Table
 from tests.report.made_run import outcome
 from tests.report.parsed_page import Page

@@ -5,9 +5,8 @@ the hash of its prompt. Texts are held while their batch is encoded and no longe
 so that the next run, the evaluation and the other processes of a run read what the first one made.
 """
 
-from simpo_cli.data.store.cache import Origin, cache_folder
+from simpo_cli.data.store.cache import EncodedSource, Origin, cache_folder, encode_source
 from simpo_cli.data.store.pairs import StoredPairs, highest_ids_of, lengths_of, prompt_keys_of
-from simpo_cli.data.store.source import EncodedSource, encode_source
 
 __all__ = [
     "EncodedSource",

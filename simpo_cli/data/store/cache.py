@@ -1,4 +1,9 @@
-"""The cache of encoded pairs: its entries are whole or absent, verified when read, and removed when nobody reads.
+"""One side of a recipe's data, training or evaluation, as tokens with the account of every record: made or cached.
+
+Tokens are kept under a key of all that they depend on: the names and bytes of the files, how they are to be read, every
+data setting but those that only choose among the pairs, the tokenizer with its templates, and the code that does it:
+ours by its source, which nobody can forget to count up, and the libraries by their versions. What is not in the cache
+is read once: the digests of the files are taken while they are read.
 
 An entry is a folder of the name of its key: 32 hex digits of how the tokens are made, and 32 of the files' contents. It
 is written beside its place, synced and renamed into it. Its manifest holds the account of the records and the size and
@@ -13,19 +18,30 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 
-from simpo_cli.data.store.pairs import ROWS, TOKENS, Account, StoredPairs
+import simpo_cli
+from simpo_cli.data.file_bytes import open_regular
+from simpo_cli.data.hub import hub_identity
+from simpo_cli.data.load import PairReader
+from simpo_cli.data.sources import HubData, LocalFile, Role, locate
+from simpo_cli.data.store.pairs import ROWS, TOKENS, Account, StoredPairs, make_tokens
+from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import sync
+from simpo_cli.recipe.schema import DataRecipe, DataSource
+from simpo_cli.versions import installed_version
 
 MOST_BYTES = 20 * 10**9
 """What the entries of the cache may take together."""
@@ -33,6 +49,7 @@ _MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
+Files = Sequence[LocalFile | HubData]
 Make = Callable[[Path], tuple[Account, str]]
 """Fills an empty folder with the tokens; gives their account, and the part of the key that is of the contents."""
 
@@ -75,6 +92,44 @@ def cache_folder() -> Path | None:
     if not os.path.isabs(base):  # the XDG specification has such a path ignored
         base = os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base, "simpo") if os.path.isabs(base) else None
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """One side of the data as tokens, with the account of its records."""
+
+    pairs: StoredPairs  # in the order of the sources, each source as often as it is to be repeated
+    repeated: int  # how many of the pairs are repeats
+    account: Account
+    origin: Origin
+
+
+def encode_source(
+    sources: Sequence[DataSource], role: Role, data: DataRecipe, tokenizer: TextTokenizer
+) -> EncodedSource:
+    """Tokenize one side of the data, or take its tokens from the cache.
+
+    Raises:
+        UserError: a file or record is refused, no usable pair is left, or the tokens cannot be written.
+    """
+    started = time.perf_counter()
+    listed = data.sources(sources)
+    located = [[found] if isinstance(found := locate(source, role), HubData) else found for source in listed]
+    files = [file for of_source in located for file in of_source]
+
+    def make(folder: Path) -> tuple[Account, str]:
+        reader = PairReader(listed, role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal)
+        account = make_tokens(reader, tokenizer, data, folder)
+        return account, _contents_key(files, _identities_read(account))
+
+    key = _making_key(listed, located, data, tokenizer)
+    entry, origin = fetch(key, lambda: _contents_key(files, {}), make, started)
+    counts = entry.account.pairs_of_source
+    of_sources = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    order = np.concatenate([np.tile(of, source.repeat) for of, source in zip(of_sources, listed, strict=True)])
+    repeated = len(order) - sum(counts)
+    pairs = entry.pairs.select(order) if repeated else entry.pairs
+    return EncodedSource(pairs, repeated, entry.account, origin)
 
 
 def fetch(making_key: str, contents_key: Callable[[], str], make: Make, started: float) -> tuple[Entry, Origin]:
@@ -234,10 +289,6 @@ def _identity(path: Path) -> dict[str, Any]:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
 # Locks, and what is removed
 
 
@@ -305,3 +356,77 @@ def _where_locks_are() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+# The key
+
+_LIBRARIES = ("tokenizers", "jinja2", "numpy", "pyarrow", "datasets")
+_OF_THE_READING = ("split", "columns", "labels", "direction", "max_pairs")
+_NOT_OF_THE_TOKENS = (
+    *("train", "eval", "holdout"),
+    *("columns", "labels", "direction"),  # each source has taken them over
+    "chat_template",  # the template itself is part of the tokenizer
+)
+
+
+def _making_key(
+    sources: Sequence[DataSource], located: Sequence[Files], data: DataRecipe, tokenizer: TextTokenizer
+) -> str:
+    """32 hex digits of all that tokens depend on but the bytes of the files; how often a source is repeated plays none.
+
+    Raises UserError where a file is missing, or may not be read.
+    """
+    parts = {
+        "sources": [
+            {
+                "files": [(file.name, _size(file)) for file in files],
+                **{name: getattr(source, name) for name in _OF_THE_READING},
+            }
+            for source, files in zip(sources, located, strict=True)
+        ],
+        "settings": {name: value for name, value in asdict(data).items() if name not in _NOT_OF_THE_TOKENS},
+        "tokenizer": tokenizer.identity,
+        "code": _code_identity(),
+    }
+    return _digest(parts)[:32]
+
+
+def _contents_key(files: Files, known: Mapping[str, str]) -> str:
+    """32 hex digits of what tells the contents of files, in their order; those not `known` by name are read for it."""
+    return _digest([(file.name, known.get(file.name) or _content_identity(file)) for file in files])[:32]
+
+
+def _identities_read(account: Account) -> dict[str, str]:
+    """What tells the content of each file that was read; one that was read twice has to be the same."""
+    identities: dict[str, str] = {}
+    for name, identity, _ in account.files:
+        if identities.setdefault(name, identity) != identity:
+            raise UserError("was changed while it was read.", "Run again when nothing writes to it.", where=name)
+    return identities
+
+
+def _size(file: LocalFile | HubData) -> int | None:
+    if isinstance(file, HubData):
+        return None
+    with open_regular(file.path, file.name) as stream:
+        return os.fstat(stream.fileno()).st_size
+
+
+def _content_identity(file: LocalFile | HubData) -> str:
+    if isinstance(file, HubData):
+        return hub_identity(file.name, file.split)
+    with open_regular(file.path, file.name) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@cache
+def _code_identity() -> str:
+    """The code that makes pairs and tokens of files, and what it rests on."""
+    root = Path(simpo_cli.__file__).parent
+    sources = {str(file.relative_to(root)): file.read_text("utf-8") for file in sorted((root / "data").rglob("*.py"))}
+    libraries = {name: installed_version(name) for name in _LIBRARIES}
+    return _digest([simpo_cli.__version__, sources, libraries, sys.version_info[:2]])
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""Encoded pairs and the account of their records as files, and as a sequence that reads a pair when it is asked for.
+"""Pairs to tokens and the account of their records, as files, and as a sequence that reads a pair when it is asked for.
+
+Tokens are made a batch at a time: what is in memory does not grow with the files.
 
 `pairs.bin` holds for each pair its tokens (prompt, chosen, rejected, int32), behind them its place as UTF-8, and the
 digest of its texts; `rows.bin` holds what is asked of all pairs at once, 40 bytes each. Tokens are read by position and
@@ -11,7 +13,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -19,7 +21,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo_cli.data.pair import BadRecord, EncodedPair, Message, PreferencePair
+from simpo_cli.data.encode import encode_batches, pair_batches
+from simpo_cli.data.load import PairReader, require_few, stopped_by
+from simpo_cli.data.pair import BadRecord, EncodedPair, EncodedPairs, Message, PreferencePair, prompt_key
+from simpo_cli.data.text_notes import notes_of, own_markers
+from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.recipe.schema import DataRecipe
+from simpo_cli.stages import stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,3 +242,66 @@ def highest_ids_of(pairs: Sequence[EncodedPair]) -> NDArray[np.int64]:
         return pairs.rows["highest_id"].astype(np.int64)
     parts = ((pair.prompt, pair.chosen, pair.rejected) for pair in pairs)
     return np.array([max(int(part.max()) for part in three if len(part)) for three in parts], dtype=np.int64)
+
+
+# Their making
+
+_SAMPLES = 8
+
+
+def make_tokens(reader: PairReader, tokenizer: TextTokenizer, data: DataRecipe, folder: Path) -> Account:
+    """Read, render and tokenize every pair of the sources once, and write the tokens into a folder.
+
+    Args:
+        reader: must not have been read before.
+        folder: an empty folder.
+
+    Raises:
+        UserError: a file or record is refused, or no usable pair is left.
+    """
+    writer = PairWriter(folder)
+    total, samples, pairs_of_source = EncodedPairs(), dict[str, PreferencePair](), []
+    own, noted = own_markers(tokenizer, rendered=data.rendered), Counter[str]()
+    with closing(writer), stage("tokenizing pairs") as tokenizing:
+        for source in reader.sources:
+            before = writer.num_pairs
+            batches = ((batch, batch) for batch in pair_batches(reader.read_source(source)))
+            for batch, encoded in encode_batches(batches, tokenizer, data):
+                tokenizing.advance(len(batch))
+                if encoded.bad and data.on_bad_record == "error":
+                    raise stopped_by(encoded.bad)
+                total.add_counts(encoded)
+                require_few(total.bad)
+                noted.update(note for pair in batch for note in notes_of(pair, own))
+                _keep_samples(samples, batch, encoded.pairs)
+                writer.add(encoded.pairs)
+            pairs_of_source.append(writer.num_pairs - before)
+        reader.require_pairs()
+    return Account(
+        decision=reader.decision,
+        files=[(file.path, file.identity, file.size) for file in reader.files],
+        records_read=reader.records_read,
+        pairs_of_source=pairs_of_source,
+        dropped=Counter(reader.dropped.counts) + total.dropped,
+        refused=reader.bad_records + total.bad,
+        counts=total.counts,
+        needed=total.needed,
+        warnings=Counter(reader.warnings.counts) + noted,
+        samples=[samples[key] for key in sorted(samples)],
+        content=writer.content.hexdigest(),
+        remarks=reader.remarks,
+        examples=reader.examples,
+    )
+
+
+def _keep_samples(
+    kept: dict[str, PreferencePair], texts: Sequence[PreferencePair], encoded: Sequence[EncodedPair]
+) -> None:
+    """Keep the first pair of each of the lowest prompt hashes, as text; what is held out begins with these."""
+    for pair in encoded:
+        key = pair.prompt_key
+        if pair.prompt_cut or key in kept or (len(kept) == _SAMPLES and key > max(kept)):
+            continue
+        kept[key] = next(text for text in texts if text.where == pair.where and prompt_key(text) == key)
+        if len(kept) > _SAMPLES:
+            del kept[max(kept)]
