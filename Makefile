@@ -88,7 +88,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
 
 formats: $(READY)
-	$(BIN)/python -m tests.formats
+	$(BIN)/python -m tests.data.layouts
 
 check: $(READY)
 	$(BIN)/ruff format --check .

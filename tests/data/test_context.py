@@ -11,7 +11,7 @@ from simpo_cli.data.formats import SAMPLE_RECORDS, detect, to_pair
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, RecordError, RecordNote, prompt_messages
 from simpo_cli.errors import UserError
-from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, nova, oasst, said, talk, ultrafeedback, vertex
+from tests.data.layouts import BAD, GOOD, SYSTEM, TOOL, TOOLS, Q, Record, record_of, said, talk
 from tests.data.test_layouts import load
 
 SIDES = {"chosen": GOOD, "rejected": BAD}
@@ -46,7 +46,7 @@ def unused(*records: Record) -> tuple[str, ...]:
             ("info.title",),
         ),
         ({"messages": talk(Q, GOOD), "rejected_response": BAD, "context": "Swifts are birds."}, ("context",)),
-        (ultrafeedback(Q, GOOD, BAD, 0), ("completions.principle", "completions.custom_system_prompt")),
+        (record_of("UltraFeedback"), ("completions.principle", "completions.custom_system_prompt")),
         (
             {
                 "input": {"messages": said(("user", Q)), "tools": [TOOL], "parallel_tool_calls": True},
@@ -181,23 +181,23 @@ def test_the_line_that_names_the_prompt_keeps_what_was_said() -> None:
     )
 
 
-@pytest.mark.parametrize("make", [vertex, nova, oasst])
-def test_what_stands_beside_a_layout_that_is_rewritten_is_used_or_listed(make: Any, tmp_path: Path) -> None:
-    record = make(Q, GOOD, BAD, 0)
+@pytest.mark.parametrize("name", ["Vertex AI", "Amazon Nova", "OASST tree"])
+def test_what_stands_beside_a_layout_that_is_rewritten_is_used_or_listed(name: str, tmp_path: Path) -> None:
+    record = record_of(name)
     assert unused(record) == ()
     assert unused({**record, "context": "Swifts are birds."}) == (*unused(record), "context")
-    if make is oasst:
+    if name == "OASST tree":
         pairs = load([{**record, "system": SYSTEM}], tmp_path).pairs
         assert [turn.role for turn in prompt_messages(pairs[0].prompt)] == ["system", "user"]
 
 
 def test_the_functions_of_vertex_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tools: the functions of Vertex AI"):
-        load([{**vertex(Q, GOOD, BAD, 0), "tools": [{"functionDeclarations": []}]}], tmp_path)
+        load([{**record_of("Vertex AI"), "tools": [{"functionDeclarations": []}]}], tmp_path)
 
 
 def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
-    record = vertex(Q, GOOD, BAD, 0)
+    record = record_of("Vertex AI")
     record["system_instruction"] = record.pop("systemInstruction")
     pairs = load([record], tmp_path).pairs
     assert prompt_messages(pairs[0].prompt)[0] == Message("system", SYSTEM)
