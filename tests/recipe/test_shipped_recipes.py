@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -10,26 +12,14 @@ from pathlib import Path
 import pytest
 
 import simpo_cli
-from simpo_cli.errors import UserError
+from simpo_cli.cli.main import run
 from simpo_cli.names import shipped_names, title_of
 from simpo_cli.recipe import DataSource, compose, examine
 from simpo_cli.recipe.tree import recipe_values
 from tests.recipe.recipe_texts import Write
 
-ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
-# name, start model, data, splits, beta, gamma/beta, learning rate, max and prompt length
-PAPER = [
-    ("mistral-7b-base", "alignment-handbook/zephyr-7b-sft-full", ULTRAFEEDBACK, "_prefs", 2.0, 0.8, 3e-7, 1024, 512),
-    ("mistral-7b-instruct", "mistralai/Mistral-7B-Instruct-v0.2", "princeton-nlp/mistral-instruct-ultrafeedback", "",
-     2.5, 0.1, 5e-7, 2048, 1800),
-    ("llama3-8b-base", "princeton-nlp/Llama-3-Base-8B-SFT", ULTRAFEEDBACK, "_prefs", 2.0, 0.5, 6e-7, 2048, 1800),
-    ("llama3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct", "princeton-nlp/llama3-ultrafeedback", "",
-     2.5, 0.55, 1e-6, 2048, 1800),
-    ("llama3-8b-instruct-v2", "meta-llama/Meta-Llama-3-8B-Instruct", "princeton-nlp/llama3-ultrafeedback-armorm", "",
-     10.0, 0.3, 1e-6, 2048, 1800),
-    ("gemma2-9b-it", "google/gemma-2-9b-it", "princeton-nlp/gemma2-ultrafeedback-armorm", "",
-     10.0, 0.5, 8e-7, 2048, 1800),
-]  # fmt: skip
+DOCS = Path(simpo_cli.__file__).parent.parent / "docs"
+NEEDS_DOCS = pytest.mark.skipif(not DOCS.is_dir(), reason="the package is installed, not a checkout")
 
 # sha256 of the recipe's values as a checkpoint holds them, and of the recipe.yaml of a run: both as 0.1.0 wrote them
 FIXED = {
@@ -54,50 +44,45 @@ def test_a_run_of_an_earlier_version_resumes_under_the_same_identity(name: str, 
         assert hashlib.sha256(values.encode()).hexdigest()[:16] == FIXED[name][0]
     assert hashlib.sha256(composed.as_yaml().encode()).hexdigest()[:16] == FIXED[name][1]
     assert again.as_yaml() == composed.as_yaml()
-
-
-def test_the_shipped_names() -> None:
-    assert shipped_names() == ["demo", "lora", "smollm2-135m", *sorted(f"paper/{row[0]}" for row in PAPER)]
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "data", "split", "beta", "ratio", "rate", "max_length", "max_prompt"),
-    PAPER,
-    ids=[row[0] for row in PAPER],
-)
-def test_the_papers_numbers(
-    name: str,
-    model: str,
-    data: str,
-    split: str,
-    beta: float,
-    ratio: float,
-    rate: float,
-    max_length: int,
-    max_prompt: int,
-) -> None:
-    composed = compose(f"paper/{name}")
-    recipe = composed.recipe
-    assert recipe.name == name
-    assert recipe.model.path == model
-    assert recipe.data.train == [DataSource(path=data, split=f"train{split}")]
-    assert recipe.data.eval == [DataSource(path=data, split=f"test{split}")]
-    assert (recipe.data.max_length, recipe.data.max_prompt_length) == (max_length, max_prompt)
-    assert (recipe.loss.beta, recipe.loss.gamma_beta_ratio, recipe.loss.gamma) == (beta, ratio, None)
-    assert recipe.train.learning_rate == rate
-    # one epoch, cosine, warm-up 0.1, 128 pairs a step, AdamW, seed 42
-    assert (recipe.train.num_epochs, recipe.train.max_steps) == (1, None)
-    assert (recipe.train.lr_scheduler, recipe.train.warmup_ratio) == ("cosine", 0.1)
-    assert (recipe.train.pairs_per_step, recipe.train.optimizer, recipe.seed) == (128, "adamw", 42)
-    assert (recipe.train.weight_decay, recipe.train.max_grad_norm) == (0.0, 1.0)
-    assert recipe.model.gradient_checkpointing == "auto"  # theirs is always on; it changes rounding at most
-    # nothing but SimPO, and all weights
-    assert (recipe.loss.type, recipe.loss.label_smoothing, recipe.loss.sft_weight) == ("sigmoid", 0.0, 0.0)
-    assert recipe.model.lora is None
     assert composed.warnings == ()
 
 
-@pytest.mark.parametrize("name", [f"paper/{row[0]}" for row in PAPER] + ["demo", "smollm2-135m"])
+def test_the_shipped_names() -> None:
+    assert shipped_names() == sorted([*FIXED, "lora"], key=lambda name: (name.startswith("paper/"), name))
+
+
+@NEEDS_DOCS
+def test_the_papers_numbers() -> None:
+    """The table of docs/paper.md, and what all of the paper's recipes have in common."""
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in (DOCS / "paper.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `paper/")
+    ]
+    assert sorted(row[0] for row in rows) == [name for name in shipped_names() if name.startswith("paper/")]
+    for name, model, data, beta, ratio, gamma, rate, lengths in rows:
+        recipe = compose(name).recipe
+        assert f"paper/{recipe.name}" == name
+        assert recipe.model.path == model
+        split = "_prefs" if data == "HuggingFaceH4/ultrafeedback_binarized" else ""
+        assert recipe.data.train == [DataSource(path=data, split=f"train{split}")]
+        assert recipe.data.eval == [DataSource(path=data, split=f"test{split}")]
+        assert (recipe.loss.beta, recipe.loss.gamma_beta_ratio) == (float(beta), float(ratio))
+        assert recipe.loss.margin == pytest.approx(float(gamma))
+        assert recipe.train.learning_rate == float(rate)
+        assert lengths == f"{recipe.data.max_length} / {recipe.data.max_prompt_length}"
+        # one epoch, cosine, warm-up 0.1, 128 pairs a step, AdamW, seed 42
+        assert (recipe.train.num_epochs, recipe.train.max_steps) == (1, None)
+        assert (recipe.train.lr_scheduler, recipe.train.warmup_ratio) == ("cosine", 0.1)
+        assert (recipe.train.pairs_per_step, recipe.train.optimizer, recipe.seed) == (128, "adamw", 42)
+        assert (recipe.train.weight_decay, recipe.train.max_grad_norm) == (0.0, 1.0)
+        assert recipe.model.gradient_checkpointing == "auto"  # theirs is always on; it changes rounding at most
+        # nothing but SimPO, and all weights
+        assert (recipe.loss.type, recipe.loss.label_smoothing, recipe.loss.sft_weight) == ("sigmoid", 0.0, 0.0)
+        assert recipe.model.lora is None
+
+
+@pytest.mark.parametrize("name", FIXED)
 def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
     write("r", f"defaults: [{name}, lora]\nname: mine\n")
     composed = compose("r.yaml")
@@ -109,27 +94,8 @@ def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
     assert composed.warnings == ()
 
 
-def test_the_demo() -> None:
-    recipe = compose("demo").recipe
-    builtin = [DataSource(path="builtin:guide")]
-    assert (recipe.model.path, recipe.data.train, recipe.data.eval) == ("builtin:guide", builtin, builtin)
-    assert (recipe.loss.type, recipe.loss.sft_weight, recipe.loss.margin_beta_ratio) == ("sigmoid", 0.1, 0.1)
-    assert compose("demo").warnings == ()
-
-
-def test_the_small_model() -> None:
-    recipe = compose("smollm2-135m").recipe
-    assert (recipe.train.pairs_per_step, recipe.train.max_steps) == (8, 30)
-    assert (recipe.data.max_length, recipe.data.max_prompt_length, recipe.data.holdout) == (512, 256, 100)
-    assert recipe.model.gradient_checkpointing is False
-    assert recipe.model.path == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert compose("smollm2-135m").warnings == ()
-
-
 def test_lora_is_the_only_piece() -> None:
     assert [name for name in shipped_names() if examine(name).is_piece] == ["lora"]
-    with pytest.raises(UserError):
-        compose("lora")
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -137,31 +103,52 @@ def test_titles_fit_into_a_narrow_terminal(name: str) -> None:
     assert 20 <= len(title_of(name)) <= 50
 
 
+@NEEDS_DOCS
 def test_the_wheel_holds_the_recipes(tmp_path: Path) -> None:
-    root = Path(simpo_cli.__file__).parent.parent
-    if not (root / "pyproject.toml").is_file():
-        pytest.skip("the package is installed, not a checkout")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=root,
-        check=True,
-        capture_output=True,
-    )
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=DOCS.parent, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("simpo_cli/shipped_recipes/")}
         assert held == {f"simpo_cli/shipped_recipes/{name}.yaml" for name in shipped_names()}
         archive.extractall(tmp_path / "installed")
+    program = "from simpo_cli.recipe import compose; print(compose('paper/gemma2-9b-it').recipe.loss.beta)"
+    environment = {"PYTHONPATH": str(tmp_path / "installed")}
     listing = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from simpo_cli.recipe import compose; print(compose('paper/gemma2-9b-it').recipe.loss.beta)",
-        ],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "installed")},
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert listing.stdout == "10.0\n"
+
+
+# docs/recipes.md is run: its YAML blocks are files, its commands are typed, and they print what it shows
+
+HINTS = ("To look at one", "To make it yours", "Wrote ", "Next: ")
+
+
+def typed(line: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What one line of a shell prints; a pipe into grep -E is done here."""
+    command, _, pattern = line.partition(" | grep -E ")
+    assert command.startswith("simpo ")
+    run(shlex.split(command)[1:])
+    shown = capsys.readouterr()
+    lines = [*shown.out.splitlines(), *(text for text in shown.err.splitlines() if not text.startswith(HINTS))]
+    return [text for text in lines if re.search(shlex.split(pattern)[0], text)] if pattern else lines
+
+
+@NEEDS_DOCS
+def test_the_page_about_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCRATCH", raising=False)
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        if language == "yaml":
+            name = text.partition("\n")[0].removeprefix("# ")
+            Path(name).write_text(text)
+            continue
+        seen: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("$ "):
+                seen += [line, *typed(line[2:], capsys)]
+        assert seen == text.splitlines()

@@ -1,12 +1,13 @@
-"""How recipes compose: layers, origins, the two ways to give the margin, interpolation, and YAML that loads again."""
+"""How recipes compose: layers, overrides, origins, the margin, interpolation, and YAML that loads again."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from simpo_cli.errors import UserError
+from simpo_cli.errors import ExitCode, UserError, about
 from simpo_cli.recipe import DataSource, LoraRecipe, Origin, compose
-from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
+from simpo_cli.recipe.schema import TrainRecipe
 from tests.recipe.recipe_texts import BASE, Write
 
 
@@ -83,18 +84,10 @@ def test_defaults_are_found_beside_the_file_then_among_the_shipped(write: Write)
     assert recipe.model.lora == LoraRecipe(rank=16, alpha=32.0)
 
 
-def test_one_name_in_defaults_needs_no_list(write: Write) -> None:
-    write("r", "defaults: demo\nname: mine\n")
-    assert compose("r.yaml").recipe.train.pairs_per_step == 16
-
-
-def test_a_file_may_extend_the_shipped_recipe_whose_name_it_has(write: Write) -> None:
-    write("demo", "defaults: demo\nseed: 9\n")
-    recipe = compose("demo.yaml").recipe
-    assert (recipe.seed, recipe.train.pairs_per_step) == (9, 16)
-
-
 def test_a_name_that_hides_a_shipped_recipe_is_mentioned(write: Write) -> None:
+    write("demo", "defaults: demo\nseed: 9\n")  # but a file may extend the one whose name it has
+    composed = compose("demo.yaml")
+    assert (composed.recipe.seed, composed.recipe.train.pairs_per_step, composed.warnings) == (9, 16, ())
     write("lora", "seed: 3\n")
     write("r", "defaults: [lora]\n" + BASE)
     composed = compose("r.yaml")
@@ -255,6 +248,120 @@ def test_a_piece_says_that_it_is_one() -> None:
         compose("lora", ["loss.x=3"])
 
 
-def test_the_loss_knows_its_margin_both_ways() -> None:
-    assert LossRecipe(beta=2.5, gamma_beta_ratio=0.55).margin == pytest.approx(1.375)
-    assert LossRecipe(beta=10, gamma=3).margin_beta_ratio == pytest.approx(0.3)
+# KEY=VALUE on the command line; more of what is refused stands in bad_files.txt
+
+PAPER = "paper/llama3-8b-instruct"
+
+
+def value_of(recipe: Any, key: str) -> Any:
+    for part in key.split("."):
+        recipe = recipe[int(part)] if isinstance(recipe, list) else getattr(recipe, part)
+    return recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "wanted"),
+    [
+        ("name=no", "name", "no"),
+        ("name=2024", "name", "2024"),
+        ("name=12:30", "name", "12:30"),
+        ("name='quoted'", "name", "quoted"),
+        ("output_dir=a=b", "output_dir", "a=b"),
+        ("output_dir=runs/# 1", "output_dir", "runs/# 1"),
+        ("output_dir=out/${name}", "output_dir", "out/llama3-8b-instruct"),
+        ("model.revision=null", "model.revision", None),
+        ("model.revision=1234567", "model.revision", "1234567"),
+        ("data.eval=null", "data.eval", None),
+        ("data.train=x.json", "data.train", [DataSource(path="x.json")]),
+        ("data.train=[{path: x}, {path: y, repeat: 2}]", "data.train",
+         [DataSource(path="x"), DataSource(path="y", repeat=2)]),
+        ("data.train.0.max_pairs=10", "data.train.0.max_pairs", 10),
+        ("data.train[0].split=other", "data.train.0.split", "other"),
+        ("data.holdout=0.1", "data.holdout", 0.1),
+        ("data.holdout=100", "data.holdout", 100),
+        ("data.chat_template_kwargs.enable_thinking=false", "data.chat_template_kwargs", {"enable_thinking": False}),
+        ("train.tokens_per_microbatch=auto", "train.tokens_per_microbatch", "auto"),
+        ("train.tokens_per_microbatch=4096", "train.tokens_per_microbatch", 4096),
+        ("train.deterministic=yes", "train.deterministic", True),
+        ("model.lora.rank=8", "model.lora.rank", 8),
+        ("model.lora={rank: 8, alpha: 4}", "model.lora.alpha", 4.0),
+        ("tracking.report_to=[tensorboard, wandb]", "tracking.report_to", ["tensorboard", "wandb"]),
+        ("train.pairs_per_step=1_000", "train.pairs_per_step", 1000),
+    ],
+)  # fmt: skip
+def test_a_value_is_read_by_the_kind_of_its_key(override: str, key: str, wanted: Any) -> None:
+    value = value_of(compose(PAPER, [override]).recipe, key)
+    assert (value, type(value)) == (wanted, type(wanted))
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "fix"),
+    [
+        ("seed: 3", "'seed: 3' is not KEY=VALUE.", "Did you mean seed=3?"),
+        ("lora.yaml", "'lora.yaml' is not KEY=VALUE.", "One recipe is named first"),
+        ("=3", "'=3' does not begin with a key.", "A key is words joined by dots"),
+        ("a b=3", "'a b=3' does not begin with a key.", "A key is words joined by dots"),
+        ("loss..beta=3", "'loss..beta=3' does not begin with a key.", "A key is words joined by dots"),
+        ("+seed=3", "'+seed=3' does not begin with a key.", "Did you mean seed=...?"),
+        ("seed=12:30", "seed is 12:30, which YAML reads as the number 750.", "Quote it ('12:30')"),
+        ("seed=[1", "a quote or bracket that begins here is never closed.", "Close it"),
+        ("seed=\udcff", "the text is not UTF-8.", "Type it again"),
+        ("data.train.0.splt=x", "data.train.0.splt is not a key of data.train.0.", "Did you mean split?"),
+        ("output_dir=", "output_dir is '', which is not usable as a folder.", "Use runs/${name}."),
+        ("x" * 500, f'"\'{"x" * 59}" is not KEY=VALUE.', "Write it as"),
+    ],
+)
+def test_a_bad_override_is_named_by_its_number(override: str, problem: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        compose(PAPER, ["seed=1", override])
+    assert caught.value.where == "override 2"
+    assert caught.value.problem.startswith(problem)
+    assert caught.value.fix.startswith(fix)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+# Errors that a run raises long after the recipe was read
+
+LOCATED = """\
+name: a
+model:
+  path: org/model
+  lora:
+    target_modules: [nope]
+data:
+  train: prefs.jsonl
+  holdout: 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "where"),
+    [
+        ("model.lora.target_modules", "r.yaml:5"),
+        ("model.lora.rank", "r.yaml:4"),  # nobody wrote it: its section
+        ("data.max_length", "r.yaml:6"),
+        ("data.chat_template_kwargs.foo", "r.yaml:6"),
+        ("train.tokens_per_microbatch", "override 1"),
+        ("tracking.report_to", "r.yaml"),
+        ("output_dir", "r.yaml"),
+        ("model.path", "r.yaml:3"),
+        ("data.holdout", "r.yaml:8"),
+        ("", ""),
+    ],
+)
+def test_the_place_of_an_error_is_that_of_its_key(key: str, where: str, write: Write) -> None:
+    write("r", LOCATED)
+    composed = compose("r.yaml", ["train.tokens_per_microbatch=8"])
+    error = UserError("it is so.", "Mend it.", key=key, exit_code=ExitCode.ENVIRONMENT)
+    located = composed.located(error)
+    assert (located.problem, located.fix, located.where) == ("it is so.", "Mend it.", where)
+    assert (located.key, located.exit_code) == (key, ExitCode.ENVIRONMENT)
+    in_the_data = UserError("this pair is over the limits.", "", where="prefs.jsonl:17", key=key)
+    assert composed.located(in_the_data) is in_the_data
+
+
+def test_the_nearest_key_counts() -> None:
+    for given, key in (("", "model.path"), ("model.lora.rank", "model.lora.rank")):
+        with pytest.raises(UserError) as caught, about("model.path"):
+            raise UserError("it is so.", "", key=given)
+        assert caught.value.key == key
