@@ -1,14 +1,12 @@
-"""`simpo export` and `simpo report` as a shell sees them: refusals before torch, a merge, a page without torch."""
+"""`simpo export` and `simpo report` as a shell sees them: refusals before torch, and a page."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from simpo_cli.cli import main as cli
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
-from tests.cli.test_help import imported_by
 from tests.report.made_run import eval_row, outcome, receipt_of, write_run
 
 
@@ -41,16 +39,13 @@ def test_what_is_no_run_is_refused_whatever_is_asked_for(tmp_path: Path, capsys:
     recipe.write_text("name: my\n", encoding="utf-8")
     assert simpo(["export", str(recipe)]) == ExitCode.USAGE
     assert f"A run is made by: simpo train {recipe}" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simpo(["export", str(tmp_path), "--merge"]) == ExitCode.USAGE
     assert "is not a run" in capsys.readouterr().err
 
 
 def test_a_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", outcome=outcome((0.3, 0.2, 0.4), 0.001), evals=[eval_row(0, 0.5)])
-    assert cli.run(["report", str(run)]) == ExitCode.DONE
+    assert simpo(["report", str(run)]) == ExitCode.DONE
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == f"report  {run / 'report.html'}\n"
@@ -59,19 +54,12 @@ def test_a_report_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     )
 
 
-def test_it_never_loads_torch(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", outcome=outcome((0.3, 0.2, 0.4), 0.001), evals=[eval_row(0, 0.5)], pairs=30)
-    code, imported = imported_by("report", "run", cwd=tmp_path)
-    assert code == ExitCode.DONE
-    assert imported.isdisjoint({"torch", "transformers", "datasets", "accelerate", "peft"})
-
-
 def test_what_is_no_run_is_two_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["report", str(tmp_path)]) == ExitCode.USAGE
+    assert simpo(["report", str(tmp_path)]) == ExitCode.USAGE
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"Error: {tmp_path} is not a run."
     assert second.startswith("  Name the folder of a run")
     (tmp_path / "run.json").write_text(json.dumps({"status": "done"}))
     (tmp_path / "recipe.yaml").write_text("name: x\n")
-    assert cli.run(["report", str(tmp_path)]) == ExitCode.USAGE
+    assert simpo(["report", str(tmp_path)]) == ExitCode.USAGE
     assert f"{tmp_path / 'run.json'}: is not what a run writes: started: is missing." in capsys.readouterr().err

@@ -58,8 +58,8 @@ def test_an_answer_that_cannot_be_written_is_an_error(command: str, where: str, 
 @pytest.mark.parametrize("command", ANSWERS[:-1])
 def test_a_reader_that_has_gone_is_no_error_of_ours(command: str, place: Path) -> None:
     code, said = shell(f"set -o pipefail; $simpo {command} | true", place)
-    assert code in (0, 141)
-    assert "Error" not in said
+    assert code == (0 if command == "stats p.jsonl" else 141)  # as if SIGPIPE had ended it; a screen is no answer
+    assert said == ""
 
 
 @pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&-"])
