@@ -1,7 +1,6 @@
 """Bad input that shows only beside other records, under a template, or as tokens; with what becomes of it.
 
-Kinds are named as in `KINDS` of tests/cli/test_bad_input.py. R is refused for one record, F as a whole, D is dropped
-by reason, W is accepted and counted, A is accepted.
+R is refused for one record, F as a whole, D is dropped by reason, W is accepted and counted, A is accepted.
 """
 
 from dataclasses import dataclass, field

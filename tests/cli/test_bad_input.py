@@ -1,6 +1,7 @@
 """Every kind of bad input through `simpo stats` and `simpo train --dry-run`: one message, one exit code, no traceback.
 
-What each kind does in every place of a file, plain and gz, is in tests/data/test_bad_files.py.
+The kinds stand in tests/data/bad_records.py, tests/data/bad_files.py and tests/cli/bad_runs.py; what each does in every
+place of a file, plain and gz, is in tests/data/test_bad_files.py.
 """
 
 import json
@@ -19,105 +20,6 @@ from tests.data.bad_files import FILES
 from tests.data.bad_records import RECORDS
 from tests.data.pair_files import GOOD, write_pairs
 
-# Each kind with what becomes of it: R record refused, F file refused, D dropped, W accepted and counted, A accepted.
-# Two more kinds of files, one replaced while it is read and one without permission, have tests of their own below.
-KINDS = {
-    "File": {
-        "empty": "F",
-        "only newlines": "F",
-        "blank lines between": "A",
-        "no final newline": "A",
-        "last record cut": "R",
-        "BOM": "A",
-        "CRLF": "A",
-        "NUL byte": "R",
-        "\\u0000 in text": "W",
-        "invalid UTF-8": "R",
-        "UTF-16": "F",
-        "lone surrogate": "R",
-        "U+2028 in a string": "A",
-        "CSV named .jsonl": "F",
-        "HTML named .jsonl": "F",
-        "LFS pointer named .jsonl": "F",
-        "single quotes": "R",
-        "comments": "R",
-        "trailing comma": "R",
-        "two objects on a line": "R",
-        '{"data": [...]}': "F",
-        "JSON array": "A",
-        "gz": "A",
-        "gz cut": "F",
-        "gz CRC error": "F",
-        "plain file named gz": "W",
-        "gz bomb": "F",
-        "Parquet cut": "F",
-        "folder without data": "F",
-        "FIFO": "F",
-        "symlink loop": "F",
-        "dangling": "F",
-        "missing": "F",
-        "a record over the size limit": "F",
-    },
-    "JSON": {
-        "duplicate key": "R",
-        "record is array": "R",
-        "record is string": "R",
-        "record is number": "R",
-        "record is null": "R",
-        "depth over 64": "R",
-        "integer of 5,000 digits": "R",
-        "NaN score": "R",
-        "Infinity score": "R",
-        "bool score": "R",
-        'score "4.5"': "W",
-        "ISO dates": "A",
-    },
-    "Pair": {
-        "missing key": "R",
-        "null": "R",
-        "number": "R",
-        "list against text": "R",
-        "wrong-case key": "R",
-        "extra key": "A",
-        "empty prompt": "R",
-        "blank prompt": "R",
-        "empty chosen": "D",
-        "blank chosen": "D",
-        "empty rejected": "D",
-        "blank rejected": "D",
-        "chosen equals rejected": "D",
-        "equal after template and cut": "D",
-        "the same pair twice": "W",
-        "the same prompt with labels swapped": "W",
-        "score order against label": "W",
-        "tied scores": "W",
-        "prompts that differ between the two sides": "R",
-        "prompts of the evaluation file in training": "W",
-    },
-    "Messages": {
-        "empty list": "R",
-        "last turn not assistant": "R",
-        "system not first": "R",
-        "unknown role": "R",
-        "content missing": "R",
-        "image parts": "R",
-        "text parts": "A",
-        "tool turns": "AR",  # where the template knows them, else refused
-        "template raises": "R",
-        "special tokens in text": "W",
-    },
-    "Tokens": {
-        "no response token": "D",
-        "one response token": "W",
-        "prompt over the limit": "WRD",  # cut, refused or dropped, as the recipe says
-        "response cut": "W",
-        "a pair over the micro-batch budget": "R",
-        "an id at or above the vocabulary": "F",
-        "no EOS and no pad": "F",
-        "two BOS at the start": "W",
-        "a 10 MB word": "R",
-    },
-}
 PLACES = ["first", "middle", "last"]
 
 
@@ -171,15 +73,6 @@ def record_file(name: str) -> str:
     container = "a.jsonl.gz" if number % 2 else "a.jsonl"
     write_pairs(Path(), container, RECORDS[name].placed(PLACES[number % 3]))
     return container
-
-
-def test_every_kind_of_the_list_is_tried() -> None:
-    outcomes = {name: kind.outcome for name, kind in (*RECORDS.items(), *RUNS.items())}
-    outcomes |= {f"File: {name}": kind.outcome for name, kind in FILES.items()}
-    for section, kinds in KINDS.items():
-        for name, outcome in kinds.items():
-            of_kind = [o for key, o in outcomes.items() if key.split(" (")[0] == f"{section}: {name}"]
-            assert set(of_kind) == set(outcome), name
 
 
 @pytest.mark.parametrize("name", [name for name, kind in RECORDS.items() if kind.outcome == "R"])

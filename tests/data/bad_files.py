@@ -1,7 +1,6 @@
 """Every kind of file that goes wrong, with what becomes of it.
 
-Kinds are named as in `KINDS` of tests/cli/test_bad_input.py. F is refused as a whole, R is refused for one record,
-W is accepted and counted, A is accepted.
+F is refused as a whole, R is refused for one record, W is accepted and counted, A is accepted.
 """
 
 import gzip

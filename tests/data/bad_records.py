@@ -1,7 +1,6 @@
 """Every kind of record that goes wrong, with what becomes of it.
 
-Kinds are named as in `KINDS` of tests/cli/test_bad_input.py. R is refused with a reason, D carries no signal and is
-dropped by reason, W is accepted and counted, A is accepted.
+R is refused with a reason, D carries no signal and is dropped by reason, W is accepted and counted, A is accepted.
 """
 
 from dataclasses import dataclass
