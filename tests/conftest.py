@@ -1,8 +1,10 @@
 """What holds for every test: it reads and writes nothing outside folders of its own, and has one thread."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,26 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def _working_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty one: what lies where the tests are started, such as runs/demo after `make demo`, must not decide one."""
     monkeypatch.chdir(tmp_path_factory.mktemp("working-directory"))
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_of_another_test() -> None:
+    """accelerate has one precision in a process; a test that opens one by itself starts from none."""
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights in float32."""
+    from tests.tiny import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def prefs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pairs over thirty prompts."""
+    from tests.train.runs import write_prefs
+
+    return write_prefs(tmp_path_factory.mktemp("data") / "prefs.jsonl", pairs=40, prompts=30)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer
@@ -22,12 +21,6 @@ ROWS = [
     {"prompt": "Where is my invoice?", "chosen": "Under Billing.", "rejected": "Somewhere in the application, look."},
     {"prompt": "Undo?", "chosen": "Press Undo at the top.", "rejected": "No."},
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_accelerator_of_another_test() -> None:
-    """accelerate has one precision in a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

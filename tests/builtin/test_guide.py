@@ -20,7 +20,7 @@ from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.recipe import compose
 from simpo_cli.train.session import train
 from tests.builtin.answers_only import answers_only_judge
-from tests.train.conftest import Memory
+from tests.train.runs import Memory
 
 Which = Literal["train", "eval"]
 

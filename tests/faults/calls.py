@@ -25,7 +25,7 @@ from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.train.observers import Recorder
 from simpo_cli.train.saving import CheckpointSaver
 from tests.faults.forked import CHANGING, LOOKING, SURVIVED, Call, Ended, Twins, between, mark, run_child
-from tests.train.guide import final_state, rows, timeless
+from tests.train.runs import final_state, rows, timeless
 
 TRAIN = ("train", "run.yaml", "train.max_steps=4", "--resume")
 ERRORS = ("ENOSPC", "EIO", "EDQUOT")

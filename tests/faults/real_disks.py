@@ -24,7 +24,7 @@ from simpo_cli.train import outcome, saving
 from simpo_cli.train.observers import Recorder
 from tests.faults.calls import no_page, temporary
 from tests.faults.forked import Ended, run_child
-from tests.train.guide import final_state, timeless
+from tests.train.runs import final_state, timeless
 
 _BIG = "size=64m"
 

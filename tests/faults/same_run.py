@@ -11,7 +11,7 @@ from typing import Any
 
 from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import DamagedCheckpointError, find_checkpoints
-from tests.train.guide import rows, timeless
+from tests.train.runs import rows, timeless
 
 _OF_THE_PROCESS = (".lock", ".owner")
 _OF_THE_MOMENT = ("tokens", "memory")  # lines of the first screen: cached or made, and what was free

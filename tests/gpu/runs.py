@@ -47,7 +47,7 @@ def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
 def _train(place: Place, folder: Path) -> dict[str, Any]:
     """A few steps of the demo in this process; its notes, losses and the budget in its receipt."""
     from simpo_cli.train.session import train
-    from tests.train.conftest import Memory
+    from tests.train.runs import Memory
 
     observer = Memory()
     sizes = _FEW if place.tiny else _WIDE

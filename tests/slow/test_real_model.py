@@ -20,7 +20,7 @@ from simpo_cli.train.session import train
 from simpo_cli.train.step import accumulate
 from tests.data.pair_files import load_pairs
 from tests.model.reference import simpo_loss_backward
-from tests.train.conftest import Memory
+from tests.train.runs import Memory
 
 pytestmark = [
     pytest.mark.slow,

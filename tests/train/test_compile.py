@@ -1,6 +1,5 @@
 """model.compile: checked once, told, part of the run's identity, and kept when the run is resumed."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +8,13 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tests.train.conftest import Memory
-from tests.train.guide import final_state
-from tests.train.test_resume import EVERY, Place
+from tests.train.runs import EVERY, Runs, final_state, tiny_runs
 
-COMPILE = [*EVERY, "model.compile=true"]
+COMPILE = "model.compile=true"
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def tiny(tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     """Runs in which the compiler writes no machine code, which takes its time."""
     compile_module = nn.Module.compile
     monkeypatch.setattr(
@@ -25,38 +22,31 @@ def place(tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.Mo
     )
     torch.compiler.reset()
     counters.clear()
-    yield Place(tmp_path, tiny_folder, prefs)
+    yield tiny_runs(tmp_path, tiny_folder, prefs, *EVERY)
     torch.compiler.reset()
 
 
-def test_a_compiled_run_is_resumed_to_the_bit(place: Place) -> None:
-    memory = Memory()
-    place.train("whole", *COMPILE, observer=memory)
-    assert "layers compiled" in memory.notes
+def test_a_compiled_run_is_resumed_to_the_bit(tiny: Runs) -> None:
+    assert "layers compiled" in tiny.train("whole", COMPILE).notes
     assert counters["stats"]["unique_graphs"] > 0
-    assert json.loads((place.folder / "whole" / "run.json").read_text(encoding="utf-8"))["compiled"] is True
-    place.cut("cut", *COMPILE, step=2)
+    assert tiny.receipt("whole")["compiled"] is True
+    tiny.cut("cut", COMPILE, step=2)
     torch.compiler.reset()
-    resumed = Memory()
-    place.train("cut", *COMPILE, resume=True, observer=resumed)
-    assert not any("layers" in note or "bit-exact" in note for note in resumed.notes)  # kept, not checked again
-    place.require_same("cut", "whole")
+    resumed = tiny.train("cut", COMPILE, resume=True)
+    assert not resumed.said("layers") + resumed.said("bit-exact")  # kept, not checked again
+    tiny.require_same("cut", "whole")
 
 
-def test_a_change_of_mind_is_told(place: Place) -> None:
-    place.train("eager", *EVERY)
-    place.cut("changed", *COMPILE, step=2)
-    memory = Memory()
-    place.train("changed", *EVERY, "model.compile=false", resume=True, observer=memory)
-    assert [note for note in memory.notes if "bit-exact" in note] == [
-        "not bit-exact from step 1: compiled not set, was True"
-    ]
-    place.cut("again", *EVERY, step=2)
-    place.train("again", *EVERY, resume=True)  # auto does nothing on a CPU, and is no change
-    assert final_state(place.folder / "again") == final_state(place.folder / "eager")
+def test_a_change_of_mind_is_told(tiny: Runs) -> None:
+    tiny.train("eager")
+    tiny.cut("changed", COMPILE, step=2)
+    memory = tiny.train("changed", "model.compile=false", resume=True)
+    assert memory.said("bit-exact") == ["not bit-exact from step 1: compiled not set, was True"]
+    tiny.cut("again", step=2)
+    tiny.train("again", resume=True)  # auto does nothing on a CPU, and is no change
+    assert final_state(tiny.folder / "again") == final_state(tiny.folder / "eager")
 
 
-def test_what_cannot_be_compiled_trains_as_it_is(place: Place) -> None:
-    memory = Memory()
-    place.train("padded", *COMPILE, "model.attention=padded", "train.max_steps=1", observer=memory)
+def test_what_cannot_be_compiled_trains_as_it_is(tiny: Runs) -> None:
+    memory = tiny.train("padded", COMPILE, "model.attention=padded", "train.max_steps=1")
     assert "layers not compiled: rows are padded" in memory.notes

@@ -19,28 +19,21 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.train import build, loop, outcome
 from simpo_cli.train.optimizer import start_moments
-from tests.train.conftest import Memory
-from tests.train.guide import Guide, rows
+from tests.train.runs import Runs
 
 STEP = 3
 
 
-@pytest.fixture
-def guide(tmp_path: Path) -> Guide:
-    return Guide(tmp_path)
-
-
-def _fails(guide: Guide, *more: str, step: int = STEP) -> NotFiniteError:
+def _fails(guide: Runs) -> NotFiniteError:
     """The run stops with exit code 5, and nothing that it has written holds a number that is not finite."""
-    memory = Memory()
     with pytest.raises(NotFiniteError) as caught:
-        guide.train("run", *more, observer=memory)
+        guide.train("run")
     assert caught.value.exit_code == ExitCode.NUMBERS
-    assert [row["step"] for row in rows(guide.folder / "run" / "metrics.jsonl")] == list(range(1, step))
-    assert guide.require_all_finite("run") == list(range(1, step))
+    assert [row["step"] for row in guide.log("run", "metrics")] == [1, 2]
+    assert guide.require_all_finite("run") == [1, 2]
     assert not (guide.folder / "run" / "model").exists()
     receipt = guide.receipt("run")
-    assert (receipt["status"], receipt["step"]) == ("failed", step - 1)
+    assert (receipt["status"], receipt["step"]) == ("failed", 2)
     assert receipt["outcome"]["records"] == caught.value.records
     assert caught.value.problem in receipt["outcome"]["error"]
     return caught.value
@@ -59,7 +52,7 @@ def _at_step(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Policy, Sequence[
     monkeypatch.setattr(loop, "accumulate", spoilt)
 
 
-def test_in_the_loss_only(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_loss_only(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     due: list[str] = []
     real, once = Objective.terms, iter([True])
 
@@ -92,7 +85,7 @@ class _Poison(torch.autograd.Function):
         return gradients[0].masked_fill(where.unsqueeze(-1), math.inf), None
 
 
-def test_in_the_gradient_only_the_pair_that_makes_it_is_found(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_the_gradient_only_the_pair_that_makes_it_is_found(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     culprits: list[str] = []
 
     def poison(policy: Policy, pairs: Sequence[EncodedPair]) -> None:
@@ -115,7 +108,7 @@ def test_in_the_gradient_only_the_pair_that_makes_it_is_found(guide: Guide, monk
     assert error.problem == f"step 3: the gradient is not finite; it comes from 1 pair: {culprits[0]}."
 
 
-def test_in_a_weight_before_the_step(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_weight_before_the_step(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     _at_step(monkeypatch, lambda policy, _: _spoil(next(policy.parameters())))
     error = _fails(guide)
     assert "of the weights is not finite, and so is the loss of" in error.problem
@@ -141,7 +134,7 @@ def state(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])
-def test_in_the_optimizers_state(guide: Guide, monkeypatch: pytest.MonkeyPatch, state: list[Any], key: str) -> None:
+def test_in_the_optimizers_state(guide: Runs, monkeypatch: pytest.MonkeyPatch, state: list[Any], key: str) -> None:
     _at_step(monkeypatch, lambda *_: _spoil(state[0][key]))
     error = _fails(guide)
     assert error.problem.startswith("step 3: after the update ")
@@ -150,7 +143,7 @@ def test_in_the_optimizers_state(guide: Guide, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_moment_that_no_weight_shows_is_seen_by_the_save(
-    guide: Guide, monkeypatch: pytest.MonkeyPatch, state: list[Any]
+    guide: Runs, monkeypatch: pytest.MonkeyPatch, state: list[Any]
 ) -> None:
     _at_step(monkeypatch, lambda *_: state[0]["exp_avg_sq"].fill_(math.inf))
     with pytest.raises(NotFiniteError, match="the state after step 3 is not saved: exp_avg_sq of .* of the optimizer"):
@@ -159,7 +152,7 @@ def test_a_moment_that_no_weight_shows_is_seen_by_the_save(
 
 
 def test_held_out_log_probs_that_are_not_finite_stop_the_run_and_are_named(
-    guide: Guide, monkeypatch: pytest.MonkeyPatch
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = loop.score_pairs
 
@@ -175,10 +168,10 @@ def test_held_out_log_probs_that_are_not_finite_stop_the_run_and_are_named(
     with pytest.raises(NotFiniteError, match="evaluation at step 2: the log-prob of 1 pair is not finite: builtin"):
         guide.train("run")
     assert guide.require_all_finite("run") == [1]
-    assert [row["step"] for row in rows(guide.folder / "run" / "evals.jsonl")] == [0]
+    assert [row["step"] for row in guide.log("run", "evals")] == [0]
 
 
-def test_a_model_that_its_export_type_cannot_hold_is_not_written(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_its_export_type_cannot_hold_is_not_written(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     real = outcome.save_model
 
     def large(folder: Path, model: nn.Module, *rest: Any) -> Any:
@@ -198,7 +191,7 @@ def test_many_records_are_named_up_to_ten() -> None:
 
 
 def test_the_command_says_it_and_ends_with_5(
-    guide: Guide, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    guide: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from simpo_cli.cli.main import run
 
@@ -212,7 +205,7 @@ def test_the_command_says_it_and_ends_with_5(
 
     monkeypatch.setattr(Objective, "terms", spoilt)
     monkeypatch.chdir(guide.folder)
-    assert run(["train", "guide.yaml", "eval.every=null"]) == ExitCode.NUMBERS
+    assert run(["train", "run.yaml", "eval.every=null"]) == ExitCode.NUMBERS
     said = capsys.readouterr().err
     assert "Error: step 1: the loss of 1 pair is not finite: builtin:guide" in said
     assert "Traceback" not in said

@@ -15,9 +15,7 @@ from simpo_cli.model.packed import PackedPairs
 from simpo_cli.model.policy import Policy
 from simpo_cli.train import session as run
 from simpo_cli.train.loop import Training
-from tests.train.conftest import Memory
-from tests.train.guide import Guide, final_state, timeless
-from tests.train.test_resume import Cutting, PowerCutError
+from tests.train.runs import Memory, Runs, final_state, timeless
 
 PETABYTES = 10**16
 
@@ -84,10 +82,6 @@ def _budgets(folder: Path) -> dict[int, int]:
     }
 
 
-def _notes(memory: Memory) -> list[str]:
-    return [note for note in memory.notes if "out of memory" in note]
-
-
 def _require_close(one: Path, other: Path) -> None:
     for log in ("metrics.jsonl", "evals.jsonl"):
         for row, same in zip(timeless(one / log), timeless(other / log), strict=True):
@@ -96,96 +90,86 @@ def _require_close(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(("given", "seen"), [("512", [512]), ("auto", [1024, 512])])
 def test_a_step_begins_again_with_half_the_budget_which_stays_also_after_a_resume(
-    given: str, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: str, seen: list[int], guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide, memory = Guide(tmp_path), Memory()
     budget = f"train.tokens_per_microbatch={given}"
     guide.train("plain", budget)
     with monkeypatch.context() as patch:
         card = Card(patch, 300, since=2)
-        guide.train("halved", budget, observer=memory)
+        memory = guide.train("halved", budget)
         assert len(card.failed) == len(seen)
-        assert _notes(memory) == [
+        assert memory.said("out of memory") == [
             "step 3 ran out of memory and begins again: from here on a micro-batch holds at most "
             f"{most // 2:,} tokens, not {most:,}; results are equal to rounding, not to the bit"
             for most in seen
         ]
         whole = seen[0]
-        assert _budgets(tmp_path / "halved") == {1: whole, 2: whole, 3: 256, 4: 256, 5: 256}
+        assert _budgets(guide.folder / "halved") == {1: whole, 2: whole, 3: 256, 4: 256, 5: 256}
         assert guide.receipt("halved")["plan"]["tokens_per_microbatch"] == 256
-        _require_close(tmp_path / "halved", tmp_path / "plain")
-        assert final_state(tmp_path / "halved") != final_state(tmp_path / "plain")
+        _require_close(guide.folder / "halved", guide.folder / "plain")
+        assert final_state(guide.folder / "halved") != final_state(guide.folder / "plain")
 
-        for step in (3, 5):  # killed before the checkpoint of the step: the first has to run out of memory again
-            with pytest.raises(PowerCutError):
-                guide.train("killed", budget, observer=Cutting(step=step), resume=step > 3)
+        guide.cut("killed", budget, step=3)  # before the checkpoint of the step, which has to run out of memory again
+        guide.cut("killed", budget, step=5, resume=True)
         card.failed.clear()
-        memory = Memory()
-        guide.train("killed", budget, observer=memory, resume=True)
+        memory = guide.train("killed", budget, resume=True)
     assert not card.failed
     assert memory.first_step == 4
-    stays = [note for note in memory.notes if "micro-batches stay at 256 tokens" in note]
-    assert len(stays) == (given != "auto")
-    assert not any("not bit-exact" in note for note in memory.notes)
-    assert final_state(tmp_path / "killed") == final_state(tmp_path / "halved")
-    for log in ("metrics.jsonl", "evals.jsonl", "answers.jsonl"):
-        assert timeless(tmp_path / "killed" / log) == timeless(tmp_path / "halved" / log)
+    assert len(memory.said("micro-batches stay at 256 tokens")) == (given != "auto")
+    assert memory.said("not bit-exact") == []
+    guide.require_same("killed", "halved")
 
 
-def test_another_number_in_the_recipe_counts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guide, memory = Guide(tmp_path), Memory()
+def test_another_number_in_the_recipe_counts_again(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         Card(patch, 300)
         guide.train("run", "train.tokens_per_microbatch=512", "train.max_steps=2")
-    assert _budgets(tmp_path / "run") == {1: 256, 2: 256}
-    guide.train("run", "train.tokens_per_microbatch=400", resume=True, observer=memory)
-    assert _budgets(tmp_path / "run")[5] == 400
-    assert any("tokens_per_microbatch 400, was 256" in note for note in memory.notes)
+    assert _budgets(guide.folder / "run") == {1: 256, 2: 256}
+    memory = guide.train("run", "train.tokens_per_microbatch=400", resume=True)
+    assert _budgets(guide.folder / "run")[5] == 400
+    assert memory.said("tokens_per_microbatch 400, was 256")
 
 
 def test_what_the_first_micro_batches_added_before_memory_ran_out_counts_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the fourth step the first micro-batch is one long pair, and the second, of two, does not fit."""
-    guide, memory = Guide(tmp_path), Memory()
     budget = "train.tokens_per_microbatch=210"
     guide.train("plain", budget)
     with monkeypatch.context() as patch:
         card = Card(patch, 190, since=3)
-        guide.train("halved", budget, observer=memory)
+        guide.train("halved", budget)
     assert len(card.failed) == 1
-    assert _budgets(tmp_path / "halved")[5] == 110  # of the longest pair, which is more than the half
-    _require_close(tmp_path / "halved", tmp_path / "plain")
+    assert _budgets(guide.folder / "halved")[5] == 110  # of the longest pair, which is more than the half
+    _require_close(guide.folder / "halved", guide.folder / "plain")
 
 
 def test_an_evaluation_is_made_again_with_half_the_budget_before_there_is_any_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide, memory = Guide(tmp_path), Memory()
     budget = "train.tokens_per_microbatch=512"
     guide.train("plain", budget)
     with monkeypatch.context() as patch:
         card = Card(patch, 300, grad=False)
-        guide.train("halved", budget, observer=memory)
+        memory = guide.train("halved", budget)
     assert len(card.failed) == 1
-    [note] = _notes(memory)
+    [note] = memory.said("out of memory")
     assert note.startswith("the evaluation at step 0 ran out of memory and begins again")
-    assert set(_budgets(tmp_path / "halved").values()) == {256}
-    _require_close(tmp_path / "halved", tmp_path / "plain")
+    assert set(_budgets(guide.folder / "halved").values()) == {256}
+    _require_close(guide.folder / "halved", guide.folder / "plain")
 
 
 def test_a_pair_that_does_not_fit_by_itself_ends_the_run_at_the_last_whole_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide, memory = Guide(tmp_path), Memory()
-    rare = ["checkpoint.every=null", "eval.every=4"]
+    memory, rare = Memory(), ("checkpoint.every=null", "eval.every=4")
     guide.train("unbroken", *rare)
     with monkeypatch.context() as patch:
         card = Card(patch, 100, since=2)  # the longest pair of the third step takes 126
         with pytest.raises(OutOfMemoryError) as caught:
             guide.train("run", *rare, observer=memory)
     assert len(card.failed) == 2
-    assert len(_notes(memory)) == 1
+    assert len(memory.said("out of memory")) == 1
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert caught.value.problem.startswith("step 3: a micro-batch of 82 tokens (1 pair, the longest of 82 tokens: ")
     assert caught.value.problem.endswith(") does not fit in memory. The state after step 2 is saved.")
@@ -195,19 +179,16 @@ def test_a_pair_that_does_not_fit_by_itself_ends_the_run_at_the_last_whole_step(
     assert (guide.receipt("run")["status"], guide.receipt("run")["step"]) == ("failed", 2)
 
     guide.train("run", *rare, resume=True)
-    assert final_state(tmp_path / "run") == final_state(tmp_path / "unbroken")
-    for log in ("metrics.jsonl", "evals.jsonl", "answers.jsonl"):
-        assert timeless(tmp_path / "run" / log) == timeless(tmp_path / "unbroken" / log)
+    guide.require_same("run", "unbroken")
 
 
 def test_the_first_step_is_survived_and_a_pair_that_fits_nowhere_ends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide = Guide(tmp_path)
     Card(monkeypatch, 1)
     with pytest.raises(OutOfMemoryError, match="step 1: .* The state after step 0 is saved"):
         guide.train("run")
-    assert _budgets(tmp_path / "run") == {0: 256}
+    assert _budgets(guide.folder / "run") == {0: 256}
 
 
 def test_tensors_of_the_step_that_failed_are_let_go() -> None:

@@ -1,5 +1,6 @@
 """Our safetensors files against the library's own."""
 
+import filecmp
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from simpo_cli.model import tensor_file
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from simpo_cli.run.checkpoint import CheckpointWriter, HashedFile
 from simpo_cli.run.manifest import HashedReader
-from tests.train.card import OnCard, played_card
+from tests.model.played_card import OnCard, played_card
 
 
 def _tensors(seed: int) -> dict[str, Tensor]:
@@ -156,3 +157,17 @@ def test_what_is_on_its_way_to_a_card_has_arrived_when_reading_fails(
             _read(file, {"a": into.as_subclass(OnCard)})
         assert card.copies == 4
     assert torch.equal(into[:64], torch.arange(64.0))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_tensors_of_a_real_card_are_saved_as_those_of_a_cpu_and_come_back(tmp_path: Path) -> None:
+    sizes = {"step": (), "empty": (0, 3), "odd": (70_000_001,), "matrix": (4096, 5001)}  # the odd one is five pieces
+    tensors = {name: torch.randn(size) for name, size in sizes.items()}
+    (tmp_path / "cpu").mkdir()
+    expected = _write(tmp_path / "cpu", tensors)
+    file = _write(tmp_path, {name: tensor.cuda() for name, tensor in tensors.items()})
+    assert filecmp.cmp(file, expected, shallow=False)
+    into = {name: torch.zeros(size, device="cuda") for name, size in sizes.items()}
+    _read(file, into)
+    assert all(torch.equal(into[name].cpu(), tensors[name]) for name in tensors)

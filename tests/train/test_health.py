@@ -3,54 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
 
+from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode
+from simpo_cli.evaluate.answers import Question
+from simpo_cli.evaluate.generate.measures import repeated_share
+from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import DataRecipe, HealthRecipe, ModelRecipe, Recipe, TrainRecipe
-from simpo_cli.run.events import EvalRecord, ProbeAnswer, StepRecord
-from simpo_cli.train.health import Health, UnhealthyError
+from simpo_cli.run.events import LOOPING, ProbeAnswer
+from simpo_cli.train.health import AnswerProbe, Health, UnhealthyError
+from tests.report import conftest as report
+from tests.train.runs import Memory, Runs, final_state, timeless
 
-STEP = StepRecord(
-    step=1,
-    epoch=0.1,
-    loss=0.7,
-    rewards_chosen=-2.0,
-    rewards_rejected=-5.0,
-    rewards_margins=3.0,
-    rewards_accuracies=0.9,
-    rewards_target_reached=0.75,
-    logps_chosen=-1.0,
-    logps_rejected=-2.5,
-    sft_loss=None,
-    grad_norm=1.0,
-    learning_rate=1e-6,
-    pairs=8,
-    tokens=100,
-    pairs_per_second=1.0,
-    tokens_per_second=1.0,
-    memory_gb=1.0,
-    seconds=1.0,
-    gradient_weight=0.3,
-)
-EVALUATION = EvalRecord(
-    step=50,
-    pairs=100,
-    prompts=100,
-    loss=0.7,
-    accuracy=0.8,
-    accuracy_low=0.7,
-    accuracy_high=0.9,
-    margin=1.0,
-    target_reached=0.5,
-    logps_chosen=-1.0,
-    logps_rejected=-1.5,
-    logps_chosen_delta=0.0,
-    logps_rejected_delta=0.0,
-    probe_pairs=64,
-    seconds=1.0,
-)
+STEP = replace(report.STEP, grad_norm=1.0, gradient_weight=0.3)
+EVALUATION = replace(report.EVALUATION, step=50, logps_chosen_delta=0.0, logps_rejected_delta=0.0)
 
 
 def _health(**thresholds: Any) -> tuple[Health, list[str]]:
@@ -248,3 +221,138 @@ def test_a_run_stops_for_what_the_recipe_names_and_again_unless_that_changed() -
     with pytest.raises(UnhealthyError, match="step 80"):
         other.require_well(save, "")
     assert said_after == []  # it has been said before
+
+
+# In real runs of the embedded model
+
+# a rate at which nothing but noise is learned: drift is at its threshold by step 2
+WILD = ("train.learning_rate=5e-2", "train.warmup_ratio=0", "health.both_fall=0.5", "health.endless_answers=null")
+STOP = "health.stop_on=[HEA002]"
+
+
+def test_an_alert_is_on_the_screen_in_the_notes_in_run_json_and_in_the_table(guide: Runs) -> None:
+    memory = guide.train("run", *WILD)
+    assert memory.outcome is not None
+    [said] = memory.said("HEA002")
+    assert said.startswith("HEA002 step 2: chosen and rejected responses fell by ")
+    assert said.endswith(" (health.both_fall 0.5); lower train.learning_rate")
+    assert said in [row["text"] for row in guide.log("run", "notes") if row["label"] == "note"]
+    [alert] = [alert for alert in guide.receipt("run")["health"] if alert["code"] == "HEA002"]
+    assert (alert["step"], alert["key"], alert["limit"]) == (2, "both_fall", 0.5)
+    falls = [min(-row["logps/chosen_delta"], -row["logps/rejected_delta"]) for row in guide.log("run", "evals")]
+    assert alert["value"] == falls[1]
+    assert alert["worst"] == max(falls)
+    assert alert["times"] == sum(fall >= 0.5 for fall in falls)
+    [row] = [row for row in memory.outcome.table.rows if row.label == "health"]
+    assert "HEA002" in row.remark
+
+
+def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(
+    guide: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUIDE_FLAG", "a-value-that-is-not-shown")  # the identity of a run keeps a digest of it
+    wild = (*WILD, "name=${oc.env:GUIDE_FLAG}")
+    guide.train("unbroken", *wild)
+    with pytest.raises(UnhealthyError, match="stopped by health.stop_on, .* HEA002 step 2") as caught:
+        guide.train("run", *wild, STOP, "checkpoint.every=null")
+    assert caught.value.exit_code == ExitCode.NUMBERS
+    assert guide.require_all_finite("run") == [2]
+    receipt = guide.receipt("run")
+    assert (receipt["status"], receipt["step"]) == ("stopped", 2)
+    assert "HEA002" in receipt["outcome"]["error"]
+
+    memory = Memory()
+    with pytest.raises(UnhealthyError, match="HEA002 step 2"):
+        guide.train("run", *wild, STOP, "checkpoint.every=null", resume=True, observer=memory)
+    assert memory.steps == []
+
+    memory = guide.train("run", *wild, "checkpoint.every=null", resume=True)
+    assert memory.steps[0].step == 3
+    assert memory.said("HEA002") == []  # it was said before the stop
+    guide.require_same("run", "unbroken")
+    assert guide.receipt("run")["health"] == guide.receipt("unbroken")["health"]
+
+
+def test_what_is_seen_at_the_very_end_ends_a_complete_run_with_5(guide: Runs) -> None:
+    memory = Memory()
+    with pytest.raises(UnhealthyError, match="the run is complete and model/ is saved, and .* HEA002 step 5") as caught:
+        guide.train("run", *WILD, STOP, "eval.every=null", observer=memory)
+    assert caught.value.exit_code == ExitCode.NUMBERS
+    assert memory.outcome is not None
+    assert guide.receipt("run")["status"] == "done"
+    assert (guide.folder / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_watching_changes_no_weight_and_no_number(guide: Runs) -> None:
+    short = ("train.max_steps=2", "eval.every=1")
+    guide.train("watched", *short, "health.num_answers=6")
+    guide.train("not", *short, "health.num_answers=0", "health.chosen_fall=null", "health.gradient_spike=null")
+    assert final_state(guide.folder / "watched") == final_state(guide.folder / "not")
+    assert timeless(guide.folder / "watched" / "metrics.jsonl") == timeless(guide.folder / "not" / "metrics.jsonl")
+    assert not (guide.folder / "not" / "answers.jsonl").exists()
+
+
+def test_probe_answers_are_kept_step_by_step(guide: Runs) -> None:
+    guide.short_answers = False
+    guide.train("run", "health.num_answers=2", "health.answer_tokens=40", "train.max_steps=2")
+    answers = guide.log("run", "answers")
+    assert [answer["step"] for answer in answers] == [0, 0, 2, 2]
+    assert all(answer["ended"] and 5 < answer["tokens"] < 40 and answer["repeated"] == 0.0 for answer in answers[:2])
+    assert answers[0]["question"] != answers[1]["question"]
+    assert answers[0]["question"] == answers[2]["question"]
+    evaluation = guide.log("run", "evals")[0]
+    assert evaluation["answers/endless"] == evaluation["answers/looping"] == 0.0
+
+
+def test_lost_updates_and_a_lost_change_are_seen(guide: Runs) -> None:
+    [said] = guide.train("run", "model.weights_dtype=bf16", "train.learning_rate=1e-6").said("HEA005")
+    assert "of the updates are lost" in said
+    assert "model.weights_dtype=fp32" in said
+    [said] = guide.train("narrow", "train.learning_rate=1e-6", "export.dtype=bf16").said("HEA006")
+    assert "export.dtype=fp32" in said
+    narrow = guide.receipt("narrow")
+    [alert] = [alert for alert in narrow["health"] if alert["code"] == "HEA006"]
+    kept = narrow["outcome"]["export"]["kept_share"]
+    assert alert["worst"] == pytest.approx(kept, abs=0.1)
+    assert guide.log("narrow", "evals")[-2]["export/kept_share"] == pytest.approx(kept, abs=0.1)
+
+
+def test_a_set_phrase_twice_is_no_loop_and_a_loop_is() -> None:
+    words = list("to restore a deleted item")  # letters stand for words
+    twice = [*words, *"; open a deleted"]
+    loop = words + ["x", "y"] * 12
+    for answer, loops in ((twice, False), (loop, True)):
+        share = repeated_share(answer)
+        assert (share >= LOOPING) == loops
+        assert ProbeAnswer("How?", " ".join(answer), len(answer), share, True).loops == loops
+
+
+def test_prompts_of_different_lengths_are_answered_as_each_alone(tiny_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_folder))
+    texts = ["How?", "How do I invite a teammate to the new project?", "Please open the settings."]
+    questions = [Question(text, tuple(tokenizer.encode_batch([text])[0])) for text in texts]
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    model.generation_config.repetition_penalty = 5.0
+    policy = Policy(model, "shared_prefix").train()
+    answers = AnswerProbe(questions, tokenizer, 9).ask(policy, Accelerator(cpu=True))
+    assert policy.training
+    assert policy.packing == "shared_prefix"
+    assert model.generation_config.repetition_penalty == 5.0
+    alone = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    for question, answer in zip(questions, answers, strict=True):
+        ids = list(question.ids)
+        for _ in range(9):  # the likeliest next token, again and again
+            ids.append(int(alone(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] in tokenizer.end_ids:
+                break
+        said = ids[len(question.ids) :]
+        assert answer.ended == (said[-1] in tokenizer.end_ids)
+        assert answer.tokens == len(said) - answer.ended
+        assert answer.text == tokenizer.decode(said[: answer.tokens]).strip()
+        assert answer.question == question.text
+
+
+def test_nothing_held_out_asks_nothing(tiny_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    probe = AnswerProbe([], load_tokenizer(str(tiny_folder)), 9)
+    assert probe.ask(Policy(model), Accelerator(cpu=True)) == ()

@@ -1,4 +1,4 @@
-"""The saved model: its type, and what rounding did to the change."""
+"""The saved model: its type and its files, whole or not there."""
 
 import os
 from contextlib import suppress
@@ -15,7 +15,6 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import NAME_WITHOUT_FLEX
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
-from simpo_cli.model.rounding import measure_rounding
 from simpo_cli.model.self_check import SelfCheck, choose_packing
 from simpo_cli.publish.export import save_model, written_whole
 from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
@@ -23,21 +22,12 @@ from simpo_cli.train import build, outcome
 from simpo_cli.train.loop import Training
 from simpo_cli.train.outcome import _read_again, conclude
 from tests.tiny import save_tiny_model
-from tests.train.guide import Guide
+from tests.train.runs import guide_runs
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
     return save_tiny_model(tmp_path / "start", dtype=torch.bfloat16)
-
-
-def _recipe(start: Path, dtype: str = "auto") -> Recipe:
-    return Recipe(
-        name="x",
-        model=ModelRecipe(path=str(start)),
-        data=DataRecipe(train="x"),
-        export=ExportRecipe(dtype=dtype),  # type: ignore[arg-type]
-    )
 
 
 @pytest.mark.parametrize("dies_at", range(1, 12))
@@ -75,52 +65,24 @@ def test_a_process_that_dies_while_it_replaces_a_model_leaves_no_half_of_one(
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
-def test_small_changes_are_lost_in_a_narrow_save_and_the_number_says_so(start: Path) -> None:
-    """Weights around 0.3 have bf16 steps of about 2e-3: changes of 1e-5 nearly all fall back, changes of 0.1 do not."""
-    source = find_model(str(start))
-    for size, kept in ((1e-5, (0.0, 0.2)), (0.1, (0.95, 1.05))):
-        model = load_model(source, torch.float32)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += size * torch.randn_like(parameter).sign()
-        rounding = measure_rounding(model, source, torch.bfloat16)
-        assert kept[0] <= rounding.kept_share <= kept[1]
-        assert (rounding.rounded_back_share > 0.9) == (size < 1e-3)
-
-
-def test_an_unchanged_model_has_lost_nothing(start: Path) -> None:
-    source = find_model(str(start))
-    rounding = measure_rounding(load_model(source, torch.float32), source, torch.bfloat16)
-    assert (rounding.kept_share, rounding.rounded_back_share) == (1.0, 0.0)
-
-
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("auto", torch.bfloat16), ("fp32", torch.float32), ("fp16", torch.float16)]
 )
-def test_the_export_type_is_the_start_models_unless_the_recipe_says_otherwise(
-    start: Path, tmp_path: Path, dtype: str, expected: torch.dtype
+def test_the_export_type_is_the_start_models_unless_the_recipe_says_otherwise_and_its_template_goes_with_it(
+    start: Path, tmp_path: Path, dtype: Any, expected: torch.dtype
 ) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    data = DataRecipe(train="x", chat_template=str(template))
+    recipe = Recipe(name="x", model=ModelRecipe(path=str(start)), data=data, export=ExportRecipe(dtype=dtype))
     source = find_model(str(start))
-    rounding = save_model(
-        tmp_path / "model", load_model(source, torch.float32), _recipe(start, dtype), source, "# card\n"
-    )
+    rounding = save_model(tmp_path / "model", load_model(source, torch.float32), recipe, source, "# card\n")
     assert (rounding is None) == (dtype == "fp32")
+    assert (tmp_path / "model" / "chat_template.jinja").read_text("utf-8") == template.read_text("utf-8")
     assert AutoConfig.from_pretrained(tmp_path / "model").dtype == expected
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").dtype == expected
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "generation_config.json"} <= names
-
-
-def test_a_template_of_the_recipe_goes_into_the_model_folder(start: Path, tmp_path: Path) -> None:
-    template = tmp_path / "mine.jinja"
-    template.write_text("{{ messages[0]['content'] }}", encoding="utf-8")
-    recipe = Recipe(
-        name="x", model=ModelRecipe(path=str(start)), data=DataRecipe(train="x", chat_template=str(template))
-    )
-    source = find_model(str(start))
-    save_model(tmp_path / "model", load_model(source, torch.float32), recipe, source, "")
-    assert (tmp_path / "model" / "chat_template.jinja").read_text(encoding="utf-8") == template.read_text("utf-8")
 
 
 def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothing(tmp_path: Path) -> None:
@@ -165,5 +127,5 @@ def test_the_saved_model_is_scored_by_the_kernels_that_were_checked(
 
     monkeypatch.setattr(build, "choose_packing", by_segment)
     monkeypatch.setattr(outcome, "conclude", concluded)
-    Guide(tmp_path).train("run", "model.attention=auto", "train.max_steps=1", "data.holdout=0")
+    guide_runs(tmp_path).train("run", "model.attention=auto", "train.max_steps=1", "data.holdout=0")
     assert seen == [(False, NAME_WITHOUT_FLEX)]

@@ -1,6 +1,5 @@
 """Signals that stop a run: saved at the last whole step, exit code 75, and gone on with bit for bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.objective import Objective
 from simpo_cli.run.events import StepRecord
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.train import build, loop, outcome, saving, session
-from tests.train.conftest import Memory
-from tests.train.test_resume import Place
+from tests.train.runs import Memory, Runs, tiny_runs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,111 +50,74 @@ class Sending(Memory):
             _send(self._number)
 
 
+MICROBATCHES = "train.tokens_per_microbatch=130"  # several a step
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Place:
-    place = Place(tmp_path_factory.mktemp("stop"), tiny_folder, prefs)
-    place.train("unbroken", *MORE)
-    return place
+def tiny(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path) -> Runs:
+    runs = tiny_runs(
+        tmp_path_factory.mktemp("stop"), tiny_folder, prefs, "checkpoint.every=3", "eval.every=2", MICROBATCHES
+    )
+    runs.train("unbroken")
+    return runs
 
 
-MORE = ["checkpoint.every=3", "eval.every=2"]
-
-
-def _go_on(place: Place, name: str) -> None:
-    place.train(name, *MORE, resume=True)
-    place.require_same(name, "unbroken")
+def _go_on(tiny: Runs, name: str) -> None:
+    tiny.train(name, resume=True)
+    tiny.require_same(name, "unbroken")
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGHUP, 3)])
-def test_a_signal_saves_at_the_last_whole_step(place: Place, number: signal.Signals, step: int) -> None:
+def test_a_signal_saves_at_the_last_whole_step(tiny: Runs, number: signal.Signals, step: int) -> None:
     name = f"step-{number.name}"
     before = signal.getsignal(number)
     said = f"Stopped by {number.name} after step {step} of 4; everything is saved"
     with pytest.raises(UserError, match=said) as caught:
-        place.train(name, *MORE, observer=Sending(step, number))
+        tiny.train(name, observer=Sending(step, number))
     assert caught.value.exit_code == ExitCode.SAVED
     assert caught.value.fix.startswith("Resume with: simpo ")
     assert caught.value.fix.endswith(" --resume")
     assert signal.getsignal(number) is before
-    assert place.checkpoints(name) == [f"step-0000000{step}"]
-    document = json.loads((place.folder / name / "run.json").read_text(encoding="utf-8"))
-    assert (document["status"], document["step"]) == ("stopped", step)
-    _go_on(place, name)
+    assert tiny.checkpoints(name) == [step]
+    assert (tiny.receipt(name)["status"], tiny.receipt(name)["step"]) == ("stopped", step)
+    _go_on(tiny, name)
 
 
 @pytest.mark.parametrize(
-    ("where", "target", "step"),
+    ("where", "target", "call", "step"),
     [
-        ("reading the data", (session, "prepare"), None),
-        ("reading the weights", (build, "load_start"), None),
-        ("the first micro-batch", (loop, "accumulate"), 0),
-        ("the first evaluation", (loop, "score_pairs"), 0),
-        ("a save", (saving, "save_state"), 0),
-        ("the export", (outcome, "save_model"), 4),
-        ("the last evaluation", (outcome, "conclude"), 4),
+        ("reading the data", (session, "prepare"), 1, None),
+        ("reading the weights", (build, "load_start"), 1, None),
+        ("the first micro-batch", (loop, "accumulate"), 1, 0),
+        ("amid the micro-batches", (Objective, "terms"), 4, 0),  # the half step is given up
+        ("the first evaluation", (loop, "score_pairs"), 1, 0),
+        ("a later evaluation", (loop, "score_pairs"), 2, 2),  # it is left to be made when the run goes on
+        ("a save", (saving, "save_state"), 1, 0),
+        ("the export", (outcome, "save_model"), 1, 4),
+        ("the last evaluation", (outcome, "conclude"), 1, 4),
     ],
 )
 def test_a_signal_in_any_phase_is_answered(
-    place: Place, monkeypatch: pytest.MonkeyPatch, where: str, target: tuple[Any, str], step: int | None
+    tiny: Runs, monkeypatch: pytest.MonkeyPatch, where: str, target: tuple[Any, str], call: int, step: int | None
 ) -> None:
-    name = where.replace(" ", "-")
-    real = getattr(*target)
+    real, calls = getattr(*target), []
 
     def signalled(*args: Any, **options: Any) -> Any:
-        _send(signal.SIGTERM)
+        calls.append(1)
+        if len(calls) == call:
+            _send(signal.SIGTERM)
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(*target, signalled)
         said = "before the first step" if step is None else f"after step {step} of 4"
         with pytest.raises(UserError, match=f"Stopped by SIGTERM {said}") as caught:
-            place.train(name, *MORE)
+            tiny.train(where)
     assert caught.value.exit_code == ExitCode.SAVED
-    _go_on(place, name)
-
-
-def test_a_signal_amid_the_micro_batches_of_a_step_gives_the_half_step_up(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from simpo_cli.objective import Objective
-
-    calls = []
-    real = Objective.terms
-
-    def signalled(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 4:
-            _send(signal.SIGTERM)
-        return real(*args, **options)
-
-    more = [*MORE, "train.tokens_per_microbatch=130"]
-    place.train("cut-up", *more)
-    with monkeypatch.context() as patch:
-        patch.setattr(Objective, "terms", signalled)
-        with pytest.raises(UserError, match="Stopped by SIGTERM"):
-            place.train("mid", *more)
-    assert len(calls) == 4  # the micro-batch was finished, and the next not begun
-    place.train("mid", *more, resume=True)
-    place.require_same("mid", "cut-up")
-
-
-def test_a_signal_in_an_evaluation_leaves_it_to_be_made_when_the_run_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = loop.score_pairs, []
-
-    def signalled(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            _send(signal.SIGTERM)
-        return real(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "score_pairs", signalled)
-        with pytest.raises(UserError, match="Stopped by SIGTERM after step 2 of 4"):
-            place.train("evaluation", *MORE)
-    assert place.checkpoints("evaluation") == ["step-00000002"]
-    _go_on(place, "evaluation")
+    assert len(calls) == call  # what had begun was finished, and the next not begun
+    if step:
+        assert tiny.checkpoints(where)[-1] == step
+    _go_on(tiny, where)
 
 
 def test_signals_that_were_ignored_stay_ignored() -> None:

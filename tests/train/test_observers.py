@@ -1,4 +1,4 @@
-"""A tracker that raises at any call is left out, which is said once; the run goes on."""
+"""Trackers get the numbers; one that raises at any call is left out, which is said once, and the run goes on."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from accelerate import tracking
 
-from tests.train.conftest import Memory
-from tests.train.guide import Guide, final_state, rows
+from tests.train.runs import Runs, final_state, guide_runs
 
 
 class Fragile(tracking.GeneralTracker):
@@ -55,46 +54,54 @@ class Sound(Fragile):
 
 
 @pytest.fixture
-def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guide:
+def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     for name, kind in (("fragile", Fragile), ("sound", Sound)):
         monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, name, kind)
     monkeypatch.setattr("simpo_cli.train.observers.get_available_trackers", lambda: ["fragile", "sound"])
-    return Guide(tmp_path)
+    return guide_runs(tmp_path)
 
 
 RUN = ("train.max_steps=2", "eval.every=null", "checkpoint.every=null", "health.num_answers=0")
 ALL_CALLS = ["made", "start", "configuration", "evaluation 0", "log 1", "log 2", "evaluation 2", "finish"]
 
 
-def test_a_tracker_gets_every_number_and_is_closed(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_gets_every_number_and_is_closed(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fragile, "fails_at", "")
-    memory = Memory()
-    guide.train("run", *RUN, "tracking.report_to=[fragile]", observer=memory)
+    memory = guide.train("run", *RUN, "tracking.report_to=[fragile]")
     assert Fragile.calls == ALL_CALLS
-    assert [note for note in memory.notes if "tracker fragile" in note] == []
+    assert memory.said("tracker fragile") == []
 
 
 @pytest.mark.parametrize("call", ["made", "evaluation 0", "log 2", "finish"])
 def test_one_that_raises_is_left_out_and_the_run_goes_on(
-    guide: Guide, monkeypatch: pytest.MonkeyPatch, call: str
+    guide: Runs, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setattr(Fragile, "fails_at", call)
     monkeypatch.setattr(Sound, "fails_at", "")
-    memory = Memory()
-    outcome = guide.train("run", *RUN, "tracking.report_to=[fragile, sound]", observer=memory)
-    assert outcome is not None
+    memory = guide.train("run", *RUN, "tracking.report_to=[fragile, sound]")
     assert Fragile.calls == ALL_CALLS[: ALL_CALLS.index(call) + 1]  # and never again
     assert Sound.calls == ALL_CALLS
-    [said] = [note for note in memory.notes if "tracker " in note]
+    [said] = memory.said("tracker ")
     assert said.startswith("tracker fragile has failed and gets no more numbers (ConnectionError: the server is away);")
-    assert [row["step"] for row in rows(guide.folder / "run" / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in guide.log("run", "metrics")] == [1, 2]
     assert guide.receipt("run")["status"] == "done"
     assert final_state(guide.folder / "run")
 
 
-def test_a_run_that_fails_lets_its_trackers_finish(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_lets_its_trackers_finish(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sound, "fails_at", "")
     monkeypatch.setattr("simpo_cli.train.session.run_steps", lambda *_: (_ for _ in ()).throw(ZeroDivisionError))
     with pytest.raises(ZeroDivisionError):
         guide.train("run", *RUN, "tracking.report_to=[sound]")
     assert Sound.calls[-1] == "finish"
+
+
+def test_tensorboard_gets_the_numbers(tiny: Runs) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tiny.train("run", "tracking.report_to=[tensorboard]", "train.max_steps=2")
+    scalars = EventAccumulator(str(tiny.folder / "run" / "simpo"))
+    scalars.Reload()
+    assert {"loss", "rewards/margins", "eval/accuracy"} <= set(scalars.Tags()["scalars"])
+    assert [event.step for event in scalars.Scalars("loss")] == [1, 2]

@@ -213,17 +213,7 @@ def test_a_process_killed_in_the_writing_of_a_card_leaves_nothing_in_the_model(
     assert seen == ["README.md"]
 
 
-def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_not_the_cache(tiny_folder: Path, tmp_path: Path) -> None:
-    lora = LoraRecipe(rank=2)
-    recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
-    source = replace(find_model(str(tiny_folder)), name="org/base", revision="c" * 40)
-    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
-    config = json.loads((tmp_path / "model" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "c" * 40)
-    assert str(tiny_folder) not in "".join(file.read_text("utf-8") for file in (tmp_path / "model").glob("*.json"))
-
-
-def test_adapters_find_their_hub_model_at_the_commit_that_they_were_trained_on(
+def test_adapters_of_a_hub_model_name_it_by_id_and_commit_and_are_loaded_beside_it(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -233,10 +223,13 @@ def test_adapters_find_their_hub_model_at_the_commit_that_they_were_trained_on(
         return str(tiny_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    lora = LoraRecipe(rank=2)
+    lora, folder = LoraRecipe(rank=2), tmp_path / "model"
     recipe = Recipe(name="x", model=ModelRecipe(path="org/base", lora=lora), data=DataRecipe(train="x"))
     source = replace(find_model("org/base"), revision="c" * 40)
-    save_model(tmp_path / "model", add_adapters(load_model(source, "stored"), lora), recipe, source, "")
-    base = find_model(str(tmp_path / "model")).adapter_base
+    save_model(folder, add_adapters(load_model(source, "stored"), lora), recipe, source, "")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "c" * 40)
+    assert str(tiny_folder) not in "".join(file.read_text("utf-8") for file in folder.glob("*.json"))  # the cache
+    base = find_model(str(folder)).adapter_base
     assert base is not None
     assert (base.name, asked) == ("org/base", [("org/base", None), ("org/base", "c" * 40)])

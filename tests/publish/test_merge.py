@@ -13,23 +13,15 @@ from simpo_cli.errors import UserError
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.publish import merge
 from simpo_cli.publish.merge import merge_adapters
-from simpo_cli.recipe import compose
-from simpo_cli.train.session import train
 from tests.tiny import save_tiny_model
-from tests.train.conftest import Memory
+from tests.train.runs import tiny_runs
 
-_RECIPE = "name: adapters\noutput_dir: {run}\nmodel: {{path: {model}, lora: {{rank: 4}}}}\n" + (
-    "data: {{train: {prefs}, holdout: 10, max_length: 128, max_prompt_length: 64}}\n"
-    "train: {{pairs_per_step: 8, learning_rate: 1e-2, num_epochs: 2, warmup_ratio: 0.0}}\n"
-)
+_ADAPTERS = ("model.lora.rank=4", "train.learning_rate=1e-2", "train.num_epochs=2", "train.warmup_ratio=0")
 
 
 def _run_of(folder: Path, model: Path, prefs: Path, *overrides: str) -> Path:
-    run = folder / "run"
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(_RECIPE.format(run=run, model=model, prefs=prefs), encoding="utf-8")
-    train(compose(str(recipe), list(overrides)), fresh=False, dry_run=False, observer=Memory())
-    return run
+    tiny_runs(folder, model, prefs, *_ADAPTERS).train("run", *overrides)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
