@@ -30,7 +30,7 @@ from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe, LossType, TrainRecipe
 from simpo_cli.recipe.validate import refused_value
 from simpo_cli.stages import Pulse
 from simpo_cli.train.optimizer import make_optimizer
@@ -64,7 +64,7 @@ class SimPOConfig:
     gamma: float | None = None
     lr: float = 1e-6
     batch_size: int = 4
-    loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
+    loss_type: LossType = "sigmoid"
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     max_length: int = 2048
@@ -139,7 +139,7 @@ class SimPOTrainer:
             apply_soft_cap(model)
             self._policy = Policy(model)
         model.train()
-        self._optimizer = make_optimizer(model, weight_decay=0.0)
+        self._optimizer = make_optimizer(model, TrainRecipe())
         for group in self._optimizer.param_groups:
             group["lr"] = config.lr
         self._tokenizer = tokenizer

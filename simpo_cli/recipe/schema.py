@@ -236,11 +236,14 @@ class DataRecipe:
 _MARGIN_FIX = "gamma is gamma_beta_ratio times beta; 0 asks for no margin."
 
 
+LossType = Literal["sigmoid", "hinge"]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class LossRecipe:
     """The objective of SimPO (arXiv:2405.14734, Eq. 6): -log sigmoid(beta * (m_w - m_l) - gamma)."""
 
-    type: Literal["sigmoid", "hinge"] = "sigmoid"
+    type: LossType = "sigmoid"
     """Shape of the loss over the reward difference."""
     beta: Annotated[float, checked("The authors use 2 to 10.", gt=0)] = 2.0
     """Scale of the reward: beta times the mean log-probability of a response. The authors use 2 to 10."""

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,7 +28,7 @@ from simpo_cli.recipe.fields import (
     schema_at,
     section_of,
 )
-from simpo_cli.recipe.schema import Recipe
+from simpo_cli.recipe.schema import LossType, Recipe
 from simpo_cli.recipe.tree import Node, Path, changed, lookup, node_of
 from simpo_cli.recipe.values import FieldError
 from simpo_cli.recipe.yaml_text import scalar_of
@@ -54,7 +54,7 @@ class Habit:
 _STEP = "It counts the pairs of a whole step, over all devices; micro-batches are cut to the memory."
 _PRECISION = "It is auto, bf16 or fp32."
 _LENGTH = "It counts prompt and response together."
-_LOSS = "The objective is SimPO: its loss is sigmoid or hinge."
+_LOSS = f"The objective is SimPO: its loss is {' or '.join(get_args(LossType))}."
 _KERNEL = "The kernel is chosen by the device."
 _ALPHA = "It weighs the likelihood of the chosen responses, which SimPO leaves at 0."
 _FP16 = "It is auto, bf16 or fp32: in fp16 small gradients would be lost."

@@ -76,7 +76,7 @@ def build(
     budget = run.budget
     if check.packing != run.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
-    optimizer = make_optimizer(policy, weight_decay=recipe.train.weight_decay)
+    optimizer = make_optimizer(policy, recipe.train)
     start_moments(optimizer)
     stored = export_dtype(recipe, run.source)
     narrows = recipe.model.lora is None and stored.itemsize < run.weights.itemsize

@@ -17,11 +17,12 @@ from simpo_cli.run.folder import OPTIMIZER, WEIGHTS
 from simpo_cli.run.manifest import Checkpoint
 
 
-def make_optimizer(policy: nn.Module, *, weight_decay: float) -> optim.AdamW:
-    """AdamW as the authors use it, over the trainable parameters; its learning rate is set at every step."""
-    return optim.AdamW(
-        trainable(policy).values(), lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True
-    )
+def make_optimizer(policy: nn.Module, recipe: TrainRecipe) -> optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters; its learning rate is set at every step."""
+    match recipe.optimizer:
+        case "adamw":  # as the authors use it
+            weights, decay = trainable(policy).values(), recipe.weight_decay
+            return optim.AdamW(weights, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True)
 
 
 def start_moments(optimizer: optim.Optimizer) -> None:

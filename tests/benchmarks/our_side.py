@@ -18,7 +18,7 @@ from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, versions
@@ -41,7 +41,7 @@ class OurSide:
         self.accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no", cpu=not on_cuda)
         self.policy = Policy(load_model(find_model(work.model), torch.float32)).to(self.accelerator.device).train()
         self.policy.packing = "shared_prefix"
-        self.optimizer = make_optimizer(self.policy, weight_decay=0.0)
+        self.optimizer = make_optimizer(self.policy, TrainRecipe())
         self.loss = LossRecipe(beta=work.beta, gamma=work.gamma)
         self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())
         self.done = 0

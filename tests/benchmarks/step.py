@@ -24,7 +24,7 @@ from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import DataRecipe, LossRecipe
+from simpo_cli.recipe.schema import DataRecipe, LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from tests.benchmarks.machine import finish, product_speed
 from tests.data.pair_files import load_pairs
@@ -45,7 +45,7 @@ def main() -> None:
     encoded = encode_pairs(load_pairs(options.data, role="train").pairs, load_tokenizer(options.model), data).pairs
     policy = Policy(load_model(find_model(options.model), torch.float32)).to(accelerator.device).train()
     policy.packing = "shared_prefix"
-    optimizer = make_optimizer(policy, weight_decay=0.0)
+    optimizer = make_optimizer(policy, TrainRecipe())
 
     stream = cycle(encoded)
     measured: list[dict[str, float]] = []

@@ -18,7 +18,7 @@ from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.gpu import models
 from tests.gpu.check import MissingError, Place, need, require
@@ -294,7 +294,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
     policy = models.build(setting.config, place.device, weights=setting.weights, lora=setting.lora)
     if setting.checkpointing:
         policy.recompute_activations()
-    optimizer = make_optimizer(policy, weight_decay=0.0)
+    optimizer = make_optimizer(policy, TrainRecipe())
     start_moments(optimizer)
     pairs = fullest_microbatch(
         models.make_pairs(200, models.TINY if place.tiny else models.LONG, setting.config.vocab_size),

@@ -18,6 +18,7 @@ from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, token
 from simpo_cli.model.memory import OutOfMemoryError, Workload, available_bytes
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
+from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.flops import needed_flops, shape_of
@@ -261,7 +262,7 @@ class _Trainer:
         self.tokens = sum(pair.num_tokens for pair in self.pairs)
         available = available_bytes(place.device)  # before there is a model
         self._policy = models.build(work.config, place.device, weights=work.weights, lora=work.lora)
-        self._optimizer = make_optimizer(self._policy, weight_decay=0.0)
+        self._optimizer = make_optimizer(self._policy, TrainRecipe())
         start_moments(self._optimizer)
         self.budget, self.rows = self._most_tokens(available), work.rows
         self._policies: dict[str, Policy] = {}

@@ -17,7 +17,7 @@ from simpo_cli.model import logprobs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.policy import Policy, decoder_of
-from simpo_cli.recipe.schema import LoraRecipe
+from simpo_cli.recipe.schema import LoraRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
 
@@ -85,7 +85,7 @@ def measured(
         if checkpointing:
             policy.recompute_activations()
         if trained:
-            optimizer = make_optimizer(policy, weight_decay=0.0)
+            optimizer = make_optimizer(policy, TrainRecipe())
             start_moments(optimizer)
             for moments in optimizer.state.values():
                 live.count(moments["exp_avg"])

@@ -33,7 +33,7 @@ def test_the_moments_are_those_of_the_first_step(device: str, dtype: torch.dtype
         kinds = []
         for before in (True, False):
             weights = _Weights(device, dtype)
-            optimizer = make_optimizer(weights, weight_decay=0.0)
+            optimizer = make_optimizer(weights, TrainRecipe())
             if before:
                 start_moments(optimizer)
             for parameter in optimizer.param_groups[0]["params"]:
@@ -74,3 +74,8 @@ def test_the_first_update_moves_nothing_when_there_is_warm_up() -> None:
     assert learning_rate(0, 62, _recipe("cosine", 1.0, 0.1)) == 0.0
     assert learning_rate(7, 62, _recipe("cosine", 1.0, 0.1)) == 1.0
     assert learning_rate(0, 62, _recipe("cosine", 1.0, 0.0)) == 1.0
+
+
+def test_the_optimizer_decays_weights_as_the_recipe_says() -> None:
+    optimizer = make_optimizer(_Weights("cpu", torch.float32), TrainRecipe(weight_decay=0.25))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.25
