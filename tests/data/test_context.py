@@ -248,6 +248,8 @@ def test_the_place_of_a_picture_is_refused_where_the_text_points_at_it(tmp_path:
     with pytest.raises(UserError, match="image_path: .* only text can be trained on"):
         load([record], tmp_path)
     assert unused({**record, "prompt": Q}) == ("image_path",)
+    with pytest.raises(UserError, match="image: .* only text can be trained on"):
+        load([{**PAIR, "image": {"bytes": "00", "path": "x.png"}}], tmp_path)  # a picture itself, wherever it belongs
 
 
 @pytest.mark.parametrize("tools", [[json.dumps(TOOL)], json.dumps([json.dumps(TOOL)])], ids=["list", "text"])

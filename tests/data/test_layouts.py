@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from simpo_cli.data.formats import detect
 from simpo_cli.data.formats.known import KNOWN, known_layout
 from simpo_cli.data.pair import Message, prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.layouts import BAD, GOOD, READ, REFUSED, Case, Q, Record, Refusal, talk
 from tests.data.pair_files import LoadedPairs, load_pairs
+from tests.data.test_direction import AB, ONE, REVERSED, RIGHT, ZERO, beside, judged, orders, refusal
 
 
 def load(records: list[Record], folder: Path) -> LoadedPairs:
@@ -124,6 +126,10 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
     assert [pair.chosen for pair in loaded.pairs] == [BAD, GOOD]
 
 
+def arena(first: str, second: str) -> Record:
+    return beside(AB, (first, second), prompt='["p", "q"]', winner_model_a=1, winner_model_b=0, winner_tie=0)
+
+
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
@@ -141,6 +147,9 @@ def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path
         ({"prompt": {"text": "x", "role": "prompter", "replies": 3}}, "replies: expected a list, got number"),
         ({"prompt": tree((GOOD, 0)) | {"replies": ["x"]}}, "expected a message with text"),
         ({"fields": {}, "responses": {"q": []}, "status": "pending"}, "responses.q: expected a list of objects"),
+        (arena('["x", "good"]', '["y", "bad"]'), "turns behind the prompt"),
+        (arena('["x", "good"]', '["bad"]'), "1 answers to 2 turns"),
+        (arena('["x", "good"]', "[null, 3]"), "expected a list of texts"),
     ],
 )
 def test_a_malformed_record_of_a_known_layout_is_refused(record: Record, problem: str, tmp_path: Path) -> None:
@@ -161,23 +170,51 @@ def test_beside_a_chosen_response_messages_hold_it_and_a_prompt_does_not(turns: 
     assert (prompt_messages(pair.prompt), pair.chosen, pair.rejected) == ((Message("user", Q),), GOOD, BAD)
 
 
+def test_turns_of_the_arena_table_are_the_same_up_to_the_last(tmp_path: Path) -> None:
+    (pair,) = load([arena('["x", "good"]', '["x", "bad"]')], tmp_path).pairs
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+
+
+# What the person says over a known layout
+
+
+def test_a_mapping_over_a_known_layout() -> None:
+    records = judged(ZERO, "better_response_id", 0, 1)
+    records = [{**record, "safer_response_id": 1 - record["better_response_id"]} for record in records]
+    assert orders(records, columns={"label": "safer_response_id"}) == REVERSED
+    assert orders(records, labels={"first": [1], "second": [0]}) == REVERSED
+    assert orders(records, columns={"system": "prompt"}) == RIGHT
+    columns = {"chosen": ZERO[0], "rejected": ZERO[1]}
+    assert "better_response_id (0 (1 x), 1 (1 x))" in refusal(records, columns=columns).problem
+    assert orders(records, columns=columns, direction="first") == RIGHT | REVERSED
+
+
+def test_sides_of_their_own_come_before_a_known_layout() -> None:
+    record = beside(ZERO, ("bad", "good"), better_response_id=0, chosen="good", rejected="bad")
+    assert detect([record], {}, "prefs").name == ""
+    assert orders([record]) == RIGHT
+
+
 @pytest.mark.parametrize(
-    ("sides", "values"),
+    ("fields", "label", "first", "second", "prompt"),
     [
-        (("answer1", "answer2"), ("left", "right")),
-        (("response_a", "response_b"), "ab"),
-        (("output_1", "output_2"), (1, 2)),
+        (ZERO, "better_response_id", 0, 1, "prompt"),
+        (("response_1", "response_2"), "preference_strength", -2, 1, "prompt"),
+        (("human_ref_A", "human_ref_B"), "labels", 1, 0, "history"),
+        (ONE, "preference", 1, 2, "instruction"),
+        (("answer1", "answer2"), "cmp", "left", "right", "prompt"),
+        (("orig_response_A", "orig_response_B"), "orig_preference", "A", "B", "orig_instruction"),
+        (AB, "winner", "a", "b", "prompt"),
+        (AB, "winner", "model_a", "model_b", "prompt"),
+        (("left", "right"), "winner", "left", "right", "prompt"),
     ],
 )
-@pytest.mark.parametrize("name", ["pw", "outcome"])
-def test_a_field_that_names_the_responses_is_no_field_without_meaning(
-    name: str, sides: tuple[str, str], values: Any, tmp_path: Path
+@pytest.mark.parametrize("with_label", [False, True])
+def test_the_order_of_answers_reverses_nothing(
+    fields: tuple[str, str], label: str, first: Any, second: Any, prompt: str, with_label: bool
 ) -> None:
-    """Whatever it is called, it is put into the line to paste, and a stated order beside it is refused."""
-    records: list[Record] = [{"prompt": Q, sides[0]: GOOD, sides[1]: BAD, name: value} for value in values]
-    with pytest.raises(UserError, match=f"told by '{name}'") as error:
-        load(records, tmp_path)
-    assert f"label: {name}}}, labels: {{first: [{values[0]}], second: [{values[1]}]}}" in str(error.value)
-    source = DataSource(path=str(tmp_path / "prefs.json"), columns={"chosen": sides[0], "rejected": sides[1]})
-    with pytest.raises(UserError, match=f"{name} .* may say which one is preferred in each record"):
-        load_pairs([source], role="train")
+    records = [{prompt: record.pop("prompt"), **record} for record in judged(fields, label, first, second)]
+    more = {"label": label} if with_label else {}
+    assert orders(records, columns={"answers": [*reversed(fields)], **more}) == RIGHT
+    if with_label:
+        assert orders(records, columns={"chosen": fields[1], "rejected": fields[0], **more}) == RIGHT
