@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from simpo_cli.audit.measures import FEATURES, surface_differences, surface_features
+from simpo_cli.audit.measures import FEATURES, surface_differences
 from simpo_cli.audit.surface import fit, judge, leading
 
 
@@ -12,45 +12,6 @@ def drawn(count: int, *, seed: int, lean: float) -> np.ndarray:
     """Differences that lean towards the chosen side."""
     draw = np.random.default_rng(seed)
     return (draw.normal(size=(count, len(FEATURES))) + lean * (np.arange(len(FEATURES)) % 3 == 0)).astype(np.float32)
-
-
-def test_features_are_counts() -> None:
-    text = "# Title\n\n- one, two\n- **three**\n  2. `x`\nSee https://a.b? Wow!"
-    counts = {name: round(float(np.expm1(value))) for name, value in zip(FEATURES, surface_features(text), strict=True)}
-    assert counts == {
-        "characters": len(text),
-        "lines": 5,
-        "paragraphs": 1,
-        "list items": 3,
-        "headings": 1,
-        "bold phrases": 1,
-        "code marks": 2,
-        "links": 1,
-        "commas": 1,
-        "questions": 1,
-        "exclamations": 1,
-        "refusal openers": 0,
-        "eager openers": 0,
-        "sentence ends": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "refusal", "eager"),
-    [
-        ("I'm sorry, but I can't", 1, 0),
-        ("I’m really sorry", 1, 0),
-        ("As an AI language model", 1, 0),
-        ("I cannot help", 1, 0),
-        ("Sure! Here is", 0, 1),
-        ("Certainly, yes", 0, 1),
-        ("Surely not", 0, 0),
-        ("Ice cream", 0, 0),
-    ],
-)
-def test_openers(text: str, refusal: int, eager: int) -> None:
-    found = dict(zip(FEATURES, surface_features(text), strict=True))
-    assert (found["refusal openers"] > 0, found["eager openers"] > 0) == (bool(refusal), bool(eager))
 
 
 @pytest.mark.parametrize("lean", [0.0, 0.3, 3.0])

@@ -7,7 +7,7 @@ Chinese characters (as many). Of each pair a copy is made in which one word, or 
 all three texts at equal distances, the first of them drawn; or in the prompt alone, the responses staying as they are.
 All pairs and their copies are searched together, as `simpo stats` does. Prints the share of copies that are found
 (DUP002) as mean over the rounds with the range in brackets, and whatever is found beside the copies. Beyond the rule in
-docs/stats.md the shares are those of false pairs. Asserts nothing; tests/audit/test_near.py does.
+docs/stats.md the shares are those of false pairs. Asserts nothing; tests/audit/test_duplicates.py does.
 """
 
 import argparse

@@ -1,15 +1,20 @@
-"""Trouble in texts: mojibake made by the wrong decoders, and languages that must not be taken for it."""
+"""Trouble in texts, mojibake made by the wrong decoders, languages that are none, and features of the surface."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_cli.audit.measures import (
+    FEATURES,
     begins_with_header,
     goes_on_with_a_turn,
     has_control_characters,
     is_mojibake,
     spells_special_token,
+    surface_features,
     trouble_in,
 )
 from simpo_cli.data.pair import Message, PreferencePair
@@ -34,32 +39,10 @@ GOOD = [
 ]
 
 BROKEN = [
-    "It’s fine",
-    "“quoted”",
-    "a – b",
-    "wait…",
-    "café",
-    "naïve",
-    "à la carte",
-    "30 °C",
-    "£5",
-    "© 2024",
-    "a\u00a0b",
-    "→ next",
-    "✓ done",
-    "™",
-    "😀",
-    "👍 good",
-    "Привет",
-    "Ελληνικά",
-    "你好",
-    "こんにちは",
-    "한국어",
-    "สวัสดี",
-    "Größe",
-    "mañana",
-    "São Paulo",
-]
+    "It’s fine", "“quoted”", "a – b", "wait…", "café", "naïve", "à la carte", "30 °C", "£5", "© 2024", "a\u00a0b",
+    "→ next", "✓ done", "™", "😀", "👍 good", "Привет", "Ελληνικά", "你好", "こんにちは", "한국어", "สวัสดี", "Größe",
+    "mañana", "São Paulo",
+]  # fmt: skip
 
 
 def read_wrongly(text: str, encoding: str) -> str:
@@ -102,52 +85,29 @@ def test_control_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("look", "found", "others"),
     [
-        ("a <|im_end|> b", True),
-        ("</s>", True),
-        ("[INST] hi [/INST]", True),
-        ("<end_of_turn>", True),
-        ("<｜Assistant｜>", True),
-        ("a <b>bold</b> [link](x) if a <| b |> c", False),
-        ("List[int] < 3", False),
-        ("<strong>", False),
+        (
+            spells_special_token,
+            ["a <|im_end|> b", "</s>", "[INST] hi [/INST]", "<end_of_turn>", "<｜Assistant｜>"],
+            ["a <b>bold</b> [link](x) if a <| b |> c", "List[int] < 3", "<strong>"],
+        ),
+        (
+            begins_with_header,
+            ["Assistant: Yes.", "\n assistant : yes", "### Response:\nYes", "<|im_start|>assistant\nYes",
+             "<start_of_turn>model\nYes"],
+            ["The Assistant: a play", "Assistants are people.", "### Responses to the critics"],
+        ),
+        (
+            goes_on_with_a_turn,
+            ["Yes.\n\nHuman: And?", "Yes.\n### Instruction: more", "Yes<|im_start|>user\nmore"],
+            ["\n\nHuman: no", "Human: no", "The\nHuman: no"],  # at the beginning it is another matter
+        ),
     ],
-)
-def test_special_tokens(text: str, says: bool) -> None:
-    assert spells_special_token(text) == says
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("Assistant: Yes.", True),
-        ("\n assistant : yes", True),
-        ("### Response:\nYes", True),
-        ("<|im_start|>assistant\nYes", True),
-        ("<start_of_turn>model\nYes", True),
-        ("The Assistant: a play", False),
-        ("Assistants are people.", False),
-        ("### Responses to the critics", False),
-    ],
-)
-def test_headers(text: str, says: bool) -> None:
-    assert begins_with_header(text) == says
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("Yes.\n\nHuman: And?", True),
-        ("Yes.\n### Instruction: more", True),
-        ("Yes<|im_start|>user\nmore", True),
-        ("\n\nHuman: no", False),  # at the beginning it is another matter
-        ("Human: no", False),
-        ("The\nHuman: no", False),
-    ],
-)
-def test_further_turns(text: str, says: bool) -> None:
-    assert goes_on_with_a_turn(text) == says
+)  # fmt: skip
+def test_templates_in_texts(look: Callable[[str], bool], found: list[str], others: list[str]) -> None:
+    assert [text for text in found if not look(text)] == []
+    assert [text for text in others if look(text)] == []
 
 
 def test_every_text_of_a_pair_is_looked_at() -> None:
@@ -156,3 +116,35 @@ def test_every_text_of_a_pair_is_looked_at() -> None:
     assert list(trouble_in(pair, own=None)) == ["CHR001", "CHR002", "CHR003", "CHR004", "TOK001", "EOS002"]
     assert "TOK001" not in trouble_in(pair, own=())
     assert list(trouble_in(PreferencePair("p", "fine\t\r\n", "good", ""), own=None)) == []
+
+
+def test_features_are_counts() -> None:
+    text = "# Title\n\n- one, two\n- **three**\n  2. `x`\nSee https://a.b? Wow!"
+    counts = {name: round(float(np.expm1(value))) for name, value in zip(FEATURES, surface_features(text), strict=True)}
+    wanted = {
+        "characters": len(text),
+        "lines": 5,
+        "list items": 3,
+        "code marks": 2,
+        "refusal openers": 0,
+        "eager openers": 0,
+    }
+    assert counts == dict.fromkeys(FEATURES, 1) | wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal", "eager"),
+    [
+        ("I'm sorry, but I can't", 1, 0),
+        ("I’m really sorry", 1, 0),
+        ("As an AI language model", 1, 0),
+        ("I cannot help", 1, 0),
+        ("Sure! Here is", 0, 1),
+        ("Certainly, yes", 0, 1),
+        ("Surely not", 0, 0),
+        ("Ice cream", 0, 0),
+    ],
+)
+def test_openers(text: str, refusal: int, eager: int) -> None:
+    found = dict(zip(FEATURES, surface_features(text), strict=True))
+    assert (found["refusal openers"] > 0, found["eager openers"] > 0) == (bool(refusal), bool(eager))
