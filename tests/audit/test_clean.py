@@ -17,7 +17,7 @@ from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataRecipe
-from tests.data.pair_files import load_pairs
+from tests.data.pair_files import load_pairs, write_pairs
 from tests.tiny import chatml_tokenizer
 
 RECORDS: list[dict[str, Any]] = [
@@ -44,9 +44,11 @@ def reader_of(path: str) -> Callable[[], PairReader]:
 
 @pytest.fixture
 def prefs(tmp_path: Path) -> str:
-    path = tmp_path / "prefs.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
-    return str(path)
+    return write_pairs(tmp_path, "prefs.jsonl", RECORDS)
+
+
+def texts_of(pair: PreferencePair) -> tuple[object, ...]:
+    return pair.prompt, pair.chosen, pair.rejected, pair.tools
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -62,9 +64,7 @@ def test_what_stays_and_what_goes(prefs: str, tmp_path: Path) -> None:
     before = load_pairs(prefs, role="train", on_bad_record="skip", on_no_signal="keep").pairs
     kept = [pair for pair in before if pair.where.rsplit(":", 1)[1] in ("1", "8", "9")]
     after = load_pairs(str(out), role="train").pairs
-    assert [(p.prompt, p.chosen, p.rejected, p.tools) for p in after] == [
-        (p.prompt, p.chosen, p.rejected, p.tools) for p in kept
-    ]
+    assert [texts_of(pair) for pair in after] == [texts_of(pair) for pair in kept]
     assert lines(out)[0] == RECORDS[0]  # with its scores
     header, *dropped = lines(dropped_path(out))
     assert header["clean"]["pairs"] == 3
@@ -80,11 +80,8 @@ def test_what_stays_and_what_goes(prefs: str, tmp_path: Path) -> None:
     assert dropped[0]["chosen"] == "a"
     assert json.loads(dropped[-1]["record"]) == RECORDS[6]
     assert dropped[-1]["problem"] == "chosen: expected text or messages, got number"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "clean.jsonl",
-        "clean.jsonl.dropped.jsonl",
-        "prefs.jsonl",
-    ]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["clean.jsonl", "clean.jsonl.dropped.jsonl", "prefs.jsonl"]
 
 
 def test_a_repeated_prompt_is_taken_off(tmp_path: Path) -> None:
@@ -96,9 +93,8 @@ def test_a_repeated_prompt_is_taken_off(tmp_path: Path) -> None:
         {"prompt": asked, "chosen": f"{asked} Same.", "rejected": f"{asked}\nSame."},  # nothing differs behind it
         {"prompt": asked, "chosen": f"{asked} More.", "rejected": f"{asked}"},
     ]
-    path, out = tmp_path / "prefs.jsonl", tmp_path / "clean.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    result = write_clean(out, examine(reader_of(str(path))()), reader_of(str(path)))
+    path, out = write_pairs(tmp_path, "prefs.jsonl", records), tmp_path / "clean.jsonl"
+    result = write_clean(out, examine(reader_of(path)()), reader_of(path))
     assert (result.kept, result.mended, result.dropped, result.by_code) == (3, 2, 2, {"TPL003": 2})
     assert lines(out) == [
         {"prompt": asked, "chosen": "At sea.", "rejected": "In a lake.", "note": "x"},
@@ -123,13 +119,12 @@ def test_what_is_clean_has_no_error_left_in_tokens(tmp_path: Path) -> None:
         {"prompt": "e", "chosen": "", "rejected": "b"},
     ]
     records += [{"prompt": f"How {n}?", "chosen": "Open Settings. " * n, "rejected": "x" * n} for n in range(1, 9)]
-    path = tmp_path / "prefs.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    first = examine(reader_of(str(path))(), tokens)
+    path = write_pairs(tmp_path, "prefs.jsonl", records)
+    first = examine(reader_of(path)(), tokens)
     codes = {found.code for found in first.findings}
     assert {"TRU002", "TRU004", "FMT001", "EMP001"} <= codes
     out = tmp_path / "clean.jsonl"
-    result = write_clean(out, first, reader_of(str(path)))
+    result = write_clean(out, first, reader_of(path))
     assert result.kept == len(lines(out)) > 0
     again = examine(reader_of(str(out))(), tokens)
     assert again.count == result.kept
@@ -167,19 +162,12 @@ def test_any_pair_reads_back(
     folder = tmp_path_factory.mktemp("pairs")
     sides = [[{"role": "assistant", "content": text}] if turns else text for text in (chosen, rejected)]
     record = {**more, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
-    (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
     try:
-        pair = load_pairs(str(folder / "a.jsonl"), role="train").pairs[0]
+        pair = load_pairs(write_pairs(folder, "a.jsonl", [record]), role="train").pairs[0]
     except UserError:
         return  # no pair to begin with
-    (folder / "b.jsonl").write_text(json.dumps(clean_record(pair, record)) + "\n")
-    again = load_pairs(str(folder / "b.jsonl"), role="train").pairs[0]
-    assert (again.prompt, again.chosen, again.rejected, again.tools) == (
-        pair.prompt,
-        pair.chosen,
-        pair.rejected,
-        pair.tools,
-    )
+    again = load_pairs(write_pairs(folder, "b.jsonl", [clean_record(pair, record)]), role="train").pairs[0]
+    assert texts_of(again) == texts_of(pair)
 
 
 def test_tools_read_back_to_the_letter() -> None:
@@ -214,10 +202,9 @@ def test_only_its_own_files_are_replaced(prefs: str, tmp_path: Path) -> None:
 
 
 def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "prefs.jsonl"
-    path.write_text(json.dumps({"prompt": "p", "chosen": "", "rejected": "b"}) + "\n")
+    path = write_pairs(tmp_path, "prefs.jsonl", [{"prompt": "p", "chosen": "", "rejected": "b"}])
     with pytest.raises(UserError, match="no pair remains of 1"):
-        write_clean(tmp_path / "clean.jsonl", examine(reader_of(str(path))()), reader_of(str(path)))
+        write_clean(tmp_path / "clean.jsonl", examine(reader_of(path)()), reader_of(path))
     assert [file.name for file in tmp_path.iterdir()] == ["prefs.jsonl"]
 
 

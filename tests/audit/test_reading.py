@@ -23,6 +23,7 @@ from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import Message, PreferencePair, RawRecord
 from simpo_cli.errors import ExitCode, UserError
 from tests.benchmarks.audit import made_pairs
+from tests.data.pair_files import write_pairs
 
 _OF_OTHERS: set[psutil.Process] = set()
 """Children that other tests in this process have left for later ones of theirs."""
@@ -60,6 +61,10 @@ def made(count: int) -> list[PreferencePair]:
     return [PreferencePair(*texts, "") for texts in made_pairs(count, seed=5)]
 
 
+def made_records(count: int) -> list[dict[str, str]]:
+    return [dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) for texts in made_pairs(count, seed=6)]
+
+
 # Measuring
 
 
@@ -91,13 +96,12 @@ def test_small_data_are_measured_here() -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 def test_the_document_is_the_same_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "prefs.jsonl"
-    records = [dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) for texts in made_pairs(400, seed=6)]
+    records = made_records(400)
     records[7]["chosen"] = records[390]["rejected"] = "mojibake â€™"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = write_pairs(tmp_path, "prefs.jsonl", records)
 
     def document() -> str:
-        reader = PairReader(str(path), role="train", on_no_signal="keep")
+        reader = PairReader(path, role="train", on_no_signal="keep")
         return json.dumps(stats_document(examine(reader), version="-"))
 
     several = document()
@@ -166,8 +170,7 @@ def test_they_end_when_whoever_gives_work_is_killed() -> None:
 @pytest.mark.parametrize("name", ["multiprocessing.py", "struct.py", "numpy.py"])
 def test_they_take_no_module_from_the_current_folder_and_do_not_run_the_program(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("raise SystemExit('a module of the current folder')\n")
-    records = [dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)) for texts in made_pairs(90, seed=6)]
-    (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_pairs(tmp_path, "prefs.jsonl", made_records(90))
     script = tmp_path / "elsewhere" / "simpo"
     script.parent.mkdir()
     script.write_text(
