@@ -206,6 +206,16 @@ class Checkpoint:
         if failure is not None:
             raise failure
 
+    def verify(self) -> None:
+        """Read every file to its end.
+
+        Raises:
+            DamagedCheckpointError: as in `open`.
+        """
+        for name in self.manifest.files:
+            with self.open(name):
+                pass
+
     def read_json(self, name: str) -> Any:
         """The content of a JSON file, checked as in `open`."""
         with self.open(name) as reader:

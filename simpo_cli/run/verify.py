@@ -223,9 +223,7 @@ def _checkpoints(path: Path) -> tuple[list[Checkpoint], list[FileSeen]]:
     whole = []
     for checkpoint in found:
         try:
-            for name in checkpoint.manifest.files:
-                with checkpoint.open(name):
-                    pass
+            checkpoint.verify()
         except DamagedCheckpointError as error:
             damaged.append(error)
         else:

@@ -36,43 +36,25 @@ _OURS = re.compile(r"runs/run\b|/cache/")
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run that is looked at call by call.
-
-    Attributes:
-        arrange: has a child stop where the part begins, mark its begin, and leave at its end.
-        calls: names of the calls that are made to fail.
-        errors_at_each: different errors at each call; with fewer than all they take turns.
-        cold: the part begins with no run and an empty cache.
-    """
+    """A part of a run that is looked at call by call."""
 
     name: str
-    arrange: Callable[[Callable[[], None]], None]
-    calls: tuple[str, ...]
-    errors_at_each: int
-    cold: bool = False
+    arrange: Callable[[Callable[[], None]], None]  # has a child stop where it begins, mark that, and leave at its end
+    calls: tuple[str, ...]  # names of those that are made to fail
+    errors_at_each: int  # different ones; with fewer than all they take turns
+    cold: bool = False  # it begins with no run and an empty cache
 
 
 @dataclass
 class Counts:
-    """What the faults in one part came to.
+    """What the faults in one part came to."""
 
-    Attributes:
-        points: calls of the part.
-        cases: faults by kind: the errors and SIGKILL.
-        refused: exit code 4 with the reason and a way out.
-        harmless: the part was completed all the same.
-        states: different states left behind, all gone on with.
-        left: temporary files that were left to the next process.
-        wrong: everything that should not be.
-    """
-
-    points: int = 0
-    cases: Counter[str] = field(default_factory=Counter)
-    refused: int = 0
-    harmless: int = 0
-    states: set[str] = field(default_factory=set)
-    left: int = 0
-    wrong: list[str] = field(default_factory=list)
+    points: int = 0  # calls of the part
+    cases: Counter[str] = field(default_factory=Counter)  # faults by kind: the errors and SIGKILL
+    refused: int = 0  # exit code 4 with the reason and a way out
+    harmless: int = 0  # the part was completed all the same
+    states: set[str] = field(default_factory=set)  # different ones left behind, all gone on with
+    wrong: list[str] = field(default_factory=list)  # everything that should not be
 
 
 def _leave_after(save: Callable[[CheckpointSaver], None], step: int) -> Callable[[CheckpointSaver], None]:
@@ -131,11 +113,7 @@ PARTS = (
 
 
 class CallByCall:
-    """The faults of system calls in one place.
-
-    Args:
-        place: a folder that `make_place` has filled.
-    """
+    """The faults of system calls in one place, which `make_place` has filled."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -145,14 +123,8 @@ class CallByCall:
         assert ended.code == 0, ended.said
         self._unbroken = place / "runs" / "unbroken"
 
-    def look_at(self, part: Part, one_in: int = 1, kills: bool = True) -> Counts:
-        """Make the calls of a part fail.
-
-        Args:
-            part: which.
-            one_in: only one call of so many, for a quick look.
-            kills: also end the process at each call.
-        """
+    def look_at(self, part: Part, one_in: int = 1) -> Counts:
+        """Make the calls of a part fail, of so many one, and end the process there."""
         counts, errors = Counts(), cycle(ERRORS)
         _empty(self._run)
         if part.cold:
@@ -171,7 +143,7 @@ class CallByCall:
             counts.wrong += unsynced(of_run, self._place)
             for point in points[::one_in]:
                 faults = [f"error={next(errors)}" for _ in range(part.errors_at_each)]
-                for fault in [*faults, *(["signal=KILL"] if kills else [])]:
+                for fault in [*faults, "signal=KILL"]:
                     self._restore(before, cold=part.cold)
                     ended = twins.run(f"{point.name}:{fault}:when={point.number}")
                     self._count(counts, point, fault.split("=")[1], ended, before)
@@ -192,7 +164,6 @@ class CallByCall:
         counts.harmless += ended.code in (ExitCode.DONE, SURVIVED)
         if fault != "KILL":
             left = [str(file) for file in temporary(self._run)]
-            counts.left += bool(left)
             if left and not re.search(r"\.tmp-removed|unlink|rmdir", point.text):
                 problems.append(f"left {left}")
         state = _state(self._run)
@@ -208,17 +179,24 @@ class CallByCall:
         shutil.rmtree(again, ignore_errors=True)
         if self._run.exists():
             shutil.copytree(self._run, again)
-        ended = run_child(self._place, [*TRAIN, "output_dir=runs/again"], no_page)
-        if ended.code != 0:
-            return f"going on ended with {ended.code}: {ended.said[-500:]}"
-        if final_state(again) != final_state(self._unbroken):
-            return "going on gave other weights or moments"
-        if any(timeless(again / name) != timeless(self._unbroken / name) for name in LOGS):
-            return "going on gave other logs"
+        if problem := go_on(self._place, [*TRAIN, "output_dir=runs/again"], again, self._unbroken):
+            return problem
         steps = [row["step"] for row in rows(again / "metrics.jsonl")]
         if steps != [1, 2, 3, 4] or list(temporary(again)):
             return f"going on left steps {steps} and {list(temporary(again))}"
         return ""
+
+
+def go_on(place: Path, command: Sequence[str], run: Path, unbroken: Path) -> str:
+    """Go on with a run, and say how its end differs from the unbroken run's; empty where it does not."""
+    ended = run_child(place, command, no_page)
+    if ended.code != 0:
+        return f"going on ended with {ended.code}: {ended.said[-500:]}"
+    if final_state(run) != final_state(unbroken):
+        return "going on gave other weights or moments"
+    if any(timeless(run / name) != timeless(unbroken / name) for name in LOGS):
+        return "going on gave other logs"
+    return ""
 
 
 def unsynced(calls: Sequence[Call], place: Path) -> list[str]:
@@ -226,11 +204,7 @@ def unsynced(calls: Sequence[Call], place: Path) -> list[str]:
 
     A file is synced after its last byte and before its own or its folder's new name; a folder after its last entry and
     before its new name; and after a folder of files has its new name, the folder above it before anything else changes
-    its name or goes.
-
-    Args:
-        calls: in their order.
-        place: what relative names are below.
+    its name or goes. Relative names are below `place`.
     """
     dirty: dict[str, str] = {}  # by path: what the disk may not have
     named: str | None = None  # a folder with an entry that the disk may not have
@@ -302,9 +276,7 @@ def _lost(run: Path, before: Path) -> Iterator[str]:
     if then and (not now or now[0].step < then[0].step):
         yield f"step {then[0].step} is lost"
     for found in now:
-        for name in found.manifest.files:
-            with found.open(name):
-                pass
+        found.verify()
         for old in then:
             if old.step == found.step and old.manifest != found.manifest:
                 yield f"step {old.step} is another"

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -30,30 +30,20 @@ SECONDS_TO_GO = 10.0
 class Children:
     """The server's client; a context.
 
-    Args:
-        place: the folder in which the commands run, with the cache of the tokens in `cache`; what they say goes to
-            `child-<n>.log` there.
-        environment: what the commands find in it besides.
+    The commands run in a place, with the cache of the tokens in `cache`; what they say goes to `child-<n>.log` there.
     """
 
-    def __init__(self, place: Path, **environment: str) -> None:
+    def __init__(self, place: Path) -> None:
         self.place = place
-        self._environment = environment
         self._codes: dict[int, int] = {}  # of the children that have ended, by number
         self._pids: list[int] = []
 
     def __enter__(self) -> "Children":
-        fixed = {
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "NO_COLOR": "1",
-            "SIMPO_CACHE": str(self.place / "cache"),
-        }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.children"],
             start_new_session=True,  # Ctrl-C is for whoever waits for the children
             cwd=ROOT,
-            env={**os.environ, **fixed, **self._environment},
+            env={**os.environ, **environment(self.place)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -73,9 +63,7 @@ class Children:
     def start(self, *commands: Sequence[str], interrupted: Interruption | None = None) -> list[int]:
         """Start a child for each list of arguments of `simpo`, and return their process ids; the last must have ended.
 
-        Args:
-            commands: what they run.
-            interrupted: where each of them sends itself signals.
+        Each of them sends itself signals where it is `interrupted`.
         """
         assert len(self._codes) == len(self._pids)
         assert self._server.stdin is not None
@@ -127,17 +115,51 @@ class Children:
 
     def _answer(self) -> Any:
         assert self._server.stdout is not None
-        line = b""  # a byte at a time, so that nothing stays in a buffer that select does not see
-        while not line.endswith(b"\n"):
-            byte = os.read(self._server.stdout.fileno(), 1)
-            assert byte, "the server has died"
-            line += byte
+        line = line_of(self._server.stdout.fileno())
+        assert line, "the server has died"
         return json.loads(line)
+
+
+def make_place(folder: Path) -> Path:
+    """Fill a folder with a tiny model, pairs and a recipe, and return it.
+
+    `run.yaml` is the recipe: nine steps, a checkpoint after each, four evaluations. Every prompt is cut, so none is
+    asked as a question: answers take long and are not what the faults are about.
+    """
+    from tests.tiny import save_tiny_model
+    from tests.train.runs import write_prefs
+
+    save_tiny_model(folder / "tiny")
+    write_prefs(folder / "prefs.jsonl", pairs=44, prompts=44)
+    (folder / "run.yaml").write_text(
+        "name: run\nmodel: {path: tiny}\n"
+        "data: {train: prefs.jsonl, holdout: 8, max_length: 64, max_prompt_length: 12}\n"
+        "train: {pairs_per_step: 4, learning_rate: 1e-3, precision: fp32}\n"
+        "eval: {every: 3}\ncheckpoint: {every: 1, keep: 2, best: true}\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def environment(place: Path) -> dict[str, str]:
+    """What a run in a place finds in its environment."""
+    return {"SIMPO_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+
+def line_of(descriptor: int, seconds: float | None = None) -> str:
+    """The next line, a byte at a time, so that nothing stays in a buffer that select does not see; at the end none."""
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([descriptor], [], [], seconds)[0], "no answer from the child"
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode().strip()
 
 
 def serve() -> None:
     """Be the server until stdin closes."""
-    sys.argv[0] = "simpo"
     be_ready_to_fork()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -167,18 +189,26 @@ def _is_alone(pid: int) -> bool:
 
 
 def _be_a_child(command: list[str], number: int, place: Path, interrupted: dict[str, Any] | None) -> None:
-    code = 1
-    try:
+    def begin() -> None:
         os.setpgid(0, 0)
         for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # ignored under nohup, and so they would stay
             signal.signal(stop, signal.SIG_DFL if stop != signal.SIGINT else signal.default_int_handler)
-        os.chdir(place)
-        log = os.open(f"child-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for descriptor, target in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(descriptor, target)
         tell_phases(place / f"child-{number}.phase", None if interrupted is None else Interruption(**interrupted))
-        sys.argv[1:] = command
+
+    be_a_run(place, command, place / f"child-{number}.log", begin)
+
+
+def be_a_run(place: Path, command: Sequence[str], log: Path, begin: Callable[[], None]) -> None:
+    """Be `simpo` with these arguments in a process that was just forked, and end with it."""
+    code = 1
+    try:
+        os.chdir(place)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(descriptor, target)
+        sys.argv = ["simpo", *command]
+        begin()
         from simpo_cli.cli.main import run
 
         code = run(command)

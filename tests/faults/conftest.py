@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.children import Children
-from tests.faults.place import make_place
+from tests.faults.children import Children, make_place
 
 
 @pytest.fixture(scope="session")

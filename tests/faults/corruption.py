@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from simpo_cli.run.verify import verify_run
-from tests.faults.children import Children
-from tests.faults.place import make_place
+from tests.faults.children import Children, make_place
+from tests.faults.table import table
 
 _NOT_VOUCHED_FOR = {".lock", ".owner", "report.html"}
 _DOCUMENTS = ("run.json", "manifest.json", "progress.json", "identity.json")
@@ -40,36 +40,27 @@ KINDS = (
 
 @dataclass
 class Harmed:
-    """How often each kind of harm was done, and how often it was noticed and the right file named.
-
-    Attributes:
-        files: different files that were harmed.
-    """
+    """How often each kind of harm was done, and how often it was noticed and the right file named."""
 
     done: Counter[str] = field(default_factory=Counter)
     noticed: Counter[str] = field(default_factory=Counter)
-    files: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)  # that were harmed
     missed: list[str] = field(default_factory=list)
 
     def table(self) -> str:
         """Rows of Markdown."""
-        rows = [("harm to the files of a run", "done", "noticed"), ("---", "---", "---")]
-        rows += [(kind, f"{self.done[kind]:,}", f"{self.noticed[kind]:,}") for kind in KINDS]
+        rows = [(kind, f"{self.done[kind]:,}", f"{self.noticed[kind]:,}") for kind in KINDS]
         rows.append((f"all, in {len(self.files)} files", f"{self.done.total():,}", f"{self.noticed.total():,}"))
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        return table(("harm to the files of a run", "done", "noticed"), rows)
 
 
 Harm = tuple[str, str, Callable[[], Any]]  # kind, what the verification must name, the doing
 
 
 def harm_everything(run: Path, draw: random.Random, bits: int, one_in: int = 1) -> Harmed:
-    """Harm a finished run in one place after the other.
+    """Harm a finished run in one place after the other, and put each right again; of so many harms do one.
 
-    Args:
-        run: its folder; it is as it was afterwards.
-        draw: where in a file.
-        bits: bits that are turned in each file, one at a time.
-        one_in: do only one of so many harms, for a quick look.
+    In each file so many `bits` are turned, one at a time.
     """
     harmed = Harmed()
     assert not verify_run(run).damaged

@@ -13,7 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.faults.children import be_ready_to_fork
+from tests.faults.children import be_ready_to_fork, environment, make_place
+from tests.faults.table import table
 
 if TYPE_CHECKING:
     from tests.faults.calls import Counts
@@ -41,7 +42,7 @@ def main() -> int:
             for part in PARTS[:1] if options.quick else PARTS:
                 counts.append((part.name, calls.look_at(part, one_in)))
                 wrong += counts[-1][1].wrong
-            print(_calls_table(counts))
+            print(_calls_table(counts), end="\n\n")
         else:
             print("System calls were not made to fail: strace is not here, or may not look at a process.\n")
         disks = RealDisks(place)
@@ -54,7 +55,7 @@ def main() -> int:
                 disks.make_adapters()
                 rows += disks.other_commands()
         shown = [(row.fault, str(int(row.code)), "no" if row.problems else "yes") for row in rows]
-        print(_table(("fault", "exit code", "as it should be"), shown))
+        print(table(("fault", "exit code", "as it should be"), shown))
         wrong += [f"{row.fault}: {problem}" for row in rows for problem in row.problems]
     for problem in wrong:
         print(f"wrong  {problem}", file=sys.stderr)
@@ -63,10 +64,8 @@ def main() -> int:
 
 def _prepare(folder: Path) -> Path:
     """A place to run in, and everything imported; nothing in this process may touch a tensor before it forks."""
-    os.environ |= {"SIMPO_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= environment(folder)
     be_ready_to_fork()
-    from tests.faults.place import make_place
-
     maker = get_context("fork").Process(target=make_place, args=(folder,))
     maker.start()
     maker.join()
@@ -82,12 +81,7 @@ def _calls_table(counts: "Sequence[tuple[str, Counts]]") -> str:
         cases = [found.cases[fault] for fault in faults]
         numbers = [found.points, *cases, found.refused, found.harmless, len(found.states), len(found.wrong)]
         rows.append((name, *(f"{number:,}" for number in numbers)))
-    return _table(heads, rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(heads, rows)
 
 
 if __name__ == "__main__":

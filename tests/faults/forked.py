@@ -11,29 +11,18 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tests.faults.children import be_a_run, line_of
+
 SECONDS = 120
 SURVIVED = 77  # exit code of a twin that came to the end of what is looked at
 CHANGING = (
-    *(
-        "openat",
-        "mkdir",
-        "mkdirat",
-        "write",
-        "pwrite64",
-        "writev",
-        "fsync",
-        "fdatasync",
-        "ftruncate",
-        "close",
-        "rename",
-    ),
-    *("renameat", "renameat2", "unlink", "unlinkat", "rmdir", "chmod", "fchmod", "fchmodat", "utimensat"),
+    *("openat", "mkdir", "mkdirat", "write", "pwrite64", "writev", "fsync", "fdatasync", "ftruncate", "close"),
+    *("rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir", "chmod", "fchmod", "fchmodat", "utimensat"),
     *("copy_file_range", "sendfile"),
 )
 LOOKING = (
@@ -82,29 +71,17 @@ def between(calls: Sequence[Call], first: str, last: str) -> list[Call]:
     return list(calls[places[first] + 1 : places.get(last, len(calls))])
 
 
-def run_child(place: Path, command: Sequence[str], before: Callable[[], None] | None = None) -> Ended:
-    """Run one command line of `simpo` to its end.
-
-    Args:
-        place: the folder in which it runs.
-        command: its arguments.
-        before: called in the child before it runs.
-    """
+def run_child(place: Path, command: Sequence[str], before: Callable[[], None] = lambda: None) -> Ended:
+    """Run one command line of `simpo` in a place to its end; `before` is called in the child before it runs."""
     log = place / "child.log"
     pid = os.fork()
     if pid == 0:
-        _be_the_child(place, command, log, before)
+        be_a_run(place, command, log, before)
     return Ended(_code(pid), log.read_text(encoding="utf-8", errors="replace"))
 
 
 class Twins:
-    """A child that has stopped at a place of its run, to be doubled there; a context.
-
-    Args:
-        place: the folder in which it runs.
-        command: arguments of `simpo`.
-        arrange: has the child stop.
-    """
+    """A child of `simpo` that has stopped in its run, where `arrange` has it, to be doubled there; a context."""
 
     def __init__(self, place: Path, command: Sequence[str], arrange: Arrange) -> None:
         self._place, self._log = place, place / "twins.log"
@@ -113,7 +90,7 @@ class Twins:
         if pid == 0:
             for descriptor in (asked[1], answered[0], go[1]):  # so that it ends when this process does
                 os.close(descriptor)
-            _be_the_child(place, command, self._log, lambda: arrange(lambda: _double(asked[0], answered[1], go[0])))
+            be_a_run(place, command, self._log, lambda: arrange(lambda: _double(asked[0], answered[1], go[0])))
         for descriptor in (asked[0], answered[1], go[0]):
             os.close(descriptor)
         self._pid, self._ask, self._answers, self._go = pid, asked[1], answered[0], go[1]
@@ -129,11 +106,7 @@ class Twins:
         os.close(self._go)
 
     def run(self, inject: str = "") -> Ended:
-        """Let a twin go on to its end.
-
-        Args:
-            inject: what strace does, such as `fsync:error=EIO:when=3`; empty only looks.
-        """
+        """Let a twin go on to its end; strace injects something such as `fsync:error=EIO:when=3`, or only looks."""
         os.truncate(self._log, 0)
         trace = self._place / "twins.trace"
         os.write(self._ask, b"x")
@@ -151,14 +124,7 @@ class Twins:
         return Ended(code, self._log.read_text(encoding="utf-8", errors="replace"), _calls(trace))
 
     def _answer(self) -> str:
-        line = b""
-        while not line.endswith(b"\n"):
-            assert select.select([self._answers], [], [], SECONDS)[0], "no answer from the child"
-            byte = os.read(self._answers, 1)
-            if not byte:
-                break
-            line += byte
-        return line.decode().strip()
+        return line_of(self._answers, SECONDS)
 
 
 def _double(asked: int, answers: int, go: int) -> None:
@@ -173,26 +139,6 @@ def _double(asked: int, answers: int, go: int) -> None:
             return
         os.write(answers, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
     os._exit(0)
-
-
-def _be_the_child(place: Path, command: Sequence[str], log: Path, before: Callable[[], None] | None) -> None:
-    code = 1
-    try:
-        os.chdir(place)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
-            os.dup2(descriptor, target)
-        sys.argv = ["simpo", *command]
-        from simpo_cli.cli.main import run
-
-        if before is not None:
-            before()
-        code = run(command)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _code(pid: int) -> int:

@@ -27,20 +27,13 @@ _LARGE_FILES = ("weights.safetensors", "optimizer.safetensors")
 
 
 class Committed:
-    """The oracle: which checkpoints there are, in the order in which they were saved.
-
-    Attributes:
-        saved: steps of those that look whole from outside.
-        spoilt: those of them that hold another bit, which is found when they are read.
-        broken: steps of those that are seen to be damaged from outside.
-        is_done: the run has said that it came to its end.
-    """
+    """The oracle: which checkpoints there are, in the order in which they were saved."""
 
     def __init__(self) -> None:
-        self.saved: list[int] = []
-        self.spoilt: set[int] = set()
-        self.broken: set[int] = set()
-        self.is_done = False
+        self.saved: list[int] = []  # steps of those that look whole from outside
+        self.spoilt: set[int] = set()  # those of them that hold another bit, which is found when they are read
+        self.broken: set[int] = set()  # steps of those that are seen to be damaged from outside
+        self.is_done = False  # the run has said that it came to its end
 
     @property
     def last(self) -> int:
@@ -111,10 +104,8 @@ class RunMachine(RuleBasedStateMachine):
         if committed.is_complete:  # a process that was killed in the report may have left that to be written
             codes, came_from = {0, -signal.SIGKILL, -signal.SIGTERM} if phase == REPORT else {0}, NOTHING
         elif not committed.is_usable:  # which one sees from outside, or when one has read it
-            codes, came_from = (
-                {signalled if committed.saved and phase == LOADING else int(ExitCode.ENVIRONMENT)},
-                NOTHING,
-            )
+            code = signalled if committed.saved and phase == LOADING else int(ExitCode.ENVIRONMENT)
+            codes, came_from = {code}, NOTHING
         elif phase == LOADING:
             codes, came_from = {signalled}, NOTHING  # before it has said what it goes on from
         elif saved is None:
@@ -235,9 +226,7 @@ def _newest_verified(parent: Path) -> int:
     whole, _ = find_checkpoints(parent)
     for checkpoint in whole:
         try:
-            for name in checkpoint.manifest.files:
-                with checkpoint.open(name):
-                    pass
+            checkpoint.verify()
         except DamagedCheckpointError:
             continue
         return checkpoint.step

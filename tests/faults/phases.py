@@ -21,18 +21,9 @@ STARTING, TOKENIZING, LOADING, RESUMING = "starting", "tokenizing", "loading", "
 TRAINING, EVALUATION, SAVE, ROTATION, BETWEEN = "training", "evaluation", "save", "rotation", "logs and run.json"
 EXPORT, LAST_EVALUATION, REPORT = "export", "last evaluation", "report"
 PHASES = (
-    STARTING,
-    TOKENIZING,
-    LOADING,
+    *(STARTING, TOKENIZING, LOADING),
     RESUMING,  # starting and loading, where there is something to go on from
-    TRAINING,
-    EVALUATION,
-    SAVE,
-    ROTATION,
-    BETWEEN,
-    EXPORT,
-    LAST_EVALUATION,
-    REPORT,
+    *(TRAINING, EVALUATION, SAVE, ROTATION, BETWEEN, EXPORT, LAST_EVALUATION, REPORT),
 )
 
 # Where each begins: in its caller's module. Phases may lie in one another; the inner one counts.
@@ -53,21 +44,13 @@ _BEGINNINGS = (
 
 @dataclass(frozen=True)
 class Interruption:
-    """Where a child sends itself signals.
+    """Where a child sends itself signals."""
 
-    Attributes:
-        phase: that it enters; None for any.
-        count: for the how manyth time, from 1.
-        signals: what it sends, in this order.
-        fills_the_disk: from there on no checkpoint finds room.
-        event: not as it enters, but at the how manyth event in that phase, from 1, over all the times that it enters.
-    """
-
-    phase: str | None
-    count: int = 1
-    signals: Sequence[int] = ()
-    fills_the_disk: bool = False
-    event: int | None = None
+    phase: str | None  # that it enters; None for any
+    count: int = 1  # for the how manyth time, from 1
+    signals: Sequence[int] = ()  # what it sends, in this order
+    fills_the_disk: bool = False  # from there on no checkpoint finds room
+    event: int | None = None  # not as it enters, but at the how manyth event in that phase, over all times, from 1
 
 
 COUNT_EVENTS = Interruption(None, event=0)
@@ -76,12 +59,7 @@ _COUNTS = struct.Struct(f"{len(PHASES)}q")
 
 
 def tell_phases(file: Path, interruption: Interruption | None) -> None:
-    """Wrap the beginnings of the phases in this process, which is a child and ends soon.
-
-    Args:
-        file: gets the phase; see `read_phase`.
-        interruption: where this process is to be interrupted, if anywhere.
-    """
+    """Wrap the beginnings of the phases in this process, a child that ends soon, for `read_phase` to read the file."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     now, entered, events = [STARTING], 0, dict.fromkeys(PHASES, 0)
     wanted = interruption or Interruption(None, 0)

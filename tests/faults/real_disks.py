@@ -17,14 +17,12 @@ from typing import Any
 
 from simpo_cli.errors import ExitCode
 from simpo_cli.run import folder as run_folder
-from simpo_cli.run.folder import LOGS
 from simpo_cli.run.manifest import find_checkpoints
 from simpo_cli.run.verify import verify_run
 from simpo_cli.train import outcome, saving
 from simpo_cli.train.observers import Recorder
-from tests.faults.calls import no_page, temporary
+from tests.faults.calls import go_on, no_page, temporary
 from tests.faults.forked import Ended, run_child
-from tests.train.runs import final_state, timeless
 
 _BIG = "size=64m"
 
@@ -49,11 +47,7 @@ def may_mount(place: Path) -> str:
 
 
 class RealDisks:
-    """The faults in one place.
-
-    Args:
-        place: a folder that `make_place` has filled, with `runs/unbroken` in it, a run of four steps.
-    """
+    """The faults in one place, which `make_place` has filled, with `runs/unbroken` in it, a run of four steps."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -196,13 +190,8 @@ class RealDisks:
             if verify_run(run).damaged:
                 problems.append(f"damaged: {verify_run(run).damaged}")
             mend()
-            again = run_child(self._place, command, no_page)
-            if again.code != 0 or final_state(run) != final_state(self._unbroken):
-                problems.append(
-                    f"going on from {[one.step for one in saved]} ended with {again.code}: {again.said[-400:]}"
-                )
-            elif any(timeless(run / name) != timeless(self._unbroken / name) for name in LOGS):
-                problems.append("going on gave other logs")
+            if problem := go_on(self._place, command, run, self._unbroken):
+                problems.append(f"from {[one.step for one in saved]}: {problem}")
             shutil.rmtree(run)
         return Row(fault, ended.code, _first(ended), problems)
 

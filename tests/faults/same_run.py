@@ -20,15 +20,8 @@ _OF_TIME_IN_PAGE = re.compile(
     r"<dt>(started|resumed|tokens|memory)</dt>.*|<li>resumes from step .*| · took [^<·]*|\d{4}-\d\d-\d\d \d\d:\d\d UTC"
     r'|(?s:<svg role="img" aria-label="[^"]*(?: second|memory|GB)[^"]*".*?</svg>)'
 )
-_FILES_OF_EVERY_RUN = (
-    "run.json",
-    "metrics.jsonl",
-    "evals.jsonl",
-    "evals-pairs.jsonl",
-    "evals-samples.jsonl",
-    "report.html",
-    "notes.jsonl",
-)
+_LINES = ("metrics.jsonl", "evals.jsonl", "evals-pairs.jsonl", "evals-samples.jsonl", "notes.jsonl")
+_FILES_OF_EVERY_RUN = {*_LINES, "run.json", "report.html", "model/model.safetensors"}
 
 Content = Mapping[str, bytes]
 
@@ -37,7 +30,7 @@ def content_of(run: Path) -> Content:
     """Every file of a run that has come to its end, by its name in the folder, without what may differ."""
     files = {str(file.relative_to(run)): file for file in sorted(run.rglob("*")) if file.is_file()}
     content = {name: _comparable(file) for name, file in files.items() if name not in _OF_THE_PROCESS}
-    assert content.keys() >= {*_FILES_OF_EVERY_RUN, "model/model.safetensors"}, sorted(content)
+    assert content.keys() >= _FILES_OF_EVERY_RUN, sorted(content)
     steps = [row["step"] for row in rows(run / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1)), steps
     return content
@@ -63,26 +56,22 @@ def newest_whole_step(run: Path) -> int:
 
 
 def damage_in(run: Path, unbroken: Content) -> list[str]:
-    """What is not whole in the folder of a run that was interrupted, read to the last byte.
+    """What is not whole in the folder of a run that was interrupted, read to the last byte; there may be no folder.
 
-    Args:
-        run: the folder, which need not exist.
-        unbroken: of the run that nobody touched: model/ and report.html are as there, or not there.
+    model/ has to be as in the run that nobody touched, or not there.
     """
     whole, damaged = find_checkpoints(run / "checkpoints")
     found = [str(one) for one in damaged]
     for checkpoint in whole:
         try:
-            for name in checkpoint.manifest.files:
-                with checkpoint.open(name):
-                    pass
+            checkpoint.verify()
         except DamagedCheckpointError as error:
             found.append(str(error))
     model = {f"model/{file.name}": file.read_bytes() for file in (run / "model").glob("*")}
     card = {"model/README.md": model.get("model/README.md")}  # says nothing of the result until that is there
     if model and {**model, **card} != {**{n: data for n, data in unbroken.items() if n.startswith("model/")}, **card}:
         found.append(f"model/ holds {', '.join(sorted(model))}")
-    for name in (*LOGS, "notes.jsonl", "evals-pairs.jsonl", "evals-samples.jsonl", "run.json", "report.html"):
+    for name in (*_LINES, "answers.jsonl", "run.json", "report.html"):
         file = run / name
         if file.exists() and not _is_whole(file):
             found.append(f"{name} ends in {file.read_bytes()[-40:]!r}")
@@ -112,9 +101,7 @@ def _comparable(file: Path) -> bytes:
             said = [row for row in rows(file) if row["label"] not in _OF_THE_MOMENT]
             said = [row for row in said if not row["text"].startswith(_ABOUT_RESUMING)]
             return _lines([row for number, row in enumerate(said) if row not in said[:number]])  # said again
-        case "run.json":
-            return _lines([_without_times(json.loads(file.read_text(encoding="utf-8")))])
-        case "progress.json" | "manifest.json":
+        case "run.json" | "progress.json" | "manifest.json":
             return _lines([_without_times(json.loads(file.read_text(encoding="utf-8")))])
         case "report.html":
             text = _OF_TIME_IN_PAGE.sub("", file.read_text(encoding="utf-8"))

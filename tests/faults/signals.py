@@ -24,20 +24,13 @@ COMMAND = (
 
 @dataclass(frozen=True)
 class Moment:
-    """A place in a run, and what a signal there leads to.
-
-    Attributes:
-        name: in words.
-        phase, count: see `Interruption`.
-        said: how far the run had come, in the words of the message.
-        is_left_at_once: the first signal already leaves, so that there is no second Ctrl-C.
-    """
+    """A place in a run, and what a signal there leads to."""
 
     name: str
-    phase: str
+    phase: str  # this and `count` as in `Interruption`
     count: int
-    said: str
-    is_left_at_once: bool = False
+    said: str  # how far the run had come, in the words of the message
+    is_left_at_once: bool = False  # the first signal already leaves, so that there is no second Ctrl-C
 
 
 MOMENTS = (
@@ -54,11 +47,7 @@ TWICE = (signal.SIGINT, signal.SIGINT)
 def stop_and_go_on(children: Children, moment: Moment, signals: Sequence[int], unbroken: Content) -> None:
     """Stop the run of `COMMAND` in a moment, go on with it and compare it with one that nobody stopped.
 
-    Args:
-        children: processes; the run of this name in their place is removed, with the tokens in the cache.
-        moment: when.
-        signals: one, or the two of a second Ctrl-C.
-        unbroken: the run to compare with.
+    There is one signal, or the two of a second Ctrl-C. A run that is there is removed, with the tokens in the cache.
     """
     for name in ("runs/run", "cache"):
         shutil.rmtree(children.place / name, ignore_errors=True)

@@ -24,14 +24,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from hypothesis.stateful import run_state_machine_as_test
 
 from simpo_cli.cli.options import quiet_libraries
 from simpo_cli.errors import ExitCode
-from tests.faults.children import Children
+from tests.faults.children import Children, make_place
 from tests.faults.machine import few_or_many, machine_for
 from tests.faults.phases import (
     BETWEEN,
@@ -50,7 +50,6 @@ from tests.faults.phases import (
     TRAINING,
     Interruption,
 )
-from tests.faults.place import make_place
 from tests.faults.same_run import Content, content_of, damage_in, differing_bits, newest_whole_step
 from tests.faults.signals import every_signal_in_every_moment
 from tests.faults.table import table
@@ -65,25 +64,17 @@ _ONE_AIMED_IN = 3
 
 @dataclass
 class Tally:
-    """What a storm has seen, by the phase in which its kills struck; the key `ALL` counts everything once.
+    """What a storm has seen, by the phase in which its kills struck; the key `ALL` counts everything once."""
 
-    Attributes:
-        kills: SIGKILLs that met a living process.
-        aimed: those of them that came at an event drawn from their phase's.
-        runs: runs that came to their end and were compared, under every phase in which they had been killed.
-        differing: bits of those that differed from the unbroken run's.
-        lost: times that the newest whole checkpoint was of an earlier step than before.
-        damaged: files and checkpoints that a kill left half.
-        findings: the first of these in words.
-    """
-
-    kills: Counter[str] = field(default_factory=Counter)
-    aimed: Counter[str] = field(default_factory=Counter)
-    runs: Counter[str] = field(default_factory=Counter)
-    differing: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
-    damaged: Counter[str] = field(default_factory=Counter)
-    findings: list[str] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)  # SIGKILLs that met a living process
+    aimed: Counter[str] = field(default_factory=Counter)  # of them, at an event drawn from their phase's
+    runs: Counter[str] = field(default_factory=Counter)  # compared, under every phase in which they had been killed
+    differing: Counter[str] = field(default_factory=Counter)  # their bits that differed from the unbroken run's
+    lost: Counter[str] = field(
+        default_factory=Counter
+    )  # the newest whole checkpoint was of an earlier step than before
+    damaged: Counter[str] = field(default_factory=Counter)  # files and checkpoints that a kill left half
+    findings: list[str] = field(default_factory=list)  # the first of these in words
 
     def found(self, sentence: str) -> None:
         """Note what should not be; no more than a few, however long the storm."""
@@ -92,15 +83,7 @@ class Tally:
 
     def with_that_of(self, other: "Tally") -> "Tally":
         """Both together."""
-        return Tally(
-            self.kills + other.kills,
-            self.aimed + other.aimed,
-            self.runs + other.runs,
-            self.differing + other.differing,
-            self.lost + other.lost,
-            self.damaged + other.damaged,
-            self.findings + other.findings,
-        )
+        return Tally(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
     def line(self) -> str:
         """The sums, for a line of progress."""
@@ -118,13 +101,7 @@ class Tally:
 
 
 class Storm:
-    """A storm over the runs of one place.
-
-    Args:
-        children: processes; their place holds what `make_place` makes.
-        seed: of the instants.
-        epochs: length of a run, nine steps each.
-    """
+    """A storm over runs of so many epochs, nine steps each, in one place."""
 
     def __init__(self, children: Children, seed: int, epochs: int = 1) -> None:
         self.tally = Tally()
@@ -175,12 +152,7 @@ class Storm:
             self._compare()
 
     def kill(self, kills: int, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Kill at so many instants, in as many runs as that takes; the last run is left to come to its end.
-
-        Args:
-            kills: how many.
-            is_over: whether to come to the end sooner.
-        """
+        """Kill at so many instants, or until it is over, in as many runs as that takes; the last comes to its end."""
         wanted = self.tally.kills[ALL] + kills
         while (is_enough := self.tally.kills[ALL] >= wanted or is_over()) is False or self._run.exists():
             begins, started, before = not self._run.exists(), time.perf_counter(), newest_whole_step(self._run)
@@ -277,16 +249,9 @@ def rage(
     return seen()
 
 
-def send_signals(place: Path) -> str:
-    """Every signal in every phase, as a table."""
+def _elsewhere(place: Path, do: Callable[[Children], str | None]) -> str | None:
     with Children(make_place(place)) as children:
-        return every_signal_in_every_moment(children)
-
-
-def let_things_happen(place: Path, runs: int) -> None:
-    """The state machine, so many times."""
-    with Children(make_place(place)) as children:
-        run_state_machine_as_test(machine_for(children), settings=few_or_many(runs))
+        return do(children)
 
 
 def main() -> int:
@@ -313,8 +278,13 @@ def main() -> int:
             return ExitCode.INTERRUPTED
         with ThreadPoolExecutor(2) as threads:
             say("every signal in every phase, and events in any order")
-            signals = threads.submit(send_signals, Path(folder) / "signals")
-            threads.submit(let_things_happen, Path(folder) / "events", options.events).result()
+            signals = threads.submit(_elsewhere, Path(folder) / "signals", every_signal_in_every_moment)
+            events = threads.submit(
+                _elsewhere,
+                Path(folder) / "events",
+                lambda it: run_state_machine_as_test(machine_for(it), settings=few_or_many(options.events)),
+            )
+            events.result()
             print(signals.result(), end="\n\n")
             print(f"{options.events} runs under events in any order went on from what was committed last.")
     return int(bool(tally.findings))

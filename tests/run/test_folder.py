@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,24 +35,24 @@ def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     assert subprocess.run(other, capture_output=True, check=False).returncode == 0
 
 
-def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("x", encoding="utf-8")
-    with pytest.raises(UserError, match="is a file"):
-        RunFolder.create(tmp_path / "run", fresh=True)
-
-
-def test_a_place_that_cannot_be_written_is_an_environment_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "said", "code"),
+    [("file", "is a file", ExitCode.USAGE), ("file/run", "cannot be made", ExitCode.ENVIRONMENT)],
+)
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path, path: str, said: str, code: ExitCode) -> None:
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be made") as caught:
-        RunFolder.create(tmp_path / "file" / "run", fresh=False)
-    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    with pytest.raises(UserError, match=said) as caught:
+        RunFolder.create(tmp_path / path, fresh=True)
+    assert caught.value.exit_code == code
 
 
-def test_writing_a_document_leaves_nothing_behind(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", fresh=False)
+def test_writing_leaves_nothing_behind_and_a_number_that_is_not_finite_never_reaches_a_file(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
     folder.write_json("run.json", {"a": 1})
     folder.write_json("run.json", {"a": 2})
     folder.append("metrics.jsonl", {"step": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        folder.append("metrics.jsonl", {"loss": float("nan")})
     folder.append("metrics.jsonl", {"step": 2})
     folder.close()
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == {"a": 2}
@@ -59,27 +60,17 @@ def test_writing_a_document_leaves_nothing_behind(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "run").iterdir()} <= {"run.json", "metrics.jsonl", ".lock", ".owner"}
 
 
-def test_a_number_that_is_not_finite_never_reaches_a_file(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", fresh=False)
-    with pytest.raises(ValueError, match="JSON"):
-        folder.append("metrics.jsonl", {"loss": float("nan")})
-    folder.close()
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text()
-
-
-def test_a_full_disk_is_seen_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match="need 2.0 GB, free 0.0 GB") as caught:
-        require_free_space(tmp_path / "not" / "there" / "yet", 2_000_000_000, "the model")
+@pytest.mark.parametrize(
+    ("needed", "free", "said"),
+    [(2_000_000_000, 10, r"need 2\.0 GB, free 0\.0 GB"), (3_400_000, 1_200_000, r"need 3\.4 MB, free 1\.2 MB")],
+)
+def test_a_full_disk_is_seen_and_told_in_units_that_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: int, free: int, said: str
+) -> None:
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(UserError, match=said) as caught:
+        require_free_space(tmp_path / "not" / "there" / "yet", needed, "the model")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
-
-
-def test_room_is_told_in_units_that_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 1_200_000})
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(UserError, match=r"need 3\.4 MB, free 1\.2 MB"):
-        require_free_space(tmp_path, 3_400_000, "the checkpoint of step 3")
 
 
 def test_what_a_run_has_saved_already_is_counted(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run import receipt
 from simpo_cli.run.receipt import Identity, ledger, ledgers
 from simpo_cli.train import run_plan
+from tests.train.runs import tiny_runs
 
 RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.jsonl"))
 
@@ -31,7 +32,7 @@ RECIPE = Recipe(name="a", model=ModelRecipe(path="m"), data=DataRecipe(train="x.
 def _identity(recipe: Recipe = RECIPE, **changes: Any) -> Identity:
     content: dict[str, Any] = {
         "recipe": recipe_values(recipe),
-        "data": {"train": [["x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": None},
+        "data": _data("x.jsonl aa", "y.jsonl bb"),
         "model": {"revision": None, "files": {"model.safetensors": "cc"}},
         "tokenizer": "dd",
         "template": "ee",
@@ -39,6 +40,11 @@ def _identity(recipe: Recipe = RECIPE, **changes: Any) -> Identity:
         "machine": {"torch": "2.13", "threads": 2, "packing": "shared_prefix"},
     }
     return Identity(**{**content, **changes})
+
+
+def _data(*train: str, held_out: list[list[str]] | None = None) -> dict[str, Any]:
+    """What it was read from: names of files and what they hold."""
+    return {"train": [file.split() for file in train], "eval": held_out}
 
 
 def _said(now: Identity) -> list[tuple[str, str]]:
@@ -70,16 +76,14 @@ def test_a_key_makes_another_run_unless_it_is_named_here_and_every_name_is_one_o
         (replace(RECIPE, name="b", output_dir="elsewhere", checkpoint=CheckpointRecipe(every=3)), []),
         (replace(RECIPE, data=DataRecipe(train=[DataSource(path="z.jsonl")])), []),  # its content says more
         (
-            replace(RECIPE, data=DataRecipe(train=[DataSource(path="x.jsonl", repeat=2)])),
+            replace(RECIPE, data=DataRecipe(train=[DataSource(path="x", repeat=2)])),
             [("data.train.0.repeat", "identity")],
         ),
         (replace(RECIPE, loss=LossRecipe(gamma=1.0)), []),  # the same margin in other words
         (replace(RECIPE, loss=LossRecipe(gamma=1.5)), [("loss.gamma", "identity")]),
         (replace(RECIPE, loss=LossRecipe(sft_weight=0.1)), [("loss.sft_weight", "identity")]),
-        (
-            replace(RECIPE, train=TrainRecipe(precision="fp32", tokens_per_microbatch=64)),
-            [],
-        ),  # the machine's part says it
+        # the machine's part says these
+        (replace(RECIPE, train=TrainRecipe(precision="fp32", tokens_per_microbatch=64)), []),
         (
             replace(RECIPE, train=TrainRecipe(num_epochs=2, pairs_per_step=64)),
             [("train.pairs_per_step", "identity"), ("train.num_epochs", "schedule")],
@@ -93,13 +97,9 @@ def test_keys_of_the_recipe(recipe: Recipe, expected: list[tuple[str, str]]) -> 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data": {"train": [["new/x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": None}}, []),
-        ({"data": {"train": [["y.jsonl", "bb"], ["x.jsonl", "aa"]], "eval": None}}, [("data.train", "identity")]),
-        ({"data": {"train": [["x.jsonl", "a0"], ["y.jsonl", "bb"]], "eval": None}}, [("data.train", "identity")]),
-        (
-            {"data": {"train": [["x.jsonl", "aa"], ["y.jsonl", "bb"]], "eval": [["e.jsonl", "ff"]]}},
-            [("data.eval", "identity")],
-        ),
+        ({"data": _data("new/x.jsonl aa", "y.jsonl bb")}, []),
+        ({"data": _data("y.jsonl bb", "x.jsonl aa")}, [("data.train", "identity")]),
+        ({"data": _data("x.jsonl aa", "y.jsonl bb", held_out=[["e", "ff"]])}, [("data.eval", "identity")]),
         ({"model": {"revision": None, "files": {"model.safetensors": "c0"}}}, [("model.path", "identity")]),
         ({"tokenizer": "d0"}, [("tokenizer", "identity")]),
         ({"template": "e0"}, [("data.chat_template", "identity")]),
@@ -114,8 +114,8 @@ def test_what_a_run_reads_and_runs_on(changes: dict[str, Any], expected: list[tu
 
 
 def test_a_changed_file_is_named() -> None:
-    now = _identity(data={"train": [["x.jsonl", "aa"], ["y.jsonl", "b0"]], "eval": None})
-    [change] = now.changes_since(_identity())
+    [change] = _identity(data=_data("x.jsonl aa", "y.jsonl b0")).changes_since(_identity())
+    assert (change.key, change.kind) == ("data.train", "identity")
     assert change.sentence == "the pairs of data.train are others (y.jsonl)"
 
 
@@ -138,14 +138,11 @@ def test_code_that_a_model_brings_with_it_is_part_of_the_model(
     before: dict[str, str], now: dict[str, str], said: str | None
 ) -> None:
     """Checkpoints of models without any do not speak of it."""
-    models = [
-        {"revision": None, "files": {"model.safetensors": "cc"}, **({"code": code} if code else {})}
-        for code in (before, now)
-    ]
-    changes = _identity(model=models[1]).changes_since(_identity(model=models[0]))
-    assert [(change.key, change.kind, change.sentence) for change in changes] == (
-        [] if said is None else [("model.path", "identity", said)]
+    then, there = (
+        _identity(model={"revision": None, "files": {}, **({"code": code} if code else {})}) for code in (before, now)
     )
+    expected = [] if said is None else [("model.path", "identity", said)]
+    assert [(change.key, change.kind, change.sentence) for change in there.changes_since(then)] == expected
 
 
 @pytest.mark.parametrize(
@@ -161,16 +158,11 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
     device: str, packing: str, compiled: bool, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_plan, "liger_version", lambda: "0.8.5")
+    data: Any = SimpleNamespace(train=[], held_out=[], identity="aa", train_source=None, eval_source=None)
+    data.tokenizer = SimpleNamespace(dates=False)
     run: Any = SimpleNamespace(
         recipe=RECIPE,
-        data=SimpleNamespace(
-            train=[],
-            held_out=[],
-            identity="aa",
-            tokenizer=SimpleNamespace(dates=False),
-            train_source=SimpleNamespace(account=SimpleNamespace(files=[])),
-            eval_source=None,
-        ),
+        data=data,
         accelerator=SimpleNamespace(device=torch.device(device)),
         packing=packing,
         compiled=compiled,
@@ -211,19 +203,10 @@ def test_every_record_is_somewhere(
         "a, b": f"[{{path: {tmp_path}/a.jsonl}}, {{path: {tmp_path}/b.jsonl}}]",
         "a twice": f"[{{path: {tmp_path}/a.jsonl, repeat: 2}}]",
     }[sources]
-    (tmp_path / "run.yaml").write_text("name: x\n", encoding="utf-8")
-    recipe = compose(
-        str(tmp_path / "run.yaml"),
-        [
-            f"model.path={tiny_folder}",
-            f"data.train={named}",
-            "data.on_bad_record=skip",
-            "data.min_response_tokens=3",
-            *([f"data.eval={tmp_path}/e.jsonl"] if own_eval else ["data.holdout=6"]),
-            "train.pairs_per_step=8",
-            "train.max_steps=2",
-        ],
-    ).recipe
+    evaluated = f"data.eval={tmp_path}/e.jsonl" if own_eval else "data.holdout=6"
+    more = [f"data.train={named}", evaluated, "data.on_bad_record=skip", "data.min_response_tokens=3"]
+    runs = tiny_runs(tmp_path, tiny_folder, tmp_path / "a.jsonl")
+    recipe = compose(str(runs.recipe), [*more, "train.max_steps=2"]).recipe
     data = prepare_data(recipe)
     plan = make_plan(recipe, len(data.train))
     for steps, trained in ((0, 0), (1, 8), (2, 16)):
