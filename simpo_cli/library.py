@@ -74,13 +74,7 @@ class SimPOConfig:
 
     def __post_init__(self) -> None:
         refused = refused_value(
-            loss={
-                "type": self.loss_type,
-                "beta": self.beta,
-                "gamma": self.gamma,
-                "label_smoothing": self.label_smoothing,
-                "sft_weight": self.sft_weight,
-            },
+            loss=self._loss,
             data={"max_length": self.max_length, "max_prompt_length": self.max_prompt_length},
             train={
                 "tokens_per_microbatch": self.batch_size,
@@ -93,15 +87,14 @@ class SimPOConfig:
             raise ValueError(in_python(f"{refused.problem} {refused.fix}"))
 
     @property
+    def _loss(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in ("beta", "gamma", "label_smoothing", "sft_weight")}
+        return {"type": self.loss_type, **named}
+
+    @property
     def loss(self) -> LossRecipe:
         """The objective as a recipe has it."""
-        return LossRecipe(
-            type=self.loss_type,
-            beta=float(self.beta),
-            gamma=None if self.gamma is None else float(self.gamma),
-            label_smoothing=float(self.label_smoothing),
-            sft_weight=float(self.sft_weight),
-        )
+        return LossRecipe(**self._loss)
 
     @property
     def data(self) -> DataRecipe:
@@ -237,7 +230,7 @@ class SimPOTrainer:
         longest = int(row_tokens_of_each(pairs).max())
         if self._check is None or longest > self._longest_checked:
             why_padded = why_not_shared(type(policy.causal), policy.causal.config, longest)
-            with _said_when_it_takes_long():
+            with Pulse(_say, silence=_SECONDS_OF_SILENCE):  # a line on stderr now and then
                 self._check = choose_packing(policy, "auto", why_padded, CheckPairs.of(pairs, pairs[:1]))
             self._longest_checked = longest
             policy.packing = "padded"
@@ -294,9 +287,8 @@ def _is_causal(model: nn.Module) -> bool:
     return isinstance(base, PreTrainedModel)
 
 
-def _said_when_it_takes_long() -> Pulse:
-    """A line on stderr now and then that says what is being done."""
-    return Pulse(lambda text: print(f"simpo: {text}", file=sys.stderr, flush=True), silence=_SECONDS_OF_SILENCE)
+def _say(text: str) -> None:
+    print(f"simpo: {text}", file=sys.stderr, flush=True)
 
 
 def _pairs_of(batch: Any) -> list[PreferencePair]:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.run.folder import SEAL, document_text, sealed
+
 MANIFEST = "manifest.json"
 
 _MOST_MANIFEST_BYTES = 16 * 2**20
@@ -102,8 +104,7 @@ class Manifest:
             **self.facts,
             "files": {name: asdict(facts) for name, facts in self.files.items()},
         }
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return (json.dumps({**content, "sha256": digest}, indent=2) + "\n").encode()
+        return document_text(sealed(content)).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Manifest":
@@ -115,7 +116,7 @@ class Manifest:
         content = json.loads(data)
         if not isinstance(content, dict) or not {"step", "sequence", "files"} <= content.keys():
             raise ValueError("lacks what a manifest says")
-        own = {"schema_version", "step", "sequence", "files", "sha256"}
+        own = {"schema_version", "step", "sequence", "files", SEAL}
         try:
             manifest = cls(
                 int(content["step"]),

@@ -31,6 +31,7 @@ from simpo_cli.run.folder import (
     REJECTED,
     REOPENED,
     RUN,
+    SEAL,
     holds_a_run,
     is_as_sealed,
     is_in_use,
@@ -41,7 +42,6 @@ from simpo_cli.stages import stage
 _LINES = (*LOGS, EVAL_PAIRS, EVAL_SAMPLES, NOTES, REJECTED)
 _SEVERAL_A_STEP = (EVALS, ANSWERS)
 """The final evaluation may repeat its step, with the saved model; there is a line an answer."""
-_UNSEALED = 1  # schema of run.json that had no hash of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _receipt(path: Path, *, has_saved: bool) -> tuple[Mapping[str, Any], FileSee
     try:
         data = (path / RUN).read_bytes()
         content = receipt_of(data)
-        old = content["schema_version"] == _UNSEALED and "sha256" not in content
+        old = content["schema_version"] == 1 and SEAL not in content  # which had no hash of itself
         status, step = content["status"], content["step"]
     except FileNotFoundError:
         return {}, FileSeen(RUN, not has_saved, "is missing" if has_saved else "is not written yet")

@@ -34,14 +34,9 @@ class Watch:
     remedy: str  # what to do, in the end of a sentence, without its full stop
     is_least: bool = False  # the threshold is the least healthy value; otherwise it is the first unhealthy one
 
-    def limit(self, recipe: HealthRecipe) -> float | None:
-        """The recipe's threshold; None where the watch is off."""
-        value: float | None = getattr(recipe, self.key)
-        return value
-
     def is_beyond(self, value: float, recipe: HealthRecipe) -> bool:
-        """Whether a reading is unhealthy."""
-        limit = self.limit(recipe)
+        """Whether a reading is unhealthy; none is where the recipe sets no threshold."""
+        limit: float | None = getattr(recipe, self.key)
         return limit is not None and (value <= limit if self.is_least else value >= limit)
 
 
@@ -206,9 +201,9 @@ class Health:
             self._judge(ANSWERS_ENDLESS, step, len(endless) / len(answers), seen)
 
     def _judge(self, watch: Watch, step: int, value: float, seen: str) -> None:
-        limit = watch.limit(self._recipe.health)
-        if limit is None or not watch.is_beyond(value, self._recipe.health):
+        if not watch.is_beyond(value, self._recipe.health):
             return
+        limit = getattr(self._recipe.health, watch.key)
         alert = Alert(watch.code, watch.key, limit, step, value, seen, step, 1, value)
         if watch.code in self._recipe.health.stop_on and self._stop is None:
             self._stop = alert
