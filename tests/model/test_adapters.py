@@ -14,7 +14,7 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
-from tests.model.reference import random_pairs
+from tests.model.reference import adapted, random_pairs
 from tests.tiny import tiny_model
 
 PAIRS = random_pairs(4, seed=31)
@@ -37,14 +37,9 @@ class _Casts(TorchDispatchMode):
         return result
 
 
-def _adapted(*, dropout: float = 0.0, use_dora: bool = False) -> Any:
-    """A bfloat16 base under 14 adapters that are no longer at their start, where half of each is 0."""
-    recipe = LoraRecipe(rank=4, dropout=dropout, use_dora=use_dora, target_modules=ALL)
-    model = add_adapters(tiny_model(dtype=torch.bfloat16), recipe)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return model
+def _adapted(**settings: Any) -> Any:
+    """A bfloat16 base under 14 adapters that are no longer at their start."""
+    return adapted(tiny_model(dtype=torch.bfloat16), LoraRecipe(rank=4, target_modules=ALL, **settings))
 
 
 def _pass(policy: Policy, *, autocast: bool = True) -> tuple[int, Tensor, dict[str, Tensor]]:
@@ -113,19 +108,17 @@ def test_without_autocast_a_layer_casts_as_peft_has_it(recompute: bool) -> None:
     _require_equal(ours, peft)
 
 
-def test_dropout_of_adapters_works_in_either_type(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("settings", "casts"), [({"dropout": 0.5}, 14), ({"use_dora": True}, 0)])
+def test_dropout_and_the_float32_norms_of_dora_stay_as_peft_has_them(
+    settings: dict[str, Any], casts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every other number is dropped: random masks are other ones in another type."""
     monkeypatch.setattr(nn.Dropout, "forward", lambda _, x: x * (torch.arange(x.shape[-1]) % 2) * 2)
-    policy = Policy(_adapted(dropout=0.5), "shared_prefix").train()
+    policy = Policy(_adapted(**settings), "shared_prefix").train()
     ours = _pass(policy)
     peft = _pass(_as_peft_has_it(policy))
-    assert peft[0] - ours[0] >= 14
+    assert peft[0] - ours[0] >= casts
     _require_equal(ours, peft)
-
-
-def test_dora_keeps_the_norms_of_its_weights_in_float32() -> None:
-    policy = Policy(_adapted(use_dora=True), "shared_prefix").train()
-    _require_equal(_pass(policy), _pass(_as_peft_has_it(policy)))
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

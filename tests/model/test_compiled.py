@@ -1,6 +1,6 @@
 """Compiled layers: one graph for all of them and every micro-batch, the same numbers, and a way back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -12,18 +12,18 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.utils import counters
 
 from simpo_cli.model import compile_check
-from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.attention import varlen_cuda
-from simpo_cli.model.compile_check import choose_compiling, compile_for_training, is_worth_compiling
+from simpo_cli.model.compile_check import Autocast, choose_compiling, compile_for_training, is_worth_compiling
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.flash_operators import FlashOperators
-from tests.model.reference import random_pairs
+from tests.model.reference import adapted, random_pairs
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
+BF16 = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 PAIRS = random_pairs(8, seed=1)
 CHECKED = CheckPairs.of(PAIRS, PAIRS[:5])
 
@@ -62,13 +62,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
 
 
 def _policy(name: str = "llama", *, lora: bool = False, checkpointing: bool = False, **changes: Any) -> Policy:
-    model = tiny_model(name, num_hidden_layers=2, **changes)
-    if lora:
-        model = add_adapters(model, LoraRecipe(rank=4))
-        for parameter_name, parameter in model.named_parameters():
-            if "lora_B" in parameter_name:  # they start at 0, which would hide the other half
-                nn.init.normal_(parameter, std=0.1)
-    policy = Policy(model, "shared_prefix").train()
+    model = tiny_model(name, **changes)
+    policy = Policy(adapted(model, LoraRecipe(rank=4)) if lora else model, "shared_prefix").train()
     if checkpointing:
         policy.recompute_activations()
     return policy
@@ -82,6 +77,19 @@ def _step(policy: Policy, seed: int) -> tuple[Tensor, Tensor]:
     return logps.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
 
+def _require_same_steps(policy: Policy, eager: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for seed, (logps, gradient) in enumerate(eager):
+        ours, ours_gradient = _step(policy, seed)
+        torch.testing.assert_close(ours, logps, rtol=0, atol=1e-4)
+        assert float((ours_gradient - gradient).norm() / gradient.norm()) < 1e-4
+
+
+def _outcome(
+    policy: Policy, wanted: Any = True, autocast: Autocast = nullcontext, *, is_worth_it: bool = False
+) -> str | None:
+    return choose_compiling(policy, wanted, CHECKED, autocast, is_worth_it=is_worth_it)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [False, True])
 def test_one_graph_serves_all_layers_and_all_micro_batches(lora: bool, checkpointing: bool, backend: Backend) -> None:
@@ -89,10 +97,7 @@ def test_one_graph_serves_all_layers_and_all_micro_batches(lora: bool, checkpoin
     eager = [_step(policy, seed) for seed in range(12)]
     policy.compile_layers(True)
     assert policy.compiled
-    for seed, (logps, gradient) in enumerate(eager):
-        ours, ours_gradient = _step(policy, seed)
-        torch.testing.assert_close(ours, logps, rtol=0, atol=1e-4)
-        assert float((ours_gradient - gradient).norm() / gradient.norm()) < 1e-4
+    _require_same_steps(policy, eager)
     # with adapters nothing before the first layer has a gradient, unless checkpointing asks for one
     assert backend.graphs == (2 if lora and not checkpointing else 1)
     assert not counters["graph_break"]
@@ -107,10 +112,7 @@ def test_layers_of_two_kinds_and_scoring_have_graphs_of_their_own(
     policy = _policy("gemma3_text", layer_types=kinds, sliding_window=6)
     eager = [_step(policy, seed) for seed in range(6)]
     policy.compile_layers(True, strict=True)
-    for seed, (logps, gradient) in enumerate(eager):
-        ours, ours_gradient = _step(policy, seed)
-        torch.testing.assert_close(ours, logps, rtol=0, atol=1e-4)
-        assert float((ours_gradient - gradient).norm() / gradient.norm()) < 1e-4
+    _require_same_steps(policy, eager)
     assert backend.graphs == 2
     with torch.no_grad():
         for number in (1, 3, 5):
@@ -138,42 +140,42 @@ def test_outside_of_the_policy_the_model_is_not_compiled(backend: Backend) -> No
     assert all(layer._compiled_call_impl is None for layer in policy.layers)
 
 
-@pytest.mark.parametrize(("precision", "lora"), [("bf16", False), ("fp32", True)])
+@pytest.mark.parametrize(("autocast", "lora"), [(BF16, False), (nullcontext, True)])
 @pytest.mark.usefixtures("backend")
-def test_what_computes_the_same_is_used(lora: bool, precision: str) -> None:
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
+def test_what_computes_the_same_is_used(lora: bool, autocast: Autocast) -> None:
     policy = _policy(lora=lora).eval()
-    outcome = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
-    assert outcome == "layers compiled"
+    assert _outcome(policy, autocast=autocast) == "layers compiled"
     assert policy.compiled
     assert not policy.training
     assert all(p.grad is None for p in policy.parameters())
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_what_computes_something_else_is_not_used(precision: str, backend: Backend) -> None:
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext
-    backend.factor = 1.2 if precision == "bf16" else 1.001
+@pytest.mark.parametrize(
+    ("factor", "autocast", "said"),
+    [
+        (1.2, BF16, " would differ by "),
+        (1.001, nullcontext, " would differ by "),
+        (float("nan"), nullcontext, "log-probs would differ by nan, and rounding makes "),
+    ],
+)
+def test_what_computes_something_else_is_not_used(
+    factor: float, autocast: Autocast, said: str, backend: Backend
+) -> None:
+    backend.factor = factor
     policy = _policy()
-    outcome = choose_compiling(policy, True, CHECKED, autocast, is_worth_it=False)
+    outcome = _outcome(policy, autocast=autocast)
     assert outcome is not None
     assert outcome.startswith("layers not compiled: ")
-    assert " would differ by " in outcome
+    assert said in outcome
     assert not policy.compiled
     assert all(p.grad is None for p in policy.parameters())
-
-
-def test_what_is_not_finite_is_not_used(backend: Backend) -> None:
-    backend.factor = float("nan")
-    outcome = choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
-    assert outcome == "layers not compiled: log-probs would differ by nan, and rounding makes " + outcome.split()[-1]
 
 
 def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -> None:
     backend.error = RuntimeError("no room on the card\nand more")
     policy = _policy()
     eager = _step(policy, 3)
-    outcome = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
+    outcome = _outcome(policy)
     assert outcome is not None
     assert outcome.startswith("layers not compiled: ")
     assert "no room on the card" in outcome
@@ -185,22 +187,20 @@ def test_a_compiler_that_fails_leaves_the_layers_as_they_are(backend: Backend) -
     ("name", "changes"), [("gemma2", {"attn_logit_softcapping": 5.0}), ("mistral", {"sliding_window": 5})]
 )
 def test_attention_beside_the_operator_is_not_compiled(name: str, changes: dict[str, Any], backend: Backend) -> None:
-    outcome = choose_compiling(_policy(name, **changes), True, CHECKED, nullcontext, is_worth_it=False)
-    assert outcome is not None
-    assert "UnsupportedAttentionError" in outcome  # with its words or without: as the version of torch has it
+    # with its words or without: as the version of torch has it
+    assert "UnsupportedAttentionError" in str(_outcome(_policy(name, **changes)))
     assert backend.graphs == 0
 
 
 @pytest.mark.usefixtures("backend")
 def test_what_is_tried() -> None:
     policy = _policy()
-    assert choose_compiling(policy, False, CHECKED, nullcontext, is_worth_it=True) is None
-    assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=False) is None
+    assert _outcome(policy, False, is_worth_it=True) is None
+    assert _outcome(policy, "auto") is None
     assert not policy.compiled
     with policy.packed("padded"):
-        outcome = choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False)
-        assert outcome == "layers not compiled: rows are padded"
-    assert choose_compiling(policy, "auto", CHECKED, nullcontext, is_worth_it=True) == "layers compiled"
+        assert _outcome(policy) == "layers not compiled: rows are padded"
+    assert _outcome(policy, "auto", is_worth_it=True) == "layers compiled"
 
 
 def test_when_compiling_is_worth_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_when_compiling_is_worth_its_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_resumed_run_compiles_for_the_same_sizes(backend: Backend) -> None:
     """Both go by the longest pair, with gradients, whatever they compute first."""
-    choose_compiling(_policy(), True, CHECKED, nullcontext, is_worth_it=False)
+    _outcome(_policy())
     first = list(backend.sizes)
     torch.compiler.reset()
     backend.sizes.clear()
@@ -229,7 +229,7 @@ def test_machine_code_computes_the_same() -> None:
     torch.compiler.reset()
     policy = _policy()
     eager = _step(policy, 4)
-    assert choose_compiling(policy, True, CHECKED, nullcontext, is_worth_it=False) == "layers compiled"
+    assert _outcome(policy) == "layers compiled"
     for ours, own in zip(_step(policy, 4), eager, strict=True):
         torch.testing.assert_close(ours, own, rtol=1e-3, atol=1e-4)
     torch.compiler.reset()

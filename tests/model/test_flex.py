@@ -4,6 +4,7 @@ On a CPU torch computes FlexAttention unfused, backward as well once its check o
 tested here is what is asked of it. That its kernel computes this is tested on a card, and by the self-check.
 """
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,14 @@ from simpo_cli.model.attention.interface import Heads, kernel_difference
 from simpo_cli.model.packed import PairSpan, layout_of, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
-from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import LossRecipe
-from tests.model.reference import random_pairs, response_logps, simpo_loss
+from tests.model.reference import (
+    assert_equal_to_single_sequences,
+    assert_same_with_gradients,
+    plain_attention,
+    random_pairs,
+    random_states,
+    visible,
+)
 from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -39,56 +45,16 @@ def _backward_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
-def _visible(spans: tuple[PairSpan, ...], window: int | None) -> Tensor:
-    """(T, T), row by row from what a token is: its pair, its segment and its position."""
-    tokens = [
-        (pair, segment, at + (span.prompt if segment else 0))
-        for pair, span in enumerate(spans)
-        for segment, length in enumerate((span.prompt, span.chosen, span.rejected))
-        for at in range(length)
-    ]
-    return torch.tensor(
-        [
-            [
-                pair == other_pair
-                and other_segment in (0, segment)
-                and other_at <= at
-                and (window is None or at - other_at < window)
-                for other_pair, other_segment, other_at in tokens
-            ]
-            for pair, segment, at in tokens
-        ]
-    )
-
-
-def _states(spans: tuple[PairSpan, ...], heads: tuple[int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Queries, keys and values in memory as a projection leaves them."""
-    generator = torch.Generator().manual_seed(1)
-    rows = [
-        torch.randn(1, spans[-1].end, count, 16, generator=generator, dtype=torch.float64)
-        for count in (heads[0], heads[1], heads[1])
-    ]
-    return [states.to(dtype).transpose(1, 2).requires_grad_() for states in rows]
+def _states(spans: Sequence[PairSpan], heads: tuple[int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return random_states(spans, heads, seed=1, width=16, dtype=dtype)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 7])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 def test_attention_and_its_gradient(heads: tuple[int, int], window: int | None) -> None:
     states = _states(SHORT, heads)
-    query, key, value = states
-    key, value = (tensor.repeat_interleave(heads[0] // heads[1], 1) for tensor in (key, value))
-    scores = 1.5 * torch.tanh(query @ key.mT * 0.4 / 1.5)
-    weights = scores.masked_fill(~_visible(SHORT, window), float("-inf")).softmax(-1)
-    expected = (weights @ value).transpose(1, 2)
-    ours = attend_flex(*states, SHORT, 0.4, window, 1.5)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    uneven = torch.linspace(-1, 1, ours.numel(), dtype=torch.float64).view(ours.shape)
-    for mine, own in zip(
-        torch.autograd.grad((ours * uneven).sum(), states),
-        torch.autograd.grad((expected * uneven).sum(), states),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, own, rtol=0, atol=1e-12)
+    expected = plain_attention(*states, SHORT, 0.4, window=window, softcap=1.5)
+    assert_same_with_gradients(attend_flex(*states, SHORT, 0.4, window, 1.5), expected, states)
 
 
 @pytest.mark.parametrize("window", [None, 1, 100, 300])
@@ -106,7 +72,7 @@ def test_the_block_mask_is_the_one_that_torch_makes_of_all_scores(
     if spans == SHORT:
         rows = torch.arange(length)
         seen = ours.mask_mod(rows, rows, rows[:, None], rows[None, :])
-        assert torch.equal(seen, _visible(spans, window))
+        assert torch.equal(seen, visible(spans, window))
     elif window != 1 and window != 100:
         assert int(ours.full_kv_num_blocks.sum()) > 0  # else the case tests nothing of them
 
@@ -176,38 +142,23 @@ def _shortest() -> list[EncodedPair]:
     return [one, EncodedPair(one.prompt, pairs[0].chosen, one.rejected, "p", "w"), *pairs]
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("pairs", [random_pairs(7, seed=5), _shortest()], ids=["many", "shortest"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gemma_2_is_exact_loss_and_every_gradient(
     pairs: list[EncodedPair],
     dtype: torch.dtype,
-    most: float,
     checkpointing: bool,
     calls: list[int | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = _gemma(dtype).train()
-    single = torch.cat([response_logps(model, p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)])
-    loss = simpo_loss(model, pairs, 2.0, 1.0)
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    expected = torch.autograd.grad(loss, parameters)
-
-    policy = Policy(model, "shared_prefix")
     if checkpointing:
-        policy.recompute_activations()
         # as on a card; not compiled, FlexAttention differentiates its score function in the forward pass, where
         # checkpointing recomputes the layer for it and gradients come out wrong
         compiled = torch.compile(flex._flex, backend="aot_eager", dynamic=True, fullgraph=True)
         monkeypatch.setattr(flex, "_flex", compiled)
-    packed = pack(pairs, CPU)
-    torch.testing.assert_close(policy(packed).double(), single.double(), rtol=0, atol=most)
+    assert_equal_to_single_sequences(_gemma(dtype), "shared_prefix", pairs, recompute=checkpointing)
     assert set(calls) == {None, 6}
-    chosen, rejected = policy.response_means(packed)
-    ours = Objective(LossRecipe()).terms(chosen, rejected).losses.mean()
-    assert abs(float(ours.detach()) - float(loss.detach())) < most
-    for name, mine, own in zip(names, torch.autograd.grad(ours, parameters), expected, strict=True):
-        assert float((mine - own).norm() / own.norm().clamp_min(1e-12)) < 10 * most, name
 
 
 def test_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,15 +186,15 @@ def test_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sinks_and_layers_without_a_cap_are_not_for_it(calls: list[int | None]) -> None:
     layer: Any = SimpleNamespace(is_causal=True)
     states = _states(SHORT, (4, 2))
-    for given in ({}, {"softcap": 2.0, "s_aux": torch.zeros(4)}, {"softcap": 2.0, "flex": False}):
-        interface.shared_prefix_attention(
-            layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, **given
-        )
-    assert calls == []
-    interface.shared_prefix_attention(
-        layer, *states, None, **{interface.SPANS: layout_of(SHORT, torch.device("cpu"))}, softcap=2.0
-    )
-    assert calls == [None]
+    for given, asked in (
+        ({}, []),
+        ({"softcap": 2.0, "s_aux": torch.zeros(4)}, []),
+        ({"softcap": 2.0, "flex": False}, []),
+        ({"softcap": 2.0}, [None]),
+    ):
+        spans: dict[str, Any] = {interface.SPANS: layout_of(SHORT, CPU)}
+        interface.shared_prefix_attention(layer, *states, None, **spans, **given)
+        assert calls == asked
 
 
 PAIRS = random_pairs(6, seed=21)

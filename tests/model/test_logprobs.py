@@ -54,29 +54,40 @@ def _called_as_module(head: nn.Linear) -> nn.Linear:
     return head
 
 
-@pytest.mark.parametrize("plain", [True, False])
+def _head(dtype: torch.dtype) -> tuple[nn.Linear, Tensor, Tensor]:
+    torch.manual_seed(1)
+    head = nn.Linear(6, 11, dtype=dtype)
+    return head, torch.randn(20, 6, dtype=dtype, requires_grad=True), torch.randint(0, 11, (20,))
+
+
+def _expected(head: nn.Linear, states: Tensor, targets: Tensor, scale: LogitScale, weights: Tensor) -> list[Tensor]:
+    """Log-probs and the gradients of their weighted sum by the states, the weight and the bias, in float64."""
+    inputs = [tensor.detach().double().requires_grad_() for tensor in (states, head.weight, head.bias)]
+    logits = scale.factor * nn.functional.linear(*inputs)
+    if scale.soft_cap is not None:
+        logits = torch.tanh(logits / scale.soft_cap) * scale.soft_cap
+    logps = torch.log_softmax(logits, -1)[range(len(targets)), targets]
+    return [logps, *torch.autograd.grad((logps * weights.double()).sum(), inputs)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "called", "frozen"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 def test_any_chunk_gives_the_same_gradient(
-    scale: LogitScale, chunk: int, plain: bool, monkeypatch: pytest.MonkeyPatch
+    scale: LogitScale, chunk: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A frozen head gets none, and passes the states theirs."""
     _set_chunk(monkeypatch, chunk)
-    torch.manual_seed(0)
-    head = nn.Linear(6, 11, dtype=torch.float64)
-    states = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, 11, (20,))
+    head, states, targets = _head(torch.float64)
+    if kind == "called":
+        _called_as_module(head)
+    head.requires_grad_(kind != "frozen")
     weights = torch.randn(20, dtype=torch.float64)
-    inputs = [states, head.weight, head.bias]
-
-    logits = scale.factor * head(states)
-    if scale.soft_cap is not None:
-        logits = torch.tanh(logits / scale.soft_cap) * scale.soft_cap
-    expected = torch.log_softmax(logits, -1)[range(20), targets]
-    wanted = torch.autograd.grad((expected * weights).sum(), inputs)
-
-    logps = token_logprobs(states, targets, head if plain else _called_as_module(head), scale, 11)
-    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-12)
-    for ours, own in zip(torch.autograd.grad((logps * weights).sum(), inputs), wanted, strict=True):
+    logps = token_logprobs(states, targets, head, scale, 11)
+    (logps * weights).sum().backward()
+    assert (head.weight.grad is None) == (head.bias.grad is None) == (kind == "frozen")
+    found = [logps, states.grad] if kind == "frozen" else [logps, states.grad, head.weight.grad, head.bias.grad]
+    for ours, own in zip(found, _expected(head, states, targets, scale, weights), strict=False):
         torch.testing.assert_close(ours, own, rtol=0, atol=1e-12)
 
 
@@ -103,40 +114,6 @@ def test_nothing_grows_with_the_tokens_but_the_states(
     of_states = 40 * count * width  # states, gradients and log-probs; all logits would be 4 * count * vocab
     assert seen.peak <= chunk + of_weight + of_states < 4 * count * vocab
     assert seen.peak >= chunk * (0.6 if head == "called" else 1)
-
-
-def _head(dtype: torch.dtype, *, bias: bool = True) -> tuple[nn.Linear, Tensor, Tensor]:
-    torch.manual_seed(1)
-    head = nn.Linear(6, 11, bias=bias, dtype=dtype)
-    return head, torch.randn(20, 6, dtype=dtype, requires_grad=True), torch.randint(0, 11, (20,))
-
-
-def _expected(head: nn.Linear, states: Tensor, targets: Tensor, scale: LogitScale, weights: Tensor) -> list[Tensor]:
-    """Log-probs and the gradients of their weighted sum by the states, the weight and the bias, in float64."""
-    inputs = [tensor.detach().double().requires_grad_() for tensor in (states, head.weight, head.bias)]
-    logits = scale.factor * nn.functional.linear(*inputs)
-    if scale.soft_cap is not None:
-        logits = torch.tanh(logits / scale.soft_cap) * scale.soft_cap
-    logps = torch.log_softmax(logits, -1)[range(len(targets)), targets]
-    return [logps, *torch.autograd.grad((logps * weights.double()).sum(), inputs)]
-
-
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("chunk", [1, 7, 100])
-def test_a_frozen_head_gets_no_gradient_and_passes_the_states_theirs(
-    chunk: int, scale: LogitScale, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _set_chunk(monkeypatch, chunk)
-    head, states, targets = _head(torch.float64)
-    head.requires_grad_(False)
-    weights = torch.randn(20, dtype=torch.float64)
-    logps = token_logprobs(states, targets, head, scale, 11)
-    (logps * weights).sum().backward()
-    expected, by_states, *_ = _expected(head, states, targets, scale, weights)
-    assert head.weight.grad is None
-    assert states.grad is not None
-    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(states.grad, by_states, rtol=0, atol=1e-12)
 
 
 def test_a_head_whose_bias_alone_is_trained_is_not_frozen() -> None:
@@ -197,18 +174,6 @@ def test_bf16_products_are_right_to_their_rounding(
         torch.testing.assert_close(logps.detach().double(), expected[0], rtol=0, atol=1e-5)
 
 
-def test_a_weight_that_is_also_the_embedding_gets_both_gradients() -> None:
-    torch.manual_seed(2)
-    embedding, head = nn.Embedding(11, 6, dtype=torch.float64), nn.Linear(6, 11, bias=False, dtype=torch.float64)
-    head.weight = embedding.weight
-    ids, targets = torch.randint(0, 11, (20,)), torch.randint(0, 11, (20,))
-    token_logprobs(embedding(ids).tanh(), targets, head, LogitScale(), 11).sum().backward()
-    logits = head(embedding(ids).tanh())
-    expected = torch.autograd.grad(torch.log_softmax(logits, -1)[range(20), targets].sum(), embedding.weight)[0]
-    assert embedding.weight.grad is not None
-    torch.testing.assert_close(embedding.weight.grad, expected, rtol=0, atol=1e-12)
-
-
 class _Card:
     """A card's memory queries, answered from given numbers."""
 
@@ -267,27 +232,20 @@ def test_a_card_is_asked_for_its_memory_once_a_forward_pass(plain: bool, monkeyp
     assert card.asked == 1
 
 
-def test_no_more_than_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    _set_chunk(monkeypatch, 4)
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [(True, [4, 4, 4, 4, 2, 2, 4, 4, 4, 4]), (False, [18])],  # forward, then each chunk again in the backward pass
+)
+def test_no_more_than_a_chunk_of_logits_is_made_and_none_twice_without_gradients(
+    gradient: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set_chunk(monkeypatch, 4 if gradient else 100)
     rows: list[int] = []
     head = nn.Linear(6, 11)
     head.register_forward_hook(lambda *args: rows.append(len(args[2])))
     states = torch.randn(18, 6, requires_grad=True)
-    token_logprobs(states, torch.zeros(18, dtype=torch.int64), head, LogitScale(), 11).sum().backward()
-    assert rows == [4, 4, 4, 4, 2, 2, 4, 4, 4, 4]  # forward, then each chunk again in the backward pass
-
-
-def test_without_gradients_nothing_is_computed_twice() -> None:
-    rows: list[int] = []
-    head = nn.Linear(6, 11)
-    head.register_forward_hook(lambda *args: rows.append(len(args[2])))
-    with torch.no_grad():
-        token_logprobs(torch.randn(18, 6), torch.zeros(18, dtype=torch.int64), head, LogitScale(), 11)
-    assert rows == [18]
-
-
-def test_log_probs_are_float32_under_autocast() -> None:
-    head = nn.Linear(6, 11)
-    with torch.autocast("cpu", torch.bfloat16):
-        logps = token_logprobs(torch.randn(5, 6), torch.zeros(5, dtype=torch.int64), head, LogitScale(), 11)
-    assert logps.dtype == torch.float32
+    with torch.set_grad_enabled(gradient):
+        logps = token_logprobs(states, torch.zeros(18, dtype=torch.int64), head, LogitScale(), 11)
+    if gradient:
+        logps.sum().backward()
+    assert rows == expected

@@ -1,23 +1,27 @@
 """The policy against one sequence at a time: log-probs, loss and every gradient, with prompts shared and padded."""
 
-from collections.abc import Sequence
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches
-from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
-from simpo_cli.objective import Objective
-from simpo_cli.recipe.schema import LoraRecipe, LossRecipe
+from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.flash_operators import FlashOperators
-from tests.model.reference import random_pairs, response_logps, simpo_loss
-from tests.tiny import tiny_model
+from tests.model.reference import (
+    adapted,
+    assert_equal_to_single_sequences,
+    gradients,
+    policy_loss,
+    random_pairs,
+    relative,
+)
+from tests.tiny import tiny_config, tiny_model
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -55,51 +59,12 @@ PACKINGS: tuple[Packing, ...] = get_args(Packing)
 CPU = torch.device("cpu")
 
 
-def _model(name: str, seed: int = 0) -> Any:
+def _model(name: str) -> Any:
     changes = dict({**MODELS, **MIXTURES}[name])
     dtype = torch.float32 if name in MIXTURES else torch.float64
-    model = tiny_model(changes.pop("model_type", name), seed=seed, dtype=dtype, **changes)
+    model = tiny_model(changes.pop("model_type", name), dtype=dtype, **changes)
     switch_off_dropout(model)
     return model
-
-
-def _loss(policy: Policy, pairs: Sequence[EncodedPair]) -> torch.Tensor:
-    chosen, rejected = policy.response_means(pack(pairs, CPU))
-    return Objective(LossRecipe()).terms(chosen, rejected).losses.mean()
-
-
-def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-12))
-
-
-def _single(model: Any, pairs: Sequence[EncodedPair]) -> torch.Tensor:
-    rows = [response_logps(model, p.prompt.tolist(), r.tolist()) for p in pairs for r in (p.chosen, p.rejected)]
-    return torch.cat(rows)
-
-
-def _assert_equal_to_single_sequences(model: Any, packing: Packing, pairs: Sequence[EncodedPair]) -> None:
-    exact = model.dtype == torch.float64
-    single = _single(model, pairs)
-    expected_loss = simpo_loss(model, pairs, 2.0, 1.0)
-    expected_loss.backward()
-    expected = _gradients(model)
-    model.zero_grad()
-
-    policy = Policy(model, packing)
-    torch.testing.assert_close(policy(pack(pairs, CPU)), single, rtol=0, atol=1e-5 if exact else 2e-4)
-    loss = _loss(policy, pairs)
-    loss.backward()
-    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6 if exact else 1e-4)
-    packed = _gradients(model)
-    assert packed.keys() == expected.keys()
-    assert len(packed) > 5
-    total = torch.cat([(packed[k] - expected[k]).flatten() for k in expected]).norm()
-    # parts of the models compute in float32 whatever the weights are: rotary angles, norms
-    assert float(total / torch.cat([g.flatten() for g in expected.values()]).norm()) < (1e-6 if exact else 1e-3)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -107,7 +72,7 @@ def _assert_equal_to_single_sequences(model: Any, packing: Packing, pairs: Seque
 def test_log_probs_loss_and_gradients_are_those_of_single_sequences(name: str, packing: Packing) -> None:
     seed = torch.seed() % 2**32  # drawn anew: any pair must do
     print("seed", seed)
-    _assert_equal_to_single_sequences(_model(name), packing, random_pairs(5, seed=seed))
+    assert len(assert_equal_to_single_sequences(_model(name), packing, random_pairs(5, seed=seed))) > 5
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -125,24 +90,13 @@ def test_logits_are_the_models_own(name: str, packing: Packing) -> None:
 
 
 def test_the_text_part_of_a_model_of_text_and_images_is_enough() -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    text = {
-        "vocab_size": 400,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "sliding_window": 6,
-    }
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tiny_config("gemma3_text", sliding_window=6)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
     )
-    _assert_equal_to_single_sequences(model.double().eval(), "shared_prefix", random_pairs(4, seed=17))
+    assert_equal_to_single_sequences(model.double().eval(), "shared_prefix", random_pairs(4, seed=17))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "qwen3, heads 12 wide"])
@@ -152,19 +106,8 @@ def test_the_way_of_a_card_gives_the_numbers_of_single_sequences(name: str, monk
     flash.put_in_place(monkeypatch)
     changes = {"head_dim": 12} if "wide" in name else MODELS[name]
     model = tiny_model(name.split(",")[0], dtype=torch.float64, **changes)
-    _assert_equal_to_single_sequences(model, "shared_prefix", random_pairs(4, seed=19))
+    assert_equal_to_single_sequences(model, "shared_prefix", random_pairs(4, seed=19))
     assert bool(flash.calls) == (name in ("llama", "mistral"))
-
-
-def test_scaling_of_logits_is_not_optional() -> None:
-    """The models above with a scale or a cap would differ without it, so the test above can see it."""
-    pairs = random_pairs(3, seed=2)
-    for name in ("gemma2", "granite", "cohere"):
-        policy = Policy(_model(name))
-        packed = pack(pairs, CPU)
-        right = policy(packed)
-        policy._scale = type(policy._scale)()
-        assert (policy(packed) - right).abs().max() > 1e-2, name
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
@@ -185,70 +128,28 @@ def test_responses_of_one_token_are_scored(packing: Packing) -> None:
     pair = random_pairs(1, seed=14)[0]
     short = EncodedPair(pair.prompt, pair.chosen[:1], pair.rejected[:1], prompt_key="k", where="short")
     mixed = EncodedPair(pair.prompt, pair.chosen, pair.rejected[:1], prompt_key="k", where="mixed")
-    _assert_equal_to_single_sequences(_model("llama"), packing, [short, mixed, short])
+    assert_equal_to_single_sequences(_model("llama"), packing, [short, mixed, short])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_gradient_checkpointing_changes_no_gradient(name: str, packing: Packing) -> None:
-    pairs = random_pairs(4, seed=3)
-    gradients = []
-    for recompute in (False, True):
-        policy = Policy(_model(name), packing)
-        policy.train()
-        if recompute:
-            policy.recompute_activations()
-        _loss(policy, pairs).backward()
-        gradients.append(_gradients(policy.model))
-    for parameter, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][parameter], gradient, rtol=1e-10, atol=1e-12)
+    assert_equal_to_single_sequences(_model(name), packing, random_pairs(4, seed=3), recompute=True)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_adapters_alone_get_gradients_and_they_are_right(recompute: bool, packing: Packing) -> None:
-    pairs = random_pairs(4, seed=4)
-    torch.manual_seed(5)
-    model = add_adapters(tiny_model(), LoraRecipe(rank=4)).double()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # they start at 0, which would hide the other half
-            nn.init.normal_(parameter, std=0.1)
-    simpo_loss(model, pairs, 2.0, 1.0).backward()
-    expected = _gradients(model)
-    model.zero_grad()
-    policy = Policy(model, packing)
-    policy.train()
-    if recompute:
-        policy.recompute_activations()
-    _loss(policy, pairs).backward()
-    packed = _gradients(model)
-    assert packed
-    assert all("lora_" in name for name in packed)
-    assert packed.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert _relative(packed[name], gradient) < 1e-5, name
+    model = adapted(tiny_model(), LoraRecipe(rank=4)).double()
+    found = assert_equal_to_single_sequences(model, packing, random_pairs(4, seed=4), recompute=recompute)
+    assert all("lora_" in name for name in found)
 
 
 def test_an_adapter_on_the_head_counts() -> None:
     """A head that is no plain linear layer is called as a module, so what peft puts on it takes part."""
-    pairs = random_pairs(3, seed=6)
-    torch.manual_seed(7)
-    model = add_adapters(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head"])).double()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    simpo_loss(model, pairs, 2.0, 1.0).backward()
-    expected = _gradients(model)
-    model.zero_grad()
-    single = _single(model, pairs)
-    policy = Policy(model, "shared_prefix")
-    torch.testing.assert_close(policy(pack(pairs, CPU)), single, rtol=0, atol=1e-6)
-    _loss(policy, pairs).backward()
-    packed = _gradients(model)
-    assert packed.keys() == expected.keys()
-    assert {"A", "B"} == {name.split("lora_")[1][0] for name in packed}
-    for name, gradient in expected.items():
-        assert _relative(packed[name], gradient) < 1e-5, name
+    model = adapted(tiny_model(), LoraRecipe(rank=4, target_modules=["lm_head"])).double()
+    found = assert_equal_to_single_sequences(model, "shared_prefix", random_pairs(3, seed=6))
+    assert {"A", "B"} == {name.split("lora_")[1][0] for name in found}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -257,22 +158,20 @@ def test_bf16_autocast_is_as_near_to_float32_with_shared_prompts_as_padded(name:
     model = tiny_model(changes.pop("model_type", name), **changes)
     pairs = random_pairs(16, seed=15)
 
-    def run(packing: Packing, *, autocast: bool) -> tuple[float, torch.Tensor]:
+    def run(packing: Packing, *, autocast: bool) -> tuple[float, dict[str, torch.Tensor]]:
         policy = Policy(model)
         with policy.packed(packing):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                loss = _loss(policy, pairs)
+                loss = policy_loss(policy, pairs)
             loss.backward()
-        gradients = torch.cat([g.flatten() for g in _gradients(model).values()])
-        model.zero_grad()
-        return loss.item(), gradients
+        return loss.item(), gradients(model)
 
     exact_loss, exact = run("shared_prefix", autocast=False)
     loss, shared = run("shared_prefix", autocast=True)
     _, padded = run("padded", autocast=True)
     assert loss != exact_loss
     assert loss == pytest.approx(exact_loss, rel=0.02)
-    assert 0 < _relative(shared, exact) < 1.5 * _relative(padded, exact)
+    assert 0 < relative(shared, exact) < 1.5 * relative(padded, exact)
 
 
 def test_the_model_is_its_owners_again_outside_of_the_policy() -> None:
