@@ -109,7 +109,7 @@ def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Record
                 raise problem
             yield RawRecord(where, _fields(header, row, receipt), text)
         except RecordError as problem:
-            yield BadRecord(where, problem.problem, problem.fix, text)
+            yield problem.at(where, text)
 
 
 def _header(rows: Iterator[list[str]], lines: _Lines, where: str, name: str) -> list[str]:

@@ -77,7 +77,8 @@ def _keeping(chunks: Iterator[bytes], kept: list[bytes]) -> Iterator[bytes]:
 def _look(window: TextWindow, name: str) -> Iterator[RawRecord] | None:
     is_line = _first_line_is_whole(window)
     try:
-        value, length = _object_in(window)
+        value, end = window.value(lambda: len(window.text) - window.position <= MAX_RECORD_BYTES and window.grow())
+        length = end - window.position
     except RecordError as problem:
         if is_line:
             return None  # a record that is refused as one
@@ -101,19 +102,6 @@ def _look(window: TextWindow, name: str) -> Iterator[RawRecord] | None:
         refusal = not_utf8(window, found.start())
         raise UserError(f"{refusal.problem}.", refusal.fix, where=name)
     return records
-
-
-def _object_in(window: TextWindow) -> tuple[dict[str, Any], int]:
-    """The object at the window's position and its length, with as much of the file in view as it needs."""
-    while True:
-        try:
-            value, end = parse_value(window.text, window.position)
-            return value, end - window.position
-        except json.JSONDecodeError as error:
-            incomplete = error.msg.startswith("Unterminated") or error.pos > len(window.text) - 16
-            is_long = len(window.text) - window.position > MAX_RECORD_BYTES
-            if not incomplete or is_long or not window.grow():
-                raise
 
 
 def _first_line_is_whole(window: TextWindow) -> bool:

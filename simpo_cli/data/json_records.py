@@ -8,7 +8,7 @@ on as a `BadRecord` and reading goes on behind it, as long as it is certain wher
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from simpo_cli.data.pair import MAX_RECORD_BYTES, BadRecord, RawRecord, RecordError, kind_of
@@ -136,15 +136,11 @@ def _syntax_problem(error: json.JSONDecodeError, text: str) -> RecordError:
     return RecordError(f"not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} (column {column})", _REWRITE)
 
 
-def _bad(where: str, problem: RecordError, text: str) -> BadRecord:
-    return BadRecord(where, problem.problem, problem.fix, text[:100_000])
-
-
 def _record(where: str, value: object, text: str) -> RawRecord | BadRecord:
     if isinstance(value, dict):
         return RawRecord(where, value, text)
     problem = RecordError(f"expected an object, got {kind_of(value)}", 'A record has the form {"prompt": ..., ...}.')
-    return _bad(where, problem, text)
+    return problem.at(where, text)
 
 
 # JSON lines
@@ -217,9 +213,9 @@ def read_json_lines(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
             if end != len(text) and not text[end:].isspace():
                 raise _more_on_line(text, end)
         except RecordError as problem:
-            yield _bad(where, problem, text or line.decode("utf-8", "replace"))
+            yield problem.at(where, text or line.decode("utf-8", "replace"))
         except json.JSONDecodeError as error:
-            yield _bad(where, _syntax_problem(error, text), text)
+            yield _syntax_problem(error, text).at(where, text)
         else:
             yield _record(where, value, text)
 
@@ -282,6 +278,24 @@ class TextWindow:
             if not self.grow():
                 return ""
 
+    def value(self, grow: Callable[[], bool]) -> tuple[Any, int]:
+        """The JSON value at the position, with as much in view as it needs by `grow`, and where it ends.
+
+        Raises:
+            json.JSONDecodeError, RecordError: as for `parse_value`.
+        """
+        while True:
+            try:
+                value, end = parse_value(self.text, self.position)
+            except json.JSONDecodeError as error:
+                # a literal such as `true` or an escape may be cut by the end of the window as well
+                incomplete = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 16
+                if not incomplete or not grow():
+                    raise
+            else:
+                if end < len(self.text) or not grow():  # a number may go on in the next piece
+                    return value, end
+
     def byte_offset(self, position: int) -> int:
         """Where in the file a position of `text` is."""
         return self._bytes_before + len(self.text[:position].encode("utf-8", "surrogateescape"))
@@ -313,10 +327,10 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
         where = f"{name}, record {number}"
         if following == "":
             problem = RecordError("the record is cut off: the list does not end", "Write the file whole, with its ].")
-            yield _bad(where, problem, "")
+            yield problem.at(where, "")
             return
         if following == "]":
-            yield _bad(where, RecordError("not valid JSON: a comma before the end of the list", _NO_COMMA), "")
+            yield RecordError("not valid JSON: a comma before the end of the list", _NO_COMMA).at(where, "")
             break
         record = _element(buffer, where)
         yield record
@@ -326,7 +340,7 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
         if following == "":
             if isinstance(record, RawRecord):
                 problem = RecordError("the list is cut off behind this record", "Write the file whole, with its ].")
-                yield _bad(where, problem, "")
+                yield problem.at(where, "")
             return
         if following != ",":
             raise UserError(
@@ -347,32 +361,30 @@ def read_json_array(chunks: Iterator[bytes], name: str) -> Iterator[RawRecord | 
 
 def _element(buffer: TextWindow, where: str) -> RawRecord | BadRecord:
     """The record at the buffer's position, which moves behind it."""
-    while True:
-        start, cut = buffer.position, False
-        try:
-            value, end = parse_value(buffer.text, start)
-        except RecordError as refusal:
-            problem = refusal
-        except json.JSONDecodeError as error:
-            # a literal such as `true` or an escape may be cut by the end of the window as well
-            incomplete = error.msg.startswith("Unterminated") or error.pos > len(buffer.text) - 16
-            if incomplete and _may_grow(buffer, where):
-                continue
-            problem, cut = _syntax_problem(error, buffer.text), _is_cut(error, buffer.text)
-        else:
-            if end == len(buffer.text) and _may_grow(buffer, where):
-                continue  # a number may go on in the next piece
-            if end - start > MAX_RECORD_BYTES:
-                raise too_long(where)
-            buffer.position = end
-            text = buffer.text[start:end]
-            if found := NOT_UTF8.search(text):
-                return _bad(where, not_utf8(buffer, start + found.start()), text.encode("utf-8", "replace").decode())
-            return _record(where, value, text)
-        end = _skip_element(buffer, where, cut=cut)
-        text = buffer.text[buffer.position : end]
-        buffer.position = end
-        return _bad(where, problem, text.encode("utf-8", "replace").decode())
+    cut = False
+    try:
+        value, end = buffer.value(lambda: _may_grow(buffer, where))
+    except RecordError as refusal:
+        problem = refusal
+    except json.JSONDecodeError as error:
+        problem, cut = _syntax_problem(error, buffer.text), _is_cut(error, buffer.text)
+    else:
+        start, buffer.position = buffer.position, end
+        if end - start > MAX_RECORD_BYTES:
+            raise too_long(where)
+        text = buffer.text[start:end]
+        if found := NOT_UTF8.search(text):
+            return not_utf8(buffer, start + found.start()).at(where, _readable(text))
+        return _record(where, value, text)
+    end = _skip_element(buffer, where, cut=cut)
+    text = buffer.text[buffer.position : end]
+    buffer.position = end
+    return problem.at(where, _readable(text))
+
+
+def _readable(text: str) -> str:
+    """A text of the window with `?` where it was not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def not_utf8(buffer: TextWindow, position: int) -> RecordError:

@@ -37,14 +37,10 @@ class RawRecord:
     fields: dict[str, Any]
     text: str | None = None
 
-    def shown(self) -> str:
-        """The record as text, for the file of rejected records."""
-        text = self.text if self.text is not None else json.dumps(self.fields, ensure_ascii=False, default=str)
-        return text[:MAX_KEPT_TEXT]
-
     def refused(self, error: "RecordError") -> "BadRecord":
         """The record as one that is malformed."""
-        return BadRecord(self.where, error.problem, error.fix, self.shown())
+        text = self.text if self.text is not None else json.dumps(self.fields, ensure_ascii=False, default=str)
+        return error.at(self.where, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +124,10 @@ class RecordError(Exception):
     def __init__(self, problem: str, fix: str) -> None:
         self.problem, self.fix = problem, fix
         super().__init__(problem)
+
+    def at(self, where: str, text: str) -> BadRecord:
+        """The record at a place as one that is malformed; of its text the beginning is kept."""
+        return BadRecord(where, self.problem, self.fix, text[:MAX_KEPT_TEXT])
 
 
 def kind_of(value: object) -> str:
@@ -285,8 +285,7 @@ class EncodedPairs:
         """Leave out one pair that is refused; its texts go into the file of rejected records."""
         prompt = pair.prompt if isinstance(pair.prompt, str) else [[turn.role, turn.content] for turn in pair.prompt]
         texts = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-        kept = json.dumps(texts, ensure_ascii=False)[:MAX_KEPT_TEXT]
-        self.bad.append(BadRecord(pair.where, error.problem, error.fix, kept))
+        self.bad.append(error.at(pair.where, json.dumps(texts, ensure_ascii=False)))
 
     def need(self, limit: str, tokens: int, most: int) -> None:
         """One more pair needs so many tokens under a limit that allows for `most`."""

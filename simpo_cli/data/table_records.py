@@ -251,7 +251,7 @@ def records_of(batch: Any, number: int, name: str) -> Iterator[RawRecord | BadRe
                 for column, change in convert.items():
                     row[column] = change(row[column])
             except RecordError as problem:
-                yield BadRecord(where, problem.problem, problem.fix, "")
+                yield problem.at(where, "")
             else:
                 yield RawRecord(where, row)
 

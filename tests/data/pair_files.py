@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import EncodedPair, PreferencePair
+from simpo_cli.data.pair import BadRecord, EncodedPair, PreferencePair, RawRecord
+from simpo_cli.data.records import read_records
 from simpo_cli.data.store import EncodedSource, encode_source
 from simpo_cli.data.store.pairs import PairWriter, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer
@@ -50,6 +54,32 @@ def _written(record: Any) -> bytes:
     return (record if isinstance(record, str) else json.dumps(record)).encode()
 
 
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as Parquet or as Arrow; as a stream of Arrow where the name says so."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+        return
+    make = pa.ipc.new_stream if path.name.startswith("stream") else pa.ipc.new_file
+    with pa.OSFile(str(path), "wb") as file, make(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read(path: str | Path) -> tuple[list[RawRecord | BadRecord], FileReceipt]:
+    """The records of a file, and its receipt, which is complete."""
+    receipt = FileReceipt(str(path))
+    records, finish = read_records(str(path), receipt)
+    found = list(records)
+    if finish is not None:
+        finish()
+    return found, receipt
+
+
+def fields_of(records: Sequence[RawRecord | BadRecord]) -> list[dict[str, Any]]:
+    """The fields of records, of which none is a bad one."""
+    assert all(isinstance(record, RawRecord) for record in records), records
+    return [record.fields for record in records if isinstance(record, RawRecord)]
+
+
 class LoadedPairs:
     """The pairs of all sources, repeated as the sources say, and what became of every record."""
 
@@ -67,9 +97,9 @@ def load_pairs(sources: str | Sequence[DataSource], **options: Any) -> LoadedPai
     return LoadedPairs(PairReader(sources, **options))
 
 
-def refusal(path: str, **options: Any) -> UserError:
+def refusal(sources: str | Sequence[DataSource], **options: Any) -> UserError:
     with pytest.raises(UserError) as caught:
-        load_pairs(path, role="train", **options)
+        load_pairs(sources, role="train", **options)
     assert caught.value.exit_code == ExitCode.USAGE
     assert caught.value.fix
     return caught.value

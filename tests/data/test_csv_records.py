@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.errors import UserError
+from simpo_cli.data.pair import BadRecord
 from simpo_cli.recipe.schema import DataSource
-from tests.data.pair_files import LoadedPairs, Write, load_pairs, refusal, skipped
+from tests.data.pair_files import LoadedPairs, Write, load_pairs, read, refusal, skipped
 
 ROW = {"prompt": "Which bird is blue?", "chosen": "The jay, in part.", "rejected": "None of them."}
 USER = {"role": "user", "content": ROW["prompt"]}
@@ -63,11 +63,6 @@ def test_line_ends_and_separators_of_spreadsheets(
     assert {pair.chosen for pair in loaded.pairs} <= {"The jay, in part.", "The jay; in part.", "b"}
 
 
-def test_a_carriage_return_inside_a_cell_ends_no_row(write: Write) -> None:
-    loaded = load(write("a.csv", 'prompt,chosen,rejected\n"a\rb",c,d\ne,f,g\n'))
-    assert texts(loaded) == [("a\rb", "c", "d"), ("e", "f", "g")]
-
-
 def test_rows_without_any_text_are_skipped_and_counted(write: Write) -> None:
     content = table(ROW) + ",,\n" + table(ROW).split("\n", 1)[1] + ' , ,"\t"\n,,,,\n\n'
     loaded = load(write("a.csv", content))
@@ -76,14 +71,47 @@ def test_rows_without_any_text_are_skipped_and_counted(write: Write) -> None:
     assert loaded.records_read == 2
 
 
-@pytest.mark.parametrize("header", [",prompt,chosen,rejected", "Unnamed: 0,prompt,chosen,rejected"])
-def test_the_index_of_pandas_is_a_column_like_others(write: Write, header: str) -> None:
-    assert texts(load(write("a.csv", f"{header}\n0,a,b,c\n1,d,e,f\n"))) == [("a", "b", "c"), ("d", "e", "f")]
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('prompt,chosen,rejected\n"a\rb",c,d\ne,f,g\n', [("a\rb", "c", "d"), ("e", "f", "g")]),
+        ('prompt,chosen,rejected\n"a\nb, ""c""",4.5,2024-01-01\n', [('a\nb, "c"', "4.5", "2024-01-01")]),
+        # the index of pandas
+        (",prompt,chosen,rejected\n0,a,b,c\n1,d,e,f\n", [("a", "b", "c"), ("d", "e", "f")]),
+        ("Unnamed: 0,prompt,chosen,rejected\n0,a,b,c\n", [("a", "b", "c")]),
+        (",Unnamed: 0,prompt,chosen,rejected\n0,0,a,b,c\n", [("a", "b", "c")]),
+        # what a spreadsheet has left behind
+        ("prompt,chosen,rejected,,\na,b,c,,\n", [("a", "b", "c")]),
+    ],
+)
+def test_cells_are_the_texts_that_they_were_under_whatever_names(
+    write: Write, content: str, rows: list[tuple[str, str, str]]
+) -> None:
+    assert texts(load(write("a.csv", content))) == rows
 
 
-def test_columns_without_a_name_may_be_several(write: Write) -> None:
-    assert texts(load(write("a.csv", "prompt,chosen,rejected,,\na,b,c,,\n"))) == [("a", "b", "c")]
-    assert texts(load(write("b.csv", ",Unnamed: 0,prompt,chosen,rejected\n0,0,a,b,c\n"))) == [("a", "b", "c")]
+def test_troubles_are_records(write: Write) -> None:
+    content = b'prompt,chosen,rejected\na,b,c\na,b\n\na,b,c,d\na,"b"x,c\na,\xe9,c\na,b\x00,c\na,b,c\n'
+    records, _ = read(write("a.csv", content))
+    bad = {record.where.split(":")[-1]: record.problem for record in records if isinstance(record, BadRecord)}
+    assert list(bad) == ["3", "5", "6", "7", "8"]
+    assert len(records) == 7
+    assert bad["3"] == "2 fields, but the header has 3"
+    assert "not valid CSV" in bad["6"]
+    assert bad["7"] == "not UTF-8 at byte 53 of the file (0xe9)"
+    assert "NUL" in bad["8"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("a,a,b\n1,2,3\n", "two columns are named 'a'"),
+        ('prompt,chosen,rejected\na,b,c\na,"b,c\nd,e,f\n', "a double quote opens here and is not closed"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', "holds JSON, not CSV"),
+    ],
+)
+def test_files_that_cannot_be_read(write: Write, content: str, problem: str) -> None:
+    assert problem in refusal(write("a.csv", content)).problem
 
 
 # Missing values
@@ -116,8 +144,8 @@ def test_a_word_that_may_be_an_answer_stays_and_is_counted(write: Write, word: s
 def test_a_missing_value_under_another_name_is_no_text_either(write: Write) -> None:
     path = write("a.csv", table({"frage": "a", "chosen": "NaN", "rejected": "c"}).replace("chosen", "gut"))
     columns = {"prompt": "frage", "chosen": "gut", "rejected": "rejected"}
-    with pytest.raises(UserError, match="gut: expected text or messages, got null"):
-        load_pairs([DataSource(path=path, columns=columns)], role="train")
+    error = refusal([DataSource(path=path, columns=columns)])
+    assert error.problem == "gut: expected text or messages, got null."
 
 
 # Messages in cells

@@ -1,9 +1,7 @@
-"""Sources to pairs: names, folders, limits and repeats, the account of every record, and the hub without a network."""
+"""Sources to pairs: names, folders, limits and repeats, and the account of every record."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
-from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.data.pair import MAX_KEPT_TEXT
+from simpo_cli.errors import ExitCode
 from simpo_cli.recipe.schema import DataSource
-from tests.data.pair_files import GOOD, Write, load_pairs
+from tests.data.pair_files import GOOD, Write, load_pairs, refusal, skipped
 
 
 def numbered(count: int, start: int = 0) -> list[dict[str, str]]:
@@ -25,12 +23,6 @@ def numbered(count: int, start: int = 0) -> list[dict[str, str]]:
 
 def prompts(sources: str | list[DataSource], **options: Any) -> list[Any]:
     return [pair.prompt for pair in load_pairs(sources, role="train", **options).pairs]
-
-
-def refusal(sources: str | list[DataSource], **options: Any) -> UserError:
-    with pytest.raises(UserError) as caught:
-        load_pairs(sources, role="train", **options)
-    return caught.value
 
 
 def test_the_account_is_whole(write: Write) -> None:
@@ -51,11 +43,17 @@ def test_the_account_is_whole(write: Write) -> None:
     assert (name, len(identity), size) == (path, 64, os.path.getsize(path))
 
 
-def test_pairs_without_signal_can_be_kept(write: Write) -> None:
-    path = write("a.jsonl", [GOOD, {**GOOD, "chosen": ""}])
-    loaded = load_pairs(path, role="train", on_no_signal="keep")
-    assert [pair.chosen for pair in loaded.pairs] == [GOOD["chosen"], ""]
-    assert loaded.dropped == {"empty response": 1}
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"prompt,chosen,rejected\na,b,c\n{'x' * 200_000}\n"),
+        ("a.jsonl", [GOOD, "{" + "x" * 200_000]),
+        ("a.json", [GOOD, {**GOOD, "chosen": [3] * 200_000}]),
+    ],
+)
+def test_of_a_bad_record_the_beginning_is_kept(write: Write, name: str, content: str | list[Any]) -> None:
+    (bad,) = skipped(write(name, content)).bad_records
+    assert len(bad.text) == MAX_KEPT_TEXT == 100_000
 
 
 def test_sources_are_limited_and_repeated(write: Write) -> None:
@@ -100,60 +98,45 @@ def test_a_folder_is_its_data_files_in_order(write: Write, tmp_path: Path) -> No
     assert loaded.decision == "plain text, explicit prompt, 3 pairs, response = the whole answer"
 
 
-def test_a_folder_with_splits_needs_to_be_told(write: Write, tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        for shard in range(2):
-            write(f"d/data/{split}-0000{shard}-of-00002.jsonl", numbered(1, shard))
-    error = refusal(str(tmp_path / "d"))
-    assert error.problem == "holds several splits: test, train."
-    assert prompts([DataSource(path=str(tmp_path / "d"), split="train")]) == ["p0", "p1"]
-    assert (
-        "has no split dev: it has test, train" in refusal([DataSource(path=str(tmp_path / "d"), split="dev")]).problem
-    )
-    write("e/train.jsonl", numbered(1))
-    write("e/test.jsonl", numbered(1))
-    assert refusal(str(tmp_path / "e")).problem == "holds several splits: test, train."
-
-
-def test_a_folder_of_folders(write: Write, tmp_path: Path) -> None:
-    write("d/train/data-00000-of-00001.jsonl", numbered(1))
-    write("d/validation/data-00000-of-00001.jsonl", numbered(1, 7))
-    error = refusal(str(tmp_path / "d"))
-    assert error.fix == "Name one of its folders: train, validation."
-    assert prompts([DataSource(path=str(tmp_path / "d"), split="validation")]) == ["p7"]
-
-
-def test_what_describes_data_is_no_data(write: Write, tmp_path: Path) -> None:
-    for name in ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"):
-        write(f"d/{name}", "{}")
-    write("d/.gitattributes", "*.parquet filter=lfs")
-    write("d/data/train-00000-of-00001.jsonl", numbered(2))
-    assert prompts(str(tmp_path / "d")) == ["p0", "p1"]
-    assert prompts([DataSource(path=str(tmp_path / "d"), split="train")]) == ["p0", "p1"]
-    write("d/data/test-00000-of-00001.jsonl", numbered(1, 7))
-    error = refusal(str(tmp_path / "d"))
-    assert error.problem == "holds several splits: test, train."
-    assert error.fix.startswith(f"Say which in the recipe: data.train: [{{path: {tmp_path}/d/data, split: train}}]")
+_SEVERAL = "holds several splits: test, train."
 
 
 @pytest.mark.parametrize(
-    ("train", "test"),
+    ("train", "test", "said"),
     [
-        ("train-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl", "test-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl"),
-        ("pairs-train.jsonl", "pairs-test.jsonl"),
-        ("pairs_train.v2.json.gz", "pairs_val.v2.json.gz"),
-        ("train/0000.jsonl", "test/0000.jsonl"),
-        ("data/train/0000.jsonl", "data/test/0000.jsonl"),
-        ("default/train/0000.jsonl", "default/test/0000.jsonl"),
+        ("train.jsonl", "test.jsonl", _SEVERAL),
+        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl", _SEVERAL),
+        ("train-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl", "test-00000-of-00001-0a1b2c3d4e5f6a7b.jsonl", _SEVERAL),
+        ("pairs-train.jsonl", "pairs-test.jsonl", _SEVERAL),
+        ("pairs_train.v2.json.gz", "pairs_val.v2.json.gz", "holds several splits: train, val."),
+        ("train/0000.jsonl", "validation/0000.jsonl", "Name one of its folders: train, validation."),
+        ("data/train/0000.jsonl", "data/test/0000.jsonl", "Name one of its folders: test, train."),
+        ("default/train/0000.jsonl", "default/test/0000.jsonl", "default/train"),
     ],
 )
-def test_splits_are_never_read_together_unasked(write: Write, tmp_path: Path, train: str, test: str) -> None:
+def test_splits_are_never_read_together_unasked(write: Write, tmp_path: Path, train: str, test: str, said: str) -> None:
     write(f"d/{train}", numbered(1))
     write(f"d/{test}", numbered(1, 7))
     error = refusal(str(tmp_path / "d"))
-    assert "train" in error.problem + error.fix
-    folder = tmp_path / "d" / ("default" if "default" in train else "")
-    assert prompts([DataSource(path=str(folder), split="train")]) == ["p0"]
+    assert said in f"{error.problem} {error.fix}"
+    folder = str(tmp_path / "d" / ("default" if "default" in train else ""))
+    assert prompts([DataSource(path=folder, split="train")]) == ["p0"]
+
+
+def test_the_files_of_a_split_are_read_and_what_describes_data_is_not(write: Write, tmp_path: Path) -> None:
+    for name in ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"):
+        write(f"d/{name}", "{}")
+    write("d/.gitattributes", "*.parquet filter=lfs")
+    for shard in range(2):
+        write(f"d/data/train-0000{shard}-of-00002.jsonl", numbered(1, shard))
+    assert prompts(str(tmp_path / "d")) == ["p0", "p1"]
+    write("d/data/test-00000-of-00001.jsonl", numbered(1, 7))
+    error = refusal(str(tmp_path / "d"))
+    assert error.problem == _SEVERAL
+    assert error.fix.startswith(f"Say which in the recipe: data.train: [{{path: {tmp_path}/d/data, split: train}}]")
+    assert prompts([DataSource(path=str(tmp_path / "d"), split="train")]) == ["p0", "p1"]
+    problem = refusal([DataSource(path=str(tmp_path / "d"), split="dev")]).problem
+    assert "has no split dev: it has test, train" in problem
 
 
 def test_a_pattern_names_its_files_in_order(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +154,11 @@ def test_a_pattern_names_its_files_in_order(write: Write, tmp_path: Path, monkey
     assert prompts("odd[1].jsonl") == ["p9"]
     error = refusal("d/trian-*.jsonl")
     assert (error.where, error.problem) == ("d/trian-*.jsonl", "matches no file.")
-    assert "d/train-0.jsonl" in error.fix or "train-0.jsonl" in error.fix
-    assert "leave `split` out" in refusal([DataSource(path="d/train-*.jsonl", split="train")]).fix
+    assert "train-0.jsonl" in error.fix
+    for name, problem in (("d/train-*.jsonl", "names files and"), ("odd[1].jsonl", "is a file and")):
+        error = refusal([DataSource(path=name, split="train")])
+        assert f"{name} {problem} has no split train." in error.problem
+        assert "leave `split` out" in error.fix
 
 
 def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
@@ -180,11 +166,6 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
 
     datasets.Dataset.from_list(numbered(3)).save_to_disk(str(tmp_path / "saved"))
     assert prompts(str(tmp_path / "saved")) == ["p0", "p1", "p2"]
-
-
-def test_a_split_of_a_file_is_refused(write: Write) -> None:
-    path = write("a.jsonl", [GOOD])
-    assert "has no split train" in refusal([DataSource(path=path, split="train")]).problem
 
 
 # Names
@@ -229,92 +210,15 @@ def test_names_that_nothing_can_have(name: str, why: str) -> None:
     assert refusal(name).problem == f"{name!r} names no data{why}."
 
 
-# The hub
-
-
-def test_a_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def rows(name: str, split: str | None, receipt: FileReceipt) -> datasets.Dataset:
-        assert (name, split) == ("org/prefs", "train_prefs")
-        receipt.identity = "c0ffee"
-        return datasets.Dataset.from_list(numbered(2))
-
-    monkeypatch.setattr(hub, "_load", rows)
-    loaded = load_pairs([DataSource(path="org/prefs", split="train_prefs")], role="train")
-    assert [pair.where for pair in loaded.pairs] == [
-        "org/prefs (train_prefs), record 1",
-        "org/prefs (train_prefs), record 2",
-    ]
-    assert loaded.files == [("org/prefs", "c0ffee", 0)]
-
-
-def test_offline_no_socket_is_opened(tmp_path: Path) -> None:
-    """In a process of its own: the hub's client reads HF_HUB_OFFLINE when it is imported."""
-    code = """
-import sys
-def watch(event, args):
-    assert event not in ("socket.connect", "socket.getaddrinfo"), event
-sys.addaudithook(watch)
-from simpo_cli.data.load import PairReader
-from simpo_cli.errors import UserError
-try:
-    list(PairReader("org/surely-not-here", role="train"))
-except UserError as error:
-    print(error.exit_code, error.where, error.problem)
-print("torch" in sys.modules)
-"""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    said, has_torch = result.stdout.splitlines()
-    assert said.startswith("4  org/surely-not-here is not here, neither as a folder nor in the cache")
-    assert "HF_HUB_OFFLINE forbids to fetch it" in said
-    assert has_torch == "False"
-
-
-@pytest.mark.parametrize(
-    ("kind", "said", "code"),
-    [
-        ("ConnectError", "the hub cannot be reached (ConnectError)", ExitCode.ENVIRONMENT),
-        ("RepositoryNotFoundError", "does not show a data set of that name", ExitCode.ENVIRONMENT),
-    ],
-)
-def test_a_hub_that_does_not_give(monkeypatch: pytest.MonkeyPatch, kind: str, said: str, code: ExitCode) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-
-    def fail(name: str) -> str:
-        raise type(kind, (Exception,), {})(f"no {name}")
-
-    monkeypatch.setattr(hub, "_commit", fail)
-    error = refusal("org/prefs")
-    assert said in error.problem
-    assert error.exit_code == code
-
-
-def test_several_splits_on_the_hub_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(hub, "_commit", lambda _: "c0ffee")
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["train_prefs", "test_prefs"])
-    error = refusal("org/prefs")
-    assert error.problem == "has the splits train_prefs, test_prefs."
-    assert "split: train_prefs" in error.fix
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: ["all"])
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(numbered(1)))
-    assert prompts("org/prefs") == ["p0"]
-
-
-def test_a_pair_is_given_with_its_record_and_what_was_noted_of_it(tmp_path: Path) -> None:
+def test_a_pair_is_given_with_its_record_and_what_was_noted_of_it(write: Write) -> None:
+    """Pairs without signal are kept, too, where that is asked for, and counted all the same."""
     records = [
         {"prompt": "a", "chosen": "x", "rejected": "y", "score_chosen": 1, "score_rejected": "1"},
         {"prompt": "b", "chosen": "x", "rejected": 7, "score_chosen": 1, "score_rejected": 1},
         {"prompt": "c", "chosen": "x", "rejected": "y", "score_chosen": 2, "score_rejected": 1},
         {"prompt": "d", "chosen": "", "rejected": "y", "score_chosen": 1, "score_rejected": 2},
     ]
-    path = tmp_path / "prefs.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    reader = PairReader(str(path), role="train", on_bad_record="skip", on_no_signal="keep")
+    reader = PairReader(write("a.jsonl", records), role="train", on_bad_record="skip", on_no_signal="keep")
     seen = []
     for pair in reader:
         assert reader.record is not None
@@ -325,13 +229,13 @@ def test_a_pair_is_given_with_its_record_and_what_was_noted_of_it(tmp_path: Path
         (records[2], set()),
         (records[3], {"scores order the pair against its label"}),
     ]
+    assert reader.dropped.counts == {"empty response": 1}
 
 
-def test_files_that_the_names_of_others_count_are_missed(tmp_path: Path) -> None:
+def test_files_that_the_names_of_others_count_are_missed(write: Write, tmp_path: Path) -> None:
     for shard in (0, 2):
-        lines = [json.dumps(record) for record in numbered(1, shard)]
-        (tmp_path / f"train-{shard:05}-of-00004.jsonl").write_text("\n".join(lines))
+        write(f"train-{shard:05}-of-00004.jsonl", numbered(1, shard))
     missing = f"{tmp_path}/train is missing 2 of its 4 files, such as {tmp_path}/train-00001-of-00004"
-    for path in (tmp_path, f"{tmp_path}/*.jsonl"):
-        assert load_pairs(str(path), role="train").warnings == {missing: 1}
+    for path in (str(tmp_path), f"{tmp_path}/*.jsonl"):
+        assert load_pairs(path, role="train").warnings == {missing: 1}
     assert not load_pairs(f"{tmp_path}/train-00000-of-00004.jsonl", role="train").warnings  # one alone may be meant

@@ -23,6 +23,7 @@ ULTRAFEEDBACK = "ultrafeedback_train_1k.jsonl.gz"
 ULTRAFEEDBACK_PARQUET = "ultrafeedback_train_1k_scores.parquet"
 LLAMA_FACTORY = "llamafactory_dpo_en_demo.json"
 ORCA = "orca_dpo_pairs_validation.jsonl"
+TOOLS = "medicalgpt_toolcall_dpo_zh_demo.jsonl"
 LLMBAR = "llmbar_adversarial_neighbor.json"
 
 
@@ -30,62 +31,43 @@ def load(name: str, **columns: str) -> LoadedPairs:
     return load_pairs([DataSource(path=str(FOLDER / name), columns=columns)], role="train")
 
 
+_WHOLE, _LAST = "the whole answer", "last assistant turn"
+_ULTRAFEEDBACK_DROPPED = {"empty response": 2, "identical responses": 4}
+
+
 @pytest.mark.parametrize(
-    ("name", "records", "dropped", "decision"),
+    ("name", "records", "dropped", "layout", "response"),
     [
-        (
-            HH,
-            1743,
-            {"empty response": 4},
-            "conversational, implicit prompt, 1,743 pairs, response = last assistant turn",
-        ),
-        (
-            ULTRAFEEDBACK,
-            1000,
-            {"empty response": 2, "identical responses": 4},
-            "plain text, explicit prompt, 1,000 pairs, response = the whole answer",
-        ),
-        (
-            ULTRAFEEDBACK_PARQUET,
-            1000,
-            {"empty response": 2, "identical responses": 4},
-            "conversational, implicit prompt, 1,000 pairs, response = last assistant turn",
-        ),
-        (
-            LLAMA_FACTORY,
-            300,
-            {},
-            "conversational, explicit prompt (conversations), 300 pairs, response = the whole answer",
-        ),
+        (HH, 1743, {"empty response": 4}, "conversational, implicit prompt", _LAST),
+        (ULTRAFEEDBACK, 1000, _ULTRAFEEDBACK_DROPPED, "plain text, explicit prompt", _WHOLE),
+        (ULTRAFEEDBACK_PARQUET, 1000, _ULTRAFEEDBACK_DROPPED, "conversational, implicit prompt", _LAST),
+        (LLAMA_FACTORY, 300, {}, "conversational, explicit prompt (conversations)", _WHOLE),
         (
             "llamafactory_v1_dpo_demo.jsonl",
             10,
             {},
-            "conversational, implicit prompt, chosen_messages over rejected_messages, 10 pairs, "
-            "response = last assistant turn",
+            "conversational, implicit prompt, chosen_messages over rejected_messages",
+            _LAST,
         ),
-        (
-            "medicalgpt_toolcall_dpo_zh_demo.jsonl",
-            11,
-            {},
-            "conversational, explicit prompt (conversations), 11 pairs, response = the whole answer",
-        ),
+        (TOOLS, 11, {}, "conversational, explicit prompt (conversations)", _WHOLE),
         (
             ORCA,
             284,
             {},
-            "conversational, explicit prompt (input.messages), preferred_output over non_preferred_output, 284 pairs, "
-            "response = the whole answer",
+            "conversational, explicit prompt (input.messages), preferred_output over non_preferred_output",
+            _WHOLE,
         ),
     ],
 )
-def test_every_file_loads_to_its_count(name: str, records: int, dropped: dict[str, int], decision: str) -> None:
+def test_every_file_loads_to_its_count(
+    name: str, records: int, dropped: dict[str, int], layout: str, response: str
+) -> None:
     loaded = load(name)
     assert loaded.records_read == records
     assert loaded.dropped == dropped
     assert len(loaded.pairs) == records - sum(dropped.values())
     assert not loaded.bad_records
-    assert loaded.decision == decision
+    assert loaded.decision == f"{layout}, {records:,} pairs, response = {response}"
 
 
 @pytest.mark.parametrize(
@@ -97,11 +79,8 @@ def test_mean_words(name: str, chosen: float, rejected: float) -> None:
     words = [[len(pair[side].split()) for pair in dataset] for side in ("chosen", "rejected")]
     means = [sum(lengths) / len(lengths) for lengths in words]
     assert [round(mean, 1) for mean in means] == [chosen, rejected]
-    assert dataset.stats() == {
-        "count": len(dataset),
-        "avg_chosen_len": int(means[0]),
-        "avg_rejected_len": int(means[1]),
-    }
+    lengths = {"avg_chosen_len": int(means[0]), "avg_rejected_len": int(means[1])}
+    assert dataset.stats() == {"count": len(dataset), **lengths}
 
 
 def test_both_files_of_ultrafeedback_give_the_same_pairs() -> None:
@@ -150,7 +129,7 @@ def test_llama_factory_turns() -> None:
 
 
 def test_tool_conversations() -> None:
-    pairs = load("medicalgpt_toolcall_dpo_zh_demo.jsonl").pairs
+    pairs = load(TOOLS).pairs
     assert Counter(prompt_messages(pair.prompt)[-1].role for pair in pairs) == {"user": 7, "tool": 4}
     assert all(pair.tools is not None and json.loads(pair.tools) for pair in pairs)
 
@@ -160,9 +139,8 @@ def test_unpaired_feedback_is_refused() -> None:
         load("llamafactory_kto_en_demo.json")
 
 
-@pytest.mark.parametrize("part", [("chosen", "rejected"), ()])
-def test_the_label_of_llmbar_is_the_number_of_the_better_output(part: tuple[str, ...]) -> None:
-    columns = {**dict(zip(part, ("output_1", "output_2"), strict=False)), **({"label": "label"} if part else {})}
+@pytest.mark.parametrize("columns", [{"chosen": "output_1", "rejected": "output_2", "label": "label"}, {}])
+def test_the_label_of_llmbar_is_the_number_of_the_better_output(columns: dict[str, str]) -> None:
     loaded = load(LLMBAR, **columns)
     records = json.loads((FOLDER / LLMBAR).read_text(encoding="utf-8"))
     assert [pair.chosen for pair in loaded.pairs] == [record[f"output_{record['label']}"] for record in records]

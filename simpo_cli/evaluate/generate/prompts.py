@@ -139,8 +139,6 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
     for record in records:
         try:
             prompt, labels = _prompt_of(record)
-            if len(asked) == most:
-                break
             key = prompt_key(PreferencePair(prompt, "", "", record.where))
             if key in asked:
                 left_out["asked already"] += 1
@@ -152,6 +150,8 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
             left_out["over data.max_prompt_length"] += 1
         else:
             asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels)
+        if len(asked) == most:  # what stands behind the last one may be anything
+            break
     if not asked:
         raise _nothing_left(path, left_out)
     return Questions(tuple(asked.values()), left_out)

@@ -59,7 +59,7 @@ def test_prompts_are_asked_once_and_in_order(ask: Ask) -> None:
     questions = ask(["b?", "a?", "b?", "c?", "x " * 200])
     assert [one.text for one in questions.asked] == ["b?", "a?", "c?"]
     assert questions.left_out == {"asked already": 1, "over data.max_prompt_length": 1}
-    assert [one.text for one in ask(["b?", "a?", "b?", "c?"], most=2).asked] == ["b?", "a?"]
+    assert [one.text for one in ask(["b?", "a?", 3], most=2).asked] == ["b?", "a?"]
 
 
 def test_a_conversation_is_shown_as_one(ask: Ask) -> None:

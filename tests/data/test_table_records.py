@@ -1,5 +1,6 @@
 """Records come out of Parquet, Arrow and the hub as they went in: without the nulls, texts and pairs of columns."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,8 +14,7 @@ import pytest
 from simpo_cli.data import hub
 from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.pair import BadRecord, RawRecord
-from simpo_cli.data.records import read_records
-from tests.data.pair_files import load_pairs, refusal
+from tests.data.pair_files import fields_of, load_pairs, read, refusal, write_table
 
 PAIR = {"prompt": "When does it rain?", "chosen": "In May.", "rejected": "Never."}
 TOOLS = [
@@ -23,28 +23,17 @@ TOOLS = [
 ]
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path)
-
-
-def write_arrow(table: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def write_stream(table: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-@pytest.fixture(params=[write_parquet, write_arrow, write_stream])
+@pytest.fixture(params=["a.parquet", "a.arrow", "stream.arrow"])
 def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[pa.Table], list[RawRecord | BadRecord]]:
     """The records that a table gives back from a file."""
 
     def through(table: pa.Table) -> list[RawRecord | BadRecord]:
-        path = tmp_path / ("a.parquet" if request.param is write_parquet else "a.arrow")
-        request.param(table, path)
-        return list(read_records(str(path), FileReceipt(str(path)))[0])
+        path = tmp_path / request.param
+        write_table(table, path)
+        records, receipt = read(path)
+        assert receipt.identity == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert [record.where for record in records] == [f"{path}, record {n}" for n in range(1, len(records) + 1)]
+        return records
 
     return through
 
@@ -52,9 +41,22 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[pa.Table],
 Kept = Callable[[pa.Table], list[RawRecord | BadRecord]]
 
 
-def fields(records: list[RawRecord | BadRecord]) -> list[dict[str, Any]]:
-    assert all(isinstance(record, RawRecord) for record in records), records
-    return [record.fields for record in records if isinstance(record, RawRecord)]
+def test_rows_of_several_batches(kept: Kept) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": [{"role": "user", "content": "ä"}], "score": 4.5} for i in range(600)]
+    assert fields_of(kept(pa.Table.from_pylist(rows))) == rows
+
+
+def test_a_parquet_file_may_have_any_name(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([PAIR]), tmp_path / "a.jsonl")
+    records, receipt = read(tmp_path / "a.jsonl")
+    assert fields_of(records) == [PAIR]
+    assert list(receipt.warnings) == [f"{tmp_path / 'a.jsonl'} is a Parquet file, whatever its name says"]
+
+
+def test_text_that_is_not_utf8_is_a_bad_record(kept: Kept) -> None:
+    texts = pa.array([b"good", b"b\xe9d", b"fine"], pa.binary()).buffers()
+    records = kept(pa.table({"prompt": pa.Array.from_buffers(pa.string(), 3, texts, null_count=0)}))
+    assert [type(record) for record in records] == [RawRecord, BadRecord, RawRecord]
 
 
 def test_keys_that_an_object_did_not_have_are_not_there(kept: Kept) -> None:
@@ -65,12 +67,12 @@ def test_keys_that_an_object_did_not_have_are_not_there(kept: Kept) -> None:
         {**PAIR, "tools": TOOLS, "history": [bare], "meta": {"b": [None, "x"]}},
         {**PAIR, "tools": None, "history": [], "meta": None},
     ]
-    assert fields(kept(pa.Table.from_pylist(rows))) == rows
+    assert fields_of(kept(pa.Table.from_pylist(rows))) == rows
 
 
 def test_a_column_of_nulls_stays(kept: Kept) -> None:
     rows = [{**PAIR, "system": None, "tools": None}]
-    assert fields(kept(pa.Table.from_pylist(rows))) == rows
+    assert fields_of(kept(pa.Table.from_pylist(rows))) == rows
 
 
 def test_what_datasets_keeps_as_json_comes_out_as_it_went_in(
@@ -85,13 +87,13 @@ def test_what_datasets_keeps_as_json_comes_out_as_it_went_in(
     ]
     features = datasets.Features({**texts, "tools": datasets.List(datasets.Json()), "meta": datasets.Json()})
     dataset = datasets.Dataset.from_list(rows, features=features)
-    assert fields(kept(dataset.data.table)) == rows
+    assert fields_of(kept(dataset.data.table)) == rows
     dataset.save_to_disk(str(tmp_path / "saved"))
     assert [json.loads(pair.tools or "[]") for pair in load_pairs(str(tmp_path / "saved"), role="train").pairs] == [
         row["tools"] for row in rows
     ]
     monkeypatch.setattr(hub, "_load", lambda *_: dataset)
-    assert fields(list(hub.read_hub("org/name", "train", FileReceipt("org/name")))) == rows
+    assert fields_of(list(hub.read_hub("org/name", "train", FileReceipt("org/name")))) == rows
 
 
 def test_json_is_known_by_the_features_where_the_library_does_not_know_its_type(kept: Kept) -> None:
@@ -118,7 +120,7 @@ def test_json_is_known_by_the_features_where_the_library_does_not_know_its_type(
     ],
 )
 def test_values_of_columns_are_values_of_records(kept: Kept, column: pa.Array, values: list[Any]) -> None:
-    found = fields(kept(pa.table({"x": column})))
+    found = fields_of(kept(pa.table({"x": column})))
     assert [row["x"] for row in found] == values
     assert all(type(row["x"]) is type(value) for row, value in zip(found, values, strict=True))
 
@@ -131,7 +133,7 @@ def test_a_map_with_a_key_twice_refuses_its_record(kept: Kept) -> None:
 def test_messages_and_tools_as_json_text_are_decoded(kept: Kept) -> None:
     turns = [{"role": "user", "content": "hi"}]
     row = {**PAIR, "prompt": json.dumps(turns), "tools": [json.dumps(tool) for tool in TOOLS]}
-    assert fields(kept(pa.Table.from_pylist([row, {**row, "prompt": None, "tools": []}]))) == [
+    assert fields_of(kept(pa.Table.from_pylist([row, {**row, "prompt": None, "tools": []}]))) == [
         {**PAIR, "prompt": turns, "tools": TOOLS},
         {**PAIR, "prompt": None, "tools": []},
     ]
