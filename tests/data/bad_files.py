@@ -16,6 +16,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
 from tests.data.pair_files import GOOD, array_of, lines_of
 
@@ -23,6 +24,8 @@ _LINE = json.dumps(GOOD).encode()
 _THREE = lines_of([GOOD] * 3)
 _MANY = lines_of([{**GOOD, "n": n, "chosen": f"It is {n * n}."} for n in range(3000)])
 _PACKED = gzip.compress(_MANY)
+_FLIPPED = _PACKED[:5000] + bytes([_PACKED[5000] ^ 255]) + _PACKED[5001:]
+_FRAMES = zstandard.ZstdCompressor(write_checksum=True).compress(_MANY)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,11 @@ FILES = {
     "gz cut": FileKind("F", "a.jsonl.gz", _PACKED[: len(_PACKED) // 2], "damaged gzip file: it ends in the middle"),
     "gz cut (in its check)": FileKind("F", "a.jsonl.gz", _PACKED[:-3], "damaged gzip file: it ends in the middle"),
     "gz CRC error": FileKind("F", "a.jsonl.gz", _PACKED[:-8] + bytes(4) + _PACKED[-4:], "damaged gzip file"),
+    "gz with a byte flipped": FileKind("F", "a.jsonl.gz", _FLIPPED, "damaged gzip file"),
+    "zst cut": FileKind("F", "a.jsonl.zst", _FRAMES[: len(_FRAMES) // 2], "damaged zstd file: it ends in the middle"),
+    "zst with another checksum": FileKind(
+        "F", "a.jsonl.zst", _FRAMES[:-1] + bytes([_FRAMES[-1] ^ 1]), "damaged zstd file"
+    ),
     "gz with a tail": FileKind("F", "a.jsonl.gz", _PACKED + b"tail", "damaged gzip file"),
     "plain file named gz": FileKind("W", "a.jsonl.gz", _THREE, "is named .gz and is not compressed"),
     "gz bomb (a line)": FileKind("F", "a.jsonl.gz", _bomb(b'{"prompt": "', b"a"), "a record of more than 32 MiB"),

@@ -5,7 +5,6 @@ A bad record is the only, first, middle and last one of a file, as lines and as 
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from tests.data.pair_files import GOOD, Write, array_of, lines_of, load_pairs, r
 
 def packed(kind: FileKind, folder: Path) -> str | None:
     """The same file as gz, where there is such a thing."""
-    if not isinstance(kind.make, bytes) or kind.name.endswith((".gz", ".xz", ".parquet", ".arrow")):
+    if not isinstance(kind.make, bytes) or kind.name.endswith((".gz", ".zst", ".xz", ".parquet", ".arrow")):
         return None
     path = folder / f"{kind.name}.gz"
     path.write_bytes(gzip.compress(kind.make))
@@ -90,24 +89,6 @@ def test_an_array_whose_order_is_lost_is_refused(write: Write) -> None:
         assert error.exit_code == ExitCode.USAGE
 
 
-def test_damaged_archives(tmp_path: Path) -> None:
-    data = "".join(json.dumps(good(n=n, chosen=f"It is {n * n}.")) + "\n" for n in range(3000)).encode()
-    packed, frames = gzip.compress(data), zstandard.compress(data)
-    checked = zstandard.ZstdCompressor(write_checksum=True).compress(data)
-    for name, content, said in (
-        ("cut.jsonl.gz", packed[: len(packed) // 2], "damaged gzip file: it ends in the middle"),
-        ("cut in its check.jsonl.gz", packed[:-3], "damaged gzip file: it ends in the middle"),
-        ("crc.jsonl.gz", packed[:-8] + bytes(4) + packed[-4:], "damaged gzip file"),
-        ("tail.jsonl.gz", packed + b"tail", "damaged gzip file"),
-        ("flipped.jsonl.gz", packed[:5000] + bytes([packed[5000] ^ 255]) + packed[5001:], "damaged gzip file"),
-        ("cut.jsonl.zst", frames[: len(frames) // 2], "damaged zstd file: it ends in the middle"),
-        ("crc.jsonl.zst", checked[:-1] + bytes([checked[-1] ^ 1]), "damaged zstd file"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        error = refusal(str(tmp_path / name), on_bad_record="skip")
-        assert said in error.problem or "JSON" in error.problem, error
-
-
 def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> None:
     """In a process of its own, for its memory."""
     line = json.dumps(GOOD).encode() + b"\n"
@@ -153,23 +134,6 @@ for path in sys.argv[1:]:
     assert len(output.splitlines()) == 2 * len(paths)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_without_permission_as_a_user(write: Write) -> None:
-    path = write("a.jsonl", [GOOD])
-    os.chmod(path, 0)
-    assert "permission denied" in refusal(path).problem
-
-
-def test_files_without_permission(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write("a.jsonl", [GOOD])
-
-    def denied(*_: object) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", denied)
-    assert "permission denied" in refusal(path).problem
-
-
 def test_missing_files_get_a_suggestion(write: Write, tmp_path: Path) -> None:
     path = write("prefs.jsonl", [GOOD])
     for missing in ("pref.jsonl", "prefs.json", "Prefs.jsonl", "prefs.jsnol"):
@@ -186,11 +150,7 @@ def test_parquet_with_a_null_or_a_nan(tmp_path: Path) -> None:
     loaded = skipped(str(tmp_path / "a.parquet"))
     assert [bad.problem for bad in loaded.bad_records] == ["chosen: expected text or messages, got null"]
     assert len(loaded.pairs) == 2  # pandas writes a score that is missing as NaN
-    content = (tmp_path / "a.parquet").read_bytes()
-    for cut in (len(content) // 2, len(content) - 5):
-        (tmp_path / "cut.parquet").write_bytes(content[:cut])
-        assert "is not a whole Parquet file" in refusal(str(tmp_path / "cut.parquet")).problem
-    damaged = bytearray(content)
+    damaged = bytearray((tmp_path / "a.parquet").read_bytes())
     damaged[30:60] = bytes(30)
     (tmp_path / "damaged.parquet").write_bytes(damaged)
     assert refusal(str(tmp_path / "damaged.parquet")).exit_code == ExitCode.USAGE
@@ -298,13 +258,6 @@ def test_a_long_word_is_no_trouble_as_text(write: Write) -> None:
 
 
 # The message
-
-
-def test_the_form_of_the_message(write: Write) -> None:
-    record = RECORDS["Messages: content is a number"].placed("middle")
-    path = write("data.jsonl", record)
-    error = refusal(path)
-    assert str(error).splitlines()[0] == f"{path}:2: chosen[1].content: expected text, got number."
 
 
 def test_the_first_bad_record_stops_and_up_to_five_are_shown(write: Write) -> None:

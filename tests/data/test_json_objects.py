@@ -1,10 +1,9 @@
 """Files that are one JSON object: read where that is certain, and otherwise refused with a command that mends them."""
 
-import gzip
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from simpo_cli.data import json_objects
 from simpo_cli.data.json_objects import read_object
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
-from tests.data.pair_files import Write, lines_of, load_pairs, refusal
+from tests.data.pair_files import Write, fields_of, lines_of, load_pairs, read, refusal
 
 Rows = list[dict[str, Any]]
 
@@ -31,6 +30,10 @@ TURNS: Rows = [
         "rejected": [said("assistant", row["rejected"])],
     }
     for row in TEXTS
+]
+MESSAGES: Rows = [
+    {"prompt": row["prompt"], "chosen": turns["chosen"][0], "rejected": turns["rejected"][0]}
+    for row, turns in zip(TEXTS, TURNS, strict=True)
 ]
 OWN: Rows = [{"frage": row["prompt"], "gut": row["chosen"], "schlecht": row["rejected"]} for row in TEXTS]
 OWN_COLUMNS = {"prompt": "frage", "chosen": "gut", "rejected": "schlecht"}
@@ -56,6 +59,10 @@ def split(rows: Rows) -> dict[str, Any]:
     return {"columns": list(rows[0]), "index": list(range(len(rows))), "data": [list(row.values()) for row in rows]}
 
 
+def in_pieces(content: bytes, size: int) -> Iterator[bytes]:
+    return (content[start : start + size] for start in range(0, len(content), size))
+
+
 def chosen(path: str, columns: dict[str, str] | None = None) -> list[str]:
     return [pair.chosen for pair in load_pairs([DataSource(path=path, columns=columns or {})], role="train").pairs]
 
@@ -65,7 +72,7 @@ CHOSEN = [row["chosen"] for row in TEXTS]
 
 @pytest.mark.parametrize("indent", [None, 1])
 @pytest.mark.parametrize("form", [of_lists, by_number, by_id, numbered, split])
-@pytest.mark.parametrize("rows", [TEXTS, TURNS, OWN], ids=["texts", "turns", "own names"])
+@pytest.mark.parametrize("rows", [TEXTS, TURNS, MESSAGES, OWN], ids=["texts", "turns", "messages", "own names"])
 def test_records_in_columns_and_under_ids_are_read(
     write: Write, form: Callable[[Rows], dict[str, Any]], rows: Rows, indent: int | None
 ) -> None:
@@ -79,22 +86,9 @@ def test_records_in_columns_and_under_ids_are_read(
 def test_each_record_has_its_number_and_null_cells_stay(write: Write) -> None:
     rows = [{**TEXTS[0], "score": 2, "system": None}, {**TEXTS[1], "score": None, "system": None}]
     path = write("a.json.gz", json.dumps(of_lists(rows)))
-    content = Path(path).read_bytes()
-    records, _ = read_object(iter([gzip.decompress(content)]), "a.json")
-    assert records is not None
-    assert [(record.where, record.fields) for record in records] == [
-        ("a.json, record 1", rows[0]),
-        ("a.json, record 2", rows[1]),
-    ]
-    assert chosen(path) == CHOSEN[:2]
-
-
-def test_lists_of_messages_beside_texts_are_columns_too(write: Write) -> None:
-    rows = [
-        {"prompt": row["prompt"], "chosen": t["chosen"][0], "rejected": t["rejected"][0]}
-        for row, t in zip(TEXTS, TURNS, strict=True)
-    ]
-    assert chosen(write("a.json", json.dumps(of_lists(rows)))) == CHOSEN
+    records, _ = read(path)
+    assert [record.where for record in records] == [f"{path}, record 1", f"{path}, record 2"]
+    assert fields_of(records) == rows
 
 
 ONE_RECORD = [
@@ -206,9 +200,8 @@ def test_of_an_object_that_is_too_large_the_beginning_says_what_it_is(
     monkeypatch.setattr(json_objects, "MAX_RECORD_BYTES", 400)
     content = json.dumps(value).encode()
     for size in (100, len(content)):
-        pieces = (content[start : start + size] for start in range(0, len(content), size))
         with pytest.raises(UserError) as caught:
-            read_object(pieces, "a.json")
+            read_object(in_pieces(content, size), "a.json")
         assert problem in caught.value.problem
         assert "jq -c" in caught.value.fix
 
@@ -217,19 +210,18 @@ def test_of_an_object_that_is_too_large_the_beginning_says_what_it_is(
 @pytest.mark.parametrize("value", [of_lists(TEXTS), by_number(TURNS), {"prompt": "a", "chosen": "b", "rejected": "c"}])
 def test_an_object_reads_the_same_however_it_is_cut_into_pieces(value: dict[str, Any], size: int) -> None:
     content = json.dumps(value, ensure_ascii=False).encode() + b"\n"
-    pieces = (content[start : start + size] for start in range(0, len(content), size))
-    records, chunks = read_object(pieces, "a.json")
+    records, chunks = read_object(in_pieces(content, size), "a.json")
     assert (records is None) == ("a" in value.values())
     assert b"".join(chunks) == content
 
 
 def test_values_that_are_not_taken_are_refused_in_columns_as_well(write: Write) -> None:
-    assert "the key 'a' occurs twice" in refusal(write("a.json", '{"prompt": {"a": 1,\n"a": 2}}')).problem
-    assert (
-        "NaN is not a value of JSON" in refusal(write("a.json", '{"score": {"0": NaN},\n"prompt": {"0": ""}}')).problem
-    )
-    latin = json.dumps(of_lists([{**TEXTS[0], "chosen": "hé"}]), ensure_ascii=False).encode("latin-1")
-    assert "not UTF-8 at byte" in refusal(write("a.json", latin)).problem
+    for content, problem in (
+        ('{"prompt": {"a": 1,\n"a": 2}}', "the key 'a' occurs twice"),
+        ('{"score": {"0": NaN},\n"prompt": {"0": ""}}', "NaN is not a value of JSON"),
+        (b'{"prompt": ["a", "b"], "chosen": ["h\xe9", "c"], "rejected": ["d", "e"]}', "not UTF-8 at byte 36"),
+    ):
+        assert problem in refusal(write("a.json", content)).problem
 
 
 def test_lines_that_end_in_a_carriage_return_alone(write: Write) -> None:

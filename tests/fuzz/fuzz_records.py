@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,8 @@ _FORMS: tuple[dict[str, Any], ...] = (
 )
 _WORDS = (
     *(f'"{key}":' for form in _FORMS for key in form),
-    *(
-        '"role":',
-        '"content":',
-        '"from":',
-        '"value":',
-        '"type":',
-        '"text"',
-        '"user"',
-        '"assistant"',
-        '"system"',
-        '"tool"',
-    ),
+    *(f'"{key}":' for key in ("role", "content", "from", "value", "type")),
+    *(f'"{word}"' for word in ("text", "user", "assistant", "system", "tool")),
     *("[{", "}]", "{}", "[]", "null", "true", "NaN", "1e999", "-0", '""', "\\u0000", "\\ud800", "\\n", "\n\nHuman:"),
     *("\n\nAssistant:", "\ufeff", "\0", "\x1f\x8b", "PAR1", "\r\n", '","', "[" * 70, "9" * 30, "{'role': '"),
 )
@@ -120,18 +111,13 @@ def _records(kind: int, content: bytes) -> Iterable[RawRecord | BadRecord]:
         case 0:
             return read_json_lines(pieces, "a.jsonl")
         case 1:
-            return read_json_array(_behind(b"[", pieces), "a.json")
+            return read_json_array(chain([b"["], pieces), "a.json")
         case 2:
             return read_csv(pieces, FileReceipt("a.csv"), content)
         case _:
             path = Path(_scratch.name, _NAMES[kind // 4 % len(_NAMES)])
             path.write_bytes(content)
             return read_records(str(path), FileReceipt(str(path)))[0]
-
-
-def _behind(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from pieces
 
 
 def seeds() -> list[bytes]:
