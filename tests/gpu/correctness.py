@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,16 +11,16 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, fullest_microbatch, row_tokens_of_each
 from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
-from simpo_cli.model.logprobs import most_chunk_rows
 from simpo_cli.model.memory import Workload
-from simpo_cli.model.packed import PairSpan, layout_of, pack
+from simpo_cli.model.packed import PairSpan, layout_of, pack, spans_of
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.gpu import models
-from tests.gpu.check import MissingError, Place, need, require
+from tests.gpu.check import MissingError, Place, require
+from tests.model.reference import gradients, plain_attention, relative, response_logps, simpo_loss_backward
 
 LOSS = LossRecipe()
 _SHAPES = ((32, 8, 128), (14, 2, 64), (9, 3, 64), (16, 16, 80), (8, 4, 256), (12, 12, 100))  # heads, key heads, width
@@ -34,24 +33,13 @@ _PARTS = ((40, 20, 31), (1, 1, 1), (300, 90, 5), (2, 0, 1), (129, 128, 64), (1, 
 
 def kernels(place: Place) -> tuple[str, dict[str, Any]]:
     """What a layer calls, against attention with the whole of the scores: output and gradients of six head shapes."""
-    spans, start = list[PairSpan](), 0
-    for parts in _PARTS[: 2 if place.tiny else None]:
-        spans.append(PairSpan(start, *parts))
-        start = spans[-1].end
-    rows = []
+    spans = spans_of(tuple(length for parts in _PARTS[: 2 if place.tiny else None] for length in parts))
+    rows: list[dict[str, Any]] = []
     for heads, key_heads, width in _SHAPES:
         for window in _WINDOWS:
             difference, by_kernel = _kernel_difference(spans, heads, key_heads, width, window, place)
-            rows.append(
-                {
-                    "heads": heads,
-                    "key_heads": key_heads,
-                    "width": width,
-                    "window": window,
-                    "by_kernel": by_kernel,
-                    "difference": difference,
-                }
-            )
+            shape = {"heads": heads, "key_heads": key_heads, "width": width, "window": window}
+            rows.append({**shape, "by_kernel": by_kernel, "difference": difference})
     most = MOST_KERNEL_DIFFERENCE if place.on_cuda else 1e-4
     worst = max(row["difference"] for row in rows)
     facts = {"bound": most, "rows": rows}
@@ -80,7 +68,7 @@ def _kernel_difference(
         for tensor in inputs:
             tensor.requires_grad_()
         if own:
-            output = _plain_attention(*inputs, spans, width**-0.5, window)
+            output = plain_attention(*inputs, spans, width**-0.5, window=window)
         else:
             output, _ = shared_prefix_attention(
                 nn.Module(), *inputs, None, sliding_window=window, **{SPANS: layout_of(spans, place.device)}
@@ -89,28 +77,6 @@ def _kernel_difference(
         results.append([output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)])
     apart = [float((a.float() - b).norm() / b.norm()) for a, b in zip(*results, strict=True)]
     return max(apart), fits_varlen(drawn[0])
-
-
-def _plain_attention(
-    query: Tensor, key: Tensor, value: Tensor, spans: Sequence[PairSpan], scale: float, window: int | None
-) -> Tensor:
-    """(1, T, H, D) from the (T, T) scores of every head."""
-    length = query.shape[2]
-    seen = torch.zeros(length, length, dtype=torch.bool)
-    for span in spans:
-        prompt = list(range(span.start, span.start + span.prompt))
-        chosen = list(range(prompt[-1] + 1, prompt[-1] + 1 + span.chosen))
-        rejected = list(range(prompt[-1] + 1 + span.chosen, span.end))
-        for own in (chosen, rejected):
-            row = prompt + own  # a sequence by itself; the prompt's part is the same in both
-            at = torch.arange(len(row))
-            apart = at[:, None] - at[None, :]
-            visible = (apart >= 0) & (apart < (length if window is None else window))
-            seen[torch.tensor(row)[:, None], torch.tensor(row)[None, :]] = visible
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = (query @ key.transpose(2, 3) * scale).masked_fill(~seen.to(query.device), float("-inf"))
-    return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
 # A step against single sequences
@@ -136,7 +102,7 @@ def agreement(place: Place) -> tuple[str, dict[str, Any]]:
                 errors[f"{precision}_{packing}"] = {
                     "logps": float(apart.abs().max()),
                     "logps_rms": float(apart.square().mean().sqrt()),
-                    "gradient": _apart(step.gradient, reference.gradient),
+                    "gradient": relative(step.gradient, reference.gradient),
                 }
     for packing in ("shared_prefix", "padded"):
         found = errors[f"fp32_{packing}"]
@@ -158,44 +124,21 @@ def agreement(place: Place) -> tuple[str, dict[str, Any]]:
 
 def _reference(policy: Policy, pairs: Sequence[EncodedPair]) -> _Step:
     """One sequence at a time through the model's own forward and its own logits."""
-    policy.zero_grad()
-    device = next(policy.parameters()).device
-    found = []
     with policy.untouched() as causal:
-        for pair in pairs:
-            means = []
-            for response in (pair.chosen, pair.rejected):
-                ids = torch.tensor([[*pair.prompt.tolist(), *response.tolist()]], device=device)
-                logits = causal(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1].float()
-                logps = logits.log_softmax(-1).gather(1, ids[0, len(pair.prompt) :, None]).squeeze(1)
-                found.append(logps.detach())
-                means.append(logps.mean())
-            terms = Objective(LOSS).terms(means[0][None], means[1][None])
-            (terms.losses.sum() / len(pairs)).backward()
-    return _Step(torch.cat(found), _taken(policy))
+        with torch.no_grad():
+            logps = [response_logps(causal, p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)]
+        simpo_loss_backward(causal, pairs, LOSS.beta, LOSS.gamma)
+    return _Step(torch.cat(logps), gradients(policy))
 
 
 def _ours(policy: Policy, pairs: Sequence[EncodedPair], packing: Packing, precision: str, place: Place) -> _Step:
-    policy.zero_grad()
     autocast = torch.autocast(place.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     packed = pack(pairs, place.device)
     with policy.packed(packing), autocast:
         logps = policy(packed)
         chosen, rejected = means_of(logps, packed)
         (Objective(LOSS).terms(chosen, rejected).losses.sum() / len(pairs)).backward()
-    return _Step(logps.detach().float(), _taken(policy))
-
-
-def _taken(policy: Policy) -> dict[str, Tensor]:
-    gradient = {name: p.grad.float() for name, p in policy.named_parameters() if p.grad is not None}
-    policy.zero_grad()
-    return gradient
-
-
-def _apart(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """Norm of the difference over the norm of the reference."""
-    squares = sum(float((ours[name] - g).double().square().sum()) for name, g in reference.items())
-    return float((squares / sum(float(g.double().square().sum()) for g in reference.values())) ** 0.5)
+    return _Step(logps.detach().float(), gradients(policy))
 
 
 @contextmanager
@@ -279,8 +222,8 @@ def memory(place: Place) -> tuple[str, dict[str, Any]]:
             continue
         rows.append({"setting": setting.name, "predicted_gb": predicted / 1e9, "measured_gb": measured / 1e9})
         place.keep(facts)
-    if not place.on_cuda:  # the steps ran, and nobody counted
-        return _predicted_and_counted()
+    if not place.on_cuda:
+        return f"{len(rows)} steps ran; on a CPU nobody counts their memory", facts
     if not rows:
         raise MissingError("none of the settings fits this card")
     off = [row["predicted_gb"] / row["measured_gb"] - 1 for row in rows]
@@ -322,33 +265,3 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         available=0,
     )
     return workload.training(checkpointing=setting.checkpointing).total(tokens), measured
-
-
-def _predicted_and_counted() -> tuple[str, dict[str, Any]]:
-    """What stands for it without a card: the tensors of a step of adapters on 8B, counted without their memory."""
-    pytest = need("pytest")
-    from tests.model.counted_step import measured
-
-    config = models.llama3_8b()
-    config.num_hidden_layers = 2
-    bf16, cuda = torch.bfloat16, torch.device("cuda")
-    with pytest.MonkeyPatch.context() as patch:
-        counted, parameters = measured(
-            config, patch, rows=4, width=512, weights=bf16, compute=bf16, lora_rank=models.LORA.rank
-        )
-    workload = Workload(
-        config=config,
-        parameters=parameters,
-        weights=bf16,
-        compute=bf16,
-        lora_rank=models.LORA.rank,
-        longest_row=512,
-        device=cuda,
-        available=0,
-    )
-    rows = most_chunk_rows(torch.device("cpu"), config.vocab_size)
-    predicted = replace(workload.training(checkpointing=False), chunk_rows=rows).total(4 * 512)
-    facts = {"predicted_gb": predicted / 1e9, "counted_gb": counted / 1e9, "stands_for_it": "tensors counted on a CPU"}
-    off = predicted / counted - 1
-    require(abs(off) <= 0.1, f"predicted {100 * off:+.0f} % of what was counted", facts)
-    return f"2 layers of 8B with adapters, counted on a CPU: predicted {100 * off:+.0f} %", facts

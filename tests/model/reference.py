@@ -25,9 +25,8 @@ def response_logps(model: Any, prompt: Sequence[int], response: Sequence[int]) -
     """(len(response),) log-probs of a response behind its prompt, from the model's own whole logits."""
     ids = torch.tensor([[*prompt, *response]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0].to(torch.promote_types(model.dtype, torch.float32))
-    logps = torch.log_softmax(logits, dim=-1)
-    positions = range(len(prompt) - 1, len(prompt) + len(response) - 1)
-    return torch.stack([logps[at, token] for at, token in zip(positions, response, strict=True)])
+    before_each = torch.arange(len(prompt) - 1, len(prompt) + len(response) - 1)
+    return torch.log_softmax(logits, dim=-1)[before_each, torch.tensor([*response])]
 
 
 def simpo_loss(model: Any, pairs: Sequence[EncodedPair], beta: float, gamma: float) -> Tensor:

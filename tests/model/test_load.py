@@ -1,7 +1,5 @@
-"""Model folders that go wrong: each says what, where and how to mend it, before any weight is read."""
+"""A model from its folder: found, counted, loaded onto the device that computes."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,13 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
+from tests.start_models.conftest import change_json
 from tests.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", dtype=torch.bfloat16)
-
-
-def _copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
 def test_a_good_folder(folder: Path) -> None:
@@ -49,101 +44,17 @@ def test_adapters_are_counted_without_reading_weights(folder: Path) -> None:
     assert 0 < counts.trainable < counts.total
 
 
-def _no_config(path: Path) -> None:
-    (path / "config.json").unlink()
-
-
-def _broken_config(path: Path) -> None:
-    (path / "config.json").write_text("{", encoding="utf-8")
-
-
-def _unknown_type(path: Path) -> None:
-    _change_config(path, model_type="perceiver9000")
-
-
-def _needs_code(path: Path) -> None:
-    _change_config(path, model_type="mine", auto_map={"AutoConfig": "mine.Config"})
-
-
-def _encoder(path: Path) -> None:
-    (path / "config.json").write_text(json.dumps({"model_type": "vit"}), encoding="utf-8")
-
-
-def _no_weights(path: Path) -> None:
-    (path / "model.safetensors").unlink()
-
-
-def _pickled(path: Path) -> None:
-    (path / "model.safetensors").rename(path / "pytorch_model.bin")
-
-
-def _cut_weights(path: Path) -> None:
-    whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-
-
-def _missing_shard(path: Path) -> None:
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
-    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def _change_config(path: Path, **changes: object) -> None:
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    (path / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
-
-
-def _both_ways(path: Path) -> None:
-    _change_config(path, model_type="bert", architectures=["BertLMHeadModel"])
-
-
-def _classifier(path: Path) -> None:
-    _change_config(path, architectures=["LlamaForSequenceClassification"])
-
-
-def _list(path: Path) -> None:
-    (path / "config.json").write_text("[]", encoding="utf-8")
-
-
 @pytest.mark.parametrize(
-    ("damage", "problem"),
+    ("path", "said"),
     [
-        (_no_config, "holds no config.json"),
-        (_broken_config, "is no JSON"),
-        (_unknown_type, "is not a model that transformers"),
-        (_needs_code, "needs remote code"),
-        (_encoder, "no causal language model"),
-        (_both_ways, "reads text in both directions"),
-        (_classifier, "holds a LlamaForSequenceClassification, which is no causal"),
-        (_list, "is not a JSON object"),
-        (_no_weights, "holds no weights"),
-        (_pickled, "only pickled weights"),
-        (_cut_weights, "cannot be read"),
-        (_missing_shard, "lacks 1 of its 2 weight files"),
+        ("/no/such/folder", "does not exist"),
+        ("./nowhere", "does not exist"),
+        ("just-a-name", "does not exist"),
+        (__file__, "is a file"),
     ],
 )
-def test_a_damaged_folder_is_refused_with_the_reason(
-    folder: Path, tmp_path: Path, damage: object, problem: str
-) -> None:
-    copy = _copy(folder, tmp_path)
-    damage(copy)  # type: ignore[operator]
-    with pytest.raises(UserError, match=problem) as caught:
-        find_model(str(copy))
-    assert caught.value.exit_code == ExitCode.USAGE
-    assert caught.value.fix
-    assert str(copy) in str(caught.value)
-
-
-def test_weights_of_another_configuration_are_refused(folder: Path, tmp_path: Path) -> None:
-    copy = _copy(folder, tmp_path)
-    _change_config(copy, num_hidden_layers=3)
-    with pytest.raises(UserError, match="lacks .* of its weights"):
-        load_model(find_model(str(copy)), torch.float32)
-
-
-@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "just-a-name"])
-def test_a_path_that_is_not_there_never_goes_to_the_network(path: str) -> None:
-    with pytest.raises(UserError, match="does not exist") as caught:
+def test_a_path_that_is_no_folder_never_goes_to_the_network(path: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
         find_model(path)
     assert caught.value.exit_code == ExitCode.USAGE
 
@@ -168,11 +79,6 @@ def test_a_model_of_the_hub_can_be_asked_for_only_if_it_is_here(monkeypatch: pyt
     with pytest.raises(UserError, match="the weights of nobody/no-such-model are not on this machine"):
         find_model("nobody/no-such-model", fetch=False)
     assert asked == [True]
-
-
-def test_a_file_is_not_a_model(folder: Path) -> None:
-    with pytest.raises(UserError, match="is a file"):
-        find_model(str(folder / "config.json"))
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:
@@ -202,13 +108,10 @@ def test_weights_are_read_onto_the_device_that_computes(folder: Path, given: lis
     assert given[0]["device_map"] == {"": device}
     assert given[0]["dtype"] == torch.bfloat16
     assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {device}
-
-
-def test_on_a_cpu_nothing_is_said_of_devices(folder: Path, given: list[dict[str, Any]]) -> None:
     load_model(find_model(str(folder)), torch.float32)
     load_model(find_model(str(folder)), torch.float32, torch.device("cpu"))
-    assert len(given) == 2
-    assert not any("device_map" in options for options in given)
+    assert len(given) == 3
+    assert not any("device_map" in options for options in given[1:])
 
 
 def test_what_is_read_with_a_device_map_is_the_same_to_the_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +139,7 @@ def test_adapters_go_where_their_base_is(folder: Path, tmp_path: Path, given: li
     base: Any = load_model(find_model(str(folder)), torch.bfloat16)
     adapted: Any = add_adapters(base, LoraRecipe(rank=4))
     adapted.save_pretrained(tmp_path / "adapters")
-    config = tmp_path / "adapters" / "adapter_config.json"
-    named = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps({**named, "base_model_name_or_path": str(folder)}), encoding="utf-8")
+    change_json(tmp_path / "adapters" / "adapter_config.json", base_model_name_or_path=str(folder))
     given.clear()
     device = torch.device("meta")
     model = load_model(find_model(str(tmp_path / "adapters")), torch.bfloat16, device)

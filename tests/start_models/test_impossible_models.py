@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,31 @@ def _refused(folder: Path) -> str:
     assert caught.value.exit_code == ExitCode.USAGE
     assert caught.value.fix
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'), "no causal language model"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "only pickled weights"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 20_000), "cannot be read"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+            ),
+            "lacks 1 of its 2 weight files",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_the_reason(damage: Callable[[Path], Any], said: str, model: Path) -> None:
+    damage(model)
+    problem = _refused(model)
+    assert said in problem
+    assert str(model) in problem
 
 
 @pytest.mark.parametrize("kind", QUANTISED)
@@ -205,6 +230,9 @@ def test_a_run_whose_base_was_quantised_since_is_not_merged(simpo: Simpo, model:
         ({"dtype": "float7"}, "dtype: 'float7'"),
         ({"pad_token_id": 4000}, "Padding_idx"),
         ({"model_type": "unheard_of"}, "is not a model that transformers"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, "needs remote code"),
+        ({"model_type": "bert", "architectures": ["BertLMHeadModel"]}, "reads text in both directions"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "holds a LlamaForSequenceClassification, which is no"),
         ({"text_config": {"num_hidden_layers": 10**8}}, "num_hidden_layers is 100000000"),
     ],
     ids=lambda one: str(one)[:60] if isinstance(one, dict) else "",
