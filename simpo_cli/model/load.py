@@ -206,6 +206,12 @@ class ParameterCounts:
     total: int
     trainable: int
 
+    @classmethod
+    def of(cls, model: nn.Module) -> "ParameterCounts":
+        """Those of a model with its adapters in place; tied ones count once."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        return cls(sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained))
+
 
 @stage("counting the parameters")
 def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCounts:
@@ -218,11 +224,7 @@ def count_parameters(recipe: ModelRecipe, source: ModelSource) -> ParameterCount
         model = _empty(source, keeps_adapters=use_of(recipe, source.adapter) == "continue")
         if recipe.lora is not None and use_of(recipe, source.adapter) != "continue":
             model = adapters.add_adapters(model, recipe.lora)
-    parameters = list(model.parameters())
-    return ParameterCounts(
-        total=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
-    )
+    return ParameterCounts.of(model)
 
 
 def require_buildable(source: ModelSource) -> None:

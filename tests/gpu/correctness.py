@@ -11,6 +11,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, fullest_microbatch, row_tokens_of_each
 from simpo_cli.model.attention.interface import SPANS, shared_prefix_attention
 from simpo_cli.model.attention.varlen_cuda import fits_varlen
+from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.memory import Workload
 from simpo_cli.model.packed import PairSpan, layout_of, pack, spans_of
 from simpo_cli.model.policy import Policy, means_of
@@ -256,7 +257,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
     measured = place.peak() - before
     workload = Workload(
         config=setting.config,
-        parameters=models.count(policy),
+        parameters=ParameterCounts.of(policy),
         weights=setting.weights,
         compute=setting.compute,
         lora_rank=models.LORA.rank if setting.lora else None,

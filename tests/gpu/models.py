@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ParameterCounts, switch_off_dropout
+from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.shapes import LLAMA_8B, QWEN_1B5, SMOLLM2_135M
@@ -83,11 +83,6 @@ def build(config: Any, device: torch.device, *, weights: torch.dtype, lora: bool
     if lora:
         model = add_adapters(model, LORA)
     return Policy(model).to(device).train()
-
-
-def count(policy: Policy) -> ParameterCounts:
-    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
-    return ParameterCounts(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
 
 
 def without_fused_layers(policy: Policy) -> None:

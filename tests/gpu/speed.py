@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
+from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.memory import OutOfMemoryError, Workload, available_bytes
 from simpo_cli.model.policy import Policy
 from simpo_cli.objective import Objective
@@ -273,7 +274,7 @@ class _Trainer:
         longest = int(tokens_of_each(self.pairs, "shared_prefix").max())
         workload = Workload(
             config=self._work.config,
-            parameters=models.count(self._policy),
+            parameters=ParameterCounts.of(self._policy),
             weights=self._work.weights,
             compute=self._place.compute,
             lora_rank=models.LORA.rank if self._work.lora else None,

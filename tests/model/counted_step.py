@@ -98,10 +98,7 @@ def measured(
                 del logps
             if trained:
                 optimizer.step()
-    parameters = list(policy.parameters())
-    return live.peak, ParameterCounts(
-        total=sum(p.numel() for p in parameters), trainable=sum(p.numel() for p in parameters if p.requires_grad)
-    )
+    return live.peak, ParameterCounts.of(policy)
 
 
 def _logps(policy: Policy, rows: int, width: int, compute: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from simpo_cli.model.fused_layers import FusedGatedMLP, FusedNorm, _GatedDown, _
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
-from tests.model.reference import random_pairs
+from tests.model.reference import adapted, random_pairs
 from tests.tiny import tiny_model
 
 _CASTS = {"llama": 0.0, "gemma": 1.0}  # the offset that each family has
@@ -76,8 +76,7 @@ def liger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _model(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    changes = {"n_embd": 32, "n_head": 4, "n_layer": 2} if name == "gpt2" else {}
-    model = tiny_model(name, dtype=dtype, **changes)
+    model = tiny_model(name, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -94,22 +93,28 @@ def _found(model: nn.Module) -> tuple[int, int]:
 # The arithmetic of a CPU
 
 
-def test_the_gradient_of_the_norm_is_the_gradient() -> None:
+@pytest.mark.parametrize(
+    ("ours", "plain", "shapes"),
+    [
+        pytest.param(
+            lambda x, w: _RMSNorm.apply(x, w, 1e-3),
+            lambda x, w: w * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3),
+            [(2, 3, 5), (5,)],
+            id="norm",
+        ),
+        pytest.param(
+            _GatedDown.apply,
+            lambda gate, up, w: (gate * torch.sigmoid(gate) * up) @ w.T,
+            [(2, 3, 5), (2, 3, 5), (4, 5)],
+            id="feed-forward",
+        ),
+    ],
+)
+def test_the_gradient_is_the_gradient(ours: Any, plain: Any, shapes: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
-    states = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-3), (states, weight))
-    expected = weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-3)
-    torch.testing.assert_close(_RMSNorm.apply(states, weight, 1e-3), expected, rtol=0, atol=1e-12)
-
-
-def test_the_gradient_of_the_feed_forward_is_the_gradient() -> None:
-    torch.manual_seed(1)
-    gate, up = (torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_GatedDown.apply, (gate, up, weight))
-    expected = (gate * torch.sigmoid(gate) * up) @ weight.T
-    torch.testing.assert_close(_GatedDown.apply(gate, up, weight), expected, rtol=0, atol=1e-12)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(ours, inputs)
+    torch.testing.assert_close(ours(*inputs), plain(*inputs), rtol=0, atol=1e-12)
 
 
 def _loss(model: Any, ids: Tensor) -> Tensor:
@@ -251,10 +256,7 @@ def test_under_autocast_the_product_is_narrow_and_a_norm_of_narrow_states_is_the
 
 @pytest.mark.usefixtures("liger")
 def test_adapters_and_their_dropout_stay_in_place() -> None:
-    model = add_adapters(_model("llama"), LoraRecipe(rank=2, dropout=0.5)).train()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter)  # at the start, when it is 0, dropout changes nothing
+    model = adapted(_model("llama"), LoraRecipe(rank=2, dropout=0.5)).train()
     assert _found(model) == (5, 2)
     assert all(module.training for module in model.modules() if isinstance(module, nn.Dropout))
 
@@ -314,12 +316,3 @@ def test_they_are_for_cuda_and_ours_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert kinds("cuda", torch.float32, layer.self_attn) == []
     monkeypatch.setattr(fused_layers, "liger_version", lambda: None)
     assert kinds("cuda", torch.float32, layer.mlp) == []
-
-
-@pytest.mark.parametrize("liger", [True, False])
-def test_a_feed_forward_has_the_parts_of_the_models_own(liger: bool) -> None:
-    own = tiny_model().model.layers[0].mlp
-    ours = FusedGatedMLP(own, liger=liger)
-    assert {name: id(part) for name, part in ours.named_children()} == {
-        name: id(part) for name, part in own.named_children()
-    }

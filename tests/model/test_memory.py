@@ -158,41 +158,34 @@ def test_more_tokens_than_gain_anything_are_never_chosen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fitting", "longest", "step_tokens", "device", "wanted"),
+    ("fitting", "longest", "step_tokens", "device", "budget", "wanted"),
     [
-        (8192, 1000, 99_999, CUDA, False),
-        (8191, 1000, 99_999, CUDA, True),
-        (3000, 1000, 3000, CUDA, False),  # the whole step
-        (2999, 1000, 3000, CUDA, True),
-        (9000, 9001, 99_999, CUDA, True),  # the longest pair
-        (512, 100, 99_999, CPU, False),
-        (511, 100, 99_999, CPU, True),
+        (8192, 1000, 99_999, CUDA, None, False),
+        (8191, 1000, 99_999, CUDA, None, True),
+        (3000, 1000, 3000, CUDA, None, False),  # the whole step
+        (2999, 1000, 3000, CUDA, None, True),
+        (9000, 9001, 99_999, CUDA, None, True),  # the longest pair
+        (512, 100, 99_999, CPU, None, False),
+        (511, 100, 99_999, CPU, None, True),
+        (80, 10, 10**6, CUDA, 100, False),  # 100 fit with nothing to spare
+        (80, 10, 10**6, CUDA, 101, True),
     ],
 )
 def test_layers_are_computed_again_where_too_little_fits_without(
-    fitting: int, longest: int, step_tokens: int, device: torch.device, wanted: bool
+    fitting: int, longest: int, step_tokens: int, device: torch.device, budget: int | None, wanted: bool
 ) -> None:
     need = MemoryNeed(0, (Phase(0, 1000, has_logits=False),), 0, 1, available=fitting * 1250)
     assert need.comfortable_tokens(1 << 20) == fitting
-    assert is_worth_checkpointing(need, device, longest=longest, step_tokens=step_tokens, budget=None) == wanted
+    assert is_worth_checkpointing(need, device, longest=longest, step_tokens=step_tokens, budget=budget) == wanted
 
 
-def test_a_budget_that_is_set_decides_whether_layers_are_computed_again() -> None:
-    need = MemoryNeed(0, (Phase(0, 1000, has_logits=False),), 0, 1, available=100_000)
-    for budget, wanted in ((100, False), (101, True)):
-        assert is_worth_checkpointing(need, CUDA, longest=10, step_tokens=10**6, budget=budget) == wanted
-
-
-def test_what_does_not_fit_names_only_remedies_that_are_left() -> None:
+def test_what_does_not_fit_names_only_remedies_that_are_left_and_what_fits_is_told() -> None:
     need = _need(state=8 << 30)
     with pytest.raises(UserError, match="does not fit in memory") as caught:
         require_memory(need, 1000, adapters=True, checkpointing=False)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "lora" not in caught.value.fix
     assert "gradient_checkpointing" in caught.value.fix
-
-
-def test_the_memory_line_says_whether_layers_are_computed_again() -> None:
     for on, said in ((True, "on"), (False, "off")):
         line = require_memory(_need(), 1000, adapters=True, checkpointing=on)
         assert line.endswith(f"micro-batches of up to 1,000 tokens, gradient checkpointing {said}")
@@ -223,6 +216,7 @@ def test_what_torch_has_cached_of_a_card_is_free(monkeypatch: pytest.MonkeyPatch
 
 
 ROOT = Path(simpo_cli.__file__).parent.parent
+SHAPES = {"Mistral 7B": MISTRAL_7B, "Llama 3 8B": LLAMA_8B, "Gemma 2 9B": GEMMA2_9B}
 RECIPES = {
     "mistral-7b-base": "Mistral 7B",
     "mistral-7b-instruct": "Mistral 7B",
@@ -231,7 +225,6 @@ RECIPES = {
     "llama3-8b-instruct-v2": "Llama 3 8B",
     "gemma2-9b-it": "Gemma 2 9B",
 }
-SHAPES = {"Mistral 7B": MISTRAL_7B, "Llama 3 8B": LLAMA_8B, "Gemma 2 9B": GEMMA2_9B}
 
 
 @cache
@@ -241,20 +234,9 @@ def _paper_need(name: str, lora: LoraRecipe | None, *, checkpointing: bool) -> t
         model: Any = transformers.AutoModelForCausalLM.from_config(config)
         if lora is not None:
             model = add_adapters(model, lora)
-    parameters = list(model.parameters())
-    counts = ParameterCounts(
-        total=sum(p.numel() for p in parameters), trainable=sum(p.numel() for p in parameters if p.requires_grad)
-    )
-    work = Workload(
-        config=config,
-        parameters=counts,
-        weights=torch.float32 if lora is None else torch.bfloat16,
-        compute=torch.bfloat16,
-        lora_rank=None if lora is None else lora.rank,
-        longest_row=2048,
-        device=torch.device("cuda"),
-        available=0,
-    )
+    counts = ParameterCounts.of(model)
+    types: dict[str, Any] = {"weights": FP32} if lora is None else {"weights": BF16, "lora_rank": lora.rank}
+    work = replace(_workload(config, counts, compute=BF16, **types), longest_row=2048)
     return work.training(checkpointing=checkpointing), counts
 
 
@@ -265,25 +247,16 @@ def _gb(size: int) -> str:
 @pytest.mark.parametrize(("recipe", "name"), RECIPES.items())
 def test_the_header_says_what_the_recipe_takes(recipe: str, name: str) -> None:
     full, _ = _paper_need(name, None, checkpointing=True)
-    adapted, _ = _paper_need(name, _lora(recipe), checkpointing=True)
-    assert _header(recipe, full.state, full.total(4096), adapted.total(4096)) in (
-        ROOT / f"recipes/paper/{recipe}.yaml"
-    ).read_text(encoding="utf-8")
-
-
-def _lora(recipe: str) -> LoraRecipe:
     lora = compose(f"paper/{recipe}", ["model.lora={}"]).recipe.model.lora
-    assert lora is not None
-    return lora
-
-
-def _header(recipe: str, state: int, full: int, adapted: int) -> str:
-    return f"""\
-# All weights are trained: float32 weights, gradients and two moments are 16 bytes a parameter, {_gb(state)}. With
-# copies of the weights in bfloat16, the head and micro-batches of 4,096 tokens a card needs about {_gb(full)}. With
-# adapters it needs about {_gb(adapted)}: defaults: [paper/{recipe}, lora]
+    adapted, _ = _paper_need(name, lora, checkpointing=True)
+    header = f"""\
+# All weights are trained: float32 weights, gradients and two moments are 16 bytes a parameter, {_gb(full.state)}. With
+# copies of the weights in bfloat16, the head and micro-batches of 4,096 tokens a card needs about \
+{_gb(full.total(4096))}. With
+# adapters it needs about {_gb(adapted.total(4096))}: defaults: [paper/{recipe}, lora]
 # By arithmetic, not yet measured on a card; docs/paper.md has the table.
 """
+    assert header in (ROOT / f"recipes/paper/{recipe}.yaml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 3.0},
     "cohere": {"logit_scale": 0.25},
     "cohere2": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt2": {},
     "gpt_neox": {},
     "phi3": {},
     "olmo2": {},
