@@ -7,6 +7,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,43 +30,51 @@ from tests.gpu.check import (
 )
 
 Work = Callable[[Place], tuple[str, dict[str, Any]]]
+ILLEGAL = RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def _part(monkeypatch: pytest.MonkeyPatch, work: Work, seconds: float = 1.0) -> Part:
-    """A part whose work is a function of this file."""
-    monkeypatch.setattr(check, work.__name__, work, raising=False)
-    return Part(work.__name__, ("tests.gpu.check", work.__name__), seconds)
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
 
 
-def test_a_part_that_breaks_is_not_the_end_and_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def _works(_: Place) -> tuple[str, dict[str, Any]]:
+    return "fine", {"a": 1}
 
-    def breaks(place: Place) -> tuple[str, dict[str, Any]]:
+
+def _raises(error: Exception) -> Work:
+    def work(place: Place) -> tuple[str, dict[str, Any]]:
         place.keep({"half": 2})
-        raise ZeroDivisionError("by design")
+        raise error
 
-    def lacks(_: Place) -> tuple[str, dict[str, Any]]:
-        raise MissingError("liger_kernel is not installed")
+    return work
 
-    def imports(_: Place) -> tuple[str, dict[str, Any]]:
-        raise ModuleNotFoundError("none", name="omegaconf.errors")
 
-    def is_ours(_: Place) -> tuple[str, dict[str, Any]]:
-        raise ModuleNotFoundError("none", name="simpo_cli.gone")
+def _part(monkeypatch: pytest.MonkeyPatch, name: str, work: Work, seconds: float = 1.0) -> Part:
+    """A part whose work is a function of this file."""
+    monkeypatch.setattr(check, name, work, raising=False)
+    return Part(name, ("tests.gpu.check", name), seconds)
 
-    def is_wrong(_: Place) -> tuple[str, dict[str, Any]]:
-        require(False, "0.2 from plain attention", {"rows": [1]})
-        raise AssertionError
+
+def test_a_part_that_breaks_is_not_the_end_and_is_written_down(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
 
     def works(place: Place) -> tuple[str, dict[str, Any]]:
         place.keep({"half": 1})
         seen.append(json.loads(document.file.read_text(encoding="utf-8")))
         place.bar("share", 0.4, least=0.45)
-        return "fine", {"a": 1}
+        return _works(place)
 
-    document = Document.new(tmp_path / "gpu_check.json", tiny=True)
-    parts = [_part(monkeypatch, work) for work in (breaks, lacks, imports, is_ours, is_wrong, works)]
-    assert run_parts(parts, Place(torch.device("cpu"), True, tmp_path), document)
+    document = Document.new(place.folder / "gpu_check.json", tiny=True)
+    works_of = {
+        "breaks": _raises(ZeroDivisionError("by design")),
+        "lacks": _raises(MissingError("liger_kernel is not installed")),
+        "imports": _raises(ModuleNotFoundError("none", name="omegaconf.errors")),
+        "is_ours": _raises(ModuleNotFoundError("none", name="simpo_cli.gone")),
+        "is_wrong": lambda _: (require(False, "0.2 from plain attention", {"rows": [1]}), {}),
+        "works": works,
+    }
+    assert run_parts([_part(monkeypatch, *one) for one in works_of.items()], place, document)
     outcomes = document.outcomes
     assert [outcome.status for outcome in outcomes] == ["FAIL", "SKIP", "SKIP", "FAIL", "FAIL", "PASS"]
     assert outcomes[0].summary == "ZeroDivisionError: by design"
@@ -82,36 +91,21 @@ def test_a_part_that_breaks_is_not_the_end_and_is_written_down(tmp_path: Path, m
 
 
 def test_what_would_pass_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def long(_: Place) -> tuple[str, dict[str, Any]]:
-        raise AssertionError
-
-    def short(_: Place) -> tuple[str, dict[str, Any]]:
-        return "ran", {}
-
     monkeypatch.setattr(check, "_clear", lambda _: None)
     document = Document.new(tmp_path / "out.json", tiny=False)
-    parts = [_part(monkeypatch, long, 1000.0), _part(monkeypatch, short)]
+    parts = [_part(monkeypatch, "long", _raises(ILLEGAL), 1000.0), _part(monkeypatch, "short", _works)]
     assert run_parts(parts, Place(torch.device("cuda"), False, tmp_path), document)
     assert [outcome.status for outcome in document.outcomes] == ["SKIP", "PASS"]
     assert "it takes about 1000" in document.outcomes[0].summary
 
 
 def test_a_device_that_takes_no_more_work_ends_the_process_and_not_the_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def first(_: Place) -> tuple[str, dict[str, Any]]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def second(_: Place) -> tuple[str, dict[str, Any]]:
-        raise AssertionError
-
-    def broken(_: Place) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(check, "_clear", broken)
-    document = Document.new(tmp_path / "out.json", tiny=True)
-    parts = [_part(monkeypatch, first), _part(monkeypatch, second)]
-    assert not run_parts(parts, Place(torch.device("cpu"), True, tmp_path), document)
+    monkeypatch.setattr(check, "_clear", Mock(side_effect=ILLEGAL))
+    document = Document.new(place.folder / "out.json", tiny=True)
+    parts = [_part(monkeypatch, "first", _raises(ILLEGAL)), _part(monkeypatch, "second", _works)]
+    assert not run_parts(parts, place, document)
     assert [outcome.part for outcome in document.outcomes] == ["first"]
 
 
@@ -202,14 +196,10 @@ def test_the_work_of_every_part_is_there() -> None:
     assert sum(part.seconds for part in PARTS) <= check._SECONDS
 
 
-def test_the_bundle_holds_what_the_check_imports_and_neither_torch_nor_pyarrow() -> None:
-    packages = {name.lower() for name in bundle._PACKAGES}
-    assert {"omegaconf", "rensa", "xxhash", "pytest-socket", "liger-kernel"} <= packages
-    assert not packages & {"torch", "pyarrow", "transformers", "datasets", "huggingface-hub", "tokenizers"}
-
-
-def test_what_the_bundle_needs_is_in_it_or_comes_with_torch_and_transformers() -> None:
+def test_the_bundle_holds_what_the_check_needs_beside_torch_and_transformers() -> None:
     bundled = {canonicalize_name(name) for name in bundle._PACKAGES}
+    assert {"omegaconf", "rensa", "xxhash", "pytest-socket", "liger-kernel"} <= bundled
+    assert not bundled & {"torch", "pyarrow", "transformers", "datasets", "huggingface-hub", "tokenizers"}
     there = {"torch", "transformers", "typing-extensions"}  # and what the latter two bring, but for typer's own
     there |= {"huggingface-hub", "numpy", "packaging", "pyyaml", "safetensors", "tqdm", "markupsafe", "six"}
     for name in sorted(bundled):
@@ -219,14 +209,9 @@ def test_what_the_bundle_needs_is_in_it_or_comes_with_torch_and_transformers() -
             assert wanted <= bundled | there, name
 
 
-def test_a_way_that_breaks_stops_no_other_from_being_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_breaks_stops_no_other_from_being_timed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler breaks: everything else is measured and kept, and the part fails with the reason."""
-    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
-
-    def breaks(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no compiler here\nsecond line")
-
-    monkeypatch.setattr(Policy, "compile_layers", breaks)
+    monkeypatch.setattr(Policy, "compile_layers", Mock(side_effect=RuntimeError("no compiler here\nsecond line")))
     with pytest.raises(WrongError, match="compiled did not run.*RuntimeError: no compiler here") as caught:
         speed.speed_1_5b_full(place)
     facts = caught.value.facts
@@ -237,8 +222,7 @@ def test_a_way_that_breaks_stops_no_other_from_being_timed(tmp_path: Path, monke
     assert place.known["ways"].keys() == facts["ways"].keys()
 
 
-def test_ways_that_do_not_compute_the_same_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
+def test_ways_that_do_not_compute_the_same_are_a_failure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     means = speed._means_from_whole_logits
 
     def off(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -251,14 +235,9 @@ def test_ways_that_do_not_compute_the_same_are_a_failure(tmp_path: Path, monkeyp
         speed.speed_1_5b_full(place)
 
 
-def test_a_profile_that_breaks_leaves_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(torch.device("cpu"), True, tmp_path, peak_flops=1e9)
-
-    def breaks(*_: Any) -> None:
-        raise RuntimeError("no profiler here")
-
+def test_a_profile_that_breaks_leaves_the_times(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Policy, "compile_layers", lambda *_: None)
-    monkeypatch.setattr(speed, "_profiled", breaks)
+    monkeypatch.setattr(speed, "_profiled", Mock(side_effect=RuntimeError("no profiler here")))
     with pytest.raises(WrongError, match="the profile of ours, the profile of compiled did not run") as caught:
         speed.speed_1_5b_full(place)
     assert all(way["seconds"]["n"] >= 2 for way in caught.value.facts["ways"].values())
