@@ -55,12 +55,6 @@ def test_terms_are_the_equation(
     assert margins.tolist() == [objective.margin(c, r) for c, r in pairs]
 
 
-def test_a_known_value() -> None:
-    """Reward difference equal to the target: the loss is log 2."""
-    terms = Objective(LossRecipe(beta=2.0, gamma=1.0)).terms(torch.tensor([-1.5]), torch.tensor([-2.0]))
-    assert terms.losses.item() == pytest.approx(math.log(2))
-
-
 def test_gradient_of_the_sigmoid_loss_and_its_weight() -> None:
     """d loss / d m_w = -beta * sigmoid(-d), and the opposite for m_l: Eq. 6 differentiated by hand."""
     chosen = torch.tensor([-1.0, -3.0], dtype=torch.float64, requires_grad=True)

@@ -17,17 +17,8 @@ _PACKAGES = (
     *("accelerate", "peft", "psutil", "omegaconf", "pyyaml", "rensa", "xxhash", "filelock", "jinja2"),
     *("typer", "annotated-doc", "shellingham", "rich", "pygments", "markdown-it-py", "mdurl"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),  # typer reads arguments by it
-    *(
-        "matplotlib",
-        "contourpy",
-        "cycler",
-        "fonttools",
-        "kiwisolver",
-        "pillow",
-        "pyparsing",
-        "python-dateutil",
-        "tzdata",
-    ),
+    *("matplotlib", "contourpy", "cycler", "fonttools", "kiwisolver"),
+    *("pillow", "pyparsing", "python-dateutil", "tzdata"),
     *("pytest", "pytest-socket", "iniconfig", "pluggy", "hypothesis", "sortedcontainers"),
     "liger-kernel",
 )

@@ -215,39 +215,29 @@ def _raises(*_: Any) -> float:
 @pytest.mark.parametrize(
     ("difference", "why"),
     [
+        (lambda *_: 0.01, None),
         (_raises, "RuntimeError: no kernel for this"),
         (lambda *_: 0.2, "this card's attention kernel differs from plain attention by 0.2 of its norm"),
         (lambda *_: float("nan"), "this card's attention kernel differs from plain attention by nan of its norm"),
     ],
-    ids=["raises", "differs", "not a number"],
+    ids=["is right", "raises", "differs", "not a number"],
 )
 def test_a_kernel_that_is_not_right_is_left_alone_and_prompts_stay_shared(
-    difference: Any, why: str, monkeypatch: pytest.MonkeyPatch, calls: list[int | None]
+    difference: Any, why: str | None, monkeypatch: pytest.MonkeyPatch, calls: list[int | None]
 ) -> None:
-    check, policy = _checked(monkeypatch, difference, _gemma(torch.float32))
-    assert (check.packing, check.why_padded, check.why_by_segment) == ("shared_prefix", None, why)
-    assert f"prompts shared, soft-capped attention segment by segment ({why}) · self-check: " in str(check)
-    assert SelfCheck.from_json(check.as_json()) == check
-    assert not policy.flex
-    policy(pack(PAIRS, CPU))
-    assert calls == []
-
-
-def test_a_kernel_that_is_right_is_used(monkeypatch: pytest.MonkeyPatch, calls: list[int | None]) -> None:
     asked: list[Any] = []
-
-    def difference(*given: Any) -> float:
-        asked.append(given[1:])
-        return 0.01
-
-    check, policy = _checked(monkeypatch, difference, _gemma(torch.float32))
-    assert (check.packing, check.why_by_segment) == ("shared_prefix", None)
-    assert {(Heads(4, 2, 16), window, 5.0, CPU) for window in (None, 6)} == set(asked)
+    check, policy = _checked(monkeypatch, lambda *given: asked.append(given[1:]) or difference(), _gemma(torch.float32))
+    assert (check.packing, check.why_padded, check.why_by_segment) == ("shared_prefix", None, why)
+    assert (f"soft-capped attention segment by segment ({why}) · self-check: " in str(check)) == (why is not None)
+    assert SelfCheck.from_json(check.as_json()) == check
+    assert policy.flex == (why is None)
     calls.clear()
     policy(pack(PAIRS, CPU))
-    assert len(calls) == 2
-    old = {name: value for name, value in check.as_json().items() if name != "why_by_segment"}
-    assert SelfCheck.from_json(old) == check  # as a run of before wrote it
+    assert len(calls) == (2 if why is None else 0)
+    if why is None:
+        assert set(asked) == {(Heads(4, 2, 16), window, 5.0, CPU) for window in (None, 6)}
+        old = {name: value for name, value in check.as_json().items() if name != "why_by_segment"}
+        assert SelfCheck.from_json(old) == check  # as a run of before wrote it
 
 
 def test_models_without_a_cap_are_not_compared_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
