@@ -5,9 +5,9 @@
 The pairs are made up by a fixed seed, about 2.5 KB each, with known shares of repeated prompts, duplicates,
 near-duplicates and contradictions, and go into a temporary file. Each measurement is a fresh process, the kinds taking
 turns, so that its peak of memory is its own and a busy minute does not fall on one kind alone; most imports are over
-before the clock starts. Prints medians with their range, and the seconds of processor of all processes of a
-measurement. Asserts nothing: a time is a fact about a machine, not about the code alone. Where other programs are busy
-too, only the seconds of processor say something.
+before the clock starts. Prints medians with their range as a page, which --page writes into a folder with a plot:
+benchmarks-audit.md and benchmarks-audit.svg. Asserts nothing: a time is a fact about a machine, not about the code
+alone. Where other programs are busy too, only the seconds of processor say something.
 
 - reading: records to pairs, nothing else.
 - without near-duplicates: `simpo stats FILE --json`, its signatures and the search among them put out of action.
@@ -15,27 +15,28 @@ too, only the seconds of processor say something.
 - in tokens: `simpo stats FILE --tokenizer MODEL --json`, and beside it the tokenizer library alone on the very texts
   and batches that the audit gives it.
 
-The default is 50 MB; --full is 2.5 GB and a million pairs, about ten minutes on two idle cores. --page writes
-benchmarks-audit.md and benchmarks-audit.svg into a folder.
+The default is 50 MB; --full is 2.5 GB and a million pairs, about ten minutes on two idle cores.
 """
 
 import argparse
+import contextlib
+import datetime
+import itertools
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import psutil
 
-from tests.benchmarks.audit_page import print_heading, print_line, write_audit_page
+from tests.benchmarks.page import plot_file, table
+from tests.benchmarks.process import Took, in_own_process, spread, timed
+
+Seen = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
 
 PAIRS, FULL_PAIRS = 20_000, 1_000_000
 TOKEN_PAIRS, FULL_TOKEN_PAIRS = 2_000, 10_000
@@ -45,6 +46,21 @@ EVALUATION_PAIRS = 2_000
 VOCABULARY = 30_000
 SHARES = {"duplicate": 0.01, "near-duplicate": 0.01, "contradiction": 0.005, "same prompt": 0.2}
 PARTS = (30, 160, 160)  # mean words of prompt, chosen, rejected
+
+_INTRODUCTION = """# Benchmarks: the audit
+
+Written by `{command} --page docs` on {date}, which anyone
+can repeat. Numbers are medians with the range in brackets over n = {rounds} fresh processes of each kind, the kinds
+taking turns.
+
+{facts}
+
+{pairs:,} pairs made up by a fixed seed, {megabytes:,.0f} MB of JSON lines, with known shares of repeated prompts,
+duplicates, near-duplicates and contradictions. *Processor* is the time of all processes of a measurement, *peak memory*
+what they hold together. *reading* makes pairs of records and does nothing else; *without near-duplicates* is `simpo
+stats FILE --json` with the signatures and the search among them put out of action; *whole audit* is `simpo stats FILE
+--eval OTHER --json`.
+"""
 
 
 def main() -> None:
@@ -69,11 +85,10 @@ def main() -> None:
         write_pairs(files[pairs], pairs, seed=1)
         for count, file in files.items():
             if count != pairs:
-                _write_first(file, files[pairs], count)
+                with files[pairs].open("rb") as source, file.open("wb") as sink:
+                    sink.writelines(itertools.islice(source, count))
         write_evaluation(evaluation, pairs, seed=1)
         megabytes = {count: file.stat().st_size / 1e6 for count, file in files.items()}
-        machine = _machine()
-        print_heading(machine, pairs, megabytes[pairs], rounds)
         runs = [
             ("reading", pairs),
             ("without near-duplicates", pairs),
@@ -84,30 +99,17 @@ def main() -> None:
         seen: dict[tuple[str, int], list[dict[str, Any]]] = {run: [] for run in runs}
         for _ in range(rounds):
             for kind, count in runs:
-                command = [sys.executable, "-m", "tests.benchmarks.audit", "--one", kind, str(files[count])]
-                done = subprocess.run(
-                    [*command, str(evaluation), options.model], check=True, stdout=subprocess.PIPE, text=True
-                )
-                seen[kind, count].append(json.loads(done.stdout))
-    for (kind, count), measured in seen.items():
-        print_line(kind, count, megabytes[count], measured)
-    ours, library = (seen[kind, num_tokenized] for kind in ("in tokens", "library alone"))
-    shares = [100 * b["seconds"] / a["seconds"] for a, b in zip(ours, library, strict=True)]
-    print(
-        f"\nin tokens: {statistics.median(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f}) of the library's own "
-        "speed, with all the rest of the audit"
-    )
-    print(f"found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
+                task = (kind, str(files[count]), str(evaluation), options.model)
+                seen[kind, count].append(in_own_process("audit", *task))
+    from tests.benchmarks.machine import describe_machine, versions  # imports torch, which a measurement must not
+
+    machine = {**describe_machine(), "versions": versions("rensa", "tokenizers", "numpy")}
+    command = "python -m tests.benchmarks.audit" + (" --full" if options.full else "") + f" --model {options.model}"
+    print(page := audit_page(machine, seen, megabytes, command))
+    print(f"Found in {pairs:,} pairs: {seen['whole audit', pairs][0]['found']}")
     if options.page is not None:
-        command = "python -m tests.benchmarks.audit" + (" --full" if options.full else "") + f" --model {options.model}"
-        write_audit_page(options.page, machine, seen, megabytes, command)
-
-
-def _write_first(file: Path, whole: Path, count: int) -> None:
-    """The first records of the whole file."""
-    with whole.open("rb") as source, file.open("wb") as sink:
-        for _, line in zip(range(count), source, strict=False):
-            sink.write(line)
+        (options.page / "benchmarks-audit.md").write_text(page, encoding="utf-8")
+        plot(seen, options.page / "benchmarks-audit.svg")
 
 
 # The pairs
@@ -139,14 +141,13 @@ def made_pairs(count: int, seed: int) -> Iterator[tuple[str, str, str]]:
     bounds = np.cumsum(weights / weights.sum())
     prompt = chosen = rejected = ""
     for kind in draw.choice([*SHARES, "new"], size=count, p=[*SHARES.values(), 1 - sum(SHARES.values())]):
-        if kind == "duplicate" and prompt:
-            yield prompt, chosen, rejected
-            continue
-        if kind == "near-duplicate" and prompt:
-            yield prompt, chosen + " indeed", rejected.capitalize()
-            continue
-        if kind == "contradiction" and prompt:
-            yield prompt, rejected, chosen
+        changed = {
+            "duplicate": (prompt, chosen, rejected),
+            "near-duplicate": (prompt, chosen + " indeed", rejected.capitalize()),
+            "contradiction": (prompt, rejected, chosen),
+        }
+        if kind in changed and prompt:
+            yield changed[kind]
             continue
         sizes = draw.integers(np.array(PARTS) // 2, np.array(PARTS) * 3 // 2)
         text = words[np.searchsorted(bounds, draw.random(sizes.sum()))].tolist()
@@ -171,24 +172,25 @@ def measure(kind: str, file: str, evaluation: str, model: str) -> dict[str, Any]
     from simpo_cli.recipe.schema import DataSource
 
     if kind not in ("reading", "library alone"):
-        _examined(
-            kind,
-            PairReader([DataSource(path=file, max_pairs=100)], role="train", on_no_signal="keep"),
-            evaluation,
-            model,
-        )
+        few = PairReader([DataSource(path=file, max_pairs=100)], role="train", on_no_signal="keep")
+        _examined(kind, few, evaluation, model)
     reader = PairReader(file, role="train", on_no_signal="keep")
     found: dict[str, int] = {}
-    with _Memory() as memory:
+    with _memory() as held:
         if kind == "reading":
-            times = _times_of(lambda: sum(1 for _ in reader))
+            took = timed(lambda: sum(1 for _ in reader))
         elif kind == "library alone":
-            times = _library_times(file, model)
+            took = _library_alone(file, model)
         else:
             document: dict[str, Any] = {}
-            times = _times_of(lambda: document.update(_audit(kind, reader, evaluation, model)))
+            took = timed(lambda: document.update(_audit(kind, reader, evaluation, model)))
             found = {one["code"]: one["count"] for one in document["findings"]}
-    return {**times, "peak_bytes": memory.peak_bytes, "found": found}
+    return {
+        "seconds": took.clock,
+        "processor_seconds": took.processor,
+        "peak_bytes": max(held),
+        "found": found,
+    }
 
 
 def _audit(kind: str, reader: Any, evaluation: str, model: str) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def measure_without_signatures(pairs: Sequence[Any], *, own: tuple[str, ...] | N
     return measures.measure(pairs, own=own)
 
 
-def _library_times(file: str, model: str) -> dict[str, float]:
+def _library_alone(file: str, model: str) -> Took:
     """What the tokenizer library takes for the texts of the audit, in the audit's batches, ids as lists included."""
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.tokenizer import TextTokenizer
@@ -252,54 +254,136 @@ def _library_times(file: str, model: str) -> dict[str, float]:
     TextTokenizer.encode_batch = noted  # type: ignore[method-assign]
     _audit("in tokens", PairReader(file, role="train", on_no_signal="keep"), "", model)
     TextTokenizer.encode_batch = encode  # type: ignore[method-assign]
-    return _times_of(lambda: [encode(*batch) for batch in batches])
+    return timed(lambda: [encode(*batch) for batch in batches])
 
 
-def _times_of(work: Callable[[], object]) -> dict[str, float]:
-    """Seconds by the clock, and of processor: of this process and of those that it has started and that have ended."""
-    started, before = time.perf_counter(), os.times()
-    work()
-    used = sum(after - earlier for after, earlier in zip(os.times()[:4], before[:4], strict=True))
-    return {"seconds": time.perf_counter() - started, "processor_seconds": used}
-
-
-class _Memory:
-    """The most memory that this process and those that it has started hold together, looked at ten times a second.
+@contextlib.contextmanager
+def _memory() -> Iterator[list[int]]:
+    """Bytes that this process and those that it has started hold together, looked at ten times a second.
 
     Of this process all that is resident counts, of the others what is theirs alone: libraries are in memory once.
     """
+    seen: list[int] = []
+    is_over = threading.Event()
 
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "_Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch() -> None:
         own = psutil.Process()
-        while True:
-            held = own.memory_info().rss
+        while not seen or not is_over.wait(0.1):
+            seen.append(own.memory_info().rss)
             for other in own.children():
-                try:
-                    held += other.memory_full_info().uss
-                except psutil.Error:  # it has just ended
-                    continue
-            self.peak_bytes = max(self.peak_bytes, held)
-            if self._is_over.wait(0.1):
-                return
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    seen[-1] += other.memory_full_info().uss
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
 
 
-def _machine() -> dict[str, Any]:
-    from tests.benchmarks.machine import describe_machine, versions  # imports torch, which a measurement must not
+# The page
 
-    return {**describe_machine(), "versions": versions("rensa", "tokenizers", "numpy")}
+
+def audit_page(machine: Mapping[str, Any], seen: Seen, megabytes: Mapping[int, float], command: str) -> str:
+    """The page as Markdown.
+
+    Args:
+        machine: what it was measured on.
+        seen: the measurements of each kind at each number of pairs.
+        megabytes: of the files, by the number of pairs.
+        command: what was typed.
+    """
+    whole = _whole(seen)
+    pairs = max(whole)
+    used = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    facts = (
+        f"- {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']}\n"
+        f"- Python {machine['python']}, {used}"
+    )
+    introduction = _INTRODUCTION.format(
+        command=command,
+        date=datetime.date.today().isoformat(),
+        rounds=len(whole[pairs]),
+        facts=facts,
+        pairs=pairs,
+        megabytes=megabytes[pairs],
+    )
+    growth = "## How time grows\n\n![seconds against pairs](benchmarks-audit.svg)\n\n" + _growth(whole)
+    return "\n".join([introduction, _table(seen, megabytes), growth, "## In tokens\n\n" + _tokens(seen)])
+
+
+def _whole(seen: Seen) -> dict[int, Sequence[Mapping[str, Any]]]:
+    return {count: measured for (kind, count), measured in seen.items() if kind == "whole audit"}
+
+
+def _values(measured: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(one[key]) for one in measured]
+
+
+def _table(seen: Seen, megabytes: Mapping[int, float]) -> str:
+    head = " | pairs | MB | n | seconds | MB/s | processor seconds | MB a processor second | peak memory, MB"
+    rows: list[Sequence[str]] = [head.split(" | ")]
+    for (kind, count), measured in seen.items():
+        size = megabytes[count]
+        seconds, processor = (_values(measured, key) for key in ("seconds", "processor_seconds"))
+        cells = (
+            kind,
+            f"{count:,}",
+            f"{size:,.0f}",
+            f"{len(measured)}",
+            spread(seconds, 1),
+            spread([size / one for one in seconds], 1),
+            spread(processor, 1),
+            f"{size / median(processor):.1f}",
+            f"{max(_values(measured, 'peak_bytes')) / 1e6:.0f}",
+        )
+        rows.append(cells)
+    return table(rows)
+
+
+def _growth(whole: Mapping[int, Sequence[Mapping[str, Any]]]) -> str:
+    """How much longer twice the pairs take, and the memory that a pair more takes."""
+    counts = sorted(whole)
+    times = {count: median(_values(whole[count], "seconds")) for count in counts}
+    peaks = {count: max(_values(whole[count], "peak_bytes")) for count in counts}
+    doubled = ", ".join(
+        f"{large / small:.1f} times the pairs took {times[large] / times[small]:.2f} times as long"
+        for small, large in itertools.pairwise(counts)
+    )
+    per_pair = (peaks[counts[-1]] - peaks[counts[0]]) / (counts[-1] - counts[0])
+    return f"{doubled[:1].upper()}{doubled[1:]}.\nA pair more takes {per_pair:.0f} bytes at the peak of memory.\n"
+
+
+def _tokens(seen: Seen) -> str:
+    (ours,) = (measured for (kind, _), measured in seen.items() if kind == "in tokens")
+    (library,) = (measured for (kind, _), measured in seen.items() if kind == "library alone")
+    said = []
+    for key, name in (("seconds", "by the clock"), ("processor_seconds", "by processor time")):
+        shares = [100 * b / a for a, b in zip(_values(ours, key), _values(library, key), strict=True)]
+        said.append(f"{spread(shares, 0)} % {name}")
+    return (
+        "`simpo stats FILE --tokenizer MODEL --json`, the rest of the audit included, against the tokenizer library\n"
+        f"alone on the same texts in the same batches: {', '.join(said)}.\n"
+    )
+
+
+def plot(seen: Seen, file: Path) -> None:
+    """Seconds against pairs, every measurement a point, with the straight line through nought and the last median."""
+    whole = _whole(seen)
+    with plot_file(file, 1, 6.0) as axes:
+        most = max(whole)
+        axes.plot([0, most], [0, median(_values(whole[most], "seconds"))], color="0.7", label="in proportion")
+        for number, (count, measured) in enumerate(whole.items()):
+            seconds = _values(measured, "seconds")
+            axes.plot([count] * len(seconds), seconds, "o", color="C0", label=None if number else "whole audit")
+        axes.set_xlabel("pairs")
+        axes.set_ylabel("seconds")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

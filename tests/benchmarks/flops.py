@@ -1,7 +1,10 @@
 """Floating-point operations of a training step, counted, not measured: what the method needs and what padding costs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tests.benchmarks.work import WorkPair
 
 _PASSES = 3  # forward once; backward twice that: a product for the inputs' gradient and one for the weights'
 
@@ -64,6 +67,17 @@ def padded_flops(shape: Shape, rows: int, width: int) -> int:
     tokens = rows * width
     attention = 4 * shape.layers * shape.attention * tokens * width
     return _PASSES * (2 * shape.linear * tokens + attention + 2 * shape.hidden * shape.vocabulary * tokens)
+
+
+def needed(shape: Shape, pairs: Sequence[WorkPair]) -> int:
+    """What the method needs for some pairs."""
+    return sum(needed_flops(shape, len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs)
+
+
+def batches(pairs: Sequence[WorkPair], microbatch: int) -> list[tuple[int, int]]:
+    """(rows, width) of padded micro-batches of consecutive pairs: two rows a pair, as wide as the longest."""
+    groups = [pairs[start : start + microbatch] for start in range(0, len(pairs), microbatch)]
+    return [(2 * len(group), max(pair.row for pair in group)) for group in groups]
 
 
 def _causal(length: int) -> int:

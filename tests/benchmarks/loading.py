@@ -13,12 +13,9 @@ import datetime
 import json
 import os
 import random
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from simpo_cli.data.prepare import prepare_data
 from simpo_cli.data.store import lengths_of
 from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
-from tests.benchmarks.resident import peak_resident_bytes
+from tests.benchmarks.process import in_own_process, peak_resident_bytes, spread, timed
 from tests.data.pair_files import load_pairs
 
 _MB = 10**6
@@ -72,7 +69,7 @@ def main() -> None:
     sizes = options.megabytes or ([128, 2048] if options.full else [8, 32])
     with tempfile.TemporaryDirectory(prefix="simpo-loading-") as folder:
         measured = [_measured(Path(folder), size, _WORDS) for size in sizes]
-        speed = _in_own_process(["speed", measured[0]["file"], options.model], folder)
+        speed = in_own_process("loading", "speed", measured[0]["file"], options.model, SIMPO_CACHE=folder)
     lines = [f"tokenizer of {_WORDS}, {os.cpu_count()} cores", *_size_lines(measured)]
     speeds = [f"tokenizer of {options.model}", *_speed_lines(speed)]
     print("\n".join([*lines, *speeds]))
@@ -90,8 +87,8 @@ def main() -> None:
 def _measured(folder: Path, megabytes: int, model: str) -> dict[str, Any]:
     file = folder / f"{megabytes}.jsonl"
     _write_records(file, megabytes * _MB)
-    environment = str(folder / f"cache-{megabytes}")
-    miss, hit = (_in_own_process(["prepare", str(file), model], environment) for _ in range(2))
+    cache = str(folder / f"cache-{megabytes}")
+    miss, hit = (in_own_process("loading", "prepare", str(file), model, SIMPO_CACHE=cache) for _ in range(2))
     assert (miss["cache"], hit["cache"]) == ("miss", "hit")
     return {"megabytes": megabytes, "file": str(file), "miss": miss, "hit": hit}
 
@@ -112,18 +109,6 @@ def _write_records(file: Path, size: int) -> None:
             number += 1
             prompt = json.dumps(f"{number}: {prompts[number % _BODIES]}")
             written += stream.write(f'{{"prompt": {prompt}, {bodies[number * 7 % _BODIES]}\n')
-
-
-def _in_own_process(task: Sequence[str], cache: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.loading", "--one", *task],
-        env={**os.environ, "SIMPO_CACHE": cache},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
 
 
 # One measurement, in a process of its own
@@ -174,20 +159,14 @@ def _speed(file: str, model: str) -> dict[str, Any]:
     tokenizer.__class__, tokenizer.calls = _Listening, []  # type: ignore[attr-defined]
     encode_pairs(pairs, tokenizer, data)
     tokenizer.__class__, same = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
-    whole = [
-        ([text for pair in batch for text in _whole_texts(tokenizer, pair)], "parsed") for batch in pair_batches(pairs)
-    ]
-
-    def library(calls: Any) -> None:
-        for texts, way in calls:
-            tokenizer.encode_batch(texts, way)
-
-    seen: dict[str, Any] = {"pairs": len(pairs), "ours": [], "same": [], "whole": []}
-    for _ in range(_ROUNDS):
-        seen["ours"].append(_seconds(lambda: encode_pairs(pairs, tokenizer, data)))
-        seen["same"].append(_seconds(lambda: library(same)))
-        seen["whole"].append(_seconds(lambda: library(whole)))
-    return seen
+    whole = [([text for pair in batch for text in _whole_texts(tokenizer, pair)],) for batch in pair_batches(pairs)]
+    works: dict[str, Callable[[], object]] = {
+        "ours": lambda: encode_pairs(pairs, tokenizer, data),
+        "same": lambda: [tokenizer.encode_batch(*call) for call in same],
+        "whole": lambda: [tokenizer.encode_batch(*call) for call in whole],
+    }
+    rounds = [{name: timed(work) for name, work in works.items()} for _ in range(_ROUNDS)]
+    return {"pairs": len(pairs), **{name: [seen[name] for seen in rounds] for name in works}}
 
 
 def _whole_texts(tokenizer: TextTokenizer, pair: PreferencePair) -> list[str]:
@@ -197,12 +176,6 @@ def _whole_texts(tokenizer: TextTokenizer, pair: PreferencePair) -> list[str]:
     else:
         prompt = "\n".join(turn.content for turn in turns)
     return [prompt, prompt + pair.chosen, prompt + pair.rejected]
-
-
-def _seconds(work: Any) -> tuple[float, float]:
-    started, processor = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - started, time.process_time() - processor
 
 
 # What was seen
@@ -226,9 +199,8 @@ def _size_lines(seen: Sequence[dict[str, Any]]) -> list[str]:
     pairs = large["miss"]["pairs"] - small["miss"]["pairs"]
     times = large["megabytes"] / small["megabytes"]
     longer = large["miss"]["seconds"] / small["miss"]["seconds"]
-    lines.append(f"{times:.0f} times the input takes {longer:.1f} times as long, and {extra / _MB:+.0f} MB: ")
-    lines[-1] += f"{extra / pairs:.0f} bytes a pair"
-    return lines
+    more = f"{extra / _MB:+.0f} MB: {extra / pairs:.0f} bytes a pair"
+    return [*lines, f"{times:.0f} times the input takes {longer:.1f} times as long, and {more}"]
 
 
 def _speed_lines(speed: dict[str, Any]) -> list[str]:
@@ -237,7 +209,7 @@ def _speed_lines(speed: dict[str, Any]) -> list[str]:
     lines = [f"pairs to tokens: {pairs / min(wall for wall, _ in ours):,.0f} pairs a second, best of {len(ours)}"]
     for name, texts in (("same", "on the same texts"), ("whole", "on every prompt and answer whole")):
         shares = [[100 * library[i] / mine[i] for library, mine in zip(speed[name], ours, strict=True)] for i in (0, 1)]
-        clock, processor = (f"{statistics.median(one):.0f} % ({min(one):.0f} to {max(one):.0f})" for one in shares)
+        clock, processor = (spread(one, 0, unit=" %") for one in shares)
         lines.append(f"of the library's own speed {texts}: {clock} by the clock, {processor} by processor time")
     return lines
 

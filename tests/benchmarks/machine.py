@@ -1,15 +1,17 @@
-"""The machine: what it is, how fast it multiplies matrices, how much memory this process took. Needs only torch."""
+"""The machine: what it is, how fast it multiplies matrices, its free memory and what this process took of it."""
 
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from tests.benchmarks.resident import peak_resident_bytes
+from tests.benchmarks.process import peak_resident_bytes
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _SIZE = 2048
@@ -41,10 +43,8 @@ def versions(*packages: str) -> dict[str, str]:
     """Installed versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -66,6 +66,13 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return peak_resident_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that can be had without anyone being put out; of the card, where there is one, all of it."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().available)
 
 
 def finish(device: torch.device) -> None:

@@ -84,11 +84,8 @@ def found_share(pairs: Sequence[Texts], every: int, seed: int, spaced: bool) -> 
 def one_word_share(count: int, length: int, seed: int) -> float:
     """Which share of pairs is taken for near-duplicates whose prompts of this many words differ in one of them."""
     draw = random.Random(seed)
-    pairs = []
-    for prompt, chosen, rejected in made(count, seed, spaced=True):
-        words = (prompt.split(" ") * 9)[:length]
-        pairs.append((" ".join(words), chosen, rejected))
-    others = [(changed(pair[0], length, draw, spaced=True), *pair[1:]) for pair in pairs]
+    pairs = [(" ".join((prompt.split(" ") * 9)[:length]), *rest) for prompt, *rest in made(count, seed, spaced=True)]
+    others = [(changed(prompt, length, draw, spaced=True), *rest) for prompt, *rest in pairs]
     return _share(pairs, others)
 
 

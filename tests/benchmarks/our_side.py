@@ -22,7 +22,7 @@ from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients
 from tests.benchmarks.machine import describe_machine, finish, peak_bytes, product_speed, versions
-from tests.benchmarks.resident import peak_resident_bytes
+from tests.benchmarks.process import peak_resident_bytes
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 

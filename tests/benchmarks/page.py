@@ -5,7 +5,7 @@ python -m tests.benchmarks.page [FOLDER]
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -41,21 +41,8 @@ def write_page(results: Row, folder: Path) -> None:
 
 def page(results: Row) -> str:
     """The whole page as Markdown."""
-    settings = results["settings"]
-    parts = [
-        _INTRODUCTION.format(
-            kind=results["kind"],
-            incomplete="" if results["complete"] else "\n\n**The measurement was stopped before its end.**",
-            date=results["date"],
-            facts=facts(results),
-            model=results["model"],
-            seed=settings["seed"],
-            beta=settings["beta"],
-            gamma=settings["gamma"],
-            max_length=settings["max_length"],
-            max_prompt_length=settings["max_prompt_length"],
-        )
-    ]
+    incomplete = "" if results["complete"] else "\n\n**The measurement was stopped before its end.**"
+    parts = [_INTRODUCTION.format(**results, **results["settings"], incomplete=incomplete, facts=facts(results))]
     if results["versus"]:
         parts += ["## Against TRL, float32\n", "![pairs a second and peak memory of both sides](benchmarks.svg)\n"]
         parts += [speed_table(results), memory_table(results), checks(results)]
@@ -105,8 +92,11 @@ def extra_bytes(side: Row) -> int:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median and range, such as `2.50 (2.41..2.66)`."""
-    middle = median(values)
-    return f"{middle:.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+
+def _giga(number: float, digits: int = 0) -> str:
+    return f"{number / 1e9:.{digits}f}"
 
 
 def _ours(session: Row) -> Row:
@@ -126,9 +116,8 @@ def speed_table(results: Row) -> str:
         rows.append((*start, "ours", spread(rates(ours), 3), "", ""))
         for peer in _peers(session):
             work = f"{sum(peer['counted_flops']) / sum(ours['counted_flops']):.1f}"
-            rows.append(
-                ("", "", "", _called(peer), spread(rates(peer), 3), spread(ratios(ours, peer)) + " times", work)
-            )
+            times = spread(ratios(ours, peer)) + " times"
+            rows.append(("", "", "", _called(peer), spread(rates(peer), 3), times, work))
         for missing in session["not_run"]:
             rows.append(("", "", "", f"TRL, micro-batch {missing['microbatch']}", _why(missing), "", ""))
     return table(rows) + (
@@ -141,12 +130,17 @@ def _called(side: Row) -> str:
 
 
 def _why(missing: Row) -> str:
-    need = f"{missing['predicted_bytes'] / 1e9:.0f} GB"
+    need = f"{_giga(missing['predicted_bytes'])} GB"
     return f"left to bench-full: would need {need}" if missing["fits"] else f"not run: would need {need}"
 
 
 def memory_table(results: Row) -> str:
     """Peak memory above the state, both sides."""
+
+    def libraries(who: str) -> str:
+        sides = [side for session in results["versus"] for side in session["sides"] if side["who"] == who]
+        return _giga(median(side["libraries_bytes"] for side in sides), 2)
+
     rows = [("data", "side", "peak of the process, GB", "above the state, GB", "ours is", "predicted peak, GB")]
     for session in results["versus"]:
         ours = _ours(session)
@@ -157,26 +151,17 @@ def memory_table(results: Row) -> str:
                 (
                     session["title"] if side is ours else "",
                     _called(side),
-                    f"{side['peak_bytes'] / 1e9:.2f}",
-                    f"{extra_bytes(side) / 1e9:.2f}",
+                    _giga(side["peak_bytes"], 2),
+                    _giga(extra_bytes(side), 2),
                     share,
-                    "" if predicted is None else f"{predicted / 1e9:.1f}",
+                    "" if predicted is None else _giga(predicted, 1),
                 )
             )
     return (
         "Peak resident memory of each process over all its steps. The state is 16 bytes a parameter:\n"
         "weights, gradients and both moments of AdamW. What is above it holds the libraries too, on both sides:\n"
-        f"{_libraries(results)}.\n\n"
+        f"{libraries('ours')} GB on ours, {libraries('peer')} GB on TRL's.\n\n"
     ) + table(rows)
-
-
-def _libraries(results: Row) -> str:
-    """Memory of a process that has imported what it needs and loaded nothing."""
-    seen: dict[str, list[float]] = {"ours": [], "peer": []}
-    for session in results["versus"]:
-        for side in session["sides"]:
-            seen[side["who"]].append(side["libraries_bytes"])
-    return f"{median(seen['ours']) / 1e9:.2f} GB on ours, {median(seen['peer']) / 1e9:.2f} GB on TRL's"
 
 
 def checks(results: Row) -> str:
@@ -218,22 +203,10 @@ def shares(steps: Sequence[Row], flops: Sequence[int], speeds: Sequence[float]) 
 
 def share_section(results: Row) -> str:
     """How much of the machine's own speed a step reaches, and what planning costs."""
-    rows = [
-        (
-            "data",
-            "pairs a step",
-            "n",
-            "GFLOP a step",
-            "share of the machine's speed",
-            "machine, GFLOP/s",
-            "plan and packing",
-        )
-    ]
-    parts = []
-    for session in results["versus"]:
-        parts.append((session, _ours(session)["steps"], session["product_speeds"]["fp32"]))
-    if results.get("alone") and results["alone"]["steps"]:
-        alone = results["alone"]
+    head = "data | pairs a step | n | GFLOP a step | share of the machine's speed | machine, GFLOP/s | plan and packing"
+    rows: list[Sequence[str]] = [head.split(" | ")]
+    parts = [(session, _ours(session)["steps"], session["product_speeds"]["fp32"]) for session in results["versus"]]
+    if (alone := results.get("alone")) and alone["steps"]:
         parts.append(({**alone, "title": f"{alone['title']}, alone"}, alone["steps"], alone["product_speeds"]))
     for session, steps, speeds in parts:
         plan = [100 * row["plan_seconds"] / row["seconds"] for row in steps]
@@ -242,9 +215,9 @@ def share_section(results: Row) -> str:
                 session["title"],
                 str(session["pairs_per_step"]),
                 str(len(steps)),
-                f"{median(session['needed_flops']) / 1e9:.0f}",
+                _giga(median(session["needed_flops"])),
                 spread([100 * share for share in shares(steps, session["needed_flops"], speeds)], 1) + " %",
-                f"{max(speeds) / 1e9:.0f} ({min(speeds) / 1e9:.0f})",
+                f"{_giga(max(speeds))} ({_giga(min(speeds))})",
                 spread(plan, 3) + " %",
             )
         )
@@ -277,7 +250,7 @@ def precision_section(session: Row) -> str:
                 f"{loss:.5f}",
                 "" if side is first else f"{100 * (loss / base - 1):+.3f} %",
                 share if side["who"] == "ours" else "",
-                f"{max(speeds) / 1e9:.0f}",
+                _giga(max(speeds)),
             )
         )
     return (
@@ -296,21 +269,15 @@ def growth_section(alone: Row) -> str:
     ]
     titles = {"response": "with the response", "prompt": "with the prompt", "pairs": "with the number of pairs"}
     for what, points in alone["growth"].items():
-        rows = [(titles[what], "pairs", "prompt", "response", "n", "seconds", "GFLOP", "GFLOP/s")]
+        rows: list[tuple[str, ...]] = [
+            (titles[what], "pairs", "prompt", "response", "n", "seconds", "GFLOP", "GFLOP/s")
+        ]
         for point in points:
             seconds = [row["seconds"] for row in point["steps"]]
-            rows.append(
-                (
-                    "",
-                    str(point["pairs"]),
-                    str(point["prompt"]),
-                    str(point["response"]),
-                    str(len(seconds)),
-                    spread(seconds),
-                    f"{point['needed_flops'] / 1e9:.0f}",
-                    f"{point['needed_flops'] / median(seconds) / 1e9:.0f}",
-                )
-            )
+            flops = point["needed_flops"]
+            sizes = (str(point[name]) for name in ("pairs", "prompt", "response"))
+            speed = _giga(flops / median(seconds))
+            rows.append(("", *sizes, str(len(seconds)), spread(seconds), _giga(flops), speed))
         parts.append(table(rows))
     return "\n".join(parts)
 
@@ -348,25 +315,16 @@ def plot(results: Row, file: Path) -> None:
 def _draw(sessions: Sequence[Row], left: Any, right: Any) -> None:
     names = list(dict.fromkeys(_called(side) for session in sessions for side in session["sides"]))
     width = 0.8 / max(1, len(names))
-    drawings: list[tuple[Any, str, Callable[[Row], list[float]]]] = [
-        (left, "pairs a second", rates),
-        (right, "peak memory above the state, GB", lambda side: [extra_bytes(side) / 1e9]),
-    ]
-    for axes, label, values_of in drawings:
-        for number, name in enumerate(names):
-            for place, session in enumerate(sessions):
-                for side in session["sides"]:
-                    if _called(side) == name:
-                        values = values_of(side)
-                        middle = median(values)
-                        axes.bar(
-                            place + (number - (len(names) - 1) / 2) * width,
-                            middle,
-                            width,
-                            color=f"C{number}",
-                            yerr=[[middle - min(values)], [max(values) - middle]],
-                            label=name if place == 0 else None,
-                        )
+    places = [(place, side) for place, session in enumerate(sessions) for side in session["sides"]]
+    for number, name in enumerate(names):
+        for place, side in places:
+            if _called(side) == name:
+                at = place + (number - (len(names) - 1) / 2) * width
+                for axes, values in ((left, rates(side)), (right, [extra_bytes(side) / 1e9])):
+                    middle = median(values)
+                    around = [[middle - min(values)], [max(values) - middle]]
+                    axes.bar(at, middle, width, color=f"C{number}", yerr=around, label=name if place == 0 else None)
+    for axes, label in ((left, "pairs a second"), (right, "peak memory above the state, GB")):
         axes.set_xticks(range(len(sessions)), [session["title"].replace(" ", "\n", 1) for session in sessions])
         axes.set_ylabel(label)
     if sessions:

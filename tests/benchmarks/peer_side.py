@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
 from tests.benchmarks.machine import finish, peak_bytes, versions
-from tests.benchmarks.resident import peak_resident_bytes
+from tests.benchmarks.process import peak_resident_bytes
 from tests.benchmarks.turns import Channel, Turn
 from tests.benchmarks.work import Work, WorkPair
 
@@ -143,13 +143,12 @@ def make_trainer(work: Work, folder: str, callback: TakeTurns) -> tuple[PeerTrai
         use_cpu=not torch.cuda.is_available(),
         seed=0,
     )
-    texts = [pair.texts or ("a", "b", "c") for pair in work.pairs]
+    names = ("prompt", "chosen", "rejected")
+    texts = [dict(zip(names, pair.texts or ("a", "b", "c"), strict=True)) for pair in work.pairs]
     trainer = PeerTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(
-            [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts]
-        ),
+        train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,
         callbacks=[callback],
     )
@@ -158,8 +157,7 @@ def make_trainer(work: Work, folder: str, callback: TakeTurns) -> tuple[PeerTrai
     rows = list(trainer.train_dataset)
     replaced = 0
     for i, pair in enumerate(work.pairs):
-        wanted = {"chosen": pair.chosen, "rejected": pair.rejected}
-        if scored_ids(rows[i]) != {**wanted, "chosen_prompt": pair.prompt, "rejected_prompt": pair.prompt}:
+        if scored_ids(rows[i]) != pair.scored:
             rows[i] = {**rows[i], **features_of(pair)}
             replaced += 1
     if replaced:

@@ -60,8 +60,8 @@ def _say_it_is_at(run: Path, step: int) -> None:
     """Commit the only checkpoint again, as that of another step, with a log as long as that."""
     [[saved], _] = find_checkpoints(run / "checkpoints")
     rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    line = {**json.loads(rows[0])}
-    lines = "".join(json.dumps({**line, "step": number}) + "\n" for number in range(1, step + 1))
+    first = json.loads(rows[0])
+    lines = "".join(json.dumps({**first, "step": number}) + "\n" for number in range(1, step + 1))
     (run / "metrics.jsonl").write_text(lines, encoding="utf-8")
     contents = {name: (saved.folder / name).read_bytes() for name in saved.manifest.files}
     progress = json.loads(contents["progress.json"])
@@ -89,8 +89,7 @@ def _to_the_step(nth: int) -> dict[str, float]:
         told = stream.read()
     os.waitpid(pid, 0)
     assert told, Path(LOG).read_text(encoding="utf-8")
-    seconds: dict[str, float] = json.loads(told)
-    return seconds
+    return json.loads(told)
 
 
 def _go_on(nth: int, write: int) -> None:
@@ -101,15 +100,15 @@ def _go_on(nth: int, write: int) -> None:
     for target in (1, 2):
         os.dup2(log, target)
     started, cpu = time.perf_counter(), time.process_time()
-    reading, steps = [0.0], 0
+    reading, steps = 0.0, 0
 
     def timed(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
+            nonlocal reading
             before = time.process_time()
-            try:
-                return real(*args, **options)
-            finally:
-                reading[0] += time.process_time() - before
+            result = real(*args, **options)
+            reading += time.process_time() - before
+            return result
 
         return call
 
@@ -121,7 +120,7 @@ def _go_on(nth: int, write: int) -> None:
         if steps < nth:
             return accumulate(*args, **options)
         spent = time.process_time() - cpu
-        seen = {"cpu": spent, "of it weights and moments": reading[0], "clock": time.perf_counter() - started}
+        seen = {"cpu": spent, "of it weights and moments": reading, "clock": time.perf_counter() - started}
         os.write(write, json.dumps(seen).encode())
         os._exit(0)
 

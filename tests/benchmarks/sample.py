@@ -12,6 +12,7 @@ from simpo_cli.recipe.schema import DataRecipe
 from tests.benchmarks.work import WorkPair
 from tests.data.pair_files import load_pairs
 
+SEED = 20240523
 MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
 WARM_UP_CHOICE = 4  # the warm-up step takes the shortest of so many steps' pairs
 
@@ -35,6 +36,26 @@ DATA_SETS = (
     DataSet("llamafactory", "LLaMA-Factory demo", "llamafactory_dpo_en_demo.json"),
     DataSet("orca", "Orca", "orca_dpo_pairs_validation.jsonl"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The pairs of one data set that take part.
+
+    Attributes:
+        every: all pairs with signal, in the order of the sample.
+        pairs: those that the peer's memory allows at the micro-batch that is compared.
+    """
+
+    data: DataSet
+    every: list[WorkPair]
+    pairs: list[WorkPair]
+
+    @classmethod
+    def read(cls, data: DataSet, folder: Path, model: str, longest: int) -> "Source":
+        """The data set's file in a folder; rows of more tokens than `longest` are for neither side."""
+        every = by_hash(read_pairs(folder / data.file, model), SEED)
+        return cls(data, every, [pair for pair in every if pair.row <= longest])
 
 
 def read_pairs(file: Path, model: str) -> list[WorkPair]:

@@ -14,20 +14,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.process import Took, timed
+
 _MB = 10**6
 _SHARE = 0.02  # of a run's time, which saving and verifying may take
-
-
-@dataclass(frozen=True, slots=True)
-class Took:
-    """Seconds that something took: of processors, and by the clock."""
-
-    processor: float
-    clock: float
 
 
 def main() -> None:
@@ -89,13 +82,13 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     saves: list[Took] = []
 
     def save() -> None:
-        saves.append(_timed(saver.save))
+        saves.append(timed(saver.save))
         watcher.restart()
 
     run_steps(training, save)
     while len(saves) < options.saves:
         saver.saved_at = None  # the same state once more
-        saves.append(_timed(saver.save))
+        saves.append(timed(saver.save))
     latest = ResumeState.of(folder.path).saved[0].checkpoint
 
     def read() -> None:
@@ -103,7 +96,7 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
             with latest.open(name):
                 pass
 
-    readings = [_timed(read) for _ in range(options.saves)]
+    readings = [timed(read) for _ in range(options.saves)]
     folder.close()
     size = sum(facts.size for facts in latest.manifest.files.values())
     return watcher.steps[1:], saves, readings, size, planned
@@ -123,24 +116,16 @@ class _Watcher:
 
     def step(self, record: Any) -> None:
         processor, clock = self._began
-        self.steps.append(Took(time.process_time() - processor, time.perf_counter() - clock))
+        self.steps.append(Took(time.perf_counter() - clock, time.process_time() - processor))
         self._append("metrics.jsonl", record.as_metrics())
 
     def note(self, _text: str, _code: str = "", /) -> None:
         pass
 
 
-def _timed(do: Callable[[], None]) -> Took:
-    processor, clock = time.process_time(), time.perf_counter()
-    do()
-    return Took(time.process_time() - processor, time.perf_counter() - clock)
-
-
 def _hashing_speed() -> float:
-    data, took = bytes(256 * _MB), []
-    for _ in range(5):
-        took.append(_timed(lambda: hashlib.sha256(data)).processor)
-    return len(data) / statistics.median(took)
+    data = bytes(256 * _MB)
+    return len(data) / _median([timed(lambda: hashlib.sha256(data)) for _ in range(5)])
 
 
 def _median(took: Sequence[Took]) -> float:

@@ -7,10 +7,11 @@ about the code alone.
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle, islice
+from statistics import median
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +28,7 @@ from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from tests.benchmarks.machine import finish, product_speed
+from tests.benchmarks.process import spread
 from tests.data.pair_files import load_pairs
 
 
@@ -63,14 +65,13 @@ def main() -> None:
         f"{device_name(accelerator.device)}, {torch.get_num_threads()} threads, n = {options.steps} steps"
     )
     totals = [sum(row.values()) for row in measured]
-    for part in measured[0]:
-        _line(part, [row[part] for row in measured], statistics.median(totals))
-    _line("whole step", totals, statistics.median(totals))
-    rates = [options.pairs / total for total in totals]
-    print(f"{'pairs a second':<18}{statistics.median(rates):10.2f}   ({min(rates):.2f} to {max(rates):.2f})")
-    speeds = [count / total for count, total in zip(tokens, totals, strict=True)]
-    print(f"{'tokens a second':<18}{statistics.median(speeds):10.0f}   ({min(speeds):.0f} to {max(speeds):.0f})")
-    print(f"{'matrix products':<18}{product_speed(accelerator.device) / 1e9:10.1f}   GFLOP/s of this machine, float32")
+    parts = {part: [row[part] for row in measured] for part in measured[0]}
+    for part, seconds in {**parts, "whole step": totals}.items():
+        share = 100 * median(seconds) / median(totals)
+        print(f"{part:<18}{spread([1000 * each for each in seconds], 1, unit=' ms'):<36}{share:5.1f} %")
+    print(f"{'pairs a second':<18}{spread([options.pairs / total for total in totals])}")
+    print(f"{'tokens a second':<18}{spread([count / total for count, total in zip(tokens, totals, strict=True)], 0)}")
+    print(f"{'matrix products':<18}{product_speed(accelerator.device) / 1e9:.1f} GFLOP/s of this machine, float32")
 
 
 def _one_step(
@@ -79,40 +80,26 @@ def _one_step(
     """Seconds of each part of one step."""
     seconds = dict.fromkeys(("plan and pack", "forward", "backward", "optimizer"), 0.0)
 
-    def timed(part: str, work: Callable[[], object]) -> object:
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
         started = time.perf_counter()
-        result = work()
+        yield
         finish(device)
         seconds[part] += time.perf_counter() - started
-        return result
 
-    packed = timed(
-        "plan and pack",
-        lambda: [
-            pack([pairs[i] for i in positions], device) for positions in microbatches(pairs, budget, policy.packing)
-        ],
-    )
-    assert isinstance(packed, list)
+    with timed("plan and pack"):
+        cut = microbatches(pairs, budget, policy.packing)
+        packed = [pack([pairs[i] for i in positions], device) for positions in cut]
     for microbatch in packed:
-
-        def forward(microbatch: object = microbatch) -> torch.Tensor:
-            chosen, rejected = policy.response_means(microbatch)  # type: ignore[arg-type]
-            return Objective(LossRecipe()).terms(chosen, rejected).losses.sum() / len(pairs)
-
-        loss = timed("forward", forward)
-        assert isinstance(loss, torch.Tensor)
-        timed("backward", loss.backward)
-    timed("optimizer", optimizer.step)
+        with timed("forward"):
+            chosen, rejected = policy.response_means(microbatch)
+            loss = Objective(LossRecipe()).terms(chosen, rejected).losses.sum() / len(pairs)
+        with timed("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]
+    with timed("optimizer"):
+        optimizer.step()
     optimizer.zero_grad()
     return seconds
-
-
-def _line(part: str, seconds: list[float], whole: float) -> None:
-    middle = statistics.median(seconds)
-    print(
-        f"{part:<18}{1000 * middle:10.1f} ms ({1000 * min(seconds):.1f} to {1000 * max(seconds):.1f})"
-        f"   {100 * middle / whole:5.1f} %"
-    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_the_needed_operations_of_a_pair_counted_by_hand() -> None:
     assert needed_flops(SMALL, 3, 2, 1) == 3 * (linear + attention + head)
 
 
-def test_the_seen_positions_are_those_of_a_mask_written_out() -> None:
+def test_the_seen_positions_are_those_of_a_mask_written_out_and_padding_never_costs_less() -> None:
     draw = random.Random(5)
     only_attention = Shape(linear=0, layers=1, attention=1, hidden=0, vocabulary=0)
     for _ in range(20):
@@ -42,14 +43,8 @@ def test_the_seen_positions_are_those_of_a_mask_written_out() -> None:
             key <= query and part[key] in (0, part[query]) for query in range(len(part)) for key in range(len(part))
         )
         assert needed_flops(only_attention, prompt, chosen, rejected) == 3 * 4 * seen
-
-
-def test_padding_never_costs_less_than_what_is_needed() -> None:
-    draw = random.Random(6)
-    for _ in range(50):
-        prompt, chosen, rejected = (draw.randint(1, 40) for _ in range(3))
-        padded = padded_flops(SMALL, 2, prompt + max(chosen, rejected))
-        assert padded > needed_flops(SMALL, prompt, chosen, rejected)
+        width = prompt + max(chosen, rejected)
+        assert padded_flops(SMALL, 2, width) > needed_flops(SMALL, prompt, chosen, rejected)
 
 
 def test_the_shape_read_from_a_configuration_is_that_of_the_module() -> None:
@@ -103,11 +98,12 @@ while (turn := channel.wait()) is not None:
 """
 
 
+@dataclass
 class Writer:
     """A side that writes down when it was asked."""
 
-    def __init__(self, name: str, book: list[str]) -> None:
-        self.name, self.book = name, book
+    name: str
+    book: list[str]
 
     def ask(self, **message: Any) -> dict[str, Any]:
         self.book.append(self.name)
@@ -123,43 +119,31 @@ def test_the_sides_are_asked_in_turn() -> None:
 
 
 def test_a_process_answers_waits_without_working_and_ends_with_its_input() -> None:
-    side = ChildSide("echo", [sys.executable, "-c", _ECHO])
-    try:
+    with ChildSide("echo", [sys.executable, "-c", _ECHO]) as side:
         assert side.ready == {"ready": True}
         first = side.ask(rest=0.05)
         assert first["heard"] == {"rest": 0.05}
         assert 0.05 <= first["seconds"] < 5
         time.sleep(0.3)
         assert side.ask(rest=0)["idle_cpu_seconds"] < 0.2
-    finally:
-        side.close()
 
 
 def test_a_process_that_ends_early_is_reported_with_its_last_words() -> None:
-    side = ChildSide("echo", [sys.executable, "-c", _ECHO])
-    try:
-        with pytest.raises(StoppedError, match=r"(?s)echo ended with exit code 1.*could not go on"):
-            side.ask(fail=True)
-    finally:
-        side.close()
+    died = pytest.raises(StoppedError, match=r"(?s)echo ended with exit code 1.*could not go on")
+    with ChildSide("echo", [sys.executable, "-c", _ECHO]) as side, died:
+        side.ask(fail=True)
 
 
-def test_memory_is_found_again_from_three_peaks() -> None:
+def test_memory_is_found_again_from_three_peaks_and_no_part_of_it_is_negative() -> None:
     true = MemoryModel(fixed=2.7e9, per_token=0.95e6, per_score=950.0)
     found = fit_memory({width: round(true.peak(2, width)) for width in (192, 384, 576)}, rows=2)
     assert found.peak(8, 1024) == pytest.approx(true.peak(8, 1024), rel=1e-5)
     widest = found.widest(8, 14e9)
     assert found.peak(8, widest) <= 14e9 < found.peak(8, widest + 1)
-
-
-def test_no_part_of_the_memory_is_negative() -> None:
-    found = fit_memory({100: 1_000_000, 200: 1_900_000, 300: 2_700_000}, rows=2)  # bends downwards
-    assert found.per_score == 0.0
-    assert found.peak(2, 400) == pytest.approx(3.6e6, rel=0.02)
-
-
-def test_no_row_fits_where_the_state_alone_is_too_much() -> None:
-    assert MemoryModel(10.0, 1.0, 0.0).widest(2, 9.0) == 0
+    assert MemoryModel(10.0, 1.0, 0.0).widest(2, 9.0) == 0  # the state alone is too much
+    bending = fit_memory({100: 1_000_000, 200: 1_900_000, 300: 2_700_000}, rows=2)  # downwards
+    assert bending.per_score == 0.0
+    assert bending.peak(2, 400) == pytest.approx(3.6e6, rel=0.02)
 
 
 def test_sizes_are_halved_where_most_time_goes() -> None:

@@ -13,21 +13,13 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 _SHOWN_LINES = 15
 
 
 class StoppedError(RuntimeError):
     """A program ended while an answer was awaited."""
-
-
-class Side(Protocol):
-    """Something that works when asked."""
-
-    name: str
-
-    def ask(self, **message: Any) -> dict[str, Any]: ...
 
 
 class ChildSide:
@@ -66,7 +58,10 @@ class ChildSide:
             raise self._died() from None
         return self._hear()
 
-    def close(self) -> None:
+    def __enter__(self) -> "ChildSide":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the program by closing its input, or at once if that does not help."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has ended already
@@ -130,17 +125,15 @@ class Turn:
 
     def restart(self) -> None:
         """Start the clock anew, after what is not to be measured."""
-        self._cpu, self._system = _cpu_seconds(), _system_seconds()
+        self._used = resource.getrusage(resource.RUSAGE_SELF)
         self._started = time.perf_counter()
 
     def measured(self) -> dict[str, float]:
         """Seconds since the clock started: by the clock, of processor time, and the system's part of that."""
-        return {
-            "seconds": time.perf_counter() - self._started,
-            "cpu_seconds": _cpu_seconds() - self._cpu,
-            "system_seconds": _system_seconds() - self._system,
-            "idle_cpu_seconds": self._idle,
-        }
+        seconds, used = time.perf_counter() - self._started, resource.getrusage(resource.RUSAGE_SELF)
+        system = used.ru_stime - self._used.ru_stime
+        cpu = used.ru_utime - self._used.ru_utime + system
+        return {"seconds": seconds, "cpu_seconds": cpu, "system_seconds": system, "idle_cpu_seconds": self._idle}
 
 
 def _cpu_seconds() -> float:
@@ -148,11 +141,7 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _system_seconds() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_stime
-
-
-def take_turns(sides: Sequence[Side], rounds: int, **message: Any) -> dict[str, list[dict[str, Any]]]:
+def take_turns(sides: Sequence[ChildSide], rounds: int, **message: Any) -> dict[str, list[dict[str, Any]]]:
     """Ask every side once a round, in the same order: A B A B. One works while the others wait.
 
     Args:

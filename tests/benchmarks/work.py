@@ -8,6 +8,22 @@ from typing import Any, Literal
 Precision = Literal["fp32", "bf16"]
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who takes part, and how it is set."""
+
+    who: Literal["ours", "peer"]
+    microbatch: int = 0  # the peer's, in pairs
+    precision: Precision = "fp32"
+
+    @property
+    def name(self) -> str:
+        return f"{self.who}{self.microbatch or ''}-{self.precision}"
+
+
+OURS = Entry("ours")
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkPair:
     """A pair as token ids, and as the texts that these ids spell; texts are None for made-up ids."""
@@ -20,6 +36,12 @@ class WorkPair:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def scored(self) -> dict[str, list[int]]:
+        """What a side tells of the tokens that it scores: each response, and the prompt that it stands behind."""
+        prompts = {"chosen_prompt": self.prompt, "rejected_prompt": self.prompt}
+        return {**prompts, "chosen": self.chosen, "rejected": self.rejected}
 
     @property
     def row(self) -> int:
