@@ -111,10 +111,12 @@ def warnings_of(recipe: Recipe, tree: Node, display: str) -> list[Finding]:
         )
     if data.eval is None and data.holdout == 0:
         warn("REC010", "data.holdout data", "no pairs are held out: nothing will tell whether the model got better.")
-    if data.eval is not None and (same := _trained_and_evaluated(recipe)):
-        warn(
-            "REC011", "data.eval", f"{same} is in data.train and in data.eval: the model is tested on what it learned."
-        )
+    trained = [(source.path, source.split) for source in data.train]
+    for source in data.eval or ():
+        if not source.path.startswith("builtin:") and (source.path, source.split) in trained:  # builtin: pairs for both
+            both = f"{source.path} is in data.train and in data.eval"
+            warn("REC011", "data.eval", f"{both}: the model is tested on what it learned.")
+            break
     return found
 
 
@@ -137,15 +139,6 @@ def _reserved(path: str) -> str:
     for part in path.replace("\\", "/").split("/"):
         if _DEVICE.fullmatch(part) or (part.strip(".") and part[-1] in ". "):
             return part
-    return ""
-
-
-def _trained_and_evaluated(recipe: Recipe) -> str:
-    """A source that is trained on and evaluated on; builtin sources hold pairs for both."""
-    train = [(source.path, source.split) for source in recipe.data.train]
-    for source in recipe.data.eval or ():
-        if not source.path.startswith("builtin:") and (source.path, source.split) in train:
-            return source.path
     return ""
 
 

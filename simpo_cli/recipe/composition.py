@@ -17,7 +17,7 @@ from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, w
 from simpo_cli.recipe.fields import accepts, schema_at, section_of
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.recipe.tree import Node, Origin, lookup, merge, node_of, scalars
+from simpo_cli.recipe.tree import Node, Origin, Path, lookup, merge, node_of, scalars
 from simpo_cli.recipe.validate import MissingKeyError, fill_defaults, to_recipe, with_values, without_unknown
 from simpo_cli.recipe.yaml_text import parse_file, parse_value, read_text, to_yaml
 
@@ -143,63 +143,52 @@ def _file_layers(file: RecipeFile) -> tuple[list[Node], list[str]]:
     layers: list[Node] = []
     notes = [file.note] if file.note else []
 
-    def collect(file: RecipeFile, above: tuple[RecipeFile, ...], where: str) -> None:
+    def collect(file: RecipeFile, above: tuple[RecipeFile, ...], named: Origin) -> None:
         resolved = file.path.resolve()
         if any(resolved == other.path.resolve() for other in above):
             chain = " -> ".join(other.display for other in (*above, file))
-            raise UserError(f"defaults go round in a circle: {chain}.", "Remove one of these names.", where=where)
+            raise named.error(f"defaults go round in a circle: {chain}.", "Remove one of these names.")
         if len(above) >= MAX_DEFAULTS_DEPTH or len(layers) >= MAX_LAYERS:
-            raise UserError(
-                f"defaults are nested more than {MAX_DEFAULTS_DEPTH} deep or name more than {MAX_LAYERS} files.",
-                "Put what the files share into one of them.",
-                where=where,
-            )
+            problem = f"defaults are nested more than {MAX_DEFAULTS_DEPTH} deep or name more than {MAX_LAYERS} files."
+            raise named.error(problem, "Put what the files share into one of them.")
         tree = parse_file(read_text(file.path, file.display), file.display)
-        for name, place in _defaults_of(tree):
+        for name, origin in _defaults_of(tree):
             found = find_default(name, file)
             if found is None:
-                raise UserError(f"defaults names {name!r}, which does not exist.", suggest_default(name), where=place)
+                raise origin.error(f"defaults names {name!r}, which does not exist.", suggest_default(name))
             if found.path.is_dir():
-                raise UserError(f"defaults names {name!r}, which is a folder.", "Name one recipe in it.", where=place)
+                raise origin.error(f"defaults names {name!r}, which is a folder.", "Name one recipe in it.")
             if found.note and found.note not in notes:
                 notes.append(found.note)
-            collect(found, (*above, file), place)
+            collect(found, (*above, file), origin)
         layers.append(tree)
 
-    collect(file, (), "")
+    collect(file, (), Origin())
     return layers, notes
 
 
-def _defaults_of(tree: Node) -> list[tuple[str, str]]:
+def _defaults_of(tree: Node) -> list[tuple[str, Origin]]:
     """Take `defaults` out of a layer: names with the places they stand in."""
-    node = tree.value.pop("defaults", None)
-    if node is None:
-        return []
+    node = tree.value.pop("defaults", Node([]))
     names = []
     for item in node.value if isinstance(node.value, list) else [node]:
-        name, where = item.value, item.origin.where
+        name, origin = item.value, item.origin
         if not isinstance(name, str) or not name.strip():
-            raise UserError(
-                "defaults must be the name of a recipe, or a list of names.",
-                "For example: defaults: [paper/llama3-8b-instruct, lora]",
-                where=where,
-            )
+            fix = "For example: defaults: [paper/llama3-8b-instruct, lora]"
+            raise origin.error("defaults must be the name of a recipe, or a list of names.", fix)
         if "${" in name:
-            problem = "defaults cannot use ${...}: they are read before values are known."
-            raise UserError(problem, "Write the name.", where=where)
-        names.append((name.strip(), where))
+            raise origin.error("defaults cannot use ${...}: they are read before values are known.", "Write the name.")
+        names.append((name.strip(), origin))
     return names
 
 
 def _override_layer(text: str, origin: Origin) -> Node:
     """The small tree of an override."""
-    key, value = _split_override(text, origin)
-    path = tuple(key.split("."))
+    path, value = _split_override(text, origin)
     if path[0] == "defaults":
-        raise UserError(
+        raise origin.error(
             "defaults cannot be changed from the command line.",
             "Write a recipe that begins with defaults: [...], and name that.",
-            where=origin.where,
         )
     node = _value_of_override(value, path, origin)
     for part in reversed(path):
@@ -207,10 +196,10 @@ def _override_layer(text: str, origin: Origin) -> Node:
     return node
 
 
-def _split_override(text: str, origin: Origin) -> tuple[str, str]:
+def _split_override(text: str, origin: Origin) -> tuple[Path, str]:
     shown = text if text.isprintable() and len(text) <= 60 else repr(text)[:60]
     if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError("the text is not UTF-8.", "Type it again in a UTF-8 terminal.", where=origin.where)
+        raise origin.error("the text is not UTF-8.", "Type it again in a UTF-8 terminal.")
     key, equals, value = text.partition("=")
     key = re.sub(r"\[(\d+)\]", r".\1", key)  # data.train[0].path is data.train.0.path
     if not equals:
@@ -219,19 +208,17 @@ def _split_override(text: str, origin: Origin) -> tuple[str, str]:
             fix = "One recipe is named first; to join several, list them under defaults: in a file."
         elif ":" in text and text.isprintable():
             fix = f"Did you mean {text.replace(': ', '=').replace(':', '=', 1)}?"
-        raise UserError(f"{shown!r} is not KEY=VALUE.", fix, where=origin.where)
+        raise origin.error(f"{shown!r} is not KEY=VALUE.", fix)
     if _KEY.fullmatch(bare := key.lstrip("+~-")) and bare != key:
-        raise UserError(f"{shown!r} does not begin with a key.", f"Did you mean {bare}=...?", where=origin.where)
+        raise origin.error(f"{shown!r} does not begin with a key.", f"Did you mean {bare}=...?")
     if not _KEY.fullmatch(key):
-        raise UserError(
-            f"{shown!r} does not begin with a key.",
-            "A key is words joined by dots, such as train.max_steps=30.",
-            where=origin.where,
+        raise origin.error(
+            f"{shown!r} does not begin with a key.", "A key is words joined by dots, such as train.max_steps=30."
         )
-    return key, value
+    return tuple(key.split(".")), value
 
 
-def _value_of_override(text: str, path: tuple[str, ...], origin: Origin) -> Node:
+def _value_of_override(text: str, path: Path, origin: Origin) -> Node:
     """The value by the kind of its key: where text is wanted, no and 12:30 are text, and need no quotes."""
     schema, stripped = schema_at(path), text.strip()
     looks_structured = stripped[:1] in ("[", "{", "'", '"')
@@ -240,15 +227,9 @@ def _value_of_override(text: str, path: tuple[str, ...], origin: Origin) -> Node
             return Node(None, origin, stripped, plain=True)
         return Node(text, origin, text)
     if not stripped:
-        raise UserError(
-            f"{'.'.join(path)} is given no value.",
-            f"Write it after the equals sign: {path[-1]}=...",
-            where=origin.where,
-        )
+        raise origin.error(f"{'.'.join(path)} is given no value.", f"Write it after the equals sign: {path[-1]}=...")
     if stripped in ("null", "~") and section_of(schema) and not accepts(schema, "null", "array"):
-        raise UserError(
-            f"{'.'.join(path)} is a section and cannot be null.", "Set its keys one by one.", where=origin.where
-        )
+        raise origin.error(f"{'.'.join(path)} is a section and cannot be null.", "Set its keys one by one.")
     return parse_value(text, origin, path)
 
 
@@ -259,23 +240,17 @@ def _stack(layers: list[Node]) -> Node:
         for key, node in layer.below():
             if node.value is None and section_of(schema_at((key,))):  # every line below it is commented out
                 del layer.value[key]
-        _clear_other_margin(layer)
+        named = _margins(layer)
+        if len(named) == 2:
+            later = max((node.origin for node in named.values()), key=lambda origin: origin.line or 0)
+            raise later.error(
+                "loss.gamma and loss.gamma_beta_ratio say one thing in two ways, and both are given.",
+                "Keep one: gamma is gamma_beta_ratio times beta.",
+            )
+        for key, node in named.items():  # it clears the other one in the layers below
+            layer.value["loss"].value[_OTHER_MARGIN[key]] = Node(None, node.origin)
         merged = merge(merged, layer)
     return merged
-
-
-def _clear_other_margin(layer: Node) -> None:
-    """gamma and gamma_beta_ratio say one thing: a layer that names one clears the other in the layers below it."""
-    named = _margins(layer)
-    if len(named) == 2:
-        later = max((node.origin for node in named.values()), key=lambda origin: origin.line or 0)
-        raise UserError(
-            "loss.gamma and loss.gamma_beta_ratio say one thing in two ways, and both are given.",
-            "Keep one: gamma is gamma_beta_ratio times beta.",
-            where=later.where,
-        )
-    for key, node in named.items():
-        layer.value["loss"].value[_OTHER_MARGIN[key]] = Node(None, node.origin)
 
 
 def _margins(tree: Node) -> dict[str, Node]:

@@ -24,6 +24,7 @@ _REFERENCE = re.compile(r"\s*(\.*)([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\s*\}")
 _RESOLVER = re.compile(r"\s*([\w.]+)\s*:")
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(?:hf_|sk-|ghp_|github_pat_|xox[bp]-|AKIA)[A-Za-z0-9_-]{16,}")
+_FROM_ENVIRONMENT: Path = ("oc.env",)  # stands for a key that no recipe can have
 MAX_EXPANSIONS = 1_000
 
 
@@ -44,7 +45,7 @@ def resolve(tree: Node, absent: Sequence[str] = ()) -> Node:
             del references[path], computed[path]
     _check_graph(references, computed)
     values = _evaluate(plain_value(tree), computed)
-    of_environment = _of_environment(computed, references)
+    of_environment = _of_environment(references)
 
     def with_value(node: Node, path: Path) -> Node:
         if path not in values:
@@ -66,7 +67,7 @@ def resolve(tree: Node, absent: Sequence[str] = ()) -> Node:
 
 
 def _references(path: Path, node: Node, tree: Node, gaps: set[Path]) -> Iterator[Path]:
-    """The keys that a value refers to, after each of its ${ has been found to be of a form that is allowed."""
+    """What a value refers to, keys or the environment, once each of its ${ is found to be of a form that is allowed."""
     text = node.value
     starts = list(_START.finditer(text))
     active = [match for match in starts if len(match.group(1)) % 2 == 0]
@@ -76,22 +77,26 @@ def _references(path: Path, node: Node, tree: Node, gaps: set[Path]) -> Iterator
         rest = text[match.end() :]
         if found := _ENVIRONMENT.match(rest):
             _check_environment(path, node, found.group(1), has_default=found.group(2) == ",")
+            yield _FROM_ENVIRONMENT
         elif found := _REFERENCE.match(rest):
             dots, name = found.groups()
             target = (*path[: -len(dots)], *_parts(name)) if dots else _parts(name)
             if lookup(tree, target) is None and target not in gaps:
-                raise _missing(path, node, ".".join(target), tree)
+                name = ".".join(target)
+                close = difflib.get_close_matches(name, [".".join(other) for other, _ in scalars(tree)], n=1)
+                fix = (
+                    f"Did you mean ${{{close[0]}}}?"
+                    if close
+                    else "Name a key of this recipe, such as ${name} or ${loss.beta}."
+                )
+                raise _error(path, node, f"refers to ${{{name}}}, which the recipe does not have", fix)
             yield target
         elif found := _RESOLVER.match(rest):
-            raise _error(
-                path, node, f"uses ${{{found.group(1)}:...}}, which is not known here",
-                "Use ${oc.env:NAME} for an environment variable, ${section.key} for another key.",
-            )  # fmt: skip
+            fix = "Use ${oc.env:NAME} for an environment variable, ${section.key} for another key."
+            raise _error(path, node, f"uses ${{{found.group(1)}:...}}, which is not known here", fix)
         else:
-            raise _error(
-                path, node, "holds a ${ that is not ${section.key} or ${oc.env:NAME}",
-                "Close it with }, or write \\${ for these two characters themselves.",
-            )  # fmt: skip
+            fix = "Close it with }, or write \\${ for these two characters themselves."
+            raise _error(path, node, "holds a ${ that is not ${section.key} or ${oc.env:NAME}", fix)
 
 
 def _parts(name: str) -> Path:
@@ -99,28 +104,17 @@ def _parts(name: str) -> Path:
 
 
 def _error(path: Path, node: Node, problem: str, fix: str) -> UserError:
-    return UserError(f"{'.'.join(path)} {problem}.", fix, where=node.origin.where)
-
-
-def _missing(path: Path, node: Node, target: str, tree: Node) -> UserError:
-    known = [".".join(other) for other, _ in scalars(tree)]
-    close = difflib.get_close_matches(target, known, n=1)
-    fix = f"Did you mean ${{{close[0]}}}?" if close else "Name a key of this recipe, such as ${name} or ${loss.beta}."
-    return _error(path, node, f"refers to ${{{target}}}, which the recipe does not have", fix)
+    return node.origin.error(f"{'.'.join(path)} {problem}.", fix)
 
 
 def _check_environment(path: Path, node: Node, name: str, *, has_default: bool) -> None:
     """A recipe is copied into the run folder, so a secret must not come into it."""
     if _SECRET_NAME.search(name) or _SECRET_VALUE.search(os.environ.get(name, "")):
-        raise _error(
-            path, node, f"reads the environment variable {name}, which looks like a secret",
-            "The composed recipe is written to disk. Programs that need the secret read it from the environment.",
-        )  # fmt: skip
+        fix = "The composed recipe is written to disk. Programs that need the secret read it from the environment."
+        raise _error(path, node, f"reads the environment variable {name}, which looks like a secret", fix)
     if name not in os.environ and not has_default:
-        raise _error(
-            path, node, f"reads the environment variable {name}, which is not set",
-            f"Set it, or give a default: ${{oc.env:{name},VALUE}}",
-        )  # fmt: skip
+        fix = f"Set it, or give a default: ${{oc.env:{name},VALUE}}"
+        raise _error(path, node, f"reads the environment variable {name}, which is not set", fix)
     value = os.environ.get(name, "")
     if value not in _own_words():
         remember(name, value)
@@ -169,15 +163,14 @@ def _evaluate(plain: dict[str, Any], computed: dict[Path, Node]) -> dict[Path, A
                 value = value[int(part) if OmegaConf.is_list(value) else part]
             values[path] = OmegaConf.to_container(value, resolve=True) if isinstance(value, Container) else value
         except OmegaConfBaseException as error:
-            sentence = str(error).splitlines()[0].rstrip(".")
-            problem = f"cannot be computed: {sentence}"
+            problem = f"cannot be computed: {str(error).splitlines()[0].rstrip('.')}"
             raise _error(path, node, problem, "Write ${section.key} or ${oc.env:NAME}.") from None
     return values
 
 
-def _of_environment(computed: dict[Path, Node], references: dict[Path, list[Path]]) -> set[Path]:
+def _of_environment(references: dict[Path, list[Path]]) -> set[Path]:
     """The values that come from the environment, of themselves or through others."""
-    found = {path for path, node in computed.items() if _reads_environment(node.value)}
+    found = {_FROM_ENVIRONMENT}
 
     def leads_there(path: Path) -> bool:
         return any(other[: len(target)] == target for target in references[path] for other in found)
@@ -185,12 +178,6 @@ def _of_environment(computed: dict[Path, Node], references: dict[Path, list[Path
     while more := {path for path in references.keys() - found if leads_there(path)}:
         found |= more
     return found
-
-
-def _reads_environment(text: str) -> bool:
-    return any(
-        len(match.group(1)) % 2 == 0 and _ENVIRONMENT.match(text, match.end()) for match in _START.finditer(text)
-    )
 
 
 def _with_whole_names(text: str, path: Path) -> str:

@@ -28,6 +28,10 @@ class Origin:
         """The place for an error message; empty for a default, which has none."""
         return "" if self.is_default else str(self)
 
+    def error(self, problem: str, fix: str, *, key: str = "") -> UserError:
+        """The error of a person who wrote something here, with its place."""
+        return UserError(problem, fix, where=self.where, key=key)
+
     def __str__(self) -> str:
         if self.override is not None:
             return f"override {self.override}"
@@ -141,10 +145,9 @@ def merge(base: Node, over: Node, path: Path = ()) -> Node:
     if isinstance(base.value, list) and over.value and all(key.isdigit() for key in over.value):
         for key, item in over.value.items():
             if (place := str(int(key))) not in joined:
-                raise UserError(
+                raise item.origin.error(
                     f"{'.'.join(path)} has no item {int(key)}: the list in {base.origin} has {len(joined)}.",
                     "Items are counted from 0.",
-                    where=item.origin.where,
                 )
             joined[place] = merge(joined[place], item, (*path, key))
         return replace(base, value=list(joined.values()))
@@ -153,10 +156,9 @@ def merge(base: Node, over: Node, path: Path = ()) -> Node:
             joined[key] = merge(joined[key], item, (*path, key)) if key in joined else item
         return Node(joined, base.origin if over.origin.override is not None else over.origin)
     what = "a list" if isinstance(base.value, list) else "a single value"
-    raise UserError(
+    raise over.origin.error(
         f"{'.'.join(path)} is a mapping here and {what} in {base.origin}.",
         "Mappings are joined key by key, so both must be mappings. Change one of the two.",
-        where=over.origin.where,
     )
 
 

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -41,14 +41,6 @@ _EXAMPLES = {
     "model.path": "model: {path: builtin:guide}",
     "data.train": "data: {train: prefs.jsonl}",
 }
-
-
-@dataclass(frozen=True)
-class Habit:
-    """What a key of other tools is called here, if there is such a key, and what to know about it."""
-
-    key: str = ""
-    note: str = ""
 
 
 _STEP = "It counts the pairs of a whole step, over all devices; micro-batches are cut to the memory."
@@ -115,8 +107,9 @@ _INSTEAD = {
     "packing": "Pairs are packed by themselves: leave it out.",
     "remove_unused_columns": "Fields that are not used are named on the first screen: leave it out.",
 }
-HABITS = {name: Habit(key, note) for names, key, note in _CALLED for name in names.split()}
-HABITS |= {name: Habit(note=note) for names, note in _INSTEAD.items() for name in names.split()}
+HABITS = {name: (key, note) for names, key, note in _CALLED for name in names.split()}
+HABITS |= {name: ("", note) for names, note in _INSTEAD.items() for name in names.split()}
+"""Names of keys elsewhere: what each is called here, if there is such a key, and what to know about it."""
 
 
 class MissingKeyError(UserError):
@@ -344,19 +337,19 @@ def unknown_key(path: tuple[str, ...], node: Node) -> UserError:
     listing = f"All keys: simpo recipe schema {nearest_section(tuple(above))}".rstrip()
     problem = f"{_shown_key(full)} is not a key of {prefix or 'a recipe'}"
     flat = key.replace("-", "_").lower()
-    habit = HABITS.get(flat)
-    if habit is None and (meant := _nearest(key, known)):
+    if flat not in HABITS and (meant := _nearest(key, known)):
         fix = f"Did you mean {meant}? {listing}"
     elif path[0] == "data" and key in (section_of(schema_at(("data", "train"))) or {})["properties"]:
         fix = f"It belongs to a source: data.train: [{{path: ..., {key}: ...}}]"
     else:
-        habit = habit or Habit(" or ".join(name for name in all_keys() if name.rpartition(".")[2] == flat))
-        if habit.key:
-            fix = " ".join(filter(None, (f"Did you mean {habit.key}?", habit.note, listing)))
+        same = " or ".join(name for name in all_keys() if name.rpartition(".")[2] == flat)
+        called, note = HABITS.get(flat, (same, ""))
+        if called:
+            fix = " ".join(filter(None, (f"Did you mean {called}?", note, listing)))
         else:
-            fix = habit.note or listing
-            problem += "" if habit.note else f"; it has {', '.join(known)}"
-    return UserError(f"{problem}.", fix, where=node.origin.where, key=full)
+            fix = note or listing
+            problem += "" if note else f"; it has {', '.join(known)}"
+    return node.origin.error(f"{problem}.", fix, key=full)
 
 
 def unknown_part(path: tuple[str, ...], known: list[str], node: Node) -> UserError:
@@ -364,9 +357,7 @@ def unknown_part(path: tuple[str, ...], known: list[str], node: Node) -> UserErr
     *above, key = path
     meant = _nearest(key, known)
     fix = f"Did you mean {meant}?" if meant else f"It has {', '.join(known)}."
-    return UserError(
-        f"{'.'.join(above)} has no part {_shown_key(key)}.", fix, where=node.origin.where, key=".".join(path)
-    )
+    return node.origin.error(f"{'.'.join(above)} has no part {_shown_key(key)}.", fix, key=".".join(path))
 
 
 def _shown_key(key: str) -> str:

@@ -97,25 +97,26 @@ def read_text(path: Path, display: str) -> str:
 
 def parse_file(text: str, display: str) -> Node:
     """The tree of a recipe file, whose root must be a mapping."""
-    node = _compose(text, lambda line: f"{display}:{line}")
+
+    def origin_of(line: int) -> Origin:
+        return Origin(file=display, line=line)
+
+    node = _compose(text, origin_of)
     if node is None:
-        raise UserError(
-            "the file is empty.", "A recipe needs at least model.path and data.train.", where=f"{display}:1"
-        )
-    tree = _Converter(lambda line: Origin(file=display, line=line)).convert(node)
+        raise origin_of(1).error("the file is empty.", "A recipe needs at least model.path and data.train.")
+    tree = _Converter(origin_of).convert(node)
     if not isinstance(tree.value, dict):
         what = "a single value" if tree.is_scalar else "a list"
-        raise UserError(
+        raise tree.origin.error(
             f"the file holds {what}, a recipe is a mapping of keys to values.",
             "Begin with lines such as name: my-run. See: simpo recipe show demo",
-            where=f"{display}:{node.start_mark.line + 1}",
         )
     return tree
 
 
 def parse_value(text: str, origin: Origin, path: tuple[str, ...]) -> Node:
     """The value of an override, written as YAML on one line."""
-    node = _compose(text, lambda _: origin.where)
+    node = _compose(text, lambda _: origin)
     if node is None:  # only a comment
         return Node(None, origin, "null", plain=True)
     return _Converter(lambda _: origin).convert(node, origin, path)
@@ -130,22 +131,19 @@ def scalar_of(text: str) -> Any:
         return text
 
 
-def _compose(text: str, where: Callable[[int], str]) -> yaml.Node | None:
+def _compose(text: str, origin_of: Callable[[int], Origin]) -> yaml.Node | None:
     try:
         return _RecipeLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)
-        raise UserError(
-            f"the file holds the character U+{code:04X}, which YAML does not allow.",
-            "Delete it; recipes are plain text.",
-            where=where(line),
-        ) from None
+        problem = f"the file holds the character U+{code:04X}, which YAML does not allow."
+        raise origin_of(line).error(problem, "Delete it; recipes are plain text.") from None
     except yaml.MarkedYAMLError as error:
         late = any(sign in str(error.problem) for sign in _NOTICED_LATE)
         mark = (error.context_mark if late else None) or error.problem_mark or error.context_mark
         line = min(mark.line + 1, len(text.splitlines())) if mark else 1
-        raise UserError(*_yaml_problem(error, text, line), where=where(line)) from None
+        raise origin_of(line).error(*_yaml_problem(error, text, line)) from None
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError, text: str, line: int) -> tuple[str, str]:
@@ -161,10 +159,8 @@ def _yaml_problem(error: yaml.MarkedYAMLError, text: str, line: int) -> tuple[st
     if "another document" in problem or "single document" in str(error.context):
         return "a second document begins here (---).", "A recipe is one document: keep one and delete the other."
     if "mapping values are not allowed" in problem:
-        return (
-            "a colon stands where YAML expects none.",
-            "Mend the indentation, or put quotes around text that holds a colon and a space.",
-        )
+        fix = "Mend the indentation, or put quotes around text that holds a colon and a space."
+        return "a colon stands where YAML expects none.", fix
     if "could not find expected ':'" in problem:
         return "the line is not KEY: VALUE.", "Write a colon and a space after the key."
     if "undefined alias" in problem:
@@ -187,13 +183,12 @@ class _Converter:
         origin = origin or self.origin_of(node.start_mark.line + 1)
         self.num_values += 1
         if self.num_values > MAX_VALUES:
-            raise UserError(
+            raise origin.error(
                 f"the file expands to more than {MAX_VALUES:,} values.",
                 "Remove the aliases (*name) that repeat each other.",
-                where=origin.where,
             )
         if len(path) > MAX_DEPTH:
-            raise UserError(f"{_TOO_DEEP}.", "Look for an alias (*name) that holds itself.", where=origin.where)
+            raise origin.error(f"{_TOO_DEEP}.", "Look for an alias (*name) that holds itself.")
         match node:
             case yaml.MappingNode(tag=tag) if tag == _TAG + "map":
                 return Node(self._items(node, path), origin)
@@ -213,16 +208,14 @@ class _Converter:
         try:
             value = self.constructor.construct_object(node)
         except (ValueError, KeyError):
-            raise UserError(
+            raise origin.error(
                 f"{subject}{text[:40]!r}, which YAML cannot read as {node.tag.removeprefix(_TAG)}.",
                 "Write a plain number or word.",
-                where=origin.where,
             ) from None
         if plain and node.tag in (_TAG + "int", _TAG + "float") and _SURPRISING_NUMBER.match(text):
-            raise UserError(
+            raise origin.error(
                 f"{subject}{text}, which YAML reads as the number {value}.",
                 f"Quote it ('{text}') for text, or write the number that you mean.",
-                where=origin.where,
             )
         return Node(value, origin, text, plain)
 
@@ -236,10 +229,8 @@ class _Converter:
                 continue
             key = self._key(key_node, origin)
             if key in items:
-                raise UserError(
-                    f"{'.'.join((*path, key))} is given twice; the first is in {items[key].origin}.",
-                    "Keep one.",
-                    where=origin.where,
+                raise origin.error(
+                    f"{'.'.join((*path, key))} is given twice; the first is in {items[key].origin}.", "Keep one."
                 )
             items[key] = self.convert(value_node, origin, (*path, key))
         return {**merged, **items}
@@ -251,9 +242,7 @@ class _Converter:
         for source in reversed(sources):
             tree = self.convert(source, None, (*path, "<<"))
             if not isinstance(tree.value, dict):
-                raise UserError(
-                    "<< needs a mapping.", "Write <<: *name, where &name marks a mapping.", where=origin.where
-                )
+                raise origin.error("<< needs a mapping.", "Write <<: *name, where &name marks a mapping.")
             merged.update(tree.value)
         return merged
 
@@ -265,26 +254,20 @@ class _Converter:
             readings = {"int": "a number", "float": "a number", "bool": "true or false", "null": "null"}
             shown = str(node.value)[:40] or "nothing"
             reading = f", and YAML reads it as {readings.get(node.tag.removeprefix(_TAG), 'something else')}"
-        raise UserError(
-            f"{shown} stands as a key{reading}; keys are words.", "All keys: simpo recipe schema", where=origin.where
-        )
+        raise origin.error(f"{shown} stands as a key{reading}; keys are words.", "All keys: simpo recipe schema")
 
 
 def _whole(text: str, origin: Origin) -> str:
     """The text, unless it holds half of a character: no file could be written with it."""
     if any("\ud800" <= char <= "\udfff" for char in text):
-        raise UserError(
-            f"{text[:40]!a} holds half of a character (a lone surrogate).", "Write the character itself.",
-            where=origin.where,
-        )  # fmt: skip
+        problem = f"{text[:40]!a} holds half of a character (a lone surrogate)."
+        raise origin.error(problem, "Write the character itself.")
     return text
 
 
 def _foreign_tag(node: yaml.Node, origin: Origin) -> UserError:
     tag = node.tag.replace(_TAG, "!!")[:60]
-    return UserError(
-        f"the tag {tag} is not allowed; recipes hold plain values only.", "Delete the tag.", where=origin.where
-    )
+    return origin.error(f"the tag {tag} is not allowed; recipes hold plain values only.", "Delete the tag.")
 
 
 def to_yaml(tree: Node, *, origins: bool = False) -> str:

@@ -14,7 +14,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.fields import all_keys
-from simpo_cli.recipe.validate import HABITS, Habit
+from simpo_cli.recipe.validate import HABITS
 from tests.recipe.recipe_texts import BASE, Write, cases_of, write_case
 
 NINES = "9" * 40
@@ -198,14 +198,15 @@ def test_an_error_of_the_text_names_its_key(text: str, key: str, write: Write) -
 # Keys that people write by habit, and the fields of files
 
 
-@pytest.mark.parametrize(("key", "habit"), sorted(HABITS.items()))
-def test_every_habit_leads_somewhere(key: str, habit: Habit) -> None:
-    assert habit.key or habit.note
-    assert not habit.key or habit.key in {*all_keys(), "model.lora"}
-    error = error_of("demo", f"train.{key}=1")
-    assert error.problem.startswith(f"train.{key} is not a key of train.")
-    assert habit.key in error.fix
-    assert habit.note in error.fix
+@pytest.mark.parametrize("name", sorted(HABITS))
+def test_every_habit_leads_somewhere(name: str) -> None:
+    key, note = HABITS[name]
+    assert key or note
+    assert not key or key in {*all_keys(), "model.lora"}
+    error = error_of("demo", f"train.{name}=1")
+    assert error.problem.startswith(f"train.{name} is not a key of train.")
+    assert key in error.fix
+    assert note in error.fix
 
 
 def test_a_habit_is_known_in_any_spelling() -> None:
