@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -13,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs
 from simpo_cli.builtin.build import SEED
 from simpo_cli.builtin.corpus import TABLES
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.recipe import compose
 from simpo_cli.train.session import train
-from tests.builtin.answers_only import answers_only_judge
 from tests.train.runs import Memory
 
 Which = Literal["train", "eval"]
@@ -100,9 +101,24 @@ def test_among_pairs_of_the_same_forms_no_answer_is_chosen_more_often_than_its_s
     assert which == "train" or sum(n for (longer, *_), n in count.items() if longer == 0) == 150
 
 
+def _ruling_by_answers(train_pairs: list[dict[str, Any]], judged: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """How a judge that never sees the question rules on pairs: 1 right, 0 wrong, 0.5 where it cannot tell.
+
+    It is fitted on the words that one answer has more often than the other.
+    """
+    words = [
+        [Counter(re.findall(r"\w+|[^\w\s]", _answer(pair, which).lower())) for which in ("chosen", "rejected")]
+        for pair in [*train_pairs, *judged]
+    ]
+    vocabulary = sorted({word for pair in words[: len(train_pairs)] for word in pair[0] | pair[1]})
+    extra = np.array([[chosen[word] - rejected[word] for word in vocabulary] for chosen, rejected in words], np.float32)
+    margins = fit(extra[: len(train_pairs)]).margins(extra[len(train_pairs) :])
+    return np.where(np.abs(margins) < TIE, 0.5, margins > 0)
+
+
 def test_the_answers_alone_give_nothing_away_but_their_length() -> None:
     train_pairs, held_out = _pairs("train"), _pairs("eval")
-    ruling, extra = answers_only_judge(train_pairs, held_out), _extra_words(held_out)
+    ruling, extra = _ruling_by_answers(train_pairs, held_out), _extra_words(held_out)
     assert 0.45 <= ruling[extra == 0].mean() <= 0.55
     assert ruling[extra != 0].mean() < 0.4  # it has fallen for the length, which is wrong here
 
@@ -111,35 +127,28 @@ def test_the_judge_of_answers_finds_a_word_that_gives_them_away() -> None:
     pairs = _pairs("train")
     for pair in pairs[::2]:
         pair["chosen"] = [{"role": "assistant", "content": _answer(pair, "chosen") + " Gladly"}]
-    assert answers_only_judge(pairs[::2], pairs[:500:2]).mean() > 0.95
+    assert _ruling_by_answers(pairs[::2], pairs[:500:2]).mean() > 0.95
 
 
 def test_held_out_questions_are_worded_in_new_ways() -> None:
     assert set(TABLES.frames).isdisjoint(TABLES.held_out_frames)
     starts = tuple(frame.split("{p}")[0] for frame in TABLES.held_out_frames)
-    topics = [topic for siblings in TABLES.siblings for topic in (siblings.first, siblings.second)]
-    taught = {pattern for topic in topics for pattern in topic.patterns}
-    held_out = {pattern for topic in topics for pattern in topic.held_out_patterns}
-    assert taught.isdisjoint(held_out)
+    topics = [(topic, siblings) for siblings in TABLES.siblings for topic in (siblings.first, siblings.second)]
+    taught = {pattern for topic, _ in topics for pattern in topic.patterns}
+    assert taught.isdisjoint(pattern for topic, _ in topics for pattern in topic.held_out_patterns)
     trained = {_question(pair) for pair in _pairs("train")}
     asked = [_question(pair) for pair in _pairs("eval")]
     assert all(question.startswith(starts) for question in asked)
     assert not any(question.startswith(starts) for question in trained)
-    possible: dict[corpus.Split, set[str]] = {
-        which: {
-            question
-            for siblings in TABLES.siblings
-            for topic in (siblings.first, siblings.second)
-            for question in corpus.questions(topic, siblings, which)
-        }
-        for which in ("train", "eval")
-    }
-    assert possible["train"].isdisjoint(possible["eval"])
-    assert trained <= possible["train"]
-    assert possible["eval"].issuperset(asked)
-    assert possible["eval"].issuperset(PROBE_QUESTIONS)
+    splits: tuple[corpus.Split, ...] = ("train", "eval")
+    taught, held_out = (
+        {question for pair in topics for question in corpus.questions(*pair, which)} for which in splits
+    )
+    assert taught.isdisjoint(held_out)
+    assert trained <= taught
+    assert held_out.issuperset([*asked, *PROBE_QUESTIONS])
     read = {turns[-2]["content"] for turns in islice(corpus.conversations(SEED, wrong_share=0.5), 20_000)}
-    assert read.isdisjoint(possible["eval"])  # the start model has not read them either
+    assert read.isdisjoint(held_out)  # the start model has not read them either
 
 
 def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
@@ -149,12 +158,8 @@ def test_the_model_is_small_and_loads_in_plain_transformers() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     assert sum(p.numel() for p in model.parameters()) <= 4_000_000
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PROBE_QUESTIONS[0]}],
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    asked = [{"role": "user", "content": PROBE_QUESTIONS[0]}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     answer = model.float().generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer, skip_special_tokens=True).startswith("To ")
 
@@ -169,9 +174,8 @@ def test_before_training_the_model_cannot_tell_good_answers_from_bad_ones() -> N
 @pytest.mark.parametrize("seed", [42, 43])
 def test_the_demo_learns_what_was_asked_in_spite_of_the_planted_length(tmp_path: Path, seed: int) -> None:
     memory = Memory()
-    outcome = train(
-        compose("demo", [f"output_dir={tmp_path / 'run'}", f"seed={seed}"]), fresh=False, dry_run=False, observer=memory
-    )
+    composed = compose("demo", [f"output_dir={tmp_path / 'run'}", f"seed={seed}"])
+    outcome = train(composed, fresh=False, dry_run=False, observer=memory)
     assert outcome is not None
     assert memory.evals[0].pairs == 500
     assert 0.4 <= memory.evals[0].accuracy <= 0.6
