@@ -365,5 +365,9 @@ FAMILIES = {
 
 def change_config(folder: Path, **changes: Any) -> None:
     """Write other values into a folder's tokenizer_config.json."""
-    file = folder / "tokenizer_config.json"
+    change_json(folder / "tokenizer_config.json", **changes)
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    """Write other values into a mapping."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))

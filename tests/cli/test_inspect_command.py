@@ -63,6 +63,12 @@ def document_of(seen: Seen) -> dict[str, Any]:
     return document
 
 
+def require_refused(seen: Seen, said: str) -> None:
+    assert (seen.code, seen.out) == (2, "")
+    assert said in seen.err
+    assert "Traceback" not in seen.err
+
+
 # inspect
 
 
@@ -150,10 +156,7 @@ def test_a_run_folder_is_its_saved_model(simpo: Simpo, place: Path) -> None:
     ],
 )
 def test_mistakes(simpo: Simpo, args: list[str], said: str) -> None:
-    seen = simpo("inspect", *args)
-    assert (seen.code, seen.out) == (2, "")
-    assert said in seen.err
-    assert "Traceback" not in seen.err
+    require_refused(simpo("inspect", *args), said)
 
 
 # stats --model
@@ -188,12 +191,9 @@ def test_the_document_with_a_model_keeps_to_its_schema_and_the_page_shows_it(sim
     assert "What could a run learn?" in shown
     assert "gradient weight" in shown
     without = json.loads(simpo("stats", "prefs.jsonl", "--html", str(page), "--json").out)
+    assert without["model"] is None
     assert not {"LBL005", "MOD001"} & set(without["passed"])
     assert "What could a run learn?" not in page.read_text(encoding="utf-8")
-
-
-def test_stats_without_a_model_have_none(simpo: Simpo) -> None:
-    assert document_of(simpo("stats", "prefs.jsonl", "--json"))["model"] is None
 
 
 def test_stats_of_a_model_without_a_recipe_take_the_defaults(simpo: Simpo) -> None:
@@ -206,16 +206,9 @@ def test_stats_of_a_model_without_a_recipe_take_the_defaults(simpo: Simpo) -> No
     assert (cut["model"]["max_length"], cut["input"]["tokens"]["max_length"]) == (60, 60)
 
 
-def test_the_screen_of_stats_with_a_model(simpo: Simpo) -> None:
-    seen = simpo("stats", "prefs.jsonl", "--model", "tiny")
-    assert (seen.code, seen.err) == (0, "")
-    for said in ("What could a run learn?", "past gamma", "gradient weight", "is where to begin", "rule of thumb"):
-        assert said in seen.out
-    for line in seen.out.splitlines():
-        assert len(line) <= 100, line
-
-
-def test_with_a_model_the_pairs_are_read_once(simpo: Simpo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_screen_of_stats_with_a_model_for_which_the_pairs_are_read_once(
+    simpo: Simpo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, names = PairReader.read_source, []
 
     def noted(self: PairReader, source: DataSource) -> Iterator[PreferencePair]:
@@ -223,15 +216,11 @@ def test_with_a_model_the_pairs_are_read_once(simpo: Simpo, monkeypatch: pytest.
         return read(self, source)
 
     monkeypatch.setattr(PairReader, "read_source", noted)
-    assert simpo("stats", "prefs.jsonl", "--model", "tiny").code == 0
-    assert names == ["prefs.jsonl"]
-
-
-def test_a_limit_beyond_the_model_is_refused_before_any_record_is_read(simpo: Simpo) -> None:
-    Path("broken.jsonl").write_text("{")
-    seen = simpo("stats", "broken.jsonl", "--model", "tiny", "--max-length", "9999")
-    assert (seen.code, seen.out) == (2, "")
-    assert "data.max_length is 9999, and tiny knows 512 positions." in seen.err
+    seen = simpo("stats", "prefs.jsonl", "--model", "tiny")
+    assert (seen.code, seen.err, names) == (0, "", ["prefs.jsonl"])
+    for said in ("What could a run learn?", "past gamma", "gradient weight", "is where to begin", "rule of thumb"):
+        assert said in seen.out
+    assert [line for line in seen.out.splitlines() if len(line) > 100] == []
 
 
 @pytest.mark.parametrize(
@@ -243,13 +232,16 @@ def test_a_limit_beyond_the_model_is_refused_before_any_record_is_read(simpo: Si
         (["prefs.jsonl", "--model", "./nothing"], "nothing does not exist"),
         (["--model", "tiny"], "no data is named"),
         (["prefs.jsonl", "--model", "tiny", "--model-pairs", "0"], "--model-pairs"),
+        # before any record is read
+        (
+            ["broken.jsonl", "--model", "tiny", "--max-length", "9999"],
+            "data.max_length is 9999, and tiny knows 512 posi",
+        ),
     ],
 )
 def test_mistakes_with_a_model(simpo: Simpo, args: list[str], said: str) -> None:
-    seen = simpo("stats", *args)
-    assert (seen.code, seen.out) == (2, "")
-    assert said in seen.err
-    assert "Traceback" not in seen.err
+    Path("broken.jsonl").write_text("{")
+    require_refused(simpo("stats", *args), said)
 
 
 PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "inspect.md"

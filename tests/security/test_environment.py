@@ -171,7 +171,6 @@ def test_a_reference_beside_itself_still_means_its_own_key_elsewhere(monkeypatch
     assert composed.recipe.data.eval == composed.recipe.data.train
 
 
-@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     "text",
     [
@@ -181,21 +180,9 @@ def test_a_reference_beside_itself_still_means_its_own_key_elsewhere(monkeypatch
         "${eval:1+1}", "${oc.env:HOME}${shell:id}",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("by_override", [False, True])
-def test_only_one_resolver_is_known(text: str, by_override: bool) -> None:
-    base = "name: a\nmodel: {path: x}\ndata: {train: y}\n"
-    Path("r.yaml").write_text(base if by_override else base + f"output_dir: {text!r}\n")
+def test_only_one_resolver_is_known(text: str) -> None:
     with pytest.raises(UserError, match="not known here|holds a|refers to"):
-        compose("r.yaml", [f"output_dir={text}"] if by_override else [])
-
-
-@pytest.mark.usefixtures("place")
-def test_resolvers_are_nowhere_else_either() -> None:
-    for line in ("defaults: ['${oc.env:HOME}']", "defaults: '${oc.env:HOME}'", "${oc.env:HOME}: x"):
-        Path("r.yaml").write_text(f"{line}\nname: a\nmodel: {{path: x}}\ndata: {{train: y}}\n")
-        with pytest.raises(UserError) as caught:
-            compose("r.yaml")
-        assert os.environ["HOME"] not in str(caught.value)
+        compose("demo", [f"output_dir={text}"])
 
 
 def test_what_is_hidden_and_what_is_not() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -39,23 +40,20 @@ def _content(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_one_part_of_a_path(name: str, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text("model: {path: builtin:guide}\ndata: {train: builtin:guide}\n")
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("name", name) for name in NAMES),
+        *product(
+            ("output_dir", "model.path", "data.train", "data.eval"), ("a\0b", "a\nb", "a\x1bb", "a\x7f", "", "  ")
+        ),
+    ],
+)
+def test_a_name_is_one_part_of_a_path_and_a_path_holds_no_control_characters(key: str, text: str) -> None:
     with pytest.raises(UserError) as caught:
-        compose(str(recipe), [f"name={name}"])
-    assert "name is " in caught.value.problem
+        compose("demo", [f"{key}={text}"])
+    assert f"{key} is " in caught.value.problem
     assert str(caught.value).replace("\n", "").isprintable()
-
-
-@pytest.mark.parametrize("path", ["a\0b", "a\nb", "a\x1bb", "a\x7f", "", "  "])
-def test_a_path_holds_no_control_characters(path: str, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text("name: a\nmodel: {path: builtin:guide}\ndata: {train: builtin:guide}\n")
-    for key in ("output_dir", "model.path", "data.train", "data.eval"):
-        with pytest.raises(UserError, match=f"{key} is "):
-            compose(str(recipe), [f"{key}={path}"])
 
 
 @pytest.mark.parametrize(

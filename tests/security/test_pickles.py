@@ -16,18 +16,18 @@ from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import find_model, load_model
 from tests.cli.seen import Simpo
+from tests.tiny import change_json
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NOT_BESIDE = [
     "pytorch_model.bin",
     "../evil.safetensors",
-    "/tmp/evil.safetensors",
+    "/etc/evil.safetensors",
     "sub/a.safetensors",
     "",
     "..",
     None,
     3,
-    ["x"],
 ]
 FIRST = ("adapter_config.json", "model.safetensors.index.json")  # read before the tokenizer
 
@@ -121,13 +121,9 @@ def test_an_index_that_is_none(content: Any, model: Path) -> None:
 @pytest.mark.parametrize("named", ["adapter_model.bin", "pytorch_model.bin", "../tiny/model.safetensors"])
 def test_a_configuration_cannot_name_another_file_of_weights(named: str, model: Path, bomb: bytes) -> None:
     (model / "adapter_model.bin").write_bytes(bomb)
-    _change(model / "config.json", transformers_weights=named)
+    change_json(model / "config.json", transformers_weights=named)
     with pytest.raises(UserError, match="as the file of its weights, which is not loaded"):
         find_model(str(model))
-
-
-def _change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_adapters_are_safetensors_too(tmp_path: Path, model: Path, bomb: bytes, opened: list[Any]) -> None:
@@ -167,7 +163,7 @@ def test_adapters_of_themselves_end(base: str, tmp_path: Path, model: Path) -> N
     for folder in (one, other):
         shutil.copyfile(model / "model.safetensors", folder / "adapter_model.safetensors")
     if base in ("none", "a number"):
-        _change(one / "adapter_config.json", base_model_name_or_path={"none": None, "a number": 3}[base])
+        change_json(one / "adapter_config.json", base_model_name_or_path={"none": None, "a number": 3}[base])
     with pytest.raises(UserError, match="adapters of themselves|names no base_model_name_or_path"):
         find_model(str(one))
     with pytest.raises(UserError, match="has no tokenizer.json"):

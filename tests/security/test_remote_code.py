@@ -22,7 +22,8 @@ from simpo_cli.model.load import count_parameters, find_model, load_model
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import ModelRecipe
 from tests.cli.seen import Seen, Simpo
-from tests.security.means_model import CODE, forget_remote_code, modules_cache, save_own_model
+from tests.security.means_model import AUTO_MAP, CODE, forget_remote_code, modules_cache, save_own_model
+from tests.tiny import change_json
 
 __all__ = ["modules_cache"]
 
@@ -31,10 +32,6 @@ MEANS = "model.path=means"
 MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Slow", "evil.Fast"]}
 
 pytestmark = pytest.mark.usefixtures("modules_cache")
-
-
-def _change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 @pytest.fixture
@@ -50,8 +47,8 @@ def evil(tmp_path: Path, tiny_folder: Path, ran: Path) -> Path:
     for name in ("evil.py", "modeling_evil.py", "custom_generate/generate.py"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(f"import os\nos.mkdir({str(ran)!r})\n")
-    _change(folder / "config.json", auto_map=MAP, trust_remote_code=True)
-    _change(folder / "tokenizer_config.json", auto_map=MAP, tokenizer_class="evil.Fast", trust_remote_code=True)
+    change_json(folder / "config.json", auto_map=MAP, trust_remote_code=True)
+    change_json(folder / "tokenizer_config.json", auto_map=MAP, tokenizer_class="evil.Fast", trust_remote_code=True)
     return folder
 
 
@@ -90,7 +87,7 @@ def test_kernels_of_the_hub_are_refused_with_and_without_the_flag(
     key: str, inside: bool, trusted: bool, evil: Path, ran: Path
 ) -> None:
     asked = {key: "evil/kernel"}
-    _change(evil / "config.json", **({"text_config": asked} if inside else asked))
+    change_json(evil / "config.json", **({"text_config": asked} if inside else asked))
     refusal = f"asks for code of the hub .{key}: 'evil/kernel'"
     with remote_code.trusting(trusted), pytest.raises(UserError, match=refusal):
         find_model(str(evil))
@@ -175,9 +172,8 @@ def test_the_saved_model_is_one_that_others_load(simpo: Simpo, place: Path, modu
     """By transformers alone, when nothing is left of the model that it began with."""
     (place / "means" / "tokenization_means.py").write_text("from .words_means import WORDS\n")
     (place / "means" / "words_means.py").write_text("WORDS = 1\n")
-    config = place / "means" / "tokenizer_config.json"
     named = {"AutoTokenizer": [None, "tokenization_means.MeansTokenizer"]}
-    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": named}))
+    change_json(place / "means" / "tokenizer_config.json", auto_map=named)
     assert simpo("train", "run.yaml", MEANS, FLAG).code == 0
     model = place / "runs/tried" / "model"
     names = {file.name for file in model.iterdir()}
@@ -245,9 +241,7 @@ def test_a_model_that_transformers_knows_runs_its_own_code_as_well(place: Path, 
         f"import os\n\nos.mkdir({str(place / 'ran')!r})\n"
         "from transformers import LlamaForCausalLM\n\n\nclass OwnLlama(LlamaForCausalLM):\n    pass\n"
     )
-    content = json.loads((folder / "config.json").read_text())
-    content["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnLlama"}
-    (folder / "config.json").write_text(json.dumps(content))
+    change_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_own.OwnLlama"})
     with remote_code.trusting(True):
         source = find_model(str(folder))
         loaded = load_model(source, torch.float32)
@@ -279,11 +273,8 @@ def test_python_files_are_fetched_where_they_are_asked_for(means: Path, monkeypa
 
 
 def _named(reference: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        named = json.loads((folder / "config.json").read_text())["auto_map"]
-        _change(folder / "config.json", auto_map={**named, "AutoModelForCausalLM": reference})
-
-    return change
+    named = {**AUTO_MAP, "AutoModelForCausalLM": reference}
+    return lambda folder: change_json(folder / "config.json", auto_map=named)
 
 
 def _replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
@@ -292,10 +283,6 @@ def _replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
         (folder / name).write_text(text.replace(old, new) if old else text + new)
 
     return change
-
-
-def _pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
@@ -321,11 +308,14 @@ def _pickled(folder: Path) -> None:
             _replaced("configuration_means.py", '"hidden_size": "width"', '"wide": "width"'),
             "does not say its hidden_size", 2, True,
         ),
-        (_pickled, "only pickled weights", 2, True),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "only pickled weights", 2, True,
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused_all_the_same(
-    change: Callable[[Path], None], said: str, exit_code: int, is_run: bool, means: Path, ran: Path
+    change: Callable[[Path], object], said: str, exit_code: int, is_run: bool, means: Path, ran: Path
 ) -> None:
     change(means)
     with remote_code.trusting(True), pytest.raises(UserError, match=said) as caught:
@@ -348,9 +338,8 @@ def test_neither_a_decoding_nor_a_tokenizer_of_its_own_is_run(means: Path, place
     (means / "custom_generate").mkdir()
     for name in ("custom_generate/generate.py", "tokenization_means.py"):
         (means / name).write_text(mark)
-    config = means / "tokenizer_config.json"
     named = {"AutoTokenizer": [None, "tokenization_means.Tokenizer"]}
-    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": named}))
+    change_json(means / "tokenizer_config.json", auto_map=named)
     with remote_code.trusting(True):
         source = find_model(str(means))
         count_parameters(ModelRecipe(path=str(means)), source)
