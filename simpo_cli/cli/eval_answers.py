@@ -31,14 +31,7 @@ class AnswerOptions:
     of_pairs: tuple[str, ...]
 
     def require_use(self, *, of_answers: bool) -> None:
-        """Refuse options that would do nothing.
-
-        Args:
-            of_answers: whether the target is a folder of answers.
-
-        Raises:
-            UserError: names the option, and what it needs.
-        """
+        """Refuse (UserError) options that would do nothing; `of_answers`: the target is a folder of answers."""
         if self.generate and of_answers:
             raise UserError(
                 "the folder holds answers already, and --generate makes them from a model.",
@@ -117,11 +110,7 @@ def answers_of(
 
 
 def _require_nothing_else(given: Sequence[str]) -> None:
-    """Refuse what would be left unused: what is there already is not scored.
-
-    Raises:
-        UserError: names the first of it.
-    """
+    """Refuse (UserError) what would be left unused: what is there already is not scored."""
     if given:
         raise UserError(f"{given[0]} is for scoring pairs, and none are scored here.", f"Leave {given[0]} out.")
 
@@ -153,12 +142,7 @@ def _results_of_others(names: Sequence[str]) -> dict[str, Any] | None:
 def print_answers_or_results(document: dict[str, Any]) -> None:
     """The document on the screen."""
     from simpo_cli.report.console import out
+    from simpo_cli.report.eval_view import print_answers, print_harness
 
-    if document["kind"] == "answers":
-        from simpo_cli.report.eval_view import print_answers
-
-        print_answers(out, document)
-    else:
-        from simpo_cli.report.eval_view import print_harness
-
-        print_harness(out, document)
+    show = print_answers if document["kind"] == "answers" else print_harness
+    show(out, document)

@@ -112,9 +112,8 @@ def _renamed(text: str, name: str) -> str:
         return text
     plain = re.fullmatch(r"[A-Za-z][\w.-]*", name) is not None and yaml.safe_load(name) == name  # not `no`, `null`
     quoted = name if plain else json.dumps(name)
-    return re.sub(
-        r"^name:[ \t]+[\w.-]+(?=[ \t]*(?:#.*)?$)", lambda _: f"name: {quoted}", text, count=1, flags=re.MULTILINE
-    )
+    named = re.compile(r"^name:[ \t]+[\w.-]+(?=[ \t]*(?:#.*)?$)", re.MULTILINE)
+    return named.sub(lambda _: f"name: {quoted}", text, count=1)
 
 
 def _write_schema(path: Path) -> str:
@@ -155,17 +154,16 @@ def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False
             errors += faults
     if as_json:
         findings = [Finding("REC000", "error", error.where, error.problem, error.fix) for error in errors] + warnings
-        piece = found is not None and found.is_piece
-        print_json({"recipe": name, "piece": piece, "findings": [vars(finding) for finding in findings]})
+        is_piece = found is not None and found.is_piece
+        print_json({"recipe": name, "piece": is_piece, "findings": [vars(finding) for finding in findings]})
     else:
         _print_findings(warnings)
         for mistake in errors:
             say(f"Error: {mistake}")
         if not errors and found is not None:
             if found.composed is None:
-                _print_wrapped(
-                    "", f"{found.piece_name} is a piece to compose into another recipe; what it sets is valid."
-                )
+                piece = f"{found.piece_name} is a piece to compose into another recipe"
+                _print_wrapped("", f"{piece}; what it sets is valid.")
             elif not warnings:
                 _print_wrapped("", f"{name}: no remarks.")
     if errors:
@@ -192,14 +190,13 @@ def schema(
 
 
 def _print_findings(findings: "list[Finding]") -> None:
+    def file_and_line(finding: "Finding") -> tuple[str, int]:
+        file, _, line = finding.where.replace("override ", ":").rpartition(":")
+        return file, int(line) if line.isdigit() else 0
+
     width = max((len(finding.where) for finding in findings), default=0)
-    for finding in sorted(findings, key=_file_and_line):
+    for finding in sorted(findings, key=file_and_line):
         _print_wrapped(f"{finding.where.ljust(width)}  {finding.severity:<7}  {finding.code}  ", finding.sentence)
-
-
-def _file_and_line(finding: "Finding") -> tuple[str, int]:
-    file, _, line = finding.where.replace("override ", ":").rpartition(":")
-    return file, int(line) if line.isdigit() else 0
 
 
 def _print_wrapped(head: str, text: str) -> None:

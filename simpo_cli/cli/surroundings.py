@@ -33,22 +33,17 @@ def require_surroundings(args: list[str]) -> None:
     Raises:
         UserError: exit code 4.
     """
-    require_working_directory()
-    needed = TORCH_BYTES if _WITH_TORCH & set(args) else COMMAND_BYTES
-    if (limit := _limit()) is not None and limit < needed:
-        raise UserError(_too_little(limit, needed), MORE_ROOM, exit_code=ExitCode.ENVIRONMENT)
-
-
-def require_working_directory() -> None:
-    """Refuse to work in a folder that was removed, or that may not be looked at."""
     try:
-        os.getcwd()
+        os.getcwd()  # removed, or not to be looked at
     except OSError as error:
         raise UserError(
             f"the working directory cannot be used: {error.strerror}.",
             "Go to a folder that exists (cd), and run the command again.",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
+    needed = TORCH_BYTES if _WITH_TORCH & set(args) else COMMAND_BYTES
+    if (limit := _limit()) is not None and limit < needed:
+        raise UserError(_too_little(limit, needed), MORE_ROOM, exit_code=ExitCode.ENVIRONMENT)
 
 
 def out_of_address_space(error: BaseException) -> UserError | None:
@@ -56,16 +51,12 @@ def out_of_address_space(error: BaseException) -> UserError | None:
     limit = _limit()
     if limit is None or not (isinstance(error, MemoryError) or "failed to map segment" in str(error)):
         return None
-    return UserError(
-        f"the address space is limited to {limit / 1e6:,.0f} MB (ulimit -v), and the command needs more.",
-        MORE_ROOM,
-        exit_code=ExitCode.ENVIRONMENT,
-    )
+    return UserError(_too_little(limit), MORE_ROOM, exit_code=ExitCode.ENVIRONMENT)
 
 
-def _too_little(limit: int, needed: int) -> str:
-    limited = f"the address space is limited to {limit / 1e6:,.0f} MB (ulimit -v)"
-    return f"{limited}, and this needs at least {needed / 1e6:,.0f} MB."
+def _too_little(limit: int, needed: int | None = None) -> str:
+    more = "the command needs more" if needed is None else f"this needs at least {needed / 1e6:,.0f} MB"
+    return f"the address space is limited to {limit / 1e6:,.0f} MB (ulimit -v), and {more}."
 
 
 def _limit() -> int | None:

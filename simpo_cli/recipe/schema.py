@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
-from simpo_cli.recipe.values import STRICT, FolderName, Holdout, OutputDir, Path, checked, require
+from simpo_cli.recipe.values import STRICT, FieldError, FolderName, Holdout, OutputDir, Path, checked
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -57,13 +57,9 @@ class ModelRecipe:
     """Of an adapter as start model: train it further, or merge it first; null continues it where lora is set."""
 
     def __post_init__(self) -> None:
-        require(
-            self.adapter != "continue" or self.lora is not None,
-            "adapter",
-            "is continue, and lora is null, which trains all weights",
-            "Add model.lora={}, or leave model.adapter out to merge the adapter.",
-            related=("lora",),
-        )
+        if self.adapter == "continue" and self.lora is None:
+            fix = "Add model.lora={}, or leave model.adapter out to merge the adapter."
+            raise FieldError("adapter", "is continue, and lora is null, which trains all weights", fix, ("lora",))
 
 
 Part = Literal[
@@ -80,62 +76,51 @@ _SEVERAL = ("answers", "label", "scores", "rank")
 
 def _check_columns(columns: Columns) -> None:
     """Check what `columns` says, as far as that needs no data."""
-    for part, fields in columns.items():
+    named = {part: [fields] if isinstance(fields, str) else fields for part, fields in columns.items()}
+    for part, fields in named.items():
         several = part in _SEVERAL
-        require(
-            all([fields] if isinstance(fields, str) else fields)
-            and (isinstance(fields, str) or (several and len(fields) > 1)),
-            f"columns.{part}",
-            f"is {fields!r}",
-            f"Name one field: {part}: FIELD" + (f", or several: {part}: [FIELD, FIELD]." if several else "."),
-        )
+        if not all(fields) or (isinstance(columns[part], list) and not (several and len(fields) > 1)):
+            fix = f"Name one field: {part}: FIELD" + (f", or several: {part}: [FIELD, FIELD]." if several else ".")
+            raise FieldError(f"columns.{part}", f"is {columns[part]!r}", fix)
     played: dict[str, str] = {}
-    for part, fields in columns.items():
-        for name in [] if part == "best" else [fields] if isinstance(fields, str) else fields:
-            require(
-                name not in played,
-                f"columns.{part}",
-                f"is {name!r}, which is columns.{played.get(name)} as well",
-                "Name another field: each plays one part.",
-            )
+    for part, fields in named.items():
+        for name in () if part == "best" else fields:
+            if name in played:
+                problem = f"is {name!r}, which is columns.{played[name]} as well"
+                raise FieldError(f"columns.{part}", problem, "Name another field: each plays one part.")
             played[name] = part
     best = columns.get("best", "highest")
-    require(best in ("highest", "lowest"), "columns.best", f"is {best!r}", "Say which score is best: highest, lowest.")
+    if best not in ("highest", "lowest"):
+        raise FieldError("columns.best", f"is {best!r}", "Say which score is best: highest, lowest.")
 
 
 def _check_labels(labels: Labels) -> None:
     """Check that each value of a label has one meaning, and some value one that orders a pair."""
-    require(
-        not labels or bool(labels.get("first") or labels.get("second")),
-        "labels",
-        "says of no value which response it prefers",
-        "Write first: [..] and second: [..].",
-    )
+    if labels and not (labels.get("first") or labels.get("second")):
+        fix = "Write first: [..] and second: [..]."
+        raise FieldError("labels", "says of no value which response it prefers", fix)
     sides: dict[tuple[bool, Any], str] = {}  # YAML's true is Python's 1, and no 1 of JSON
     bounds: dict[str, tuple[str, float]] = {}
     for side, meant in labels.items():
         if isinstance(meant, dict):
-            fix = f"Write {side}: {{below: 0}} or {side}: {{above: 0}}."
-            require(len(meant) == 1, f"labels.{side}", f"is {meant!r}", fix)
+            if len(meant) != 1:
+                fix = f"Write {side}: {{below: 0}} or {side}: {{above: 0}}."
+                raise FieldError(f"labels.{side}", f"is {meant!r}", fix)
             bounds[side] = next(iter(meant.items()))
             continue
         for value in meant:
-            single = not isinstance(value, list | dict)
-            require(single, f"labels.{side}", f"has the value {value!r}", "List single values.")
+            if isinstance(value, list | dict):
+                raise FieldError(f"labels.{side}", f"has the value {value!r}", "List single values.")
             other = sides.setdefault((isinstance(value, bool), value), side)
-            require(
-                other == side,
-                f"labels.{side}",
-                f"has the value {value!r}, which labels.{other} has as well",
-                "Give each value one meaning.",
-            )
+            if other != side:
+                problem = f"has the value {value!r}, which labels.{other} has as well"
+                raise FieldError(f"labels.{side}", problem, "Give each value one meaning.")
     for (one, (word, number)), (_, (other_word, limit)) in combinations(bounds.items(), 2):
-        require(
-            word != other_word and (number <= limit if word == "below" else limit <= number),
-            f"labels.{one}",
-            f"is {word} {number:g}, and another side has some of these numbers as well",
-            "Write first: {below: 0} and second: {above: 0}, or the reverse.",
-        )
+        apart = number <= limit if word == "below" else limit <= number
+        if word == other_word or not apart:
+            problem = f"is {word} {number:g}, and another side has some of these numbers as well"
+            fix = "Write first: {below: 0} and second: {above: 0}, or the reverse."
+            raise FieldError(f"labels.{one}", problem, fix)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -210,13 +195,10 @@ class DataRecipe:
     """The texts already hold the template's markers: use them as they are."""
 
     def __post_init__(self) -> None:
-        require(
-            self.max_prompt_length < self.max_length,
-            "max_prompt_length",
-            f"is {self.max_prompt_length}, must be below max_length ({self.max_length})",
-            f"Leave room for the response, for example data.max_prompt_length: {self.max_length // 2}",
-            related=("max_length",),
-        )
+        if self.max_prompt_length >= self.max_length:
+            problem = f"is {self.max_prompt_length}, must be below max_length ({self.max_length})"
+            fix = f"Leave room for the response, for example data.max_prompt_length: {self.max_length // 2}"
+            raise FieldError("max_prompt_length", problem, fix, ("max_length",))
         _check_columns(self.columns)
         _check_labels(self.labels)
 
@@ -257,13 +239,9 @@ class LossRecipe:
     """Weight of an added -m(chosen) term; 0 is SimPO."""
 
     def __post_init__(self) -> None:
-        require(
-            not (self.label_smoothing and self.type != "sigmoid"),
-            "label_smoothing",
-            f"has no meaning for the {self.type} loss",
-            "Set it to 0, or loss.type to sigmoid.",
-            related=("type",),
-        )
+        if self.label_smoothing and self.type != "sigmoid":
+            problem = f"has no meaning for the {self.type} loss"
+            raise FieldError("label_smoothing", problem, "Set it to 0, or loss.type to sigmoid.", ("type",))
 
     @property
     def margin(self) -> float:
@@ -429,14 +407,12 @@ class Recipe:
     """Where the numbers go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        has_pairs_to_compare = self.data.eval is not None or self.data.holdout > 0
-        require(
-            not self.checkpoint.best or (has_pairs_to_compare and self.eval.every is not None),
-            "checkpoint.best",
-            "asks for the checkpoint with the lowest held-out loss, and "
-            + ("eval.every is null" if has_pairs_to_compare else "no pairs are held out"),
-            "Set eval.every to the same number of steps as checkpoint.every."
-            if has_pairs_to_compare
-            else "Name pairs in data.eval, or set data.holdout above 0.",
-            related=("eval.every", "data.holdout"),
-        )
+        if not self.checkpoint.best:
+            return
+        asks, related = "asks for the checkpoint with the lowest held-out loss, and ", ("eval.every", "data.holdout")
+        if self.data.eval is None and self.data.holdout == 0:
+            fix = "Name pairs in data.eval, or set data.holdout above 0."
+            raise FieldError("checkpoint.best", f"{asks}no pairs are held out", fix, related)
+        if self.eval.every is None:
+            fix = "Set eval.every to the same number of steps as checkpoint.every."
+            raise FieldError("checkpoint.best", f"{asks}eval.every is null", fix, related)

@@ -24,11 +24,6 @@ class FieldError(ValueError):
         super().__init__(f"{key} {problem}")
 
 
-def require(holds: bool, key: str, problem: str, fix: str, related: tuple[str, ...] = ()) -> None:
-    if not holds:
-        raise FieldError(key, problem, fix, related)
-
-
 def checked(fix: str, **bounds: Any) -> Any:
     """The bounds of a value, as pydantic names them, and what to do where it is outside of them."""
     return Field(json_schema_extra={"fix": fix}, **bounds)

@@ -112,17 +112,7 @@ def test_the_pairs_are_those_that_training_uses_or_those_that_are_named(simpo: S
     assert len(document_of(simpo("inspect", "recipe.yaml", "--no-model", "--json"))["pairs"]) == 3
 
 
-def test_the_screen(simpo: Simpo) -> None:
-    seen = simpo("inspect", "recipe.yaml", "-n", "1")
-    assert (seen.code, seen.err) == (0, "")
-    assert "self-check: " in seen.out
-    assert "pair 1 · prefs.jsonl:1\n" in seen.out
-    assert "          <|im_start|>user⏎Question 0?<|im_end|>⏎<|im_start|>assistant⏎\n" in seen.out
-    assert "ends with <|im_end|>" in seen.out
-    assert "-log sigmoid(d) = " in seen.out
-
-
-def test_without_weights_there_are_tokens_and_the_reason(simpo: Simpo) -> None:
+def test_without_weights_the_screen_has_tokens_and_the_reason(simpo: Simpo) -> None:
     seen = simpo("inspect", "recipe.yaml", "model.path=bare", "-n", "1")
     assert (seen.code, seen.err) == (0, "")
     assert "no log-probs: bare holds no weights" in seen.out
@@ -218,8 +208,7 @@ def test_the_screen_of_stats_with_a_model_for_which_the_pairs_are_read_once(
     monkeypatch.setattr(PairReader, "read_source", noted)
     seen = simpo("stats", "prefs.jsonl", "--model", "tiny")
     assert (seen.code, seen.err, names) == (0, "", ["prefs.jsonl"])
-    for said in ("What could a run learn?", "past gamma", "gradient weight", "is where to begin", "rule of thumb"):
-        assert said in seen.out
+    assert "What could a run learn?" in seen.out
     assert [line for line in seen.out.splitlines() if len(line) > 100] == []
 
 

@@ -1,4 +1,7 @@
-"""`simpo recipe`: what a person types and sees, with the exit code and the stream that each line goes to."""
+"""`simpo recipe`: what a person types and sees, with the exit code and the stream that each line goes to.
+
+docs/recipes.md shows more of it, and is run by tests/recipe/test_shipped_recipes.py.
+"""
 
 import json
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from simpo_cli.names import shipped_names, shipped_root
+from simpo_cli.names import shipped_names
 from simpo_cli.recipe import compose
 from tests.cli.seen import Seen, Simpo, typed
 
@@ -40,18 +43,12 @@ def test_show_prints_a_recipe_that_loads_again(simpo: Simpo) -> None:
 
 def test_show_origin_says_where_each_value_was_set(simpo: Simpo) -> None:
     Path("r.yaml").write_text(f"defaults: [paper/llama3-8b-instruct, lora]\n{BASE}loss:\n  beta: 3\n")
-    lines = simpo("recipe", "show", "r.yaml", "seed=7", "--origin").out.splitlines()
-    said = {line.split(":")[0].strip(" -"): line.partition(" # ")[2] for line in lines}
-    assert said["beta"] == "r.yaml:6"
-    assert said["seed"] == "override 1"
-    assert said["rank"] == "shipped:lora.yaml:12"
-    shipped = (shipped_root() / "paper/llama3-8b-instruct.yaml").read_text().splitlines()
-    line = next(number for number, text in enumerate(shipped, 1) if "gamma_beta_ratio:" in text)
-    assert said["gamma_beta_ratio"] == f"shipped:paper/llama3-8b-instruct.yaml:{line}"
-    assert said["sft_weight"] == "default"
     document = json.loads(simpo("recipe", "show", "r.yaml", "seed=7", "--origin", "--json").out)
     assert document["recipe"]["loss"]["beta"] == 3.0
-    assert document["origins"]["seed"] == "override 1"
+    said = {key.rpartition(".")[2]: where for key, where in document["origins"].items()}
+    assert (said["beta"], said["seed"], said["sft_weight"]) == ("r.yaml:6", "override 1", "default")
+    assert said["rank"].startswith("shipped:lora.yaml:")
+    assert said["gamma_beta_ratio"].startswith("shipped:paper/llama3-8b-instruct.yaml:")
 
 
 def test_show_of_a_piece_prints_what_it_sets(simpo: Simpo) -> None:
@@ -62,16 +59,14 @@ def test_show_of_a_piece_prints_what_it_sets(simpo: Simpo) -> None:
     assert seen.err == "lora is a piece to compose; this is what it sets.\n"
 
 
-def test_check_shows_warnings_and_errors(simpo: Simpo) -> None:
+def test_check_shows_warnings(simpo: Simpo) -> None:
     assert simpo("recipe", "check", "demo") == Seen(0, "demo: no remarks.\n", "")
     Path("r.yaml").write_text(BASE + "loss: {beta: 0.1, gamma: 0.1}\n")
     seen = simpo("recipe", "check", "r.yaml", "train.learning_rate=1e-5")
     assert seen.code == 0
-    assert seen.out.splitlines() == [
-        "override 1  warning  REC001  train.learning_rate is 1e-5 for full tuning:"
-        " outputs are known to degenerate above 5e-6.",
-        "r.yaml:4    warning  REC003  loss.beta is 0.1, a value for DPO. SimPO's authors use 2 to 10;"
-        " gamma 0.1 makes gamma/beta 1.",
+    assert [line[:29].split() for line in seen.out.splitlines()] == [
+        ["override", "1", "warning", "REC001"],
+        ["r.yaml:4", "warning", "REC003"],
     ]
 
 
