@@ -307,6 +307,7 @@ def test_a_value_is_read_by_the_kind_of_its_key(override: str, key: str, wanted:
         ("seed=[1", "a quote or bracket that begins here is never closed.", "Close it"),
         ("seed=\udcff", "the text is not UTF-8.", "Type it again"),
         ("data.train.0.splt=x", "data.train.0.splt is not a key of data.train.0.", "Did you mean split?"),
+        ("data.max_length=1800", "data.max_prompt_length is 1800, must be below max_length (1800).", "Leave room"),
         ("output_dir=", "output_dir is '', which is not usable as a folder.", "Use runs/${name}."),
         ("x" * 500, f'"\'{"x" * 59}" is not KEY=VALUE.', "Write it as"),
     ],
