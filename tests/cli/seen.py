@@ -1,11 +1,13 @@
-"""What a command line leaves for the one who typed it."""
+"""What a command line leaves for the one who typed it, and a small run to type commands about."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from simpo_cli.cli.main import run
+from tests.data.pair_files import write_pairs
 
 
 class Seen(NamedTuple):
@@ -25,3 +27,17 @@ def typed(streams: pytest.CaptureFixture[str]) -> Simpo:
         return Seen(code, *streams.readouterr())
 
     return type_in
+
+
+def write_run_recipe(folder: Path, name: str, model: object, more: str = "") -> None:
+    """Thirty pairs, prefs.jsonl, and run.yaml, which trains a tiny model on 24 of them in steps of 8."""
+    pairs = [
+        {"prompt": f"Question {i}?", "chosen": f"Yes, please do {i}.", "rejected": f"No, never {i} at all."}
+        for i in range(30)
+    ]
+    write_pairs(folder, "prefs.jsonl", pairs)
+    recipe = (
+        f"name: {name}\nmodel:\n  path: {model}\ndata:\n  train: prefs.jsonl\n  holdout: 6\n  max_length: 64\n"
+        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n"
+    )
+    (folder / "run.yaml").write_text(recipe + more, encoding="utf-8")

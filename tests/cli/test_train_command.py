@@ -1,6 +1,5 @@
 """`simpo train` as a shell sees it: streams, exit codes, what is refused, what is left behind."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,7 +10,8 @@ import pytest
 
 from simpo_cli.cli.main import run
 from simpo_cli.evaluate import answers
-from tests.cli.seen import Seen, Simpo
+from tests.cli.seen import Seen, Simpo, write_run_recipe
+from tests.data.pair_files import write_pairs
 from tests.tiny import save_tiny_model
 
 
@@ -19,16 +19,7 @@ from tests.tiny import save_tiny_model
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shell")
     save_tiny_model(folder / "tiny")
-    rows = [
-        {"prompt": f"Question {i}?", "chosen": f"Yes, please do {i}.", "rejected": f"No, never {i} at all."}
-        for i in range(30)
-    ]
-    (folder / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "run.yaml").write_text(
-        "name: shell\nmodel:\n  path: tiny\ndata:\n  train: prefs.jsonl\n  holdout: 6\n  max_length: 64\n"
-        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n",
-        encoding="utf-8",
-    )
+    write_run_recipe(folder, "shell", "tiny")
     text = (folder / "run.yaml").read_text(encoding="utf-8")
     (folder / "lost.yaml").write_text(text.replace("prefs.jsonl", "nothing.jsonl"), encoding="utf-8")
     (folder / "long.yaml").write_text(text.replace("max_length: 64", "max_length: 5000"), encoding="utf-8")
@@ -61,11 +52,8 @@ def test_a_cut_of_many_and_a_missing_template_are_told(simpo: Simpo, place: Path
     (place / "bare").mkdir()
     for file in (place / "tiny").iterdir():
         (place / "bare" / file.name).write_bytes(b"" if file.name == "chat_template.jinja" else file.read_bytes())
-    talks = [
-        {"prompt": [{"role": "user", "content": f"Question {i}? " * 9}], "chosen": f"Yes, {i}.", "rejected": "No."}
-        for i in range(30)
-    ]
-    (place / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks), encoding="utf-8")
+    asked = ([{"role": "user", "content": f"Question {i}? " * 9}] for i in range(30))
+    write_pairs(place, "talks.jsonl", [{"prompt": turns, "chosen": "Yes.", "rejected": "No."} for turns in asked])
     dry = ("train", "run.yaml", "--dry-run", "data.train=talks.jsonl", "model.path=bare")
     told = simpo(*dry).err
     (cut,) = re.findall(

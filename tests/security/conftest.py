@@ -1,6 +1,5 @@
 """A folder to work in with a tiny model, pairs and a recipe; and the command line."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from accelerate.state import AcceleratorState
 
 from simpo_cli.cli.main import run
 from simpo_cli.evaluate import answers
-from tests.cli.seen import Seen, Simpo
+from tests.cli.seen import Seen, Simpo, write_run_recipe
 from tests.tiny import save_tiny_model
 
 
@@ -21,17 +20,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with run.yaml and prefs.jsonl, which is the current one, and a cache of its own."""
-    rows = [
-        {"prompt": f"Question {i}?", "chosen": f"Yes, please do {i}.", "rejected": f"No, never {i} at all."}
-        for i in range(30)
-    ]
-    (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (tmp_path / "run.yaml").write_text(
-        f"name: tried\nmodel:\n  path: {tiny_folder}\ndata:\n  train: prefs.jsonl\n  holdout: 6\n  max_length: 64\n"
-        "  max_prompt_length: 40\ntrain:\n  pairs_per_step: 8\n  learning_rate: 1e-3\n  precision: fp32\n"
-        "  max_steps: 2\n",
-        encoding="utf-8",
-    )
+    write_run_recipe(tmp_path, "tried", tiny_folder, "  max_steps: 2\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SIMPO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)  # a random model never stops

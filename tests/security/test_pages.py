@@ -12,6 +12,7 @@ import pytest
 from simpo_cli.report.run_page import write_run_report
 from tests.browser import CHROMIUM, look
 from tests.cli.seen import Simpo
+from tests.data.pair_files import write_pairs
 from tests.report.made_run import RECIPE, eval_row, outcome, write_run
 
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -127,7 +128,7 @@ def _stats_page(place: Path, simpo: Simpo, texts: Sequence[str]) -> str:
         rows += [{"prompt": text, "chosen": f"{text} a{number % 3}", "rejected": f"{text} b"}] * 2
     rows += [{"prompt": "p", "chosen": 7, text: text} for text in texts[:3]]
     rows += [{"prompt": "\n".join(texts[n : n + 10]), "chosen": "same", "rejected": "same"} for n in range(0, 200, 10)]
-    (place / hostile_name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(place, hostile_name, rows)
     (place / "page.html").unlink(missing_ok=True)
     seen = simpo("stats", hostile_name, "prefs.jsonl", "--on-bad-record", "skip", "--html", "page.html")
     assert seen.code == 0, seen
