@@ -4,7 +4,7 @@ import pytest
 
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.schema import LossRecipe, loss_terms
-from tests.recipe.recipe_texts import Write
+from tests.recipe.conftest import Write
 
 BASE = "name: a\nmodel:\n  path: org/model\ndata: {train: org/pairs}\n"
 

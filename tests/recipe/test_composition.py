@@ -8,7 +8,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError, about
 from simpo_cli.recipe import DataSource, LoraRecipe, Origin, compose
 from simpo_cli.recipe.schema import TrainRecipe
-from tests.recipe.recipe_texts import BASE, Write
+from tests.recipe.conftest import BASE, Write
 
 
 def test_three_lines_are_a_recipe_with_the_papers_defaults(write: Write) -> None:

@@ -16,7 +16,7 @@ from simpo_cli.cli.main import run
 from simpo_cli.names import shipped_names, title_of
 from simpo_cli.recipe import DataSource, compose, examine
 from simpo_cli.recipe.tree import recipe_values
-from tests.recipe.recipe_texts import Write
+from tests.recipe.conftest import Write
 
 DOCS = Path(simpo_cli.__file__).parent.parent / "docs"
 NEEDS_DOCS = pytest.mark.skipif(not DOCS.is_dir(), reason="the package is installed, not a checkout")

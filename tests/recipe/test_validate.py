@@ -15,7 +15,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe import compose
 from simpo_cli.recipe.fields import all_keys
 from simpo_cli.recipe.validate import HABITS
-from tests.recipe.recipe_texts import BASE, Write, cases_of, write_case
+from tests.recipe.conftest import BASE, Write, cases_of, write_case
 
 NINES = "9" * 40
 # (name, what follows the three lines, what is said of line 4)

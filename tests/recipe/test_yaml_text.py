@@ -14,7 +14,7 @@ from simpo_cli.recipe.fields import all_keys
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.tree import DEFAULT, node_of, plain_value
 from simpo_cli.recipe.yaml_text import parse_file, to_yaml
-from tests.recipe.recipe_texts import BASE
+from tests.recipe.conftest import BASE
 
 in_one_folder = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
