@@ -1,7 +1,9 @@
-"""Sources to pairs: names, folders, limits and repeats, and the account of every record."""
+"""Sources to pairs: names, folders, limits and repeats, the account of every record, and some of the pairs."""
 
 import json
 import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data import hub
-from simpo_cli.data.load import PairReader
-from simpo_cli.data.pair import MAX_KEPT_TEXT
-from simpo_cli.errors import ExitCode
+from simpo_cli.data.load import PairReader, PromptSample, named_pairs
+from simpo_cli.data.pair import MAX_KEPT_TEXT, PreferencePair, prompt_key
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.pair_files import GOOD, Write, load_pairs, refusal, skipped
 
@@ -239,3 +241,54 @@ def test_files_that_the_names_of_others_count_are_missed(write: Write, tmp_path:
     for path in (str(tmp_path), f"{tmp_path}/*.jsonl"):
         assert load_pairs(path, role="train").warnings == {missing: 1}
     assert not load_pairs(f"{tmp_path}/train-00000-of-00004.jsonl", role="train").warnings  # one alone may be meant
+
+
+# Some of the pairs
+
+PAIRS = [PreferencePair(f"question {n % 30}", f"a{n}", f"b{n}", f"data/prefs.jsonl:{n + 1}") for n in range(80)]
+
+
+def sample_of(pairs: list[PreferencePair], most: int) -> list[PreferencePair]:
+    sample = PromptSample(most)
+    for pair in pairs:
+        sample.add(pair)
+    return sample.pairs
+
+
+@pytest.mark.parametrize("most", [1, 7, 80, 200])
+def test_the_sample_goes_by_the_prompt_and_not_by_the_order(most: int) -> None:
+    sample = sample_of(PAIRS, most)
+    first = sorted(range(80), key=lambda i: (prompt_key(PAIRS[i]), i))[:most]
+    assert sample == [PAIRS[i] for i in sorted(first)]
+    of_shuffled = sample_of(random.Random(0).sample(PAIRS, 80), most)
+    assert {pair.prompt for pair in of_shuffled} == {pair.prompt for pair in sample}
+
+
+@pytest.mark.parametrize("name", ["17", "0017", "data/prefs.jsonl:17", "prefs.jsonl:17", "line 17"])
+def test_a_pair_is_found_by_its_number_and_by_its_place(name: str) -> None:
+    assert list(named_pairs(PAIRS, [name])) == [(17, PAIRS[16])]
+
+
+def test_a_record_of_an_array_is_found_by_its_place() -> None:
+    pairs = [PreferencePair("p", "a", "b", f"prefs.json, record {n}") for n in range(1, 2000)]
+    for name in ("record 17", "prefs.json, record 17", "17"):
+        assert [number for number, _ in named_pairs(pairs, [name])] == [17]
+    assert [number for number, _ in named_pairs(pairs, ["1,700"])] == [1700]
+
+
+def test_nothing_is_read_behind_the_last_one() -> None:
+    seen = []
+
+    def reader() -> Iterator[PreferencePair]:
+        for pair in PAIRS:
+            seen.append(pair)
+            yield pair
+
+    assert [number for number, _ in named_pairs(reader(), ["9", "prefs.jsonl:3", "9"])] == [3, 9]
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("name", ["81", "0", "other.jsonl:3", "line 81", "record 3", ":3", "fs.jsonl:3"])
+def test_what_is_not_there_is_said(name: str) -> None:
+    with pytest.raises(UserError, match="there is no pair .* among the 80"):
+        list(named_pairs(PAIRS, [name]))

@@ -1,6 +1,7 @@
-"""The order of the pairs: each once an epoch, known from numbers alone."""
+"""The order of the pairs: each once an epoch, known from numbers alone; and those held out, by prompt."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatches, row_tokens_of_each, shuffled, tokens_of_each
+from simpo_cli.data.plan import Plan, microbatches, probe, row_tokens_of_each, shuffled, split_by_prompt, tokens_of_each
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30)
 
 
-def _pair(prompt: int, chosen: int, rejected: int) -> EncodedPair:
-    return EncodedPair(*(np.arange(n, dtype=np.int32) for n in (prompt, chosen, rejected)), prompt_key="k", where="f:1")
+def _pair(prompt: int, chosen: int, rejected: int, key: str = "k") -> EncodedPair:
+    return EncodedPair(*(np.arange(n, dtype=np.int32) for n in (prompt, chosen, rejected)), prompt_key=key, where="f:1")
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 5))
@@ -55,10 +58,7 @@ def test_steps_cover_the_epochs(n: int, per_step: int, epochs: int, most: int | 
     assert all(size >= 1 for size in sizes)
 
 
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30),
-    budget=st.integers(1, 400),
-)
+@given(lengths=LENGTHS, budget=st.integers(1, 400))
 def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple[int, int, int]], budget: int) -> None:
     pairs = [_pair(*three) for three in lengths]
     cut = microbatches(pairs, budget, "padded")
@@ -70,10 +70,7 @@ def test_microbatches_hold_every_pair_once_within_the_budget(lengths: list[tuple
     assert rows[cut[0][0]] == max(rows)  # the one that may not fit comes first
 
 
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30),
-    budget=st.integers(1, 400),
-)
+@given(lengths=LENGTHS, budget=st.integers(1, 400))
 def test_packed_microbatches_hold_every_pair_once_and_are_well_filled(
     lengths: list[tuple[int, int, int]], budget: int
 ) -> None:
@@ -107,3 +104,34 @@ def test_the_fullest_microbatch_is_one_of_the_plan() -> None:
     ]
     assert [id(pair) for pair in fullest] in [[id(pair) for pair in cut] for cut in every]
     assert sum(p.num_tokens for p in fullest) == max(sum(p.num_tokens for p in cut) for cut in every)
+
+
+# Holding out by prompt
+
+
+def _keys(count: int, prompts: int) -> list[str]:
+    random.seed(0)
+    return [f"{random.randrange(prompts) * 7919 % 10007:05d}" for _ in range(count)]
+
+
+def test_the_prompts_with_the_lowest_hashes_are_held_out() -> None:
+    """Against a count by hand: whole prompts by hash, one after the other, until enough pairs are out."""
+    keys = _keys(300, 90)
+    for holdout in (0, 1, 60, 299, 300, 999, 0.0, 0.2, 0.999):
+        wanted = round(holdout * 300) if isinstance(holdout, float) else holdout
+        out: set[str] = set()
+        for key in sorted(set(keys)):
+            if sum(k in out for k in keys) < wanted:
+                out.add(key)
+        for column in (np.array(keys), np.array([int(key) for key in keys], dtype=np.uint64)):
+            train, held_out = split_by_prompt(column, holdout)
+            assert [keys[i] for i in train] == [key for key in keys if key not in out]
+            assert [keys[i] for i in held_out] == [key for key in keys if key in out]
+
+
+def test_the_probe_is_fixed() -> None:
+    pairs = [_pair(1, 1, 1, key) for key in _keys(200, 200)]
+    chosen = probe(pairs)
+    assert len(chosen) == 64
+    assert chosen == sorted(chosen) == probe(pairs)
+    assert max(pairs[i].prompt_key for i in chosen) <= sorted(p.prompt_key for p in pairs)[63]
