@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.store.pairs import Lengths, lengths_of, prompt_keys_of
+from simpo_cli.data.store.pairs import StoredPairs, lengths_of, prompt_keys_of
 
 Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: each prompt once, or in padded rows
 Sizes = NDArray[np.int64]
@@ -68,18 +68,16 @@ class Plan:
         return shuffled(self.num_pairs, self.seed, epoch)[start : start + self.pairs_per_step]
 
     def fullest_microbatch(
-        self, pairs: Sequence[EncodedPair], budget: int, packing: Packing, first_steps: int = 256
+        self, pairs: StoredPairs, budget: int, packing: Packing, first_steps: int = 256
     ) -> list[EncodedPair]:
         """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
-        lengths = lengths_of(pairs)
-        fullest: list[int] = []
-        most = 0
+        fullest, most = pairs[:0], 0
         for step in range(min(self.num_steps, first_steps)):
-            of_step = self.pairs_of(step)
-            positions, tokens = _fullest(lengths[of_step], budget, packing)
+            of_step = pairs.select(self.pairs_of(step))
+            positions, tokens = _fullest(of_step, budget, packing)
             if tokens > most:
-                fullest, most = of_step[positions].tolist(), tokens
-        return [pairs[i] for i in fullest]
+                fullest, most = of_step.select(np.array(positions)), tokens
+        return list(fullest)
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data done when `step` steps are done, such as 0.25."""
@@ -97,7 +95,8 @@ class Plan:
 
 def row_tokens_of_each(pairs: Sequence[EncodedPair]) -> Sizes:
     """(n,) tokens of the longer of a pair's two rows when each response stands behind its own copy of the prompt."""
-    return _row_tokens(lengths_of(pairs))
+    lengths = lengths_of(pairs)
+    return lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])
 
 
 def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
@@ -105,15 +104,7 @@ def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
 
     With its prompt shared that is its tokens; padded it is two rows of the longer one's length.
     """
-    return _microbatch_tokens(lengths_of(pairs), packing)
-
-
-def _row_tokens(lengths: Lengths) -> Sizes:
-    return lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])
-
-
-def _microbatch_tokens(lengths: Lengths, packing: Packing) -> Sizes:
-    return lengths.sum(axis=1) if packing == "shared_prefix" else 2 * _row_tokens(lengths)
+    return lengths_of(pairs).sum(axis=1) if packing == "shared_prefix" else 2 * row_tokens_of_each(pairs)
 
 
 def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[list[int]]:
@@ -129,26 +120,21 @@ def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) ->
     Returns:
         Positions within `pairs`, each exactly once.
     """
-    return _cut(lengths_of(pairs), budget, packing)
+    sizes = tokens_of_each(pairs, packing).tolist()
+    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    return (_best_fit if packing == "shared_prefix" else _rows_of_like_length)(sizes, longest_first, budget)
 
 
 def fullest_microbatch(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[EncodedPair]:
     """The pairs of the micro-batch with most tokens."""
-    positions, _ = _fullest(lengths_of(pairs), budget, packing)
-    return [pairs[i] for i in positions]
+    return [pairs[i] for i in _fullest(pairs, budget, packing)[0]]
 
 
-def _fullest(lengths: Lengths, budget: int, packing: Packing) -> tuple[list[int], int]:
+def _fullest(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> tuple[list[int], int]:
     """Positions of the pairs of the micro-batch with most tokens, and how many tokens these are."""
-    tokens = lengths.sum(axis=1)
-    filled = [(positions, int(tokens[positions].sum())) for positions in _cut(lengths, budget, packing)]
+    tokens = lengths_of(pairs).sum(axis=1)
+    filled = [(positions, int(tokens[positions].sum())) for positions in microbatches(pairs, budget, packing)]
     return max(filled, key=lambda one: one[1])
-
-
-def _cut(lengths: Lengths, budget: int, packing: Packing) -> list[list[int]]:
-    sizes = _microbatch_tokens(lengths, packing).tolist()
-    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    return (_best_fit if packing == "shared_prefix" else _rows_of_like_length)(sizes, longest_first, budget)
 
 
 def _best_fit(sizes: Sequence[int], longest_first: Sequence[int], budget: int) -> list[list[int]]:

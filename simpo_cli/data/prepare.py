@@ -204,7 +204,7 @@ def require_inputs(recipe: Recipe) -> None:
     Raises:
         UserError: names the key.
     """
-    for check in _checks(recipe, _require_obtainable):
+    for check in _checks(recipe, are_read=False):
         check()
     if not Path(recipe.model.path).expanduser().is_dir() and not recipe.model.path.startswith("builtin:"):
         with about("model.path"):
@@ -216,44 +216,33 @@ def faults_of_inputs(recipe: Recipe) -> Iterator[UserError]:
 
     The first pairs of every file are read as the run reads them.
     """
-    for check in _checks(recipe, partial(_require_readable, recipe.data)):
+    for check in _checks(recipe, are_read=True):
         try:
             check()
         except UserError as error:
             yield error
 
 
-def _checks(recipe: Recipe, require_source: Callable[[str, DataSource], None]) -> Iterator[Callable[[], object]]:
-    """One check of each thing that a recipe names."""
+def _checks(recipe: Recipe, *, are_read: bool) -> Iterator[Callable[[], object]]:
+    """One check of each thing that a recipe names; of sources that `are_read` the first pairs are read."""
     yield partial(_require_model, recipe)
     if recipe.data.chat_template not in (None, "none"):
         yield partial(read_template, recipe.data.chat_template)
-    for key, named in (("data.train", recipe.data.train), ("data.eval", recipe.data.eval)):
+    sides: tuple[tuple[Role, list[DataSource] | None], ...] = (("train", recipe.data.train), ("eval", recipe.data.eval))
+    for role, named in sides:
         for source in recipe.data.sources(named or []):
-            yield partial(require_source, key, source)
+            yield partial(_require_source, source, role, recipe.data, is_read=are_read)
 
 
-_ROLES: dict[str, Role] = {"data.train": "train", "data.eval": "eval"}
-
-
-def _require_obtainable(key: str, source: DataSource) -> None:
+def _require_source(source: DataSource, role: Role, data: DataRecipe, *, is_read: bool) -> None:
     try:
-        located = locate(source, _ROLES[key])
-        if isinstance(located, HubData):
+        located = locate(source, role)
+        if isinstance(located, HubData) and not is_read:
             require_obtainable(located.name, "dataset")
     except UserError as error:
-        raise _about(key, error) from error
-
-
-def _require_readable(data: DataRecipe, key: str, source: DataSource) -> None:
-    try:
-        located = locate(source, _ROLES[key])
-    except UserError as error:
-        raise _about(key, error) from error
-    if not isinstance(located, HubData):
-        reader = PairReader(
-            [source], role=_ROLES[key], on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal
-        )
+        raise _about(f"data.{role}", error) from error
+    if is_read and not isinstance(located, HubData):
+        reader = PairReader([source], role=role, on_bad_record=data.on_bad_record, on_no_signal=data.on_no_signal)
         if not list(islice(reader.read_source(source), _READ)):
             reader.require_pairs()
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, probe, row_tokens_of_each, shuffled, split_by_prompt, tokens_of_each
+from tests.data.pair_files import written
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30)
 
@@ -92,18 +94,19 @@ def test_tokens_of_a_pair() -> None:
     assert tokens_of_each(pairs, "shared_prefix").tolist() == [18, 7]
 
 
-def test_the_fullest_microbatch_is_one_of_the_plan() -> None:
-    pairs = [_pair(5 + i % 7, 2 + i % 11, 1 + i % 5) for i in range(40)]
+def test_the_fullest_microbatch_is_one_of_the_plan(tmp_path: Path) -> None:
+    pairs = [_pair(5 + i % 7, 2 + i % 11, 1 + i % 5, f"{i:016x}") for i in range(40)]
+    stored = written(tmp_path / "pairs", pairs)
     plan = Plan(num_pairs=40, pairs_per_step=8, num_epochs=1, max_steps=None, seed=3)
-    fullest = plan.fullest_microbatch(pairs, 60, "shared_prefix")
+    fullest = [pair.prompt_key for pair in plan.fullest_microbatch(stored, 60, "shared_prefix")]
     every = [
         [step_pairs[i] for i in cut]
         for step in range(plan.num_steps)
         for step_pairs in [[pairs[i] for i in plan.pairs_of(step)]]
         for cut in microbatches(step_pairs, 60, "shared_prefix")
     ]
-    assert [id(pair) for pair in fullest] in [[id(pair) for pair in cut] for cut in every]
-    assert sum(p.num_tokens for p in fullest) == max(sum(p.num_tokens for p in cut) for cut in every)
+    most = max(every, key=lambda cut: sum(pair.num_tokens for pair in cut))
+    assert fullest == [pair.prompt_key for pair in most]
 
 
 # Holding out by prompt

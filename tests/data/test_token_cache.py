@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,17 @@ from simpo_cli.errors import ExitCode, UserError
 from tests.data.pair_files import DATA, Write, encoded, made_up, plain, records
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+def entries(cache: Path) -> list[str]:
+    return sorted(entry.name for entry in cache.iterdir() if entry.is_dir())
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 # Damage, other processes, full disks
@@ -63,7 +75,7 @@ def test_a_damaged_entry_is_made_again(
     assert again.account == before.account
     assert [plain(pair) for pair in again.pairs] == pairs
     assert encoded(path, tokenizer, data).origin.cache == "hit"
-    assert sorted(entry.name for entry in cache.iterdir() if entry.is_dir()) == [before.origin.key]
+    assert entries(cache) == [before.origin.key]
 
 
 CONTENTS = "c" * 32
@@ -133,7 +145,7 @@ def test_processes_at_once_do_the_work_once(write: Write, cache: Path) -> None:
     said = [process.communicate()[0].split() for process in processes]
     assert sorted(words[0] for words in said) == ["hit", "hit", "miss"]
     assert len({tuple(words[1:]) for words in said}) == 1
-    assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
+    assert len(entries(cache)) == 1
 
 
 def test_a_writer_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> None:
@@ -161,7 +173,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> Non
     entry, origin = fetch("cd" * 16, contents, _make(pairs), 0.0)
     assert origin.cache == "miss"
     assert [plain(pair) for pair in entry.pairs] == [plain(pair) for pair in pairs]
-    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["cd" * 16 + CONTENTS]
+    assert entries(cache) == ["cd" * 16 + CONTENTS]
 
 
 def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -> None:
@@ -176,24 +188,21 @@ def test_the_least_recently_used_go_first_and_none_that_is_in_use(cache: Path) -
     sizes = {key: sum(file.stat().st_size for file in (cache / key).iterdir()) for key in keys}
     total = sum(sizes.values())
 
-    def left() -> list[str]:
-        return sorted(entry.name for entry in cache.iterdir() if entry.is_dir())
-
     prune(cache, total)
-    assert left() == keys
+    assert entries(cache) == keys
     prune(cache, total - 1)  # the oldest is in use
-    assert left() == [keys[0], keys[1], keys[2], keys[4]]
+    assert entries(cache) == [keys[0], keys[1], keys[2], keys[4]]
     fetch(keys[4][:32], contents, _make(pairs), 0.0)  # used again: younger than 2
     gc.collect()
     prune(cache, total - sizes[keys[3]] - 1)
-    assert left() == [keys[0], keys[1], keys[4]]
+    assert entries(cache) == [keys[0], keys[1], keys[4]]
     prune(cache, 0)
-    assert left() == keys[:2]
+    assert entries(cache) == keys[:2]
     assert plain(held[0].pairs[3]) == plain(pairs[3])
     del held
     gc.collect()
     prune(cache, 0)
-    assert left() == []
+    assert entries(cache) == []
 
 
 def test_what_a_dead_maker_left_is_removed_and_a_living_one_is_not(cache: Path) -> None:
@@ -202,22 +211,19 @@ def test_what_a_dead_maker_left_is_removed_and_a_living_one_is_not(cache: Path) 
         (cache / name / "pairs.bin").write_bytes(b"half")
     with FileLock(cache / ".lock-a1"):
         prune(cache, 10**9)
-    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == [".unfinished-a1-ive"]
+    assert entries(cache) == [".unfinished-a1-ive"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_where_there_are_no_locks_the_entry_is_made_all_the_same(
     number: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(fcntl, "flock", failing(number))
     pairs = made_up(5, 1)
     origins = [fetch("ab" * 16, contents, _make(pairs), 0.0)[1].cache for _ in range(2)]
     assert origins == ["miss", "hit"]
     prune(cache, 0)  # nobody knows whether it is in use
-    assert [entry.name for entry in cache.iterdir() if entry.is_dir()] == ["ab" * 16 + CONTENTS]
+    assert entries(cache) == ["ab" * 16 + CONTENTS]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
@@ -238,13 +244,8 @@ def test_a_cache_that_can_only_be_read_is_read(
 ) -> None:
     path = write("a.jsonl", records(6))
     encoded(path, tokenizer)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    monkeypatch.setattr(os, "utime", fail)
-    monkeypatch.setattr("tempfile.TemporaryFile", fail)
-    monkeypatch.setattr(FileLock, "acquire", fail)
+    for owner, name in ((os, "utime"), (tempfile, "TemporaryFile"), (FileLock, "acquire")):
+        monkeypatch.setattr(owner, name, failing(errno.EROFS))
     assert encoded(path, tokenizer).origin.cache == "hit"
 
 
@@ -252,16 +253,13 @@ def test_a_cache_that_can_only_be_read_is_read(
 def test_a_full_disk_ends_with_what_to_do_and_leaves_nothing(
     number: int, write: Write, tokenizer: TextTokenizer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(PairWriter, "add", fail)
+    monkeypatch.setattr(PairWriter, "add", failing(number))
     with pytest.raises(UserError, match="tokens of the pairs cannot be written") as caught:
         encoded(write("a.jsonl", records(6)), tokenizer)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert os.strerror(number) in caught.value.problem
     assert "SIMPO_CACHE" in caught.value.fix
-    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
+    assert not entries(cache)
 
 
 def test_an_entry_is_on_the_disk_before_it_has_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
