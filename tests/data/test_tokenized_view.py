@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,6 +27,12 @@ DATA = DataRecipe(train="-", max_length=400, max_prompt_length=300)
 PAIR = PreferencePair(
     (Message("user", "How do I invite a teammate?"),), "Open Settings, choose People.", "Ask again.", "p.jsonl:1"
 )
+
+
+@pytest.fixture
+def chatml(tmp_path: Path) -> TextTokenizer:
+    chatml_tokenizer(tmp_path)
+    return load_tokenizer(str(tmp_path))
 
 
 def parts_of(view: PairView) -> tuple[TokenView, TokenView, TokenView]:
@@ -53,14 +60,12 @@ def test_the_pieces_are_the_rendering_and_the_response_with_its_end(family: str,
     assert tuple(view.encoded.chosen.tolist()) == chosen.ids
 
 
-def test_what_is_cut_is_counted_and_the_lost_end_is_seen(tmp_path: Path) -> None:
-    chatml_tokenizer(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
-    whole = view_pair(1, PAIR, tokenizer, DATA)
+def test_what_is_cut_is_counted_and_the_lost_end_is_seen(chatml: TextTokenizer) -> None:
+    whole = view_pair(1, PAIR, chatml, DATA)
     assert whole.bos == "<|im_start|>"
     prompt, chosen, rejected = parts_of(whole)
     limits = replace(DATA, max_prompt_length=10, max_length=10 + len(rejected.ids))
-    cut_prompt, cut_chosen, cut_rejected = parts_of(view_pair(1, PAIR, tokenizer, limits))
+    cut_prompt, cut_chosen, cut_rejected = parts_of(view_pair(1, PAIR, chatml, limits))
     assert cut_prompt.num_cut == len(prompt.ids) - 10
     assert cut_prompt.ids == (*prompt.ids[:3], *prompt.ids[-7:])  # the header stays
     assert cut_chosen.num_cut == len(chosen.ids) - len(rejected.ids) > 0
@@ -70,30 +75,26 @@ def test_what_is_cut_is_counted_and_the_lost_end_is_seen(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("policy", ["drop", "error"])
-def test_a_pair_that_training_leaves_out_is_shown_with_the_reason(tmp_path: Path, policy: str) -> None:
-    chatml_tokenizer(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
+def test_a_pair_that_training_leaves_out_is_shown_with_the_reason(chatml: TextTokenizer, policy: str) -> None:
     data = replace(DATA, on_no_signal=policy)  # type: ignore[arg-type]
     same = replace(PAIR, chosen="Open Settings, and more", rejected="Open Settings, or not")
-    alike = view_pair(1, same, tokenizer, replace(data, max_prompt_length=200, max_length=260))
+    alike = view_pair(1, same, chatml, replace(data, max_prompt_length=200, max_length=260))
     assert alike.left_out == ""
     assert alike.prompt is not None
     room = len(alike.prompt.ids) + 3
-    cut = view_pair(1, same, tokenizer, replace(data, max_prompt_length=room - 3, max_length=room))
+    cut = view_pair(1, same, chatml, replace(data, max_prompt_length=room - 3, max_length=room))
     assert (cut.left_out, cut.encoded) == ("responses identical after the cut", None)
     assert cut.chosen is not None
     assert "".join(cut.chosen.pieces) == "Open Settings, and more<|im_end|>"
-    empty = view_pair(1, replace(PAIR, rejected=""), tokenizer, data)
+    empty = view_pair(1, replace(PAIR, rejected=""), chatml, data)
     assert empty.encoded is None
     assert empty.left_out == "response without tokens"
 
 
-def test_a_pair_over_the_limits_is_shown_whole(tmp_path: Path) -> None:
-    chatml_tokenizer(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
+def test_a_pair_over_the_limits_is_shown_whole(chatml: TextTokenizer) -> None:
     for overlong in ("drop", "error"):
         data = replace(DATA, overlong=overlong, max_prompt_length=10, max_length=20)  # type: ignore[arg-type]
-        view = view_pair(1, PAIR, tokenizer, data)
+        view = view_pair(1, PAIR, chatml, data)
         assert (view.left_out, view.encoded) == ("over the length limits", None)
         assert view.chosen is not None
         assert view.chosen.end == "<|im_end|>"
@@ -143,15 +144,8 @@ TEXTS = [
 
 
 def text_tokenizer(tokenizer: Tokenizer) -> TextTokenizer:
-    return TextTokenizer(
-        tokenizer,
-        sha256="",
-        special_tokens={},
-        templates={},
-        template_where="",
-        generation_end_ids=(),
-        where="made here",
-    )
+    nothing: dict[str, Any] = {"special_tokens": {}, "templates": {}, "generation_end_ids": ()}
+    return TextTokenizer(tokenizer, sha256="", template_where="", where="made here", **nothing)
 
 
 def bytes_alone() -> Tokenizer:
