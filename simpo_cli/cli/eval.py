@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simpo_cli.evaluate.results import Evaluation, Failure
 
 
+_say = partial(say, style="dim")
 _ANSWERS = "Answers to prompts, in place of scores (TARGET may also be their folder)"
 _JUDGE = "Answers compared by a judge, with --generate or of a folder of answers"
 
@@ -169,11 +170,7 @@ def _require_here(names: list[str]) -> None:
 
 
 def _require_all(document: dict[str, Any], num_named: int) -> None:
-    """End with an error, after everything that was measured is shown and written, where something was not.
-
-    Raises:
-        UserError: models were not scored, or not compared with their baseline.
-    """
+    """End with an error (UserError) where models were not scored or compared; what was measured is shown by now."""
     failed = document.get("failed", [])
     missing = [one["not_compared"] for one in document.get("evaluations", [document]) if one["not_compared"]]
     if failed:
@@ -245,7 +242,3 @@ def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
         return compose(target, overrides).located(error)
     except UserError:
         return error
-
-
-def _say(text: str) -> None:
-    say(text, "dim")

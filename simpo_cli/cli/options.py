@@ -36,11 +36,7 @@ TrustRemoteCode = Annotated[
 
 
 def require_model(asked: bool, *, loads_one: bool, fix: str) -> None:
-    """Refuse the flag where no model is loaded, so that nobody believes that it did something.
-
-    Raises:
-        UserError: with the `fix`, which says how to have the command load one.
-    """
+    """Refuse (UserError) the flag where no model is loaded; the `fix` says how to have the command load one."""
     if asked and not loads_one:
         raise UserError(f"{FLAG} is about the code of a model, and none is loaded.", fix)
 
@@ -75,8 +71,7 @@ def shows_work(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
 def quiet_libraries() -> None:
     """Call before transformers, datasets or the hub client are imported; what a person set already stays.
 
-    Raises:
-        UserError: they are of versions that will not do.
+    UserError where they are of versions that will not do.
     """
     require_versions()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -50,11 +50,7 @@ class Inputs:
     on_bad_record: OnBadRecord | None
 
     def sources(self, role: Literal["train", "eval"] = "train") -> "list[DataSource]":
-        """The sources of training or evaluation data.
-
-        Raises:
-            UserError: the mapping is none, or names a part that there is not.
-        """
+        """The sources of training or evaluation data; UserError where the mapping is none, or names an unknown part."""
         sources = self._named(role)
         typed = {name: _parsed(name, text) for name, text in self.mapping.items() if text is not None}
         columns = typed.get("columns", {})

@@ -28,11 +28,7 @@ def require_python() -> None:
 
 
 def require_surroundings(args: list[str]) -> None:
-    """Refuse to start where libraries would abort, hang, or not find where they are.
-
-    Raises:
-        UserError: exit code 4.
-    """
+    """Refuse (UserError, exit code 4) to start where libraries would abort, hang, or not find where they are."""
     try:
         os.getcwd()  # removed, or not to be looked at
     except OSError as error:

@@ -227,7 +227,10 @@ def _problem(path: Path, detail: ErrorDetails, tree: Node, display: str) -> User
         keys = [tuple(name.split(".")) for name in (cause.key, *cause.related)]
         nodes = [below for name in keys if (below := lookup(node, name)) is not None]
         key = ".".join((*path, *keys[0]))
-        problem, fix, where = _unexpanded(cause.problem, nodes), cause.fix, _place(nodes, node, display)
+        problem, fix, where = _unexpanded(cause.problem, nodes), cause.fix, node.origin.where or display
+        if written := [below.origin for below in nodes if not below.origin.is_default]:
+            # where to look first: the last override among these, else this file, else the first that was written
+            where = max(written, key=lambda origin: (origin.override or 0, origin.file == display)).where
         return UserError(f"{key} {problem}.", fix, where=where, key=key)
     schema = schema_at(path) or {}
     fix = fix_of(schema)
@@ -243,14 +246,6 @@ def _problem(path: Path, detail: ErrorDetails, tree: Node, display: str) -> User
         problem = f"is {_shown(node)}; wanted: {describe(schema)}"
         fix = _fix(node, schema, path) or f"See: simpo recipe schema {nearest_section(path)}".rstrip()
     return UserError(f"{key} {problem}.", fix, where=node.origin.where or display, key=key)
-
-
-def _place(nodes: list[Node], section: Node, display: str) -> str:
-    """Where to look first: the last override among these, else this file, else the first that was written."""
-    origins = [node.origin for node in nodes if not node.origin.is_default]
-    if not origins:
-        return section.origin.where or display
-    return max(origins, key=lambda origin: (origin.override or 0, origin.file == display)).where
 
 
 def _unexpanded(problem: str, nodes: list[Node]) -> str:
