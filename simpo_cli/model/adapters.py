@@ -230,19 +230,15 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
     try:
         adapted: nn.Module = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        if not _MATCHES_NONE.search(reason):
+        reason, targets = " ".join(str(error).split()), f"model.lora.target_modules ({recipe.target_modules})"
+        if _MATCHES_NONE.search(reason):
+            problem = f"{targets} matches no layer of this model."
+            fix = f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head."
+        else:
+            problem = f"peft puts no adapters on {targets}: {reason}"
             taken = [name for name in linear if name not in reason and name != "lm_head"]
-            raise UserError(
-                f"peft puts no adapters on model.lora.target_modules ({recipe.target_modules}): {reason}",
-                f"Name layers: model.lora.target_modules=[{','.join(taken)}]",
-                key="model.lora.target_modules",
-            ) from error
-        raise UserError(
-            f"model.lora.target_modules ({recipe.target_modules}) matches no layer of this model.",
-            f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head.",
-            key="model.lora.target_modules",
-        ) from error
+            fix = f"Name layers: model.lora.target_modules=[{','.join(taken)}]"
+        raise UserError(problem, fix, key="model.lora.target_modules") from error
     return adapted
 
 

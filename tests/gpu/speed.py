@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -363,14 +363,10 @@ class _Trainer:
         require(not far, f"losses differ from ours: {far}", facts)
 
 
-@contextmanager
-def _graphs_only(place: Place) -> Iterator[None]:
+def _graphs_only(place: Place) -> AbstractContextManager[Any]:
     """Where all is small, layers are made into graphs and no code is made of these, which takes a minute on a CPU."""
-    if not place.tiny:
-        yield
-        return
-    with mock.patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
-        yield
+    graphs = partial(torch.compile, backend="aot_eager")
+    return mock.patch.object(torch, "compile", graphs) if place.tiny else nullcontext()
 
 
 def _means_from_whole_logits(causal: Any, pairs: Sequence[EncodedPair], device: torch.device) -> tuple[Tensor, Tensor]:

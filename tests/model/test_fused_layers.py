@@ -143,6 +143,7 @@ def test_a_model_with_fused_layers_is_the_same_model(name: str, norms: int, mlps
     layers = find_fused_layers(model)
     assert _found(model) == (norms, mlps)
     for one in layers:
+        assert not one.fused.liger
         one.place()
     assert [n for n, _ in model.named_parameters()] == names
     assert list(model.state_dict()) == keys
@@ -278,9 +279,6 @@ def _inverse(x: Tensor, eps: float) -> Tensor:
             _Norm, lambda x, w, eps, *_: _WrongGradient.apply(x) * _inverse(x, eps) * w, (0, 2), id="norm: gradient"
         ),
         pytest.param(_Norm, lambda x, w, *_: x * w * torch.nan, (0, 2), id="norm: not a number"),
-        pytest.param(
-            _Norm, lambda x, w, eps, *_: nn.functional.rms_norm(x, x.shape[-1:], w, eps), (5, 2), id="norm: right"
-        ),
         pytest.param(_Norm, _raises, (0, 2), id="norm: raises"),
         pytest.param(_SiLUMul, lambda a, b: nn.functional.gelu(a) * b, (5, 0), id="product: values"),
         pytest.param(_SiLUMul, lambda a, b: _WrongGradient.apply(silu(a)) * b, (5, 0), id="product: gradient"),
@@ -290,7 +288,6 @@ def _inverse(x: Tensor, eps: float) -> Tensor:
             (5, 0),
             id="product: only under autocast",
         ),
-        pytest.param(_SiLUMul, lambda a, b: silu(a.double()).to(b.dtype) * b, (5, 2), id="product: right"),
     ],
 )
 def test_a_kernel_that_differs_is_refused(
@@ -300,19 +297,7 @@ def test_a_kernel_that_differs_is_refused(
     assert _found(_model("llama")) == found
 
 
-def test_they_are_for_cuda_and_ours_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_layers, "liger_version", lambda: "0.8.5")
-    layer = tiny_model().model.layers[0]
-
-    def kinds(device: str, dtype: torch.dtype, own: nn.Module) -> list[tuple[type, bool]]:
-        parameters: Any = [SimpleNamespace(device=torch.device(device), dtype=dtype)]
-        return [(type(one), one.liger) for one in fused_layers._candidates(own, parameters)]
-
-    for dtype in (torch.float32, torch.bfloat16):
-        assert kinds("cuda", dtype, layer.input_layernorm) == [(FusedNorm, True), (FusedNorm, True)]
-        assert kinds("cuda", dtype, layer.mlp) == [(FusedGatedMLP, True)]
-    assert kinds("cpu", torch.float32, layer.input_layernorm) == [(FusedNorm, False), (FusedNorm, False)]
-    assert kinds("cpu", torch.bfloat16, layer.input_layernorm) == []
-    assert kinds("cuda", torch.float32, layer.self_attn) == []
+@pytest.mark.usefixtures("liger")
+def test_on_a_card_without_liger_the_layers_stay_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_layers, "liger_version", lambda: None)
-    assert kinds("cuda", torch.float32, layer.mlp) == []
+    assert _found(_model("llama")) == (0, 0)

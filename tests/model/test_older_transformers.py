@@ -23,16 +23,12 @@ def gemma2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return save_tiny_model(tmp_path / "gemma2", model_type="gemma2", attn_logit_softcapping=0.5)
 
 
-def test_a_loaded_model_applies_its_soft_cap(gemma2: Path) -> None:
+def test_models_that_are_loaded_or_given_to_the_library_apply_their_soft_cap(gemma2: Path) -> None:
     right = AutoModelForCausalLM.from_pretrained(gemma2, attn_implementation="eager")(IDS).logits
-    torch.testing.assert_close(load_model(find_model(str(gemma2)), torch.float32)(input_ids=IDS).logits, right)
-    assert AutoModelForCausalLM.from_pretrained(gemma2).config._attn_implementation == "sdpa"  # else nothing is tested
-
-
-def test_the_librarys_model_applies_its_soft_cap(gemma2: Path) -> None:
-    right = AutoModelForCausalLM.from_pretrained(gemma2, attn_implementation="eager")(IDS).logits
-    trainer = SimPOTrainer(AutoModelForCausalLM.from_pretrained(gemma2), SimPOConfig())
-    torch.testing.assert_close(trainer.model(input_ids=IDS).logits, right)
+    plain: Any = AutoModelForCausalLM.from_pretrained(gemma2)
+    assert plain.config._attn_implementation == "sdpa"  # else nothing is tested
+    for model in (load_model(find_model(str(gemma2)), torch.float32), SimPOTrainer(plain, SimPOConfig()).model):
+        torch.testing.assert_close(model(input_ids=IDS).logits, right)
 
 
 def test_models_without_a_cap_keep_their_attention(tmp_path: Path) -> None:
