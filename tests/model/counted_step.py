@@ -6,6 +6,7 @@ makes is counted from then until it is freed. Attention is a stand-in that keeps
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from simpo_cli.data.pair import EncodedPair
 from simpo_cli.model import logprobs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.policy import Policy, decoder_of
+from simpo_cli.model.packed import pack
+from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
@@ -64,7 +67,7 @@ def measured(
 ) -> tuple[int, ParameterCounts]:
     """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
 
-    Every token is scored. With `trained` false it is a forward pass of a frozen model.
+    Every token is scored, in padded rows. With `trained` false it is a forward pass of a frozen model.
 
     Returns:
         The bytes, and the parameters.
@@ -75,6 +78,8 @@ def measured(
         model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
         if lora_rank is not None:
             model = add_adapters(model, LoraRecipe(rank=lora_rank))
+    response = np.zeros(width, np.int32)  # behind a prompt of one token a row of `width`, since the last is not read
+    packed = pack([EncodedPair(response[:1], response, response, "", "")] * (rows // 2), torch.device("cpu"))
     live = LiveBytes()
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
@@ -92,22 +97,14 @@ def measured(
                 live.count(moments["exp_avg_sq"])
         with live, torch.set_grad_enabled(trained):
             for _ in range(2):
-                logps = _logps(policy, rows, width, compute)
+                with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+                    logps = policy(packed)
                 if trained:
                     logps.sum().backward()
                 del logps
             if trained:
                 optimizer.step()
     return live.peak, ParameterCounts.of(policy)
-
-
-def _logps(policy: Policy, rows: int, width: int, compute: torch.dtype) -> Tensor:
-    ids = torch.zeros(rows, width, dtype=torch.int64)
-    with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
-        states = decoder_of(policy.causal)(input_ids=ids, use_cache=False).last_hidden_state
-        states = states.reshape(rows * width, -1).index_select(0, torch.arange(rows * width))
-        head = policy.causal.get_output_embeddings()
-        return logprobs.token_logprobs(states, ids.reshape(-1), head, policy._scale, policy._vocab_size)
 
 
 def _make_fake(model: nn.Module) -> None:

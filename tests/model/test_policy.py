@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Packing, microbatches
+from simpo_cli.data.plan import Packing
 from simpo_cli.model.load import switch_off_dropout
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
@@ -108,19 +108,6 @@ def test_the_way_of_a_card_gives_the_numbers_of_single_sequences(name: str, monk
     model = tiny_model(name.split(",")[0], dtype=torch.float64, **changes)
     assert_equal_to_single_sequences(model, "shared_prefix", random_pairs(4, seed=19))
     assert bool(flash.calls) == (name in ("llama", "mistral"))
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
-def test_any_cut_and_any_order_gives_the_same_numbers(name: str) -> None:
-    pairs = random_pairs(9, seed=13)
-    policy = Policy(_model(name), "shared_prefix")
-    whole = policy(pack(pairs, CPU)).split([n for p in pairs for n in (len(p.chosen), len(p.rejected))])
-    smallest = max(pair.num_tokens for pair in pairs)
-    for budget in (smallest, 2 * smallest, 10**6):
-        for positions in microbatches(list(reversed(pairs)), budget, "shared_prefix"):
-            chosen = [8 - i for i in positions]
-            expected = torch.cat([whole[2 * i + which] for i in chosen for which in (0, 1)])
-            torch.testing.assert_close(policy(pack([pairs[i] for i in chosen], CPU)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
