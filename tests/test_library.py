@@ -95,11 +95,12 @@ def test_a_batch_that_cannot_teach_is_refused(folder: Path, batch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"beta": 0.0}, {"gamma": -1.0}, {"lr": 0.0}, {"batch_size": 0}, {"precision": "fp16"}]
+    ("name", "value"),
+    [("beta", 0.0), ("gamma", -1.0), ("lr", 0.0), ("batch_size", 0), ("precision", "fp16"), ("loss_type", "ipo")],
 )
-def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}|learning_rate"):
-        SimPOConfig(**wrong)
+def test_values_out_of_range_are_refused_by_the_names_that_were_given(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is"):
+        SimPOConfig(**{name: value})
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "auto"])
@@ -219,13 +220,6 @@ def test_errors_speak_to_somebody_who_writes_python(folder: Path, tmp_path: Path
     for error in (of_batch.value, of_file.value):
         assert "Mend the record, or leave it out." in error.fix
         assert not re.search(r"recipe|data\.|loss\.|train\.", str(error).replace("prefs.jsonl", ""))
-
-
-def test_values_are_named_as_they_were_given() -> None:
-    with pytest.raises(ValueError, match="^lr is 0"):
-        SimPOConfig(lr=0.0)
-    with pytest.raises(ValueError, match="^loss_type is"):
-        SimPOConfig(loss_type="ipo")  # type: ignore[arg-type]
 
 
 def test_a_long_self_check_says_so(

@@ -90,33 +90,6 @@ def test_nothing_is_alive_after_a_failure_amid_the_threads_that_tokenize(childre
     assert code == (-number or ExitCode.USAGE), children.said()
 
 
-def test_a_signal_to_a_real_process_ends_it_with_75_and_the_command_to_go_on(children: Children) -> None:
-    [pid] = children.start(("train", "run.yaml", "name=stopped", "train.num_epochs=400", "checkpoint.every=null"))
-    metrics = children.place / "runs" / "stopped" / "metrics.jsonl"
-    while not metrics.exists():
-        assert children.wait(0.01) is None, children.said()
-    os.kill(pid, signal.SIGTERM)
-    assert children.wait() == [ExitCode.SAVED]
-    last = children.said().rstrip().splitlines()[-2:]
-    assert last[0].startswith("Stopped by SIGTERM after step ")
-    assert last[0].endswith(" of 3600; everything is saved.")
-    assert last[1] == (
-        "  Resume with: simpo train run.yaml name=stopped train.num_epochs=400 checkpoint.every=null --resume"
-    )
-    assert "Traceback" not in children.said()
-
-
-def test_a_complete_run_says_so_and_is_left_as_it_is(children: Children) -> None:
-    command = ("train", "run.yaml", "name=complete", "train.max_steps=2")
-    assert children.run(*command, "--resume") == 0
-    assert children.run(*command) == ExitCode.USAGE
-    assert "runs/complete already holds a run.\n  Add --resume to resume it, or --fresh" in children.said()
-    before = (children.place / "runs" / "complete" / "run.json").read_bytes()
-    assert children.run(*command, "--resume") == 0
-    assert "runs/complete is complete at step 2 of 2; raise train.max_steps to train longer" in children.said()
-    assert (children.place / "runs" / "complete" / "run.json").read_bytes() == before
-
-
 def test_harm_to_any_file_of_a_run_is_noticed(children: Children, tmp_path: Path) -> None:
     assert children.run("train", "run.yaml", "name=harmed", "train.max_steps=2", "--fresh") == 0, children.said()
     shutil.copytree(children.place / "runs" / "harmed", tmp_path / "run")

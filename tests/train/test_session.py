@@ -123,6 +123,7 @@ def test_an_existing_run_is_refused_and_set_aside_only_when_asked(tiny: Runs) ->
     before = (tiny.folder / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="already holds a run") as caught:
         tiny.train("run", "train.max_steps=1")
+    assert caught.value.exit_code == ExitCode.USAGE
     assert "--resume" in caught.value.fix
     assert "--fresh" in caught.value.fix
     assert (tiny.folder / "run" / "metrics.jsonl").read_bytes() == before
