@@ -32,11 +32,10 @@ _WRITE = 2**20
 
 
 class HashedFile:
-    """A new file that is hashed while it is written; `close` comes last."""
+    """A new file that is hashed while it is written."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._hashing = HashBeside()
+    def __init__(self, descriptor: int, hashing: HashBeside) -> None:
+        self._descriptor, self._hashing = descriptor, hashing
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes, all of them; afterwards their memory may be used for others."""
@@ -46,15 +45,6 @@ class HashedFile:
             written = os.write(self._descriptor, left[:_WRITE])
             left = left[written:]
         self._hashing.wait()
-
-    @property
-    def facts(self) -> FileFacts:
-        """What has been written."""
-        return self._hashing.facts()
-
-    def close(self) -> None:
-        """End the thread that hashes; the file stays open."""
-        self._hashing.close()
 
 
 class CheckpointWriter:
@@ -69,12 +59,12 @@ class CheckpointWriter:
         """Write a file; leaving the block syncs it to the disk."""
         descriptor = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # less the umask
         try:
-            with closing(HashedFile(descriptor)) as file:
-                yield file
+            with closing(HashBeside()) as hashing:
+                yield HashedFile(descriptor, hashing)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self.files[name] = file.facts
+        self.files[name] = hashing.facts()
 
 
 def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], facts: Mapping[str, Any]) -> Checkpoint:

@@ -132,11 +132,10 @@ class Manifest:
 
 
 class HashedReader:
-    """A file that is hashed while it is read; `close` comes last."""
+    """A file that is hashed while it is read."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._hashing = HashBeside()
+    def __init__(self, descriptor: int, hashing: HashBeside) -> None:
+        self._descriptor, self._hashing = descriptor, hashing
 
     def readinto(self, buffer: memoryview) -> None:
         """Fill a buffer of bytes.
@@ -164,10 +163,6 @@ class HashedReader:
             self._hashing.update(data)
         return self._hashing.facts()
 
-    def close(self) -> None:
-        """End the thread that hashes; the file stays open."""
-        self._hashing.close()
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -191,7 +186,8 @@ class Checkpoint:
             descriptor = os.open(self.folder / name, os.O_RDONLY)
             try:
                 failure: Exception | None = None
-                with closing(HashedReader(descriptor)) as reader:
+                with closing(HashBeside()) as hashing:
+                    reader = HashedReader(descriptor, hashing)
                     try:
                         yield reader
                     except Exception as error:  # what a damaged file makes its reader raise is no news; its hash is

@@ -111,9 +111,8 @@ class Health:
 
     def __init__(self, recipe: Recipe, num_steps: int, note: Callable[[str, str], None]) -> None:
         self._recipe, self._num_steps, self._note = recipe, num_steps, note
-        self._grad_norms: list[float] = []  # of the latest steps, as the next two
-        self._gradient_weights: list[float] = []
-        self._lost_updates: list[float] = []
+        # readings of the latest steps
+        self._latest: dict[str, list[float]] = {"grad_norms": [], "gradient_weights": [], "lost_updates": []}
         self._answers_before: list[tuple[bool, bool]] | None = None  # of each answer, whether it looped and ended
         self._alerts: dict[str, Alert] = {}
         self._stop: Alert | None = None
@@ -133,27 +132,28 @@ class Health:
         Args:
             lost_updates: share of its updates that rounding undid; None where the weights are float32.
         """
-        norms, norm = self._grad_norms, record.grad_norm
+        norms, weights, lost = self._latest.values()
+        norm = record.grad_norm
         if len(norms) >= LEAST_STEPS and (usual := median(norms)) > 0:
             seen = f"the gradient norm is {norm:.3g}, {norm / usual:.0f} times the {usual:.3g} of the steps before"
             self._judge(GRADIENT_SPIKE, record.step, norm / usual, seen)
         _remember(norms, norm)
 
         assert record.gradient_weight is not None
-        _remember(self._gradient_weights, record.gradient_weight)
-        if len(self._gradient_weights) >= LEAST_STEPS:
-            weight = fmean(self._gradient_weights)
+        _remember(weights, record.gradient_weight)
+        if len(weights) >= LEAST_STEPS:
+            weight = fmean(weights)
             seen = (
-                f"the loss is saturated: its mean gradient weight is {weight:.2g} (last {len(self._gradient_weights)} "
-                f"steps), and {100 * record.rewards_target_reached:.0f} % of this step's pairs are past gamma, by "
+                f"the loss is saturated: its mean gradient weight is {weight:.2g} (last {len(weights)} steps), and "
+                f"{100 * record.rewards_target_reached:.0f} % of this step's pairs are past gamma, by "
                 f"{record.rewards_margins - self._recipe.loss.margin:.2g} on average"
             )
             self._judge(SATURATED, record.step, weight, seen)
 
         # in the warm-up, and at the end of most schedules, nearly every update is lost, and that is meant so
         if lost_updates is not None and record.learning_rate >= 0.9 * self._recipe.train.learning_rate:
-            _remember(self._lost_updates, lost_updates)
-            share = fmean(self._lost_updates)
+            _remember(lost, lost_updates)
+            share = fmean(lost)
             seen = (
                 f"{100 * share:.0f} % of the updates are lost: at learning rate {record.learning_rate:.2g} they are "
                 "smaller than the rounding of the weights"
@@ -237,9 +237,7 @@ class Health:
     def as_json(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {
-            "grad_norms": self._grad_norms,
-            "gradient_weights": self._gradient_weights,
-            "lost_updates": self._lost_updates,
+            **self._latest,
             "answers_before": self._answers_before,
             "alerts": [asdict(alert) for alert in self.alerts],
             "stop": None if self._stop is None else asdict(self._stop),
@@ -254,9 +252,7 @@ class Health:
         """
         if not saved:
             return
-        self._grad_norms = list(saved["grad_norms"])
-        self._gradient_weights = list(saved["gradient_weights"])
-        self._lost_updates = list(saved["lost_updates"])
+        self._latest = {name: list(saved[name]) for name in self._latest}
         before = saved["answers_before"]
         self._answers_before = None if before is None else [(looped, ended) for looped, ended in before]
         self._alerts = {alert["code"]: Alert(**alert) for alert in saved["alerts"]}

@@ -2,6 +2,7 @@
 
 import filecmp
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from simpo_cli.model import tensor_file
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from simpo_cli.run.checkpoint import CheckpointWriter, HashedFile
-from simpo_cli.run.manifest import HashedReader
+from simpo_cli.run.manifest import HashBeside, HashedReader
 from tests.model.played_card import OnCard, played_card
 
 
@@ -41,7 +42,8 @@ def _write(folder: Path, tensors: dict[str, Tensor]) -> Path:
 def _read(file: Path, into: dict[str, Tensor]) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        read_tensors(HashedReader(descriptor), into)
+        with closing(HashBeside()) as hashing:
+            read_tensors(HashedReader(descriptor, hashing), into)
     finally:
         os.close(descriptor)
 

@@ -105,8 +105,12 @@ def test_saturation_goes_by_the_latest_steps() -> None:
     _steps(health, count=40, gradient_weight=0.9)
     _steps(health, first=41, count=30, gradient_weight=0.0)
     assert said == []  # two of the 32 are of before: 0.9 * 2 / 32 = 0.056
-    _steps(health, first=71, count=1, gradient_weight=0.0)
-    assert _codes(said) == ["HEA003"]
+    _steps(health, first=71, count=1, gradient_weight=0.0, rewards_target_reached=0.75, rewards_margins=3.0)
+    assert said == [
+        "HEA003 step 71: the loss is saturated: its mean gradient weight is 0.028 (last 32 steps), and 75 % of this "
+        "step's pairs are past gamma, by 2 on average (health.gradient_weight 0.05); a shorter run or a higher "
+        "loss.gamma_beta_ratio"
+    ]
 
 
 @pytest.mark.parametrize(("norm", "seen", "codes"), [(21.0, 16, ["HEA004"]), (19.0, 16, []), (21.0, 15, [])])
