@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -125,38 +125,36 @@ CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir"
 def _failing(at: int | None, number: int, *, stays: bool = False) -> Iterator[list[str]]:
     """The calls of `os` by name; the one at position `at` fails, with `stays` also those that need room after it."""
     seen: list[str] = []
-    real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in CALLS}
 
-    def shim(name: str) -> Callable[..., Any]:
+    def shim(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             seen.append(name)
             now = len(seen) - 1
             if now == at or (stays and at is not None and now > at and name in ("mkdir", "write", "fsync")):
                 if name == "close":
-                    real[name](*args)  # a failed close closes all the same
+                    real(*args)  # a failed close closes all the same
                 raise OSError(number, os.strerror(number))
-            return real[name](*args, **options)
+            return real(*args, **options)
 
         return call
 
-    try:
+    with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
-            setattr(os, name, shim(name))
+            patch.setattr(os, name, shim(name, getattr(os, name)))
         yield seen
-    finally:
-        for name in CALLS:
-            setattr(os, name, real[name])
 
 
-def _save_and_rotate(parent: Path) -> None:
-    _save(parent, 2)
-    rotate(parent, 1)
+def _calls_of_a_save(parent: Path, at: int | None = None, number: int = 0, *, stays: bool = False) -> list[str]:
+    """Save and rotate beside an older checkpoint."""
 
+    def is_it(error: OSError) -> bool:  # when a close fails, the standard library's rmtree closes a second time
+        return number in (error.errno, getattr(error.__context__, "errno", None))
 
-def _calls_of_a_save(parent: Path) -> list[str]:
     _save(parent, 1)
-    with _failing(None, 0) as seen:
-        _save_and_rotate(parent)
+    fails = nullcontext() if at is None else pytest.raises(OSError, check=is_it)
+    with _failing(at, number, stays=stays) as seen, fails:
+        _save(parent, 2)
+        rotate(parent, 1)
     return seen
 
 
@@ -176,11 +174,7 @@ def test_whatever_call_fails_the_old_or_the_new_one_is_whole(tmp_path: Path, num
     survived = set()
     for at in range(count):
         parent = tmp_path / f"{number}-{at}"
-        _save(parent, 1)
-        with _failing(at, number, stays=stays) as seen, pytest.raises(OSError, match=r"Errno \d") as caught:
-            _save_and_rotate(parent)
-        # when a close fails, the standard library's rmtree closes a second time
-        assert number in (caught.value.errno, getattr(caught.value.__context__, "errno", None))
+        seen = _calls_of_a_save(parent, at, number, stays=stays)
         assert len(seen) > at
         whole, damaged = find_checkpoints(parent)
         assert whole, f"call {at} ({seen[at]}) lost both"
@@ -304,11 +298,13 @@ def _flip(file: Path, at: int, bit: int) -> None:
     file.write_bytes(data)
 
 
-def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def _edit(folder: Path, **changes: Any) -> None:
     """An edit by somebody who keeps the layout and does not know the rule for the last line."""
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    change(content)
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name in changes.pop("without", ()):
+        (folder / name).unlink()
+        del content["files"][name]
+    (folder / MANIFEST).write_text(json.dumps({**content, **changes}, indent=2) + "\n", encoding="utf-8")
 
 
 def _swap(first: Path, second: Path) -> None:
@@ -343,13 +339,10 @@ HARM: Mapping[str, Callable[[Path], Any]] = {
     "two files swapped": lambda f: _swap(f / "weights", f / "moments"),
     "a file too many": lambda f: (f / "extra").write_bytes(b"x"),
     "a folder too many": lambda f: (f / "extra").mkdir(),
-    "another step in the manifest": lambda f: _edit(f, lambda c: c.update(step=8)),
-    "another sequence in the manifest": lambda f: _edit(f, lambda c: c.update(sequence=99)),
-    "another fact in the manifest": lambda f: _edit(f, lambda c: c.update(recipe_sha256="def")),
-    "a file taken out of the manifest": lambda f: (
-        _edit(f, lambda c: c["files"].pop("moments")),
-        (f / "moments").unlink(),
-    ),
+    "another step in the manifest": lambda f: _edit(f, step=8),
+    "another sequence in the manifest": lambda f: _edit(f, sequence=99),
+    "another fact in the manifest": lambda f: _edit(f, recipe_sha256="def"),
+    "a file taken out of the manifest": lambda f: _edit(f, without=["moments"]),
     "a manifest that is no object": lambda f: (f / MANIFEST).write_text("[]\n", encoding="utf-8"),
     "a manifest of something else": lambda f: (f / MANIFEST).write_text('{"step": 1}\n', encoding="utf-8"),
     "a manifest that is too deep": lambda f: (f / MANIFEST).write_text("[" * 100_000, encoding="utf-8"),
