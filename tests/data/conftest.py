@@ -1,7 +1,6 @@
 """Files of preference pairs, and tokenizers to encode them with."""
 
-from collections.abc import Callable
-from functools import partial
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,28 +10,21 @@ from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from tests.data.pair_files import Write, write_pairs
 
 if TYPE_CHECKING:
-    from tests.data.encode_cases import Case
+    from tests.data.encode_cases import Cases
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Write a file and return its path: bytes and text as they are, a list of records by the name's suffix."""
-    return partial(write_pairs, tmp_path)
+    return functools.partial(write_pairs, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Case]":
+def case(tmp_path_factory: pytest.TempPathFactory) -> "Cases":
     """A family of tokenizers by its name, saved once for the tests of a file."""
-    from tests.data.encode_cases import FAMILIES, case_of  # imports transformers, which few tests need
+    from tests.data.encode_cases import case_of  # imports transformers, which few tests need
 
-    made: dict[str, Case] = {}
-
-    def get(name: str) -> "Case":
-        if name not in made:
-            made[name] = case_of(FAMILIES[name], tmp_path_factory.mktemp(name), name)
-        return made[name]
-
-    return get
+    return functools.cache(lambda name: case_of(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture

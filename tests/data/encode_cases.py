@@ -2,14 +2,15 @@
 
 import json
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from simpo_cli.data.encode import encode_pairs
@@ -19,18 +20,6 @@ from simpo_cli.recipe.schema import DataRecipe
 from tests.tiny import FAMILIES, Family
 
 ROOMY = DataRecipe(train="x", max_length=100_000, max_prompt_length=50_000)
-BYTE_LEVEL = (
-    "chatml",
-    "chatml_system",
-    "chatml_base_eos",
-    "chatml_loose",
-    "llama3",
-    "qwen3",
-    "qwen3_thinking",
-    "deepseek",
-    "glm4",
-    "harmony",
-)
 # of the others the prompt is more than their template renders, or the answers need a special form
 APPEND_ONLY = sorted(FAMILIES.keys() - {"chatml_no_generation_prompt", "deepseek_r1"})
 
@@ -46,26 +35,42 @@ class Case:
     theirs: Any
 
     @cached_property
-    def plain(self) -> TextTokenizer:
-        """Ours without its template."""
-        return load_tokenizer(str(self.folder), chat_template="none")
+    def plain(self) -> "Case":
+        """The same, ours without its template."""
+        return replace(self, ours=load_tokenizer(str(self.folder), chat_template="none"))
+
+    def under(self, template: str) -> "Case":
+        """The same, ours with another template."""
+        file = self.folder / "other.jinja"
+        file.write_text(template)
+        return replace(self, ours=load_tokenizer(str(self.folder), chat_template=str(file)))
 
     @property
     def end_id(self) -> int:
         return int(self.theirs.convert_tokens_to_ids(self.family.end))
 
-    def encode(self, *pairs: PreferencePair, data: DataRecipe = ROOMY) -> EncodedPairs:
-        return encode_pairs(pairs, self.ours, data)
+    def encode(self, *pairs: PreferencePair, **data: Any) -> EncodedPairs:
+        """The pairs under these settings of the data, beside room for all of their tokens."""
+        return encode_pairs(pairs, self.ours, replace(ROOMY, **data))
 
-    def one(self, pair: PreferencePair, data: DataRecipe = ROOMY) -> EncodedPair:
-        encoded = self.encode(pair, data=data)
+    def one(self, pair: PreferencePair, **data: Any) -> EncodedPair:
+        encoded = self.encode(pair, **data)
         assert not encoded.bad, encoded.bad
         assert not encoded.dropped, encoded.dropped
         return encoded.pairs[0]
 
-    def refusal(self, pair: PreferencePair, data: DataRecipe = ROOMY) -> str:
+    def text(self, *parts: NDArray[Any]) -> str:
+        """The text of tokens, special ones spelled out."""
+        return self.ours.decode([int(i) for part in parts for i in part])
+
+    def texts(self, pair: PreferencePair, **data: Any) -> tuple[str, str, str]:
+        """Prompt, chosen and rejected response as they are encoded."""
+        one = self.one(pair, **data)
+        return self.text(one.prompt), self.text(one.chosen), self.text(one.rejected)
+
+    def refusal(self, pair: PreferencePair, **data: Any) -> str:
         """Why a pair is refused; with its place and a way to mend it."""
-        encoded = self.encode(pair, data=data)
+        encoded = self.encode(pair, **data)
         assert not encoded.pairs
         (bad,) = encoded.bad
         assert bad.where == pair.where
@@ -81,10 +86,18 @@ class Case:
         return [int(i) for i in found]
 
 
-def case_of(family: Family, folder: Path, name: str) -> Case:
-    """The family's tokenizer, saved and read by both."""
-    saved = family.save(folder)
-    return Case(name, family, saved, load_tokenizer(str(saved)), AutoTokenizer.from_pretrained(saved))
+Cases = Callable[[str], Case]
+"""A case by the name of its family: the fixture `case`."""
+
+
+def case_of(name: str, folder: Path) -> Case:
+    """A family's tokenizer, saved and read by both."""
+    FAMILIES[name].save(folder)
+    return Case(name, FAMILIES[name], folder, load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder))
+
+
+def pair_of(prompt: tuple[Message, ...] | str, chosen: str = "Yes.", rejected: str = "No.", **more: Any) -> PreferencePair:
+    return PreferencePair(prompt, chosen, rejected, "f:1", **more)
 
 
 def talk(*texts: str, system: str | None = None) -> tuple[Message, ...]:
@@ -126,6 +139,7 @@ def require_ids_of_transformers(at: Case, pair: PreferencePair) -> None:
             rendered = at.rendered(messages_of(pair, answer)).removeprefix(at.rendered(messages_of(pair), prompt=True))
             assert bare(at.theirs.decode(response)) == bare(rendered.split(at.family.end)[0] + at.family.end)
     assert encoded.counts["tokenized apart"] == (straddling > 0)
+    assert encoded.counts["no end token"] == 0
 
 
 def bare(text: str) -> str:
@@ -170,7 +184,7 @@ def draw_pair(data: st.DataObject, case: Case) -> PreferencePair:
     turns = data.draw(st.lists(texts, min_size=1, max_size=3).filter(lambda turns: len(turns) % 2 == 1))
     system = data.draw(st.one_of(st.none(), texts)) if case.name not in ("gemma", "chatml_merging") else None
     prompt = turns[0] if len(turns) == 1 and system is None else talk(*turns, system=system)
-    return PreferencePair(prompt, *draw_answers(data, case), "f:1")
+    return pair_of(prompt, *draw_answers(data, case))
 
 
 def draw_turns(data: st.DataObject, case: Case) -> tuple[Message, ...]:
