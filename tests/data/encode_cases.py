@@ -96,7 +96,9 @@ def case_of(name: str, folder: Path) -> Case:
     return Case(name, FAMILIES[name], folder, load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder))
 
 
-def pair_of(prompt: tuple[Message, ...] | str, chosen: str = "Yes.", rejected: str = "No.", **more: Any) -> PreferencePair:
+def pair_of(
+    prompt: tuple[Message, ...] | str, chosen: str = "Yes.", rejected: str = "No.", **more: Any
+) -> PreferencePair:
     return PreferencePair(prompt, chosen, rejected, "f:1", **more)
 
 
