@@ -1,8 +1,9 @@
 """What a command line leaves for the one who typed it, and a small run to type commands about."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -27,6 +28,13 @@ def typed(streams: pytest.CaptureFixture[str]) -> Simpo:
         return Seen(code, *streams.readouterr())
 
     return type_in
+
+
+def stats_of(simpo: Simpo, *args: str) -> Any:
+    """The document of `simpo stats`."""
+    seen = simpo("stats", *args, "--json")
+    assert seen.code == 0, seen.err
+    return json.loads(seen.out)
 
 
 def write_run_recipe(folder: Path, name: str, model: object, more: str = "") -> None:

@@ -18,7 +18,7 @@ from simpo_cli.audit.surface import FEATURES
 from simpo_cli.data.load import PairReader
 from simpo_cli.report.console import blocks, make_console
 from simpo_cli.report.stats_view import print_stats
-from tests.cli.seen import Simpo, typed
+from tests.cli.seen import Simpo, stats_of, typed
 from tests.data.pair_files import write_pairs
 from tests.tiny import chatml_tokenizer
 
@@ -48,12 +48,6 @@ def write(name: str, records: list[Any]) -> None:
     write_pairs(Path(), name, records)
 
 
-def document_of(simpo: Simpo, *args: str) -> Any:
-    seen = simpo("stats", *args, "--json")
-    assert seen.code == 0, seen.err
-    return json.loads(seen.out)
-
-
 def schema() -> Any:
     return json.loads((DOCS / "stats.schema.json").read_text(encoding="utf-8"))
 
@@ -81,7 +75,7 @@ def test_json_is_one_document_and_nothing_else(simpo: Simpo) -> None:
 
 
 def test_the_command_and_the_library_say_the_same(simpo: Simpo) -> None:
-    document = document_of(simpo, "prefs.json")
+    document = stats_of(simpo, "prefs.json")
     chosen, rejected = (sum(len(pair[side].split()) for pair in PAIRS) // 60 for side in ("chosen", "rejected"))
     wanted = {"count": 60, "avg_chosen_len": chosen, "avg_rejected_len": rejected}
     assert {key: document[key] for key in wanted} == wanted == PreferenceDataset("prefs.json").stats()
@@ -89,7 +83,7 @@ def test_the_command_and_the_library_say_the_same(simpo: Simpo) -> None:
 
 def test_several_files_are_one_set_with_the_numbers_of_each(simpo: Simpo) -> None:
     write("more.jsonl", [{"prompt": "p", "chosen": "a b c", "rejected": side} for side in "xxy"])
-    document, alone = document_of(simpo, "prefs.json", "more.jsonl"), document_of(simpo, "prefs.json")
+    document, alone = stats_of(simpo, "prefs.json", "more.jsonl"), stats_of(simpo, "prefs.json")
     assert document["count"] == 63
     assert [file["path"] for file in document["input"]["files"]] == ["prefs.json", "more.jsonl"]
     assert [finding["rows"] for finding in document["findings"] if finding["code"] == "DUP001"] == [["more.jsonl:2"]]
@@ -113,7 +107,7 @@ def test_several_files_are_one_set_with_the_numbers_of_each(simpo: Simpo) -> Non
 def test_output_replaces_only_reports(simpo: Simpo) -> None:
     for _ in range(2):
         assert simpo("stats", "prefs.json", "--output", "report.json").code == 0
-        assert json.loads(Path("report.json").read_text()) == document_of(simpo, "prefs.json")
+        assert json.loads(Path("report.json").read_text()) == stats_of(simpo, "prefs.json")
     before = Path("prefs.json").read_bytes()
     seen = simpo("stats", "prefs.json", "--output", "prefs.json")
     assert (seen.code, seen.out) == (2, "")
@@ -128,7 +122,7 @@ def test_by_a_field(simpo: Simpo) -> None:
     records += [{"prompt": prompt, "chosen": "a b c", "rejected": "x"} for prompt in "pq"]
     write("by.jsonl", records)
     by = ("by.jsonl", "--by", "made.by")
-    document = document_of(simpo, *by)
+    document = stats_of(simpo, *by)
     jsonschema.validate(document, schema())
     groups = document["groups"]
     assert groups["field"] == "made.by"
@@ -136,7 +130,7 @@ def test_by_a_field(simpo: Simpo) -> None:
     assert counts == [("(none)", 3), ("flan", 2), ("7", 1), ("<b>wiki", 1)]
     mean = sum(len(records[number]["chosen"].split()) for number in (0, 2)) / 2
     assert groups["values"][1]["mean_chosen_len"] == mean
-    assert document_of(simpo, "by.jsonl")["groups"] is None
+    assert stats_of(simpo, "by.jsonl")["groups"] is None
     assert "By made.by" in simpo("stats", *by, "--html", "by.html").out
     assert "&lt;b&gt;wiki" in Path("by.html").read_text(encoding="utf-8")
     simpo("stats", *by, "--html", "by.html", "--redact")
@@ -154,7 +148,7 @@ def test_the_docs_know_every_code_and_key_and_the_document_keeps_to_its_schema(s
     for code, entry in CATALOGUE.items():
         star, drops = "*" if entry.needs == "tokens" else "", "drops" if entry.drops else "mends" if entry.mends else ""
         assert f"| {code}{star} | {entry.severity} | {entry.title} | {drops} |" in text
-    document = document_of(simpo, "prefs.json")
+    document = stats_of(simpo, "prefs.json")
     assert [key for key in document if f"`{key}" not in text] == []
     assert [key for key in document["input"] if f"`input.{key}`" not in text] == []
     assert [feature for feature in FEATURES if feature not in text.replace("\n", " ")] == []
@@ -170,7 +164,7 @@ def test_the_docs_know_every_code_and_key_and_the_document_keeps_to_its_schema(s
         ["more.jsonl", "--on-bad-record", "skip", "--tokenizer", "model", "--max-length", "20"],
         ["prefs.json", "--tokenizer", "model"],
     ):
-        jsonschema.validate(document_of(simpo, *args), schema())
+        jsonschema.validate(stats_of(simpo, *args), schema())
 
 
 # Gates, annotations and errors
@@ -238,7 +232,7 @@ def test_mistakes(simpo: Simpo, args: list[str], said: str) -> None:
 
 def test_malformed_records_can_be_counted(simpo: Simpo) -> None:
     write("bad.jsonl", BAD)
-    document = document_of(simpo, "bad.jsonl", "--on-bad-record", "skip")
+    document = stats_of(simpo, "bad.jsonl", "--on-bad-record", "skip")
     assert (document["count"], document["input"]["malformed"]) == (1, 1)
     assert document["findings"][0]["code"] == "FMT001"
 
@@ -298,7 +292,7 @@ def test_a_hostile_file_name_steers_no_terminal(simpo: Simpo) -> None:
         seen = simpo("stats", name, *args)
         assert seen.code == 0, seen.err
         assert not any(letter in seen.out for letter in "\x9b\u202e\udcff")
-    assert document_of(simpo, name)["input"]["files"][0]["path"] == name
+    assert stats_of(simpo, name)["input"]["files"][0]["path"] == name
 
 
 def test_explain_tells_the_story_of_a_code(simpo: Simpo) -> None:

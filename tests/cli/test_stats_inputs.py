@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.seen import Simpo, typed
+from tests.cli.seen import Simpo, stats_of, typed
 from tests.data.pair_files import write_pairs
 from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
 
@@ -34,12 +34,6 @@ def simpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return typed(capsys)
 
 
-def document_of(simpo: Simpo, *args: str) -> Any:
-    seen = simpo("stats", *args, "--json")
-    assert seen.code == 0, seen.err
-    return json.loads(seen.out)
-
-
 def recipe(data: str) -> str:
     Path("r.yaml").write_text(f"name: r\nmodel: {{path: model}}\ndata: {data}\n")
     return "r.yaml"
@@ -57,7 +51,7 @@ def test_columns_labels_and_direction(simpo: Simpo) -> None:
     assert "vote: l means one, r means two" in screen
     assert "not used: context" in screen
     assert "judged.json, record 1: chosen by vote = l: 'the first' over 'the second'" in screen
-    document = document_of(simpo, "judged.json", *JUDGED_AS, "--labels", "first: [l], second: [r]")
+    document = stats_of(simpo, "judged.json", *JUDGED_AS, "--labels", "first: [l], second: [r]")
     assert document["input"]["remarks"] == ["vote: l means one, r means two", "not used: context"]
     assert "the first" not in json.dumps(document)
     as_said = ("--columns", "prompt: question, chosen: one, rejected: two")
@@ -70,10 +64,10 @@ def test_the_command_line_is_over_the_recipe(simpo: Simpo) -> None:
         "{train: [{path: judged.json, columns: {prompt: context}}], columns: {answers: [one, two], label: vote}, "
         "labels: {first: [l], second: [r]}}"
     )
-    assert document_of(simpo, "--recipe", "r.yaml")["input"]["prompts"] == 1
+    assert stats_of(simpo, "--recipe", "r.yaml")["input"]["prompts"] == 1
     over = ("--columns", "prompt: question", "--labels", "first: [r], second: [l]")
     for named in ((), ("judged.json",)):
-        document = document_of(simpo, *named, "--recipe", "r.yaml", *over)
+        document = stats_of(simpo, *named, "--recipe", "r.yaml", *over)
         assert document["input"]["prompts"] == 4
         assert document["input"]["remarks"][0] == "vote: r means one, l means two"
 
@@ -100,7 +94,7 @@ def test_what_is_refused(simpo: Simpo, tmp_path: Path, args: tuple[str, ...], sa
 
 
 def test_tokens_of_a_tokenizer_and_of_a_recipe(simpo: Simpo) -> None:
-    document = document_of(simpo, "train.jsonl", "--tokenizer", "model", "--max-length", "40")
+    document = stats_of(simpo, "train.jsonl", "--tokenizer", "model", "--max-length", "40")
     assert document["unit"] == "tokens"
     assert document["columns"]["chosen_len"]["max"] <= 40
     records = [{"question": f"q{n}", "a": "one", "b": "two", "better": n % 2 + 1} for n in range(40)]
@@ -108,7 +102,7 @@ def test_tokens_of_a_tokenizer_and_of_a_recipe(simpo: Simpo) -> None:
     columns = "{prompt: question, chosen: a, rejected: b, label: better}"
     recipe(f"{{train: [{{path: choice.json, columns: {columns}}}], max_length: 40, max_prompt_length: 35}}")
     for args in (["--recipe", "r.yaml"], ["choice.json", "--recipe", "r.yaml"]):
-        document = document_of(simpo, *args)
+        document = stats_of(simpo, *args)
         assert document["count"] == 40
         assert document["input"]["tokens"] == {"tokenizer": "model", "max_length": 40, "max_prompt_length": 35}
     assert simpo("stats", "choice.json").code == 2  # without the recipe nothing says which is better
@@ -125,24 +119,24 @@ def leaks(document: Any) -> dict[str, list[str]]:
 
 def test_training_data_are_compared_with_evaluation_data(simpo: Simpo) -> None:
     found = {"LEK001": ["train.jsonl:1"], "LEK002": ["train.jsonl:2"]}
-    document = document_of(simpo, "train.jsonl", "--eval", "eval.jsonl")
+    document = stats_of(simpo, "train.jsonl", "--eval", "eval.jsonl")
     assert leaks(document) == found
     assert [file["path"] for file in document["input"]["evaluation"]["files"]] == ["eval.jsonl"]
     assert document["input"]["evaluation"]["prompts"] == 2
-    document = document_of(simpo, "train.jsonl", "--eval", "eval.jsonl", "--eval", "spare.jsonl")
+    document = stats_of(simpo, "train.jsonl", "--eval", "eval.jsonl", "--eval", "spare.jsonl")
     assert leaks(document)["LEK001"] == ["train.jsonl:1", "train.jsonl:4"]
     recipe("{train: train.jsonl, eval: eval.jsonl}")
     for args in (["--recipe", "r.yaml"], ["train.jsonl", "--recipe", "r.yaml"]):
-        assert leaks(document_of(simpo, *args)) == found
-    document = document_of(simpo, "--recipe", "r.yaml", "--eval", "spare.jsonl")
+        assert leaks(stats_of(simpo, *args)) == found
+    document = stats_of(simpo, "--recipe", "r.yaml", "--eval", "spare.jsonl")
     assert leaks(document) == {"LEK001": ["train.jsonl:4"]}
 
 
 def test_nothing_to_compare_with(simpo: Simpo) -> None:
     recipe("{train: train.jsonl, eval: eval.jsonl}")
     for args in (["train.jsonl"], ["eval.jsonl", "--recipe", "r.yaml"]):
-        document = document_of(simpo, *args)
+        document = stats_of(simpo, *args)
         assert leaks(document) == {}
         assert document["input"]["evaluation"] is None
         assert not {"LEK001", "LEK002"} & set(document["passed"])
-    assert {"LEK001", "LEK002"} <= set(document_of(simpo, "eval.jsonl", "--eval", "spare.jsonl")["passed"])
+    assert {"LEK001", "LEK002"} <= set(stats_of(simpo, "eval.jsonl", "--eval", "spare.jsonl")["passed"])
