@@ -154,6 +154,7 @@ def write_clean(
                 "The findings say why each was dropped.",
             )
         clean.flush()
+        ties = reader.dropped.counts
         header = {
             "schema_version": SCHEMA_VERSION,
             "tool": "simpo stats --write-clean",
@@ -161,11 +162,7 @@ def write_clean(
             "mended": {"TPL003": mended} if mended else {},
             "dropped": dropped,
             "by_code": dict(sorted(by_code.items())),
-            "not_pairs": {
-                reason: count
-                for reason, count in sorted(reader.dropped.counts.items())
-                if reason in ("tied scores", "tied label")
-            },
+            "not_pairs": {reason: ties[reason] for reason in ("tied label", "tied scores") if reason in ties},
         }
         _write_line(listed, header)
         body.seek(0)

@@ -169,9 +169,7 @@ def differences(first: Recipe, second: Recipe, *, items: bool = False) -> dict[s
     """The keys whose values differ, dotted, in the order of the schema, each with both values.
 
     gamma and its ratio are compared as both of what they come to; names and folders of the runs are left out.
-
-    Args:
-        items: as of `flat`.
+    `items` is that of `flat`.
     """
     ours, theirs = flat(_settled(first), items=items), flat(_settled(second), items=items)
     keys = [*ours, *(key for key in theirs if key not in ours)]
@@ -187,8 +185,7 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
 def flat(tree: Mapping[str, Any], above: str = "", *, items: bool = False) -> dict[str, Any]:
     """The values of a tree by their dotted keys; lists and empty mappings are values.
 
-    Args:
-        items: the mappings of a list key by key as well, under its numbers: `data.train.0.path`.
+    With `items` the mappings of a list go key by key as well, under its numbers: `data.train.0.path`.
     """
     found: dict[str, Any] = {}
     for key, value in tree.items():
