@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer
 from simpo_cli.errors import UserError
 from simpo_cli.model import device
 from tests.model.reference import simpo_loss
-from tests.tiny import save_tiny_model
 
 ROWS = [
     {"prompt": "How do I invite a teammate?", "chosen": "Open Settings, press Invite.", "rejected": "I cannot say."},
@@ -31,8 +31,8 @@ def prefs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_tiny_model(tmp_path / "tiny")
+def model(tiny_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
 
 
 def test_the_dataset(prefs: Path) -> None:
@@ -43,8 +43,8 @@ def test_the_dataset(prefs: Path) -> None:
     assert dataset.stats() == {"count": 3, "avg_chosen_len": (4 + 2 + 5) // 3, "avg_rejected_len": (3 + 5 + 1) // 3}
 
 
-def test_compute_loss_takes_sums_and_lengths(folder: Path) -> None:
-    trainer = SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), SimPOConfig(beta=2.0, gamma=1.0))
+def test_compute_loss_takes_sums_and_lengths(model: Any) -> None:
+    trainer = SimPOTrainer(model, SimPOConfig(beta=2.0, gamma=1.0))
     loss = trainer.compute_loss(
         torch.tensor([-31.5, -10.0]), torch.tensor([-68.0, -30.0]), torch.tensor([21, 10]), torch.tensor([34, 10])
     )
@@ -56,8 +56,7 @@ def test_compute_loss_takes_sums_and_lengths(folder: Path) -> None:
 
 @pytest.mark.parametrize("form", ["records", "columns"])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_train_step_is_one_step_of_adam_on_the_papers_loss(folder: Path, form: str, batch_size: int) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def test_train_step_is_one_step_of_adam_on_the_papers_loss(model: Any, form: str, batch_size: int) -> None:
     limits = {"max_length": 64, "max_prompt_length": 48}
     config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, batch_size=batch_size, precision="fp32", **limits)
     trainer = SimPOTrainer(model, config)
@@ -75,10 +74,9 @@ def _pairs() -> Any:
     return _pairs_of(ROWS)
 
 
-def test_a_tokenizer_of_transformers_gives_the_same_tokens(folder: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def test_a_tokenizer_of_transformers_gives_the_same_tokens(model: Any, tiny_folder: Path) -> None:
     by_folder = SimPOTrainer(model, SimPOConfig())._encode(_pairs())
-    by_object = SimPOTrainer(model, SimPOConfig(), AutoTokenizer.from_pretrained(folder))._encode(_pairs())
+    by_object = SimPOTrainer(model, SimPOConfig(), AutoTokenizer.from_pretrained(tiny_folder))._encode(_pairs())
     for a, b in zip(by_folder, by_object, strict=True):
         assert a.prompt.tolist() == b.prompt.tolist()
         assert a.chosen.tolist() == b.chosen.tolist()
@@ -88,8 +86,8 @@ def test_a_tokenizer_of_transformers_gives_the_same_tokens(folder: Path) -> None
 @pytest.mark.parametrize(
     "batch", [[], [{"prompt": "a", "chosen": "b"}], [{"prompt": "a", "chosen": "b", "rejected": "b"}]]
 )
-def test_a_batch_that_cannot_teach_is_refused(folder: Path, batch: Any) -> None:
-    trainer = SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), SimPOConfig())
+def test_a_batch_that_cannot_teach_is_refused(model: Any, batch: Any) -> None:
+    trainer = SimPOTrainer(model, SimPOConfig())
     with pytest.raises(UserError):
         trainer.train_step(batch)
 
@@ -105,10 +103,9 @@ def test_values_out_of_range_are_refused_by_the_names_that_were_given(name: str,
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "auto"])
 def test_the_layers_multiply_in_the_precision_that_was_asked_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+    model: Any, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
     monkeypatch.setattr(device, "multiplies_in_bf16", lambda **_: True)  # as on a card with tensor cores
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     trainer = SimPOTrainer(model, SimPOConfig(lr=1e-3, precision=precision))
     trainer.train_step(ROWS)  # the self-check is always in float32
     seen = set()
@@ -123,8 +120,7 @@ def test_the_layers_multiply_in_the_precision_that_was_asked_for(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-def test_a_launcher_of_several_processes_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folder)
+def test_a_launcher_of_several_processes_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="trains in one process, and a launcher started several"):
         SimPOTrainer(model, SimPOConfig())
@@ -170,10 +166,10 @@ def test_the_snippet_of_the_method_with_any_module() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_four_tensors_of_a_language_model(folder: Path) -> None:
+def test_the_four_tensors_of_a_language_model(model: Any) -> None:
     """The tensor batch takes the same step as the batch of texts."""
     config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, precision="fp32", max_length=64, max_prompt_length=48)
-    by_texts, by_tensors = (SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), config) for _ in range(2))
+    by_texts, by_tensors = (SimPOTrainer(one, config) for one in (model, deepcopy(model)))
     sides: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
     for pair in by_tensors._encode(_pairs()):
         for side, summed in sides.items():
@@ -210,8 +206,8 @@ def test_batches_that_a_module_cannot_learn_from(batch: Any, kind: type[Exceptio
 @pytest.mark.parametrize(
     "row", [{"prompt": 1, "chosen": "b", "rejected": "c"}, {"prompt": "p", "chosen": 7, "rejected": "c"}]
 )
-def test_errors_speak_to_somebody_who_writes_python(folder: Path, tmp_path: Path, row: dict[str, Any]) -> None:
-    trainer = SimPOTrainer(AutoModelForCausalLM.from_pretrained(folder), SimPOConfig())
+def test_errors_speak_to_somebody_who_writes_python(model: Any, tmp_path: Path, row: dict[str, Any]) -> None:
+    trainer = SimPOTrainer(model, SimPOConfig())
     with pytest.raises(UserError) as of_batch:
         trainer.train_step([ROWS[0], row])
     (tmp_path / "prefs.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row), encoding="utf-8")
@@ -223,7 +219,7 @@ def test_errors_speak_to_somebody_who_writes_python(folder: Path, tmp_path: Path
 
 
 def test_a_long_self_check_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from simpo_cli import library, stages
 
@@ -234,7 +230,5 @@ def test_a_long_self_check_says_so(
                 self.beat()
 
     monkeypatch.setattr(library, "Pulse", Beating)
-    SimPOTrainer(
-        AutoModelForCausalLM.from_pretrained(folder), SimPOConfig(max_length=64, max_prompt_length=48)
-    ).train_step(ROWS)
+    SimPOTrainer(model, SimPOConfig(max_length=64, max_prompt_length=48)).train_step(ROWS)
     assert capsys.readouterr().err.endswith("simpo: self-check, 0:00 so far\n")
