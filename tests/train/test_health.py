@@ -1,7 +1,7 @@
 """Every code at its threshold: said once, counted, remembered over a restart, and obeyed where the recipe says so."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from tests.report import conftest as report
 from tests.train.runs import Memory, Runs, final_state, timeless
 
 STEP = replace(report.STEP, grad_norm=1.0, gradient_weight=0.3)
-EVALUATION = replace(report.EVALUATION, step=50, logps_chosen_delta=0.0, logps_rejected_delta=0.0)
+
+
+Event = Callable[[Health], None]
 
 
 def _health(**thresholds: Any) -> tuple[Health, list[str]]:
@@ -38,9 +40,18 @@ def _health(**thresholds: Any) -> tuple[Health, list[str]]:
     return Health(recipe, 100, lambda line, _: said.append(line)), said
 
 
-def _steps(health: Health, *, count: int = 20, first: int = 1, lost: float | None = None, **values: Any) -> None:
-    for step in range(first, first + count):
-        health.step(replace(STEP, step=step, **values), lost)
+def _steps(count: int = 20, *, first: int = 1, lost: float | None = None, **values: Any) -> Event:
+    def event(health: Health) -> None:
+        for step in range(first, first + count):
+            health.step(replace(STEP, step=step, **values), lost)
+
+    return event
+
+
+def _evaluated(chosen: float = 0.0, rejected: float = 0.0, *, step: int = 50, **values: Any) -> Event:
+    """An evaluation in which both responses have come to these differences from the start."""
+    record = replace(report.EVALUATION, step=step, logps_chosen_delta=chosen, logps_rejected_delta=rejected, **values)
+    return lambda health: health.evaluated(record)
 
 
 def _answers(*looping_and_ended: tuple[bool, bool]) -> tuple[ProbeAnswer, ...]:
@@ -49,147 +60,128 @@ def _answers(*looping_and_ended: tuple[bool, bool]) -> tuple[ProbeAnswer, ...]:
     )
 
 
-def _evaluate(health: Health, step: int = 50, **values: Any) -> None:
-    health.evaluated(replace(EVALUATION, step=step, **values))
+def _after(*events: Event, **thresholds: Any) -> tuple[Health, list[str]]:
+    """The watch over a run in which this has happened, and what it has said."""
+    health, said = _health(**thresholds)
+    for event in events:
+        event(health)
+    return health, said
 
 
 def _codes(said: Sequence[str]) -> list[str]:
     return [line.split()[0] for line in said]
 
 
-def test_a_healthy_run_is_told_nothing() -> None:
-    health, said = _health()
-    _steps(health)
-    _evaluate(health, logps_chosen_delta=0.1, logps_rejected_delta=-0.4, answers=_answers((False, True)))
-    _evaluate(health, export_kept_share=0.95, answers=_answers((False, True)))
-    assert said == []
-    assert health.alerts == []
+LOOPS, ENDS, GOES_ON, DOES_BOTH = (True, False), (False, True), (False, False), (True, True)
+NORMS = [_steps(1, first=step, grad_norm=1.0 if step % 4 else 15.0) for step in range(1, 17)]
+LOST = (_steps(lost=1.0, learning_rate=1e-8), _steps(10, first=21, lost=0.4))  # the first in the warm-up
+ANSWERED = (
+    _evaluated(step=0, answers=_answers(LOOPS, ENDS, ENDS, ENDS)),
+    _evaluated(step=10, answers=_answers(LOOPS, ENDS, ENDS, ENDS)),
+    _evaluated(step=20, answers=_answers(LOOPS, LOOPS, ENDS, ENDS)),  # one of four is below 0.3
+)
+LOOPED = _evaluated(step=30, answers=_answers(LOOPS, DOES_BOTH, DOES_BOTH, ENDS))
+ENDLESS = _evaluated(step=40, answers=_answers(ENDS, GOES_ON, GOES_ON, ENDS))
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "codes"),
+    ("events", "codes"),
     [
-        (-0.25, -0.5, ["HEA001"]),
-        (-0.15, -0.5, []),  # above the threshold
-        (-0.25, -0.2, []),  # the margin fell
-        (-1.5, -1.25, ["HEA002"]),
-        (-1.5, -1.75, ["HEA001", "HEA002"]),
-        (0.5, -3.0, []),
-        (-0.9, -4.0, ["HEA001"]),
+        ([_steps(), _evaluated(0.1, -0.4, answers=_answers(ENDS)), _evaluated(export_kept_share=0.95)], []),
+        ([_evaluated(-0.25, -0.5)], ["HEA001"]),
+        ([_evaluated(-0.15, -0.5)], []),  # above the threshold
+        ([_evaluated(-0.25, -0.2)], []),  # the margin fell
+        ([_evaluated(-1.5, -1.25)], ["HEA002"]),
+        ([_evaluated(-1.5, -1.75)], ["HEA001", "HEA002"]),
+        ([_evaluated(0.5, -3.0)], []),
+        ([_evaluated(-0.9, -4.0)], ["HEA001"]),
+        ([_steps(16, gradient_weight=0.04)], ["HEA003"]),
+        ([_steps(15, gradient_weight=0.04)], []),  # too few
+        ([_steps(40, gradient_weight=0.06)], []),
+        # two of the latest 32 are of before: 0.9 * 2 / 32 = 0.056
+        ([_steps(40, gradient_weight=0.9), _steps(30, first=41, gradient_weight=0.0)], []),
+        ([_steps(40, gradient_weight=0.9), _steps(31, first=41, gradient_weight=0.0)], ["HEA003"]),
+        # a multiple of the median before, which is not moved by a few large ones
+        ([*NORMS, _steps(1, first=17, grad_norm=21.0)], ["HEA004"]),
+        ([*NORMS, _steps(1, first=17, grad_norm=19.0)], []),
+        ([*NORMS[:15], _steps(1, first=16, grad_norm=21.0)], []),
+        (LOST, []),
+        ([*LOST, _steps(30, first=31, lost=0.6)], ["HEA005"]),
+        ([_evaluated(step=49, export_kept_share=0.1)], []),  # not before the middle of the run
+        ([_evaluated(step=50, export_kept_share=0.79)], ["HEA006"]),
+        (ANSWERED, []),
+        ([*ANSWERED, LOOPED], ["HEA007"]),
+        ([*ANSWERED, LOOPED, ENDLESS], ["HEA007", "HEA008"]),
     ],
 )
-def test_drift_of_the_responses(chosen: float, rejected: float, codes: list[str]) -> None:
-    health, said = _health()
-    _evaluate(health, logps_chosen_delta=chosen, logps_rejected_delta=rejected)
+def test_every_code_at_its_threshold(events: Sequence[Event], codes: list[str]) -> None:
+    health, said = _after(*events)
     assert _codes(said) == codes
+    assert [alert.code for alert in health.alerts] == codes
 
 
-def test_a_line_names_code_step_numbers_threshold_key_and_remedy() -> None:
-    health, said = _health()
-    _evaluate(health, logps_chosen_delta=-0.25, logps_rejected_delta=-0.5)
-    assert said == [
-        "HEA001 step 50: chosen responses fell by 0.25 nats/token while the margin rose (rejected fell by 0.50, probe "
-        "of 64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio"
-    ]
-
-
-@pytest.mark.parametrize(("weight", "count", "codes"), [(0.04, 16, ["HEA003"]), (0.06, 40, []), (0.04, 15, [])])
-def test_saturation_is_judged_over_several_steps(weight: float, count: int, codes: list[str]) -> None:
-    health, said = _health()
-    _steps(health, count=count, gradient_weight=weight)
-    assert _codes(said) == codes
-
-
-def test_saturation_goes_by_the_latest_steps() -> None:
-    health, said = _health()
-    _steps(health, count=40, gradient_weight=0.9)
-    _steps(health, first=41, count=30, gradient_weight=0.0)
-    assert said == []  # two of the 32 are of before: 0.9 * 2 / 32 = 0.056
-    _steps(health, first=71, count=1, gradient_weight=0.0, rewards_target_reached=0.75, rewards_margins=3.0)
-    assert said == [
-        "HEA003 step 71: the loss is saturated: its mean gradient weight is 0.028 (last 32 steps), and 75 % of this "
-        "step's pairs are past gamma, by 2 on average (health.gradient_weight 0.05); a shorter run or a higher "
-        "loss.gamma_beta_ratio"
-    ]
-
-
-@pytest.mark.parametrize(("norm", "seen", "codes"), [(21.0, 16, ["HEA004"]), (19.0, 16, []), (21.0, 15, [])])
-def test_a_spike_is_a_multiple_of_the_median_before(norm: float, seen: int, codes: list[str]) -> None:
-    health, said = _health()
-    for step in range(1, seen + 1):  # medians are not moved by a few large ones
-        _steps(health, first=step, count=1, grad_norm=1.0 if step % 4 else 15.0)
-    _steps(health, first=seen + 1, count=1, grad_norm=norm)
-    assert _codes(said) == codes
-
-
-def test_lost_updates_are_judged_once_the_warm_up_is_over() -> None:
-    health, said = _health()
-    _steps(health, lost=1.0, learning_rate=1e-8)
-    assert said == []
-    _steps(health, first=21, count=10, lost=0.4)
-    assert said == []
-    _steps(health, first=31, count=30, lost=0.6)
-    assert _codes(said) == ["HEA005"]
-    assert said[0].startswith("HEA005 step 40: 50 % of the updates are lost: at learning rate 1e-06 they are smaller")
-
-
-def test_what_a_save_would_keep_is_judged_from_the_middle_of_the_run_on() -> None:
-    health, said = _health()
-    _evaluate(health, step=49, export_kept_share=0.1)
-    assert said == []
-    _evaluate(health, step=50, export_kept_share=0.79)
-    assert _codes(said) == ["HEA006"]
-
-
-def test_answers_are_compared_with_those_to_the_same_prompts_before() -> None:
-    health, said = _health()
-    before = _answers((True, False), (False, True), (False, True), (False, True))
-    _evaluate(health, step=0, answers=before)
-    _evaluate(health, step=10, answers=before)
-    _evaluate(health, step=20, answers=_answers((True, False), (True, False), (False, True), (False, True)))
-    assert said == []  # one of four is below 0.3
-    _evaluate(health, step=30, answers=_answers((True, False), (True, True), (True, True), (False, True)))
-    assert _codes(said) == ["HEA007"]
-    assert "2 of 4 probe answers repeat themselves" in said[0]
-    _evaluate(health, step=40, answers=_answers((False, True), (False, False), (False, False), (False, True)))
-    assert _codes(said) == ["HEA007", "HEA008"]
-    assert "2 of 4 probe answers do not end any more within 12 tokens" in said[1]
+@pytest.mark.parametrize(
+    ("events", "line"),
+    [
+        (
+            [_evaluated(-0.25, -0.5)],
+            "HEA001 step 50: chosen responses fell by 0.25 nats/token while the margin rose (rejected fell by 0.50, "
+            "probe of 64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio",
+        ),
+        (
+            [_steps(16, gradient_weight=0.028, rewards_target_reached=0.75, rewards_margins=3.0)],
+            "HEA003 step 16: the loss is saturated: its mean gradient weight is 0.028 (last 16 steps), and 75 % of "
+            "this step's pairs are past gamma, by 2 on average (health.gradient_weight 0.05); a shorter run or a "
+            "higher loss.gamma_beta_ratio",
+        ),
+        (
+            [*LOST, _steps(30, first=31, lost=0.6)],
+            "HEA005 step 40: 50 % of the updates are lost: at learning rate 1e-06 they are smaller than the rounding "
+            "of the weights (health.lost_updates 0.5); set model.weights_dtype=fp32",
+        ),
+        (
+            [*ANSWERED, LOOPED],
+            'HEA007 step 30: 2 of 4 probe answers repeat themselves, such as "Like that." (health.looping_answers '
+            "0.3); lower train.learning_rate, or try loss.sft_weight=0.1",
+        ),
+        (
+            [*ANSWERED, ENDLESS],
+            "HEA008 step 40: 2 of 4 probe answers do not end any more within 12 tokens (health.endless_answers 0.3); "
+            "lower train.learning_rate, or try loss.sft_weight=0.1",
+        ),
+    ],
+)
+def test_a_line_names_code_step_numbers_threshold_key_and_remedy(events: Sequence[Event], line: str) -> None:
+    assert _after(*events)[1] == [line]
 
 
 def test_a_code_is_said_once_and_counted() -> None:
-    health, said = _health()
-    for step, fall in ((10, -0.3), (20, -0.5), (30, 0.0), (40, -0.4)):
-        _evaluate(health, step=step, logps_chosen_delta=fall, logps_rejected_delta=-0.9)
+    falls = ((10, -0.3), (20, -0.5), (30, 0.0), (40, -0.4))
+    health, said = _after(*(_evaluated(fall, -0.9, step=step) for step, fall in falls))
     assert _codes(said) == ["HEA001"]
     [alert] = health.alerts
     assert (alert.step, alert.last_step, alert.times, alert.value, alert.worst) == (10, 40, 3, 0.3, 0.5)
 
 
 def test_null_switches_a_watch_off_and_another_threshold_moves_it() -> None:
-    health, said = _health(chosen_fall=None, both_fall=3.0)
-    _evaluate(health, logps_chosen_delta=-2.0, logps_rejected_delta=-2.5)
-    assert said == []
+    assert _after(_evaluated(-2.0, -2.5), chosen_fall=None, both_fall=3.0)[1] == []
 
 
 def test_what_is_remembered_survives_a_restart_bit_for_bit() -> None:
     draws = [0.1 * (1 + (7 * step) % 11) for step in range(1, 61)]
     draws[40] = 77.7
-    unbroken, said = _health(gradient_spike=15.0)
+    steps = [_steps(1, first=step, grad_norm=norm, lost=norm / 80) for step, norm in enumerate(draws, start=1)]
+    unbroken, said = _after(*steps, gradient_spike=15.0)
+    assert _codes(said) == ["HEA004"]
     for cut in (0, 20, 40, 41, 59):
-        first, said_first = _health(gradient_spike=15.0)
+        first, said_first = _after(*steps[:cut], gradient_spike=15.0)
         second, said_second = _health(gradient_spike=15.0)
-        for step, norm in enumerate(draws[:cut], start=1):
-            _steps(first, first=step, count=1, grad_norm=norm, lost=norm / 80)
         second.restore(json.loads(json.dumps(first.as_json())), recipe_changed=False)
-        for step, norm in enumerate(draws[cut:], start=cut + 1):
-            _steps(second, first=step, count=1, grad_norm=norm, lost=norm / 80)
-        if cut == 0:
-            for step, norm in enumerate(draws, start=1):
-                _steps(unbroken, first=step, count=1, grad_norm=norm, lost=norm / 80)
+        for step in steps[cut:]:
+            step(second)
         assert second.as_json() == unbroken.as_json()
         assert second.alerts == unbroken.alerts
         assert said_first + said_second == said
-    assert _codes(said) == ["HEA004"]
 
 
 def test_a_run_stops_for_what_the_recipe_names_and_again_unless_that_changed() -> None:
@@ -199,10 +191,10 @@ def test_a_run_stops_for_what_the_recipe_names_and_again_unless_that_changed() -
     def save() -> None:
         saved.append("saved")
 
-    _evaluate(health, logps_chosen_delta=-1.5, logps_rejected_delta=-1.25)
+    _evaluated(-1.5, -1.25)(health)
     health.require_well(save, "simpo train run.yaml --resume")  # HEA002 only warns
     assert saved == []
-    _evaluate(health, step=60, logps_chosen_delta=-0.3, logps_rejected_delta=-0.5)
+    _evaluated(-0.3, -0.5, step=60)(health)
     with pytest.raises(UnhealthyError, match="HEA001 step 60: chosen responses fell by 0.30") as caught:
         health.require_well(save, "simpo train run.yaml --resume")
     assert saved == ["saved"]
@@ -219,9 +211,9 @@ def test_a_run_stops_for_what_the_recipe_names_and_again_unless_that_changed() -
     other, said_after = _health(stop_on=["HEA001"], chosen_fall=0.25)
     other.restore(remembered, recipe_changed=True)
     other.require_well(save, "")
-    _evaluate(other, step=70, logps_chosen_delta=-0.2, logps_rejected_delta=-0.5)
+    _evaluated(-0.2, -0.5, step=70)(other)
     other.require_well(save, "")
-    _evaluate(other, step=80, logps_chosen_delta=-0.26, logps_rejected_delta=-0.5)
+    _evaluated(-0.26, -0.5, step=80)(other)
     with pytest.raises(UnhealthyError, match="step 80"):
         other.require_well(save, "")
     assert said_after == []  # it has been said before
