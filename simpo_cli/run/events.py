@@ -35,7 +35,7 @@ class StepRecord:
     tokens_per_second: float
     memory_gb: float  # peak so far: device memory on CUDA, resident memory on a CPU
     seconds: float  # wall time of this step
-    gradient_weight: float | None = None  # how hard its pairs pull on average, see objective.gradient_weight
+    gradient_weight: float  # how hard its pairs pull on average, see objective.gradient_weight
 
     def as_metrics(self) -> dict[str, float | int]:
         """The line of metrics.jsonl: the field's names (`rewards/chosen`), sft_loss only when it is active."""

@@ -139,7 +139,6 @@ class Health:
             self._judge(GRADIENT_SPIKE, record.step, norm / usual, seen)
         _remember(norms, norm)
 
-        assert record.gradient_weight is not None
         _remember(weights, record.gradient_weight)
         if len(weights) >= LEAST_STEPS:
             weight = fmean(weights)

@@ -31,6 +31,7 @@ STEP = StepRecord(
     tokens_per_second=41_210.0,
     memory_gb=12.34,
     seconds=2.0,
+    gradient_weight=0.3,
 )
 EVALUATION = EvalRecord(
     step=0,

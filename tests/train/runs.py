@@ -19,12 +19,7 @@ from simpo_cli.train import build
 from simpo_cli.train.health import AnswerProbe
 from simpo_cli.train.session import train
 
-EVERY = (
-    "checkpoint.every=1",
-    "checkpoint.keep=3",
-    "eval.every=2",
-    "train.num_epochs=2",
-)  # 8 steps
+EVERY = ("checkpoint.every=1", "checkpoint.keep=3", "eval.every=2", "train.num_epochs=2")  # 8 steps
 TIMING = {"seconds", "pairs_per_second", "tokens_per_second", "memory_gb"}
 _WORDS = ["open", "settings", "choose", "people", "press", "invite", "enter", "address", "save", "close"]
 

@@ -94,6 +94,7 @@ def test_files_that_were_edited_with_their_times_and_sizes_kept_are_seen(
         with pytest.raises(UserError, match=sentence) as caught:
             tiny.train("run", *more, resume=True)
         assert caught.value.exit_code == ExitCode.USAGE
+        assert "--allow-changed" in caught.value.fix
         file.write_bytes(content)
     tiny.cut("run", *more, step=3, resume=True)
 

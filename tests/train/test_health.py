@@ -22,7 +22,7 @@ from simpo_cli.train.health import AnswerProbe, Health, UnhealthyError
 from tests.report import conftest as report
 from tests.train.runs import Memory, Runs, final_state, timeless
 
-STEP = replace(report.STEP, grad_norm=1.0, gradient_weight=0.3)
+STEP = replace(report.STEP, grad_norm=1.0)
 
 
 Event = Callable[[Health], None]

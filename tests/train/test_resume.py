@@ -192,17 +192,11 @@ def test_another_run_is_refused_and_allowed_by_name(tiny: Runs) -> None:
     assert (resumed["from_step"], resumed["changed"]) == (1, ["loss.beta is 2.5, was 2.0"])
 
 
-def test_changed_pairs_tokenizer_and_template_are_named(tiny: Runs, tmp_path: Path, prefs: Path) -> None:
-    mine, moved = tmp_path / "mine.jsonl", tmp_path / "moved.jsonl"
-    for file in (mine, moved):
-        file.write_bytes(prefs.read_bytes())
-    tiny.cut("run", f"data.train={mine}", step=2)
+def test_pairs_may_move_and_a_changed_template_is_named(tiny: Runs, tmp_path: Path, prefs: Path) -> None:
+    tiny.cut("run", step=2)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(prefs.read_bytes())
     tiny.cut("run", f"data.train={moved}", step=2, resume=True)  # the same pairs by another name are the same
-    mine.write_text(mine.read_text("utf-8").replace("Please", "Kindly", 1), "utf-8")
-    with pytest.raises(UserError, match=r"the pairs of data.train are others \(.*mine.jsonl\)") as caught:
-        tiny.train("run", f"data.train={mine}", resume=True)
-    assert "--allow-changed data.train" in caught.value.fix
-
     template = tmp_path / "other.jinja"
     template.write_text(
         "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
