@@ -250,6 +250,7 @@ def rage(
 
 
 def _elsewhere(place: Path, do: Callable[[Children], str | None]) -> str | None:
+    """Do something with children in a place of their own."""
     with Children(make_place(place)) as children:
         return do(children)
 
