@@ -75,11 +75,9 @@ def _rows(chunks: Iterator[bytes], receipt: FileReceipt, start: bytes) -> Record
     lines = iter(source)
     first_line = start.split(b"\n", 1)[0].decode("utf-8", "replace")
     stated = _EXCEL_LINE.fullmatch(first_line)
+    separator, offset = (stated[1], 1) if stated else (max(_SEPARATORS, key=first_line.count), 0)
     if stated:
         next(lines)
-        separator, offset = stated[1], 1
-    else:
-        separator, offset = max(_SEPARATORS, key=first_line.count), 0
     rows = csv.reader(lines, delimiter=separator, strict=True)
     header = _header(rows, source, f"{name}:{1 + offset}", name)
     line = rows.line_num + 1 + offset

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from simpo_cli.errors import ExitCode, UserError
 
@@ -27,7 +27,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-def open_regular(path: str, name: str) -> BinaryIO:
+def open_regular(path: str, name: str) -> BufferedReader:
     """Open a file, which messages call `name`, for reading, if it is a regular one.
 
     Raises:

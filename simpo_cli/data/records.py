@@ -10,7 +10,7 @@ from simpo_cli.data.file_bytes import GZIP_MAGIC, ZSTD_MAGIC, ByteSource, FileRe
 from simpo_cli.data.json_objects import MODEL_HINT, read_object
 from simpo_cli.data.json_records import BOM, decode_line, read_json_array, read_json_lines, whole_value
 from simpo_cli.data.pair import RecordError, Records
-from simpo_cli.data.table_records import read_arrow, read_parquet
+from simpo_cli.data.table_records import TableKind, read_table
 from simpo_cli.errors import UserError
 from simpo_cli.names import misfit, plain_suffix
 from simpo_cli.recipe.schema import Recipe
@@ -59,24 +59,22 @@ def read_records(path: str, receipt: FileReceipt) -> tuple[Records, Callable[[],
         UserError: the file is none that we read, or is damaged in a way that leaves its records uncertain.
     """
     source = ByteSource(path, receipt)
-    name, start = receipt.path, source.start
     try:
-        columnar = _columnar(start, source, name, receipt)
+        columnar = _columnar(source, receipt)
         if columnar is None:
             return _read_text(source, receipt), source.finish
     except UserError:
         source.close()
         raise
     source.close()
-    read = read_parquet if columnar == "parquet" else read_arrow
-    return read(path, name, receipt), None
+    return read_table(path, columnar, receipt), None
 
 
 def _read_text(source: ByteSource, receipt: FileReceipt) -> Records:
     """The records of a file of text: CSV by its name, else JSON in whichever form."""
     name, start, chunks = receipt.path, source.start.removeprefix(BOM), source.chunks()
     if plain_suffix(name) in (".csv", ".tsv"):
-        if start.lstrip()[:1] in (b"{", b"[") and _parses(_first_line(start)):
+        if start.lstrip()[:1] in (b"{", b"[") and _parses(start.lstrip().split(b"\n", 1)[0]):
             raise UserError("holds JSON, not CSV.", "Rename it to .jsonl or .json.", where=name)
         if _CR_IN_TABLE.match(start):
             start, chunks = start.replace(b"\r", b"\n"), _with_newlines(chunks)
@@ -97,27 +95,23 @@ def _with_newlines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     return (chunk.replace(b"\r", b"\n") for chunk in chunks)
 
 
-def _columnar(start: bytes, source: ByteSource, name: str, receipt: FileReceipt) -> str | None:
-    kind = "parquet" if start.startswith(_PARQUET) else "arrow" if start.startswith(_ARROW) else None
-    suffix = plain_suffix(name)
+def _columnar(source: ByteSource, receipt: FileReceipt) -> TableKind | None:
+    """Which kind of table a file is by its first bytes; None where it is text."""
+    start, name = source.start, receipt.path
+    kind: TableKind | None = "Parquet" if start.startswith(_PARQUET) else "Arrow" if start.startswith(_ARROW) else None
+    named = plain_suffix(name).removeprefix(".").capitalize()
     if kind is None:
         _refuse_other_kinds(start, name)
-        if suffix in (".parquet", ".arrow") and start:
-            label = suffix[1:].capitalize()
-            raise UserError(
-                f"is not a {label} file, whatever its name says.", "Fetch or write the file again.", where=name
-            )
+        if named in ("Parquet", "Arrow") and start:
+            problem = f"is not a {named} file, whatever its name says."
+            raise UserError(problem, "Fetch or write the file again.", where=name)
         return None
     if source.compression:
-        problem = f"is a {kind.capitalize()} file inside {source.compression}."
+        problem = f"is a {kind} file inside {source.compression}."
         raise UserError(problem, "Unpack it first; such files are compressed inside.", where=name)
-    if suffix != f".{kind}":
-        receipt.warnings[f"{name} is a {kind.capitalize()} file, whatever its name says"] += 1
+    if named != kind:
+        receipt.warnings[f"{name} is a {kind} file, whatever its name says"] += 1
     return kind
-
-
-def _first_line(start: bytes) -> bytes:
-    return next((line for line in start.split(b"\n") if line.strip()), b"")
 
 
 def _is_lines_of_lists(start: bytes) -> bool:

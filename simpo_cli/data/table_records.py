@@ -11,20 +11,21 @@ see Message.fbs of Apache Arrow).
 """
 
 import hashlib
-import io
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any, BinaryIO, Literal
 
 from simpo_cli.data.csv_records import require_unique, with_messages
 from simpo_cli.data.file_bytes import BOMB_BYTES, BOMB_RATIO, FileReceipt, open_regular, require_unchanged
 from simpo_cli.data.json_records import whole_value
-from simpo_cli.data.pair import BadRecord, RawRecord, RecordError
+from simpo_cli.data.pair import RawRecord, RecordError, Records
 from simpo_cli.errors import UserError
 
+TableKind = Literal["Parquet", "Arrow"]
 Convert = Callable[[Any], Any]
 
 
@@ -178,47 +179,44 @@ def _table(head: memoryview, table: int, number: int) -> int:
 BATCH = 256  # rows turned into Python objects at a time
 
 
-def read_parquet(path: str, name: str, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
-    """The rows of a Parquet file, a batch at a time."""
+def read_table(path: str, kind: TableKind, receipt: FileReceipt) -> Records:
+    """The rows of a file of columns, a batch at a time; the receipt names the file and gets its hash and size."""
+    return with_messages(_rows_of(path, kind, receipt), receipt)
+
+
+def _parquet_batches(file: BufferedReader, size: int, name: str) -> Iterator[Any]:
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
-    def batches(file: io.BufferedReader) -> Iterator[Any]:
-        table = parquet.ParquetFile(file, page_checksum_verification=True)
-        unpacked = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
-        require_plausible(unpacked, table.metadata.num_rows, receipt.size, name)
-        return iter(table.iter_batches(batch_size=BATCH))
-
-    return with_messages(_read_columns(path, name, receipt, batches, "Parquet"), receipt)
+    table = parquet.ParquetFile(file, page_checksum_verification=True)
+    unpacked = sum(table.metadata.row_group(i).total_byte_size for i in range(table.metadata.num_row_groups))
+    require_plausible(unpacked, table.metadata.num_rows, size, name)
+    return iter(table.iter_batches(batch_size=BATCH))
 
 
-def read_arrow(path: str, name: str, receipt: FileReceipt) -> Iterator[RawRecord | BadRecord]:
-    """The rows of an Arrow file, of the random access or of the stream form (which `datasets` writes)."""
-    import pyarrow as arrow
-
-    def batches(file: io.BufferedReader) -> Iterator[Any]:
-        # the random access form is the stream between a mark and a table of contents, which may say otherwise
-        start = 8 if file.peek(6).startswith(b"ARROW1") else 0
-        file.seek(start)
-        require_plausible_arrow(file, receipt.size, name)
-        file.seek(start)
-        return iter(arrow.ipc.open_stream(file))
-
-    return with_messages(_read_columns(path, name, receipt, batches, "Arrow"), receipt)
-
-
-def _read_columns(
-    path: str, name: str, receipt: FileReceipt, batches_of: Callable[[Any], Iterator[Any]], kind: str
-) -> Iterator[RawRecord | BadRecord]:
+def _arrow_batches(file: BufferedReader, size: int, name: str) -> Iterator[Any]:
+    """Of the random access form or of the stream form, which `datasets` writes."""
     import pyarrow
 
-    number = 0
+    # the random access form is the stream between a mark and a table of contents, which may say otherwise
+    start = 8 if file.peek(6).startswith(b"ARROW1") else 0
+    file.seek(start)
+    require_plausible_arrow(file, size, name)
+    file.seek(start)
+    return iter(pyarrow.ipc.open_stream(file))
+
+
+def _rows_of(path: str, kind: TableKind, receipt: FileReceipt) -> Records:
+    import pyarrow
+
+    name, number = receipt.path, 0
     with open_regular(path, name) as file:
         before = os.fstat(file.fileno())
-        receipt.identity = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        receipt.identity = hashlib.file_digest(file, "sha256").hexdigest()
         receipt.size = file.tell()
         file.seek(0)
+        batches_of = _parquet_batches if kind == "Parquet" else _arrow_batches
         try:
-            for batch in batches_of(file):
+            for batch in batches_of(file, receipt.size, name):
                 require_plausible(0, number + batch.num_rows, receipt.size, name)
                 require_unique(batch.schema.names, name)
                 yield from records_of(batch, number, name)
@@ -227,17 +225,15 @@ def _read_columns(
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             if "CRC" in detail:
                 detail = "a page does not match its checksum."
-            raise UserError(
-                f"is not a whole {kind} file: {detail}", "Fetch or write the file again.", where=name
-            ) from error
+            problem = f"is not a whole {kind} file: {detail}"
+            raise UserError(problem, "Fetch or write the file again.", where=name) from error
         except (ValueError, OverflowError) as error:  # a date beyond the year 9999, and the like
-            raise UserError(
-                f"holds a value that cannot be read: {error}.", "Leave its column out, or write it as text.", where=name
-            ) from error
+            problem = f"holds a value that cannot be read: {error}."
+            raise UserError(problem, "Leave its column out, or write it as text.", where=name) from error
         require_unchanged(path, name, before, os.fstat(file.fileno()))
 
 
-def records_of(batch: Any, number: int, name: str) -> Iterator[RawRecord | BadRecord]:
+def records_of(batch: Any, number: int, name: str) -> Records:
     """The rows of a table or batch of Arrow, which `number` rows precede, as records; one not in UTF-8 is a bad one."""
     convert = converters(batch.schema)
     for start in range(0, batch.num_rows, BATCH):

@@ -32,7 +32,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import simpo_cli
-from simpo_cli.data.file_bytes import open_regular
+from simpo_cli.data.file_bytes import open_regular, sha256_of
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
@@ -285,8 +285,7 @@ def _make_for_once(making_key: str, make: Make) -> Entry:
 
 
 def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 # Locks, and what is removed
@@ -416,7 +415,7 @@ def _content_identity(file: LocalFile | HubData) -> str:
     if isinstance(file, HubData):
         return hub_identity(file.name, file.split)
     with open_regular(file.path, file.name) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
