@@ -23,6 +23,7 @@ from tests.data.pair_files import GOOD, array_of, lines_of
 _LINE = json.dumps(GOOD).encode()
 _THREE = lines_of([GOOD] * 3)
 _MANY = lines_of([{**GOOD, "n": n, "chosen": f"It is {n * n}."} for n in range(3000)])
+_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 _PACKED = gzip.compress(_MANY)
 _FLIPPED = _PACKED[:5000] + bytes([_PACKED[5000] ^ 255]) + _PACKED[5001:]
 _FRAMES = zstandard.ZstdCompressor(write_checksum=True).compress(_MANY)
@@ -121,6 +122,7 @@ FILES = {
     "no final newline": FileKind("A", "a.jsonl", _THREE.rstrip()),
     "last record cut": FileKind("R", "a.jsonl", _THREE[:-10], "the record is cut off"),
     "last record cut (in a list)": FileKind("R", "a.json", array_of([GOOD] * 3)[:-10], "the record is cut off"),
+    "last record cut (behind its comma)": FileKind("R", "a.json", array_of([GOOD] * 3)[:-1] + b", ", "does not end"),
     "last record cut (behind it)": FileKind("R", "a.json", array_of([GOOD] * 3)[:-1], "the list is cut off behind"),
     "BOM": FileKind("A", "a.jsonl", b"\xef\xbb\xbf" + _THREE),
     "BOM (in front of a list)": FileKind("A", "a.json", b"\xef\xbb\xbf" + array_of([GOOD] * 3)),
@@ -132,9 +134,7 @@ FILES = {
     "CSV named .jsonl": FileKind("F", "a.jsonl", b"prompt,chosen,rejected\na,b,c\n", "looks like a table (CSV)"),
     "CSV named .jsonl (tabs)": FileKind("F", "a.jsonl", b"prompt\tchosen\trejected\na\tb\tc\n", "split by tabs"),
     "HTML named .jsonl": FileKind("F", "a.jsonl", b"<!DOCTYPE html>\n<html><body>404</body></html>", "is a web page"),
-    "LFS pointer named .jsonl": FileKind(
-        "F", "a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"
-    ),
+    "LFS pointer named .jsonl": FileKind("F", "a.jsonl", _POINTER, "pointer of Git LFS"),
     "prose named .jsonl": FileKind("F", "a.jsonl", b"# Notes\n\nThis is a text.\n", "it begins with '# Notes'"),
     "zip named .jsonl": FileKind("F", "a.jsonl", b"PK\x03\x04rest", "a zip archive"),
     "zip with a sheet": FileKind("F", "a.xlsx", b"PK\x03\x04....[Content_Types].xml", "an Excel sheet (.xlsx)"),
@@ -146,18 +146,16 @@ FILES = {
     "image": FileKind("F", "a.jsonl", b"\x89PNG\r\n\x1a\n", "is an image"),
     "recipe": FileKind("F", "a.yaml", b"name: a\nmodel:\n  path: m\ndata:\n  train: t\n", "is a recipe, and"),
     "YAML": FileKind("F", "a.json", b"- prompt: a\n  chosen: b\n  rejected: c\n", "looks like YAML"),
-    "LFS pointer named .parquet": FileKind(
-        "F", "a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "pointer of Git LFS"
-    ),
+    "LFS pointer named .parquet": FileKind("F", "a.parquet", _POINTER, "pointer of Git LFS"),
     "xz": FileKind("F", "a.jsonl.xz", b"\xfd7zXZ\x00rest", "an xz file"),
     "two objects without a comma in a list": FileKind(
         "F", "a.json", b"[" + _LINE + b" " + _LINE + b"]", "no comma behind the record"
     ),
+    "one object cut in a list": FileKind(
+        "F", "a.json", b", ".join([b"[" + _LINE, _LINE[:-10], _LINE, _LINE + b"]"]), "the next record cannot be found"
+    ),
     "text behind a list": FileKind("F", "a.json", b"[" + _LINE + b"]" + _LINE, "more text behind the end of the list"),
     '{"data": [...]}': FileKind("F", "a.json", json.dumps({"data": [GOOD]}).encode(), "holds its records under 'data'"),
-    '{"data": [...]} (with more)': FileKind(
-        "F", "a.json", json.dumps({"version": 1, "rows": [GOOD]}).encode(), "holds its records under 'rows'"
-    ),
     '{"data": [...]} (indented)': FileKind(
         "F", "a.json", json.dumps({"data": [GOOD]}, indent=1).encode(), "holds its records under 'data'"
     ),

@@ -75,20 +75,6 @@ def test_a_file_cut_in_its_last_record(tmp_path: Path, count: int, pack: Any) ->
                 assert (len(loaded.pairs), len(loaded.bad_records)) == (count - 1, 1), text[:end]
 
 
-def test_an_array_without_its_end(write: Write) -> None:
-    for ending in ("", ",", ", "):
-        loaded = skipped(write("a.json", "[" + json.dumps(GOOD) + ending))
-        assert len(loaded.pairs) == 1
-        assert loaded.bad_records[0].problem.endswith(("cut off behind this record", "does not end"))
-
-
-def test_an_array_whose_order_is_lost_is_refused(write: Write) -> None:
-    line = json.dumps(GOOD)
-    for broken in (f"[{line} {line}]", f"[{line}, {line[:-10]}, {line}, {line}]", f"[{line}]{line}"):
-        error = refusal(write("a.json", broken), on_bad_record="skip")
-        assert error.exit_code == ExitCode.USAGE
-
-
 def test_bombs_and_records_without_end_are_refused_quickly(tmp_path: Path) -> None:
     """In a process of its own, for its memory."""
     line = json.dumps(GOOD).encode() + b"\n"
