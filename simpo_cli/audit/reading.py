@@ -180,18 +180,15 @@ class Account:
 MeasuredBatch = tuple[list[ReadPair], TextMeasures]
 
 
-def measured_batches(
-    batches: Iterator[list[ReadPair]], *, own: tuple[str, ...] | None, num_processes: int | None = None
-) -> Iterator[MeasuredBatch]:
+def measured_batches(batches: Iterator[list[ReadPair]], *, own: tuple[str, ...] | None) -> Iterator[MeasuredBatch]:
     """Each batch with the measures of its texts, in order. Close it, so that no process is left.
 
-    Args:
-        num_processes: started once there is much to measure; as many as there are cores, at most four, if not given.
+    Once there is much to measure, processes do it, one on each core and at most four.
 
     Raises:
         UserError: a process was killed, or none can be started; or as the batches do when they are read.
     """
-    num_processes = min(_num_cores(), MOST_PROCESSES) if num_processes is None else num_processes
+    num_processes = min(_num_cores(), MOST_PROCESSES)
     num_characters = 0
     for batch in batches:
         yield batch, measure([read.pair for read in batch], own=own)

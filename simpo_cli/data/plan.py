@@ -17,6 +17,7 @@ Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: ea
 Sizes = NDArray[np.int64]
 
 _MASK = (1 << 64) - 1
+_STEPS_LOOKED_AT = 256  # for the fullest micro-batch
 
 
 def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -67,12 +68,10 @@ class Plan:
         start = step_in_epoch * self.pairs_per_step
         return shuffled(self.num_pairs, self.seed, epoch)[start : start + self.pairs_per_step]
 
-    def fullest_microbatch(
-        self, pairs: StoredPairs, budget: int, packing: Packing, first_steps: int = 256
-    ) -> list[EncodedPair]:
+    def fullest_microbatch(self, pairs: StoredPairs, budget: int, packing: Packing) -> list[EncodedPair]:
         """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
         fullest, most = pairs[:0], 0
-        for step in range(min(self.num_steps, first_steps)):
+        for step in range(min(self.num_steps, _STEPS_LOOKED_AT)):
             of_step = pairs.select(self.pairs_of(step))
             positions, tokens = _fullest(of_step, budget, packing)
             if tokens > most:

@@ -1,17 +1,13 @@
-"""Special tokens that texts spell out, kept as text; and scripts without spaces between words."""
+"""Special tokens that texts spell out, kept as text."""
 
 import json
-import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from simpo_cli.data.pair import Message
-from simpo_cli.data.text_notes import num_letters, num_unspaced
 from simpo_cli.data.tokenizer import EncodingError, TextTokenizer, load_tokenizer
 from tests.tiny import FAMILIES, byte_level_tokenizer, change_config, legacy_sentencepiece_tokenizer, save_tokenizer
 
@@ -103,42 +99,3 @@ def test_plain_prefix(tmp_path: Path) -> None:
         theirs = AutoTokenizer.from_pretrained(tmp_path / name)
         assert tokenizer.plain_prefix == prefix
         assert theirs.encode("the") == prefix + theirs.encode("the", add_special_tokens=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "unspaced"),
-    [
-        ("the iron one, naïve café — “yes” 20 °C", 0),
-        ("Кошка сидит на окне", 0),
-        ("नमस्ते दुनिया", 0),
-        ("고양이는 창가에 앉아 있다", 0),  # Korean sets spaces
-        ("مرحبا بالعالم", 0),
-        ("猫坐在窗台上。", 6),
-        ("ネコは窓に座る、ｶﾅ", 9),
-        ("แมวนั่ง", 7),
-        ("ແມວນັ່ງ", 7),
-        ("ឆ្មា", 4),
-        ("ကြောင်", 6),
-        ("𠀀 and 猫", 2),
-        ("", 0),
-        ("\ud800猫", 1),  # half a character
-    ],
-)
-def test_what_has_no_spaces(text: str, unspaced: int) -> None:
-    assert num_unspaced(text) == unspaced
-
-
-def test_every_han_kana_and_thai_character_is_one() -> None:
-    names = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA LETTER", "THAI", "LAO", "KHMER")
-    for number in range(0x80, 0x30000):
-        name = unicodedata.name(chr(number), "")
-        if name.startswith(names) and chr(number).isalpha() and number < 0x1A000:  # not letters of old documents
-            assert num_unspaced(chr(number)) == 1, name
-        if name.startswith(("LATIN", "GREEK", "CYRILLIC", "HANGUL", "ARABIC", "DEVANAGARI", "HEBREW")):
-            assert num_unspaced(chr(number)) == 0, name
-
-
-@given(st.text())
-def test_letters(text: str) -> None:
-    assert num_letters(text) == sum(c.isalpha() if c.isascii() else True for c in text)
-    assert num_unspaced(text) <= num_letters(text)

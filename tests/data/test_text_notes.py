@@ -1,15 +1,26 @@
 """What texts say of how a file was made: each kind in several forms, and texts that only look like it."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simpo_cli.data.pair import Message, PreferencePair, RecordNote
 from simpo_cli.data.prepare import describe_losses, prepare_tokenizer
 from simpo_cli.data.store import encode_source
-from simpo_cli.data.text_notes import END_TOKENS, TURN_MARKERS, notes_of, own_markers, repeated_prompts
+from simpo_cli.data.text_notes import (
+    END_TOKENS,
+    TURN_MARKERS,
+    notes_of,
+    num_letters,
+    num_unspaced,
+    own_markers,
+    repeated_prompts,
+)
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.tiny import byte_level_tokenizer, chatml_tokenizer, save_tokenizer
@@ -204,3 +215,45 @@ def test_headings_are_the_form_of_a_model_without_a_template(tmp_path: Path) -> 
     assert list(notes_of(pair)) == [RecordNote.OTHER_TEMPLATE]
     assert list(notes_of(pair, own_markers(tokenizer, rendered=False))) == []
     assert list(notes_of(PreferencePair(f"[INST] {ASKED}", *GOOD, ""), own_markers(tokenizer, rendered=False))) != []
+
+
+# Letters, and scripts without spaces between words
+
+
+@pytest.mark.parametrize(
+    ("text", "unspaced"),
+    [
+        ("the iron one, naïve café — “yes” 20 °C", 0),
+        ("Кошка сидит на окне", 0),
+        ("नमस्ते दुनिया", 0),
+        ("고양이는 창가에 앉아 있다", 0),  # Korean sets spaces
+        ("مرحبا بالعالم", 0),
+        ("猫坐在窗台上。", 6),
+        ("ネコは窓に座る、ｶﾅ", 9),
+        ("แมวนั่ง", 7),
+        ("ແມວນັ່ງ", 7),
+        ("ឆ្មា", 4),
+        ("ကြောင်", 6),
+        ("𠀀 and 猫", 2),
+        ("", 0),
+        ("\ud800猫", 1),  # half a character
+    ],
+)
+def test_what_has_no_spaces(text: str, unspaced: int) -> None:
+    assert num_unspaced(text) == unspaced
+
+
+def test_every_han_kana_and_thai_character_is_one() -> None:
+    names = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HIRAGANA", "KATAKANA LETTER", "THAI", "LAO", "KHMER")
+    for number in range(0x80, 0x30000):
+        name = unicodedata.name(chr(number), "")
+        if name.startswith(names) and chr(number).isalpha() and number < 0x1A000:  # not letters of old documents
+            assert num_unspaced(chr(number)) == 1, name
+        if name.startswith(("LATIN", "GREEK", "CYRILLIC", "HANGUL", "ARABIC", "DEVANAGARI", "HEBREW")):
+            assert num_unspaced(chr(number)) == 0, name
+
+
+@given(st.text())
+def test_letters(text: str) -> None:
+    assert num_letters(text) == sum(c.isalpha() if c.isascii() else True for c in text)
+    assert num_unspaced(text) <= num_letters(text)
