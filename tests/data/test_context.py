@@ -39,6 +39,15 @@ def unused(*records: Record) -> tuple[str, ...]:
             ("user_prompt",),
         ),
         ({**PAIR, "label": 0}, ("label",)),
+        ({"chosen": talk(Q, GOOD), "rejected": talk(Q, BAD), "history": [["Hello.", "Hi."]]}, ("history",)),
+        # under a name of metadata too
+        ({"prompt": Q, "question": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),
+        ({**PAIR, "turns": ["Hello.", "Hi."]}, ("turns",)),
+        ({**PAIR, "turns": 2, "Unnamed: 0": 7, "__index_level_0__": 7}, ()),
+        ({**PAIR, "meta": said(("user", "Hello."))}, ("meta",)),
+        ({**PAIR, "metadata": {"system_prompt": SYSTEM, "id": 3, "tools": []}}, ("metadata.system_prompt",)),
+        ({**PAIR, "source": "Swifts sleep on the wing, " * 5}, ("source",)),
+        ({**PAIR, "source": "https://example.org/" + "a" * 90, "topic": "the swifts of the old town"}, ()),
         ({**PAIR, "response": GOOD}, ()),  # it repeats the chosen one
         ({"prompt": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),  # it must be one of the turns
         (
@@ -61,10 +70,23 @@ def test_what_is_neither_used_nor_metadata_is_listed(record: Record, listed: tup
     assert unused(record) == listed
 
 
-def test_beside_a_field_that_is_reached_through_a_list_the_others_are_listed() -> None:
-    record = {"votes": [{"winner": "b", "why": "it is true"}], "prompt": Q, "response_a": BAD, "response_b": GOOD}
-    layout = detect([record], {"label": "votes.0.winner"}, "prefs.jsonl")
-    assert layout.unused == ("votes.why",)
+VOTES = {"votes": [{"winner": "b", "why": "it is true"}], "prompt": Q, "response_a": BAD, "response_b": GOOD}
+
+
+@pytest.mark.parametrize(
+    ("columns", "record", "listed"),
+    [
+        ({"prompt": "question"}, {"question": Q, "prompt": "You are a pirate.", **SIDES}, ("prompt",)),
+        ({"prompt": "question"}, {"question": Q, "prompt": Q, **SIDES}, ()),  # it repeats the question
+        ({"prompt": "asked.text"}, {"asked": {"text": Q, "context": "Swifts."}, **SIDES}, ("asked.context",)),
+        ({"prompt": "prompt.text"}, {"prompt": {"text": Q, "context": "Swifts."}, **SIDES}, ("prompt.context",)),
+        ({"label": "votes.0.winner"}, VOTES, ("votes.why",)),
+    ],
+)
+def test_what_is_beside_a_field_that_is_named_is_listed(
+    columns: dict[str, Any], record: Record, listed: tuple[str, ...]
+) -> None:
+    assert detect([record], columns, "prefs.jsonl").unused == listed
 
 
 def test_a_field_of_any_record_of_the_sample_is_listed() -> None:
@@ -83,14 +105,11 @@ def test_the_system_text_of_each_name_is_used(name: str) -> None:
     assert unused({**PAIR, name: SYSTEM}) == ()
 
 
-@pytest.mark.parametrize("name", ["system", "system_prompt"])
-def test_several_system_texts_are_refused_and_not_run_together(name: str) -> None:
-    assert read({**PAIR, name: [SYSTEM]})[0][0] == ("system", SYSTEM)
-    with pytest.raises(RecordError, match=f"{name}: a list of 2 texts"):
-        read({**PAIR, name: [SYSTEM, "Be kind."]})
-
-
-def test_of_two_system_texts_one_is_used_and_the_other_listed() -> None:
+def test_of_several_system_texts_none_is_run_together_with_another() -> None:
+    for name in ("system", "system_prompt"):
+        assert read({**PAIR, name: [SYSTEM]})[0][0] == ("system", SYSTEM)
+        with pytest.raises(RecordError, match=f"{name}: a list of 2 texts"):
+            read({**PAIR, name: [SYSTEM, "Be kind."]})
     record = {**PAIR, "system_prompt": "Answer in French.", "system": SYSTEM}
     assert read(record)[0][0] == ("system", SYSTEM)
     assert unused(record) == ("system_prompt",)
@@ -120,12 +139,18 @@ def test_a_record_with_pictures_or_sound_is_refused(name: str, tmp_path: Path) -
     assert len(load([PAIR, {**PAIR, name: []}, {**PAIR, name: None}], tmp_path).pairs) == 3
 
 
-@pytest.mark.parametrize("name", ["image", "video", "audio"])
+@pytest.mark.parametrize("name", ["image", "video", "audio", "image_path"])
 def test_one_picture_is_refused_where_the_text_points_at_it_and_listed_elsewhere(name: str, tmp_path: Path) -> None:
+    kind = name.removesuffix("_path")
     assert unused({**PAIR, name: "a.bin"}) == (name,)
     with pytest.raises(UserError, match=f"{name}: .* only text can be trained on"):
-        load([{**PAIR, "prompt": f"<{name}>What is it?", name: "a.bin"}], tmp_path)
-    assert len(load([{**PAIR, "prompt": f"What does <{name}> mean in HTML?"}], tmp_path).pairs) == 1
+        load([{**PAIR, "prompt": f"<{kind}>What is it?", name: "a.bin"}], tmp_path)
+    assert len(load([{**PAIR, "prompt": f"What does <{kind}> mean in HTML?"}], tmp_path).pairs) == 1
+
+
+def test_a_picture_itself_is_refused_wherever_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="image: .* only text can be trained on"):
+        load([{**PAIR, "image": {"bytes": "00", "path": "x.png"}}], tmp_path)
 
 
 @pytest.mark.parametrize("prompt", [{"role": "user", "content": Q}, said(("user", Q)), Q])
@@ -133,14 +158,15 @@ def test_a_prompt_is_a_text_a_message_or_messages(prompt: Any) -> None:
     assert read({**PAIR, "prompt": prompt})[0] == [("user", Q)]
 
 
-@pytest.mark.parametrize("history", [[["Hello.", "Hi."]], said(("user", "Hello."), ("assistant", "Hi."))])
-def test_history_is_pairs_of_texts_or_messages(history: Any) -> None:
+@pytest.mark.parametrize(
+    "history", [[["Hello.", "Hi."]], '[["Hello.", "Hi."]]', said(("user", "Hello."), ("assistant", "Hi."))]
+)
+def test_history_is_pairs_of_texts_or_messages_or_their_json(history: Any) -> None:
     turns = [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
     opened = said(("system", SYSTEM), ("user", Q))
     assert read({**PAIR, "history": history, "prompt": opened})[0] == [("system", SYSTEM), *turns]
-    whole = said(("user", "Hello."), ("assistant", "Hi."), ("user", Q))
-    assert read({**PAIR, "history": history, "prompt": whole})[0] == turns  # they are there already
-    assert read({**PAIR, "history": history})[0] == [("user", "Hello."), ("assistant", "Hi."), ("user", Q)]
+    assert read({**PAIR, "history": history, "prompt": said(*turns)})[0] == turns  # they are there already
+    assert read({**PAIR, "history": history})[0] == turns
 
 
 def test_history_must_end_with_an_answer_and_be_turns() -> None:
@@ -149,23 +175,15 @@ def test_history_must_end_with_an_answer_and_be_turns() -> None:
             read({**PAIR, "history": history})
 
 
-def test_beside_whole_conversations_a_history_is_listed() -> None:
-    sides = {side: said(("user", Q), ("assistant", text)) for side, text in SIDES.items()}
-    assert unused({**sides, "history": [["Hello.", "Hi."]]}) == ("history",)
-
-
 @pytest.mark.parametrize("side", [GOOD, said(("assistant", GOOD)), said(("assistant", GOOD))[0]])
 def test_the_input_of_an_instruction_is_used_in_every_form_of_the_sides(side: Any) -> None:
-    other = (
-        BAD
-        if isinstance(side, str)
-        else said(("assistant", BAD))
-        if isinstance(side, list)
-        else side | {"content": BAD}
-    )
-    assert read({"instruction": Q, "input": "In short.", "chosen": side, "rejected": other})[0] == [
-        ("user", f"{Q}\nIn short.")
-    ]
+    record = {
+        "instruction": Q,
+        "input": "In short.",
+        "chosen": side,
+        "rejected": json.loads(json.dumps(side).replace(GOOD, BAD)),
+    }
+    assert read(record)[0] == [("user", f"{Q}\nIn short.")]
     with pytest.raises(RecordError, match="input: cannot be joined to a prompt that is a conversation"):
         read({"turns": said(("user", Q)), "input": "x", **SIDES}, prompt="turns", input="input")
 
@@ -191,41 +209,13 @@ def test_what_stands_beside_a_layout_that_is_rewritten_is_used_or_listed(name: s
         assert [turn.role for turn in prompt_messages(pairs[0].prompt)] == ["system", "user"]
 
 
-def test_the_functions_of_vertex_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="tools: the functions of Vertex AI"):
-        load([{**record_of("Vertex AI"), "tools": [{"functionDeclarations": []}]}], tmp_path)
-
-
-def test_the_system_text_of_vertex_has_two_spellings(tmp_path: Path) -> None:
+def test_the_system_text_of_vertex_has_two_spellings_and_its_functions_are_refused(tmp_path: Path) -> None:
     record = record_of("Vertex AI")
     record["system_instruction"] = record.pop("systemInstruction")
     pairs = load([record], tmp_path).pairs
     assert prompt_messages(pairs[0].prompt)[0] == Message("system", SYSTEM)
-
-
-# Under whatever name, and in whichever record
-
-
-@pytest.mark.parametrize(
-    ("columns", "record", "listed"),
-    [
-        ({"prompt": "question"}, {"question": Q, "prompt": "You are a pirate.", **SIDES}, ("prompt",)),
-        ({"prompt": "question"}, {"question": Q, "prompt": Q, **SIDES}, ()),  # it repeats the question
-        ({"prompt": "asked.text"}, {"asked": {"text": Q, "context": "Swifts."}, **SIDES}, ("asked.context",)),
-        ({"prompt": "prompt.text"}, {"prompt": {"text": Q, "context": "Swifts."}, **SIDES}, ("prompt.context",)),
-        ({}, {"prompt": Q, "question": Q, "chosen": talk(Q, GOOD), "rejected": talk(Q, BAD)}, ()),
-        ({}, {**PAIR, "turns": ["Hello.", "Hi."]}, ("turns",)),
-        ({}, {**PAIR, "turns": 2, "Unnamed: 0": 7, "__index_level_0__": 7}, ()),
-        ({}, {**PAIR, "meta": said(("user", "Hello."))}, ("meta",)),
-        ({}, {**PAIR, "metadata": {"system_prompt": SYSTEM, "id": 3, "tools": []}}, ("metadata.system_prompt",)),
-        ({}, {**PAIR, "source": "Swifts sleep on the wing, " * 5}, ("source",)),
-        ({}, {**PAIR, "source": "https://example.org/" + "a" * 90, "topic": "the swifts of the old town"}, ()),
-    ],
-)
-def test_what_is_asked_is_listed_under_a_name_of_metadata_too(
-    columns: dict[str, Any], record: Record, listed: tuple[str, ...]
-) -> None:
-    assert detect([record], columns, "prefs.jsonl").unused == listed
+    with pytest.raises(UserError, match="tools: the functions of Vertex AI"):
+        load([{**record, "tools": [{"functionDeclarations": []}]}], tmp_path)
 
 
 @pytest.mark.parametrize("before", [{}, {"passage": None, "system_prompt": ""}])
@@ -241,15 +231,6 @@ def test_a_field_that_only_a_late_record_fills_is_listed(before: Record, tmp_pat
 
 def test_of_keys_that_are_data_themselves_not_all_are_listed() -> None:
     assert len(unused(*({**PAIR, f"key{i} of it": "text"} for i in range(80)))) == 50
-
-
-def test_the_place_of_a_picture_is_refused_where_the_text_points_at_it(tmp_path: Path) -> None:
-    record = {**PAIR, "prompt": "<image>\nWhat is it?", "image_path": "a.png"}
-    with pytest.raises(UserError, match="image_path: .* only text can be trained on"):
-        load([record], tmp_path)
-    assert unused({**record, "prompt": Q}) == ("image_path",)
-    with pytest.raises(UserError, match="image: .* only text can be trained on"):
-        load([{**PAIR, "image": {"bytes": "00", "path": "x.png"}}], tmp_path)  # a picture itself, wherever it belongs
 
 
 @pytest.mark.parametrize("tools", [[json.dumps(TOOL)], json.dumps([json.dumps(TOOL)])], ids=["list", "text"])
@@ -271,10 +252,6 @@ def test_tools_that_are_texts_in_a_list_are_parsed(tools: Any) -> None:
 def test_names_of_tools_are_no_tools(tools: Any, problem: str) -> None:
     with pytest.raises(RecordError, match=problem):
         read({**PAIR, "tools": tools})
-
-
-def test_history_may_be_json_text() -> None:
-    assert read({**PAIR, "history": '[["Hello.", "Hi."]]'}) == read({**PAIR, "history": [["Hello.", "Hi."]]})
 
 
 MORE = said(("system", SYSTEM), ("user", "Hello."), ("assistant", "Hi."), ("user", Q))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from simpo_cli.data.pair import Message
@@ -56,8 +56,6 @@ def test_special_tokens_that_merges_spell(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_cannot_keep_special_tokens_as_text_says_so(tmp_path: Path) -> None:
-    from tokenizers import models, pre_tokenizers
-
     made = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     save_tokenizer(tmp_path, made, bos=None, eos="</s>", pad=None, template=None)

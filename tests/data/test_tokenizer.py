@@ -100,14 +100,11 @@ def test_a_template_that_refuses_made_up_turns_teaches_nothing(folder: Path) -> 
     assert load_tokenizer(str(folder)).turn_marks().user_header == "<|im_start|>user"
 
 
-def test_the_digest_is_that_of_the_file(folder: Path) -> None:
-    digest = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    assert load_tokenizer(str(folder)).sha256 == digest
-
-
-def test_a_tokenizer_file_names_its_folder(folder: Path) -> None:
-    assert tokenizer_folder(str(folder / "tokenizer.json")) == folder
-    assert load_tokenizer(str(folder / "tokenizer.json")).has_template
+def test_a_tokenizer_file_names_its_folder_and_its_digest_is_ours(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    assert tokenizer_folder(str(file)) == folder
+    assert load_tokenizer(str(file)).has_template
+    assert load_tokenizer(str(folder)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "no tokenizer.json" in refusal(folder / "chat_template.jinja").problem
 
 
@@ -121,30 +118,26 @@ def test_the_tokenizers_own_limits_are_off(folder: Path) -> None:
     assert ours.decode(ours.encode_batch(["a"])[0]) == "a"
 
 
-def test_end_tokens_of_the_configs(folder: Path) -> None:
-    for name, config, ends in (
+@pytest.mark.parametrize(
+    ("name", "config", "ends"),
+    [
         ("generation_config.json", {"eos_token_id": [0, 5]}, {0, 2, 5}),
         ("generation_config.json", {"eos_token_id": 7}, {2, 7}),
         ("config.json", {"eos_token_id": 9}, {2, 9}),
         ("config.json", {"text_config": {"eos_token_id": 9}}, {2, 9}),
         ("config.json", {"eos_token_id": None}, {2}),
         ("config.json", {"eos_token_id": True}, {2}),
-    ):
-        (folder / name).write_text(json.dumps(config))
-        assert load_tokenizer(str(folder)).end_ids == ends
-        (folder / name).unlink()
+    ],
+)
+def test_end_tokens_of_the_configs(folder: Path, name: str, config: dict[str, Any], ends: set[int]) -> None:
+    (folder / name).write_text(json.dumps(config))
+    assert load_tokenizer(str(folder)).end_ids == ends
 
 
 def test_tokens_that_only_the_configuration_knows(folder: Path) -> None:
+    plain = dict.fromkeys(("special", "normalized", "lstrip", "rstrip"), False)
     tokens = {
-        "390": {
-            "content": "<tool>",
-            "id": 390,
-            "special": False,
-            "normalized": False,
-            "lstrip": False,
-            "rstrip": False,
-        },
+        "390": {**plain, "content": "<tool>", "id": 390},
         "391": {"content": "<mark>", "special": True, "normalized": False, "lstrip": False, "rstrip": True},
     }
     names = {"content": "<|im_end|>", "special": True, "normalized": False, "lstrip": False, "rstrip": True}
@@ -256,6 +249,10 @@ def test_another_template(folder: Path, tmp_path: Path) -> None:
     other.write_bytes(b"\xff\xfe")
     assert "cannot be read" in refusal(folder, chat_template=str(other)).problem
     assert "cannot be read" in refusal(folder, chat_template=str(tmp_path)).problem
+    other.write_text("fine\n{% for m in messages %}\n{{ m. }}{% endfor %}")
+    wrong = refusal(folder, chat_template=str(other))
+    assert wrong.where == str(other)
+    assert "its line 3" in wrong.problem
     os.mkfifo(tmp_path / "pipe.jinja")
     assert "cannot be read" in refusal(folder, chat_template=str(tmp_path / "pipe.jinja")).problem
 
@@ -319,6 +316,7 @@ def test_variables_of_a_recipe_go_before_special_tokens(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("tokenizer.json", None),  # cut in the middle
         ("tokenizer.json", b""),
         ("tokenizer.json", b"{}"),
         ("tokenizer.json", b"[1, 2"),
@@ -343,15 +341,10 @@ def test_variables_of_a_recipe_go_before_special_tokens(folder: Path) -> None:
         ("chat_template.jinja", b"{{" + b"(" * 5000 + b"1" + b")" * 5000 + b"}}"),
     ],
 )
-def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes) -> None:
-    (folder / name).write_bytes(content)
+def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes | None) -> None:
+    whole = (folder / name).read_bytes() if content is None else b""
+    (folder / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert refusal(folder).where == str(folder / name)
-
-
-def test_a_cut_tokenizer_is_named(folder: Path) -> None:
-    content = (folder / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(content[: len(content) // 2])
-    assert refusal(folder).where == str(folder / "tokenizer.json")
 
 
 def test_a_missing_tokenizer_says_how_to_make_one(folder: Path, tmp_path: Path) -> None:
@@ -361,14 +354,6 @@ def test_a_missing_tokenizer_says_how_to_make_one(folder: Path, tmp_path: Path) 
     assert "save_pretrained" in error.fix
     for missing in ("./none", str(tmp_path / "none"), "~/none", "none", "a/b/c"):
         assert "does not exist" in refusal(missing).problem
-
-
-def test_the_line_of_a_template_that_is_wrong(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.jinja"
-    other.write_text("fine\n{% for m in messages %}\n{{ m. }}{% endfor %}")
-    error = refusal(folder, chat_template=str(other))
-    assert error.where == str(other)
-    assert "its line 3" in error.problem
 
 
 def test_a_tokenizer_without_a_fast_backend() -> None:
