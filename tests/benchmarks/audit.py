@@ -243,18 +243,11 @@ def _library_alone(file: str, model: str) -> Took:
     """What the tokenizer library takes for the texts of the audit, in the audit's batches, ids as lists included."""
     from simpo_cli.data.load import PairReader
     from simpo_cli.data.tokenizer import TextTokenizer
+    from tests.benchmarks.sample import tokenizer_calls
 
-    batches: list[tuple[TextTokenizer, list[str], Any]] = []
-    encode = TextTokenizer.encode_batch
-
-    def noted(self: TextTokenizer, texts: Sequence[str], way: Any = "parsed") -> list[list[int]]:
-        batches.append((self, list(texts), way))
-        return encode(self, texts, way)
-
-    TextTokenizer.encode_batch = noted  # type: ignore[method-assign]
-    _audit("in tokens", PairReader(file, role="train", on_no_signal="keep"), "", model)
-    TextTokenizer.encode_batch = encode  # type: ignore[method-assign]
-    return timed(lambda: [encode(*batch) for batch in batches])
+    reader = PairReader(file, role="train", on_no_signal="keep")
+    calls = tokenizer_calls(lambda: _audit("in tokens", reader, "", model))
+    return timed(lambda: [TextTokenizer.encode_batch(*call) for call in calls])
 
 
 @contextlib.contextmanager

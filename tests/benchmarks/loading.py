@@ -1,15 +1,14 @@
 """Files to tokens: memory at two sizes of input, time of a cache miss and of a hit, speed against the tokenizer's own.
 
-    python -m tests.benchmarks.loading [--full] [--model FOLDER] [--megabytes SMALL LARGE] [--page FOLDER]
+    python -m tests.benchmarks.loading [--full] [--model FOLDER] [--megabytes SMALL LARGE]
 
 Writes made-up JSON lines of real words into a temporary folder, and prepares them in processes of their own with a
 cache of their own, as `simpo train` does before it loads a model; their tokenizer splits into words, so that it is the
 loader that is measured. `--full` goes to 2 GB. The speed against the library is that of the tokenizer that --model
-names. Prints what was seen on this machine, and asserts nothing; --page writes the same into benchmarks-loading.md.
+names. Prints what was seen on this machine, and asserts nothing.
 """
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -24,31 +23,14 @@ from simpo_cli.data.pair import Message, PreferencePair
 from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import prepare_data
 from simpo_cli.data.store import lengths_of
-from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
+from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.process import in_own_process, peak_resident_bytes, spread, timed
+from tests.benchmarks.sample import tokenizer_calls
 from tests.data.pair_files import load_pairs
 
 _MB = 10**6
 _WORDS = "builtin:guide"  # a tokenizer that takes next to no time
-_PAGE = """# Benchmarks: files to tokens
-
-Written by `{command} --page docs` on {date}, which anyone
-can repeat: made-up JSON lines as long as UltraFeedback's, prepared as `simpo train` does before it loads a model, once
-with the tokens made (miss) and once with the tokens from the cache (hit), then read for an epoch. Every number of the
-first table is of one process.
-
-```
-{sizes}
-```
-
-Pairs to tokens, one batch after the other, against the tokenizer library alone (medians with the range of n = 3 rounds,
-both sides in turn):
-
-```
-{speed}
-```
-"""
 _ROUNDS, _PAIRS = 3, 2048  # of the comparison with the library
 _BODIES = 400  # different bodies of records; the number in front makes each record another
 
@@ -59,7 +41,6 @@ def main() -> None:
     parser.add_argument("--model", default=_WORDS, help="whose tokenizer is compared with the library alone")
     parser.add_argument("--megabytes", type=int, nargs=2, default=None, help="the two sizes of input")
     parser.add_argument("--full", action="store_true", help="128 and 2,048 MB; about ten minutes on two idle cores")
-    parser.add_argument("--page", type=Path, metavar="FOLDER", help="write the page there, such as docs")
     parser.add_argument("--one", nargs=3, metavar=("WHAT", "FILE", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
@@ -70,18 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="simpo-loading-") as folder:
         measured = [_measured(Path(folder), size, _WORDS) for size in sizes]
         speed = in_own_process("loading", "speed", measured[0]["file"], options.model, SIMPO_CACHE=folder)
-    lines = [f"tokenizer of {_WORDS}, {os.cpu_count()} cores", *_size_lines(measured)]
-    speeds = [f"tokenizer of {options.model}", *_speed_lines(speed)]
-    print("\n".join([*lines, *speeds]))
-    if options.page is not None:
-        command = "python -m tests.benchmarks.loading" + (" --full" if options.full else "")
-        page = _PAGE.format(
-            command=f"{command} --model {options.model}",
-            date=datetime.date.today().isoformat(),
-            sizes="\n".join(lines),
-            speed="\n".join(speeds),
-        )
-        (options.page / "benchmarks-loading.md").write_text(page, encoding="utf-8")
+    print("\n".join([f"tokenizer of {_WORDS}, {os.cpu_count()} cores", *_size_lines(measured)]))
+    print("\n".join([f"tokenizer of {options.model}", *_speed_lines(speed)]))
 
 
 def _measured(folder: Path, megabytes: int, model: str) -> dict[str, Any]:
@@ -137,16 +108,6 @@ def _prepare(file: str, model: str) -> dict[str, Any]:
     }
 
 
-class _Listening(TextTokenizer):
-    """A tokenizer that remembers the texts it is given."""
-
-    calls: list[tuple[list[str], SpecialTokenMode]]
-
-    def encode_batch(self, texts: Any, way: SpecialTokenMode = "parsed") -> list[list[int]]:
-        self.calls.append((list(texts), way))
-        return super().encode_batch(texts, way)
-
-
 def _speed(file: str, model: str) -> dict[str, Any]:
     """Seconds of wall and of processor time for pairs to tokens: ours, and the library's own on two sets of texts.
 
@@ -156,14 +117,12 @@ def _speed(file: str, model: str) -> dict[str, Any]:
     pairs = load_pairs(file, role="train").pairs[:_PAIRS]
     tokenizer, data = load_tokenizer(model), DataRecipe(train=file)
     encode_pairs(pairs[:64], tokenizer, data)
-    tokenizer.__class__, tokenizer.calls = _Listening, []  # type: ignore[attr-defined]
-    encode_pairs(pairs, tokenizer, data)
-    tokenizer.__class__, same = TextTokenizer, tokenizer.calls  # type: ignore[attr-defined]
-    whole = [([text for pair in batch for text in _whole_texts(tokenizer, pair)],) for batch in pair_batches(pairs)]
+    same = tokenizer_calls(lambda: encode_pairs(pairs, tokenizer, data))
+    whole = [[text for pair in batch for text in _whole_texts(tokenizer, pair)] for batch in pair_batches(pairs)]
     works: dict[str, Callable[[], object]] = {
         "ours": lambda: encode_pairs(pairs, tokenizer, data),
-        "same": lambda: [tokenizer.encode_batch(*call) for call in same],
-        "whole": lambda: [tokenizer.encode_batch(*call) for call in whole],
+        "same": lambda: [TextTokenizer.encode_batch(*call) for call in same],
+        "whole": lambda: [tokenizer.encode_batch(texts) for texts in whole],
     }
     rounds = [{name: timed(work) for name, work in works.items()} for _ in range(_ROUNDS)]
     return {"pairs": len(pairs), **{name: [seen[name] for seen in rounds] for name in works}}

@@ -2,12 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from simpo_cli.data.encode import encode_pairs
-from simpo_cli.data.tokenizer import load_tokenizer
+from simpo_cli.data.tokenizer import SpecialTokenMode, TextTokenizer, load_tokenizer
 from simpo_cli.recipe.schema import DataRecipe
 from tests.benchmarks.work import WorkPair
 from tests.data.pair_files import load_pairs
@@ -68,6 +68,23 @@ def read_pairs(file: Path, model: str) -> list[WorkPair]:
         prompt, chosen, rejected = map(tokenizer.decode, ids)
         pairs.append(WorkPair(prompt=ids[0], chosen=ids[1], rejected=ids[2], texts=(prompt, chosen, rejected)))
     return pairs
+
+
+def tokenizer_calls(work: Callable[[], object]) -> list[tuple[TextTokenizer, list[str], SpecialTokenMode]]:
+    """The arguments of every call of `TextTokenizer.encode_batch` that some work makes."""
+    calls = []
+    encode = TextTokenizer.encode_batch
+
+    def noted(self: TextTokenizer, texts: Sequence[str], way: SpecialTokenMode = "parsed") -> list[list[int]]:
+        calls.append((self, list(texts), way))
+        return encode(self, texts, way)
+
+    TextTokenizer.encode_batch = noted  # type: ignore[method-assign]
+    try:
+        work()
+    finally:
+        TextTokenizer.encode_batch = encode  # type: ignore[method-assign]
+    return calls
 
 
 def by_hash(pairs: Sequence[WorkPair], seed: int) -> list[WorkPair]:

@@ -24,7 +24,9 @@ def typed(streams: pytest.CaptureFixture[str]) -> Simpo:
     """Runs a command line in this process."""
 
     def type_in(*words: str) -> Seen:
-        code = run(words)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["simpo", *words])
+            code = run(words)
         return Seen(code, *streams.readouterr())
 
     return type_in

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState
 
-from simpo_cli.cli.main import run
 from simpo_cli.data.file_bytes import ByteSource
 from tests.cli.bad_runs import RUNS, make_place
-from tests.cli.seen import Seen, Simpo
+from tests.cli.seen import Seen, Simpo, typed
 from tests.data.bad_files import FILES
 from tests.data.bad_records import RECORDS
 from tests.data.pair_files import GOOD, write_pairs
@@ -33,18 +31,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def simpo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simpo:
     """Run a command line in a folder with models; a traceback or an exit code of a crash fails the test."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
     for thing in made.iterdir():
         Path(thing.name).symlink_to(thing)
 
     def type_in(*args: str) -> Seen:
-        code = run(args)
-        seen = Seen(code, *capsys.readouterr())
-        assert code in (0, 2), seen.err
+        seen = typed(capsys)(*args)
+        assert seen.code in (0, 2), seen.err
         assert "Traceback" not in seen.err
-        assert code == 0 or seen.out == ""
+        assert seen.code == 0 or seen.out == ""
         return seen
 
     return type_in

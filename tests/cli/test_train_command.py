@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from simpo_cli.cli.main import run
 from simpo_cli.evaluate import answers
-from tests.cli.seen import Seen, Simpo, write_run_recipe
+from tests.cli.seen import Simpo, typed, write_run_recipe
 from tests.data.pair_files import write_pairs
 from tests.tiny import save_tiny_model
 
@@ -33,12 +32,7 @@ def simpo(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(answers, "_MAX_NEW_TOKENS", 3)  # a random model never stops
-
-    def type_in(*words: str) -> Seen:
-        monkeypatch.setattr("sys.argv", ["simpo", *words])
-        return Seen(run(words), *capfd.readouterr())
-
-    return type_in
+    return typed(capfd)
 
 
 def _in_a_process(place: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

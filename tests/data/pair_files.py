@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from simpo_cli.data.file_bytes import FileReceipt
@@ -54,8 +52,11 @@ def _written(record: Any) -> bytes:
     return (record if isinstance(record, str) else json.dumps(record)).encode()
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: Any, path: Path) -> None:
     """Write a table as Parquet or as Arrow; as a stream of Arrow where the name says so."""
+    import pyarrow as pa  # not above: the benchmark of loading uses the rest, and measures memory
+    import pyarrow.parquet as pq
+
     if path.suffix == ".parquet":
         pq.write_table(table, path)
         return
