@@ -1,9 +1,9 @@
 """The library's door, with the snippet that users of the method already have."""
 
+import copy
 import json
 import math
 import re
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer
+from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer, library, stages
 from simpo_cli.errors import UserError
 from simpo_cli.model import device
+from tests.data.pair_files import write_pairs
 from tests.model.reference import simpo_loss
 
 ROWS = [
@@ -23,11 +24,8 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def prefs(tmp_path: Path) -> Path:
-    path = tmp_path / "prefs.json"
-    path.write_text(json.dumps(ROWS), encoding="utf-8")
-    return path
+PAIRS = library._pairs_of(ROWS)
+LIMITS = {"max_length": 64, "max_prompt_length": 48}
 
 
 @pytest.fixture
@@ -35,8 +33,9 @@ def model(tiny_folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
 
 
-def test_the_dataset(prefs: Path) -> None:
-    dataset = PreferenceDataset(str(prefs))
+def test_the_dataset(tmp_path: Path) -> None:
+    (tmp_path / "prefs.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    dataset = PreferenceDataset(str(tmp_path / "prefs.json"))
     assert len(dataset) == 3
     assert dataset[0]["prompt"] == ROWS[0]["prompt"]
     assert dataset[2] == ROWS[2]
@@ -57,10 +56,9 @@ def test_compute_loss_takes_sums_and_lengths(model: Any) -> None:
 @pytest.mark.parametrize("form", ["records", "columns"])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_train_step_is_one_step_of_adam_on_the_papers_loss(model: Any, form: str, batch_size: int) -> None:
-    limits = {"max_length": 64, "max_prompt_length": 48}
-    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, batch_size=batch_size, precision="fp32", **limits)
+    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, batch_size=batch_size, precision="fp32", **LIMITS)
     trainer = SimPOTrainer(model, config)
-    expected = simpo_loss(model, trainer._encode(_pairs()), 2.0, 1.0).item()
+    expected = simpo_loss(model, trainer._encode(PAIRS), 2.0, 1.0).item()
     batch: Any = ROWS if form == "records" else {key: [row[key] for row in ROWS] for key in ROWS[0]}
     first = trainer.train_step(batch)
     assert first == pytest.approx(expected, rel=1e-5)
@@ -68,37 +66,35 @@ def test_train_step_is_one_step_of_adam_on_the_papers_loss(model: Any, form: str
     assert trainer.model is model
 
 
-def _pairs() -> Any:
-    from simpo_cli.library import _pairs_of
-
-    return _pairs_of(ROWS)
-
-
 def test_a_tokenizer_of_transformers_gives_the_same_tokens(model: Any, tiny_folder: Path) -> None:
-    by_folder = SimPOTrainer(model, SimPOConfig())._encode(_pairs())
-    by_object = SimPOTrainer(model, SimPOConfig(), AutoTokenizer.from_pretrained(tiny_folder))._encode(_pairs())
+    by_folder = SimPOTrainer(model, SimPOConfig())._encode(PAIRS)
+    by_object = SimPOTrainer(model, SimPOConfig(), AutoTokenizer.from_pretrained(tiny_folder))._encode(PAIRS)
     for a, b in zip(by_folder, by_object, strict=True):
-        assert a.prompt.tolist() == b.prompt.tolist()
-        assert a.chosen.tolist() == b.chosen.tolist()
-        assert a.rejected.tolist() == b.rejected.tolist()
+        assert all(getattr(a, part).tolist() == getattr(b, part).tolist() for part in ROWS[0])
 
 
 @pytest.mark.parametrize(
     "batch", [[], [{"prompt": "a", "chosen": "b"}], [{"prompt": "a", "chosen": "b", "rejected": "b"}]]
 )
 def test_a_batch_that_cannot_teach_is_refused(model: Any, batch: Any) -> None:
-    trainer = SimPOTrainer(model, SimPOConfig())
     with pytest.raises(UserError):
-        trainer.train_step(batch)
+        SimPOTrainer(model, SimPOConfig()).train_step(batch)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("beta", 0.0), ("gamma", -1.0), ("lr", 0.0), ("batch_size", 0), ("precision", "fp16"), ("loss_type", "ipo")],
+    ("wrong", "said"),
+    [
+        ({"beta": 0.0}, "beta"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"lr": 0.0}, "^lr is 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"precision": "fp16"}, "precision"),
+        ({"loss_type": "ipo"}, "^loss_type is"),
+    ],
 )
-def test_values_out_of_range_are_refused_by_the_names_that_were_given(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} is"):
-        SimPOConfig(**{name: value})
+def test_values_out_of_range_are_refused_by_the_names_that_were_given(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SimPOConfig(**wrong)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "auto"])
@@ -168,16 +164,16 @@ def test_the_snippet_of_the_method_with_any_module() -> None:
 
 def test_the_four_tensors_of_a_language_model(model: Any) -> None:
     """The tensor batch takes the same step as the batch of texts."""
-    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, precision="fp32", max_length=64, max_prompt_length=48)
-    by_texts, by_tensors = (SimPOTrainer(one, config) for one in (model, deepcopy(model)))
+    config = SimPOConfig(beta=2.0, gamma=1.0, lr=1e-3, precision="fp32", **LIMITS)
+    by_texts, by_tensors = (SimPOTrainer(copy.deepcopy(model), config) for _ in range(2))
     sides: dict[str, list[torch.Tensor]] = {"chosen": [], "rejected": []}
-    for pair in by_tensors._encode(_pairs()):
+    for pair in by_tensors._encode(PAIRS):
         for side, summed in sides.items():
             response = torch.from_numpy(getattr(pair, side)).long()
             ids = torch.cat([torch.from_numpy(pair.prompt).long(), response])
             logps = by_tensors.model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
             summed.append(logps[-len(response) :].gather(1, response[:, None]).sum())
-    lengths = [torch.tensor([len(getattr(pair, side)) for pair in by_tensors._encode(_pairs())]) for side in sides]
+    lengths = [torch.tensor([len(getattr(pair, side)) for pair in by_tensors._encode(PAIRS)]) for side in sides]
     loss = by_tensors.train_step((torch.stack(sides["chosen"]), torch.stack(sides["rejected"]), *lengths))
     assert loss == pytest.approx(by_texts.train_step(ROWS), rel=1e-5)
     for ours, theirs in zip(by_tensors.model.parameters(), by_texts.model.parameters(), strict=True):
@@ -207,12 +203,10 @@ def test_batches_that_a_module_cannot_learn_from(batch: Any, kind: type[Exceptio
     "row", [{"prompt": 1, "chosen": "b", "rejected": "c"}, {"prompt": "p", "chosen": 7, "rejected": "c"}]
 )
 def test_errors_speak_to_somebody_who_writes_python(model: Any, tmp_path: Path, row: dict[str, Any]) -> None:
-    trainer = SimPOTrainer(model, SimPOConfig())
     with pytest.raises(UserError) as of_batch:
-        trainer.train_step([ROWS[0], row])
-    (tmp_path / "prefs.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(row), encoding="utf-8")
+        SimPOTrainer(model, SimPOConfig()).train_step([ROWS[0], row])
     with pytest.raises(UserError) as of_file:
-        PreferenceDataset(tmp_path / "prefs.jsonl")
+        PreferenceDataset(write_pairs(tmp_path, "prefs.jsonl", [ROWS[0], row]))
     for error in (of_batch.value, of_file.value):
         assert "Mend the record, or leave it out." in error.fix
         assert not re.search(r"recipe|data\.|loss\.|train\.", str(error).replace("prefs.jsonl", ""))
@@ -221,8 +215,6 @@ def test_errors_speak_to_somebody_who_writes_python(model: Any, tmp_path: Path, 
 def test_a_long_self_check_says_so(
     model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from simpo_cli import library, stages
-
     class Beating(stages.Pulse):
         def start(self) -> None:
             self._heard_at -= 100
@@ -230,5 +222,5 @@ def test_a_long_self_check_says_so(
                 self.beat()
 
     monkeypatch.setattr(library, "Pulse", Beating)
-    SimPOTrainer(model, SimPOConfig(max_length=64, max_prompt_length=48)).train_step(ROWS)
+    SimPOTrainer(model, SimPOConfig(**LIMITS)).train_step(ROWS)
     assert capsys.readouterr().err.endswith("simpo: self-check, 0:00 so far\n")

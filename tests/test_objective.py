@@ -5,6 +5,7 @@ import math
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from simpo_cli.objective import Objective, segment_means
 from simpo_cli.recipe.schema import LossRecipe
+from tests.data.pair_files import write_pairs
 from tests.tiny import save_tiny_model
 
 
@@ -60,7 +62,10 @@ def test_gradient_of_the_sigmoid_loss_and_its_weight() -> None:
     chosen = torch.tensor([-1.0, -3.0], dtype=torch.float64, requires_grad=True)
     rejected = torch.tensor([-2.0, -1.0], dtype=torch.float64, requires_grad=True)
     objective = Objective(LossRecipe(beta=2.5, gamma=0.75))
-    objective.terms(chosen, rejected).losses.sum().backward()
+    terms = objective.terms(chosen, rejected)
+    assert not terms.rewards_chosen.requires_grad
+    assert not terms.rewards_rejected.requires_grad
+    terms.losses.sum().backward()
     expected = [-2.5 / (1 + math.exp(2.5 * (c - r) - 0.75)) for c, r in ((-1.0, -2.0), (-3.0, -1.0))]
     assert chosen.grad is not None
     assert rejected.grad is not None
@@ -84,13 +89,6 @@ def test_extreme_margins_stay_finite() -> None:
     assert terms.losses[1].item() == pytest.approx(20005.0)
 
 
-def test_rewards_carry_no_gradient() -> None:
-    chosen = torch.tensor([-1.0], requires_grad=True)
-    terms = Objective(LossRecipe(sft_weight=1.0)).terms(chosen, torch.tensor([-2.0]))
-    assert not terms.rewards_chosen.requires_grad
-    assert terms.losses.requires_grad
-
-
 def test_the_formula_names_the_terms_that_are_on() -> None:
     losses = (LossRecipe(), LossRecipe(type="hinge", sft_weight=0.5), LossRecipe(label_smoothing=0.1))
     assert [Objective(loss).formula for loss in losses] == [
@@ -101,12 +99,11 @@ def test_the_formula_names_the_terms_that_are_on() -> None:
 
 
 def test_segment_means_divides_each_response_by_its_own_length() -> None:
-    random.seed(3)
-    lengths = [1, 7, 2, 30]
-    values = [[random.uniform(-5, 0) for _ in range(n)] for n in lengths]
-    flat = torch.tensor([v for row in values for v in row], dtype=torch.float64)
+    draw, lengths = random.Random(3), [1, 7, 2, 30]
+    values = [[draw.uniform(-5, 0) for _ in range(n)] for n in lengths]
+    flat = torch.tensor([value for row in values for value in row], dtype=torch.float64)
     means = segment_means(flat, torch.tensor(lengths))
-    assert means.tolist() == pytest.approx([sum(row) / len(row) for row in values])
+    assert means.tolist() == pytest.approx(list(map(statistics.fmean, values)))
 
 
 def test_margins_and_formulas_need_no_torch() -> None:
@@ -142,14 +139,8 @@ def test_a_new_loss_is_a_function_a_name_and_a_case(tmp_path: Path) -> None:
         assert place in source
         (package / file).write_text(source.replace(place, place + more, 1), encoding="utf-8")
     save_tiny_model(tmp_path / "tiny")
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(
-        "".join(
-            json.dumps({"prompt": f"Question {i}?", "chosen": "yes please " * (i % 3 + 1), "rejected": "no"}) + "\n"
-            for i in range(16)
-        ),
-        encoding="utf-8",
-    )
+    rows = [{"prompt": f"Question {i}?", "chosen": "yes please " * (i % 3 + 1), "rejected": "no"} for i in range(16)]
+    pairs = write_pairs(tmp_path, "pairs.jsonl", rows)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"name: squared\noutput_dir: {tmp_path}/run\nmodel: {{path: {tmp_path}/tiny}}\n"
@@ -162,15 +153,11 @@ def test_a_new_loss_is_a_function_a_name_and_a_case(tmp_path: Path) -> None:
         ["train", str(recipe)],
         ["eval", str(recipe), "--json", "--pairs", "scored.jsonl"],
         ["inspect", str(recipe), "--json", "-n", "16"],
-        ["stats", str(pairs), "--json", "--recipe", str(recipe), "--model", str(tmp_path / "tiny")],
+        ["stats", pairs, "--json", "--recipe", str(recipe), "--model", str(tmp_path / "tiny")],
         ["report", "run"],
     ]
-    subprocess.run(
-        [sys.executable, "-c", _COMMANDS, json.dumps(commands)],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        check=True,
-    )
+    program, environment = [sys.executable, "-c", _COMMANDS], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([*program, json.dumps(commands)], env=environment, cwd=tmp_path, check=True)
     scored, inspected, stats = (
         json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")) for name in ("eval", "inspect", "stats")
     )
