@@ -11,8 +11,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
-from tests.start_models.conftest import change_json
-from tests.tiny import save_tiny_model
+from tests.tiny import change_json, save_tiny_model
 
 
 @pytest.fixture(scope="module")

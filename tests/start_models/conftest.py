@@ -1,6 +1,5 @@
 """The working folder and the command line of the tests of security, and adapters made by plain peft."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.security.conftest import place, simpo, tiny_folder
+from tests.security.conftest import place, simpo
 from tests.tiny import save_tiny_model
 
-__all__ = ["place", "simpo", "tiny_folder"]
+__all__ = ["place", "simpo"]
 
 MakeAdapter = Callable[..., Path]
 
@@ -44,8 +43,3 @@ def make_adapter(tmp_path: Path, tiny_folder: Path) -> MakeAdapter:
         return tmp_path / name
 
     return make
-
-
-def change_json(file: Path, **values: Any) -> None:
-    """Put other values into a JSON file."""
-    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")

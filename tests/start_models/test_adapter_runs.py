@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.publish import export
 from tests.cli.seen import Simpo
-from tests.start_models.conftest import MakeAdapter, change_json
+from tests.start_models.conftest import MakeAdapter
+from tests.tiny import change_json
 
 WAYS = {
     "continued": ("model.lora={}",),

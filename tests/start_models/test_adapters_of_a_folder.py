@@ -16,8 +16,8 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import choose_adapter, count_parameters, find_model, load_model, load_start
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
-from tests.start_models.conftest import MakeAdapter, change_json
-from tests.tiny import CHATML
+from tests.start_models.conftest import MakeAdapter
+from tests.tiny import CHATML, change_json
 
 IDS = torch.arange(24)[None]
 

@@ -20,8 +20,8 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import count_parameters, find_model, load_model
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.cli.seen import Simpo
-from tests.start_models.conftest import MakeAdapter, change_json
-from tests.tiny import save_tiny_model
+from tests.start_models.conftest import MakeAdapter
+from tests.tiny import change_json, save_tiny_model
 
 QUANTISED: dict[str, Any] = {
     "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
