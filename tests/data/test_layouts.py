@@ -1,6 +1,5 @@
 """The known layouts: each is read as it means, wherever the better answer stands; no direction is guessed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ from simpo_cli.data.pair import Message, prompt_messages
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataSource
 from tests.data.layouts import BAD, GOOD, READ, REFUSED, Case, Q, Record, Refusal, talk
-from tests.data.pair_files import LoadedPairs, load_pairs
+from tests.data.pair_files import LoadedPairs, load_pairs, write_pairs
 from tests.data.test_direction import AB, ONE, REVERSED, RIGHT, ZERO, beside, judged, orders, refusal
 
 
-def load(records: list[Record], folder: Path) -> LoadedPairs:
-    file = folder / "prefs.json"
-    file.write_text(json.dumps(records), encoding="utf-8")
-    return load_pairs(str(file), role="train")
+def load(records: list[Record], folder: Path, **source: Any) -> LoadedPairs:
+    return load_pairs([DataSource(path=write_pairs(folder, "prefs.json", records), **source)], role="train")
 
 
 def readings(loaded: LoadedPairs) -> list[tuple[Any, ...]]:
@@ -80,9 +77,7 @@ def test_a_tree_gives_a_pair_for_each_message_with_ranked_replies(tmp_path: Path
 def test_max_pairs_ends_inside_a_tree(tmp_path: Path) -> None:
     root = tree((BAD, 2), (GOOD, 0))
     root["replies"][1]["replies"] = [tree(("No.", 1), ("Yes.", 0))]
-    file = tmp_path / "trees.json"
-    file.write_text(json.dumps([{"prompt": root}]), encoding="utf-8")
-    assert len(load_pairs([DataSource(path=str(file), max_pairs=1)], role="train").pairs) == 1
+    assert len(load([{"prompt": root}], tmp_path, max_pairs=1).pairs) == 1
 
 
 def studio(selected: str, to_name: str, *, cancelled: bool = False) -> Record:
@@ -115,14 +110,12 @@ def test_a_cancelled_annotation_is_no_vote(tmp_path: Path) -> None:
 
 
 def test_a_mapping_of_the_fields_as_the_file_has_them_is_followed(tmp_path: Path) -> None:
-    file = tmp_path / "votes.json"
-    file.write_text(json.dumps([studio("right", ""), studio("left", "")]), encoding="utf-8")
-    columns: dict[str, Any] = {
+    columns = {
         "prompt": "data.prompt",
         "answers": ["data.answer1", "data.answer2"],
         "label": "annotations.0.result.0.value.selected",
     }
-    loaded = load_pairs([DataSource(path=str(file), columns=columns)], role="train")
+    loaded = load([studio("right", ""), studio("left", "")], tmp_path, columns=columns)
     assert [pair.chosen for pair in loaded.pairs] == [BAD, GOOD]
 
 

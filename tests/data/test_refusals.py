@@ -325,12 +325,58 @@ def test_mappings_that_contradict_themselves(columns: Record, said: Record, prob
     assert problem in refusal([record], columns=columns, **said).problem
 
 
+@pytest.mark.parametrize(
+    ("columns", "problem", "fix"),
+    [
+        ({"prompt": "inputs"}, "prompt is 'inputs', and no record has that field", "Did you mean input?"),
+        ({"prompt": "input", "chosen": AB[0]}, "columns does not say what rejected is", "Add rejected: FIELD"),
+    ],
+)
+def test_a_wrong_mapping(columns: Record, problem: str, fix: str) -> None:
+    error = refusal([{"input": "p", **dict.fromkeys(AB, "x")}], columns=columns)
+    assert problem in error.problem
+    assert fix in error.fix
+
+
 def test_a_field_plays_one_part() -> None:
     with pytest.raises(ValueError, match=r"columns\.answers is 'x', which is columns\.prompt as well"):
         DataSource(path="x.jsonl", columns={"prompt": "x", "answers": ["x", "y"], "label": "z"})
 
 
-# Sides that are missing, or named in part
+# No pairs, or fields that may be read in two ways
+
+
+@pytest.mark.parametrize(
+    ("record", "problem", "fix"),
+    [
+        ({"messages": [{"role": "user", "content": "u"}], "label": True}, "unpaired feedback (KTO)", "Join a good and"),
+        ({"messages": [{"role": "user", "content": "u"}]}, "one response a record", "a chosen and a rejected"),
+        ({"instruction": "i", "output": "o"}, "one response a record", "a chosen and a rejected"),
+        (
+            {"input": "p", "output_1": "a", "output_2": "b", "label": 1},
+            "told by 'label', whose meaning is not certain",
+            "columns: {prompt: input, answers: [output_1, output_2], label: label}, labels: {first: [1]}}]",
+        ),
+        ({"data": [{"prompt": "p"}]}, "holds its records under 'data'", "jq"),
+        ({"a": 1, "b": 2}, "no fields chosen and rejected; its fields are a, b", "columns:"),
+        ({}, "its fields are none", "columns:"),
+        (
+            {"question": "q", "query": "q", "chosen": "c", "rejected": "r"},
+            "several fields that may be the prompt: question, query",
+            "columns: {prompt: question",
+        ),
+        (
+            beside(("chosen", "rejected"), chosen_response="c", rejected_response="r"),
+            "both chosen / rejected and chosen_response / rejected_response",
+            "columns: {prompt: prompt, chosen: chosen, rejected: rejected}",
+        ),
+    ],
+)
+def test_what_is_refused_says_why_and_what_to_do(record: Record, problem: str, fix: str) -> None:
+    error = refusal([record])
+    assert problem in error.problem
+    assert fix in error.fix
+    assert error.where == "prefs.jsonl"
 
 
 @pytest.mark.parametrize(

@@ -110,23 +110,11 @@ def test_an_end_token_that_is_spelled_out(token: str) -> None:
     assert notes(f"At Lisbon.{token} And more.") == ["EOS002"]
 
 
-def test_struck_out_text_is_no_end_token() -> None:
-    assert notes("At <s>Porto</s> Lisbon.") == []
-
-
 @pytest.mark.parametrize("marker", [*TURN_MARKERS, "### Instruction:", "### Response :", "### Human:"])
 def test_markers_of_templates(marker: str) -> None:
     assert "TPL004" in notes(f"One.\n{marker}\nTwo.")
     assert "TPL004" in notes(*GOOD, prompt=f"{marker}\n{ASKED}")
     assert "TPL004" in notes(*GOOD, prompt=[("system", f"{marker} be brief"), ("user", ASKED)])
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["## Response", "A ### Response: in the middle", "### Responses", "a <b> [INSTALL] x[|y| > 1]", "1 <| 2 |> 3"],
-)
-def test_no_markers(text: str) -> None:
-    assert notes(f"One.\n{text}") == []
 
 
 # Messages and missing values as text
@@ -157,9 +145,15 @@ def test_missing_values_as_text(word: str) -> None:
     assert notes(*GOOD, prompt=[("system", word), ("user", ASKED)]) == ["EMP004"]
 
 
-@pytest.mark.parametrize("word", ["none", "None of them.", "Nan", "No", ""])
-def test_words_that_people_write(word: str) -> None:
-    assert notes(word) == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("At <s>Porto</s> Lisbon.", "One.\n## Response", "A ### Response: in the middle", "One.\n### Responses"),
+        *("a <b> [INSTALL] x[|y| > 1]", "1 <| 2 |> 3", "none", "None of them.", "Nan", "No", ""),
+    ],
+)
+def test_texts_that_only_look_like_it(text: str) -> None:
+    assert notes(text) == []
 
 
 # With a tokenizer, and on the first screen of a run
