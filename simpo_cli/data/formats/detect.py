@@ -139,16 +139,14 @@ def _layout(records: Records, stated: Stated, name: str) -> Layout:
             refusals.require_better(records, name)
             if (near := _incomplete(records)) is not None:
                 return near
-        raise refusals.no_pairs(records, name)
+        raise refusals.no_pairs(records[0], name)
     refusals.require_no_response(answers.fields, stated, name)
     holders = [r for r in records if all(get(r, field) is not MISSING for field in answers.fields)] or records
     prompt, below = _find_prompt(holders, answers, stated, name)
     order = direction_of(Sample(holders, name, stated, answers, prompt))
     side = _first_side(holders[0], answers)
     layout = Layout(
-        chosen=answers.fields[0],
-        rejected=answers.fields[:2][-1],
-        answers=answers.fields if len(answers.fields) != 2 else (),
+        responses=answers.fields,
         text=answers.text,
         prompt=prompt,
         prompt_more=below,
@@ -291,7 +289,7 @@ def _incomplete(records: Records) -> Layout | None:
                 implicit = isinstance(side, list) or (isinstance(side, str) and is_transcript(side))
                 alone = chosen.endswith(("messages", "output")) or (implicit and "prompt" not in record)
                 prompt = None if alone else names.prompt_in(record).get("prompt", "prompt")
-                return Layout(chosen=chosen, rejected=rejected, prompt=prompt, conversational=implicit)
+                return Layout(responses=(chosen, rejected), prompt=prompt, conversational=implicit)
     return None
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from simpo_cli.data.formats import names, refusals
 from simpo_cli.data.formats.layout import Labels, Layout, derived
@@ -68,7 +68,7 @@ def direction_of(sample: Sample) -> Parts:
     answers, stated = sample.answers, sample.stated
     checks = tuple(stated.field(part) or part for part in ("score_chosen", "score_rejected"))
     checks = checks if {"score_chosen", "score_rejected"} & stated.columns.keys() else ()
-    part = "rank" if "rank" in stated.columns else "scores"
+    part: Literal["rank", "scores"] = "rank" if "rank" in stated.columns else "scores"
     if stated.direction is not None:
         return _by_place(sample) | {"scores": checks}
     if "label" in stated.columns or stated.labels:
@@ -125,7 +125,7 @@ def _by_label(sample: Sample) -> Parts:
         if named and named[0].named_by:
             return _label_parts(named[0], answers)
         two = () if answers.is_list else answers.fields
-        labels, unclear = derived(fields[0], scalars_of(counts), two, answers.two_ends, stated=True)
+        labels, unclear = derived(fields[0], scalars_of(counts), two, answers.ends, stated=True)
         if named and named[0].kind == "text":
             raise refusals.no_direction(sample, named)
         if names.is_about_loser(fields[0]):  # what it names may be the worse one
@@ -167,7 +167,7 @@ def _label_of_meanings(orders: Sequence[Order], name: str) -> tuple[str, ...]:
     raise UserError(problem, fix, where=name)
 
 
-def _by_scores(sample: Sample, part: str) -> Parts:
+def _by_scores(sample: Sample, part: Literal["rank", "scores"]) -> Parts:
     answers, fields = sample.answers, sample.stated.fields(part)
     if not answers.is_list and len(fields) != len(answers.fields):
         problem = f"columns gives {len(fields)} fields of {part} and {len(answers.fields)} responses."
@@ -177,8 +177,7 @@ def _by_scores(sample: Sample, part: str) -> Parts:
     best = sample.stated.field("best")
     kinds = {names.kind_of_score(words_of(field)) for field in fields}
     if best is None and (part == "rank" or kinds & {"unclear", "rank"}):
-        kind = "rank" if part == "rank" else "scores"
-        raise refusals.no_direction(sample, [Order(kind, fields, certain=False)])  # type: ignore[arg-type]
+        raise refusals.no_direction(sample, [Order(part, fields, certain=False)])
     return {"order": "scores", "scores": fields, "lowest": best == "lowest"}
 
 
@@ -219,15 +218,10 @@ def _could_differ(sample: Sample, certain: Order, other: Order) -> bool:
 
 def _differ(sample: Sample, one: Order, other: Order) -> bool:
     """Whether two orders prefer different responses in some record."""
-    layouts = [_layout_of(order, sample.answers) for order in (one, other)]
+    answers = sample.answers
+    layouts = [Layout(responses=answers.fields, prompt=None, **_parts_of(order, answers)) for order in (one, other)]
     places = ([_place(record, layout) for layout in layouts] for record in sample.records)
     return any(None not in both and both[0] != both[1] for both in places)
-
-
-def _layout_of(order: Order, answers: Answers) -> Layout:
-    several = answers.fields if len(answers.fields) != 2 else ()
-    first, last = answers.fields[0], answers.fields[-1]
-    return Layout(chosen=first, rejected=last, prompt=None, answers=several, **_parts_of(order, answers))
 
 
 def _place(record: Any, layout: Layout) -> tuple[int, int] | None:
@@ -250,8 +244,6 @@ def _refers(sample: Sample, *, only_names: bool) -> tuple[tuple[str, str], ...]:
     Letters beside options A to D or a list of choices are answers themselves, as in files of multiple choice.
     """
     sides = sample.answers.fields
-    if len(sides) != 2:
-        return ()
     rows = [[get(record, field) for field in sides] for record in sample.records]
     if any(isinstance(value, bool) or not isinstance(value, str | int) for row in rows for value in row):
         return ()
@@ -301,7 +293,7 @@ def _by_letters(sample: Sample, values: Sequence[Any]) -> tuple[tuple[str, str],
 def responses_of(record: Record, layout: Layout) -> list[Any]:
     """All responses of a record, in the order of their fields or of their list."""
     if layout.refers:
-        return [_referred(record, layout, field) for field in (layout.chosen, layout.rejected)]
+        return [_referred(record, layout, field) for field in layout.responses]
     if not layout.is_list:
         return [required(record, field) for field in layout.responses]
     field = layout.chosen
@@ -426,9 +418,11 @@ def _score(value: Any, field: str, notes: Notes) -> float | None:
         notes[RecordNote.SCORES_AS_TEXT] += 1
     elif isinstance(value, bool) or not isinstance(value, numbers.Number):
         raise RecordError(f"{field}: expected a number, got {kind_of(value)}", SKIP)
-    if not isinstance(number, int) and math.isinf(number):
+    if isinstance(number, int):  # of any size
+        return number
+    if math.isinf(number):
         raise RecordError(f"{field}: {number} is no score", SKIP)
-    return None if not isinstance(number, int) and math.isnan(number) else number
+    return None if math.isnan(number) else number
 
 
 def reason_of(record: Record, layout: Layout) -> str:

@@ -3,7 +3,6 @@
 Also what the values of a label mean, and which fields play no part, so that none vanishes without a word.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def label_words(value: Any) -> Side | None:
 
 
 def derived(
-    label: str, values: Iterable[Any], fields: Sequence[str], ends: tuple[str, str] | None, *, stated: bool
+    label: str, values: Iterable[Any], fields: Sequence[str], ends: tuple[str, ...], *, stated: bool
 ) -> tuple[Labels, list[Any]]:
     """What the values of a label mean by the names of the label and of the two responses.
 
@@ -115,7 +114,7 @@ def derived(
         label: the label's field.
         values: all values that it has in the sample, null left out.
         fields: the fields of the two responses; empty where they are entries of a list.
-        ends: what tells the names of the two apart, such as ("a", "b") or ("1", "2").
+        ends: what tells the names of the two apart, such as ("a", "b") or ("1", "2"); empty where nothing usual does.
         stated: the person has named the label: then one value is enough, and 1 and 2 follow the order of the fields.
 
     Returns:
@@ -123,7 +122,7 @@ def derived(
         all values are of the second kind.
     """
     distinct = [value for _, value in dict.fromkeys((type(value), value) for value in values)]
-    counted = are_in_order(ends or ())  # else it is not certain what left, first and 0 mean
+    counted = are_in_order(ends)  # else it is not certain what left, first and 0 mean
     numbered = _by_number(label, distinct, ends, stated) if counted else {}
     meanings: list[tuple[Any, Side]] = []
     unclear: list[Any] = []
@@ -140,26 +139,25 @@ def derived(
     seen = {as_text(value) for value in distinct}
     usual: list[tuple[Any, Side]] = [(int(text), side) for text, side in numbered.items()]
     if not numbered:  # values that mean the same in a file whose sample lacks them
-        words = [fields, [end for end in ends or () if not end.isdigit()]]
+        words = [fields, [end for end in ends if not end.isdigit()]]
         words += [*_FIRST_AND_SECOND, ("model_a", "model_b")] if counted else []
         usual = [(word, side) for pair in words for word, side in zip(pair, SIDES, strict=False)]
     usual += [(word, "tie") for word in ("tie", "draw", "equal", "both", "neither")]
     return Labels((*meanings, *((value, side) for value, side in usual if as_text(value) not in seen))), unclear
 
 
-def _by_name(value: Any, fields: Sequence[str], ends: tuple[str, str] | None) -> Side | None:
+def _by_name(value: Any, fields: Sequence[str], ends: tuple[str, ...]) -> Side | None:
     """The response that a text names: by its field, its letter, or its letter or number behind a word for responses."""
     if not isinstance(value, str):
         return None
     named = [side for field, side in zip(fields, SIDES, strict=False) if as_text(value) == as_text(field)]
-    end = end_named(value, ends or ())
+    end = end_named(value, ends)
     if named or end is None or (end.isdigit() and words_of(value) == (end,)):
         return next(iter(named), None)
-    assert ends is not None
     return SIDES[ends.index(end)]
 
 
-def _by_number(label: str, values: Sequence[Any], ends: tuple[str, str] | None, stated: bool) -> dict[str, Side]:
+def _by_number(label: str, values: Sequence[Any], ends: tuple[str, ...], stated: bool) -> dict[str, Side]:
     """What the numbers among the values mean, as text; empty where that is unclear or there are none."""
     found = {as_text(value) for value in values if as_number(value) is not None}
     if not found or not all(isinstance(value, str | int | float) for value in values):
@@ -221,10 +219,10 @@ class Layout:
     """Which field plays which part in a file. A name with dots reaches into objects and lists.
 
     Attributes:
-        chosen, rejected: the fields of the two responses; unless `order` is `names` they are the first and the second.
+        responses: the fields of the responses, the preferred one in front if `order` is `names`; one field where it
+            holds a list of them.
         prompt: the prompt's field, or None where it is the beginning that the two sides share.
         order: what says which response is preferred: the fields' names (or the person), a label, or scores.
-        answers: the fields of all responses where they are more than two; one field where it holds a list of them.
         several: more than two responses stand in some record: then the best one and the worst one make its pair.
         text: where the text stands in each object of a list of responses; empty where it is the entry itself.
         refers: pairs (value, field) where chosen and rejected hold names of other fields.
@@ -245,11 +243,9 @@ class Layout:
         conversational: the records have turns; otherwise plain text. This is for people to read and decides nothing.
     """
 
-    chosen: str
-    rejected: str
+    responses: tuple[str, ...]
     prompt: str | None
     order: Literal["names", "label", "scores"] = "names"
-    answers: tuple[str, ...] = ()
     several: bool = False
     text: str = ""
     refers: tuple[tuple[str, str], ...] = ()
@@ -267,7 +263,7 @@ class Layout:
     said: str = ""
     remarks: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
-    conversational: bool = dataclasses.field(default=False, compare=False)
+    conversational: bool = False
 
     def rewritten(self, record: Record) -> Records:
         """The records that the layout is about: the record itself, or what the layout makes of it.
@@ -280,12 +276,17 @@ class Layout:
     @property
     def is_list(self) -> bool:
         """Whether the responses are the entries of one list."""
-        return len(self.answers) == 1
+        return len(self.responses) == 1
 
     @property
-    def responses(self) -> tuple[str, ...]:
-        """The fields that hold the responses."""
-        return self.answers or (self.chosen, self.rejected)
+    def chosen(self) -> str:
+        """The field of the first response, or of the list of them."""
+        return self.responses[0]
+
+    @property
+    def rejected(self) -> str:
+        """The field of the second response, or of the list of them."""
+        return self.responses[:2][-1]
 
     def described(self) -> str:
         """The decision in words, such as `conversational, implicit prompt`."""
@@ -362,7 +363,7 @@ class UnusedFields:
         if layout.text:
             used.add(f"{layout.chosen}.{layout.text}")
         else:
-            used |= {*layout.responses, layout.chosen, layout.rejected}
+            used.update(layout.responses)
         used |= {field for _, field in layout.refers} | {*layout.named_by, "chat_template_kwargs"}
         # without a prompt of its own it must be in the turns of the two sides
         used |= {"prompt"} if layout.prompt is None else {layout.history, *_WHOLE}

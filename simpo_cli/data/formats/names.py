@@ -65,9 +65,8 @@ def from_json(text: str, field: str) -> Any:
 
 def nearest(field: str, record: Record) -> str | None:
     """The field of a record whose name is most like this one."""
-    keys = [key for key in record if isinstance(key, str)]
-    near = [key for key in keys if folded(key) == folded(field)]
-    return next(iter(near or difflib.get_close_matches(field, keys, n=1, cutoff=0.8)), None)
+    near = [key for key in record if folded(key) == folded(field)]
+    return next(iter(near or difflib.get_close_matches(field, record, n=1, cutoff=0.8)), None)
 
 
 # Names

@@ -58,10 +58,6 @@ class Answers:
         """Its fields as `columns` writes them."""
         return column_of(self.fields)
 
-    @property
-    def two_ends(self) -> tuple[str, str] | None:
-        return (self.ends[0], self.ends[1]) if len(self.ends) == 2 else None
-
 
 @dataclass(frozen=True)
 class Order:
@@ -189,7 +185,7 @@ def _label(sample: Sample, name: str) -> Order | None:
     if len(answers.fields) > 2:
         return unsure
     fields = () if answers.is_list else answers.fields
-    labels, unclear = derived(name, values, fields, answers.two_ends, stated=False)
+    labels, unclear = derived(name, values, fields, answers.ends, stated=False)
     is_certain = names.says_which_is_better(names.last_words(name)) and not names.is_about_loser(name)
     is_certain = is_certain and not any(part.isdigit() for part in name.split("."))
     if not unclear and is_certain:
@@ -242,7 +238,7 @@ def _label_by_values(sample: Sample, name: str) -> Order | None:
     values = scalars_of(counts)
     if not 2 <= len(counts) <= _MOST_VALUES or len(values) < len(counts) or any(isinstance(v, float) for v in values):
         return None
-    labels, unclear = derived(name, values, answers.fields, answers.two_ends, stated=False)
+    labels, unclear = derived(name, values, answers.fields, answers.ends, stated=False)
     if unclear or not {"first", "second"} <= {labels.side(value) for value in values}:
         return None
     return Order("label", (name,), certain=False, values=counts)

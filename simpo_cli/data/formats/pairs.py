@@ -203,15 +203,11 @@ def _split_lists(record: Record, layout: Layout, prompt: Any, chosen: list[Messa
                 raise several_turns(field, turns)
     before, better, worse = split_conversations(chosen, rejected)
     text = record.get("prompt") if prompt is None else prompt
-    if isinstance(text, str) and before and not _is_among(text, before):
-        raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
+    if isinstance(text, str) and before:  # case and all white space aside, one of the turns says it
+        words = text.casefold().split()
+        if all(turn.content.casefold().split() != words for turn in before):
+            raise RecordError(f"prompt is in none of the turns of {layout.chosen} before the answer", SKIP)
     return before, better, worse
-
-
-def _is_among(text: str, turns: Sequence[Message]) -> bool:
-    """Whether one of the turns says this text, case and all white space aside."""
-    words = text.casefold().split()
-    return any(turn.content.casefold().split() == words for turn in turns)
 
 
 # The prompt and what stands before it
@@ -253,12 +249,10 @@ def _prompt_turns(record: Record, prompt: list[Any], layout: Layout, chosen: str
 def _with_more(prompt: Any, record: Record, layout: Layout) -> Any:
     """The prompt, and behind it the text that continues it (Alpaca's `input`)."""
     more = None if layout.prompt_more is None else get(record, layout.prompt_more)
-    if more is None or more is MISSING or more == "":
+    if more is None or more is MISSING or (isinstance(more, str) and not more.strip()):
         return prompt
     if not isinstance(more, str):
         raise RecordError(f"{layout.prompt_more}: expected text, got {kind_of(more)}", SKIP)
-    if not more.strip():
-        return prompt
     if not isinstance(prompt, str) or is_transcript_prompt(prompt):
         raise RecordError(f"{layout.prompt_more}: cannot be joined to a prompt that is a conversation", SKIP)
     return f"{prompt}\n{more}"

@@ -317,37 +317,29 @@ def require_better(records: Records, name: str) -> None:
         raise UserError(problem, fix, where=name)
 
 
-def no_pairs(records: Records, name: str) -> UserError:
-    """Why a file holds no pairs, and the nearest fix."""
-    problem, fix = _no_pairs(records[0], name)
-    return UserError(problem, fix, where=name)
-
-
-def _no_pairs(record: Record, name: str) -> tuple[str, str]:
+def no_pairs(record: Record, name: str) -> UserError:
+    """Why a file with such records holds no pairs, and the nearest fix."""
     lists = [k for k, v in record.items() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    fix = NEEDS
     if any(isinstance(record.get(k), bool) for k in ("label", "kto_tag", "desirable")):
-        return (
+        problem = (
             "holds unpaired feedback (KTO): one response a record with a good or bad label. SimPO compares two "
-            "responses to the same prompt.",
-            "Join a good and a bad response of each prompt into records with prompt, chosen and rejected.",
+            "responses to the same prompt."
         )
-    if is_stepwise(record):
-        return "holds stepwise supervision: the steps of one answer, each with a true or false label.", NEEDS
-    if "messages" in record or "conversations" in record or ({"instruction", "output"} <= record.keys()):
-        return "holds one response a record, no preferences (data for supervised tuning).", NEEDS
-    if guessed := names.named_sides(record, names.GUESSED_SIDES):
+        fix = "Join a good and a bad response of each prompt into records with prompt, chosen and rejected."
+    elif is_stepwise(record):
+        problem = "holds stepwise supervision: the steps of one answer, each with a true or false label."
+    elif "messages" in record or "conversations" in record or {"instruction", "output"} <= record.keys():
+        problem = "holds one response a record, no preferences (data for supervised tuning)."
+    elif guessed := names.named_sides(record, names.GUESSED_SIDES):
         columns = names.prompt_in(record) | dict(zip(("chosen", "rejected"), guessed[0], strict=True))
-        return (
-            f"has no fields chosen and rejected; {' and '.join(guessed[0])} may be meant.",
-            f"If so, say it in the recipe: {line_of(name, columns)}",
-        )
-    if len(record) <= 4 and len(lists) == 1:
-        return (
-            f"holds its records under {lists[0]!r}, not as a list of records.",
-            f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl.",
-        )
-    columns = {"prompt": "FIELD_1", "chosen": "FIELD_2", "rejected": "FIELD_3"}
-    return (
-        f"has no fields chosen and rejected; its fields are {', '.join(list(record)[:12]) or 'none'}.",
-        f"Say in the recipe which they are: {line_of(name, columns)}",
-    )
+        problem = f"has no fields chosen and rejected; {' and '.join(guessed[0])} may be meant."
+        fix = f"If so, say it in the recipe: {line_of(name, columns)}"
+    elif len(record) <= 4 and len(lists) == 1:
+        problem = f"holds its records under {lists[0]!r}, not as a list of records."
+        fix = f"Unwrap it, such as with jq -c '.{lists[0]}[]' FILE > pairs.jsonl."
+    else:
+        columns = {"prompt": "FIELD_1", "chosen": "FIELD_2", "rejected": "FIELD_3"}
+        problem = f"has no fields chosen and rejected; its fields are {', '.join(list(record)[:12]) or 'none'}."
+        fix = f"Say in the recipe which they are: {line_of(name, columns)}"
+    return UserError(problem, fix, where=name)
