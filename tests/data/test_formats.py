@@ -406,7 +406,18 @@ def test_no_record_does_more_than_be_refused(
         assert any(turn.content.strip() for turn in prompt_messages(found.prompt))
 
 
-def test_a_record_without_the_list_of_the_others_does_not_stop_the_decision() -> None:
-    records = [{"prompt": "p", "outputs": ["a", "b"], "scores": [1, 2]}] * 2 + [{"prompt": "p", "outputs": True}]
-    layout = detect(records, {}, "any")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"outputs": True}, "outputs: expected a list of two responses or more, got true or false"),
+        ({"outputs": ["a"]}, "outputs: expected a list of two responses or more, got a list of 1"),
+        ({"scores": 3}, "scores: expected a list of scores"),
+        ({"scores": [3]}, r"scores: expected a list of 2 scores, got 1"),
+    ],
+)
+def test_a_record_without_the_lists_of_the_others_is_refused(change: dict[str, Any], problem: str) -> None:
+    whole = {"prompt": "p", "outputs": ["a", "b"], "scores": [1, 2]}
+    layout = detect([whole, whole, whole | change], {}, "any")
     assert (layout.responses, layout.scores) == (("outputs",), ("scores",))
+    with pytest.raises(RecordError, match=problem):
+        to_pair(whole | change, layout, "any:3", Counter())

@@ -96,6 +96,7 @@ def test_what_may_say_the_order_is_named(more: Record, problem: str) -> None:
     ("fields", "problem"),
     [
         ({"responses": ["x", "y"], "preference": "readability"}, "no field that is known (others are preference)"),
+        ({"responses": ["x", "y"], "best": "It says where swifts sleep, and why."}, "(others are best)"),  # a comment
         (
             {"answers": [{"text": "x", "is_best": False}, {"text": "y", "is_best": False}]},
             "no field that is known (others are answers.is_best)",
@@ -316,6 +317,7 @@ def test_letters_that_may_be_either_are_refused() -> None:
         ({"scores": ["n", "n", "n"]}, {}, "3 fields of scores and 2 responses"),
         ({"answers": ["response_a", "response_c"]}, {}, "'response_c', and no record has that field"),
         ({"answers": [*AB]}, {"labels": {"first": ["x"]}}, "columns does not name the label"),
+        ({"answers": [*AB, "n"], "label": "winner"}, {}, "is a label, which is for two responses, and there are 3"),
         ({"prompt": AB[0]}, {}, "prompt is 'response_a', which is a response by its name"),
         ({"system": AB[1]}, {}, "system is 'response_b', which is a response by its name"),
     ],
