@@ -13,6 +13,7 @@ from simpo_cli.data.formats import NoSignalError, detect, to_pair
 from simpo_cli.data.messages import as_transcript, split_transcripts, transcript_turns, turns_of
 from simpo_cli.data.pair import Message, PreferencePair, RecordError, RecordNote, prompt_messages
 from simpo_cli.errors import UserError
+from tests.data.layouts import said, talk
 
 U, A, S, T = (lambda text, role=role: Message(role, text) for role in ("user", "assistant", "system", "tool"))
 
@@ -30,10 +31,6 @@ def decision(record: dict[str, Any], **columns: str) -> str:
     return detect([record], columns, "prefs.jsonl").described()
 
 
-def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": text} for role, text in turns]
-
-
 def share_gpt(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"from": role, "value": text} for role, text in turns]
 
@@ -44,6 +41,9 @@ def dialogues(first: str, second: str) -> dict[str, str]:
         "chosen": f"\n\nHuman: {first}\n\nAssistant: x",
         "rejected": f"\n\nHuman: {second}\n\nAssistant: y",
     }
+
+
+LISTS = {"chosen": said(("assistant", "c")), "rejected": said(("assistant", "r"))}
 
 
 # The forms
@@ -76,11 +76,7 @@ def test_messages_with_an_explicit_prompt() -> None:
         (prompt + said(("assistant", "c")), prompt + said(("assistant", "r"))),
     ):
         assert read({"prompt": prompt, "chosen": chosen, "rejected": rejected}) == wanted
-    assert read({"prompt": "u", "chosen": said(("assistant", "c")), "rejected": said(("assistant", "r"))}) == (
-        "u",
-        "c",
-        "r",
-    )
+    assert read({"prompt": "u", **LISTS}) == ("u", "c", "r")
 
 
 def test_messages_with_an_implicit_prompt() -> None:
@@ -158,14 +154,8 @@ def test_content_parts_are_joined() -> None:
 @pytest.mark.parametrize(
     ("name", "role"),
     [
-        ("human", "user"),
-        ("User", "user"),
-        ("gpt", "assistant"),
-        ("model", "assistant"),
-        ("observation", "tool"),
-        ("tool", "tool"),
-        ("developer", "system"),
-        ("function_call", "assistant"),
+        *(("human", "user"), ("User", "user"), ("gpt", "assistant"), ("model", "assistant")),
+        *(("observation", "tool"), ("tool", "tool"), ("developer", "system"), ("function_call", "assistant")),
     ],
 )
 def test_roles(name: str, role: str) -> None:
@@ -181,13 +171,9 @@ def test_roles(name: str, role: str) -> None:
             {"conversations": share_gpt(("human", "u"), ("gpt", "c")), "chosen": "c", "rejected": "r"},
             "conversations ends with the chosen answer itself",
         ),
-        ({"chosen": said(("assistant", "c")), "rejected": said(("assistant", "r"))}, "prompt is missing"),
+        (LISTS, "prompt is missing"),
         (
-            {
-                "prompt": "w",
-                "chosen": said(("user", "v"), ("assistant", "c")),
-                "rejected": said(("user", "v"), ("assistant", "r")),
-            },
+            {"prompt": "w", "chosen": talk("v", "c"), "rejected": talk("v", "r")},
             "prompt is in none of the turns of chosen",
         ),
         (
@@ -206,7 +192,7 @@ def test_records_that_are_refused(record: dict[str, Any], problem: str) -> None:
 
 
 def test_one_list_of_messages_as_text_is_a_text() -> None:
-    written = str(said(("user", "u"), ("assistant", "c")))
+    written = str(talk("u", "c"))
     assert read({"prompt": "p", "chosen": written, "rejected": "r"})[1] == written
 
 

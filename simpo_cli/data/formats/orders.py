@@ -8,19 +8,7 @@ from typing import Any, Literal
 
 from simpo_cli.data.formats import names
 from simpo_cli.data.formats.layout import Labels, Stated, derived, is_metadata, label_words, without_places
-from simpo_cli.data.formats.names import (
-    MISSING,
-    Records,
-    as_number,
-    as_text,
-    column_of,
-    get,
-    is_empty,
-    leaf,
-    numbers_in,
-    shown_value,
-    words_of,
-)
+from simpo_cli.data.formats.names import MISSING, Records, as_text, get, is_empty, numbers_in, shown_value, words_of
 from simpo_cli.data.pair import kind_of
 
 Values = Counter[tuple[str, Any]]
@@ -56,7 +44,7 @@ class Answers:
     @property
     def column(self) -> str | list[str]:
         """Its fields as `columns` writes them."""
-        return column_of(self.fields)
+        return names.column_of(self.fields)
 
 
 @dataclass(frozen=True)
@@ -206,7 +194,7 @@ def _label(sample: Sample, name: str) -> Order | None:
 
 def _is_signed(values: Sequence[Any]) -> bool:
     """Whether values are numbers on both sides of zero, as the strength of a preference is."""
-    found = [number for value in values if (number := as_number(value)) is not None]
+    found = [number for value in values if (number := names.as_number(value)) is not None]
     return len(found) == len(values) and min(found) < 0 < max(found)
 
 
@@ -269,7 +257,7 @@ def two_valued(sample: Sample) -> list[Order]:
         if key in of_one_side or is_metadata(key) or names.is_about_text(words_of(key)):
             continue
         counts = values_of(sample.records, key)
-        if 2 <= len(counts) <= 3 and all(isinstance(v, bool) or as_number(v) is not None for _, v in counts):
+        if 2 <= len(counts) <= 3 and all(isinstance(v, bool) or names.as_number(v) is not None for _, v in counts):
             found.append(Order("label", (key,), certain=False, values=counts))
     return found
 
@@ -314,9 +302,9 @@ def _scores(sample: Sample, keys: Sequence[str]) -> list[Order]:
         for field, key, values in held
         if (kind := names.kind_of_score(words_of(key))) and values and all(numbers_in(one) for one in values if one)
     ]
-    usual = [order for order in orders if order.certain and leaf(order.fields[0]) in _FIRST_SCORES]
+    usual = [order for order in orders if order.certain and names.leaf(order.fields[0]) in _FIRST_SCORES]
     if usual:
-        first = min(usual, key=lambda order: _FIRST_SCORES.index(leaf(order.fields[0])))
+        first = min(usual, key=lambda order: _FIRST_SCORES.index(names.leaf(order.fields[0])))
         orders = [first, *(order for order in orders if not order.certain)]
     return orders
 

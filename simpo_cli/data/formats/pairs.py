@@ -192,16 +192,14 @@ def _split_lists(record: Record, layout: Layout, prompt: Any, chosen: list[Messa
             raise RecordError(f"{layout.rejected if chosen else layout.chosen}: no answer behind the prompt", SKIP)
         more, better, worse = split_conversations(chosen, rejected)
         return [*(_messages_beside(record, layout, before) or before), *more], better, worse
-    if prompt is not None and len(chosen) == len(rejected) == 1:
-        _, better, worse = split_conversations(chosen, rejected)
+    for field, turns in sides:
+        if prompt is not None and len(turns) > 1 and turns[0].role == "assistant":
+            raise several_turns(field, turns)
+    before, better, worse = split_conversations(chosen, rejected)
+    if prompt is not None and not before:  # the sides are one answer each
         if is_transcript_prompt(prompt):
             return transcript_turns(prompt), better, worse
         return _messages_beside(record, layout, prompt) or prompt, better, worse
-    if prompt is not None:
-        for field, turns in sides:
-            if len(turns) > 1 and turns[0].role == "assistant":
-                raise several_turns(field, turns)
-    before, better, worse = split_conversations(chosen, rejected)
     text = record.get("prompt") if prompt is None else prompt
     if isinstance(text, str) and before:  # case and all white space aside, one of the turns says it
         words = text.casefold().split()
