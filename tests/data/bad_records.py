@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from tests.data.pair_files import GOOD
 
-USER = {"role": "user", "content": "hi"}
-SAID = {"role": "assistant", "content": "ho"}
-SAID_ELSE = {"role": "assistant", "content": "hu"}
+
+def turn(role: Any, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+USER, SAID, SAID_ELSE = turn("user", "hi"), turn("assistant", "ho"), turn("assistant", "hu")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ def _refused_turns(chosen: Any, said: str, rejected: Any = None) -> RecordKind:
     return RecordKind("R", turns(chosen, rejected), said, neighbour=_TURNS)
 
 
+def _accepted_turns(chosen: Any, rejected: Any = None) -> RecordKind:
+    return RecordKind("A", turns(chosen, rejected), neighbour=_TURNS)
+
+
 FILE = {
     "NUL byte (in a text)": _refused(_text('"p\0"'), "a NUL byte inside a text"),
     "NUL byte (between)": _refused(_text().replace(", ", ",\0 ", 1), "a NUL byte"),
@@ -120,6 +127,7 @@ JSON = {
     "ISO dates": RecordKind("A", good(chosen="2024-01-01")),
 }
 
+_DIFFERENT_PROMPTS = "prompts of chosen and rejected differ"
 PAIR = {
     "missing key (prompt)": _refused(without("prompt"), "prompt is missing"),
     "missing key (chosen)": _refused(without("chosen"), "chosen is missing"),
@@ -144,15 +152,11 @@ PAIR = {
         "W", good(score_chosen=1, score_rejected=2), "scores order the pair against its label", _SCORED
     ),
     "tied scores": RecordKind("W", good(score_chosen=2, score_rejected=2.0), "tied scores", _SCORED),
-    "prompts that differ between the two sides": _refused_turns(
-        [{"role": "user", "content": "ha"}, SAID], "prompts of chosen and rejected differ"
-    ),
-    "prompts that differ between the two sides (one answer only)": _refused_turns(
-        [SAID], "prompts of chosen and rejected differ"
-    ),
+    "prompts that differ between the two sides": _refused_turns([turn("user", "ha"), SAID], _DIFFERENT_PROMPTS),
+    "prompts that differ between the two sides (one answer only)": _refused_turns([SAID], _DIFFERENT_PROMPTS),
     "prompts that differ between the two sides (transcripts)": _refused(
         {"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"},
-        "prompts of chosen and rejected differ",
+        _DIFFERENT_PROMPTS,
         neighbour={"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: a\n\nAssistant: y"},
     ),
     "tools nested 100,000 deep as text": _refused(good(tools="[" * 100_000), "tools: lists and objects nested more"),
@@ -163,49 +167,26 @@ PAIR = {
 MESSAGES = {
     "empty list": _refused_turns([], "chosen: an empty list of messages"),
     "last turn not assistant": _refused_turns([USER, SAID, USER], "chosen[2]: the last turn is by user"),
-    "system not first": _refused_turns([USER, {"role": "system", "content": "s"}, SAID], "chosen[1]: a system turn"),
-    "unknown role": _refused_turns(
-        [{"role": "narrator", "content": "x"}, SAID], "chosen[0].role: unknown role 'narrator'"
-    ),
-    "unknown role (a number)": _refused_turns(
-        [{"role": 1, "content": "x"}, SAID], "chosen[0].role: expected text, got number"
-    ),
+    "system not first": _refused_turns([USER, turn("system", "s"), SAID], "chosen[1]: a system turn"),
+    "unknown role": _refused_turns([turn("narrator", "x"), SAID], "chosen[0].role: unknown role 'narrator'"),
+    "unknown role (a number)": _refused_turns([turn(1, "x"), SAID], "chosen[0].role: expected text, got number"),
     "unknown role (none)": _refused_turns([{"content": "x"}, SAID], "chosen[0]: no role"),
     "content missing": _refused_turns([USER, {"role": "assistant"}], "chosen[1]: no content"),
-    "content missing (null)": _refused_turns(
-        [USER, {"role": "assistant", "content": None}], "chosen[1].content: no content"
-    ),
-    "content is a number": _refused_turns(
-        [USER, {"role": "assistant", "content": 3}], "chosen[1].content: expected text, got number"
-    ),
+    "content missing (null)": _refused_turns([USER, turn("assistant", None)], "chosen[1].content: no content"),
+    "content is a number": _refused_turns([USER, turn("assistant", 3)], "chosen[1].content: expected text, got number"),
     "message is text": _refused_turns(["hi", SAID], "chosen[0]: expected a message with role and content, got text"),
     "image parts": _refused_turns(
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, SAID],
+        [turn("user", [{"type": "image_url", "image_url": {}}]), SAID],
         "chosen[0].content[0]: a content part of type 'image_url'",
     ),
     "part without text": _refused_turns(
-        [{"role": "user", "content": [{"type": "text"}]}, SAID], "chosen[0].content[0].text: expected"
+        [turn("user", [{"type": "text"}]), SAID], "chosen[0].content[0].text: expected"
     ),
-    "text parts": RecordKind(
-        "A", turns([{"role": "user", "content": [{"type": "text", "text": "h"}, {"text": "i"}]}, SAID]), "", _TURNS
-    ),
-    "blank prompt": _refused_turns(
-        [{"role": "user", "content": " "}, SAID], "is empty", [{"role": "user", "content": " "}, SAID_ELSE]
-    ),
-    "tool turns": RecordKind(
-        "A",
-        turns(
-            [USER, SAID, {"role": "tool", "content": "{}"}, SAID],
-            [USER, SAID, {"role": "tool", "content": "{}"}, SAID_ELSE],
-        ),
-        "",
-        _TURNS,
-    ),
-    "arguments nested 2,000 deep as text": RecordKind(
-        "A",
-        turns([USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 2_000}}]}]),
-        "",
-        _TURNS,
+    "text parts": _accepted_turns([turn("user", [{"type": "text", "text": "h"}, {"text": "i"}]), SAID]),
+    "blank prompt": _refused_turns([turn("user", " "), SAID], "is empty", [turn("user", " "), SAID_ELSE]),
+    "tool turns": _accepted_turns([USER, SAID, turn("tool", "{}"), SAID], [USER, SAID, turn("tool", "{}"), SAID_ELSE]),
+    "arguments nested 2,000 deep as text": _accepted_turns(
+        [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 2_000}}]}]
     ),
 }
 
