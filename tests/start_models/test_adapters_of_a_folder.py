@@ -156,13 +156,6 @@ def test_a_change_of_one_of_two_shared_weights_is_not_merged(
         assert torch.equal(_logits(_start(folder, lora=LoraRecipe())[1]), _by_peft(folder, tied_folder))
 
 
-def test_biases_of_layers_without_one_are_not_merged(make_adapter: MakeAdapter) -> None:
-    folder = make_adapter(lora_bias=True)
-    with pytest.raises(UserError, match="has biases"):
-        _start(folder)
-    _start(folder, lora=LoraRecipe())
-
-
 def test_an_adapter_on_an_adapter_is_merged_and_not_continued(make_adapter: MakeAdapter, tiny_folder: Path) -> None:
     lower, upper = make_adapter("lower"), make_adapter("upper", target_modules=["o_proj"])
     merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), lower)
@@ -218,8 +211,12 @@ def test_added_tokens_are_refused_with_the_way_out(make_adapter: MakeAdapter) ->
     assert "merge the two in peft" in caught.value.fix
 
 
-def test_numbers_that_are_none_are_refused(make_adapter: MakeAdapter) -> None:
-    folder = make_adapter()
+def test_biases_of_layers_without_one_and_numbers_that_are_none_are_not_merged(make_adapter: MakeAdapter) -> None:
+    folder = make_adapter(lora_bias=True)
+    with pytest.raises(UserError, match="has biases"):
+        _start(folder)
+    _start(folder, lora=LoraRecipe())
+    folder = make_adapter("other")
     tensors = load_file(folder / "adapter_model.safetensors")
     next(iter(tensors.values()))[0, 0] = torch.nan
     save_file(tensors, folder / "adapter_model.safetensors")
