@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
+from simpo_cli import SimPOConfig, SimPOTrainer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
@@ -139,3 +141,27 @@ def test_adapters_go_where_their_base_is(folder: Path, tmp_path: Path, given: li
     assert given[0]["device_map"] == {"": device}
     assert any("lora_A" in name for name, _ in model.named_parameters())
     assert {parameter.device for parameter in model.parameters()} == {device}
+
+
+# What older releases of transformers do otherwise, put on the one that is here: `make test-oldest` runs a real one
+
+
+def test_models_that_are_loaded_or_given_to_the_library_apply_their_soft_cap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a transformers that takes torch's SDPA for a capped model, as those before 5.21 do."""
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)
+    gemma2, ids = save_tiny_model(tmp_path, model_type="gemma2", attn_logit_softcapping=0.5), torch.arange(1, 60)[None]
+    right = AutoModelForCausalLM.from_pretrained(gemma2, attn_implementation="eager")(ids).logits
+    plain: Any = AutoModelForCausalLM.from_pretrained(gemma2)
+    assert plain.config._attn_implementation == "sdpa"  # else nothing is tested
+    for model in (load_model(find_model(str(gemma2)), torch.float32), SimPOTrainer(plain, SimPOConfig()).model):
+        torch.testing.assert_close(model(input_ids=ids).logits, right)
+
+
+def test_models_without_a_cap_keep_their_attention(tmp_path: Path) -> None:
+    for name, changes in (("llama", {}), ("gemma2", {"attn_logit_softcapping": None})):
+        folder = save_tiny_model(tmp_path / name, model_type=name, **changes)
+        model: Any = load_model(find_model(str(folder)), torch.float32)
+        own = AutoModelForCausalLM.from_pretrained(folder).config._attn_implementation
+        assert model.config._attn_implementation == own

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing
@@ -122,6 +122,22 @@ def test_responses_of_one_token_are_scored(packing: Packing) -> None:
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_gradient_checkpointing_changes_no_gradient(name: str, packing: Packing) -> None:
     assert_equal_to_single_sequences(_model(name), packing, random_pairs(4, seed=3), recompute=True)
+
+
+def test_activations_are_recomputed_under_the_former_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 5.22 there is `gradient_checkpointing_enable` alone."""
+    enable = getattr(PreTrainedModel, "_activation_checkpointing_enable", PreTrainedModel.gradient_checkpointing_enable)
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable", raising=False)
+    monkeypatch.setattr(
+        PreTrainedModel,
+        "gradient_checkpointing_enable",
+        lambda self, gradient_checkpointing_kwargs=None: enable(self, gradient_checkpointing_kwargs),
+    )
+    policy = Policy(tiny_model())
+    policy.recompute_activations()
+    [layer, *_] = policy.causal.model.layers
+    assert layer.gradient_checkpointing
+    assert layer._gradient_checkpointing_func.keywords == {"use_reentrant": False}
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
