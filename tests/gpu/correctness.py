@@ -128,7 +128,7 @@ def _reference(policy: Policy, pairs: Sequence[EncodedPair]) -> _Step:
     with policy.untouched() as causal:
         with torch.no_grad():
             logps = [response_logps(causal, p.prompt, r) for p in pairs for r in (p.chosen, p.rejected)]
-        simpo_loss_backward(causal, pairs, LOSS.beta, LOSS.gamma)
+        simpo_loss_backward(causal, pairs, LOSS.beta, Objective(LOSS).gamma)
     return _Step(torch.cat(logps), gradients(policy))
 
 
