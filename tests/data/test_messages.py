@@ -14,6 +14,7 @@ from simpo_cli.data.pair import Message, PreferencePair, RecordError, RecordNote
 ASK = {"role": "user", "content": "Which key opens the shed?"}
 YES, NO = {"role": "assistant", "content": "The brass one."}, {"role": "assistant", "content": "None."}
 CALL = {"id": "k1", "type": "function", "function": {"name": "find_key", "arguments": {"door": "shed"}}}
+UNNAMED = {"type": "function", "function": CALL["function"]}
 AS_TEXT = '{"name": "find_key", "arguments": {"door": "shed"}}'
 
 
@@ -40,17 +41,14 @@ def refusal(record: dict[str, Any]) -> str:
     [
         ({"content": None, "tool_calls": [CALL]}, {"content": None, "tool_calls": [CALL]}),
         ({"tool_calls": [CALL]}, {"tool_calls": [CALL]}),
-        ({"content": "", "tool_calls": [CALL["function"]]}, {"content": "", "tool_calls": [{**CALL, "id": None}]}),
-        ({"content": None, "function_call": CALL["function"]}, {"content": None, "tool_calls": [{**CALL, "id": None}]}),
-        ({"role": "function_call", "content": AS_TEXT}, {"content": None, "tool_calls": [{**CALL, "id": None}]}),
-        ({"from": "tool_call", "value": f"[{AS_TEXT}]"}, {"content": None, "tool_calls": [{**CALL, "id": None}]}),
+        ({"content": "", "tool_calls": [CALL["function"]]}, {"content": "", "tool_calls": [UNNAMED]}),
+        ({"content": None, "function_call": CALL["function"]}, {"content": None, "tool_calls": [UNNAMED]}),
+        ({"role": "function_call", "content": AS_TEXT}, {"content": None, "tool_calls": [UNNAMED]}),
+        ({"from": "tool_call", "value": f"[{AS_TEXT}]"}, {"content": None, "tool_calls": [UNNAMED]}),
     ],
 )
 def test_calls_in_every_dialect(message: dict[str, Any], fields: dict[str, Any]) -> None:
     turn = turn_of({"role": "assistant", **message} if "from" not in message else message, "m")
-    for call in fields["tool_calls"]:
-        if call.get("id", 0) is None:
-            del call["id"]
     assert turn.as_record() == {"role": "assistant", **fields}
     assert turn.content == AS_TEXT
 
@@ -133,8 +131,7 @@ def test_roles_and_contents_under_other_names(asked: dict[str, Any], answered: d
 
 
 def test_an_answer_that_is_a_list_of_one_text() -> None:
-    found = pair({"prompt": "Q", "chosen": ["A"], "rejected": ["B"]})
-    assert (found.prompt, found.chosen, found.rejected) == ("Q", "A", "B")
+    assert pair({"prompt": "Q", "chosen": ["A"], "rejected": ["B"]}) == PreferencePair("Q", "A", "B", "f:1")
     assert "a list of 2 texts" in refusal({"prompt": "Q", "chosen": ["A", "C"], "rejected": ["B", "D"]})
 
 
@@ -150,21 +147,22 @@ def test_two_questions_in_a_row_are_one_and_counted() -> None:
     assert "that are more than texts" in refusal({**sided(), "prompt": named})
 
 
+OPENING = {"role": "system", "content": "Be brief."}
+OPENED = (Message("system", "Be brief."), Message("user", "Which key opens the shed?"))
+
+
 def test_a_second_system_text_is_never_dropped() -> None:
-    opening = {"role": "system", "content": "Be brief."}
-    both = sided(system="Be brief. ", prompt=[opening, ASK])
-    assert [turn.content for turn in pair(both).prompt] == ["Be brief.", ASK["content"]]  # type: ignore[union-attr]
+    both = sided(system="Be brief. ", prompt=[OPENING, ASK])
+    assert pair(both).prompt == OPENED
     assert "say different things" in refusal({**both, "system": "Answer in French."})
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
-    assert pair(sided(system=parts)).prompt == (Message("system", "Be brief."), Message("user", ASK["content"]))
+    assert pair(sided(system=parts)).prompt == OPENED
 
 
 def test_a_conversation_beside_its_last_question() -> None:
-    opening = {"role": "system", "content": "Be brief."}
-    record = {"prompt": ASK["content"], "messages": [opening, ASK], "chosen": YES, "rejected": NO}
-    for messages in ([opening, ASK], [opening, ASK, YES]):
-        found = pair({**record, "messages": messages})
-        assert found.prompt == (Message("system", "Be brief."), Message("user", ASK["content"]))
+    record = {"prompt": ASK["content"], "messages": [OPENING, ASK], "chosen": YES, "rejected": NO}
+    for messages in ([OPENING, ASK], [OPENING, ASK, YES]):
+        assert pair({**record, "messages": messages}).prompt == OPENED
     assert "not the last question of messages" in refusal({**record, "prompt": "Something else?"})
 
 

@@ -66,6 +66,17 @@ def test_a_folder_and_the_same_in_memory(name: str, tmp_path: Path) -> None:
         assert ours.decode(ours.encode_batch([text])[0]) == theirs.decode(theirs.encode(text, add_special_tokens=False))
 
 
+HEADERS = {
+    "llama3": ("<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>assistant<|end_header_id|>"),
+    **dict.fromkeys(("mistral", "mistral_words"), ("[INST]", "[/INST]")),
+    "gemma": ("<start_of_turn>user", "<start_of_turn>model"),
+    **dict.fromkeys(("zephyr", "phi3", "glm4"), ("<|user|>", "<|assistant|>")),
+    **dict.fromkeys(("deepseek", "deepseek_r1"), ("<｜User｜>", "<｜Assistant｜>")),
+    "harmony": ("<|end|><|start|>user<|message|>", "<|start|>assistant"),
+    "vicuna": ("USER:", "ASSISTANT:"),
+}
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_what_is_learned_of_a_template(name: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(FAMILIES[name].save(tmp_path)))
@@ -74,20 +85,8 @@ def test_what_is_learned_of_a_template(name: str, tmp_path: Path) -> None:
     assert tokenizer.decode([marks.end_id]).strip() == FAMILIES[name].end
     assert marks.end_is_written == (name != "glm4")
     assert marks.opening == ("<|im_start|>assistant\n" if name == "chatml_no_generation_prompt" else "")
-    user, answer = {
-        "llama3": ("<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>assistant<|end_header_id|>"),
-        "mistral": ("[INST]", "[/INST]"),
-        "mistral_words": ("[INST]", "[/INST]"),
-        "gemma": ("<start_of_turn>user", "<start_of_turn>model"),
-        "zephyr": ("<|user|>", "<|assistant|>"),
-        "phi3": ("<|user|>", "<|assistant|>"),
-        "glm4": ("<|user|>", "<|assistant|>"),
-        "deepseek": ("<｜User｜>", "<｜Assistant｜>"),
-        "deepseek_r1": ("<｜User｜>", "<｜Assistant｜>"),
-        "harmony": ("<|end|><|start|>user<|message|>", "<|start|>assistant"),
-        "vicuna": ("USER:", "ASSISTANT:"),
-    }.get(name, ("<|im_start|>user", "<|im_start|>assistant"))
-    assert (marks.user_header, marks.answer_header) == (user, answer)
+    chatml = ("<|im_start|>user", "<|im_start|>assistant")
+    assert (marks.user_header, marks.answer_header) == HEADERS.get(name, chatml)
 
 
 def test_a_template_that_refuses_made_up_turns_teaches_nothing(folder: Path) -> None:

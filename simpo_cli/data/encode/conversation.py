@@ -15,6 +15,7 @@ from simpo_cli.recipe.schema import DataRecipe
 AS_WRITTEN = "answer not as the template writes it"
 HISTORY_CHANGED = "turns that the template writes otherwise once they are answered"
 BEHIND_THOUGHT = "answer behind a thought that only the generation prompt closes"
+NOT_WRITTEN = " that the template does not write"
 STAND_IN, _LAST = "qZ7kqx", "qZ7kqy"  # a made-up answer, and a made-up last turn
 _LONGEST_OPENING = 100  # characters of an answer that a generation prompt may begin
 _MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
@@ -186,7 +187,7 @@ class Conversation:
 
 
 def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:
-    """What a message holds beside its content and calls, and its rendering does not: `reasoning`, `tool call ids` ...
+    """A note of each thing that a message holds beside its content and calls, and its rendering does not.
 
     `earlier` is put in front of `reasoning`, which templates leave out of earlier turns.
     """
@@ -194,9 +195,10 @@ def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:
     for name, value in fields.items():
         if name == "tool_calls":
             if any(str(call.get("id") or "") not in text for call in value):
-                yield "tool call ids"
+                yield f"tool call ids{NOT_WRITTEN}"
         elif name != "content" and not all(_is_in(text, leaf) for leaf in _texts_in(value)):
-            yield earlier + "reasoning" if name in REASONING else "tool call ids" if name == "tool_call_id" else name
+            what = f"{earlier}reasoning" if name in REASONING else "tool call ids" if name == "tool_call_id" else name
+            yield f"{what}{NOT_WRITTEN}"
 
 
 def _is_in(rendered: str, text: str) -> bool:

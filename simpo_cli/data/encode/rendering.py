@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from simpo_cli.data.encode.conversation import Conversation, Rules, unwritten
+from simpo_cli.data.encode.conversation import NOT_WRITTEN, Conversation, Rules, unwritten
 from simpo_cli.data.formats.names import SKIP
 from simpo_cli.data.messages import as_transcript, text_of
 from simpo_cli.data.pair import Message, PreferencePair, RecordError, prompt_messages
@@ -110,9 +110,9 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
         prompt = prompt[0].content
     responses = tuple(_spoken_text(answer) for answer in pair.answers)
     for turn, text in zip(pair.answers, responses, strict=True):
-        notes.update(_not_written(unwritten(turn, text)))
+        notes.update(unwritten(turn, text))
     if not isinstance(prompt, str):
-        notes.update(_not_written(chain.from_iterable(unwritten(turn, _spoken_text(turn)) for turn in prompt)))
+        notes.update(chain.from_iterable(unwritten(turn, _spoken_text(turn)) for turn in prompt))
         if rules.data.chat_template != "none":
             notes.add(AS_TRANSCRIPT)
         turns = tuple(Message(turn.role, _spoken_text(turn)) for turn in prompt)
@@ -144,16 +144,16 @@ def _render_chat(pair: PreferencePair, rules: Rules) -> Texts:
     conversation.require_turns_kept(prompt)
     notes = {chosen_rule, rejected_rule} - {""}
     for turn, text in zip(answers, (chosen, rejected), strict=True):
-        notes.update(_not_written(unwritten(turn, text)))
+        notes.update(unwritten(turn, text))
     for turn in conversation.turns:
-        notes.update(_not_written(unwritten(turn, prompt, "earlier ")))
+        notes.update(unwritten(turn, prompt, "earlier "))
     calls = tuple('"tool_calls"' in turn.fields for turn in (*conversation.turns, *answers))
     if any(calls) and not tokenizer.shape.calls:
         notes.add(CALLS_AS_TEXT)
     if conversation.tools is not None and "tools" not in tokenizer.known_variables:
         notes.add(_TOOLS_LEFT_OUT)
     elif any(name not in prompt for name in _tool_names(conversation.tools)):
-        notes.add("tools that the template does not write")
+        notes.add(f"tools{NOT_WRITTEN}")
     unread = conversation.template_kwargs.keys() - rules.data.chat_template_kwargs.keys() - tokenizer.known_variables
     notes.update(f"chat_template_kwargs.{name} of the record, which the template does not read" for name in unread)
     turns, write = conversation.turns, conversation.prompt_of
@@ -165,10 +165,6 @@ def _tool_names(tools: Any) -> Iterator[str]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if isinstance(function, dict) and isinstance(function.get("name"), str):
             yield function["name"]
-
-
-def _not_written(names: Iterator[str]) -> set[str]:
-    return {f"{name} that the template does not write" for name in names}
 
 
 def _conversation_of(
