@@ -34,12 +34,9 @@ def test_a_tokenizer_without_any_end_is_refused(write: Write, tmp_path: Path) ->
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     assert prepared(folder, train) == 3
     (folder / "generation_config.json").unlink()
-    save(pad="<|pad|>")
-    assert prepared(folder, train) == 3
-    save(eos="<|im_end|>")
-    assert prepared(folder, train) == 3
-    save(template=CHATML)
-    assert prepared(folder, train) == 3
+    for end in ({"pad": "<|pad|>"}, {"eos": "<|im_end|>"}, {"template": CHATML}):
+        save(**end)
+        assert prepared(folder, train) == 3
 
 
 def recipe(model: str = "builtin:guide", **data: object) -> Recipe:

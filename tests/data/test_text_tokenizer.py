@@ -7,19 +7,19 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import EncodingError, TextTokenizer, load_tokenizer
 from tests.tiny import FAMILIES, byte_level_tokenizer, change_config, legacy_sentencepiece_tokenizer, save_tokenizer
 
-ASK = [Message("user", "Hi")]
+
+def saved(folder: Path, made: Tokenizer, *, bos: str | None = "<s>", eos: str = "</s>") -> TextTokenizer:
+    """A tokenizer without a template, as we read its files."""
+    save_tokenizer(folder, made, bos=bos, eos=eos, pad=None, template=None)
+    return load_tokenizer(str(folder))
 
 
 def test_stand_ins_for_many_special_tokens(tmp_path: Path) -> None:
     special = ("<s", "<s>", "<s>>", "[s]", "a.b", "(x|y)", *(f"<extra_{i}>" for i in range(300)))
-    save_tokenizer(
-        tmp_path, byte_level_tokenizer(special, vocab_size=700), bos=None, eos="<s>", pad=None, template=None
-    )
-    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer = saved(tmp_path, byte_level_tokenizer(special, vocab_size=700), bos=None, eos="<s>")
     for text in ("<s>", "<s>>", "<s>>>", "x<sy", "aXb (x|y) (x) a.b", "<extra_12><extra_1> <extra_299", "[s"):
         (ids,) = tokenizer.encode_batch([text], "literal")
         assert not tokenizer.special_ids.intersection(ids)
@@ -47,9 +47,7 @@ def test_special_tokens_that_merges_spell(tmp_path: Path) -> None:
     for style in (merges, [" ".join(merge) for merge in merges]):
         description["model"]["merges"] = style
         description["pre_tokenizer"]["use_regex"] = False
-        made = Tokenizer.from_str(json.dumps(description))
-        save_tokenizer(tmp_path, made, bos="<s>", eos="</s>", pad=None, template=None)
-        tokenizer = load_tokenizer(str(tmp_path))
+        tokenizer = saved(tmp_path, Tokenizer.from_str(json.dumps(description)))
         (ids,) = tokenizer.encode_batch(["a</s>b"], "literal")
         assert tokenizer.eos_id not in ids
         assert tokenizer.decode(ids) == "a</s>b"
@@ -58,8 +56,7 @@ def test_special_tokens_that_merges_spell(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_keep_special_tokens_as_text_says_so(tmp_path: Path) -> None:
     made = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    save_tokenizer(tmp_path, made, bos=None, eos="</s>", pad=None, template=None)
-    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer = saved(tmp_path, made, bos=None)
     assert tokenizer.encode_batch(["a </s> a"]) == [[1, 2, 1]]
     assert tokenizer.encode_batch(["a </s> a"], "literal") == [[1, 0, 1]]
     change_config(tmp_path, unk_token="[UNK]")  # what is unknown may have this id, whatever it is
@@ -85,10 +82,8 @@ def test_special_tokens_that_are_looked_for_in_normalized_text_are_no_breaks(tmp
     for firm in (True, False):
         for token in description["added_tokens"]:
             token["normalized"] = not firm
-        made = Tokenizer.from_str(json.dumps(description))
-        save_tokenizer(tmp_path, made, bos="<s>", eos="</s>", pad=None, template=None)
-        text = "How </s>I do"
-        assert load_tokenizer(str(tmp_path)).last_break(text) == (text.index("</s>") if firm else 0)
+        tokenizer, text = saved(tmp_path, Tokenizer.from_str(json.dumps(description))), "How </s>I do"
+        assert tokenizer.last_break(text) == (text.index("</s>") if firm else 0)
 
 
 def test_plain_prefix(tmp_path: Path) -> None:
