@@ -99,7 +99,7 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
 
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
     """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
-    prompt, notes = pair.prompt, set()
+    prompt, notes = pair.prompt, set[str]()
     turns: tuple[Message, ...] = ()
     if not isinstance(prompt, str) and rules.data.rendered:
         if len(prompt) != 1:
