@@ -1,9 +1,11 @@
 """What is being done, and how far it is, in words."""
 
+import itertools
+
 import pytest
 
 from simpo_cli import stages
-from simpo_cli.stages import Stage, stage
+from simpo_cli.stages import SECONDS_OF_SILENCE, Pulse, Stage, stage
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,34 @@ def test_parts_count_when_they_are_done_and_from_0_again_in_a_second_attempt() -
         counts = [doing.done for _ in doing.advancing([[0, 1], [2], [3, 4]])]
         assert (counts, doing.done) == ([0, 2, 3], 5)
         assert [doing.done for _ in doing.advancing([[0], [1]])] == [0, 1]
+
+
+def test_a_log_is_never_silent_for_longer_than_half_a_minute() -> None:
+    clock, said = Clock(), list[str]()
+    pulse = Pulse(said.append, clock=clock)
+    spoken_at = [clock()]
+    with stage("loading the weights"):
+        for _ in range(300):
+            clock.seconds += 1
+            before = len(said)
+            pulse.beat()
+            if len(said) > before:
+                spoken_at.append(clock())
+    gaps = [later - earlier for earlier, later in itertools.pairwise(spoken_at)]
+    assert set(gaps) == {SECONDS_OF_SILENCE}
+    assert SECONDS_OF_SILENCE < 30
+    assert all(line.startswith("loading the weights, ") for line in said)
+    clock.seconds += 40  # between two stages it says that it is still there
+    pulse.beat()
+    assert said[-1].startswith("working, ")
+
+
+def test_a_log_that_says_something_else_gets_no_beat() -> None:
+    clock, said = Clock(), list[str]()
+    pulse = Pulse(said.append, clock=clock)
+    with stage("pairs of step 1", 8):
+        for _ in range(100):
+            clock.seconds += 10
+            pulse.heard()
+            pulse.beat()
+    assert said == []

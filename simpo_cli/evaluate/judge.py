@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from scipy.special import stdtrit
 
 from simpo_cli import statistics
@@ -24,6 +25,7 @@ from simpo_cli.evaluate.judge_client import INSTRUCTIONS, Judge, question_about,
 from simpo_cli.statistics import CONFIDENCE, Measured
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 Order = Literal["base first", "trained first"]
 ORDERS: tuple[Order, ...] = ("base first", "trained first")
@@ -62,6 +64,14 @@ class Judgement:
     outcome: Outcome
     winner: Winner | None
     reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """Who judged, in the first line of the file of replies."""
+
+    judge: str
+    url: str
 
 
 def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]) -> None:
@@ -126,15 +136,23 @@ def _record_of(folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequ
 
 
 def _judgements_in(record: Path) -> dict[tuple[str, Order], Judgement]:
-    """The last reply on each prompt in each order."""
-    found: dict[tuple[str, Order], Judgement] = {}
-    for row in read_rows(record)[1:]:
-        try:
-            one = Judgement(row["key"], row["order"], row["outcome"], row["winner"], row["reply"])
-        except KeyError as error:
-            raise UserError(f"a row lacks {error}.", "Move the file away.", where=str(record)) from error
-        found[one.key, one.order] = one
-    return found
+    """The last reply on each prompt in each order.
+
+    Raises:
+        UserError: a row is no reply.
+    """
+    rows = enumerate(read_rows(record)[1:], start=2)
+    replies = [_checked(TypeAdapter(Judgement), row, f"{record}:{line}") for line, row in rows]
+    return {(one.key, one.order): one for one in replies}
+
+
+def _checked(shape: TypeAdapter[T], row: Mapping[str, Any], where: str) -> T:
+    try:
+        return shape.validate_python(row)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)[0]
+        problem = f"{'.'.join(map(str, found['loc']))}: {found['msg']}."
+        raise UserError(problem, "Move the file away.", where=where) from error
 
 
 def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, order: Order) -> Judgement:
@@ -176,6 +194,7 @@ def judge_document(path: Path) -> list[dict[str, Any]]:
 def _document(
     record: Path, heading: Mapping[str, Any], base: Sequence[Answer], trained: Sequence[Answer]
 ) -> dict[str, Any]:
+    who = _checked(TypeAdapter(_Heading), heading, f"{record}:1")
     judgements = _judgements_in(record)
     scores, longer, prompts = list[float](), list[float](), list[str]()
     consistent, first_won, equal = list[float](), list[float](), 0
@@ -197,8 +216,8 @@ def _document(
     controlled = length_controlled(scores, longer, prompts) if prompts else None
     outcomes = Counter(one.outcome for one in judgements.values())
     return {
-        "judge": heading["judge"],
-        "url": heading["url"],
+        "judge": who.judge,
+        "url": who.url,
         "file": str(record),
         "prompts": {"all": len(base), "judged": len(prompts) // 2, "equal_answers": equal},
         "replies": {name.replace(" ", "_"): outcomes[name] for name in OUTCOMES},

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
 from simpo_cli.data.pair import PreferencePair, prompt_messages
-from simpo_cli.formatting import Cell
+from simpo_cli.formatting import Cell, thousands
 from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
 from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import render
@@ -22,7 +22,7 @@ from simpo_cli.report.stats_view import (
     start_table,
     unit_in_words,
 )
-from simpo_cli.table import Bars, Row, Table
+from simpo_cli.table import Bars, Remark, Row, Table
 
 SHOWN_FILES = 200
 SHOWN_RECORDS = 3
@@ -72,8 +72,18 @@ def stats_page(
         start_words=[] if start is None else [scored_in_words(start), *start_in_words(start)],
         parts=parts,
         more_files=len(files) - SHOWN_FILES,
-        shown_files=SHOWN_FILES,
+        read=_files_table(document["input"]),
     )
+
+
+def _files_table(source: Mapping[str, Any]) -> Table:
+    """The files that were read, with what tells whether they have changed since."""
+    rows = [
+        Row(file["path"], (Cell(thousands(file["bytes"])), Cell(file["identity"])))
+        for file in source["files"][:SHOWN_FILES]
+    ]
+    remarks = [Remark("warning", f"{warning}: {thousands(count)}") for warning, count in source["warnings"].items()]
+    return Table(("bytes", "sha256 or commit"), rows, title="file", remarks=remarks)
 
 
 def _pair_example(pair: PreferencePair) -> dict[str, Any]:

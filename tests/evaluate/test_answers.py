@@ -18,7 +18,7 @@ from simpo_cli.evaluate.generate.folder import MANIFEST
 from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.evaluate.generate.run import Wanted, answer_prompts
 from tests.evaluate.conftest import HELD_OUT, ignore
-from tests.evaluate.judge.local_judge import completion, judge_server
+from tests.evaluate.local_judge import completion, judge_server
 
 Answer = Callable[..., Path]
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "answers.schema.json").read_text(encoding="utf-8"))

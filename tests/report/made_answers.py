@@ -1,10 +1,13 @@
 """A folder of answers as `simpo eval --generate` leaves it, made up: forty prompts, longer answers after training."""
 
+import csv
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.evaluate.generate.blind import write_blind
+from simpo_cli.evaluate.generate.blind import SHEET, write_blind
 from simpo_cli.evaluate.generate.folder import MODES, SIDES, Answer, AnswerFolder
 from tests.evaluate.generate.questions import random_questions
 
@@ -52,3 +55,18 @@ def write_verdicts(folder: AnswerFolder, judge: str, wins: int) -> None:
             rows.append({"key": question.key, "order": order, "outcome": "verdict", "winner": winner, "reply": "So."})
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder.path / f"judge.{judge}.jsonl").write_text(text, encoding="utf-8")
+
+
+def fill_in(folder: Path, verdict: Callable[[list[str]], str], most: int | None = None) -> None:
+    """Write a person's verdicts into the blind sheet; each row holds number, verdict, prompt, A, B."""
+    rows = list(csv.reader(io.StringIO((folder / SHEET).read_text(encoding="utf-8-sig"), newline="")))
+    for row in rows[1:][:most]:
+        row[1] = verdict(row)
+    filled = io.StringIO()
+    csv.writer(filled).writerows(rows)
+    (folder / SHEET).write_text(filled.getvalue(), encoding="utf-8", newline="")
+
+
+def likes_trained(row: list[str]) -> str:
+    """The verdict of a person who always prefers the trained model."""
+    return "A" if row[3].startswith("trained") else "B"

@@ -16,7 +16,7 @@ loss:
 """
 
 
-def measured(value: float, low: float, high: float, n: int = 40) -> dict[str, Any]:
+def measured(value: float, low: float | None, high: float | None, n: int = 40) -> dict[str, Any]:
     return {"value": value, "ci": [low, high], "n": n}
 
 

@@ -1,20 +1,27 @@
-"""Text of others does no harm on screens and in GitHub's annotations; streams that cannot show it get stand-ins."""
+"""Text of others does no harm on screens; streams that lack letters get stand-ins; one table for every place."""
 
 import io
+import math
 import os
 import re
 import subprocess
 import sys
-from typing import Any
 
 import pytest
+import rich.table
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.table import Table
 
-from simpo_cli.data.pair import BadRecord
-from simpo_cli.report.console import encodable, err, make_console, out, printable
-from simpo_cli.report.findings_view import annotations
+from simpo_cli.evaluate.tables import eval_table, outcome_table, rules_table
+from simpo_cli.formatting import Cell
+from simpo_cli.publish.card import markdown
+from simpo_cli.report.console import bar, encodable, err, make_console, out, print_table, printable, sparkline
+from simpo_cli.report.page import Section, render
+from simpo_cli.table import Row, Table
+from tests.report.made_run import outcome
+from tests.report.parsed_page import Page
+from tests.report.screen import OUTCOME, printed
+from tests.report.test_eval_view import COMPARISON, RESULT, SLICES
 
 HOSTILE = "\x1b]0;title\x07\x1b[2J[bold]b[/bold] :smile: \u202eabc\u2066 \x9b31m \r \x00 \U000e0041 \ud800 \u2028"
 
@@ -59,7 +66,7 @@ def test_foreign_text_is_neither_markup_nor_emoji_nor_highlighted() -> None:
     stream = io.StringIO()
     console = make_console(stream, width=200, force_terminal=True)
     console.print(printable(HOSTILE))
-    table = Table.grid()
+    table = rich.table.Table.grid()
     table.add_row("[red]x[/red] 12 :smile: True")
     console.print(table)
     assert "[bold]b[/bold] :smile:" in stream.getvalue()
@@ -91,7 +98,7 @@ def test_no_text_breaks_a_stream(encoding: str) -> None:
 
 def test_columns_line_up_although_a_stand_in_is_wider() -> None:
     written, stream = bytes_stream("ascii")
-    table = Table.grid(padding=(0, 2))
+    table = rich.table.Table.grid(padding=(0, 2))
     table.add_row("5 ± 1", "|")
     table.add_row("12345", "|")
     make_console(stream, width=40).print(table)
@@ -168,53 +175,126 @@ sys.exit(3)
     process.stderr.close()
 
 
-COMMAND = re.compile(r"::(error|warning) ((?:[a-z]+=[^:,\r\n]*,?)+)::([^\r\n]*)")
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([], ""),
+        ([1.0], "▁"),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, 7.0, 3.0], "▁█▄"),
+        ([0.0, math.nan, 1.0], "▁ █"),
+        ([math.nan, math.inf], "  "),
+    ],
+)
+def test_sparklines(values: list[float], shown: str) -> None:
+    assert sparkline(values) == shown
 
 
-def said(*rows: str, code: str = "LBL002", count: int = 2, hint: str = "Do it.") -> str:
-    finding = {"code": code, "severity": "error", "count": count, "rows": list(rows), "hint": hint}
-    (line,) = annotations({"findings": [finding]}, [BadRecord("", "chosen\n::error::is missing", "", "")])
-    assert COMMAND.fullmatch(line)
-    return line
+@pytest.mark.parametrize(("share", "done"), [(0, 0), (0.5, 5), (0.999, 9), (1, 10), (2, 10), (-1, 0)])
+def test_a_bar_is_full_only_when_all_is_done(share: float, done: int) -> None:
+    assert bar(share, 10) == ("━" * done, "─" * (10 - done))
 
 
-def test_a_line_of_a_file() -> None:
-    assert said("data/prefs.jsonl:17", "data/prefs.jsonl:30") == (
-        "::error file=data/prefs.jsonl,line=17,title=LBL002 contradictory labels (A over B and B over A)"
-        "::2: contradictory labels (A over B and B over A). Do it. At data/prefs.jsonl:17, data/prefs.jsonl:30"
-    )
+RISE = outcome((0.3, 0.2, 0.4), 0.001, balanced=(0.2, 0.1, 0.3))
+TABLES = {
+    "before and after": outcome_table(RISE),
+    "rules": rules_table(RISE["after"]["baselines"]),
+    "one model": eval_table({**RESULT, **COMPARISON, "slices": SLICES}),
+}
 
 
-def test_a_record_has_no_line() -> None:
-    assert said("prefs.json, record 4").startswith("::error file=prefs.json,title=LBL002 ")
+def _page(table: Table) -> str:
+    page = render("sections.html.jinja", title="", heading="", end="", sections=[Section("", tables=[table])])
+    return " ".join(Page(page).text)
 
 
-def test_malformed_records_say_why() -> None:
-    line = said("p.jsonl:2", code="FMT001", count=1)
-    assert line.endswith("Do it. The first: chosen%0A::error::is missing. At p.jsonl:2")
+def _words(text: str) -> list[str]:
+    return re.sub(r"[()|,]", " ", text).split()
 
 
-def test_a_finding_without_a_place() -> None:
-    assert said(code="LEN001", count=1234) == "::error title=LEN001::1,234: length predicts the label. Do it."
+@pytest.mark.parametrize("name", TABLES)
+def test_screen_page_and_card_show_the_same_numbers_in_the_same_order(name: str) -> None:
+    table = TABLES[name]
+    wanted = [word for row in table.rows for text in (row.label, *map(str, row.cells)) for word in _words(text)]
+    for drawn in (printed(print_table, table, width=200), _page(table), markdown(table)):
+        words = iter(_words(drawn))
+        assert all(word in words for word in wanted)  # in this order, whatever stands between them
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("width", [30, 60, 100])
+def test_no_width_loses_a_number(name: str, width: int) -> None:
+    table = TABLES[name]
+    shown = _words(printed(print_table, table, width=width))
+    for row in table.rows:
+        for cell in row.cells:
+            assert set(_words(cell.text)) <= set(shown)
+            assert set(_words(cell.below)) <= set(shown)
+
+
+def before_after(*rows: tuple[str, str, str, str]) -> Table:
+    return Table(("before", "after"), [Row(label, (Cell(one), Cell(two)), remark) for label, one, two, remark in rows])
+
+
+BESIDE = (("accuracy", "1", "2", "n = 500 pairs"), ("gain", "", "4", ""), ("margin", "3", "4", "in nats per token"))
 
 
 @pytest.mark.parametrize(
-    "name", ["a\n::error::b.jsonl", "50%.jsonl", "a,b:c.jsonl", "\r::stop-commands::x", "\x1b[31mred\u202e.jsonl"]
+    ("table", "width", "shown"),
+    [
+        pytest.param(
+            OUTCOME.table,
+            70,
+            """\
+                    before                  after
+held-out accuracy   51.2 % (46.8 to 55.6)   96.4 % (94.4 to 97.7)
+length-balanced     50.9 %                  95.8 %
+mean margin         0.02                    3.11
+  n = 500 pairs, one seed
+""",
+            id="a remark that does not fit goes under the table",
+        ),
+        pytest.param(
+            before_after(*BESIDE),
+            36,
+            """\
+           before   after
+accuracy   1        2
+gain                4
+margin     3        4
+
+accuracy   n = 500 pairs
+margin     in nats per token
+""",
+            id="several remarks name their rows",
+        ),
+        pytest.param(
+            OUTCOME.table,
+            40,
+            """\
+held-out accuracy
+    before  51.2 % (46.8 to 55.6)
+    after   96.4 % (94.4 to 97.7)
+    n = 500 pairs, one seed
+length-balanced
+    before  50.9 %
+    after   95.8 %
+mean margin
+    before  0.02
+    after   3.11
+""",
+            id="too wide for columns",
+        ),
+        pytest.param(
+            before_after(("change kept by the save", "", "99.1 % of all the changes made", "")),
+            40,
+            """\
+change kept by the save
+    after   99.1 % of all the changes made
+""",
+            id="stacked, without what is empty",
+        ),
+    ],
 )
-def test_nothing_breaks_out(name: str) -> None:
-    line = said(f"{name}:3", hint=f"See {name}")
-    found = COMMAND.fullmatch(line)
-    assert found is not None
-    properties = dict(part.split("=", 1) for part in found[2].split(","))
-    assert properties["line"] == "3"
-    assert list(properties) == ["file", "line", "title"]
-    decoded = properties["file"]
-    for code, letter in (("%3A", ":"), ("%2C", ","), ("%0D", "\r"), ("%0A", "\n"), ("%25", "%")):
-        decoded = decoded.replace(code, letter)
-    assert decoded == name.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
-    assert not any(letter in line for letter in "\r\n\x1b\u202e")
-
-
-def test_long_lists_are_cut() -> None:
-    rows: list[Any] = [f"p.jsonl:{n}" for n in range(1, 21)]
-    assert said(*rows, count=100).endswith("At p.jsonl:1, p.jsonl:2, p.jsonl:3, ...")
+def test_tables_on_narrow_terminals(table: Table, width: int, shown: str) -> None:
+    assert printed(print_table, table, width=width) == shown

@@ -1,19 +1,24 @@
 """`simpo eval` for a person: no percentage without its interval and its n."""
 
 import copy
-import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simpo_cli.report.console import make_console
-from simpo_cli.report.eval_view import print_eval
+from simpo_cli.errors import ExitCode
+from simpo_cli.evaluate.generate.measures import answers_document
+from simpo_cli.report.eval_view import print_answers, print_eval
 from simpo_cli.statistics import mean, proportion
+from tests.cli.test_help import imported_by
+from tests.report import made_run
+from tests.report.made_answers import fill_in, likes_trained, write_answers
+from tests.report.screen import printed
 
 
 def measured(value: float, low: float | None, high: float | None, n: int = 500) -> dict[str, Any]:
-    return {"value": value, "ci": [low, high], "n": n}
+    return made_run.measured(value, low, high, n)
 
 
 RESULT: dict[str, Any] = {
@@ -103,15 +108,13 @@ SLICES = {
 }
 
 
-def printed(result: dict[str, Any], width: int = 100) -> str:
-    stream = io.StringIO()
-    print_eval(make_console(stream, width=width), result)
-    return stream.getvalue()
+def screen(result: dict[str, Any], width: int = 100) -> str:
+    return printed(print_eval, result, width=width)
 
 
 def test_the_whole_screen() -> None:
     assert (
-        printed({**RESULT, **COMPARISON, "slices": SLICES})
+        screen({**RESULT, **COMPARISON, "slices": SLICES})
         == """runs/demo/model
 on builtin:guide, held out
 
@@ -169,7 +172,7 @@ mean square), and 0 of them change sides.
 
 @pytest.mark.parametrize("width", [40, 60, 100])
 def test_no_measured_percentage_is_bare_at_any_width(width: int) -> None:
-    text = printed({**RESULT, **COMPARISON, "slices": SLICES}, width)
+    text = screen({**RESULT, **COMPARISON, "slices": SLICES}, width)
     assert all(len(line) <= width for line in text.splitlines())
     for line in text[text.index("\naccuracy") :].splitlines():
         if re.search(r"\d %", line) and "50.0 %" not in line and "95 % interval" not in line:
@@ -177,16 +180,15 @@ def test_no_measured_percentage_is_bare_at_any_width(width: int) -> None:
 
 
 def test_a_narrow_terminal_gets_two_lines_a_number() -> None:
-    assert (
-        "accuracy\n  96.4 % (94.4 to 97.7, n 500)\n  chosen is longer\n    95.0 % (89.0 to 98.0, n 100)\n"
-        in printed(RESULT, 40)
+    assert "accuracy\n  96.4 % (94.4 to 97.7, n 500)\n  chosen is longer\n    95.0 % (89.0 to 98.0, n 100)\n" in screen(
+        RESULT, 40
     )
 
 
 def test_few_prompts_are_called_few() -> None:
-    assert "Only 29 prompts: too few" in printed({**RESULT, "prompts": 29})
-    assert "too few to conclude" not in printed({**RESULT, "prompts": 30})
-    assert "Only 480 prompts (they count as 12: a few of them" in printed({**RESULT, "effective_prompts": 12.0})
+    assert "Only 29 prompts: too few" in screen({**RESULT, "prompts": 29})
+    assert "too few to conclude" not in screen({**RESULT, "prompts": 30})
+    assert "Only 480 prompts (they count as 12: a few of them" in screen({**RESULT, "effective_prompts": 12.0})
 
 
 def test_what_could_not_be_measured_is_said_and_not_guessed() -> None:
@@ -196,7 +198,7 @@ def test_what_could_not_be_measured_is_said_and_not_guessed() -> None:
     result["margin"] = measured(1.0, None, None, 1)
     result["loss"] = {"value": None, "ci": [None, None], "n": 500}
     result["baselines"] = {"longer_wins": None}
-    text = printed(result)
+    text = screen(result)
     assert re.search(r"chosen is longer +too few\n", text)
     assert re.search(r"the longer response wins +too few\n", text)
     assert re.search(r"mean margin +1\.00 +no interval +1\n", text)
@@ -209,23 +211,23 @@ def test_what_the_statistics_give_is_what_the_view_takes() -> None:
     result = copy.deepcopy(RESULT)
     result["accuracy"] = proportion([1, 0, 1, 1]).as_json()
     result["margin"] = mean([0.5], ["p"]).as_json()
-    assert "75.0 %       30.1 to 95.4     4" in printed(result)
+    assert "75.0 %       30.1 to 95.4     4" in screen(result)
 
 
 def test_noise_and_other_tokens_are_called_that() -> None:
     difference = {**COMPARISON["difference"], "is_noise": {"accuracy": True, "margin": True}}
-    assert "The difference in accuracy and in margin is no more than that: noise." in printed(
+    assert "The difference in accuracy and in margin is no more than that: noise." in screen(
         {**RESULT, **COMPARISON, "difference": difference}, 200
     )
     rewards = ("margin", "margin_p_value", "margin_test", "loss", "logps/chosen_delta", "logps/rejected_delta")
     difference = {**COMPARISON["difference"], **dict.fromkeys((*rewards, "chosen_fell")), "same_tokens": False}
-    text = printed({**RESULT, **COMPARISON, "difference": difference}, 300)
+    text = screen({**RESULT, **COMPARISON, "difference": difference}, 300)
     assert "The two score other tokens" in text
     assert "became less likely" not in text
 
 
 def test_a_rule_without_a_model_that_does_as_well_is_named() -> None:
-    text = printed({**RESULT, "baselines": {"longer_wins": measured(0.95, 0.93, 0.97), "surface": None}}, 200)
+    text = screen({**RESULT, "baselines": {"longer_wins": measured(0.95, 0.93, 0.97), "surface": None}}, 200)
     assert "does not clearly beat this rule: the longer response wins, 95.0 % (93.0 to 97.0) of 500 pairs." in text
 
 
@@ -235,7 +237,7 @@ def test_what_the_save_cost_is_shown() -> None:
         "accuracy": measured(0.97, 0.95, 0.98),
         "difference": {"accuracy": measured(-0.006, -0.02, 0.008), "margin": measured(-0.004, -0.006, -0.002)},
     }
-    text = printed({**RESULT, "save": save})
+    text = screen({**RESULT, "save": save})
     assert re.search(r"what the save cost, against float32\n  difference, points +-0\.6 +-2\.0 to \+0\.8 +500\n", text)
     assert re.search(r"  mean margin +-0\.004 +-0\.006 to -0\.002 +500\n", text)
 
@@ -281,7 +283,7 @@ def together() -> dict[str, Any]:
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_several_models_have_a_letter_each_and_are_compared(width: int) -> None:
-    text = printed(together(), width)
+    text = screen(together(), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert text.startswith("A  runs/demo/model\nB  runs/other/model\n")
     flat = " ".join(text.split())
@@ -295,7 +297,75 @@ def test_several_models_have_a_letter_each_and_are_compared(width: int) -> None:
 
 
 def test_names_of_others_are_escaped_and_ascii_streams_served() -> None:
-    written = io.BytesIO()
-    stream = io.TextIOWrapper(written, encoding="ascii", write_through=True)
-    print_eval(make_console(stream, width=60), {**RESULT, "model": "\x1b[2J[red]modèle", "data": "données"})
-    assert written.getvalue().decode("ascii").startswith("\\x1b[2J[red]mod\\xe8le\non donn\\xe9es\n")
+    hostile = {**RESULT, "model": "\x1b[2J[red]modèle", "data": "données"}
+    text = printed(print_eval, hostile, width=60, encoding="ascii")
+    assert text.startswith("\\x1b[2J[red]mod\\xe8le\non donn\\xe9es\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_answers(tmp_path / "answers").path
+
+
+def shown(folder: Path, width: int) -> list[str]:
+    return printed(print_answers, answers_document(folder), width=width).splitlines()
+
+
+@pytest.mark.parametrize("width", [100, 80])
+def test_a_line_a_measure(folder: Path, width: int) -> None:
+    lines = shown(folder, width)
+    assert lines[0] == "answers of mine and smol"
+    assert "40 prompts of held.jsonl" in lines[1]
+    (ends, sampled_ends) = [line.split() for line in lines if line.startswith("  no end token")]
+    assert " ".join(ends) == "no end token 0.0 % (0.0 to 8.8) 5.0 % (1.4 to 16.5) +5.0 (-3.5 to +13.0)"
+    assert ends == sampled_ends
+    (tokens, _) = [" ".join(line.split()) for line in lines if line.startswith("  tokens")]
+    assert tokens.startswith("tokens 14.0 (13.5 to 14.5) 22.0 (21.5 to 22.5) × 1.57 (1.55 to 1.59)")
+    assert all(len(line) <= width for line in lines if str(folder.parent) not in line)
+    assert "Left out: 3 asked already." in lines
+    assert any(line.startswith("to judge") for line in lines)
+
+
+def test_narrow_terminals_get_a_line_a_model(folder: Path) -> None:
+    lines = shown(folder, 50)
+    place = lines.index("  no end token")
+    assert lines[place + 1 : place + 4] == [
+        "    base        0.0 % (0.0 to 8.8)",
+        "    trained     5.0 % (1.4 to 16.5)",
+        "    difference  +5.0 (-3.5 to +13.0)",
+    ]
+
+
+def test_what_people_said_is_shown_once_they_did(folder: Path) -> None:
+    fill_in(folder, likes_trained, 30)
+    lines = shown(folder, 80)
+    place = lines.index("judged by people")
+    assert lines[place + 1] == "  trained wins   100.0 % (88.6 to 100.0, n 30)"
+    assert lines[place + 2] == "30 wins, 0 ties, 0 losses, 10 open; a tie counts one half."
+
+
+def test_a_folder_is_shown_without_torch(folder: Path) -> None:
+    code, imported = imported_by("eval", "answers", cwd=folder.parent)
+    assert code == ExitCode.DONE
+    assert imported.isdisjoint({"torch", "transformers", "datasets", "accelerate", "peft", "openai"})
+
+
+@pytest.mark.parametrize("width", [100, 60])
+def test_three_answers_side_by_side(tmp_path: Path, width: int) -> None:
+    lines = shown(write_answers(tmp_path / "answers", said="{side} {last} " + "word " * 20).path, width)
+    quoted = [place for place, line in enumerate(lines) if line.startswith('"')]
+    assert len(quoted) == 3
+    below = lines[quoted[0] + 1 : quoted[1] - 1]
+    if width == 100:
+        assert below[0].split() == ["base", "trained"]
+        assert below[1].startswith("  base 11 word")
+        assert "   trained 19 word" in below[1]
+    else:
+        assert below[0].startswith("  base     base 11 word")
+        assert any(line.startswith("  trained  trained 19 word") for line in below)
+    assert all(len(line) <= width for line in below)
+
+
+def test_an_answer_that_did_not_change_is_shown_once(tmp_path: Path) -> None:
+    lines = shown(write_answers(tmp_path / "answers", said="the same").path, 100)
+    assert [line for line in lines if line.startswith("  both")] == ["  both     the same"] * 3

@@ -1,14 +1,13 @@
 """`simpo inspect` for a person: borders of tokens, what is shortened, and the way from log-probs to the loss."""
 
 import copy
-import io
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
-from simpo_cli.report.console import make_console
 from simpo_cli.report.inspect_view import print_inspection, shade, token_lines
+from tests.report.screen import printed
 
 HOSTILE = "[bold]\x1b[2J\u202e\r:smile:"
 
@@ -75,15 +74,9 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def printed(document: dict[str, Any], width: int = 100, *, full: bool = False) -> str:
-    stream = io.StringIO()
-    print_inspection(make_console(stream, width=width), document, full=full)
-    return stream.getvalue()
-
-
 def test_the_whole_screen() -> None:
     assert (
-        printed(DOCUMENT, 120)
+        printed(print_inspection, DOCUMENT, width=120)
         == """recipe.yaml
 data      plain text, explicit prompt, response = the whole answer
 tokens    of tiny · by its chat template · cut at 2,048 (prompts at 1,800)
@@ -111,7 +104,7 @@ loss      d = margin - gamma = 0.000 · -log sigmoid(d) = 0.693
 
 def test_without_a_model_there_are_tokens_and_the_reason() -> None:
     document = {**copy.deepcopy(DOCUMENT), "model": None, "no_model": "its weights are not here"}
-    text = printed(document)
+    text = printed(print_inspection, document)
     assert "model     no log-probs: its weights are not here\n" in text
     assert "Open│ Settings│<|im_end|>" in text
     assert "sum of log-probs" not in text
@@ -121,22 +114,22 @@ def test_without_a_model_there_are_tokens_and_the_reason() -> None:
 def test_what_is_lost_or_left_out_is_said() -> None:
     document = copy.deepcopy(DOCUMENT)
     document["pairs"][0]["chosen"]["end"] = None
-    assert "NO END TOKEN" in printed(document)
+    assert "NO END TOKEN" in printed(print_inspection, document)
     document["pairs"][0]["prompt"]["num_cut"] = 1
-    assert "the oldest 1 token cut off" in printed(document)
+    assert "the oldest 1 token cut off" in printed(print_inspection, document)
     document["pairs"][0]["left_out"] = "responses identical after the cut"
-    text = printed(document)
+    text = printed(print_inspection, document)
     assert "left out  training does not use this pair: responses identical after the cut" in text
     assert "margin" not in text
     document["pairs"][0]["prompt"] = None
-    assert printed(document).count("\n") < text.count("\n")
+    assert printed(print_inspection, document).count("\n") < text.count("\n")
 
 
 def test_numbers_that_are_not_finite_are_said() -> None:
     document = copy.deepcopy(DOCUMENT)
     pair = document["pairs"][0]
     pair["margin"] = pair["loss"] = pair["chosen"]["logp_mean"] = pair["chosen"]["tokens"][1]["logp"] = None
-    text = printed(document)
+    text = printed(print_inspection, document)
     assert "m nan" in text
     assert "' Settings' nan at 2" in text
     assert "-log sigmoid(d) = nan" in text
@@ -145,12 +138,12 @@ def test_numbers_that_are_not_finite_are_said() -> None:
 def test_long_responses_are_shortened_in_the_middle_unless_all_is_asked_for() -> None:
     document = copy.deepcopy(DOCUMENT)
     document["pairs"][0]["chosen"]["tokens"] = tokens(*(f"w{n}," for n in range(300)), logp=-1.0)
-    text = printed(document)
+    text = printed(print_inspection, document)
     assert "│… 228 tokens …│" in text.replace("\n          ", "")
     assert "w47,│" in text
     assert "w48," not in text
     assert "w276," in text
-    whole = printed(document, full=True).replace("\n          ", "")
+    whole = printed(print_inspection, document, full=True).replace("\n          ", "")
     assert all(f"w{n}," in whole for n in range(300))
 
 
@@ -162,10 +155,7 @@ def test_text_of_others_is_shown_and_not_obeyed(width: int, encoding: str) -> No
     pair["where"] = HOSTILE
     pair["prompt"]["tokens"] = tokens(HOSTILE * 9, "你好" * 40, "a" * 500)
     pair["chosen"]["tokens"] = tokens(HOSTILE, "", "\n\n", "é" * 300, "🙂", logp=-3.0)
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
-    print_inspection(make_console(stream, width=width), document)
-    stream.flush()
-    shown = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    shown = printed(print_inspection, document, width=width, encoding=encoding)
     assert not set("\x1b\r\u202e") & set(shown)
     assert all(cell_len(line) <= width for line in shown.splitlines())
     assert "[bold]\\x1b[2J\\u202e\\r:smile:" in shown.replace("\n", "").replace(" ", "")

@@ -1,4 +1,4 @@
-"""Text of others in HTML: 200 payloads in every place of both pages, in a real browser, with our policy and without."""
+"""Text of others in HTML: 200 payloads in every place of four pages, in a real browser, with our policy and without."""
 
 import html
 import json
@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from simpo_cli.report.eval_page import eval_page
 from simpo_cli.report.run_page import write_run_report
+from simpo_cli.report.two_runs import write_comparison
 from tests.browser import CHROMIUM, look
 from tests.cli.seen import Simpo
 from tests.data.pair_files import write_pairs
 from tests.report.made_run import RECIPE, eval_row, outcome, write_run
+from tests.report.test_eval_view import SLICES, together
 
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
@@ -120,6 +123,22 @@ def _run_page(folder: Path, texts: Sequence[str]) -> str:
     return write_run_report(run).read_text(encoding="utf-8")
 
 
+def _eval_page(texts: Sequence[str]) -> str:
+    """The page of `simpo eval` of several models, all of whose texts are these."""
+    document = together()
+    one, other = document["evaluations"]
+    one["slices"] = other["slices"] = SLICES
+    one["not_compared"] = document["failed"][0]
+    document["comparisons"][0]["swapped"] = 3
+    return eval_page(_everywhere(document, texts, ("test", "margin_test")))
+
+
+def _comparison(folder: Path, second: str) -> str:
+    """The page of the tame run and another one of the folder."""
+    written, _ = write_comparison(folder / "tame-run", folder / second, folder / "written.html")
+    return written.read_text(encoding="utf-8")
+
+
 def _stats_page(place: Path, simpo: Simpo, texts: Sequence[str]) -> str:
     """The page of `simpo stats` on pairs, malformed records and a file whose texts and names are these."""
     hostile_name = "".join(texts[1:4]).replace("/", "_")[:200] + ".jsonl"
@@ -141,28 +160,36 @@ def test_no_payload_runs_or_asks_for_anything(place: Path, simpo: Simpo, monkeyp
     folder = place / "served"
     folder.mkdir()
     monkeypatch.setattr("simpo_cli.report.run_page.SHOWN_NOTES", 1000)
-    tame = [f"word {number}" for number in range(200)]
+    tame, other = ([f"{word} {number}" for number in range(200)] for word in ("word", "term"))
+    _run_page(folder / "other-run", other)
     pages = {
         "run": _run_page(folder / "hostile-run", PAYLOADS),
-        "stats": _stats_page(place, simpo, PAYLOADS),
         "tame-run": _run_page(folder / "tame-run", tame),
+        "stats": _stats_page(place, simpo, PAYLOADS),
         "tame-stats": _stats_page(place, simpo, tame),
+        "eval": _eval_page(PAYLOADS),
+        "tame-eval": _eval_page(tame),
+        "comparison": _comparison(folder, "hostile-run"),
+        "tame-comparison": _comparison(folder, "other-run"),
     }
+    names = [name for kind in ("run", "stats", "eval", "comparison") for name in (f"tame-{kind}", kind, f"{kind}-bare")]
     for name, page in pages.items():
         assert len(POLICY.findall(page)) == 1
         (folder / f"{name}.html").write_text(page)
-        (folder / f"{name}-without.html").write_text(POLICY.sub("", page))
-    names = ["run.html", "stats.html", "run-without.html", "stats-without.html", "tame-run.html", "tame-stats.html"]
-    told = visit(folder, names)
+        (folder / f"{name}-bare.html").write_text(POLICY.sub("", page))
+    told = visit(folder, [f"{name}.html" for name in names])
     assert told.hits == []
-    assert told.asked == sorted(f"/{name}" for name in names)
+    assert told.asked == sorted(f"/{name}.html" for name in names)
     assert told.complaints == []  # the policy had nothing to forbid
-    for hostile, plain in ((0, 4), (1, 5), (2, 4), (3, 5)):
-        assert set(told.seen[hostile]["elements"]) <= set(told.seen[plain]["elements"])
-        assert set(told.seen[hostile]["attributes"]) <= set(told.seen[plain]["attributes"]) | {"open"}
-        assert told.seen[hostile]["shown"] > 1000
-    shown = html.unescape(pages["run"])
-    assert all(payload.replace("\x00", "\\x00") in shown for payload in PAYLOADS)  # they are there, as text
+    for at in range(0, len(names), 3):
+        plain, *hostile = told.seen[at : at + 3]
+        for seen in hostile:
+            assert set(seen["elements"]) <= set(plain["elements"])
+            assert set(seen["attributes"]) <= set(plain["attributes"]) | {"open"}
+            assert seen["shown"] > 1000
+    for kind in ("run", "eval"):
+        shown = html.unescape(pages[kind])
+        assert all(payload.replace("\x00", "\\x00") in shown for payload in PAYLOADS)  # they are there, as text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -33,7 +33,7 @@ from simpo_cli.report.page import json_text
 from simpo_cli.report.watch import Heartbeat
 from simpo_cli.run.events import Note, RunHeader, RunOutcome
 from simpo_cli.table import Row, Table
-from tests.report.conftest import EVALUATION, STEP
+from tests.report.screen import EVALUATION, STEP
 from tests.report.test_eval_view import RESULT
 from tests.report.test_inspect_view import DOCUMENT
 

@@ -16,7 +16,7 @@ from simpo_cli.evaluate.judge import AT_ONCE, judge_answers, judge_document, len
 from simpo_cli.evaluate.judge_client import Judge, question_about, read_reply
 from simpo_cli.statistics import proportion
 from tests.evaluate.generate.questions import random_questions
-from tests.evaluate.judge.local_judge import Said, completion, error, judge_server, shown_answers
+from tests.evaluate.local_judge import Said, completion, error, judge_server, shown_answers
 
 MANIFEST = {
     "schema_version": 1,
@@ -231,6 +231,29 @@ def test_verdicts_belong_to_their_answers(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="verdicts of something else: answers_sha256 differ"):
             judge_answers(path, judge_at(server.url), quiet)
     assert json.loads((path / "judge.tiny-judge.jsonl").read_text().splitlines()[0])["judge"] == "tiny-judge"
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "said"),
+    [
+        (0, '"url"', '"link"', "url: Field required"),
+        (2, '"winner"', '"won"', "winner: Field required"),
+        (2, '"trained"', '"nobody"', "winner: "),
+        (2, '"reply": "', '"reply": 7, "x": "', "reply: "),
+    ],
+)
+def test_a_damaged_file_of_replies_is_named_with_its_line(
+    tmp_path: Path, line: int, old: str, new: str, said: str
+) -> None:
+    path = answered(tmp_path / "answers", 4)
+    document, _ = judged(path, likes("trained"))
+    lines = Path(document["file"]).read_text().splitlines(keepends=True)
+    assert old in lines[line]
+    lines[line] = lines[line].replace(old, new)
+    Path(document["file"]).write_text("".join(lines))
+    with pytest.raises(UserError, match=said) as damaged:
+        judge_document(path)
+    assert damaged.value.where == f"{document['file']}:{line + 1}"
 
 
 @pytest.mark.parametrize(
