@@ -1,7 +1,5 @@
 """`simpo eval --generate` end to end on tiny models: a run, an adapter, a checkpoint, and what is refused."""
 
-import csv
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +11,12 @@ import pytest
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate import decode
-from simpo_cli.evaluate.generate.blind import SHEET
 from simpo_cli.evaluate.generate.folder import MANIFEST
 from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.evaluate.generate.run import Wanted, answer_prompts
 from tests.evaluate.conftest import HELD_OUT, ignore
 from tests.evaluate.local_judge import completion, judge_server
+from tests.report.made_answers import fill_in
 
 Answer = Callable[..., Path]
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "answers.schema.json").read_text(encoding="utf-8"))
@@ -171,7 +169,7 @@ def test_the_command_generates_judges_and_shows(
     assert document["judges"][0]["first_shown_wins"] == 1.0
     replies = 2 * (5 - document["measures"]["greedy"]["same_answers"])
     assert f"judged: {replies} of {replies}" in shown.err
-    _fill_in(folder / SHEET)
+    fill_in(folder, lambda _row: "tie")
     assert simpo(["eval", str(folder), "--json"]) == ExitCode.DONE
     filled = json.loads(capsys.readouterr().out)
     validator.validate(filled)
@@ -184,15 +182,6 @@ def test_the_command_generates_judges_and_shows(
     assert "The answer shown first won 100.0 % of the decided verdicts." in shown.out
     assert "Only 5 prompts: too few to conclude much," in shown.out
     assert shown.err == ""
-
-
-def _fill_in(sheet: Path) -> None:
-    rows = list(csv.reader(io.StringIO(sheet.read_text(encoding="utf-8-sig"), newline="")))
-    for row in rows[1:]:
-        row[1] = "tie"
-    filled = io.StringIO()
-    csv.writer(filled).writerows(rows)
-    sheet.write_text(filled.getvalue(), encoding="utf-8", newline="")
 
 
 @pytest.mark.parametrize(

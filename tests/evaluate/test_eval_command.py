@@ -160,15 +160,6 @@ def test_the_page_of_several_models_shows_each_and_escapes_names(document: Docum
     assert sum(tag == "svg" for tag, _ in parsed.tags) >= 3
 
 
-def test_the_table_never_shows_a_bare_percentage(place: Path) -> None:
-    done = simpo_eval(place / "run", "--baseline", "none")
-    assert done.exit_code == 0, done.output
-    table = done.stdout[done.stdout.index("\naccuracy") : done.stdout.index("60 pairs of")]
-    for line in table.splitlines():
-        if "%" in line and "random baseline" not in line:
-            assert re.search(r"% +[\d.]+ to [\d.]+ +\d+$", line), line
-
-
 DOCS = Path(__file__).parents[2] / "docs"
 TOLD_IN_WORDS = {"schema_version", "model", "models", "data", "prompts", "value", "ci", "n", "from", "to", "confidence"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.evaluation import Evaluator
@@ -17,42 +18,32 @@ Assess = Callable[..., list[Evaluation]]
 Document = Callable[..., dict[str, Any]]
 
 
-@pytest.mark.parametrize("target", ["nosuch", "./no/where", "no/such/place", "missing.yaml"])
-def test_a_name_that_means_nothing(target: str) -> None:
-    with pytest.raises(UserError, match="neither a run, nor a model folder, nor a recipe"):
-        Evaluator((), None, (), ignore).run([target], ignore)
-
-
-def test_a_model_and_a_hub_id_without_pairs(place: Path) -> None:
-    for target in (str(place / "tiny"), "nobody/no-such-model"):
-        with pytest.raises(UserError, match="nothing says which pairs") as caught:
-            Evaluator((), None, (), ignore).run([target], ignore)
-        assert "--data FILE" in caught.value.fix
-
-
-def test_a_folder_that_is_neither(assess: Assess) -> None:
-    with pytest.raises(UserError, match="neither a run nor a model"):
-        assess("")
-
-
-def test_a_later_name_is_looked_at_before_the_first_is_scored(assess: Assess) -> None:
-    with pytest.raises(UserError, match="nosuch"):
-        assess("run", "nosuch")
-
-
-def test_one_model_twice(assess: Assess) -> None:
-    with pytest.raises(UserError, match="named twice"):
-        assess("run", "run/model")
+NO_SUCH = "neither a run, nor a model folder, nor a recipe"
 
 
 @pytest.mark.parametrize(
-    ("baseline", "problem"), [("nosuch", "neither a run"), ("{place}/run/model", "the model itself")]
+    ("names", "baseline", "problem"),
+    [
+        (["nosuch"], None, NO_SUCH),
+        (["./no/where"], None, NO_SUCH),
+        (["no/such/place"], None, NO_SUCH),
+        (["missing.yaml"], None, NO_SUCH),
+        (["{place}/tiny"], None, "nothing says which pairs"),
+        (["nobody/no-such-model"], None, "nothing says which pairs"),
+        (["{place}"], None, "neither a run nor a model"),
+        (["{place}/run", "nosuch"], None, "nosuch"),  # before the first is scored
+        (["{place}/run", "{place}/run/model"], None, "named twice"),
+        (["{place}/run"], "nosuch", "neither a run"),
+        (["{place}/run"], "{place}/run/model", "the model itself"),
+    ],
 )
-def test_a_baseline_that_is_missing_or_the_model_itself(
-    place: Path, assess: Assess, baseline: str, problem: str
-) -> None:
-    with pytest.raises(UserError, match=problem):
-        assess("run", baseline=baseline.format(place=place))
+def test_names_that_are_refused(place: Path, names: list[str], baseline: str | None, problem: str) -> None:
+    said: list[str] = []
+    evaluator = Evaluator((), baseline and baseline.format(place=place), (), said.append)
+    with pytest.raises(UserError, match=problem) as caught:
+        evaluator.run([name.format(place=place) for name in names], ignore)
+    assert said == []
+    assert "nothing says" not in problem or "--data FILE" in caught.value.fix
 
 
 def change_config(model: Path, **changes: int) -> None:
@@ -104,34 +95,33 @@ def test_a_run_without_a_model_names_its_checkpoints(place: Path, assess: Assess
     assert "half/checkpoints/step-" in caught.value.fix
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no manifest"])
-def test_a_damaged_checkpoint(place: Path, tmp_path: Path, damage: str) -> None:
+def damaged(place: Path, tmp_path: Path, damage: str) -> tuple[Path, Path]:
+    """A copy of the run, and its last checkpoint, which is damaged."""
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
     [folder] = (run / "checkpoints").glob("step-*")
-    weights = folder / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
+    content = bytearray((folder / "weights.safetensors").read_bytes())
     match damage:
         case "cut":
-            weights.write_bytes(content[:-8])
+            (folder / "weights.safetensors").write_bytes(content[:-8])
         case "changed":
             content[-1] ^= 1
-            weights.write_bytes(content)
+            (folder / "weights.safetensors").write_bytes(content)
         case _:
             (folder / "manifest.json").unlink()
+    return run, folder
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no manifest"])
+def test_a_damaged_checkpoint(place: Path, tmp_path: Path, damage: str) -> None:
+    _, folder = damaged(place, tmp_path, damage)
     with pytest.raises(UserError, match=rf"{folder} is damaged: ") as caught:
         Evaluator((), None, (), ignore).run([str(folder)], ignore)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 
 def test_a_damaged_master_costs_only_the_comparison_with_it(place: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(place / "run", run)
-    [folder] = (run / "checkpoints").glob("step-*")
-    weights = folder / "weights.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    run, _ = damaged(place, tmp_path, "changed")
     said: list[str] = []
     [one], failed = Evaluator((), "none", (), said.append).run([str(run)], ignore)
     assert one.save is None
@@ -170,8 +160,6 @@ def test_one_pair_gives_numbers_without_bounds(tmp_path: Path, document: Documen
 
 
 def test_a_model_that_prefers_nothing_is_at_one_half(tmp_path: Path, place: Path, document: Document) -> None:
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(place / "tiny", tmp_path / "flat")
     weights = load_file(tmp_path / "flat" / "model.safetensors")
     save_file({name: tensor * 0 for name, tensor in weights.items()}, tmp_path / "flat" / "model.safetensors")
@@ -183,8 +171,6 @@ def test_a_model_that_prefers_nothing_is_at_one_half(tmp_path: Path, place: Path
 
 
 def test_weights_that_are_not_finite(tmp_path: Path, place: Path, assess: Assess) -> None:
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(place / "tiny", tmp_path / "nan")
     weights = load_file(tmp_path / "nan" / "model.safetensors")
     name = next(name for name in weights if "down_proj" in name)
