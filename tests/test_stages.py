@@ -6,6 +6,7 @@ import pytest
 
 from simpo_cli import stages
 from simpo_cli.stages import SECONDS_OF_SILENCE, Pulse, Stage, stage
+from tests.report.screen import Clock
 
 
 @pytest.mark.parametrize(
