@@ -13,7 +13,7 @@ import numpy as np
 
 from simpo_cli import __version__
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.metrics import Matched, match, match_in_order
+from simpo_cli.evaluate.metrics import Matched, PairScores, compare_scores, match, match_in_order
 from simpo_cli.evaluate.tables import (
     MEASURES,
     NOTHING,
@@ -43,14 +43,7 @@ from simpo_cli.report.run_files import Row as PairRow
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_page import moment, pair_column, shown_value
 from simpo_cli.report.verdict import tone_of, verdict
-from simpo_cli.statistics import (
-    balanced_difference,
-    compare_accuracy,
-    length_strata,
-    mean,
-    proportion,
-    smallest_effect,
-)
+from simpo_cli.statistics import length_strata, mean, proportion
 from simpo_cli.table import Row, Table
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
@@ -124,34 +117,25 @@ def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
 
 
 def _compare(first: Sequence[PairRow], second: Sequence[PairRow], *, same_tokens: bool) -> SharedPairs:
-    prompts = [row["prompt"] for row in first]
-    chosen, rejected = ([row[f"{side}_tokens"] for row in first] for side in ("chosen", "rejected"))
-    gaps = [pair_column(rows, "chosen_after") - pair_column(rows, "rejected_after") for rows in (first, second)]
-    right = [(np.sign(gap) + 1) / 2 for gap in gaps]  # (P,) 1 where chosen is the likelier one, 0.5 where equal, else 0
-    test = compare_accuracy(right[0], right[1], prompts)
-    balanced = balanced_difference(right[0], right[1], chosen, rejected, prompts) if same_tokens else None
-    strata = [length_strata(one, chosen, rejected, prompts)["balanced"] for one in right] if same_tokens else [None]
-    difference = {
-        "accuracy": test.difference.as_json(),
-        "p_value": test.p_value,
-        "test": test.test,
-        "wins": test.wins,
-        "losses": test.losses,
-        "ties": test.ties,
-        "smallest_effect": smallest_effect(right[0], right[1], prompts),
-        "length_balanced": None if balanced is None else balanced.as_json(),
-        "margin_p_value": None,
-        "same_tokens": same_tokens,
-    }
+    prompts = tuple(row["prompt"] for row in first)
+    chosen, rejected = (np.array([row[f"{side}_tokens"] for row in first]) for side in ("chosen", "rejected"))
+    both = [
+        PairScores(pair_column(rows, "chosen_after"), pair_column(rows, "rejected_after"), chosen, rejected, prompts)
+        for rows in (first, second)
+    ]
+    gaps = [scores.chosen - scores.rejected for scores in both]
+    difference = {**compare_scores(both[0], both[1], None).as_json(), "same_tokens": same_tokens}
+    strata = [length_strata(one.correct, *one.lengths, prompts)["balanced"] for one in both] if same_tokens else [None]
     if same_tokens:
         difference["margin_per_token"] = mean(gaps[1] - gaps[0], prompts).as_json()
-        for side in ("chosen", "rejected"):
-            change = pair_column(second, f"{side}_after") - pair_column(first, f"{side}_after")
-            difference[f"logps/{side}_delta"] = mean(change, prompts).as_json()
+        difference["logps/chosen_delta"] = mean(both[1].chosen - both[0].chosen, prompts).as_json()
+        difference["logps/rejected_delta"] = mean(both[1].rejected - both[0].rejected, prompts).as_json()
+    else:
+        difference["length_balanced"] = None
     return SharedPairs(
         pairs=len(prompts),
         prompts=len(set(prompts)),
-        accuracies=[proportion(one, prompts).as_json() for one in right],
+        accuracies=[proportion(one.correct, prompts).as_json() for one in both],
         difference=difference,
         balanced=None if None in strata else [one.as_json() for one in strata if one is not None],
         margins=[mean(gap, prompts).as_json() for gap in gaps] if same_tokens else None,

@@ -1,4 +1,4 @@
-"""A run's page in a real browser: it renders, asks for nothing, complains of nothing, and never scrolls sideways."""
+"""Pages in a real browser: each renders, asks for nothing, complains of nothing, and never scrolls sideways."""
 
 import json
 from pathlib import Path
@@ -51,45 +51,28 @@ def _long_names(word: str) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
+def test_pages_in_a_browser(tmp_path: Path) -> None:
     long_word = "x" * 400
     result = outcome((0.3, 0.2, 0.4), 0.001)
     result["answers"] = [{"question": long_word, "before": long_word, "after": f"<b>{long_word}"}]
-    run = write_run(
-        tmp_path / "run",
-        outcome=result,
-        evals=[eval_row(0, 0.5), eval_row(4, 0.8)],
-        pairs=40,
-        notes=[{"label": "note", "text": long_word}, {"label": "data", "text": f"LEN001 {long_word}"}],
-        command=f"simpo train {long_word}",
-    )
-    write_answers(run / "answers", said=f"<b>{long_word}{{side}}", models=_long_names(long_word))
-    write_run_report(run)
-    looked, complaints, asked = _look(run, [("report.html", width) for width in WIDTHS])
+    more: dict[str, Any] = {"outcome": result, "evals": [eval_row(0, 0.5), eval_row(4, 0.8)], "pairs": 40}
+    notes = [{"label": "note", "text": long_word}, {"label": "data", "text": f"LEN001 {long_word}"}]
+    first = write_run(tmp_path / "a", notes=notes, command=f"simpo train {long_word}", **more)
+    second = write_run(tmp_path / "b", recipe=f"name: {long_word}\nseed: 7\n", **more)
+    write_answers(first / "answers", said=f"<b>{long_word}{{side}}", models=_long_names(long_word))
+    write_run_report(first, tmp_path / "run.html")
+    write_comparison(first, second, tmp_path / "two.html")
+    pages = [(name, width) for name in ("run.html", "two.html") for width in WIDTHS]
+    looked, complaints, asked = _look(tmp_path, pages)
     assert complaints == []
-    assert asked == ["/report.html?1280", "/report.html?375"]
-    for page, width in zip(looked, WIDTHS, strict=True):
+    assert asked == sorted(f"/{name}?{width}" for name, width in pages)
+    for page, (name, width) in zip(looked, pages, strict=True):
         assert page["width"] in range(width - 20, width + 1)  # less a scroll bar
         assert page["needed"] <= page["width"]
-        assert page["verdict"].startswith("Held-out accuracy rose 30.0 points")
-        assert page["figures"] == 11
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_page_of_two_runs_in_a_browser(tmp_path: Path) -> None:
-    long_word = "x" * 400
-    more: dict[str, Any] = {"outcome": outcome((0.3, 0.2, 0.4), 0.001), "evals": [eval_row(0, 0.5), eval_row(4, 0.8)]}
-    first = write_run(tmp_path / "a", pairs=40, **more)
-    second = write_run(tmp_path / "b", pairs=40, recipe=f"name: {long_word}\nseed: 7\n", **more)
-    write_comparison(first, second, tmp_path / "two.html")
-    looked, complaints, asked = _look(tmp_path, [("two.html", width) for width in WIDTHS])
-    assert complaints == []
-    assert asked == ["/two.html?1280", "/two.html?375"]
-    for page, width in zip(looked, WIDTHS, strict=True):
-        assert page["width"] in range(width - 20, width + 1)
-        assert page["needed"] <= page["width"]
-        assert page["verdict"].startswith("On the same held-out pairs B is right in")
-        assert page["figures"] == 9
+        is_run = name == "run.html"
+        assert page["figures"] == (11 if is_run else 9)
+        said = "Held-out accuracy rose 30.0 points" if is_run else "On the same held-out pairs B is right in"
+        assert page["verdict"].startswith(said)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
