@@ -19,7 +19,7 @@ from tests.evaluate.local_judge import completion, judge_server
 from tests.report.made_answers import fill_in
 
 Answer = Callable[..., Path]
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "answers.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "answers.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
