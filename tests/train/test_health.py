@@ -19,7 +19,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import DataRecipe, HealthRecipe, ModelRecipe, Recipe, TrainRecipe
 from simpo_cli.run.events import LOOPING, ProbeAnswer
 from simpo_cli.train.health import AnswerProbe, Health, UnhealthyError
-from tests.report import conftest as report
+from tests.report import screen as report
 from tests.train.runs import Memory, Runs, final_state, timeless
 
 STEP = replace(report.STEP, grad_norm=1.0)
