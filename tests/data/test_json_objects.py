@@ -93,6 +93,7 @@ def test_each_record_has_its_number_and_null_cells_stay(write: Write) -> None:
 
 ONE_RECORD = [
     TURNS[0],
+    {key: turns[0] for key, turns in TURNS[0].items()},
     {**TURNS[0], "tags": ["hills"]},
     {"tools": [{"name": "height"}], **TURNS[0]},
     {"chosen": [*TURNS[0]["prompt"], *TURNS[0]["chosen"]], "rejected": [*TURNS[0]["prompt"], *TURNS[0]["rejected"]]},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.memory import MemoryNeed, Workload
@@ -50,6 +51,13 @@ def test_a_run_cut_in_many_places_gives_the_bits_of_an_unbroken_one(unbroken: Ru
     assert (memory.first_step, memory.steps[0].step) == (3, 4)
     assert memory.said("self-check") == []  # read, not made again
     unbroken.require_same("cut", "unbroken")
+
+
+@pytest.mark.parametrize("unbroken", ["lora"], indirect=True)
+def test_adapters_start_the_same_whatever_drew_random_numbers_before(unbroken: Runs) -> None:
+    torch.manual_seed(1_000)
+    unbroken.train("again")
+    unbroken.require_same("again", "unbroken")
 
 
 @full
