@@ -66,8 +66,7 @@ def test_a_run_off_a_terminal(place: Path) -> None:
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
     lines = done.stderr.splitlines()
-    assert lines[0].startswith("simpo ")
-    assert "no network used" in lines[0]
+    assert any(line.startswith("simpo ") and "no network used" in line for line in lines)
     assert any(re.match(r"loss +SimPO, sigmoid · beta 2 · gamma 1 \(gamma/beta 0.5\)", line) for line in lines)
     steps = [line for line in lines if re.search(r"\bstep=1/3\b", line)]
     assert steps, done.stderr

@@ -34,11 +34,11 @@ from tests.model.reference import random_pairs, response_logps
 from tests.tiny import save_tiny_model
 
 
-def scores_of(differences: Sequence[float], base: float = -1.0) -> PairScores:
+def scores_of(differences: Sequence[float]) -> PairScores:
     """Scored pairs of these differences, each of a prompt of its own."""
-    chosen = np.array([base + d for d in differences])
+    chosen = np.array([d - 1.0 for d in differences])
     lengths = np.full(len(chosen), 7)
-    return PairScores(chosen, np.full(len(chosen), base), lengths, lengths, tuple(map(str, range(len(chosen)))))
+    return PairScores(chosen, np.full(len(chosen), -1.0), lengths, lengths, tuple(map(str, range(len(chosen)))))
 
 
 def summary_of(differences: Sequence[float]) -> EvalSummary:
