@@ -19,7 +19,7 @@ from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pa
 from simpo_cli.builtin.build import SEED
 from simpo_cli.builtin.corpus import TABLES
 from simpo_cli.evaluate.evaluation import Evaluator
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.train.session import train
 from tests.train.runs import Memory
 

@@ -234,7 +234,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _located(error: UserError, target: str, overrides: list[str]) -> UserError:
     """The error with the line of the recipe that it is about, where the target is a recipe."""
-    from simpo_cli.recipe import compose
+    from simpo_cli.recipe.composition import compose
 
     if Path(target).is_dir():
         return error  # a run or a model: there is no recipe that the person edits

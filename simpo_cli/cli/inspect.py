@@ -13,7 +13,7 @@ from simpo_cli.model.remote_code import trusting
 if TYPE_CHECKING:
     from simpo_cli.data.tokenized_view import PairView
     from simpo_cli.data.tokenizer import TextTokenizer
-    from simpo_cli.recipe import ComposedRecipe
+    from simpo_cli.recipe.composition import ComposedRecipe
     from simpo_cli.recipe.schema import Recipe
 
 NUM_PAIRS = 3
@@ -63,7 +63,7 @@ def inspect(
 
 def _composed(target: str, overrides: list[str]) -> "ComposedRecipe":
     """The recipe; that of a run starts from the model that the run saved, if it has got so far."""
-    from simpo_cli.recipe import compose
+    from simpo_cli.recipe.composition import compose
 
     run = Path(target)
     if not (run / "run.json").is_file():

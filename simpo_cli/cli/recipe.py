@@ -15,7 +15,7 @@ from simpo_cli.cli.options import AsJson, Overrides, RecipeName, print_json, say
 from simpo_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from simpo_cli.recipe import Finding
+    from simpo_cli.recipe.checks import Finding
     from simpo_cli.recipe.schema import Recipe
 
 SCHEMA_FILE = "simpo-recipe.schema.json"
@@ -27,7 +27,7 @@ recipe_app = typer.Typer(help="Look at, copy and check recipes.", no_args_is_hel
 def list_recipes(as_json: AsJson = False) -> None:
     """List the recipes that ship with simpo."""
     from simpo_cli.names import shipped_names, title_of
-    from simpo_cli.recipe import examine
+    from simpo_cli.recipe.composition import examine
 
     names = shipped_names()
     if as_json:
@@ -49,7 +49,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the composed recipe, every value written out."""
-    from simpo_cli.recipe import examine
+    from simpo_cli.recipe.composition import examine
     from simpo_cli.recipe.tree import plain_value, scalars, without_defaults
     from simpo_cli.recipe.yaml_text import to_yaml
 
@@ -79,7 +79,7 @@ def copy(
     """Copy a recipe, to change it: it is named after its file, and editors know its keys."""
     from simpo_cli.files import disk_faults, replacing
     from simpo_cli.names import find_recipe
-    from simpo_cli.recipe import examine
+    from simpo_cli.recipe.composition import examine
     from simpo_cli.recipe.yaml_text import read_text
 
     source, is_piece = find_recipe(name), examine(name).is_piece
@@ -135,7 +135,8 @@ def _write_schema(path: Path) -> str:
 @recipe_app.command("check")
 def check(name: RecipeName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Find mistakes (errors, exit 2) and unwise values (warnings)."""
-    from simpo_cli.recipe import Finding, examine
+    from simpo_cli.recipe.checks import Finding
+    from simpo_cli.recipe.composition import examine
 
     try:
         found = examine(name, overrides or [])

@@ -10,7 +10,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import trusting
 
 if TYPE_CHECKING:
-    from simpo_cli.recipe import ComposedRecipe
+    from simpo_cli.recipe.composition import ComposedRecipe
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a model from a recipe."""
-    from simpo_cli.recipe import compose
+    from simpo_cli.recipe.composition import compose
 
     if fresh and resume:
         raise UserError("--resume continues a run and --fresh sets it aside.", "Give one of the two.")

@@ -18,7 +18,7 @@ from simpo_cli.model.load import ModelSource, choose_adapter, find_model, load_s
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
 from simpo_cli.names import HUB_ID, find_recipe, is_hub_id, kind_of, no_such_target
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.run.documents import read_receipt
 from simpo_cli.run.folder import WEIGHTS, require_own_model

@@ -25,7 +25,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.card import CARD, Trained, model_card
 from simpo_cli.publish.export import copy_tokenizer, written_whole
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.redaction import redacted
 from simpo_cli.run.documents import read_receipt
 

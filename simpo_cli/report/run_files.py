@@ -8,7 +8,7 @@ from typing import Any
 
 from simpo_cli.errors import UserError
 from simpo_cli.names import not_a_run
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import scalars
 from simpo_cli.recipe.yaml_text import parse_file

@@ -22,7 +22,7 @@ from simpo_cli.data.plan import Plan
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
 from simpo_cli.errors import UserError
-from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.redaction import redacted_values
 from simpo_cli.run.documents import SCHEMA_VERSION

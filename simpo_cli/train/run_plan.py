@@ -34,7 +34,7 @@ from simpo_cli.model.load import (
 from simpo_cli.model.memory import Workload, available_bytes, choose_budget, is_worth_checkpointing, require_memory
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
-from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.redaction import told_apart

@@ -10,7 +10,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import answer
 from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import NotFiniteError
-from simpo_cli.recipe import ComposedRecipe
+from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run import checkpoint
 from simpo_cli.run.events import Observer, RunOutcome

@@ -50,7 +50,7 @@ def _measure(options: argparse.Namespace, place: Path) -> tuple[list[Took], list
     from simpo_cli.cli.options import quiet_libraries
 
     quiet_libraries()
-    from simpo_cli.recipe import compose
+    from simpo_cli.recipe.composition import compose
     from simpo_cli.run.folder import RunFolder
     from simpo_cli.run.receipt import RunReceipt
     from simpo_cli.run.stop import StopRequest

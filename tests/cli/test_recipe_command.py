@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from simpo_cli.names import shipped_names
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from tests.cli.seen import Seen, Simpo, typed
 
 BASE = "name: a\nmodel: {path: org/model}\ndata: {train: org/pairs}\n"

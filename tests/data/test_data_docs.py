@@ -11,7 +11,7 @@ import simpo_cli
 from simpo_cli.cli.main import run
 from simpo_cli.data.formats.known import KNOWN
 from simpo_cli.data.load import PairReader
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 
 PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "data.md"
 

@@ -14,7 +14,7 @@ import torch
 from simpo_cli.evaluate import answers
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.evaluate.results import Evaluation, Failure, document_of
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.report.console import make_console
 from simpo_cli.report.watch import Heartbeat
 from simpo_cli.train.session import train

@@ -16,7 +16,7 @@ import torch
 
 from simpo_cli.cli.options import quiet_libraries
 from simpo_cli.model.policy import Policy
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from tests.gpu.check import Place, need, require
 
 _ROOT = Path(__file__).parents[2]

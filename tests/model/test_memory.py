@@ -28,7 +28,7 @@ from simpo_cli.model.memory import (
     is_worth_checkpointing,
     require_memory,
 )
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.counted_step import measured
 from tests.model.shapes import GEMMA2_9B, LLAMA_8B, MISTRAL_7B, QWEN_1B5, SMOLLM2_135M

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import LossRecipe, loss_terms
 from tests.recipe.conftest import Write
 

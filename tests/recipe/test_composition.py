@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError, about
-from simpo_cli.recipe import DataSource, LoraRecipe, Origin, compose
-from simpo_cli.recipe.schema import TrainRecipe
+from simpo_cli.recipe.composition import compose
+from simpo_cli.recipe.schema import DataSource, LoraRecipe, TrainRecipe
+from simpo_cli.recipe.tree import Origin
 from tests.recipe.conftest import BASE, Write
 
 

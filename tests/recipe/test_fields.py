@@ -9,8 +9,9 @@ import yaml
 
 from simpo_cli.errors import UserError
 from simpo_cli.names import shipped_names, shipped_root
-from simpo_cli.recipe import LoraRecipe, LossRecipe, Recipe, compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.fields import all_keys, json_schema
+from simpo_cli.recipe.schema import LoraRecipe, LossRecipe, Recipe
 from simpo_cli.recipe.tree import plain_value
 from simpo_cli.recipe.yaml_text import parse_file
 

@@ -14,7 +14,8 @@ import pytest
 import simpo_cli
 from simpo_cli.cli.main import run
 from simpo_cli.names import shipped_names, title_of
-from simpo_cli.recipe import DataSource, compose, examine
+from simpo_cli.recipe.composition import compose, examine
+from simpo_cli.recipe.schema import DataSource
 from simpo_cli.recipe.tree import recipe_values
 from tests.recipe.conftest import Write
 
@@ -112,7 +113,7 @@ def test_the_wheel_holds_the_recipes(tmp_path: Path) -> None:
         held = {name for name in archive.namelist() if name.startswith("simpo_cli/shipped_recipes/")}
         assert held == {f"simpo_cli/shipped_recipes/{name}.yaml" for name in shipped_names()}
         archive.extractall(tmp_path / "installed")
-    program = "from simpo_cli.recipe import compose; print(compose('paper/gemma2-9b-it').recipe.loss.beta)"
+    program = "from simpo_cli.recipe.composition import compose; print(compose('paper/gemma2-9b-it').recipe.loss.beta)"
     environment = {"PYTHONPATH": str(tmp_path / "installed")}
     listing = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

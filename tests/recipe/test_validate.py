@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.fields import all_keys
 from simpo_cli.recipe.validate import HABITS
 from tests.recipe.conftest import BASE, Write, cases_of, write_case

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.fields import all_keys
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.tree import DEFAULT, node_of, plain_value

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from simpo_cli.data.prepare import make_plan, prepare_data
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import (
     CheckpointRecipe,
     DataRecipe,

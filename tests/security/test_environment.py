@@ -8,7 +8,7 @@ import pytest
 
 from simpo_cli.cli import stats as stats_command
 from simpo_cli.errors import UserError
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.redaction import SHORTEST, forget, redacted, remember
 from tests.cli.seen import Simpo
 

@@ -11,7 +11,7 @@ import pytest
 
 from simpo_cli.errors import UserError
 from simpo_cli.publish.export import written_whole
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.report.page import PAGE_MARK, write_page, write_report
 from simpo_cli.run import checkpoint
 from simpo_cli.run.checkpoint import CheckpointWriter

@@ -19,7 +19,7 @@ from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import remote_code
 from simpo_cli.model.load import count_parameters, find_model, load_model
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import ModelRecipe
 from tests.cli.seen import Seen, Simpo
 from tests.security.means_model import AUTO_MAP, CODE, forget_remote_code, modules_cache, save_own_model

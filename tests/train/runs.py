@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from simpo_cli.evaluate import answers
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
 from simpo_cli.run.folder import LOGS
 from simpo_cli.train import build

@@ -14,7 +14,7 @@ from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.session import train
 from simpo_cli.train.step import accumulate

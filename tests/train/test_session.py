@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.formatting import Cell
-from simpo_cli.recipe import compose
+from simpo_cli.recipe.composition import compose
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import write_run_report
 from simpo_cli.report.verdict import verdict
