@@ -24,8 +24,6 @@ TOKENIZER_FILES = (
     "config.json",
 )
 
-_SPECIAL_PARTS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
 
 def load_tokenizer(
     path: str, *, revision: str | None = None, chat_template: str | None = None, moment: datetime | None = None
@@ -222,7 +220,7 @@ def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         found |= read_json(folder / "special_tokens_map.json")
     if isinstance(more := found.get("extra_special_tokens"), dict):
         found |= more
-    parts = [part for part in found if part in _SPECIAL_PARTS or part.endswith("_token")]
+    parts = [part for part in found if part.endswith("_token")]
     return {part: text for part in parts if (text := _text_of(found[part])) is not None}
 
 
@@ -230,8 +228,10 @@ def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mappin
     """Add the tokens that only tokenizer_config.json knows; what it says of a token goes before tokenizer.json."""
     present = tokenizer.get_added_tokens_decoder().values()
     listed = config.get("added_tokens_decoder", {})
+    properties = {"single_word", "lstrip", "rstrip", "normalized", "special"}
     try:
-        tokens = [_added_token(listed[index]) for index in sorted(listed, key=int)]
+        entries = [listed[index] for index in sorted(listed, key=int)]
+        tokens = [AddedToken(one["content"], **{key: one[key] for key in properties & one.keys()}) for one in entries]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"added_tokens_decoder is not a mapping of ids to tokens: {error}.",
@@ -246,11 +246,6 @@ def _add_tokens(tokenizer: Tokenizer, config: Mapping[str, Any], special: Mappin
     tokens += [AddedToken(text, special=True) for text in dict.fromkeys(names) if text not in known]
     if tokens:
         tokenizer.add_tokens(tokens)
-
-
-def _added_token(entry: Mapping[str, Any]) -> AddedToken:
-    properties = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return AddedToken(entry["content"], **{name: entry[name] for name in properties if name in entry})
 
 
 def _text_of(token: object) -> str | None:

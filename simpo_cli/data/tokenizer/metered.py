@@ -188,7 +188,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             if not (_is_small(left, 2**20) and _is_small(right, 64)):
                 raise TooMuchError("it computes with large powers")
         elif operator == "%" and isinstance(left, str):
-            self._check_format(left, "*")
+            self._check_format(left, "%")
             right = self.made(right)
         return self.made(self.binop_table[operator](left, right))
 
@@ -199,16 +199,17 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             return None
 
         def checked(*args: Any, **named: Any) -> str:
-            self._check_format(value.__self__, "{}", inside=True)
+            self._check_format(value.__self__, "{")
             return str(self.made(wrapped(*self.made(args), **self.made(named))))
 
         return checked
 
-    def _check_format(self, text: str, nested: str, *, inside: bool = False) -> None:
-        fields = re.findall(r"\{[^}]*:[^}]*\{", text) if inside else [nested] if f"%{nested}" in text else []
-        if fields or _MANY_DIGITS.search(text) or "%-*" in text or "%.*" in text:
+    def _check_format(self, text: str, sign: str) -> None:
+        """Count what a format may make, whose fields begin with a `%` or a `{`."""
+        is_computed = "%*" in text if sign == "%" else re.search(r"\{[^}]*:[^}]*\{", text)
+        if is_computed or _MANY_DIGITS.search(text) or "%-*" in text or "%.*" in text:
             raise TooMuchError("it pads texts to a width that is computed, or above a thousand")
-        self._charge(_WIDEST * text.count("%" if not inside else "{"))
+        self._charge(_WIDEST * text.count(sign))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Methods of plain values are those of a list, the others can make much of little."""
@@ -270,7 +271,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                     raise TooMuchError("it indents by more than a thousand")
                 self._charge((self._text(text).count("\n") + 1) * int(width))
             case "format":
-                self._check_format(self._text(text), "*")
+                self._check_format(self._text(text), "%")
                 self.made(given)
             case "string" | "e" | "escape" | "forceescape" | "urlencode" | "upper" | "lower" | "title" | "tojson":
                 self._charge(6 * len(self._text(text)))
@@ -289,7 +290,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             steps = sum(_size(statement) for statement in repeated.body)
             tick = self._asked("tick", [nodes.Const(steps)], repeated.lineno)
             repeated.body.insert(0, nodes.ExprStmt(tick, lineno=repeated.lineno))
-        self._rewrite(source)
+        self._rewritten(source)
         return super()._generate(source, *args, **options)
 
     def _asked(self, name: str, args: list[Any], lineno: int) -> nodes.Call:
@@ -298,27 +299,19 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         call.set_environment(self)
         return call
 
-    def _rewrite(self, node: nodes.Node) -> None:
-        """Put `joined` and `made` around the expressions that make something."""
+    def _rewritten(self, node: Any) -> Any:
+        """A node with `joined` and `made` around the expressions that make something; what is no node stays."""
+        if not isinstance(node, nodes.Node):
+            return node
         for field, value in node.iter_fields():
-            if isinstance(value, nodes.Node):
-                self._rewrite(value)
-                setattr(node, field, self._around(value))
-            elif isinstance(value, list):
-                for index, item in enumerate(value):
-                    if isinstance(item, nodes.Node):
-                        self._rewrite(item)
-                        value[index] = self._around(item)
-
-    def _around(self, node: nodes.Node) -> nodes.Node:
+            is_list = isinstance(value, list)
+            setattr(node, field, [self._rewritten(item) for item in value] if is_list else self._rewritten(value))
         match node:
             case nodes.Concat():
                 return self._asked("joined", node.nodes, node.lineno)
-            case nodes.List() | nodes.Dict():
-                return self._asked("made", [node], node.lineno)
             case nodes.Tuple(ctx="load") if not all(isinstance(item, nodes.Const) for item in node.items):
                 return self._asked("made", [node], node.lineno)
-            case nodes.Getitem(arg=nodes.Slice()):
+            case nodes.List() | nodes.Dict() | nodes.Getitem(arg=nodes.Slice()):
                 return self._asked("made", [node], node.lineno)
         return node
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 LONGEST = 100_000
 """Characters of a chat template."""
 
-
 _MOST_INDENT = 16
 _CLOCK = "strftime_now"
 
@@ -126,27 +125,20 @@ def dates_of(template: jinja2.Template, source: str, moment: datetime) -> list[s
     be written: there the whole moment stands for it.
     """
     tree = template.environment.parse(source)
-    calls = [call for call in tree.find_all(jinja2.nodes.Call) if _is_clock(call.node)]
-    asked_whether_known = [test for test in tree.find_all(jinja2.nodes.Test) if _is_clock(test.node)]
-    mentions = [name for name in tree.find_all(jinja2.nodes.Name) if _is_clock(name)]
-    dates = [_date(call, moment) for call in calls]
-    if len(mentions) > len(calls) + len(asked_whether_known):
-        dates.append(None)
-    return sorted({moment.isoformat() if date is None else date for date in dates})
+    calls_and_tests: Any = tree.find_all((jinja2.nodes.Call, jinja2.nodes.Test))
+    used = [node for node in calls_and_tests if isinstance(node.node, jinja2.nodes.Name) and node.node.name == _CLOCK]
+    dates = {_date(node, moment) for node in used if isinstance(node, jinja2.nodes.Call)}
+    if sum(name.name == _CLOCK for name in tree.find_all(jinja2.nodes.Name)) > len(used):
+        dates.add(moment.isoformat())
+    return sorted(dates)
 
 
-def _is_clock(node: jinja2.nodes.Node) -> bool:
-    return isinstance(node, jinja2.nodes.Name) and node.name == _CLOCK
-
-
-def _date(call: jinja2.nodes.Call, moment: datetime) -> str | None:
+def _date(call: jinja2.nodes.Call, moment: datetime) -> str:
     match call.args, call.kwargs, call.dyn_args, call.dyn_kwargs:
         case [jinja2.nodes.Const(value=str(written))], [], None, None:
-            try:
+            with suppress(ValueError):  # which it will be for the template, too
                 return moment.strftime(written)
-            except ValueError:  # which it will be for the template, too
-                return None
-    return None
+    return moment.isoformat()
 
 
 # What a template reads and writes
@@ -230,8 +222,10 @@ def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
     }
     if all(text is None for text in seen.values()):  # it says itself what it wants
         return MessageShape(parts=parts)
-    as_object = any(_writes_object(seen[content, "object"]) for content in (None, ""))
-    as_text = any(_TEXT in (seen[content, "text"] or "") for content in (None, ""))
+    objects, texts = ([seen[content, form] or "" for content in (None, "")] for form in ("object", "text"))
+    # and not as Python writes them
+    as_object = any(CALL_KEY in text and CALL_VALUE in text and repr(_ARGUMENTS) not in text for text in objects)
+    as_text = any(_TEXT in text for text in texts)
     form = "object" if as_object else "text"
     null, empty = seen[None, form], seen["", form]
     return MessageShape(
@@ -241,11 +235,6 @@ def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
         null_content=null is not None and (empty is None or null.count("None") <= empty.count("None")),
         parts=parts,
     )
-
-
-def _writes_object(text: str | None) -> bool:
-    """Whether a rendering holds the made-up arguments, and not as Python writes them."""
-    return text is not None and CALL_KEY in text and CALL_VALUE in text and repr(_ARGUMENTS) not in text
 
 
 _MADE_UP = ("qZ7kqu", "qZ7kqa", "qZ7kqv", "qZ7kqs")  # words of made-up turns; no template writes them itself
@@ -325,7 +314,7 @@ def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "Tex
 def _call_end(render: _Rendering, lead: Sequence[Message], tokens: "TextTokenizer") -> int | None:
     """The named end token that stands between a call and its result."""
     user, _, result, _ = _MADE_UP
-    call = Message("assistant", "", json.dumps(made_up_call("", {CALL_KEY: CALL_VALUE})))
+    call = Message("assistant", "", json.dumps(made_up_call("", _ARGUMENTS)))
     try:
         text = render([*lead, Message("user", user), call, Message("tool", result)], False)
     except (TemplateError, EncodingError):

@@ -76,6 +76,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self._added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         self.sha256 = sha256
         self.special_tokens = dict(special_tokens)
         self.where = where
@@ -85,10 +86,9 @@ class TextTokenizer:
         self.moment = datetime.now() if moment is None else moment
         sources = templates.items()
         self._templates = {name: compile_template(source, template_where, self.moment) for name, source in sources}
-        written = (dates_of(self._templates[name], source, self.moment) for name, source in sources)
-        self.dates = sorted(set().union(*written))
-        read = (variables_of(self._templates[name], source) for name, source in sources)
-        self.known_variables: frozenset[str] = frozenset().union(*read)
+        compiled = [(self._templates[name], source) for name, source in sources]
+        self.dates = sorted({date for one in compiled for date in dates_of(*one, self.moment)})
+        self.known_variables = frozenset(name for one in compiled for name in variables_of(*one))
         self._marks: dict[str, TurnMarks] = {}
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_id = self._id_of("bos_token")
@@ -98,10 +98,6 @@ class TextTokenizer:
     def _id_of(self, part: str) -> int | None:
         text = self.special_tokens.get(part)
         return None if text is None else self._tokenizer.token_to_id(text)
-
-    @cached_property
-    def _added(self) -> dict[int, AddedToken]:
-        return dict(self._tokenizer.get_added_tokens_decoder())
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -202,20 +198,14 @@ class TextTokenizer:
         """Refuse (UserError) variables that the template never reads: a misspelt one would go unnoticed."""
         known = self.known_variables
         for name in template_kwargs:
+            key = f"data.chat_template_kwargs.{name}"
             if name in GIVEN_BY_US:
-                raise UserError(
-                    f"data.chat_template_kwargs.{name} cannot be set: it is made from the data.",
-                    f"Leave {name} out of data.chat_template_kwargs.",
-                    key=f"data.chat_template_kwargs.{name}",
-                )
+                fix = f"Leave {name} out of data.chat_template_kwargs."
+                raise UserError(f"{key} cannot be set: it is made from the data.", fix, key=key)
             if self.has_template and name not in known:
                 near = difflib.get_close_matches(name, known.difference(GIVEN_BY_US), n=1)
-                hint = f"Did you mean {near[0]}?" if near else "Leave it out, or give the template that needs it."
-                raise UserError(
-                    f"data.chat_template_kwargs.{name}: the chat template of {self.where} reads no such variable.",
-                    hint,
-                    key=f"data.chat_template_kwargs.{name}",
-                )
+                fix = f"Did you mean {near[0]}?" if near else "Leave it out, or give the template that needs it."
+                raise UserError(f"{key}: the chat template of {self.where} reads no such variable.", fix, key=key)
 
     def turn_marks(self, template_kwargs: Mapping[str, Any] | None = None) -> TurnMarks:
         """What the template writes around turns, by rendering made-up ones; once for each set of variables."""
