@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -149,9 +150,8 @@ def _joined(content: object, path: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        if content is None:
-            raise RecordError(f"{path}: no content", _WHOLE)
-        raise RecordError(f"{path}: expected text, got {kind_of(content)}", _WHOLE)
+        problem = "no content" if content is None else f"expected text, got {kind_of(content)}"
+        raise RecordError(f"{path}: {problem}", _WHOLE)
     pieces = []
     for i, part in enumerate(content):
         if isinstance(part, str):
@@ -229,27 +229,14 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[list[Message], str, s
     Raises:
         RecordError: the dialogues differ before any assistant turn.
     """
-    shared = _common_length(chosen, rejected)
+    length = min(len(chosen), len(rejected))
+    shared = bisect_left(range(length), True, key=lambda i: not rejected.startswith(chosen[: i + 1]))
     end = chosen.rfind(_LAST_MARKER, 0, shared)
     if end < 0:
         problem = "the prompts of chosen and rejected differ"
         raise RecordError(problem, "Both dialogues must be the same up to the last answer. " + _WHOLE)
     end += len(_LAST_MARKER)
     return transcript_turns(chosen[:end]), chosen[end:].removeprefix(" "), rejected[end:].removeprefix(" ")
-
-
-def _common_length(a: str, b: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low < high:  # a[:low] is always common
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def split_conversations(
@@ -262,9 +249,8 @@ def split_conversations(
     """
     for path, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1].role != "assistant":
-            raise RecordError(
-                f"{path}[{len(turns) - 1}]: the last turn is by {turns[-1].role}, not by the assistant", _WHOLE
-            )
+            problem = f"{path}[{len(turns) - 1}]: the last turn is by {turns[-1].role}, not by the assistant"
+            raise RecordError(problem, _WHOLE)
     if list(chosen[:-1]) != list(rejected[:-1]):
         place = next(
             (i for i, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)) if a != b),

@@ -78,14 +78,15 @@ class Conversation:
         if word := opening.strip():
             if text.startswith(word):
                 return text[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, AS_WRITTEN
-            if not _is_closed(word):
+            markers = _MARKER.findall(word)
+            if not markers or _CLOSING.match(markers[-1]) is None:  # it would end with `</think>`, or `<channel|>`
                 raise RecordError(
                     f"the generation prompt ends with {opening!r}, and this answer does not begin with it",
                     "Give answers with their reasoning, or a template without it with data.chat_template or "
                     "data.chat_template_kwargs.",
                 )
             rest = whole.removeprefix(before)
-            if rest != whole and self._holds_answer(rest, "", answer) and not rest.startswith(_MARKER.findall(word)[0]):
+            if rest != whole and self._holds_answer(rest, "", answer) and not rest.startswith(markers[0]):
                 return rest, BEHIND_THOUGHT
         elif lead is not None:
             start = len(before) - len(lead)
@@ -128,7 +129,8 @@ class Conversation:
         if not answer.fields:
             return _holds(rendered, _without_opening(prompt, answer.content))
         shaped = self.rules.tokenizer.shape.of(answer)
-        scored = self._up_to_end(rendered)
+        ends = [self.rules.tokenizer.text_of(end) for end in self.rules.ends & self.rules.tokenizer.special_ids]
+        scored = rendered[: min((place for end in ends if (place := rendered.find(end)) >= 0), default=len(rendered))]
         if not _holds(scored, _without_opening(prompt, text_of(shaped))):
             return False
         if calls := shaped.get("tool_calls"):
@@ -141,11 +143,6 @@ class Conversation:
                     "Use a model whose template writes it, or leave such records out with data.on_bad_record: skip.",
                 )
         return True
-
-    def _up_to_end(self, rendered: str) -> str:
-        """What of a rendered answer is scored."""
-        ends = (self.rules.tokenizer.text_of(end) for end in self.rules.ends if end in self.rules.tokenizer.special_ids)
-        return rendered[: min((place for end in ends if (place := rendered.find(end)) >= 0), default=len(rendered))]
 
     def require_turns_kept(self, prompt: str) -> None:
         """Refuse (RecordError) a template that drops a turn, of a role that it does not know, without a word."""
@@ -196,13 +193,11 @@ def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:
         if name == "tool_calls":
             if any(str(call.get("id") or "") not in text for call in value):
                 yield f"tool call ids{NOT_WRITTEN}"
-        elif name != "content" and not all(_is_in(text, leaf) for leaf in _texts_in(value)):
+        elif name != "content" and not all(
+            _holds(text, leaf) or json.dumps(leaf, ensure_ascii=False)[1:-1] in text for leaf in _texts_in(value)
+        ):
             what = f"{earlier}reasoning" if name in REASONING else "tool call ids" if name == "tool_call_id" else name
             yield f"{what}{NOT_WRITTEN}"
-
-
-def _is_in(rendered: str, text: str) -> bool:
-    return _holds(rendered, text) or json.dumps(text, ensure_ascii=False)[1:-1] in rendered
 
 
 def _texts_in(value: Any) -> Iterator[str]:
@@ -229,12 +224,6 @@ def text_of(message: Mapping[str, Any]) -> str:
     """The content of a message as it goes to the template."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def _is_closed(opening: str) -> bool:
-    """Whether what a generation prompt writes of an answer ends with a closing marker: `</think>`, `<channel|>`."""
-    markers = _MARKER.findall(opening)
-    return bool(markers) and _CLOSING.match(markers[-1]) is not None
 
 
 def _without_opening(prompt: str, answer: str) -> str:

@@ -8,6 +8,7 @@ behind them stay. Text without turns loses its first tokens. BOS stays in any ca
 token, or keeps its first tokens and has no end.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -207,14 +208,14 @@ def cut_prompt(prompt: list[int], texts: Texts, most: int, rules: Rules) -> list
 
 def _fewer_turns(opening: list[Message], texts: Texts, most: int, rules: Rules) -> list[int] | None:
     """The opening and the prompt's last turns; None where not even the headers fit."""
+
+    def ids_from(start: int) -> list[int]:
+        return _ids(texts.write([*opening, *texts.turns[start:]]), texts, rules)
+
     starts = [i for i, turn in enumerate(texts.turns) if turn.role == "user"]
-    low, high = 0, len(starts)  # the first start with which it fits
-    while low < high:
-        middle = (low + high) // 2
-        ids = _ids(texts.write([*opening, *texts.turns[starts[middle] :]]), texts, rules)
-        low, high = (low, middle) if len(ids) <= most else (middle + 1, high)
-    if low < len(starts):
-        return _ids(texts.write([*opening, *texts.turns[starts[low] :]]), texts, rules)
+    first = bisect_left(starts, True, key=lambda start: len(ids_from(start)) <= most)  # with which it fits
+    if first < len(starts):
+        return ids_from(starts[first])
     others = [turn for turn in texts.turns if turn.role != "system"]
     left = [*opening, *(texts.turns[starts[-1] :] if starts else others)]
     if len(left) == len(opening):
