@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import NoneType, UnionType
 from typing import Any
 
 import numpy as np
@@ -130,23 +131,19 @@ class RecordError(Exception):
         return BadRecord(where, self.problem, self.fix, text[:MAX_KEPT_TEXT])
 
 
+_KINDS: tuple[tuple[type | UnionType, str], ...] = (
+    (NoneType, "null"),
+    (bool, "true or false"),  # before the numbers, of which it is one
+    (int | float, "number"),
+    (str, "text"),
+    (list | tuple, "list"),
+    (dict, "object"),
+)
+
+
 def kind_of(value: object) -> str:
     """The name of a JSON value's kind, as messages say it."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "number"
-        case str():
-            return "text"
-        case list() | tuple():
-            return "list"
-        case dict():
-            return "object"
-        case _:
-            return type(value).__name__
+    return next((name for kind, name in _KINDS if isinstance(value, kind)), type(value).__name__)
 
 
 # Text and tokens

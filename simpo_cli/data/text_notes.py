@@ -7,10 +7,10 @@ None of it stops a run, and none of it may be trained on without a word: trainin
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Protocol
 
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.pair import PreferencePair, RecordNote
+from simpo_cli.data.tokenizer import TextTokenizer
 
 _UNSPACED = re.compile(
     r"[\u0e01-\u0e5b\u0e81-\u0edf\u0f00-\u0fff"  # Thai, Lao, Tibetan
@@ -81,18 +81,7 @@ _ANSWER_HEADER = re.compile(
 )
 
 
-class Tokens(Protocol):
-    """What has to be known of a tokenizer."""
-
-    @property
-    def has_template(self) -> bool:
-        """Whether conversations can be rendered."""
-
-    def has_special_literal(self, text: str) -> bool:
-        """Whether a text spells out one of its special tokens."""
-
-
-def own_markers(tokenizer: Tokens, *, rendered: bool) -> tuple[str, ...]:
+def own_markers(tokenizer: TextTokenizer, *, rendered: bool) -> tuple[str, ...]:
     """The markers that are not worth telling with this tokenizer: they are its own, or there is no other template.
 
     Its own special tokens are counted by the encoder. An end token of its own is worth telling all the same, as text in
@@ -113,7 +102,9 @@ def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[Record
     ends, marks, headings = _sought(own)
     if any(len(text) <= _LONGEST_MISSING and text.strip() in _MISSING for text in (*answers, *prompts)):
         yield RecordNote.MISSING_WORD
-    if any(_spells_end(answer, ends) for answer in answers):
+    # </s> behind <s> is HTML, a line through a text
+    spelled = ((end, answer) for answer in filter(may_hold_marker, answers) for end in ends if end in answer)
+    if any(end != "</s>" or "<s>" not in answer for end, answer in spelled):
         yield RecordNote.END_TOKEN
     if any(map(is_message, answers)):
         yield RecordNote.MESSAGE_AS_JSON
@@ -135,11 +126,6 @@ def _sought(own: tuple[str, ...]) -> tuple[Sequence[str], Sequence[str], re.Patt
 def may_hold_marker(text: str) -> bool:
     """Whether a text has what every end token and turn marker has; it is looked for much faster than they are."""
     return any(lead in text for lead in _LEADS)
-
-
-def _spells_end(answer: str, ends: Sequence[str]) -> bool:
-    # behind <s> it is HTML, a line through a text
-    return may_hold_marker(answer) and any(end in answer and (end != "</s>" or "<s>" not in answer) for end in ends)
 
 
 def _holds(text: str, marks: Sequence[str], headings: re.Pattern[str] | None) -> bool:
