@@ -130,8 +130,6 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         kind = type(value)
         if kind is str or isinstance(value, str):
             self._charge(len(value))
-        elif kind is bool or value is None:
-            pass
         elif kind is int and value.bit_length() > _LONGEST_NUMBER:
             raise TooMuchError("it computes with numbers of more than a thousand digits")
         elif isinstance(value, _CONTAINERS):
@@ -171,9 +169,6 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
         return value if isinstance(value, str) else str(self.made(value))
 
     def _put_out(self, value: Any) -> Any:
-        if isinstance(value, str):
-            self._charge(len(value))
-            return value
         return value if isinstance(value, Undefined) else self.made(self._text(value))
 
     # What may be large before it is there
@@ -184,9 +179,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, _SEQUENCES) and isinstance(other, int):
                     self._charge(max(0, other) * (len(one) if isinstance(one, str) else _ITEM * len(one)))
-        elif operator == "**":
-            if not (_is_small(left, 2**20) and _is_small(right, 64)):
-                raise TooMuchError("it computes with large powers")
+        elif operator == "**" and not (_is_small(left, 2**20) and _is_small(right, 64)):
+            raise TooMuchError("it computes with large powers")
         elif operator == "%" and isinstance(left, str):
             self._check_format(left, "%")
             right = self.made(right)

@@ -143,10 +143,11 @@ def _date(call: jinja2.nodes.Call, moment: datetime) -> str:
 
 # What a template reads and writes
 
-CALL_KEY, CALL_VALUE = "qZ7kqk", "qZ7kqw"  # a made-up argument
+# Words of made-up turns, which no template writes itself
+CALL_KEY, CALL_VALUE = "qZ7kqk", "qZ7kqw"  # an argument
 _ARGUMENTS = {CALL_KEY: CALL_VALUE}
 _TEXT = json.dumps(_ARGUMENTS)
-_QUESTION = "qZ7kqu"
+_QUESTION, _ANSWER, _SECOND, _SYSTEM = "qZ7kqu", "qZ7kqa", "qZ7kqv", "qZ7kqs"  # what made-up turns say
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 MADE_UP_TOOLS = [{"type": "function", "function": {"name": "qZ7kqf", "description": "-", "parameters": _NO_PARAMETERS}}]
 
@@ -237,9 +238,6 @@ def learn_shape(render: Render, *, knows_calls: bool) -> MessageShape:
     )
 
 
-_MADE_UP = ("qZ7kqu", "qZ7kqa", "qZ7kqv", "qZ7kqs")  # words of made-up turns; no template writes them itself
-
-
 @dataclass(frozen=True, slots=True)
 class TurnMarks:
     """What a chat template writes around turns.
@@ -269,14 +267,13 @@ _Rendering = Callable[[Sequence[Message], bool], str]  # the second argument ask
 
 def learn_marks(render: _Rendering, tokens: "TextTokenizer") -> TurnMarks:
     """What the template writes around made-up turns; nothing of a template that renders none of them."""
-    user, answer, second, system = _MADE_UP
-    for lead in ((), (Message("system", system),)):  # some templates insist on a system turn
-        turns = [*lead, Message("user", user), Message("assistant", answer), Message("user", second)]
+    for lead in ((), (Message("system", _SYSTEM),)):  # some templates insist on a system turn
+        turns = [*lead, Message("user", _QUESTION), Message("assistant", _ANSWER), Message("user", _SECOND)]
         first = len(lead) + 1
         try:
             prompt, opened = render(turns[:first], False), render(turns[:first], True)
             answered, dialog = render(turns[: first + 1], False), render(turns, False)
-            if all(word in text for word, text in ((user, answered), (answer, answered), (second, dialog))):
+            if _QUESTION in answered and _ANSWER in answered and _SECOND in dialog:
                 marks = _marks_of(prompt, opened, answered, dialog, tokens)
                 return marks if marks.end_is_written else replace(marks, call_end_id=_call_end(render, lead, tokens))
         except (TemplateError, EncodingError):
@@ -285,9 +282,8 @@ def learn_marks(render: _Rendering, tokens: "TextTokenizer") -> TurnMarks:
 
 
 def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "TextTokenizer") -> TurnMarks:
-    user, answer, second, _ = _MADE_UP
-    before, _, behind = answered.rpartition(answer)
-    next_turn = dialog.rpartition(second)[0].rpartition(answer)[2]
+    before, _, behind = answered.rpartition(_ANSWER)
+    next_turn = dialog.rpartition(_SECOND)[0].rpartition(_ANSWER)[2]
     turn_ids, last_ids = tokens.added_in(next_turn), tokens.added_in(behind)
     every = [last for last, _ in takewhile(lambda two: two[0] == two[1], zip(last_ids, turn_ids, strict=False))]
     end_id = next((i for i in every if i in tokens.named_end_ids), next(iter(last_ids), None))
@@ -307,19 +303,18 @@ def _marks_of(prompt: str, opened: str, answered: str, dialog: str, tokens: "Tex
         opening=opening,
         turn_ids=frozenset(turn_ids),
         user_header=_header(next_turn, end_text),
-        answer_header=_header(header, None) or _header(before.rpartition(user)[2], end_text),
+        answer_header=_header(header, None) or _header(before.rpartition(_QUESTION)[2], end_text),
     )
 
 
 def _call_end(render: _Rendering, lead: Sequence[Message], tokens: "TextTokenizer") -> int | None:
     """The named end token that stands between a call and its result."""
-    user, _, result, _ = _MADE_UP
     call = Message("assistant", "", json.dumps(made_up_call("", _ARGUMENTS)))
     try:
-        text = render([*lead, Message("user", user), call, Message("tool", result)], False)
+        text = render([*lead, Message("user", _QUESTION), call, Message("tool", _SECOND)], False)
     except (TemplateError, EncodingError):
         return None
-    gap = text.rpartition(result)[0].rpartition(CALL_VALUE)[2]
+    gap = text.rpartition(_SECOND)[0].rpartition(CALL_VALUE)[2]
     return next((i for i in tokens.added_in(gap) if i in tokens.named_end_ids), None)
 
 

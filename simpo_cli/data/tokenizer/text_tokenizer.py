@@ -294,12 +294,10 @@ class TextTokenizer:
         What is tokenized from there on comes out the same with and without the text before it: the library takes
         special tokens out before it looks at anything else. It saves tokenizing a long prompt once for each response.
         """
-        if self._breaks is None:
-            return 0
         return max((match.start() for match in self._breaks.finditer(text, max(0, len(text) - 200))), default=0)
 
     @cached_property
-    def _breaks(self) -> re.Pattern[str] | None:
+    def _breaks(self) -> re.Pattern[str]:
         firm = [token.content for token in self._added.values() if not token.normalized and not token.single_word]
         return any_of([text for text in firm if text in self._special.numbers])
 
@@ -338,8 +336,6 @@ class SpecialTexts:
 
     def spelled_in(self, text: str) -> bool:
         """Whether a text spells out a special token."""
-        if self._pattern is None:
-            return False
         if self._pattern.search(text) is not None:
             return True
         return self._normalize is not None and self._pattern.search(self._normalize(text)) is not None
@@ -349,16 +345,13 @@ class SpecialTexts:
 
         Raises EncodingError where the text holds a stand-in itself.
         """
-        if self._pattern is None:
-            return text
         refuse_stand_ins([text])
         return self._pattern.sub(lambda match: f"{_LITERAL}{self.numbers[match[0]]}{_LITERAL}", text)
 
     def respelled(self, text: str) -> str:
         """A rendered text whose messages were masked, for the twin: what the template wrote gets the twin's spelling,
         what the messages hold gets its own back."""
-        if self._pattern is not None:
-            text = self._pattern.sub(lambda m: _spelling(self.numbers[m[0]]), text)
+        text = self._pattern.sub(lambda m: _spelling(self.numbers[m[0]]), text)
         return re.sub(f"{_LITERAL}(\\d+){_LITERAL}", lambda m: self._texts[int(m[1])], text)
 
     def twin(self) -> Tokenizer:
@@ -402,9 +395,9 @@ class SpecialTexts:
         return twin
 
 
-def any_of(texts: Sequence[str]) -> re.Pattern[str] | None:
-    """A pattern that finds any of the texts, the longest where several begin at one place."""
-    return re.compile(_branches(texts)) if texts else None
+def any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the texts, the longest where several begin at one place; nothing without texts."""
+    return re.compile(_branches(texts) or "(?!)")
 
 
 def _branches(texts: Sequence[str]) -> str:
