@@ -60,8 +60,7 @@ def turn_of(message: object, path: str) -> Message:
     Raises:
         RecordError: a missing or unknown role, or content that is not text.
     """
-    role, fields, _ = _parts_of(message, path)
-    return _message(role, fields)
+    return _message(*_parts_of(message, path)[:2])
 
 
 def _parts_of(message: object, path: str) -> tuple[str, dict[str, Any], bool]:
@@ -252,10 +251,8 @@ def split_conversations(
             problem = f"{path}[{len(turns) - 1}]: the last turn is by {turns[-1].role}, not by the assistant"
             raise RecordError(problem, _WHOLE)
     if list(chosen[:-1]) != list(rejected[:-1]):
-        place = next(
-            (i for i, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False)) if a != b),
-            min(len(chosen), len(rejected)) - 1,
-        )
+        shorter = min(len(chosen), len(rejected)) - 1
+        place = next((i for i in range(shorter) if chosen[i] != rejected[i]), shorter)
         path, turns = max((("chosen", chosen), ("rejected", rejected)), key=lambda side: len(side[1]))
         if turns[place].role == "assistant":
             raise several_turns(path, turns[place:])

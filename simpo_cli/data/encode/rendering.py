@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from simpo_cli.data.encode.conversation import NOT_WRITTEN, Conversation, Rules, unwritten
@@ -99,8 +98,7 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
 
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
     """Prompt and response as they are; a conversation becomes a Human/Assistant transcript, in the form of HH-RLHF."""
-    prompt, notes = pair.prompt, set[str]()
-    turns: tuple[Message, ...] = ()
+    prompt, turns, notes = pair.prompt, tuple[Message, ...](), set[str]()
     if not isinstance(prompt, str) and rules.data.rendered:
         if len(prompt) != 1:
             raise RecordError(
@@ -108,11 +106,10 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
                 "Leave data.rendered out, or, for plain Human/Assistant transcripts, set data.chat_template: none.",
             )
         prompt = prompt[0].content
-    responses = tuple(_spoken_text(answer) for answer in pair.answers)
-    for turn, text in zip(pair.answers, responses, strict=True):
-        notes.update(unwritten(turn, text))
+    responses = tuple(map(_spoken_text, pair.answers))
+    for turn in (*pair.answers, *(() if isinstance(prompt, str) else prompt)):
+        notes.update(unwritten(turn, _spoken_text(turn)))
     if not isinstance(prompt, str):
-        notes.update(chain.from_iterable(unwritten(turn, _spoken_text(turn)) for turn in prompt))
         if rules.data.chat_template != "none":
             notes.add(AS_TRANSCRIPT)
         turns = tuple(Message(turn.role, _spoken_text(turn)) for turn in prompt)
