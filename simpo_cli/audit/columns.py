@@ -1,7 +1,6 @@
 """Columns of numbers, a row for each pair: collected batch by batch, and described."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,27 +56,22 @@ def _parts(place: str) -> tuple[str, int]:
     return prefix, int(digits)
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts between edges."""
-
-    hist: tuple[int, ...]  # (bins,) how many values lie in each bin
-    bin_edges: tuple[float, ...]  # (bins + 1,) the last bin includes its upper edge
-
-
-def histogram(values: NDArray[Any], *, low: float | None = None, high: float | None = None) -> Histogram:
+def histogram(values: NDArray[Any], *, low: float | None = None, high: float | None = None) -> dict[str, Any]:
     """Counts in bins of equal width.
 
     Args:
         values: (n,) lengths, differences or margins, at least one.
         low, high: the outermost edges; what lies beyond them counts in the outermost bins. None takes the extremes.
+
+    Returns:
+        hist: how many values lie in each bin; bin_edges: one more than bins, the last bin includes its upper edge.
     """
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
     if high <= low:
-        return Histogram((len(values),), (low, low))
+        return {"hist": [len(values)], "bin_edges": [low, low]}
     hist, edges = np.histogram(np.clip(values, low, high), bins=NUM_BINS, range=(low, high))
-    return Histogram(tuple(hist.tolist()), tuple(edges.tolist()))
+    return {"hist": hist.tolist(), "bin_edges": edges.tolist()}
 
 
 def describe(values: Lengths) -> dict[str, Any]:
@@ -87,7 +81,6 @@ def describe(values: Lengths) -> dict[str, Any]:
         min, max, mean, median, std (of these values, divided by n), p5, p95 (linear between values) and the histogram.
     """
     p5, median, p95 = np.percentile(values, [5, 50, 95]).tolist()
-    shape = histogram(values)
     return {
         "min": int(values.min()),
         "max": int(values.max()),
@@ -96,7 +89,7 @@ def describe(values: Lengths) -> dict[str, Any]:
         "std": float(values.std()),
         "p5": p5,
         "p95": p95,
-        "histogram": {"hist": list(shape.hist), "bin_edges": list(shape.bin_edges)},
+        "histogram": histogram(values),
     }
 
 

@@ -127,8 +127,7 @@ def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:
 def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, Any]:
     """Counts of margins around 0; the range holds gamma and 99 % of the pairs, the outermost bins what lies beyond."""
     reach = max(float(np.percentile(np.abs(margins), 99)), 1.25 * gamma) or 1.0
-    shape = histogram(margins, low=-reach, high=reach)
-    return {"hist": list(shape.hist), "bin_edges": list(shape.bin_edges)}
+    return histogram(margins, low=-reach, high=reach)
 
 
 def suggest(scores: PairScores) -> tuple[float, float, Measured]:

@@ -92,7 +92,7 @@ def lengths_table(document: Mapping[str, Any], examination: Examination) -> Tabl
         ("chosen - rejected", chosen - rejected, -reach, reach),
     ):
         shape = histogram(values, low=least, high=most)
-        figures.append(Bars(label, shape.hist, shape.bin_edges))
+        figures.append(Bars(label, shape["hist"], shape["bin_edges"]))
     return Table(_NUMBERS, rows, remarks=remarks, figures=figures)
 
 
