@@ -251,14 +251,6 @@ class Prompts:
     files: tuple[FileReceipt, ...]  # where they are from
 
 
-@dataclass(frozen=True, slots=True)
-class Leaks:
-    """Places of training pairs whose prompt is in the evaluation data, to the letter (`same`) or nearly (`near`)."""
-
-    same: Places
-    near: Places
-
-
 def read_prompts(reader: PairReader) -> Prompts:
     """The prompts of the evaluation data. Raises UserError where a source or record is refused."""
     hashes, signatures = Column(np.uint64), Column(np.uint8, (SIGNATURE_BYTES,))
@@ -269,8 +261,12 @@ def read_prompts(reader: PairReader) -> Prompts:
     return Prompts(unique, signatures.rows[first], tuple(reader.files))
 
 
-def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> Leaks:
-    """Training pairs whose prompt, by hash (pairs,) and signature (pairs, 64), the evaluation data hold."""
+def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> tuple[Places, Places]:
+    """Training pairs whose prompt, by hash (pairs,) and signature (pairs, 64), is in the evaluation data.
+
+    Returns:
+        Places of those that are there to the letter, and of those that are there nearly.
+    """
     unique, first, which = np.unique(prompts, return_index=True, return_inverse=True)
     same = np.isin(unique, evaluation.hashes)
     near = np.zeros(len(unique), dtype=bool)
@@ -281,4 +277,4 @@ def find_leaks(prompts: Hashes, signatures: Signatures, evaluation: Prompts) -> 
         for mine, theirs in band.rows_equal_to(keys):
             equal = num_equal(signatures[first[left[mine]]], evaluation.signatures[theirs])
             near[left[mine[equal >= NEARLY_ASKED]]] = True
-    return Leaks(np.flatnonzero(same[which]), np.flatnonzero(near[which]))
+    return np.flatnonzero(same[which]), np.flatnonzero(near[which])

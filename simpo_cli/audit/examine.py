@@ -244,8 +244,7 @@ def _label_findings(
         "DUP004": near.same_responses,
     }
     if evaluation is not None:
-        leaks = find_leaks(identities.prompts, signatures[:, 0], evaluation)
-        found_by_code |= {"LEK001": leaks.same, "LEK002": leaks.near}
+        found_by_code["LEK001"], found_by_code["LEK002"] = find_leaks(identities.prompts, signatures[:, 0], evaluation)
     for code, found in found_by_code.items():
         if len(found):
             yield finding(code, len(found), rows=places.at(found[:SHOWN_ROWS].tolist()), pairs=found)

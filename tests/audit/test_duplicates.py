@@ -15,7 +15,6 @@ from simpo_cli.audit import duplicates
 from simpo_cli.audit.duplicates import (
     MOST_COMPARED,
     NUM_BANDS,
-    Leaks,
     PairIdentities,
     find_leaks,
     find_near_pairs,
@@ -273,12 +272,13 @@ def test_no_pairs() -> None:
 SYSTEM = "You are a helpful assistant. " * 20
 
 
-def leaks(prompts: list[object], evaluation: list[object], folder: Path) -> Leaks:
+def leaks(prompts: list[object], evaluation: list[object], folder: Path) -> tuple[list[int], list[int]]:
     path = write_pairs(folder, "eval.jsonl", [{"prompt": p, "chosen": "a", "rejected": "b"} for p in evaluation])
     pairs = [PreferencePair(_turns(prompt), "c", "d", "") for prompt in prompts]
     hashes = np.array([prompt_hash(pair) for pair in pairs], dtype=np.uint64)
     asked = signatures_of([asked_text(pair) for pair in pairs])
-    return find_leaks(hashes, asked, read_prompts(PairReader(path, role="eval")))
+    same, near = find_leaks(hashes, asked, read_prompts(PairReader(path, role="eval")))
+    return same.tolist(), near.tolist()
 
 
 def _turns(prompt: object) -> tuple[Message, ...] | str:
@@ -303,19 +303,16 @@ def test_prompts_that_are_the_same_near_and_new(tmp_path: Path) -> None:
         "Hi",
         "",
     ]
-    found = leaks(prompts, evaluation, tmp_path)
-    assert found.same.tolist() == [0, 6]
-    assert found.near.tolist() == [1, 2, 4]
+    assert leaks(prompts, evaluation, tmp_path) == ([0, 6], [1, 2, 4])
 
 
 def test_prompts_against_comparing_each_with_each(tmp_path: Path) -> None:
     draw = random.Random(9)
     evaluation = [" ".join(draw.choices(WORDS, k=draw.randint(10, 80))) for _ in range(60)]
     prompts = [edited(draw.choice(evaluation), draw.choice([0, 0.01, 0.05, 0.5]), draw) for _ in range(200)]
-    found = leaks([*prompts], [*evaluation], tmp_path)
-    assert found.same.tolist() == [i for i, prompt in enumerate(prompts) if prompt in evaluation]
+    same, near = map(set, leaks([*prompts], [*evaluation], tmp_path))
+    assert sorted(same) == [i for i, prompt in enumerate(prompts) if prompt in evaluation]
     likeness = [max(similarity(prompt, other) for other in evaluation) for prompt in prompts]
-    near, same = set(found.near.tolist()), set(found.same.tolist())
     assert {i for i, value in enumerate(likeness) if value > 0.9} <= near | same
     assert near <= {i for i, value in enumerate(likeness) if value > 0.45} - same
     assert len(near) > 30
