@@ -216,8 +216,6 @@ class DataRecipe:
 
 
 _MARGIN_FIX = "gamma is gamma_beta_ratio times beta; 0 asks for no margin."
-
-
 LossType = Literal["sigmoid", "hinge"]
 
 
@@ -246,9 +244,7 @@ class LossRecipe:
     @property
     def margin(self) -> float:
         """gamma, in units of the reward, whichever of the two ways it was given."""
-        if self.gamma is not None:
-            return self.gamma
-        return self.beta * (0.5 if self.gamma_beta_ratio is None else self.gamma_beta_ratio)
+        return self.beta * self.margin_beta_ratio if self.gamma is None else self.gamma
 
     @property
     def margin_beta_ratio(self) -> float:

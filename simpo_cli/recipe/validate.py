@@ -42,7 +42,6 @@ _EXAMPLES = {
     "data.train": "data: {train: prefs.jsonl}",
 }
 
-
 _STEP = "It counts the pairs of a whole step, over all devices; micro-batches are cut to the memory."
 _PRECISION = "It is auto, bf16 or fp32."
 _LENGTH = "It counts prompt and response together."
@@ -52,7 +51,12 @@ _ALPHA = "It weighs the likelihood of the chosen responses, which SimPO leaves a
 _FP16 = "It is auto, bf16 or fp32: in fp16 small gradients would be lost."
 _ADAPTERS = "With it adapters are trained, without it all weights."
 
-# Keys that people write by habit, from recipes of other tools, by what they are called here.
+_DEVICE = (
+    "The device is found by itself. In front of the command CUDA_VISIBLE_DEVICES=0 chooses a card, "
+    "ACCELERATE_USE_CPU=true the CPU."
+)
+
+# Keys that people write by habit, from recipes of other tools, by what they are called here; "" if there is none.
 _CALLED: list[tuple[str, str, str]] = [
     ("lr", "train.learning_rate", ""),
     ("batch_size global_batch_size train_batch_size per_device_train_batch_size", "train.pairs_per_step", _STEP),
@@ -90,25 +94,17 @@ _CALLED: list[tuple[str, str, str]] = [
     ("load_best_model_at_end", "checkpoint.best", ""),
     ("logging_steps", "tracking.log_every", ""),
     ("run_name", "name", ""),
+    ("device use_cpu no_cuda device_map", "", _DEVICE),
+    ("ref_model reference_model ref_model_path reference_free", "", "SimPO has no reference model: leave it out."),
+    ("stage do_train do_eval", "", "There is one method here, and it trains and evaluates: leave it out."),
+    ("trust_remote_code", "", "Code of a model is allowed on the command line: --trust-remote-code"),
+    ("resume_from_checkpoint", "", "A run is resumed on the command line: simpo train RECIPE --resume"),
+    ("overwrite_output_dir", "", "An existing run is set aside on the command line: simpo train RECIPE --fresh"),
+    ("push_to_hub", "", "A finished run is sent to the hub by: simpo export RUN --push ORG/NAME"),
+    ("packing", "", "Pairs are packed by themselves: leave it out."),
+    ("remove_unused_columns", "", "Fields that are not used are named on the first screen: leave it out."),
 ]
-_DEVICE = (
-    "The device is found by itself. In front of the command CUDA_VISIBLE_DEVICES=0 chooses a card, "
-    "ACCELERATE_USE_CPU=true the CPU."
-)
-# Keys of other tools that there are none of here, with what to do instead.
-_INSTEAD = {
-    "device use_cpu no_cuda device_map": _DEVICE,
-    "ref_model reference_model ref_model_path reference_free": "SimPO has no reference model: leave it out.",
-    "stage do_train do_eval": "There is one method here, and it trains and evaluates: leave it out.",
-    "trust_remote_code": "Code of a model is allowed on the command line: --trust-remote-code",
-    "resume_from_checkpoint": "A run is resumed on the command line: simpo train RECIPE --resume",
-    "overwrite_output_dir": "An existing run is set aside on the command line: simpo train RECIPE --fresh",
-    "push_to_hub": "A finished run is sent to the hub by: simpo export RUN --push ORG/NAME",
-    "packing": "Pairs are packed by themselves: leave it out.",
-    "remove_unused_columns": "Fields that are not used are named on the first screen: leave it out.",
-}
 HABITS = {name: (key, note) for names, key, note in _CALLED for name in names.split()}
-HABITS |= {name: ("", note) for names, note in _INSTEAD.items() for name in names.split()}
 """Names of keys elsewhere: what each is called here, if there is such a key, and what to know about it."""
 
 

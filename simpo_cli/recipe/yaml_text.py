@@ -53,18 +53,12 @@ class _RecipeDumper(yaml.SafeDumper):
     """Writes text with quotes wherever our loader would read a plain word as something else."""
 
 
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    dropped = (_TAG + "float", _TAG + "timestamp")
-    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {
-        first: [(tag, pattern) for tag, pattern in entries if tag not in dropped]
+for _side in (_RecipeLoader, _RecipeDumper):
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in entries if tag not in (_TAG + "float", _TAG + "timestamp")]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    for first in "-+0123456789.":
-        table.setdefault(first, []).append((_TAG + "float", _FLOAT))
-    return table
-
-
-_RecipeLoader.yaml_implicit_resolvers = _RecipeDumper.yaml_implicit_resolvers = _resolvers()
+    _side.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+0123456789."))
 
 _NOTICED_LATE = ("end of stream", "<stream end>", "could not find expected ':'")  # what is wrong began further up
 
