@@ -161,7 +161,7 @@ def test_lengths_fit_the_model(folder: Path) -> None:
 PAIRS = random_pairs(4, seed=5)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def opened(folder: Path) -> OpenModel:
     recipe = Recipe(
         name="r", model=ModelRecipe(path=str(folder)), data=DataRecipe(train="-"), train=TrainRecipe(precision="fp32")
