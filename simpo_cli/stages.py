@@ -70,20 +70,14 @@ def stage(name: str, total: int | None = None) -> Iterator[Stage]:
 
 def in_words() -> str:
     """What is being done, the outer stages by their names; empty where nobody has said."""
-    *outer, inner = tuple(_open) or (None,)
-    if inner is None:
-        return ""
-    return ": ".join([*(one.name for one in outer if one is not None), inner.in_words()])
+    opened = tuple(_open)  # at one moment: another thread may open more
+    return ": ".join([*(one.name for one in opened[:-1]), *(one.in_words() for one in opened[-1:])])
 
 
-class Doing:
-    """What is being done; where nobody says, such as between two stages, only since when."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._whole = Stage("working", clock=clock)
-
-    def in_words(self) -> str:
-        return in_words() or self._whole.in_words()
+def doing(clock: Callable[[], float] = time.monotonic) -> Callable[[], str]:
+    """Gives what is being done; where nobody says, such as between two stages, only since when."""
+    whole = Stage("working", clock=clock)
+    return lambda: in_words() or whole.in_words()
 
 
 class Pulse:
@@ -104,7 +98,7 @@ class Pulse:
     ) -> None:
         self._say, self._silence, self._clock = say, silence, clock
         self._heard_at = clock()
-        self._doing = Doing(clock)
+        self._doing = doing(clock)
         self._stopped = threading.Event()
 
     def heard(self) -> None:
@@ -115,7 +109,7 @@ class Pulse:
         """Say what is being done, if it is time to."""
         if self._clock() - self._heard_at >= self._silence:
             self.heard()
-            self._say(self._doing.in_words())
+            self._say(self._doing())
 
     def start(self) -> None:
         """Beat from a thread of its own, which ends with the process."""

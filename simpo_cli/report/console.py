@@ -145,17 +145,10 @@ class Console(rich.console.Console):
         return super().render_str(encodable(text, self.encoding), **settings)
 
 
-def make_console(
-    stream: TextIO | None = None,
-    *,
-    stderr: bool = False,
-    width: int | None = None,
-    height: int | None = None,
-    force_terminal: bool | None = None,
-) -> Console:
+def make_console(stream: TextIO | None = None, *, stderr: bool = False, **settings: Any) -> Console:
     """A console on `stream`, or on whatever sys.stdout (sys.stderr) is at the time of writing.
 
-    Colour follows the stream and NO_COLOR, the width follows the terminal and COLUMNS, unless they are given.
+    Colour follows the stream and NO_COLOR, the width the terminal and COLUMNS, unless `settings` of rich say otherwise.
     A full disk is an error for data on stdout; on stderr no failed write stops the program.
     """
     assert stream is None or not stderr, "a stream or stderr, not both"
@@ -170,9 +163,7 @@ def make_console(
         markup=False,
         emoji=False,
         highlight=False,
-        width=width,
-        height=height,
-        force_terminal=force_terminal,
+        **settings,
     )
 
 

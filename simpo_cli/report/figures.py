@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -87,6 +88,8 @@ _SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}  # of a figure in a grid o
 
 Floats = NDArray[np.float64]
 Show = Callable[[float], str]
+two_digits, three_digits, signed = partial(fixed, digits=2), partial(fixed, digits=3), "{:+z.3f}".format
+LengthRow = tuple[str, Measured | None, Measured | None]  # kind of pairs, accuracy before, after; None of too few pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +272,21 @@ def histogram_figure(
     return TitledFigure(title, draw_svg(draw, name, description, **_SIZE), caption)
 
 
-def interval_figure(rows: Sequence[tuple[str, Sequence[Measured]]], names: Sequence[str], words: str) -> TitledFigure:
-    """Shares with their intervals, a line a row and a colour for each name; empty rows keep their place."""
+def length_figures(lengths: Sequence[LengthRow]) -> list[TitledFigure]:
+    """Accuracy with its interval by which response is the longer one, before and after; none without any pairs.
+
+    A line a row; those of too few pairs keep their place.
+    """
+    rows = [(label, (before, after) if before and after else ()) for label, before, after in lengths]
+    if not any(shares for _, shares in rows):
+        return []
+    words = []
+    for label, shares in rows:
+        percents = [percent(share["value"]) for share in shares]
+        words.append(f"{label}: " + ("{} before, {} after".format(*percents) if shares else "too few"))
 
     def draw(axes: Axes) -> None:
-        for at, (name, colour) in enumerate(zip(names, (INK, HELD_OUT), strict=True)):
+        for at, (name, colour) in enumerate((("before", INK), ("after", HELD_OUT))):
             known = [(height, shares[at]) for height, (_, shares) in enumerate(reversed(rows)) if shares]
             values = [share["value"] for _, share in known]
             reach = [[abs(share["value"] - share["ci"][end]) for _, share in known] for end in (0, 1)]
@@ -285,22 +298,11 @@ def interval_figure(rows: Sequence[tuple[str, Sequence[Measured]]], names: Seque
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
         _add_legend(axes)
 
-    return TitledFigure("", draw_svg(draw, "length", words, width=3.8, height=1.9))
+    description = f"Accuracy by length. {'; '.join(words)}."
+    return [TitledFigure("", draw_svg(draw, "length", description, width=3.8, height=1.9))]
 
 
 def _add_legend(axes: Axes) -> None:
     """Above the axes, where it hides no curve."""
     style: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "borderaxespad": 0.0}
     axes.legend(fontsize=8, ncols=3, handlelength=1.3, handletextpad=0.5, columnspacing=1.1, **style)
-
-
-def two_digits(value: float) -> str:
-    return fixed(value, 2)
-
-
-def three_digits(value: float) -> str:
-    return fixed(value, 3)
-
-
-def signed(value: float) -> str:
-    return f"{value:+z.3f}"

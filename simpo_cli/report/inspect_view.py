@@ -145,22 +145,19 @@ def _print_pair(console: Console, pair: Mapping[str, Any], objective: Objective,
     _line(console, "prompt", f"{_tokens(prompt['num_tokens'])}, seen and not scored · {bos}{cut}")
     _print_tokens(console, prompt, None if full else PROMPT, "dim")
     for side in ("chosen", "rejected"):
-        _print_response(console, side, pair[side], full=full)
+        response = pair[side]
+        if response["num_cut"]:
+            end = f"the last {_tokens(response['num_cut'])} cut off, with the end token"
+        elif response["end"] is not None:
+            end = f"ends with {response['end']}"
+        else:
+            end = "NO END TOKEN: nothing teaches the model to stop"
+        _line(console, side, f"{_tokens(response['num_tokens'])} scored · {end}")
+        _print_tokens(console, response, None if full else RESPONSE)
         if scored:
-            _print_scores(console, pair[side], objective.loss.beta)
+            _print_scores(console, response, objective.loss.beta)
     if scored:
         _print_loss(console, pair, objective)
-
-
-def _print_response(console: Console, side: str, response: Mapping[str, Any], *, full: bool) -> None:
-    if response["num_cut"]:
-        end = f"the last {_tokens(response['num_cut'])} cut off, with the end token"
-    elif response["end"] is not None:
-        end = f"ends with {response['end']}"
-    else:
-        end = "NO END TOKEN: nothing teaches the model to stop"
-    _line(console, side, f"{_tokens(response['num_tokens'])} scored · {end}")
-    _print_tokens(console, response, None if full else RESPONSE)
 
 
 def _print_scores(console: Console, response: Mapping[str, Any], beta: float) -> None:

@@ -35,7 +35,7 @@ from simpo_cli.report.console import (
     sparkline,
 )
 from simpo_cli.run.events import EvalRecord, RunHeader, RunOutcome, StepRecord
-from simpo_cli.stages import Doing, Pulse
+from simpo_cli.stages import Pulse
 
 REFRESHES_PER_SECOND = 4
 LABEL_WIDTH = 9
@@ -46,9 +46,8 @@ Field = tuple[str, str, str]  # name, value, remark
 
 def live_stage_line(console: Console) -> Live:
     """What is being done in one line, redrawn in place until it is stopped, which wipes it away."""
-    doing = Doing()
-
-    return _live(console, lambda: _cropped(console, [(printable(doing.in_words()), "dim")]), transient=True)
+    doing = stages.doing()
+    return _live(console, lambda: _cropped(console, [(printable(doing()), "dim")]), transient=True)
 
 
 def _live(console: Console, draw: Callable[[], RenderableType], *, transient: bool = False) -> Live:

@@ -7,13 +7,14 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simpo_cli import __version__
 from simpo_cli.errors import UserError
-from simpo_cli.files import MalformedError, disk_faults, object_in, replacing
+from simpo_cli.files import disk_faults, object_in, replacing
 from simpo_cli.formatting import percent, thousands
 from simpo_cli.redaction import redacted, redacted_values
 from simpo_cli.report.console import printable
@@ -46,25 +47,15 @@ def require_replaceable(path: Path) -> None:
     Raises:
         UserError: the path is a folder, or a file that holds something else.
     """
-
-    def is_report() -> bool:
-        try:
-            return "schema_version" in object_in(path.read_bytes())
-        except (OSError, MalformedError):
-            return False
-
-    _require_ours(path, "--output", "report", is_report)
+    _require_ours(path, "--output", "report", lambda: "schema_version" in object_in(path.read_bytes()))
 
 
 def require_replaceable_page(path: Path, named: str = "--html") -> None:
     """The same of a page; the error calls it by `named`."""
 
     def is_page() -> bool:
-        try:
-            with path.open(encoding="utf-8") as file:
-                return PAGE_MARK in file.read(_MARK_WITHIN)
-        except (OSError, ValueError):
-            return False
+        with path.open(encoding="utf-8") as file:
+            return PAGE_MARK in file.read(_MARK_WITHIN)
 
     _require_ours(path, named, "page", is_page)
 
@@ -72,8 +63,12 @@ def require_replaceable_page(path: Path, named: str = "--html") -> None:
 def _require_ours(path: Path, option: str, what: str, is_ours: Callable[[], bool]) -> None:
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder.", "Name a file.")
-    if path.exists() and not is_ours():
-        raise UserError(f"{option} {path} exists and is not a {what} of simpo.", "Name another file.")
+    if not path.exists():
+        return
+    with suppress(OSError, ValueError):  # it cannot be read, or is something else
+        if is_ours():
+            return
+    raise UserError(f"{option} {path} exists and is not a {what} of simpo.", "Name another file.")
 
 
 def write_report(path: Path, document: Mapping[str, Any]) -> None:

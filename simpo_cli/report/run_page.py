@@ -21,7 +21,6 @@ from simpo_cli.evaluate.tables import outcome_table, rules_table
 from simpo_cli.formatting import (
     LOG_PROB_DIGITS,
     Cell,
-    Measured,
     change_cell,
     duration,
     fixed,
@@ -33,7 +32,19 @@ from simpo_cli.model.remote_code import FLAG
 from simpo_cli.objective import Objective
 from simpo_cli.report import figures as drawn
 from simpo_cli.report.eval_view import answer_remarks, how_answered, measure_tables, preference_tables
-from simpo_cli.report.figures import CHOSEN, HELD_OUT, INK, REJECTED, Curve, Floats, Line, Show, TitledFigure
+from simpo_cli.report.figures import (
+    CHOSEN,
+    HELD_OUT,
+    INK,
+    REJECTED,
+    Curve,
+    Floats,
+    LengthRow,
+    Line,
+    Show,
+    TitledFigure,
+    length_figures,
+)
 from simpo_cli.report.page import render, write_page
 from simpo_cli.report.run_files import Row as PairRow
 from simpo_cli.report.run_files import RunFiles, read_run
@@ -47,8 +58,6 @@ SHOWN_NOTES = 100
 SHOWN_FILES = 100
 SHOWN_PROMPTS = 4
 _SIDES = (("chosen", CHOSEN), ("rejected", REJECTED))
-
-LengthRow = tuple[str, Measured | None, Measured | None]  # kind of pairs, accuracy before, after; None of too few pairs
 
 
 @stage("writing the report")
@@ -197,18 +206,6 @@ def margin_figure(run: RunFiles) -> TitledFigure | None:
         f"Right of 0 the pair is right; past gamma: {past[0]} before, {past[1]} after (n = {len(before):,}).",
         level=(objective.gamma, "gamma"),
     )
-
-
-def length_figures(rows: Sequence[LengthRow]) -> list[TitledFigure]:
-    """Accuracy with its interval by which response is the longer one, before and after; none without any pairs."""
-    shares = [(label, [before, after] if before and after else []) for label, before, after in rows]
-    if not any(both for _, both in shares):
-        return []
-    words = []
-    for label, both in shares:
-        before_and_after = [percent(share["value"]) for share in both]
-        words.append(f"{label}: " + ("{} before, {} after".format(*before_and_after) if both else "too few"))
-    return [drawn.interval_figure(shares, ("before", "after"), f"Accuracy by length. {'; '.join(words)}.")]
 
 
 def pair_samples(run: RunFiles) -> dict[str, list[dict[str, Any]]]:

@@ -9,17 +9,16 @@ from simpo_cli.audit.catalogue import CATALOGUE
 from simpo_cli.audit.examine import Examination
 from simpo_cli.data.pair import PreferencePair, prompt_messages
 from simpo_cli.formatting import Cell, thousands
-from simpo_cli.report.figures import CHOSEN, INK, REJECTED, TitledFigure, draw_svg
+from simpo_cli.report.figures import CHOSEN, INK, REJECTED, draw_svg
 from simpo_cli.report.findings_view import shared_folder, short_place
 from simpo_cli.report.page import render
 from simpo_cli.report.stats_view import (
     bias_table,
     lengths_table,
     parts_table,
-    row_text,
     scored_in_words,
     start_in_words,
-    start_table,
+    start_rows,
     unit_in_words,
 )
 from simpo_cli.table import Bars, Remark, Row, Table
@@ -55,7 +54,7 @@ def stats_page(
     if groups is not None and examples is not None:
         named = [(str(part["value"]), part) for part in groups["values"]]
         parts.append(parts_table(f"By {groups['field']}", named, with_codes=True))
-    measured = [] if start is None else [Row(row.label, (Cell(row_text(row)),)) for row in start_table(start).rows]
+    measured = [] if start is None else [Row(name, (Cell(text),)) for name, text in start_rows(start)]
     return render(
         "stats.html.jinja",
         place=lambda row: short_place(row, files),
@@ -67,7 +66,7 @@ def stats_page(
         lengths=lengths,
         figures=_length_figures(lengths.figures, str(document["unit"])),
         bias=bias_table(document),
-        surface_figures=[] if surface is None else [_surface_figure(surface["weights"])],
+        surface_figure=None if surface is None else _surface_figure(surface["weights"]),
         start=None if start is None else Table(("",), measured),
         start_words=[] if start is None else [scored_in_words(start), *start_in_words(start)],
         parts=parts,
@@ -93,7 +92,7 @@ def _pair_example(pair: PreferencePair) -> dict[str, Any]:
     return {"where": pair.where, "texts": [("prompt", prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)]}
 
 
-def _length_figures(figures: Sequence[Bars], unit: str) -> list[TitledFigure]:
+def _length_figures(figures: Sequence[Bars], unit: str) -> list[str]:
     """Chosen and rejected on one scale, and their difference."""
     *sides, difference = figures
 
@@ -112,12 +111,12 @@ def _length_figures(figures: Sequence[Bars], unit: str) -> list[TitledFigure]:
         axes.set_ylabel("pairs")
 
     return [
-        TitledFigure("", draw_svg(draw_sides, "lengths", "Histogram of the lengths of chosen and rejected responses")),
-        TitledFigure("", draw_svg(draw_difference, "difference", "Histogram of chosen minus rejected length")),
+        draw_svg(draw_sides, "lengths", "Histogram of the lengths of chosen and rejected responses"),
+        draw_svg(draw_difference, "difference", "Histogram of chosen minus rejected length"),
     ]
 
 
-def _surface_figure(weights: Mapping[str, float]) -> TitledFigure:
+def _surface_figure(weights: Mapping[str, float]) -> str:
     """What the surface-only classifier goes by."""
     ordered = sorted(weights.items(), key=lambda item: abs(item[1]))
 
@@ -128,4 +127,4 @@ def _surface_figure(weights: Mapping[str, float]) -> TitledFigure:
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_xlabel("weight: to the right, more of it speaks for chosen")
 
-    return TitledFigure("", draw_svg(draw, "surface", "Weights of the surface-only classifier", height=3.4))
+    return draw_svg(draw, "surface", "Weights of the surface-only classifier", height=3.4)

@@ -150,33 +150,27 @@ def print_start(console: Console, start: Mapping[str, Any]) -> None:
     """Print what `--model` adds to the document: accuracy, margins, loss and log-probs at step 0, and a suggestion."""
     console.print(Text("What could a run learn?", "bold"), soft_wrap=True)
     print_wrapped(console, Text("  "), scored_in_words(start))
-    for row in start_table(start).rows:
-        print_wrapped(console, Text(f"  {row.label}".ljust(_LABEL_WIDTH)), row_text(row))
-        if row.label == "margin":
+    for name, text in start_rows(start):
+        print_wrapped(console, Text(f"  {name}".ljust(_LABEL_WIDTH)), text)
+        if name == "margin":
             _print_margins(console, start["margin"]["histogram"], start["objective"]["gamma"])
     console.print()
     for sentence in start_in_words(start):
         print_wrapped(console, Text("  "), sentence)
 
 
-def row_text(row: Row) -> str:
-    """The number of a row of `start_table`, and what it is."""
-    return f"{row.cells[0]}{row.remark}"
-
-
-def start_table(start: Mapping[str, Any]) -> Table:
-    """What was measured, each number under its name with its interval and what it is."""
+def start_rows(start: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The name of each number that was measured, and the number with its interval and what it is."""
     likely = " nats a token; the nearer to 0, the more the responses are what this model would write itself"
-    rows = [
-        Row("accuracy", (_share(start["accuracy"]),), ": the chosen response is the likelier one"),
-        Row("margin", (_mean(start["margin"], 2),), ": beta × (m(chosen) - m(rejected))"),
-        Row("past gamma", (_share(start["target_reached"]),), ": such pairs teach little"),
-        Row("loss", (_mean(start["loss"], 3),)),
-        Row("gradient weight", (_mean(start["gradient_weight"], 2),), ": 1 pulls fully, 0 has nothing left to pull"),
-        Row("chosen", (_mean(start["logps/chosen"], 3),), " nats a token"),
-        Row("rejected", (_mean(start["logps/rejected"], 3),), likely),
+    return [
+        ("accuracy", f"{_share(start['accuracy'])}: the chosen response is the likelier one"),
+        ("margin", f"{_mean(start['margin'], 2)}: beta × (m(chosen) - m(rejected))"),
+        ("past gamma", f"{_share(start['target_reached'])}: such pairs teach little"),
+        ("loss", _mean(start["loss"], 3)),
+        ("gradient weight", f"{_mean(start['gradient_weight'], 2)}: 1 pulls fully, 0 has nothing left to pull"),
+        ("chosen", f"{_mean(start['logps/chosen'], 3)} nats a token"),
+        ("rejected", f"{_mean(start['logps/rejected'], 3)}{likely}"),
     ]
-    return Table(("",), rows)
 
 
 def scored_in_words(start: Mapping[str, Any]) -> str:
@@ -271,11 +265,11 @@ def _print_margins(console: Console, histogram: Mapping[str, Any], gamma: float)
     console.print(Text(marks, "dim"), soft_wrap=True)
 
 
-def _share(measured: Measured) -> Cell:
+def _share(measured: Measured) -> str:
     cell = share_cell(measured)
-    return Cell(cell.text, f"{interval_in_words(cell)}, n = {thousands(measured['n'])}")
+    return f"{cell.text} ({interval_in_words(cell)}, n = {thousands(measured['n'])})"
 
 
-def _mean(measured: Measured, digits: int) -> Cell:
+def _mean(measured: Measured, digits: int) -> str:
     cell = number_cell(measured, digits)
-    return Cell(cell.text, interval_in_words(cell))
+    return f"{cell.text} ({interval_in_words(cell)})"

@@ -90,6 +90,11 @@ class TwoRuns:
     swapped: int  # held-out pairs that the two have with chosen and rejected the other way round
     by_place: bool  # pairs were matched by the place of their records, because a run does not tell what they say
 
+    @property
+    def named(self) -> tuple[tuple[str, RunFiles], ...]:
+        """Both, under the letters that they have here."""
+        return ("A", self.first), ("B", self.second)
+
 
 def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
     """Find the held-out pairs that both runs scored, and compare the runs on them.
@@ -147,10 +152,8 @@ def comparison_verdict(runs: TwoRuns) -> str:
     """What the shared pairs say, in a sentence or two."""
     shared = runs.shared
     if shared is None:
-        without = [name for name, run in (("A", runs.first), ("B", runs.second)) if not run.pairs]
-        why = "The runs share no held-out pairs."
-        if without:
-            why = f"{' and '.join(without)} scored no held-out pairs at the end."
+        without = " and ".join(name for name, run in runs.named if not run.pairs)
+        why = f"{without} scored no held-out pairs at the end." if without else "The runs share no held-out pairs."
         return f"{why} So no test compares them: what follows are their recipes and their curves."
     difference, (first, second) = shared.difference, (percent(measured["value"]) for measured in shared.accuracies)
     gain, balanced = difference["accuracy"], difference["length_balanced"]
@@ -171,7 +174,7 @@ def caveats(runs: TwoRuns) -> list[str]:
     found = list(filter(None, [swapped_in_words(runs.swapped)]))
     if runs.shared is None:
         return found
-    for name, run in (("A", runs.first), ("B", runs.second)):
+    for name, run in runs.named:
         if len(run.pairs) > runs.shared.pairs:
             found.append(
                 f"{thousands(runs.shared.pairs)} of the {thousands(len(run.pairs))} held-out pairs of {name} are "
@@ -196,7 +199,7 @@ def recipe_differences(runs: TwoRuns) -> list[Difference]:
     """
     first, second, same = runs.first.recipe, runs.second.recipe, _same_content(runs)
     if first is None or second is None:  # one is of another version: as the files have it
-        rows = _differences(runs.first.values, runs.second.values, leave=_NAMES)
+        rows = _differences(runs.first.values, runs.second.values)
     else:
         found = differences(first, second, items=True)
         found.pop("loss.gamma_beta_ratio", None)  # gamma says it
@@ -213,7 +216,7 @@ def _same_content(runs: TwoRuns) -> tuple[str, ...]:
             "data.eval": _identities_of(run.receipt["data"].get("eval") or {}),
             "data.chat_template": run.receipt.get("template_sha256"),
         }
-        for run in (runs.first, runs.second)
+        for _, run in runs.named
     )
     return tuple(key for key, content in first.items() if content and content == second[key])
 
@@ -229,11 +232,15 @@ def _held_out_files(run: RunFiles) -> list[str]:
 
 def _facts(run: RunFiles) -> dict[str, Any]:
     receipt, data = run.receipt, run.receipt["data"]
+
+    def short(digests: Iterable[str]) -> str:
+        return ", ".join(digest[:12] for digest in digests)
+
     facts: dict[str, Any] = {
-        "model files": _short(receipt["model"]["files"].values()) or receipt["model"].get("revision"),
-        "tokenizer": _short([receipt.get("tokenizer_sha256", "")]),
-        "template": _short([receipt.get("template_sha256", "")]),
-        "training files": _short(_identities_of(data["train"])),
+        "model files": short(receipt["model"]["files"].values()) or receipt["model"].get("revision"),
+        "tokenizer": receipt.get("tokenizer_sha256", "")[:12],
+        "template": receipt.get("template_sha256", "")[:12],
+        "training files": short(_identities_of(data["train"])),
         "pairs trained on": data["train"]["records"]["trained"],
         "steps": receipt["plan"]["steps"],
         "packing": (receipt.get("self_check") or {}).get("packing"),
@@ -242,13 +249,10 @@ def _facts(run: RunFiles) -> dict[str, Any]:
     return {**facts, **receipt["versions"]}
 
 
-def _short(digests: Iterable[str]) -> str:
-    return ", ".join(digest[:12] for digest in digests)
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], leave: Sequence[str] = ()) -> list[Difference]:
-    keys = [*first, *(key for key in second if key not in first)]
-    rows = [(key, first.get(key, _NOT_SET), second.get(key, _NOT_SET)) for key in keys if key not in leave]
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
+    """Of all keys but `_NAMES`, in the order of the first."""
+    keys = (key for key in {**first, **second} if key not in _NAMES)
+    rows = [(key, first.get(key, _NOT_SET), second.get(key, _NOT_SET)) for key in keys]
     return [(key, _shown(one), _shown(other)) for key, one, other in rows if one != other]
 
 
@@ -273,10 +277,7 @@ def comparison_page(runs: TwoRuns) -> str:
     """The page, made at this moment."""
     shared, heading = runs.shared, f"{runs.second.name} against {runs.first.name}"
     recipe, others = recipe_differences(runs), _differences(_facts(runs.first), _facts(runs.second))
-    about = [
-        Row(f"{letter} · {run.name}", (Cell(verdict(run), str(run.path)),))
-        for letter, run in (("A", runs.first), ("B", runs.second))
-    ]
+    about = [Row(f"{letter} · {run.name}", (Cell(verdict(run), str(run.path)),)) for letter, run in runs.named]
     sections = [
         Section(
             "",
@@ -313,7 +314,7 @@ def comparison_page(runs: TwoRuns) -> str:
 
 def comparison_lines(runs: TwoRuns) -> list[tuple[str, str]]:
     """The page in a few lines for the terminal: label and text."""
-    lines = [(name, f"{run.path} · {verdict(run)}") for name, run in (("A", runs.first), ("B", runs.second))]
+    lines = [(name, f"{run.path} · {verdict(run)}") for name, run in runs.named]
     lines.append(("B - A", comparison_verdict(runs)))
     lines += [("note", caveat) for caveat in caveats(runs)]
     changed = recipe_differences(runs)
@@ -350,10 +351,10 @@ def _table(found: list[Difference]) -> Table:
 
 def _curve_figure(runs: TwoRuns, title: str, key: str, show: Show, kind: Kind) -> TitledFigure | None:
     """One number of both runs by step, or by pairs seen where steps hold unlike numbers; None where neither has it."""
-    sizes = [int(run.receipt["plan"]["pairs_per_step"]) for run in (runs.first, runs.second)]
+    sizes = [int(run.receipt["plan"]["pairs_per_step"]) for _, run in runs.named]
     by_pairs = sizes[0] != sizes[1]
     lines, most = [], 0.0
-    for name, run, size, colour in zip("AB", (runs.first, runs.second), sizes, (INK, HELD_OUT), strict=True):
+    for (name, run), size, colour in zip(runs.named, sizes, (INK, HELD_OUT), strict=True):
         scale, rows = size if by_pairs else 1, run.evals if kind == "points" else run.metrics
         ends = [Curve.of(rows, f"{key}_{end}", scale) for end in ("low", "high")]
         lines.append(Line(name, Curve.of(rows, key, scale), colour, kind, (ends[0], ends[1])))

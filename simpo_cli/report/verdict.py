@@ -83,8 +83,7 @@ def alerts(run: RunFiles) -> list[str]:
             f"The chosen responses became less likely: {chosen} nats a token on the {last['probe_pairs']} pairs of the "
             f"probe (rejected {rejected}). Only their distance is trained; loss.sft_weight holds the chosen ones up."
         )
-    shared = run.receipt["data"].get("train_pairs_with_held_out_prompts", 0)
-    if shared:
+    if shared := run.receipt["data"].get("train_pairs_with_held_out_prompts", 0):
         found.append(f"{thousands(shared)} training pairs have a prompt of the evaluation pairs.")
     return found
 

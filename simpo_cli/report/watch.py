@@ -57,11 +57,24 @@ class Heartbeat:
         self._progress.step(record)
         if self._is_due(record.step):
             self._line_at, self._line_step = self._clock(), record.step
-            self._line(step_line(self._progress, record))
+            evaluation = self._progress.evaluation
+            drift = "" if evaluation is None else f"chosen_delta={fixed(evaluation.logps_chosen_delta, 2)} "
+            self._line(
+                f"step={record.step}/{self._progress.num_steps} loss={fixed(record.loss, 3)} "
+                f"accuracy={fixed(record.rewards_accuracies, 3)} n={record.pairs} "
+                f"margin={fixed(record.rewards_margins, 2)} {drift}"
+                f"tokens_per_second={fixed(record.tokens_per_second, 0)} eta={fixed(self._progress.seconds_left, 0)}s"
+            )
 
     def evaluated(self, record: EvalRecord) -> None:
         self._progress.evaluated(record)
-        self._line(eval_line(record))
+        self._line(
+            f"eval step={record.step} loss={fixed(record.loss, 3)} accuracy={fixed(record.accuracy, 3)} "
+            f"low={fixed(record.accuracy_low, 3)} high={fixed(record.accuracy_high, 3)} n={record.pairs} "
+            f"prompts={record.prompts} margin={fixed(record.margin, 2)} "
+            f"chosen_delta={fixed(record.logps_chosen_delta, 2)} "
+            f"rejected_delta={fixed(record.logps_rejected_delta, 2)} seconds={fixed(record.seconds, 1)}"
+        )
 
     def finished(self, outcome: RunOutcome) -> None:
         self.close()
@@ -80,27 +93,6 @@ class Heartbeat:
     def _line(self, text: str) -> None:
         self._pulse.heard()
         self._console.print(f"{self._now():%H:%M:%S} {text}", soft_wrap=True)
-
-
-def step_line(progress: Progress, record: StepRecord) -> str:
-    """step=180/467 loss=0.742 ... eta=950s; chosen_delta is the latest evaluation's, left out before the first."""
-    evaluation = progress.evaluation
-    drift = "" if evaluation is None else f"chosen_delta={fixed(evaluation.logps_chosen_delta, 2)} "
-    return (
-        f"step={record.step}/{progress.num_steps} loss={fixed(record.loss, 3)} "
-        f"accuracy={fixed(record.rewards_accuracies, 3)} n={record.pairs} margin={fixed(record.rewards_margins, 2)} "
-        f"{drift}tokens_per_second={fixed(record.tokens_per_second, 0)} eta={fixed(progress.seconds_left, 0)}s"
-    )
-
-
-def eval_line(record: EvalRecord) -> str:
-    """eval step=100 loss=0.712 accuracy=0.612 low=0.569 high=0.654 n=500 prompts=480 ..."""
-    return (
-        f"eval step={record.step} loss={fixed(record.loss, 3)} accuracy={fixed(record.accuracy, 3)} "
-        f"low={fixed(record.accuracy_low, 3)} high={fixed(record.accuracy_high, 3)} n={record.pairs} "
-        f"prompts={record.prompts} margin={fixed(record.margin, 2)} chosen_delta={fixed(record.logps_chosen_delta, 2)} "
-        f"rejected_delta={fixed(record.logps_rejected_delta, 2)} seconds={fixed(record.seconds, 1)}"
-    )
 
 
 class WithReport:
