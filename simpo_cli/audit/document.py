@@ -23,7 +23,7 @@ _PREDICTS = 0.05  # how far from one half the whole interval must lie before som
 def stats_document(examination: Examination, *, version: str) -> dict[str, Any]:
     """Everything that `simpo stats` reports; `model` is null until a model has scored the pairs."""
     chosen, rejected, prompts = examination.chosen_len, examination.rejected_len, examination.prompts
-    length_rule = longer_wins(chosen, rejected, prompts)
+    length_rule = longer_wins(chosen - rejected, prompts)
     by_surface = surface.judge(examination.surface, prompts)
     findings = [*examination.findings, *_bias_findings(length_rule, by_surface, examination)]
     findings.sort(key=lambda found: (found.severity, found.code))
@@ -115,7 +115,7 @@ def _part(examination: Examination, mine: NDArray[np.bool_], findings: list[Find
         "prompts": len(np.unique(prompts)),
         "mean_chosen_len": float(chosen.mean()) if count else None,
         "mean_rejected_len": float(rejected.mean()) if count else None,
-        "longer_wins": longer_wins(chosen, rejected, prompts).as_json() if count else None,
+        "longer_wins": longer_wins(chosen - rejected, prompts).as_json() if count else None,
         "findings": {code: pairs for code, pairs in concerned.items() if pairs},
     }
 

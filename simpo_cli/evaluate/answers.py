@@ -1,9 +1,7 @@
 """Answers of a model to a few fixed prompts, so that a person can read what training changed."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -87,17 +85,12 @@ def generate(
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal, _plain(causal):
-            rows = generate_ids(causal, prompts, accelerator.device, most_tokens, ends)
+        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal:
+            suggested, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+            try:
+                rows = generate_ids(causal, prompts, accelerator.device, most_tokens, ends)
+            finally:
+                causal.generation_config = suggested
     finally:
         policy.train(was_training)
     return [answer_until_end(one.text, ids, ends, tokenizer.decode) for one, ids in zip(questions, rows, strict=True)]
-
-
-@contextmanager
-def _plain(causal: Any) -> Iterator[None]:
-    suggested, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        causal.generation_config = suggested

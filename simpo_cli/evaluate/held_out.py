@@ -33,7 +33,7 @@ class HeldOut:
     Attributes:
         name: what people call them.
         sources, role: where the records are.
-        content: digest of the tokens of the files that they come from.
+        key: equal for equal tokens.
         cache: whether the tokens were in the cache: hit, miss or off.
         origin: the same in words, with the seconds.
         train: the training pairs, where they had to be read to know which are held out.
@@ -44,15 +44,10 @@ class HeldOut:
     tokenizer: TextTokenizer
     sources: Sequence[DataSource]
     role: Role
-    content: str
+    key: tuple[str, int]
     cache: str
     origin: str
     train: StoredPairs | None
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Equal for equal tokens."""
-        return self.content, len(self.pairs)
 
 
 def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
@@ -89,7 +84,7 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
         tokenizer=tokenizer,
         sources=recipe.data.sources(sources),
         role=role,
-        content=source.account.content,
+        key=(source.account.content, len(pairs)),
         cache=source.origin.cache,
         origin=describe_origin([source]),
         train=train,

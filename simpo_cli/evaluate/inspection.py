@@ -69,12 +69,9 @@ def _pair(view: PairView, scores: Mapping[str, Any], loss: LossRecipe) -> dict[s
 
 
 def _part(part: TokenView, logps: Sequence[float] = ()) -> dict[str, Any]:
-    tokens: list[dict[str, Any]] = [
-        {"id": token, "text": text} for token, text in zip(part.ids, part.pieces, strict=True)
-    ]
-    if logps:
-        for token, logp in zip(tokens, logps, strict=True):
-            token["logp"] = _number(logp)
+    known: list[dict[str, Any]] = [{"logp": _number(logp)} for logp in logps] if logps else [{} for _ in part.ids]
+    each = zip(part.ids, part.pieces, known, strict=True)
+    tokens = [{"id": token, "text": text, **logp} for token, text, logp in each]
     return {"num_tokens": len(part.ids), "num_cut": part.num_cut, "tokens": tokens}
 
 

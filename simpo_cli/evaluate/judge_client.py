@@ -160,7 +160,14 @@ class Judge:
             return Reply("failed", f"{error.status_code}: {self._line(error.message)}")
         except (openai.APIError, ValueError) as error:  # a body that is no chat completion
             return Reply("failed", f"no chat completion: {self._line(str(error))}")
-        return _reply_in(completion)
+        choices = getattr(completion, "choices", None)  # servers differ in what they leave out
+        if not choices:
+            return Reply("failed", "a reply without choices")
+        message = choices[0].message
+        refusal = getattr(message, "refusal", None)
+        if refusal or choices[0].finish_reason == "content_filter":
+            return Reply("refused", str(refusal or "stopped by a content filter"))
+        return Reply("replied", getattr(message, "content", None) or "")
 
     def _complete(self, question: str) -> Any:
         import openai
@@ -182,15 +189,3 @@ class Judge:
 
     def _stopped(self, problem: str, fix: str) -> UserError:
         return UserError(f"the judge {problem}", fix, where=self.url, exit_code=ExitCode.ENVIRONMENT)
-
-
-def _reply_in(completion: Any) -> Reply:
-    """The text of a completion; servers differ in what they leave out."""
-    choices = getattr(completion, "choices", None)
-    if not choices:
-        return Reply("failed", "a reply without choices")
-    message = choices[0].message
-    refusal = getattr(message, "refusal", None)
-    if refusal or choices[0].finish_reason == "content_filter":
-        return Reply("refused", str(refusal or "stopped by a content filter"))
-    return Reply("replied", getattr(message, "content", None) or "")

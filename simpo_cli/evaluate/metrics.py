@@ -7,7 +7,6 @@ prompt where prompts repeat (see `statistics`). Results are dataclasses whose fi
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,35 +33,29 @@ class PairScores:
 
     Attributes:
         chosen, rejected: mean log-probability of each response, nats per token, float64 copies of float32 results.
-        chosen_lengths, rejected_lengths: scored tokens.
-        prompt_keys: a hash of each pair's prompt.
+        lengths: scored tokens, of the chosen responses and of the rejected ones.
+        groups: a hash of each pair's prompt, as intervals take them.
     """
 
     chosen: Floats
     rejected: Floats
-    chosen_lengths: NDArray[np.int64]
-    rejected_lengths: NDArray[np.int64]
-    prompt_keys: tuple[Hashable, ...]
+    lengths: tuple[NDArray[np.int64], NDArray[np.int64]]
+    groups: NDArray[Any]
 
     @classmethod
     def of(cls, pairs: Sequence[EncodedPair], chosen: Floats, rejected: Floats) -> "PairScores":
         """The scores of these pairs, in their order."""
         lengths = lengths_of(pairs)
-        return cls(chosen, rejected, lengths[:, 1], lengths[:, 2], tuple(prompt_keys_of(pairs).tolist()))
+        return cls(chosen, rejected, (lengths[:, 1], lengths[:, 2]), prompt_keys_of(pairs))
 
     def __len__(self) -> int:
-        return len(self.prompt_keys)
+        return len(self.groups)
 
     def select(self, positions: Sequence[int]) -> "PairScores":
         """The scores of some of the pairs."""
-        at = list(positions)
-        return PairScores(
-            self.chosen[at],
-            self.rejected[at],
-            self.chosen_lengths[at],
-            self.rejected_lengths[at],
-            tuple(self.prompt_keys[i] for i in at),
-        )
+        at, (chosen_lengths, rejected_lengths) = list(positions), self.lengths
+        lengths = chosen_lengths[at], rejected_lengths[at]
+        return PairScores(self.chosen[at], self.rejected[at], lengths, self.groups[at])
 
     @property
     def correct(self) -> Floats:
@@ -70,14 +63,9 @@ class PairScores:
         return (np.sign(self.chosen - self.rejected) + 1) / 2
 
     @property
-    def lengths(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Scored tokens of the chosen and of the rejected responses."""
-        return self.chosen_lengths, self.rejected_lengths
-
-    @cached_property
-    def groups(self) -> NDArray[Any]:
-        """(P,) the prompt keys, as intervals take them."""
-        return np.asarray(self.prompt_keys)
+    def longer_by(self) -> NDArray[np.int64]:
+        """(P,) scored tokens of the chosen response less those of the rejected one."""
+        return self.lengths[0] - self.lengths[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +122,12 @@ def summarise(scores: PairScores, loss: LossRecipe, surface: Measured | None = N
         logps_chosen=statistics.mean(scores.chosen, groups),
         logps_rejected=statistics.mean(scores.rejected, groups),
         length={
-            **statistics.length_strata(right, *scores.lengths, groups),
-            "buckets": statistics.length_buckets(right, *scores.lengths, groups),
+            **statistics.length_strata(right, scores.longer_by, groups),
+            "buckets": statistics.length_buckets(right, scores.longer_by, groups),
             "spearman": _correlation(rewards, lengths, scores),
             "spearman_within": _correlation(rewards - rewards.mean(0), lengths - lengths.mean(0), scores),
         },
-        baselines={"longer_wins": statistics.longer_wins(*scores.lengths, groups), "surface": surface},
+        baselines={"longer_wins": statistics.longer_wins(scores.longer_by, groups), "surface": surface},
         calibration=statistics.calibration(margins, groups),
     )
 
@@ -179,11 +167,6 @@ class ModelComparison:
     rejected_delta: Measured | None = field(default=None, metadata={"json": "logps/rejected_delta"})
     chosen_fell: Measured | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """The key `difference` of the document of `simpo eval`, and of the outcome in run.json."""
-        document: dict[str, Any] = as_json(self)
-        return document
-
 
 def compare_scores(before: PairScores, after: PairScores, loss: LossRecipe | None) -> ModelComparison:
     """Compare two models pair by pair.
@@ -204,7 +187,7 @@ def compare_scores(before: PairScores, after: PairScores, loss: LossRecipe | Non
         losses=accuracy.losses,
         ties=accuracy.ties,
         smallest_effect=statistics.smallest_effect(*right, groups),
-        length_balanced=statistics.balanced_difference(*right, *after.lengths, groups),
+        length_balanced=statistics.balanced_difference(*right, after.longer_by, groups),
     )
     if loss is None:
         return comparison

@@ -107,12 +107,12 @@ class Evaluation:
             document["baseline"] = self._summary_of(baseline.scores).as_json(model=baseline.name, data=data)
             del document["baseline"]["schema_version"]
             known = {"same_tokens": baseline.same_tokens, "is_noise": self.noise.explains(baseline.comparison)}
-            document["difference"] = baseline.comparison.as_json() | known
+            document["difference"] = as_json(baseline.comparison) | known
         if save is not None:
             document["save"] = {
                 "checkpoint": save.name,
                 "accuracy": self._summary_of(save.scores).accuracy.as_json(),
-                "difference": save.comparison.as_json(),
+                "difference": as_json(save.comparison),
             }
         return document
 
@@ -130,7 +130,7 @@ def document_of(evaluations: Sequence[Evaluation], failed: Sequence[Failure], *,
         "schema_version": SCHEMA_VERSION,
         "evaluations": documents,
         "comparisons": comparisons,
-        "seeds": [_over(group) for group in _same_but_for_the_seed(evaluations)],
+        "seeds": _over_seeds(evaluations),
         "failed": [failure.as_json() for failure in failed],
     }
 
@@ -157,27 +157,9 @@ def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
             second.scores.select(shared.side(1)),
             loss if same_tokens and same_rewards else None,
         )
-        compared["difference"] = {
-            **comparison.as_json(),
-            "same_tokens": same_tokens,
-            "same_rewards": same_rewards,
-        }
+        known = {"same_tokens": same_tokens, "same_rewards": same_rewards}
+        compared["difference"] = as_json(comparison) | known
     return compared
-
-
-def _same_but_for_the_seed(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Finished runs of one recipe with other seeds, on the same pairs; groups of at least two."""
-    groups: dict[tuple[Any, ...], list[Evaluation]] = {}
-    for one in evaluations:
-        recipe = one.target.of_run
-        if recipe is not None and one.target.checkpoint is None:
-            plain = replace(recipe, name="any", output_dir="any", seed=0, tracking=TrackingRecipe())
-            groups.setdefault((repr(plain), one.held_out.key), []).append(one)
-    return [group for group in groups.values() if len(set(_seeds(group))) == len(group) > 1]
-
-
-def _seeds(group: Sequence[Evaluation]) -> list[int]:
-    return [one.target.of_run.seed for one in group if one.target.of_run is not None]
 
 
 _OVER_SEEDS: dict[str, Callable[[Evaluation], Measured | None]] = {
@@ -190,13 +172,25 @@ _OVER_SEEDS: dict[str, Callable[[Evaluation], Measured | None]] = {
 }
 
 
-def _over(group: Sequence[Evaluation]) -> dict[str, Any]:
-    """Means over the runs of a group, each with its t interval; n counts runs."""
-    means = {}
-    for name, measure in _OVER_SEEDS.items():
-        measured = [found for one in group if (found := measure(one)) is not None]
-        mean = over_seeds([one.value for one in measured]) if len(measured) == len(group) else None
-        if mean is not None and name in ("accuracy", "length_balanced"):  # shares, whatever a t interval says
-            mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
-        means[name] = mean
-    return {"models": [one.target.name for one in group], "seeds": _seeds(group), **as_json(means)}
+def _over_seeds(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Means over finished runs of one recipe with at least two seeds on the same pairs, with t intervals by run."""
+    groups: dict[tuple[Any, ...], list[tuple[int, Evaluation]]] = {}
+    for one in evaluations:
+        recipe = one.target.of_run
+        if recipe is not None and one.target.checkpoint is None:
+            plain = replace(recipe, name="any", output_dir="any", seed=0, tracking=TrackingRecipe())
+            groups.setdefault((repr(plain), one.held_out.key), []).append((recipe.seed, one))
+    documents = []
+    for group in groups.values():
+        seeds, runs = [seed for seed, _ in group], [one for _, one in group]
+        if not len(set(seeds)) == len(seeds) > 1:
+            continue
+        means = {}
+        for name, measure in _OVER_SEEDS.items():
+            measured = [found for one in runs if (found := measure(one)) is not None]
+            mean = over_seeds([one.value for one in measured]) if len(measured) == len(runs) else None
+            if mean is not None and name in ("accuracy", "length_balanced"):  # shares, whatever a t interval says
+                mean = replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
+            means[name] = mean
+        documents.append({"models": [one.target.name for one in runs], "seeds": seeds, **as_json(means)})
+    return documents

@@ -76,7 +76,7 @@ def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[st
         "margin": {**summary.margin.as_json(), "p5": p5, "median": median, "p95": p95, "histogram": shape},
         "target_reached": summary.target_reached.as_json(),
         "loss": summary.loss.as_json(),
-        "gradient_weight": statistics.mean(weights, scores.prompt_keys).as_json(),
+        "gradient_weight": statistics.mean(weights, scores.groups.tolist()).as_json(),
         "logps/chosen": summary.logps_chosen.as_json(),
         "logps/rejected": summary.logps_rejected.as_json(),
         "suggestion": {
@@ -145,5 +145,5 @@ def suggest(scores: PairScores) -> tuple[float, float, Measured]:
     wanted = float(np.quantile(differences, WANTED_BELOW))
     stepped = round(round(wanted / _RATIO_STEP) * _RATIO_STEP, 2)
     ratio = min(max(stepped, LEAST_RATIO), MOST_RATIO)
-    below = statistics.proportion((differences <= ratio).astype(np.float64), scores.prompt_keys)
+    below = statistics.proportion((differences <= ratio).astype(np.float64), scores.groups.tolist())
     return ratio, wanted, below

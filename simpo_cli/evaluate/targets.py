@@ -165,7 +165,14 @@ def _with_recipe(name: str, overrides: Sequence[str]) -> Target | None:
             )
         return _of_run(path, path / "model", overrides)
     if _CHECKPOINT.fullmatch(path.name) and path.is_dir():
-        return _checkpoint(path, overrides)
+        run = path.parent.parent
+        if not (run / "run.json").is_file():
+            raise UserError(
+                f"{path} is a checkpoint without its run.", "Leave it where the run wrote it: RUN/checkpoints/step-..."
+            )
+        with whole_checkpoint(path):
+            trained = _recipe_of(run, overrides)
+        return Target(name=str(path), recipe=trained, start=trained.model, checkpoint=path, of_run=trained)
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return _of_run(path.parent, path, overrides) if (path.parent / "run.json").is_file() else None
     if kind_of(name) == "pairs":
@@ -193,17 +200,6 @@ def _of_run(run: Path, model: Path, overrides: Sequence[str]) -> Target:
     whole = [] if trained.model.lora is not None else find_checkpoints(run / "checkpoints")[0]
     master = next((checkpoint.folder for checkpoint in whole if checkpoint.step == steps), None)
     return Target(str(model), recipe, start=trained.model, master=master, of_run=trained)
-
-
-def _checkpoint(path: Path, overrides: Sequence[str]) -> Target:
-    run = path.parent.parent
-    if not (run / "run.json").is_file():
-        raise UserError(
-            f"{path} is a checkpoint without its run.", "Leave it where the run wrote it: RUN/checkpoints/step-..."
-        )
-    with whole_checkpoint(path):
-        trained = _recipe_of(run, overrides)
-    return Target(str(path), trained, start=trained.model, checkpoint=path, of_run=trained)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str]) -> Recipe:

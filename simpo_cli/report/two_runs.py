@@ -43,7 +43,7 @@ from simpo_cli.report.run_files import Row as PairRow
 from simpo_cli.report.run_files import RunFiles, read_run
 from simpo_cli.report.run_page import moment, pair_column, shown_value
 from simpo_cli.report.verdict import tone_of, verdict
-from simpo_cli.statistics import length_strata, mean, proportion
+from simpo_cli.statistics import as_json, length_strata, mean, proportion
 from simpo_cli.table import Row, Table
 
 _NAMES = ("name", "output_dir")  # of any two runs they differ
@@ -124,13 +124,14 @@ def compare_runs(first: RunFiles, second: RunFiles) -> TwoRuns:
 def _compare(first: Sequence[PairRow], second: Sequence[PairRow], *, same_tokens: bool) -> SharedPairs:
     prompts = tuple(row["prompt"] for row in first)
     chosen, rejected = (np.array([row[f"{side}_tokens"] for row in first]) for side in ("chosen", "rejected"))
+    lengths, groups = (chosen, rejected), np.array(prompts)
     both = [
-        PairScores(pair_column(rows, "chosen_after"), pair_column(rows, "rejected_after"), chosen, rejected, prompts)
+        PairScores(pair_column(rows, "chosen_after"), pair_column(rows, "rejected_after"), lengths, groups)
         for rows in (first, second)
     ]
     gaps = [scores.chosen - scores.rejected for scores in both]
-    difference = {**compare_scores(both[0], both[1], None).as_json(), "same_tokens": same_tokens}
-    strata = [length_strata(one.correct, *one.lengths, prompts)["balanced"] for one in both] if same_tokens else [None]
+    difference = {**as_json(compare_scores(both[0], both[1], None)), "same_tokens": same_tokens}
+    strata = [length_strata(one.correct, one.longer_by, prompts)["balanced"] for one in both] if same_tokens else [None]
     if same_tokens:
         difference["margin_per_token"] = mean(gaps[1] - gaps[0], prompts).as_json()
         difference["logps/chosen_delta"] = mean(both[1].chosen - both[0].chosen, prompts).as_json()

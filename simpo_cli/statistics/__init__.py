@@ -2,8 +2,9 @@
 
 Pairs that share a prompt are not independent, and an interval that takes them for independent is too narrow. So every
 function takes `groups`, (n,) the prompt of each pair, or None where no prompt repeats, and treats the prompt as the
-thing that was sampled. Of `correct`, (n,), 1 is right, 0 wrong and 0.5 a tie; lengths, (n,), are the scored tokens of a
-response; two models are compared on the same pairs in the same order. All intervals are two-sided and hold 95 %.
+thing that was sampled. Of `correct`, (n,), 1 is right, 0 wrong and 0.5 a tie; `longer_by`, (n,), is the scored tokens
+of the chosen response less those of the rejected one; two models are compared on the same pairs in the same order. All
+intervals are two-sided and hold 95 %.
 docs/evaluation.md says what each number means and when not to believe it.
 """
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,24 +29,14 @@ MIN_STRATUM_PAIRS = 10
 NUM_BUCKETS = 5
 
 
-class LengthStrata(TypedDict):
-    """Accuracy where the chosen response is the longer one, where it is the shorter one, and the mean of the two."""
+def length_strata(correct: ArrayLike, longer_by: Codes, groups: Groups = None) -> dict[str, Measured | None]:
+    """Accuracy where chosen is the longer response, where it is the shorter one, and the mean of the two, `balanced`.
 
-    chosen_longer: Measured | None
-    chosen_shorter: Measured | None
-    balanced: Measured | None
-
-
-def length_strata(
-    correct: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None
-) -> LengthStrata:
-    """Accuracy freed of length: a model that only likes long (or short) responses has a balanced accuracy of one half.
-
-    Pairs of equal length are in neither stratum. A stratum of under 10 pairs is None, and so is then the balanced mean,
-    whose interval is made of those of the strata (see `_mean_of_both`).
+    A model that only likes long (or short) responses has a balanced accuracy of one half. Pairs of equal length are in
+    neither stratum. A stratum of under 10 pairs is None, and so is then the balanced mean, whose interval is made of
+    those of the strata (see `_mean_of_both`).
     """
     right = as_shares(correct)
-    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(right))
     sides = [longer_by > 0, longer_by < 0]
     longer, shorter = (
@@ -87,11 +76,7 @@ def _mean_of_both(right: Floats, codes: Codes, sides: Sequence[NDArray[np.bool_]
 
 
 def balanced_difference(
-    base_correct: ArrayLike,
-    tuned_correct: ArrayLike,
-    chosen_lengths: ArrayLike,
-    rejected_lengths: ArrayLike,
-    groups: Groups = None,
+    base_correct: ArrayLike, tuned_correct: ArrayLike, longer_by: Codes, groups: Groups = None
 ) -> Measured | None:
     """What length-balanced accuracy gained: the mean of the gains where chosen is longer and where it is shorter.
 
@@ -99,7 +84,6 @@ def balanced_difference(
     `length_strata` has no balanced accuracy.
     """
     gains = as_shares(tuned_correct) - as_shares(base_correct)
-    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(gains))
     sides = [longer_by > 0, longer_by < 0]
     if min(side.sum() for side in sides) < MIN_STRATUM_PAIRS:
@@ -120,13 +104,9 @@ def balanced_difference(
     return Measured(value, max(-1.0, value - half), min(1.0, value + half), int(used.sum()))
 
 
-def longer_wins(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None) -> Measured:
+def longer_wins(longer_by: Codes, groups: Groups = None) -> Measured:
     """Accuracy of the rule "the longer response is the better one", equal lengths counting one half."""
-    return proportion((np.sign(_longer_by(chosen_lengths, rejected_lengths)) + 1) / 2, groups)
-
-
-def _longer_by(chosen_lengths: ArrayLike, rejected_lengths: ArrayLike) -> Codes:
-    return np.asarray(chosen_lengths, dtype=np.int64) - np.asarray(rejected_lengths, dtype=np.int64)
+    return proportion((np.sign(longer_by) + 1) / 2, groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +119,12 @@ class LengthBucket:
     accuracy: Measured | None  # on them; None under 10 pairs
 
 
-def length_buckets(
-    correct: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike, groups: Groups = None
-) -> list[LengthBucket]:
+def length_buckets(correct: ArrayLike, longer_by: Codes, groups: Groups = None) -> list[LengthBucket]:
     """Accuracy by how much longer the chosen response is: five buckets of about equally many pairs, shortest first.
 
     Pairs with the same difference are never parted, so there may be fewer buckets, and they may be uneven.
     """
     right = as_shares(correct)
-    longer_by = _longer_by(chosen_lengths, rejected_lengths)
     codes, _ = prompt_codes(groups, len(right))
     inner = [(share + 1) / NUM_BUCKETS for share in range(NUM_BUCKETS - 1)]
     edges = np.unique(np.quantile(longer_by, inner, method="inverted_cdf"))

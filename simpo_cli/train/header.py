@@ -55,7 +55,7 @@ def header(run: RunPlan) -> RunHeader:
         if count:
             lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}", code))
     lengths = lengths_of(data.train)
-    bias = statistics.longer_wins(lengths[:, 1], lengths[:, 2], prompt_keys_of(data.train).tolist())
+    bias = statistics.longer_wins(lengths[:, 1] - lengths[:, 2], prompt_keys_of(data.train).tolist())
     if length_predicts(bias.low, bias.high):
         finding = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
         lines.append(("", f"{finding}: see simpo stats {data_names(recipe.data.train)}", "LEN001"))

@@ -26,6 +26,7 @@ from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
 from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.stages import stage
+from simpo_cli.statistics import as_json
 from simpo_cli.table import Row, Table
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health import CHANGE_LOST
@@ -127,7 +128,7 @@ def conclude(
         name = data_names(recipe.data.eval if recipe.data.eval is not None else recipe.data.train)
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
         measured["after"] = after.as_json(model=str(run_dir / MODEL), data=name)
-        measured["difference"] = comparison.as_json()
+        measured["difference"] = as_json(comparison)
         write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
         write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
     if rounding is not None:

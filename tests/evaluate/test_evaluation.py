@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_single_sequences(place: Path, assess: Assess, 
 def test_every_number_follows_from_the_scores_of_the_pairs(assess: Assess, of_run: dict[str, Any]) -> None:
     [one] = assess("run")
     assert one.baseline is not None
-    now, then, prompts = one.scores, one.baseline.scores, list(one.scores.prompt_keys)
+    now, then, prompts = one.scores, one.baseline.scores, one.scores.groups.tolist()
     assert len(set(prompts)) < len(prompts)  # so every interval and test goes by prompt
     right = [(s.chosen > s.rejected).astype(float) for s in (then, now)]
     margins = [2 * (s.chosen - s.rejected) for s in (then, now)]
@@ -91,15 +91,12 @@ def test_every_number_follows_from_the_scores_of_the_pairs(assess: Assess, of_ru
     assert difference["logps/chosen_delta"]["ci"] == pytest.approx([drift.low, drift.high])
     fell = proportion(now.chosen < then.chosen, prompts)
     assert difference["chosen_fell"]["ci"] == pytest.approx([fell.low, fell.high])
-    rewards, lengths = np.r_[now.chosen, now.rejected], np.r_[now.chosen_lengths, now.rejected_lengths]
+    rewards, lengths = np.r_[now.chosen, now.rejected], np.r_[now.lengths]
     pooled = spearman(rewards, lengths, prompts * 2)
     assert pooled is not None
     assert of_run["length"]["spearman"]["ci"] == pytest.approx([pooled.low, pooled.high])
     assert of_run["length"]["spearman"]["n"] == HELD_OUT
-    centred = [
-        np.r_[(a - b) / 2, (b - a) / 2]
-        for a, b in ((now.chosen, now.rejected), (now.chosen_lengths, now.rejected_lengths))
-    ]
+    centred = [np.r_[(a - b) / 2, (b - a) / 2] for a, b in ((now.chosen, now.rejected), now.lengths)]
     within = spearman(*centred, prompts * 2)
     assert within is not None
     assert of_run["length"]["spearman_within"]["ci"] == pytest.approx([within.low, within.high])
@@ -198,7 +195,7 @@ def test_slices_by_column_hold_every_pair_once_and_mind_one_another(assess: Asse
     [run] = assess("run")
     second = [i for i, pair in enumerate(run.held_out.pairs) if (int(pair.where.rsplit(":")[-1]) - 1) % 4 == 0]
     part = run.scores.select(second)
-    assert found["source"][1]["accuracy"] == proportion(part.chosen > part.rejected, part.prompt_keys).as_json()
+    assert found["source"][1]["accuracy"] == proportion(part.chosen > part.rejected, part.groups).as_json()
     p_values = [one["p_value"] for one in found["source"]]
     assert max(one["p_value_holm"] for one in found["source"]) >= max(p_values)
     assert min(one["p_value_holm"] for one in found["source"]) == min(1.0, 2 * min(p_values))
@@ -234,10 +231,10 @@ def test_two_runs_are_compared_pair_by_pair(assess: Assess, three: dict[str, Any
     assert [Path(model).parent.name for model in comparison["models"]] == ["run", "again"]
     assert comparison["recipes"] == [{"key": "seed", "values": [42, 7]}]
     right = [(one.scores.chosen > one.scores.rejected).astype(float) for one in (first, second)]
-    test = compare_accuracy(*right, first.scores.prompt_keys)
+    test = compare_accuracy(*right, first.scores.groups.tolist())
     assert comparison["difference"]["accuracy"] == test.difference.as_json()
     margins = [2 * (one.scores.chosen - one.scores.rejected) for one in (first, second)]
-    expected = mean(margins[1] - margins[0], first.scores.prompt_keys)
+    expected = mean(margins[1] - margins[0], first.scores.groups.tolist())
     assert comparison["difference"]["margin"]["value"] == pytest.approx(expected.value)
 
 

@@ -38,7 +38,7 @@ def scores_of(differences: Sequence[float]) -> PairScores:
     """Scored pairs of these differences, each of a prompt of its own."""
     chosen = np.array([d - 1.0 for d in differences])
     lengths = np.full(len(chosen), 7)
-    return PairScores(chosen, np.full(len(chosen), -1.0), lengths, lengths, tuple(map(str, range(len(chosen)))))
+    return PairScores(chosen, np.full(len(chosen), -1.0), (lengths, lengths), np.arange(len(chosen)).astype(str))
 
 
 def summary_of(differences: Sequence[float]) -> EvalSummary:
@@ -220,7 +220,7 @@ def _pair(number: int, ids: list[int]) -> EncodedPair:
 def _scores(margins: list[float]) -> PairScores:
     zeros = np.zeros(len(margins))
     lengths = np.ones(len(margins), dtype=np.int64)
-    return PairScores(np.array(margins), zeros, lengths, lengths, tuple(range(len(margins))))
+    return PairScores(np.array(margins), zeros, (lengths, lengths), np.arange(len(margins)))
 
 
 @pytest.fixture(scope="module")

@@ -149,9 +149,9 @@ def test_a_planted_model_that_goes_by_length_alone_is_worth_one_half(repeats: in
         longer = lucks(rng, groups) < 0.8
         other = rng.random(len(groups)) < 0.1  # it errs in one of ten
         right = (longer != other).astype(float)
-        lengths = np.where(longer, 2, 1), np.where(longer, 1, 2)
-        balanced = length_strata(right, *lengths, groups)["balanced"]
-        gain = balanced_difference(np.full(len(right), 0.5), right, *lengths, groups)
+        longer_by = np.where(longer, 1, -1)
+        balanced = length_strata(right, longer_by, groups)["balanced"]
+        gain = balanced_difference(np.full(len(right), 0.5), right, longer_by, groups)
         if balanced is None or gain is None:
             continue  # under ten pairs in which the shorter one is the better
         rounds += 1
@@ -209,27 +209,27 @@ def test_huge_margins_are_certain_and_nothing_overflows() -> None:
 
 def test_buckets_of_length_hold_every_pair_once_and_never_part_equals() -> None:
     rng = np.random.default_rng(2)
-    chosen, rejected = rng.integers(1, 60, 300), rng.integers(1, 60, 300)
+    longer_by = rng.integers(1, 60, 300) - rng.integers(1, 60, 300)
     right = rng.integers(0, 2, 300)
-    buckets = length_buckets(right, chosen, rejected)
+    buckets = length_buckets(right, longer_by)
     assert len(buckets) == 5
     assert sum(one.pairs for one in buckets) == 300
     assert all(before.high < after.low for before, after in itertools.pairwise(buckets))
     for one in buckets:
-        at = (chosen - rejected >= one.low) & (chosen - rejected <= one.high)
+        at = (longer_by >= one.low) & (longer_by <= one.high)
         assert one.accuracy == proportion(right[at])
         assert 40 <= one.pairs <= 80
 
 
 def test_few_or_equal_differences_make_fewer_buckets() -> None:
-    [only] = length_buckets([1, 0, 1], [4, 5, 6], [3, 4, 5])
+    [only] = length_buckets([1, 0, 1], np.array([1, 1, 1]))
     assert (only.low, only.high, only.pairs, only.accuracy) == (1, 1, 3, None)
-    two = length_buckets([1] * 30, [2] * 15 + [1] * 15, [1] * 15 + [2] * 15)
+    two = length_buckets([1] * 30, np.array([1] * 15 + [-1] * 15))
     assert [(one.low, one.pairs) for one in two] == [(-1, 15), (1, 15)]
 
 
 def test_a_hundred_different_differences_make_buckets_of_twenty() -> None:
-    buckets = length_buckets([1] * 100, range(101, 201), [1] * 100)
+    buckets = length_buckets([1] * 100, np.arange(100, 200))
     assert [(one.low, one.high, one.pairs) for one in buckets] == [
         (100, 119, 20), (120, 139, 20), (140, 159, 20), (160, 179, 20), (180, 199, 20)
     ]  # fmt: skip

@@ -244,10 +244,9 @@ def test_an_unequal_comparison_is_our_own_mistake() -> None:
 
 
 def test_a_model_that_only_likes_length_is_at_one_half_once_balanced() -> None:
-    chosen = [20] * 80 + [10] * 20 + [15] * 5
-    rejected = [10] * 80 + [20] * 20 + [15] * 5
+    longer_by = np.array([10] * 80 + [-10] * 20 + [0] * 5)
     correct = [1] * 80 + [0] * 20 + [1] * 5
-    strata = length_strata(correct, chosen, rejected, range(105))
+    strata = length_strata(correct, longer_by, range(105))
     assert strata["chosen_longer"] == proportion([1] * 80)
     assert strata["chosen_shorter"] == proportion([0] * 20)
     balanced = strata["balanced"]
@@ -260,7 +259,7 @@ def test_a_model_that_only_likes_length_is_at_one_half_once_balanced() -> None:
 
 @pytest.mark.parametrize(("longer", "shorter", "missing"), [(9, 40, "chosen_longer"), (40, 9, "chosen_shorter")])
 def test_a_stratum_under_ten_pairs_is_none_and_so_is_the_balance(longer: int, shorter: int, missing: str) -> None:
-    strata = length_strata([1] * 49, [2] * longer + [1] * shorter, [1] * longer + [2] * shorter, None)
+    strata = length_strata([1] * 49, np.array([1] * longer + [-1] * shorter), None)
     present = "chosen_shorter" if missing == "chosen_longer" else "chosen_longer"
     assert strata[missing] is None
     assert strata[present] is not None
@@ -268,24 +267,24 @@ def test_a_stratum_under_ten_pairs_is_none_and_so_is_the_balance(longer: int, sh
 
 
 def test_the_balance_of_one_prompt_is_unknown() -> None:
-    strata = length_strata([1] * 20, [2] * 10 + [1] * 10, [1] * 10 + [2] * 10, ["p"] * 20)
+    strata = length_strata([1] * 20, np.array([1] * 10 + [-1] * 10), ["p"] * 20)
     assert strata["balanced"] == Measured(1.0, 0.0, 1.0, 20)
 
 
 def test_the_balanced_gain_is_the_mean_of_both_sides_gains() -> None:
     base = np.array([0.0] * 30 + [1.0] * 10 + [1.0] * 7)
     tuned = np.array([1.0] * 24 + [0.0] * 6 + [1.0] * 8 + [0.0] * 2 + [0.0] * 7)
-    chosen, rejected = np.array([2] * 30 + [1] * 10 + [1] * 7), np.array([1] * 30 + [2] * 10 + [1] * 7)
-    gain = balanced_difference(base, tuned, chosen, rejected)
+    longer_by = np.array([1] * 30 + [-1] * 10 + [0] * 7)
+    gain = balanced_difference(base, tuned, longer_by)
     assert gain is not None
     assert gain.value == pytest.approx((24 / 30 - 2 / 10) / 2)  # pairs of equal length are in neither
     assert gain.n == 40
     assert gain.low < gain.value < gain.high
-    assert balanced_difference(base[1:22], tuned[1:22], chosen[1:22], rejected[1:22]) is None
-    one_prompt = balanced_difference(base, tuned, chosen, rejected, [0] * 47)
+    assert balanced_difference(base[1:22], tuned[1:22], longer_by[1:22]) is None
+    one_prompt = balanced_difference(base, tuned, longer_by, [0] * 47)
     assert one_prompt is not None
     assert bounds(one_prompt) == (-1.0, 1.0)
-    same = balanced_difference(base, base, chosen, rejected)
+    same = balanced_difference(base, base, longer_by)
     assert same is not None
     assert same.low < 0 < same.high  # forty pairs without a change do not prove that there is none
 
@@ -302,14 +301,14 @@ def test_the_interval_of_a_balanced_gain_covers_the_truth(repeats: int) -> None:
         base = (luck < np.where(longer, 0.5, 0.6)).astype(np.float64)
         tuned = (luck < np.where(longer, 0.7, 0.65)).astype(np.float64)
         groups = np.repeat(np.arange(prompts), repeats)
-        gain = balanced_difference(base, tuned, np.where(longer, 2, 1), np.where(longer, 1, 2), groups)
+        gain = balanced_difference(base, tuned, np.where(longer, 1, -1), groups)
         assert gain is not None
         covered += gain.low <= truth <= gain.high
     assert 0.93 <= covered / rounds <= 0.985
 
 
 def test_the_longer_wins_with_equal_lengths_at_one_half() -> None:
-    assert longer_wins([3, 1, 2, 9], [1, 3, 2, 2], None) == proportion([1, 0, 0.5, 1])
+    assert longer_wins(np.array([2, -2, 0, 7]), None) == proportion([1, 0, 0.5, 1])
 
 
 # --------------------------------------------------------------------------------------------------------------- rules

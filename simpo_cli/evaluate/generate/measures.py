@@ -13,9 +13,8 @@ import numpy as np
 from simpo_cli import statistics
 from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts
 from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, Answer, AnswerFolder
-from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.evaluate.judge import judge_document
-from simpo_cli.statistics import Comparison, Measured
+from simpo_cli.statistics import Measured
 
 REPEATED = 4
 """Tokens of the grams whose repetition is counted (Welleck et al. 2020, arXiv:1908.04319)."""
@@ -44,31 +43,26 @@ def answers_document(path: Path) -> dict[str, Any]:
     """
     folder = AnswerFolder.open(path)
     answers = {mode: [folder.in_order(side, mode) for side in SIDES] for mode in MODES}
+    examples = [  # the first prompts, those first to which the greedy answers differ
+        {
+            "prompt": next((turn.content for turn in reversed(question.turns) if turn.role == "user"), ""),
+            "base": one.text,
+            "trained": other.text,
+        }
+        for question, one, other in zip(folder.questions, *answers["greedy"], strict=True)
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "answers",
         "folder": str(path),
         "manifest": dict(folder.manifest),
         "measures": {mode: measure_answers(*both) for mode, both in answers.items()},
-        "examples": _examples(folder.questions, *answers["greedy"]),
+        "examples": sorted(examples, key=lambda row: row["base"] == row["trained"])[:_EXAMPLES],
         "people": read_verdicts(path),
         "judges": judge_document(path),
         "sheet": str(path / SHEET),
         "key": str(path / KEY),
     }
-
-
-def _examples(questions: Sequence[Question], base: Sequence[Answer], trained: Sequence[Answer]) -> list[dict[str, str]]:
-    """The first prompts with both greedy answers, those first to which the answers differ."""
-    rows = [
-        {
-            "prompt": next((turn.content for turn in reversed(question.turns) if turn.role == "user"), ""),
-            "base": one.text,
-            "trained": other.text,
-        }
-        for question, one, other in zip(questions, base, trained, strict=True)
-    ]
-    return sorted(rows, key=lambda row: row["base"] == row["trained"])[:_EXAMPLES]
 
 
 def repeated_share(ids: Sequence[Hashable]) -> float:
@@ -164,7 +158,7 @@ def _means(values: Mapping[str, list[float]], *, with_ratio: bool = False) -> di
 
 def _shares(values: Mapping[str, list[float]]) -> dict[str, Any]:
     document: dict[str, Any] = {side: statistics.proportion(numbers).as_json() for side, numbers in values.items()}
-    comparison: Comparison = statistics.compare_accuracy(values["base"], values["trained"])
+    comparison = statistics.compare_accuracy(values["base"], values["trained"])
     document["difference"] = comparison.difference.as_json()
     document["p_value"] = comparison.p_value
     return document

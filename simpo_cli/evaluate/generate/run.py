@@ -76,7 +76,14 @@ def answer_prompts(
     if wanted.num_prompts is not None and wanted.num_prompts < 1:
         raise UserError(f"--num-prompts is {wanted.num_prompts}, must be at least 1.", "Leave it out for the default.")
     (trained,) = find_targets([name], overrides)
-    base = _base_of(trained, baseline, overrides)
+    base = baseline_of(trained, baseline, overrides)
+    if base is None:
+        raise UserError(
+            "answers are compared, and there is nothing to compare with.",
+            "Name a run, or the other model with --baseline MODEL.",
+        )
+    if base.identity == trained.identity:
+        raise UserError(f"the baseline {base.name} is the model itself.", "Name another one with --baseline.")
     recipe = trained.recipe
     tokenizer = prepare_tokenizer(recipe)
     if wanted.prompts is not None:
@@ -107,18 +114,6 @@ def answer_prompts(
     base_answers, trained_answers = (folder.in_order(side, "greedy") for side in SIDES)
     write_blind(folder.path, folder.questions, base_answers, trained_answers, decoding.seed)
     return folder.path
-
-
-def _base_of(trained: Target, baseline: str | None, overrides: Sequence[str]) -> Target:
-    base = baseline_of(trained, baseline, overrides)
-    if base is None:
-        raise UserError(
-            "answers are compared, and there is nothing to compare with.",
-            "Name a run, or the other model with --baseline MODEL.",
-        )
-    if base.identity == trained.identity:
-        raise UserError(f"the baseline {base.name} is the model itself.", "Name another one with --baseline.")
-    return base
 
 
 def short_name(name: str) -> str:
