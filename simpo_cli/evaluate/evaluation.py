@@ -158,7 +158,7 @@ class Evaluator:
                     "Its tokenizer or template leaves some out; raise data.max_length, or use --baseline none.",
                     key="data.max_length",
                 )
-            before = before.select(shared.side(1))
+            before = before.select([their_place for _, their_place in shared.positions])
         comparison = compare_scores(before, scores, target.recipe.loss if same_tokens else None)
         return BaselineComparison(baseline.name, before, comparison, same_tokens), base.noise
 

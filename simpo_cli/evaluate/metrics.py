@@ -7,7 +7,7 @@ prompt where prompts repeat (see `statistics`). Results are dataclasses whose fi
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,10 +275,6 @@ class Matched:
 
     positions: Sequence[tuple[int, int]]
     swapped: int
-
-    def side(self, number: Literal[0, 1]) -> list[int]:
-        """The positions in the first list, or in the second."""
-        return [both[number] for both in self.positions]
 
 
 def match(first: Sequence[str], second: Sequence[str]) -> Matched:

@@ -149,12 +149,13 @@ def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         "recipes": recipes,
         "difference": None,
     }
-    if len(shared.positions):
+    if shared.positions:
+        ours_at, theirs_at = zip(*shared.positions, strict=True)
         loss = first.target.recipe.loss
         same_rewards = Objective(loss).has_rewards_of(Objective(second.target.recipe.loss))
         comparison = compare_scores(
-            first.scores.select(shared.side(0)),
-            second.scores.select(shared.side(1)),
+            first.scores.select(ours_at),
+            second.scores.select(theirs_at),
             loss if same_tokens and same_rewards else None,
         )
         known = {"same_tokens": same_tokens, "same_rewards": same_rewards}

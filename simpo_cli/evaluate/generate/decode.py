@@ -11,7 +11,6 @@ been run by us: a stand-in in the tests checks what it is asked for.
 """
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -196,11 +195,6 @@ def rows_that_fit(
     row_tokens = max(len(question.ids) for question in questions) + decoding.max_new_tokens
     fitting = int(_CACHE_SHARE * available_bytes(device) / (token_bytes * row_tokens))
     return max(1, min(_MOST_ROWS, fitting))
-
-
-def vllm_is_installed() -> bool:
-    """Whether vLLM can be imported; it is not imported to find out."""
-    return importlib.util.find_spec("vllm") is not None
 
 
 def vllm_answers_of(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simpo_cli.data.encode import encode_prompt
 from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.json_records import whole_value
@@ -84,15 +86,10 @@ def questions_of_pairs(
     Raises:
         UserError: every prompt is cut, or a source cannot be read any more.
     """
-    left_out: Counter[str] = Counter()
+    _, firsts = np.unique(prompt_keys_of(pairs), return_index=True)
+    left_out = +Counter({"asked already": len(pairs) - len(firsts)})
     chosen: dict[str, EncodedPair] = {}
-    seen: set[str] = set()
-    for i in prompt_keys_of(pairs).argsort(kind="stable"):
-        pair = pairs[i]
-        if pair.prompt_key in seen:
-            left_out["asked already"] += 1
-            continue
-        seen.add(pair.prompt_key)
+    for pair in map(pairs.__getitem__, firsts.tolist()):
         if pair.prompt_cut:
             left_out["over data.max_prompt_length"] += 1
         elif len(chosen) < most:

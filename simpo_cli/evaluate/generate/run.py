@@ -1,6 +1,7 @@
 """`simpo eval --generate`: a model and its baseline answer the same prompts, from names to the folder of answers."""
 
 import hashlib
+import importlib.util
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from simpo_cli.data.prepare import prepare_tokenizer
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.blind import write_blind
-from simpo_cli.evaluate.generate.decode import Decoding, answers_of, vllm_answers_of, vllm_is_installed
+from simpo_cli.evaluate.generate.decode import Decoding, answers_of, vllm_answers_of
 from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, AnswerFolder, Side
 from simpo_cli.evaluate.generate.prompts import NUM_PROMPTS, Question, Questions, questions_of_file, questions_of_pairs
 from simpo_cli.evaluate.held_out import held_out_of
@@ -188,7 +189,7 @@ def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> En
         UserError: vLLM is wanted and not installed, or it would need a model merged first.
     """
     are_whole = all(model.source.adapter_base is None and model.target.checkpoint is None for model in models.values())
-    has_vllm = vllm_is_installed() and are_whole
+    has_vllm = are_whole and importlib.util.find_spec("vllm") is not None  # not imported to find out
     if wanted == "vllm" and not has_vllm:
         raise UserError(
             "vLLM is not installed, or one of the models is an adapter or a checkpoint, which it would need merged.",
