@@ -29,11 +29,6 @@ class Finding:
     rows: Sequence[str] = field(default=())  # places of the first of them
     pairs: Positions = field(default_factory=_NONE.copy, compare=False)  # their positions among the pairs measured
 
-    @property
-    def title(self) -> str:
-        """What it is, in a few words."""
-        return CATALOGUE[self.code].title
-
     def as_json(self) -> dict[str, Any]:
         """The finding as the document holds it."""
         rows = list(self.rows[:SHOWN_ROWS])
