@@ -84,11 +84,8 @@ def _references(path: Path, node: Node, tree: Node, gaps: set[Path]) -> Iterator
             if lookup(tree, target) is None and target not in gaps:
                 name = ".".join(target)
                 close = difflib.get_close_matches(name, [".".join(other) for other, _ in scalars(tree)], n=1)
-                fix = (
-                    f"Did you mean ${{{close[0]}}}?"
-                    if close
-                    else "Name a key of this recipe, such as ${name} or ${loss.beta}."
-                )
+                fix = "Name a key of this recipe, such as ${name} or ${loss.beta}."
+                fix = f"Did you mean ${{{close[0]}}}?" if close else fix
                 raise _error(path, node, f"refers to ${{{name}}}, which the recipe does not have", fix)
             yield target
         elif found := _RESOLVER.match(rest):

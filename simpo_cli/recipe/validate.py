@@ -43,14 +43,6 @@ _EXAMPLES = {
 }
 
 _STEP = "It counts the pairs of a whole step, over all devices; micro-batches are cut to the memory."
-_PRECISION = "It is auto, bf16 or fp32."
-_LENGTH = "It counts prompt and response together."
-_LOSS = f"The objective is SimPO: its loss is {' or '.join(get_args(LossType))}."
-_KERNEL = "The kernel is chosen by the device."
-_ALPHA = "It weighs the likelihood of the chosen responses, which SimPO leaves at 0."
-_FP16 = "It is auto, bf16 or fp32: in fp16 small gradients would be lost."
-_ADAPTERS = "With it adapters are trained, without it all weights."
-
 _DEVICE = (
     "The device is found by itself. In front of the command CUDA_VISIBLE_DEVICES=0 chooses a card, "
     "ACCELERATE_USE_CPU=true the CPU."
@@ -67,26 +59,26 @@ _CALLED: list[tuple[str, str, str]] = [
     ("warmup", "train.warmup_ratio", ""),
     ("optim", "train.optimizer", ""),
     ("max_norm", "train.max_grad_norm", ""),
-    ("bf16 mixed_precision pure_bf16", "train.precision", _PRECISION),
-    ("fp16", "train.precision", _FP16),
+    ("bf16 mixed_precision pure_bf16", "train.precision", "It is auto, bf16 or fp32."),
+    ("fp16", "train.precision", "It is auto, bf16 or fp32: in fp16 small gradients would be lost."),
     ("model_name_or_path model_name base_model", "model.path", ""),
     ("torch_dtype dtype", "model.weights_dtype", ""),
-    ("attn_implementation flash_attn", "model.attention", _KERNEL),
+    ("attn_implementation flash_attn", "model.attention", "The kernel is chosen by the device."),
     ("lora_r r", "model.lora.rank", ""),
     ("lora_alpha", "model.lora.alpha", ""),
     ("lora_dropout", "model.lora.dropout", ""),
     ("lora_target", "model.lora.target_modules", ""),
-    ("finetuning_type", "model.lora", _ADAPTERS),
+    ("finetuning_type", "model.lora", "With it adapters are trained, without it all weights."),
     ("dataset train_file dataset_name dataset_path", "data.train", ""),
     ("eval_dataset", "data.eval", ""),
-    ("max_seq_length max_completion_length", "data.max_length", _LENGTH),
+    ("max_seq_length max_completion_length", "data.max_length", "It counts prompt and response together."),
     ("cutoff_len", "data.max_length", ""),
     ("template", "data.chat_template", ""),
-    ("loss_type pref_loss", "loss.type", _LOSS),
+    ("loss_type pref_loss", "loss.type", f"The objective is SimPO: its loss is {' or '.join(get_args(LossType))}."),
     ("simpo_gamma", "loss.gamma", ""),
     ("gamma_ratio", "loss.gamma_beta_ratio", ""),
     ("pref_beta", "loss.beta", ""),
-    ("cpo_alpha", "loss.sft_weight", _ALPHA),
+    ("cpo_alpha", "loss.sft_weight", "It weighs the likelihood of the chosen responses, which SimPO leaves at 0."),
     ("sft_alpha", "loss.sft_weight", ""),
     ("eval_steps eval_strategy evaluation_strategy", "eval.every", ""),
     ("save_steps save_strategy", "checkpoint.every", ""),
