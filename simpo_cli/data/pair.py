@@ -196,9 +196,8 @@ class PreferencePair:
     @property
     def num_characters(self) -> int:
         """Characters of the prompt's turns and the two responses."""
-        prompt = self.prompt
-        num_asked = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
-        return num_asked + len(self.chosen) + len(self.rejected)
+        texts = [self.chosen, self.rejected, *(turn.content for turn in prompt_messages(self.prompt))]
+        return sum(map(len, texts))
 
 
 @dataclass(frozen=True, slots=True)

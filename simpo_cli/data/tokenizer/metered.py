@@ -127,10 +127,9 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
 
     def made(self, value: Any) -> Any:
         """A value that has come into being; a list or mapping counts with all that is in it, however often it is."""
-        kind = type(value)
-        if kind is str or isinstance(value, str):
+        if isinstance(value, str):
             self._charge(len(value))
-        elif kind is int and value.bit_length() > _LONGEST_NUMBER:
+        elif isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
             raise TooMuchError("it computes with numbers of more than a thousand digits")
         elif isinstance(value, _CONTAINERS):
             waiting = [value]
@@ -269,9 +268,8 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
                 self.made(given)
             case "string" | "e" | "escape" | "forceescape" | "urlencode" | "upper" | "lower" | "title" | "tojson":
                 self._charge(6 * len(self._text(text)))
-            case "round" | "sum":
-                if not all(one is None or isinstance(one, str) or _is_small(one, 64) for one in given):
-                    raise TooMuchError(f"it uses {name} with a large or foreign value")
+            case "round" | "sum" if not all(one is None or isinstance(one, str) or _is_small(one, 64) for one in given):
+                raise TooMuchError(f"it uses {name} with a large or foreign value")
 
     # The counting put in
 

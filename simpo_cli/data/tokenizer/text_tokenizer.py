@@ -102,15 +102,12 @@ class TextTokenizer:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the tokenizer's, the generation config's and the template's own."""
-        return self.named_end_ids | self._learned_end(None)
+        return self.end_ids_under({})
 
     def end_ids_under(self, template_kwargs: Mapping[str, Any]) -> frozenset[int]:
         """Those, and what ends an answer where the template gets these variables."""
-        return self.end_ids | self._learned_end(template_kwargs)
-
-    def _learned_end(self, template_kwargs: Mapping[str, Any] | None) -> set[int]:
-        end = self.turn_marks(template_kwargs).end_id
-        return set() if end is None else {end}
+        learned = (self.turn_marks(variables).end_id for variables in (None, template_kwargs))
+        return self.named_end_ids | {end for end in learned if end is not None}
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
