@@ -7,10 +7,13 @@ None of it stops a run, and none of it may be trained on without a word: trainin
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
 from simpo_cli.data.pair import PreferencePair, RecordNote, prompt_messages
-from simpo_cli.data.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
 
 _UNSPACED = re.compile(
     r"[\u0e01-\u0e5b\u0e81-\u0edf\u0f00-\u0fff"  # Thai, Lao, Tibetan
@@ -81,7 +84,7 @@ _ANSWER_HEADER = re.compile(
 )
 
 
-def own_markers(tokenizer: TextTokenizer, *, rendered: bool) -> tuple[str, ...]:
+def own_markers(tokenizer: "TextTokenizer", *, rendered: bool) -> tuple[str, ...]:
     """The markers that are not worth telling with this tokenizer: they are its own, or there is no other template.
 
     Its own special tokens are counted by the encoder. An end token of its own is worth telling all the same, as text in
