@@ -141,8 +141,8 @@ def _judgements_in(record: Path) -> dict[tuple[str, Order], Judgement]:
     Raises:
         UserError: a row is no reply.
     """
-    rows = enumerate(read_rows(record)[1:], start=2)
-    replies = [_checked(TypeAdapter(Judgement), row, f"{record}:{line}") for line, row in rows]
+    rows, shape = enumerate(read_rows(record)[1:], start=2), TypeAdapter(Judgement)
+    replies = [_checked(shape, row, f"{record}:{line}") for line, row in rows]
     return {(one.key, one.order): one for one in replies}
 
 
