@@ -72,7 +72,8 @@ $(OLDEST_READY): pyproject.toml constraints-oldest.txt
 
 test-oldest: $(OLDEST_READY)
 	$(OLDEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" tests/model tests/run tests/train \
-		tests/publish tests/evaluate tests/data tests/cli tests/report tests/statistics tests/test_library.py tests/test_versions.py
+		tests/publish tests/evaluate tests/data tests/cli tests/report tests/statistics \
+		tests/test_files.py tests/test_formatting.py tests/test_library.py tests/test_versions.py
 
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills $(KILLS)

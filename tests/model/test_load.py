@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
@@ -37,6 +38,15 @@ def test_weights_are_float32_for_full_tuning_and_as_stored_under_adapters(folder
     assert weights_dtype(ModelRecipe(path="x"), source) == torch.float32
     assert weights_dtype(ModelRecipe(path="x", lora=LoraRecipe()), source) == torch.bfloat16
     assert weights_dtype(ModelRecipe(path="x", weights_dtype="bf16"), source) == torch.bfloat16
+
+
+def test_weights_that_are_not_in_the_file_are_refused_and_not_drawn_at_random(tmp_path: Path) -> None:
+    copy = save_tiny_model(tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lacks 1 of its weights, such as model.norm.weight"):
+        load_model(find_model(str(copy)), torch.float32)
 
 
 @pytest.mark.parametrize(
