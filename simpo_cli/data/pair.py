@@ -196,8 +196,8 @@ class PreferencePair:
     @property
     def num_characters(self) -> int:
         """Characters of the prompt's turns and the two responses."""
-        texts = [self.chosen, self.rejected, *(turn.content for turn in prompt_messages(self.prompt))]
-        return sum(map(len, texts))
+        asked = [self.prompt] if isinstance(self.prompt, str) else [turn.content for turn in self.prompt]
+        return sum(map(len, (*asked, self.chosen, self.rejected)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from simpo_cli.data.messages import MESSAGE_AS_TEXT
-from simpo_cli.data.pair import PreferencePair, RecordNote, prompt_messages
+from simpo_cli.data.pair import PreferencePair, RecordNote
 
 if TYPE_CHECKING:
     from simpo_cli.data.tokenizer import TextTokenizer  # counting words needs no tokenizer library
@@ -100,7 +100,7 @@ def own_markers(tokenizer: "TextTokenizer", *, rendered: bool) -> tuple[str, ...
 
 def notes_of(pair: PreferencePair, own: tuple[str, ...] = ()) -> Iterator[RecordNote]:
     """What a pair's texts show, each once; the markers `own` are not looked for (see `own_markers`)."""
-    prompts = [turn.content for turn in prompt_messages(pair.prompt)]
+    prompts = [pair.prompt] if isinstance(pair.prompt, str) else [turn.content for turn in pair.prompt]
     answers = (pair.chosen, pair.rejected)
     ends, marks, headings = _sought(own)
     if any(len(text) <= _LONGEST_MISSING and text.strip() in _MISSING for text in (*answers, *prompts)):
@@ -150,9 +150,11 @@ def repeated_prompts(pair: PreferencePair) -> tuple[int, int] | None:
     Both must begin with the first turn or the last one by the user, to the letter but for white space and headers such
     as `Human:` in front of it. A greeting of one or two words says nothing.
     """
-    turns = prompt_messages(pair.prompt)
-    users = [turn.content for turn in turns if turn.role == "user"]
-    texts = [*users[-1:], *users[:1], turns[0].content]
+    if isinstance(pair.prompt, str):
+        texts = [pair.prompt]
+    else:
+        users = [turn.content for turn in pair.prompt if turn.role == "user"]
+        texts = [*users[-1:], *users[:1], pair.prompt[0].content]
     for text in dict.fromkeys(map(str.strip, texts)):
         if len(text.split()) >= _FEWEST_WORDS or num_unspaced(text[:_LONGEST_OPENING]) >= _FEWEST_UNSPACED:
             ends = _end_of(text, pair.chosen), _end_of(text, pair.rejected)
