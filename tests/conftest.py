@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from simpo_cli.redaction import forget
+
 # Before anything imports torch or the hub's client, and for the processes that tests start. Tiny products gain nothing
 # from threads, and workers side by side lose much by them, as threads that wait for work keep a processor busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,7 +22,7 @@ for _name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"):  # caches
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMPO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        # hubs are made up in tests, so there is no looking for the real one; test_network has it looked for
+        # hubs are made up in tests, so there is no looking for the real one; test_hub has it looked for
         patch.setattr("simpo_cli.data.hub.hub_answers", lambda: True)
         yield
 
@@ -36,6 +38,12 @@ def _no_accelerator_of_another_test() -> None:
     """accelerate has one precision in a process; a test that opens one by itself starts from none."""
     if (state := sys.modules.get("accelerate.state")) is not None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment_of_another_test() -> None:
+    """What a recipe of another test took from the environment is redacted for the rest of a process."""
+    forget()
 
 
 @pytest.fixture(scope="session")
