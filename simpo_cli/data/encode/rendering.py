@@ -107,12 +107,14 @@ def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:
             )
         prompt = prompt[0].content
     responses = tuple(map(_spoken_text, pair.answers))
-    for turn in (*pair.answers, *(() if isinstance(prompt, str) else prompt)):
-        notes.update(unwritten(turn, _spoken_text(turn)))
+    for turn, text in zip(pair.answers, responses, strict=True):
+        notes.update(unwritten(turn, text))
     if not isinstance(prompt, str):
         if rules.data.chat_template != "none":
             notes.add(AS_TRANSCRIPT)
         turns = tuple(Message(turn.role, _spoken_text(turn)) for turn in prompt)
+        for turn, said in zip(prompt, turns, strict=True):
+            notes.update(unwritten(turn, said.content))
         # The space behind "Assistant:" is the answer's, where tokenizers have it: " Yes" is one token
         prompt, responses = _transcript(turns), tuple(f" {text}" for text in responses)
     if pair.tools is not None:
