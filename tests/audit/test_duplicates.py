@@ -77,7 +77,8 @@ def test_prompts_that_only_look_alike_when_joined() -> None:
 
 
 def test_lone_surrogates_can_be_hashed() -> None:
-    pair_hashes(PreferencePair("\ud800", "\udfff", "a", ""))
+    one, other = (pair_hashes(PreferencePair(prompt, "\udfff", "a", "")) for prompt in ("\ud800", "\ud801"))
+    assert one != other
 
 
 @settings(deadline=None)  # the first circle imports scipy

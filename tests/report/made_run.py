@@ -16,6 +16,16 @@ loss:
 """
 
 
+OBJECTIVE: dict[str, Any] = {
+    "type": "sigmoid",
+    "beta": 2.0,
+    "gamma": 1.0,
+    "gamma_beta_ratio": 0.5,
+    "label_smoothing": 0.0,
+    "sft_weight": 0.0,
+}
+
+
 def measured(value: float, low: float | None, high: float | None, n: int = 40) -> dict[str, Any]:
     return {"value": value, "ci": [low, high], "n": n}
 

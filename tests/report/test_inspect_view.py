@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from simpo_cli.report.inspect_view import print_inspection, shade, token_lines
+from tests.report import made_run
 from tests.report.screen import printed
 
 HOSTILE = "[bold]\x1b[2J\u202e\r:smile:"
@@ -22,14 +23,7 @@ DOCUMENT: dict[str, Any] = {
     "recipe": "recipe.yaml",
     "decision": "plain text, explicit prompt, response = the whole answer",
     "tokenizer": {"path": "tiny", "used": "by its chat template", "max_length": 2048, "max_prompt_length": 1800},
-    "objective": {
-        "type": "sigmoid",
-        "beta": 2.0,
-        "gamma": 1.0,
-        "gamma_beta_ratio": 0.5,
-        "label_smoothing": 0.0,
-        "sft_weight": 0.0,
-    },
+    "objective": made_run.OBJECTIVE,
     "model": {"path": "tiny", "packing": "prompts shared"},
     "no_model": None,
     "pairs": [

@@ -25,14 +25,7 @@ START: dict[str, Any] = {
     "prompts": 90,
     "of_pairs": 12480,
     "max_length": 2048,
-    "objective": {
-        "type": "sigmoid",
-        "beta": 2.0,
-        "gamma": 1.0,
-        "gamma_beta_ratio": 0.5,
-        "label_smoothing": 0.0,
-        "sft_weight": 0.0,
-    },
+    "objective": made_run.OBJECTIVE,
     "accuracy": measured(0.53, 0.43, 0.63),
     "ties": 0,
     "margin": {
