@@ -335,6 +335,28 @@ class TrackingRecipe:
     """Steps between lines of metrics.jsonl."""
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistributedRecipe:
+    """How a run is spread over devices; none of it changes what a step computes."""
+
+    strategy: Literal["auto", "none", "ddp", "fsdp2"] = "auto"
+    """ddp keeps the model whole on every device, fsdp2 shards it; auto shards what does not fit; none is one device."""
+    num_processes: Annotated[int, checked("One process drives one device.", ge=1)] | Literal["auto"] = "auto"
+    """Processes to start, one a device; auto is every visible card, and one process on a CPU."""
+    cpu_offload: bool = False
+    """Keep shards and optimizer state of fsdp2 in the memory of the host: much slower, for models that do not fit."""
+    timeout: Annotated[float, checked("It is in seconds, such as 1800.", gt=0)] = 1800.0
+    """Seconds after which a process that does not answer is given up, and the run ends with what was saved."""
+
+    def __post_init__(self) -> None:
+        if self.cpu_offload and self.strategy not in ("auto", "fsdp2"):
+            fix = "Set distributed.strategy to fsdp2, or leave cpu_offload out."
+            raise FieldError("cpu_offload", f"belongs to fsdp2, and strategy is {self.strategy}", fix, ("strategy",))
+        if self.strategy == "none" and self.num_processes not in ("auto", 1):
+            fix = "Set distributed.strategy to auto, or num_processes to 1."
+            raise FieldError("num_processes", f"is {self.num_processes}, and strategy is none", fix, ("strategy",))
+
+
 _Share = Annotated[float | None, checked("It is a share; null switches the warning off.", gt=0, le=1)]
 _Nats = Annotated[float | None, checked("It is in nats a token, such as 0.2; null switches the warning off.", gt=0)]
 
@@ -401,6 +423,8 @@ class Recipe:
     """How the final model is written."""
     tracking: TrackingRecipe = field(default_factory=TrackingRecipe)
     """Where the numbers go besides metrics.jsonl."""
+    distributed: DistributedRecipe = field(default_factory=DistributedRecipe)
+    """How the run is spread over devices."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint.best:
