@@ -29,6 +29,7 @@ from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
+from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, DataSource, LossRecipe, LossType, TrainRecipe
 from simpo_cli.recipe.validate import refused_value
@@ -221,7 +222,7 @@ class SimPOTrainer:
         cut = [longest_first[i : i + size] for i in range(0, len(pairs), size)]
         with policy.packed(packing):
             sums = accumulate(
-                policy, pairs, cut, loss=self.config.loss, accelerator=self._accelerator, step=self._steps
+                policy, pairs, Share(cut), loss=self.config.loss, accelerator=self._accelerator, step=self._steps
             )
         return self._moved(sums.loss / sums.pairs, sums.grad_norm)
 

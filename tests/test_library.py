@@ -112,7 +112,8 @@ def test_the_layers_multiply_in_the_precision_that_was_asked_for(
 
 def test_a_launcher_of_several_processes_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="trains in one process, and a launcher started several"):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="runs in one process, and a launcher started several"):
         SimPOTrainer(model, SimPOConfig())
 
 

@@ -5,6 +5,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heapreplace
 from typing import Any, Literal
 
 import numpy as np
@@ -119,9 +120,29 @@ def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) ->
     Returns:
         Positions within `pairs`, each exactly once.
     """
+    [cut] = deal(pairs, 1, budget, packing)
+    return cut
+
+
+def deal(pairs: Sequence[EncodedPair], num_ranks: int, budget: int, packing: Packing) -> list[list[list[int]]]:
+    """Deal the pairs of a step to ranks, of which each gets as many tokens as the others as far as that goes.
+
+    The longest pair goes first, each to the rank that has fewest tokens by then; where there are fewer pairs than
+    ranks, some get none. It is arithmetic on lengths, so every rank finds the same shares.
+
+    Returns:
+        Of each rank the micro-batches of its share, cut as `microbatches` says: positions within `pairs`.
+    """
     sizes = tokens_of_each(pairs, packing).tolist()
     longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
-    return (_best_fit if packing == "shared_prefix" else _rows_of_like_length)(sizes, longest_first, budget)
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = [(0, rank) for rank in range(num_ranks)]
+    for i in longest_first:
+        tokens, rank = loads[0]
+        shares[rank].append(i)
+        heapreplace(loads, (tokens + sizes[i], rank))
+    cut = _best_fit if packing == "shared_prefix" else _rows_of_like_length
+    return [cut(sizes, share, budget) for share in shares]
 
 
 def fullest_microbatch(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[EncodedPair]:

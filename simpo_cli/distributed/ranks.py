@@ -19,11 +19,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from simpo_cli.distributed.place import Place, place_in
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.run.stop import Stopped, StopRequest
 
 _SECONDS_TO_BE_HEARD = 3.0  # after a time-out, for the others to say that they wait too
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recvValue failed")
@@ -51,21 +52,28 @@ class _Group:
 _group: _Group | None = None
 
 
-def join(device: Literal["cpu", "cuda"], timeout: float) -> None:
+def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False) -> None:
     """Meet the other processes, where a launcher has started several.
 
     Args:
         device: what the run computes on.
         timeout: seconds after which a rank that does not answer is given up.
+        alone: make a group of one where there are no others, as torch's FSDP2 needs one.
 
     Raises:
         UserError: they do not come together (exit code 4).
     """
     global _group
     place = place_in()
-    if place is None or place.world_size == 1 or _group is not None:
+    if _group is not None:
         return
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    if place is None or place.world_size == 1:
+        if alone:
+            store = HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+            _group = _Group(store, Place(0, 1, 0, 1), timeout)
+        return
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
     waited = timedelta(seconds=timeout)
@@ -160,20 +168,36 @@ def from_first(work: Callable[[], Result], what: str) -> Result:
     if _group is None:
         return work()
     said: dict[str, Any] = {}
-    error: UserError | None = None
+    error: Exception | None = None
     if is_first():
         try:
             said = {"result": work()}
         except UserError as raised:
             error, said = raised, {"error": _as_json(raised)}
+        except Exception as raised:  # our bug, or no memory: the others need not wait for what does not come
+            error, said = raised, {"crash": True}
     [text] = _said_by([0], json.dumps(said) if is_first() else None, what, None)
     if error is not None:
         raise error
     said = json.loads(text)
     if "error" in said:
         raise _from_json(said["error"], 0)
+    if "crash" in said:
+        raise _gone()
     result: Result = said["result"]
     return result
+
+
+def require_not_stopped(stop: StopRequest) -> None:
+    """Stop here, on all ranks, if one of them was asked to.
+
+    Raises:
+        Stopped: it was.
+    """
+    if _group is None:
+        stop.check()
+    elif number := max(exchange(stop.number, "looking at the signals")):
+        raise Stopped(number)
 
 
 def smallest(number: int, what: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,8 @@ from simpo_cli.builtin import PROBE_QUESTIONS
 from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_messages
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.sharded import gathered, is_sharded
 from simpo_cli.evaluate.generate.decode import answer_until_end, generate_ids
 from simpo_cli.evaluate.generate.folder import Answer
 from simpo_cli.model.policy import Policy
@@ -77,6 +80,8 @@ def generate(
 ) -> list[Answer]:
     """Greedy answers, token by token, cut after `most_tokens`; all questions go through the model at once.
 
+    Of several ranks the first one's answers count; a sharded model is gathered whole for it.
+
     What the model's generation config suggests is put aside: a penalty on repetition would hide that it repeats itself.
     """
     if not questions:
@@ -85,10 +90,14 @@ def generate(
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), policy.untouched() as causal:
+        with torch.no_grad(), accelerator.autocast(), gathered(policy), policy.untouched() as causal:
             suggested, causal.generation_config = causal.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
             try:
-                rows = generate_ids(causal, prompts, accelerator.device, most_tokens, ends)
+                work = partial(generate_ids, causal, prompts, accelerator.device, most_tokens, ends)
+                if is_sharded(policy):  # what its layers have run decides what FSDP2 prefetches: the same on all ranks
+                    rows = work()
+                    work = partial(list, rows)
+                rows = ranks.from_first(work, "generating tokens")
             finally:
                 causal.generation_config = suggested
     finally:

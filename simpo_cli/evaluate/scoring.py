@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import fullest_microbatch, microbatches, probe, row_tokens_of_each, tokens_of_each
+from simpo_cli.data.plan import fullest_microbatch, probe, row_tokens_of_each, tokens_of_each
+from simpo_cli.distributed.sharded import is_sharded, reshard
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.metrics import ModelComparison, PairScores
 from simpo_cli.model.attention.interface import why_not_shared
@@ -22,34 +23,53 @@ from simpo_cli.model.memory import Workload, available_bytes, choose_budget, req
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
+from simpo_cli.model.shares import Failure, Numbers, Share
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
+from simpo_cli.run.stop import StopRequest
 from simpo_cli.stages import stage
 
 _MOST_SCORED_AGAIN = 256  # pairs: rounding is alike everywhere, and each costs as much as the evaluation of one
 
 
-def score_pairs(policy: Policy, pairs: Sequence[EncodedPair], accelerator: Accelerator, budget: int) -> PairScores:
-    """Score pairs without gradients, in micro-batches of at most `budget` tokens.
+def score_pairs(
+    policy: Policy, pairs: Sequence[EncodedPair], accelerator: Accelerator, budget: int, stop: StopRequest | None = None
+) -> PairScores:
+    """Score pairs without gradients, each rank its share, in micro-batches of at most `budget` tokens.
 
     Scores stay on the device until all are there, so that no micro-batch waits for the one before. The policy's
     training mode is put back as it was found.
+
+    Args:
+        stop: signals, on which several ranks stop together.
+
+    Raises:
+        OutOfMemoryError: a micro-batch does not fit in memory, of another rank.
+        Stopped: a signal came, to this rank or another.
     """
-    means = torch.empty(2, len(pairs), dtype=torch.float64, device=accelerator.device)
-    order: list[int] = []
+    share = Share.of(pairs, budget, policy.packing, is_sharded=is_sharded(policy))
+    means = Numbers(2, len(pairs), accelerator.device)
     was_training = policy.training
     policy.eval()
     try:
-        with torch.no_grad(), accelerator.autocast(), stage("scoring pairs", len(pairs)) as scoring:
-            for positions in scoring.advancing(microbatches(pairs, budget, policy.packing)):
+        with (
+            torch.no_grad(),
+            accelerator.autocast(),
+            stage("scoring pairs", len(pairs)) as scoring,
+            Failure(stop, is_sharded=is_sharded(policy)) as failure,
+        ):
+            for positions in scoring.advancing(failure.between(share.microbatches)):
                 both = policy.response_means(pack([pairs[i] for i in positions], accelerator.device))
-                means[:, len(order) : len(order) + len(positions)] = torch.stack(both)
-                order += positions
+                means.add(positions, torch.stack(both))
+            for _ in range(share.idle):
+                policy(pack([pairs[share.shortest]], accelerator.device))
     finally:
+        reshard(policy)
         policy.train(was_training)
-    scores = np.empty((2, len(pairs)))
-    scores[:, order] = means.cpu().numpy()
-    return PairScores.of(pairs, scores[0], scores[1])
+    scores, [flags] = means.of_all(failure.flags(accelerator.device))
+    failure.require_none(flags, "scoring pairs")
+    chosen, rejected = scores.numpy()
+    return PairScores.of(pairs, chosen, rejected)
 
 
 @dataclass(frozen=True)

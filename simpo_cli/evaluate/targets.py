@@ -68,8 +68,8 @@ class Target:
         if start.lora is not None and start.adapter != "continue":
             model = add_adapters(model, start.lora)
         try:
-            with whole_checkpoint(self.checkpoint) as checkpoint, checkpoint.open(WEIGHTS) as file:
-                read_tensors(file, trainable(Policy(model)))
+            with whole_checkpoint(self.checkpoint) as checkpoint, checkpoint.open_parts(WEIGHTS) as files:
+                read_tensors(files, trainable(Policy(model)))
         except TensorMismatchError as error:
             raise UserError(
                 f"{self.checkpoint} does not fit the model {source.name}: {error}.",

@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import set_seed
 
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.place import place_in
 from simpo_cli.errors import UserError
 from simpo_cli.model.allocator import keep_freed_memory
 from simpo_cli.recipe.schema import Recipe
@@ -61,15 +63,16 @@ def join_accelerator(wanted: Literal["auto", "bf16", "fp32"]) -> tuple[Accelerat
 
 
 def choose_precision(wanted: Literal["auto", "bf16", "fp32"], key: str) -> Precision:
-    """The arithmetic in the one process that there may be; `auto` is bf16 where the device multiplies in it.
+    """The arithmetic of forward and backward pass; `auto` is bf16 where the device multiplies in it.
 
     Raises:
-        UserError: bf16 is wanted where the card has none, or a launcher started several processes.
+        UserError: bf16 is wanted where the card has none, or a launcher started several processes for what one does.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    place = place_in()
+    if place is not None and place.world_size > 1 and ranks.world_size() == 1:
         raise UserError(
-            "this version trains in one process, and a launcher started several.",
-            "Start it without the launcher: `simpo train`, or your program with `python`.",
+            "this runs in one process, and a launcher started several.",
+            "Start it without the launcher; only `simpo train` uses several.",
         )
     on_cuda = torch.cuda.is_available()
     if wanted == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():

@@ -209,7 +209,7 @@ def stored_weights(name: str, folder: Path, held_by: str = "") -> StoredWeights:
 
     sizes: dict[str, int] = {}
     counts: dict[torch.dtype, int] = {}
-    for file in _files_of(name, folder):
+    for file in weight_files(name, folder):
         try:
             with safe_open(file, framework="numpy") as weights:
                 for key in weights.keys():  # noqa: SIM118 - not a mapping
@@ -233,7 +233,8 @@ def stored_weights(name: str, folder: Path, held_by: str = "") -> StoredWeights:
     return StoredWeights(sizes, max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32)
 
 
-def _files_of(name: str, folder: Path) -> list[Path]:
+def weight_files(name: str, folder: Path) -> list[Path]:
+    """The safetensors files of a model; UserError where some are missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         files = [folder / shard for shard in _shard_names(index)]

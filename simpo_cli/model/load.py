@@ -239,8 +239,6 @@ def require_buildable(source: ModelSource) -> None:
 
 def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
     """A model without numbers, with the adapter of its folder in place or, as far as shapes go, merged."""
-    from transformers import AutoModelForCausalLM
-
     if source.adapter_base is not None and source.adapter is not None:
         adapted = adapters.attach(_empty(source.adapter_base, keeps_adapters=False), source.adapter, dropout=0.0)
         if keeps_adapters:
@@ -249,10 +247,25 @@ def _empty(source: ModelSource, *, keeps_adapters: bool) -> nn.Module:
         merged: Any = adapted
         plain: nn.Module = merged.unload()
         return plain.requires_grad_(True)
+    return empty_model(source)
+
+
+def empty_model(source: ModelSource, dtype: torch.dtype | None = None) -> nn.Module:
+    """A model of its configuration, on the device of the context that this is called in.
+
+    Args:
+        source: a model without an adapter.
+        dtype: of its parameters; float32 if not given.
+
+    Raises:
+        UserError: it cannot be built, or its weights do not fit it.
+    """
+    from transformers import AutoModelForCausalLM
+
     with remote_code.faults_of(source.name, source.code):
         try:
             model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                source.config, trust_remote_code=bool(source.code)
+                source.config, trust_remote_code=bool(source.code), dtype=dtype or torch.float32
             )
         except Exception as error:  # whatever the arithmetic of a model makes of impossible sizes
             if source.code:

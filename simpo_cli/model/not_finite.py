@@ -11,6 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn, optim
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.gradients import total_norm
+from simpo_cli.distributed.sharded import is_sharded, local
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
@@ -133,14 +136,18 @@ def listed(rows: Sequence[str]) -> str:
 
 
 def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of the tensors that hold something not finite.
+    """The names of the tensors that hold something not finite, on any rank.
 
     Their norms say at once that there is none; a norm can overflow by itself, so then each is looked at.
     """
     named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point()]
-    if not named or bool(torch.isfinite(torch.nn.utils.get_total_norm([tensor for _, tensor in named]))):
+    if not named or bool(torch.isfinite(total_norm([tensor for _, tensor in named]))):
         return []
-    return [name for name, tensor in named if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in named if not bool(torch.isfinite(local(tensor)).all())]
+    if any(is_sharded(tensor) for _, tensor in named):
+        on_any = {name for of_rank in ranks.exchange(broken, "looking for what is not finite") for name in of_rank}
+        broken = [name for name, _ in named if name in on_any]
+    return broken
 
 
 def _moments(optimizer: optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> list[tuple[str, Tensor]]:

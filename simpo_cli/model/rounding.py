@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn, optim
 
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.sharded import is_sharded, local
 from simpo_cli.model.load import DTYPES, ModelSource, load_merged
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.stages import stage
@@ -32,6 +34,11 @@ class RoundingSums:
 
     def __init__(self) -> None:
         self._along = self._length = self._changed = self._fell_back = 0.0
+
+    def sum_over_ranks(self) -> None:
+        """Add what the other ranks have added up of their shards."""
+        own = torch.tensor([self._along, self._length, self._changed, self._fell_back], dtype=torch.float64)
+        self._along, self._length, self._changed, self._fell_back = ranks.sum_over_ranks(own).tolist()
 
     @torch.no_grad()
     def add(self, before: Tensor, after: Tensor, dtype: torch.dtype, *, weight: float = 1.0) -> None:
@@ -93,7 +100,9 @@ class WeightSample:
         """What a save in `dtype` would now do to the change since the sample was taken, estimated for all weights."""
         sums = RoundingSums()
         for parameter, before in zip(self.parameters, self.before, strict=True):
-            sums.add(before, sampled(parameter), dtype, weight=parameter.numel() / before.numel())
+            sums.add(before, sampled(parameter), dtype, weight=_weight(parameter, before))
+        if any(map(is_sharded, self.parameters)):
+            sums.sum_over_ranks()
         return sums.rounding
 
 
@@ -111,13 +120,20 @@ def step_counting_lost(optimizer: optim.Optimizer, parameters: Mapping[str, nn.P
     updates = lost = 0.0
     read = torch.stack(counts).tolist()  # at once: a read is a wait
     for parameter, before, (moved, back) in zip(sample.parameters, sample.before, read, strict=True):
-        weight = parameter.numel() / before.numel()
+        weight = _weight(parameter, before)
         updates += weight * moved
         lost += weight * back
+    if any(map(is_sharded, sample.parameters)):
+        updates, lost = ranks.sum_over_ranks(torch.tensor([updates, lost], dtype=torch.float64)).tolist()
     return lost / updates if updates else 0.0
 
 
+def _weight(parameter: Tensor, sample: Tensor) -> float:
+    """What each sampled value stands for; of a shard that holds nothing there is none."""
+    return local(parameter).numel() / max(1, sample.numel())
+
+
 def sampled(tensor: Tensor) -> Tensor:
-    """A copy of at most 4,096 evenly spread values of a tensor."""
-    flat = tensor.detach().reshape(-1)
-    return flat[:: -(-len(flat) // _SAMPLED)].clone()
+    """A copy of at most 4,096 evenly spread values of a tensor, or of this rank's shard of it."""
+    flat = local(tensor.detach()).reshape(-1)
+    return flat[:: max(1, -(-len(flat) // _SAMPLED))].clone()

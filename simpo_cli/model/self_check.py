@@ -353,19 +353,22 @@ def without_dropout(policy: Policy) -> Iterator[None]:
 
 
 def _in_float32(policy: Policy) -> Policy:
-    """The policy itself where its weights are float32, else a copy in float32 of its first layers.
-
-    As many layers as it takes to meet each kind that the model has; embedding and head come along.
-    """
+    """The policy itself where its weights are float32, else a copy in float32 of its first layers."""
     dtypes = {parameter.dtype for parameter in policy.parameters()}
-    if dtypes <= {torch.float32, torch.float64}:
-        return policy
+    return policy if dtypes <= {torch.float32, torch.float64} else first_layers(policy)
+
+
+def first_layers(policy: Policy) -> Policy:
+    """A copy in float32 of a policy's first layers, as many as it takes to meet each kind that the model has.
+
+    Embedding and head come along.
+    """
     decoder, layers = decoder_of(policy.causal), policy.layers
     [name] = [name for name, child in decoder.named_children() if child is layers]
     kinds = getattr(policy.causal.config.get_text_config(), "layer_types", None) or ["same"] * len(layers)
     setattr(decoder, name, layers[: max(kinds.index(kind) for kind in set(kinds)) + 1])
     try:
-        first_layers = copy.deepcopy(policy.model)
+        copied = copy.deepcopy(policy.model)
     finally:
         setattr(decoder, name, layers)
-    return Policy(first_layers.float(), "padded").train(policy.training)
+    return Policy(copied.float(), "padded").train(policy.training)

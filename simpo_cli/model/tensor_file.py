@@ -11,13 +11,18 @@ two page-locked buffers, on a stream of their own, so that one piece is copied w
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from io import BufferedReader
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from simpo_cli.distributed.sharded import is_sharded, local, rows_of
 from simpo_cli.run.checkpoint import HashedFile
 from simpo_cli.run.manifest import HashedReader
 
@@ -34,57 +39,120 @@ class TensorMismatchError(Exception):
 def write_tensors(file: HashedFile, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors."""
     widest_first = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+    in_order = {name: tensors[name] for name in widest_first}
+    write_as_they_come(file, in_order, in_order.values())
+
+
+def write_as_they_come(file: HashedFile, described: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
+    """Write tensors each of which need not be there before its turn, nor after it.
+
+    Args:
+        described: by name, in the order of the file, a tensor of the type and shape of each; wider types come first.
+        tensors: the tensors in this order; the bytes of one on a CPU are written before the next is asked for.
+    """
     header: dict[str, Any] = {}
     offset = 0
-    for name in widest_first:
-        tensor = tensors[name]
-        end = offset + tensor.numel() * tensor.element_size()
+    for name, tensor in described.items():
+        end = offset + tensor.nbytes
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)))
     file.write(text)
-    in_order = (tensors[name].detach() for name in widest_first)
-    contiguous = (tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for tensor in in_order)
+    detached = (tensor.detach() for tensor in tensors)
+    contiguous = (tensor if tensor.is_contiguous() else tensor.cpu().contiguous() for tensor in detached)
     for piece in _on_host(piece for tensor in contiguous for piece in _pieces(tensor)):
         file.write(_memory(piece))
 
 
-def read_tensors(file: HashedReader, into: Mapping[str, Tensor]) -> None:
-    """Read a file into tensors that are there.
+def read_tensors(files: Sequence[HashedReader], into: Mapping[str, Tensor]) -> None:
+    """Read files into tensors that are there.
 
     On a CPU the numbers go straight to where they are used. After an exception the tensors hold anything.
 
     Args:
-        into: the tensors by name, on a CPU or a CUDA device; the file must hold exactly these.
+        into: the tensors by name, on a CPU or a CUDA device; the files together must hold exactly these.
 
     Raises:
-        TensorMismatchError: it holds others.
+        TensorMismatchError: they hold others.
     """
+    headers = [_header(file) for file in files]
+    _require_fit(headers, into)
+    with _filling() as fill:
+        for file, header in zip(files, headers, strict=True):
+            for name in _by_place(header):
+                fill(into[name], file.readinto)
+
+
+def read_shards(files: Sequence[Path], into: Mapping[str, Tensor]) -> None:
+    """Read what this rank holds of each tensor, as `read_tensors` does, from files that somebody has verified."""
+    with ExitStack() as stack:
+        streams = [stack.enter_context(file.open("rb")) for file in files]
+        headers = [_header(stream) for stream in streams]
+        _require_fit(headers, into)
+        fill = stack.enter_context(_filling())
+        for stream, header in zip(streams, headers, strict=True):
+            start = stream.tell()
+            for name in _by_place(header):
+                shard, [first, end] = local(into[name]), header[name]["data_offsets"]
+                if is_sharded(into[name]) and end > first:
+                    first += rows_of(into[name]).start * (end - first) // into[name].shape[0]
+                stream.seek(start + first)
+                fill(shard, partial(_read_all, stream))
+
+
+def _read_all(stream: BufferedReader, piece: memoryview) -> None:
+    if stream.readinto(piece) != len(piece):
+        raise EOFError
+
+
+def _header(file: HashedReader | BufferedReader) -> dict[str, Any]:
+    """What a file says of its tensors, by name."""
     [length] = struct.unpack("<Q", file.read(8))
     if length > _MOST_HEADER_BYTES:
         raise TensorMismatchError("it is no file of tensors")
-    header = json.loads(file.read(length))
-    for name in sorted(header.keys() ^ into.keys()):
-        raise TensorMismatchError(f"{name} is only in the {'checkpoint' if name in header else 'model'}")
+    header: dict[str, Any] = json.loads(file.read(length))
+    return header
+
+
+def _require_fit(headers: Sequence[Mapping[str, Any]], into: Mapping[str, Tensor]) -> None:
+    """Refuse files that together do not hold tensors of these names, types and shapes."""
+    entries = {name: entry for header in headers for name, entry in header.items()}
+    for name in sorted(entries.keys() ^ into.keys()):
+        raise TensorMismatchError(f"{name} is only in the {'checkpoint' if name in entries else 'model'}")
+    for name, entry in entries.items():
+        stored, wanted = (_DTYPES[entry["dtype"]], tuple(entry["shape"])), (into[name].dtype, tuple(into[name].shape))
+        if stored != wanted:
+            there, here = (f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in (stored, wanted))
+            raise TensorMismatchError(f"{name} is {there} in the checkpoint and {here} in the model")
+
+
+def _by_place(header: Mapping[str, Any]) -> list[str]:
+    """The names in the order of the file."""
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
+
+
+@contextmanager
+def _filling() -> Iterator[Callable[[Tensor, Callable[[memoryview], None]], None]]:
+    """A function that fills a tensor by a function that fills memory; they are full when the block ends."""
     buffers: _PinnedBuffers | None = None
+
+    def fill(tensor: Tensor, read: Callable[[memoryview], None]) -> None:
+        nonlocal buffers
+        target = tensor.detach()
+        contiguous = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
+        for piece in _pieces(contiguous):
+            if piece.device.type == "cpu":
+                read(_memory(piece))
+            else:
+                buffers = buffers or _PinnedBuffers(piece.device)
+                buffers.fill(piece, read)
+        if contiguous is not target:
+            target.copy_(contiguous)
+
     try:
-        for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
-            target, entry = into[name].detach(), header[name]
-            stored, wanted = (_DTYPES[entry["dtype"]], tuple(entry["shape"])), (target.dtype, tuple(target.shape))
-            if stored != wanted:
-                there, here = (f"{str(dtype).removeprefix('torch.')} {shape}" for dtype, shape in (stored, wanted))
-                raise TensorMismatchError(f"{name} is {there} in the checkpoint and {here} in the model")
-            contiguous = target if target.is_contiguous() else torch.empty(target.shape, dtype=target.dtype)
-            for piece in _pieces(contiguous):
-                if piece.device.type == "cpu":
-                    file.readinto(_memory(piece))
-                else:
-                    buffers = buffers or _PinnedBuffers(piece.device)
-                    buffers.fill(piece, file.readinto)
-            if contiguous is not target:
-                target.copy_(contiguous)
+        yield fill
     finally:
         if buffers is not None:
             buffers.wait()
@@ -125,24 +193,24 @@ class _PinnedBuffers:
 
 
 def _on_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The pieces in memory of the host, each of them good until the next is asked for, whose copy has then begun."""
+    """The pieces in memory of the host, each of them good until the next is asked for; a copy from a card has begun."""
     buffers: _PinnedBuffers | None = None
-    begun: list[tuple[Tensor, torch.cuda.Event | None]] = []
+    coming: tuple[Tensor, torch.cuda.Event] | None = None
     for piece in pieces:
-        if piece.device.type == "cpu":
-            begun.append((piece, None))
-        else:
+        before, coming = coming, None
+        if piece.device.type != "cpu":
             buffers = buffers or _PinnedBuffers(piece.device)
-            begun.append(buffers.fetch(piece))
-        if len(begun) == 2:
-            yield _arrived(*begun.pop(0))
-    for last in begun:
-        yield _arrived(*last)
+            coming = buffers.fetch(piece)
+        if before is not None:
+            yield _arrived(*before)
+        if piece.device.type == "cpu":
+            yield piece
+    if coming is not None:
+        yield _arrived(*coming)
 
 
-def _arrived(piece: Tensor, copied: torch.cuda.Event | None) -> Tensor:
-    if copied is not None:
-        copied.synchronize()
+def _arrived(piece: Tensor, copied: torch.cuda.Event) -> Tensor:
+    copied.synchronize()
     return piece
 
 

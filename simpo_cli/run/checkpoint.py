@@ -67,45 +67,69 @@ class CheckpointWriter:
         self.files[name] = hashing.facts()
 
 
-def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], facts: Mapping[str, Any]) -> Checkpoint:
-    """Write one checkpoint, all of it or nothing.
+class NewCheckpoint:
+    """A checkpoint on its way: `begin`, its files, and `finish`; where one of them fails, `abandon`.
 
     Args:
-        parent: the folder of the checkpoints; made if missing, in a folder that is there.
         step: steps done. A checkpoint of this step that is there already, which can only be a damaged one, is replaced.
-        facts: what else the manifest says, such as hashes of recipe, data and plan; JSON values.
+    """
+
+    def __init__(self, parent: Path, step: int) -> None:
+        self._parent, self._step = parent, step
+        self._temporary = parent / f".tmp-{step}-{os.getpid()}"
+        self._aside = parent / f".tmp-replaced-{step}-{os.getpid()}"
+        self._target = parent / folder_name(step)
+
+    def begin(self) -> Path:
+        """Make the folder for its files, and the parent if that is missing, in a folder that is there."""
+        if not self._parent.is_dir():
+            os.mkdir(self._parent)  # and not what is above it: a run folder that is gone does not come back as a part
+            sync(self._parent.parent)
+        os.mkdir(self._temporary)
+        return self._temporary
+
+    def finish(self, files: CheckpointWriter, facts: Mapping[str, Any]) -> Checkpoint:
+        """Write the manifest and make the checkpoint valid.
+
+        Args:
+            files: what was written to the folder.
+            facts: what else the manifest says, such as hashes of recipe, data and plan; JSON values.
+        """
+        manifest = Manifest(self._step, highest_sequence(self._parent) + 1, facts, dict(files.files))
+        with files.open(MANIFEST) as file:
+            file.write(manifest.as_bytes())
+        sync(self._temporary)
+        if os.path.lexists(self._target):
+            os.rename(self._target, self._aside)
+        os.rename(self._temporary, self._target)
+        sync(self._parent)
+        if self._aside.is_symlink():
+            self._aside.unlink()  # and not what it leads to
+        elif self._aside.exists():
+            shutil.rmtree(self._aside, ignore_errors=True)  # what stays is removed when the run is resumed
+        return Checkpoint(self._target, manifest)
+
+    def abandon(self) -> None:
+        """Leave everything as it was before."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        if os.path.lexists(self._aside) and not os.path.lexists(self._target):
+            os.rename(self._aside, self._target)
+
+
+def commit(parent: Path, step: int, write: Callable[[CheckpointWriter], None], facts: Mapping[str, Any]) -> Checkpoint:
+    """Write one checkpoint, all of it or nothing; the arguments are those of `NewCheckpoint` and its `finish`.
 
     Raises:
         OSError: the disk did not take it; what was there before is as it was.
     """
-    temporary = parent / f".tmp-{step}-{os.getpid()}"
-    aside = parent / f".tmp-replaced-{step}-{os.getpid()}"
-    target = parent / folder_name(step)
+    new = NewCheckpoint(parent, step)
     try:
-        if not parent.is_dir():
-            os.mkdir(parent)  # and not what is above it: a run folder that is gone does not come back as a part of one
-            sync(parent.parent)
-        os.mkdir(temporary)
-        writer = CheckpointWriter(temporary)
-        write(writer)
-        manifest = Manifest(step, highest_sequence(parent) + 1, facts, dict(writer.files))
-        with writer.open(MANIFEST) as file:
-            file.write(manifest.as_bytes())
-        sync(temporary)
-        if os.path.lexists(target):
-            os.rename(target, aside)
-        os.rename(temporary, target)
-        sync(parent)
+        files = CheckpointWriter(new.begin())
+        write(files)
+        return new.finish(files, facts)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            os.rename(aside, target)
+        new.abandon()
         raise
-    if aside.is_symlink():
-        aside.unlink()  # and not what it leads to
-    elif aside.exists():
-        shutil.rmtree(aside, ignore_errors=True)  # what stays is removed when the run is resumed
-    return Checkpoint(target, manifest)
 
 
 def rotate(parent: Path, keep: int, *, losses: Mapping[int, float] = MappingProxyType({})) -> None:

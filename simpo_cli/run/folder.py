@@ -38,6 +38,7 @@ LOGS = (METRICS, EVALS, ANSWERS)
 
 _RUN_FILES = (RUN, RECIPE, METRICS)
 _LOCK, _OWNER = ".lock", ".owner"
+_LOOKS_FOR_TOKEN, _SECONDS_BETWEEN_LOOKS = 20, 0.5  # a network file system may show a new file some seconds late
 _UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be run.json
 
 
@@ -49,7 +50,7 @@ def holds_a_run(path: Path) -> bool:
 class RunFolder:
     """An open run folder; close it when the run ends."""
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock | None) -> None:
         self.path = path
         self._lock, self._place = lock, _place(path)
         self._hashes: dict[str, Any] = {}
@@ -84,9 +85,20 @@ class RunFolder:
         folder.write_json(_OWNER, owner)
         return folder
 
+    @classmethod
+    def follow(cls, path: Path) -> "RunFolder":
+        """The folder of a run that another process of it has locked and writes; what this one writes goes nowhere."""
+        return cls(path, None)
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether another process writes it."""
+        return self._lock is None
+
     def close(self) -> None:
         """Let others use the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a whole file so that a reader finds the old or the new one, never half of it.
@@ -94,6 +106,8 @@ class RunFolder:
         Raises:
             UserError: the disk did not take it (exit code 4); the old file is as it was.
         """
+        if self.is_followed:
+            return
         with self._writing(name), replacing(self.path / name) as stream:
             stream.write(text)
 
@@ -111,6 +125,8 @@ class RunFolder:
         Raises:
             UserError: the disk did not take it (exit code 4).
         """
+        if self.is_followed:
+            return
         line = _line(row).encode()
         with self._writing(name):
             _append(self.path / name, line)
@@ -123,7 +139,7 @@ class RunFolder:
 
     def sync_logs(self) -> None:
         """Wait until the disk has every line of the logs."""
-        for name in (*LOGS, NOTES):
+        for name in () if self.is_followed else (*LOGS, NOTES):
             if (self.path / name).is_file():
                 with self._writing(name):
                     sync(self.path / name)
@@ -134,6 +150,8 @@ class RunFolder:
         Returns:
             The rows that are left, but for lines that were damaged; `self.lines` counts those too.
         """
+        if self.is_followed:
+            return []
         file = self.path / name
         with self._writing(name):
             text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
@@ -199,6 +217,29 @@ def require_own_model(run: Path) -> None:
             f"{run / MODEL} is a link, and what it leads to is not of this run.",
             "Put the run's model in its place, or name the folder that it leads to.",
         )
+
+
+def require_token(file: Path, token: str) -> None:
+    """Refuse a run folder in which this process does not find what another has just written there.
+
+    Raises:
+        UserError: exit code 4.
+    """
+    for left in reversed(range(_LOOKS_FOR_TOKEN)):
+        try:
+            found, problem = file.read_text(encoding="utf-8"), "holds another text than was written"
+        except OSError as error:
+            found, problem = "", f"cannot be read: {error.strerror}"
+        if found == token:
+            return
+        if left:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise UserError(
+        f"the run folder {file.parent} is not the one that rank 0 writes to: its {file.name} {problem}.",
+        "Name an output_dir that all hosts share, under the same path.",
+        key="output_dir",
+        exit_code=ExitCode.ENVIRONMENT,
+    )
 
 
 def is_in_use(path: Path) -> bool:

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,11 @@ class Checkpoint:
     def step(self) -> int:
         return self.manifest.step
 
+    def parts(self, name: str) -> list[str]:
+        """The files that hold what a run of one process saves as `name`: that one, or one of each rank."""
+        ranks = range(len(self.manifest.files))
+        return [part for rank in ranks if (part := part_name(name, rank)) in self.manifest.files] or [name]
+
     @contextmanager
     def open(self, name: str) -> Iterator[HashedReader]:
         """Read a file; leaving the block checks its size and hash, whatever was read of it.
@@ -202,6 +207,12 @@ class Checkpoint:
             raise DamagedCheckpointError(self.folder, reason) from failure
         if failure is not None:
             raise failure
+
+    @contextmanager
+    def open_parts(self, name: str) -> Iterator[list[HashedReader]]:
+        """Read all parts of a file, each as in `open`."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.open(part)) for part in self.parts(name)]
 
     def verify(self) -> None:
         """Read every file to its end.
@@ -260,6 +271,12 @@ def find_checkpoints(parent: Path) -> tuple[list[Checkpoint], list[DamagedCheckp
 def folder_name(step: int) -> str:
     """Name of the checkpoint taken after `step` steps."""
     return f"step-{step:08d}"
+
+
+def part_name(name: str, rank: int) -> str:
+    """Name of the file in which one of several ranks saves its part, such as weights-r1.safetensors."""
+    stem, kind = name.split(".")
+    return f"{stem}-r{rank}.{kind}"
 
 
 def highest_sequence(parent: Path) -> int:

@@ -40,6 +40,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self.is_agreed = False
+        """Whether several ranks stop together: then nobody leaves a block `at_once`, and they look at `number`."""
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -58,6 +60,11 @@ class StopRequest:
             signal.signal(number, handler)
         self._before.clear()
 
+    @property
+    def number(self) -> int:
+        """The signal that asked to stop; 0 if none has."""
+        return self._number or 0
+
     def check(self) -> None:
         """Stop here if it was asked for."""
         if self._number is not None:
@@ -72,6 +79,9 @@ class StopRequest:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """A block that a signal may leave in its middle, because it can simply be done again."""
+        if self.is_agreed:
+            yield
+            return
         before, self._at_once = self._at_once, True
         try:
             self.check()

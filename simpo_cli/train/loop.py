@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatches, probe, tokens_of_each
+from simpo_cli.data.plan import Plan, probe, tokens_of_each
+from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import WeightSample, step_counting_lost
+from simpo_cli.model.shares import Share
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord
 from simpo_cli.run.receipt import command_to_resume
@@ -97,11 +99,13 @@ def _accumulate(training: Training, pairs: Sequence[EncodedPair], step: int) -> 
         return accumulate(
             policy,
             pairs,
-            training.stop.between(doing.advancing(microbatches(pairs, budget, policy.packing))),
+            Share.of(pairs, budget, policy.packing, is_sharded=is_sharded(policy)),
             loss=recipe.loss,
             accelerator=training.run.accelerator,
             step=step,
             reseed=recipe.seed if _has_dropout(recipe) else None,
+            stop=training.stop,
+            advancing=doing.advancing,
         )
 
     with stage(f"pairs of step {step + 1}", len(pairs)) as doing:
@@ -187,7 +191,7 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
 
     def attempt(budget: int) -> PairScores:
         with memory_for(moment, _FREE_MEMORY):
-            return score_pairs(policy, held_out, training.run.accelerator, budget)
+            return score_pairs(policy, held_out, training.run.accelerator, budget, training.stop)
 
     with training.stop.at_once():
         scores = _within_memory(training, attempt, held_out, policy, moment)

@@ -9,12 +9,21 @@ import math
 import torch
 from torch import Tensor, nn, optim
 
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.files import deal, first_problem, in_turns, verify
+from simpo_cli.distributed.sharded import local, reshard
 from simpo_cli.model.policy import trainable
-from simpo_cli.model.tensor_file import read_tensors, write_tensors
+from simpo_cli.model.tensor_file import (
+    TensorMismatchError,
+    read_shards,
+    read_tensors,
+    write_as_they_come,
+    write_tensors,
+)
 from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.run.checkpoint import CheckpointWriter
 from simpo_cli.run.folder import OPTIMIZER, WEIGHTS
-from simpo_cli.run.manifest import Checkpoint
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, part_name
 
 
 def make_optimizer(policy: nn.Module, recipe: TrainRecipe) -> optim.Optimizer:
@@ -37,11 +46,30 @@ def start_moments(optimizer: optim.Optimizer) -> None:
 
 
 def save_state(files: CheckpointWriter, policy: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Write weights and moments into a checkpoint."""
-    with files.open(WEIGHTS) as file:
-        write_tensors(file, trainable(policy))
-    with files.open(OPTIMIZER) as file:
-        write_tensors(file, _moments(policy, optimizer))
+    """Write weights and moments into a checkpoint: all of them, or of several ranks each its part.
+
+    Raises:
+        OSError: the disk did not take them; the other ranks have all that they gather from this one.
+    """
+    failure: OSError | None = None
+    for name, tensors in _state(policy, optimizer).items():
+        if ranks.world_size() == 1:
+            with files.open(name) as file:
+                write_tensors(file, tensors)
+            continue
+        by_size = deal({one: tensor.nbytes for one, tensor in tensors.items()})
+        dealt = [sorted(names, key=lambda one: -tensors[one].element_size()) for names in by_size]
+        turns = in_turns(tensors, dealt)
+        try:
+            if failure is None:
+                with files.open(part_name(name, ranks.rank())) as file:
+                    write_as_they_come(file, {one: tensors[one] for one in dealt[ranks.rank()]}, turns)
+        except OSError as error:
+            failure = error
+        for _ in turns:
+            pass  # the others gather theirs, whatever became of this rank's file
+    if failure is not None:
+        raise failure
 
 
 def load_state(checkpoint: Checkpoint, policy: nn.Module, optimizer: optim.Optimizer) -> None:
@@ -51,18 +79,42 @@ def load_state(checkpoint: Checkpoint, policy: nn.Module, optimizer: optim.Optim
         DamagedCheckpointError: the files are not those that were saved; policy and optimizer hold anything.
         TensorMismatchError: they are, and belong to another model.
     """
-    with checkpoint.open(WEIGHTS) as file:
-        read_tensors(file, trainable(policy))
-    with checkpoint.open(OPTIMIZER) as file:
-        read_tensors(file, _moments(policy, optimizer))
+    state = _state(policy, optimizer)
+    if ranks.world_size() == 1:
+        for name, tensors in state.items():
+            with checkpoint.open_parts(name) as files:
+                read_tensors(files, tensors)
+        return
+    verify(checkpoint, [part for name in state for part in checkpoint.parts(name)])
+    mismatch: str | None = None
+    damage: str | None = None
+    try:
+        for name, tensors in state.items():
+            read_shards([checkpoint.folder / part for part in checkpoint.parts(name)], tensors)
+    except TensorMismatchError as error:
+        mismatch = str(error)
+    except (OSError, EOFError) as error:
+        damage = f"cannot be read: {error}"
+    what = f"reading {checkpoint.folder}"
+    if problem := first_problem(damage, what):
+        raise DamagedCheckpointError(checkpoint.folder, problem)
+    if problem := first_problem(mismatch, what):
+        raise TensorMismatchError(problem)
 
 
-def _moments(policy: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
-    return {
+def _state(policy: nn.Module, optimizer: optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds, by file: weights and moments."""
+    reshard(policy)  # what the optimizer knows are the shards
+    weights = trainable(policy)
+    moments = {
         f"{name}.{key}": value
-        for name, parameter in trainable(policy).items()
+        for name, parameter in weights.items()
         for key, value in optimizer.state[parameter].items()
     }
+    state: dict[str, dict[str, Tensor]] = {WEIGHTS: {**weights}, OPTIMIZER: moments}
+    if ranks.world_size() == 1:
+        return {file: {name: local(tensor) for name, tensor in tensors.items()} for file, tensors in state.items()}
+    return state
 
 
 def state_size(parameters: int, weights_itemsize: int) -> int:

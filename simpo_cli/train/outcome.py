@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from simpo_cli.distributed import ranks
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer
 from simpo_cli.evaluate.held_out import surface_accuracy
@@ -17,11 +17,13 @@ from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
 from simpo_cli.files import how_to_mend
 from simpo_cli.formatting import Cell, percent
 from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
+from simpo_cli.model.load_sharded import Read, distribute, outline, reader, unread, whole_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.remote_code import FLAG
 from simpo_cli.model.rounding import Rounding, export_dtype
 from simpo_cli.publish.card import Trained, model_card, write_card
 from simpo_cli.publish.export import save_model
+from simpo_cli.recipe.schema import ModelRecipe
 from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
 from simpo_cli.run.receipt import command_to_resume
@@ -31,7 +33,7 @@ from simpo_cli.table import Row, Table
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
-from simpo_cli.train.run_plan import QUICK
+from simpo_cli.train.run_plan import QUICK, RunPlan
 from simpo_cli.train.saving import CheckpointSaver
 
 
@@ -51,11 +53,10 @@ def finish(
     recipe, source = run.recipe, run.source
     dtype = export_dtype(recipe, source) if recipe.model.lora is None else torch.float32  # as peft keeps adapters
     trained = Trained(recipe, source, run.data, run.plan.num_steps, DTYPE_NAMES[dtype])
-    training.stop.check()
+    ranks.require_not_stopped(training.stop)
     training.optimizer.state.clear()  # the moments are in the checkpoint; the export needs the room
     try:
-        with training.policy.untouched():
-            rounding = save_model(model_dir, training.policy.model, recipe, source, model_card(trained, {}))
+        rounding = _save(model_dir, training, model_card(trained, {}))
     except OSError as error:
         raise UserError(
             f"the model cannot be written to {model_dir}: {error.strerror or error}; the checkpoint of the last step "
@@ -64,7 +65,7 @@ def finish(
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     with training.stop.at_once():
-        saved = Policy(_read_again(model_dir, run.weights, run.accelerator.device))
+        saved = _read_again(model_dir, run)
         saved.flex, saved.packing = training.policy.flex, run.packing
         answers = answer(saved, questions, run.data.tokenizer, run.accelerator)
     asked = zip(questions, training.answers_before, answers, strict=True)
@@ -72,7 +73,8 @@ def finish(
     seconds = saver.seconds
     table, measured = conclude(training, saved, folder.path, rounding)
     measured |= {"answers": [dict(zip(("question", "before", "after"), row, strict=True)) for row in before_and_after]}
-    write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    if ranks.is_first():
+        write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
     outcome = RunOutcome(
         run_dir=str(folder.path),
         model_dir=str(model_dir),
@@ -93,17 +95,44 @@ def finish(
     return outcome, {"steps": run.plan.num_steps, "seconds": seconds, **measured}
 
 
+def _save(model_dir: Path, training: Training, card: str) -> Rounding | None:
+    """Have the first rank write model/; what rounding did to it."""
+    run, policy = training.run, training.policy
+    is_in_parts = run.strategy == "fsdp2" and run.recipe.model.lora is None
+    model = whole_model(policy, run.source, run.weights) if is_in_parts else policy.model
+
+    def write() -> dict[str, Any] | None:
+        with policy.untouched():
+            rounding = save_model(model_dir, model, run.recipe, run.source, card)
+        return None if rounding is None else asdict(rounding)
+
+    said = ranks.from_first(write, "saving the model")
+    return None if said is None else Rounding(**said)
+
+
 @stage("reading the saved model again")
-def _read_again(folder: Path, weights: torch.dtype, device: torch.device) -> nn.Module:
+def _read_again(folder: Path, run: RunPlan) -> Policy:
     """The model as others will load it; where that fails the disk is to blame, which has just taken it."""
+    device, offload = run.accelerator.device, run.recipe.distributed.cpu_offload
+
+    def read() -> tuple[Policy, Read]:
+        source = find_model(str(folder))
+        if run.strategy != "fsdp2":
+            return Policy(load_model(source, run.weights, device)), unread
+        policy = Policy(outline(ModelRecipe(path=str(folder), lora=run.recipe.model.lora), source, run.weights, 0))
+        return policy, reader(run.recipe.model, source, run.weights, policy)[0] if ranks.is_first() else unread
+
     try:
-        return load_model(find_model(str(folder)), weights, device)
+        policy, read_tensor = ranks.together(read, "reading the saved model again")
     except UserError as error:
         raise UserError(
             f"the model was written to {folder} and cannot be read again: {error.problem.rstrip('.')}.",
             f"Mend the disk, and write it with: {command_to_resume()}",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
+    if run.strategy == "fsdp2":
+        distribute(policy, read_tensor, device, run.data.train[0], offload=offload)
+    return policy
 
 
 def conclude(
@@ -129,8 +158,9 @@ def conclude(
         measured["before"] = before.as_json(model=recipe.model.path, data=name)
         measured["after"] = after.as_json(model=str(run_dir / MODEL), data=name)
         measured["difference"] = as_json(comparison)
-        write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
-        write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
+        if ranks.is_first():
+            write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
+            write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
     if rounding is not None:
         measured["export"] = asdict(rounding)
         training.health.judge_export(run.plan.num_steps, rounding.kept_share)

@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.pair import EncodedPair, cut_warnings
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.place import place_in
 from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
@@ -45,10 +47,11 @@ from simpo_cli.train.observers import require_trackers
 from simpo_cli.train.optimizer import state_size
 from simpo_cli.versions import installed_version
 
-_PACKAGES = (
+PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
     *("peft", "liger-kernel", "datasets", "omegaconf"),
 )
+Strategy = Literal["none", "ddp", "fsdp2"]
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
 
@@ -64,6 +67,7 @@ class RunPlan:
     compute: str  # bf16 or fp32
     data: PreparedData
     plan: Plan
+    strategy: Strategy  # how the policy is spread over the ranks
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
     checkpointing: bool  # whether layers are computed again in the backward pass
@@ -89,7 +93,7 @@ class RunPlan:
         return {
             "started": earlier.get("started", now()),
             "command": earlier.get("command", command_line()),
-            "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in _PACKAGES}},
+            "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
             "recipe_sha256": recipe_sha256(composed),
             "recipe_origins": {  # where each value was set; what is not here is a default
                 key: str(origin) for key, origin in composed.origins.items() if not origin.is_default
@@ -156,6 +160,7 @@ class RunPlan:
             machine={
                 **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
                 **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
+                **({"strategy": self.strategy, "ranks": ranks.world_size()} if self.strategy != "none" else {}),
                 "packing": self.packing,
                 "liger": liger_version() if fuses else None,
                 **({"compiled": True} if self.compiled else {}),
@@ -172,7 +177,7 @@ def identifying_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> RunPlan:
-    """Decide and check everything that does not need the weights.
+    """Decide and check everything that does not need the weights, the same on all ranks.
 
     Args:
         before: of a run that is resumed, what it was when it saved. The date that its template writes stays, and so do
@@ -189,16 +194,8 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
             "Leave --quick out, or set checkpoint.best=false.",
             key="checkpoint.best",
         )
-    require_trackers(recipe.tracking.report_to)
-    with about("model.path"):
-        source = find_model(recipe.model.path, recipe.model.revision)
-    recipe = replace(recipe, model=choose_adapter(recipe.model, source))
-    require_lengths(recipe, source)
-    accelerator, compute = open_accelerator(recipe)
-    parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe, before.rendered_at if before else None)
-    require_known_ids(data.scored, source)
-    plan = make_plan(recipe, len(data.train))
+    accelerator, compute = ranks.together(lambda: open_accelerator(recipe), "opening the device")
+    recipe, source, parameters, data, plan = ranks.together(lambda: _inputs(recipe, before), "preparing the data")
     weights = weights_dtype(recipe.model, source)
     notes = [*_notes(recipe, source, data, plan)]
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
@@ -221,10 +218,11 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         lora_rank=None if lora is None else lora.rank,
         longest_row=longest_row,
         device=accelerator.device,
-        available=available_bytes(accelerator.device),
+        available=_available(accelerator.device),
     )
     plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     longest = int(tokens_of_each(data.scored, packing).max())
+    strategy = _strategy(recipe, accelerator.device, checkpointed.fits(longest))
     checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
     if checkpointing == "auto":
         if machine and (machine["gradient_checkpointing"] or plain.fits(longest)):
@@ -271,6 +269,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         compute=compute,
         data=data,
         plan=plan,
+        strategy=strategy,
         packing=packing,
         why_padded=why_padded,
         checkpointing=checkpointing,
@@ -281,6 +280,53 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         notes=notes,
         quick=quick,
     )
+
+
+def _inputs(recipe: Recipe, before: Identity | None) -> tuple[Recipe, ModelSource, ParameterCounts, PreparedData, Plan]:
+    """Model and pairs, and the recipe with what the start model's adapter decides."""
+    require_trackers(recipe.tracking.report_to)
+    with about("model.path"):
+        source = find_model(recipe.model.path, recipe.model.revision)
+    recipe = replace(recipe, model=choose_adapter(recipe.model, source))
+    require_lengths(recipe, source)
+    parameters = count_parameters(recipe.model, source)
+    data = prepare_data(recipe, before.rendered_at if before else None)
+    require_known_ids(data.scored, source)
+    return recipe, source, parameters, data, make_plan(recipe, len(data.train))
+
+
+def _available(device: torch.device) -> int:
+    """Free memory of the device that has least; ranks of a host share its memory where they compute on it."""
+    place = place_in()
+    here = 1 if place is None or device.type != "cpu" else place.local_size
+    return ranks.smallest(available_bytes(device) // here, "comparing the memory")
+
+
+def _strategy(recipe: Recipe, device: torch.device, fits: bool) -> Strategy:
+    """How the policy is spread: whole on each rank where that `fits`, else sharded.
+
+    Raises:
+        UserError: the recipe asks for what this machine, or this model, cannot do.
+    """
+    wanted, lora = recipe.distributed.strategy, recipe.model.lora
+    if ranks.world_size() == 1 and wanted != "fsdp2":
+        return "none"
+    if wanted == "none":
+        raise UserError(
+            f"distributed.strategy is none, and there are {ranks.world_size()} processes.",
+            "Set distributed.strategy to auto, or start one process.",
+            key="distributed.strategy",
+        )
+    if wanted == "ddp" or (wanted == "auto" and fits and not recipe.distributed.cpu_offload):
+        return "ddp"
+    for key, is_set, why in (
+        ("distributed.cpu_offload", recipe.distributed.cpu_offload and device.type == "cpu", "there is no card"),
+        ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
+        ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
+    ):
+        if is_set:
+            raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
+    return "fsdp2"
 
 
 def _notes(recipe: Recipe, source: ModelSource, data: PreparedData, plan: Plan) -> Iterator[str]:

@@ -13,16 +13,18 @@ from typing import Any
 
 from torch import nn, optim
 
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.files import commit
+from simpo_cli.distributed.sharded import reshard
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import MalformedError, disk_faults, how_to_mend
 from simpo_cli.model.not_finite import require_finite_state
 from simpo_cli.model.policy import trainable
 from simpo_cli.model.tensor_file import TensorMismatchError
-from simpo_cli.run import checkpoint
-from simpo_cli.run.checkpoint import CheckpointWriter
+from simpo_cli.run.checkpoint import CheckpointWriter, rotate
 from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
 from simpo_cli.run.folder import CHECKPOINTS, EVALS, IDENTITY, LOGS, PROGRESS, RUN, RunFolder, require_free_space
-from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, find_checkpoints
+from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, Manifest, find_checkpoints, folder_name
 from simpo_cli.run.receipt import Change, Identity, RunReceipt, command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.train.loop import Training
@@ -86,7 +88,7 @@ class CheckpointSaver:
         return time.perf_counter() - self._started
 
     def save(self) -> None:
-        """Save the state after the steps done, if that has not been done.
+        """Save the state after the steps done, if that has not been done; all ranks come here.
 
         Raises:
             UserError: the disk is full or does not take it (exit code 4), or a number of the state is not finite (exit
@@ -95,14 +97,13 @@ class CheckpointSaver:
         training = self._training
         done = training.steps_done
         if self.saved_at == done:
-            self._finish_rotation()
+            if ranks.is_first():
+                self._finish_rotation()
             return
-        require_finite_state(training.policy, training.optimizer, done)
-        self._folder.sync_logs()
-        require_free_space(self._parent, self._bytes, f"the checkpoint of step {done}")
+        ranks.together(self._require_savable, f"looking at the state of step {done}")
         try:
             with stage(f"saving the checkpoint of step {done}"):
-                checkpoint.commit(self._parent, done, self._write, self._identity.hashes)
+                commit(self._parent, done, self._write_state, self._write_rest, self._identity.hashes)
         except OSError as error:
             kept = "no checkpoint is there yet" if self.saved_at is None else f"that of step {self.saved_at} is kept"
             raise UserError(
@@ -111,17 +112,35 @@ class CheckpointSaver:
                 exit_code=ExitCode.ENVIRONMENT,
             ) from error
         self.saved_at = done
-        with disk_faults(
-            f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
-            f", and resume with: {command_to_resume()}",
-        ):
-            self._rotate()
+        ranks.together(self._conclude, f"removing checkpoints before step {done}")
+
+    def _require_savable(self) -> None:
+        """Refuse numbers that are not finite, and a disk that is too full, before anything is written."""
+        training = self._training
+        reshard(training.policy)
+        require_finite_state(training.policy, training.optimizer, training.steps_done)
+        self._folder.sync_logs()
+        if ranks.is_first():
+            require_free_space(self._parent, self._bytes, f"the checkpoint of step {training.steps_done}")
+
+    def _conclude(self) -> None:
+        """Remove older checkpoints, and have run.json say how far the run is."""
+        training = self._training
+        done = training.steps_done
+        if ranks.is_first():
+            with disk_faults(
+                f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
+                f", and resume with: {command_to_resume()}",
+            ):
+                self._rotate()
         self._receipt.content["plan"]["tokens_per_microbatch"] = training.budget
         self._receipt.write("running", done, training.health.alerts_as_json())
 
-    def _write(self, files: CheckpointWriter) -> None:
+    def _write_state(self, files: CheckpointWriter) -> None:
+        save_state(files, self._training.policy, self._training.optimizer)
+
+    def _write_rest(self, files: CheckpointWriter) -> None:
         training = self._training
-        save_state(files, training.policy, training.optimizer)
         scores = training.start_scores
         progress = Progress(
             seconds=self.seconds,
@@ -149,7 +168,7 @@ class CheckpointSaver:
 
     def _rotate(self) -> None:
         recipe = self._training.run.recipe.checkpoint
-        checkpoint.rotate(self._parent, recipe.keep, losses=self._training.eval_losses if recipe.best else {})
+        rotate(self._parent, recipe.keep, losses=self._training.eval_losses if recipe.best else {})
 
 
 # Finding it again
@@ -165,11 +184,15 @@ class ResumeState:
 
     @classmethod
     def of(cls, run_dir: Path) -> "ResumeState":
-        """Read a run folder, or what is there of one.
+        """Read a run folder, or what is there of one; the first rank does, and tells the others.
 
         Raises:
             UserError: there are checkpoints, and every one is damaged (exit code 4).
         """
+        return cls._from_json(run_dir, ranks.from_first(lambda: cls._read(run_dir)._as_json(), f"reading {run_dir}"))
+
+    @classmethod
+    def _read(cls, run_dir: Path) -> "ResumeState":
         checkpoints, damaged = find_checkpoints(run_dir / CHECKPOINTS)
         saved = []
         for found in checkpoints:
@@ -184,6 +207,29 @@ class ResumeState:
         if damaged and not saved:
             raise _no_usable_checkpoint(damaged)
         return cls(saved, damaged, _read_document(run_dir / RUN))
+
+    def _as_json(self) -> dict[str, Any]:
+        saved = [
+            {
+                "manifest": one.checkpoint.manifest.as_bytes().decode(),
+                "identity": asdict(one.identity),
+                "progress": asdict(one.progress),
+            }
+            for one in self.saved
+        ]
+        damaged = [[error.folder.name, error.reason] for error in self.damaged]
+        return {"saved": saved, "damaged": damaged, "document": self.document}
+
+    @classmethod
+    def _from_json(cls, run_dir: Path, content: Mapping[str, Any]) -> "ResumeState":
+        parent = run_dir / CHECKPOINTS
+        saved = []
+        for one in content["saved"]:
+            manifest = Manifest.from_bytes(one["manifest"].encode())
+            found = Checkpoint(parent / folder_name(manifest.step), manifest)
+            saved.append(Saved(found, Identity(**one["identity"]), Progress(**one["progress"])))
+        damaged = [DamagedCheckpointError(parent / name, reason) for name, reason in content["damaged"]]
+        return cls(saved, damaged, content["document"])
 
     @property
     def latest(self) -> Saved | None:
@@ -208,6 +254,8 @@ class ResumeState:
 
     def load(self, policy: nn.Module, optimizer: optim.Optimizer) -> Saved:
         """Read weights and moments of the newest checkpoint that is whole; damaged ones are added to `damaged`.
+
+        All ranks come here, and all read the same one.
 
         Raises:
             UserError: none is (exit code 4), or the weights are those of another model.
@@ -235,7 +283,7 @@ def restore_logs(
     for damage in state.damaged:
         note(f"damaged checkpoint {damage}; {saved.checkpoint.folder.name} is used instead")
     lines, digests = saved.progress.lines, saved.progress.digests
-    for name in LOGS:
+    for name in () if folder.is_followed else LOGS:
         rows = folder.cut_back(name, lines.get(name, 0))
         if folder.lines[name] < lines.get(name, 0):
             note(f"{name} has lost lines since step {step} was saved: it has a gap")

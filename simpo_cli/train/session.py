@@ -1,11 +1,15 @@
 """`simpo train`: from a composed recipe to a run folder with a model in it that was loaded again and scored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from simpo_cli.distributed import ranks
+from simpo_cli.distributed.files import require_shared
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import answer
 from simpo_cli.model.memory import OutOfMemoryError, memory_for
@@ -21,6 +25,7 @@ from simpo_cli.run.receipt import (
     command_line,
     command_to_resume,
     now,
+    recipe_sha256,
     reopen,
     require_known_keys,
     require_same_run,
@@ -31,10 +36,11 @@ from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.header import header
 from simpo_cli.train.health import UnhealthyError
 from simpo_cli.train.loop import run_steps
-from simpo_cli.train.observers import Recorder, Trackers
+from simpo_cli.train.observers import Recorder, Trackers, Unheard
 from simpo_cli.train.outcome import finish
-from simpo_cli.train.run_plan import RunPlan, prepare
+from simpo_cli.train.run_plan import PACKAGES, RunPlan, prepare
 from simpo_cli.train.saving import CheckpointSaver, ResumeState, restore_logs
+from simpo_cli.versions import installed_version
 
 _FREE_MEMORY = "Free some memory, or lower train.tokens_per_microbatch or data.max_length; model.lora needs less, too."
 
@@ -65,23 +71,57 @@ def train(
         UserError: anything that the user can fix; see the exit codes in `errors`. A signal that stopped the run is one
             of them (exit code 75).
     """
-    run_dir = Path(composed.recipe.output_dir)
-    if not dry_run:
-        require_usable(run_dir, fresh=fresh, resume=resume)
+    wanted = composed.recipe.distributed
+    ranks.join(
+        "cuda" if torch.cuda.is_available() else "cpu", wanted.timeout, alone=wanted.strategy == "fsdp2" and not dry_run
+    )
+    options = _Options(fresh=fresh, resume=resume, allow_changed=allow_changed, dry_run=dry_run, quick=quick)
+    try:
+        return _train(composed, observer if ranks.is_first() else Unheard(), options)
+    except RuntimeError as error:
+        if (lost := ranks.explained(error)) is not None:
+            raise lost from error
+        raise
+    finally:
+        ranks.leave()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """How `train` was called."""
+
+    fresh: bool
+    resume: bool
+    allow_changed: Sequence[str]
+    dry_run: bool
+    quick: bool
+
+
+def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> RunOutcome | None:
+    run_dir, resume, dry_run = Path(composed.recipe.output_dir), options.resume, options.dry_run
+    packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
+    ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")
     folder = trackers = None
     with StopRequest() as stop:
         try:
+            if not dry_run:
+                _first(lambda: require_usable(run_dir, fresh=options.fresh, resume=resume))
             if resume and not dry_run:  # locked before anything in it is read
-                folder = RunFolder.create(run_dir, resume=True)
-                checkpoint.reap(run_dir / CHECKPOINTS)
-            state = ResumeState.of(run_dir) if resume else ResumeState()
+                folder = _open_folder(run_dir, resume=True)
+                _first(lambda: checkpoint.reap(run_dir / CHECKPOINTS))
+            state = ranks.together(lambda: ResumeState.of(run_dir) if resume else ResumeState(), "reading the run")
             before = state.latest.identity if state.latest else None
-            require_known_keys(allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
+            require_known_keys(options.allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
+            quick = options.quick or bool(state.document.get("quick"))
             with stop.at_once():
-                run = prepare(composed.recipe, before, quick=quick or bool(state.document.get("quick")))
-                content = run.receipt(composed, state.document)
-            changes = run.identity(content).changes_since(before) if before else []
-            require_same_run(changes, allow_changed, str(run_dir))
+                run = prepare(composed.recipe, before, quick=quick)
+                content = ranks.from_first(lambda: run.receipt(composed, state.document), "hashing the model")
+            identity = run.identity(content)
+            ranks.require_same(
+                {"data": run.data.identity, "identity of the run": identity.hashes}, "comparing what was prepared"
+            )
+            changes = identity.changes_since(before) if before else []
+            require_same_run(changes, options.allow_changed, str(run_dir))
             num_steps = run.plan.num_steps
             if state.is_complete(num_steps):
                 key = "max_steps" if composed.recipe.train.max_steps == num_steps else "num_epochs"
@@ -94,13 +134,15 @@ def train(
                 observer.note("dry run: no run was written, no weight was read")
                 return None
             if folder is None:
-                folder = RunFolder.create(run_dir, fresh=fresh)
+                folder = _open_folder(run_dir, fresh=options.fresh)
+            require_shared(folder)
             reopen(folder, state.document, composed)
             folder.write_text(RECIPE, composed.as_yaml())
             recorder = Recorder(folder, composed.recipe.tracking.log_every, observer)
             first_step = state.latest.step if state.latest else 0
             _announce(composed, run, recorder, num_steps=num_steps, first_step=first_step)
-            recorder.trackers = trackers = Trackers(run.accelerator, composed.recipe, recorder.note)
+            if ranks.is_first():
+                recorder.trackers = trackers = Trackers(run.accelerator, composed.recipe, recorder.note)
             receipt = RunReceipt(folder, run.data, run.plan, content)
             return _train_in(folder, run, receipt, state, changes, recorder, stop)
         except Stopped as stopped:
@@ -110,6 +152,18 @@ def train(
                 trackers.close()
             if folder is not None:
                 folder.close()
+
+
+def _first(work: Callable[[], Any]) -> None:
+    """Done by the first rank; what it refuses is refused on all."""
+    ranks.together(lambda: work() if ranks.is_first() else None, "opening the run folder")
+
+
+def _open_folder(run_dir: Path, **options: bool) -> RunFolder:
+    """The run folder, locked by the first rank, which alone writes into it."""
+    made: list[RunFolder] = []
+    _first(lambda: made.append(RunFolder.create(run_dir, **options)))
+    return made[0] if made else RunFolder.follow(run_dir)
 
 
 def _train_in(
@@ -148,6 +202,7 @@ def _train_in(
 
     write_receipt("running", training.steps_done)
     questions, num_steps = questions_of(run), run.plan.num_steps
+    stop.is_agreed = ranks.world_size() > 1
     try:
         with memory_for(f"the run, after step {training.steps_done}", _FREE_MEMORY):
             if loaded is None:
@@ -164,8 +219,9 @@ def _train_in(
         write_error("stopped", training.steps_done, error)
         raise
     except OutOfMemoryError as error:
-        if training.steps_done > 0:
-            saver.save()  # the weights are those of the last whole step
+        # one process has the weights of the last whole step; others may be anywhere in it
+        if training.steps_done > 0 and ranks.world_size() == 1:
+            saver.save()
         write_error("failed", saver.saved_at or 0, error)
         raise OutOfMemoryError(
             f"{error.problem} The state after step {saver.saved_at or 0} is saved.",

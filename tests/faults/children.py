@@ -12,6 +12,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,10 +61,12 @@ class Children:
         assert self._server.stdout is not None
         self._server.stdout.close()
 
-    def start(self, *commands: Sequence[str], interrupted: Interruption | None = None) -> list[int]:
+    def start(
+        self, *commands: Sequence[str], interrupted: Interruption | None = None, together: bool = False
+    ) -> list[int]:
         """Start a child for each list of arguments of `simpo`, and return their process ids; the last must have ended.
 
-        Each of them sends itself signals where it is `interrupted`.
+        Each of them sends itself signals where it is `interrupted`; `together` they are the ranks of one run.
         """
         assert len(self._codes) == len(self._pids)
         assert self._server.stdin is not None
@@ -71,6 +74,7 @@ class Children:
             "commands": [list(command) for command in commands],
             "place": str(self.place),
             "interrupted": None if interrupted is None else asdict(interrupted),
+            "port": _free_port() if together else None,
         }
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
@@ -93,6 +97,13 @@ class Children:
         assert is_alone, f"ten seconds after its end, something of child {number} is alive"
         self._codes[number] = code
         return number, code
+
+    def run_ranks(self, ranks: int, *command: str) -> list[int]:
+        """Run one command line in so many processes, as a launcher starts them, and return their exit codes."""
+        self.start(*[command] * ranks, together=ranks > 1)
+        codes = self.wait()
+        assert codes is not None
+        return codes
 
     def run(self, *command: str, interrupted: Interruption | None = None) -> int:
         """Run one command line to its end and return its exit code."""
@@ -143,7 +154,13 @@ def make_place(folder: Path) -> Path:
 
 def environment(place: Path) -> dict[str, str]:
     """What a run in a place finds in its environment."""
-    return {"SIMPO_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    return {
+        "SIMPO_CACHE": str(place / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
 
 
 def line_of(descriptor: int, seconds: float | None = None) -> str:
@@ -168,12 +185,27 @@ def serve() -> None:
         for number, command in enumerate(request["commands"]):
             pid = os.fork()
             if pid == 0:
+                if request["port"] is not None:
+                    os.environ |= _rank_environment(number, len(request["commands"]), request["port"])
                 _be_a_child(command, number, Path(request["place"]), request["interrupted"])
             numbers[pid] = number
         print(json.dumps(list(numbers)), flush=True)
         while numbers:
             pid, status = os.wait()
             print(json.dumps([numbers.pop(pid), os.waitstatus_to_exitcode(status), _is_alone(pid)]), flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """Where a launcher says that a process stands."""
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {**{name: str(value) for name, value in places.items()}, "MASTER_ADDR": "127.0.0.1"}
 
 
 def _is_alone(pid: int) -> bool:

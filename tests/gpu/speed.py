@@ -18,6 +18,7 @@ from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, token
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.memory import OutOfMemoryError, Workload, available_bytes
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
@@ -304,7 +305,7 @@ class _Trainer:
         with _graphs_only(self._place), policy.packed(packing):
             budget = max(self.budget, int(tokens_of_each(self.pairs, packing).max()))
             cut = microbatches(self.pairs, budget, packing)
-            sums = accumulate(policy, self.pairs, cut, loss=LOSS, accelerator=self._accelerator, step=0)
+            sums = accumulate(policy, self.pairs, Share(cut), loss=LOSS, accelerator=self._accelerator, step=0)
             clip_gradients(policy, 1.0, norm=sums.grad_norm)
             self._optimizer.step()
             self._optimizer.zero_grad()

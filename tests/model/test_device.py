@@ -80,6 +80,7 @@ def test_several_processes_are_refused_before_any_of_them_joins_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")  # accelerate would wait for the other one
+    monkeypatch.setenv("RANK", "0")
     problems = set()
     for start in (lambda: open_accelerator(_recipe(tmp_path)), lambda: join_accelerator("auto")):
         with pytest.raises(UserError, match="one process, and a launcher started several") as caught:

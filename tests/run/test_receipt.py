@@ -164,6 +164,7 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
         recipe=RECIPE,
         data=data,
         accelerator=SimpleNamespace(device=torch.device(device)),
+        strategy="none",
         packing=packing,
         compiled=compiled,
         checkpointing=False,

@@ -14,6 +14,7 @@ from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.shares import Share
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.session import train
@@ -56,7 +57,7 @@ def test_a_step_on_sixteen_real_pairs_agrees_with_an_independent_reference(
     policy = Policy(load_model(source, torch.float32), "shared_prefix").train()
     cut = microbatches(pairs, 2048, policy.packing)
     assert len(cut) > 2
-    sums = accumulate(policy, pairs, cut, loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
+    sums = accumulate(policy, pairs, Share(cut), loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
     gradients = {name: p.grad for name, p in policy.model.named_parameters()}
 
     reference = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()

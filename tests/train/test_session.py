@@ -185,12 +185,6 @@ def test_too_little_memory_is_an_error_with_remedies(tiny: Runs, monkeypatch: py
         assert ("gradient_checkpointing" in caught.value.fix) == is_a_remedy
 
 
-def test_a_launcher_of_several_processes_is_refused(tiny: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="one process"):
-        tiny.train("run")
-
-
 def test_a_quick_run_evaluates_nothing_and_says_so_everywhere(tiny: Runs) -> None:
     memory = tiny.train("run", "train.max_steps=2", "eval.every=1", quick=True)
     run, receipt = tiny.folder / "run", tiny.receipt("run")

@@ -13,6 +13,7 @@ from simpo_cli.data.plan import Packing, microbatches
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective, PairTerms
 from simpo_cli.recipe.schema import LossRecipe
 from simpo_cli.train.step import StepSums, accumulate, clip_gradients
@@ -34,7 +35,7 @@ def _step(
 ) -> tuple[StepSums, Any]:
     policy = Policy(tiny_model(dtype=torch.float64), packing).train()
     recipe = loss or LossRecipe()
-    sums = accumulate(policy, PAIRS, cut, loss=recipe, accelerator=Accelerator(cpu=True), step=0)
+    sums = accumulate(policy, PAIRS, Share(cut), loss=recipe, accelerator=Accelerator(cpu=True), step=0)
     return sums, policy.model
 
 
@@ -90,7 +91,7 @@ def test_a_loss_that_is_not_finite_is_that_of_its_own_pair_and_leaves_no_gradien
     policy = Policy(tiny_model()).train()
     cut = [[3, 0, 12], [1], [9, 11, 10, 2, 4, 5, 6, 7, 8]]
     with pytest.raises(NotFiniteError, match="step 1: the loss of 1 pair is not finite: random:11") as caught:
-        accumulate(policy, PAIRS, cut, loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
+        accumulate(policy, PAIRS, Share(cut), loss=LossRecipe(), accelerator=Accelerator(cpu=True), step=0)
     assert caught.value.records == ["random:11"]
     assert all(parameter.grad is None for parameter in policy.parameters())
 
@@ -127,7 +128,7 @@ def test_a_step_waits_for_its_device_once_however_it_is_cut(
 ) -> None:
     reads = _Reads(monkeypatch, packing)
     policy = Policy(tiny_model().to("meta"), packing).train()
-    sums = accumulate(policy, PAIRS, CUTS[cut], loss=LossRecipe(), accelerator=Accelerator(), step=0)
+    sums = accumulate(policy, PAIRS, Share(CUTS[cut]), loss=LossRecipe(), accelerator=Accelerator(), step=0)
     clip_gradients(policy, 0.5, norm=sums.grad_norm)
     assert reads.count == 1
     assert all(parameter.grad is not None for parameter in policy.parameters())

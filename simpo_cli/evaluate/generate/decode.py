@@ -176,6 +176,7 @@ def generate_ids(
             eos_token_id=ends or None,
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([count]),
+            synced_gpus=False,  # one rank answers, also of a model that was sharded and is gathered now
         )
     rows: list[list[int]] = output[:, longest:].tolist()
     return rows
