@@ -33,6 +33,7 @@ METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, EVAL_SAMPLES = "evals-pairs.jsonl", "evals-samples.jsonl"
 NOTES, REJECTED = "notes.jsonl", "rejected.jsonl"
 ANSWERS = "answers.jsonl"
+OUT_OF_MEMORY = ".memory.json"  # of micro-batches, where memory ran out on one of several ranks
 LOGS = (METRICS, EVALS, ANSWERS)
 """What a resumed run cuts back to its checkpoint."""
 
@@ -240,6 +241,21 @@ def require_token(file: Path, token: str) -> None:
         key="output_dir",
         exit_code=ExitCode.ENVIRONMENT,
     )
+
+
+def leave_budget(run: Path, tokens: int) -> None:
+    """Leave in a run folder how many tokens a micro-batch may have when the run is started again."""
+    with suppress(OSError, UserError), replacing(run / OUT_OF_MEMORY) as stream:
+        stream.write(document_text({"tokens_per_microbatch": tokens}))
+
+
+def left_budget(run: Path) -> int | None:
+    """What `leave_budget` left; None where nothing is."""
+    try:
+        tokens = object_in((run / OUT_OF_MEMORY).read_bytes())["tokens_per_microbatch"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 def is_in_use(path: Path) -> bool:

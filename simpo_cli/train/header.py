@@ -9,6 +9,7 @@ from simpo_cli.audit.duplicates import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.distributed import ranks
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource, loss_terms
@@ -36,6 +37,7 @@ def header(run: RunPlan) -> RunHeader:
             f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[run.weights]}",
         ),
         *_adapter(run),
+        *_spread(run),
         *([("", f"code of the model was run, as --trust-remote-code asks: {code}")] if code else []),
         ("data", f"{len(data.train):,} pairs to train, {held_out} · {data.train_source.account.decision}"),
         *[("", remark) for remark in (*data.train_source.account.remarks, *data.train_source.account.examples)],
@@ -87,6 +89,22 @@ def _adapter(run: RunPlan) -> list[tuple[str, str]]:
     else:
         what = "merged into it, and all weights trained" if model.lora is None else "merged into it under a new one"
     return [("", f"an adapter ({source.adapter}) on {source.adapter_base.name}, {what}")]
+
+
+def _spread(run: RunPlan) -> list[tuple[str, str]]:
+    """How the run is spread over processes, where there are several or weights are sharded."""
+    count = ranks.world_size()
+    processes = "1 process" if count == 1 else f"{count} processes"
+    match run.strategy:
+        case "none":
+            return []
+        case "ddp":
+            how = "the model whole on each, gradients added up once a step"
+        case "fsdp2":
+            how = (
+                "weights, gradients and optimizer state sharded" if run.recipe.model.lora is None else "weights sharded"
+            )
+    return [("devices", f"{processes} · {run.strategy}: {how}")]
 
 
 def _example(data: PreparedData) -> list[tuple[str, str]]:

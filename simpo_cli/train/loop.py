@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, probe, tokens_of_each
+from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
@@ -21,6 +23,7 @@ from simpo_cli.model.rounding import WeightSample, step_counting_lost
 from simpo_cli.model.shares import Share
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord
+from simpo_cli.run.folder import leave_budget
 from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.stages import stage
@@ -120,8 +123,10 @@ def _within_memory(
     Args:
         attempt: called with a budget; it may be called again after an OutOfMemoryError.
 
+    A rank of a sharded run cannot begin again alone: it leaves the smaller budget in the run folder for the next start.
+
     Raises:
-        OutOfMemoryError: the longest pair by itself does not fit.
+        OutOfMemoryError: the longest pair by itself does not fit, or another start is needed.
     """
     longest, planned = int(tokens_of_each(pairs, policy.packing).max()), training.budget
     while True:
@@ -130,6 +135,9 @@ def _within_memory(
         except OutOfMemoryError:
             if training.budget <= longest:
                 training.budget = planned  # smaller ones were no help, and the run may be resumed with more memory
+                raise
+            if is_sharded(policy) and ranks.world_size() > 1:  # the others wait in the middle of the same pairs
+                leave_budget(Path(training.run.recipe.output_dir), max(training.budget // 2, longest))
                 raise
         # out of the handler, so that nothing holds the tensors of the attempt
         before, training.budget = training.budget, max(training.budget // 2, longest)

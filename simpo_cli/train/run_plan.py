@@ -40,7 +40,7 @@ from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.redaction import told_apart
-from simpo_cli.run.folder import require_free_space, saved_bytes
+from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
@@ -250,6 +250,10 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
                 f"train.tokens_per_microbatch is {given:,}, and memory ran out with it: micro-batches stay at "
                 f"{budget:,} tokens; another number in the recipe counts again"
             )
+    left = left_budget(Path(recipe.output_dir)) if before else None
+    if left is not None and left < budget:
+        budget = max(left, longest)
+        notes.append(f"memory ran out on one of the processes: a micro-batch holds at most {budget:,} tokens now")
     memory = require_memory(need, budget, adapters=lora is not None, checkpointing=checkpointing)
     # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
     kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2

@@ -23,7 +23,17 @@ from simpo_cli.model.policy import trainable
 from simpo_cli.model.tensor_file import TensorMismatchError
 from simpo_cli.run.checkpoint import CheckpointWriter, rotate
 from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
-from simpo_cli.run.folder import CHECKPOINTS, EVALS, IDENTITY, LOGS, PROGRESS, RUN, RunFolder, require_free_space
+from simpo_cli.run.folder import (
+    CHECKPOINTS,
+    EVALS,
+    IDENTITY,
+    LOGS,
+    OUT_OF_MEMORY,
+    PROGRESS,
+    RUN,
+    RunFolder,
+    require_free_space,
+)
 from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, Manifest, find_checkpoints, folder_name
 from simpo_cli.run.receipt import Change, Identity, RunReceipt, command_to_resume
 from simpo_cli.stages import stage
@@ -128,6 +138,7 @@ class CheckpointSaver:
         training = self._training
         done = training.steps_done
         if ranks.is_first():
+            (self._folder.path / OUT_OF_MEMORY).unlink(missing_ok=True)  # the checkpoint knows it now
             with disk_faults(
                 f"the checkpoint of step {done} is saved, and an older one cannot be removed from {self._parent}",
                 f", and resume with: {command_to_resume()}",
