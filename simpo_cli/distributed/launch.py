@@ -30,6 +30,7 @@ from simpo_cli.run.stop import SHOW_CURSOR, Stopped, StopRequest
 
 _FOLDER, _PIPE = "SIMPO_LAUNCH_FOLDER", "SIMPO_LAUNCH_PIPE"
 _SECONDS_TO_END = 5.0  # for the others, when one has failed
+_SECONDS_FOR_THE_TELLER = 10.0  # under another launcher, which ends the others as soon as one process has failed
 _SECONDS_BETWEEN_LOOKS = 0.05
 _LINES_SHOWN = 20  # of what a process printed that ended without an error of ours
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -167,13 +168,12 @@ def _run(command: Sequence[str], num_processes: int, stop: StopRequest, restarts
 
 
 def _environment(num_processes: int, restarts: int) -> dict[str, str]:
-    """What all processes have in their environment; what a person set of threads and logs stays."""
+    """What all processes have in their environment; threads that a person set stay."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # free a moment ago
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "OMP_NUM_THREADS": str(max(1, cores // num_processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # of sockets that torch tries and does not need
         **os.environ,
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
@@ -234,7 +234,7 @@ def _end_with_launcher(pipe: int) -> None:
 
 
 def to_tell(error: UserError) -> UserError | None:
-    """What this process is to print of the error that ends it; None where another process of the run tells it."""
+    """What this process is to print of the error that ends it; None where another process tells it."""
     try:
         place = place_in()
     except UserError:  # it may be the very error
@@ -247,8 +247,11 @@ def to_tell(error: UserError) -> UserError | None:
         return error if place.is_first and not error.is_consequence else None
     if place.is_first:
         return error
-    is_told = error.is_shared or error.is_consequence or error.exit_code == ExitCode.SAVED
-    return None if is_told else from_json(as_json(error), place.rank)
+    if error.is_shared or error.is_consequence or error.exit_code == ExitCode.SAVED:
+        with suppress(KeyboardInterrupt):
+            time.sleep(_SECONDS_FOR_THE_TELLER)
+        return None
+    return from_json(as_json(error), place.rank)
 
 
 def _word_of(rank: int, folder: Path) -> Path:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch, cores: int, num: int,
     assert launcher._environment(num, restarts=0)["OMP_NUM_THREADS"] == threads
 
 
-WAITS = "time.sleep(600)"
+WAITS = "time.sleep(20); end('was left to itself', 5)"
 GONE = "end('gone', 4, consequence=True)"
 
 
@@ -106,7 +107,7 @@ GONE = "end('gone', 4, consequence=True)"
         ("0", "0", 0, "", None),
         ("end('no data', 2, shared=True)", "end('no data', 2, shared=True)", 2, "no data\n", None),
         ("end('mine', 4)", GONE, 4, "mine\n", None),
-        ("end('mine', 4); time.sleep(600)", GONE, 4, "mine\n", None),
+        ("import atexit; atexit.register(time.sleep, 20); end('mine', 5)", GONE, 5, "mine\n", None),
         (GONE, "end('bad', 5)", 5, "", "rank 1 on HOST: bad"),
         (WAITS, "end('bad', 5)", 5, "", "rank 1 on HOST: bad"),
         (GONE, GONE, 4, "", "gone"),
@@ -206,8 +207,8 @@ from simpo_cli.errors import UserError
 
 worker, changed, ignored = sys.argv[1:]
 exec(changed)
-if ignored:
-    signal.signal(getattr(signal, ignored), signal.SIG_IGN)
+for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # whatever has started the tests
+    signal.signal(getattr(signal, name), signal.SIG_IGN if name == ignored else signal.SIG_DFL)
 try:
     code = launch.launch([sys.executable, "worker.py", worker], 2, lambda: False)
 except UserError as error:
@@ -342,7 +343,10 @@ def test_under_another_launcher_an_error_of_all_is_told_by_the_first(monkeypatch
     silent = [_error(shared=True), _error(consequence=True), _error(ExitCode.SAVED)]
     for name, value in PLACE.items():
         monkeypatch.setenv(name, value)
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
     assert [to_tell(error) for error in silent] == [None] * 3
+    assert waited == [10.0] * 3  # so that the first is not ended before it has told
     own = to_tell(_error(ExitCode.NUMBERS))
     assert str(own) == f"run.yaml:3: rank 3 on {HOST}: it is bad.\n  Mend it."
     assert own is not None
@@ -354,6 +358,7 @@ def test_under_another_launcher_an_error_of_all_is_told_by_the_first(monkeypatch
     assert [to_tell(error) for error in silent] == silent
     monkeypatch.setenv("WORLD_SIZE", "none")
     assert [to_tell(error) for error in silent] == silent
+    assert len(waited) == 3
 
 
 @pytest.fixture
@@ -363,6 +368,7 @@ def simpo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest
     (tmp_path / "driver").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr(launcher, "_SECONDS_FOR_THE_TELLER", 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     return typed(capfd)
 
@@ -485,11 +491,11 @@ def test_memory_that_ran_out_in_a_step_starts_the_processes_once_more(
 
 
 def test_what_every_process_misses_is_two_lines(tmp_path: Path) -> None:
-    write_run_recipe(tmp_path, "several", "builtin:guide", "distributed:\n  num_processes: 3\n")
+    write_run_recipe(tmp_path, "several", "builtin:guide", "distributed:\n  num_processes: 2\n")
     (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError(name='nowhere')", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "simpo_cli", "train", "run.yaml"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.ENVIRONMENT
     missed = "the package nowhere is not installed, and this command needs it."
-    assert done.stderr == f"3 processes\nError: {missed}\n  Run pip install 'nowhere'\n"
+    assert done.stderr == f"2 processes\nError: {missed}\n  Run pip install 'nowhere'\n"
