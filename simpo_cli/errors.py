@@ -38,6 +38,8 @@ class UserError(Exception):
         self.where = where
         self.key = key
         self.exit_code = exit_code
+        self.is_shared = False  # by all processes of a run, so that the first of them tells it
+        self.is_consequence = False  # of what another process of the run tells
         super().__init__(f"{where}: {problem}" if where else problem)
 
     def __str__(self) -> str:

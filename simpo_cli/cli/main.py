@@ -25,6 +25,7 @@ from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.surroundings import give_up_stdout, out_of_address_space, require_surroundings, take_streams
 from simpo_cli.cli.train import train
+from simpo_cli.distributed.launch import follow_launcher, to_tell
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import how_to_mend, is_of_the_disk
 from simpo_cli.model.allocator import expand_segments
@@ -70,6 +71,7 @@ app.add_typer(recipe_app, name="recipe")
 
 def main() -> None:
     """The entry point of the shell command."""
+    follow_launcher()
     take_streams()
     sys.exit(run(sys.argv[1:]))
 
@@ -85,16 +87,15 @@ def run(args: Sequence[str]) -> int:
     except UserError as error:
         if os.environ.get("SIMPO_DEBUG") == "1":
             _say(traceback.format_exc())
-        _say(str(error) if error.exit_code == ExitCode.SAVED else f"Error: {error}")
-        return error.exit_code
+        return _end(error)
     except typer.TyperException as error:
         message = error.format_message().strip()
-        is_help = message.startswith("Usage:")  # nothing was typed after the command
-        _say(message if is_help else f"Error: {message}\n  {_usage(error)}")
-        return ExitCode.USAGE
+        if message.startswith("Usage:"):  # nothing was typed after the command
+            _say(message)
+            return ExitCode.USAGE
+        return _end(UserError(message, _usage(error)), is_shared=True)
     except (KeyboardInterrupt, typer.Abort):
-        _say("Interrupted.")
-        return ExitCode.INTERRUPTED
+        return _end(UserError("Interrupted.", "", exit_code=ExitCode.INTERRUPTED), is_shared=True)
     except BrokenPipeError:
         # The reader of a pipe has gone (`| head`): nothing more can be said, also not by the interpreter as it leaves.
         give_up_stdout()
@@ -103,16 +104,12 @@ def run(args: Sequence[str]) -> int:
         if not is_of_the_disk(error):
             return _crashed(error)
         place = f"{error.filename}: " if error.filename else ""
-        _say(f"Error: {place}{error.strerror}.\n  {how_to_mend(error)}.")
-        return ExitCode.ENVIRONMENT
+        return _end(UserError(f"{place}{error.strerror}.", f"{how_to_mend(error)}.", exit_code=ExitCode.ENVIRONMENT))
     except ModuleNotFoundError as error:
         from simpo_cli.versions import missing_package
 
         missing = missing_package(error)
-        if missing is None:
-            return _crashed(error)
-        _say(f"Error: {missing}")
-        return missing.exit_code
+        return _crashed(error) if missing is None else _end(missing)
     except Exception as error:
         return _crashed(error)
 
@@ -134,11 +131,23 @@ def _crashed(error: Exception) -> int:
     """Our bug, unless the surroundings have made it."""
     limited = out_of_address_space(error)
     if limited is not None:
-        _say(f"Error: {limited}")
-        return limited.exit_code
-    _say(traceback.format_exc())
-    _say("This is a bug in simpo. Please report it with the lines above and the command that you typed.")
-    return ExitCode.CRASH
+        return _end(limited)
+    ours = "This is a bug in simpo. Please report it with the lines above and the command that you typed."
+    return _end(UserError(f"{traceback.format_exc()}\n{ours}", "", exit_code=ExitCode.CRASH))
+
+
+def _end(error: UserError, *, is_shared: bool = False) -> int:
+    """Say what has ended the command, unless another process of the run says it, and return its exit code.
+
+    Args:
+        is_shared: all processes of the run end by it.
+    """
+    error.is_shared |= is_shared
+    told = to_tell(error)
+    if told is not None:
+        is_mistake = told.exit_code not in (ExitCode.SAVED, ExitCode.INTERRUPTED, ExitCode.CRASH)
+        _say(f"Error: {told}" if is_mistake else str(told))
+    return error.exit_code
 
 
 def _usage(error: typer.TyperException) -> str:

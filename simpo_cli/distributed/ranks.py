@@ -22,7 +22,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from simpo_cli.distributed.place import Place, place_in
+from simpo_cli.distributed.place import Place, as_json, from_json, place_in
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run.stop import Stopped, StopRequest
 
@@ -150,13 +150,13 @@ def together(work: Callable[[], Result], what: str) -> Result:
     try:
         result, error = work(), None
     except UserError as raised:
-        result, error = None, raised
-    said = exchange(None if error is None else _as_json(error), what)
+        result, error = None, _shared(raised)
+    said = exchange(None if error is None else as_json(error), what)
     if error is not None:
         raise error
     for number, failed in enumerate(said):
         if failed is not None:
-            raise _from_json(failed, number)
+            raise from_json(failed, number)
     return result  # type: ignore[return-value]
 
 
@@ -173,7 +173,7 @@ def from_first(work: Callable[[], Result], what: str) -> Result:
         try:
             said = {"result": work()}
         except UserError as raised:
-            error, said = raised, {"error": _as_json(raised)}
+            error, said = _shared(raised), {"error": as_json(raised)}
         except Exception as raised:  # our bug, or no memory: the others need not wait for what does not come
             error, said = raised, {"crash": True}
     [text] = _said_by([0], json.dumps(said) if is_first() else None, what, None)
@@ -181,7 +181,7 @@ def from_first(work: Callable[[], Result], what: str) -> Result:
         raise error
     said = json.loads(text)
     if "error" in said:
-        raise _from_json(said["error"], 0)
+        raise from_json(said["error"], 0)
     if "crash" in said:
         raise _gone()
     result: Result = said["result"]
@@ -221,11 +221,12 @@ def require_same(facts: Mapping[str, Any], what: str) -> None:
             first = others[0]
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             theirs, ours = said[first]["facts"].get(name), value
-            raise UserError(
+            error = UserError(
                 f"rank {first} on {said[first]['host']}{more} has another {name} than rank 0 on {said[0]['host']}: "
                 f"{theirs}, not {ours}.",
                 "All hosts need the same versions, recipe, data and model.",
             )
+            raise _shared(error)
 
 
 def explained(error: BaseException) -> LostRanksError | None:
@@ -288,26 +289,10 @@ def _gone() -> LostRanksError:
     )
 
 
-def _as_json(error: UserError) -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "problem": error.problem,
-        "fix": error.fix,
-        "where": error.where,
-        "key": error.key,
-        "exit_code": int(error.exit_code),
-    }
-
-
-def _from_json(said: Mapping[str, Any], number: int) -> UserError:
-    """The error of another rank, which says whose it is."""
-    return UserError(
-        f"rank {number} on {said['host']}: {said['problem']}",
-        said["fix"],
-        where=said["where"],
-        key=said["key"],
-        exit_code=ExitCode(said["exit_code"]),
-    )
+def _shared(error: UserError) -> UserError:
+    """The error, which all ranks are going to raise."""
+    error.is_shared = True
+    return error
 
 
 def _first_line(error: BaseException) -> str:

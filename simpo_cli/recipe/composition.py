@@ -53,7 +53,9 @@ class ComposedRecipe:
         parts = error.key.split(".")  # where the key was not written, a section around it was
         enclosing = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
         where = place_of(self.tree, enclosing, self.display)
-        return UserError(error.problem, error.fix, where=where, key=error.key, exit_code=error.exit_code)
+        located = UserError(error.problem, error.fix, where=where, key=error.key, exit_code=error.exit_code)
+        located.is_shared = error.is_shared
+        return located
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, EVAL_SAMPLES = "evals-pairs.jsonl", "evals-samples.jsonl"
 NOTES, REJECTED = "notes.jsonl", "rejected.jsonl"
 ANSWERS = "answers.jsonl"
-OUT_OF_MEMORY = ".memory.json"  # of micro-batches, where memory ran out on one of several ranks
+OUT_OF_MEMORY = ".memory.json"  # of a step of several processes, which are then started again
 LOGS = (METRICS, EVALS, ANSWERS)
 """What a resumed run cuts back to its checkpoint."""
 

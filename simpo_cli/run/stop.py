@@ -18,7 +18,7 @@ from simpo_cli.errors import ExitCode
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 _SECONDS_TO_LEAVE = 0.5
-_SHOW_CURSOR = b"\x1b[?25h"  # the live panel hides it
+SHOW_CURSOR = b"\x1b[?25h"  # the live panel hides it
 
 Item = TypeVar("Item")
 
@@ -116,7 +116,7 @@ class _SecondInterrupt:
             for number in numbers:
                 if number == signal.SIGINT and asked and not self._closed.wait(_SECONDS_TO_LEAVE):
                     if sys.stderr.isatty():
-                        os.write(2, _SHOW_CURSOR + b"\n")
+                        os.write(2, SHOW_CURSOR + b"\n")
                     os._exit(ExitCode.INTERRUPTED)
                 asked = asked or number in _SIGNALS
 

@@ -142,19 +142,3 @@ class Recorder:
     def _track(self, values: dict[str, float | int], step: int) -> None:
         if self.trackers is not None:
             self.trackers.log(values, step)
-
-
-class Unheard:
-    """The observer of a rank that is not the first: what it sees, the first one sees too."""
-
-    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None: ...
-
-    def note(self, text: str, code: str = "", /) -> None: ...
-
-    def step(self, record: StepRecord) -> None: ...
-
-    def evaluated(self, record: EvalRecord) -> None: ...
-
-    def finished(self, outcome: RunOutcome) -> None: ...
-
-    def close(self) -> None: ...

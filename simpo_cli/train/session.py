@@ -36,7 +36,7 @@ from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.header import header
 from simpo_cli.train.health import UnhealthyError
 from simpo_cli.train.loop import run_steps
-from simpo_cli.train.observers import Recorder, Trackers, Unheard
+from simpo_cli.train.observers import Recorder, Trackers
 from simpo_cli.train.outcome import finish
 from simpo_cli.train.run_plan import PACKAGES, RunPlan, prepare
 from simpo_cli.train.saving import CheckpointSaver, ResumeState, restore_logs
@@ -77,7 +77,7 @@ def train(
     )
     options = _Options(fresh=fresh, resume=resume, allow_changed=allow_changed, dry_run=dry_run, quick=quick)
     try:
-        return _train(composed, observer if ranks.is_first() else Unheard(), options)
+        return _train(composed, observer, options)
     except RuntimeError as error:
         if (lost := ranks.explained(error)) is not None:
             raise lost from error
