@@ -30,7 +30,7 @@ from simpo_cli.run.stop import SHOW_CURSOR, Stopped, StopRequest
 
 _FOLDER, _PIPE = "SIMPO_LAUNCH_FOLDER", "SIMPO_LAUNCH_PIPE"
 _SECONDS_TO_END = 5.0  # for the others, when one has failed
-_SECONDS_FOR_THE_TELLER = 10.0  # under another launcher, which ends the others as soon as one process has failed
+_SECONDS_FOR_THE_TELLER = 5.0  # under another launcher, which ends the others as soon as one process has failed
 _SECONDS_BETWEEN_LOOKS = 0.05
 _LINES_SHOWN = 20  # of what a process printed that ended without an error of ours
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h

@@ -76,6 +76,12 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
         return
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
+    if not dist.is_available() or (device == "cuda" and not dist.is_nccl_available()):
+        raise UserError(
+            f"this torch has no {'NCCL' if dist.is_available() else 'torch.distributed'}, which several processes need.",
+            "Install a build of torch for this machine that has it, or train with distributed.num_processes=1.",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
     waited = timedelta(seconds=timeout)
     try:
         store, rank, size = next(rendezvous("env://", timeout=waited))

@@ -123,6 +123,8 @@ class RunPlan:
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "platform": platform.platform(),
                 "compute": self.compute,
+                "processes": ranks.world_size(),
+                "strategy": self.strategy,
             },
             "resumed": list(earlier.get("resumed", [])),
         }

@@ -10,6 +10,7 @@ doing; see `phases`.
 import gc
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -62,11 +63,16 @@ class Children:
         self._server.stdout.close()
 
     def start(
-        self, *commands: Sequence[str], interrupted: Interruption | None = None, together: bool = False
+        self,
+        *commands: Sequence[str],
+        interrupted: Interruption | None = None,
+        together: bool = False,
+        arranged: str = "",
     ) -> list[int]:
         """Start a child for each list of arguments of `simpo`, and return their process ids; the last must have ended.
 
-        Each of them sends itself signals where it is `interrupted`; `together` they are the ranks of one run.
+        Each of them sends itself signals where it is `interrupted`; `together` they are the ranks of one run. What is
+        `arranged`, such as `tests.place:function`, is called in each before it begins.
         """
         assert len(self._codes) == len(self._pids)
         assert self._server.stdin is not None
@@ -75,6 +81,7 @@ class Children:
             "place": str(self.place),
             "interrupted": None if interrupted is None else asdict(interrupted),
             "port": _free_port() if together else None,
+            "arranged": arranged,
         }
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         self._server.stdin.flush()
@@ -98,9 +105,9 @@ class Children:
         self._codes[number] = code
         return number, code
 
-    def run_ranks(self, ranks: int, *command: str) -> list[int]:
+    def run_ranks(self, ranks: int, *command: str, arranged: str = "") -> list[int]:
         """Run one command line in so many processes, as a launcher starts them, and return their exit codes."""
-        self.start(*[command] * ranks, together=ranks > 1)
+        self.start(*[command] * ranks, together=ranks > 1, arranged=arranged)
         codes = self.wait()
         assert codes is not None
         return codes
@@ -187,6 +194,8 @@ def serve() -> None:
             if pid == 0:
                 if request["port"] is not None:
                     os.environ |= _rank_environment(number, len(request["commands"]), request["port"])
+                if request["arranged"]:
+                    pkgutil.resolve_name(request["arranged"])()
                 _be_a_child(command, number, Path(request["place"]), request["interrupted"])
             numbers[pid] = number
         print(json.dumps(list(numbers)), flush=True)
@@ -259,10 +268,12 @@ def be_ready_to_fork() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    import simpo_cli.distributed.launch
     import simpo_cli.report.run_page
     import simpo_cli.report.watch
-    import simpo_cli.train.session  # noqa: F401
+    import simpo_cli.train.session
 
+    simpo_cli.distributed.launch._SECONDS_FOR_THE_TELLER = 0.0  # nobody ends the others when one of them ends
     get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model
     gc.freeze()  # no child need walk through all that was imported, which would also copy its memory
 
