@@ -25,7 +25,7 @@ from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.surroundings import give_up_stdout, out_of_address_space, require_surroundings, take_streams
 from simpo_cli.cli.train import train
-from simpo_cli.distributed.launch import follow_launcher, to_tell
+from simpo_cli.distributed.launch import follow_launcher, leave_word, to_tell
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import how_to_mend, is_of_the_disk
 from simpo_cli.model.allocator import expand_segments
@@ -147,6 +147,7 @@ def _end(error: UserError, *, is_shared: bool = False) -> int:
     if told is not None:
         is_mistake = told.exit_code not in (ExitCode.SAVED, ExitCode.INTERRUPTED, ExitCode.CRASH)
         _say(f"Error: {told}" if is_mistake else str(told))
+    leave_word(error)
     return error.exit_code
 
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simpo_cli.distributed.place import as_json, from_json, place_in
+from simpo_cli.distributed.place import Place, as_json, from_json, place_in
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import replacing
 from simpo_cli.redaction import redacted_values
@@ -235,15 +235,10 @@ def _end_with_launcher(pipe: int) -> None:
 
 def to_tell(error: UserError) -> UserError | None:
     """What this process is to print of the error that ends it; None where another process tells it."""
-    try:
-        place = place_in()
-    except UserError:  # it may be the very error
-        return error
-    if place is None or place.world_size == 1:
+    place = _place_of_several()
+    if place is None:
         return error
     if _folder is not None:
-        with suppress(OSError), replacing(_word_of(place.rank, _folder)) as stream:
-            json.dump(redacted_values(as_json(error)), stream)
         return error if place.is_first and not error.is_consequence else None
     if place.is_first:
         return error
@@ -252,6 +247,21 @@ def to_tell(error: UserError) -> UserError | None:
             time.sleep(_SECONDS_FOR_THE_TELLER)
         return None
     return from_json(as_json(error), place.rank)
+
+
+def leave_word(error: UserError) -> None:
+    """Let our launcher know what ends this process, which has printed what it is to print."""
+    place = _place_of_several()
+    if _folder is not None and place is not None:
+        with suppress(OSError), replacing(_word_of(place.rank, _folder)) as stream:
+            json.dump(redacted_values(as_json(error)), stream)
+
+
+def _place_of_several() -> Place | None:
+    with suppress(UserError):  # it may be the very error
+        if (place := place_in()) is not None and place.world_size > 1:
+            return place
+    return None
 
 
 def _word_of(rank: int, folder: Path) -> Path:

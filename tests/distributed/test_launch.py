@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
 WORKER = """
 import os, signal, sys, time
-from simpo_cli.distributed.launch import follow_launcher, to_tell
+from simpo_cli.distributed.launch import follow_launcher, leave_word, to_tell
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run.stop import Stopped, StopRequest
 
@@ -38,6 +38,7 @@ def end(problem, code, *, shared=False, consequence=False):
     error.is_shared, error.is_consequence = shared, consequence
     if (told := to_tell(error)) is not None:
         print(told.problem, flush=True)
+    leave_word(error)
     sys.exit(code)
 
 def train():
