@@ -78,7 +78,7 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
         torch.cuda.set_device(place.local_rank)
     if not dist.is_available() or (device == "cuda" and not dist.is_nccl_available()):
         raise UserError(
-            f"this torch has no {'NCCL' if dist.is_available() else 'torch.distributed'}, which several processes need.",
+            f"this torch lacks {'NCCL' if dist.is_available() else 'torch.distributed'}, which several processes need.",
             "Install a build of torch for this machine that has it, or train with distributed.num_processes=1.",
             exit_code=ExitCode.ENVIRONMENT,
         )
