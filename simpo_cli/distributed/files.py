@@ -57,6 +57,8 @@ def require_shared(folder: RunFolder) -> None:
 
 # Writing
 
+_PIECE = 2**26  # bytes that are gathered at once, from all ranks together
+
 
 def commit(
     parent: Path,
@@ -166,15 +168,18 @@ def _gather(tensor: Tensor, owner: int, buffer: Tensor) -> Tensor | None:
     shard = local(tensor).detach().reshape(-1).view(torch.uint8)
     if len(shard) < size:  # the last ranks have fewer rows
         shard = torch.cat([shard, shard.new_zeros(size - len(shard))])
-    if owner != ranks.rank():
-        dist.gather(shard, dst=owner)
-        return None
-    whole = buffer[: ranks.world_size() * size]
-    gathered = whole if shard.device == whole.device else torch.empty_like(whole, device=shard.device)
-    dist.gather(shard, list(gathered.view(ranks.world_size(), size).unbind()), dst=owner)
-    if gathered is not whole:
-        whole.copy_(gathered)
-    return whole[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    is_owner = owner == ranks.rank()
+    rows = buffer[: ranks.world_size() * size].view(ranks.world_size(), size) if is_owner else buffer[:0]
+    step = max(_PIECE // ranks.world_size(), 1)
+    for start in range(0, size, step):
+        piece = shard[start : start + step]
+        places = [row[start : start + step] for row in rows]
+        arriving = [place if place.device == piece.device else torch.empty_like(piece) for place in places]
+        dist.gather(piece, arriving if is_owner else None, dst=owner)
+        for place, arrived in zip(places, arriving, strict=True):
+            if arrived is not place:
+                place.copy_(arrived)
+    return rows.view(-1)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) if is_owner else None
 
 
 def _shard_bytes(tensor: Tensor) -> int:

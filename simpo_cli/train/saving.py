@@ -110,7 +110,9 @@ class CheckpointSaver:
             if ranks.is_first():
                 self._finish_rotation()
             return
-        ranks.together(self._require_savable, f"looking at the state of step {done}")
+        reshard(training.policy)
+        require_finite_state(training.policy, training.optimizer, done)  # of all ranks
+        ranks.together(self._make_ready, f"looking at the disk before step {done} is saved")
         try:
             with stage(f"saving the checkpoint of step {done}"):
                 commit(self._parent, done, self._write_state, self._write_rest, self._identity.hashes)
@@ -124,14 +126,11 @@ class CheckpointSaver:
         self.saved_at = done
         ranks.together(self._conclude, f"removing checkpoints before step {done}")
 
-    def _require_savable(self) -> None:
-        """Refuse numbers that are not finite, and a disk that is too full, before anything is written."""
-        training = self._training
-        reshard(training.policy)
-        require_finite_state(training.policy, training.optimizer, training.steps_done)
+    def _make_ready(self) -> None:
+        """Have the logs on the disk, and refuse one that is too full."""
         self._folder.sync_logs()
         if ranks.is_first():
-            require_free_space(self._parent, self._bytes, f"the checkpoint of step {training.steps_done}")
+            require_free_space(self._parent, self._bytes, f"the checkpoint of step {self._training.steps_done}")
 
     def _conclude(self) -> None:
         """Remove older checkpoints, and have run.json say how far the run is."""

@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.evaluate.results import Evaluation
+from simpo_cli.model.tensor_file import write_tensors
+from simpo_cli.run.checkpoint import CheckpointWriter, commit
+from simpo_cli.run.manifest import open_checkpoint
 from tests.evaluate.conftest import ignore
 
 Assess = Callable[..., list[Evaluation]]
@@ -110,6 +113,23 @@ def damaged(place: Path, tmp_path: Path, damage: str) -> tuple[Path, Path]:
         case _:
             (folder / "manifest.json").unlink()
     return run, folder
+
+
+def test_a_checkpoint_of_two_ranks_is_scored_like_that_of_one(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    [folder] = (run / "checkpoints").glob("step-*")
+    [[of_one], _] = Evaluator((), "none", (), ignore).run([str(folder)], ignore)
+    tensors = load_file(folder / "weights.safetensors")
+
+    def write(files: CheckpointWriter) -> None:
+        for rank in range(2):
+            with files.open(f"weights-r{rank}.safetensors") as file:
+                write_tensors(file, {name: tensors[name] for name in sorted(tensors)[rank::2]})
+
+    commit(folder.parent, open_checkpoint(folder).step, write, {})
+    [[of_two], _] = Evaluator((), "none", (), ignore).run([str(folder)], ignore)
+    assert (of_two.scores.chosen == of_one.scores.chosen).all()
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no manifest"])

@@ -43,7 +43,7 @@ def _read(file: Path, into: dict[str, Tensor]) -> None:
     descriptor = os.open(file, os.O_RDONLY)
     try:
         with closing(HashBeside()) as hashing:
-            read_tensors(HashedReader(descriptor, hashing), into)
+            read_tensors([HashedReader(descriptor, hashing)], into)
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ import pytest
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run import folder as run_folder
-from simpo_cli.run.folder import RunFolder, is_in_use, require_free_space, saved_bytes
+from simpo_cli.run.folder import RunFolder, is_in_use, require_free_space, require_token, saved_bytes
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,41 @@ def test_nothing_is_written_into_a_folder_that_took_the_place_of_the_runs(tmp_pa
         folder.write_json("run.json", {})
     assert list((tmp_path / "run").iterdir()) == []
     folder.close()
+
+
+def test_what_is_written_by_a_process_that_follows_another_goes_nowhere(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.append("metrics.jsonl", {"step": 1})
+    followed = RunFolder.follow(tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    followed.append("metrics.jsonl", {"step": 2})
+    followed.write_json("run.json", {})
+    followed.write_lines("rejected.jsonl", [{}])
+    assert followed.cut_back("metrics.jsonl", 1) == []
+    followed.sync_logs()
+    followed.close()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert is_in_use(tmp_path / "run")
+    folder.close()
+
+
+def test_a_token_is_waited_for_and_has_to_be_the_one_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            (tmp_path / ".shared.7").write_text("ours", encoding="utf-8")
+
+    monkeypatch.setattr(run_folder.time, "sleep", sleep)
+    require_token(tmp_path / ".shared.7", "ours")
+    assert len(looks) == 3
+    with pytest.raises(UserError, match=r"its .shared.7 holds another text than was written") as caught:
+        require_token(tmp_path / ".shared.7", "theirs")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert 5 <= sum(looks[3:]) <= 60
 
 
 def test_a_damaged_line_is_no_reason_to_stop(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ class Runs:
 
     def weights(self, run: str) -> dict[str, torch.Tensor]:
         """Those of the last checkpoint."""
-        return load_file(max((self.folder / run / "checkpoints").glob("step-*")) / "weights.safetensors")
+        files = max((self.folder / run / "checkpoints").glob("step-*")).glob("weights*.safetensors")
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
     def require_same(self, run: str, other: str) -> None:
         """Two finished runs have the same bits, lines and measured numbers."""
@@ -224,7 +225,6 @@ def timeless(file: Path) -> list[dict[str, Any]]:
 def final_state(run: Path) -> dict[str, str]:
     """sha256 of weights and moments in the last checkpoint, and of the weights of the model."""
     checkpoint = max((run / "checkpoints").glob("step-*"))
-    files = [checkpoint / "weights.safetensors", checkpoint / "optimizer.safetensors"]
-    files += sorted((run / "model").glob("*.safetensors"))
-    assert len(files) == 3
+    files = [*sorted(checkpoint.glob("*.safetensors")), *sorted((run / "model").glob("*.safetensors"))]
+    assert len(files) >= 3
     return {"/".join(file.parts[-2:]): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
