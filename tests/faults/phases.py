@@ -34,8 +34,8 @@ _BEGINNINGS = (
     (TRAINING, "simpo_cli.train.loop", "accumulate"),
     (TRAINING, "simpo_cli.train.step", "pack"),  # once a micro-batch
     (EVALUATION, "simpo_cli.train.loop", "score_pairs"),
-    (SAVE, "simpo_cli.run.checkpoint", "commit"),
-    (ROTATION, "simpo_cli.run.checkpoint", "rotate"),
+    (SAVE, "simpo_cli.train.saving", "commit"),
+    (ROTATION, "simpo_cli.train.saving", "rotate"),
     (EXPORT, "simpo_cli.train.outcome", "save_model"),
     (LAST_EVALUATION, "simpo_cli.train.outcome", "conclude"),
     (REPORT, "simpo_cli.report.run_page", "write_run_report"),

@@ -89,7 +89,7 @@ class RealDisks:
         with _mounted(disk, _BIG):
             _mount("-o", "remount,ro", str(disk))
             yield self._refused("a read-only disk", own, None, errno.EROFS, whole=False)
-        commit = saving.checkpoint
+        commit = saving
         full = (
             ("in the middle of a checkpoint", lambda: _before(commit, "commit", 3, _fill(disk, 200_000))),
             ("after the files of a checkpoint", lambda: _before(commit, "commit", 3, _fill(disk, 520_000))),

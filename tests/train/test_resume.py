@@ -111,7 +111,7 @@ def test_a_finished_run_that_dies_as_it_is_gone_on_with_is_whole_and_keeps_its_r
 def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
     unbroken: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rotate = saving.checkpoint.rotate
+    rotate = saving.rotate
 
     def cut_at_the_last(parent: Path, *rest: Any, **options: Any) -> None:
         if (parent / f"step-{LAST:08d}").exists():
@@ -119,7 +119,7 @@ def test_what_a_cut_rotation_and_a_cut_line_have_left_is_put_in_order(
         rotate(parent, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(saving.checkpoint, "rotate", cut_at_the_last)
+        patch.setattr(saving, "rotate", cut_at_the_last)
         unbroken.cut("unrotated")
     kept = unbroken.checkpoints("unbroken")
     assert len(unbroken.checkpoints("unrotated")) == len(kept) + 1
@@ -268,7 +268,7 @@ def test_the_schedule_warns_machine_and_versions_are_recorded_and_the_rest_is_si
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(
     tiny: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = saving.checkpoint.commit
+    commit = saving.commit
 
     def full_at_third(parent: Path, step: int, *rest: Any) -> Any:
         if step == 3:
@@ -277,7 +277,7 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_as_it_was(
 
     said = "step 3 cannot be saved .* No space left on device; that of step 2 is kept"
     with monkeypatch.context() as patch:
-        patch.setattr(saving.checkpoint, "commit", full_at_third)
+        patch.setattr(saving, "commit", full_at_third)
         with pytest.raises(UserError, match=said) as caught:
             tiny.train("run")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
@@ -312,7 +312,7 @@ def test_the_first_save_is_tried_before_the_first_step_and_its_reason_is_the_one
             raise UserError("run.json cannot be written", "", exit_code=ExitCode.ENVIRONMENT)
         write(self, status, *rest, **more)
 
-    monkeypatch.setattr(saving.checkpoint, "commit", never)
+    monkeypatch.setattr(saving, "commit", never)
     monkeypatch.setattr(RunReceipt, "write", refusing)
     monkeypatch.setattr(loop, "accumulate", lambda *_, **__: pytest.fail("a step was taken"))
     with pytest.raises(UserError, match="step 0 cannot be saved .* no checkpoint is there yet"):
