@@ -120,15 +120,15 @@ def repeated_and_contradictory(pairs: Sequence[EncodedPair]) -> tuple[int, int]:
 
     Only pairs that share their prompt are read, and 32 bytes are kept of each. A record that a recipe repeats is one.
     """
-    from simpo_cli.data.store import prompt_keys_of  # with the tokenizer library, which word counts do without
+    # with the tokenizer library, which word counts do without
+    from simpo_cli.data.store import positions_of_prompts, repeated_prompt_keys_of
 
-    _, prompt, count = np.unique(prompt_keys_of(pairs), return_inverse=True, return_counts=True)
     places, hashes = Column(np.uint64), Column(np.uint64, (3,))
-    for i in np.flatnonzero(count[prompt] > 1).tolist():
-        pair = pairs[i]
-        places.add(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
-        responses = (xxhash.xxh3_64_intdigest(ids.tobytes()) for ids in (pair.chosen, pair.rejected))
-        hashes.add([(int(prompt[i]), *responses)])
+    for positions in positions_of_prompts(pairs, repeated_prompt_keys_of(pairs)):
+        for pair in (pairs[i] for i in positions.tolist()):
+            places.add(xxhash.xxh3_64_intdigest(pair.where.encode("utf-8", "surrogatepass")))
+            parts = (pair.prompt_key.encode(), pair.chosen.tobytes(), pair.rejected.tobytes())
+            hashes.add([tuple(map(xxhash.xxh3_64_intdigest, parts))])
     _, first = np.unique(places.rows, return_index=True)
     identities = PairIdentities(hashes.rows[first])
     return len(identities.duplicates()), len(identities.contradictions())

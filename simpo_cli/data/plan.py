@@ -1,8 +1,8 @@
 """Which pairs belong to step n: arithmetic on (seed, epoch, n), so there is no cursor to save, lose or restore."""
 
 import math
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heapreplace
@@ -12,33 +12,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.store.pairs import StoredPairs, lengths_of, prompt_keys_of
+from simpo_cli.data.store.pairs import (
+    Lengths,
+    Positions,
+    StoredPairs,
+    lengths_in_blocks,
+    lengths_of,
+    prompt_keys_in_blocks,
+    prompt_keys_of,
+)
 
 Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: each prompt once, or in padded rows
-Sizes = NDArray[np.int64]
+Sizes = NDArray[np.int32]
+Places = NDArray[np.uint64]
 
 _MASK = (1 << 64) - 1
+_MOST_ORDERED = 1 << 22  # items: a longer epoch is put in order a part at a time, of half as many or more
+_BLOCK = 1 << 15  # items whose places are in memory at once
 _STEPS_LOOKED_AT = 256  # for the fullest micro-batch
 
 
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _splitmix64(values: Places) -> Places:
     """The finalizer of splitmix64 (Steele, Lea and Flood 2014): a bijection on 64-bit integers that mixes every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-@lru_cache(maxsize=2)
-def shuffled(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch: (num_items,) indices, each once.
+def shuffled(num_items: int, seed: int, epoch: int, start: int = 0, stop: int | None = None) -> Positions:
+    """The order of an epoch from `start` to `stop`, or all of it: indices below `num_items`, each once.
 
     A permutation of our own and not a library's generator, whose stream may change between versions: item i is placed
-    by a keyed bijection of i, so no two items tie. The array is shared; do not write to it.
+    by a keyed bijection of i, so no two items tie. The first bits of its place say in which part of the epoch an item
+    comes, so a process holds the part that it is in, and not the order of all items. Do not write to the array.
     """
     key = int(_splitmix64(np.array([(seed * 0x9E3779B97F4A7C15 + epoch + 1) & _MASK], dtype=np.uint64))[0])
-    order = np.argsort(_splitmix64(np.arange(num_items, dtype=np.uint64) ^ np.uint64(key)), kind="stable")
-    order.setflags(write=False)
-    return order
+    stop = num_items if stop is None else min(stop, num_items)
+    ends = _ends_of_parts(num_items, key)
+    first = bisect_right(ends, start)
+    parts = [_part(num_items, key, number) for number in range(first, bisect_left(ends, stop) + 1)]
+    before = ends[first - 1] if first else 0
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts))[start - before : stop - before]
+
+
+@lru_cache(maxsize=2)
+def _ends_of_parts(num_items: int, key: int) -> list[int]:
+    """(parts,) how many items come before the end of each part."""
+    counts = sum(np.bincount(parts, minlength=_num_parts(num_items)) for _, _, parts in _places(num_items, key))
+    ends: list[int] = np.cumsum(counts).tolist()
+    return ends
+
+
+@lru_cache(maxsize=2)
+def _part(num_items: int, key: int, number: int) -> Positions:
+    """The items of a part in their order."""
+    items, places = [], []
+    for first, of_block, parts in _places(num_items, key):
+        here = np.flatnonzero(parts == number)
+        items.append(first + here)
+        places.append(of_block[here])
+    part: Positions = np.concatenate(items)[np.argsort(np.concatenate(places))]
+    part.setflags(write=False)
+    return part
+
+
+def _places(num_items: int, key: int) -> Iterator[tuple[int, Places, Positions]]:
+    """The first item of each block, the places of its items, and the parts that they are in."""
+    shift = np.uint64(64 - (_num_parts(num_items) - 1).bit_length())  # by all 64 bits where there is one part
+    for first in range(0, num_items, _BLOCK):
+        items = np.arange(first, min(first + _BLOCK, num_items), dtype=np.uint64)
+        places = _splitmix64(items ^ np.uint64(key))
+        yield first, places, (places >> shift).astype(np.int64)
+
+
+def _num_parts(num_items: int) -> int:
+    """A power of two, of parts of an epoch."""
+    return 1 << ((num_items - 1) // _MOST_ORDERED).bit_length()
 
 
 @dataclass(frozen=True)
@@ -67,7 +116,7 @@ class Plan:
         """Indices of the pairs of a step (0 is the first), in the order of the epoch."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.pairs_per_step
-        return shuffled(self.num_pairs, self.seed, epoch)[start : start + self.pairs_per_step]
+        return shuffled(self.num_pairs, self.seed, epoch, start, start + self.pairs_per_step)
 
     def fullest_microbatch(self, pairs: StoredPairs, budget: int, packing: Packing) -> list[EncodedPair]:
         """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
@@ -95,8 +144,7 @@ class Plan:
 
 def row_tokens_of_each(pairs: Sequence[EncodedPair]) -> Sizes:
     """(n,) tokens of the longer of a pair's two rows when each response stands behind its own copy of the prompt."""
-    lengths = lengths_of(pairs)
-    return lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2])
+    return _sizes(pairs, lambda lengths: lengths[:, 0] + np.maximum(lengths[:, 1], lengths[:, 2]))
 
 
 def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
@@ -104,7 +152,18 @@ def tokens_of_each(pairs: Sequence[EncodedPair], packing: Packing) -> Sizes:
 
     With its prompt shared that is its tokens; padded it is two rows of the longer one's length.
     """
-    return lengths_of(pairs).sum(axis=1) if packing == "shared_prefix" else 2 * row_tokens_of_each(pairs)
+    if packing == "padded":
+        return 2 * row_tokens_of_each(pairs)
+    return _sizes(pairs, lambda lengths: lengths.sum(axis=1))
+
+
+def _sizes(pairs: Sequence[EncodedPair], size: Callable[[Lengths], Lengths]) -> Sizes:
+    """(n,) what follows of the lengths of each pair."""
+    sizes, done = np.empty(len(pairs), dtype=np.int32), 0
+    for lengths in lengths_in_blocks(pairs):
+        sizes[done : done + len(lengths)] = size(lengths)
+        done += len(lengths)
+    return sizes
 
 
 def microbatches(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[list[int]]:
@@ -188,27 +247,37 @@ def _rows_of_like_length(sizes: Sequence[int], longest_first: Sequence[int], bud
 
 # The pairs that are held out, and those on which drift is measured
 
-Positions = NDArray[np.int64]
 
-
-def split_by_prompt(prompt_keys: NDArray[Any], holdout: int | float) -> tuple[Positions, Positions]:
+def held_out_by_prompt(pairs: Sequence[EncodedPair], holdout: int | float) -> Positions:
     """Take whole prompts, in the order of their hashes, until enough pairs are held out.
 
     The choice does not depend on the order of the file or on the seed, so two runs on the same pairs hold out the same
     ones. With repeated prompts the count may end up to one prompt's pairs above what was asked for.
 
     Args:
-        prompt_keys: (n,) the hash of each pair's prompt.
         holdout: a count of pairs (int) or a share of them (float, 0 to below 1).
 
     Returns:
-        Positions of the pairs to train on, and of those held out, both rising.
+        Positions of the pairs that are held out, rising.
     """
-    wanted = round(holdout * len(prompt_keys)) if isinstance(holdout, float) else holdout
-    _, prompts, counts = np.unique(prompt_keys, return_inverse=True, return_counts=True)
-    held_before = np.cumsum(counts) - counts  # pairs of the prompts with lower hashes
-    held_out = (held_before < wanted)[prompts]
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    wanted = round(holdout * len(pairs)) if isinstance(holdout, float) else min(holdout, len(pairs))
+    held_out, done = [np.arange(0)], 0
+    if wanted:
+        last = _nth_lowest(prompt_keys_in_blocks(pairs), wanted)
+        for keys in prompt_keys_in_blocks(pairs):
+            held_out.append(done + np.flatnonzero(keys <= last))
+            done += len(keys)
+    return np.concatenate(held_out)
+
+
+def _nth_lowest(blocks: Iterable[NDArray[Any]], n: int) -> Any:
+    """The n-th lowest value of all blocks; of those before it, little more than 2 n are in memory."""
+    lowest: list[NDArray[Any]] = []
+    for block in blocks:
+        lowest.append(block)
+        if sum(map(len, lowest)) >= 2 * n + _BLOCK:
+            lowest = [np.partition(np.concatenate(lowest), n - 1)[:n]]
+    return np.partition(np.concatenate(lowest), n - 1)[n - 1]
 
 
 def probe(pairs: Sequence[EncodedPair], count: int = 64) -> list[int]:

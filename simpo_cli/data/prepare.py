@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +15,17 @@ from simpo_cli.data.hub import require_obtainable
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.model_files import require_startable
 from simpo_cli.data.pair import EncodedPair, PreferencePair, record_note
-from simpo_cli.data.plan import Packing, Plan, split_by_prompt, tokens_of_each
+from simpo_cli.data.plan import Packing, Plan, held_out_by_prompt, tokens_of_each
 from simpo_cli.data.sources import HubData, Role, locate
-from simpo_cli.data.store import EncodedSource, Origin, StoredPairs, encode_source, prompt_keys_of
+from simpo_cli.data.store import (
+    EncodedSource,
+    Origin,
+    StoredPairs,
+    encode_source,
+    positions_of_prompts,
+    prompt_keys_in_blocks,
+    prompt_keys_of,
+)
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer, read_template, require_model_name
 from simpo_cli.errors import UserError, about
 from simpo_cli.names import wrong_kind
@@ -50,14 +58,16 @@ class PreparedData:
         """A few pairs as text, with the lowest prompt hashes: those of the first held-out prompts that are not cut."""
         return self.sources[-1].account.samples
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """Digest of the tokens to train on and of those held out, in their order: two runs with equal ones, and an
         equal plan, see equal batches. Where the files lie, and what they are called, plays no part."""
         content = [source.account.content for source in self.sources]
-        keys = [pairs.rows["prompt_key"].tobytes() for pairs in (self.train, self.held_out)]
-        parts = [hashlib.sha256(key).hexdigest() for key in keys]
-        return hashlib.sha256(json.dumps([content, parts]).encode()).hexdigest()
+        parts = [hashlib.sha256(), hashlib.sha256()]
+        for part, pairs in zip(parts, (self.train, self.held_out), strict=True):
+            for keys in prompt_keys_in_blocks(pairs):
+                part.update(keys.tobytes())
+        return hashlib.sha256(json.dumps([content, [part.hexdigest() for part in parts]]).encode()).hexdigest()
 
 
 def prepare_tokenizer(recipe: Recipe, moment: datetime | None = None) -> TextTokenizer:
@@ -90,8 +100,8 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
         train, held_out = train_source.pairs, eval_source.pairs
     else:
         eval_source = None
-        positions = split_by_prompt(prompt_keys_of(train_source.pairs), recipe.data.holdout)
-        train, held_out = map(train_source.pairs.select, positions)
+        positions = held_out_by_prompt(train_source.pairs, recipe.data.holdout)
+        train, held_out = train_source.pairs.without(positions), train_source.pairs.select(positions)
     if not train:
         account = train_source.account
         dropped = ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(account.dropped.items()))
@@ -104,13 +114,16 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
     if recipe.data.eval is not None and not held_out:
         fix = "Check the file that data.eval names."
         raise UserError("no evaluation pair is left after the filters.", fix, key="data.eval")
+    shared = 0
+    if eval_source is not None:
+        shared = sum(map(len, positions_of_prompts(train, np.unique(prompt_keys_of(held_out)))))
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
         held_out=held_out,
         train_source=train_source,
         eval_source=eval_source,
-        shared_prompts=int(np.isin(prompt_keys_of(train), prompt_keys_of(held_out)).sum()),
+        shared_prompts=shared,
     )
 
 

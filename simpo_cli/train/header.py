@@ -1,5 +1,6 @@
 """The first screen of a run: what is trained, on what, toward what."""
 
+import numpy as np
 import torch
 
 import simpo_cli
@@ -8,7 +9,7 @@ from simpo_cli.audit.document import length_predicts
 from simpo_cli.audit.duplicates import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
-from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
 from simpo_cli.distributed import ranks
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
@@ -56,8 +57,9 @@ def header(run: RunPlan) -> RunHeader:
     ):
         if count:
             lines.append(("", f"{code} {count:,} {what}: see simpo stats {data_names(recipe.data.train)}", code))
-    lengths = lengths_of(data.train)
-    bias = statistics.longer_wins(lengths[:, 1] - lengths[:, 2], prompt_keys_of(data.train).tolist())
+    longer_by = np.concatenate([lengths[:, 1] - lengths[:, 2] for lengths in lengths_in_blocks(data.train)])
+    prompts = prompt_keys_of(data.train) if len(repeated_prompt_keys_of(data.train)) else None
+    bias = statistics.longer_wins(longer_by, prompts)
     if length_predicts(bias.low, bias.high):
         finding = f"LEN001 the longer response is the chosen one in {share_cell(bias.as_json())} of training pairs"
         lines.append(("", f"{finding}: see simpo stats {data_names(recipe.data.train)}", "LEN001"))

@@ -2,6 +2,7 @@
 
 import math
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simpo_cli.data import plan as plans
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, microbatches, probe, row_tokens_of_each, shuffled, split_by_prompt, tokens_of_each
+from simpo_cli.data.plan import (
+    Plan,
+    held_out_by_prompt,
+    microbatches,
+    probe,
+    row_tokens_of_each,
+    shuffled,
+    tokens_of_each,
+)
+from simpo_cli.data.store import pairs as store_pairs
 from tests.data.pair_files import written
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30)
@@ -30,6 +41,45 @@ def test_the_order_is_fixed_for_ever() -> None:
     assert shuffled(10, 42, 0).tolist() == [2, 5, 9, 1, 6, 0, 8, 7, 4, 3]
     assert shuffled(10, 42, 1).tolist() != shuffled(10, 42, 0).tolist()
     assert shuffled(10, 43, 0).tolist() != shuffled(10, 42, 0).tolist()
+
+
+def _whole_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch by places that are computed one by one, in Python's integers."""
+    mask = 2**64 - 1
+
+    def mixed(value: int) -> int:
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
+        value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
+        return value ^ value >> 31
+
+    key = mixed((seed * 0x9E3779B97F4A7C15 + epoch + 1) & mask)
+    return sorted(range(n), key=lambda i: mixed(i ^ key))
+
+
+@pytest.mark.parametrize(("n", "most", "num_parts"), [(500, 500, 1), (501, 500, 2), (640, 100, 8), (90, 2, 64)])
+def test_an_epoch_found_part_by_part_is_the_one_that_is_sorted_whole(
+    n: int, most: int, num_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "_MOST_ORDERED", most)
+    monkeypatch.setattr(plans, "_BLOCK", 60)
+    for name in ("_part", "_ends_of_parts"):  # without what is kept of other tests
+        monkeypatch.setattr(plans, name, getattr(plans, name).__wrapped__)
+    assert plans._num_parts(n) == num_parts
+    whole = _whole_order(n, 7, 3)
+    assert shuffled(n, 7, 3).tolist() == whole
+    plan = Plan(num_pairs=n, pairs_per_step=35, num_epochs=4, max_steps=None, seed=7)
+    steps = range(3 * plan.steps_per_epoch, plan.num_steps)
+    assert [i for step in steps for i in plan.pairs_of(step).tolist()] == whole
+
+
+def test_a_rank_holds_a_part_of_a_long_epoch() -> None:
+    """Of one that would take 80 MB in one piece."""
+    tracemalloc.start()
+    some = shuffled(10_000_000, 1, 0, 6_000_000, 6_000_128)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(some.tolist())) == 128
+    assert held < 25e6
 
 
 def test_the_order_is_random_enough() -> None:
@@ -114,22 +164,26 @@ def test_the_fullest_microbatch_is_one_of_the_plan(tmp_path: Path) -> None:
 
 def _keys(count: int, prompts: int) -> list[str]:
     random.seed(0)
-    return [f"{random.randrange(prompts) * 7919 % 10007:05d}" for _ in range(count)]
+    return [f"{random.randrange(prompts) * 7919 % 10007:016x}" for _ in range(count)]
 
 
-def test_the_prompts_with_the_lowest_hashes_are_held_out() -> None:
+def test_the_prompts_with_the_lowest_hashes_are_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a count by hand: whole prompts by hash, one after the other, until enough pairs are out."""
     keys = _keys(300, 90)
+    pairs = [_pair(1, 1, 1, key) for key in keys]
+    stored = written(tmp_path / "pairs", pairs)
+    monkeypatch.setattr(plans, "_BLOCK", 5)  # so that a few hundred keys are too many to hold
+    monkeypatch.setattr(store_pairs, "_BLOCK", 7)
     for holdout in (0, 1, 60, 299, 300, 999, 0.0, 0.2, 0.999):
         wanted = round(holdout * 300) if isinstance(holdout, float) else holdout
         out: set[str] = set()
         for key in sorted(set(keys)):
             if sum(k in out for k in keys) < wanted:
                 out.add(key)
-        for column in (np.array(keys), np.array([int(key) for key in keys], dtype=np.uint64)):
-            train, held_out = split_by_prompt(column, holdout)
-            assert [keys[i] for i in train] == [key for key in keys if key not in out]
+        for of_any_kind in (pairs, stored):
+            held_out = held_out_by_prompt(of_any_kind, holdout)
             assert [keys[i] for i in held_out] == [key for key in keys if key in out]
+        assert [pair.prompt_key for pair in stored.without(held_out)] == [key for key in keys if key not in out]
 
 
 def test_the_probe_is_fixed() -> None:

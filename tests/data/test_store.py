@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import threading
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import BadRecord, Message, PreferencePair
 from simpo_cli.data.store import cache as store_cache
-from simpo_cli.data.store import highest_ids_of, lengths_of, prompt_keys_of
+from simpo_cli.data.store import highest_ids_of, lengths_in_blocks, lengths_of, prompt_keys_of
+from simpo_cli.data.store import pairs as store_pairs
 from simpo_cli.data.store.pairs import Account, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
@@ -59,7 +61,7 @@ def test_selections_and_sums_share_the_files(tmp_path: Path) -> None:
 def test_what_is_asked_of_all_pairs_needs_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = made_up(30, 4)
     stored = written(tmp_path / "a", pairs)
-    monkeypatch.setattr(StoredPairs, "_pair", lambda *_: pytest.fail("a pair was read"))
+    monkeypatch.setattr(store_pairs._PairFiles, "pair_of", lambda *_: pytest.fail("a pair was read"))
     assert lengths_of(stored).tolist() == lengths_of(pairs).tolist()
     assert lengths_of(pairs)[5].tolist() == [len(pairs[5].prompt), len(pairs[5].chosen), len(pairs[5].rejected)]
     assert highest_ids_of(stored).tolist() == highest_ids_of(pairs).tolist()
@@ -67,11 +69,58 @@ def test_what_is_asked_of_all_pairs_needs_none_of_them(tmp_path: Path, monkeypat
     assert lengths_of(stored[:0]).shape == lengths_of([]).shape == (0, 3)
 
 
-def test_a_file_that_is_cut_short_is_an_error_and_no_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [0, 1000])  # rows are read run by run, or with those between them
+def test_any_selection_of_selections_is_that_of_a_list(
+    many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_pairs, "_BLOCK", 7)
+    monkeypatch.setattr(store_pairs, "_MANY", many)
+    monkeypatch.setattr(store_pairs, "_NEAR", 3)
+    draw, first, second = np.random.default_rng(6), made_up(40, 6), made_up(25, 7)
+    known = [(first, written(tmp_path / "a", first)), (second, written(tmp_path / "b", second))]
+    for _ in range(60):
+        (listed, stored), (more, stored_more) = (known[draw.integers(len(known))] for _ in range(2))
+        match draw.integers(4):
+            case 0:
+                bounds = slice(*draw.integers(-20, 45, 2).tolist(), [None, 1, 3, -2][draw.integers(4)])
+                listed, stored = listed[bounds], stored[bounds]
+            case 1:
+                at = draw.integers(0, len(listed), 12) if listed else np.arange(0)
+                listed, stored = [listed[i] for i in at], stored.select(at)
+            case 2:
+                out = np.flatnonzero(draw.random(len(listed)) < 0.2)
+                listed, stored = [pair for i, pair in enumerate(listed) if i not in out], stored.without(out)
+            case 3:
+                listed, stored = [*listed, *more][:90], (stored + stored_more)[:90]
+        known.append((listed, stored))
+        assert [plain(pair) for pair in stored] == [plain(pair) for pair in listed]
+        assert [plain(stored[i]) for i in range(-len(listed), len(listed))] == [plain(pair) for pair in listed] * 2
+        assert lengths_of(stored).tolist() == lengths_of(listed).tolist()
+        assert [f"{key:016x}" for key in prompt_keys_of(stored)] == [pair.prompt_key for pair in listed]
+
+
+def test_what_is_held_does_not_grow_with_the_pairs(tmp_path: Path) -> None:
+    folder, count = tmp_path / "a", 500_000
+    rows = written(folder, made_up(1, 8)).select(np.zeros(1000, dtype=np.int64)).in_blocks()
+    (folder / "rows.bin").write_bytes(next(rows).tobytes() * (count // 1000))
+    tracemalloc.start()
+    stored = StoredPairs.open(folder)
+    train = stored.without(np.arange(0, count, 1000))
+    assert int(sum(block.sum() for block in lengths_in_blocks(train))) == len(train) * stored[0].num_tokens
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(train) == count - count // 1000
+    assert held < 0.1e6
+    assert peak < 4e6  # all rows are 20 MB
+
+
+@pytest.mark.parametrize("name", ["pairs.bin", "rows.bin"])
+def test_a_file_that_is_cut_short_is_an_error_and_no_crash(name: str, tmp_path: Path) -> None:
     stored = written(tmp_path / "a", made_up(30, 5))
-    os.truncate(tmp_path / "a" / "pairs.bin", 100)
-    with pytest.raises(OSError, match="shorter than it was"):
-        stored[29]
+    os.truncate(tmp_path / "a" / name, 100)
+    for read in (lambda: stored[29], lambda: list(stored)):
+        with pytest.raises(OSError, match=f"{name} is shorter than it was"):
+            read()
 
 
 # The same as in memory

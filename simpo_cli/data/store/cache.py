@@ -28,7 +28,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 import simpo_cli
@@ -124,12 +123,12 @@ def encode_source(
 
     key = _making_key(listed, located, data, tokenizer)
     entry, origin = fetch(key, lambda: _contents_key(files, {}), make, started)
-    counts = entry.account.pairs_of_source
-    of_sources = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
-    order = np.concatenate([np.tile(of, source.repeat) for of, source in zip(of_sources, listed, strict=True)])
-    repeated = len(order) - sum(counts)
-    pairs = entry.pairs.select(order) if repeated else entry.pairs
-    return EncodedSource(pairs, repeated, entry.account, origin)
+    pairs, last = entry.pairs[:0], 0
+    for source, count in zip(listed, entry.account.pairs_of_source, strict=True):
+        first, last = last, last + count
+        for _ in range(source.repeat):
+            pairs += entry.pairs[first:last]
+    return EncodedSource(pairs, len(pairs) - last, entry.account, origin)
 
 
 def fetch(making_key: str, contents_key: Callable[[], str], make: Make, started: float) -> tuple[Entry, Origin]:
