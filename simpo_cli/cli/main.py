@@ -20,6 +20,7 @@ from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
 from simpo_cli.cli.inspect import inspect
 from simpo_cli.cli.options import GroupedCommand
+from simpo_cli.cli.plan import plan
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
@@ -61,6 +62,7 @@ def _root(
 
 
 app.command("train", short_help="Train a model from a recipe.")(train)
+app.command("plan", short_help="Say what a run will take, and which devices would do.")(plan)
 app.command("eval", cls=GroupedCommand, short_help="Measure a model on held-out pairs.")(evaluate)
 app.command("stats", short_help="Look at preference pairs before they train a model.")(stats)
 app.command("inspect", short_help="Look at training pairs token by token.")(inspect)

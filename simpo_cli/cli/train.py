@@ -172,6 +172,11 @@ def _run(composed: "ComposedRecipe", place: Place | None, *, dry_run: bool, **mo
         outcome = run(composed, observer=terminal if dry_run else observer, dry_run=dry_run, **modes)
         if outcome is None and not dry_run:
             observer.was_complete()
+        if isinstance(outcome, dict):
+            from simpo_cli.report.console import err
+            from simpo_cli.report.plan_view import print_plan
+
+            print_plan(err, outcome)
     except UserError:
         observer.ended_early()
         raise

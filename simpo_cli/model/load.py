@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -26,7 +26,8 @@ from simpo_cli.stages import stage
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
 
-_WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "adapter_model.safetensors")
+_WEIGHTS = "*.safetensors"
 _CARD = "README.md"  # which states the licence
 _CODE = "*.py"
 _MERGE = "this one becomes part of the weights first."
@@ -62,24 +63,32 @@ class ModelSource:
         return self if self.adapter_base is None else self.adapter_base.whole
 
 
-def find_model(path: str, revision: str | None = None, *, fetch: bool = True) -> ModelSource:
+def find_model(path: str, revision: str | None = None, *, fetch: bool = True, weights: bool = True) -> ModelSource:
     """Locate a model and read its configuration; the weights are looked at, not loaded.
 
     Args:
         path: a folder, a hub id or `builtin:guide`.
         revision: branch, tag or commit of a hub id.
         fetch: whether a model of the hub may be downloaded; else it has to be on this machine already.
+        weights: whether there have to be any; else the hub is asked for none, and config.json is believed.
 
     Raises:
         UserError: nothing is there, it is no causal language model, it needs remote code, or its weights are missing,
             incomplete or pickled.
     """
-    return _found(path, revision, fetch, (), "")
+    return _found(path, revision, _Wanted(fetch, weights), (), "")
 
 
-def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...], held_by: str) -> ModelSource:
+class _Wanted(NamedTuple):
+    """What `find_model` is asked for."""
+
+    fetch: bool
+    weights: bool
+
+
+def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, ...], held_by: str) -> ModelSource:
     """The model at a path under the adapters `above`, one of whose adapter_config.json (`held_by`) names it."""
-    folder, commit = _locate(path, revision, fetch=fetch)
+    folder, commit = _locate(path, revision, wanted)
     if (folder / ADAPTER_CONFIG).is_file():
         require_regular_files(folder)
         if folder.resolve() in above:
@@ -93,9 +102,13 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
             raise no_weights(path, folder, "adapter_model.safetensors")
         under = base_of_adapters(folder)
         assert under is not None, "the folder has an adapter_config.json"
-        base = _found(*under, fetch, (*above, folder.resolve()), str(folder / ADAPTER_CONFIG))
+        base = _found(*under, wanted, (*above, folder.resolve()), str(folder / ADAPTER_CONFIG))
         return replace(base, name=path, folder=folder, revision=commit, adapter=adapter, adapter_base=base)
     read = read_configuration(path, folder, held_by)
+    if not wanted.weights and not any(folder.glob("*.safetensors")):
+        said = getattr(read.config.get_text_config(), "dtype", None)
+        stored = next((dtype for dtype in DTYPE_NAMES if dtype == said), torch.float32)
+        return ModelSource(path, folder, read.config, read.model_class, commit, stored, code=read.code)
     weights = stored_weights(path, folder, held_by)
     layers = getattr(read.config.get_text_config(), "num_hidden_layers", 0)
     if not read.code and layers > weights.num_layers:
@@ -109,16 +122,17 @@ def _found(path: str, revision: str | None, fetch: bool, above: tuple[Path, ...]
     )
 
 
-def _locate(path: str, revision: str | None, *, fetch: bool) -> tuple[Path, str | None]:
+def _locate(path: str, revision: str | None, wanted: _Wanted) -> tuple[Path, str | None]:
     if path == "builtin:guide":
         return guide_model_dir(), None
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder, None
     require_model_name(path)
-    wanted = [*_WEIGHT_PATTERNS, _CARD, *([_CODE] if remote_code.is_trusted() else [])]
+    patterns = [*_PATTERNS, *([_WEIGHTS] if wanted.weights else []), _CARD]
+    patterns += [_CODE] if remote_code.is_trusted() else []
     with stage(f"fetching {path} from the hub"):
-        local = hub.model_snapshot(path, revision, wanted, fetch=fetch)
+        local = hub.model_snapshot(path, revision, patterns, fetch=wanted.fetch)
     return local, local.name  # a snapshot's folder is named by its commit
 
 
@@ -205,12 +219,27 @@ class ParameterCounts:
 
     total: int
     trainable: int
+    largest_layer: int  # in one layer of the decoder, of those that devices may divide: all but adapters
+    outside_layers: int  # of the same, in embedding, head and last norm
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterCounts":
         """Those of a model with its adapters in place; tied ones count once."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-        return cls(sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained))
+        parameters = list(model.parameters())
+        trained = {parameter for parameter in parameters if parameter.requires_grad}
+        adapters = set() if len(trained) == len(parameters) else trained
+
+        def divided(module: nn.Module) -> int:
+            return sum(parameter.numel() for parameter in module.parameters() if parameter not in adapters)
+
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        layers = [divided(layer) for layer in max(lists, key=divided, default=())]  # experts are lists within one
+        return cls(
+            total=sum(parameter.numel() for parameter in parameters),
+            trainable=sum(parameter.numel() for parameter in trained),
+            largest_layer=max(layers, default=0),
+            outside_layers=divided(model) - sum(layers),
+        )
 
 
 @stage("counting the parameters")

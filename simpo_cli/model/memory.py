@@ -9,6 +9,15 @@ On top of weights, gradients and moments a training step has its peak in one of 
 Autocast keeps its copy of a trained float32 weight until the forward pass ends; a copy of a frozen one lives only while
 it is used. The backward pass wants either, unless layers are computed again. What is counted here is what tensors take;
 tests count the tensors of real steps against it.
+
+Of several devices each takes what one would, where the model is replicated, and a bucket of gradients while they are
+added up. Under fsdp2 it has its share of the state, and whole beside it
+
+    in all of a step              the root group: embedding, head and last norm
+    start of the forward pass     that group and the first layer once more, as they come in
+    passes through a layer        the layer and the next one as it comes in; on the way back its gradient too, and that
+                                  of the layer before as it goes out
+    end of the backward pass      the gradient of the root group, twice
 """
 
 import gc
@@ -16,8 +25,8 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -31,6 +40,7 @@ _GB = 1e9
 _CPU_HELD_BACK = 4 / 3  # a CPU's allocator takes more than autograd saves (seen: 1.3 times)
 _MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
 _WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
+_BUCKET = 256_000_000  # most bytes of gradients that replicas add up at once
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 # In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
 # whose memory does not come out of torch's allocator for cards.
@@ -44,31 +54,56 @@ _OUT_OF_MEMORY = (
 )
 
 
+Strategy = Literal["none", "ddp", "fsdp2"]
+"""One device; the whole model on each of several; weights, gradients and optimizer state divided among them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """A place where a step may have its peak."""
 
-    fixed: int  # bytes whatever the micro-batch
+    fixed: int  # bytes whatever the micro-batch: copies of weights, and the head's gradient
     per_token: int  # bytes of each of its tokens
     has_logits: bool  # whether a chunk of logits is held
+    gathered: int = 0  # bytes of what is else divided and whole now, and of buckets
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
-    """Bytes, by what they are for, and what the device has."""
+    """Bytes of one device, by what they are for, and what it has."""
 
-    state: int  # weights, gradients and optimizer state
+    weights: int
+    gradients: int
+    optimizer: int
     phases: tuple[Phase, ...]  # what comes on top, at one time or another
     logit_row: int  # of one token's logits
     chunk_rows: int  # for how many tokens logits are held at once
     available: int  # what is free on the device
+    on_host: int = 0  # of weights, gradients and optimizer state: what the host holds for this device
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer state."""
+        return self.weights + self.gradients + self.optimizer
+
+    def parts(self, microbatch_tokens: int) -> dict[str, int]:
+        """The peak of a step whose largest micro-batch has so many tokens, by what it is for."""
+        logits = self.logit_row * min(self.chunk_rows, microbatch_tokens)
+        peaks = [
+            {
+                "copies": phase.fixed,
+                "gathered": phase.gathered,
+                "activations": phase.per_token * microbatch_tokens,
+                "logits": phase.has_logits * logits,
+            }
+            for phase in self.phases
+        ]
+        highest = max(peaks, key=lambda parts: sum(parts.values()))
+        return {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer, **highest}
 
     def total(self, microbatch_tokens: int) -> int:
         """The peak of a step whose largest micro-batch has so many tokens."""
-        logits = self.logit_row * min(self.chunk_rows, microbatch_tokens)
-        return self.state + max(
-            phase.fixed + phase.per_token * microbatch_tokens + phase.has_logits * logits for phase in self.phases
-        )
+        return sum(self.parts(microbatch_tokens).values())
 
     def fits(self, microbatch_tokens: int) -> bool:
         return self.total(microbatch_tokens) <= self.available
@@ -89,39 +124,57 @@ class Workload:
     compute: torch.dtype  # type of the matrix products
     lora_rank: int | None = None  # rank of the adapters; None where all weights are trained, or none
     longest_row: int  # tokens of the longest sequence
-    device: torch.device  # where it runs
+    device: torch.device  # where it runs, one of them if there are several
     available: int  # its free bytes
+    strategy: Strategy = "none"
+    ranks: int = 1  # how many devices there are
+    cpu_offload: bool = False  # whether fsdp2 keeps what is divided in the memory of the host
 
     def training(self, *, checkpointing: bool) -> MemoryNeed:
         """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
-        copy, trains_all = self.compute.itemsize, self.lora_rank is None
+        copy, trains_all, divided = self.compute.itemsize, self.lora_rank is None, self.strategy == "fsdp2"
         total, trainable = self.parameters.total, self.parameters.trainable
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
         embeddings = self._head if tied else 2 * self._head
-        # adapters are float32 whatever the weights below them are
-        adapter_size = self.weights.itemsize if trains_all else 4
         trained = trainable - (embeddings if trains_all else 0)
         frozen = 0 if trains_all else total - trainable - embeddings
-        cached = trained * copy if copy < adapter_size else 0
-        wanted = 0 if checkpointing else cached + (frozen * copy if self._narrowed else 0)
+        copied = trained * copy if copy < self._trained_size else 0
+        cached = 0 if divided else copied  # what is gathered anew is cast anew
+        wanted = 0 if checkpointing else copied + (frozen * copy if self._narrowed else 0)
         head_copy, head_gradient = self._head_copy, 4 * self._head if trains_all else 0
-        token = self._token_bytes()
+        token, whole = self._token_bytes(), self._whole
         stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
-        kept = stacked + token.last
+        kept, beside = stacked + token.last, whole.root + whole.layer
+        # a CPU has no product of bfloat16 that adds to float32
+        head_product = head_copy if trains_all and self.device.type == "cpu" else 0
         phases = [
-            Phase(max(cached, wanted) + head_copy, kept, has_logits=True),
-            Phase(wanted + head_copy + head_gradient, kept, has_logits=True),
-            # the gradient of a tied head waits for that of the embedding
+            Phase(max(cached, wanted) + head_copy, kept, has_logits=True, gathered=beside),
+            Phase(wanted + head_copy + head_gradient + head_product, kept, has_logits=True, gathered=beside),
+            # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
-                wanted + (head_gradient if tied else 0),
+                wanted + (head_gradient if tied or divided else 0),
                 stacked + token.gradients + (token.layer if checkpointing else 0),
                 has_logits=False,
+                gathered=beside + whole.layer + 2 * whole.layer_gradient,
+            ),
+            # and both are there while they are added up
+            Phase(
+                head_gradient * (3 if tied else 1 + divided),
+                token.input,
+                has_logits=False,
+                gathered=whole.root + whole.layer_gradient,
             ),
         ]
-        if checkpointing:  # a layer holds half of it at once when it only runs forward
-            phases.append(Phase(cached, stacked + token.layer // 2, has_logits=False))
-        # weights, gradients and the two moments of Adam: 16 bytes for each trainable float32 parameter
-        return self._need(trainable * 4 * adapter_size + (total - trainable) * self.weights.itemsize, phases)
+        if checkpointing or divided:  # a layer holds half of it at once when it only runs forward
+            passing = token.layer // 2 if checkpointing else 0
+            gathered = beside + 2 * whole.layer
+            phases.append(Phase(max(cached, wanted), stacked + passing, has_logits=False, gathered=gathered))
+        if divided:
+            ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
+            phases += (Phase(0, token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
+        if self.strategy == "ddp":
+            phases.append(Phase(0, 0, has_logits=False, gathered=min(_BUCKET, 4 * trainable)))
+        return self._need(self._state(), phases)
 
     def scoring(self) -> MemoryNeed:
         """What a forward pass takes that keeps nothing."""
@@ -130,12 +183,44 @@ class Workload:
             Phase(self._head_copy, token.last, has_logits=True),
             Phase(0, token.layer // 2 + 2 * token.input, has_logits=False),
         ]
-        return self._need(self.parameters.total * self.weights.itemsize, phases)
+        return self._need(_State(self.parameters.total * self.weights.itemsize), phases)
 
-    def _need(self, state: int, phases: list[Phase]) -> MemoryNeed:
+    def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
-        row = vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config))
-        return MemoryNeed(state, tuple(phases), row, most_chunk_rows(self.device, vocab_size), self.available)
+        return MemoryNeed(
+            **state._asdict(),
+            phases=tuple(phases),
+            logit_row=vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config)),
+            chunk_rows=most_chunk_rows(self.device, vocab_size),
+            available=self.available,
+        )
+
+    def _state(self) -> "_State":
+        """16 bytes for each trainable float32 parameter: weight, gradient and the two moments of Adam."""
+        trained = self.parameters.trainable * self._trained_size
+        frozen = (self.parameters.total - self.parameters.trainable) * self.weights.itemsize
+        if self.strategy != "fsdp2":
+            return _State(trained + frozen, trained, 2 * trained)
+        if self.lora_rank is None:
+            part = -(-trained // self.ranks)
+            return _State(on_host=4 * part) if self.cpu_offload else _State(part, part, 2 * part)
+        part = -(-frozen // self.ranks)  # adapters are whole on every device
+        offloaded = part if self.cpu_offload else 0
+        return _State(trained + part - offloaded, trained, 2 * trained, offloaded)
+
+    @property
+    def _whole(self) -> "_Whole":
+        """What fsdp2 makes whole; nothing under another strategy."""
+        if self.strategy != "fsdp2":
+            return _Whole(0, 0, 0, 0)
+        counts = (self.parameters.outside_layers, self.parameters.largest_layer)
+        root, layer = (count * self.weights.itemsize for count in counts)
+        return _Whole(root, layer, root, layer) if self.lora_rank is None else _Whole(root, layer, 0, 0)
+
+    @property
+    def _trained_size(self) -> int:
+        """Bytes of a trained weight: adapters are float32 whatever the weights below them are."""
+        return self.weights.itemsize if self.lora_rank is None else 4
 
     @property
     def _narrowed(self) -> bool:
@@ -158,7 +243,7 @@ class Workload:
         products that share an input a copy of its own, where that is not in the compute type already. Attention keeps
         queries, keys, values, output and a normaliser for each head; models that cap their scores keep those too on a
         CPU, a number for every head and key. The feed-forward keeps four wide arrays, each adapted product one of its
-        rank.
+        rank, and its gradient is scaled in an array of its own.
         """
         config, weight, copy = self.config, self.weights.itemsize, self.compute.itemsize
         hidden = int(config.hidden_size)
@@ -172,8 +257,29 @@ class Workload:
         layer += 7 * (self.lora_rank or 0) * copy
         if self.device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
             layer += 12 * heads * self.longest_row
-        sizes = (layer, 2 * wide * copy + hidden * weight, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
+        gradients = 2 * wide * copy + hidden * weight
+        if self.lora_rank is not None:
+            gradients += 2 * (hidden + self.lora_rank) * copy
+        sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
         return _TokenBytes(*(int(size * _CPU_HELD_BACK) if self.device.type == "cpu" else size for size in sizes))
+
+
+class _State(NamedTuple):
+    """Bytes of what stays from step to step, see `MemoryNeed`."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    on_host: int = 0
+
+
+class _Whole(NamedTuple):
+    """Bytes of divided weights and of their gradients while they are whole; the root group is all outside of layers."""
+
+    root: int
+    layer: int
+    root_gradient: int
+    layer_gradient: int
 
 
 class _TokenBytes(NamedTuple):
@@ -223,6 +329,22 @@ def is_worth_checkpointing(
         return not plain.fits(budget)
     enough = max(longest, min(_WORTH_KEEPING[device.type], step_tokens))
     return plain.comfortable_tokens(enough) < enough
+
+
+def choose_strategy(work: Workload, ranks: int, *, longest: int, may_checkpoint: bool) -> Strategy:
+    """What `distributed.strategy: auto` is on so many devices: divided only where the whole does not fit.
+
+    Args:
+        work: the run on one of them.
+        longest: tokens that the longest pair needs by itself.
+        may_checkpoint: whether the recipe lets layers be computed again.
+    """
+    if work.cpu_offload:  # which only fsdp2 knows
+        return "fsdp2"
+    if ranks == 1:
+        return "none"
+    replicated = replace(work, strategy="ddp", ranks=ranks)
+    return "ddp" if replicated.training(checkpointing=may_checkpoint).fits(longest) else "fsdp2"
 
 
 def require_memory(need: MemoryNeed, microbatch_tokens: int, *, adapters: bool, checkpointing: bool) -> str:

@@ -257,14 +257,10 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         budget = max(left, longest)
         notes.append(f"memory ran out on one of the processes: a micro-batch holds at most {budget:,} tokens now")
     memory = require_memory(need, budget, adapters=lora is not None, checkpointing=checkpointing)
-    # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
-    kept = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
+    checkpoints, checkpoint_bytes, model_bytes = bytes_on_disk(recipe, source, parameters, weights)
     require_free_space(
         Path(recipe.output_dir),
-        kept * state_size(parameters.trainable, weights.itemsize if lora is None else 4)
-        + parameters.total * export_dtype(recipe, source).itemsize
-        + (parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0)
-        - (saved_bytes(Path(recipe.output_dir)) if before else 0),
+        checkpoints * checkpoint_bytes + model_bytes - (saved_bytes(Path(recipe.output_dir)) if before else 0),
         "the checkpoints and the model",
     )
     return RunPlan(
@@ -333,6 +329,17 @@ def _strategy(recipe: Recipe, device: torch.device, fits: bool) -> Strategy:
         if is_set:
             raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
     return "fsdp2"
+
+
+def bytes_on_disk(
+    recipe: Recipe, source: ModelSource, parameters: ParameterCounts, weights: torch.dtype
+) -> tuple[int, int, int]:
+    """How many checkpoints a run has on the disk at once, the bytes of each, and those of the model that it writes."""
+    # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
+    checkpoints = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
+    each = state_size(parameters.trainable, weights.itemsize if recipe.model.lora is None else 4)
+    merged = parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0
+    return checkpoints, each, parameters.total * export_dtype(recipe, source).itemsize + merged
 
 
 def _notes(recipe: Recipe, source: ModelSource, data: PreparedData, plan: Plan) -> Iterator[str]:

@@ -33,6 +33,7 @@ from simpo_cli.run.receipt import (
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.run.verify import written_files
 from simpo_cli.train.build import build, questions_of
+from simpo_cli.train.forecast import Survey, forecast
 from simpo_cli.train.header import header
 from simpo_cli.train.health import UnhealthyError
 from simpo_cli.train.loop import run_steps
@@ -54,7 +55,7 @@ def train(
     allow_changed: Sequence[str] = (),
     dry_run: bool = False,
     quick: bool = False,
-) -> RunOutcome | None:
+) -> RunOutcome | dict[str, Any] | None:
     """Run a recipe to its end.
 
     Args:
@@ -65,7 +66,7 @@ def train(
         quick: skip every evaluation and all probe answers, as a smoke run may; a run that began so stays so.
 
     Returns:
-        What the run left behind; None for a dry run, and for a run that was complete already.
+        What the run left behind; of a dry run what it would take, see `forecast`; None if it was complete already.
 
     Raises:
         UserError: anything that the user can fix; see the exit codes in `errors`. A signal that stopped the run is one
@@ -132,7 +133,7 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
             if dry_run:
                 _announce(composed, run, observer, num_steps=0, first_step=0)
                 observer.note("dry run: no run was written, no weight was read")
-                return None
+                return forecast(Survey.of(run))
             if folder is None:
                 folder = _open_folder(run_dir, fresh=options.fresh)
             require_shared(folder)

@@ -1,9 +1,12 @@
 """The memory that a training step really takes, without the memory: its tensors have shapes and no numbers.
 
 A model of real size is made of fake tensors, its step is run by torch as ever, and every storage that an operation
-makes is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps.
+makes is counted from then until it is freed. Attention is a stand-in that keeps what a fused kernel keeps. Of several
+devices one is there, and the others are a process group that does nothing.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,12 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from simpo_cli.data.pair import EncodedPair
@@ -64,10 +72,12 @@ def measured(
     lora_rank: int | None = None,
     checkpointing: bool = False,
     trained: bool = True,
+    ranks: int = 1,
 ) -> tuple[int, ParameterCounts]:
     """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
 
-    Every token is scored, in padded rows. With `trained` false it is a forward pass of a frozen model.
+    Every token is scored, in padded rows. With `trained` false it is a forward pass of a frozen model. Of several
+    `ranks` the bytes are those of the first, under fsdp2.
 
     Returns:
         The bytes, and the parameters.
@@ -81,30 +91,58 @@ def measured(
     response = np.zeros(width, np.int32)  # behind a prompt of one token a row of `width`, since the last is not read
     packed = pack([EncodedPair(response[:1], response, response, "", "")] * (rows // 2), torch.device("cpu"))
     live = LiveBytes()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _others(ranks) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
         policy = Policy(model).train(trained)
+        counts = ParameterCounts.of(policy)
+        if mesh is not None:
+            _divide(policy, mesh, has_adapters=lora_rank is not None)
         for parameter in policy.parameters():
             parameter.requires_grad_(parameter.requires_grad and trained)
-            live.count(parameter)
+            live.count(_own(parameter))
         if checkpointing:
             policy.recompute_activations()
         if trained:
             optimizer = make_optimizer(policy, TrainRecipe())
             start_moments(optimizer)
             for moments in optimizer.state.values():
-                live.count(moments["exp_avg"])
-                live.count(moments["exp_avg_sq"])
+                live.count(_own(moments["exp_avg"]))
+                live.count(_own(moments["exp_avg_sq"]))
         with live, torch.set_grad_enabled(trained):
             for _ in range(2):
-                with torch.autocast("cpu", torch.bfloat16, enabled=compute == torch.bfloat16):
+                narrow = compute == torch.bfloat16
+                with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=ranks == 1):
                     logps = policy(packed)
                 if trained:
                     logps.sum().backward()
                 del logps
             if trained:
                 optimizer.step()
-    return live.peak, ParameterCounts.of(policy)
+    return live.peak, counts
+
+
+@contextmanager
+def _others(ranks: int) -> Iterator[DeviceMesh | None]:
+    """A mesh of so many devices, where it takes several; its collectives leave everything as it is."""
+    if ranks == 1:
+        yield None
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)  # type: ignore[no-untyped-call]
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        dist.destroy_process_group()
+
+
+def _divide(policy: Policy, mesh: DeviceMesh, *, has_adapters: bool) -> None:
+    adapters = {parameter for parameter in policy.parameters() if has_adapters and parameter.requires_grad}
+    for module in (*policy.layers, policy):
+        fully_shard(module, mesh=mesh, ignored_params=adapters)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _make_fake(model: nn.Module) -> None:

@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +16,17 @@ import transformers
 
 import simpo_cli
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model import memory
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.allocator import expand_segments, keep_freed_memory
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.logprobs import most_chunk_rows
 from simpo_cli.model.memory import (
     MemoryNeed,
     Phase,
     Workload,
     available_bytes,
     choose_budget,
+    choose_strategy,
     is_worth_checkpointing,
     require_memory,
 )
@@ -36,28 +38,36 @@ from tests.tiny import tiny_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FP32, BF16 = torch.float32, torch.bfloat16
+_LAYERS = 4  # what holds for four layers holds for any number
 # the attention that is counted here does not keep scores, which those that are capped are
 _UNCAPPED_GEMMA = {**GEMMA2_9B, "attn_logit_softcapping": None}
 
 
-def _as_counted_here(need: MemoryNeed, config: Any) -> MemoryNeed:
-    """Formulas of a card, with the chunks of logits that the head takes on this machine."""
-    return replace(need, chunk_rows=most_chunk_rows(CPU, config.vocab_size))
+
+def _workload(config: Any, parameters: ParameterCounts, device: torch.device = CUDA, **types: Any) -> Workload:
+    return Workload(config=config, parameters=parameters, longest_row=512, device=device, available=0, **types)
 
 
-def _workload(config: Any, parameters: ParameterCounts, **types: Any) -> Workload:
-    return Workload(config=config, parameters=parameters, longest_row=512, device=CUDA, available=0, **types)
+@pytest.fixture
+def counted_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Workload]:
+    """Workloads of a CPU in bytes of tensors, of which its allocator takes no more."""
+    monkeypatch.setattr(memory, "_CPU_HELD_BACK", 1)
+    return partial(_workload, device=CPU)
 
 
 @pytest.mark.parametrize(
-    ("shape", "rows", "weights", "compute", "lora_rank", "checkpointing"),
+    ("shape", "rows", "weights", "compute", "lora_rank", "checkpointing", "ranks"),
     [
-        pytest.param(SMOLLM2_135M, 8, FP32, FP32, None, False, id="float32"),
-        pytest.param(QWEN_1B5, 8, FP32, BF16, None, False, id="bf16 autocast"),
-        pytest.param(LLAMA_8B, 8, FP32, BF16, None, True, id="bf16 autocast, checkpointed"),
-        pytest.param(LLAMA_8B, 8, BF16, BF16, 16, False, id="adapters"),
-        pytest.param(LLAMA_8B, 16, BF16, BF16, 16, True, id="adapters, checkpointed"),
-        pytest.param(_UNCAPPED_GEMMA, 4, FP32, BF16, None, True, id="tied head of 256,000 tokens"),
+        pytest.param(shape, rows, *types, checkpointing, ranks, id=f"{name} x {ranks}")
+        for name, shape, rows, types, checkpointing, several in (
+            ("float32", SMOLLM2_135M, 8, (FP32, FP32, None), False, 2),
+            ("bf16 autocast", QWEN_1B5, 8, (FP32, BF16, None), False, 8),
+            ("bf16 autocast, checkpointed", LLAMA_8B, 8, (FP32, BF16, None), True, 2),
+            ("adapters", LLAMA_8B, 8, (BF16, BF16, 16), False, 8),
+            ("adapters, checkpointed", LLAMA_8B, 16, (BF16, BF16, 16), True, 2),
+            ("tied head of 256,000 tokens", _UNCAPPED_GEMMA, 4, (FP32, BF16, None), True, 8),
+        )
+        for ranks in (1, several)
     ],
 )
 def test_a_step_takes_what_is_predicted(
@@ -67,26 +77,32 @@ def test_a_step_takes_what_is_predicted(
     compute: torch.dtype,
     lora_rank: int | None,
     checkpointing: bool,
+    ranks: int,
     monkeypatch: pytest.MonkeyPatch,
+    counted_here: Callable[..., Workload],
 ) -> None:
-    """Within 2 % of the peak, and within 4 % of what comes on top of the state."""
-    config = transformers.AutoConfig.for_model(**shape)
+    """Never less than the peak, and at most 2 % more; 5 % where it is divided among devices."""
+    config = transformers.AutoConfig.for_model(**shape | {"num_hidden_layers": _LAYERS})
     types: dict[str, Any] = {"weights": weights, "compute": compute, "lora_rank": lora_rank}
-    peak, parameters = measured(config, monkeypatch, rows=rows, width=512, checkpointing=checkpointing, **types)
-    need = _workload(config, parameters, **types).training(checkpointing=checkpointing)
-    predicted = _as_counted_here(need, config).total(rows * 512)
-    assert predicted == pytest.approx(peak, rel=0.02)
-    assert predicted - need.state == pytest.approx(peak - need.state, rel=0.04)
+    step: dict[str, Any] = {"rows": rows, "width": 512, "checkpointing": checkpointing, "ranks": ranks}
+    peak, parameters = measured(config, monkeypatch, **step, **types)
+    work = counted_here(config, parameters, **types, strategy="none" if ranks == 1 else "fsdp2", ranks=ranks)
+    predicted = work.training(checkpointing=checkpointing).total(rows * 512)
+    assert 1 <= predicted / peak < (1.02 if ranks == 1 else 1.05)
 
 
 @pytest.mark.parametrize(("shape", "weights", "compute"), [(SMOLLM2_135M, FP32, FP32), (LLAMA_8B, FP32, BF16)])
 def test_scoring_takes_what_is_predicted(
-    shape: dict[str, Any], weights: torch.dtype, compute: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any],
+    weights: torch.dtype,
+    compute: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    counted_here: Callable[..., Workload],
 ) -> None:
     config = transformers.AutoConfig.for_model(**shape)
     peak, parameters = measured(config, monkeypatch, rows=8, width=512, weights=weights, compute=compute, trained=False)
-    need = _workload(config, parameters, weights=weights, compute=compute).scoring()
-    assert _as_counted_here(need, config).total(8 * 512) == pytest.approx(peak, rel=0.05)
+    need = counted_here(config, parameters, weights=weights, compute=compute).scoring()
+    assert need.total(8 * 512) == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +113,7 @@ def test_scoring_takes_what_is_predicted(
 def test_sixteen_bytes_for_a_trainable_float32_parameter(
     trainable: int, weights: torch.dtype, lora_rank: int | None, state: int
 ) -> None:
-    counts = ParameterCounts(total=1000, trainable=trainable)
+    counts = ParameterCounts(1000, trainable, largest_layer=100, outside_layers=200)
     work = _workload(tiny_config(), counts, weights=weights, compute=BF16, lora_rank=lora_rank)
     assert work.training(checkpointing=False).state == state
 
@@ -116,13 +132,13 @@ def test_six_bytes_for_a_parameter_of_a_trained_head_in_bf16(
 ) -> None:
     """What the backward pass of the head takes by itself: its layers are computed again, so no other copy is there."""
     config = tiny_config()
-    work = _workload(config, ParameterCounts(1000, 1000), weights=weights, compute=compute, lora_rank=lora_rank)
+    work = _workload(config, ParameterCounts(1000, 1000, 100, 200), weights=weights, compute=compute, lora_rank=lora_rank)
     head = config.vocab_size * config.hidden_size
     assert work.training(checkpointing=True).phases[1].fixed == each * head
 
 
 def test_a_cpu_holds_back_a_third_more() -> None:
-    work = _workload(tiny_config(), ParameterCounts(total=1000, trainable=1000), weights=FP32, compute=FP32)
+    work = _workload(tiny_config(), ParameterCounts(1000, 1000, 100, 200), weights=FP32, compute=FP32)
     card, machine = (replace(work, device=device).training(checkpointing=False) for device in (CUDA, CPU))
     for ours, theirs in zip(machine.phases, card.phases, strict=True):
         assert ours.per_token == pytest.approx(4 / 3 * theirs.per_token, abs=20)
@@ -132,14 +148,18 @@ def test_a_cpu_holds_back_a_third_more() -> None:
 
 
 def _need(*, state: int = 0, per_token: int = 1 << 20, fixed: int = 0, available: int = 4 << 30) -> MemoryNeed:
-    return MemoryNeed(state, (Phase(fixed, per_token, has_logits=True),), 1 << 10, 64, available)
+    return MemoryNeed(state, 0, 0, (Phase(fixed, per_token, has_logits=True),), 1 << 10, 64, available)
 
 
 def test_the_highest_phase_counts_and_logits_no_further_than_their_chunk() -> None:
-    need = MemoryNeed(1000, (Phase(50, 1, has_logits=True), Phase(0, 2, has_logits=False)), 7, 10, 0)
+    phases = (Phase(50, 1, has_logits=True), Phase(0, 2, has_logits=False, gathered=30))
+    need = MemoryNeed(400, 200, 400, phases, 7, 10, 0)
     assert need.total(5) == 1000 + 50 + 5 + 7 * 5
     assert need.total(20) == 1000 + 50 + 20 + 7 * 10
-    assert need.total(200) == 1000 + 2 * 200
+    assert need.total(200) == 1000 + 30 + 2 * 200
+    assert need.parts(20) == {
+        "weights": 400, "gradients": 200, "optimizer": 400, "copies": 50, "gathered": 0, "activations": 20, "logits": 70
+    }  # fmt: skip
 
 
 def test_the_budget_fits_and_holds_the_longest_pair() -> None:
@@ -174,7 +194,7 @@ def test_more_tokens_than_gain_anything_are_never_chosen() -> None:
 def test_layers_are_computed_again_where_too_little_fits_without(
     fitting: int, longest: int, step_tokens: int, device: torch.device, budget: int | None, wanted: bool
 ) -> None:
-    need = MemoryNeed(0, (Phase(0, 1000, has_logits=False),), 0, 1, available=fitting * 1250)
+    need = MemoryNeed(0, 0, 0, (Phase(0, 1000, has_logits=False),), 0, 1, available=fitting * 1250)
     assert need.comfortable_tokens(1 << 20) == fitting
     assert is_worth_checkpointing(need, device, longest=longest, step_tokens=step_tokens, budget=budget) == wanted
 

@@ -118,7 +118,7 @@ class Runs:
                 patch.setattr(answers, "_MAX_NEW_TOKENS", 3)
                 patch.setattr(build, "AnswerProbe", lambda asked, tokenizer, _: AnswerProbe(asked[:2], tokenizer, 3))
             outcome = train(composed, observer=memory, **options)
-        assert outcome in (None, memory.outcome)
+        assert outcome in (None, memory.outcome) or options["dry_run"]
         return memory
 
     def cut(
