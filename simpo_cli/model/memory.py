@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import psutil
 import torch
 
+from simpo_cli.distributed.gradients import BUCKET_BYTES
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
 from simpo_cli.model.load import ParameterCounts
@@ -40,7 +41,6 @@ _GB = 1e9
 _CPU_HELD_BACK = 4 / 3  # a CPU's allocator takes more than autograd saves (seen: 1.3 times)
 _MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
 _WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
-_BUCKET = 256_000_000  # most bytes of gradients that replicas add up at once
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 # In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
 # whose memory does not come out of torch's allocator for cards.
@@ -173,7 +173,8 @@ class Workload:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
             phases += (Phase(0, token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
         if self.strategy == "ddp":
-            phases.append(Phase(0, 0, has_logits=False, gathered=min(_BUCKET, 4 * trainable)))
+            bucket = min(max(BUCKET_BYTES, head_gradient), 4 * trainable)
+            phases.append(Phase(0, 0, has_logits=False, gathered=bucket))
         return self._need(self._state(), phases)
 
     def scoring(self) -> MemoryNeed:
@@ -331,20 +332,19 @@ def is_worth_checkpointing(
     return plain.comfortable_tokens(enough) < enough
 
 
-def choose_strategy(work: Workload, ranks: int, *, longest: int, may_checkpoint: bool) -> Strategy:
-    """What `distributed.strategy: auto` is on so many devices: divided only where the whole does not fit.
+def choose_strategy(work: Workload, *, longest: int, may_checkpoint: bool) -> Strategy:
+    """What `distributed.strategy: auto` is: on several devices the model is divided only if it does not fit whole.
 
     Args:
-        work: the run on one of them.
         longest: tokens that the longest pair needs by itself.
         may_checkpoint: whether the recipe lets layers be computed again.
     """
-    if work.cpu_offload:  # which only fsdp2 knows
-        return "fsdp2"
-    if ranks == 1:
+    if work.ranks == 1:
         return "none"
-    replicated = replace(work, strategy="ddp", ranks=ranks)
-    return "ddp" if replicated.training(checkpointing=may_checkpoint).fits(longest) else "fsdp2"
+    if work.cpu_offload:  # replicas cannot
+        return "fsdp2"
+    replicated = replace(work, strategy="ddp").training(checkpointing=may_checkpoint)
+    return "ddp" if replicated.fits(longest) else "fsdp2"
 
 
 def require_memory(need: MemoryNeed, microbatch_tokens: int, *, adapters: bool, checkpointing: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import AutocastKwargs
 
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.distributed import ranks
@@ -187,6 +188,8 @@ def _sharded_start(
     check = before or SelfCheck.from_json(ranks.from_first(checked, "the self-check"))
     if run.checkpointing:
         policy.recompute_activations()
+    # what is gathered anew is cast anew: copies that stay would be those of the whole model on every rank
+    run.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     distribute(policy, read, device, run.data.train[0], offload=recipe.distributed.cpu_offload)
     policy.flex, policy.packing = check.why_by_segment is None, check.packing
     return policy, check

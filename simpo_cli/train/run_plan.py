@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,15 @@ from simpo_cli.model.load import (
     require_lengths,
     weights_dtype,
 )
-from simpo_cli.model.memory import Workload, available_bytes, choose_budget, is_worth_checkpointing, require_memory
+from simpo_cli.model.memory import (
+    Strategy,
+    Workload,
+    available_bytes,
+    choose_budget,
+    choose_strategy,
+    is_worth_checkpointing,
+    require_memory,
+)
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe.composition import ComposedRecipe
@@ -51,7 +59,6 @@ PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
     *("peft", "liger-kernel", "datasets", "omegaconf"),
 )
-Strategy = Literal["none", "ddp", "fsdp2"]
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
 
@@ -221,10 +228,13 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         longest_row=longest_row,
         device=accelerator.device,
         available=_available(accelerator.device),
+        ranks=ranks.world_size(),
+        cpu_offload=recipe.distributed.cpu_offload,
     )
-    plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     longest = int(tokens_of_each(data.scored, packing).max())
-    strategy = _strategy(recipe, accelerator.device, checkpointed.fits(longest))
+    strategy = _strategy(recipe, workload, longest)
+    workload = replace(workload, strategy=strategy)
+    plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
     if checkpointing == "auto":
         if machine and (machine["gradient_checkpointing"] or plain.fits(longest)):
@@ -234,7 +244,8 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
                 plain,
                 accelerator.device,
                 longest=longest,
-                step_tokens=int(np.sort(tokens_of_each(data.train, packing))[-plan.pairs_per_step :].sum()),
+                step_tokens=int(np.sort(tokens_of_each(data.train, packing))[-plan.pairs_per_step :].sum())
+                // workload.ranks,
                 budget=None if given == "auto" else given,
             )
     need = checkpointed if checkpointing else plain
@@ -304,25 +315,31 @@ def _available(device: torch.device) -> int:
     return ranks.smallest(available_bytes(device) // here, "comparing the memory")
 
 
-def _strategy(recipe: Recipe, device: torch.device, fits: bool) -> Strategy:
-    """How the policy is spread: whole on each rank where that `fits`, else sharded.
+def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
+    """How the policy is spread over the ranks.
+
+    Args:
+        longest: tokens that the longest pair needs by itself.
 
     Raises:
         UserError: the recipe asks for what this machine, or this model, cannot do.
     """
     wanted, lora = recipe.distributed.strategy, recipe.model.lora
-    if ranks.world_size() == 1 and wanted != "fsdp2":
+    if work.ranks == 1 and wanted != "fsdp2":
         return "none"
     if wanted == "none":
         raise UserError(
-            f"distributed.strategy is none, and there are {ranks.world_size()} processes.",
+            f"distributed.strategy is none, and there are {work.ranks} processes.",
             "Set distributed.strategy to auto, or start one process.",
             key="distributed.strategy",
         )
-    if wanted == "ddp" or (wanted == "auto" and fits and not recipe.distributed.cpu_offload):
+    if wanted == "auto":
+        may_checkpoint = recipe.model.gradient_checkpointing is not False
+        wanted = choose_strategy(work, longest=longest, may_checkpoint=may_checkpoint)
+    if wanted == "ddp":
         return "ddp"
     for key, is_set, why in (
-        ("distributed.cpu_offload", recipe.distributed.cpu_offload and device.type == "cpu", "there is no card"),
+        ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
         ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
         ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
     ):

@@ -98,7 +98,7 @@ class _Options:
     quick: bool
 
 
-def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> RunOutcome | None:
+def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> RunOutcome | dict[str, Any] | None:
     run_dir, resume, dry_run = Path(composed.recipe.output_dir), options.resume, options.dry_run
     packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
     ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")

@@ -16,6 +16,7 @@ from simpo_cli.model.device import device_name, open_accelerator
 from simpo_cli.model.load import load_start
 from simpo_cli.model.memory import available_bytes, memory_for, require_memory
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.shares import Share
 from simpo_cli.stages import stage
 from simpo_cli.train.forecast import Survey, tokens_of_run
 from simpo_cli.train.optimizer import make_optimizer, start_moments
@@ -55,8 +56,8 @@ def measure(survey: Survey) -> dict[str, Any]:
         batches, speeds = _sample(survey, budget), []
         with stage("timing micro-batches", len(batches)) as timing:
             for number, batch in enumerate([batches[0], *batches]):
-                cut = [list(range(len(batch)))]
-                gradient = partial(accumulate, policy, batch, cut, loss=recipe.loss, accelerator=accelerator, step=0)
+                share = Share([range(len(batch))])
+                gradient = partial(accumulate, policy, batch, share, loss=recipe.loss, accelerator=accelerator, step=0)
                 seconds = seconds_of(gradient)
                 if number:  # the first one warms up
                     speeds.append(int(tokens_of_each(batch, survey.packing).sum()) / seconds)

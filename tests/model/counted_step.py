@@ -16,18 +16,20 @@ import transformers
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.distributed import sharded
+from simpo_cli.distributed.gradients import reduce_gradients
+from simpo_cli.distributed.sharded import local
 from simpo_cli.model import logprobs
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.memory import Strategy
 from simpo_cli.model.packed import pack
-from simpo_cli.model.policy import Policy
+from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.recipe.schema import LoraRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
@@ -72,12 +74,13 @@ def measured(
     lora_rank: int | None = None,
     checkpointing: bool = False,
     trained: bool = True,
+    strategy: Strategy = "none",
     ranks: int = 1,
 ) -> tuple[int, ParameterCounts]:
     """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
 
     Every token is scored, in padded rows. With `trained` false it is a forward pass of a frozen model. Of several
-    `ranks` the bytes are those of the first, under fsdp2.
+    `ranks` the bytes are those of one.
 
     Returns:
         The bytes, and the parameters.
@@ -91,58 +94,53 @@ def measured(
     response = np.zeros(width, np.int32)  # behind a prompt of one token a row of `width`, since the last is not read
     packed = pack([EncodedPair(response[:1], response, response, "", "")] * (rows // 2), torch.device("cpu"))
     live = LiveBytes()
-    with _others(ranks) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+    with _others(ranks, monkeypatch), FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
         policy = Policy(model).train(trained)
         counts = ParameterCounts.of(policy)
-        if mesh is not None:
-            _divide(policy, mesh, has_adapters=lora_rank is not None)
+        adapters = [p for p in policy.parameters() if p.requires_grad and lora_rank is not None]
+        if strategy == "fsdp2":
+            sharded.shard(policy, list(policy.layers), device=torch.device("cpu"), whole=adapters)
         for parameter in policy.parameters():
             parameter.requires_grad_(parameter.requires_grad and trained)
-            live.count(_own(parameter))
+            live.count(local(parameter))
         if checkpointing:
             policy.recompute_activations()
         if trained:
             optimizer = make_optimizer(policy, TrainRecipe())
             start_moments(optimizer)
             for moments in optimizer.state.values():
-                live.count(_own(moments["exp_avg"]))
-                live.count(_own(moments["exp_avg_sq"]))
+                live.count(local(moments["exp_avg"]))
+                live.count(local(moments["exp_avg_sq"]))
         with live, torch.set_grad_enabled(trained):
             for _ in range(2):
                 narrow = compute == torch.bfloat16
-                with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=ranks == 1):
+                with torch.autocast("cpu", torch.bfloat16, enabled=narrow, cache_enabled=strategy != "fsdp2"):
                     logps = policy(packed)
                 if trained:
                     logps.sum().backward()
                 del logps
             if trained:
+                weights = list(trainable(policy).values())
+                reduce_gradients(weights, [True] * len(weights))
                 optimizer.step()
     return live.peak, counts
 
 
 @contextmanager
-def _others(ranks: int) -> Iterator[DeviceMesh | None]:
-    """A mesh of so many devices, where it takes several; its collectives leave everything as it is."""
+def _others(ranks: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A group of so many ranks, of which this one is there; collectives leave everything as it is."""
     if ranks == 1:
-        yield None
+        yield
         return
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)  # type: ignore[no-untyped-call]
+    mesh = init_device_mesh("cpu", (ranks,))
+    monkeypatch.setattr(sharded, "init_device_mesh", lambda *_: mesh)  # which is made of tensors with numbers
+    monkeypatch.setattr("simpo_cli.distributed.ranks.world_size", lambda: ranks)
     try:
-        yield init_device_mesh("cpu", (ranks,))
+        yield
     finally:
         dist.destroy_process_group()
-
-
-def _divide(policy: Policy, mesh: DeviceMesh, *, has_adapters: bool) -> None:
-    adapters = {parameter for parameter in policy.parameters() if has_adapters and parameter.requires_grad}
-    for module in (*policy.layers, policy):
-        fully_shard(module, mesh=mesh, ignored_params=adapters)
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """What this rank holds of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _make_fake(model: nn.Module) -> None:
