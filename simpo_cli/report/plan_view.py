@@ -40,7 +40,7 @@ def plan_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     saved = "in padded rows"
     if run["packing"] == "shared_prefix":
         saved = f"every prompt once: {100 * run['saved_share']:.0f} % fewer than in padded rows"
-    time = "not measured: simpo plan --time loads the model here and times some micro-batches"
+    time = "not measured: simpo plan --time loads the model and times some micro-batches here"
     if timing is not None:
         speed = timing["tokens_per_second"]
         time = (
@@ -56,8 +56,8 @@ def plan_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "steps",
-            f"{thousands(run['steps'])} of {run['pairs_per_step']} pairs: {run['epochs']:g} times "
-            f"{thousands(run['pairs'])} pairs",
+            f"{thousands(run['steps'])} of {run['pairs_per_step']} pairs, {run['epochs']:.3g} "
+            f"{'epoch' if run['epochs'] == 1 else 'epochs'} of {thousands(run['pairs'])} pairs",
         ),
         ("tokens", f"{compact(run['tokens'])}, {saved} · longest pair {thousands(run['longest_pair_tokens'])}"),
         (

@@ -1,0 +1,116 @@
+"""What a training step really takes of a machine's memory beside what is predicted, alone and on two ranks.
+
+    python -m tests.benchmarks.memory --model FOLDER [--data FILE] [--steps 2]
+
+Each setting is a process of its own, or two: its resident memory before the weights are read is taken off the peak of
+its steps. Prints a table, and asserts nothing; what can be counted exactly is in tests/model/test_memory.py.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.process import peak_resident_bytes
+
+SETTINGS = {
+    "full": (1, ()),
+    "full, checkpointed": (1, ("model.gradient_checkpointing=true",)),
+    "LoRA": (1, ("model.lora={}",)),
+    "full, ddp on 2": (2, ("distributed.strategy=ddp",)),
+    "full, fsdp2 on 2": (2, ("distributed.strategy=fsdp2",)),
+    "full, checkpointed, fsdp2 on 2": (2, ("distributed.strategy=fsdp2", "model.gradient_checkpointing=true")),
+    "LoRA, fsdp2 on 2": (2, ("distributed.strategy=fsdp2", "model.lora={}")),
+}
+RECIPE = """name: memory
+model: {{path: {model}, gradient_checkpointing: false}}
+data: {{train: {data}, holdout: 8, max_length: 512, max_prompt_length: 384}}
+train: {{pairs_per_step: 6, tokens_per_microbatch: 1024, precision: fp32}}
+health: {{num_answers: 0}}
+"""
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", default="builtin:guide")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--one", nargs="*")
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(_one_rank(options.one, options.steps)))
+        return
+    with tempfile.TemporaryDirectory(prefix="simpo-memory-") as folder:
+        Path(folder, "run").mkdir()
+        recipe = Path(folder, "run.yaml")
+        model, data = (os.path.abspath(name) if Path(name).exists() else name for name in (options.model, options.data))
+        recipe.write_text(RECIPE.format(model=model, data=data), encoding="utf-8")
+        print("| setting | predicted, GB | measured, GB | predicted over measured |\n|---|---|---|---|")
+        for name, (ranks, more) in SETTINGS.items():
+            command = [sys.executable, "-m", "tests.benchmarks.memory", "--model", model, "--steps", str(options.steps)]
+            command += ["--one", str(recipe), f"output_dir={folder}/run", *more]
+            found = _on_ranks(command, ranks)
+            predicted, measured = found[0]["predicted"], max(each["measured"] for each in found)
+            print(f"| {name} | {predicted / 1e9:.2f} | {measured / 1e9:.2f} | {predicted / measured:.2f} |", flush=True)
+
+
+def _on_ranks(command: list[str], ranks: int) -> list[dict[str, Any]]:
+    """What each of so many processes of a command answers."""
+    place = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
+    started = [
+        subprocess.Popen(
+            command, env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE
+        )
+        for rank in range(ranks)
+    ]
+    return [json.loads(process.communicate()[0]) for process in started]
+
+
+def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
+    """Predicted bytes of a step, and the highest of so many steps on top of what there was before the weights."""
+    import torch
+
+    from simpo_cli.distributed import ranks
+    from simpo_cli.recipe.composition import compose
+    from simpo_cli.run.stop import StopRequest
+    from simpo_cli.train.build import build
+    from simpo_cli.train.forecast import Survey
+    from simpo_cli.train.run_plan import prepare
+    from simpo_cli.train.saving import ResumeState
+    from simpo_cli.train.loop import _accumulate
+    from tests.train.runs import Memory
+
+    composed = compose(arguments[0], arguments[1:])
+    ranks.join("cpu", 600, alone=composed.recipe.distributed.strategy == "fsdp2")
+    run = prepare(composed.recipe)
+    work = Survey.of(run).workload(run.accelerator.device, run.compute, 0)
+    work = replace(work, strategy=run.strategy, ranks=ranks.world_size())
+    predicted = work.training(checkpointing=run.checkpointing).total(run.budget)
+    torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+    before = psutil.Process().memory_info().rss
+    with StopRequest() as stop:
+        training, _, _ = build(run, Memory(), stop, ResumeState(), [])
+        ctypes.CDLL(None).malloc_trim(0)  # what loading and checking left with the process
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        policy = training.policy.train()
+        for step in range(steps):
+            pairs = [run.data.train[i] for i in run.plan.pairs_of(step)]
+            _accumulate(training, pairs, step)
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+    return {"predicted": predicted, "measured": peak_resident_bytes() - before}
+
+
+if __name__ == "__main__":
+    main()
