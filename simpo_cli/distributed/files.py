@@ -2,7 +2,8 @@
 
 Whole tensors are dealt to the ranks; each writes and hashes a file of its own, and the first writes the one manifest
 over all of them. A file that is read again is hashed by one rank. So time is divided by the ranks, no rank holds more
-than its shards and one whole tensor, and a checkpoint of any number of ranks is read by any other number of them.
+than its shards, one whole tensor and the piece of it that comes in, and any number of ranks reads what any number has
+written.
 
 What fails on one rank is told by it once all have come to the same place, and then raised by all.
 """

@@ -38,6 +38,7 @@ from tests.distributed.crew import crew
 
 SIZES = (1, 2, 4)
 KINDS = ("whole", "sharded")
+PIECE = 64  # bytes, so that a tensor is gathered in several
 FACTS = {"recipe_sha256": "abc"}
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename")
 
@@ -127,14 +128,17 @@ def names(parent: Path) -> list[str]:
 # What crews do
 
 
-def writing(place: Path) -> list[int]:
-    """Save a model of each kind; where the tensors lie that were gathered, which is one place."""
+def writing(place: Path) -> dict[str, Any]:
+    """Save a model of each kind; where the tensors lie that were gathered, and the bytes that came at once."""
     for kind in KINDS:
         model, optimizer = training(kind, seed=3)
         save(place / f"{kind}-{ranks.world_size()}", 3, model, optimizer)
     tensors = {name: tensor for name, tensor in _tensors(model, optimizer).items() if is_sharded(tensor)}
-    turns = files.in_turns(tensors, files.deal({name: tensor.nbytes for name, tensor in tensors.items()}))
-    return sorted({tensor.data_ptr() for tensor in turns if tensor.numel() > 0})
+    with patch.object(dist, "gather", wraps=dist.gather) as gather:
+        turns = files.in_turns(tensors, files.deal({name: tensor.nbytes for name, tensor in tensors.items()}))
+        places = {tensor.data_ptr() for tensor in turns if tensor.numel() > 0}
+    pieces = [call.args[0].nbytes * ranks.world_size() for call in gather.call_args_list]
+    return {"places": len(places), "at once": max(pieces)}
 
 
 def reading(place: Path, sizes: tuple[int, ...]) -> dict[str, list[str]]:
@@ -325,7 +329,7 @@ DEATHS = [("whole", 1, "write"), ("sharded", 1, "write"), ("sharded", 1, "fsync"
 
 def main(place: Path) -> None:
     """Crew after crew."""
-    files._PIECE = 64  # so that a tensor is gathered in several
+    files._PIECE = PIECE
     seen: dict[str, Any] = {
         "written": {size: crew(size, lambda: writing(place)) for size in SIZES},
         "read": {size: crew(size, lambda: reading(place, SIZES)) for size in SIZES},

@@ -17,7 +17,7 @@ from simpo_cli.distributed import files
 from simpo_cli.errors import ExitCode
 from simpo_cli.run.checkpoint import reap
 from simpo_cli.run.manifest import find_checkpoints, open_checkpoint
-from tests.distributed.checkpoint_crews import DEATHS, KINDS, SIZES, names, state_of
+from tests.distributed.checkpoint_crews import DEATHS, KINDS, PIECE, SIZES, names, state_of
 
 HOST = socket.gethostname()
 
@@ -64,9 +64,9 @@ def test_every_rank_writes_whole_tensors_which_together_are_all(place: Path) -> 
             open_checkpoint(folder).verify()
 
 
-def test_what_is_gathered_lies_in_one_place(seen: dict[str, Any]) -> None:
-    """So that a rank holds its shards and one whole tensor."""
-    assert all(len(places) == 1 for size in SIZES for places in seen["written"][str(size)])
+def test_a_rank_holds_no_more_than_one_tensor_whole(seen: dict[str, Any]) -> None:
+    """What it gathers lies in one place, to which it comes in pieces."""
+    assert seen["written"] == {str(size): [{"places": 1, "at once": PIECE}] * size for size in SIZES}
 
 
 def test_any_number_of_ranks_reads_what_any_number_has_written(seen: dict[str, Any]) -> None:
