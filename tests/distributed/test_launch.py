@@ -15,10 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
+from simpo_cli.cli import main as cli
 from simpo_cli.cli import train as command
 from simpo_cli.distributed import launch as launcher
 from simpo_cli.distributed.launch import launch, same_command, to_tell
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.redaction import remember
 from simpo_cli.run.folder import OUT_OF_MEMORY
 from tests.cli.seen import Simpo, typed, write_run_recipe
 
@@ -211,7 +213,7 @@ exec(changed)
 for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # whatever has started the tests
     signal.signal(getattr(signal, name), signal.SIG_IGN if name == ignored else signal.SIG_DFL)
 try:
-    code = launch.launch([sys.executable, "worker.py", worker], 2, lambda: False)
+    code = launch.launch([sys.executable, "worker.py", worker], 2, lambda: print("may it restart?"))
 except UserError as error:
     print(error.problem, flush=True)
     code = error.exit_code
@@ -316,6 +318,16 @@ def test_a_stop_before_processes_listen_is_told_and_saves() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_a_process_that_cannot_listen_is_given_up_when_a_stop_has_ended_another() -> None:
+    launched = Launched(
+        "if rank == 0: signal.signal(signal.SIGTERM, signal.SIG_IGN)\nready(); time.sleep(20); os._exit(7)",
+        "launch._SECONDS_TO_END = 0.3",
+    )
+    launched.process.terminate()
+    assert launched.ends() == (ExitCode.SAVED, "Stopped by SIGTERM; what was saved is kept.\n")
+
+
+@pytest.mark.usefixtures("place")
 def test_a_hangup_that_nohup_has_ignored_stays_so() -> None:
     launched = Launched("train()", ignored="SIGHUP")
     os.killpg(launched.process.pid, signal.SIGHUP)
@@ -331,6 +343,7 @@ def test_the_same_command_finds_no_modules_where_the_person_is(monkeypatch: pyte
     assert same_command() == [sys.executable, "-m", "simpo_cli", "train", "demo"]
 
 
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 PLACE = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
 
@@ -347,7 +360,7 @@ def test_under_another_launcher_an_error_of_all_is_told_by_the_first(monkeypatch
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
     assert [to_tell(error) for error in silent] == [None] * 3
-    assert waited == [10.0] * 3  # so that the first is not ended before it has told
+    assert waited == [launcher._SECONDS_FOR_THE_TELLER] * 3  # so that the first is not ended before it has told
     own = to_tell(_error(ExitCode.NUMBERS))
     assert str(own) == f"run.yaml:3: rank 3 on {HOST}: it is bad.\n  Mend it."
     assert own is not None
@@ -360,6 +373,23 @@ def test_under_another_launcher_an_error_of_all_is_told_by_the_first(monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "none")
     assert [to_tell(error) for error in silent] == silent
     assert len(waited) == 3
+
+
+def test_the_last_word_is_left_when_it_is_printed_and_tells_no_value_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launcher, "_folder", tmp_path)
+    printed = []
+    monkeypatch.setattr(cli, "_say", lambda text: printed.append((text, list(tmp_path.iterdir()))))
+    remember("DISK", "/secret-disk")
+    error = UserError("/secret-disk is full.", "Free some space.", exit_code=ExitCode.ENVIRONMENT)
+    assert cli._end(error) == ExitCode.ENVIRONMENT
+    assert printed == [("Error: /secret-disk is full.\n  Free some space.", [])]
+    [word] = tmp_path.iterdir()
+    assert "${oc.env:DISK} is full." in word.read_text(encoding="utf-8")
+    assert "secret" not in word.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -416,7 +446,6 @@ def test_without_the_driver_of_a_card_torch_is_not_asked(
     assert [isinstance(run, dict) or run[1] for run in runs] == [True, 5]
 
 
-LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
 HALF = {"WORLD_SIZE": "2"}
 
 
@@ -493,7 +522,12 @@ def test_memory_that_ran_out_in_a_step_starts_the_processes_once_more(
 
 def test_what_every_process_misses_is_two_lines(tmp_path: Path) -> None:
     write_run_recipe(tmp_path, "several", "builtin:guide", "distributed:\n  num_processes: 2\n")
-    (tmp_path / "transformers.py").write_text("raise ModuleNotFoundError(name='nowhere')", encoding="utf-8")
+    misses = """if True:
+        import threading
+        follows = "launcher" in [thread.name for thread in threading.enumerate()]
+        raise ModuleNotFoundError(name="nowhere" if follows else "no launcher")
+    """
+    (tmp_path / "transformers.py").write_text(misses, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "simpo_cli", "train", "run.yaml"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
