@@ -38,7 +38,8 @@ from tests.benchmarks.process import peak_resident_bytes, spread
 from tests.benchmarks.scaling import Machine, step
 from tests.train.runs import Memory
 
-_COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast")
+_COLLECTIVES = ("all_reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor")
+_NEWER = ("all_gather_single", "reduce_scatter_single")  # the names of the last two from torch 2.13 on
 _SENT = 16 * 2**20  # numbers of a collective that is timed by itself
 _GB = 1e9
 
@@ -152,7 +153,8 @@ def _timed_collectives() -> Iterator[list[float]]:
 
         return call
 
-    with patch.multiple(dist, **{name: timed(getattr(dist, name)) for name in _COLLECTIVES}):
+    names = [name for name in (*_COLLECTIVES, *_NEWER) if hasattr(dist, name)]
+    with patch.multiple(dist, **{name: timed(getattr(dist, name)) for name in names}):
         yield spent
 
 

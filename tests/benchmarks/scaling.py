@@ -9,6 +9,7 @@ its place, and compares what this model says of that with steps that really ran.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,23 +141,21 @@ def step(
         )
         return again * work / speed + passes
 
-    shortest = min(range(len(pairs)), key=lambda i: pairs[i].num_tokens)
-    shares = deal(pairs, ranks, budget, "shared_prefix")
-    most = max(map(len, shares))
-    sharded, held_by = strategy == "fsdp2", ranks if strategy == "fsdp2" else 1
-    if sharded:  # all ranks run each micro-batch together
-        times = [[seconds(cut) for cut in share] + [seconds([shortest])] * (most - len(share)) for share in shares]
-        of_microbatches = [max(together) for together in zip(*times, strict=True)]
-        once = 3 * config.num_hidden_layers * machine.ring(ranks, _WEIGHT * in_layers / config.num_hidden_layers)
-        each = once + 2 * machine.ring(ranks, _WEIGHT * outside)
-        collectives = most * each
-        overlapped = [max(compute, each) if machine.overlaps else compute + each for compute in of_microbatches]
-        compute, low = sum(of_microbatches), sum(overlapped)
+    shares = [[seconds(cut) for cut in share] for share in deal(pairs, ranks, budget, "shared_prefix")]
+    most, held_by = max(map(len, shares)), 1
+    if strategy == "fsdp2":  # all ranks run each micro-batch together, some of them an idle one
+        held_by = ranks
+        of_microbatches = [max(together) for together in zip_longest(*shares, fillvalue=0.0)]
+        layer = in_layers / config.num_hidden_layers
+        each = 3 * config.num_hidden_layers * machine.ring(ranks, _WEIGHT * layer)
+        each += 2 * machine.ring(ranks, _WEIGHT * outside)
+        collectives, compute = most * each, sum(of_microbatches)
+        low = sum(max(took, each) if machine.overlaps else took + each for took in of_microbatches)
     else:
-        compute = max(sum(map(seconds, share)) for share in shares)
-        collectives = 2 * machine.ring(ranks, _WEIGHT * (in_layers + outside)) if ranks > 1 else 0.0
-        low = compute + collectives  # it comes after the last micro-batch, when nothing is left to compute
-    useful = sum(seconds(cut) for share in shares for cut in share)
+        collectives = 2 * machine.ring(ranks, _WEIGHT * (in_layers + outside))
+        compute = max(map(sum, shares))
+        low = compute + collectives  # they come after the last micro-batch, when nothing is left to compute
+    useful = sum(map(sum, shares))
     # weights, both moments and the gradient: norm, clipping, update
     update = 10 * _WEIGHT * (in_layers + outside) / held_by / machine.memory
     return Step(compute + update, collectives, low + update, compute + collectives + update, useful / ranks / compute)
@@ -177,9 +176,10 @@ def memory(config: Any, ranks: int, strategy: str, tokens: int, *, checkpointing
     ).training(checkpointing=checkpointing)
     if strategy != "fsdp2":
         return need.total(tokens)
-    # two layers whole, computed and fetched, with a copy in bf16 and a gradient; what is outside of them all the while
+    # two layers whole, computed and fetched, and the gradient of one; what is outside of them, with its own, all the
+    # while; and copies in bf16, which wait for the backward pass of all layers unless layers are computed again
     layer = in_layers / config.num_hidden_layers
-    gathered = layer * (2 * _WEIGHT + 2 + _WEIGHT) + outside * (2 * _WEIGHT + 2)
+    gathered = layer * 3 * _WEIGHT + 2 * (layer if checkpointing else in_layers) + outside * (2 * _WEIGHT + 2)
     return 4 * _WEIGHT * total / ranks + gathered + need.total(tokens) - need.total(0)
 
 
@@ -206,21 +206,28 @@ def choose(config: Any, machine: Machine, ranks: int, share_tokens: int) -> Choi
 
 def main() -> None:
     """Print the tables of docs/scaling.md."""
-    print("Memory of a rank, GB, and one step of 128 pairs, seconds (collectives hidden .. not hidden)\n")
-    pairs = {count: made_pairs(count) for count in (128, 512, 2048)}
-    mean = np.mean([pair.num_tokens for pair in pairs[2048]])
-    print(f"pairs of {mean:.0f} tokens on average, longest {max(p.num_tokens for p in pairs[2048])}\n")
-    print("| model | " + " | ".join(f"{ranks}" for ranks in RANKS) + " |")
-    print("| --- |" + " --- |" * len(RANKS))
-    for name, config in MODELS.items():
-        print(f"| {name} | " + " | ".join(_cell(config, ranks, pairs[128]) for ranks in RANKS) + " |")
-    print("\nBusy share of the ranks, %, and pairs a second, by pairs a step\n")
-    print("| model | pairs a step | " + " | ".join(f"{ranks}" for ranks in RANKS) + " |")
-    print("| --- | --- |" + " --- |" * len(RANKS))
-    for name in ("8 B", "70 B"):
-        for count, some in pairs.items():
-            cells = [_rate(MODELS[name], ranks, some) for ranks in RANKS]
-            print(f"| {name} | {count} | " + " | ".join(cells) + " |")
+    print("\n\n".join(["\n".join(memory_and_time()), "\n".join(larger_steps())]))
+
+
+def memory_and_time() -> list[str]:
+    """A table: of models on so many ranks, what a rank holds and how long a step of 128 pairs takes."""
+    pairs, ranks = made_pairs(128), [str(ranks) for ranks in RANKS]
+    rows = [[name, *(_cell(config, ranks, pairs) for ranks in RANKS)] for name, config in MODELS.items()]
+    return _table(["model", *ranks], rows)
+
+
+def larger_steps() -> list[str]:
+    """A table: how busy the ranks are, and pairs a second, by pairs a step."""
+    rows = []
+    for name in ("1 B", "8 B", "70 B"):
+        for count in (128, 512, 2048):
+            pairs = made_pairs(count)
+            rows.append([name, str(count), *(_rate(MODELS[name], ranks, pairs) for ranks in RANKS)])
+    return _table(["model", "pairs a step", *map(str, RANKS)], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _cell(config: Any, ranks: int, pairs: Sequence[EncodedPair]) -> str:
@@ -230,15 +237,17 @@ def _cell(config: Any, ranks: int, pairs: Sequence[EncodedPair]) -> str:
         return f"needs {least / _GB:.0f} GB"
     took = step(config, GPUS, ranks, choice.strategy, pairs, choice.budget, checkpointing=choice.checkpointing)
     again = "*" if choice.checkpointing else ""
-    return f"{choice.strategy}{again} {choice.bytes / _GB:.0f} GB, {took.low:.2f} .. {took.high:.2f} s"
+    seconds = f"{took.low:.2f}" if ranks == 1 else f"{took.low:.2f} to {took.high:.2f}"
+    return f"{choice.strategy}{again} {choice.bytes / _GB:.0f} GB, {seconds} s"
 
 
 def _rate(config: Any, ranks: int, pairs: Sequence[EncodedPair]) -> str:
     choice = choose(config, GPUS, ranks, sum(pair.num_tokens for pair in pairs) // ranks)
     if choice is None:
-        return "-"
+        return ""
     took = step(config, GPUS, ranks, choice.strategy, pairs, choice.budget, checkpointing=choice.checkpointing)
-    return f"{100 * took.busy_share:.0f} %, {len(pairs) / took.high:.0f} .. {len(pairs) / took.low:.0f}"
+    slow, fast = (f"{len(pairs) / seconds:,.0f}" for seconds in (took.high, took.low))
+    return f"{100 * took.busy_share:.0f} %, {slow}" + (f" to {fast}" if fast != slow else "")
 
 
 if __name__ == "__main__":

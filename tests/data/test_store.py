@@ -69,11 +69,12 @@ def test_what_is_asked_of_all_pairs_needs_none_of_them(tmp_path: Path, monkeypat
     assert lengths_of(stored[:0]).shape == lengths_of([]).shape == (0, 3)
 
 
-@pytest.mark.parametrize("many", [0, 1000])  # rows are read run by run, or with those between them
+@pytest.mark.parametrize(("few", "many"), [(0, 0), (0, 1000), (30, 0)])  # rows read run by run or in one go, or held
 def test_any_selection_of_selections_is_that_of_a_list(
-    many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: int, many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_pairs, "_BLOCK", 7)
+    monkeypatch.setattr(store_pairs, "_FEW", few)
     monkeypatch.setattr(store_pairs, "_MANY", many)
     monkeypatch.setattr(store_pairs, "_NEAR", 3)
     draw, first, second = np.random.default_rng(6), made_up(40, 6), made_up(25, 7)
@@ -115,7 +116,10 @@ def test_what_is_held_does_not_grow_with_the_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pairs.bin", "rows.bin"])
-def test_a_file_that_is_cut_short_is_an_error_and_no_crash(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_short_is_an_error_and_no_crash(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_pairs, "_FEW", 0)
     stored = written(tmp_path / "a", made_up(30, 5))
     os.truncate(tmp_path / "a" / name, 100)
     for read in (lambda: stored[29], lambda: list(stored)):

@@ -101,7 +101,8 @@ _ROW = struct.Struct("<qQiiiiiB3x")  # the same, for one row
 _INT32 = np.dtype("<i4")
 _KEY_BYTES = 16  # of a pair_key
 _BLOCK = 1 << 14  # rows in memory at once
-_MANY = 64
+_FEW = 1 << 16  # rows of a file that are held in memory: 2.6 MB
+_MANY = 64  # runs of a block, above which
 _NEAR = 64  # rows no further apart are read in one go; what lies between takes less time than another call
 
 Rows = NDArray[Any]  # of ROW
@@ -185,9 +186,12 @@ class _PairFiles:
     def __init__(self, folder: Path) -> None:
         self.tokens, self.rows = _File(folder / TOKENS), _File(folder / ROWS)
         self.num_pairs = os.fstat(self.rows.descriptor).st_size // ROW.itemsize
+        self.held = np.fromfile(folder / ROWS, dtype=ROW) if self.num_pairs <= _FEW else None  # then looked up faster
 
     def pair_at(self, number: int) -> EncodedPair:
         """The pair of a row."""
+        if self.held is not None:
+            return self.pair_of(self.held[number].item())
         return self.pair_of(_ROW.unpack(self.rows.read(number * _ROW.size, _ROW.size)))
 
     def pair_of(self, row: tuple[Any, ...]) -> EncodedPair:
@@ -314,6 +318,8 @@ class StoredPairs(Sequence[EncodedPair]):
 
     def _rows(self, numbers: Positions) -> Rows:
         """(n,) the rows of these numbers, of which there is at least one; rows close together are read in one go."""
+        if len(self._files) == 1 and (held := self._files[0].held) is not None:
+            return held.take(numbers)
         files, steps = np.searchsorted(self._file_ends, numbers, side="right"), np.diff(numbers)
         is_end = (steps != 1) | (np.diff(files) != 0)
         if is_end.sum() > _MANY:
