@@ -3,7 +3,7 @@
 #   make test    set up and run the tests
 #   make test-elsewhere  run the tests from an empty folder, so that nothing around them decides one
 #   make test-oldest   run the tests of model, training, evaluation, data and commands with the oldest supported versions
-#   make test-faults   inject kills, signals, disk faults and damaged files; resume and compare (KILLS=300)
+#   make test-faults   inject kills, signals, disk faults and damaged files; resume and compare (KILLS=300, RANK_KILLS=300)
 #   make test-slow     run the tests that need a real model in SIMPO_TEST_MODEL
 #   make fuzz    feed broken records and messages to the readers for a minute
 #   make formats list the data layouts that are read, and what says which response is chosen
@@ -35,6 +35,7 @@ BENCH_MODEL ?= models/smollm2-135m-instruct
 BENCH_DATA ?= ../shared/data
 WORKERS ?= 2
 KILLS ?= 300
+RANK_KILLS ?= 300
 FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
@@ -78,6 +79,7 @@ test-oldest: $(OLDEST_READY)
 
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills $(KILLS)
+	$(BIN)/python -m tests.faults.rank_storm --kills $(RANK_KILLS)
 	$(BIN)/python -m tests.faults.disk $(FAULT_OPTIONS)
 	$(BIN)/python -m tests.faults.corruption
 

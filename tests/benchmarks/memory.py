@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,9 +85,9 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
     from simpo_cli.run.stop import StopRequest
     from simpo_cli.train.build import build
     from simpo_cli.train.forecast import Survey
+    from simpo_cli.train.loop import _accumulate
     from simpo_cli.train.run_plan import prepare
     from simpo_cli.train.saving import ResumeState
-    from simpo_cli.train.loop import _accumulate
     from tests.train.runs import Memory
 
     composed = compose(arguments[0], arguments[1:])
