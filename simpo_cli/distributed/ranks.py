@@ -120,6 +120,11 @@ def local_rank() -> int:
     return 0 if _group is None else _group.place.local_rank
 
 
+def local_size() -> int:
+    """How many processes of the run this host has; accelerate changes what the environment says of it."""
+    return 1 if _group is None else _group.place.local_size
+
+
 def is_first() -> bool:
     """Whether this process is the one that draws, logs, locks and writes."""
     return rank() == 0

@@ -17,7 +17,6 @@ from simpo_cli.data.pair import EncodedPair, cut_warnings
 from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.distributed import ranks
-from simpo_cli.distributed.place import place_in
 from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
@@ -310,8 +309,7 @@ def _inputs(recipe: Recipe, before: Identity | None) -> tuple[Recipe, ModelSourc
 
 def _available(device: torch.device) -> int:
     """Free memory of the device that has least; ranks of a host share its memory where they compute on it."""
-    place = place_in()
-    here = 1 if place is None or device.type != "cpu" else place.local_size
+    here = ranks.local_size() if device.type == "cpu" else 1
     return ranks.smallest(available_bytes(device) // here, "comparing the memory")
 
 

@@ -102,7 +102,7 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
         training, _, _ = build(run, Memory(), stop, ResumeState(), [])
         ctypes.CDLL(None).malloc_trim(0)  # what loading and checking left with the process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
-        policy = training.policy.train()
+        training.policy.train()
         for step in range(steps):
             pairs = [run.data.train[i] for i in run.plan.pairs_of(step)]
             _accumulate(training, pairs, step)

@@ -74,6 +74,7 @@ LIGHT: dict[str, tuple[int, set[str]]] = {
     "--version": DONE,
     "train --help": DONE,
     "eval --help": DONE,
+    "plan --help": DONE,
     "stats --help": DONE,
     "stats --explain all": DONE,
     "stats prefs.jsonl": (0, {"scipy"}),
@@ -94,6 +95,8 @@ LIGHT: dict[str, tuple[int, set[str]]] = {
     "inspect bad.yaml": USAGE,
     "inspect demo --pair no.jsonl:1": (2, TOKENS),
     "inspect demo data.train=missing.jsonl": (2, TOKENS),
+    "plan bad.yaml": USAGE,
+    "plan demo data.train=missing.jsonl": (2, TOKENS),
     "train bad.yaml": USAGE,
     "train demo train.learning_rate=0": USAGE,
     "train lora": USAGE,
@@ -129,7 +132,7 @@ def test_no_heavy_import(command: str, light: dict[str, tuple[int, set[str]]]) -
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("train", "eval", "stats", "inspect", "report", "export", "recipe"):
+    for command in ("train", "plan", "eval", "stats", "inspect", "report", "export", "recipe"):
         assert f"\n  {command} " in shown.output
     assert "simpo train demo" in shown.output
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"

@@ -111,8 +111,8 @@ def test_the_time_is_shown_where_it_was_measured(simpo: Simpo) -> None:
     speed = {"median": 1234.0, "low": 1000.0, "high": 2000.0, "n": 9}
     document["time"] = {"device": "cpu, 2 cores", "tokens_per_second": speed, "expected_seconds": 3723.4}
     assert (
-        "time     1:02:03 for the steps on cpu, 2 cores: 1.2k tokens a second, median of 9 micro-batches (1.0k to 2.0k); "
-        "evaluations, answers and checkpoints come on top\n"
+        "time     1:02:03 for the steps on cpu, 2 cores: 1.2k tokens a second, median of 9 micro-batches (1.0k to "
+        "2.0k); evaluations, answers and checkpoints come on top\n"
     ) in printed(print_plan, document, width=200)
 
 

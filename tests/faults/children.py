@@ -213,7 +213,7 @@ def _free_port() -> int:
 
 def _rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     """Where a launcher says that a process stands."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
     return {**{name: str(value) for name, value in places.items()}, "MASTER_ADDR": "127.0.0.1"}
 
 

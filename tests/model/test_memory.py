@@ -202,6 +202,55 @@ def test_layers_are_computed_again_where_too_little_fits_without(
     assert is_worth_checkpointing(need, device, longest=longest, step_tokens=step_tokens, budget=budget) == wanted
 
 
+@pytest.mark.parametrize(
+    ("ranks", "offloads", "may_checkpoint", "available", "chosen"),
+    [
+        (1, False, True, 0, "none"),
+        (1, True, True, 0, "none"),
+        (8, False, True, 0, "fsdp2"),
+        (8, False, True, 10**12, "ddp"),
+        (8, True, True, 10**12, "fsdp2"),
+        (8, False, True, 150 * 10**9, "ddp"),  # the recipes say 149 GB; it is 181 where layers are not computed again
+        (8, False, False, 150 * 10**9, "fsdp2"),
+        (8, False, True, 149 * 10**9, "fsdp2"),
+    ],
+)
+def test_a_model_is_divided_only_where_it_does_not_fit_whole(
+    ranks: int, offloads: bool, may_checkpoint: bool, available: int, chosen: str
+) -> None:
+    counts = ParameterCounts(8_030_261_248, 8_030_261_248, 218_112_000, 1_050_677_248)
+    work = _workload(transformers.AutoConfig.for_model(**LLAMA_8B), counts, weights=FP32, compute=BF16)
+    work = replace(work, ranks=ranks, cpu_offload=offloads, available=available)
+    assert choose_strategy(work, longest=4096, may_checkpoint=may_checkpoint) == chosen
+
+
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_layers_and_what_is_outside_of_them_are_counted_without_adapters(lora_rank: int | None) -> None:
+    config = tiny_config(tie_word_embeddings=False)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    layer = sum(weight.numel() for weight in model.model.layers[1].parameters())
+    if lora_rank is not None:
+        model = add_adapters(model, LoraRecipe(rank=lora_rank))
+    counts = ParameterCounts.of(model)
+    assert counts.largest_layer == layer
+    assert counts.outside_layers == 2 * config.vocab_size * config.hidden_size + config.hidden_size
+    adapters = 0 if lora_rank is None else counts.trainable
+    assert counts.total == adapters + counts.outside_layers + config.num_hidden_layers * layer
+
+
+def test_what_is_divided_can_lie_on_the_host() -> None:
+    counts = ParameterCounts(1000, 100, 100, 200)
+    adapted: dict[str, Any] = {"weights": BF16, "compute": BF16, "lora_rank": 4}
+    for types, counted, here, there in (
+        ({"weights": FP32, "compute": BF16}, replace(counts, trainable=1000), (0, 0, 0), 4000),
+        (adapted, counts, (400, 400, 800), 450),
+    ):
+        work = _workload(tiny_config(), counted, **types, strategy="fsdp2", ranks=4, cpu_offload=True)
+        need = work.training(checkpointing=True)
+        assert (need.weights, need.gradients, need.optimizer, need.on_host) == (*here, there)
+        assert need.phases == replace(work, cpu_offload=False).training(checkpointing=True).phases
+
+
 def test_what_does_not_fit_names_only_remedies_that_are_left_and_what_fits_is_told() -> None:
     need = _need(state=8 << 30)
     with pytest.raises(UserError, match="does not fit in memory") as caught:
