@@ -61,7 +61,7 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
         alone: make a group of one where there are no others, as torch's FSDP2 needs one.
 
     Raises:
-        UserError: they do not come together (exit code 4).
+        UserError: they do not come together (exit code 4), or there are fewer cards than processes.
     """
     global _group
     place = place_in()
@@ -75,6 +75,7 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
             _group = _Group(store, Place(0, 1, 0, 1), timeout)
         return
     if device == "cuda":
+        _require_card(place)
         torch.cuda.set_device(place.local_rank)
     if not dist.is_available() or (device == "cuda" and not dist.is_nccl_available()):
         raise UserError(
@@ -95,6 +96,18 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     _group = _Group(PrefixStore("simpo", store), place, timeout)
+
+
+def _require_card(place: Place) -> None:
+    """Refuse to be one process more than there are cards; the first such process of a host tells it."""
+    cards = torch.cuda.device_count()
+    if place.local_rank >= cards:
+        error = UserError(
+            f"process {place.local_rank + 1} of this host finds no card for itself: it sees {cards}.",
+            "Start one process a card, and let each of them see all cards (srun: without --gpus-per-task).",
+        )
+        error.is_shared = place.local_rank > cards
+        raise error
 
 
 def leave() -> None:

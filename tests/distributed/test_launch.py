@@ -19,6 +19,7 @@ from simpo_cli.cli import main as cli
 from simpo_cli.cli import train as command
 from simpo_cli.distributed import launch as launcher
 from simpo_cli.distributed.launch import launch, same_command, to_tell
+from simpo_cli.distributed.ranks import join
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.redaction import remember
 from simpo_cli.run.folder import OUT_OF_MEMORY
@@ -475,6 +476,20 @@ def test_what_does_not_fit_is_refused_once_a_host(
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("LOCAL_RANK", "1")
         assert simpo("train", "run.yaml", *words) == (ExitCode.USAGE, "", "")
+
+
+def test_more_processes_of_another_launcher_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda card: pytest.fail(f"there is no card {card}"))
+    for name, value in {"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="process 3 of this host finds no card for itself: it sees 2") as caught:
+        join("cuda", 1)
+    assert (caught.value.exit_code, caught.value.is_shared) == (ExitCode.USAGE, False)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(UserError, match="process 4 of this host") as caught:
+        join("cuda", 1)
+    assert caught.value.is_shared  # told once a host
 
 
 def test_a_launcher_that_starts_anew_resumes_and_only_the_first_process_draws(
