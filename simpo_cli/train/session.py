@@ -217,6 +217,7 @@ def _train_in(
         write_receipt("stopped", training.steps_done)
         raise _stopped(stopped, f"after step {training.steps_done} of {num_steps}; everything is saved") from None
     except UnhealthyError as error:
+        error.is_shared = ranks.world_size() > 1  # every rank sees the same numbers, and the first one says it
         write_error("stopped", training.steps_done, error)
         raise
     except OutOfMemoryError as error:
@@ -230,6 +231,7 @@ def _train_in(
             exit_code=error.exit_code,
         ) from error
     except UserError as error:
+        error.is_shared |= ranks.world_size() > 1 and isinstance(error, NotFiniteError)
         write_error("failed", saver.saved_at or 0, error)
         raise
     folder.sync_logs()  # before run.json vouches for them

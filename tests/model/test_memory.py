@@ -27,6 +27,7 @@ from simpo_cli.model.memory import (
     Workload,
     available_bytes,
     choose_budget,
+    choose_strategy,
     is_worth_checkpointing,
     require_memory,
 )
