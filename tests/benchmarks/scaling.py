@@ -19,7 +19,7 @@ import torch
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import deal
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.memory import Workload
+from simpo_cli.model.memory import Strategy, Workload
 from tests.benchmarks.flops import needed_flops, shape_of
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -122,7 +122,7 @@ def step(
     config: Any,
     machine: Machine,
     ranks: int,
-    strategy: str,
+    strategy: Strategy,
     pairs: Sequence[EncodedPair],
     budget: int,
     *,
@@ -161,41 +161,38 @@ def step(
     return Step(compute + update, collectives, low + update, compute + collectives + update, useful / ranks / compute)
 
 
-def memory(config: Any, ranks: int, strategy: str, tokens: int, *, checkpointing: bool) -> float:
+def memory(config: Any, ranks: int, strategy: Strategy, tokens: int, *, checkpointing: bool) -> int:
     """Bytes of tensors on a rank at the peak of a step whose largest micro-batch has so many tokens."""
     in_layers, outside = parameters_of(config)
     total = in_layers + outside
-    need = Workload(
+    work = Workload(
         config=config,
-        parameters=ParameterCounts(total, total),
+        parameters=ParameterCounts(total, total, in_layers // config.num_hidden_layers, outside),
         weights=torch.float32,
         compute=torch.bfloat16,
         longest_row=_LONGEST,
         device=torch.device("cuda"),
         available=0,
-    ).training(checkpointing=checkpointing)
-    if strategy != "fsdp2":
-        return need.total(tokens)
-    # two layers whole, computed and fetched, and the gradient of one; what is outside of them, with its own, all the
-    # while; and copies in bf16, which wait for the backward pass of all layers unless layers are computed again
-    layer = in_layers / config.num_hidden_layers
-    gathered = layer * 3 * _WEIGHT + 2 * (layer if checkpointing else in_layers) + outside * (2 * _WEIGHT + 2)
-    return 4 * _WEIGHT * total / ranks + gathered + need.total(tokens) - need.total(0)
+        strategy=strategy,
+        ranks=ranks,
+    )
+    return work.training(checkpointing=checkpointing).total(tokens)
 
 
 @dataclass(frozen=True)
 class Choice:
     """How a run would go: what fits, as `auto` chooses."""
 
-    strategy: str
+    strategy: Strategy
     checkpointing: bool
     budget: int  # most tokens of a micro-batch
-    bytes: float
+    bytes: int
 
 
 def choose(config: Any, machine: Machine, ranks: int, share_tokens: int) -> Choice | None:
     """The first that fits in nine tenths of the memory: whole before sharded, large micro-batches, no layer twice."""
-    for strategy in ("none",) if ranks == 1 else ("ddp", "fsdp2"):
+    strategies: tuple[Strategy, ...] = ("none",) if ranks == 1 else ("ddp", "fsdp2")
+    for strategy in strategies:
         for checkpointing, most in ((False, 16384), (False, 8192), (True, 16384), (True, 8192), (True, 4096)):
             tokens = min(most, max(share_tokens, _LONGEST))
             needed = memory(config, ranks, strategy, tokens, checkpointing=checkpointing)
