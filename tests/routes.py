@@ -89,7 +89,7 @@ class Routes:
             return (WORD if isinstance(value, str) else WORD.encode()) in value
         if type(value).__name__ == "Tensor" and not value.is_floating_point():
             value = value.detach().cpu().numpy()
-        if isinstance(value, list | tuple) and value and type(value[0]) is int:
+        if isinstance(value, list | tuple) and value and all(type(one) is int for one in value):
             value = np.array(value)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or value.size < len(self.word_ids):
             return False

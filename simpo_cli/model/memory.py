@@ -171,7 +171,7 @@ class Workload:
             phases.append(Phase(max(cached, wanted), stacked + passing, has_logits=False, gathered=gathered))
         if divided:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
-            phases += (Phase(0, token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
+            phases += (Phase(0, 2 * token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
         if self.strategy == "ddp":
             bucket = min(max(BUCKET_BYTES, head_gradient), 4 * trainable)
             phases.append(Phase(0, 0, has_logits=False, gathered=bucket))

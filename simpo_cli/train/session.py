@@ -110,7 +110,7 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
             if resume and not dry_run:  # locked before anything in it is read
                 folder = _open_folder(run_dir, resume=True)
                 _first(lambda: checkpoint.reap(run_dir / CHECKPOINTS))
-            state = ranks.together(lambda: ResumeState.of(run_dir) if resume else ResumeState(), "reading the run")
+            state = ResumeState.of(run_dir) if resume else ResumeState()
             before = state.latest.identity if state.latest else None
             require_known_keys(options.allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
             quick = options.quick or bool(state.document.get("quick"))

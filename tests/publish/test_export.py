@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from simpo_cli.model.load import find_model, load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import SelfCheck, choose_packing
 from simpo_cli.publish.export import save_model, written_whole
-from simpo_cli.recipe.schema import DataRecipe, ExportRecipe, ModelRecipe, Recipe
+from simpo_cli.recipe.schema import DataRecipe, DistributedRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train import build, outcome
 from simpo_cli.train.loop import Training
 from simpo_cli.train.outcome import _read_again, conclude
@@ -105,7 +106,13 @@ def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothi
 def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(start: Path) -> None:
     (start / "model.safetensors").write_bytes(b"not what was written")
     with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
-        _read_again(start, torch.float32, torch.device("cpu"))
+        run: Any = SimpleNamespace(
+            strategy="none",
+            weights=torch.float32,
+            accelerator=SimpleNamespace(device=torch.device("cpu")),
+            recipe=SimpleNamespace(distributed=DistributedRecipe()),
+        )
+        _read_again(start, run)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
 

@@ -230,7 +230,7 @@ def test_what_auto_made_of_gradient_checkpointing_is_recorded_and_stays(
     with monkeypatch.context() as patch:
         patch.setattr(Workload, "training", remembered)
         tiny.train("run", dry_run=True)
-    plain, checkpointed = needs
+    plain, checkpointed = needs[:2]  # the forecast of a dry run asks for more
     free = (checkpointed.total(400) + plain.total(400)) // 2
     assert checkpointed.total(400) < free < plain.total(400)
     with monkeypatch.context() as patch:
