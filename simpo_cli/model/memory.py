@@ -147,12 +147,14 @@ class Workload:
         kept, beside = stacked + token.last, whole.root + whole.layer
         # a CPU has no product of bfloat16 that adds to float32
         head_product = head_copy if trains_all and self.device.type == "cpu" else 0
+        # the last weight of a layer to get its gradient, and that gradient, before it is widened
+        narrow = 2 * copy * int(self.config.hidden_size) ** 2 if trains_all and self._narrowed else 0
         phases = [
             Phase(max(cached, wanted) + head_copy, kept, has_logits=True, gathered=beside),
             Phase(wanted + head_copy + head_gradient + head_product, kept, has_logits=True, gathered=beside),
             # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
-                wanted + (head_gradient if tied or divided else 0),
+                wanted + narrow + (head_gradient if tied or divided else 0),
                 stacked + token.gradients + (token.layer if checkpointing else 0),
                 has_logits=False,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,

@@ -64,7 +64,7 @@ copies                   2.1     2.1           -           -           -
 gathered                   -       -        10.5        10.2        10.2
 activations              0.0     0.0         0.0         0.0         0.0
 logits                   0.0     0.0           -           -           -
-in all                 130.6   130.6        74.7        42.3        26.2
+in all                 130.6   130.6        74.8        42.3        26.2
 At the peak of a step: micro-batches of 52 tokens, gradient checkpointing on.
 copies: of weights in bf16, and the head's gradient · gathered: layers that are
 whole while they are used, gradients on their way to other devices

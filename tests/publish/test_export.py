@@ -105,13 +105,13 @@ def test_what_the_disk_refuses_inside_a_library_is_said_as_such_and_leaves_nothi
 
 def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(start: Path) -> None:
     (start / "model.safetensors").write_bytes(b"not what was written")
+    run: Any = SimpleNamespace(
+        strategy="none",
+        weights=torch.float32,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        recipe=SimpleNamespace(distributed=DistributedRecipe()),
+    )
     with pytest.raises(UserError, match="was written to .* and cannot be read again: ") as caught:
-        run: Any = SimpleNamespace(
-            strategy="none",
-            weights=torch.float32,
-            accelerator=SimpleNamespace(device=torch.device("cpu")),
-            recipe=SimpleNamespace(distributed=DistributedRecipe()),
-        )
         _read_again(start, run)
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
