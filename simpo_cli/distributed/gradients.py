@@ -54,7 +54,7 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The norm of tensors together, over all their shards: a collective where some are sharded."""
     if ranks.world_size() == 1 or not any(map(is_sharded, tensors)):
-        return torch.nn.utils.get_total_norm(list(tensors))
+        return torch.nn.utils.get_total_norm(list(map(local, tensors)))  # the only shard is all of it
     shards = [part for tensor in tensors if is_sharded(tensor) and (part := local(tensor)).numel()]
     whole = [tensor for tensor in tensors if not is_sharded(tensor)]
     squares = torch.nn.utils.get_total_norm(shards).square() if shards else local(tensors[0]).new_zeros(())

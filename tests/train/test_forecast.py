@@ -12,6 +12,7 @@ import transformers
 
 from simpo_cli.data.plan import microbatches
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.composition import compose
 from simpo_cli.train import timing
 from simpo_cli.train.forecast import Survey, forecast, survey
@@ -185,3 +186,24 @@ def test_what_does_not_fit_here_is_not_timed(tiny: Runs, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="does not fit in memory") as caught:
         timing.measure(_surveyed(tiny, weights=True))
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+def test_a_divided_model_keeps_no_narrow_copies_of_its_weights(tiny: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its memory is predicted: weights are gathered anew wherever they are used, and cast anew."""
+    kept: list[bool] = []
+    forward = Policy.forward
+
+    def seen(policy: Policy, packed: Any) -> torch.Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            kept.append(torch.is_autocast_cache_enabled())
+        return forward(policy, packed)
+
+    monkeypatch.setattr(Policy, "forward", seen)
+    for strategy in ("none", "fsdp2"):
+        kept.clear()
+        more = ("train.precision=bf16", "train.max_steps=1", f"distributed.strategy={strategy}")
+        tiny.train(strategy, *more, quick=True)
+        assert set(kept) == {strategy == "none"}
+    [ours], [theirs] = (tiny.log(run, "metrics") for run in ("none", "fsdp2"))
+    for name in ("loss", "grad_norm", "rewards/margins"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
