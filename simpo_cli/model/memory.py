@@ -38,7 +38,9 @@ from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
 
 _GB = 1e9
-_CPU_HELD_BACK = 4 / 3  # a CPU's allocator takes more than autograd saves (seen: 1.3 times)
+# How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
+# what trained layers keep, which run fused there and keep less; for what is gathered, which gloo copies; for the rest.
+_HEAP = {"layers": 4 / 3, "gathered": 4.5, "rest": 2.2}
 _MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
 _WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
@@ -190,10 +192,15 @@ class Workload:
 
     def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
+        row = vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config))
+        rest, gathered = self._held("rest"), self._held("gathered" if self.strategy == "fsdp2" else "rest")
         return MemoryNeed(
             **state._asdict(),
-            phases=tuple(phases),
-            logit_row=vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config)),
+            phases=tuple(
+                replace(phase, fixed=int(phase.fixed * rest), gathered=int(phase.gathered * gathered))
+                for phase in phases
+            ),
+            logit_row=int(row * rest),
             chunk_rows=most_chunk_rows(self.device, vocab_size),
             available=self.available,
         )
@@ -264,7 +271,12 @@ class Workload:
         if self.lora_rank is not None:
             gradients += 2 * (hidden + self.lora_rank) * copy
         sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
-        return _TokenBytes(*(int(size * _CPU_HELD_BACK) if self.device.type == "cpu" else size for size in sizes))
+        held = self._held("layers" if self.lora_rank is None else "rest")
+        return _TokenBytes(*(int(size * held) for size in sizes))
+
+    def _held(self, what: str) -> float:
+        """How much the device takes for a byte of tensors."""
+        return _HEAP[what] if self.device.type == "cpu" else 1
 
 
 class _State(NamedTuple):

@@ -1,9 +1,10 @@
 """What a training step really takes of a machine's memory beside what is predicted, alone and on two ranks.
 
-    python -m tests.benchmarks.memory --model FOLDER [--data FILE] [--steps 2]
+    python -m tests.benchmarks.memory [--layers 8] [--steps 2]
 
-Each setting is a process of its own, or two: its resident memory before the weights are read is taken off the peak of
-its steps. Prints a table, and asserts nothing; what can be counted exactly is in tests/model/test_memory.py.
+The model has the shapes of SmolLM2-135M with fewer layers, and random weights. Each setting is a process of its own, or
+two: its resident memory before the weights are read is taken off the peak of its steps. Prints a table, and asserts
+nothing: what an allocator keeps is a fact about a machine. Tensors are counted in tests/model/test_memory.py.
 """
 
 import argparse
@@ -31,18 +32,17 @@ SETTINGS = {
     "LoRA, fsdp2 on 2": (2, ("distributed.strategy=fsdp2", "model.lora={}")),
 }
 RECIPE = """name: memory
-model: {{path: {model}, gradient_checkpointing: false}}
-data: {{train: {data}, holdout: 8, max_length: 512, max_prompt_length: 384}}
-train: {{pairs_per_step: 6, tokens_per_microbatch: 1024, precision: fp32}}
-health: {{num_answers: 0}}
+model: {path: model, gradient_checkpointing: false}
+data: {train: builtin:guide, holdout: 8, max_length: 512, max_prompt_length: 384}
+train: {pairs_per_step: 16, tokens_per_microbatch: 1024, precision: fp32}
+health: {num_answers: 0}
 """
 
 
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", default="builtin:guide")
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--one", nargs="*")
     options = parser.parse_args()
@@ -50,26 +50,39 @@ def main() -> None:
         print(json.dumps(_one_rank(options.one, options.steps)))
         return
     with tempfile.TemporaryDirectory(prefix="simpo-memory-") as folder:
+        _write_model(Path(folder, "model"), options.layers)
+        Path(folder, "run.yaml").write_text(RECIPE, encoding="utf-8")
         Path(folder, "run").mkdir()
-        recipe = Path(folder, "run.yaml")
-        model, data = (os.path.abspath(name) if Path(name).exists() else name for name in (options.model, options.data))
-        recipe.write_text(RECIPE.format(model=model, data=data), encoding="utf-8")
         print("| setting | predicted, GB | measured, GB | predicted over measured |\n|---|---|---|---|")
         for name, (ranks, more) in SETTINGS.items():
-            command = [sys.executable, "-m", "tests.benchmarks.memory", "--model", model, "--steps", str(options.steps)]
-            command += ["--one", str(recipe), f"output_dir={folder}/run", *more]
-            found = _on_ranks(command, ranks)
+            command = [sys.executable, "-m", "tests.benchmarks.memory", "--steps", str(options.steps), "--one"]
+            found = _on_ranks([*command, "run.yaml", "output_dir=run", *more], ranks, folder)
             predicted, measured = found[0]["predicted"], max(each["measured"] for each in found)
             print(f"| {name} | {predicted / 1e9:.2f} | {measured / 1e9:.2f} | {predicted / measured:.2f} |", flush=True)
 
 
-def _on_ranks(command: list[str], ranks: int) -> list[dict[str, Any]]:
-    """What each of so many processes of a command answers."""
-    place = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+def _write_model(folder: Path, layers: int) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.model.shapes import SMOLLM2_135M
+    from tests.tiny import chatml_tokenizer
+
+    config = AutoConfig.for_model(**SMOLLM2_135M | {"num_hidden_layers": layers})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    chatml_tokenizer(folder)
+
+
+def _on_ranks(command: list[str], ranks: int, folder: str) -> list[dict[str, Any]]:
+    """What each of so many processes of a command answers, in a folder."""
+    root = Path(__file__).parents[2]
+    place = {"PYTHONPATH": str(root), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
     started = [
         subprocess.Popen(
-            command, env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE
+            command,
+            cwd=folder,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
         )
         for rank in range(ranks)
     ]

@@ -54,7 +54,7 @@ def _workload(config: Any, parameters: ParameterCounts, device: torch.device = C
 @pytest.fixture
 def counted_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Workload]:
     """Workloads of a CPU in bytes of tensors, of which its allocator takes no more."""
-    monkeypatch.setattr(memory, "_CPU_HELD_BACK", 1)
+    monkeypatch.setattr(memory, "_HEAP", dict.fromkeys(memory._HEAP, 1))
     return partial(_workload, device=CPU)
 
 
@@ -154,11 +154,18 @@ def test_six_bytes_for_a_parameter_of_a_trained_head_in_bf16(
     assert work.training(checkpointing=True).phases[1].fixed == each * head
 
 
-def test_a_cpu_holds_back_a_third_more() -> None:
-    work = _workload(tiny_config(), ParameterCounts(1000, 1000, 100, 200), weights=FP32, compute=FP32)
+@pytest.mark.parametrize(("lora_rank", "layers"), [(None, 4 / 3), (4, 2.2)])
+def test_the_heap_of_a_cpu_takes_more_than_tensors(lora_rank: int | None, layers: float) -> None:
+    """As `make bench-memory` has measured it."""
+    counts = ParameterCounts(1000, 1000 if lora_rank is None else 10, 100, 200)
+    types: dict[str, Any] = {"weights": FP32, "compute": FP32, "lora_rank": lora_rank}
+    work = _workload(tiny_config(), counts, **types, strategy="fsdp2", ranks=2)
     card, machine = (replace(work, device=device).training(checkpointing=False) for device in (CUDA, CPU))
+    assert machine.state == card.state
+    assert machine.logit_row == pytest.approx(2.2 * card.logit_row, abs=1)
     for ours, theirs in zip(machine.phases, card.phases, strict=True):
-        assert ours.per_token == pytest.approx(4 / 3 * theirs.per_token, abs=20)
+        assert ours.per_token == pytest.approx(layers * theirs.per_token, abs=20)
+        assert (ours.fixed, ours.gathered) == (pytest.approx(2.2 * theirs.fixed, abs=1), int(4.5 * theirs.gathered))
 
 
 # Decisions
