@@ -193,15 +193,19 @@ def deal(pairs: Sequence[EncodedPair], num_ranks: int, budget: int, packing: Pac
         Of each rank the micro-batches of its share, cut as `microbatches` says: positions within `pairs`.
     """
     sizes = tokens_of_each(pairs, packing).tolist()
-    longest_first = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    cut = _best_fit if packing == "shared_prefix" else _rows_of_like_length
+    return [cut(sizes, share, budget) for share in shares_of(sizes, num_ranks)]
+
+
+def shares_of(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Positions of sizes for each rank, the largest first, each to the rank that has least by then."""
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [(0, rank) for rank in range(num_ranks)]
-    for i in longest_first:
-        tokens, rank = loads[0]
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        load, rank = loads[0]
         shares[rank].append(i)
-        heapreplace(loads, (tokens + sizes[i], rank))
-    cut = _best_fit if packing == "shared_prefix" else _rows_of_like_length
-    return [cut(sizes, share, budget) for share in shares]
+        heapreplace(loads, (load + sizes[i], rank))
+    return shares
 
 
 def fullest_microbatch(pairs: Sequence[EncodedPair], budget: int, packing: Packing) -> list[EncodedPair]:

@@ -8,7 +8,6 @@ written.
 What fails on one rank is told by it once all have come to the same place, and then raised by all.
 """
 
-import heapq
 import os
 import secrets
 import socket
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from simpo_cli.data.plan import shares_of
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded, local
 from simpo_cli.files import sync
@@ -133,13 +133,9 @@ def deal(sizes: Mapping[str, int]) -> list[list[str]]:
 
     The names of a rank are in falling order of size, so that those of one place in all lists are of similar size.
     """
-    dealt: list[list[str]] = [[] for _ in range(ranks.world_size())]
-    loads = [(0, rank) for rank in range(len(dealt))]
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        load, rank = heapq.heappop(loads)
-        dealt[rank].append(name)
-        heapq.heappush(loads, (load + sizes[name], rank))
-    return dealt
+    names = sorted(sizes)
+    shares = shares_of([sizes[name] for name in names], ranks.world_size())
+    return [[names[i] for i in share] for share in shares]
 
 
 def in_turns(tensors: Mapping[str, Tensor], dealt: Sequence[Sequence[str]]) -> Iterator[Tensor]:

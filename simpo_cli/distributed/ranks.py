@@ -128,11 +128,6 @@ def rank() -> int:
     return 0 if _group is None else _group.place.rank
 
 
-def local_rank() -> int:
-    """Which of the processes of this host this one is."""
-    return 0 if _group is None else _group.place.local_rank
-
-
 def local_size() -> int:
     """How many processes of the run this host has; accelerate changes what the environment says of it."""
     return 1 if _group is None else _group.place.local_size

@@ -62,11 +62,6 @@ def full(tensor: Tensor) -> Tensor:
     return whole
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """What this rank keeps of a whole tensor, where it keeps that of a parameter; a view."""
-    return whole[rows_of(like)] if is_sharded(like) else whole
-
-
 def rows_of(parameter: Tensor) -> slice:
     """The rows of a sharded parameter that this rank keeps: FSDP2 gives all ranks but the last ones as many."""
     each = -(-parameter.shape[0] // ranks.world_size())
@@ -124,7 +119,7 @@ def fill(module: nn.Module, read: Callable[[str], Tensor], device: torch.device,
         dist.broadcast(whole, 0)
         filled: Tensor = whole
         if isinstance(parameter, DTensor):
-            part = part_of(whole, parameter).clone()
+            part = whole[rows_of(parameter)].clone()
             filled = DTensor.from_local(
                 part.cpu() if offload else part,
                 parameter.device_mesh,

@@ -4,7 +4,7 @@ A sharded model is computed by all ranks together, so each runs as many micro-ba
 has too few are `idle` ones, of the shortest pair, whose numbers count for nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,16 +91,13 @@ class Failure:
     """
 
     def __init__(self, stop: StopRequest | None, *, is_sharded: bool) -> None:
-        self._stop, self._waits = stop, ranks.world_size() > 1 and not is_sharded
-        self._is_sharded = is_sharded
+        several = ranks.world_size() > 1
+        self._stop, self._waits, self._is_lockstep = stop, several and not is_sharded, several and is_sharded
         self._error: OutOfMemoryError | Stopped | None = None
 
-    def between(self, microbatches: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
-        """The micro-batches, with a look at the signals before each; none after a failure."""
-        for positions in microbatches:
-            if self._stop is not None and not (self._is_sharded and ranks.world_size() > 1):
-                self._stop.check()
-            yield positions
+    def between(self, microbatches: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
+        """The micro-batches, with a look at the signals before each where this rank may stop there by itself."""
+        return microbatches if self._stop is None or self._is_lockstep else self._stop.between(microbatches)
 
     def __enter__(self) -> "Failure":
         return self

@@ -5,33 +5,21 @@ of it, which screen and JSON show. `timing` adds what only the weights on a devi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 import simpo_cli
-from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_each
-from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
-from simpo_cli.errors import about
+from simpo_cli.data.plan import Packing, row_tokens_of_each, tokens_of_each
+from simpo_cli.data.prepare import require_budget
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import Precision
-from simpo_cli.model.load import (
-    DTYPE_NAMES,
-    ModelSource,
-    ParameterCounts,
-    choose_adapter,
-    count_parameters,
-    find_model,
-    require_known_ids,
-    require_lengths,
-    weights_dtype,
-)
+from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.model.memory import MemoryNeed, Strategy, Workload, choose_budget, is_worth_checkpointing
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.run_plan import RunPlan, bytes_on_disk
+from simpo_cli.train.run_plan import Inputs, RunPlan, bytes_on_disk, fullest_step, inputs_of, workload_of
 
 SIZES_GB = (24, 48, 80, 141)
 """Devices that are looked at. One of 24 GB has 24e9 bytes for tensors: what it has beyond is left to CUDA and NCCL."""
@@ -44,50 +32,41 @@ _SET_UPS: tuple[tuple[Strategy, int], ...] = (
 _CARD = torch.device("cuda")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Survey:
     """A run, so far as recipe, data and configuration tell of it."""
 
-    recipe: Recipe  # with what the start model's adapter decides
-    source: ModelSource
-    parameters: ParameterCounts
-    weights: torch.dtype
-    data: PreparedData
-    plan: Plan
+    inputs: Inputs
     packing: Packing
 
     @classmethod
     def of(cls, run: RunPlan) -> "Survey":
         """That of a run that is prepared for this machine."""
-        return cls(**{field.name: getattr(run, field.name) for field in fields(cls)})
+        return cls(Inputs(*(getattr(run, name) for name in Inputs._fields)), run.packing)
 
     @cached_property
     def longest(self) -> int:
         """Tokens that the longest pair takes of a micro-batch."""
-        return int(tokens_of_each(self.data.scored, self.packing).max())
+        return int(tokens_of_each(self.inputs.data.scored, self.packing).max())
+
+    @cached_property
+    def longest_row(self) -> int:
+        """Tokens of the longest sequence."""
+        return int(row_tokens_of_each(self.inputs.data.scored).max())
 
     @cached_property
     def step_tokens(self) -> int:
         """Tokens of the fullest step that there could be."""
-        return int(np.sort(tokens_of_each(self.data.train, self.packing))[-self.plan.pairs_per_step :].sum())
+        return fullest_step(self.inputs, self.packing)
 
     def workload(self, device: torch.device, compute: Precision, available: int) -> Workload:
         """The run on one device, as far as memory goes."""
-        lora = self.recipe.model.lora
-        return Workload(
-            config=self.source.text_config,
-            parameters=self.parameters,
-            weights=self.weights,
-            compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-            lora_rank=None if lora is None else lora.rank,
-            longest_row=int(row_tokens_of_each(self.data.scored).max()),
-            device=device,
-            available=available,
-        )
+        return workload_of(self.inputs, self.longest_row, device, compute, available)
 
     def fitted(self, work: Workload) -> tuple[MemoryNeed, int, bool]:
         """What the run takes of a device, most tokens of a micro-batch, and whether layers are computed again."""
-        checkpointing, given = self.recipe.model.gradient_checkpointing, self.recipe.train.tokens_per_microbatch
+        recipe = self.inputs.recipe
+        checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
         if checkpointing == "auto":
             checkpointing = is_worth_checkpointing(
                 work.training(checkpointing=False),
@@ -109,33 +88,20 @@ def survey(recipe: Recipe, *, weights: bool) -> Survey:
     Raises:
         UserError: model or data do not fit the recipe.
     """
-    with about("model.path"):
-        source = find_model(recipe.model.path, recipe.model.revision, weights=weights)
-    recipe = replace(recipe, model=choose_adapter(recipe.model, source))
-    require_lengths(recipe, source)
-    parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe)
-    require_known_ids(data.scored, source)
+    inputs = inputs_of(recipe, weights=weights)
+    recipe, source, data = inputs.recipe, inputs.source, inputs.data
     longest_row = int(row_tokens_of_each(data.scored).max())
     padded = recipe.model.attention == "padded" or why_not_shared(source.model_class, source.config, longest_row)
     packing: Packing = "padded" if padded else "shared_prefix"
     if recipe.train.tokens_per_microbatch != "auto":
         require_budget(data.scored, recipe.train.tokens_per_microbatch, packing)
-    return Survey(
-        recipe=recipe,
-        source=source,
-        parameters=parameters,
-        weights=weights_dtype(recipe.model, source),
-        data=data,
-        plan=make_plan(recipe, len(data.train)),
-        packing=packing,
-    )
+    return Survey(inputs, packing)
 
 
 def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The document of `simpo plan`, see docs/plan.md; `timing` is what `timing.measure` found."""
-    recipe, source, parameters = survey.recipe, survey.source, survey.parameters
-    checkpoints, checkpoint, model = bytes_on_disk(recipe, source, parameters, survey.weights)
+    recipe, source, parameters, weights, _, _ = survey.inputs
+    checkpoints, checkpoint, model = bytes_on_disk(recipe, source, parameters, weights)
     return {
         "schema_version": 1,
         "tool": {"name": "simpo", "version": simpo_cli.__version__},
@@ -144,7 +110,7 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
             "name": source.name,
             "parameters": parameters.total,
             "trainable_parameters": parameters.trainable,
-            "weights_dtype": DTYPE_NAMES[survey.weights],
+            "weights_dtype": DTYPE_NAMES[weights],
         },
         "run": _run(survey),
         "memory": [_least(survey, strategy, count) for strategy, count in _SET_UPS],
@@ -161,14 +127,14 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
 
 def tokens_of_run(survey: Survey) -> int:
     """Tokens that all steps compute."""
-    plan, tokens = survey.plan, tokens_of_each(survey.data.train, survey.packing)
+    plan, tokens = survey.inputs.plan, tokens_of_each(survey.inputs.data.train, survey.packing)
     epochs, steps = divmod(plan.num_steps, plan.steps_per_epoch)
     begun = range(epochs * plan.steps_per_epoch, epochs * plan.steps_per_epoch + steps)
     return epochs * int(tokens.sum()) + sum(int(tokens[plan.pairs_of(step)].sum()) for step in begun)
 
 
 def _run(survey: Survey) -> dict[str, Any]:
-    data, plan = survey.data, survey.plan
+    data, plan = survey.inputs.data, survey.inputs.plan
     tokens, padded = (int(tokens_of_each(data.train, packing).sum()) for packing in (survey.packing, "padded"))
     return {
         "pairs": len(data.train),
@@ -185,8 +151,8 @@ def _run(survey: Survey) -> dict[str, Any]:
 
 def _least(survey: Survey, strategy: Strategy, count: int) -> dict[str, Any]:
     """The least that a device has to have: layers computed again if the recipe lets them, and one pair at a time."""
-    checkpointing = survey.recipe.model.gradient_checkpointing is not False
-    given = survey.recipe.train.tokens_per_microbatch
+    checkpointing = survey.inputs.recipe.model.gradient_checkpointing is not False
+    given = survey.inputs.recipe.train.tokens_per_microbatch
     need = _on_card(survey, strategy, count, 0).training(checkpointing=checkpointing)
     tokens = survey.longest if given == "auto" else given
     return {"strategy": strategy, "devices": count, **_as_json(need, tokens, checkpointing=checkpointing)}
@@ -206,8 +172,8 @@ def _on_device(survey: Survey, strategy: Strategy, count: int, size: int) -> dic
 
 def _on_card(survey: Survey, strategy: Strategy, count: int, available: int) -> Workload:
     """The run on one of several cards, which multiply in bfloat16."""
-    work = survey.workload(_CARD, "fp32" if survey.recipe.train.precision == "fp32" else "bf16", available)
-    return replace(work, strategy=strategy, ranks=count, cpu_offload=survey.recipe.distributed.cpu_offload)
+    work = survey.workload(_CARD, "fp32" if survey.inputs.recipe.train.precision == "fp32" else "bf16", available)
+    return replace(work, strategy=strategy, ranks=count, cpu_offload=survey.inputs.recipe.distributed.cpu_offload)
 
 
 def _as_json(need: MemoryNeed, tokens: int, *, checkpointing: bool) -> dict[str, Any]:

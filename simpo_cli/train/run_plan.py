@@ -4,8 +4,9 @@ import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, requir
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
-from simpo_cli.model.device import device_name, multiplies_in_bf16, open_accelerator
+from simpo_cli.model.device import Precision, device_name, multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import (
     DTYPE_NAMES,
@@ -70,7 +71,7 @@ class RunPlan:
     source: ModelSource
     parameters: ParameterCounts
     weights: torch.dtype
-    compute: str  # bf16 or fp32
+    compute: Precision
     data: PreparedData
     plan: Plan
     strategy: Strategy  # how the policy is spread over the ranks
@@ -203,8 +204,14 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
             key="checkpoint.best",
         )
     accelerator, compute = ranks.together(lambda: open_accelerator(recipe), "opening the device")
-    recipe, source, parameters, data, plan = ranks.together(lambda: _inputs(recipe, before), "preparing the data")
-    weights = weights_dtype(recipe.model, source)
+    moment = before.rendered_at if before else None
+
+    def usable_inputs() -> Inputs:
+        require_trackers(recipe.tracking.report_to)
+        return inputs_of(recipe, moment)
+
+    inputs = ranks.together(usable_inputs, "preparing the data")
+    recipe, source, parameters, weights, data, plan = inputs
     notes = [*_notes(recipe, source, data, plan)]
     if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
         notes.insert(
@@ -217,19 +224,8 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
     packing: Packing = "padded" if padded else "shared_prefix"
-    lora = recipe.model.lora
-    workload = Workload(
-        config=source.text_config,
-        parameters=parameters,
-        weights=weights,
-        compute=torch.bfloat16 if compute == "bf16" else torch.float32,
-        lora_rank=None if lora is None else lora.rank,
-        longest_row=longest_row,
-        device=accelerator.device,
-        available=_available(accelerator.device),
-        ranks=ranks.world_size(),
-        cpu_offload=recipe.distributed.cpu_offload,
-    )
+    workload = workload_of(inputs, longest_row, accelerator.device, compute, _available(accelerator.device))
+    workload = replace(workload, ranks=ranks.world_size(), cpu_offload=recipe.distributed.cpu_offload)
     longest = int(tokens_of_each(data.scored, packing).max())
     strategy = _strategy(recipe, workload, longest)
     workload = replace(workload, strategy=strategy)
@@ -243,8 +239,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
                 plain,
                 accelerator.device,
                 longest=longest,
-                step_tokens=int(np.sort(tokens_of_each(data.train, packing))[-plan.pairs_per_step :].sum())
-                // workload.ranks,
+                step_tokens=fullest_step(inputs, packing) // workload.ranks,
                 budget=None if given == "auto" else given,
             )
     need = checkpointed if checkpointing else plain
@@ -266,7 +261,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     if left is not None and left < budget:
         budget = max(left, longest)
         notes.append(f"memory ran out on one of the processes: a micro-batch holds at most {budget:,} tokens now")
-    memory = require_memory(need, budget, adapters=lora is not None, checkpointing=checkpointing)
+    memory = require_memory(need, budget, adapters=recipe.model.lora is not None, checkpointing=checkpointing)
     checkpoints, checkpoint_bytes, model_bytes = bytes_on_disk(recipe, source, parameters, weights)
     require_free_space(
         Path(recipe.output_dir),
@@ -294,17 +289,57 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     )
 
 
-def _inputs(recipe: Recipe, before: Identity | None) -> tuple[Recipe, ModelSource, ParameterCounts, PreparedData, Plan]:
-    """Model and pairs, and the recipe with what the start model's adapter decides."""
-    require_trackers(recipe.tracking.report_to)
+class Inputs(NamedTuple):
+    """Model and pairs of a recipe."""
+
+    recipe: Recipe  # with what the start model's adapter decides
+    source: ModelSource
+    parameters: ParameterCounts
+    weights: torch.dtype
+    data: PreparedData
+    plan: Plan
+
+
+def inputs_of(recipe: Recipe, moment: datetime | None = None, *, weights: bool = True) -> Inputs:
+    """Find and check what a run goes by, but for the device.
+
+    Args:
+        moment: when a run began that is resumed.
+        weights: whether those of the model have to be on this machine; else a model of the hub is fetched without them.
+
+    Raises:
+        UserError: model or data do not fit the recipe.
+    """
     with about("model.path"):
-        source = find_model(recipe.model.path, recipe.model.revision)
+        source = find_model(recipe.model.path, recipe.model.revision, weights=weights)
     recipe = replace(recipe, model=choose_adapter(recipe.model, source))
     require_lengths(recipe, source)
     parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe, before.rendered_at if before else None)
+    data = prepare_data(recipe, moment)
     require_known_ids(data.scored, source)
-    return recipe, source, parameters, data, make_plan(recipe, len(data.train))
+    plan = make_plan(recipe, len(data.train))
+    return Inputs(recipe, source, parameters, weights_dtype(recipe.model, source), data, plan)
+
+
+def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute: Precision, available: int) -> Workload:
+    """The run on one device, as far as memory goes; `longest_row` is of all its pairs."""
+    lora = inputs.recipe.model.lora
+    return Workload(
+        config=inputs.source.text_config,
+        parameters=inputs.parameters,
+        weights=inputs.weights,
+        compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+        lora_rank=None if lora is None else lora.rank,
+        longest_row=longest_row,
+        device=device,
+        available=available,
+    )
+
+
+def fullest_step(inputs: Inputs, packing: Packing) -> int:
+    """Tokens of the fullest step that there could be."""
+    tokens = tokens_of_each(inputs.data.train, packing)
+    return int(np.sort(tokens)[-inputs.plan.pairs_per_step :].sum())
 
 
 def _available(device: torch.device) -> int:

@@ -100,8 +100,9 @@ class _Options:
 
 def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> RunOutcome | dict[str, Any] | None:
     run_dir, resume, dry_run = Path(composed.recipe.output_dir), options.resume, options.dry_run
-    packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
-    ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")
+    if ranks.world_size() > 1:
+        packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
+        ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")
     folder = trackers = None
     with StopRequest() as stop:
         try:

@@ -34,7 +34,7 @@ def measure(survey: Survey) -> dict[str, Any]:
     Raises:
         UserError: the run does not fit on one device of this machine (exit code 4).
     """
-    recipe = survey.recipe
+    recipe = survey.inputs.recipe
     accelerator, compute = open_accelerator(recipe)
     device = accelerator.device
     need, budget, checkpointing = survey.fitted(survey.workload(device, compute, available_bytes(device)))
@@ -69,14 +69,14 @@ def measure(survey: Survey) -> dict[str, Any]:
         "tokens_per_microbatch": budget,
         "gradient_checkpointing": checkpointing,
         "seconds_per_update": update,
-        "expected_seconds": tokens_of_run(survey) / median(speeds) + survey.plan.num_steps * update,
+        "expected_seconds": tokens_of_run(survey) / median(speeds) + survey.inputs.plan.num_steps * update,
     }
 
 
 def _model(survey: Survey, device: torch.device) -> nn.Module:
     """The model as training starts from it, but for the numbers of new adapters."""
-    recipe = survey.recipe.model
-    model = load_start(recipe, survey.source, survey.weights, device)
+    recipe = survey.inputs.recipe.model
+    model = load_start(recipe, survey.inputs.source, survey.inputs.weights, device)
     return model if recipe.lora is None or recipe.adapter == "continue" else add_adapters(model, recipe.lora)
 
 
@@ -84,7 +84,9 @@ def _sample(survey: Survey, budget: int) -> Sequence[Sequence[EncodedPair]]:
     """Micro-batches from all over the run, and from the full ones of a step to the last."""
     batches = []
     for number in range(_MICROBATCHES):
-        pairs = survey.data.train.select(survey.plan.pairs_of(number * survey.plan.num_steps // _MICROBATCHES))
+        pairs = survey.inputs.data.train.select(
+            survey.inputs.plan.pairs_of(number * survey.inputs.plan.num_steps // _MICROBATCHES)
+        )
         cut = microbatches(pairs, budget, survey.packing)
         batches.append([pairs[i] for i in cut[number * len(cut) // _MICROBATCHES]])
     return batches

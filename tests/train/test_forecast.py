@@ -29,14 +29,14 @@ def _surveyed(tiny: Runs, *more: str, weights: bool = False) -> Survey:
 def test_steps_and_tokens_are_those_of_the_plan(tiny: Runs) -> None:
     found = _surveyed(tiny, "train.num_epochs=3", "train.max_steps=9")
     told = forecast(found)["run"]
-    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in found.data.train]
-    steps = [found.plan.pairs_of(step).tolist() for step in range(9)]
+    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in found.inputs.data.train]
+    steps = [found.inputs.plan.pairs_of(step).tolist() for step in range(9)]
     assert len({i for step in steps for i in step}) == len(lengths) < sum(map(len, steps))  # into the third epoch
     assert told["steps"] == 9
     assert told["tokens"] == sum(sum(lengths[i]) for step in steps for i in step)
     rows = [2 * (prompt + max(chosen, rejected)) for prompt, chosen, rejected in lengths]
     assert told["saved_share"] == pytest.approx(1 - sum(map(sum, lengths)) / sum(rows))
-    everything = [*lengths, *((len(p.prompt), len(p.chosen), len(p.rejected)) for p in found.data.held_out)]
+    everything = [*lengths, *((len(p.prompt), len(p.chosen), len(p.rejected)) for p in found.inputs.data.held_out)]
     assert told["longest_pair_tokens"] == max(map(sum, everything))
     padded = forecast(_surveyed(tiny, "model.attention=padded"))["run"]
     assert (padded["packing"], padded["saved_share"]) == ("padded", 0)
@@ -153,7 +153,7 @@ def test_the_time_is_that_of_micro_batches_from_all_over_the_run(tiny: Runs, mon
     assert told["tokens_per_second"] == {"median": median(speeds), "low": min(speeds), "high": max(speeds), "n": 9}
     run = forecast(found, told)["run"]
     assert told["expected_seconds"] == pytest.approx(run["tokens"] / median(speeds) + 2.0 * run["steps"])
-    steps = [found.data.train.select(found.plan.pairs_of(step)) for step in range(4)]
+    steps = [found.inputs.data.train.select(found.inputs.plan.pairs_of(step)) for step in range(4)]
     cuts = [[{pairs[i].where for i in cut} for cut in microbatches(pairs, 150, "shared_prefix")] for pairs in steps]
     at = [cuts[step].index(set(batch)) for step, batch in zip((0, 0, 0, 1, 1, 2, 2, 3, 3), computed[1:], strict=True)]
     assert {0, 1, 2} <= set(at)  # and not only full ones
