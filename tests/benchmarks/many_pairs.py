@@ -35,7 +35,8 @@ from simpo_cli.data.store import (
     prompt_keys_of,
     repeated_prompt_keys_of,
 )
-from simpo_cli.data.store.pairs import ROW, ROWS, TOKENS, Account, StoredPairs
+from simpo_cli.data.store.make import Account
+from simpo_cli.data.store.pairs import ROW, ROWS, TOKENS, StoredPairs
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe, Recipe
 from tests.benchmarks.process import peak_resident_bytes, spread
 

@@ -23,7 +23,8 @@ from simpo_cli.data.pair import BadRecord, Message, PreferencePair
 from simpo_cli.data.store import cache as store_cache
 from simpo_cli.data.store import highest_ids_of, lengths_in_blocks, lengths_of, prompt_keys_of
 from simpo_cli.data.store import pairs as store_pairs
-from simpo_cli.data.store.pairs import Account, StoredPairs
+from simpo_cli.data.store.make import Account
+from simpo_cli.data.store.pairs import StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.schema import DataRecipe, DataSource

@@ -21,7 +21,8 @@ from filelock import FileLock
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import cache_folder
 from simpo_cli.data.store.cache import fetch, prune
-from simpo_cli.data.store.pairs import Account, PairWriter
+from simpo_cli.data.store.make import Account
+from simpo_cli.data.store.pairs import PairWriter
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from tests.data.pair_files import DATA, Write, encoded, made_up, plain, records

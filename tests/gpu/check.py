@@ -159,12 +159,13 @@ PARTS = [  # the most telling first
     Part("kernels", ("tests.gpu.correctness", "kernels"), 8),
     Part("agreement", ("tests.gpu.correctness", "agreement"), 10),
     Part("self-check", ("tests.gpu.correctness", "self_check"), 12),
-    Part("speed-8b-lora", ("tests.gpu.speed", "speed_8b_lora"), 80),
+    Part("speed-8b-lora", ("tests.gpu.speed", "speed_8b_lora"), 70),
     Part("speed-1.5b-full", ("tests.gpu.speed", "speed_1_5b_full"), 55),
     Part("memory", ("tests.gpu.correctness", "memory"), 30),
     Part("out-of-memory", ("tests.gpu.runs", "out_of_memory"), 20),
     Part("repeat-and-resume", ("tests.gpu.runs", "repeat_and_resume"), 40),
-    Part("speed-135m-full", ("tests.gpu.speed", "speed_135m_full"), 35),
+    Part("speed-135m-full", ("tests.gpu.speed", "speed_135m_full"), 30),
+    Part("one-rank-fsdp2", ("tests.gpu.runs", "one_rank_fsdp2"), 29),
     Part("cuda-tests", ("tests.gpu.runs", "cuda_tests"), 30),
 ]
 

@@ -11,9 +11,10 @@ _HEAD = """\
 
 `make gpu-check` shows in six minutes what this project does on a CUDA card: that its kernels and its steps are right,
 what memory they take beside what is predicted, how fast they are beside padded rows and whole logits, that a run
-survives memory running out, and that a run repeated, or killed and resumed, has the same bits. It needs torch 2.11 and
-transformers 5.5 or later and no network; data and models are made by the script. A part that lacks a package reads
-SKIP. One that breaks, hangs or ends its process reads FAIL, and the others run all the same.
+survives memory running out, that a run repeated, or killed and resumed, has the same bits, and what FSDP2 costs with
+one rank. It needs torch 2.11 and transformers 5.5 or later and no network; data and models are made by the script. A
+part that lacks a package reads SKIP. One that breaks, hangs or ends its process reads FAIL, and the others run all the
+same.
 
     make gpu-check                          # in this project's environment, with a CUDA build of torch
     make gpu-check ARGS=--tiny              # all of it small, on a CPU: that the script works

@@ -1,9 +1,13 @@
-"""Parts that run the command itself: memory that runs out, the same bits twice and after a kill, the marked tests."""
+"""Parts that run the command itself: memory that runs out, the same bits twice and after a kill, one rank under FSDP2,
+and the marked tests.
+"""
 
 import hashlib
 import json
 import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -13,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
+from simpo_cli.builtin import guide_model_dir
 from simpo_cli.cli.options import quiet_libraries
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.composition import compose
+from tests.gpu import models
 from tests.gpu.check import Place, need, require
 
 _ROOT = Path(__file__).parents[2]
@@ -179,6 +186,48 @@ def _hashes(run: Path) -> dict[str, str]:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, sys.path)])}
+
+
+# One rank under FSDP2
+
+
+def one_rank_fsdp2(place: Place) -> tuple[str, dict[str, Any]]:
+    """Steps by `none` and by `fsdp2` with one rank: the same losses, and what FSDP2 costs where it saves nothing."""
+    need("scipy")
+    shape = models.tiny() if place.tiny else models.smollm2_135m()
+    model = _folder_of(shape, place.folder / "135M")
+    steps, skipped = (6, 2) if place.tiny else (24, 4)
+    recipe = [f"model.path={model}", f"train.max_steps={steps}", "distributed.num_processes=1", *_UNWATCHED]
+    recipe += ["train.pairs_per_step=8"] if place.tiny else ["train.precision=bf16", "train.pairs_per_step=128"]
+    records = {}
+    for strategy in ("none", "fsdp2"):
+        run = _Command(place, strategy, [*recipe, f"distributed.strategy={strategy}"])
+        try:
+            run.finish()
+        finally:
+            run.end()
+        lines = (place.folder / strategy / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records[strategy] = [json.loads(line) for line in lines]
+    none, sharded = records.values()
+    apart = max(abs(a["loss"] - b["loss"]) / abs(a["loss"]) for a, b in zip(none, sharded, strict=True))
+    seconds = {name: statistics.median(row["seconds"] for row in rows[skipped:]) for name, rows in records.items()}
+    memory = {name: max(row["memory_gb"] for row in rows) for name, rows in records.items()}
+    facts = {"steps": steps, "median_seconds": seconds, "memory_gb": memory, "losses_apart": apart}
+    require(len(none) == steps, f"{len(none)} steps were logged", facts)
+    require(apart <= (1e-3 if place.on_cuda else 1e-5), f"the losses differ by {apart:.2g} of their size", facts)
+    told = ", ".join(f"{way} {seconds[way]:.3g} s and {memory[way]:.3g} GB" for way in records)
+    name = "a tiny model" if place.tiny else "135M"
+    return f"a step of {name}: {told} (medians of {steps - skipped} steps); losses to {apart:.1e}", facts
+
+
+def _folder_of(shape: Any, folder: Path) -> Path:
+    """A model of a shape with random weights and the tokenizer of builtin:guide, as a folder."""
+    shutil.copytree(guide_model_dir(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokens = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape.update({name: tokens[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(shape, dtype=torch.float32).save_pretrained(folder)
+    return folder
 
 
 # Tests

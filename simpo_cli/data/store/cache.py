@@ -35,7 +35,8 @@ from simpo_cli.data.file_bytes import open_regular, sha256_of
 from simpo_cli.data.hub import hub_identity
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.sources import HubData, LocalFile, Role, locate
-from simpo_cli.data.store.pairs import ROWS, TOKENS, Account, StoredPairs, make_tokens
+from simpo_cli.data.store.make import Account, make_tokens
+from simpo_cli.data.store.pairs import ROWS, TOKENS, StoredPairs
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import sync
