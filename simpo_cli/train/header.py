@@ -24,7 +24,8 @@ def header(run: RunPlan) -> RunHeader:
     """Everything that is known before the weights are read, in lines."""
     recipe, data, plan = run.recipe, run.data, run.plan
     device = run.accelerator.device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads}"
     compute = "float32" if run.compute == "fp32" else "bfloat16 autocast"
     total, trainable = run.parameters.total, run.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"

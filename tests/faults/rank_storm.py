@@ -87,12 +87,13 @@ class RankStorm:
         pids = self._children.start(*[_command(run.name, way)] * ranks, together=ranks > 1)
         is_enough = self._count("kills") >= kills
         codes = self._children.wait(None if is_enough else self._draw.uniform(0, self._unbroken[way][1]))
+        victim, were_ended = self._draw.randrange(ranks), False
         if codes is None:
-            victim = self._draw.randrange(ranks)
             with suppress(ProcessLookupError):  # it ended in this very moment
                 os.kill(pids[victim], signal.SIGKILL)
             codes = self._children.wait(_SECONDS_TO_END)
             if codes is None:  # who waits for what a dead rank was to say is ended by the launcher
+                were_ended = True
                 for pid in pids:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -102,7 +103,8 @@ class RankStorm:
         if -signal.SIGKILL not in codes:
             self.findings.append(f"{label} ended with {codes} though nobody was killed: {self._children.said()[-300:]}")
         self.seen[label, "kills"] += 1
-        self.seen[label, "kills of rank 0"] += codes[0] == -signal.SIGKILL
+        self.seen[label, "of rank 0"] += victim == 0
+        self.seen[label, "others ended by the launcher"] += were_ended
         if newest_whole_step(run) < before:
             self.seen[label, "lost commits"] += 1
             self.findings.append(f"{label}: step {before} was saved, and {newest_whole_step(run)} is what is left")
@@ -113,7 +115,7 @@ class RankStorm:
 
     def table(self) -> str:
         """What was counted, as a table of Markdown."""
-        counted = ("kills", "kills of rank 0", "lost commits", "damaged")
+        counted = ("kills", "of rank 0", "others ended by the launcher", "lost commits", "damaged")
         labels = [f"{strategy} {ranks}" for strategy, ranks in (("none", 1), *_WAYS)]
         rows = [[label, *(f"{self.seen[label, what]:,}" for what in counted)] for label in labels]
         rows.append(["all", *(f"{self._count(what):,}" for what in counted)])
