@@ -216,7 +216,9 @@ def _train_in(
         if training.steps_done > 0:
             saver.save()
         write_receipt("stopped", training.steps_done)
-        raise _stopped(stopped, f"after step {training.steps_done} of {num_steps}; everything is saved") from None
+        error = _stopped(stopped, f"after step {training.steps_done} of {num_steps}; everything is saved")
+        error.is_shared = stop.is_agreed
+        raise error from None
     except UnhealthyError as error:
         error.is_shared = ranks.world_size() > 1  # every rank sees the same numbers, and the first one says it
         write_error("stopped", training.steps_done, error)
