@@ -102,7 +102,11 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
     run_dir, resume, dry_run = Path(composed.recipe.output_dir), options.resume, options.dry_run
     if ranks.world_size() > 1:
         packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
-        ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")
+        given = {**vars(options), "allow_changed": sorted(options.allow_changed)}
+        switches = {f"value of --{name.replace('_', '-')}": value for name, value in given.items()}
+        ranks.require_same(
+            {**packages, "recipe": recipe_sha256(composed), **switches}, "comparing what the processes were given"
+        )
     folder = trackers = None
     with StopRequest() as stop:
         try:

@@ -112,5 +112,8 @@ def test_ranks_that_were_given_different_things_are_refused_by_name(children: Ch
     children.start((*common, "loss.beta=2.0"), (*common, "loss.beta=3.0"), together=True)
     assert children.wait() == [ExitCode.USAGE] * 2
     assert re.search("rank 1 on .* has another recipe than rank 0", children.said(0))
+    children.start(common, (*common, "--resume"), together=True)  # else the second waits for what nobody says
+    assert children.wait() == [ExitCode.USAGE] * 2
+    assert re.search(r"rank 1 on .* has another value of --resume than rank 0 .*: True, not False\.", children.said(0))
     assert _run(children, "different-data", "ddp", "other_data") == [ExitCode.USAGE] * 2
     assert re.search("rank 1 on .* has another data than rank 0", children.said(0))
