@@ -120,7 +120,7 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
             require_known_keys(options.allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
             quick = options.quick or bool(state.document.get("quick"))
             with stop.at_once():
-                run = prepare(composed.recipe, before, quick=quick)
+                run = prepare(composed.recipe, before, quick=quick, resume=resume)
                 content = ranks.from_first(lambda: run.receipt(composed, state.document), "hashing the model")
             identity = run.identity(content)
             ranks.require_same(

@@ -58,6 +58,18 @@ def test_a_sharded_run_that_runs_out_of_memory_on_one_rank_resumes_with_smaller_
     require_alike(unbroken["fsdp2"], run, steps=6)
 
 
+def test_a_sharded_run_that_runs_out_of_memory_before_it_has_saved_begins_with_smaller_micro_batches(
+    children: Children, unbroken: dict[str, Path]
+) -> None:
+    codes = _run(children, "memory-first", "fsdp2", "out_of_memory_before_the_first_step")
+    assert codes == [ExitCode.ENVIRONMENT] * 2
+    assert not list((children.place / "memory-first" / "checkpoints").glob("step-*"))
+    run = _resume(children, "memory-first", "fsdp2", 2)
+    assert "memory ran out on one of the processes: a micro-batch holds at most" in children.said(0)
+    assert left_budget(run) is None
+    require_alike(unbroken["fsdp2"], run, steps=6)
+
+
 @pytest.mark.parametrize("strategy", BOTH)
 def test_a_bug_in_one_layer_of_one_rank_ends_all_and_is_told_by_that_rank(children: Children, strategy: str) -> None:
     codes = _run(children, f"bug-{strategy}", strategy, "bug")
