@@ -224,7 +224,6 @@ def _train_in(
         error.is_shared = stop.is_agreed
         raise error from None
     except UnhealthyError as error:
-        error.is_shared = ranks.world_size() > 1  # every rank sees the same numbers, and the first one says it
         write_error("stopped", training.steps_done, error)
         raise
     except OutOfMemoryError as error:
