@@ -96,7 +96,9 @@ class _Worker:
         if self.exit_code is not None and (self.rank == 0 or self.exit_code < 0):
             return True
         error = self.error()
-        return error is not None and not (error.is_shared or error.is_consequence or error.exit_code == ExitCode.SAVED)
+        if error is None or error.is_consequence:
+            return False
+        return error.exit_code == ExitCode.INTERRUPTED or not error.is_shared  # an interrupt may be of this one alone
 
     @property
     def has_told(self) -> bool:

@@ -243,7 +243,7 @@ def require_same(facts: Mapping[str, Any], what: str) -> None:
             error = UserError(
                 f"rank {first} on {said[first]['host']}{more} has another {name} than rank 0 on {said[0]['host']}: "
                 f"{theirs}, not {ours}.",
-                "All hosts need the same versions, recipe, data and model.",
+                "All hosts need the same command, versions, recipe, data and model.",
             )
             raise _shared(error)
 

@@ -61,7 +61,11 @@ LEAST_STEPS = 16
 
 
 class UnhealthyError(UserError):
-    """A code of `health.stop_on` was seen; everything is saved (exit code 5)."""
+    """A code of `health.stop_on` was seen, by every rank, as all read the same numbers; all is saved (exit code 5)."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix, exit_code=ExitCode.NUMBERS)
+        self.is_shared = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,6 @@ class Health:
             raise UnhealthyError(
                 f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
                 f"Change that, health.{self._stop.key} or health.stop_on, and resume with: {command}",
-                exit_code=ExitCode.NUMBERS,
             )
 
     def require_well_at_the_end(self) -> None:
@@ -230,7 +233,6 @@ class Health:
             raise UnhealthyError(
                 f"the run is complete and model/ is saved, and health.stop_on names {self._stop.line}.",
                 "Change the recipe and train again with --fresh, or take the model as it is.",
-                exit_code=ExitCode.NUMBERS,
             )
 
     def as_json(self) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def identifying_values(recipe: Recipe) -> dict[str, Any]:
     return {key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()}
 
 
-def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False) -> RunPlan:
+def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False, resume: bool = False) -> RunPlan:
     """Decide and check everything that does not need the weights, the same on all ranks.
 
     Args:
@@ -193,6 +193,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
             packing, gradient checkpointing and micro-batches, where the recipe leaves them open and the memory allows
             it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because memory
             ran out, stay so until the recipe says something else.
+        resume: whether the run folder holds this run, which may have ended before it saved anything.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -257,7 +258,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
                 f"train.tokens_per_microbatch is {given:,}, and memory ran out with it: micro-batches stay at "
                 f"{budget:,} tokens; another number in the recipe counts again"
             )
-    left = left_budget(Path(recipe.output_dir)) if before else None
+    left = left_budget(Path(recipe.output_dir)) if resume else None
     if left is not None and left < budget:
         budget = max(left, longest)
         notes.append(f"memory ran out on one of the processes: a micro-batch holds at most {budget:,} tokens now")

@@ -102,7 +102,11 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
     run_dir, resume, dry_run = Path(composed.recipe.output_dir), options.resume, options.dry_run
     if ranks.world_size() > 1:
         packages = {f"version of {name}": installed_version(name) for name in PACKAGES}
-        ranks.require_same({**packages, "recipe": recipe_sha256(composed)}, "comparing what the processes were given")
+        given = {**vars(options), "allow_changed": sorted(options.allow_changed)}
+        switches = {f"value of --{name.replace('_', '-')}": value for name, value in given.items()}
+        ranks.require_same(
+            {**packages, "recipe": recipe_sha256(composed), **switches}, "comparing what the processes were given"
+        )
     folder = trackers = None
     with StopRequest() as stop:
         try:
@@ -116,7 +120,7 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
             require_known_keys(options.allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
             quick = options.quick or bool(state.document.get("quick"))
             with stop.at_once():
-                run = prepare(composed.recipe, before, quick=quick)
+                run = prepare(composed.recipe, before, quick=quick, resume=resume)
                 content = ranks.from_first(lambda: run.receipt(composed, state.document), "hashing the model")
             identity = run.identity(content)
             ranks.require_same(
@@ -216,9 +220,10 @@ def _train_in(
         if training.steps_done > 0:
             saver.save()
         write_receipt("stopped", training.steps_done)
-        raise _stopped(stopped, f"after step {training.steps_done} of {num_steps}; everything is saved") from None
+        error = _stopped(stopped, f"after step {training.steps_done} of {num_steps}; everything is saved")
+        error.is_shared = stop.is_agreed
+        raise error from None
     except UnhealthyError as error:
-        error.is_shared = ranks.world_size() > 1  # every rank sees the same numbers, and the first one says it
         write_error("stopped", training.steps_done, error)
         raise
     except OutOfMemoryError as error:

@@ -44,6 +44,12 @@ def out_of_memory() -> None:
     _on_rank_1()(lambda: _raise(torch.OutOfMemoryError("no memory")))
 
 
+def out_of_memory_before_the_first_step() -> None:
+    if os.environ["RANK"] == "1":
+        # is first called by an evaluation of the start model
+        Policy.response_means = lambda *_: _raise(torch.OutOfMemoryError("no memory"))  # type: ignore[method-assign]
+
+
 def bug() -> None:
     _on_rank_1()(lambda: _raise(ValueError("planted in one layer of one rank")))
 

@@ -58,6 +58,18 @@ def test_a_sharded_run_that_runs_out_of_memory_on_one_rank_resumes_with_smaller_
     require_alike(unbroken["fsdp2"], run, steps=6)
 
 
+def test_a_sharded_run_that_runs_out_of_memory_before_it_has_saved_begins_with_smaller_micro_batches(
+    children: Children, unbroken: dict[str, Path]
+) -> None:
+    codes = _run(children, "memory-first", "fsdp2", "out_of_memory_before_the_first_step")
+    assert codes == [ExitCode.ENVIRONMENT] * 2
+    assert not list((children.place / "memory-first" / "checkpoints").glob("step-*"))
+    run = _resume(children, "memory-first", "fsdp2", 2)
+    assert "memory ran out on one of the processes: a micro-batch holds at most" in children.said(0)
+    assert left_budget(run) is None
+    require_alike(unbroken["fsdp2"], run, steps=6)
+
+
 @pytest.mark.parametrize("strategy", BOTH)
 def test_a_bug_in_one_layer_of_one_rank_ends_all_and_is_told_by_that_rank(children: Children, strategy: str) -> None:
     codes = _run(children, f"bug-{strategy}", strategy, "bug")
@@ -112,5 +124,8 @@ def test_ranks_that_were_given_different_things_are_refused_by_name(children: Ch
     children.start((*common, "loss.beta=2.0"), (*common, "loss.beta=3.0"), together=True)
     assert children.wait() == [ExitCode.USAGE] * 2
     assert re.search("rank 1 on .* has another recipe than rank 0", children.said(0))
+    children.start(common, (*common, "--resume"), together=True)  # else the second waits for what nobody says
+    assert children.wait() == [ExitCode.USAGE] * 2
+    assert re.search(r"rank 1 on .* has another value of --resume than rank 0 .*: True, not False\.", children.said(0))
     assert _run(children, "different-data", "ddp", "other_data") == [ExitCode.USAGE] * 2
     assert re.search("rank 1 on .* has another data than rank 0", children.said(0))

@@ -52,7 +52,7 @@ def train():
                 stop.check()
                 time.sleep(0.01)
         except Stopped as stopped:
-            end(f"saved after {stopped.name}", 75)
+            end(f"saved after {stopped.name}", 75, shared=True)
 
 def ready():
     os.write(os.open("alive", os.O_WRONLY), b"%d\\n" % os.getpid())  # open as long as this process lives
@@ -116,8 +116,11 @@ GONE = "end('gone', 4, consequence=True)"
         (GONE, "end('bad', 5)", 5, "", "rank 1 on HOST: bad"),
         (WAITS, "end('bad', 5)", 5, "", "rank 1 on HOST: bad"),
         (GONE, GONE, 4, "", "gone"),
-        ("end('saved', 75)", "end('saved', 75)", 75, "saved\n", None),
-        ("time.sleep(0.6); end('saved', 75)", "end('saved', 75)", 75, "saved\n", None),  # longer than others may take
+        ("end('saved', 75, shared=True)", "end('saved', 75, shared=True)", 75, "saved\n", None),
+        # longer than others may take
+        ("time.sleep(0.6); end('saved', 75, shared=True)", "end('saved', 75, shared=True)", 75, "saved\n", None),
+        (WAITS, "end('alone, before all listen', 75)", 75, "", "rank 1 on HOST: alone, before all listen"),
+        (WAITS, "end('interrupted alone', 130, shared=True)", 130, "", "rank 1 on HOST: interrupted alone"),
         ("time.sleep(0.6); end('too', 2, shared=True)", "end('too', 2, shared=True)", 2, "too\n", None),
         ("time.sleep(0.6); end('mine', 4)", GONE, 4, "mine\n", None),
         (
