@@ -64,6 +64,8 @@ def train(
             raise typer.Exit(_launch(composed, num_processes))
         with trusting(trust_remote_code):
             modes = {"fresh": fresh, "resume": resume, "allow_changed": allow_changed or [], "quick": quick}
+            if dry_run and place is None:
+                modes["num_processes"] = num_processes
             _run(composed, place, dry_run=dry_run, **modes)
     except UserError as error:
         raise composed.located(error) from error

@@ -92,7 +92,7 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
         raise UserError(
             f"rank {place.rank} of {place.world_size} on {socket.gethostname()} does not meet the others at {address}: "
             f"{_first_line(error)}",
-            "The port may be in use, or a host cannot be reached: name others with MASTER_ADDR and MASTER_PORT.",
+            "The port may be in use, or a host out of reach: start again, or give the launcher another of them.",
             exit_code=ExitCode.ENVIRONMENT,
         ) from error
     _group = _Group(PrefixStore("simpo", store), place, timeout)

@@ -10,7 +10,6 @@ from simpo_cli.audit.duplicates import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
-from simpo_cli.distributed import ranks
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource, loss_terms
@@ -96,8 +95,7 @@ def _adapter(run: RunPlan) -> list[tuple[str, str]]:
 
 def _spread(run: RunPlan) -> list[tuple[str, str]]:
     """How the run is spread over processes, where there are several or weights are sharded."""
-    count = ranks.world_size()
-    processes = "1 process" if count == 1 else f"{count} processes"
+    processes = "1 process" if run.num_ranks == 1 else f"{run.num_ranks} processes"
     match run.strategy:
         case "none":
             return []

@@ -75,6 +75,7 @@ class RunPlan:
     data: PreparedData
     plan: Plan
     strategy: Strategy  # how the policy is spread over the ranks
+    num_ranks: int  # processes that train
     packing: Packing  # what the self-check will try
     why_padded: str | None  # what is known to speak against sharing prompts
     checkpointing: bool  # whether layers are computed again in the backward pass
@@ -130,7 +131,7 @@ class RunPlan:
                 "cpu_capability": torch.backends.cpu.get_cpu_capability(),
                 "platform": platform.platform(),
                 "compute": self.compute,
-                "processes": ranks.world_size(),
+                "processes": self.num_ranks,
                 "strategy": self.strategy,
             },
             "resumed": list(earlier.get("resumed", [])),
@@ -169,7 +170,7 @@ class RunPlan:
             machine={
                 **{name: content["versions"][name] for name in ("simpo-cli", "torch", "transformers", "peft")},
                 **{name: content["hardware"][name] for name in ("device", "threads", "cpu_capability", "compute")},
-                **({"strategy": self.strategy, "ranks": ranks.world_size()} if self.strategy != "none" else {}),
+                **({"strategy": self.strategy, "ranks": self.num_ranks} if self.strategy != "none" else {}),
                 "packing": self.packing,
                 "liger": liger_version() if fuses else None,
                 **({"compiled": True} if self.compiled else {}),
@@ -185,7 +186,14 @@ def identifying_values(recipe: Recipe) -> dict[str, Any]:
     return {key: told_apart(v) if isinstance(v, str) else v for key, v in recipe_values(recipe).items()}
 
 
-def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = False, resume: bool = False) -> RunPlan:
+def prepare(
+    recipe: Recipe,
+    before: Identity | None = None,
+    *,
+    quick: bool = False,
+    resume: bool = False,
+    num_ranks: int | None = None,
+) -> RunPlan:
     """Decide and check everything that does not need the weights, the same on all ranks.
 
     Args:
@@ -194,6 +202,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
             it: equal bits depend on all four. Micro-batches that became smaller than the recipe says, because memory
             ran out, stay so until the recipe says something else.
         resume: whether the run folder holds this run, which may have ended before it saved anything.
+        num_ranks: processes of this host that would train, where those of now do not.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -225,8 +234,8 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
     if machine and recipe.model.attention == "auto" and machine["packing"] == "padded":
         padded = True
     packing: Packing = "padded" if padded else "shared_prefix"
-    workload = workload_of(inputs, longest_row, accelerator.device, compute, _available(accelerator.device))
-    workload = replace(workload, ranks=ranks.world_size(), cpu_offload=recipe.distributed.cpu_offload)
+    workload = workload_of(inputs, longest_row, accelerator.device, compute, _available(accelerator.device, num_ranks))
+    workload = replace(workload, ranks=num_ranks or ranks.world_size(), cpu_offload=recipe.distributed.cpu_offload)
     longest = int(tokens_of_each(data.scored, packing).max())
     strategy = _strategy(recipe, workload, longest)
     workload = replace(workload, strategy=strategy)
@@ -278,6 +287,7 @@ def prepare(recipe: Recipe, before: Identity | None = None, *, quick: bool = Fal
         data=data,
         plan=plan,
         strategy=strategy,
+        num_ranks=workload.ranks,
         packing=packing,
         why_padded=why_padded,
         checkpointing=checkpointing,
@@ -343,9 +353,9 @@ def fullest_step(inputs: Inputs, packing: Packing) -> int:
     return int(np.sort(tokens)[-inputs.plan.pairs_per_step :].sum())
 
 
-def _available(device: torch.device) -> int:
+def _available(device: torch.device, num_ranks: int | None) -> int:
     """Free memory of the device that has least; ranks of a host share its memory where they compute on it."""
-    here = ranks.local_size() if device.type == "cpu" else 1
+    here = num_ranks or ranks.local_size() if device.type == "cpu" else 1
     return ranks.smallest(available_bytes(device) // here, "comparing the memory")
 
 

@@ -54,6 +54,7 @@ def train(
     resume: bool = False,
     allow_changed: Sequence[str] = (),
     dry_run: bool = False,
+    num_processes: int | None = None,
     quick: bool = False,
 ) -> RunOutcome | dict[str, Any] | None:
     """Run a recipe to its end.
@@ -63,6 +64,7 @@ def train(
         resume: resume an existing run of this name.
         allow_changed: what may differ from the run that is resumed, by the names of `receipt.Change`.
         dry_run: check everything that can be checked without the weights, say what would happen, and write nothing.
+        num_processes: of a dry run, how many processes would train; as many as there are if it is None.
         quick: skip every evaluation and all probe answers, as a smoke run may; a run that began so stays so.
 
     Returns:
@@ -76,7 +78,14 @@ def train(
     ranks.join(
         "cuda" if torch.cuda.is_available() else "cpu", wanted.timeout, alone=wanted.strategy == "fsdp2" and not dry_run
     )
-    options = _Options(fresh=fresh, resume=resume, allow_changed=allow_changed, dry_run=dry_run, quick=quick)
+    options = _Options(
+        fresh=fresh,
+        resume=resume,
+        allow_changed=allow_changed,
+        dry_run=dry_run,
+        num_processes=num_processes,
+        quick=quick,
+    )
     try:
         return _train(composed, observer, options)
     except RuntimeError as error:
@@ -95,6 +104,7 @@ class _Options:
     resume: bool
     allow_changed: Sequence[str]
     dry_run: bool
+    num_processes: int | None
     quick: bool
 
 
@@ -120,7 +130,7 @@ def _train(composed: ComposedRecipe, observer: Observer, options: _Options) -> R
             require_known_keys(options.allow_changed, recipe_values(composed.recipe), before.recipe if before else {})
             quick = options.quick or bool(state.document.get("quick"))
             with stop.at_once():
-                run = prepare(composed.recipe, before, quick=quick, resume=resume)
+                run = prepare(composed.recipe, before, quick=quick, resume=resume, num_ranks=options.num_processes)
                 content = ranks.from_first(lambda: run.receipt(composed, state.document), "hashing the model")
             identity = run.identity(content)
             ranks.require_same(
@@ -241,7 +251,7 @@ def _train_in(
         write_error("failed", saver.saved_at or 0, error)
         raise
     folder.sync_logs()  # before run.json vouches for them
-    write_receipt("done", num_steps, outcome=measured, files=written_files(folder.path))
+    write_receipt("done", num_steps, outcome=measured, files=written_files(folder.path) if ranks.is_first() else {})
     observer.finished(outcome)
     training.health.require_well_at_the_end()
     return outcome

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simpo_cli.evaluate import answers
+from simpo_cli.train import run_plan
 from tests.cli.seen import Simpo, typed, write_run_recipe
 from tests.data.pair_files import write_pairs
 from tests.tiny import save_tiny_model
@@ -141,3 +142,16 @@ def test_a_dry_run_checks_and_writes_nothing(place: Path, simpo: Simpo) -> None:
     assert "dry run" in seen.err
     assert not (place / "runs" / "dry").exists()
     assert sorted(path.name for path in place.iterdir()) == before or before == []
+
+
+@pytest.mark.usefixtures("place")
+def test_a_dry_run_is_of_all_processes_that_would_train(simpo: Simpo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_plan, "available_bytes", lambda _: 8 * 10**9)
+    alone, spread = (
+        simpo("train", "run.yaml", "name=dry", "--dry-run", f"distributed.num_processes={number}").err
+        for number in (1, 2)
+    )
+    assert "process" not in alone
+    assert "of 8.0 GB free" in alone
+    assert re.search("devices +2 processes · ddp", spread)
+    assert "of 4.0 GB free" in spread  # they share the memory of the host
