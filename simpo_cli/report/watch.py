@@ -112,8 +112,8 @@ class WithReport:
         self._watcher.finished(outcome)
 
     def ended_early(self) -> None:
-        """The run failed or was stopped: show how far it got, if it got as far as having a folder."""
-        if self._has_started and (page := self._write()) is not None:
+        """The run failed or was stopped: show how far it got, if it got as far as having something to show."""
+        if self._has_started and (self._run_dir / "run.json").is_file() and (page := self._write()) is not None:
             self._watcher.note(f"report {page}")
 
     def was_complete(self) -> None:

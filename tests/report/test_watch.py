@@ -187,6 +187,13 @@ def test_a_run_that_ends_early_has_a_page_too_unless_it_never_started(run: Path,
     assert watcher.notes == [f"report {watcher.page}"]
 
 
+def test_a_run_that_ends_while_it_loads_has_no_page(tmp_path: Path, watcher: Watcher) -> None:
+    observer = WithReport(watcher, tmp_path)
+    observer.started(HEADER, num_steps=4, first_step=0)
+    observer.ended_early()
+    assert watcher.notes == []
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("no page"), UserError("no page", "Name a folder.")])
 def test_a_page_that_cannot_be_written_does_not_fail_the_run(
     error: Exception, run: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
