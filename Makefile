@@ -62,11 +62,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
-# without runs of several processes: these start in folders of their own anyway
 test-elsewhere: $(READY)
 	elsewhere=$$(mktemp -d) && trap 'rm -rf "$$elsewhere"' EXIT && cd "$$elsewhere" && \
-		$(abspath $(BIN))/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" \
-		--ignore $(CURDIR)/tests/distributed $(CURDIR)/tests
+		$(abspath $(BIN))/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(CURDIR)/tests
 
 # everything by its exact pin, in an environment of its own; torch first, as above
 $(OLDEST_READY): pyproject.toml constraints-oldest.txt
