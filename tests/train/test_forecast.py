@@ -12,6 +12,7 @@ import transformers
 
 from simpo_cli.data.plan import microbatches
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model import policy
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.composition import compose
 from simpo_cli.train import timing
@@ -193,17 +194,18 @@ def test_a_divided_model_keeps_no_narrow_copies_of_its_weights(tiny: Runs, monke
     kept: list[bool] = []
     forward = Policy.forward
 
-    def seen(policy: Policy, packed: Any) -> torch.Tensor:
+    def seen(model: Policy, packed: Any) -> torch.Tensor:
         if torch.is_autocast_enabled("cpu"):
             kept.append(torch.is_autocast_cache_enabled())
-        return forward(policy, packed)
+        return forward(model, packed)
 
     monkeypatch.setattr(Policy, "forward", seen)
+    monkeypatch.setattr(policy, "find_fused_layers", lambda _: [])  # they round elsewhere, and fsdp2 has none
     for strategy in ("none", "fsdp2"):
         kept.clear()
         more = ("train.precision=bf16", "train.max_steps=1", f"distributed.strategy={strategy}")
         tiny.train(strategy, *more, quick=True)
         assert set(kept) == {strategy == "none"}
     [ours], [theirs] = (tiny.log(run, "metrics") for run in ("none", "fsdp2"))
-    for name in ("loss", "grad_norm"):  # fused layers, which only `none` has, round in other places
-        assert ours[name] == pytest.approx(theirs[name], rel=5e-3)
+    for name in ("loss", "grad_norm", "rewards/margins"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
