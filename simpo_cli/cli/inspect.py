@@ -131,11 +131,11 @@ def _scored(recipe: "Recipe", views: "list[PairView]") -> _Scored:
     with importing():
         from simpo_cli.evaluate.scoring import open_model, score_tokens
         from simpo_cli.model.folder import NoWeightsError
-        from simpo_cli.model.load import find_model, require_lengths
+        from simpo_cli.model.load import require_lengths, start_model
 
     try:
         with about("model.path"):
-            source = find_model(recipe.model.path, recipe.model.revision, fetch=False)
+            source = start_model(recipe.model, fetch=False)
     except UserError as error:
         if error.exit_code != ExitCode.ENVIRONMENT and not isinstance(error, NoWeightsError):
             raise  # the model is here, and cannot be used as it is

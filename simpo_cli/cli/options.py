@@ -79,7 +79,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or its sockets warn of every address and every wait
-    for name in ("transformers", "datasets", "accelerate", "peft", "huggingface_hub"):
+    for name in (
+        *("transformers", "datasets", "accelerate", "peft", "huggingface_hub"),
+        *("bitsandbytes", "torchao", "torch.utils._pytree"),  # peft imports torchao, which the last two warn of
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\b.*")
     from transformers.utils import logging as transformers_logging

@@ -4,12 +4,15 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from simpo_cli.errors import UserError
 from simpo_cli.files import MalformedError, exit_code_of, object_in
 
 ADAPTER_CONFIG = "adapter_config.json"
+Quantization = Literal["nf4", "int8"]
+"""How the linear layers of a model may be quantised here, under adapters."""
+
 _DAMAGED = "The model folder is damaged; fetch it again."
 _READ_HERE = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _QUANTISED = ("quantization_config", "compression_config")
@@ -110,32 +113,41 @@ def _kind_of(settings: Any) -> str:
     return f"{kind}, {bits} bits" if isinstance(bits, int) else kind
 
 
-def require_unquantised(name: str, folder: Path, held_by: str = "") -> None:
-    """Refuse a model of quantised weights before they are read: training on them is not built yet.
+def stored_quantization(name: str, folder: Path, held_by: str = "") -> Quantization | None:
+    """How the weights in a model's folder are quantised; None if they are not.
 
     Args:
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:
-        UserError: names the kind.
+        UserError: in a way that is not read here.
     """
-    kind = quantisation_of(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    kind = quantisation_of(config)
     for file in _QUANTISED_BESIDE:
         if kind is None and (settings := read_json(folder / file)):
             kind = _kind_of(settings.get("quantization") or settings)
-    if kind is not None:
-        raise quantised(name, kind, held_by)
+    if kind is None:
+        return None
+    settings = config.get("quantization_config")
+    if isinstance(settings, dict) and kind.startswith("bitsandbytes"):
+        if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4":
+            return "nf4"
+        if settings.get("load_in_8bit") and not settings.get("llm_int8_has_fp16_weight"):
+            return "int8"
+    raise quantised(name, kind, held_by)
 
 
 def quantised(name: str, kind: str, held_by: str = "") -> UserError:
-    """The error of a model of quantised weights."""
+    """The error of a model whose weights are quantised in a way that is not read here."""
     plain = _MARK_OF_QUANTISED.sub("", name)
     is_known = plain != name and (Path(plain).is_dir() or not Path(name).exists())
     such_as = f" ({plain}, by its name)" if is_known else ""
     where = f" as base_model_name_or_path in {held_by}" if held_by else " instead"
     return UserError(
-        f"the weights of {name} are quantised ({kind}), which cannot be trained or scored here yet.",
-        f"Name the unquantised model that it was made from{such_as}{where}.",
+        f"the weights of {name} are quantised ({kind}); of quantised weights those of bitsandbytes are read, as nf4 or "
+        "int8.",
+        f"Name the unquantised model that it was made from{such_as}{where}; model.quantization quantises it here.",
     )
 
 
@@ -151,7 +163,7 @@ def require_startable(name: str, folder: Path) -> None:
         require_regular_files(folder)
         base = base_of_adapters(folder)
         if base is None:
-            require_unquantised(name, folder, held_by)
+            stored_quantization(name, folder, held_by)
             return
         held_by, name = str(folder / ADAPTER_CONFIG), base[0]
         if not Path(name).expanduser().is_dir():  # the builtin model, or one of the hub

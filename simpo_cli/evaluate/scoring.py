@@ -126,6 +126,7 @@ def open_model(recipe: Recipe, source: ModelSource, pairs: Sequence[EncodedPair]
         parameters=count_parameters(recipe.model, source),
         weights=weights,
         compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+        quantization=source.quantization,
         longest_row=longest_row,
         device=accelerator.device,
         available=available_bytes(accelerator.device),

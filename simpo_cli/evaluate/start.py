@@ -22,7 +22,7 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError, about
 from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
-from simpo_cli.model.load import find_model, require_lengths
+from simpo_cli.model.load import find_model, require_lengths, start_model
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 from simpo_cli.statistics import Measured
@@ -48,7 +48,7 @@ def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: Text
         UserError: the model cannot be loaded, no pair is left, or a log-prob is not finite.
     """
     with about("model.path"):
-        source = find_model(recipe.model.path, recipe.model.revision)
+        source = start_model(recipe.model)
     data = replace(recipe.data, on_bad_record="skip", on_no_signal="drop")
     encoded = encode_pairs(pairs, tokenizer, data).pairs
     if not encoded:
@@ -112,7 +112,7 @@ def require_fitting(recipe: Recipe) -> None:
         UserError: says which.
     """
     with about("model.path"):
-        require_lengths(recipe, find_model(recipe.model.path, recipe.model.revision))
+        require_lengths(recipe, start_model(recipe.model))
 
 
 def fitting_lengths(path: str, revision: str | None = None) -> DataRecipe:

@@ -14,7 +14,7 @@ from torch import nn
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ModelSource, choose_adapter, find_model, load_start
+from simpo_cli.model.load import ModelSource, choose_adapter, load_start, start_model
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
 from simpo_cli.names import HUB_ID, find_recipe, is_hub_id, kind_of, no_such_target
@@ -58,7 +58,7 @@ class Target:
 
     def source(self) -> ModelSource:
         """The saved model, or the one under the checkpoint."""
-        return find_model(self.recipe.model.path, self.recipe.model.revision)
+        return start_model(self.recipe.model)
 
     def load_checkpoint(self, source: ModelSource, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The start model with the checkpoint's weights over it."""
@@ -66,7 +66,7 @@ class Target:
         start = choose_adapter(self.recipe.model, source)
         model = load_start(start, source, dtype, device)
         if start.lora is not None and start.adapter != "continue":
-            model = add_adapters(model, start.lora)
+            model = add_adapters(model, start.lora, self.recipe.seed)
         try:
             with whole_checkpoint(self.checkpoint) as checkpoint, checkpoint.open_parts(WEIGHTS) as files:
                 read_tensors(files, trainable(Policy(model)))
@@ -135,7 +135,7 @@ def model_alone(name: str, overrides: Sequence[str], recipe: Recipe | None) -> T
     named = None if Path(name).expanduser().exists() else HUB_ID.fullmatch(name)
     path, revision = (name, None) if named is None else (named[1], named[2])
     if recipe is not None:
-        model = replace(recipe.model, path=path, revision=revision, lora=None)
+        model = replace(recipe.model, path=path, revision=revision, lora=None, quantization=None)
         return Target(name, replace(recipe, model=model), has_training_pairs=False)
     if not any(override.startswith("data.eval") for override in overrides):
         raise UserError(f"{name} is a model, and nothing says which pairs to score.", "Add --data FILE.")

@@ -1,5 +1,8 @@
 """LoRA adapters through peft: new ones, and those of a folder, which training continues or merges."""
 
+import copy
+import difflib
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from simpo_cli.data.model_files import ADAPTER_CONFIG, read_json
 from simpo_cli.errors import UserError
+from simpo_cli.model import quantised
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 
 AdapterUse = Literal["continue", "merge"]
@@ -25,6 +29,7 @@ _KNOWN = (
     "revision auto_mapping inference_mode megatron_core qalora_group_size eva_config runtime_config"
 )
 _MATCHES_NONE = re.compile("not found in the base model|No modules were targeted")
+_PISSA = "pissa_niter_16"  # by a randomised decomposition, which takes seconds where the whole one takes an hour
 _KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the others change the base in ways of their own
 
 
@@ -34,12 +39,11 @@ class Adapter:
 
     folder: Path  # where it is
     lora: LoraRecipe  # its rank (the largest, where layers differ), alpha, targets and kind, in the words of a recipe
-    is_rank_stabilised: bool  # whether its scale is alpha over the root of the rank (rsLoRA)
     whole_parts: str  # what it holds beside low-rank matrices, in words; empty if nothing
 
     def __str__(self) -> str:
         lora, targets = self.lora, self.lora.target_modules
-        kind = "DoRA" if lora.use_dora else "rsLoRA" if self.is_rank_stabilised else "LoRA"
+        kind = "DoRA" if lora.use_dora else "rsLoRA" if lora.use_rslora else "LoRA"
         on = targets if isinstance(targets, str) else ", ".join(targets)
         return f"{kind}, rank {lora.rank}, alpha {lora.alpha:g}, on {on}"
 
@@ -73,7 +77,7 @@ def read_adapter(path: str, folder: Path) -> Adapter:
             "Plain LoRA, rsLoRA and DoRA adapters are.",
         )
     try:
-        return Adapter(folder, _lora_of(config), bool(config.get("use_rslora")), _whole_parts(config))
+        return Adapter(folder, _lora_of(config), _whole_parts(config))
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"does not describe adapters: {' '.join(str(error).split())}.",
@@ -89,7 +93,8 @@ def _lora_of(config: Mapping[str, Any]) -> LoraRecipe:
         raise TypeError("r has to be a whole number, and lora_alpha a number")
     if not isinstance(targets, str):
         targets = sorted(targets or config.get("target_parameters") or ())
-    return LoraRecipe(rank=max(ranks), alpha=alpha, target_modules=targets, use_dora=bool(config.get("use_dora")))
+    kinds = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
+    return LoraRecipe(rank=max(ranks), alpha=alpha, target_modules=targets, **kinds)
 
 
 def _whole_parts(config: Mapping[str, Any]) -> str:
@@ -120,6 +125,7 @@ def attach(base: nn.Module, adapter: Adapter, *, dropout: float | None = None) -
     Raises:
         UserError: the adapter does not fit the model, tensor by tensor.
     """
+    quantised.import_before_peft()
     from peft import LoraConfig, PeftModelForCausalLM
     from safetensors import SafetensorError
 
@@ -206,40 +212,101 @@ def merge(adapted: nn.Module, adapter: Adapter) -> nn.Module:
     return merged
 
 
-def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
+def add_adapters(model: nn.Module, recipe: LoraRecipe, seed: int = 0) -> nn.Module:
     """Freeze the model and put adapters beside the layers that the recipe names.
 
-    The adapters are float32 whatever the frozen weights are, and stand on the model's device. Their start is drawn on
-    the CPU from torch's generator, so seed it first: a seed's start is then the same on any device.
+    The adapters are float32 whatever the frozen weights are, and stand on the model's device.
+
+    Args:
+        seed: fixes their start, which is drawn on the CPU and so the same on any device; torch's generator is seeded.
 
     Raises:
-        UserError: the targets match no layer.
+        UserError: the targets match no layer, or cannot begin as the recipe says.
     """
+    torch.manual_seed(seed)
+    quantised.import_before_peft()
     from peft import LoraConfig, get_peft_model
 
+    begins_in_base = recipe.init == "pissa" and not next(model.parameters()).is_meta
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # peft divides by the rank; whole or not is the same to it
         lora_dropout=recipe.dropout,
         target_modules=recipe.target_modules,
+        use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
+        init_lora_weights=_PISSA if begins_in_base else True,
     )
     causal: Any = model
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
     try:
-        adapted: nn.Module = get_peft_model(causal, config, autocast_adapter_dtype=True)
+        adapted: Any = get_peft_model(causal, config, autocast_adapter_dtype=True)
     except ValueError as error:
         reason, targets = " ".join(str(error).split()), f"model.lora.target_modules ({recipe.target_modules})"
         if _MATCHES_NONE.search(reason):
+            named = [recipe.target_modules] if isinstance(recipe.target_modules, str) else recipe.target_modules
+            near = [one for name in named for one in difflib.get_close_matches(name, linear, n=2)]
+            meant = f" Did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
             problem = f"{targets} matches no layer of this model."
-            fix = f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head."
+            fix = f"Its linear layers are {', '.join(linear)}; all-linear takes all but the head.{meant}"
         else:
             problem = f"peft puts no adapters on {targets}: {reason}"
             taken = [name for name in linear if name not in reason and name != "lm_head"]
             fix = f"Name layers: model.lora.target_modules=[{','.join(taken)}]"
         raise UserError(problem, fix, key="model.lora.target_modules") from error
-    return adapted
+    if recipe.init == "pissa":
+        _require_own_weights(adapted)
+    if begins_in_base:
+        adapted.pissa_start = {name: one.detach().cpu().clone() for name, one in _low_rank(adapted).items()}
+    whole: nn.Module = adapted
+    return whole
+
+
+def _low_rank(adapted: nn.Module) -> dict[str, Tensor]:
+    """The low-rank matrices of adapters, by name."""
+    return {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+
+
+def _require_own_weights(adapted: Any) -> None:
+    """Refuse adapters that took components out of a weight which serves in two places, and changed it in both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    causal = adapted.get_base_model()
+    ends = (causal.get_input_embeddings(), causal.get_output_embeddings())
+    if causal.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise UserError(
+            "model.lora.init is pissa, and the head shares its weights with the embedding in this model.",
+            "Take lm_head and the embedding out of model.lora.target_modules, or leave model.lora.init out.",
+            key="model.lora.init",
+        )
+
+
+def save_adapters(adapted: nn.Module, folder: Path) -> None:
+    """Write adapters as peft keeps them, beside the model as it was before they were made.
+
+    Those of PiSSA have taken their start A0, B0 out of the weights. What they are beside the whole weights is an adapter
+    of twice the rank: B A - B0 A0, as matrices [B, -B0] [A; A0].
+    """
+    model: Any = adapted
+    start: dict[str, Tensor] | None = getattr(model, "pissa_start", None)
+    if start is None:
+        model.save_pretrained(folder, safe_serialization=True)
+        return
+    config = model.peft_config["default"]
+    whole = {}
+    for name, now in _low_rank(model).items():
+        is_input = ".lora_A." in name
+        before = start[name].to(now.device)
+        whole[name] = torch.cat([now.detach(), before if is_input else -before], dim=0 if is_input else 1)
+    more = math.sqrt(2) if config.use_rslora else 2
+    plain = copy.copy(config)
+    plain.r, plain.lora_alpha, plain.init_lora_weights = 2 * config.r, more * config.lora_alpha, True
+    model.peft_config["default"] = plain
+    try:
+        model.save_pretrained(folder, safe_serialization=True, state_dict=whole)
+    finally:
+        model.peft_config["default"] = config
 
 
 def leave_casts_to_autocast(model: nn.Module) -> None:
@@ -250,8 +317,9 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
     """
     from peft.tuners.lora import Linear
 
+    kinds = (Linear, *quantised.adapted_layers())
     for layer in model.modules():
-        if isinstance(layer, Linear) and not layer.lora_variant:
+        if isinstance(layer, kinds) and not layer.lora_variant:
             # on the layer, not as a state of it, so that copies and recomputed passes decide for themselves
             layer._cast_input_dtype = _cast_without_autocast  # type: ignore[method-assign,assignment]
 

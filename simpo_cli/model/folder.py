@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from simpo_cli.data.model_files import quantised, read_json, require_regular_files, require_unquantised, sections_of
+from simpo_cli.data.model_files import (
+    Quantization,
+    quantised,
+    read_json,
+    require_regular_files,
+    sections_of,
+    stored_quantization,
+)
 from simpo_cli.errors import UserError
 from simpo_cli.files import exit_code_of
 from simpo_cli.model import remote_code
@@ -48,6 +55,7 @@ class Configuration:
     config: Any  # the configuration, an object of transformers or of the model's remote code
     model_class: type  # what computes the model
     code: Mapping[str, str]  # files of remote code that were run for it, each with its sha256; mostly none
+    quantization: Quantization | None  # of the weights beside it
 
 
 def read_configuration(path: str, folder: Path, held_by: str = "") -> Configuration:
@@ -57,22 +65,22 @@ def read_configuration(path: str, folder: Path, held_by: str = "") -> Configurat
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
 
     Raises:
-        UserError: there is none, it is none of a causal language model, its weights are quantised, a size in it is none
-            that a model has, or the model needs code that may not be run.
+        UserError: there is none, it is none of a causal language model, its weights are quantised in a way that is not
+            read here, a size in it is none that a model has, or the model needs code that may not be run.
     """
     if not (folder / "config.json").is_file():
         fix = "Name the folder of a model that transformers can load."
         raise wrong_kind(path, "model") or UserError(f"{path} holds no config.json.", fix)
     require_regular_files(folder)
     raw = read_json(folder / "config.json")
-    require_unquantised(path, folder, held_by)
+    quantization = stored_quantization(path, folder, held_by)
     _refuse_foreign_parts(path, raw)
     _require_sizes(path, raw)
     code = remote_code.code_to_run(path, folder, raw)
     config = _read(path, folder, raw, code)
     _require_causal(path, raw, config, code)
     with remote_code.faults_of(path, code):
-        return Configuration(config, _class_of(path, folder, config, code), code)
+        return Configuration(config, _class_of(path, folder, config, code), code, quantization)
 
 
 def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, str]) -> Any:
@@ -196,14 +204,17 @@ class StoredWeights:
         return max((int(one[1]) for one in found if one), default=-1) + 1
 
 
-def stored_weights(name: str, folder: Path, held_by: str = "") -> StoredWeights:
+def stored_weights(
+    name: str, folder: Path, held_by: str = "", quantization: Quantization | None = None
+) -> StoredWeights:
     """Look at a model's weight files.
 
     Args:
         held_by: the adapter_config.json that names the model, if it is not the recipe that does.
+        quantization: how config.json says that its weights are quantised.
 
     Raises:
-        UserError: they are missing, incomplete, damaged, pickled or quantised.
+        UserError: they are missing, incomplete, damaged, pickled, or quantised though config.json does not say so.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -215,6 +226,8 @@ def stored_weights(name: str, folder: Path, held_by: str = "") -> StoredWeights:
                 for key in weights.keys():  # noqa: SIM118 - not a mapping
                     entry = weights.get_slice(key)
                     kind = entry.get_dtype()
+                    if quantization is not None and kind not in _DTYPES:
+                        continue  # codes, and scales that are quantised themselves
                     if _NARROW.fullmatch(kind) or (kind not in _DTYPES and _PACKED.search(key)):
                         raise quantised(name, f"{key} is of type {kind}", held_by)
                     size = 1

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simpo_cli.builtin import guide_model_dir
 from simpo_cli.data import hub
-from simpo_cli.data.model_files import ADAPTER_CONFIG, base_of_adapters, read_json, require_regular_files
+from simpo_cli.data.model_files import ADAPTER_CONFIG, Quantization, base_of_adapters, read_json, require_regular_files
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
 from simpo_cli.data.tokenizer import require_model_name
 from simpo_cli.errors import UserError
-from simpo_cli.model import adapters, remote_code
+from simpo_cli.model import adapters, quantised, remote_code
 from simpo_cli.model.adapters import Adapter, use_of
 from simpo_cli.model.folder import LAYER, no_weights, read_configuration, stored_weights, unbuildable
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe, Recipe
@@ -47,6 +47,8 @@ class ModelSource:
     adapter: Adapter | None = None  # what the folder holds, when that is a LoRA adapter
     adapter_base: "ModelSource | None" = None  # the model under it
     code: Mapping[str, str] = field(default_factory=dict)  # files of remote code that are run, each with its sha256
+    quantization: Quantization | None = None  # how its linear layers are held in memory
+    is_stored_quantised: bool = False  # whether the files hold them so, too
 
     @property
     def text_config(self) -> Any:
@@ -63,20 +65,33 @@ class ModelSource:
         return self if self.adapter_base is None else self.adapter_base.whole
 
 
-def find_model(path: str, revision: str | None = None, *, fetch: bool = True, weights: bool = True) -> ModelSource:
+def start_model(recipe: ModelRecipe, *, fetch: bool = True, weights: bool = True) -> ModelSource:
+    """The model that a recipe names, held as the recipe says; see `find_model`."""
+    return find_model(recipe.path, recipe.revision, recipe.quantization, fetch=fetch, weights=weights)
+
+
+def find_model(
+    path: str,
+    revision: str | None = None,
+    quantization: Quantization | None = None,
+    *,
+    fetch: bool = True,
+    weights: bool = True,
+) -> ModelSource:
     """Locate a model and read its configuration; the weights are looked at, not loaded.
 
     Args:
         path: a folder, a hub id or `builtin:guide`.
         revision: branch, tag or commit of a hub id.
+        quantization: how its linear layers are held in memory; one that is stored quantised stays as it is.
         fetch: whether a model of the hub may be downloaded; else it has to be on this machine already.
         weights: whether there have to be any; else the hub is asked for none, and config.json is believed.
 
     Raises:
-        UserError: nothing is there, it is no causal language model, it needs remote code, or its weights are missing,
-            incomplete or pickled.
+        UserError: nothing is there, it is no causal language model, it needs remote code, its weights are missing,
+            incomplete or pickled, or they are quantised and bitsandbytes is not installed.
     """
-    return _found(path, revision, _Wanted(fetch, weights), (), "")
+    return _found(path, revision, _Wanted(fetch, weights, quantization), (), "")
 
 
 class _Wanted(NamedTuple):
@@ -84,6 +99,7 @@ class _Wanted(NamedTuple):
 
     fetch: bool
     weights: bool
+    quantization: Quantization | None
 
 
 def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, ...], held_by: str) -> ModelSource:
@@ -105,11 +121,22 @@ def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, 
         base = _found(*under, wanted, (*above, folder.resolve()), str(folder / ADAPTER_CONFIG))
         return replace(base, name=path, folder=folder, revision=commit, adapter=adapter, adapter_base=base)
     read = read_configuration(path, folder, held_by)
+    kind = _kind_of_quantization(path, read.quantization, wanted.quantization)
     if not wanted.weights and not any(folder.glob("*.safetensors")):
         said = getattr(read.config.get_text_config(), "dtype", None)
         stored = next((dtype for dtype in DTYPE_NAMES if dtype == said), torch.float32)
-        return ModelSource(path, folder, read.config, read.model_class, commit, stored, code=read.code)
-    weights = stored_weights(path, folder, held_by)
+        return ModelSource(
+            path,
+            folder,
+            read.config,
+            read.model_class,
+            commit,
+            stored,
+            code=read.code,
+            quantization=kind,
+            is_stored_quantised=read.quantization is not None,
+        )
+    weights = stored_weights(path, folder, held_by, read.quantization)
     layers = getattr(read.config.get_text_config(), "num_hidden_layers", 0)
     if not read.code and layers > weights.num_layers:
         raise UserError(
@@ -118,8 +145,32 @@ def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, 
             "Fetch the model again, or mend its config.json.",
         )
     return ModelSource(
-        path, folder, read.config, read.model_class, commit, weights.dtype, sizes=weights.sizes, code=read.code
+        path,
+        folder,
+        read.config,
+        read.model_class,
+        commit,
+        weights.dtype,
+        sizes=weights.sizes,
+        code=read.code,
+        quantization=kind,
+        is_stored_quantised=read.quantization is not None,
     )
+
+
+def _kind_of_quantization(
+    path: str, stored: Quantization | None, wanted: Quantization | None
+) -> Quantization | None:
+    """How a model's linear layers will be held."""
+    if stored is not None and wanted not in (None, stored):
+        raise UserError(
+            f"model.quantization is {wanted}, and the weights of {path} are stored as {stored}.",
+            "Leave model.quantization out, or name the unquantised model that it was made from.",
+            key="model.quantization",
+        )
+    if (kind := stored or wanted) is not None:
+        quantised.require_quant()
+    return kind
 
 
 def _locate(path: str, revision: str | None, wanted: _Wanted) -> tuple[Path, str | None]:
@@ -168,7 +219,7 @@ def choose_adapter(recipe: ModelRecipe, source: ModelSource) -> ModelRecipe:
         fix = adapters.TRAIN_WITHOUT_COPIES if whole_copies else f"Add model.adapter=merge: {_MERGE}"
         raise UserError(f"the adapter {recipe.path} {why}, and cannot be continued.", fix)
     usual = LoraRecipe()
-    for key in ("rank", "alpha", "target_modules", "use_dora"):
+    for key in ("rank", "alpha", "target_modules", "use_rslora", "use_dora", "init"):
         wanted, there = getattr(recipe.lora, key), getattr(adapter.lora, key)
         same = sorted(wanted) == there if isinstance(wanted, list) else wanted == there
         if not same and wanted != getattr(usual, key):
@@ -203,6 +254,31 @@ def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None
         )
 
 
+def require_trainable(recipe: ModelRecipe, source: ModelSource) -> None:
+    """Refuse what cannot be trained of quantised weights, whether the recipe quantises them or they are stored so."""
+    kind, lora = source.quantization, recipe.lora
+    if kind is None:
+        return
+    if lora is None:
+        raise UserError(
+            f"the weights of {source.name} are quantised ({kind}), and cannot be trained themselves.",
+            "Add model.lora={}, which trains adapters beside them.",
+            key="model.lora",
+        )
+    if recipe.compile is True:
+        raise UserError(
+            f"model.compile is true, and the weights of {source.name} are quantised ({kind}).",
+            "Leave model.compile out: quantised layers are not compiled.",
+            key="model.compile",
+        )
+    if source.adapter is not None and use_of(recipe, source.adapter) == "merge":
+        raise UserError(
+            f"the weights under the adapter {source.name} are quantised ({kind}), and nothing merges into these.",
+            "Continue the adapter with model.adapter=continue, or merge it into the unquantised model first.",
+            key="model.adapter",
+        )
+
+
 # Building
 
 
@@ -221,6 +297,9 @@ class ParameterCounts:
     trainable: int
     largest_layer: int  # in one layer of the decoder, of those that devices may divide: all but adapters
     outside_layers: int  # of the same, in embedding, head and last norm
+    linear: int = 0  # in weights of linear layers, which can be quantised: of all but the head and adapters
+    linear_rows: int = 0  # rows of these weights
+    largest_linear: int = 0  # in the largest of them
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterCounts":
@@ -234,12 +313,24 @@ class ParameterCounts:
 
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         layers = [divided(layer) for layer in max(lists, key=divided, default=())]  # experts are lists within one
+        linear = [weight.shape for weight in _linear_weights(model) if weight not in adapters]
         return cls(
             total=sum(parameter.numel() for parameter in parameters),
             trainable=sum(parameter.numel() for parameter in trained),
             largest_layer=max(layers, default=0),
             outside_layers=divided(model) - sum(layers),
+            linear=sum(shape.numel() for shape in linear),
+            linear_rows=sum(shape[0] for shape in linear),
+            largest_linear=max((shape.numel() for shape in linear), default=0),
         )
+
+
+def _linear_weights(model: Any) -> list[Tensor]:
+    """The weights of a model's linear layers, but for its head."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = causal.get_output_embeddings()
+    inside = set() if head is None else set(head.modules())
+    return [one.weight for one in model.modules() if isinstance(one, nn.Linear) and one not in inside]
 
 
 @stage("counting the parameters")
@@ -375,6 +466,11 @@ def _loaded(
     # would take the place of the decoding that every answer here is made by.
     auto: Any = source.model_class if source.code else AutoModelForCausalLM
     own = {"config": copy.deepcopy(source.config)} if source.code else {"trust_remote_code": False}
+    quantization = {}
+    if source.quantization is not None:
+        quantised.bitsandbytes()
+        if not source.is_stored_quantised:
+            quantization = {"quantization_config": quantised.settings_of(source.quantization)}
     with remote_code.faults_of(source.name, source.code):
         try:
             loaded: Any = auto.from_pretrained(
@@ -383,7 +479,8 @@ def _loaded(
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                **({} if device.type == "cpu" else {"device_map": {"": device}}),
+                **({} if device.type == "cpu" and source.quantization is None else {"device_map": {"": device}}),
+                **quantization,
                 **own,
             )
         except torch.OutOfMemoryError:
@@ -403,6 +500,8 @@ def _loaded(
         )
     if not source.code:
         vars(model.config).pop("auto_map", None)  # what was not run shall not be asked for by the model that is saved
+    if source.quantization is not None:
+        quantised.use_own_products(model)
     switch_off_dropout(model)
     apply_soft_cap(model)
     checked: nn.Module = model

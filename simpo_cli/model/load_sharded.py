@@ -51,8 +51,7 @@ def outline(recipe: ModelRecipe, source: ModelSource, dtype: torch.dtype, seed: 
     if continued and source.adapter is not None:
         adapted = adapters.attach(model, source.adapter, dropout=recipe.lora.dropout)
     else:
-        torch.manual_seed(seed)
-        adapted = adapters.add_adapters(model, recipe.lora)
+        adapted = adapters.add_adapters(model, recipe.lora, seed)
     frozen = [parameter for parameter in adapted.parameters() if not parameter.requires_grad]
     _replace(adapted, {p: torch.empty(p.shape, dtype=p.dtype, device="meta") for p in frozen})
     return adapted

@@ -31,11 +31,13 @@ from typing import Any, Literal, NamedTuple
 import psutil
 import torch
 
+from simpo_cli.data.model_files import Quantization
 from simpo_cli.distributed.gradients import BUCKET_BYTES
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
+from simpo_cli.model.quantised import bytes_held, bytes_in_product
 
 _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
@@ -124,6 +126,7 @@ class Workload:
     parameters: ParameterCounts  # of the model, adapters among them
     weights: torch.dtype  # type of the weights; adapters are float32 whatever it is
     compute: torch.dtype  # type of the matrix products
+    quantization: Quantization | None = None  # how linear layers are held, where not as the other weights
     lora_rank: int | None = None  # rank of the adapters; None where all weights are trained, or none
     longest_row: int  # tokens of the longest sequence
     device: torch.device  # where it runs, one of them if there are several
@@ -140,6 +143,8 @@ class Workload:
         embeddings = self._head if tied else 2 * self._head
         trained = trainable - (embeddings if trains_all else 0)
         frozen = 0 if trains_all else total - trainable - embeddings
+        if self.quantization is not None:
+            frozen -= self.parameters.linear  # dequantised in the type of the products
         copied = trained * copy if copy < self._trained_size else 0
         cached = 0 if divided else copied  # what is gathered anew is cast anew
         wanted = 0 if checkpointing else copied + (frozen * copy if self._narrowed else 0)
@@ -156,7 +161,7 @@ class Workload:
             Phase(wanted + head_copy + head_gradient + head_product, kept, has_logits=True, gathered=beside),
             # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
-                wanted + narrow + (head_gradient if tied or divided else 0),
+                wanted + narrow + self._dequantised + (head_gradient if tied or divided else 0),
                 stacked + token.gradients + (token.layer if checkpointing else 0),
                 has_logits=False,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,
@@ -172,7 +177,8 @@ class Workload:
         if checkpointing or divided:  # a layer holds half of it at once when it only runs forward
             passing = token.layer // 2 if checkpointing else 0
             gathered = beside + 2 * whole.layer
-            phases.append(Phase(max(cached, wanted), stacked + passing, has_logits=False, gathered=gathered))
+            fixed = max(cached, wanted) + self._dequantised
+            phases.append(Phase(fixed, stacked + passing, has_logits=False, gathered=gathered))
         if divided:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
             phases += (Phase(0, 2 * token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
@@ -186,9 +192,9 @@ class Workload:
         token = self._token_bytes()
         phases = [
             Phase(self._head_copy, token.last, has_logits=True),
-            Phase(0, token.layer // 2 + 2 * token.input, has_logits=False),
+            Phase(self._dequantised, token.layer // 2 + 2 * token.input, has_logits=False),
         ]
-        return self._need(_State(self.parameters.total * self.weights.itemsize), phases)
+        return self._need(_State(self._bytes_of_weights(self.parameters.total)), phases)
 
     def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
@@ -208,7 +214,7 @@ class Workload:
     def _state(self) -> "_State":
         """16 bytes for each trainable float32 parameter: weight, gradient and the two moments of Adam."""
         trained = self.parameters.trainable * self._trained_size
-        frozen = (self.parameters.total - self.parameters.trainable) * self.weights.itemsize
+        frozen = self._bytes_of_weights(self.parameters.total - self.parameters.trainable)
         if self.strategy != "fsdp2":
             return _State(trained + frozen, trained, 2 * trained)
         if self.lora_rank is None:
@@ -217,6 +223,21 @@ class Workload:
         part = -(-frozen // self.ranks)  # adapters are whole on every device
         offloaded = part if self.cpu_offload else 0
         return _State(trained + part - offloaded, trained, 2 * trained, offloaded)
+
+    def _bytes_of_weights(self, count: int) -> int:
+        """Bytes of so many weights, all linear layers among them."""
+        if self.quantization is None:
+            return count * self.weights.itemsize
+        linear, rows = self.parameters.linear, self.parameters.linear_rows
+        return (count - linear) * self.weights.itemsize + bytes_held(self.quantization, linear, rows)
+
+    @property
+    def _dequantised(self) -> int:
+        """What the largest quantised weight takes while it is multiplied."""
+        if self.quantization is None:
+            return 0
+        types = (self.weights, self.compute)
+        return bytes_in_product(self.quantization, self.parameters.largest_linear, *types, self.device)
 
     @property
     def _whole(self) -> "_Whole":

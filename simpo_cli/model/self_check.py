@@ -4,6 +4,8 @@ Sharing prompts changes what a model's layers see, and taking the head in chunks
 exact for the models that we know, and a model that we do not know may break either without a word. So a few pairs of
 the run are scored both ways, in float32 and without autocast (in bfloat16 a wrong mask can hide in the rounding):
 through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
+Weights that are not float32 are checked by a copy of the first layers; where they are quantised, the model's own forward
+is that of the plain layers that they stand for.
 Products are those of IEEE float32 meanwhile, whatever TF32 setting the process has.
 
 At most 4,096 tokens are compared, so that a large model takes seconds: what only shows beyond, such as a window of
@@ -26,7 +28,8 @@ from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import has_kernel, heads_of, kernel_difference
 from simpo_cli.model.packed import pack
-from simpo_cli.model.policy import Policy, decoder_of
+from simpo_cli.model.policy import Policy, decoder_of, trainable
+from simpo_cli.model.quantised import dequantise, is_quantised
 from simpo_cli.stages import stage
 
 MOST_TOKENS = 4096  # of all that is compared
@@ -246,42 +249,49 @@ def _compare(policy: Policy, packing: Packing, pairs: CheckPairs) -> Difference 
     """The difference under a packing, or why it could not be taken."""
     try:
         checked = _in_float32(policy)
+        own = _dequantised(checked)
         with checked.packed(packing):
-            return _difference(checked, pairs)
+            return _difference(checked, own, pairs)
     except Exception as error:  # whatever a model raises here, it would raise in training
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         policy.zero_grad()
 
 
-def _difference(policy: Policy, pairs: CheckPairs) -> Difference:
+def _difference(policy: Policy, plain: Policy, pairs: CheckPairs) -> Difference:
+    """How far a policy is from a model's own forward, that of `plain`, which may be the policy itself."""
     device = policy.device
     highest = total = 0.0
     count = 0
-    with torch.autocast(device.type, enabled=False), _ieee_float32(), without_dropout(policy):
+    with torch.autocast(device.type, enabled=False), _ieee_float32(), without_dropout(policy), without_dropout(plain):
         for batch in pairs.batches:
             with torch.no_grad():
                 ours = policy(pack(batch, device))
-                own = torch.cat([_own_logps(policy, pair, r) for pair in batch for r in (pair.chosen, pair.rejected)])
+                own = torch.cat([_own_logps(plain, pair, r) for pair in batch for r in (pair.chosen, pair.rejected)])
             apart = (ours - own).abs()
             # a comparison with NaN is never true, so what is not finite would pass for equal
             highest = max(highest, float(apart.max().nan_to_num(nan=torch.inf)))
             total += float(apart.sum())
             count += len(apart)
-        gradient = None if pairs.shortest is None else _gradient_difference(policy, pairs.shortest)
+        gradient = None if pairs.shortest is None else _gradient_difference(policy, plain, pairs.shortest)
     return Difference(count, highest, total / count, gradient)
 
 
-def _gradient_difference(policy: Policy, pair: EncodedPair) -> float:
+def _gradient_difference(policy: Policy, plain: Policy, pair: EncodedPair) -> float:
     """Relative difference of the gradient of an uneven sum of both means: no part of it cancels or saturates.
 
     The second gradient is added to the negative of the first, so that there is never more than one.
     """
     policy.zero_grad()
+    plain.zero_grad()
     # one response after the other, so that their whole logits are never there together
     for response, weight in ((pair.chosen, -1.0), (pair.rejected, 0.5)):
-        torch.autograd.backward(weight * _own_logps(policy, pair, response).mean())
-    norm = gradient_norm(policy)
+        torch.autograd.backward(weight * _own_logps(plain, pair, response).mean())
+    norm = gradient_norm(plain)
+    if plain is not policy:
+        own = trainable(plain)
+        for name, parameter in trainable(policy).items():
+            parameter.grad = own[name].grad
     chosen, rejected = policy.response_means(pack([pair], policy.device))
     torch.autograd.backward((chosen - 0.5 * rejected).sum())
     apart = gradient_norm(policy)
@@ -371,4 +381,14 @@ def first_layers(policy: Policy) -> Policy:
         copied = copy.deepcopy(policy.model)
     finally:
         setattr(decoder, name, layers)
-    return Policy(copied.float(), "padded").train(policy.training)
+    nn.Module.float(copied)  # transformers' own refuses a model with quantised layers, which this leaves as they are
+    return Policy(copied, "padded").train(policy.training)
+
+
+def _dequantised(policy: Policy) -> Policy:
+    """The policy itself, or of one with quantised layers a copy in which they are plain, of the same numbers."""
+    if not any(map(is_quantised, policy.modules())):
+        return policy
+    plain = copy.deepcopy(policy.model)
+    dequantise(plain, torch.float32)
+    return Policy(plain, "padded").train(policy.training)

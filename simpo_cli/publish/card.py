@@ -200,8 +200,9 @@ def _training(trained: Trained) -> str:
     rows = [("objective", loss_terms(recipe.loss))]
     if (lora := recipe.model.lora) is not None:
         targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
-        dora = ", DoRA" if lora.use_dora else ""
-        rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}{dora}"))
+        kinds = {"rsLoRA": lora.use_rslora, "DoRA": lora.use_dora, "PiSSA": lora.init == "pissa"}
+        named = "".join(f", {kind}" for kind, is_used in kinds.items() if is_used)
+        rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, {targets}{named}"))
     rows += [
         ("schedule", schedule),
         ("lengths", f"{recipe.data.max_length:,} tokens, of which {recipe.data.max_prompt_length:,} of the prompt"),

@@ -15,6 +15,7 @@ from simpo_cli.data.model_files import read_json
 from simpo_cli.data.tokenizer import TOKENIZER_FILES, template_of
 from simpo_cli.errors import UserError
 from simpo_cli.files import disk_faults, sync
+from simpo_cli.model.adapters import save_adapters
 from simpo_cli.model.folder import read_configuration
 from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, require_buildable
 from simpo_cli.model.not_finite import require_finite_tensors
@@ -54,7 +55,10 @@ def save_model(folder: Path, model: nn.Module, recipe: Recipe, source: ModelSour
             "The last checkpoint is kept; a wider export.dtype holds larger numbers.",
         )
     with written_whole(folder, replace=True) as temporary:
-        saveable.save_pretrained(temporary, safe_serialization=True)
+        if recipe.model.lora is not None:
+            save_adapters(model, temporary)
+        else:
+            saveable.save_pretrained(temporary, safe_serialization=True)
         copy_tokenizer(source, temporary, recipe.data.chat_template)
         (temporary / "README.md").write_text(redacted(card), encoding="utf-8")
     return rounding
@@ -111,7 +115,7 @@ def try_saving(run: Path, model: nn.Module, recipe: Recipe, source: ModelSource)
                         config.save_pretrained(trial)
             else:
                 _name_base(saveable.peft_config["default"], run, recipe, source)
-                saveable.save_pretrained(trial, safe_serialization=True)
+                save_adapters(model, trial)
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"a model trained from {source.name} could not be saved: {' '.join(str(error).split())}",

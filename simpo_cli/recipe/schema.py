@@ -30,9 +30,17 @@ class LoraRecipe:
     target_modules: Annotated[str | list[str], checked("Name layers, or leave it at all-linear.", min_length=1)] = (
         "all-linear"
     )
-    """Which linear layers get an adapter: `all-linear` (all but the output head), or a list of module names."""
+    """Which layers get an adapter: `all-linear` (all but the output head), or module names, `lm_head` among them."""
+    use_rslora: bool = False
+    """Multiply the update by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv:2312.03732)."""
     use_dora: bool = False
     """Also learn the magnitude of each output row (DoRA, arXiv:2402.09353)."""
+    init: Literal["default", "pissa"] = "default"
+    """Start of an adapter: an update of zero, or the weight's main components, taken out of it (PiSSA, arXiv:2404.02948)."""
+
+    def __post_init__(self) -> None:
+        if self.init == "pissa" and self.use_dora:
+            raise FieldError("init", "is pissa, and use_dora is true", "Leave one of the two out.", ("use_dora",))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -51,6 +59,8 @@ class ModelRecipe:
     """Run the decoder's layers as compiled code while prompts are shared; auto does in long runs on a card."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Hold the frozen weights under adapters in 4 bits (nf4, QLoRA) or 8 bits (int8); null holds them as they are."""
     lora: LoraRecipe | None = None
     """Train adapters instead of all weights; null trains all weights."""
     adapter: Literal["continue", "merge"] | None = None
@@ -60,6 +70,18 @@ class ModelRecipe:
         if self.adapter == "continue" and self.lora is None:
             fix = "Add model.lora={}, or leave model.adapter out to merge the adapter."
             raise FieldError("adapter", "is continue, and lora is null, which trains all weights", fix, ("lora",))
+        if self.quantization is None:
+            return
+        is_set = f"is {self.quantization}, and "
+        if self.lora is None:
+            fix = "Add model.lora={}, which trains adapters, or leave quantization out."
+            raise FieldError("quantization", f"{is_set}lora is null: quantised weights cannot be trained", fix, ("lora",))
+        if self.lora.init == "pissa":
+            fix = "Leave lora.init out: quantised weights cannot give their components to an adapter."
+            raise FieldError("quantization", f"{is_set}lora.init is pissa", fix, ("lora.init",))
+        if self.adapter == "merge":
+            fix = "Merge it first (simpo export RUN --merge, or peft), and name the merged folder as model.path."
+            raise FieldError("quantization", f"{is_set}adapter is merge: nothing merges into rounded weights", fix, ("adapter",))
 
 
 Part = Literal[

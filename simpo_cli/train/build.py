@@ -63,7 +63,9 @@ def build(
         )
         if not compile_as_before:
             tokens = int(tokens_of_each(data.train, "shared_prefix").mean() * plan.num_steps * plan.pairs_per_step)
-            worth = is_worth_compiling(accelerator.device, run.parameters.total, tokens)
+            worth = run.source.quantization is None and is_worth_compiling(
+                accelerator.device, run.parameters.total, tokens
+            )
             if note := choose_compiling(policy, recipe.model.compile, pairs(), accelerator.autocast, is_worth_it=worth):
                 observer.note(note)
         elif run.compiled:
@@ -129,8 +131,7 @@ def _whole_start(
         if keeps_merged(recipe.model) and ranks.is_first():
             save_merged(Path(recipe.output_dir), model, run.source, replace=replace_base)
         if recipe.model.lora is not None and recipe.model.adapter != "continue":
-            torch.manual_seed(recipe.seed)  # the adapters' start must not depend on what ran before
-            model = add_adapters(model, recipe.model.lora)
+            model = add_adapters(model, recipe.model.lora, recipe.seed)
         if begins and ranks.is_first():
             try_saving(Path(recipe.output_dir), model, recipe, run.source)
         return Policy(model)

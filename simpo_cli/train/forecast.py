@@ -111,10 +111,11 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
             "parameters": parameters.total,
             "trainable_parameters": parameters.trainable,
             "weights_dtype": DTYPE_NAMES[weights],
+            "quantization": source.quantization,
         },
         "run": _run(survey),
-        "memory": [_least(survey, strategy, count) for strategy, count in _SET_UPS],
-        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _SET_UPS],
+        "memory": [_least(survey, strategy, count) for strategy, count in _set_ups(survey)],
+        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _set_ups(survey)],
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": checkpoint,
@@ -147,6 +148,12 @@ def _run(survey: Survey) -> dict[str, Any]:
         "packing": survey.packing,
         "saved_share": 1 - tokens / padded,
     }
+
+
+def _set_ups(survey: Survey) -> list[tuple[Strategy, int]]:
+    """Strategies that the run can have, each with a number of devices."""
+    is_quantised = survey.inputs.source.quantization is not None
+    return [(strategy, count) for strategy, count in _SET_UPS if not (is_quantised and strategy == "fsdp2")]
 
 
 def _least(survey: Survey, strategy: Strategy, count: int) -> dict[str, Any]:

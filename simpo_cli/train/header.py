@@ -35,7 +35,7 @@ def header(run: RunPlan) -> RunHeader:
         ("loss", loss_terms(recipe.loss)),
         (
             "model",
-            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {DTYPE_NAMES[run.weights]}",
+            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {_held(run)}",
         ),
         *_adapter(run),
         *_spread(run),
@@ -79,6 +79,12 @@ def header(run: RunPlan) -> RunHeader:
     network = "no network used" if revision is None else f"model revision {revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(Note(*line) for line in lines))
+
+
+def _held(run: RunPlan) -> str:
+    """The type of the weights, and how those of linear layers are quantised."""
+    dtype, kind = DTYPE_NAMES[run.weights], run.source.quantization
+    return dtype if kind is None else f"{dtype}, {kind} in linear layers"
 
 
 def _adapter(run: RunPlan) -> list[tuple[str, str]]:

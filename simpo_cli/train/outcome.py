@@ -116,7 +116,7 @@ def _read_again(folder: Path, run: RunPlan) -> Policy:
     device, offload = run.accelerator.device, run.recipe.distributed.cpu_offload
 
     def read() -> tuple[Policy, Read]:
-        source = find_model(str(folder))
+        source = find_model(str(folder), quantization=run.source.quantization)
         if run.strategy != "fsdp2":
             return Policy(load_model(source, run.weights, device)), unread
         policy = Policy(outline(ModelRecipe(path=str(folder), lora=run.recipe.model.lora), source, run.weights, 0))

@@ -28,9 +28,10 @@ from simpo_cli.model.load import (
     ParameterCounts,
     choose_adapter,
     count_parameters,
-    find_model,
     require_known_ids,
     require_lengths,
+    require_trainable,
+    start_model,
     weights_dtype,
 )
 from simpo_cli.model.memory import (
@@ -57,7 +58,7 @@ from simpo_cli.versions import installed_version
 
 PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
-    *("peft", "liger-kernel", "datasets", "omegaconf"),
+    *("peft", "liger-kernel", "bitsandbytes", "datasets", "omegaconf"),
 )
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
@@ -116,6 +117,7 @@ class RunPlan:
                 "parameters": self.parameters.total,
                 "trainable_parameters": self.parameters.trainable,
                 "weights_dtype": DTYPE_NAMES[self.weights],
+                "quantization": source.quantization,
             },
             "tokenizer_sha256": tokenizer.sha256,
             "template_sha256": hashlib.sha256(tokenizer.template_source.encode()).hexdigest(),
@@ -173,6 +175,7 @@ class RunPlan:
                 **({"strategy": self.strategy, "ranks": self.num_ranks} if self.strategy != "none" else {}),
                 "packing": self.packing,
                 "liger": liger_version() if fuses else None,
+                **({"bitsandbytes": content["versions"]["bitsandbytes"]} if self.source.quantization else {}),
                 **({"compiled": True} if self.compiled else {}),
                 "tokens_per_microbatch": self.budget,
                 "gradient_checkpointing": self.checkpointing,
@@ -322,8 +325,9 @@ def inputs_of(recipe: Recipe, moment: datetime | None = None, *, weights: bool =
         UserError: model or data do not fit the recipe.
     """
     with about("model.path"):
-        source = find_model(recipe.model.path, recipe.model.revision, weights=weights)
+        source = start_model(recipe.model, weights=weights)
     recipe = replace(recipe, model=choose_adapter(recipe.model, source))
+    require_trainable(recipe.model, source)
     require_lengths(recipe, source)
     parameters = count_parameters(recipe.model, source)
     data = prepare_data(recipe, moment)
@@ -340,6 +344,7 @@ def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute:
         parameters=inputs.parameters,
         weights=inputs.weights,
         compute=torch.bfloat16 if compute == "bf16" else torch.float32,
+        quantization=inputs.source.quantization,
         lora_rank=None if lora is None else lora.rank,
         longest_row=longest_row,
         device=device,
@@ -368,7 +373,7 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
     Raises:
         UserError: the recipe asks for what this machine, or this model, cannot do.
     """
-    wanted, lora = recipe.distributed.strategy, recipe.model.lora
+    wanted, lora, quantization = recipe.distributed.strategy, recipe.model.lora, work.quantization
     if work.ranks == 1 and wanted != "fsdp2":
         return "none"
     if wanted == "none":
@@ -384,7 +389,9 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
         return "ddp"
     for key, is_set, why in (
         ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
+        ("model.quantization", quantization is not None, "codes of quantised weights are not sharded"),
         ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
+        ("model.lora.init", lora is not None and lora.init == "pissa", "PiSSA begins from whole weights, which it shards"),
         ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
     ):
         if is_set:

@@ -1,0 +1,187 @@
+"""Frozen base weights in 4 or 8 bits under adapters (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
+
+bitsandbytes quantises and stores the weights, as NF4 with double quantisation or as int8 with a scale for each row.
+The products are ours: a layer's weights are dequantised to the type of the computation, multiplied as any others, and
+let go; the backward pass dequantises them again. So what a layer computes is that of the dequantised weights, in
+training and in evaluation, for a row whatever its neighbours are. The library's own products differ there:
+
+    its 4-bit layer on a CPU    repacks weights in place at the first forward without gradients, after which adapters
+                                get wrong gradients without an error
+    its 4-bit layer on a card   goes through another kernel without gradients than with them
+    its 8-bit layer             rounds each row of the input to 8 bits as well, but on a CPU in training
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from simpo_cli.data.model_files import Quantization
+from simpo_cli.errors import ExitCode, UserError
+
+_INT8_STEPS = 127
+_BLOCK, _NESTED_BLOCK = 64, 256  # weights of NF4 that share a scale, and scales that share one of their own
+
+
+def require_quant() -> None:
+    """Refuse (UserError, exit code 4) quantised weights where bitsandbytes is not installed; nothing is imported."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "quantised weights need bitsandbytes, which is not installed.",
+            "Run pip install 'simpo-cli[quant]'.",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
+@cache
+def bitsandbytes() -> Any:
+    """The library. Where a package `kernels` is installed, it would fetch compiled code from the hub as it is imported."""
+    with _without("kernels"):
+        import bitsandbytes as library
+    return library
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """A block in which a package that is not imported yet cannot be."""
+    is_imported = package in sys.modules
+    if not is_imported:
+        sys.modules[package] = None  # type: ignore[assignment]  # which is how Python marks it
+    try:
+        yield
+    finally:
+        if not is_imported:
+            del sys.modules[package]
+
+
+def import_before_peft() -> None:
+    """Import bitsandbytes as it should be, where it is installed: peft imports it for adapters of any kind."""
+    if find_spec("bitsandbytes") is not None:
+        bitsandbytes()
+
+
+def settings_of(quantization: Quantization) -> Any:
+    """How transformers has bitsandbytes quantise the linear layers of a model, all but its head."""
+    from transformers import BitsAndBytesConfig
+
+    bitsandbytes()
+    if quantization == "int8":  # at a threshold of 6 large inputs of one row would change how the others are rounded
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
+
+def adapted_layers() -> tuple[type, ...]:
+    """Peft's layers of adapters beside quantised weights; none where bitsandbytes is not in use."""
+    if "bitsandbytes" not in sys.modules:
+        return ()
+    from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
+
+    return Linear4bit, Linear8bitLt
+
+
+def use_own_products(model: nn.Module) -> None:
+    """Have the quantised layers of a model multiply as this module says."""
+    library = bitsandbytes()
+    kinds = {library.nn.Linear4bit: _four_bit_layer(), library.nn.Linear8bitLt: _eight_bit_layer()}
+    for module in model.modules():
+        # as another class, and not by a function of the instance, which would go into copies
+        module.__class__ = kinds.get(type(module), type(module))
+
+
+@cache
+def _four_bit_layer() -> type:
+    class Linear4bit(bitsandbytes().nn.Linear4bit):  # type: ignore[misc]  # peft finds it by the class below
+        def forward(self, states: Tensor) -> Tensor:
+            return _product(states, self.weight, self.bias)
+
+    return Linear4bit
+
+
+@cache
+def _eight_bit_layer() -> type:
+    class Linear8bitLt(bitsandbytes().nn.Linear8bitLt):  # type: ignore[misc]
+        def forward(self, states: Tensor) -> Tensor:
+            return _product(states, self.weight, self.bias)
+
+    return Linear8bitLt
+
+
+def _product(states: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """states W' + bias in the type of autocast, or of the states."""
+    kind = states.device.type
+    if torch.is_autocast_enabled(kind):
+        states = states.to(torch.get_autocast_dtype(kind))
+    product: Tensor = _FrozenProduct.apply(states, weight)  # type: ignore[no-untyped-call]
+    return product if bias is None else product + bias.to(product.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """states W', whose weights are whole only while they are multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Any) -> Tensor:
+        ctx.weight = weight
+        return linear(states, dequantised(weight, states.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ dequantised(ctx.weight, gradient.dtype), None
+
+
+def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
+    """The numbers that a quantised weight stands for, (out, in) in a type."""
+    if isinstance(weight, bitsandbytes().nn.Int8Params):
+        codes, scales = weight.data, weight.SCB[:, None] / _INT8_STEPS
+        whole = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        return torch.mul(codes, scales, out=whole)
+    found: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+    return found.to(dtype)
+
+
+def bytes_held(quantization: Quantization, weights: int, rows: int) -> int:
+    """What so many quantised weights in so many rows take: codes and scales."""
+    if quantization == "int8":
+        return weights + 4 * rows
+    blocks = -(-weights // _BLOCK)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // _NESTED_BLOCK)
+
+
+def bytes_in_product(
+    quantization: Quantization, weights: int, stored: torch.dtype, compute: torch.dtype, device: torch.device
+) -> int:
+    """What a layer of so many weights takes while it is multiplied.
+
+    Args:
+        stored: what the weights were before they were quantised, which NF4 comes back as.
+        compute: type of the products.
+    """
+    if quantization == "int8":  # on a CPU both factors are widened before they are multiplied
+        return weights * (compute.itemsize + (8 if device.type == "cpu" else 0))
+    scales = 4 * -(-weights // _BLOCK)
+    return weights * (stored.itemsize + (compute.itemsize if compute != stored else 0)) + scales
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of quantised weights."""
+    return "bitsandbytes" in sys.modules and isinstance(
+        module, (bitsandbytes().nn.Linear4bit, bitsandbytes().nn.Linear8bitLt)
+    )
+
+
+def dequantise(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the quantised layers of a model by plain ones of the numbers that they stand for."""
+    for parent in model.modules():
+        for name, child in list(parent.named_children()):
+            if is_quantised(child):
+                plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                plain.weight = nn.Parameter(dequantised(child.weight, dtype), requires_grad=False)
+                plain.bias = None if child.bias is None else nn.Parameter(child.bias.to(dtype), requires_grad=False)
+                setattr(parent, name, plain)
