@@ -158,9 +158,7 @@ def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, 
     )
 
 
-def _kind_of_quantization(
-    path: str, stored: Quantization | None, wanted: Quantization | None
-) -> Quantization | None:
+def _kind_of_quantization(path: str, stored: Quantization | None, wanted: Quantization | None) -> Quantization | None:
     """How a model's linear layers will be held."""
     if stored is not None and wanted not in (None, stored):
         raise UserError(

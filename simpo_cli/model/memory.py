@@ -236,8 +236,7 @@ class Workload:
         """What the largest quantised weight takes while it is multiplied."""
         if self.quantization is None:
             return 0
-        types = (self.weights, self.compute)
-        return bytes_in_product(self.quantization, self.parameters.largest_linear, *types, self.device)
+        return bytes_in_product(self.quantization, self.parameters.largest_linear, self.compute, self.device)
 
     @property
     def _whole(self) -> "_Whole":

@@ -142,8 +142,16 @@ def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
         codes, scales = weight.data, weight.SCB[:, None] / _INT8_STEPS
         whole = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         return torch.mul(codes, scales, out=whole)
-    found: Tensor = bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
-    return found.to(dtype)
+    functional, state = bitsandbytes().functional, weight.quant_state
+    scales = state.absmax
+    if state.nested:
+        scales = functional.dequantize_blockwise(scales, state.state2) + state.offset
+    # as rows of one block: rows that end within a block are read wrongly on a CPU (seen in 0.50)
+    count = state.shape.numel()
+    rows = (count // state.blocksize, state.blocksize) if count % state.blocksize == 0 else (1, count)
+    plain = functional.QuantState(scales, rows, blocksize=state.blocksize, quant_type=state.quant_type, dtype=dtype)
+    blocks: Tensor = functional.dequantize_4bit(weight.data, plain)
+    return blocks.view(state.shape)
 
 
 def bytes_held(quantization: Quantization, weights: int, rows: int) -> int:
@@ -154,19 +162,11 @@ def bytes_held(quantization: Quantization, weights: int, rows: int) -> int:
     return -(-weights // 2) + blocks + 4 * -(-blocks // _NESTED_BLOCK)
 
 
-def bytes_in_product(
-    quantization: Quantization, weights: int, stored: torch.dtype, compute: torch.dtype, device: torch.device
-) -> int:
-    """What a layer of so many weights takes while it is multiplied.
-
-    Args:
-        stored: what the weights were before they were quantised, which NF4 comes back as.
-        compute: type of the products.
-    """
+def bytes_in_product(quantization: Quantization, weights: int, compute: torch.dtype, device: torch.device) -> int:
+    """What a layer of so many weights takes while it is multiplied in a type: its numbers, and what they come from."""
     if quantization == "int8":  # on a CPU both factors are widened before they are multiplied
         return weights * (compute.itemsize + (8 if device.type == "cpu" else 0))
-    scales = 4 * -(-weights // _BLOCK)
-    return weights * (stored.itemsize + (compute.itemsize if compute != stored else 0)) + scales
+    return weights * compute.itemsize + 2 * 4 * -(-weights // _BLOCK)
 
 
 def is_quantised(module: nn.Module) -> bool:

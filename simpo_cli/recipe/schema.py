@@ -75,13 +75,17 @@ class ModelRecipe:
         is_set = f"is {self.quantization}, and "
         if self.lora is None:
             fix = "Add model.lora={}, which trains adapters, or leave quantization out."
-            raise FieldError("quantization", f"{is_set}lora is null: quantised weights cannot be trained", fix, ("lora",))
+            raise FieldError(
+                "quantization", f"{is_set}lora is null: quantised weights cannot be trained", fix, ("lora",)
+            )
         if self.lora.init == "pissa":
             fix = "Leave lora.init out: quantised weights cannot give their components to an adapter."
             raise FieldError("quantization", f"{is_set}lora.init is pissa", fix, ("lora.init",))
         if self.adapter == "merge":
             fix = "Merge it first (simpo export RUN --merge, or peft), and name the merged folder as model.path."
-            raise FieldError("quantization", f"{is_set}adapter is merge: nothing merges into rounded weights", fix, ("adapter",))
+            raise FieldError(
+                "quantization", f"{is_set}adapter is merge: nothing merges into rounded weights", fix, ("adapter",)
+            )
 
 
 Part = Literal[

@@ -115,7 +115,9 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
         },
         "run": _run(survey),
         "memory": [_least(survey, strategy, count) for strategy, count in _set_ups(survey)],
-        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _set_ups(survey)],
+        "devices": [
+            _on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _set_ups(survey)
+        ],
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": checkpoint,

@@ -391,7 +391,11 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
         ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
         ("model.quantization", quantization is not None, "codes of quantised weights are not sharded"),
         ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
-        ("model.lora.init", lora is not None and lora.init == "pissa", "PiSSA begins from whole weights, which it shards"),
+        (
+            "model.lora.init",
+            lora is not None and lora.init == "pissa",
+            "PiSSA begins from whole weights, which it shards",
+        ),
         ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
     ):
         if is_set:
