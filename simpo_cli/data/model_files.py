@@ -129,11 +129,11 @@ def stored_quantization(name: str, folder: Path, held_by: str = "") -> Quantizat
             kind = _kind_of(settings.get("quantization") or settings)
     if kind is None:
         return None
-    settings = config.get("quantization_config")
-    if isinstance(settings, dict) and kind.startswith("bitsandbytes"):
-        if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4":
+    stored = config.get("quantization_config")
+    if isinstance(stored, dict) and kind.startswith("bitsandbytes"):
+        if stored.get("load_in_4bit") and stored.get("bnb_4bit_quant_type") == "nf4":
             return "nf4"
-        if settings.get("load_in_8bit") and not settings.get("llm_int8_has_fp16_weight"):
+        if stored.get("load_in_8bit") and not stored.get("llm_int8_has_fp16_weight"):
             return "int8"
     raise quantised(name, kind, held_by)
 

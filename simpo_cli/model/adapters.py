@@ -93,8 +93,13 @@ def _lora_of(config: Mapping[str, Any]) -> LoraRecipe:
         raise TypeError("r has to be a whole number, and lora_alpha a number")
     if not isinstance(targets, str):
         targets = sorted(targets or config.get("target_parameters") or ())
-    kinds = {key: bool(config.get(key)) for key in ("use_rslora", "use_dora")}
-    return LoraRecipe(rank=max(ranks), alpha=alpha, target_modules=targets, **kinds)
+    return LoraRecipe(
+        rank=max(ranks),
+        alpha=alpha,
+        target_modules=targets,
+        use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
+    )
 
 
 def _whole_parts(config: Mapping[str, Any]) -> str:
@@ -236,7 +241,7 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe, seed: int = 0) -> nn.Modu
         target_modules=recipe.target_modules,
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
-        init_lora_weights=_PISSA if begins_in_base else True,
+        init_lora_weights=_PISSA if begins_in_base else True,  # type: ignore[arg-type]  # peft writes its form in words
     )
     causal: Any = model
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -285,8 +290,8 @@ def _require_own_weights(adapted: Any) -> None:
 def save_adapters(adapted: nn.Module, folder: Path) -> None:
     """Write adapters as peft keeps them, beside the model as it was before they were made.
 
-    Those of PiSSA have taken their start A0, B0 out of the weights. What they are beside the whole weights is an adapter
-    of twice the rank: B A - B0 A0, as matrices [B, -B0] [A; A0].
+    Those of PiSSA have taken their start A0, B0 out of the weights. Beside the whole weights they are an adapter of
+    twice the rank: B A - B0 A0, as matrices [B, -B0] [A; A0].
     """
     model: Any = adapted
     start: dict[str, Tensor] | None = getattr(model, "pissa_start", None)
@@ -321,7 +326,7 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, kinds) and not layer.lora_variant:
             # on the layer, not as a state of it, so that copies and recomputed passes decide for themselves
-            layer._cast_input_dtype = _cast_without_autocast  # type: ignore[method-assign,assignment]
+            layer._cast_input_dtype = _cast_without_autocast  # type: ignore[assignment]
 
 
 def _cast_without_autocast(states: Tensor, dtype: torch.dtype) -> Tensor:

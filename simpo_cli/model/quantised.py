@@ -42,7 +42,7 @@ def require_quant() -> None:
 
 @cache
 def bitsandbytes() -> Any:
-    """The library. Where a package `kernels` is installed, it would fetch compiled code from the hub as it is imported."""
+    """The library; as it is imported, it would fetch compiled code from the hub by a package `kernels`, if there is one."""
     with _without("kernels"):
         import bitsandbytes as library
     return library
@@ -71,10 +71,11 @@ def settings_of(quantization: Quantization) -> Any:
     """How transformers has bitsandbytes quantise the linear layers of a model, all but its head."""
     from transformers import BitsAndBytesConfig
 
+    settings: dict[str, Any] = {"load_in_8bit": True, "llm_int8_threshold": 0.0}  # all of a weight, outliers as well
+    if quantization == "nf4":
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     bitsandbytes()
-    if quantization == "int8":  # at a threshold of 6 large inputs of one row would change how the others are rounded
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 def adapted_layers() -> tuple[type, ...]:
@@ -179,9 +180,12 @@ def is_quantised(module: nn.Module) -> bool:
 def dequantise(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the quantised layers of a model by plain ones of the numbers that they stand for."""
     for parent in model.modules():
-        for name, child in list(parent.named_children()):
+        children: list[tuple[str, Any]] = list(parent.named_children())
+        for name, child in children:
             if is_quantised(child):
-                plain = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+                has_bias = child.bias is not None
+                plain = nn.Linear(child.in_features, child.out_features, bias=has_bias, device="meta")
                 plain.weight = nn.Parameter(dequantised(child.weight, dtype), requires_grad=False)
-                plain.bias = None if child.bias is None else nn.Parameter(child.bias.to(dtype), requires_grad=False)
+                if has_bias:
+                    plain.bias = nn.Parameter(child.bias.to(dtype), requires_grad=False)
                 setattr(parent, name, plain)
