@@ -70,7 +70,7 @@ def _merged(run: Path, output: Path | None, dtype: str | None) -> Path:
             raise UserError(f"{folder} exists already.", "Name another folder with --output, or move this one away.")
         folder.parent.mkdir(parents=True, exist_ok=True)
     with importing():
-        from simpo_cli.model.load import DTYPES
+        from simpo_cli.model.source import DTYPES
         from simpo_cli.publish.merge import merge_adapters
 
     merged = merge_adapters(run, folder, None if dtype is None else DTYPES[dtype])
@@ -82,6 +82,8 @@ def _merged(run: Path, output: Path | None, dtype: str | None) -> Path:
         f"saved in {merged.dtype} and loaded again: {merged.lost:.2g} nats from the adapters, which changed them by "
         f"{merged.change:.2g} (root mean squares)"
     )
+    if merged.unrounded is not None:
+        say(f"without the rounding of {merged.unrounded.quantization}: {merged.unrounded}")
     say(f"model   {merged.folder}")
     return folder
 

@@ -131,7 +131,7 @@ def _scored(recipe: "Recipe", views: "list[PairView]") -> _Scored:
     with importing():
         from simpo_cli.evaluate.scoring import open_model, score_tokens
         from simpo_cli.model.folder import NoWeightsError
-        from simpo_cli.model.load import require_lengths, start_model
+        from simpo_cli.model.source import require_lengths, start_model
 
     try:
         with about("model.path"):

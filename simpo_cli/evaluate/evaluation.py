@@ -11,7 +11,8 @@ from simpo_cli.evaluate.results import BaselineComparison, Evaluation, Failure
 from simpo_cli.evaluate.scoring import Noise, OpenModel, measure_noise, open_model
 from simpo_cli.evaluate.start import require_fitting
 from simpo_cli.evaluate.targets import Target, baseline_of, find_targets
-from simpo_cli.model.load import ModelSource, load_model, weights_dtype
+from simpo_cli.model.load import load_model
+from simpo_cli.model.source import ModelSource, weights_dtype
 from simpo_cli.objective import Objective
 
 FILE = "file"

@@ -18,12 +18,13 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.metrics import ModelComparison, PairScores
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import open_accelerator
-from simpo_cli.model.load import Load, ModelSource, count_parameters, load_model, require_known_ids, weights_dtype
+from simpo_cli.model.load import Load, count_parameters, load_model
 from simpo_cli.model.memory import Workload, available_bytes, choose_budget, require_memory
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.model.shares import Failure, Numbers, Share
+from simpo_cli.model.source import ModelSource, require_known_ids, weights_dtype
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.run.stop import StopRequest

@@ -22,7 +22,7 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError, about
 from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
-from simpo_cli.model.load import find_model, require_lengths, start_model
+from simpo_cli.model.source import find_model, require_lengths, start_model
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
 from simpo_cli.statistics import Measured

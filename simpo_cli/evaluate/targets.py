@@ -14,8 +14,9 @@ from torch import nn
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.start import fitting_lengths
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ModelSource, choose_adapter, load_start, start_model
+from simpo_cli.model.load import load_start
 from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.source import ModelSource, choose_adapter, start_model
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors
 from simpo_cli.names import HUB_ID, find_recipe, is_hub_id, kind_of, no_such_target
 from simpo_cli.recipe.composition import compose

@@ -18,10 +18,11 @@ from simpo_cli.distributed.sharded import fill, full, reshard, shard
 from simpo_cli.model import adapters
 from simpo_cli.model.adapters import use_of
 from simpo_cli.model.folder import weight_files
-from simpo_cli.model.load import ModelSource, apply_soft_cap, empty_model, load_merged, switch_off_dropout
+from simpo_cli.model.load import apply_soft_cap, empty_model, load_merged, switch_off_dropout
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import first_layers
+from simpo_cli.model.source import ModelSource
 from simpo_cli.recipe.schema import ModelRecipe
 
 Read = Callable[[str], Tensor]

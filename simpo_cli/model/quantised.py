@@ -42,7 +42,7 @@ def require_quant() -> None:
 
 @cache
 def bitsandbytes() -> Any:
-    """The library; as it is imported, it would fetch compiled code from the hub by a package `kernels`, if there is one."""
+    """The library, imported without a package `kernels`, by which it would fetch compiled code from the hub."""
     with _without("kernels"):
         import bitsandbytes as library
     return library

@@ -14,7 +14,8 @@ from torch import Tensor, nn, optim
 
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded, local
-from simpo_cli.model.load import DTYPES, ModelSource, load_merged
+from simpo_cli.model.load import load_merged
+from simpo_cli.model.source import DTYPES, ModelSource
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.stages import stage
 

@@ -5,8 +5,8 @@ exact for the models that we know, and a model that we do not know may break eit
 the run are scored both ways, in float32 and without autocast (in bfloat16 a wrong mask can hide in the rounding):
 through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
 Products are those of IEEE float32 meanwhile, whatever TF32 setting the process has. Weights that are not float32 are
-checked by a copy of the first layers; where they are quantised, the model's own forward is that of the plain layers that
-they stand for.
+checked by a copy of the first layers; where they are quantised, the model's own forward is that of the plain layers
+that they stand for.
 
 At most 4,096 tokens are compared, so that a large model takes seconds: what only shows beyond, such as a window of
 4,096 tokens, is not seen.

@@ -17,7 +17,7 @@ from simpo_cli.data.store import EncodedSource
 from simpo_cli.evaluate.tables import gain_in_words, outcome_table, rules_table
 from simpo_cli.files import disk_faults, replacing
 from simpo_cli.formatting import Cell, border_in_words, few_prompts
-from simpo_cli.model.load import ModelSource
+from simpo_cli.model.source import ModelSource
 from simpo_cli.recipe.schema import Recipe, loss_terms
 from simpo_cli.redaction import redacted
 from simpo_cli.table import Row, Table

@@ -17,10 +17,11 @@ from simpo_cli.errors import UserError
 from simpo_cli.files import disk_faults, sync
 from simpo_cli.model.adapters import save_adapters
 from simpo_cli.model.folder import read_configuration
-from simpo_cli.model.load import DTYPE_NAMES, ModelSource, find_model, require_buildable
+from simpo_cli.model.load import require_buildable
 from simpo_cli.model.not_finite import require_finite_tensors
 from simpo_cli.model.remote_code import with_imports
 from simpo_cli.model.rounding import Rounding, export_dtype, measure_rounding
+from simpo_cli.model.source import DTYPE_NAMES, ModelSource, find_model
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 from simpo_cli.redaction import redacted
 from simpo_cli.run.folder import BASE, MODEL

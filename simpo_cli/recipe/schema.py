@@ -36,7 +36,7 @@ class LoraRecipe:
     use_dora: bool = False
     """Also learn the magnitude of each output row (DoRA, arXiv:2402.09353)."""
     init: Literal["default", "pissa"] = "default"
-    """Start of an adapter: no update, or the main components of its weight, taken out of it (PiSSA, arXiv:2404.02948)."""
+    """How an adapter begins: at no update, or with its weight's main components (PiSSA, arXiv:2404.02948)."""
 
     def __post_init__(self) -> None:
         if self.init == "pissa" and self.use_dora:

@@ -16,8 +16,8 @@ from simpo_cli.data.plan import Packing, row_tokens_of_each, tokens_of_each
 from simpo_cli.data.prepare import require_budget
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import Precision
-from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.model.memory import MemoryNeed, Strategy, Workload, choose_budget, is_worth_checkpointing
+from simpo_cli.model.source import DTYPE_NAMES
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.run_plan import Inputs, RunPlan, bytes_on_disk, fullest_step, inputs_of, workload_of
 

@@ -11,7 +11,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
 from simpo_cli.formatting import share_cell
-from simpo_cli.model.load import DTYPE_NAMES
+from simpo_cli.model.source import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource, loss_terms
 from simpo_cli.run.events import Note, RunHeader
 from simpo_cli.train.run_plan import RunPlan

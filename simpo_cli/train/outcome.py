@@ -16,11 +16,12 @@ from simpo_cli.evaluate.pair_files import write_pairs, write_samples
 from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
 from simpo_cli.files import how_to_mend
 from simpo_cli.formatting import Cell, percent
-from simpo_cli.model.load import DTYPE_NAMES, find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.load_sharded import Read, distribute, outline, reader, unread, whole_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.remote_code import FLAG
 from simpo_cli.model.rounding import Rounding, export_dtype
+from simpo_cli.model.source import DTYPE_NAMES, find_model
 from simpo_cli.publish.card import Trained, model_card, write_card
 from simpo_cli.publish.export import save_model
 from simpo_cli.recipe.schema import ModelRecipe

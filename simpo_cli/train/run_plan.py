@@ -22,18 +22,7 @@ from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import Precision, device_name, multiplies_in_bf16, open_accelerator
 from simpo_cli.model.fused_layers import liger_version
-from simpo_cli.model.load import (
-    DTYPE_NAMES,
-    ModelSource,
-    ParameterCounts,
-    choose_adapter,
-    count_parameters,
-    require_known_ids,
-    require_lengths,
-    require_trainable,
-    start_model,
-    weights_dtype,
-)
+from simpo_cli.model.load import ParameterCounts, count_parameters
 from simpo_cli.model.memory import (
     Strategy,
     Workload,
@@ -44,6 +33,16 @@ from simpo_cli.model.memory import (
     require_memory,
 )
 from simpo_cli.model.rounding import export_dtype
+from simpo_cli.model.source import (
+    DTYPE_NAMES,
+    ModelSource,
+    choose_adapter,
+    require_known_ids,
+    require_lengths,
+    require_trainable,
+    start_model,
+    weights_dtype,
+)
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import Recipe

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
 from simpo_cli.model.allocator import keep_freed_memory
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer
 from simpo_cli.train.step import accumulate, clip_gradients

@@ -29,7 +29,7 @@ from torch import distributed as dist
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import lengths_of
 from simpo_cli.distributed import ranks
-from simpo_cli.model.load import find_model
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.composition import compose
 from simpo_cli.train import loop
 from simpo_cli.train.session import train

@@ -21,9 +21,10 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.model.device import device_name
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.source import find_model
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer

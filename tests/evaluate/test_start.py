@@ -27,7 +27,7 @@ from simpo_cli.evaluate.start import (
     start_findings,
     suggest,
 )
-from simpo_cli.model.load import find_model
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
 from simpo_cli.statistics import Measured
 from tests.model.reference import random_pairs, response_logps

@@ -12,7 +12,8 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 from simpo_cli import SimPOConfig, SimPOTrainer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import count_parameters, find_model, load_model, weights_dtype
+from simpo_cli.model.load import count_parameters, load_model
+from simpo_cli.model.source import find_model, weights_dtype
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.tiny import change_json, save_tiny_model
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from simpo_cli.errors import UserError
 from simpo_cli.model import quantised
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.self_check import CheckPairs, choose_packing
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.reference import (
     adapted,

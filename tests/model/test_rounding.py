@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn, optim
 
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.rounding import WeightSample, measure_rounding, sampled, step_counting_lost
+from simpo_cli.model.source import find_model
 from tests.tiny import save_tiny_model
 
 

@@ -356,4 +356,4 @@ def test_the_difference_of_gradients_is_relative_to_the_models_own(
     policy.register_parameter("extra", extra)
     means = Policy.response_means
     monkeypatch.setattr(Policy, "response_means", lambda *args: tuple(change(mean, extra) for mean in means(*args)))
-    assert least < self_check._gradient_difference(policy, PAIRS[0]) < most
+    assert least < self_check._gradient_difference(policy, policy, PAIRS[0]) < most

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ModelSource, find_model, load_model
+from simpo_cli.model.load import load_model
+from simpo_cli.model.source import ModelSource, find_model
 from simpo_cli.publish.card import Trained, inherited_licence, model_card, write_card
 from simpo_cli.publish.export import save_model
 from simpo_cli.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe

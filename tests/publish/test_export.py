@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import NAME_WITHOUT_FLEX
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import SelfCheck, choose_packing
+from simpo_cli.model.source import find_model
 from simpo_cli.publish.export import save_model, written_whole
 from simpo_cli.recipe.schema import DataRecipe, DistributedRecipe, ExportRecipe, ModelRecipe, Recipe
 from simpo_cli.train import build, outcome

@@ -10,7 +10,8 @@ from peft.tuners.lora import LoraModel
 from transformers import AutoModelForCausalLM
 
 from simpo_cli.errors import UserError
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
+from simpo_cli.model.source import find_model
 from simpo_cli.publish import merge
 from simpo_cli.publish.merge import merge_adapters
 from tests.tiny import save_tiny_model

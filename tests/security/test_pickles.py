@@ -14,7 +14,8 @@ import torch
 
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
+from simpo_cli.model.source import find_model
 from tests.cli.seen import Simpo
 from tests.tiny import change_json
 

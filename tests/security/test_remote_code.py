@@ -18,7 +18,8 @@ from simpo_cli.cli.main import run as run_command
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import remote_code
-from simpo_cli.model.load import count_parameters, find_model, load_model
+from simpo_cli.model.load import count_parameters, load_model
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import ModelRecipe
 from tests.cli.seen import Seen, Simpo

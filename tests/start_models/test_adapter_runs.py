@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
+from simpo_cli.model.source import find_model
 from simpo_cli.publish import export
 from tests.cli.seen import Simpo
 from tests.start_models.conftest import MakeAdapter

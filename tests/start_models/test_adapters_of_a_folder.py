@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import choose_adapter, count_parameters, find_model, load_model, load_start
+from simpo_cli.model.load import count_parameters, load_model, load_start
+from simpo_cli.model.source import choose_adapter, find_model
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.start_models.conftest import MakeAdapter
 from tests.tiny import CHATML, change_json

@@ -17,15 +17,16 @@ from simpo_cli.data.model_files import quantisation_of
 from simpo_cli.data.tokenizer import load_tokenizer
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import count_parameters, find_model, load_model
+from simpo_cli.model.load import count_parameters, load_model
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe
 from tests.cli.seen import Simpo
 from tests.start_models.conftest import MakeAdapter
 from tests.tiny import change_json, save_tiny_model
 
 QUANTISED: dict[str, Any] = {
-    "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "bitsandbytes, 8 bits": {"load_in_8bit": True},
+    "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "bitsandbytes, 8 bits": {"load_in_8bit": True, "llm_int8_has_fp16_weight": True},
     "gptq, 3 bits": {"quant_method": "gptq", "bits": 3, "group_size": 64},
     "awq, 4 bits": {"quant_method": "awq", "w_bit": 4},
     "compressed-tensors": {"quant_method": "compressed-tensors", "config_groups": {}},

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from simpo_cli.data.encode import encode_pairs
 from simpo_cli.data.plan import microbatches
 from simpo_cli.data.tokenizer import load_tokenizer
-from simpo_cli.model.load import find_model, load_model
+from simpo_cli.model.load import load_model
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe
 from simpo_cli.train.session import train

@@ -19,6 +19,12 @@ from simpo_cli.versions import installed_version
 from tests.train.runs import EVERY, PowerCutError, Runs, power_cut, tiny_runs
 
 LORA = ("model.lora.rank=4", "model.lora.dropout=0.1", "train.learning_rate=1e-2")
+ADAPTERS = {
+    "lora": LORA,
+    "nf4": (*LORA, "model.quantization=nf4"),
+    "int8": (*LORA, "model.quantization=int8"),
+    "pissa": (*LORA, "model.lora.init=pissa"),
+}
 LAST = 8
 
 
@@ -27,12 +33,12 @@ def tiny(tmp_path: Path, tiny_folder: Path, prefs: Path) -> Runs:
     return tiny_runs(tmp_path, tiny_folder, prefs, *EVERY)
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", *ADAPTERS])
 def unbroken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, prefs: Path
 ) -> Runs:
     """With a run that nobody stopped, and room for others beside it."""
-    more = LORA if request.param == "lora" else ()
+    more = ADAPTERS.get(request.param, ())
     runs = tiny_runs(tmp_path_factory.mktemp(request.param), tiny_folder, prefs, *EVERY, *more)
     runs.train("unbroken")
     assert runs.log("unbroken", "metrics")[-1]["step"] == LAST
@@ -53,7 +59,7 @@ def test_a_run_cut_in_many_places_gives_the_bits_of_an_unbroken_one(unbroken: Ru
     unbroken.require_same("cut", "unbroken")
 
 
-@pytest.mark.parametrize("unbroken", ["lora"], indirect=True)
+@pytest.mark.parametrize("unbroken", ["lora", "pissa"], indirect=True)
 def test_adapters_start_the_same_whatever_drew_random_numbers_before(unbroken: Runs) -> None:
     torch.manual_seed(1_000)
     unbroken.train("again")

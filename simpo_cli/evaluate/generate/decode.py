@@ -24,8 +24,9 @@ from transformers import GenerationConfig, StoppingCriteriaList
 from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.model.device import multiplies_in_bf16
-from simpo_cli.model.load import Load, ModelSource, load_model
+from simpo_cli.model.load import Load, load_model
 from simpo_cli.model.memory import available_bytes
+from simpo_cli.model.source import ModelSource
 from simpo_cli.stages import stage
 
 _MOST_ROWS = 32

@@ -21,7 +21,7 @@ from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, Ans
 from simpo_cli.evaluate.generate.prompts import NUM_PROMPTS, Question, Questions, questions_of_file, questions_of_pairs
 from simpo_cli.evaluate.held_out import held_out_of
 from simpo_cli.evaluate.targets import Target, baseline_of, find_targets
-from simpo_cli.model.load import ModelSource
+from simpo_cli.model.source import ModelSource
 from simpo_cli.recipe.schema import ModelRecipe, Recipe
 
 MAX_NEW_TOKENS = 512

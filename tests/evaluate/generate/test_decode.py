@@ -23,7 +23,7 @@ from simpo_cli.evaluate.generate.decode import (
 )
 from simpo_cli.evaluate.generate.folder import MODES, Mode
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.model.load import find_model
+from simpo_cli.model.source import find_model
 from tests.evaluate.generate.questions import random_questions
 from tests.tiny import save_tiny_model, tiny_config, tiny_model
 
