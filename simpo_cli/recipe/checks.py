@@ -13,6 +13,8 @@ from simpo_cli.recipe.tree import Node, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
 LOWEST_LORA_LEARNING_RATE = 2e-6
+MOST_LORA_PAIRS = 128
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "out_proj"}
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
 
 
@@ -108,6 +110,20 @@ def warnings_of(recipe: Recipe, tree: Node, display: str) -> list[Finding]:
             "REC009",
             "train.learning_rate model.lora model.lora.rank",
             f"train.learning_rate is {rate}, a value for full tuning: adapters hardly move below 2e-6. 1e-5 is usual.",
+        )
+    if model.lora is not None and train.pairs_per_step > MOST_LORA_PAIRS:
+        warn(
+            "REC016",
+            "train.pairs_per_step model.lora",
+            f"train.pairs_per_step is {train.pairs_per_step}: adapters lose more by large steps than full tuning does."
+            f" {MOST_LORA_PAIRS} or fewer is usual.",
+        )
+    if model.lora is not None and _ATTENTION.issuperset(model.lora.target_modules):
+        warn(
+            "REC017",
+            "model.lora.target_modules",
+            "model.lora.target_modules names layers of the attention alone: adapters on all linear layers learn more,"
+            " at equal size. Leave it at all-linear.",
         )
     if data.eval is None and data.holdout == 0:
         warn("REC010", "data.holdout data", "no pairs are held out: nothing will tell whether the model got better.")

@@ -46,6 +46,11 @@ _SEEN_ELSEWHERE = {
     "data.on_bad_record",
     "data.on_no_signal",
 }
+_LATER: dict[str, Any] = {
+    "model.lora.use_rslora": False,
+    "model.lora.init": "default",
+}
+"""Keys that checkpoints of 0.1.0 lack, with what it did; of a key that is null by default nothing need be said."""
 _NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
 """Keys of changes beside those of a recipe."""
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
@@ -262,6 +267,7 @@ def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_di
 
 def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     changes = []
+    before = {**{key: value for key, value in _LATER.items() if key in now}, **before}
     for key in [*now, *(key for key in before if key not in now)]:
         section = key.split(".")[0]
         is_path = section == "data" and key.endswith(".path")

@@ -33,6 +33,7 @@ FIXED = {
     "paper/mistral-7b-base": ("93d25e25c3940a93", "4ed3a66895f46e2c"),
     "paper/mistral-7b-instruct": ("8da2c49f3ad4e348", "8a3bdcc460c035a0"),
 }
+LATER = ("distributed.", "model.quantization")
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -41,17 +42,18 @@ def test_a_run_of_an_earlier_version_resumes_under_the_same_identity(name: str, 
     write("recipe", composed.as_yaml())
     again = compose("recipe.yaml")
     for recipe in (composed.recipe, again.recipe):
-        of_0_1_0 = {key: v for key, v in recipe_values(recipe).items() if not key.startswith("distributed.")}
+        of_0_1_0 = {key: v for key, v in recipe_values(recipe).items() if not key.startswith(LATER)}
         values = json.dumps(of_0_1_0, sort_keys=True)
         assert hashlib.sha256(values.encode()).hexdigest()[:16] == FIXED[name][0]
     written, _ = composed.as_yaml().split("distributed:")
+    written = written.replace("  quantization: null\n", "")
     assert hashlib.sha256(written.encode()).hexdigest()[:16] == FIXED[name][1]
     assert again.as_yaml() == composed.as_yaml()
     assert composed.warnings == ()
 
 
 def test_the_shipped_names() -> None:
-    assert shipped_names() == sorted([*FIXED, "lora"], key=lambda name: (name.startswith("paper/"), name))
+    assert shipped_names() == sorted([*FIXED, "lora", "qlora"], key=lambda name: (name.startswith("paper/"), name))
 
 
 @NEEDS_DOCS
@@ -85,10 +87,12 @@ def test_the_papers_numbers() -> None:
         assert recipe.model.lora is None
 
 
+@pytest.mark.parametrize(("piece", "quantization"), [("lora", None), ("qlora", "nf4")])
 @pytest.mark.parametrize("name", FIXED)
-def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
-    write("r", f"defaults: [{name}, lora]\nname: mine\n")
+def test_adapters_compose_into_every_recipe(name: str, piece: str, quantization: str | None, write: Write) -> None:
+    write("r", f"defaults: [{name}, {piece}]\nname: mine\n")
     composed = compose("r.yaml")
+    assert composed.recipe.model.quantization == quantization
     assert composed.recipe.model.lora is not None
     assert composed.recipe.model.lora.target_modules == "all-linear"
     assert composed.recipe.train.learning_rate == 1e-5
@@ -97,8 +101,8 @@ def test_lora_composes_into_every_recipe(name: str, write: Write) -> None:
     assert composed.warnings == ()
 
 
-def test_lora_is_the_only_piece() -> None:
-    assert [name for name in shipped_names() if examine(name).is_piece] == ["lora"]
+def test_the_pieces() -> None:
+    assert [name for name in shipped_names() if examine(name).is_piece] == ["lora", "qlora"]
 
 
 @pytest.mark.parametrize("name", shipped_names())
