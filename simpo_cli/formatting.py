@@ -147,3 +147,8 @@ def interval_in_words(cell: Cell) -> str:
 def _cell(measured: Measured, show: Callable[[float], str]) -> Cell:
     low, high = measured["ci"]
     return Cell(show(measured["value"]), _NO_INTERVAL if None in (low, high) else f"{show(low)} to {show(high)}")
+
+
+def weights_in_words(dtype: str, quantization: str | None) -> str:
+    """bfloat16, nf4 in linear layers."""
+    return dtype if quantization is None else f"{dtype}, {quantization} in linear layers"

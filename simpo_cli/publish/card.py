@@ -23,6 +23,10 @@ from simpo_cli.redaction import redacted
 from simpo_cli.table import Row, Table
 
 CARD = "README.md"
+_QUANTISED = {
+    "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+    "int8": "load_in_8bit=True",
+}
 _LICENCE = ("license", "license_name", "license_link")
 _SHA256_DIGITS = 64
 
@@ -113,11 +117,12 @@ def _introduction(trained: Trained) -> str:
     what = "Adapters merged into" if trained.merged else "A tuning of"
     if trained.is_adapter:
         what = "Adapters (LoRA) for"
+    beside = f", trained beside a base in {trained.start.quantization}" if trained.start.quantization else ""
     text = (
         f"# {' '.join(trained.recipe.name.split())}\n\n{what} {_named(trained)} by "
         f"[SimPO](https://arxiv.org/abs/2405.14734), from {trained.num_pairs:,} preference pairs (prompt, chosen and "
         "rejected response) and without a reward model. "
-        f"Weights are {trained.dtype}. Made with simpo {simpo_cli.__version__}."
+        f"Weights are {trained.dtype}{beside}. Made with simpo {simpo_cli.__version__}."
     )
     return f"{text}\n\n{trained.merged}" if trained.merged else text
 
@@ -172,12 +177,18 @@ def _loading(trained: Trained) -> str:
     else:
         asked = ['inputs = tokenizer("What is preference alignment?", return_tensors="pt")']
     trust = ", trust_remote_code=True" if trained.start.code else ""
+    quantised, settings = "", ""
+    if trained.is_adapter and trained.start.quantization is not None and not trained.start.is_stored_quantised:
+        imports.append("from transformers import BitsAndBytesConfig")
+        settings = _QUANTISED[trained.start.quantization]
+        quantised = ", quantization_config=as_trained"
     code = [
         *imports,
         "",
+        *([f"as_trained = BitsAndBytesConfig({settings})  # leave it out for the whole base"] if settings else []),
         'path = "."  # this folder, or its name on the hub',
         f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",
-        f"model = {name}.from_pretrained(path{trust})",
+        f"model = {name}.from_pretrained(path{trust}{quantised})",
         *asked,
         "answer = model.generate(**inputs, max_new_tokens=200)",
         'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',

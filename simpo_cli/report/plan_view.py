@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from simpo_cli.formatting import Cell, compact, duration, thousands
+from simpo_cli.formatting import Cell, compact, duration, thousands, weights_in_words
 from simpo_cli.report.console import Console, print_table, print_wrapped
 from simpo_cli.table import Remark, Row, Table
 
@@ -52,7 +52,7 @@ def plan_lines(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "model",
             f"{model['name']} · {total / 1e6:,.1f} M parameters, {trained / 1e6:,.1f} M trained · weights "
-            f"{model['weights_dtype']}",
+            f"{weights_in_words(model['weights_dtype'], model['quantization'])}",
         ),
         (
             "steps",

@@ -10,7 +10,7 @@ from simpo_cli.audit.duplicates import repeated_and_contradictory
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
-from simpo_cli.formatting import share_cell
+from simpo_cli.formatting import share_cell, weights_in_words
 from simpo_cli.model.source import DTYPE_NAMES
 from simpo_cli.recipe.schema import DataSource, loss_terms
 from simpo_cli.run.events import Note, RunHeader
@@ -35,7 +35,8 @@ def header(run: RunPlan) -> RunHeader:
         ("loss", loss_terms(recipe.loss)),
         (
             "model",
-            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights {_held(run)}",
+            f"{recipe.model.path} · {total / 1e6:.1f} M parameters, {trained} · weights "
+            f"{weights_in_words(DTYPE_NAMES[run.weights], run.source.quantization)}",
         ),
         *_adapter(run),
         *_spread(run),
@@ -79,12 +80,6 @@ def header(run: RunPlan) -> RunHeader:
     network = "no network used" if revision is None else f"model revision {revision[:12]}"
     title = f"simpo {simpo_cli.__version__} · train {recipe.name} · {where}, {compute} · {network}"
     return RunHeader(title, tuple(Note(*line) for line in lines))
-
-
-def _held(run: RunPlan) -> str:
-    """The type of the weights, and how those of linear layers are quantised."""
-    dtype, kind = DTYPE_NAMES[run.weights], run.source.quantization
-    return dtype if kind is None else f"{dtype}, {kind} in linear layers"
 
 
 def _adapter(run: RunPlan) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ devices one is there, and the others are a process group that does nothing.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from simpo_cli.distributed.gradients import reduce_gradients
 from simpo_cli.distributed.sharded import local
 from simpo_cli.model import logprobs
 from simpo_cli.model.adapters import add_adapters
-from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.load import ParameterCounts, load_model
 from simpo_cli.model.memory import Strategy
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import LoraRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
@@ -76,34 +78,47 @@ def measured(
     trained: bool = True,
     strategy: Strategy = "none",
     ranks: int = 1,
+    quantised: Path | None = None,
 ) -> tuple[int, ParameterCounts]:
     """Highest number of bytes alive over two micro-batches of (rows, width) tokens and a step of AdamW.
 
     Every token is scored, in padded rows. With `trained` false it is a forward pass of a frozen model. Of several
-    `ranks` the bytes are those of one.
+    `ranks` the bytes are those of one. A folder of `quantised` weights takes memory, as their library makes nothing of
+    fake tensors.
 
     Returns:
         The bytes, and the parameters.
     """
     monkeypatch.setattr(logprobs, "_is_plain_linear", lambda _: True)  # parameters are of a type of their own here
     config._attn_implementation = _ATTENTION
-    with torch.device("meta"):
-        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
+    with torch.device("meta") if quantised is None else nullcontext():
+        model: Any
+        if quantised is None:
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=weights)
+        else:
+            model = load_model(find_model(str(quantised)), weights)
+            model.set_attn_implementation(_ATTENTION)
         if lora_rank is not None:
             model = add_adapters(model, LoraRecipe(rank=lora_rank))
     response = np.zeros(width, np.int32)  # behind a prompt of one token a row of `width`, since the last is not read
     packed = pack([EncodedPair(response[:1], response, response, "", "")] * (rows // 2), torch.device("cpu"))
     live = LiveBytes()
-    with _others(ranks, monkeypatch), FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+    with (
+        _others(ranks, monkeypatch),
+        FakeTensorMode(allow_non_fake_inputs=True) if quantised is None else nullcontext(),
+    ):
+        if quantised is None:
+            _make_fake(model)
         policy = Policy(model).train(trained)
-        counts = ParameterCounts.of(policy)
+        counts = ParameterCounts.of(policy.model)
         adapters = [p for p in policy.parameters() if p.requires_grad and lora_rank is not None]
         if strategy == "fsdp2":
             sharded.shard(policy, list(policy.layers), device=torch.device("cpu"), whole=adapters)
         for parameter in policy.parameters():
             parameter.requires_grad_(parameter.requires_grad and trained)
             live.count(local(parameter))
+            for scale in _scales(parameter):
+                live.count(scale)
         if checkpointing:
             policy.recompute_activations()
         if trained:
@@ -125,6 +140,13 @@ def measured(
                 reduce_gradients(weights, [True] * len(weights))
                 optimizer.step()
     return live.peak, counts
+
+
+def _scales(weight: Any) -> list[Tensor]:
+    """What a quantised weight holds beside its codes, tables that all share aside."""
+    if (state := getattr(weight, "quant_state", None)) is not None:
+        return [state.absmax, state.state2.absmax]
+    return [scale for scale in [getattr(weight, "SCB", None)] if scale is not None]
 
 
 @contextmanager

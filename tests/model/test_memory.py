@@ -19,7 +19,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import memory
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.allocator import expand_segments, keep_freed_memory
-from simpo_cli.model.load import ParameterCounts
+from simpo_cli.model.load import ParameterCounts, load_model
 from simpo_cli.model.memory import (
     MemoryNeed,
     Phase,
@@ -31,6 +31,7 @@ from simpo_cli.model.memory import (
     is_worth_checkpointing,
     require_memory,
 )
+from simpo_cli.model.source import find_model
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import LoraRecipe
 from tests.model.counted_step import measured
@@ -104,6 +105,53 @@ def test_a_step_takes_what_is_predicted(
     peak, parameters = measured(config, monkeypatch, rows=rows, width=width, checkpointing=checkpointing, **known)
     predicted = counted_here(config, parameters, **known).training(checkpointing=checkpointing).total(rows * width)
     assert 1 <= predicted / peak < 1.05
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    ("width", "compute", "checkpointing"), [(512, FP32, False), (512, BF16, True), (8, FP32, True)]
+)
+def test_a_step_beside_quantised_weights_takes_what_is_predicted(
+    kind: Any,
+    width: int,
+    compute: torch.dtype,
+    checkpointing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    counted_here: Callable[..., Workload],
+) -> None:
+    """Of a model that is small, because its weights have numbers."""
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_attention_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 2000,
+    }
+    config = tiny_config(num_hidden_layers=_LAYERS, num_key_value_heads=4, **sizes)
+    whole = transformers.AutoModelForCausalLM.from_config(config, dtype=BF16)
+    whole.save_pretrained(tmp_path / "whole")
+    stored: Any = load_model(find_model(str(tmp_path / "whole"), quantization=kind), BF16)
+    stored.save_pretrained(tmp_path / kind)
+    known: dict[str, Any] = {"weights": BF16, "compute": compute, "lora_rank": 16}
+    peak, parameters = measured(
+        config,
+        monkeypatch,
+        rows=4,
+        width=width,
+        checkpointing=checkpointing,
+        quantised=tmp_path / kind,
+        **known,
+    )
+    # of the plain model, as a run counts them before it reads a weight
+    with torch.device("meta"):
+        plain = transformers.AutoModelForCausalLM.from_config(config, dtype=BF16)
+        counts = ParameterCounts.of(add_adapters(plain, LoraRecipe(rank=16)))
+    assert parameters.trainable == counts.trainable
+    work = counted_here(config, counts, quantization=kind, **known)
+    predicted = work.training(checkpointing=checkpointing).total(4 * width)
+    # what a CPU holds while it multiplies 8-bit codes by their scales is in no tensor that can be counted here
+    assert 1 <= predicted / peak < (1.3 if kind == "int8" else 1.1)
 
 
 @pytest.mark.parametrize(("shape", "weights", "compute"), [(SMOLLM2_135M, FP32, FP32), (LLAMA_8B, FP32, BF16)])

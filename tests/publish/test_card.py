@@ -125,9 +125,26 @@ def test_adapters_are_loaded_through_peft(trained: Trained) -> None:
     assert read.data.tags[-1] == "lora"
     assert "from peft import AutoPeftModelForCausalLM" in read.text
     assert "| LoRA | rank 4, alpha 32, all-linear |" in read.text
+    assert "BitsAndBytesConfig" not in read.text
     merged = _read(model_card(_on_the_hub(replace(trained, recipe=recipe, merged="It was compared.")), RISE))
     assert (merged.data.library_name, merged.data.base_model_relation) == ("transformers", "finetune")
     assert "It was compared." in merged.text
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_quantised_base_of_adapters_is_said_and_loaded(trained: Trained, kind: Any) -> None:
+    from transformers import BitsAndBytesConfig
+
+    recipe = replace(trained.recipe, model=replace(trained.recipe.model, lora=LoraRecipe(), quantization=kind))
+    beside = replace(trained, recipe=recipe, start=replace(trained.start, quantization=kind))
+    text = _read(model_card(beside, RISE)).text
+    assert f"trained beside a base in {kind}." in text
+    [line] = [line for line in text.splitlines() if line.startswith("as_trained = ")]
+    settings = eval(line.removeprefix("as_trained = "), {"BitsAndBytesConfig": BitsAndBytesConfig})
+    assert settings.quantization_method() == {"nf4": "nf4", "int8": "llm_int8"}[kind]
+    assert "from_pretrained(path, quantization_config=as_trained)" in text
+    stored = replace(beside, start=replace(beside.start, is_stored_quantised=True))
+    assert "as_trained" not in _read(model_card(stored, RISE)).text
 
 
 def _start(folder: Path, card: str | None, *, revision: str | None = None) -> ModelSource:

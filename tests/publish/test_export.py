@@ -109,6 +109,7 @@ def test_a_model_that_was_just_written_and_cannot_be_read_is_the_disks_fault(sta
     run: Any = SimpleNamespace(
         strategy="none",
         weights=torch.float32,
+        source=SimpleNamespace(quantization=None),
         accelerator=SimpleNamespace(device=torch.device("cpu")),
         recipe=SimpleNamespace(distributed=DistributedRecipe()),
     )
