@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -240,6 +241,21 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
             fix = f"Name layers: model.lora.target_modules=[{','.join(taken)}]"
         raise UserError(problem, fix, key="model.lora.target_modules") from error
     return adapted
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """A block in which a model with a LoRA adapter in place computes what it does without."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def leave_casts_to_autocast(model: nn.Module) -> None:
