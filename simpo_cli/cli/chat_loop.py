@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from simpo_cli.cli.options import say
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.chat import Chat, Reply, record_of
 from simpo_cli.files import append_line, disk_faults
@@ -30,7 +29,7 @@ class ChatLoop:
     Off a terminal it reads lines until there are no more, and writes each answer once it is whole.
     """
 
-    def __init__(self, chat: "Chat", pairs: Path) -> None:
+    def __init__(self, chat: Chat, pairs: Path) -> None:
         self._chat, self._pairs, self._num_pairs = chat, pairs, 0
         self._is_typed, self._is_streamed = sys.stdin.isatty(), sys.stdout.isatty()
         self._line_buffer: Callable[[], str] = str  # what stands at the prompt, as far as that is known
@@ -50,35 +49,45 @@ class ChatLoop:
                 if not self._obey(text):
                     return
             except UserError as error:
-                say(str(error))
+                _say(str(error))
             except KeyboardInterrupt:  # at a moment when there is no answer to stop
                 if not self._is_typed:
                     raise
 
     def _greet(self) -> None:
-        chat, settings = self._chat, self._chat.settings
-        for number, speaker in enumerate(chat.speakers, start=1):
-            plain = " · no chat template: the conversation is Human/Assistant text" if speaker.is_plain else ""
-            say(f"{number}  {speaker.name} · {speaker.weights}{plain}")
+        settings = self._chat.settings
+        for number, speaker in enumerate(self._chat.speakers, start=1):
+            plain = "" if speaker.tokenizer.has_template else " · no chat template: it reads Human/Assistant text"
+            _say(f"{number}  {speaker.name}{plain}")
         how = f"sampled at temperature {settings.temperature:g}" if settings.temperature else "greedy"
-        say(f"{how}, at most {settings.max_tokens} tokens · /better appends to {self._pairs} · /help", "dim")
+        _say(f"{how}, at most {settings.max_tokens} tokens · /better appends to {self._pairs} · /help", "dim")
 
     # Input
 
     def _read(self) -> str | None:
-        """What is typed next: a line, with those behind it that a backslash announces; None at the end."""
-        lines: list[str] = []
-        while not lines or lines[-1].endswith("\\"):
+        """What is typed next, which a backslash at the end of a line continues on the next one; None at the end."""
+        text = ""
+        while True:
             try:
-                lines.append(self._line(_MORE if lines else _PROMPT))
-            except (EOFError, KeyboardInterrupt) as end:
-                if not self._is_typed and isinstance(end, KeyboardInterrupt):
+                text += self._line(_MORE if text else _PROMPT)
+            except EOFError:
+                self._end_line()
+                return text.rstrip() if text else None
+            except KeyboardInterrupt:
+                if not self._is_typed:
                     raise
-                say("")
-                if isinstance(end, EOFError) or not (lines or self._line_buffer()):
+                self._end_line()
+                if not text and not self._line_buffer():
                     return None
-                lines = []
-        return "\n".join([*(line.removesuffix("\\") for line in lines[:-1]), lines[-1]]).rstrip()
+                text = ""
+                continue
+            if not text.endswith("\\"):
+                return text.rstrip()
+            text = text[:-1] + "\n"
+
+    def _end_line(self) -> None:
+        if self._is_typed:
+            err.print()
 
     def _line(self, prompt: str) -> str:
         if self._is_typed and self._is_streamed:
@@ -98,16 +107,13 @@ class ChatLoop:
             case "/quit", "":
                 return False
             case "/help", "":
-                say(_HELP.format(pairs=self._pairs))
+                _say(_HELP.format(pairs=self._pairs))
             case "/new", "":
                 chat.start_over(chat.system)
-                say("started over", "dim")
+                _say("started over", "dim")
             case "/system", system:
                 chat.start_over(system)
-                say(
-                    "started over with this system message" if system else "started over without a system message",
-                    "dim",
-                )
+                _say(f"started over with {'this' if system else 'no'} system message", "dim")
             case "/again", "":
                 chat.again(self)
             case "/better", "1" | "2" as number:
@@ -127,28 +133,35 @@ class ChatLoop:
             append_line(self._pairs, line)
         self._chat.continue_with(number)
         self._num_pairs += 1
-        say(f"answer {number} is the chosen one of pair {self._num_pairs} for {self._pairs}", "dim")
+        _say(f"answer {number} is the chosen one of pair {self._num_pairs} for {self._pairs}", "dim")
 
     # Answers
 
     def begin(self, number: int, name: str) -> None:
         """Say whose answer follows, where there are several."""
         if len(self._chat.speakers) > 1 or number > 1:
-            say(f"{number}  {name}", "bold")
+            _say(f"{number}  {name}", "bold")
 
     def hear(self, piece: str) -> None:
         """Show a piece of an answer."""
         if self._is_streamed:
             out.print(printable(piece, keep_newlines=True), end="", soft_wrap=True)
 
-    def end(self, reply: "Reply") -> None:
+    def end(self, reply: Reply) -> None:
         """End an answer, and say where it is not whole."""
         out.print("" if self._is_streamed else printable(reply.text, keep_newlines=True), soft_wrap=True)
         if reply.stopped:
-            say("stopped", "dim")
+            _say("stopped", "dim")
+            if not self._is_typed:
+                raise KeyboardInterrupt
         elif not reply.ended:
-            say(f"cut at {self._chat.settings.max_tokens} tokens, or where the model's positions end", "dim")
+            _say(f"cut at {reply.num_tokens} tokens", "dim")
         if reply.without_oldest:
-            say("the conversation is longer than the model's positions: what is oldest was left out", "dim")
+            _say("the conversation is longer than what the model can read: what is oldest was left out", "dim")
         if self._is_streamed:
-            say("")
+            err.print()
+
+
+def _say(text: str, style: str = "") -> None:
+    """Lines on stderr, on a terminal broken between words."""
+    err.print(printable(text, keep_newlines=True), style=style, soft_wrap=not err.is_terminal)

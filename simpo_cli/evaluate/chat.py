@@ -4,17 +4,18 @@ A model gets a conversation as it gets the prompt of a pair: the same template, 
 where all of them do not fit. So what a person prefers here is a pair that training reads as it was seen.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from simpo_cli.data.encode import Rules, answer_opening, encode_pairs, encode_prompt
 from simpo_cli.data.pair import Message, PreferencePair, RecordError, prompt_messages
 from simpo_cli.data.prepare import prepare_tokenizer
+from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.decode import (
     Decoding,
@@ -28,7 +29,7 @@ from simpo_cli.evaluate.generate.decode import (
 from simpo_cli.evaluate.targets import Target, baseline_of, find_speaker
 from simpo_cli.model.adapters import without_adapter
 from simpo_cli.model.load import ModelSource
-from simpo_cli.recipe.schema import ModelRecipe
+from simpo_cli.recipe.schema import DataRecipe, ModelRecipe
 
 BASE = "base"
 """What `--beside` calls the model that training started from."""
@@ -51,12 +52,14 @@ class Reply:
 
     Attributes:
         text: white space at both ends left out.
+        num_tokens: without the end token.
         ended: whether the model ended it; else it was cut at the most tokens, or stopped.
         stopped: whether the person stopped it.
         without_oldest: whether the model no longer saw the whole conversation.
     """
 
     text: str
+    num_tokens: int
     ended: bool
     stopped: bool
     without_oldest: bool
@@ -90,159 +93,132 @@ class GrowingText:
             self._passed = text
 
 
+@dataclass(frozen=True)
 class Speaker:
     """A model that answers.
 
-    Args:
+    Attributes:
         name: as people read it.
-        target: the model with the recipe that says how its conversations are written.
-        source: the same, located.
+        data: how its conversations are written and cut.
+        tokenizer: with the template of its run.
+        num_positions: most tokens of prompt and answer, or None where its configuration does not say.
+        model: the causal language model.
+        leaves_adapter_out: whether it is what lies under the adapter of `model`.
+        kept: what was computed of its last prompt and answer.
     """
 
-    def __init__(self, name: str, target: Target, source: ModelSource) -> None:
-        self.name, self._target, self._source = name, target, source
-        # what is typed is never rendered already, and a pair that training would not take is to be refused here
-        self._data = replace(
-            target.recipe.data, rendered=False, overlong="truncate", on_bad_record="skip", on_no_signal="drop"
-        )
-        self._tokenizer = prepare_tokenizer(target.recipe)
-        self._ends = Rules.of(self._data, self._tokenizer).ends
-        self._kept = KeptCache()
-        self._model: Any = None
-        self._is_bare = False
+    name: str
+    data: DataRecipe
+    tokenizer: TextTokenizer
+    num_positions: int | None
+    model: Any
+    leaves_adapter_out: bool
+    kept: KeptCache = field(default_factory=KeptCache)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the model has no chat template, so that it reads conversations as Human/Assistant text."""
-        return not self._tokenizer.has_template
-
-    @property
-    def weights(self) -> str:
-        """Type and device of its weights, such as `float32 on cpu`."""
-        weight = next(self._model.parameters())
-        return f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
-
-    def load(self, first: "Speaker | None" = None) -> None:
-        """Read the weights; those of a `first` speaker do where only its adapter is to be left out.
-
-        Raises:
-            UserError: they do not load.
-        """
-        if first is not None and first._is_this_with_adapter(self):
-            self._model, self._is_bare = first._model, True
-        else:
-            checkpoint = self._target.checkpoint
-            self._model = open_for_answers(self._source, None if checkpoint is None else self._target.load_checkpoint)
-
-    def _is_this_with_adapter(self, other: "Speaker") -> bool:
-        adapter, under = self._source.adapter, self._source.adapter_base
-        return (
-            adapter is not None
-            and under is not None
-            and not adapter.whole_parts  # such as biases, which stay what they are when the adapter is left out
-            and under.folder.resolve() == other._source.folder.resolve()
-            and self._target.checkpoint is None
-            and other._target.checkpoint is None
-        )
-
-    def answer(self, turns: Sequence[Message], settings: Settings, draw: str, hear: Callable[[str], object]) -> Reply:
-        """Answer a conversation, piece by piece; KeyboardInterrupt stops the answer and is not raised.
+    def answer(
+        self, prompt: tuple[Message, ...], settings: Settings, draw: str, hear: Callable[[str], object]
+    ) -> Reply:
+        """Answer a conversation; KeyboardInterrupt stops the answer and goes no further.
 
         Args:
-            draw: by its seed and this, an answer that is sampled has its random numbers.
-            hear: called with each piece of text.
+            draw: names the random numbers of a sampled answer, together with the seed.
+            hear: called with each piece of the text as soon as it is there.
 
         Raises:
-            UserError: the chat template refuses the conversation, or the memory does not do.
+            UserError: the chat template refuses the conversation, or the card's memory is full.
         """
-        prompt, known = tuple(turns), self._source.max_length
         try:
-            ids = encode_prompt(prompt, self._tokenizer, self._data)
-            opening = answer_opening(prompt, self._tokenizer, self._data)
-            # room for the answer, which never takes more than a quarter from the conversation
-            most = None if known is None else known - min(settings.max_tokens, known // 4)
-            is_cut = most is not None and len(ids) > most
-            if is_cut:
-                ids = encode_prompt(prompt, self._tokenizer, self._data, most)
+            ids, opening, is_cut = self._read(prompt, settings.max_tokens)
         except RecordError as error:
             raise UserError(f"{self.name} cannot be asked this: {error.problem}.", "/new starts over.") from error
         decoding = Decoding(
-            max_new_tokens=settings.max_tokens if known is None else min(settings.max_tokens, known - len(ids)),
+            max_new_tokens=min(settings.max_tokens, (self.num_positions or sys.maxsize) - len(ids)),
             temperature=settings.temperature,
             seed=settings.seed,
-            end_ids=tuple(sorted(self._ends)),
-            to_text=self._tokenizer.decode,
+            end_ids=tuple(sorted(Rules.of(self.data, self.tokenizer).ends)),
+            to_text=self.tokenizer.decode,
         )
-        tokens: list[int] = []
-        text = GrowingText(self._tokenizer.decode, hear)
+        text, tokens, stopped = GrowingText(self.tokenizer.decode, hear), list[int](), False
         if opening:
             hear(opening)
 
         def take(newest: list[int]) -> None:
             tokens.extend(newest)
-            if tokens[-1] not in self._ends:
+            if tokens[-1] not in decoding.end_ids:
                 text.add(tokens[-1])
 
+        device, processors = next(self.model.parameters()).device, []
+        if decoding.temperature > 0:
+            numbers = torch.from_numpy(uniforms(draw, decoding)).to(device)
+            processors = [InverseDraw(numbers[None], decoding.temperature, len(ids))]
         try:
-            self._generate(ids, decoding, draw, take)
-            stopped = False
+            with torch.inference_mode(), without_adapter(self.model) if self.leaves_adapter_out else nullcontext():
+                generate_ids(
+                    self.model, [ids], device, decoding.max_new_tokens, decoding.end_ids, processors,
+                    on_tokens=take, kept=self.kept,
+                )  # fmt: skip
         except KeyboardInterrupt:
             stopped = True
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"the card has no memory left for an answer of {self.name}.",
-                "Start over with /new: a shorter conversation takes less.",
-            ) from error
+            raise UserError(f"no memory is left for an answer of {self.name}.", "/new starts over.") from error
         text.end()
-        answer = answer_until_end("", tokens, self._ends, self._tokenizer.decode)
-        return Reply(f"{opening}{answer.text}".strip(), answer.ended, stopped and not answer.ended, is_cut)
+        answer = answer_until_end("", tokens, decoding.end_ids, self.tokenizer.decode)
+        return Reply(f"{opening}{answer.text}".strip(), len(answer.ids), answer.ended, stopped, is_cut)
 
-    def _generate(self, ids: list[int], decoding: Decoding, draw: str, take: Callable[[list[int]], None]) -> None:
-        device = next(self._model.parameters()).device
-        processors = []
-        if decoding.temperature > 0:
-            numbers = torch.from_numpy(np.stack([uniforms(draw, decoding)])).to(device)
-            processors = [InverseDraw(numbers, decoding.temperature, len(ids))]
-        with torch.inference_mode(), without_adapter(self._model) if self._is_bare else nullcontext():
-            generate_ids(
-                self._model,
-                [ids],
-                device,
-                decoding.max_new_tokens,
-                decoding.end_ids,
-                processors,
-                on_tokens=take,
-                kept=self._kept,
-            )
+    def _read(self, prompt: tuple[Message, ...], max_tokens: int) -> tuple[list[int], str, bool]:
+        """The tokens of a conversation, what they hold of the answer already, and whether its oldest turns are gone."""
+        ids, most = encode_prompt(prompt, self.tokenizer, self.data), self.num_positions
+        opening = answer_opening(prompt, self.tokenizer, self.data)
+        if most is not None:  # room for the answer, of a quarter of the positions at most
+            most -= min(max_tokens, most // 4)
+        if most is None or len(ids) <= most:
+            return ids, opening, False
+        return encode_prompt(prompt, self.tokenizer, self.data, most), opening, True
 
     def require_trainable(self, pair: PreferencePair) -> None:
         """Refuse (UserError) a pair that training on this model would refuse, or drop as one without signal."""
-        encoded = encode_pairs([pair], self._tokenizer, self._data)
+        encoded = encode_pairs([pair], self.tokenizer, self.data)
         if problems := [*(bad.problem for bad in encoded.bad), *encoded.dropped]:
             raise UserError(f"this is no pair to train on: {problems[0]}.", "/again gives another answer.")
 
 
 def open_speakers(name: str, beside: str | None) -> list[Speaker]:
-    """The model of a name, and perhaps one beside it, their weights read.
+    """The model of a name, and perhaps another one beside it, their weights read.
 
     Args:
         name: a run, a model, a checkpoint, an adapter, or a recipe for its start model.
         beside: the other model by its name; `base` is what the first one started from.
 
     Raises:
-        UserError: a name means nothing, both mean the same, or a model does not load.
+        UserError: a name means nothing, both mean the same model, or one does not load.
     """
-    target = find_speaker(name)
-    speakers = [Speaker(name, target, target.source())]
+    targets = {name: find_speaker(name)}
     if beside is not None:
-        other = _base_of(name, target) if beside == BASE else find_speaker(beside)
-        if other.identity == target.identity:
+        other = _base_of(name, targets[name]) if beside == BASE else find_speaker(beside)
+        if other.identity == targets[name].identity:
             raise UserError(f"the model beside {name} is the same one.", "Name another with --beside.")
-        speakers.append(Speaker(other.name if beside == BASE else beside, other, other.source()))
-    speakers[0].load()
-    for speaker in speakers[1:]:
-        speaker.load(speakers[0])
+        targets[other.name if beside == BASE else beside] = other
+    sources = [target.source() for target in targets.values()]
+    tokenizers = [prepare_tokenizer(target.recipe) for target in targets.values()]
+    speakers: list[Speaker] = []
+    for (called, target), source, tokenizer in zip(targets.items(), sources, tokenizers, strict=True):
+        # one that lies under the adapter of the first needs no second copy of its weights
+        is_under = bool(speakers) and target.checkpoint is None and _is_under(source, sources[0])
+        load = None if target.checkpoint is None else target.load_checkpoint
+        model = speakers[0].model if is_under else open_for_answers(source, load)
+        # what is typed was not rendered before, and what training would leave out is refused here
+        data = replace(
+            target.recipe.data, rendered=False, overlong="truncate", on_bad_record="skip", on_no_signal="drop"
+        )
+        speakers.append(Speaker(called, data, tokenizer, source.max_length, model, is_under))
     return speakers
+
+
+def _is_under(source: ModelSource, adapted: ModelSource) -> bool:
+    """Whether a model is what another one is without its adapter, which holds no trained biases or copies besides."""
+    if adapted.adapter is None or adapted.adapter_base is None or adapted.adapter.whole_parts:
+        return False
+    return source.folder.resolve() == adapted.adapter_base.folder.resolve()
 
 
 def _base_of(name: str, target: Target) -> Target:

@@ -103,8 +103,10 @@ class Conversation:
 
     def opening(self) -> str:
         """What the generation prompt already holds of the answer and leaves open, such as `<think>`."""
-        before, found, _ = self._render((*self.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)
-        opening = self._seam(self.prompt(), before)[0] if found else ""
+        opening = ""
+        with suppress(TemplateError):  # one that takes no answer yet
+            before, found, _ = self._render((*self.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)
+            opening = self._seam(self.prompt(), before)[0] if found else ""
         return "" if _is_closed(opening) else opening
 
     def _seam(self, prompt: str, before: str) -> tuple[str, str | None]:
