@@ -89,8 +89,8 @@ class GrowingText:
     def _pass_on(self, text: str) -> None:
         # some decoders take back characters while bytes behind them are missing
         if len(text) > len(self._passed) and text.startswith(self._passed):
-            self._hear(text[len(self._passed) :])
-            self._passed = text
+            piece, self._passed = text[len(self._passed) :], text
+            self._hear(piece)
 
 
 @dataclass(frozen=True)
