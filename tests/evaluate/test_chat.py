@@ -166,24 +166,33 @@ def test_the_oldest_turns_go_and_the_system_message_stays(tmp_path: Path, words:
 
 
 def test_a_stopped_answer_stays_and_is_no_response(words: Path) -> None:
-    chat = Chat(open_speakers(str(words), None), SETTINGS)
-    chat.ask(QUESTIONS[0], Heard(stop_at=3))
+    chat, heard = Chat(open_speakers(str(words), None), SETTINGS), Heard()
+    chat.ask(QUESTIONS[0], heard)
+    first = heard.replies[0].text
+    chat.ask(QUESTIONS[1], Heard(stop_at=3))
     [reply] = chat.replies
-    whole, _ = reference(words, [{"role": "user", "content": QUESTIONS[0]}])
+    turns = [
+        {"role": "user", "content": QUESTIONS[0]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": QUESTIONS[1]},
+    ]
+    whole, _ = reference(words, turns)
     assert (reply.stopped, reply.ended) == (True, False)
     assert 0 < len(reply.text) < len(whole)
     assert whole.startswith(reply.text)
-    assert [turn.content for turn in chat.turns] == [QUESTIONS[0], reply.text]
-    heard = Heard()
-    chat.ask(QUESTIONS[1], heard)  # what was kept of the stopped answer would be torn
-    turns = [{"role": turn.role, "content": turn.content} for turn in chat.turns[:-1]]
-    assert heard.replies[0].text == reference(words, turns)[0]
+    assert [turn.content for turn in chat.turns] == [QUESTIONS[0], first, QUESTIONS[1], reply.text]
+    chat.ask(QUESTIONS[2], heard)  # were the cache of the stopped answer kept, it would be torn
+    turns += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": QUESTIONS[2]}]
+    assert heard.replies[-1].text == reference(words, turns)[0]
     chat.again(Heard(stop_at=2))
     with pytest.raises(UserError, match="an answer that was stopped is no response"):
         chat.better(1)
     chat.again(Heard())
-    assert len(chat.replies) == 2
-    assert not chat.replies[1].stopped
+    assert [one.stopped for one in chat.replies] == [False, False]
+    chat.ask(QUESTIONS[0], Heard(stop_at=2))
+    chat.again(heard)  # in place of what was stopped
+    assert chat.replies == heard.replies[-1:]
+    assert chat.turns[-1].content == heard.replies[-1].text
 
 
 def test_a_question_that_was_stopped_in_time_is_taken_back(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
