@@ -133,7 +133,8 @@ class ChatLoop:
             append_line(self._pairs, line)
         self._chat.continue_with(number)
         self._num_pairs += 1
-        _say(f"answer {number} is the chosen one of pair {self._num_pairs} for {self._pairs}", "dim")
+        which = f"answer {number} chosen, answer {3 - number} rejected"
+        _say(f"appended to {self._pairs}: {which} · pair {self._num_pairs} of this chat", "dim")
 
     # Answers
 

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import simpo_cli
 from simpo_cli.cli import chat_loop
 from simpo_cli.cli.chat_loop import ChatLoop
 from simpo_cli.errors import ExitCode
@@ -54,7 +56,7 @@ def test_questions_and_commands_through_a_pipe(piped: Type) -> None:
         "1  builtin:guide\n"
         "greedy, at most 512 tokens · /better appends to preferences.jsonl · /help\n"
         "2  builtin:guide\n"
-        "answer 2 is the chosen one of pair 1 for preferences.jsonl\n"
+        "appended to preferences.jsonl: answer 2 chosen, answer 1 rejected · pair 1 of this chat\n"
         "there is no command /nope.\n"
         "  See /help; a message may begin with / behind a space.\n"
         "which answer is better?\n"
@@ -102,7 +104,7 @@ def test_both_answers_and_pairs_that_stats_and_train_read(
     )
     assert seen.code == ExitCode.DONE, seen.err
     rows = [json.loads(line) for line in Path("mine.jsonl").read_text().splitlines()]
-    assert len(rows) == seen.err.count("answer 1 is the chosen one of pair ") == 3
+    assert len(rows) == seen.err.count("appended to mine.jsonl: answer 1 chosen, answer 2 rejected · pair ") == 3
     asked = [[turn["content"] for turn in row["prompt"]] for row in rows]
     answers = [row["chosen"][0]["content"] for row in rows]
     assert asked == [
@@ -159,7 +161,26 @@ def test_a_full_disk_is_a_sentence_and_the_chat_continues(piped: Type, monkeypat
         in seen.err
     )
     assert len(Path("preferences.jsonl").read_text().splitlines()) == 1
-    assert seen.err.endswith("answer 1 is the chosen one of pair 1 for preferences.jsonl\n")
+    assert seen.err.endswith("answer 1 chosen, answer 2 rejected · pair 1 of this chat\n")
+
+
+def test_an_answer_that_is_stopped_in_a_script_ends_it(piped: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Speaker, "answer", lambda *_: reply("half an", stopped=True))
+    seen = piped("a\nb\n", GUIDE)
+    assert (seen.code, seen.out) == (ExitCode.INTERRUPTED, "half an\n")
+
+
+PAGE = Path(simpo_cli.__file__).parent.parent / "docs" / "chat.md"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the package is installed, not a checkout")
+def test_the_page_shows_a_record_and_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    [record] = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    Path("preferences.jsonl").write_text(json.dumps(json.loads(record)) + "\n")
+    assert stats_of(typed(capsys), "preferences.jsonl")["count"] == 1
+    commands = set(re.findall(r"^(/\w+)", chat_loop._HELP, re.MULTILINE))
+    assert {*commands, "/help"} == set(re.findall(r"`(/\w+)", "".join(re.findall(r"^\| .*", page, re.MULTILINE))))
 
 
 # At a terminal
