@@ -6,7 +6,6 @@ where all of them do not fit. So what a person prefers here is a pair that train
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ from simpo_cli.evaluate.generate.decode import (
     uniforms,
 )
 from simpo_cli.evaluate.targets import Target, baseline_of, find_speaker
-from simpo_cli.model.adapters import without_adapter
+from simpo_cli.model.adapters import switch_adapter
 from simpo_cli.model.load import ModelSource
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe
 
@@ -103,7 +102,7 @@ class Speaker:
         tokenizer: with the template of its run.
         num_positions: most tokens of prompt and answer, or None where its configuration does not say.
         model: the causal language model.
-        leaves_adapter_out: whether it is what lies under the adapter of `model`.
+        with_adapter: of two speakers that share a model, whether this one has its adapter; None where it is not shared.
         kept: what was computed of its last prompt and answer.
     """
 
@@ -112,7 +111,7 @@ class Speaker:
     tokenizer: TextTokenizer
     num_positions: int | None
     model: Any
-    leaves_adapter_out: bool
+    with_adapter: bool | None
     kept: KeptCache = field(default_factory=KeptCache)
 
     def answer(
@@ -151,8 +150,10 @@ class Speaker:
         if decoding.temperature > 0:
             numbers = torch.from_numpy(uniforms(draw, decoding)).to(device)
             processors = [InverseDraw(numbers[None], decoding.temperature, len(ids))]
+        if self.with_adapter is not None:  # at every answer: Ctrl-C may come at any moment
+            switch_adapter(self.model, on=self.with_adapter)
         try:
-            with torch.inference_mode(), without_adapter(self.model) if self.leaves_adapter_out else nullcontext():
+            with torch.inference_mode():
                 generate_ids(
                     self.model, [ids], device, decoding.max_new_tokens, decoding.end_ids, processors,
                     on_tokens=take, kept=self.kept,
@@ -200,17 +201,20 @@ def open_speakers(name: str, beside: str | None) -> list[Speaker]:
         targets[other.name if beside == BASE else beside] = other
     sources = [target.source() for target in targets.values()]
     tokenizers = [prepare_tokenizer(target.recipe) for target in targets.values()]
+    # what lies under the adapter of the first needs no second copy of the weights
+    is_shared = _is_under(sources[-1], sources[0]) and all(target.checkpoint is None for target in targets.values())
     speakers: list[Speaker] = []
     for (called, target), source, tokenizer in zip(targets.items(), sources, tokenizers, strict=True):
-        # one that lies under the adapter of the first needs no second copy of its weights
-        is_under = bool(speakers) and target.checkpoint is None and _is_under(source, sources[0])
-        load = None if target.checkpoint is None else target.load_checkpoint
-        model = speakers[0].model if is_under else open_for_answers(source, load)
+        if speakers and is_shared:
+            model = speakers[0].model
+        else:
+            model = open_for_answers(source, None if target.checkpoint is None else target.load_checkpoint)
         # what is typed was not rendered before, and what training would leave out is refused here
         data = replace(
             target.recipe.data, rendered=False, overlong="truncate", on_bad_record="skip", on_no_signal="drop"
         )
-        speakers.append(Speaker(called, data, tokenizer, source.max_length, model, is_under))
+        with_adapter = not speakers if is_shared else None
+        speakers.append(Speaker(called, data, tokenizer, source.max_length, model, with_adapter))
     return speakers
 
 

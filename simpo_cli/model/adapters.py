@@ -2,8 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -243,19 +242,13 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe) -> nn.Module:
     return adapted
 
 
-@contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """A block in which a model with a LoRA adapter in place computes what it does without."""
+def switch_adapter(model: nn.Module, *, on: bool) -> None:
+    """Have a model with a LoRA adapter in place compute with it, or as if it had none."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.enable_adapters(on)
 
 
 def leave_casts_to_autocast(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate import chat as module
 from simpo_cli.evaluate.chat import AGAIN_TEMPERATURE, Chat, GrowingText, Reply, Settings, open_speakers, record_of
 from simpo_cli.evaluate.generate.decode import Decoding, KeptCache, uniforms
-from simpo_cli.model.adapters import without_adapter
+from simpo_cli.model.adapters import switch_adapter
 from simpo_cli.recipe.schema import DataSource
 from tests.tiny import FAMILIES, byte_level_tokenizer, chatml_tokenizer, save_tiny_model, save_tokenizer, tiny_model
 
@@ -219,14 +219,13 @@ def test_what_was_stopped_at_the_first_answer_is_not_asked_of_the_second_model(p
 def test_the_base_of_an_adapter_is_the_same_weights_without_it(place: Path) -> None:
     tuned, base = open_speakers(str(place / "lora"), "base")
     assert base.model is tuned.model
-    assert (base.name, base.leaves_adapter_out, tuned.leaves_adapter_out) == (str(place / "tiny"), True, False)
+    assert (base.name, base.with_adapter, tuned.with_adapter) == (str(place / "tiny"), False, True)
     [alone] = open_speakers(str(place / "tiny"), None)
     ids = torch.tensor([range(20, 50)])
     with torch.inference_mode():
         changed, plain = tuned.model(ids).logits, alone.model(ids).logits
-        with without_adapter(tuned.model):
-            assert torch.equal(tuned.model(ids).logits, plain)
-        assert torch.equal(tuned.model(ids).logits, changed)
+        switch_adapter(tuned.model, on=False)
+        assert torch.equal(tuned.model(ids).logits, plain)
     assert not torch.equal(changed, plain)
     both, one = Chat([tuned, base], SETTINGS), Chat([alone], SETTINGS)
     for question in QUESTIONS[:2]:
@@ -235,7 +234,25 @@ def test_the_base_of_an_adapter_is_the_same_weights_without_it(place: Path) -> N
         one.ask(question, Heard())
         assert both.replies[1].text == one.replies[0].text
     with torch.inference_mode():
+        switch_adapter(tuned.model, on=True)
         assert torch.equal(tuned.model(ids).logits, changed)
+
+
+def test_each_answer_has_the_adapter_or_not_whatever_was_stopped_before(place: Path) -> None:
+    speakers = open_speakers(str(place / "lora"), "base")
+    asked: list[torch.Tensor] = []
+    speakers[0].model.register_forward_hook(lambda *given: asked.append(given[2].logits[0, -1].float()))
+
+    def first_logits(speaker: Any) -> torch.Tensor:
+        asked.clear()
+        replace(speaker, kept=KeptCache()).answer((Message("user", "Why?"),), SETTINGS, "", str)
+        return asked[0]
+
+    tuned, base = map(first_logits, speakers)
+    assert not torch.equal(tuned, base)
+    assert torch.equal(first_logits(speakers[1]), base)
+    switch_adapter(speakers[0].model, on=False)  # as it is left by an answer of the base
+    assert torch.equal(first_logits(speakers[0]), tuned)
 
 
 def test_the_base_of_a_run_an_adapter_or_a_name(place: Path, tmp_path: Path) -> None:
