@@ -187,3 +187,23 @@ def replacing(path: Path, mode: Literal["x", "xb"] = "x", *, written_in: Path | 
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file and wait until the disk has it; a last line without an end gets one first.
+
+    Raises:
+        OSError: the disk did not take it; the file is as it was.
+    """
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        rest = (b"\n" if file.read(1) not in (b"", b"\n") else b"") + line.encode() + b"\n"
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), size)
+            raise

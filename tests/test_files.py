@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.files import disk_faults, exit_code_of, replacing
+from simpo_cli.files import append_line, disk_faults, exit_code_of, replacing
 from simpo_cli.report.page import PAGE_MARK, write_page, write_report
 
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG)
@@ -79,6 +80,32 @@ def test_a_report_that_the_disk_does_not_take_leaves_the_old_one(
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert (tmp_path / "report").read_bytes() == before
     assert os.listdir(tmp_path) == ["report"]
+
+
+def test_lines_are_appended_behind_whole_lines(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    append_line(file, "é")
+    append_line(file, "b")
+    assert file.read_bytes() == "é\nb\n".encode()
+    file.write_bytes(b"somebody's last line")
+    append_line(file, "c")
+    assert file.read_bytes() == b"somebody's last line\nc\n"
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_line_that_the_disk_takes_half_of_is_taken_back(tmp_path: Path, size: int) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"1234\n"[:size])
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 3, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append_line(file, "abcdefgh")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    assert file.stat().st_size == size
+    append_line(file, "abcdefgh")
+    assert file.read_bytes() == b"1234\n"[:size] + b"abcdefgh\n"
 
 
 def test_an_error_of_ours_is_not_laid_on_the_disk() -> None:

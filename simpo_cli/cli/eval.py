@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from simpo_cli.cli.eval_answers import TEMPERATURE, AnswerOptions, answers_of, print_answers_or_results
-from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, importing, print_json, say, shows_work
+from simpo_cli.cli.options import AsJson, Output, TrustRemoteCode, importing, print_json, require_here, say, shows_work
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.remote_code import trusting
 
@@ -124,7 +124,7 @@ def evaluate(
         judging={"judge": judge, "judge_model": judge_model, "judge_key": judge_key},
         of_pairs=tuple(name for name, given in (("--html", html), ("--pairs", pairs), ("--by", by)) if given),
     )
-    _require_here([*names, *([baseline] if baseline else [])])
+    require_here([*names, *([baseline] if baseline else [])])
     with trusting(trust_remote_code):
         document = answers_of(names, overrides, baseline, options, _say)
     if document is not None:
@@ -153,20 +153,6 @@ def evaluate(
         if path is not None:
             _say(f"written: {path}")
     _require_all(document, len(names))
-
-
-def _require_here(names: list[str]) -> None:
-    """Refuse names that mean nothing, before torch is imported, which takes seconds."""
-    from simpo_cli.data.hub import require_obtainable
-    from simpo_cli.names import is_hub_id, no_such_target, shipped_recipe
-
-    for name in names:
-        if shipped_recipe(name) is not None or name in ("builtin:guide", "none"):
-            continue
-        if is_hub_id(name):
-            require_obtainable(name.partition("@")[0], "model")
-        elif not Path(name).expanduser().exists() and not name.endswith((".yaml", ".yml")):
-            raise no_such_target(name)
 
 
 def _require_all(document: dict[str, Any], num_named: int) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from simpo_cli import __version__
+from simpo_cli.cli.chat import chat
 from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
 from simpo_cli.cli.inspect import inspect
@@ -64,6 +65,7 @@ def _root(
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("plan", short_help="Say what a run will take, and which devices would do.")(plan)
 app.command("eval", cls=GroupedCommand, short_help="Measure a model on held-out pairs.")(evaluate)
+app.command("chat", short_help="Talk to a model, and note which answers are better.")(chat)
 app.command("stats", short_help="Look at preference pairs before they train a model.")(stats)
 app.command("inspect", short_help="Look at training pairs token by token.")(inspect)
 app.command("report", short_help="Write the page that shows what a run did.")(report)

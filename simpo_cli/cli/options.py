@@ -41,6 +41,20 @@ def require_model(asked: bool, *, loads_one: bool, fix: str) -> None:
         raise UserError(f"{FLAG} is about the code of a model, and none is loaded.", fix)
 
 
+def require_here(names: list[str]) -> None:
+    """Refuse names that mean nothing, before torch is imported, which takes seconds."""
+    from simpo_cli.data.hub import require_obtainable
+    from simpo_cli.names import is_hub_id, no_such_target, shipped_recipe
+
+    for name in names:
+        if shipped_recipe(name) is not None or name in ("builtin:guide", "none"):
+            continue
+        if is_hub_id(name):
+            require_obtainable(name.partition("@")[0], "model")
+        elif not Path(name).expanduser().exists() and not name.endswith((".yaml", ".yml")):
+            raise no_such_target(name)
+
+
 def say(text: str, style: str = "") -> None:
     """A line on stderr, however long."""
     from simpo_cli.report.console import err, printable

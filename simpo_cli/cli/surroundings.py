@@ -17,7 +17,7 @@ PYTHON_BYTES, COMMAND_BYTES, TORCH_BYTES = 64_000_000, 500_000_000, 2_000_000_00
 """Address space under which Python cannot load the command, the data's libraries abort or hang, and torch does."""
 
 MORE_ROOM = "Raise the limit, as with: ulimit -v unlimited"
-_WITH_TORCH = {"train", "eval", "inspect", "export", "--model"}
+_WITH_TORCH = {"train", "eval", "inspect", "export", "chat", "--model"}
 
 
 def require_python() -> None:

@@ -111,6 +111,15 @@ def find_targets(names: Sequence[str], overrides: Sequence[str]) -> list[Target]
     return targets
 
 
+def find_speaker(name: str) -> Target:
+    """A model that is to answer: what a name means, with the recipe of its run or, without one, with the defaults.
+
+    Raises:
+        UserError: the name means nothing.
+    """
+    return _with_recipe(name, ()) or model_alone(name, ["data.eval=-"], None)  # nothing is read from there
+
+
 def baseline_of(target: Target, name: str | None, overrides: Sequence[str]) -> Target | None:
     """The model that a target is compared with, to be scored under the target's recipe.
 

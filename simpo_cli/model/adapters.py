@@ -314,6 +314,15 @@ def save_adapters(adapted: nn.Module, folder: Path) -> None:
         model.peft_config["default"] = config
 
 
+def switch_adapter(model: nn.Module, *, on: bool) -> None:
+    """Have a model with a LoRA adapter in place compute with it, or as if it had none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.enable_adapters(on)
+
+
 def leave_casts_to_autocast(model: nn.Module) -> None:
     """Keep LoRA layers from casting their inputs to the adapters' float32 where autocast casts them back at once.
 

@@ -83,6 +83,9 @@ LIGHT: dict[str, tuple[int, set[str]]] = {
     "stats prefs.jsonl --html a.html": (0, {*FIGURES, "scipy"}),
     "report --help": DONE,
     "export --help": DONE,
+    "chat --help": DONE,
+    "chat missing": USAGE,
+    "chat demo --pairs pairs.csv": USAGE,
     "report run": (0, {*TOKENS, *FIGURES, "scipy"}),
     "inspect --help": DONE,
     "recipe list": DONE,
@@ -132,7 +135,7 @@ def test_no_heavy_import(command: str, light: dict[str, tuple[int, set[str]]]) -
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("train", "plan", "eval", "stats", "inspect", "report", "export", "recipe"):
+    for command in ("train", "plan", "eval", "chat", "stats", "inspect", "report", "export", "recipe"):
         assert f"\n  {command} " in shown.output
     assert "simpo train demo" in shown.output
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"

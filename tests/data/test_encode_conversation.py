@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.data.encode import encode_prompt
+from simpo_cli.data.encode import answer_opening, encode_prompt
 from simpo_cli.data.pair import Message, RecordError
 from simpo_cli.errors import ExitCode, UserError
 from tests.data.encode_cases import APPEND_ONLY, PAIR, ROOMY, Cases, messages_of, pair_of, talk
@@ -253,6 +253,34 @@ def test_a_prompt_alone_is_the_prompt_of_a_pair(case: Cases, name: str, prompt: 
 def test_a_template_that_opens_the_answer_is_no_obstacle(case: Cases) -> None:
     one = case("deepseek_r1")
     assert one.ours.decode(encode_prompt("How?", one.ours, ROOMY)).endswith("<think>\n")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_an_answer_behind_its_opening_is_the_response_of_a_pair(case: Cases, name: str) -> None:
+    """What a model generates behind a prompt is what is scored in a pair, once the opening stands in front of it.
+
+    Qwen3 and Harmony write more in front of an answer, an empty thought and a channel, which a model writes itself.
+    """
+    at, turns = case(name), (Message("user", "How?"), Message("assistant", "So."), Message("user", "And?"))
+    opening = answer_opening(turns, at.ours, ROOMY)
+    assert opening == ("<think>\n" if name == "deepseek_r1" else "")
+    thought = "a\n</think>\n\n" if name.endswith(("r1", "thinking")) else ""
+    one = at.one(pair_of(turns, f"{opening}{thought}Yes.", f"{opening}{thought}No."))
+    assert encode_prompt(turns, at.ours, ROOMY) == one.prompt.tolist()
+    scored = at.ours.decode(one.chosen.tolist()).strip()
+    assert f"{thought}Yes." in scored if name in ("qwen3", "harmony") else scored.startswith(f"{thought}Yes.")
+    assert answer_opening(turns, at.plain.ours, ROOMY) == ""
+
+
+def test_a_prompt_that_is_cut_is_that_of_a_pair(case: Cases) -> None:
+    at = case("chatml")
+    turns = talk("How do I invite a teammate?", "Open People.", "And then?", "Press Invite.", "Thanks, what else?")
+    whole = encode_prompt(turns, at.ours, ROOMY)
+    for most in (len(whole), len(whole) - 1, len(whole) // 2, 12):
+        pair = at.one(pair_of(turns, "yes", "no"), max_prompt_length=most)
+        cut = encode_prompt(turns, at.ours, ROOMY, most)
+        assert cut == pair.prompt.tolist()
+        assert len(cut) <= most
 
 
 def test_what_cannot_be_asked_is_refused(case: Cases) -> None:

@@ -111,6 +111,8 @@ def test_a_recipe_cannot_ask_for_it(key: str) -> None:
         ["eval", "means", "--data", "prefs.jsonl"],
         ["eval", "run.yaml", "--baseline", "means"],
         ["eval", "means", "--generate", "--baseline", "builtin:guide", "--data", "prefs.jsonl"],
+        ["chat", "means"],
+        ["chat", "builtin:guide", "--beside", "means"],
         ["inspect", "run.yaml", MEANS],
         ["stats", "prefs.jsonl", "--model", "means"],
         ["stats", "--recipe", "run.yaml", "--model", "means"],

@@ -25,7 +25,16 @@ Templates that do more than append are met by these rules:
 """
 
 from simpo_cli.data.encode.conversation import Rules
-from simpo_cli.data.encode.pairs import encode_batches, encode_pairs, encode_prompt, pair_batches
+from simpo_cli.data.encode.pairs import answer_opening, encode_batches, encode_pairs, encode_prompt, pair_batches
 from simpo_cli.data.encode.rendering import AS_TRANSCRIPT, LONGEST_WORD
 
-__all__ = ["AS_TRANSCRIPT", "LONGEST_WORD", "Rules", "encode_batches", "encode_pairs", "encode_prompt", "pair_batches"]
+__all__ = [
+    "AS_TRANSCRIPT",
+    "LONGEST_WORD",
+    "Rules",
+    "answer_opening",
+    "encode_batches",
+    "encode_pairs",
+    "encode_prompt",
+    "pair_batches",
+]

@@ -78,15 +78,14 @@ class Conversation:
         if word := opening.strip():
             if text.startswith(word):
                 return text[len(word) :].removeprefix(opening[len(opening.rstrip()) :]) + behind, AS_WRITTEN
-            markers = _MARKER.findall(word)
-            if not markers or _CLOSING.match(markers[-1]) is None:  # it would end with `</think>`, or `<channel|>`
+            if not _is_closed(word):
                 raise RecordError(
                     f"the generation prompt ends with {opening!r}, and this answer does not begin with it",
                     "Give answers with their reasoning, or a template without it with data.chat_template or "
                     "data.chat_template_kwargs.",
                 )
             rest = whole.removeprefix(before)
-            if rest != whole and self._holds_answer(rest, "", answer) and not rest.startswith(markers[0]):
+            if rest != whole and self._holds_answer(rest, "", answer) and not rest.startswith(_MARKER.findall(word)[0]):
                 return rest, BEHIND_THOUGHT
         elif lead is not None:
             start = len(before) - len(lead)
@@ -101,6 +100,14 @@ class Conversation:
             "the chat template renders the conversation differently once the response is there",
             "Give a template that only appends with data.chat_template, or set data.chat_template_kwargs.",
         )
+
+    def opening(self) -> str:
+        """What the generation prompt already holds of the answer and leaves open, such as `<think>`."""
+        opening = ""
+        with suppress(TemplateError):  # one that takes no answer yet
+            before, found, _ = self._render((*self.turns, Message("assistant", STAND_IN))).rpartition(STAND_IN)
+            opening = self._seam(self.prompt(), before)[0] if found else ""
+        return "" if _is_closed(opening) else opening
 
     def _seam(self, prompt: str, before: str) -> tuple[str, str | None]:
         """What the prompt ends with beyond the header of an answer, and what the header ends with beyond the prompt.
@@ -181,6 +188,12 @@ class Conversation:
         return self.rules.tokenizer.render(
             turns, generation_prompt=generation_prompt, tools=self.tools, template_kwargs=self.template_kwargs
         )
+
+
+def _is_closed(opening: str) -> bool:
+    """Whether what a generation prompt holds of an answer ends with `</think>`, `<channel|>` or the like."""
+    markers = _MARKER.findall(opening)
+    return bool(markers) and _CLOSING.match(markers[-1]) is not None
 
 
 def unwritten(message: Message, text: str, earlier: str = "") -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from simpo_cli.data.batches import in_batches, results_in_order
 from simpo_cli.data.encode.conversation import STAND_IN, Rules, text_of, with_content
-from simpo_cli.data.encode.rendering import Texts, render, render_prompt
+from simpo_cli.data.encode.rendering import Texts, opening_of, render, render_prompt
 from simpo_cli.data.formats.names import SKIP
 from simpo_cli.data.pair import EncodedPair, EncodedPairs, Message, PreferencePair, RecordError, pair_key, prompt_key
 from simpo_cli.data.tokenizer import EncodingError, SpecialTokenMode, TemplateError, TextTokenizer
@@ -89,8 +89,13 @@ def encode_pairs(pairs: Sequence[PreferencePair], tokenizer: TextTokenizer, data
     return result
 
 
-def encode_prompt(prompt: tuple[Message, ...] | str, tokenizer: TextTokenizer, data: DataRecipe) -> list[int]:
-    """The ids of a prompt without a response, for generation: those that the same prompt has in a pair, not cut.
+def encode_prompt(
+    prompt: tuple[Message, ...] | str, tokenizer: TextTokenizer, data: DataRecipe, most: int | None = None
+) -> list[int]:
+    """The ids of a prompt without a response, for generation: those that the same prompt has in a pair.
+
+    Args:
+        most: tokens to keep, as `data.max_prompt_length` does for a pair; None keeps all.
 
     Raises:
         RecordError: the template or the tokenizer refuses the prompt, or nothing is left of it.
@@ -98,15 +103,23 @@ def encode_prompt(prompt: tuple[Message, ...] | str, tokenizer: TextTokenizer, d
     fix = "Mend the prompt, or leave it out."
     rules = Rules.of(data, tokenizer)
     try:
-        text, mode = render_prompt(prompt, rules)
-        ids, _ = whole_prompt(tokenizer.encode_batch([text], mode)[0], rules)
+        texts = render_prompt(prompt, rules)
+        ids = _ids(texts.prompt, texts, rules)
     except TemplateError as error:
         raise RecordError(f"the chat template refuses the prompt: {error}", fix) from error
     except EncodingError as error:
         raise RecordError(f"the text {error}", fix) from error
     if not ids:
         raise RecordError("the prompt has no tokens", fix)
-    return ids
+    return ids if most is None else cut_prompt(ids, texts, most, rules)
+
+
+def answer_opening(prompt: tuple[Message, ...], tokenizer: TextTokenizer, data: DataRecipe) -> str:
+    """What the template's generation prompt already holds of an answer, such as `<think>`; mostly nothing.
+
+    A model continues behind it, and an answer in a pair begins with it.
+    """
+    return opening_of(prompt, Rules.of(data, tokenizer))
 
 
 # Tokenizing, in few calls of the library for many pairs

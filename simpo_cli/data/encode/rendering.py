@@ -73,8 +73,8 @@ def stopped_if_endless(error: TemplateError, rules: Rules) -> TemplateError:
     return error
 
 
-def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str, SpecialTokenMode]:
-    """A prompt without a response, as it is in front of one: its text, and how special tokens in it are read.
+def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> Texts:
+    """A prompt without a response, as it is in front of one.
 
     Raises:
         RecordError: the text holds the template's markers, or the template drops one of its turns.
@@ -84,8 +84,7 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
     """
     pair = PreferencePair(prompt, "", "", where="")
     if rules.plain:
-        texts = _render_plain(pair, rules)
-        return texts.prompt, texts.mode
+        return _render_plain(pair, rules)
     _refuse_rendered([turn.content for turn in prompt_messages(prompt)], rules)
     try:
         conversation, _, mode = _conversation_of(pair, rules)
@@ -93,7 +92,14 @@ def render_prompt(prompt: tuple[Message, ...] | str, rules: Rules) -> tuple[str,
         conversation.require_turns_kept(text)
     except TemplateError as error:
         raise stopped_if_endless(error, rules) from error.__cause__
-    return text, mode
+    return Texts(text, ("", ""), mode, turns=conversation.turns, write=conversation.prompt_of)
+
+
+def opening_of(prompt: tuple[Message, ...], rules: Rules) -> str:
+    """What a generation prompt already holds of the answer and leaves open, such as `<think>`; mostly nothing."""
+    if rules.plain:
+        return ""
+    return _conversation_of(PreferencePair(prompt, "", "", where=""), rules)[0].opening()
 
 
 def _render_plain(pair: PreferencePair, rules: Rules) -> Texts:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
 from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
@@ -147,6 +148,8 @@ def generate_ids(
     end_ids: Iterable[int],
     processors: Sequence[Any] = (),
     name: str = "generating tokens",
+    on_tokens: Callable[[list[int]], object] | None = None,
+    kept: "KeptCache | None" = None,
 ) -> list[list[int]]:
     """The tokens that a model takes greedily after each prompt, one by one; behind an end token there is only padding.
 
@@ -157,6 +160,8 @@ def generate_ids(
         causal: a causal language model of transformers whose generation config suggests nothing.
         processors: what changes the scores before the likeliest token is taken.
         name: of the stage that counts the tokens.
+        on_tokens: called with the newest token of each row, as soon as it is there.
+        kept: what a conversation has in the cache already, for one prompt alone.
     """
     ends, longest = sorted(end_ids), max(map(len, prompts))
     pad = ends[0] if ends else 0
@@ -164,6 +169,8 @@ def generate_ids(
 
         def count(ids: Tensor, _: Any, **__: Any) -> Tensor:  # asked after every token whether to stop
             generating.advance()
+            if on_tokens is not None:
+                on_tokens(ids[:, -1].tolist())
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
         paddings = [longest - len(ids) for ids in prompts]
@@ -178,9 +185,38 @@ def generate_ids(
             pad_token_id=pad,
             stopping_criteria=StoppingCriteriaList([count]),
             synced_gpus=False,  # one rank answers, also of a model that was sharded and is gathered now
+            return_dict_in_generate=True,
+            past_key_values=None if kept is None else kept.take(prompts[0]),
         )
-    rows: list[list[int]] = output[:, longest:].tolist()
+    if kept is not None:
+        kept.keep(output.sequences[0].tolist(), output.past_key_values)
+    rows: list[list[int]] = output.sequences[:, longest:].tolist()
     return rows
+
+
+class KeptCache:
+    """The keys and values of a conversation's last prompt and answer, with which its next prompt mostly begins."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._cache: Any = None
+
+    def take(self, ids: Sequence[int]) -> Any:
+        """The cache of what a prompt begins with, or None; it is given away, as a stopped answer leaves it torn."""
+        cache, self._cache = self._cache, None
+        ends = [place for place, pair in enumerate(zip(ids, self._ids, strict=False)) if pair[0] != pair[1]]
+        # one token at least is computed anew: the answer begins with what the model says behind it
+        shared = min([*ends, len(self._ids), len(ids) - 1])
+        if cache is None or shared == 0:
+            return None
+        if shared < len(self._ids):
+            cache.crop(shared - len(self._ids))
+        return cache
+
+    def keep(self, ids: list[int], cache: Any) -> None:
+        """Keep what was computed of a prompt and its answer, where all of it is there and any end can be cut off."""
+        if isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers):
+            self._cache, self._ids = cache, ids[: cache.get_seq_length()]
 
 
 def rows_that_fit(

@@ -15,8 +15,10 @@ from simpo_cli.evaluate.generate import decode
 from simpo_cli.evaluate.generate.decode import (
     Decoding,
     InverseDraw,
+    KeptCache,
     answer_batch,
     answers_of,
+    generate_ids,
     open_for_answers,
     rows_that_fit,
     uniforms,
@@ -136,3 +138,43 @@ def test_no_more_rows_than_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> 
     for rows, free in ((1, 0), (1, 2 * row_bytes), (5, 11 * row_bytes), (32, 10**9)):
         monkeypatch.setattr(decode, "available_bytes", lambda _device, free=free: free)
         assert rows_that_fit(tiny_config(), torch.device("cpu"), questions, DECODING, torch.float32) == rows
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "is_kept"),
+    [
+        ("llama", {}, True),
+        ("gpt2", {}, True),
+        ("gemma3_text", {"sliding_window": 8}, False),  # its layers forget, and what they forgot does not come back
+        ("mistral", {"sliding_window": 8}, False),
+        ("mamba", {"state_size": 4}, False),
+    ],
+)
+def test_what_is_kept_of_a_conversation_changes_no_token(
+    model_type: str, changes: dict[str, int], is_kept: bool
+) -> None:
+    made = tiny_model(model_type, seed=4, **changes).double()
+    made.generation_config = GenerationConfig()
+    kept, device, begun = KeptCache(), torch.device("cpu"), list(range(40, 60))
+    followed = generate_ids(made, [begun], device, 6, [])[0]
+    computed: list[int] = []
+    made.register_forward_pre_hook(lambda _, __, given: computed.append(given["input_ids"].shape[1]), with_kwargs=True)
+    conversation = [
+        (begun, 20),
+        ([*begun, *followed, 70, 71], 3),  # what follows the last answer, whose last token was never read
+        ([*begun, *followed, 70, 71], 1),  # another answer to the same
+        ([*begun, *followed[:3], 72], 1),  # another turn in place of a part
+        ([41, *begun], 21),  # something else
+        ([41], 1),
+    ]
+    for prompt, num_new in conversation:
+        computed.clear()
+        tokens: list[int] = []
+        with torch.inference_mode():
+            rows = generate_ids(made, [prompt], device, 6, [], on_tokens=tokens.extend, kept=kept)
+        assert computed[0] == (num_new if is_kept else len(prompt))
+        with torch.no_grad():
+            for count, token in enumerate(tokens):
+                assert int(made(input_ids=torch.tensor([[*prompt, *tokens[:count]]])).logits[0, -1].argmax()) == token
+        assert rows == [tokens]
+        assert len(tokens) == 6
