@@ -28,7 +28,7 @@ def chat(
         Path, typer.Option("--pairs", metavar="FILE", help="Where /better appends preferences, as JSON lines.")
     ] = _PREFERENCES,
     system: Annotated[str, typer.Option(metavar="TEXT", help="The system message.", show_default=False)] = "",
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens of an answer.")] = _MOST_TOKENS,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Most tokens of an answer.")] = _MOST_TOKENS,
     temperature: Annotated[
         float, typer.Option(metavar="T", help="0 is greedy decoding; above it answers are sampled.")
     ] = 0.0,
@@ -36,15 +36,15 @@ def chat(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a model, alone or beside the model that it started from, and note which answer is better."""
-    if max_tokens < 1:
-        raise UserError(f"--max-tokens is {max_tokens}, must be at least 1.", f"{_MOST_TOKENS} is usual.")
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens is {max_new_tokens}, must be at least 1.", f"{_MOST_TOKENS} is usual.")
     if not 0 <= temperature <= 10:
         raise UserError(f"--temperature is {temperature:g}, must be 0 to 10.", "0 is greedy decoding; 0.7 is usual.")
     if pairs.suffix not in (".jsonl", ".ndjson") or (pairs.exists() and not pairs.is_file()):
         raise UserError(f"--pairs {pairs} is no file of JSON lines.", "Let it end in .jsonl.")
     require_here([name, *([beside] if beside not in (None, "base") else [])])
     with trusting(trust_remote_code):
-        opened = _opened(name, beside, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        opened = _opened(name, beside, max_tokens=max_new_tokens, temperature=temperature, seed=seed)
         opened.start_over(system)
         from simpo_cli.cli.chat_loop import ChatLoop
 

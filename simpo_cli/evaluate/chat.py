@@ -27,7 +27,7 @@ from simpo_cli.evaluate.generate.decode import (
 )
 from simpo_cli.evaluate.targets import Target, baseline_of, find_speaker
 from simpo_cli.model.adapters import switch_adapter
-from simpo_cli.model.load import ModelSource
+from simpo_cli.model.source import ModelSource
 from simpo_cli.recipe.schema import DataRecipe, ModelRecipe
 
 BASE = "base"
@@ -222,6 +222,8 @@ def _is_under(source: ModelSource, adapted: ModelSource) -> bool:
     """Whether a model is what another one is without its adapter, which holds no trained biases or copies besides."""
     if adapted.adapter is None or adapted.adapter_base is None or adapted.adapter.whole_parts:
         return False
+    if source.quantization != adapted.quantization:
+        return False
     return source.folder.resolve() == adapted.adapter_base.folder.resolve()
 
 
@@ -320,7 +322,7 @@ class Chat:
         if not chosen.ended:
             raise UserError(
                 f"answer {number} was cut before its end, and would teach the model to stop there.",
-                "Allow for longer answers with --max-tokens, or get another one with /again.",
+                "Allow for longer answers with --max-new-tokens, or get another one with /again.",
             )
         pair = PreferencePair(self._prompt(self.turns[:-1]), chosen.text, rejected.text, where="")
         self.speakers[0].require_trainable(pair)

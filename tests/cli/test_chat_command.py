@@ -100,7 +100,7 @@ def test_both_answers_and_pairs_that_stats_and_train_read(
     save_tiny_model(tmp_path / "tiny", seed=1)
     lines = f"{INVITE}\n/better 1\nAnd\\\nthen?\n/better 1\n/new\n日本?\n/better 1\n"
     seen = piped(
-        lines, GUIDE, "--beside", "tiny", "--pairs", "mine.jsonl", "--max-tokens", "30", "--system", "Be kind."
+        lines, GUIDE, "--beside", "tiny", "--pairs", "mine.jsonl", "--max-new-tokens", "30", "--system", "Be kind."
     )
     assert seen.code == ExitCode.DONE, seen.err
     rows = [json.loads(line) for line in Path("mine.jsonl").read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_both_answers_and_pairs_that_stats_and_train_read(
         ([GUIDE, "--beside", "nothing"], "nothing is neither a run"),
         ([GUIDE, "--beside", "base"], "nothing says what builtin:guide started from"),
         ([GUIDE, "--beside", GUIDE], "the model beside builtin:guide is the same one"),
-        ([GUIDE, "--max-tokens", "0"], "--max-tokens is 0"),
+        ([GUIDE, "--max-new-tokens", "0"], "--max-new-tokens is 0"),
         ([GUIDE, "--temperature", "nan"], "--temperature is nan"),
         ([GUIDE, "--pairs", "pairs.json"], "--pairs pairs.json is no file of JSON lines"),
         ([GUIDE, "--pairs", "folder.jsonl"], "--pairs folder.jsonl is no file of JSON lines"),
