@@ -18,6 +18,7 @@
 #   make bench-saving  measure the cost of checkpoints beside the steps of a run
 #   make bench-resume  measure the time to resume a run
 #   make bench-memory  measure the memory of steps beside what is predicted, alone and on two ranks
+#   make bench-savings measure what each saving of memory takes and costs (an hour on two cores)
 #   make bench-scale   measure several processes against one, and 100 M pairs (10 GB of disk; an hour on two cores)
 #   make gpu-check   check correctness, memory and speed on a CUDA card in six minutes (ARGS=--tiny: small, on a CPU)
 #   make gpu-bundle  collect the wheels that a card without network lacks for it (PYTHON_VERSION=3.12)
@@ -41,7 +42,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check house bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume bench-memory bench-scale gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check house bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume bench-memory bench-savings bench-scale gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -143,6 +144,10 @@ bench-resume: $(READY)
 
 bench-memory: $(READY)
 	$(BIN)/python -m tests.benchmarks.memory
+
+bench-savings: $(READY)
+	$(BIN)/python -m tests.benchmarks.savings --model $(BENCH_MODEL) --data $(BENCH_DATA)/llamafactory_dpo_en_demo.json
+	$(BIN)/python -m tests.benchmarks.savings --accuracy --at-once 2
 
 bench-scale: $(READY)
 	$(BIN)/python -m tests.benchmarks.scale --model $(BENCH_MODEL) --data $(BENCH_DATA)/llamafactory_dpo_en_demo.json

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _on_ranks(command: list[str], ranks: int, folder: str) -> list[dict[str, Any
 
 
 def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
-    """Predicted bytes of a step, and the highest of so many steps on top of what there was before the weights."""
+    """Predicted bytes of a step, the most that so many took beside what was there before the weights, and seconds."""
     import torch
 
     from simpo_cli.distributed import ranks
@@ -116,12 +117,16 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
         ctypes.CDLL(None).malloc_trim(0)  # what loading and checking left with the process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         training.policy.train()
+        seconds = []
         for step in range(steps):
+            started = time.perf_counter()
             pairs = [run.data.train[i] for i in run.plan.pairs_of(step)]
             _accumulate(training, pairs, step)
             training.optimizer.step()
             training.optimizer.zero_grad()
-    return {"predicted": predicted, "measured": peak_resident_bytes() - before}
+            seconds.append(time.perf_counter() - started)
+    measured = peak_resident_bytes() - before
+    return {"predicted": predicted, "measured": measured, "seconds": seconds, "pairs": run.plan.pairs_per_step}
 
 
 if __name__ == "__main__":
