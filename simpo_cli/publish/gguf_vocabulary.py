@@ -27,7 +27,7 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def _byte_level(*, use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": use_regex}
 
 
 def _split(regex: str) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Vocabulary:
                 if kind in (CONTROL, USER_DEFINED, UNKNOWN)
             ],
             "normalizer": None if is_byte_level else _IN_FRONT_OF_ALL,
-            "pre_tokenizer": {**_PRE_TOKENIZERS[self.pre], "trim_offsets": True} if is_byte_level else None,
+            "pre_tokenizer": _PRE_TOKENIZERS[self.pre] if is_byte_level else None,
             "model": model,
         }
         return Tokenizer.from_str(json.dumps({"version": "1.0", **description}))
@@ -202,7 +202,7 @@ def _name_of(description: Mapping[str, Any]) -> str:
         if model.get("ignore_merges") or not {f"<0x{i:02X}>" for i in range(256)} <= model["vocab"].keys():
             raise NotNamedError("it is not as SentencePiece makes them")
         return "default"
-    plain = _without_offsets(splits)
+    plain = _offsets_aside(splits)
     name = next((name for name, known in _PRE_TOKENIZERS.items() if known == plain), None)
     if name is None:
         raise NotNamedError("the format names no pre-tokenizer of its definition")
@@ -214,11 +214,11 @@ def _name_of(description: Mapping[str, Any]) -> str:
     return name
 
 
-def _without_offsets(definition: Any) -> Any:
-    """A pre-tokenizer without what decides offsets alone, and not tokens."""
+def _offsets_aside(definition: Any) -> Any:
+    """A pre-tokenizer with `trim_offsets`, which decides no token, as it is in those that we know."""
     if isinstance(definition, dict):
-        return {key: _without_offsets(value) for key, value in definition.items() if key != "trim_offsets"}
-    return [_without_offsets(one) for one in definition] if isinstance(definition, list) else definition
+        return {key: key != "trim_offsets" and _offsets_aside(value) for key, value in definition.items()}
+    return [_offsets_aside(one) for one in definition] if isinstance(definition, list) else definition
 
 
 def _scores_of(merges: Sequence[tuple[str, ...]], tokens: Sequence[str]) -> list[float]:
