@@ -28,12 +28,12 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.publish.export import written_whole
 from simpo_cli.publish.gguf_vocabulary import NotNamedError, Vocabulary
 from simpo_cli.publish.merge import MOST_LOST, MergedInMemory, compared_pairs, differs, merge_in_memory
+from simpo_cli.publish.serve import GGUF_ARCHITECTURES
 from simpo_cli.recipe.composition import compose
 from simpo_cli.stages import stage
 
 Kind = Literal["bf16", "q8_0"]
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _SETTINGS = (
     "vocab_size",
     "hidden_size",
@@ -67,13 +67,13 @@ class Written:
             the file's type did, root mean squares in nats.
     """
 
-    file: Path
     num_bytes: int
     num_tokens: int
     difference: float
     rounding: tuple[float, float]
     pre: str
     num_texts: int
+    add_bos: bool  # whether engines put BOS in front of a text
     tokenizer: TextTokenizer
     template_kwargs: Mapping[str, Any]
     merge: tuple[float, float] | None
@@ -91,10 +91,10 @@ def require_writable(source: ModelSource, converter: str) -> None:
     config = source.config
     rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
-    architecture = _ARCHITECTURES.get(config.model_type)
+    architecture = GGUF_ARCHITECTURES.get(config.model_type)
     why = ""
     if architecture is None or source.code:
-        why = f"its model_type is {config.model_type}, and {', '.join(_ARCHITECTURES)} are known"
+        why = f"its model_type is {config.model_type}, and {', '.join(GGUF_ARCHITECTURES)} are known"
     elif kind not in ("default", "llama3") or (kind == "llama3" and architecture != "llama"):
         why = f"its positions are scaled (rope_type {kind})"
     elif rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -126,8 +126,7 @@ def export_gguf(run: Path, file: Path, kind: Kind) -> Written:
     require_writable(source, converter)
     recipe = compose(str(run / "recipe.yaml")).recipe
     data = prepare_data(recipe)
-    tokenizer, kwargs = data.tokenizer, recipe.data.chat_template_kwargs
-    config = source.config
+    tokenizer, config = data.tokenizer, source.config
     try:
         vocabulary = Vocabulary.of(tokenizer, config.vocab_size, config.bos_token_id)
     except NotNamedError as error:
@@ -170,9 +169,17 @@ def export_gguf(run: Path, file: Path, kind: Kind) -> Written:
     cost = (rounded - exact).abs()
     rounding = (float(cost.max()), float(cost.mean()))
     changes = None if merged is None else (merged.change, lost)
-    size = file.stat().st_size
     return Written(
-        file, size, len(exact), difference, rounding, vocabulary.pre, len(texts), tokenizer, kwargs or {}, changes
+        num_bytes=file.stat().st_size,
+        num_tokens=len(exact),
+        difference=difference,
+        rounding=rounding,
+        pre=vocabulary.pre,
+        num_texts=len(texts),
+        add_bos=vocabulary.add_bos,
+        tokenizer=tokenizer,
+        template_kwargs=recipe.data.chat_template_kwargs or {},
+        merge=changes,
     )
 
 
@@ -194,7 +201,7 @@ def _write(file: Path, model: Any, vocabulary: Vocabulary, kind: Kind, name: str
     import gguf
 
     config = model.config
-    architecture = _ARCHITECTURES[config.model_type]
+    architecture = GGUF_ARCHITECTURES[config.model_type]
     writer: Any = gguf.GGUFWriter(file, architecture)
     writer.add_type("model")
     writer.add_name(f"{name} by simpo")  # the bare name `mistral` means something to the reader of transformers
@@ -240,7 +247,7 @@ def _tensors(model: Any) -> Iterator[_Tensor]:
     import gguf
 
     config = model.config
-    architecture = gguf.MODEL_ARCH[_ARCHITECTURES[config.model_type].upper()]
+    architecture = gguf.MODEL_ARCH[GGUF_ARCHITECTURES[config.model_type].upper()]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     is_llama = architecture == gguf.MODEL_ARCH.LLAMA
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if is_llama else {}

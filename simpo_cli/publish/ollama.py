@@ -5,17 +5,22 @@ conversations, and others, which were not learned from, are then rendered both w
 letter does the Modelfile get a TEMPLATE.
 """
 
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import TemplateError, TextTokenizer
 from simpo_cli.data.tokenizer.template import shared_lead
+from simpo_cli.errors import UserError
+from simpo_cli.files import disk_faults
 
-MARK = "# Written by simpo export"
+MODELFILE = "Modelfile"
+
+_MARK = "# Written by simpo export"
 
 _Render = Callable[..., str]
 _SYSTEM, _QUESTION, _ANSWER, _SECOND = "qZ7kqs", "qZ7kqu", "qZ7kqa", "qZ7kqv"
@@ -165,12 +170,16 @@ def _cut(text: str, part: str) -> tuple[str, str]:
 
 def modelfile(file_name: str, turns: Turns | None, stops: Sequence[str]) -> str:
     """The Modelfile beside a GGUF file."""
-    lines = [f"{MARK}: ollama create NAME -f Modelfile", f"FROM ./{file_name}"]
+    lines = [f"{_MARK}: ollama create NAME -f Modelfile", f"FROM ./{file_name}"]
     lines += [] if turns is None else [f'TEMPLATE """{turns.in_go()}"""']
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     return "\n".join(lines) + "\n"
 
 
-def ollama_name(name: str) -> str:
-    """A run's name as Ollama takes one: lower case without spaces."""
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "model"
+def require_own(file: Path) -> None:
+    """Refuse (UserError) a Modelfile in this place that is somebody's own."""
+    with disk_faults(f"{file} cannot be read"):
+        if os.path.lexists(file) and not (file.is_file() and file.read_bytes().startswith(_MARK.encode())):
+            raise UserError(
+                f"{file} exists already, and was not written by simpo.", "Name another place with --output, or move it."
+            )
