@@ -227,13 +227,13 @@ def _scores_of(merges: Sequence[tuple[str, ...]], tokens: Sequence[str]) -> list
     scores = [order.get(text, -float(len(order))) for text in tokens]
     found = [order[a + b] for a, b in merges]
     if found != sorted(found, reverse=True) or {tuple(pair) for pair in _merges_of(tokens, scores)} != set(merges):
-        raise NotNamedError("its merges do not follow from an order of its pieces")
+        raise NotNamedError("its merges are not all that its pieces allow, in an order of the pieces")
     return scores
 
 
 def _merges_of(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
-    """Every pair of pieces that gives a piece with a score above the lowest, the highest score first."""
-    known, lowest = set(tokens), min(scores)
+    """Every pair of tokens that gives a token, the highest score first."""
+    known = set(tokens)
     pieces = sorted(zip(scores, tokens, strict=True), key=lambda piece: -piece[0])
-    splits = ((text[:at], text[at:]) for score, text in pieces if score > lowest for at in range(1, len(text)))
-    return [[a, b] for a, b in splits if a in known and b in known]
+    cuts = ([text[:at], text[at:]] for _, text in pieces for at in range(1, len(text)))
+    return [cut for cut in cuts if known.issuperset(cut)]

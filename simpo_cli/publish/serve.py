@@ -22,14 +22,14 @@ def serve_commands(name: str, model: str, base: str, recipe: ModelRecipe, *, has
     code = f" {FLAG}" if has_code else ""
     if recipe.lora is None:
         return [
-            (f"vllm serve {model}{code}", "an OpenAI-compatible server, by vLLM"),
-            (f"transformers serve {model}{code}", "the same, by transformers[serving]"),
+            (f"vllm serve {model}{code}", "OpenAI-compatible server (vLLM)"),
+            (f"transformers serve {model}{code}", "the same (transformers[serving])"),
         ]
     if recipe.lora.use_dora:
         return []
     rank = next((most for most in _VLLM_RANKS if most >= recipe.lora.rank), recipe.lora.rank)
     adapters = f"--enable-lora --lora-modules {name}={model} --max-lora-rank {rank}"
-    return [(f"vllm serve {base} {adapters}{code}", f"an OpenAI-compatible server, by vLLM; ask for {name}")]
+    return [(f"vllm serve {base} {adapters}{code}", f"OpenAI-compatible server (vLLM); its model is {name}")]
 
 
 def served_name(name: str) -> str:

@@ -86,7 +86,7 @@ def finish(
         next_commands=(
             (
                 f"simpo eval {folder.path}{f' {FLAG}' if source.code else ''}",
-                "scores the saved model again, with --json for scripts",
+                "scores the saved model again",
             ),
             *_serving(run, folder.path),
             ("simpo recipe copy smollm2-135m", "a recipe for your own pairs")
@@ -106,7 +106,7 @@ def _serving(run: RunPlan, folder: Path) -> list[tuple[str, str]]:
     name, has_code = served_name(recipe.name), bool(source.code)
     commands = serve_commands(name, str(folder / MODEL), base, recipe.model, has_code=has_code)
     if source.config.model_type in GGUF_ARCHITECTURES:
-        commands.append((f"simpo export {folder} --gguf q8_0", "one file for Ollama and llama.cpp"))
+        commands.append((f"simpo export {folder} --gguf q8_0", "one file for Ollama, llama.cpp"))
     return commands
 
 
