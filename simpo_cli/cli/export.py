@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -148,10 +149,10 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
     if turns is None:
         has_one = written.tokenizer.has_template
         why = "this chat template cannot be said in Go's language" if has_one else "the model has no chat template"
-        say(f"{beside} has no TEMPLATE: {why}")
+        say(f"{beside} has no TEMPLATE: {why}; llama-server reads the model's own")
     say(f"file    {file} ({written.num_bytes / 1e6:,.0f} MB)")
-    say(f"next    ollama create {name} -f {beside}")
-    say(f"        llama-server -m {file}")
+    say(f"next    ollama create {name} -f {quote(str(beside))}")
+    say(f"        llama-server -m {quote(str(file))}")
 
 
 @shows_work

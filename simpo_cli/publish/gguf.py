@@ -361,7 +361,7 @@ def _digests(model: nn.Module) -> dict[str, str]:
 def _differs(how: str) -> UserError:
     return UserError(
         f"the GGUF file does not read back as the model that was written: {how}. Nothing was kept.",
-        "This is a fault of ours or of the installed gguf or transformers: please report it, with simpo doctor.",
+        "The fault is ours, or that of the installed gguf or transformers: please report it.",
     )
 
 
