@@ -133,6 +133,9 @@ def export_gguf(run: Path, file: Path, kind: Kind) -> Written:
         raise _refused(f"the tokenizer of {source.name}", str(error), converter) from error
     # behind its context the engine attends to all tokens, where a sliding window would forget the first
     pairs = [pair for pair in compared_pairs(data) if pair.num_tokens <= _context(config)]
+    if not pairs:
+        why = f"every compared pair is longer than the {_context(config):,} tokens within which it can be compared"
+        raise _refused(source.name, why, converter)
 
     merged = merge_in_memory(source, pairs) if is_adapter else None
     model: Any = load_model(source, torch.float32) if merged is None else merged.model

@@ -1,5 +1,6 @@
 """GGUF files: read back by others they are the model, and nothing is kept of one that is not."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from simpo_cli.errors import UserError
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.publish import gguf
 from simpo_cli.publish.gguf import export_gguf, require_writable
 from tests.tiny import chatml_tokenizer, tiny_config, tiny_model
@@ -252,6 +253,10 @@ _SCALED = {"rope_theta": 10000.0, "factor": 2.0}
         (_source("qwen2", rope_parameters=_LLAMA3_ROPE), r"scaled \(rope_type llama3\)"),
         (_source("llama", attention_bias=True), r"biases \(attention_bias\)"),
         (_source("llama", mlp_bias=True), r"biases \(mlp_bias\)"),
+        (
+            _source("llama", rope_parameters={"rope_type": "default", **_SCALED, "partial_rotary_factor": 0.5}),
+            "a part of each head has no rotary positions",
+        ),
         (_source("qwen3", hidden_act="gelu"), "its activation is gelu"),
     ],
 )
@@ -272,6 +277,23 @@ def test_a_tokenizer_without_a_name_is_refused_with_the_converter(tmp_path: Path
         export_gguf(run, tmp_path / "x.gguf", "bf16")
     assert f"convert_hf_to_gguf.py {run}/model --outtype bf16" in caught.value.fix
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_pairs_beyond_a_sliding_window_prove_nothing(tmp_path: Path) -> None:
+    run = _run_of(tmp_path, "mistral", {"sliding_window": 8})
+    with pytest.raises(UserError, match="every compared pair is longer than the 8 tokens"):
+        export_gguf(run, tmp_path / "x.gguf", "bf16")
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(library.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(UserError, match="x.gguf cannot be written: No space left on device") as caught:
+        export_gguf(llama, tmp_path / "x.gguf", "bf16")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_bare_name_of_another_architecture_does_no_harm(llama: Path, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ _CONVERSATIONS: list[Conversation] = [
     [("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"), ("user", "5")],
     [("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3")],
 ]
+_TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
+# the system text stands in the last question, or EOS behind a conversation that nobody answers
+_NOT_SAID = {"mistral_v3", "nemo", "phi4", "pixtral"}
 _ACTION = re.compile(r"\{\{ (.*?) \}\}", re.DOTALL)
 
 
@@ -94,6 +97,18 @@ def test_the_template_in_go_writes_what_the_models_own_does(family: str, tmp_pat
         if turns.system is not None or conversation[0][0] != "system":
             wanted = tokenizer.render([Message(*turn) for turn in conversation], generation_prompt=True)
             assert _executed(turns.in_go(), conversation) == wanted
+
+
+@pytest.mark.parametrize("file", sorted(_TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
+def test_templates_of_known_models_are_said_or_left_out(file: Path, tmp_path: Path) -> None:
+    FAMILIES["mistral"].save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(file.read_bytes())
+    tokenizer = load_tokenizer(str(tmp_path))
+    turns = learn_turns(tokenizer, {}, add_bos=True)
+    assert (turns is None) == (file.stem in _NOT_SAID)
+    for conversation in _CONVERSATIONS if turns is not None else ():
+        wanted = tokenizer.render([Message(*turn) for turn in conversation], generation_prompt=True)
+        assert _executed(turns.in_go(), conversation) == wanted.removeprefix("<s>")
 
 
 def test_bos_that_engines_write_is_left_out(tmp_path: Path) -> None:
