@@ -134,7 +134,7 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
 
     written = export_gguf(run, file, kind)
     turns = learn_turns(written.tokenizer, written.template_kwargs, add_bos=written.add_bos)
-    stops = sorted(map(written.tokenizer.text_of, written.tokenizer.end_ids_under(written.template_kwargs)))
+    stops = sorted(written.tokenizer.decode([i]) for i in written.tokenizer.end_ids_under(written.template_kwargs))
     with disk_faults(f"{beside} cannot be written"), replacing(beside) as stream:
         stream.write(modelfile(file.name, turns, stops))
     largest, mean = written.rounding
@@ -146,10 +146,8 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
     if written.merge is not None:
         change, lost = written.merge
         say(f"the type moved the logits by {lost:.2g} nats, the adapters by {change:.2g} (root mean squares)")
-    if turns is None:
-        has_one = written.tokenizer.has_template
-        why = "this chat template cannot be said in Go's language" if has_one else "the model has no chat template"
-        say(f"{beside} has no TEMPLATE: {why}; llama-server reads the model's own")
+    if turns is None and written.tokenizer.has_template:
+        say(f"{beside} has no TEMPLATE: Go's language cannot say this chat template, which llama-server reads")
     say(f"file    {file} ({written.num_bytes / 1e6:,.0f} MB)")
     say(f"next    ollama create {name} -f {quote(str(beside))}")
     say(f"        llama-server -m {quote(str(file))}")

@@ -23,6 +23,7 @@ MODELFILE = "Modelfile"
 _MARK = "# Written by simpo export"
 
 _Render = Callable[..., str]
+_UNSAFE = ("{{", "}}", '"""')  # in what the template itself writes
 _SYSTEM, _QUESTION, _ANSWER, _SECOND = "qZ7kqs", "qZ7kqu", "qZ7kqa", "qZ7kqv"
 _OTHERS = (
     ("user",),
@@ -65,19 +66,20 @@ class Turns:
 
     def in_go(self) -> str:
         """The same as a template in the language of Go's text/template, over what Ollama gives it."""
-        header, remember, start = self.user[0], "", self.start
-        if self.joined != header:
-            joined = f"{self.joined}{{{{ else }}}}" if self.joined else ""
-            header = f"{{{{ if {'' if joined else 'not '}$system }}}}{joined}{header}{{{{ end }}}}"
-            remember = '{{ $system = eq .Role "system" }}'
+        start, header, declare, remember = self.start, self.user[0], "", ""
         if start and self.system is not None:
-            start = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{start}{{{{ end }}}}'
-        branches = [("user", _around((header, self.user[1]))), ("assistant", _around(self.assistant))]
-        if self.system is not None:
-            branches.insert(0, ("system", _around(self.system)))
-        turns = "{{ else ".join(f'if eq .Role "{role}" }}}}{text}' for role, text in branches)
-        declare = "{{ $system := false }}" if remember else ""
-        each = f"{{{{ range .Messages }}}}{{{{ {turns}{{{{ end }}}}{remember}{{{{ end }}}}"
+            start = _do('if ne (index .Messages 0).Role "system"') + start + _do("end")
+        if header != self.joined:
+            otherwise = _do("else") + self.joined if self.joined else ""
+            header = _do("if not $system") + header + otherwise + _do("end")
+            declare, remember = _do("$system := false"), _do('$system = eq .Role "system"')
+        turns = {"system": self.system, "user": (header, self.user[1]), "assistant": self.assistant}
+        known = [(role, around) for role, around in turns.items() if around is not None]
+        branches = [
+            _do(f'{"else " if i else ""}if eq .Role "{role}"') + before + _do(".Content") + behind
+            for i, (role, (before, behind)) in enumerate(known)
+        ]
+        each = _do("range .Messages") + "".join(branches) + _do("end") + remember + _do("end")
         return declare + start + each + self.opening
 
     @property
@@ -87,8 +89,9 @@ class Turns:
         return [self.start, self.joined, self.opening, *around]
 
 
-def _around(turn: tuple[str, str]) -> str:
-    return f"{turn[0]}{{{{ .Content }}}}{turn[1]}"
+def _do(action: str) -> str:
+    """An action of Go's templates."""
+    return f"{{{{ {action} }}}}"
 
 
 def learn_turns(tokenizer: TextTokenizer, template_kwargs: Mapping[str, Any], *, add_bos: bool) -> Turns | None:
@@ -120,9 +123,6 @@ def _is_same(turns: Turns, render: _Render) -> bool:
             except TemplateError:
                 return False
     return True
-
-
-_UNSAFE = ("{{", "}}", '"""')  # in what the template itself writes
 
 
 def _learned(render: _Render) -> Iterator[Turns]:

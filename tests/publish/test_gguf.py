@@ -307,7 +307,7 @@ def test_a_real_model_reads_back_as_itself(tmp_path: Path) -> None:
     folder = os.environ.get("SIMPO_TEST_MODEL")
     if not folder:
         pytest.skip("SIMPO_TEST_MODEL names no model folder")
-    prefs = write_prefs(tmp_path / "prefs.jsonl", pairs=8, prompts=8)
+    prefs = write_prefs(tmp_path / "prefs.jsonl", pairs=24, prompts=20)
     tiny_runs(tmp_path, Path(folder), prefs, "train.max_steps=1", "train.pairs_per_step=2").train("run")
     bf16 = export_gguf(tmp_path / "run", tmp_path / "bf16.gguf", "bf16")
     q8_0 = export_gguf(tmp_path / "run", tmp_path / "q8_0.gguf", "q8_0")
