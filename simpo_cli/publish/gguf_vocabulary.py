@@ -43,6 +43,7 @@ _PRE_TOKENIZERS: Mapping[str, dict[str, Any]] = {
     "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _byte_level(use_regex=True)]},
 }
 _IGNORES_MERGES = {"llama-bpe"}  # a word that is in the vocabulary is one token, whatever the merges say
+_BYTES = tuple(f"<0x{i:02X}>" for i in range(256))
 _IN_FRONT_OF_ALL: dict[str, Any] = {
     "type": "Sequence",
     "normalizers": [
@@ -108,8 +109,8 @@ class Vocabulary:
         scores: list[float] = []
         if pre == "default":
             types[model["vocab"][model["unk_token"]]] = UNKNOWN
-            for i in range(256):
-                types[model["vocab"][f"<0x{i:02X}>"]] = BYTE
+            for text in _BYTES:
+                types[model["vocab"][text]] = BYTE
             scores, merges = _scores_of(merges, tokens), []
         special = tokenizer.special_tokens
         named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "eot": tokenizer.turn_marks().end_id}
@@ -199,7 +200,7 @@ def _name_of(description: Mapping[str, Any]) -> str:
             )
         if any(token["normalized"] for token in description["added_tokens"]):
             raise NotNamedError("it looks for its special tokens behind the normalizer, and llama.cpp before")
-        if model.get("ignore_merges") or not {f"<0x{i:02X}>" for i in range(256)} <= model["vocab"].keys():
+        if model.get("ignore_merges") or not {model["unk_token"], *_BYTES} <= model["vocab"].keys():
             raise NotNamedError("it is not as SentencePiece makes them")
         return "default"
     plain = _offsets_aside(splits)

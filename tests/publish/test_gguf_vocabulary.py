@@ -167,6 +167,7 @@ def test_sentencepiece_gets_scores_that_stand_for_its_merges(tmp_path: Path) -> 
         (lambda found: found["model"]["merges"].pop(20), "its merges are not all that its pieces allow"),
         (lambda found: _tear_apart(found["model"]), "its merges are not all that its pieces allow"),
         (lambda found: found["added_tokens"][0].update(normalized=True), "special tokens behind the normalizer"),
+        (lambda found: found["model"].update(unk_token=None), "it is not as SentencePiece makes them"),
         (lambda found: found.update(normalizer=None), "llama.cpp puts a space in front of every stretch of text"),
     ],
 )
