@@ -138,19 +138,17 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
     with disk_faults(f"{beside} cannot be written"), replacing(beside) as stream:
         stream.write(modelfile(file.name, turns, stops))
     largest, mean = written.rounding
-    say(
-        f"read back: equal weights, {written.num_tokens:,} response tokens within {written.difference:.1g} nats, "
-        f"{written.num_texts} texts in the same tokens ({written.pre})"
-    )
-    say(f"{kind} against model/: {mean:.2g} nats per response token on average, {largest:.2g} at most")
+    say(f"read back weights equal, {written.num_tokens:,} response tokens within {written.difference:.1g} nats")
+    say(f"tokens    equal for {written.num_texts} texts, pre-tokenizer {written.pre}")
+    say(f"rounding  {mean:.2g} nats per response token against model/, {largest:.2g} at most")
     if written.merge is not None:
         change, lost = written.merge
-        say(f"the type moved the logits by {lost:.2g} nats, the adapters by {change:.2g} (root mean squares)")
+        say(f"adapters  moved the logits by {change:.2g} nats, the type by {lost:.2g} (root mean squares)")
     if turns is None and written.tokenizer.has_template:
-        say(f"{beside} has no TEMPLATE: Go's language cannot say this chat template, which llama-server reads")
-    say(f"file    {file} ({written.num_bytes / 1e6:,.0f} MB)")
-    say(f"next    ollama create {name} -f {quote(str(beside))}")
-    say(f"        llama-server -m {quote(str(file))}")
+        say(f"template  not in {MODELFILE}: Go's language cannot say it; llama-server reads it in the file")
+    say(f"file      {file} ({written.num_bytes / 1e6:,.0f} MB)")
+    say(f"next      ollama create {name} -f {quote(str(beside))}")
+    say(f"          llama-server -m {quote(str(file))}")
 
 
 @shows_work

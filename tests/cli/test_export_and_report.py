@@ -9,6 +9,7 @@ import pytest
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
 from tests.report.made_run import eval_row, outcome, receipt_of, write_run
+from tests.tiny import CHATML
 from tests.train.runs import tiny_runs
 
 
@@ -63,13 +64,14 @@ def test_a_gguf_file_says_what_was_compared_and_what_to_type(
     capsys.readouterr()
     assert simpo(["export", "My Run", "--gguf", "q8_0"]) == ExitCode.DONE
     shown = capsys.readouterr()
-    said = re.sub(r"(?<= )[\d.]+(?= (nats per|at most|MB))", "N", shown.err)
+    said = re.sub(r"(?<= )[\d.]+(?= (nats per|at most))", "N", shown.err)
     assert said.split("read back", 1)[1].splitlines() == [
-        ": equal weights, 399 response tokens within 0 nats, 20 texts in the same tokens (gpt-2)",
-        "q8_0 against model/: N nats per response token on average, N at most",
-        "file    My Run/my-run-q8_0.gguf (0 MB)",
-        "next    ollama create my-run -f 'My Run/Modelfile'",
-        "        llama-server -m 'My Run/my-run-q8_0.gguf'",
+        " weights equal, 399 response tokens within 0 nats",
+        "tokens    equal for 20 texts, pre-tokenizer gpt-2",
+        "rounding  N nats per response token against model/, N at most",
+        "file      My Run/my-run-q8_0.gguf (0 MB)",
+        "next      ollama create my-run -f 'My Run/Modelfile'",
+        "          llama-server -m 'My Run/my-run-q8_0.gguf'",
     ]
     assert shown.out == ""
     modelfile = (tmp_path / "My Run" / "Modelfile").read_text(encoding="utf-8")
@@ -77,6 +79,22 @@ def test_a_gguf_file_says_what_was_compared_and_what_to_type(
     assert modelfile.endswith('PARAMETER stop "<|im_end|>"\n')
     assert simpo(["export", "My Run", "--gguf", "bf16", "--output", "elsewhere/x.gguf"]) == ExitCode.DONE
     assert {path.name for path in Path("elsewhere").iterdir()} == {"x.gguf", "Modelfile"}
+
+
+def test_a_gguf_file_says_of_adapters_and_templates_what_became_of_them(
+    tmp_path: Path, tiny_folder: Path, prefs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dated.jinja").write_text("{{ strftime_now('%Y') }}" + CHATML, encoding="utf-8")
+    always = ("model.lora.rank=4", "train.learning_rate=1e-2", f"data.chat_template={tmp_path}/dated.jinja")
+    tiny_runs(tmp_path, tiny_folder, prefs, *always).train("run", "train.max_steps=2")
+    capsys.readouterr()
+    assert simpo(["export", str(tmp_path / "run"), "--gguf", "q8_0"]) == ExitCode.DONE
+    said = capsys.readouterr().err
+    assert re.search(
+        r"^adapters  moved the logits by [\d.e-]+ nats, the type by [\d.e-]+ \(root mean", said, re.MULTILINE
+    )
+    assert "template  not in Modelfile: Go's language cannot say it; llama-server reads it in the file" in said
+    assert "TEMPLATE" not in (tmp_path / "run" / "Modelfile").read_text(encoding="utf-8")
 
 
 def test_what_is_no_run_is_refused_whatever_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
