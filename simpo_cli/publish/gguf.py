@@ -348,9 +348,12 @@ def _require_kept(merged: MergedInMemory | None, model: nn.Module, kind: Kind) -
 
 def _logps(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
     """(N,) log-probabilities of all response tokens of the pairs, in nats."""
-    policy = Policy(model).eval()
-    with torch.no_grad():
-        return torch.cat([policy(pack([pair], torch.device("cpu"))) for pair in pairs])
+    policy, found = Policy(model).eval(), []
+    with torch.no_grad(), stage("scoring pairs", len(pairs)) as work:
+        for pair in pairs:
+            found.append(policy(pack([pair], torch.device("cpu"))))
+            work.advance()
+    return torch.cat(found)
 
 
 def _digests(model: nn.Module) -> dict[str, str]:

@@ -72,6 +72,16 @@ def test_a_known_definition_gets_its_name_and_the_same_tokens(name: str, tmp_pat
     assert [read.encode(text).ids for text in _TEXTS] == tokenizer.encode_batch(_TEXTS)
 
 
+def test_a_known_word_that_no_merges_give_is_one_token_for_llama_3_alone(tmp_path: Path) -> None:
+    chatml_tokenizer(tmp_path)
+    vocab = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"] | {"zqxj": 405}
+    for name, count in (("llama-bpe", 1), ("qwen2", 4)):
+        whole = {"ignore_merges": name == "llama-bpe", "vocab": vocab}
+        tokenizer = _byte_level(tmp_path, pre_tokenizer=_DEFINITIONS[name], model=whole)
+        ids = Found.of(tokenizer, 410, None).tokenizer().encode("zqxj").ids
+        assert (len(ids), [ids]) == (count, tokenizer.encode_batch(["zqxj"]))
+
+
 def test_the_texts_tell_the_definitions_apart(tmp_path: Path) -> None:
     cut = set()
     for name in _DEFINITIONS:
