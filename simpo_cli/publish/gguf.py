@@ -156,7 +156,8 @@ def export_gguf(run: Path, file: Path, kind: Kind) -> Written:
         difference = float((_logps(read, pairs) - rounded).abs().max())
         if not difference <= _MOST_DIFFERENCE:
             raise _differs(f"the log-probability of a response token differs by {difference:.2g} nats")
-        if wrong := [name for name, digest in _digests(read).items() if digests.get(name) != digest]:
+        found = _digests(read)
+        if wrong := [name for name, digest in digests.items() if found.get(name) != digest]:
             raise _differs(f"{len(wrong)} of its weights differ, such as {wrong[0]}")
         texts = [
             *_AWKWARD,
