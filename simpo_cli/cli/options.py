@@ -92,6 +92,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # some of transformers' bars know of no switch but this
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or its sockets warn of every address and every wait
     for name in (
         *("transformers", "datasets", "accelerate", "peft", "huggingface_hub"),

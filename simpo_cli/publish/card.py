@@ -4,7 +4,7 @@ It travels with the model, so it names nothing of the machine: models and data s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from simpo_cli.evaluate.tables import gain_in_words, outcome_table, rules_table
 from simpo_cli.files import disk_faults, replacing
 from simpo_cli.formatting import Cell, border_in_words, few_prompts
 from simpo_cli.model.source import ModelSource
+from simpo_cli.publish.serve import GGUF_ARCHITECTURES, serve_commands, served_name
 from simpo_cli.recipe.schema import Recipe, loss_terms
 from simpo_cli.redaction import redacted
 from simpo_cli.table import Row, Table
@@ -60,7 +61,7 @@ class Trained:
 
 def model_card(trained: Trained, outcome: Mapping[str, Any]) -> str:
     """The card as Markdown with its metadata in front, from the outcome in run.json."""
-    parts = [_introduction(trained), *_results(outcome), _loading(trained), _training(trained)]
+    parts = [_introduction(trained), *_results(outcome), _loading(trained), _serving(trained), _training(trained)]
     return f"---\n{_metadata(trained)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -199,6 +200,20 @@ def _loading(trained: Trained) -> str:
     where = "that comes with the model under it" if trained.is_adapter else "in this folder"
     files = ", ".join(f"`{file}`" for file in trained.start.code)
     return f"{text}\n\nThis runs Python code {where} ({files}): read it before you load the model."
+
+
+def _serving(trained: Trained) -> str:
+    """How servers are started on the folder of the card."""
+    recipe = trained.recipe.model if trained.is_adapter else replace(trained.recipe.model, lora=None)
+    name, base = served_name(trained.recipe.name), trained.hub_model or "START-MODEL"
+    commands = serve_commands(name, ".", base, recipe, has_code=bool(trained.start.code))
+    lines = [command for command, _ in commands]
+    text = "In this folder:" if lines else "Adapters with DoRA are merged before they are served."
+    if lines:
+        text += "\n\n```shell\n" + "\n".join(lines) + "\n```"
+    if trained.start.config.model_type in GGUF_ARCHITECTURES:
+        text += "\n\nWhoever has the run makes one file of it for Ollama and llama.cpp: `simpo export RUN --gguf q8_0`."
+    return f"## How to serve it\n\n{text}"
 
 
 def _training(trained: Trained) -> str:

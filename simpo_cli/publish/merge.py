@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import probe
-from simpo_cli.data.prepare import make_plan, prepare_data
+from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.scoring import open_model
@@ -30,7 +30,7 @@ from simpo_cli.model.memory import release_memory
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import export_dtype
-from simpo_cli.model.source import DTYPE_NAMES, find_model, start_model
+from simpo_cli.model.source import DTYPE_NAMES, ModelSource, find_model, start_model
 from simpo_cli.publish.card import CARD, Trained, model_card
 from simpo_cli.publish.export import copy_tokenizer, written_whole
 from simpo_cli.recipe.composition import compose
@@ -42,8 +42,8 @@ from simpo_cli.statistics import as_json
 _COMPARED_PAIRS = 8
 _MOST_LOGITS = 2**25  # held for each of three models at once: 128 MB as float32
 _FEWEST_POSITIONS = 64
-_MOST_DIFFERENCE = 1e-3  # nats, of any logit, by the merge itself in float32
-_MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
+MOST_DIFFERENCE = 1e-3  # nats, of any logit, by the merge itself in float32
+MOST_LOST = 0.5  # of what training changed, by the save in the folder's type
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,46 +91,28 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
             take it (exit code 4).
     """
     source = find_model(str(run / "model"))
-    if source.is_stored_quantised:
-        raise UserError(
-            f"the weights of {source.whole.name} are stored quantised ({source.quantization}): nothing merges into "
-            "them.",
-            "Use the adapters as they are; or merge them, in peft, into the unquantised model that it was made from.",
-        )
     recipe = compose(str(run / "recipe.yaml")).recipe
     base = source.whole
     data = prepare_data(recipe)
-    known = data.held_out or data.train
-    pairs = [known[i] for i in probe(known, _COMPARED_PAIRS)]
-
-    adapted: Any = load_model(source, torch.float32)
-    with adapted.disable_adapter():
-        before = _logits(adapted, pairs)
-    wanted = _logits(adapted, pairs)
-    merged = adapted.merge_and_unload(safe_merge=True)
-    difference = float((_logits(merged, pairs) - wanted).abs().max())
-    if difference > _MOST_DIFFERENCE:
-        raise _differs(
-            f"a logit differs by {difference:.2g} nats in float32",
-            "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
-        )
+    pairs = compared_pairs(data)
+    merged = merge_in_memory(source, pairs)
     dtype = export_dtype(recipe, base) if dtype is None else dtype
     with disk_faults(f"the merged model cannot be written to {folder}"), written_whole(folder) as temporary:
-        merged.to(dtype).save_pretrained(temporary, safe_serialization=True)
-        del adapted, merged
+        merged.model.to(dtype).save_pretrained(temporary, safe_serialization=True)
+        merged.model = None
         copy_tokenizer(source, temporary, recipe.data.chat_template)
-        saved = _logits(load_model(find_model(str(temporary)), torch.float32), pairs)
-        change, lost = _root_mean_square(wanted - before), _root_mean_square(saved - wanted)
-        if lost > max(_MOST_LOST * change, _MOST_DIFFERENCE):
-            raise _differs(
+        change, lost = merged.change, merged.lost(load_model(find_model(str(temporary)), torch.float32))
+        if lost > max(MOST_LOST * change, MOST_DIFFERENCE):
+            raise differs(
                 f"saved in {DTYPE_NAMES[dtype]} its logits are {lost:.2g} nats from the adapters', which changed them "
-                f"by {change:.2g} (root mean squares over the vocabulary at {len(wanted):,} positions)",
+                f"by {change:.2g} (root mean squares over the vocabulary at {merged.num_positions:,} positions)",
                 "Keep more digits: --dtype fp32.",
             )
         checked = (
-            f"Before it was kept, this folder was loaded again and its logits compared at {len(wanted):,} positions of "
-            f"real responses: over the whole vocabulary they are {lost:.2g} nats from those of the adapters, which "
-            f"changed them by {change:.2g} (root mean squares). The numbers below were measured with the adapters."
+            "Before it was kept, this folder was loaded again and its logits compared at "
+            f"{merged.num_positions:,} positions of real responses: over the whole vocabulary they are {lost:.2g} nats "
+            f"from those of the adapters, which changed them by {change:.2g} (root mean squares). The numbers below "
+            "were measured with the adapters."
         )
         unrounded = _beside_quantised(recipe, run, temporary, data.held_out)
         if unrounded is not None:
@@ -143,7 +125,7 @@ def merge_adapters(run: Path, folder: Path, dtype: torch.dtype | None = None) ->
         # what was measured of the adapters holds for the merge, whose log-probs were just compared with theirs
         card = model_card(trained, read_receipt(run).get("outcome") or {})
         (temporary / CARD).write_text(redacted(card), encoding="utf-8")
-    return Merged(folder, DTYPE_NAMES[dtype], len(wanted), difference, change, lost, unrounded)
+    return Merged(folder, DTYPE_NAMES[dtype], merged.num_positions, merged.difference, change, lost, unrounded)
 
 
 def _beside_quantised(recipe: Recipe, run: Path, merged: Path, held_out: Sequence[EncodedPair]) -> Unrounded | None:
@@ -164,6 +146,62 @@ def _beside_quantised(recipe: Recipe, run: Path, merged: Path, held_out: Sequenc
         as_json(summarise(whole, recipe.loss)),
         as_json(compare_scores(trained, whole, recipe.loss)),
     )
+
+
+class MergedInMemory:
+    """A model with its adapters merged in float32, and what is needed to tell what became of them.
+
+    Attributes:
+        model: the merged model; None once somebody has let it go.
+        difference: the largest of any logit, merged against the adapters, in nats.
+        change: root mean square of what training changed in the logits, in nats.
+    """
+
+    def __init__(self, model: Any, pairs: Sequence[EncodedPair], before: Tensor, wanted: Tensor) -> None:
+        self.model = model
+        self._pairs, self._wanted = pairs, wanted
+        self.difference = float((_logits(model, pairs) - wanted).abs().max())
+        self.change = _root_mean_square(wanted - before)
+
+    @property
+    def num_positions(self) -> int:
+        """Where logits of the whole vocabulary are compared."""
+        return len(self._wanted)
+
+    def lost(self, saved: nn.Module) -> float:
+        """Root mean square of what a narrower type changed in the logits, in nats."""
+        return _root_mean_square(_logits(saved, self._pairs) - self._wanted)
+
+
+def compared_pairs(data: PreparedData) -> list[EncodedPair]:
+    """The run's own pairs by which an export is compared: held out, if it held any out."""
+    known = data.held_out or data.train
+    return [known[i] for i in probe(known, _COMPARED_PAIRS)]
+
+
+def merge_in_memory(source: ModelSource, pairs: Sequence[EncodedPair]) -> MergedInMemory:
+    """Merge a folder's adapters into the weights under them.
+
+    Raises:
+        UserError: the merged model differs from the adapters, or the weights under them are there quantised only.
+    """
+    if source.is_stored_quantised:
+        raise UserError(
+            f"the weights of {source.whole.name} are stored quantised ({source.quantization}): nothing merges into "
+            "them.",
+            "Use the adapters as they are; or merge them, in peft, into the unquantised model that it was made from.",
+        )
+    adapted: Any = load_model(source, torch.float32)
+    with adapted.disable_adapter():
+        before = _logits(adapted, pairs)
+    wanted = _logits(adapted, pairs)
+    merged = MergedInMemory(adapted.merge_and_unload(safe_merge=True), pairs, before, wanted)
+    if merged.difference > MOST_DIFFERENCE:
+        raise differs(
+            f"a logit differs by {merged.difference:.2g} nats in float32",
+            "Adapters on a head that shares its weights with the embedding cannot be merged; use them as they are.",
+        )
+    return merged
 
 
 def _logits(model: nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
@@ -188,5 +226,5 @@ def _root_mean_square(values: Tensor) -> float:
     return float(values.double().square().mean().sqrt())
 
 
-def _differs(how: str, fix: str) -> UserError:
+def differs(how: str, fix: str) -> UserError:
     return UserError(f"the merged model is not the model that was trained: {how}. Nothing was written.", fix)

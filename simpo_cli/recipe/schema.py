@@ -42,6 +42,11 @@ class LoraRecipe:
         if self.init == "pissa" and self.use_dora:
             raise FieldError("init", "is pissa, and use_dora is true", "Leave one of the two out.", ("use_dora",))
 
+    @property
+    def saved_rank(self) -> int:
+        """Rank of the adapter that a run writes; see `adapters.save_adapters`."""
+        return 2 * self.rank if self.init == "pissa" else self.rank
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ModelRecipe:

@@ -23,10 +23,11 @@ from simpo_cli.model.remote_code import FLAG
 from simpo_cli.model.rounding import Rounding, export_dtype
 from simpo_cli.model.source import DTYPE_NAMES, find_model
 from simpo_cli.publish.card import Trained, model_card, write_card
-from simpo_cli.publish.export import save_model
+from simpo_cli.publish.export import keeps_merged, save_model
+from simpo_cli.publish.serve import GGUF_ARCHITECTURES, serve_commands, served_name
 from simpo_cli.recipe.schema import ModelRecipe
 from simpo_cli.run.events import RunOutcome
-from simpo_cli.run.folder import EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
+from simpo_cli.run.folder import BASE, EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
 from simpo_cli.run.receipt import command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.statistics import as_json
@@ -86,14 +87,28 @@ def finish(
         next_commands=(
             (
                 f"simpo eval {folder.path}{f' {FLAG}' if source.code else ''}",
-                "scores the saved model again, with --json for scripts",
+                "scores the saved model again",
             ),
+            *_serving(run, folder.path),
             ("simpo recipe copy smollm2-135m", "a recipe for your own pairs")
             if recipe.model.path == "builtin:guide"
             else (f"simpo stats {data_names(recipe.data.train)}", "the audit of the data that this run used"),
         ),
     )
     return outcome, {"steps": run.plan.num_steps, "seconds": seconds, **measured}
+
+
+def _serving(run: RunPlan, folder: Path) -> list[tuple[str, str]]:
+    """The commands that serve model/, or make one file of it."""
+    recipe, source = run.recipe, run.source
+    under = source.adapter_base or source
+    base = under.name if under.revision is not None else str(under.folder)
+    base = str(folder / BASE) if keeps_merged(recipe.model) else base
+    name, has_code = served_name(recipe.name), bool(source.code)
+    commands = serve_commands(name, str(folder / MODEL), base, recipe.model, has_code=has_code)
+    if source.config.model_type in GGUF_ARCHITECTURES:
+        commands.append((f"simpo export {folder} --gguf q8_0", "one file for Ollama, llama.cpp"))
+    return commands
 
 
 def _save(model_dir: Path, training: Training, card: str) -> Rounding | None:

@@ -147,6 +147,21 @@ def test_the_quantised_base_of_adapters_is_said_and_loaded(trained: Trained, kin
     assert "as_trained" not in _read(model_card(stored, RISE)).text
 
 
+def test_a_card_says_how_its_folder_is_served(trained: Trained) -> None:
+    assert "## How to serve it\n\nIn this folder:\n\n```shell\nvllm serve .\ntransformers serve .\n```\n" in model_card(
+        trained, RISE
+    )
+    lora = replace(trained.recipe.model, lora=LoraRecipe(rank=4))
+    adapters = replace(_on_the_hub(trained), recipe=replace(trained.recipe, model=lora))
+    served = "vllm serve HuggingFaceTB/SmolLM2-135M --enable-lora --lora-modules mine=. --max-lora-rank 8\n"
+    assert f"```shell\n{served}```" in model_card(adapters, RISE)
+    assert "```shell\nvllm serve .\n" in model_card(replace(adapters, merged="It was compared."), RISE)
+    dora = replace(lora, lora=LoraRecipe(use_dora=True))
+    card = model_card(replace(trained, recipe=replace(trained.recipe, model=dora)), RISE)
+    assert "Adapters with DoRA are merged before they are served." in card
+    assert "vllm" not in card
+
+
 def _start(folder: Path, card: str | None, *, revision: str | None = None) -> ModelSource:
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -96,8 +96,16 @@ class TextTokenizer:
         self.named_end_ids = frozenset(generation_end_ids) | ({self.eos_id} if self.eos_id is not None else set())
 
     def _id_of(self, part: str) -> int | None:
-        text = self.special_tokens.get(part)
+        return self.id_of(self.special_tokens.get(part))
+
+    def id_of(self, text: str | None) -> int | None:
+        """The id of a token's text; None of what is no token."""
         return None if text is None else self._tokenizer.token_to_id(text)
+
+    @property
+    def description(self) -> str:
+        """All of the tokenizer as a tokenizer.json has it."""
+        return str(self._tokenizer.to_str())
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -271,15 +279,22 @@ class TextTokenizer:
         except EncodingError:
             return False
 
-    @cached_property
+    @property
     def plain_prefix(self) -> list[int]:
         """What the tokenizer itself puts in front of a plain text, such as BOS; often nothing."""
+        return self.plain_ends[0]
+
+    @cached_property
+    def plain_ends(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer itself puts in front of a plain text and behind it; often nothing."""
         try:
             encoding = self._tokenizer.encode("a", add_special_tokens=True)
         except Exception:  # a vocabulary without this letter and without a token for the unknown
-            return []
-        count = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
-        return list(encoding.ids[:count])
+            return [], []
+        own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+        if not own:
+            return [], []
+        return list(encoding.ids[: own[0]]), list(encoding.ids[own[-1] + 1 :])
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens spelled out."""
