@@ -204,7 +204,7 @@ def _loading(trained: Trained) -> str:
 
 def _serving(trained: Trained) -> str:
     """How servers are started on the folder of the card."""
-    recipe = trained.recipe.model if trained.is_adapter else replace(trained.recipe.model, lora=None)
+    recipe = trained.recipe.model if trained.is_adapter else replace(trained.recipe.model, lora=None, quantization=None)
     name, base = served_name(trained.recipe.name), trained.hub_model or "START-MODEL"
     commands = serve_commands(name, ".", base, recipe, has_code=bool(trained.start.code))
     lines = [command for command, _ in commands]

@@ -28,6 +28,11 @@ def test_adapters_are_served_beside_their_base_with_a_rank_that_vllm_takes(rank:
     assert _commands(adapters) == [wanted]
 
 
+def test_an_adapter_of_pissa_is_written_with_twice_its_rank() -> None:
+    [command] = _commands(replace(_WHOLE, lora=LoraRecipe(rank=16, init="pissa")))
+    assert command.endswith("--max-lora-rank 32")
+
+
 def test_dora_is_merged_first() -> None:
     assert _commands(replace(_WHOLE, lora=LoraRecipe(use_dora=True))) == []
 
