@@ -77,6 +77,7 @@ def finish(
     measured |= {"answers": [dict(zip(("question", "before", "after"), row, strict=True)) for row in before_and_after]}
     if ranks.is_first():
         write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    flag = f" {FLAG}" if source.code else ""
     outcome = RunOutcome(
         run_dir=str(folder.path),
         model_dir=str(model_dir),
@@ -85,10 +86,8 @@ def finish(
         answers=tuple(before_and_after),
         table=table,
         next_commands=(
-            (
-                f"simpo eval {folder.path}{f' {FLAG}' if source.code else ''}",
-                "scores the saved model again",
-            ),
+            (f"simpo eval {folder.path}{flag}", "scores the saved model again"),
+            (f"simpo chat {folder.path} --beside base{flag}", "talk to it and its start"),
             *_serving(run, folder.path),
             ("simpo recipe copy smollm2-135m", "a recipe for your own pairs")
             if recipe.model.path == "builtin:guide"

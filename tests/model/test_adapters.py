@@ -1,6 +1,7 @@
 """Adapters: no cast that autocast would undo, the same numbers, and the same start on any device."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.adapters import add_adapters, save_adapters
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.recipe.schema import LoraRecipe
@@ -136,3 +137,26 @@ def test_adapters_start_from_the_same_numbers_on_any_device(use_dora: bool, monk
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert drawn
     assert set(drawn) == {"cpu"}
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_an_adapter_of_pissa_is_saved_as_plain_lora_beside_the_whole_weights(tmp_path: Path, use_rslora: bool) -> None:
+    recipe = LoraRecipe(rank=4, alpha=6, init="pissa", use_rslora=use_rslora)
+    ids = torch.randint(0, 400, (2, 12), generator=torch.Generator().manual_seed(0))
+    plain = tiny_model()
+    before = plain(input_ids=ids).logits
+    model: Any = add_adapters(tiny_model(), recipe, seed=1)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=0, atol=1e-4)
+    assert all(float(p.abs().sum()) > 0 for name, p in model.named_parameters() if "lora_B" in name)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    trained = model(input_ids=ids).logits
+    assert float((trained - before).abs().max()) > 0.1
+    save_adapters(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (recipe.saved_rank, True) == (8, True)
+    read = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    torch.testing.assert_close(read(input_ids=ids).logits, trained, rtol=0, atol=1e-4)
+    assert model.peft_config["default"].r == 4  # and can be trained further
