@@ -53,7 +53,7 @@ def test_a_run_ends_with_them(lora: bool, tmp_path: Path, tiny_folder: Path, pre
     beside = f"vllm serve {tiny_folder} --enable-lora --lora-modules tiny={run}/model --max-lora-rank 8"
     alone = [f"vllm serve {run}/model", f"transformers serve {run}/model"]
     export = f"simpo export {run} --gguf q8_0"
-    assert [command for command, _ in outcome.next_commands][1:-1] == [*([beside] if lora else alone), export]
+    assert [command for command, _ in outcome.next_commands][2:-1] == [*([beside] if lora else alone), export]
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     served = "vllm serve START-MODEL --enable-lora --lora-modules tiny=. --max-lora-rank 8" if lora else "vllm serve ."
     assert f"```shell\n{served}\n" in card
@@ -66,4 +66,4 @@ def test_new_adapters_on_a_merged_model_are_served_beside_it(tmp_path: Path, tin
     runs.train("first")
     outcome = runs.train("run", f"model.path={tmp_path}/first/model", "model.adapter=merge").outcome
     assert outcome is not None
-    assert outcome.next_commands[1][0].startswith(f"vllm serve {tmp_path}/run/base --enable-lora ")
+    assert outcome.next_commands[2][0].startswith(f"vllm serve {tmp_path}/run/base --enable-lora ")
