@@ -213,6 +213,11 @@ def weights_dtype(recipe: ModelRecipe, source: ModelSource) -> torch.dtype:
     return source.stored_dtype if recipe.lora is not None else torch.float32
 
 
+def trained_dtype(recipe: ModelRecipe) -> torch.dtype:
+    """The type of the weights that are trained: adapters are float32, whatever is below them."""
+    return torch.float32 if recipe.lora is not None else DTYPES.get(recipe.weights_dtype, torch.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
     """Parameters of a model as the recipe trains it."""
@@ -221,6 +226,7 @@ class ParameterCounts:
     trainable: int
     largest_layer: int  # in one layer of the decoder, of those that devices may divide: all but adapters
     outside_layers: int  # of the same, in embedding, head and last norm
+    trained_sizes: tuple[int, ...] = ()  # of each trained tensor
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterCounts":
@@ -239,6 +245,7 @@ class ParameterCounts:
             trainable=sum(parameter.numel() for parameter in trained),
             largest_layer=max(layers, default=0),
             outside_layers=divided(model) - sum(layers),
+            trained_sizes=tuple(parameter.numel() for parameter in parameters if parameter.requires_grad),
         )
 
 

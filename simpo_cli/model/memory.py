@@ -131,6 +131,7 @@ class Workload:
     strategy: Strategy = "none"
     ranks: int = 1  # how many devices there are
     cpu_offload: bool = False  # whether fsdp2 keeps what is divided in the memory of the host
+    optimizer: str = "adamw"  # of the recipe
 
     def training(self, *, checkpointing: bool) -> MemoryNeed:
         """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
@@ -206,17 +207,18 @@ class Workload:
         )
 
     def _state(self) -> "_State":
-        """16 bytes for each trainable float32 parameter: weight, gradient and the two moments of Adam."""
+        """16 bytes for each trainable float32 parameter, with moments in float32: weight, gradient and two moments."""
         trained = self.parameters.trainable * self._trained_size
+        moments = moments_size(self.optimizer, self.parameters, self._trained_size)
         frozen = (self.parameters.total - self.parameters.trainable) * self.weights.itemsize
         if self.strategy != "fsdp2":
-            return _State(trained + frozen, trained, 2 * trained)
+            return _State(trained + frozen, trained, moments)
         if self.lora_rank is None:
-            part = -(-trained // self.ranks)
-            return _State(on_host=4 * part) if self.cpu_offload else _State(part, part, 2 * part)
+            part, of_moments = -(-trained // self.ranks), -(-moments // self.ranks)
+            return _State(on_host=2 * part + of_moments) if self.cpu_offload else _State(part, part, of_moments)
         part = -(-frozen // self.ranks)  # adapters are whole on every device
         offloaded = part if self.cpu_offload else 0
-        return _State(trained + part - offloaded, trained, 2 * trained, offloaded)
+        return _State(trained + part - offloaded, trained, moments, offloaded)
 
     @property
     def _whole(self) -> "_Whole":
@@ -304,6 +306,36 @@ class _TokenBytes(NamedTuple):
     gradients: int  # what its backward pass holds at once: of two wide arrays and of the layer's output
     input: int  # a layer's input, in the type of the embedding
     last: int  # what is kept around the last norm, and the head's input with its gradient
+
+
+BLOCK = 256
+"""Numbers of an 8-bit moment that share a scale."""
+
+
+def is_held_in_8_bits(size: int, *, whole_blocks: bool) -> bool:
+    """Whether 8-bit AdamW holds the moments of a tensor of `size` numbers so: below 4,096 of them it gains nothing.
+
+    Args:
+        whole_blocks: whether the blocks have to be whole ones: those of torchao are, those of bitsandbytes need not be.
+    """
+    return size >= 4096 and not (whole_blocks and size % BLOCK)
+
+
+def moments_size(optimizer: str, parameters: ParameterCounts, itemsize: int) -> int:
+    """Bytes of both moments of AdamW, in memory and in a checkpoint.
+
+    In 8 bits they are two codes, two scales a block, and for each tensor two maps of 256 values.
+
+    Args:
+        optimizer: of the recipe.
+        itemsize: bytes of a trained weight; narrow ones have moments of torchao, float32 ones of bitsandbytes.
+    """
+    if optimizer == "adamw":
+        return 8 * parameters.trainable
+    return sum(
+        2 * (size + 4 * -(-size // BLOCK) + 4 * 256) if is_held_in_8_bits(size, whole_blocks=itemsize < 4) else 8 * size
+        for size in parameters.trained_sizes
+    )
 
 
 def available_bytes(device: torch.device) -> int:

@@ -31,6 +31,7 @@ from simpo_cli.model.load import (
     find_model,
     require_known_ids,
     require_lengths,
+    trained_dtype,
     weights_dtype,
 )
 from simpo_cli.model.memory import (
@@ -52,12 +53,12 @@ from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
-from simpo_cli.train.optimizer import state_size
+from simpo_cli.train.optimizer import package_of, require_optimizer, state_size
 from simpo_cli.versions import installed_version
 
 PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
-    *("peft", "liger-kernel", "datasets", "omegaconf"),
+    *("peft", "liger-kernel", "datasets", "omegaconf", "bitsandbytes", "torchao"),
 )
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
@@ -155,6 +156,7 @@ class RunPlan:
         }
         if data.tokenizer.dates:
             plan["rendered_at"] = data.tokenizer.moment.isoformat()
+        package = package_of(self.recipe.train.optimizer, trained_dtype(self.recipe.model))
         fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
         sides = {"train": data.train_source, "eval": data.eval_source}
         return Identity(
@@ -173,6 +175,7 @@ class RunPlan:
                 **({"strategy": self.strategy, "ranks": self.num_ranks} if self.strategy != "none" else {}),
                 "packing": self.packing,
                 "liger": liger_version() if fuses else None,
+                **({package: content["versions"][package]} if package else {}),
                 **({"compiled": True} if self.compiled else {}),
                 "tokens_per_microbatch": self.budget,
                 "gradient_checkpointing": self.checkpointing,
@@ -218,6 +221,7 @@ def prepare(
 
     def usable_inputs() -> Inputs:
         require_trackers(recipe.tracking.report_to)
+        require_optimizer(recipe, accelerator.device)
         return inputs_of(recipe, moment)
 
     inputs = ranks.together(usable_inputs, "preparing the data")
@@ -344,6 +348,7 @@ def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute:
         longest_row=longest_row,
         device=device,
         available=available,
+        optimizer=inputs.recipe.train.optimizer,
     )
 
 
@@ -386,6 +391,11 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
         ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
         ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
         ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
+        (
+            "train.optimizer",
+            recipe.train.optimizer != "adamw" and lora is None,
+            "a scale of an 8-bit moment is of 256 numbers, which shards would cut",
+        ),
     ):
         if is_set:
             raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
@@ -398,7 +408,7 @@ def bytes_on_disk(
     """How many checkpoints a run has on the disk at once, the bytes of each, and those of the model that it writes."""
     # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
     checkpoints = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
-    each = state_size(parameters.trainable, weights.itemsize if recipe.model.lora is None else 4)
+    each = state_size(recipe, parameters)
     merged = parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0
     return checkpoints, each, parameters.total * export_dtype(recipe, source).itemsize + merged
 
