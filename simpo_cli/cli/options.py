@@ -79,7 +79,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or its sockets warn of every address and every wait
-    for name in ("transformers", "datasets", "accelerate", "peft", "huggingface_hub"):
+    # transformers imports torchao where it is installed, which warns of every compiled part that is not for this machine
+    for name in (
+        *("transformers", "datasets", "accelerate", "peft", "huggingface_hub"),
+        *("bitsandbytes", "torchao", "torch.utils._pytree"),
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\b.*")
     from transformers.utils import logging as transformers_logging

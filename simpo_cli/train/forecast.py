@@ -19,6 +19,7 @@ from simpo_cli.model.device import Precision
 from simpo_cli.model.load import DTYPE_NAMES
 from simpo_cli.model.memory import MemoryNeed, Strategy, Workload, choose_budget, is_worth_checkpointing
 from simpo_cli.recipe.schema import Recipe
+from simpo_cli.train.optimizer import why_whole
 from simpo_cli.train.run_plan import Inputs, RunPlan, bytes_on_disk, fullest_step, inputs_of, workload_of
 
 SIZES_GB = (24, 48, 80, 141)
@@ -102,6 +103,7 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
     """The document of `simpo plan`, see docs/plan.md; `timing` is what `timing.measure` found."""
     recipe, source, parameters, weights, _, _ = survey.inputs
     checkpoints, checkpoint, model = bytes_on_disk(recipe, source, parameters, weights)
+    set_ups = [one for one in _SET_UPS if one[0] != "fsdp2" or why_whole(recipe) is None]
     return {
         "schema_version": 1,
         "tool": {"name": "simpo", "version": simpo_cli.__version__},
@@ -113,8 +115,8 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
             "weights_dtype": DTYPE_NAMES[weights],
         },
         "run": _run(survey),
-        "memory": [_least(survey, strategy, count) for strategy, count in _SET_UPS],
-        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _SET_UPS],
+        "memory": [_least(survey, strategy, count) for strategy, count in set_ups],
+        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in set_ups],
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": checkpoint,

@@ -78,7 +78,7 @@ class NarrowAdamW(optim.Optimizer):
         weights = local(parameter.detach())
         flat, flat_gradient = weights.reshape(-1), local(gradient).reshape(-1)
         key = _noise_key(self._seed, state["step"], number)
-        first = rows_of(parameter).start * (parameter.numel() // parameter.shape[0]) if is_sharded(parameter) else 0
+        first = rows_of(parameter).start * math.prod(parameter.shape[1:]) if is_sharded(parameter) else 0
         for start in range(0, flat.numel(), _PIECE):
             at = slice(start, start + _PIECE)
             kept = [self._piece(local(state[moment]), at) for moment in ("exp_avg", "exp_avg_sq")]

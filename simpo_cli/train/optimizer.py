@@ -11,11 +11,9 @@ follow from its number, so there is nothing else that a run could lose.
 """
 
 import json
-import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -96,6 +94,13 @@ def package_of(optimizer: str, trained: torch.dtype) -> str | None:
     return "bitsandbytes" if trained == torch.float32 else "torchao"
 
 
+def why_whole(recipe: Recipe) -> str | None:
+    """Why fsdp2 cannot shard the moments; None where it can, and under adapters, which it leaves whole."""
+    if recipe.train.optimizer == "adamw" or recipe.model.lora is not None:
+        return None
+    return "a scale of 8-bit moments is that of 256 numbers, which shards would cut apart"
+
+
 def require_optimizer(recipe: Recipe, device: torch.device) -> None:
     """Refuse an optimizer that the device does not have, or whose package cannot be imported.
 
@@ -127,8 +132,7 @@ def _bitsandbytes() -> Any:
     """bitsandbytes, which on its import would fetch compiled code from the hub if it found the package `kernels`."""
     hidden, sys.modules["kernels"] = sys.modules.get("kernels"), None  # type: ignore[assignment]
     try:
-        with _errors_only("bitsandbytes"):
-            return import_module("bitsandbytes")
+        return import_module("bitsandbytes")
     finally:
         del sys.modules["kernels"]
         if hidden is not None:
@@ -136,21 +140,8 @@ def _bitsandbytes() -> Any:
 
 
 def _torchao_state() -> Any:
-    """torchao's 8-bit moment; its import warns of every compiled library that is not for this machine."""
-    with _errors_only("torchao"), _errors_only("torch.utils._pytree"):
-        return import_module("torchao.optim.subclass_8bit").OptimState8bit
-
-
-@contextmanager
-def _errors_only(logger: str) -> Iterator[None]:
-    """Keep the warnings of a logger off the screen for a while."""
-    quiet = logging.getLogger(logger)
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        quiet.setLevel(level)
+    """torchao's 8-bit moment."""
+    return import_module("torchao.optim.subclass_8bit").OptimState8bit
 
 
 def save_state(files: CheckpointWriter, policy: nn.Module, optimizer: optim.Optimizer) -> None:

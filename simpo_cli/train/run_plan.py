@@ -53,7 +53,7 @@ from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
-from simpo_cli.train.optimizer import package_of, require_optimizer, state_size
+from simpo_cli.train.optimizer import package_of, require_optimizer, state_size, why_whole
 from simpo_cli.versions import installed_version
 
 PACKAGES = (
@@ -391,11 +391,7 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
         ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
         ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
         ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
-        (
-            "train.optimizer",
-            recipe.train.optimizer != "adamw" and lora is None,
-            "a scale of an 8-bit moment is of 256 numbers, which shards would cut",
-        ),
+        ("train.optimizer", why_whole(recipe) is not None, why_whole(recipe)),
     ):
         if is_set:
             raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
