@@ -79,7 +79,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or its sockets warn of every address and every wait
-    # transformers imports torchao where it is installed, which warns of every compiled part that is not for this machine
+    # transformers imports torchao where that is installed, and torchao warns of each of its parts that cannot be loaded
     for name in (
         *("transformers", "datasets", "accelerate", "peft", "huggingface_hub"),
         *("bitsandbytes", "torchao", "torch.utils._pytree"),

@@ -100,7 +100,7 @@ class NarrowAdamW(optim.Optimizer):
     def _piece(self, moment: Tensor, at: slice) -> Tensor:
         """Some of a moment's numbers, in its memory."""
         if not self._is_8_bit(moment):
-            return moment.view(-1)[at]
+            return moment.reshape(-1)[at]
         held: Any = moment
         scale = held.scale[at.start // BLOCK : at.stop // BLOCK]
         piece: Tensor = self._state_type(held.codes.view(-1)[at], scale, held.qmap, held.signed, torch.float32)
