@@ -36,6 +36,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
+from simpo_cli.model.moments import moments_size
 
 _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
@@ -306,36 +307,6 @@ class _TokenBytes(NamedTuple):
     gradients: int  # what its backward pass holds at once: of two wide arrays and of the layer's output
     input: int  # a layer's input, in the type of the embedding
     last: int  # what is kept around the last norm, and the head's input with its gradient
-
-
-BLOCK = 256
-"""Numbers of an 8-bit moment that share a scale."""
-
-
-def is_held_in_8_bits(size: int, *, whole_blocks: bool) -> bool:
-    """Whether 8-bit AdamW holds the moments of a tensor of `size` numbers so: below 4,096 of them it gains nothing.
-
-    Args:
-        whole_blocks: whether the blocks have to be whole ones: those of torchao are, those of bitsandbytes need not be.
-    """
-    return size >= 4096 and not (whole_blocks and size % BLOCK)
-
-
-def moments_size(optimizer: str, parameters: ParameterCounts, itemsize: int) -> int:
-    """Bytes of both moments of AdamW, in memory and in a checkpoint.
-
-    In 8 bits they are two codes, two scales a block, and for each tensor two maps of 256 values.
-
-    Args:
-        optimizer: of the recipe.
-        itemsize: bytes of a trained weight; narrow ones have moments of torchao, float32 ones of bitsandbytes.
-    """
-    if optimizer == "adamw":
-        return 8 * parameters.trainable
-    return sum(
-        2 * (size + 4 * -(-size // BLOCK) + 4 * 256) if is_held_in_8_bits(size, whole_blocks=itemsize < 4) else 8 * size
-        for size in parameters.trained_sizes
-    )
 
 
 def available_bytes(device: torch.device) -> int:

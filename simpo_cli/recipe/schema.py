@@ -381,7 +381,7 @@ class HealthRecipe:
     ] = 20.0
     """HEA004: a gradient norm is this many times the median of the 32 steps before it; null never warns."""
     lost_updates: _Share = 0.5
-    """HEA005: this share of the updates is lost to the rounding of bf16 or fp16 weights; null never warns."""
+    """HEA005: this share of the updates is lost to the rounding of fp16 weights; null never warns."""
     kept_change: _Share = 0.8
     """HEA006: a save in export.dtype keeps at most this share of what training changed; null never warns."""
     looping_answers: _Share = 0.3

@@ -12,10 +12,9 @@ from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origi
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
 from simpo_cli.formatting import share_cell
 from simpo_cli.model.load import DTYPE_NAMES, trained_dtype
-from simpo_cli.model.memory import is_held_in_8_bits
+from simpo_cli.model.moments import is_held_in_8_bits, package_of
 from simpo_cli.recipe.schema import DataSource, loss_terms
 from simpo_cli.run.events import Note, RunHeader
-from simpo_cli.train.optimizer import package_of
 from simpo_cli.train.run_plan import RunPlan
 from simpo_cli.versions import installed_version
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from simpo_cli.distributed.sharded import is_sharded, local, rows_of
-from simpo_cli.model.memory import BLOCK, is_held_in_8_bits
+from simpo_cli.model.moments import BLOCK, is_held_in_8_bits
 
 _PIECE = 2**22  # numbers that are moved at once, whole blocks: what is made on the way stays small beside the state
 

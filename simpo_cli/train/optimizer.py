@@ -12,9 +12,7 @@ follow from its number, so there is nothing else that a run could lose.
 
 import json
 import math
-import sys
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from simpo_cli.distributed.files import deal, first_problem, in_turns, verify
 from simpo_cli.distributed.sharded import local, reshard
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import ParameterCounts, trained_dtype
-from simpo_cli.model.memory import moments_size
+from simpo_cli.model.moments import import_bitsandbytes, moments_size, package_of, torchao_moment
 from simpo_cli.model.policy import trainable
 from simpo_cli.model.tensor_file import (
     TensorMismatchError,
@@ -59,12 +57,12 @@ def make_optimizer(policy: nn.Module, recipe: TrainRecipe, seed: int = 0) -> opt
         case "adamw":
             return NarrowAdamW(weights, weight_decay=decay, seed=seed)
         case "adamw_8bit" if is_narrow:
-            return NarrowAdamW(weights, weight_decay=decay, seed=seed, state_type=_torchao_state())
+            return NarrowAdamW(weights, weight_decay=decay, seed=seed, state_type=torchao_moment())
         case "adamw_8bit":
-            eight_bit: optim.Optimizer = _bitsandbytes().optim.AdamW8bit(weights, **settings)
+            eight_bit: optim.Optimizer = import_bitsandbytes().optim.AdamW8bit(weights, **settings)
             return eight_bit
         case "paged_adamw_8bit":
-            paged: optim.Optimizer = _bitsandbytes().optim.PagedAdamW8bit(weights, **settings)
+            paged: optim.Optimizer = import_bitsandbytes().optim.PagedAdamW8bit(weights, **settings)
             return paged
 
 
@@ -85,13 +83,6 @@ def start_moments(optimizer: optim.Optimizer) -> None:
                 of_bitsandbytes.init_state(group, parameter, at, number)
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # paged moments are memory of the host too, which the card is still filling
-
-
-def package_of(optimizer: str, trained: torch.dtype) -> str | None:
-    """The package that holds the moments of a recipe's optimizer for weights of a type; None where torch does."""
-    if optimizer == "adamw":
-        return None
-    return "bitsandbytes" if trained == torch.float32 else "torchao"
 
 
 def why_whole(recipe: Recipe) -> str | None:
@@ -118,7 +109,7 @@ def require_optimizer(recipe: Recipe, device: torch.device) -> None:
     if (package := package_of(name, trained_dtype(recipe.model))) is None:
         return
     try:
-        _bitsandbytes() if package == "bitsandbytes" else _torchao_state()
+        import_bitsandbytes() if package == "bitsandbytes" else torchao_moment()
     except ImportError as error:
         raise UserError(
             f"train.optimizer is {name}, which needs {package}, and that cannot be imported: {error}.",
@@ -126,22 +117,6 @@ def require_optimizer(recipe: Recipe, device: torch.device) -> None:
             exit_code=ExitCode.ENVIRONMENT,
             key="train.optimizer",
         ) from error
-
-
-def _bitsandbytes() -> Any:
-    """bitsandbytes, which on its import would fetch compiled code from the hub if it found the package `kernels`."""
-    hidden, sys.modules["kernels"] = sys.modules.get("kernels"), None  # type: ignore[assignment]
-    try:
-        return import_module("bitsandbytes")
-    finally:
-        del sys.modules["kernels"]
-        if hidden is not None:
-            sys.modules["kernels"] = hidden
-
-
-def _torchao_state() -> Any:
-    """torchao's 8-bit moment."""
-    return import_module("torchao.optim.subclass_8bit").OptimState8bit
 
 
 def save_state(files: CheckpointWriter, policy: nn.Module, optimizer: optim.Optimizer) -> None:

@@ -43,6 +43,7 @@ from simpo_cli.model.memory import (
     is_worth_checkpointing,
     require_memory,
 )
+from simpo_cli.model.moments import package_of
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.publish.export import keeps_merged
 from simpo_cli.recipe.composition import ComposedRecipe
@@ -53,7 +54,7 @@ from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
-from simpo_cli.train.optimizer import package_of, require_optimizer, state_size, why_whole
+from simpo_cli.train.optimizer import require_optimizer, state_size, why_whole
 from simpo_cli.versions import installed_version
 
 PACKAGES = (

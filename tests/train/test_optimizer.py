@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.memory import moments_size
+from simpo_cli.model.moments import moments_size
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.train.optimizer import (
@@ -220,7 +220,7 @@ def test_bitsandbytes_is_imported_without_its_look_at_the_hub(monkeypatch: pytes
     fetching = object()
     monkeypatch.setitem(sys.modules, "kernels", fetching)
     seen: list[Any] = []
-    monkeypatch.setattr("simpo_cli.train.optimizer.import_module", lambda _: seen.append(sys.modules["kernels"]))
+    monkeypatch.setattr("simpo_cli.model.moments.import_module", lambda _: seen.append(sys.modules["kernels"]))
     require_optimizer(compose("demo", ["train.optimizer=adamw_8bit"]).recipe, torch.device("cpu"))
     assert seen == [None]
     assert sys.modules["kernels"] is fetching
