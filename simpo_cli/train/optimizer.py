@@ -12,7 +12,6 @@ follow from its number, so there is nothing else that a run could lose.
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -208,11 +207,11 @@ def _step_counts(policy: nn.Module, optimizer: optim.Optimizer) -> dict[str, int
 
 def _set_step_counts(checkpoint: Checkpoint, policy: nn.Module, optimizer: optim.Optimizer) -> None:
     """Read them from a checkpoint that has tensors of the same names."""
-    if not (expected := _step_counts(policy, optimizer)):
-        return
-    counts: Mapping[str, int] = checkpoint.read_json(STEP_COUNTS)
-    weights = trainable(policy)
+    expected, weights = _step_counts(policy, optimizer), trainable(policy)
+    counts = checkpoint.read_json(STEP_COUNTS) if expected and STEP_COUNTS in checkpoint.manifest.files else {}
     for name in expected:
+        if not isinstance(counts.get(name), int):
+            raise TensorMismatchError(f"{STEP_COUNTS} does not say how often {name} was moved")
         optimizer.state[weights[name]]["step"] = counts[name]
 
 
