@@ -31,7 +31,7 @@ from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
 Kind = Literal["identity", "schedule", "machine"]
 
 _SCHEDULE = {"num_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup_ratio"}
-_SCHEDULE |= {"optimizer", "weight_decay", "max_grad_norm"}
+_SCHEDULE |= {"weight_decay", "max_grad_norm"}
 _OPTIMIZER = "train.optimizer"
 # Seen by what they lead to: the machine's part, the model's files, the tokenizer, the template, the pairs.
 _SEEN_ELSEWHERE = {
@@ -250,7 +250,7 @@ def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_di
     """Refuse to resume another run's checkpoint.
 
     Raises:
-        UserError: an identity change is not allowed by name; all of them are named.
+        UserError: an identity change is not allowed by name, and all of them are named; or the optimizer is another.
     """
     for change in changes:
         if change.key == _OPTIMIZER:
