@@ -112,7 +112,7 @@ def test_the_loss_is_nearly_that_of_float32_moments(runs: Runs) -> None:
     assert len(ours) == 30
     assert ours != theirs
     assert theirs[-1] < 0.7 * theirs[0]
-    assert ours == pytest.approx(theirs, abs=0.1)
+    assert ours == pytest.approx(theirs, abs=0.01)  # seen: 0.0006
 
 
 def test_another_optimizer_is_refused_before_its_state_is_looked_for(runs: Runs) -> None:
