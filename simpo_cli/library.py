@@ -110,7 +110,7 @@ class SimPOTrainer:
     Args:
         model: a causal language model of transformers, perhaps with peft adapters; or any torch module, where batches
             are of tensors that you compute with it. Moved to the GPU if there is one. Its trained weights should be
-            float32: at usual learning rates bfloat16 weights round most updates away.
+            float32: bfloat16 weights have eight significant bits, and are rounded stochastically.
         config: see `SimPOConfig`.
         tokenizer: a tokenizer of transformers, a folder or hub id that holds one, or None for the folder or id that the
             model was loaded from. Only batches of texts need it.

@@ -94,9 +94,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # some of transformers' bars know of no switch but this
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or its sockets warn of every address and every wait
+    # transformers imports torchao where that is installed, and torchao warns of each of its parts that cannot be loaded
     for name in (
         *("transformers", "datasets", "accelerate", "peft", "huggingface_hub"),
-        *("bitsandbytes", "torchao", "torch.utils._pytree"),  # peft imports torchao, which the last two warn of
+        *("bitsandbytes", "torchao", "torch.utils._pytree"),
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|accelerate|torch)\b.*")

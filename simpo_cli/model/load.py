@@ -30,6 +30,7 @@ class ParameterCounts:
     linear: int = 0  # in weights of linear layers, which can be quantised: of all but the head and adapters
     linear_rows: int = 0  # rows of these weights
     largest_linear: int = 0  # in the largest of them
+    trained_sizes: tuple[int, ...] = ()  # of each trained tensor
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterCounts":
@@ -52,6 +53,7 @@ class ParameterCounts:
             linear=sum(shape.numel() for shape in linear),
             linear_rows=sum(shape[0] for shape in linear),
             largest_linear=max((shape.numel() for shape in linear), default=0),
+            trained_sizes=tuple(parameter.numel() for parameter in parameters if parameter.requires_grad),
         )
 
 

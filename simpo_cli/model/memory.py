@@ -37,6 +37,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
+from simpo_cli.model.moments import moments_size
 from simpo_cli.model.quantised import bytes_held, bytes_in_product
 
 _GB = 1e9
@@ -134,6 +135,7 @@ class Workload:
     strategy: Strategy = "none"
     ranks: int = 1  # how many devices there are
     cpu_offload: bool = False  # whether fsdp2 keeps what is divided in the memory of the host
+    optimizer: str = "adamw"  # of the recipe
 
     def training(self, *, checkpointing: bool) -> MemoryNeed:
         """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
@@ -212,17 +214,18 @@ class Workload:
         )
 
     def _state(self) -> "_State":
-        """16 bytes for each trainable float32 parameter: weight, gradient and the two moments of Adam."""
+        """16 bytes for each trainable float32 parameter, with moments in float32: weight, gradient and two moments."""
         trained = self.parameters.trainable * self._trained_size
         frozen = self._bytes_of_weights(self.parameters.total - self.parameters.trainable)
+        moments = moments_size(self.optimizer, self.parameters, self._trained_size)
         if self.strategy != "fsdp2":
-            return _State(trained + frozen, trained, 2 * trained)
+            return _State(trained + frozen, trained, moments)
         if self.lora_rank is None:
-            part = -(-trained // self.ranks)
-            return _State(on_host=4 * part) if self.cpu_offload else _State(part, part, 2 * part)
+            part, of_moments = -(-trained // self.ranks), -(-moments // self.ranks)
+            return _State(on_host=2 * part + of_moments) if self.cpu_offload else _State(part, part, of_moments)
         part = -(-frozen // self.ranks)  # adapters are whole on every device
         offloaded = part if self.cpu_offload else 0
-        return _State(trained + part - offloaded, trained, 2 * trained, offloaded)
+        return _State(trained + part - offloaded, trained, moments, offloaded)
 
     def _bytes_of_weights(self, count: int) -> int:
         """Bytes of so many weights, all linear layers among them."""

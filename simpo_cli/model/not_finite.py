@@ -17,6 +17,7 @@ from simpo_cli.distributed.sharded import is_sharded, local
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
+from simpo_cli.model.tensor_file import plain_parts
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe
 
@@ -152,9 +153,11 @@ def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 def _moments(optimizer: optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> list[tuple[str, Tensor]]:
     return [
-        (f"{key} of {name}", value)
+        (f"{part} of {name}", tensor)
         for name, parameter in weights.items()
         for key, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
+        for part, tensor in plain_parts(key, value).items()
     ]
 
 

@@ -1,9 +1,9 @@
 """What rounding takes away from training: updates of weights in a narrow type, and the change in a narrower save.
 
 A bfloat16 number has eight significant bits, so next to a weight of 0.02 the nearest other one is 0.0001 away, and an
-update of 1e-6 leads back to the same number. Where weights are trained in such a type, that update is lost for good.
-Where they are trained in float32 and saved in bfloat16, updates add up first, and the save loses what has not added up
-to enough.
+update of 1e-6 leads back to the same number. Where weights are trained in such a type and rounded to the nearest, that
+update is lost for good. Where they are trained in float32 and saved in bfloat16, updates add up first, and the save
+loses what has not added up to enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,11 @@ from simpo_cli.recipe.schema import Recipe
 from simpo_cli.stages import stage
 
 _SAMPLED = 4096  # of each tensor
+
+
+def loses_updates(weights: Mapping[str, nn.Parameter]) -> bool:
+    """Whether training rounds weights to the nearest number: float32 hardly does, and bfloat16 is rounded by chance."""
+    return any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in weights.values())
 
 
 @dataclass(frozen=True, slots=True)

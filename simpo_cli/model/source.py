@@ -279,3 +279,8 @@ def weights_dtype(recipe: ModelRecipe, source: ModelSource) -> torch.dtype:
     if recipe.weights_dtype != "auto":
         return DTYPES[recipe.weights_dtype]
     return source.stored_dtype if recipe.lora is not None else torch.float32
+
+
+def trained_dtype(recipe: ModelRecipe) -> torch.dtype:
+    """The type of the weights that are trained: adapters are float32, whatever is below them."""
+    return torch.float32 if recipe.lora is not None else DTYPES.get(recipe.weights_dtype, torch.float32)

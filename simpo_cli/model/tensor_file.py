@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from simpo_cli.distributed.sharded import is_sharded, local, rows_of
 from simpo_cli.run.checkpoint import HashedFile
 from simpo_cli.run.manifest import HashedReader
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES |= {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
 _PIECE = 2**26  # bytes; small enough that a signal does not wait for the hash of one
@@ -34,6 +36,14 @@ _PIECE = 2**26  # bytes; small enough that a signal does not wait for the hash o
 
 class TensorMismatchError(Exception):
     """A file holds other tensors than those that were asked for; the message names one and says how it differs."""
+
+
+def plain_parts(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors that a file holds of one, in its memory: itself, or what a subclass keeps its numbers in."""
+    if is_sharded(tensor) or not is_traceable_wrapper_subclass(tensor):
+        return {name: tensor}
+    attributes, _ = tensor.__tensor_flatten__()
+    return {f"{name}.{attribute}": getattr(tensor, attribute) for attribute in attributes}
 
 
 def write_tensors(file: HashedFile, tensors: Mapping[str, Tensor]) -> None:

@@ -65,12 +65,12 @@ def warnings_of(recipe: Recipe, tree: Node, display: str) -> list[Finding]:
             "train.pairs_per_step",
             f"train.pairs_per_step is {train.pairs_per_step}: steps this small are noisy. SimPO's authors use 128.",
         )
-    if full_tuning and model.weights_dtype in ("bf16", "fp16"):
+    if full_tuning and model.weights_dtype == "fp16":
         warn(
             "REC005",
             "model.weights_dtype",
-            f"model.weights_dtype is {model.weights_dtype} for full tuning: most updates are smaller than the last"
-            f" digit of such a weight and are lost at learning rate {rate}. Use fp32, or adapters.",
+            "model.weights_dtype is fp16 for full tuning: most updates are smaller than the last digit of such a weight"
+            f" and are lost at learning rate {rate}. Use fp32, bf16, which is rounded stochastically, or adapters.",
         )
     if model.lora is not None and model.lora.dropout > 0:
         warn(
@@ -177,6 +177,24 @@ def refuse_output_in_input(recipe: Recipe, tree: Node, display: str) -> None:
             )
     if output.exists() and not output.is_dir():
         raise UserError(f"output_dir is {recipe.output_dir}, which is a file.", "Name a folder.", where=where)
+
+
+def refuse_mixed_optimizer(recipe: Recipe, tree: Node, display: str) -> None:
+    """8-bit moments of narrow weights are torchao's, which rounds only bf16 stochastically and has no pages."""
+    optimizer, dtype = recipe.train.optimizer, recipe.model.weights_dtype
+    if recipe.model.lora is not None or optimizer == "adamw" or dtype not in ("bf16", "fp16"):
+        return
+    why = {
+        "fp16": "fp16 weights lose small updates to their rounding, and 8-bit moments are for fp32 and bf16 weights",
+        "bf16": "the 8-bit moments of bf16 weights are torchao's, which have no pages",
+    }
+    if dtype == "fp16" or optimizer == "paged_adamw_8bit":
+        raise UserError(
+            f"train.optimizer is {optimizer}, and model.weights_dtype {dtype} for full tuning: {why[dtype]}.",
+            "Set model.weights_dtype to bf16 and train.optimizer to adamw_8bit, or model.weights_dtype to fp32.",
+            where=place_of(tree, ["train.optimizer", "model.weights_dtype"], display),
+            key="train.optimizer",
+        )
 
 
 def _absolute(text: str) -> Path:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from simpo_cli.errors import UserError
 from simpo_cli.names import RecipeFile, find_default, find_recipe, suggest_default
-from simpo_cli.recipe.checks import Finding, place_of, refuse_output_in_input, warnings_of
+from simpo_cli.recipe.checks import Finding, place_of, refuse_mixed_optimizer, refuse_output_in_input, warnings_of
 from simpo_cli.recipe.fields import accepts, schema_at, section_of
 from simpo_cli.recipe.interpolation import resolve
 from simpo_cli.recipe.schema import Recipe
@@ -131,6 +131,7 @@ def examine(name_or_path: str, overrides: Sequence[str] = ()) -> Examination:
         tree = with_values(tree, recipe)
         try:
             refuse_output_in_input(recipe, tree, file.display)
+            refuse_mixed_optimizer(recipe, tree, file.display)
             origins = {".".join(path): node.origin for path, node in scalars(tree)}
             shadowed = [Finding("REC012", "note", file.display, f"{note}.") for note in notes]
             warnings = (*shadowed, *warnings_of(recipe, tree, file.display))

@@ -316,8 +316,9 @@ class TrainRecipe:
     """Shape of the learning rate after the warm-up."""
     warmup_ratio: Annotated[float, checked("The authors use 0.1.", ge=0, lt=1)] = 0.1
     """Share of the steps over which the learning rate rises from 0."""
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW with betas 0.9 and 0.999, epsilon 1e-8."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW with betas 0.9 and 0.999, epsilon 1e-8. adamw holds both moments in float32, 8 bytes a trained parameter;
+    adamw_8bit in 8 bits, 2 bytes; paged_adamw_8bit too, and on CUDA they move to the host when memory runs out."""
     weight_decay: Annotated[float, checked("The authors use 0.", ge=0)] = 0.0
     """Decoupled weight decay."""
     max_grad_norm: Annotated[float, checked("The authors use 1.0.", ge=0)] = 1.0
@@ -411,7 +412,7 @@ class HealthRecipe:
     ] = 20.0
     """HEA004: a gradient norm is this many times the median of the 32 steps before it; null never warns."""
     lost_updates: _Share = 0.5
-    """HEA005: this share of the updates is lost to the rounding of bf16 or fp16 weights; null never warns."""
+    """HEA005: this share of the updates is lost to the rounding of fp16 weights; null never warns."""
     kept_change: _Share = 0.8
     """HEA006: a save in export.dtype keeps at most this share of what training changed; null never warns."""
     looping_answers: _Share = 0.3

@@ -26,7 +26,7 @@ from simpo_cli.files import disk_faults, object_in, parse, replacing, sync
 from simpo_cli.redaction import redacted_values
 
 CHECKPOINTS, IDENTITY, PROGRESS = "checkpoints", "identity.json", "progress.json"
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+WEIGHTS, OPTIMIZER, STEP_COUNTS = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
 BASE = "base"  # the model under a run's adapters, where that is a merge that nobody else has
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"

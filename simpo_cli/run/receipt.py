@@ -31,7 +31,8 @@ from simpo_cli.run.folder import REOPENED, RUN, SEAL, RunFolder, sealed
 Kind = Literal["identity", "schedule", "machine"]
 
 _SCHEDULE = {"num_epochs", "max_steps", "learning_rate", "lr_scheduler", "warmup_ratio"}
-_SCHEDULE |= {"optimizer", "weight_decay", "max_grad_norm"}
+_SCHEDULE |= {"weight_decay", "max_grad_norm"}
+_OPTIMIZER = "train.optimizer"
 # Seen by what they lead to: the machine's part, the model's files, the tokenizer, the template, the pairs.
 _SEEN_ELSEWHERE = {
     "train.tokens_per_microbatch",
@@ -254,8 +255,15 @@ def require_same_run(changes: Sequence[Change], allowed: Collection[str], run_di
     """Refuse to resume another run's checkpoint.
 
     Raises:
-        UserError: an identity change is not allowed by name; all of them are named.
+        UserError: an identity change is not allowed by name, and all of them are named; or the optimizer is another.
     """
+    for change in changes:
+        if change.key == _OPTIMIZER:
+            raise UserError(
+                f"{run_dir} cannot be resumed: {change.sentence}, and the state of one is of no use to the other.",
+                "Put train.optimizer back, or start anew with --fresh.",
+                key=_OPTIMIZER,
+            )
     refused = [change for change in changes if change.kind == "identity" and change.key not in allowed]
     if refused:
         options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(change.key for change in refused))
@@ -273,7 +281,10 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
         is_path = section == "data" and key.endswith(".path")
         is_free = section in _FREE or key in _SEEN_ELSEWHERE or is_path
         is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
-        if before.get(key) == now.get(key) or is_free or is_same_margin:
+        is_same_state = key == _OPTIMIZER and all(
+            str(recipe.get(key)).endswith("adamw_8bit") for recipe in (before, now)
+        )
+        if before.get(key) == now.get(key) or is_free or is_same_margin or is_same_state:
             continue
         kind: Kind = "schedule" if key.removeprefix("train.") in _SCHEDULE else "identity"
         changes.append(Change(key, kind, f"{key} is {_in_words(now.get(key))}, was {_in_words(before.get(key))}"))

@@ -75,7 +75,7 @@ def build(
     budget = run.budget
     if check.packing != run.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
-    optimizer = make_optimizer(policy, recipe.train)
+    optimizer = make_optimizer(policy, recipe.train, recipe.seed)
     start_moments(optimizer)
     stored = export_dtype(recipe, run.source)
     narrows = recipe.model.lora is None and stored.itemsize < run.weights.itemsize

@@ -19,7 +19,15 @@ from simpo_cli.model.device import Precision
 from simpo_cli.model.memory import MemoryNeed, Strategy, Workload, choose_budget, is_worth_checkpointing
 from simpo_cli.model.source import DTYPE_NAMES
 from simpo_cli.recipe.schema import Recipe
-from simpo_cli.train.run_plan import Inputs, RunPlan, bytes_on_disk, fullest_step, inputs_of, workload_of
+from simpo_cli.train.run_plan import (
+    Inputs,
+    RunPlan,
+    bytes_on_disk,
+    fullest_step,
+    inputs_of,
+    why_not_sharded,
+    workload_of,
+)
 
 SIZES_GB = (24, 48, 80, 141)
 """Devices that are looked at. One of 24 GB has 24e9 bytes for tensors: what it has beyond is left to CUDA and NCCL."""
@@ -102,6 +110,8 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
     """The document of `simpo plan`, see docs/plan.md; `timing` is what `timing.measure` found."""
     recipe, source, parameters, weights, _, _ = survey.inputs
     checkpoints, checkpoint, model = bytes_on_disk(recipe, source, parameters, weights)
+    can_shard = not why_not_sharded(recipe, source)
+    set_ups = [(strategy, count) for strategy, count in _SET_UPS if strategy != "fsdp2" or can_shard]
     return {
         "schema_version": 1,
         "tool": {"name": "simpo", "version": simpo_cli.__version__},
@@ -114,10 +124,8 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
             "quantization": source.quantization,
         },
         "run": _run(survey),
-        "memory": [_least(survey, strategy, count) for strategy, count in _set_ups(survey)],
-        "devices": [
-            _on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in _set_ups(survey)
-        ],
+        "memory": [_least(survey, strategy, count) for strategy, count in set_ups],
+        "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in set_ups],
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": checkpoint,
@@ -150,12 +158,6 @@ def _run(survey: Survey) -> dict[str, Any]:
         "packing": survey.packing,
         "saved_share": 1 - tokens / padded,
     }
-
-
-def _set_ups(survey: Survey) -> list[tuple[Strategy, int]]:
-    """Strategies that the run can have, each with a number of devices."""
-    is_quantised = survey.inputs.source.quantization is not None
-    return [(strategy, count) for strategy, count in _SET_UPS if not (is_quantised and strategy == "fsdp2")]
 
 
 def _least(survey: Survey, strategy: Strategy, count: int) -> dict[str, Any]:

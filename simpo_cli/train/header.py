@@ -11,10 +11,12 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
 from simpo_cli.formatting import share_cell, weights_in_words
-from simpo_cli.model.source import DTYPE_NAMES
+from simpo_cli.model.moments import is_held_in_8_bits, package_of
+from simpo_cli.model.source import DTYPE_NAMES, trained_dtype
 from simpo_cli.recipe.schema import DataSource, loss_terms
 from simpo_cli.run.events import Note, RunHeader
 from simpo_cli.train.run_plan import RunPlan
+from simpo_cli.versions import installed_version
 
 _SHOWN = 90  # characters of each part of the example
 
@@ -71,6 +73,7 @@ def header(run: RunPlan) -> RunHeader:
             f"learning rate {recipe.train.learning_rate:g}, {recipe.train.lr_scheduler}, "
             f"warm-up {recipe.train.warmup_ratio:g}",
         ),
+        *_optimizer(run),
         ("", _packing(run)),
         ("memory", run.memory),
     ]
@@ -92,6 +95,21 @@ def _adapter(run: RunPlan) -> list[tuple[str, str]]:
     else:
         what = "merged into it, and all weights trained" if model.lora is None else "merged into it under a new one"
     return [("", f"an adapter ({source.adapter}) on {source.adapter_base.name}, {what}")]
+
+
+def _optimizer(run: RunPlan) -> list[tuple[str, str]]:
+    """How moments are held and weights rounded, where that is not float32 throughout."""
+    name, trained = run.recipe.train.optimizer, trained_dtype(run.recipe.model)
+    if (package := package_of(name, trained)) is not None:
+        in_8_bits = [s for s in run.parameters.trained_sizes if is_held_in_8_bits(s, whole_blocks=trained.itemsize < 4)]
+        share = sum(in_8_bits) / max(1, run.parameters.trainable)
+        moments = f"{name} of {package} {installed_version(package)}, {100 * share:.0f} % of the moments in 8 bits"
+    elif trained == torch.float32:
+        return []
+    else:
+        moments = f"{name}, moments in float32"
+    rounding = {torch.bfloat16: "; bfloat16 weights are rounded stochastically"}
+    return [("", moments + rounding.get(trained, ""))]
 
 
 def _spread(run: RunPlan) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.policy import Policy, trainable
-from simpo_cli.model.rounding import WeightSample, step_counting_lost
+from simpo_cli.model.rounding import WeightSample, loses_updates, step_counting_lost
 from simpo_cli.model.shares import Share
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.run.events import EvalRecord, Observer, StepRecord
@@ -157,12 +157,12 @@ def _has_dropout(recipe: Recipe) -> bool:
 
 
 def _update(training: Training) -> float | None:
-    """Take the optimizer's step; where weights are narrower than float32, return the share of updates that it lost."""
+    """Take the optimizer's step; where it rounds weights to the nearest, return the share of updates that it lost."""
     weights = trainable(training.policy)
-    if all(weight.dtype == torch.float32 for weight in weights.values()):
-        training.optimizer.step()
-        return None
-    return step_counting_lost(training.optimizer, weights)
+    if loses_updates(weights):
+        return step_counting_lost(training.optimizer, weights)
+    training.optimizer.step()
+    return None
 
 
 def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:

@@ -32,6 +32,7 @@ from simpo_cli.model.memory import (
     is_worth_checkpointing,
     require_memory,
 )
+from simpo_cli.model.moments import package_of
 from simpo_cli.model.rounding import export_dtype
 from simpo_cli.model.source import (
     DTYPE_NAMES,
@@ -41,6 +42,7 @@ from simpo_cli.model.source import (
     require_lengths,
     require_trainable,
     start_model,
+    trained_dtype,
     weights_dtype,
 )
 from simpo_cli.publish.export import keeps_merged
@@ -52,12 +54,12 @@ from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
-from simpo_cli.train.optimizer import state_size
+from simpo_cli.train.optimizer import require_optimizer, state_size, why_whole
 from simpo_cli.versions import installed_version
 
 PACKAGES = (
     *("simpo-cli", "torch", "transformers", "tokenizers", "accelerate"),
-    *("peft", "liger-kernel", "bitsandbytes", "datasets", "omegaconf"),
+    *("peft", "liger-kernel", "datasets", "omegaconf", "bitsandbytes", "torchao"),
 )
 QUICK = "--quick"
 """Why a smoke run has no numbers, wherever they would stand."""
@@ -156,6 +158,9 @@ class RunPlan:
         }
         if data.tokenizer.dates:
             plan["rendered_at"] = data.tokenizer.moment.isoformat()
+        moments = package_of(self.recipe.train.optimizer, trained_dtype(self.recipe.model))
+        weights = "bitsandbytes" if self.source.quantization is not None else None
+        packages = sorted({package for package in (moments, weights) if package is not None})
         fuses = self.accelerator.device.type == "cuda" and self.packing == "shared_prefix" and not self.compiled
         sides = {"train": data.train_source, "eval": data.eval_source}
         return Identity(
@@ -174,7 +179,7 @@ class RunPlan:
                 **({"strategy": self.strategy, "ranks": self.num_ranks} if self.strategy != "none" else {}),
                 "packing": self.packing,
                 "liger": liger_version() if fuses else None,
-                **({"bitsandbytes": content["versions"]["bitsandbytes"]} if self.source.quantization else {}),
+                **{package: content["versions"][package] for package in packages},
                 **({"compiled": True} if self.compiled else {}),
                 "tokens_per_microbatch": self.budget,
                 "gradient_checkpointing": self.checkpointing,
@@ -220,6 +225,7 @@ def prepare(
 
     def usable_inputs() -> Inputs:
         require_trackers(recipe.tracking.report_to)
+        require_optimizer(recipe, accelerator.device)
         return inputs_of(recipe, moment)
 
     inputs = ranks.together(usable_inputs, "preparing the data")
@@ -239,7 +245,7 @@ def prepare(
     workload = workload_of(inputs, longest_row, accelerator.device, compute, _available(accelerator.device, num_ranks))
     workload = replace(workload, ranks=num_ranks or ranks.world_size(), cpu_offload=recipe.distributed.cpu_offload)
     longest = int(tokens_of_each(data.scored, packing).max())
-    strategy = _strategy(recipe, workload, longest)
+    strategy = _strategy(recipe, source, workload, longest)
     workload = replace(workload, strategy=strategy)
     plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
@@ -348,6 +354,7 @@ def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute:
         longest_row=longest_row,
         device=device,
         available=available,
+        optimizer=inputs.recipe.train.optimizer,
     )
 
 
@@ -363,7 +370,7 @@ def _available(device: torch.device, num_ranks: int | None) -> int:
     return ranks.smallest(available_bytes(device) // here, "comparing the memory")
 
 
-def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
+def _strategy(recipe: Recipe, source: ModelSource, work: Workload, longest: int) -> Strategy:
     """How the policy is spread over the ranks.
 
     Args:
@@ -372,7 +379,7 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
     Raises:
         UserError: the recipe asks for what this machine, or this model, cannot do.
     """
-    wanted, lora, quantization = recipe.distributed.strategy, recipe.model.lora, work.quantization
+    wanted = recipe.distributed.strategy
     if work.ranks == 1 and wanted != "fsdp2":
         return "none"
     if wanted == "none":
@@ -386,20 +393,25 @@ def _strategy(recipe: Recipe, work: Workload, longest: int) -> Strategy:
         wanted = choose_strategy(work, longest=longest, may_checkpoint=may_checkpoint)
     if wanted == "ddp":
         return "ddp"
-    for key, is_set, why in (
-        ("distributed.cpu_offload", work.cpu_offload and work.device.type == "cpu", "there is no card"),
-        ("model.quantization", quantization is not None, "codes of quantised weights are not sharded"),
-        ("model.lora.use_dora", lora is not None and lora.use_dora, "DoRA begins from whole weights, which it shards"),
-        (
-            "model.lora.init",
-            lora is not None and lora.init == "pissa",
-            "PiSSA begins from whole weights, which it shards",
-        ),
-        ("model.compile", recipe.model.compile is True, "layers are gathered and let go of as they run"),
-    ):
-        if is_set:
-            raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
+    reasons = why_not_sharded(recipe, source)
+    if work.cpu_offload and work.device.type == "cpu":
+        reasons["distributed.cpu_offload"] = "there is no card"
+    for key, why in reasons.items():
+        raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
     return "fsdp2"
+
+
+def why_not_sharded(recipe: Recipe, source: ModelSource) -> dict[str, str]:
+    """Why fsdp2 cannot shard a run, by the keys of the recipe that speak against it; nothing where it can."""
+    lora, moments = recipe.model.lora, why_whole(recipe)
+    found = {
+        "model.quantization": source.quantization and "codes of quantised weights are not sharded",
+        "model.lora.use_dora": lora and lora.use_dora and "DoRA begins from whole weights, which it shards",
+        "model.lora.init": lora and lora.init == "pissa" and "PiSSA begins from whole weights, which it shards",
+        "model.compile": recipe.model.compile is True and "layers are gathered and let go of as they run",
+        "train.optimizer": moments,
+    }
+    return {key: why for key, why in found.items() if why}
 
 
 def bytes_on_disk(
@@ -408,7 +420,7 @@ def bytes_on_disk(
     """How many checkpoints a run has on the disk at once, the bytes of each, and those of the model that it writes."""
     # one more than are kept, while the oldest waits for the newest; without `every`, that of step 0 and the last
     checkpoints = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
-    each = state_size(parameters.trainable, weights.itemsize if recipe.model.lora is None else 4)
+    each = state_size(recipe, parameters)
     merged = parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0
     return checkpoints, each, parameters.total * export_dtype(recipe, source).itemsize + merged
 

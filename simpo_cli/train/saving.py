@@ -19,7 +19,6 @@ from simpo_cli.distributed.sharded import reshard
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import MalformedError, disk_faults, how_to_mend
 from simpo_cli.model.not_finite import require_finite_state
-from simpo_cli.model.policy import trainable
 from simpo_cli.model.tensor_file import TensorMismatchError
 from simpo_cli.run.checkpoint import CheckpointWriter, rotate
 from simpo_cli.run.documents import LaterVersionError, of_shape, receipt_of
@@ -38,7 +37,7 @@ from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, Manifest,
 from simpo_cli.run.receipt import Change, Identity, RunReceipt, command_to_resume
 from simpo_cli.stages import stage
 from simpo_cli.train.loop import Training
-from simpo_cli.train.optimizer import load_state, save_state, state_size
+from simpo_cli.train.optimizer import load_state, save_state, saved_size
 
 _SMALL_FILES = 2**20  # identity, progress and manifest, with room
 
@@ -88,8 +87,7 @@ class CheckpointSaver:
         self._folder, self._training, self._receipt, self._identity = folder, training, receipt, identity
         self._parent = folder.path / CHECKPOINTS
         self._started = time.perf_counter() - (loaded.progress.seconds if loaded else 0.0)
-        trained = trainable(training.policy).values()
-        self._bytes = _SMALL_FILES + sum(state_size(one.numel(), one.element_size()) for one in trained)
+        self._bytes = _SMALL_FILES + saved_size(training.policy, training.optimizer)
         self.saved_at = loaded.step if loaded else None
 
     @property

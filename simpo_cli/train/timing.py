@@ -19,7 +19,7 @@ from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
 from simpo_cli.stages import stage
 from simpo_cli.train.forecast import Survey, tokens_of_run
-from simpo_cli.train.optimizer import make_optimizer, start_moments
+from simpo_cli.train.optimizer import make_optimizer, require_optimizer, start_moments
 from simpo_cli.train.step import accumulate
 
 _MICROBATCHES, _UPDATES = 9, 3  # that are timed
@@ -37,6 +37,7 @@ def measure(survey: Survey) -> dict[str, Any]:
     recipe = survey.inputs.recipe
     accelerator, compute = open_accelerator(recipe)
     device = accelerator.device
+    require_optimizer(recipe, device)
     need, budget, checkpointing = survey.fitted(survey.workload(device, compute, available_bytes(device)))
     require_memory(need, budget, adapters=recipe.model.lora is not None, checkpointing=checkpointing)
 

@@ -65,9 +65,9 @@ def state_of(seed: int) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, parameter in trainable(Small()).items():
-        for key in ("", ".exp_avg", ".exp_avg_sq"):
-            state[name + key] = torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
-        state[f"{name}.step"] = torch.tensor(float(seed))
+        state[name] = torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+        for key in ("exp_avg", "exp_avg_sq"):  # float32, as one of the weights is narrower
+            state[f"{name}.{key}"] = torch.randn(parameter.shape, generator=draw)
     return state
 
 
@@ -91,11 +91,15 @@ def fill(model: nn.Module, optimizer: optim.Optimizer, seed: int) -> None:
     expected = state_of(seed)
     for name, tensor in _tensors(model, optimizer).items():
         local(tensor).detach().copy_(_part(expected[name], tensor))
+    for state in optimizer.state.values():
+        state["step"] = seed
 
 
 def _tensors(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Tensor]:
     weights = trainable(model)
-    moments = {f"{name}.{key}": one for name in weights for key, one in optimizer.state[weights[name]].items()}
+    moments = {
+        f"{name}.{key}": optimizer.state[weights[name]][key] for name in weights for key in ("exp_avg", "exp_avg_sq")
+    }
     return weights | moments
 
 
@@ -108,6 +112,7 @@ def differing(model: nn.Module, optimizer: optim.Optimizer, seed: int) -> list[s
     expected = state_of(seed)
     tensors = _tensors(model, optimizer)
     assert tensors.keys() == expected.keys()
+    assert {state["step"] for state in optimizer.state.values()} == {seed}
     return [name for name, tensor in tensors.items() if not torch.equal(local(tensor), _part(expected[name], tensor))]
 
 
@@ -150,6 +155,23 @@ def reading(place: Path, sizes: tuple[int, ...]) -> dict[str, list[str]]:
             load_state(open_checkpoint(place / saved / "step-00000003"), model, optimizer)
             seen[f"{saved} as {kind}"] = differing(model, optimizer, 3)
     return seen
+
+
+def moving(place: Path) -> None:
+    """Three steps of each kind of training, with gradients that all ranks have."""
+    for kind in KINDS:
+        model, optimizer = training(kind, seed=5)
+        for state in optimizer.state.values():
+            local(state["exp_avg_sq"]).abs_()
+        for step in range(3):
+            gradients = state_of(6 + step)
+            for name, weight in trainable(model).items():
+                weight.grad = torch.zeros_like(weight)
+                local(weight.grad).copy_(_part(gradients[name], weight))
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            optimizer.step()
+        save(place / f"moved-{kind}-{ranks.world_size()}", 3, model, optimizer)
 
 
 @contextmanager
@@ -333,6 +355,7 @@ def main(place: Path) -> None:
     seen: dict[str, Any] = {
         "written": {size: crew(size, lambda: writing(place)) for size in SIZES},
         "read": {size: crew(size, lambda: reading(place, SIZES)) for size in SIZES},
+        "moved": {size: crew(size, lambda: moving(place)) for size in SIZES},
         "disks": crew(2, lambda: disks(place)),
         "run": crew(2, lambda: a_run(place)),
         "resumed by one": crew(1, lambda: resumed(place / "run", "whole")),

@@ -55,7 +55,8 @@ def test_every_rank_writes_whole_tensors_which_together_are_all(place: Path) -> 
             folder = place / f"{kind}-{size}" / "step-00000003"
             ends = [""] if size == 1 else [f"-r{rank}" for rank in range(size)]
             parts = [folder / f"{stem}{end}.safetensors" for end in ends for stem in ("weights", "optimizer")]
-            assert names(folder) == sorted([*(part.name for part in parts), "progress.json", "manifest.json"])
+            others = ["optimizer.json", "progress.json", "manifest.json"]
+            assert names(folder) == sorted([*(part.name for part in parts), *others])
             found = [(name, tensor) for part in parts for name, tensor in load_file(part).items()]
             assert sorted(name for name, _ in found) == sorted(expected)
             assert all(torch.equal(tensor, expected[name]) for name, tensor in found)
@@ -72,6 +73,18 @@ def test_a_rank_holds_no_more_than_one_tensor_whole(seen: dict[str, Any]) -> Non
 def test_any_number_of_ranks_reads_what_any_number_has_written(seen: dict[str, Any]) -> None:
     right = {f"{one}-{size} as {kind}": [] for one in KINDS for size in SIZES for kind in KINDS}
     assert seen["read"] == {str(size): [right] * size for size in SIZES}
+
+
+def test_ranks_and_shards_round_narrow_weights_alike(place: Path, seen: dict[str, Any]) -> None:
+    assert seen["moved"] == {str(size): [None] * size for size in SIZES}
+    states = []
+    for kind in KINDS:
+        for size in SIZES:
+            files = (place / f"moved-{kind}-{size}" / "step-00000003").glob("*.safetensors")
+            states.append({name: tensor for file in files for name, tensor in load_file(file).items()})
+    assert states[0]["narrow.weight"].dtype == torch.bfloat16
+    for state in states[1:]:
+        assert all(torch.equal(tensor, state[name]) for name, tensor in states[0].items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -272,6 +272,9 @@ def be_ready_to_fork() -> None:
     import simpo_cli.report.run_page
     import simpo_cli.report.watch
     import simpo_cli.train.session
+    from simpo_cli.model.quantised import bitsandbytes
+
+    bitsandbytes()
 
     simpo_cli.distributed.launch._SECONDS_FOR_THE_TELLER = 0.0  # nobody ends the others when one of them ends
     get_checkpoint_conversion_mapping("llama")  # a process makes this table once, before it loads its first model

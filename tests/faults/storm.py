@@ -6,9 +6,10 @@ unbroken run, and the next run begins, with no tokens in the cache. The first ru
 instants counted in phases, so that it hardly moves from one to the next. Time passes quickly in some phases, and few
 instants fall into them: a third of the kills is aimed, and strikes each phase as often as any other.
 
-Several storms go on side by side, each in a folder of its own. What they have seen is a few numbers, and a run is
-removed once it was compared, so a storm may last for days. After it come the signals that stop a run in every phase,
-and the state machine.
+Several storms go on side by side, each in a folder of its own, and they take turns with the optimizers: plain AdamW,
+8-bit moments of bitsandbytes, and those of torchao with weights that are rounded stochastically. What they have seen is
+a few numbers, and a run is removed once it was compared, so a storm may last for days. After it come the signals that
+stop a run in every phase, and the state machine.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -60,6 +61,7 @@ _MOST_FINDINGS = 20
 _INTERRUPTIONS_OF_ONE_RUN = 50
 _OF_EACH_STEP = (TRAINING, EVALUATION, SAVE, ROTATION, BETWEEN)
 _ONE_AIMED_IN = 3
+OPTIMIZERS = ((), ("train.optimizer=adamw_8bit",), ("train.optimizer=adamw_8bit", "model.weights_dtype=bf16"))
 
 
 @dataclass
@@ -101,12 +103,12 @@ class Tally:
 
 
 class Storm:
-    """A storm over runs of so many epochs, nine steps each, in one place."""
+    """A storm over runs of so many epochs, nine steps each, with some settings, in one place."""
 
-    def __init__(self, children: Children, seed: int, epochs: int = 1) -> None:
+    def __init__(self, children: Children, seed: int, epochs: int = 1, settings: Sequence[str] = ()) -> None:
         self.tally = Tally()
         self._children, self._draw = children, random.Random(seed)
-        self._command = ("train", "run.yaml", "--resume", f"train.num_epochs={epochs}")
+        self._command = ("train", "run.yaml", "--resume", f"train.num_epochs={epochs}", *settings)
         self._run, self._cache = children.place / "runs" / "run", children.place / "cache"
         self._struck_in = set[str]()
         shutil.rmtree(self._run, ignore_errors=True)  # what others have left there
@@ -214,7 +216,7 @@ def rage(
     def one(number: int) -> None:
         mine = kills // lanes + (number < kills % lanes)
         with Children(make_place(folder / f"lane-{number}")) as children:
-            storm = Storm(children, seed + number, epochs)
+            storm = Storm(children, seed + number, epochs, OPTIMIZERS[number % len(OPTIMIZERS)])
             storms.append(storm)
             if number == 0 and mine > _INTERRUPTIONS_OF_ONE_RUN:
                 storm.interrupt_one_run(_INTERRUPTIONS_OF_ONE_RUN)
@@ -261,7 +263,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3, help="length of a run; nine steps, each with a save, are one")
-    parser.add_argument("--lanes", type=int, default=min(4, os.cpu_count() or 1), help="storms side by side")
+    parser.add_argument("--lanes", type=int, default=max(3, min(4, os.cpu_count() or 1)), help="storms side by side")
     parser.add_argument("--events", type=int, default=8, help="runs of the state machine, of up to six events each")
     options = parser.parse_args()
     quiet_libraries()

@@ -26,7 +26,7 @@ from tests.faults.machine import few_or_many, machine_for
 from tests.faults.phases import LOADING, PHASES, RESUMING, TOKENIZING, Interruption
 from tests.faults.same_run import Content, content_of
 from tests.faults.signals import COMMAND, MOMENTS, Moment, stop_and_go_on
-from tests.faults.storm import ALL, Storm
+from tests.faults.storm import ALL, OPTIMIZERS, Storm
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,9 @@ def unstopped(children: Children) -> Content:
     return content_of(run)
 
 
-def test_kills_at_random_instants_lose_nothing(children: Children) -> None:
-    storm = Storm(children, seed=5)
+@pytest.mark.parametrize("settings", OPTIMIZERS[::2], ids=["adamw", "torchao"])
+def test_kills_at_random_instants_lose_nothing(children: Children, settings: tuple[str, ...]) -> None:
+    storm = Storm(children, seed=5, settings=settings)
     storm.interrupt_one_run(3)
     storm.strike_in_each_phase()
     storm.kill(3)

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +21,10 @@ from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import MOST_KERNEL_DIFFERENCE, CheckPairs, SelfCheck, choose_packing
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import LossRecipe, TrainRecipe
-from simpo_cli.train.optimizer import make_optimizer, start_moments
+from simpo_cli.run.checkpoint import commit
+from simpo_cli.train.optimizer import load_state, make_optimizer, save_state, start_moments
 from tests.gpu import models
-from tests.gpu.check import MissingError, Place, require
+from tests.gpu.check import MissingError, Place, need, require
 from tests.model.reference import gradients, plain_attention, relative, response_logps, simpo_loss_backward
 
 LOSS = LossRecipe()
@@ -266,3 +270,49 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
         available=0,
     )
     return workload.training(checkpointing=setting.checkpointing).total(tokens), measured
+
+
+# The optimizer's state
+
+
+def lean_state(place: Place) -> tuple[str, dict[str, Any]]:
+    """8-bit moments, pages and narrow weights: a state that is saved and loaded amid eight steps gives equal bits."""
+    need("bitsandbytes")
+    need("torchao")
+    f32, bf16 = torch.float32, torch.bfloat16
+    kinds: list[tuple[Any, torch.dtype]] = [("adamw", bf16), ("adamw_8bit", f32), ("adamw_8bit", bf16)]
+    kinds += [("paged_adamw_8bit", f32)] if place.on_cuda else []
+    rows: list[dict[str, Any]] = []
+    for name, dtype in kinds:
+        place.release()
+        weights, optimizer = _weights_and_optimizer(name, dtype, place)
+        _step(weights, optimizer, range(4))
+        with TemporaryDirectory() as folder:
+            saved = commit(Path(folder, "all"), 4, partial(save_state, policy=weights, optimizer=optimizer), {})
+            others, other = _weights_and_optimizer(name, dtype, place)
+            load_state(saved, others, other)
+        for trained, moved in ((weights, optimizer), (others, other)):
+            _step(trained, moved, range(4, 8))
+        differing = sum(int((one != two).sum()) for one, two in zip(weights, others, strict=True))
+        rows.append({"optimizer": name, "weights": str(dtype), "differing": differing})
+    facts = {"rows": rows}
+    require(all(row["differing"] == 0 for row in rows), "a state that was loaded moves weights elsewhere", facts)
+    return f"{len(rows)} kinds of state go on with the same bits once they are loaded", facts
+
+
+def _weights_and_optimizer(name: Any, dtype: torch.dtype, place: Place) -> tuple[nn.ParameterList, Any]:
+    draw = torch.Generator().manual_seed(0)
+    sizes = (3000, 4096 * 3 + 1, 2**16 if place.tiny else 2**22)  # bitsandbytes pages what has 100,000 numbers
+    weights = nn.ParameterList([0.02 * torch.randn(size, generator=draw).to(place.device, dtype) for size in sizes])
+    optimizer = make_optimizer(weights, TrainRecipe(optimizer=name), seed=1)
+    start_moments(optimizer)
+    return weights, optimizer
+
+
+def _step(weights: nn.ParameterList, optimizer: Any, steps: range) -> None:
+    optimizer.param_groups[0]["lr"] = 1e-4
+    for step in steps:
+        draw = torch.Generator().manual_seed(step)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=draw).to(weight.device, weight.dtype)
+        optimizer.step()

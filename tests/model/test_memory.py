@@ -182,6 +182,26 @@ def test_sixteen_bytes_for_a_trainable_float32_parameter(
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "weights", "sizes", "moments"),
+    [
+        ("adamw", BF16, (8192, 100), 8 * 8292),  # float32, whatever the weights are
+        ("adamw_8bit", FP32, (8192, 100), 2 * (8192 + 4 * 32 + 1024) + 8 * 100),
+        ("adamw_8bit", FP32, (4097,), 2 * (4097 + 4 * 17 + 1024)),
+        ("adamw_8bit", BF16, (4097,), 8 * 4097),  # no whole blocks
+        ("paged_adamw_8bit", FP32, (4096, 4095), 2 * (4096 + 4 * 16 + 1024) + 8 * 4095),
+    ],
+)
+def test_two_bytes_for_a_parameter_whose_moments_are_8_bits(
+    optimizer: str, weights: torch.dtype, sizes: tuple[int, ...], moments: int
+) -> None:
+    total = sum(sizes)
+    counts = ParameterCounts(total, total, 0, 0, trained_sizes=sizes)
+    work = _workload(tiny_config(), counts, weights=weights, compute=BF16, optimizer=optimizer)
+    need = work.training(checkpointing=False)
+    assert (need.weights, need.gradients, need.optimizer) == (*[total * weights.itemsize] * 2, moments)
+
+
+@pytest.mark.parametrize(
     ("weights", "compute", "lora_rank", "each"),
     [
         (FP32, BF16, None, 6),  # a copy and the gradient

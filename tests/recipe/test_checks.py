@@ -2,6 +2,7 @@
 
 import pytest
 
+from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import LossRecipe, loss_terms
 from tests.recipe.conftest import Write
@@ -24,7 +25,7 @@ BASE = "name: a\nmodel:\n  path: org/model\ndata: {train: org/pairs}\n"
         ("loss:\n  beta: 0.1\n  gamma: 0.5", [], [("REC002", "r.yaml:7"), ("REC003", "r.yaml:6")]),
         ("train: {pairs_per_step: 8}", [], []),
         ("train: {pairs_per_step: 4}", [], [("REC004", "r.yaml:5")]),
-        ("", ["model.weights_dtype=bf16"], [("REC005", "override 1")]),
+        ("", ["model.weights_dtype=bf16"], []),
         ("", ["model.weights_dtype=fp16"], [("REC005", "override 1")]),
         ("", ["model.weights_dtype=bf16", "model.lora.rank=8", "train.learning_rate=1e-5"], []),
         ("", ["model.lora.dropout=0.1", "train.learning_rate=1e-5"], [("REC006", "override 1")]),
@@ -84,3 +85,24 @@ def test_a_remark_is_made_where_it_belongs(
 )
 def test_every_term_is_named(loss: LossRecipe, words: str) -> None:
     assert loss_terms(loss) == words
+
+
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "why"),
+    [
+        ("fp16", "adamw_8bit", "fp16 weights lose small updates to their rounding"),
+        ("fp16", "paged_adamw_8bit", "fp16 weights lose small updates to their rounding"),
+        ("bf16", "paged_adamw_8bit", "the 8-bit moments of bf16 weights are torchao's, which have no pages"),
+    ],
+)
+def test_8_bit_moments_are_refused_for_weights_that_they_do_not_go_with(
+    dtype: str, optimizer: str, why: str, write: Write
+) -> None:
+    write("r", BASE)
+    settings = [f"model.weights_dtype={dtype}", f"train.optimizer={optimizer}"]
+    with pytest.raises(
+        UserError, match=f"override 2: train.optimizer is {optimizer}, and .* {dtype} .*: {why}"
+    ) as caught:
+        compose("r.yaml", settings)
+    assert caught.value.exit_code == ExitCode.USAGE
+    compose("r.yaml", [*settings, "model.lora={}"])  # whose adapters are float32

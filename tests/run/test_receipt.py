@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from simpo_cli.data.prepare import make_plan, prepare_data
+from simpo_cli.errors import UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import (
     CheckpointRecipe,
@@ -22,7 +23,7 @@ from simpo_cli.recipe.schema import (
 )
 from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run import receipt
-from simpo_cli.run.receipt import Identity, ledger, ledgers
+from simpo_cli.run.receipt import Identity, ledger, ledgers, require_same_run
 from simpo_cli.train import run_plan
 from tests.train.runs import tiny_runs
 
@@ -111,6 +112,17 @@ def test_keys_of_the_recipe(recipe: Recipe, expected: list[tuple[str, str]]) -> 
 )
 def test_what_a_run_reads_and_runs_on(changes: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert _said(_identity(**changes)) == expected
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw_8bit", "paged_adamw_8bit"), ("adamw", "paged_adamw_8bit")])
+def test_moments_may_get_pages_and_otherwise_stay_what_they_are(before: Any, now: Any) -> None:
+    then, there = (_identity(replace(RECIPE, train=TrainRecipe(optimizer=name))) for name in (before, now))
+    changes = there.changes_since(then)
+    if before == "adamw_8bit":
+        assert changes == []
+        return
+    with pytest.raises(UserError, match=f"x cannot be resumed: train.optimizer is {now}, was adamw, and the state"):
+        require_same_run(changes, ["train.optimizer"], "x")
 
 
 def test_a_changed_file_is_named() -> None:

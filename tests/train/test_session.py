@@ -143,11 +143,11 @@ def test_a_folder_that_is_no_run_is_never_touched(tiny: Runs) -> None:
 
 
 def test_a_dry_run_writes_nothing_and_warns_once_of_narrow_weights(tiny: Runs) -> None:
-    memory = tiny.train("run", "model.weights_dtype=bf16", dry_run=True)
+    memory = tiny.train("run", "model.weights_dtype=fp16", dry_run=True)
     assert memory.outcome is None
     assert not (tiny.folder / "run").exists()
     assert "memory" in memory.lines
-    [warned] = [note for note in memory.notes if "bf16" in note or "bfloat16" in note]
+    [warned] = [note for note in memory.notes if "fp16" in note or "float16" in note]
     assert "REC005" in warned
 
 
