@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,21 +45,20 @@ def require_quant() -> None:
 def bitsandbytes() -> Any:
     """The library, imported without a package `kernels`, by which it would fetch compiled code from the hub."""
     with _without("kernels"):
-        import bitsandbytes as library
-    return library
+        return import_module("bitsandbytes")
 
 
 @contextmanager
 def _without(package: str) -> Iterator[None]:
-    """A block in which a package that is not imported yet cannot be."""
-    is_imported = package in sys.modules
-    if not is_imported:
-        sys.modules[package] = None  # type: ignore[assignment]  # which is how Python marks it
+    """A block in which a package cannot be imported, whether it was before or not."""
+    hidden = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]  # which is how Python marks it
     try:
         yield
     finally:
-        if not is_imported:
-            del sys.modules[package]
+        del sys.modules[package]
+        if hidden is not None:
+            sys.modules[package] = hidden
 
 
 def import_before_peft() -> None:

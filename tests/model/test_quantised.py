@@ -1,11 +1,9 @@
 """Adapters beside quantised weights compute what they would beside the plain weights that those stand for."""
 
-import builtins
 import copy
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -230,26 +228,17 @@ def test_kinds_of_bitsandbytes_that_are_not_read_are_named(tmp_path: Path) -> No
         find_model(str(folder))
 
 
-def test_compiled_code_of_the_hub_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes does where a package `kernels` is installed; its import is told that there is none."""
-    asked: list[str] = []
-    kernels: Any = ModuleType("kernels")
-    kernels.get_kernel = lambda name, **_: asked.append(name)
-
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, *_: Any) -> None:
-            if name == "kernels":
-                asked.append(name)
-
-    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
-    with quantised._without("kernels"), pytest.raises(ModuleNotFoundError):
-        builtins.__import__("kernels")
-    assert asked == []
-    assert "kernels" not in sys.modules
-    with pytest.raises(ModuleNotFoundError):
-        builtins.__import__("kernels")
-    assert asked == ["kernels"]
+def test_bitsandbytes_is_imported_without_its_look_at_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its import takes a package `kernels` for leave to fetch compiled code; ours hides that one for a moment."""
+    fetching = object()
+    monkeypatch.setitem(sys.modules, "kernels", fetching)
+    seen: list[Any] = []
+    monkeypatch.setattr(quantised, "import_module", lambda _: seen.append(sys.modules["kernels"]))
+    quantised.bitsandbytes.cache_clear()
+    quantised.bitsandbytes()
+    quantised.bitsandbytes.cache_clear()  # which is that of the test now
+    assert seen == [None]
+    assert sys.modules["kernels"] is fetching
 
 
 def test_copies_have_weights_of_their_own(tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_liger_is_part_of_it_where_its_kernels_compute(
     data.tokenizer = SimpleNamespace(dates=False)
     run: Any = SimpleNamespace(
         recipe=RECIPE,
+        source=SimpleNamespace(quantization=None),
         data=data,
         accelerator=SimpleNamespace(device=torch.device(device)),
         strategy="none",

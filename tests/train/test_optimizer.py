@@ -16,6 +16,7 @@ from transformers import get_scheduler
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.moments import moments_size
+from simpo_cli.model.quantised import bitsandbytes
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import TrainRecipe
 from simpo_cli.train.optimizer import (
@@ -199,6 +200,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
+    bitsandbytes.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=problem) as caught:
         require_optimizer(compose("demo", settings).recipe, torch.device("cpu"))
@@ -212,15 +214,3 @@ def test_pages_are_for_cards() -> None:
         require_optimizer(compose("demo", ["train.optimizer=paged_adamw_8bit"]).recipe, torch.device("cpu"))
     assert caught.value.exit_code == ExitCode.USAGE
     assert caught.value.key == "train.optimizer"
-
-
-def test_bitsandbytes_is_imported_without_its_look_at_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its import takes a package `kernels` for leave to fetch compiled code; ours hides that one for a moment."""
-    pytest.importorskip("bitsandbytes")
-    fetching = object()
-    monkeypatch.setitem(sys.modules, "kernels", fetching)
-    seen: list[Any] = []
-    monkeypatch.setattr("simpo_cli.model.moments.import_module", lambda _: seen.append(sys.modules["kernels"]))
-    require_optimizer(compose("demo", ["train.optimizer=adamw_8bit"]).recipe, torch.device("cpu"))
-    assert seen == [None]
-    assert sys.modules["kernels"] is fetching
