@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.packed import PackedPairs, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import (
@@ -36,7 +37,8 @@ _FEWEST_OPERATIONS = 1e17
 
 def is_worth_compiling(device: torch.device, parameters: int, tokens: int) -> bool:
     """Whether `model.compile: auto` tries it: on a card, in a run that is long enough to repay the compiler's time."""
-    return device.type == "cuda" and find_spec("triton") is not None and 6.0 * parameters * tokens > _FEWEST_OPERATIONS
+    is_long = 6.0 * parameters * tokens > _FEWEST_OPERATIONS
+    return is_long and backend_of(device).compiles and find_spec("triton") is not None
 
 
 @stage("checking compiled layers")

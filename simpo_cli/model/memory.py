@@ -28,13 +28,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import psutil
 import torch
 
 from simpo_cli.data.model_files import Quantization
 from simpo_cli.distributed.gradients import BUCKET_BYTES
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
+from simpo_cli.model.backend import backend_of, empty_caches, free_bytes
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
 from simpo_cli.model.quantised import bytes_held, bytes_in_product
@@ -43,8 +43,6 @@ _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
 # what trained layers keep, which run fused there and keep less; for what is gathered, which gloo copies; for the rest.
 _HEAP = {"layers": 4 / 3, "gathered": 4.5, "rest": 2.2}
-_MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
-_WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 # In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
 # whose memory does not come out of torch's allocator for cards.
@@ -55,6 +53,7 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",  # of segments that can grow, whose memory the driver maps
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
 )
 
 
@@ -331,11 +330,9 @@ def available_bytes(device: torch.device) -> int:
 
     What torch has cached of a card's memory counts as free: it is given back first.
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         release_memory()
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    return int(psutil.virtual_memory().available)
+    return free_bytes(device)
 
 
 def choose_budget(need: MemoryNeed, device: torch.device, longest: int) -> int:
@@ -344,7 +341,7 @@ def choose_budget(need: MemoryNeed, device: torch.device, longest: int) -> int:
     Args:
         longest: tokens that the longest pair needs by itself.
     """
-    return max(longest, need.comfortable_tokens(_MOST_TOKENS[device.type]))
+    return max(longest, need.comfortable_tokens(backend_of(device).most_tokens))
 
 
 def is_worth_checkpointing(
@@ -362,7 +359,7 @@ def is_worth_checkpointing(
     """
     if budget is not None:
         return not plain.fits(budget)
-    enough = max(longest, min(_WORTH_KEEPING[device.type], step_tokens))
+    enough = max(longest, min(backend_of(device).tokens_worth_keeping, step_tokens))
     return plain.comfortable_tokens(enough) < enough
 
 
@@ -439,8 +436,7 @@ def memory_for(what: str, fix: str) -> Iterator[None]:
 def release_memory() -> None:
     """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    empty_caches()
 
 
 def ran_out(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """The training loop. It reads as the method; what each line does is in the module of its name."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.policy import Policy, trainable
@@ -269,6 +271,7 @@ def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: fl
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory held so far: on the card, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if backend_of(device).counts_peak:
+        return int(torch.get_device_module(device).max_memory_allocated(device)) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of what the system counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

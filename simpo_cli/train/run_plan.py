@@ -20,7 +20,7 @@ from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, requir
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError, about
 from simpo_cli.model.attention.interface import why_not_shared
-from simpo_cli.model.device import Precision, device_name, multiplies_in_bf16, open_accelerator
+from simpo_cli.model.device import Precision, device_name, device_type, multiplies_in_bf16, open_accelerator, untried
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import ParameterCounts, count_parameters
 from simpo_cli.model.memory import (
@@ -224,8 +224,8 @@ def prepare(
 
     inputs = ranks.together(usable_inputs, "preparing the data")
     recipe, source, parameters, weights, data, plan = inputs
-    notes = [*_notes(recipe, source, data, plan)]
-    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
+    notes = [*filter(None, [untried(accelerator.device)]), *_notes(recipe, source, data, plan)]
+    if compute == "bf16" and not multiplies_in_bf16(device_type()):
         notes.insert(
             0, "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
         )

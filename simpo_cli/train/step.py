@@ -98,8 +98,9 @@ def accumulate(
         norm = total_norm([p.grad for p in policy.parameters() if p.grad is not None])
         in_order, [norm] = numbers.of_all(norm)
     else:
-        had = torch.tensor([p.grad is not None for p in weights], dtype=torch.float64, device=accelerator.device)
-        in_order, [flags, had] = numbers.of_all(failure.flags(accelerator.device), had)
+        flags = failure.flags(accelerator.device)
+        had = flags.new_tensor([p.grad is not None for p in weights])
+        in_order, [flags, had] = numbers.of_all(flags, had)
         failure.require_none(flags, moment)
         reduce_gradients(weights, (had > 0).tolist())
         norm = total_norm([p.grad for p in weights if p.grad is not None])

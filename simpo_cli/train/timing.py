@@ -43,8 +43,7 @@ def measure(survey: Survey) -> dict[str, Any]:
     def seconds_of(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.get_device_module(device).synchronize()
         return time.perf_counter() - started
 
     with memory_for("a micro-batch", _FREE_MEMORY):

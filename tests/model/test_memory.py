@@ -305,6 +305,7 @@ def test_what_torch_has_cached_of_a_card_is_free(monkeypatch: pytest.MonkeyPatch
         is_available=lambda: True, empty_cache=empty_cache, mem_get_info=lambda _: (100 - cached - in_cycle, 100)
     )
     monkeypatch.setattr(torch, "cuda", card)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: card)
     assert available_bytes(CUDA) == 100
 
 
