@@ -74,10 +74,10 @@ class Numbers:
         if ranks.world_size() > 1:
             placed = torch.zeros_like(self._numbers)
             placed[:, torch.tensor(self._order, dtype=torch.long, device=own.device)] = own
-            read = ranks.sum_over_ranks(torch.cat([placed.reshape(-1), *extras])).cpu()
+            read = ranks.sum_over_ranks(torch.cat([placed.reshape(-1), *extras])).cpu().double()
             in_order = read[: rows * count].view(rows, count)
         else:
-            read = torch.cat([own.reshape(-1), *extras]).cpu()
+            read = torch.cat([own.reshape(-1), *extras]).cpu().double()
             in_order = torch.empty(rows, count, dtype=torch.float64)
             in_order[:, self._order] = read[: rows * count].view(rows, count)
         summed = torch.split(read[rows * count :], [len(tensor) for tensor in extras])

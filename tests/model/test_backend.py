@@ -78,7 +78,7 @@ def test_apples_devices_are_bf16_only_where_the_system_has_it_and_only_if_asked(
 ) -> None:
     only("mps")
     for newer in (True, False):
-        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version, newer=newer: newer)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_, newer=newer: newer)
         assert choose_precision("auto", "x") == "fp32"
         if newer:
             assert choose_precision("bf16", "x") == "bf16"
@@ -96,7 +96,7 @@ def test_intels_devices_say_themselves_whether_they_multiply_in_bf16(
     assert (choose_precision("auto", "x"), choose_precision("bf16", "x")) == ("fp32", "bf16")
 
 
-def test_free_memory_of_each_type_of_device(only: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_each_type_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.psutil, "virtual_memory", lambda: SimpleNamespace(available=50))
     monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (30, 100))
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 10)
@@ -141,7 +141,7 @@ def test_decisions_know_every_type_of_device() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu"])
-def test_sharding_is_refused_where_torch_cannot_be_relied_on_for_it(kind: str, only: Any, tmp_path: Any) -> None:
+def test_sharding_is_refused_where_torch_cannot_be_relied_on_for_it(kind: str, only: Any) -> None:
     only(kind)
     with pytest.raises(UserError, match=f"are for CUDA cards and for CPUs; this runs on {kind}"):
         ranks.join(device_type(), 10.0, alone=True)
