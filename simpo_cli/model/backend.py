@@ -4,6 +4,7 @@ A row says what torch offers there by its source and documentation. Whether what
 self-check, on every device alike. A build of torch for ROCm calls its devices `cuda` and has a row of its own.
 """
 
+import gc
 from dataclasses import dataclass, replace
 
 import psutil
@@ -78,8 +79,19 @@ def free_bytes(device: torch.device) -> int:
     return int(free)
 
 
-def empty_caches() -> None:
-    """Give back what torch keeps of devices' memory for later allocations."""
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device: of the card, or of the machine.
+
+    What torch has cached of a card's memory counts as free: it is given back first.
+    """
+    if device.type != "cpu":
+        release_memory()
+    return free_bytes(device)
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
+    gc.collect()
     for module in (torch.cuda, torch.xpu, torch.mps):
         if module.is_available():
             module.empty_cache()

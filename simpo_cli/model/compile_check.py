@@ -69,7 +69,7 @@ def compile_for_training(policy: Policy, pairs: CheckPairs, autocast: Autocast) 
     and with it the bits, of the run that it resumes.
     """
     policy.compile_layers(True)
-    with _in_training(policy):
+    with in_training(policy):
         _add_gradient(policy, pack(pairs.batches[0], policy.device), autocast, 1.0)
 
 
@@ -77,7 +77,7 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | Non
     """Why compiled layers cannot be used, or None: whatever a compiler raises here, it would raise in training."""
     torch.compiler.reset()  # of another model in this process, whose graphs count towards a limit
     try:
-        with _in_training(policy), without_dropout(policy):
+        with in_training(policy), without_dropout(policy):
             for batch in pairs.batches:  # of different sizes, which one graph has to serve
                 packed = pack(batch, policy.device)
                 rounding = _difference(policy, packed, autocast, _rounded_once_more(policy, autocast))
@@ -94,7 +94,7 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | Non
 
 
 @contextmanager
-def _in_training(policy: Policy) -> Iterator[None]:
+def in_training(policy: Policy) -> Iterator[None]:
     """In training mode for a while, without a trace of it in the gradients."""
     was_training = policy.training
     policy.train()

@@ -19,14 +19,16 @@ from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_eac
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError, about
+from simpo_cli.model.activations import require_offloadable
 from simpo_cli.model.attention.interface import why_not_shared
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.device import Precision, device_name, device_type, multiplies_in_bf16, open_accelerator, untried
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import ParameterCounts, count_parameters
 from simpo_cli.model.memory import (
+    MemoryNeed,
     Strategy,
     Workload,
-    available_bytes,
     choose_budget,
     choose_strategy,
     is_worth_checkpointing,
@@ -81,6 +83,7 @@ class RunPlan:
     checkpointing: bool  # whether layers are computed again in the backward pass
     compiled: bool  # as the resumed run was; the check of the layers decides
     budget: int  # most tokens of a micro-batch
+    need: MemoryNeed  # as predicted
     memory: str
     accelerator: Accelerator
     notes: Sequence[str]  # what a person should read once, and what stops nothing
@@ -125,6 +128,7 @@ class RunPlan:
                 "steps": plan.num_steps,
                 "pairs_per_step": plan.pairs_per_step,
                 "tokens_per_microbatch": self.budget,
+                "memory": earlier.get("plan", {}).get("memory"),  # as it was measured when the run began
             },
             "hardware": {
                 "device": device_name(self.accelerator.device),
@@ -216,6 +220,7 @@ def prepare(
             key="checkpoint.best",
         )
     accelerator, compute = ranks.together(lambda: open_accelerator(recipe), "opening the device")
+    require_offloadable(recipe.model, accelerator.device)
     moment = before.rendered_at if before else None
 
     def usable_inputs() -> Inputs:
@@ -295,6 +300,7 @@ def prepare(
         checkpointing=checkpointing,
         compiled=bool(machine and machine.get("compiled")),
         budget=budget,
+        need=need,
         memory=memory,
         accelerator=accelerator,
         notes=notes,
@@ -348,6 +354,7 @@ def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute:
         longest_row=longest_row,
         device=device,
         available=available,
+        activation_offload=inputs.recipe.model.activation_offload,
     )
 
 

@@ -196,6 +196,9 @@ def _train_in(
         run, packing=check.packing, compiled=training.policy.compiled, budget=training.budget
     )  # as it really is
     receipt.content |= {"self_check": check.as_json(), "compiled": run.compiled}
+    receipt.content["plan"]["tokens_per_microbatch"] = training.budget
+    if training.memory is not None:
+        receipt.content["plan"]["memory"] = training.memory
     identity = run.identity(receipt.content)
     if loaded is None:
         for name in LOGS:

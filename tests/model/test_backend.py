@@ -11,7 +11,7 @@ from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError
 from simpo_cli.model import backend
 from simpo_cli.model.attention import varlen_cuda
-from simpo_cli.model.backend import BACKENDS, backend_of, empty_caches, free_bytes
+from simpo_cli.model.backend import BACKENDS, backend_of, free_bytes, release_memory
 from simpo_cli.model.compile_check import is_worth_compiling
 from simpo_cli.model.device import choose_precision, device_type, multiplies_in_bf16, untried
 from simpo_cli.model.memory import available_bytes, choose_budget, ran_out
@@ -101,7 +101,6 @@ def test_free_memory_of_each_type_of_device(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (30, 100))
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 10)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 40)
-    monkeypatch.setattr("simpo_cli.model.memory.empty_caches", lambda: None)
     assert (available_bytes(CPU), available_bytes(XPU), available_bytes(MPS)) == (50, 30, 30)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 400)  # which the host uses as well
     assert free_bytes(MPS) == 50
@@ -112,7 +111,7 @@ def test_caches_of_every_device_are_given_back(only: Any, monkeypatch: pytest.Mo
     only("xpu", "mps")
     for kind in ("cuda", "xpu", "mps"):
         monkeypatch.setattr(getattr(torch, kind), "empty_cache", lambda kind=kind: emptied.append(kind))
-    empty_caches()
+    release_memory()
     assert emptied == ["xpu", "mps"]
     assert ran_out(RuntimeError("MPS backend out of memory (MPS allocated: 17.31 GB, other allocations: 1.00 GB)"))
 

@@ -19,13 +19,13 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import memory
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.allocator import expand_segments, keep_freed_memory
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.memory import (
     MemoryNeed,
     Phase,
     Strategy,
     Workload,
-    available_bytes,
     choose_budget,
     choose_strategy,
     is_worth_checkpointing,

@@ -23,10 +23,9 @@ from transformers import GenerationConfig, StoppingCriteriaList
 
 from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.model.backend import backend_of
+from simpo_cli.model.backend import available_bytes, backend_of
 from simpo_cli.model.device import device_type, multiplies_in_bf16
 from simpo_cli.model.load import Load, load_model
-from simpo_cli.model.memory import available_bytes
 from simpo_cli.model.source import ModelSource
 from simpo_cli.stages import stage
 
