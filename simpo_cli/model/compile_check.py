@@ -95,13 +95,14 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | Non
 
 @contextmanager
 def in_training(policy: Policy) -> Iterator[None]:
-    """In training mode for a while, without a trace of it in the gradients."""
-    was_training = policy.training
+    """In training mode for a while, without a trace of it in modules and gradients."""
+    evaluating = [module for module in policy.modules() if not module.training]
     policy.train()
     try:
         yield
     finally:
-        policy.train(was_training)
+        for module in evaluating:
+            module.training = False
         policy.zero_grad()
 
 

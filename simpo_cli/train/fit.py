@@ -29,7 +29,7 @@ from simpo_cli.train.loop import Training
 from simpo_cli.train.step import FREE_MEMORY, one_microbatch
 
 _SPARE = 0.05  # of the room, for gaps between tensors and for what is not the step's
-_LEAST_CUT = 0.9  # of a budget that did not fit, the most that the next one may be
+_LEAST_CUT = 0.9  # of the tokens that did not fit, the most that the next budget may be
 
 
 class Peak(NamedTuple):
@@ -112,7 +112,7 @@ def _fitting(peak: Peak | None, budget: int, longest: int) -> int:
     if peak is None:
         return max(budget // 2, longest)
     share = (peak.most - peak.state) / (peak.held - peak.state)
-    return max(int(min(share, _LEAST_CUT) * budget), longest)
+    return max(int(min(share, _LEAST_CUT) * peak.tokens), longest)
 
 
 def _measure(training: Training, batches: Sequence[Sequence[EncodedPair]]) -> Peak | None:

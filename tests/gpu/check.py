@@ -163,6 +163,7 @@ PARTS = [  # the most telling first
     Part("speed-1.5b-full", ("tests.gpu.speed", "speed_1_5b_full"), 55),
     Part("memory", ("tests.gpu.correctness", "memory"), 30),
     Part("out-of-memory", ("tests.gpu.runs", "out_of_memory"), 20),
+    Part("measured-microbatch", ("tests.gpu.runs", "measured_microbatch"), 15),
     Part("repeat-and-resume", ("tests.gpu.runs", "repeat_and_resume"), 40),
     Part("speed-135m-full", ("tests.gpu.speed", "speed_135m_full"), 30),
     Part("one-rank-fsdp2", ("tests.gpu.runs", "one_rank_fsdp2"), 29),
