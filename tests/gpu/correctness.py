@@ -257,7 +257,7 @@ def _predicted_and_measured(setting: _Setting, place: Place) -> tuple[int, int]:
     measured = place.peak() - before
     workload = Workload(
         config=setting.config,
-        parameters=ParameterCounts.of(policy),
+        parameters=ParameterCounts.of(policy.model),
         weights=setting.weights,
         compute=setting.compute,
         lora_rank=models.LORA.rank if setting.lora else None,

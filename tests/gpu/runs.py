@@ -102,7 +102,7 @@ def _less_memory(place: Place) -> Iterator[None]:
 
 
 def measured_microbatch(place: Place) -> tuple[str, dict[str, Any]]:
-    """What a run measures before its first step against the peak of its steps, and again with activations on the host."""
+    """What a run measures before step 1 against the peak of its steps, and again with activations on the host."""
     need("scipy")
     quiet_libraries()
     runs = {}
