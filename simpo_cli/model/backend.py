@@ -21,7 +21,7 @@ class Backend:
     own_memory: bool  # apart from that of the host
     counts_peak: bool  # torch's allocator knows the most that it held
     pinned: bool  # copies from page-locked memory on streams of torch.cuda
-    compiles: bool  # Triton has code for it
+    compiles: bool  # whether `model.compile: auto` may try
     takes_splits: bool  # the variable-length kernel takes the argument that keeps keys together
     fused_adamw: bool
     widest: torch.dtype  # floating-point type

@@ -276,7 +276,7 @@ class _Trainer:
         longest = int(tokens_of_each(self.pairs, "shared_prefix").max())
         workload = Workload(
             config=self._work.config,
-            parameters=ParameterCounts.of(self._policy),
+            parameters=ParameterCounts.of(self._policy.model),
             weights=self._work.weights,
             compute=self._place.compute,
             lora_rank=models.LORA.rank if self._work.lora else None,

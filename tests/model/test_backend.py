@@ -1,5 +1,6 @@
 """The table of devices: what a run asks it, on devices that are not here and whose torch is played."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_each_run_on_a_device_that_we_did_not_have_says_so() -> None:
         "(docs/compute.md)"
     )
     assert [row.name for row in BACKENDS.values() if row.was_run] == ["cpu"]
+
+
+def test_the_documentation_has_a_row_for_each() -> None:
+    """Attention, memory of its own, page-locked copies, and whether it was run."""
+    text = (Path(__file__).parents[2] / "docs" / "compute.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0].strip("`") in BACKENDS:
+            rows[cells[0].strip("`")] = cells[1], *(cells[at].startswith("yes") for at in (3, 4, 7))
+    assert rows == {row.name: (row.attention, row.own_memory, row.pinned, row.was_run) for row in BACKENDS.values()}
 
 
 def test_optimizers_are_fused_where_torch_says_so() -> None:
