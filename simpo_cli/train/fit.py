@@ -2,7 +2,7 @@
 
 `model/memory.py` predicts by arithmetic, and its budget is never raised here: what it leaves free is for evaluations,
 answers and other programs. Where the allocator knows its peak, that counts, beside what the device has for this process
-now. Elsewhere the bytes that autograd saves take the place of what was predicted for them.
+now. Elsewhere a forward pass shows what autograd saves, whose bytes take the place of what was predicted for them.
 
 Nothing stays of it: gradients are emptied, and random generators are as they were.
 """
@@ -17,12 +17,13 @@ import torch
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import tokens_of_each, tokens_of_microbatch
 from simpo_cli.distributed import ranks
-from simpo_cli.distributed.sharded import is_sharded
+from simpo_cli.distributed.sharded import is_sharded, reshard
 from simpo_cli.errors import ExitCode
 from simpo_cli.model.activations import SavedBytes
 from simpo_cli.model.backend import backend_of, free_bytes, release_memory
 from simpo_cli.model.compile_check import in_training
 from simpo_cli.model.memory import OutOfMemoryError, memory_for
+from simpo_cli.model.packed import pack
 from simpo_cli.run.folder import leave_budget
 from simpo_cli.stages import stage
 from simpo_cli.train.loop import Training
@@ -33,11 +34,10 @@ _LEAST_CUT = 0.9  # of the tokens that did not fit, the most that the next budge
 
 
 class Peak(NamedTuple):
-    """What the fullest micro-batch took, in bytes."""
+    """What was held at most while the micro-batches were computed, in bytes."""
 
-    tokens: int  # of the micro-batch, padding counted
-    held: int  # with weights, gradients and optimizer state
-    state: int  # of it, what was there without the micro-batch
+    tokens: int  # of the fullest of them, padding counted
+    held: int  # weights, gradients and optimizer state among it
     room: int  # what there is for all of it
 
     @property
@@ -67,7 +67,8 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
         fullest = plan.fullest_microbatch(pairs, training.budget, packing, run.num_ranks)
         is_all = plan.num_steps == 1 and len(fullest) == len(plan.pairs_of(0))
         peak = _measure(training, [fullest] if is_all else [plan.longest_pair(pairs, packing), fullest])
-        smaller = ranks.smallest(_fitting(peak, training.budget, longest), "measuring a micro-batch")
+        fitting = _fitting(peak, run.need.state, training.budget, longest)
+        smaller = ranks.smallest(fitting, "measuring a micro-batch")
         has_run_out = ranks.smallest(int(peak is not None), "measuring a micro-batch") == 0
         if smaller == training.budget or not (is_auto or has_run_out):
             break
@@ -99,11 +100,12 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
     }
 
 
-def _fitting(peak: Peak | None, budget: int, longest: int) -> int:
+def _fitting(peak: Peak | None, state: int, budget: int, longest: int) -> int:
     """The budget, or a smaller one that should fit; 0 if none does.
 
     Args:
         peak: None if memory ran out.
+        state: bytes that are held whatever the micro-batch.
     """
     if peak is not None and (peak.held <= peak.most or (budget <= longest and peak.held <= peak.room)):
         return budget
@@ -111,17 +113,18 @@ def _fitting(peak: Peak | None, budget: int, longest: int) -> int:
         return 0
     if peak is None:
         return max(budget // 2, longest)
-    share = (peak.most - peak.state) / (peak.held - peak.state)
+    share = (peak.most - state) / max(1, peak.held - state)
     return max(int(min(share, _LEAST_CUT) * peak.tokens), longest)
 
 
 def _measure(training: Training, batches: Sequence[Sequence[EncodedPair]]) -> Peak | None:
-    """Compute micro-batches forward and backward, and look at the last; None where memory ran out.
+    """Compute micro-batches, the fullest last, so that there are gradients beside it; None where memory ran out.
 
     Raises:
         OutOfMemoryError: on this rank alone, while the others wait for it: all have to start again.
     """
-    policy, device = training.policy, training.run.accelerator.device
+    run, policy, device = training.run, training.policy, training.run.accelerator.device
+    tokens = tokens_of_microbatch(batches[-1], policy.packing)
     asked = [] if device.type == "cpu" else [device]
     try:
         with (
@@ -129,34 +132,28 @@ def _measure(training: Training, batches: Sequence[Sequence[EncodedPair]]) -> Pe
             torch.random.fork_rng(asked, device_type=device.type if asked else "cuda"),
             memory_for("a micro-batch", FREE_MEMORY),
         ):
-            for batch in batches[:-1]:  # so that there are gradients beside the last one
-                _compute(training, batch)
-            return _watched(training, batches[-1])
+            if not backend_of(device).counts_peak:
+                held = max(_predicted_by_what_is_saved(training, batch) for batch in batches)
+                return Peak(tokens, held, run.need.available)
+            card: Any = torch.get_device_module(device)
+            card.reset_peak_memory_stats(device)
+            for batch in batches:
+                one_microbatch(policy, batch, len(batch), run.recipe.loss, run.accelerator)
+            room = free_bytes(device) + card.memory_reserved(device)
+            return Peak(tokens, int(card.max_memory_allocated(device)), int(room))
     except OutOfMemoryError:
         if is_sharded(policy) and ranks.world_size() > 1:
-            leave_budget(Path(training.run.recipe.output_dir), training.budget // 2)
+            leave_budget(Path(run.recipe.output_dir), training.budget // 2)
             raise
         return None
 
 
-def _watched(training: Training, batch: Sequence[EncodedPair]) -> Peak:
-    run, device = training.run, training.run.accelerator.device
-    tokens = tokens_of_microbatch(batch, training.policy.packing)
-    if backend_of(device).counts_peak:
-        card: Any = torch.get_device_module(device)
-        state = card.memory_allocated(device)
-        card.reset_peak_memory_stats(device)
-        _compute(training, batch)
-        held, room = card.max_memory_allocated(device), free_bytes(device) + card.memory_reserved(device)
-        return Peak(tokens, int(held), int(state), int(room))
-    saved = SavedBytes(training.policy)
-    with saved:
-        _compute(training, batch)
-    need = run.need
-    held = need.total(tokens) - need.kept(tokens) + int(need.heap * saved.total)
-    return Peak(tokens, held, need.state, need.available)
-
-
-def _compute(training: Training, batch: Sequence[EncodedPair]) -> None:
-    run = training.run
-    one_microbatch(training.policy, batch, len(batch), run.recipe.loss, run.accelerator)
+def _predicted_by_what_is_saved(training: Training, batch: Sequence[EncodedPair]) -> int:
+    """The peak as predicted, with the bytes that a forward pass saves in the place of those that layers would keep."""
+    run, policy = training.run, training.policy
+    saved = SavedBytes(policy)
+    with saved, run.accelerator.autocast():
+        policy.response_means(pack(batch, run.accelerator.device))
+    reshard(policy)
+    tokens = tokens_of_microbatch(batch, policy.packing)
+    return run.need.total(tokens) - run.need.kept(tokens) + int(run.need.heap * saved.total)

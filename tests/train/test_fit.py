@@ -17,29 +17,27 @@ from simpo_cli.train import build, fit
 from simpo_cli.train.loop import Training
 from tests.train.runs import Runs, final_state
 
-STATE, A_TOKEN = 50_000, 1_000
+A_TOKEN = 1_000_000
 
 
 class Card:
-    """Played memory of a card: a state, and bytes for each token of a forward pass with gradient, padding counted.
+    """Played memory of a card: the state, and bytes for each token of a forward pass with gradient, padding counted.
 
     Args:
-        room: bytes that there are.
+        room: bytes that there are beside the state.
         holds: tokens of a forward pass above which memory runs out; None for any number.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, room: int, *, holds: int | None = None) -> None:
         self.seen: list[int] = []
-        self._peak = STATE
+        self.room, self.state, self._peak = room, 0, 0
         answers = SimpleNamespace(
-            memory_allocated=lambda _: STATE,
-            memory_reserved=lambda _: STATE,
-            mem_get_info=lambda _: (room - STATE, room),
+            memory_reserved=lambda _: self.state,
             max_memory_allocated=lambda _: self._peak,
             reset_peak_memory_stats=self._reset,
         )
         patch.setattr(fit, "backend_of", lambda _: BACKENDS["cuda"])
-        patch.setattr(fit, "free_bytes", lambda _: room - STATE)
+        patch.setattr(fit, "free_bytes", lambda _: room)
         patch.setattr(torch, "get_device_module", lambda _: answers)
         forward, measure = Policy.forward, fit._measure
 
@@ -48,10 +46,11 @@ class Card:
             self.seen.append(tokens)
             if holds is not None and tokens > holds:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-            self._peak = max(self._peak, STATE + A_TOKEN * tokens)
+            self._peak = max(self._peak, self.state + A_TOKEN * tokens)
             return forward(policy, packed)
 
         def measured(training: Training, batches: Any) -> Any:
+            self.state = training.run.need.state
             with pytest.MonkeyPatch.context() as here:
                 here.setattr(Policy, "forward", counting)
                 return measure(training, batches)
@@ -59,7 +58,7 @@ class Card:
         patch.setattr(fit, "_measure", measured)
 
     def _reset(self, _: torch.device) -> None:
-        self._peak = STATE
+        self._peak = self.state
 
 
 def test_a_budget_that_does_not_fit_is_lowered_before_step_1_and_the_run_is_that_of_the_lower_one(
@@ -67,13 +66,14 @@ def test_a_budget_that_does_not_fit_is_lowered_before_step_1_and_the_run_is_that
 ) -> None:
     auto = "train.tokens_per_microbatch=auto"
     with monkeypatch.context() as patch:
-        card = Card(patch, room=STATE + 500_000)
+        card = Card(patch, room=500 * A_TOKEN)
         memory = guide.train("lowered", auto)
         [lowered] = memory.said("before step 1")
         budget = guide.receipt("lowered")["plan"]["tokens_per_microbatch"]
         longest, before, alone, after = card.seen  # each time the longest pair, then the fullest micro-batch
         assert longest == alone < after <= budget < before <= 1024
-        assert A_TOKEN * after + STATE <= 0.95 * (STATE + 500_000) < A_TOKEN * before + STATE
+        state, room = card.state, card.state + card.room
+        assert A_TOKEN * after + state <= 0.95 * room < A_TOKEN * before + state
         assert budget > 400  # and no lower than it has to be
         assert lowered == (
             f"before step 1 a micro-batch of 1,024 tokens is too much for the memory: one holds at most {budget:,}"
@@ -82,9 +82,10 @@ def test_a_budget_that_does_not_fit_is_lowered_before_step_1_and_the_run_is_that
         found = guide.receipt("lowered")["plan"]["memory"]
         tokens = found["microbatch_tokens"]
         assert after < tokens <= budget  # the last token of a response is of its budget, and is not computed
-        assert said.startswith(f"memory measured: 0.00 of 0.00 GB with a micro-batch of {tokens:,} tokens, ")
-        assert found["measured_bytes"] == STATE + A_TOKEN * after
-        assert found["available_bytes"] == STATE + 500_000
+        sizes = f"{(state + A_TOKEN * after) / 1e9:.2f} of {room / 1e9:.2f} GB"
+        assert said.startswith(f"memory measured: {sizes} with a micro-batch of {tokens:,} tokens, ")
+        assert found["measured_bytes"] == state + A_TOKEN * after
+        assert found["available_bytes"] == room
         assert 0 < found["predicted_bytes"] < 10**9
         card.seen.clear()
         guide.cut("killed", auto, step=3)
@@ -102,7 +103,7 @@ def test_a_budget_that_does_not_fit_is_lowered_before_step_1_and_the_run_is_that
 def test_memory_that_runs_out_before_step_1_halves_any_budget(
     guide: Runs, monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
-    card = Card(monkeypatch, room=10**9, holds=300)
+    card = Card(monkeypatch, room=10**12, holds=300)
     memory = guide.train("run", f"train.tokens_per_microbatch={given}", "train.max_steps=2")
     tried = [1024, 512] if given == "auto" else [512]
     assert memory.said("ran out of memory") == [
@@ -116,7 +117,7 @@ def test_memory_that_runs_out_before_step_1_halves_any_budget(
 def test_a_number_of_the_recipe_is_kept_and_the_run_says_that_memory_may_run_out(
     guide: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Card(monkeypatch, room=STATE + 400_000)
+    Card(monkeypatch, room=400 * A_TOKEN)
     memory = guide.train("run", "train.tokens_per_microbatch=512", "train.max_steps=1")
     [said] = memory.said("memory measured")
     assert said.endswith("; memory may run out")
@@ -127,7 +128,7 @@ def test_a_number_of_the_recipe_is_kept_and_the_run_says_that_memory_may_run_out
 def test_a_longest_pair_that_does_not_fit_ends_the_run_before_step_1(
     guide: Runs, monkeypatch: pytest.MonkeyPatch, runs_out: bool
 ) -> None:
-    Card(monkeypatch, room=10**9 if runs_out else STATE + 10_000, holds=20 if runs_out else None)
+    Card(monkeypatch, room=10**12 if runs_out else 10 * A_TOKEN, holds=20 if runs_out else None)
     with pytest.raises(OutOfMemoryError) as caught:
         guide.train("run", "train.tokens_per_microbatch=auto")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
@@ -140,7 +141,7 @@ def test_a_longest_pair_that_does_not_fit_ends_the_run_before_step_1(
 
 def test_the_smallest_budget_of_all_ranks_is_taken(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rank whose card has less room: its number is what `smallest` returns."""
-    card = Card(monkeypatch, room=10**9)
+    card = Card(monkeypatch, room=10**12)
     smallest = fit.ranks.smallest
     theirs = iter([300])
 
@@ -186,7 +187,7 @@ def test_measuring_leaves_no_trace(guide: Runs, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_run_of_one_micro_batch_measures_no_other(guide: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = Card(monkeypatch, room=10**9)
+    card = Card(monkeypatch, room=10**12)
     guide.train("run", "train.tokens_per_microbatch=auto", "train.max_steps=1", "train.pairs_per_step=2")
     assert len(card.seen) == 1
 
