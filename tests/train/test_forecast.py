@@ -125,7 +125,7 @@ def test_activations_on_the_host_are_planned_there(tiny: Runs, llama: str) -> No
         assert kept == inputs if checkpointing == "true" else kept > 10 * inputs
         assert there["activations"] < here["activations"] - 0.9 * kept
         if checkpointing == "false":
-            assert kept / 32 < there["activations"] < 1.5 * kept / 32  # of one layer, and its gradients
+            assert there["activations"] < 1.5 * kept / 32  # of one layer, and its gradients
         assert there["weights"] == here["weights"]
         assert there["total"] < here["total"] - 0.9 * kept
 
