@@ -95,7 +95,7 @@ def test_values_out_of_range_are_refused_by_the_names_that_were_given(name: str,
 def test_the_layers_multiply_in_the_precision_that_was_asked_for(
     model: Any, monkeypatch: pytest.MonkeyPatch, precision: Any
 ) -> None:
-    monkeypatch.setattr(device, "multiplies_in_bf16", lambda **_: True)  # as on a card with tensor cores
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda _: True)  # as on a card with tensor cores
     trainer = SimPOTrainer(model, SimPOConfig(lr=1e-3, precision=precision))
     trainer.train_step(ROWS)  # the self-check is always in float32
     seen = set()

@@ -29,7 +29,7 @@ Places = NDArray[np.uint64]
 _MASK = (1 << 64) - 1
 _MOST_ORDERED = 1 << 22  # items: a longer epoch is put in order a part at a time, of half as many or more
 _BLOCK = 1 << 15  # items whose places are in memory at once
-_STEPS_LOOKED_AT = 256  # for the fullest micro-batch
+_FULL = 0.99  # of the budget: no fuller micro-batch is looked for
 
 
 def _splitmix64(values: Places) -> Places:
@@ -118,15 +118,29 @@ class Plan:
         start = step_in_epoch * self.pairs_per_step
         return shuffled(self.num_pairs, self.seed, epoch, start, start + self.pairs_per_step)
 
-    def fullest_microbatch(self, pairs: StoredPairs, budget: int, packing: Packing) -> list[EncodedPair]:
-        """The pairs of the micro-batch with most tokens, looked for in the first steps of the run."""
-        fullest, most = pairs[:0], 0
-        for step in range(min(self.num_steps, _STEPS_LOOKED_AT)):
-            of_step = pairs.select(self.pairs_of(step))
-            positions, tokens = _fullest(of_step, budget, packing)
-            if tokens > most:
-                fullest, most = of_step.select(np.array(positions)), tokens
-        return list(fullest)
+    def fullest_microbatch(
+        self, pairs: StoredPairs, budget: int, packing: Packing, num_ranks: int = 1
+    ) -> list[EncodedPair]:
+        """The pairs of the micro-batch that takes most of the budget in all of the run, or 99 % of it."""
+        sizes = tokens_of_each(pairs, packing)
+        fullest, most = np.arange(0), 0
+        for step in range(self.num_steps):
+            of_step = self.pairs_of(step)
+            here = sizes[of_step].tolist()
+            for cut in _dealt(here, num_ranks, budget, packing):
+                for positions in cut:
+                    if (tokens := _taken([here[i] for i in positions], packing)) > most:
+                        fullest, most = of_step[positions], tokens
+            if most >= _FULL * budget:
+                break
+        return list(pairs.select(fullest))
+
+    def longest_pair(self, pairs: StoredPairs, packing: Packing) -> list[EncodedPair]:
+        """The pair of all that are trained on that takes most of a micro-batch by itself."""
+        sizes = tokens_of_each(pairs, packing)
+        steps = range(min(self.num_steps, self.steps_per_epoch))
+        longest = max((int(step[sizes[step].argmax()]) for step in map(self.pairs_of, steps)), key=sizes.__getitem__)
+        return list(pairs.select(np.array([longest])))
 
     def epoch_after(self, step: int) -> float:
         """Passes over the data done when `step` steps are done, such as 0.25."""
@@ -192,9 +206,21 @@ def deal(pairs: Sequence[EncodedPair], num_ranks: int, budget: int, packing: Pac
     Returns:
         Of each rank the micro-batches of its share, cut as `microbatches` says: positions within `pairs`.
     """
-    sizes = tokens_of_each(pairs, packing).tolist()
+    return _dealt(tokens_of_each(pairs, packing).tolist(), num_ranks, budget, packing)
+
+
+def _dealt(sizes: Sequence[int], num_ranks: int, budget: int, packing: Packing) -> list[list[list[int]]]:
     cut = _best_fit if packing == "shared_prefix" else _rows_of_like_length
     return [cut(sizes, share, budget) for share in shares_of(sizes, num_ranks)]
+
+
+def tokens_of_microbatch(pairs: Sequence[EncodedPair], packing: Packing) -> int:
+    """What the pairs take of the budget together, padding counted."""
+    return _taken(tokens_of_each(pairs, packing).tolist(), packing)
+
+
+def _taken(sizes: Sequence[int], packing: Packing) -> int:
+    return sum(sizes) if packing == "shared_prefix" else max(sizes) * len(sizes)
 
 
 def shares_of(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:

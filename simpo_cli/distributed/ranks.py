@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,11 +52,11 @@ class _Group:
 _group: _Group | None = None
 
 
-def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False) -> None:
+def join(device: str, timeout: float, *, alone: bool = False) -> None:
     """Meet the other processes, where a launcher has started several.
 
     Args:
-        device: what the run computes on.
+        device: the type of what the run computes on.
         timeout: seconds after which a rank that does not answer is given up.
         alone: make a group of one where there are no others, as torch's FSDP2 needs one.
 
@@ -67,6 +67,12 @@ def join(device: Literal["cpu", "cuda"], timeout: float, *, alone: bool = False)
     place = place_in()
     if _group is not None:
         return
+    several = place is not None and place.world_size > 1
+    if device not in ("cpu", "cuda") and (several or alone):
+        raise UserError(
+            f"several processes, and fsdp2, are for CUDA cards and for CPUs; this runs on {device}.",
+            "Train in one process without distributed.strategy, or on the CPU: ACCELERATE_USE_CPU=true.",
+        )
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if place is None or place.world_size == 1:
         if alone:

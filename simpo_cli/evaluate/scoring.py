@@ -17,9 +17,10 @@ from simpo_cli.distributed.sharded import is_sharded, reshard
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.metrics import ModelComparison, PairScores
 from simpo_cli.model.attention.interface import why_not_shared
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.device import open_accelerator
 from simpo_cli.model.load import Load, count_parameters, load_model
-from simpo_cli.model.memory import Workload, available_bytes, choose_budget, require_memory
+from simpo_cli.model.memory import Workload, choose_budget, require_memory
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, means_of
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing

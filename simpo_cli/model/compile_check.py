@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.packed import PackedPairs, pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.self_check import (
@@ -36,7 +37,8 @@ _FEWEST_OPERATIONS = 1e17
 
 def is_worth_compiling(device: torch.device, parameters: int, tokens: int) -> bool:
     """Whether `model.compile: auto` tries it: on a card, in a run that is long enough to repay the compiler's time."""
-    return device.type == "cuda" and find_spec("triton") is not None and 6.0 * parameters * tokens > _FEWEST_OPERATIONS
+    is_long = 6.0 * parameters * tokens > _FEWEST_OPERATIONS
+    return is_long and backend_of(device).compiles and find_spec("triton") is not None
 
 
 @stage("checking compiled layers")
@@ -67,7 +69,7 @@ def compile_for_training(policy: Policy, pairs: CheckPairs, autocast: Autocast) 
     and with it the bits, of the run that it resumes.
     """
     policy.compile_layers(True)
-    with _in_training(policy):
+    with in_training(policy):
         _add_gradient(policy, pack(pairs.batches[0], policy.device), autocast, 1.0)
 
 
@@ -75,7 +77,7 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | Non
     """Why compiled layers cannot be used, or None: whatever a compiler raises here, it would raise in training."""
     torch.compiler.reset()  # of another model in this process, whose graphs count towards a limit
     try:
-        with _in_training(policy), without_dropout(policy):
+        with in_training(policy), without_dropout(policy):
             for batch in pairs.batches:  # of different sizes, which one graph has to serve
                 packed = pack(batch, policy.device)
                 rounding = _difference(policy, packed, autocast, _rounded_once_more(policy, autocast))
@@ -92,14 +94,15 @@ def _why_not(policy: Policy, pairs: CheckPairs, autocast: Autocast) -> str | Non
 
 
 @contextmanager
-def _in_training(policy: Policy) -> Iterator[None]:
-    """In training mode for a while, without a trace of it in the gradients."""
-    was_training = policy.training
+def in_training(policy: Policy) -> Iterator[None]:
+    """In training mode for a while, without a trace of it in modules and gradients."""
+    evaluating = [module for module in policy.modules() if not module.training]
     policy.train()
     try:
         yield
     finally:
-        policy.train(was_training)
+        for module in evaluating:
+            module.training = False
         policy.zero_grad()
 
 

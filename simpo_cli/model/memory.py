@@ -20,7 +20,6 @@ added up. Under fsdp2 it has its share of the state, and whole beside it
     end of the backward pass      the gradient of the root group, twice
 """
 
-import gc
 import traceback
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -28,13 +27,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-import psutil
 import torch
 
 from simpo_cli.data.model_files import Quantization
 from simpo_cli.distributed.gradients import BUCKET_BYTES
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import heads_of
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
 from simpo_cli.model.moments import moments_size
@@ -44,8 +43,6 @@ _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
 # what trained layers keep, which run fused there and keep less; for what is gathered, which gloo copies; for the rest.
 _HEAP = {"layers": 4 / 3, "gathered": 4.5, "rest": 2.2}
-_MOST_TOKENS = {"cuda": 16384, "cpu": 1024}  # larger micro-batches gain nothing (seen on a CPU: 512 to 2,048)
-_WORTH_KEEPING = {"cuda": 8192, "cpu": 512}  # where so many fit, computing layers again gains nothing
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 # In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
 # whose memory does not come out of torch's allocator for cards.
@@ -56,6 +53,7 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",  # of segments that can grow, whose memory the driver maps
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
 )
 
 
@@ -85,6 +83,8 @@ class MemoryNeed:
     chunk_rows: int  # for how many tokens logits are held at once
     available: int  # what is free on the device
     on_host: int = 0  # of weights, gradients and optimizer state: what the host holds for this device
+    on_host_per_token: int = 0  # of what layers keep of each token of a micro-batch
+    heap: float = 1.0  # bytes that the device takes for one of what layers keep
 
     @property
     def state(self) -> int:
@@ -109,6 +109,14 @@ class MemoryNeed:
     def total(self, microbatch_tokens: int) -> int:
         """The peak of a step whose largest micro-batch has so many tokens."""
         return sum(self.parts(microbatch_tokens).values())
+
+    def hosted(self, microbatch_tokens: int) -> int:
+        """What the host holds for this device in a step whose largest micro-batch has so many tokens."""
+        return self.on_host + self.on_host_per_token * microbatch_tokens
+
+    def kept(self, microbatch_tokens: int) -> int:
+        """What of `total` layers have kept when the forward pass of so many tokens ends."""
+        return self.phases[0].per_token * microbatch_tokens
 
     def fits(self, microbatch_tokens: int) -> bool:
         return self.total(microbatch_tokens) <= self.available
@@ -136,6 +144,7 @@ class Workload:
     ranks: int = 1  # how many devices there are
     cpu_offload: bool = False  # whether fsdp2 keeps what is divided in the memory of the host
     optimizer: str = "adamw"  # of the recipe
+    activation_offload: bool = False  # whether what layers keep is there until the backward pass wants it
 
     def training(self, *, checkpointing: bool) -> MemoryNeed:
         """What a training step takes; with `checkpointing` layers are computed again in the backward pass."""
@@ -153,6 +162,8 @@ class Workload:
         head_copy, head_gradient = self._head_copy, 4 * self._head if trains_all else 0
         token, whole = self._token_bytes(), self._whole
         stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
+        offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
+        a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
         # a CPU has no product of bfloat16 that adds to float32
         head_product = head_copy if trains_all and self.device.type == "cpu" else 0
@@ -164,7 +175,7 @@ class Workload:
             # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
                 wanted + narrow + self._dequantised + (head_gradient if tied or divided else 0),
-                stacked + token.gradients + (token.layer if checkpointing else 0),
+                stacked + token.gradients + (token.layer if a_layer_at_a_time else 0),
                 has_logits=False,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,
             ),
@@ -176,8 +187,8 @@ class Workload:
                 gathered=whole.root + whole.layer_gradient,
             ),
         ]
-        if checkpointing or divided:  # a layer holds half of it at once when it only runs forward
-            passing = token.layer // 2 if checkpointing else 0
+        if a_layer_at_a_time or divided:  # a layer holds half of it at once when it only runs forward
+            passing = token.layer // 2 if a_layer_at_a_time else 0
             gathered = beside + 2 * whole.layer
             fixed = max(cached, wanted) + self._dequantised
             phases.append(Phase(fixed, stacked + passing, has_logits=False, gathered=gathered))
@@ -187,7 +198,7 @@ class Workload:
         if self.strategy == "ddp":
             bucket = min(max(BUCKET_BYTES, head_gradient), 4 * trainable)
             phases.append(Phase(0, 0, has_logits=False, gathered=bucket))
-        return self._need(self._state(), phases)
+        return replace(self._need(self._state(), phases), on_host_per_token=offloaded)
 
     def scoring(self) -> MemoryNeed:
         """What a forward pass takes that keeps nothing."""
@@ -211,6 +222,7 @@ class Workload:
             logit_row=int(row * rest),
             chunk_rows=most_chunk_rows(self.device, vocab_size),
             available=self.available,
+            heap=self._kept_heap,
         )
 
     def _state(self) -> "_State":
@@ -294,8 +306,12 @@ class Workload:
         if self.lora_rank is not None:
             gradients += 2 * (hidden + self.lora_rank) * copy
         sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
-        held = self._held("layers" if self.lora_rank is None else "rest")
+        held = self._kept_heap
         return _TokenBytes(*(int(size * held) for size in sizes))
+
+    @property
+    def _kept_heap(self) -> float:
+        return self._held("layers" if self.lora_rank is None else "rest")
 
     def _held(self, what: str) -> float:
         """How much the device takes for a byte of tensors."""
@@ -329,25 +345,13 @@ class _TokenBytes(NamedTuple):
     last: int  # what is kept around the last norm, and the head's input with its gradient
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory of the device: of the card, or of the machine.
-
-    What torch has cached of a card's memory counts as free: it is given back first.
-    """
-    if device.type == "cuda":
-        release_memory()
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    return int(psutil.virtual_memory().available)
-
-
 def choose_budget(need: MemoryNeed, device: torch.device, longest: int) -> int:
     """Tokens of a micro-batch for `tokens_per_microbatch: auto`: what fits in 80 % of the memory left by the state.
 
     Args:
         longest: tokens that the longest pair needs by itself.
     """
-    return max(longest, need.comfortable_tokens(_MOST_TOKENS[device.type]))
+    return max(longest, need.comfortable_tokens(backend_of(device).most_tokens))
 
 
 def is_worth_checkpointing(
@@ -365,7 +369,7 @@ def is_worth_checkpointing(
     """
     if budget is not None:
         return not plain.fits(budget)
-    enough = max(longest, min(_WORTH_KEEPING[device.type], step_tokens))
+    enough = max(longest, min(backend_of(device).tokens_worth_keeping, step_tokens))
     return plain.comfortable_tokens(enough) < enough
 
 
@@ -437,13 +441,6 @@ def memory_for(what: str, fix: str) -> Iterator[None]:
             traceback.clear_frames(cause.__traceback__)
             cause = cause.__context__
         raise OutOfMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
-
-
-def release_memory() -> None:
-    """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def ran_out(error: BaseException) -> bool:

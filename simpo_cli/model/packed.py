@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
+from simpo_cli.model.backend import backend_of
 
 
 class PairSpan(NamedTuple):
@@ -192,7 +193,7 @@ def _moved_at_once(
 ) -> tuple[list[Tensor], Tensor]:
     """Arrays as int64 tensors on a device, and one of int32, by a single copy to it."""
     sizes = [len(part) for part in parts] + [(len(last) + 1) // 2]
-    host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+    host = torch.empty(sum(sizes), dtype=torch.int64, pin_memory=backend_of(device).pinned)
     *wide, narrow = torch.split(host, sizes)
     for tensor, part in zip(wide, parts, strict=True):
         tensor.numpy()[:] = part

@@ -1,7 +1,7 @@
 """The policy: one module, called with packed pairs, that returns the log-probability of every response token."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from simpo_cli.data.plan import Packing
+from simpo_cli.model.activations import ActivationsOnHost
 from simpo_cli.model.adapters import leave_casts_to_autocast
 from simpo_cli.model.attention.interface import SPANS, share_prompts
 from simpo_cli.model.fused_layers import FusedLayer, find_fused_layers
@@ -70,6 +71,7 @@ class Policy(nn.Module):
         self._own_attention: str = self.causal.config._attn_implementation
         self._packing: Packing = "padded"
         self.flex = True
+        self._saved: AbstractContextManager[Any] = nullcontext()
         self.packing = packing
 
     @property
@@ -165,6 +167,10 @@ class Policy(nn.Module):
         if self.model is not causal:
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
 
+    def offload_activations(self) -> None:
+        """Keep what layers save for the backward pass in the memory of the host meanwhile."""
+        self._saved = ActivationsOnHost(self)
+
     # From pairs to log-probs
 
     def forward(self, packed: PackedPairs) -> Tensor:
@@ -183,7 +189,8 @@ class Policy(nn.Module):
     def _states(self, packed: PackedPairs) -> Tensor:
         """(N, H) hidden states, each before the token that it predicts."""
         states = shared_hidden_states if self.packing == "shared_prefix" else padded_hidden_states
-        return states(decoder_of(self.causal), packed)
+        with self._saved:
+            return states(decoder_of(self.causal), packed)
 
     def response_means(self, packed: PackedPairs) -> tuple[Tensor, Tensor]:
         """m(y|x) of each pair's chosen and rejected response, each (P,) float32.

@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded, local
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.load import load_merged
 from simpo_cli.model.source import DTYPES, ModelSource
 from simpo_cli.recipe.schema import Recipe
@@ -55,10 +56,11 @@ class RoundingSums:
             weight: what each value counts for, where the tensor is a sample of a larger one.
         """
         before, after = before.float(), after.float()
+        widest = backend_of(after.device).widest
         change, saved_change = after - before, after.to(dtype).float() - before
         moved = change != 0
-        self._along += weight * float((change * saved_change).sum(dtype=torch.float64))
-        self._length += weight * float((change * change).sum(dtype=torch.float64))
+        self._along += weight * float((change * saved_change).sum(dtype=widest))
+        self._length += weight * float((change * change).sum(dtype=widest))
         self._changed += weight * int(moved.sum())
         self._fell_back += weight * int((moved & (saved_change == 0)).sum())
 

@@ -27,6 +27,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, tokens_of_each
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.attention.interface import has_kernel, heads_of, kernel_difference
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, decoder_of, trainable
 from simpo_cli.model.quantised import dequantise, is_quantised
@@ -299,9 +300,9 @@ def _gradient_difference(policy: Policy, plain: Policy, pair: EncodedPair) -> fl
 
 
 def gradient_norm(policy: Policy) -> float:
-    """Norm of all gradients together, in float64; 0 where there are none."""
+    """Norm of all gradients together, in the widest type of the device; 0 where there are none."""
     squares = [
-        part.double().square().sum()
+        part.to(backend_of(part.device).widest).square().sum()
         for parameter in policy.parameters()
         if parameter.grad is not None
         for part in torch.split(parameter.grad.flatten(), _NORM_PART)

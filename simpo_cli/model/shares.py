@@ -14,6 +14,7 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, deal, tokens_of_each
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import ExitCode
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.memory import OutOfMemoryError, ran_out
 from simpo_cli.run.stop import Stopped, StopRequest
 
@@ -53,7 +54,7 @@ class Numbers:
     """
 
     def __init__(self, rows: int, num_pairs: int, device: torch.device) -> None:
-        self._numbers = torch.empty(rows, num_pairs, dtype=torch.float64, device=device)
+        self._numbers = torch.empty(rows, num_pairs, dtype=backend_of(device).widest, device=device)
         self._order: list[int] = []
 
     def add(self, positions: Sequence[int], numbers: Tensor) -> None:
@@ -73,10 +74,10 @@ class Numbers:
         if ranks.world_size() > 1:
             placed = torch.zeros_like(self._numbers)
             placed[:, torch.tensor(self._order, dtype=torch.long, device=own.device)] = own
-            read = ranks.sum_over_ranks(torch.cat([placed.reshape(-1), *extras])).cpu()
+            read = ranks.sum_over_ranks(torch.cat([placed.reshape(-1), *extras])).cpu().double()
             in_order = read[: rows * count].view(rows, count)
         else:
-            read = torch.cat([own.reshape(-1), *extras]).cpu()
+            read = torch.cat([own.reshape(-1), *extras]).cpu().double()
             in_order = torch.empty(rows, count, dtype=torch.float64)
             in_order[:, self._order] = read[: rows * count].view(rows, count)
         summed = torch.split(read[rows * count :], [len(tensor) for tensor in extras])
@@ -112,7 +113,8 @@ class Failure:
     def flags(self, device: torch.device) -> Tensor:
         """(2,) whether memory ran out here, and whether a signal came."""
         is_asked = isinstance(self._error, Stopped) or (self._stop is not None and self._stop.number > 0)
-        return torch.tensor([isinstance(self._error, OutOfMemoryError), is_asked], dtype=torch.float64, device=device)
+        flags = [isinstance(self._error, OutOfMemoryError), is_asked]
+        return torch.tensor(flags, dtype=backend_of(device).widest, device=device)
 
     def require_none(self, flags: Tensor, what: str) -> None:
         """Raise on all ranks what one of them had; their flags are summed.

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from simpo_cli.distributed.sharded import is_sharded, local, rows_of
+from simpo_cli.model.backend import backend_of
 from simpo_cli.run.checkpoint import HashedFile
 from simpo_cli.run.manifest import HashedReader
 
@@ -155,6 +156,10 @@ def _filling() -> Iterator[Callable[[Tensor, Callable[[memoryview], None]], None
         for piece in _pieces(contiguous):
             if piece.device.type == "cpu":
                 read(_memory(piece))
+            elif not backend_of(piece.device).pinned:
+                host = torch.empty_like(piece, device="cpu")
+                read(_memory(host))
+                piece.copy_(host)
             else:
                 buffers = buffers or _PinnedBuffers(piece.device)
                 buffers.fill(piece, read)
@@ -208,13 +213,14 @@ def _on_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
     coming: tuple[Tensor, torch.cuda.Event] | None = None
     for piece in pieces:
         before, coming = coming, None
-        if piece.device.type != "cpu":
+        is_pinned = backend_of(piece.device).pinned
+        if is_pinned:
             buffers = buffers or _PinnedBuffers(piece.device)
             coming = buffers.fetch(piece)
         if before is not None:
             yield _arrived(*before)
-        if piece.device.type == "cpu":
-            yield piece
+        if not is_pinned:
+            yield piece.cpu()
     if coming is not None:
         yield _arrived(*coming)
 

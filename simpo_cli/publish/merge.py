@@ -25,8 +25,8 @@ from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.files import disk_faults
 from simpo_cli.formatting import MARGIN_DIGITS, change_cell, points_cell, share_cell, thousands
+from simpo_cli.model.backend import release_memory
 from simpo_cli.model.load import load_model
-from simpo_cli.model.memory import release_memory
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.rounding import export_dtype

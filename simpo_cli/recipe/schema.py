@@ -64,6 +64,8 @@ class ModelRecipe:
     """Run the decoder's layers as compiled code while prompts are shared; auto does in long runs on a card."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third more time; auto does where too little fits."""
+    activation_offload: bool = False
+    """Keep what layers save for the backward pass in the host's memory until then: less memory on the card, slower."""
     quantization: Literal["nf4", "int8"] | None = None
     """Hold the frozen weights under adapters in 4 bits (nf4, QLoRA) or 8 bits (int8); null holds them as they are."""
     lora: LoraRecipe | None = None

@@ -41,6 +41,7 @@ _SEEN_ELSEWHERE = {
     "model.attention",
     "model.compile",
     "model.gradient_checkpointing",
+    "model.activation_offload",
     "model.path",
     "model.revision",
     "data.chat_template",

@@ -28,6 +28,7 @@ from simpo_cli.publish.export import keeps_merged, save_merged, try_saving
 from simpo_cli.run.events import Observer
 from simpo_cli.run.receipt import Change
 from simpo_cli.run.stop import StopRequest
+from simpo_cli.train.fit import fit_microbatch
 from simpo_cli.train.health import AnswerProbe, Health
 from simpo_cli.train.loop import Training
 from simpo_cli.train.optimizer import make_optimizer, start_moments
@@ -72,6 +73,8 @@ def build(
             compile_for_training(policy, pairs(), accelerator.autocast)
     if policy.packing == "shared_prefix" and (fused := policy.num_liger_layers):
         observer.note(f"Liger {liger_version()} computes {fused} of the model's norms and feed-forwards")
+    if recipe.model.activation_offload:
+        policy.offload_activations()
     budget = run.budget
     if check.packing != run.packing:  # rows take more of the budget than was planned for
         budget = max(budget, int(tokens_of_each(data.scored, check.packing).max()))
@@ -96,6 +99,7 @@ def build(
         export_dtype=stored,
     )
     if state.latest is None:
+        training.memory = fit_microbatch(training)
         return training, check, None
     if is_another_run:  # scores of other pairs, or of another start model, are of no use here
         training.start_scores = score_pairs(policy, run.evaluated, accelerator, budget) if run.evaluated else None

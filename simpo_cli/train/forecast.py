@@ -191,5 +191,5 @@ def _as_json(need: MemoryNeed, tokens: int, *, checkpointing: bool) -> dict[str,
     return {
         "gradient_checkpointing": checkpointing,
         "tokens_per_microbatch": tokens,
-        "bytes": {**need.parts(tokens), "total": need.total(tokens), "on_host": need.on_host},
+        "bytes": {**need.parts(tokens), "total": need.total(tokens), "on_host": need.hosted(tokens)},
     }

@@ -11,6 +11,7 @@ from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.data.prepare import PreparedData, describe_losses, describe_origin
 from simpo_cli.data.store import lengths_in_blocks, prompt_keys_of, repeated_prompt_keys_of
 from simpo_cli.formatting import share_cell, weights_in_words
+from simpo_cli.model.device import device_name
 from simpo_cli.model.moments import is_held_in_8_bits, package_of
 from simpo_cli.model.source import DTYPE_NAMES, trained_dtype
 from simpo_cli.recipe.schema import DataSource, loss_terms
@@ -26,7 +27,7 @@ def header(run: RunPlan) -> RunHeader:
     recipe, data, plan = run.recipe, run.data, run.plan
     device = run.accelerator.device
     threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {threads}"
+    where = f"cpu, {threads}" if device.type == "cpu" else device_name(device)
     compute = "float32" if run.compute == "fp32" else "bfloat16 autocast"
     total, trainable = run.parameters.total, run.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"

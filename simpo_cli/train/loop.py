@@ -1,11 +1,12 @@
 """The training loop. It reads as the method; what each line does is in the module of its name."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
-from simpo_cli.model.memory import OutOfMemoryError, memory_for, release_memory
+from simpo_cli.model.backend import backend_of, release_memory
+from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import WeightSample, loses_updates, step_counting_lost
@@ -53,6 +55,7 @@ class Training:
     start_weights: WeightSample | None  # None where model/ holds as many digits as training
     export_dtype: torch.dtype  # of model/
     steps_done: int = 0
+    memory: dict[str, Any] | None = None  # as measured before step 1; None for a run that is resumed
     start_scores: PairScores | None = None  # of the held-out pairs under the start model: drift is measured from them
     last_scores: PairScores | None = None  # of the latest evaluation
     evaluated_at: int = -1  # step of the latest evaluation; -1 before the first
@@ -269,6 +272,7 @@ def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: fl
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory held so far: on the card, or resident in this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    if backend_of(device).counts_peak:
+        return int(torch.get_device_module(device).max_memory_allocated(device)) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of what the system counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -19,14 +19,16 @@ from simpo_cli.data.plan import Packing, Plan, row_tokens_of_each, tokens_of_eac
 from simpo_cli.data.prepare import PreparedData, make_plan, prepare_data, require_budget
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError, about
+from simpo_cli.model.activations import require_offloadable
 from simpo_cli.model.attention.interface import why_not_shared
-from simpo_cli.model.device import Precision, device_name, multiplies_in_bf16, open_accelerator
+from simpo_cli.model.backend import available_bytes
+from simpo_cli.model.device import Precision, device_name, device_type, multiplies_in_bf16, open_accelerator, untried
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import ParameterCounts, count_parameters
 from simpo_cli.model.memory import (
+    MemoryNeed,
     Strategy,
     Workload,
-    available_bytes,
     choose_budget,
     choose_strategy,
     is_worth_checkpointing,
@@ -83,6 +85,7 @@ class RunPlan:
     checkpointing: bool  # whether layers are computed again in the backward pass
     compiled: bool  # as the resumed run was; the check of the layers decides
     budget: int  # most tokens of a micro-batch
+    need: MemoryNeed  # as predicted
     memory: str
     accelerator: Accelerator
     notes: Sequence[str]  # what a person should read once, and what stops nothing
@@ -127,6 +130,7 @@ class RunPlan:
                 "steps": plan.num_steps,
                 "pairs_per_step": plan.pairs_per_step,
                 "tokens_per_microbatch": self.budget,
+                "memory": earlier.get("plan", {}).get("memory"),  # as it was measured when the run began
             },
             "hardware": {
                 "device": device_name(self.accelerator.device),
@@ -221,6 +225,7 @@ def prepare(
             key="checkpoint.best",
         )
     accelerator, compute = ranks.together(lambda: open_accelerator(recipe), "opening the device")
+    require_offloadable(recipe.model, accelerator.device)
     moment = before.rendered_at if before else None
 
     def usable_inputs() -> Inputs:
@@ -230,8 +235,8 @@ def prepare(
 
     inputs = ranks.together(usable_inputs, "preparing the data")
     recipe, source, parameters, weights, data, plan = inputs
-    notes = [*_notes(recipe, source, data, plan)]
-    if compute == "bf16" and not multiplies_in_bf16(on_cuda=accelerator.device.type == "cuda"):
+    notes = [*filter(None, [untried(accelerator.device)]), *_notes(recipe, source, data, plan)]
+    if compute == "bf16" and not multiplies_in_bf16(device_type()):
         notes.insert(
             0, "train.precision is bf16, which this device does not multiply faster in: float32 is the faster one here"
         )
@@ -301,6 +306,7 @@ def prepare(
         checkpointing=checkpointing,
         compiled=bool(machine and machine.get("compiled")),
         budget=budget,
+        need=need,
         memory=memory,
         accelerator=accelerator,
         notes=notes,
@@ -355,6 +361,7 @@ def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute:
         device=device,
         available=available,
         optimizer=inputs.recipe.train.optimizer,
+        activation_offload=inputs.recipe.model.activation_offload,
     )
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.files import require_shared
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import answer
+from simpo_cli.model.device import device_type
 from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.recipe.composition import ComposedRecipe
@@ -75,9 +74,7 @@ def train(
             of them (exit code 75).
     """
     wanted = composed.recipe.distributed
-    ranks.join(
-        "cuda" if torch.cuda.is_available() else "cpu", wanted.timeout, alone=wanted.strategy == "fsdp2" and not dry_run
-    )
+    ranks.join(device_type(), wanted.timeout, alone=wanted.strategy == "fsdp2" and not dry_run)
     options = _Options(
         fresh=fresh,
         resume=resume,
@@ -199,6 +196,9 @@ def _train_in(
         run, packing=check.packing, compiled=training.policy.compiled, budget=training.budget
     )  # as it really is
     receipt.content |= {"self_check": check.as_json(), "compiled": run.compiled}
+    receipt.content["plan"]["tokens_per_microbatch"] = training.budget
+    if training.memory is not None:
+        receipt.content["plan"]["memory"] = training.memory
     identity = run.identity(receipt.content)
     if loaded is None:
         for name in LOGS:

@@ -41,7 +41,7 @@ class StepSums:
     grad_norm: float  # no sum: of the step's whole gradient, before it is clipped
 
 
-_FREE_MEMORY = "Lower data.max_length; model.gradient_checkpointing: true and model.lora need less memory, too."
+FREE_MEMORY = "Lower data.max_length; model.gradient_checkpointing: true and model.lora need less memory, too."
 
 
 def accumulate(
@@ -90,16 +90,17 @@ def accumulate(
             if reseed is not None:
                 torch.manual_seed((reseed * 1_000_003 + step) * 1_000_003 + number)
             batch = [pairs[i] for i in positions]
-            with memory_for(f"{moment}: {_described(batch)}", _FREE_MEMORY):
-                numbers.add(positions, _one_microbatch(policy, batch, len(pairs) / scale, loss, accelerator))
+            with memory_for(f"{moment}: {_described(batch)}", FREE_MEMORY):
+                numbers.add(positions, one_microbatch(policy, batch, len(pairs) / scale, loss, accelerator))
         for _ in range(share.idle):
-            _one_microbatch(policy, [pairs[share.shortest]], math.inf, loss, accelerator)
+            one_microbatch(policy, [pairs[share.shortest]], math.inf, loss, accelerator)
     if ranks.world_size() == 1:
         norm = total_norm([p.grad for p in policy.parameters() if p.grad is not None])
         in_order, [norm] = numbers.of_all(norm)
     else:
-        had = torch.tensor([p.grad is not None for p in weights], dtype=torch.float64, device=accelerator.device)
-        in_order, [flags, had] = numbers.of_all(failure.flags(accelerator.device), had)
+        flags = failure.flags(accelerator.device)
+        had = flags.new_tensor([p.grad is not None for p in weights])
+        in_order, [flags, had] = numbers.of_all(flags, had)
         failure.require_none(flags, moment)
         reduce_gradients(weights, (had > 0).tolist())
         norm = total_norm([p.grad for p in weights if p.grad is not None])
@@ -116,7 +117,7 @@ def accumulate(
 
 
 def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> StepSums:
-    """The sums of a step, from the (5, P) numbers of its pairs, see `_one_microbatch`: float64 on the CPU."""
+    """The sums of a step, from the (5, P) numbers of its pairs, see `one_microbatch`: float64 on the CPU."""
     losses, rewards_chosen, rewards_rejected, chosen, rejected = numbers
     margins = rewards_chosen - rewards_rejected
     return StepSums(
@@ -134,7 +135,7 @@ def _sums(numbers: Tensor, grad_norm: float, tokens: int, loss: LossRecipe) -> S
     )
 
 
-def _one_microbatch(
+def one_microbatch(
     policy: Policy, batch: Sequence[EncodedPair], divisor: float, loss: LossRecipe, accelerator: Accelerator
 ) -> Tensor:
     """Launch its forward and backward pass; (5, p) on the device: loss, both rewards, both mean log-probs.

@@ -11,10 +11,12 @@ from torch import nn
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import microbatches, tokens_of_each
+from simpo_cli.model.activations import require_offloadable
 from simpo_cli.model.adapters import add_adapters
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.device import device_name, open_accelerator
 from simpo_cli.model.load import load_start
-from simpo_cli.model.memory import available_bytes, memory_for, require_memory
+from simpo_cli.model.memory import memory_for, require_memory
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
 from simpo_cli.stages import stage
@@ -38,20 +40,22 @@ def measure(survey: Survey) -> dict[str, Any]:
     accelerator, compute = open_accelerator(recipe)
     device = accelerator.device
     require_optimizer(recipe, device)
+    require_offloadable(recipe.model, device)
     need, budget, checkpointing = survey.fitted(survey.workload(device, compute, available_bytes(device)))
     require_memory(need, budget, adapters=recipe.model.lora is not None, checkpointing=checkpointing)
 
     def seconds_of(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        torch.get_device_module(device).synchronize()
         return time.perf_counter() - started
 
     with memory_for("a micro-batch", _FREE_MEMORY):
         policy = Policy(_model(survey, device), survey.packing).train()
         if checkpointing:
             policy.recompute_activations()
+        if recipe.model.activation_offload:
+            policy.offload_activations()
         optimizer = make_optimizer(policy, recipe.train)  # its learning rate is 0
         start_moments(optimizer)
         batches, speeds = _sample(survey, budget), []

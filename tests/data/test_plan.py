@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from simpo_cli.data import plan as plans
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import (
+    Packing,
     Plan,
+    deal,
     held_out_by_prompt,
     microbatches,
     probe,
     row_tokens_of_each,
     shuffled,
     tokens_of_each,
+    tokens_of_microbatch,
 )
 from simpo_cli.data.store import pairs as store_pairs
 from tests.data.pair_files import written
@@ -144,19 +147,42 @@ def test_tokens_of_a_pair() -> None:
     assert tokens_of_each(pairs, "shared_prefix").tolist() == [18, 7]
 
 
-def test_the_fullest_microbatch_is_one_of_the_plan(tmp_path: Path) -> None:
-    pairs = [_pair(5 + i % 7, 2 + i % 11, 1 + i % 5, f"{i:016x}") for i in range(40)]
+@pytest.mark.parametrize("num_ranks", [1, 3])
+@pytest.mark.parametrize("packing", ["shared_prefix", "padded"])
+def test_the_fullest_microbatch_and_the_longest_pair_are_those_of_all_steps(
+    tmp_path: Path, packing: Packing, num_ranks: int
+) -> None:
+    """Against every micro-batch of the plan, whose tokens are added up by hand; what comes late counts as well."""
+    plan = Plan(num_pairs=900, pairs_per_step=3, num_epochs=1, max_steps=290, seed=3)
+    draw = random.Random(5)
+    pairs = [_pair(draw.randint(2, 9), draw.randint(1, 9), draw.randint(1, 9), f"{i:016x}") for i in range(900)]
+    for step, length in ((280, 30), (295, 50)):  # of which the latter is never trained on
+        pairs[plan.pairs_of(step)[1]] = _pair(length, length, length, f"{step:x}")
     stored = written(tmp_path / "pairs", pairs)
-    plan = Plan(num_pairs=40, pairs_per_step=8, num_epochs=1, max_steps=None, seed=3)
-    fullest = [pair.prompt_key for pair in plan.fullest_microbatch(stored, 60, "shared_prefix")]
-    every = [
-        [step_pairs[i] for i in cut]
-        for step in range(plan.num_steps)
-        for step_pairs in [[pairs[i] for i in plan.pairs_of(step)]]
-        for cut in microbatches(step_pairs, 60, "shared_prefix")
-    ]
-    most = max(every, key=lambda cut: sum(pair.num_tokens for pair in cut))
-    assert fullest == [pair.prompt_key for pair in most]
+
+    def taken(cut: list[EncodedPair]) -> int:
+        if packing == "shared_prefix":
+            return sum(pair.num_tokens for pair in cut)
+        return 2 * len(cut) * max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in cut)
+
+    def most_of(budget: int) -> int:
+        steps = [[pairs[i] for i in plan.pairs_of(step)] for step in range(plan.num_steps)]
+        cuts = (
+            [step[i] for i in cut]
+            for step in steps
+            for share in deal(step, num_ranks, budget, packing)
+            for cut in share
+        )
+        return max(map(taken, cuts))
+
+    for budget in (70, 1000):
+        fullest = plan.fullest_microbatch(stored, budget, packing, num_ranks)
+        assert 0.99 * most_of(budget) <= taken(fullest) == tokens_of_microbatch(fullest, packing) <= most_of(budget)
+    [longest] = plan.longest_pair(stored, packing)
+    assert len(longest.prompt) == 30
+    whole = Plan(num_pairs=900, pairs_per_step=3, num_epochs=2, max_steps=None, seed=3)
+    [longest] = whole.longest_pair(stored, packing)
+    assert len(longest.prompt) == 50
 
 
 # Holding out by prompt

@@ -51,19 +51,21 @@ def out_of_memory(place: Place) -> tuple[str, dict[str, Any]]:
     return f"survived with {starved['budget']:,} tokens instead of {whole['budget']:,}; losses to {apart:.1e}", facts
 
 
-def _train(place: Place, folder: Path) -> dict[str, Any]:
+def _train(place: Place, folder: Path, *more: str) -> dict[str, Any]:
     """A few steps of the demo in this process; its notes, losses and the budget in its receipt."""
     from simpo_cli.train.session import train
     from tests.train.runs import Memory
 
     observer = Memory()
     sizes = _FEW if place.tiny else _WIDE
-    train(compose("demo", [f"output_dir={folder}", "train.max_steps=3", *_UNWATCHED, *sizes]), observer=observer)
+    train(compose("demo", [f"output_dir={folder}", "train.max_steps=3", *_UNWATCHED, *sizes, *more]), observer=observer)
     receipt = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return {
         "notes": observer.notes,
         "losses": [record.loss for record in observer.steps],
         "budget": receipt["plan"]["tokens_per_microbatch"],
+        "memory": receipt["plan"]["memory"],
+        "peak": max(record.memory_gb for record in observer.steps) * 1e9,
     }
 
 
@@ -97,6 +99,31 @@ def _less_memory(place: Place) -> Iterator[None]:
         yield
     finally:
         Policy.forward = forward  # type: ignore[method-assign]
+
+
+def measured_microbatch(place: Place) -> tuple[str, dict[str, Any]]:
+    """What a run measures before step 1 against the peak of its steps, and again with activations on the host."""
+    need("scipy")
+    quiet_libraries()
+    runs = {}
+    for offload in (False, True) if place.on_cuda else (False,):  # a CPU refuses to move what is there already
+        place.release()
+        more = [f"model.activation_offload={str(offload).lower()}"]
+        runs[offload] = _train(place, place.folder / f"measured-{offload}", *more)
+    ours = runs[False]
+    measured, peak = ours["memory"]["measured_bytes"], ours["peak"]
+    facts = {"memory": ours["memory"], "peak_bytes": peak}
+    if not place.on_cuda:
+        return f"measured {measured / 1e6:.1f} MB; on a CPU nobody counts the peak", facts
+    facts["offloaded_bytes"] = runs[True]["peak"]
+    require(peak <= 1.05 * measured, f"a step took {peak / 1e9:.2f} GB, and {measured / 1e9:.2f} were measured", facts)
+    require(runs[True]["losses"] == ours["losses"], "activations on the host changed a loss", facts)
+    require(runs[True]["peak"] < peak, "activations on the host saved nothing", facts)
+    return (
+        f"measured {measured / 1e9:.2f} GB, peak of the steps {peak / 1e9:.2f}; with activations on the host "
+        f"{runs[True]['peak'] / 1e9:.2f}, the same losses",
+        facts,
+    )
 
 
 # The same bits

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.memory import OutOfMemoryError, Workload, available_bytes
+from simpo_cli.model.memory import OutOfMemoryError, Workload
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective
@@ -275,7 +276,7 @@ class _Trainer:
         longest = int(tokens_of_each(self.pairs, "shared_prefix").max())
         workload = Workload(
             config=self._work.config,
-            parameters=ParameterCounts.of(self._policy),
+            parameters=ParameterCounts.of(self._policy.model),
             weights=self._work.weights,
             compute=self._place.compute,
             lora_rank=models.LORA.rank if self._work.lora else None,

@@ -130,3 +130,32 @@ def test_the_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert document.content["machine"]["capability"] == "9.0"
     place = asked[-1][1]
     assert (place.device.type, place.tiny) == ("cuda", False)
+
+
+@pytest.mark.parametrize(("peak", "offloaded", "loss", "wrong"), [
+    (1.04e9, 0.7e9, 1.0, None),
+    (1.06e9, 0.7e9, 1.0, "1.06 GB, and 1.00 were measured"),
+    (1.0e9, 1.0e9, 1.0, "saved nothing"),
+    (1.0e9, 0.7e9, 1.1, "changed a loss"),
+])  # fmt: skip
+def test_what_a_run_measures_is_held_against_the_peak_of_its_steps(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[str, Any]],
+    peak: float,
+    offloaded: float,
+    loss: float,
+    wrong: str | None,
+) -> None:
+    def run(_: Place, __: Path, more: str) -> dict[str, Any]:
+        whole = {"memory": {"measured_bytes": 1e9}, "peak": peak, "losses": [1.0]}
+        return whole if more.endswith("false") else {**whole, "peak": offloaded, "losses": [loss]}
+
+    monkeypatch.setattr(runs, "_train", run)
+    if wrong is None:
+        told, _ = runs.measured_microbatch(_place(tmp_path))
+        assert told.startswith("measured 1.00 GB, peak of the steps 1.04; with activations on the host 0.70")
+    else:
+        with pytest.raises(check.WrongError, match=wrong):
+            runs.measured_microbatch(_place(tmp_path))
+    assert ("empty_cache", ()) in asked

@@ -110,7 +110,7 @@ def measured(
         if quantised is None:
             _make_fake(model)
         policy = Policy(model).train(trained)
-        counts = ParameterCounts.of(policy.model)
+        counts = ParameterCounts.of(model)
         adapters = [p for p in policy.parameters() if p.requires_grad and lora_rank is not None]
         if strategy == "fsdp2":
             sharded.shard(policy, list(policy.layers), device=torch.device("cpu"), whole=adapters)

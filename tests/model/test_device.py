@@ -107,9 +107,7 @@ def test_auto_takes_the_precision_of_a_programs_own_accelerator(
 ) -> None:
     own = Accelerator(mixed_precision=theirs, cpu=True)
     other = "fp32" if precision == "bf16" else "bf16"
-    monkeypatch.setattr(
-        device, "multiplies_in_bf16", lambda **_: precision == "fp32"
-    )  # the device alone says otherwise
+    monkeypatch.setattr(device, "multiplies_in_bf16", lambda _: precision == "fp32")  # the device alone says otherwise
     for wanted in ("auto", precision):
         accelerator, found = join_accelerator(wanted)
         assert found == precision
@@ -156,4 +154,4 @@ import simpo_cli.model.device, simpo_cli.train.session, simpo_cli.library
 def test_processors_with_tiles_multiply_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     for tiles in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
-        assert multiplies_in_bf16(on_cuda=False) is tiles
+        assert multiplies_in_bf16("cpu") is tiles

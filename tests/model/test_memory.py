@@ -19,13 +19,13 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model import memory
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.allocator import expand_segments, keep_freed_memory
+from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.load import ParameterCounts, load_model
 from simpo_cli.model.memory import (
     MemoryNeed,
     Phase,
     Strategy,
     Workload,
-    available_bytes,
     choose_budget,
     choose_strategy,
     is_worth_checkpointing,
@@ -373,6 +373,7 @@ def test_what_torch_has_cached_of_a_card_is_free(monkeypatch: pytest.MonkeyPatch
         is_available=lambda: True, empty_cache=empty_cache, mem_get_info=lambda _: (100 - cached - in_cycle, 100)
     )
     monkeypatch.setattr(torch, "cuda", card)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: card)
     assert available_bytes(CUDA) == 100
 
 

@@ -108,6 +108,28 @@ def test_what_the_recipe_sets_is_what_is_planned(tiny: Runs, llama: str) -> None
     assert offloaded["on_host"] == pytest.approx(4 * 8_030_261_248, rel=1e-6)
 
 
+def test_activations_on_the_host_are_planned_there(tiny: Runs, llama: str) -> None:
+    """By hand: what 32 layers keep of a token is on the host, but for one layer at a time."""
+    fixed = ("train.tokens_per_microbatch=4096", "train.precision=bf16")
+    for checkpointing in ("true", "false"):
+        more = (*fixed, f"model.gradient_checkpointing={checkpointing}")
+        here, there = (
+            _by_set_up(forecast(_surveyed(tiny, llama, *more, f"model.activation_offload={on}"))["memory"])["none", 1][
+                "bytes"
+            ]
+            for on in ("false", "true")
+        )
+        inputs = 32 * 4096 * 4096 * 4  # layers, tokens, numbers of a state, bytes
+        kept = there["on_host"]
+        assert here["on_host"] == 0
+        assert kept == inputs if checkpointing == "true" else kept > 10 * inputs
+        assert there["activations"] < here["activations"] - 0.9 * kept
+        if checkpointing == "false":
+            assert there["activations"] < 1.5 * kept / 32  # of one layer, and its gradients
+        assert there["weights"] == here["weights"]
+        assert there["total"] < here["total"] - 0.9 * kept
+
+
 def test_the_hub_is_asked_for_weights_only_where_they_are_wanted(
     tiny: Runs, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

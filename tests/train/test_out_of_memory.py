@@ -59,7 +59,10 @@ class Card:
 
     def _steps(self, training: Training, save: Any) -> None:
         self._training = training
-        self._run_steps(training, save)
+        try:
+            self._run_steps(training, save)
+        finally:
+            self._training = None  # what the next run measures before its first step does not count
 
     def _within(self, policy: Policy, packed: PackedPairs) -> Tensor:
         assert all(tensor() is None for tensor in self.failed)  # the attempt before has left nothing behind

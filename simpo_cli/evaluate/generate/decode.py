@@ -24,9 +24,9 @@ from transformers.cache_utils import DynamicLayer
 
 from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.model.device import multiplies_in_bf16
+from simpo_cli.model.backend import available_bytes, backend_of
+from simpo_cli.model.device import device_type, multiplies_in_bf16
 from simpo_cli.model.load import Load, load_model
-from simpo_cli.model.memory import available_bytes
 from simpo_cli.model.source import ModelSource
 from simpo_cli.stages import stage
 
@@ -88,7 +88,7 @@ class InverseDraw:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, vocabulary) scores of which greedy search takes the token that was drawn."""
         step = input_ids.shape[1] - self._prompt_length
-        reached = torch.softmax(scores.to(torch.float64) / self._temperature, dim=-1).cumsum(-1)
+        reached = torch.softmax(scores.to(self._numbers.dtype) / self._temperature, dim=-1).cumsum(-1)
         drawn = self._numbers[:, step : step + 1] * reached[:, -1:]  # the sum is 1 only to rounding
         # the first token whose sum is above the number: one of probability 0 is never taken
         token = torch.searchsorted(reached, drawn, right=True).clamp(max=scores.shape[-1] - 1)
@@ -101,11 +101,12 @@ def open_for_answers(source: ModelSource, load: Load | None = None) -> Any:
     A saved model is held in the type it was saved in where the device computes in that, and in float32 elsewhere; one
     that `load` reads, as of a checkpoint, always in float32. Its own sampling defaults are put aside: see `Decoding`.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device_type()
+    device = torch.device(kind)
     if load is not None:
         model: Any = load(source, torch.float32, device)
     else:
-        in_bf16 = multiplies_in_bf16(on_cuda=device.type == "cuda")
+        in_bf16 = multiplies_in_bf16(kind)
         model = load_model(source, "stored" if in_bf16 else torch.float32, device)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -132,7 +133,8 @@ def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, 
     processors: list[Any] = []
     if mode == "sampled":
         numbers = torch.from_numpy(np.stack([uniforms(question.key, decoding) for question in questions]))
-        processors = [InverseDraw(numbers.to(device), decoding.temperature, max(map(len, prompts)))]
+        numbers = numbers.to(device, backend_of(device).widest)
+        processors = [InverseDraw(numbers, decoding.temperature, max(map(len, prompts)))]
     name = f"{mode} answers to {len(questions)} prompts: generating tokens"
     with torch.inference_mode():
         rows = generate_ids(model, prompts, device, decoding.max_new_tokens, decoding.end_ids, processors, name)

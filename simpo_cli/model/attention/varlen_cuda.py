@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.packed import sizes_of
 
 _forward = torch.ops.aten._flash_attention_forward
@@ -119,9 +120,12 @@ def _rows(states: Tensor) -> Tensor:
 
 
 def _splits() -> dict[str, Any]:
-    """The sum's order must not depend on the other pairs of the pack: 2.11 never splits the keys, later ones may."""
+    """The sum's order must not depend on the other pairs of the pack: 2.11 never splits the keys, later ones may.
+
+    The kernels of ROCm are not asked: the argument is NVIDIA's.
+    """
     known = [argument.name for argument in _forward.default._schema.arguments]
-    return {"num_splits": 1} if "num_splits" in known else {}
+    return {"num_splits": 1} if "num_splits" in known and backend_of(torch.device("cuda")).takes_splits else {}
 
 
 _NO_SPLITS = _splits()
