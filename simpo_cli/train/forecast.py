@@ -25,9 +25,9 @@ from simpo_cli.train.run_plan import (
     bytes_on_disk,
     fullest_step,
     inputs_of,
-    why_not_sharded,
     workload_of,
 )
+from simpo_cli.train.strategy import why_not_sharded
 
 SIZES_GB = (24, 48, 80, 141)
 """Devices that are looked at. One of 24 GB has 24e9 bytes for tensors: what it has beyond is left to CUDA and NCCL."""

@@ -21,6 +21,7 @@ from simpo_cli.distributed import ranks
 from simpo_cli.distributed.files import deal, first_problem, in_turns, verify
 from simpo_cli.distributed.sharded import local, reshard
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.backend import backend_of
 from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.moments import moments_size, package_of, torchao_moment
 from simpo_cli.model.policy import trainable
@@ -54,7 +55,8 @@ def make_optimizer(policy: nn.Module, recipe: TrainRecipe, seed: int = 0) -> opt
     settings: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": decay}  # the authors'
     match recipe.optimizer:
         case "adamw" if not is_narrow:
-            return optim.AdamW(weights, **settings, fused=True)
+            fused = backend_of(weights[0].device).fused_adamw
+            return optim.AdamW(weights, **settings, fused=fused)
         case "adamw":
             return NarrowAdamW(weights, weight_decay=decay, seed=seed)
         case "adamw_8bit" if is_narrow:

@@ -30,7 +30,6 @@ from simpo_cli.model.memory import (
     Strategy,
     Workload,
     choose_budget,
-    choose_strategy,
     is_worth_checkpointing,
     require_memory,
 )
@@ -56,7 +55,8 @@ from simpo_cli.run.folder import left_budget, require_free_space, saved_bytes
 from simpo_cli.run.receipt import Identity, command_line, now, recipe_sha256
 from simpo_cli.stages import stage
 from simpo_cli.train.observers import require_trackers
-from simpo_cli.train.optimizer import require_optimizer, state_size, why_whole
+from simpo_cli.train.optimizer import require_optimizer, state_size
+from simpo_cli.train.strategy import strategy_of
 from simpo_cli.versions import installed_version
 
 PACKAGES = (
@@ -250,7 +250,7 @@ def prepare(
     workload = workload_of(inputs, longest_row, accelerator.device, compute, _available(accelerator.device, num_ranks))
     workload = replace(workload, ranks=num_ranks or ranks.world_size(), cpu_offload=recipe.distributed.cpu_offload)
     longest = int(tokens_of_each(data.scored, packing).max())
-    strategy = _strategy(recipe, source, workload, longest)
+    strategy = strategy_of(recipe, source, workload, longest)
     workload = replace(workload, strategy=strategy)
     plain, checkpointed = (workload.training(checkpointing=on) for on in (False, True))
     checkpointing, given = recipe.model.gradient_checkpointing, recipe.train.tokens_per_microbatch
@@ -375,50 +375,6 @@ def _available(device: torch.device, num_ranks: int | None) -> int:
     """Free memory of the device that has least; ranks of a host share its memory where they compute on it."""
     here = num_ranks or ranks.local_size() if device.type == "cpu" else 1
     return ranks.smallest(available_bytes(device) // here, "comparing the memory")
-
-
-def _strategy(recipe: Recipe, source: ModelSource, work: Workload, longest: int) -> Strategy:
-    """How the policy is spread over the ranks.
-
-    Args:
-        longest: tokens that the longest pair needs by itself.
-
-    Raises:
-        UserError: the recipe asks for what this machine, or this model, cannot do.
-    """
-    wanted = recipe.distributed.strategy
-    if work.ranks == 1 and wanted != "fsdp2":
-        return "none"
-    if wanted == "none":
-        raise UserError(
-            f"distributed.strategy is none, and there are {work.ranks} processes.",
-            "Set distributed.strategy to auto, or start one process.",
-            key="distributed.strategy",
-        )
-    if wanted == "auto":
-        may_checkpoint = recipe.model.gradient_checkpointing is not False
-        wanted = choose_strategy(work, longest=longest, may_checkpoint=may_checkpoint)
-    if wanted == "ddp":
-        return "ddp"
-    reasons = why_not_sharded(recipe, source)
-    if work.cpu_offload and work.device.type == "cpu":
-        reasons["distributed.cpu_offload"] = "there is no card"
-    for key, why in reasons.items():
-        raise UserError(f"{key} is not for fsdp2 here: {why}.", f"Leave {key} out, or use ddp.", key=key)
-    return "fsdp2"
-
-
-def why_not_sharded(recipe: Recipe, source: ModelSource) -> dict[str, str]:
-    """Why fsdp2 cannot shard a run, by the keys of the recipe that speak against it; nothing where it can."""
-    lora, moments = recipe.model.lora, why_whole(recipe)
-    found = {
-        "model.quantization": source.quantization and "codes of quantised weights are not sharded",
-        "model.lora.use_dora": lora and lora.use_dora and "DoRA begins from whole weights, which it shards",
-        "model.lora.init": lora and lora.init == "pissa" and "PiSSA begins from whole weights, which it shards",
-        "model.compile": recipe.model.compile is True and "layers are gathered and let go of as they run",
-        "train.optimizer": moments,
-    }
-    return {key: why for key, why in found.items() if why}
 
 
 def bytes_on_disk(
