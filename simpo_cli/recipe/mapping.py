@@ -1,4 +1,4 @@
-"""Which column of a record plays which part, and what a label means: as a recipe says it, checked as far as text goes."""
+"""Which column of a record plays which part, and what a label means, as a recipe says it; checked without any data."""
 
 from itertools import combinations
 from typing import Any, Literal
