@@ -157,7 +157,7 @@ def _filling() -> Iterator[Callable[[Tensor, Callable[[memoryview], None]], None
             if piece.device.type == "cpu":
                 read(_memory(piece))
             elif not backend_of(piece.device).pinned:
-                host = torch.empty_like(piece, device="cpu")
+                host = torch.empty(piece.shape, dtype=piece.dtype)
                 read(_memory(host))
                 piece.copy_(host)
             else:

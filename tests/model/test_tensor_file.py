@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from simpo_cli.model import tensor_file
+from simpo_cli.model.backend import BACKENDS
 from simpo_cli.model.tensor_file import TensorMismatchError, read_tensors, write_tensors
 from simpo_cli.run.checkpoint import CheckpointWriter, HashedFile
 from simpo_cli.run.manifest import HashBeside, HashedReader
@@ -115,6 +116,23 @@ def test_a_card_gives_and_takes_the_bytes_that_a_cpu_does(
         into = _many(8)
         _read(file, {name: tensor.as_subclass(OnCard) for name, tensor in into.items()})
         assert card.copies == 2 * sum(-(-size // 64) for size in contiguous)
+    assert all(torch.equal(into[name], tensors[name]) for name in tensors)
+
+
+def test_a_device_without_page_locked_memory_gives_and_takes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_file, "backend_of", lambda _: BACKENDS["mps"])
+    monkeypatch.setattr(tensor_file, "_PIECE", 64)
+    tensors = _many(7)
+    (tmp_path / "cpu").mkdir()
+    expected = _write(tmp_path / "cpu", tensors).read_bytes()
+    with played_card(late=True) as card:
+        file = _write(tmp_path, {name: tensor.as_subclass(OnCard) for name, tensor in tensors.items()})
+        assert file.read_bytes() == expected
+        into = _many(8)
+        _read(file, {name: tensor.as_subclass(OnCard) for name, tensor in into.items()})
+        assert card.copies == 0
     assert all(torch.equal(into[name], tensors[name]) for name in tensors)
 
 
