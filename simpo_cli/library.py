@@ -28,6 +28,7 @@ from simpo_cli.model.attention.interface import why_not_shared
 from simpo_cli.model.device import join_accelerator
 from simpo_cli.model.load import apply_soft_cap, switch_off_dropout
 from simpo_cli.model.policy import Policy
+from simpo_cli.model.quantised import use_own_products
 from simpo_cli.model.self_check import CheckPairs, SelfCheck, choose_packing
 from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective
@@ -131,6 +132,7 @@ class SimPOTrainer:
         if _is_causal(model):
             switch_off_dropout(model)
             apply_soft_cap(model)
+            use_own_products(model)
             self._policy = Policy(model)
         model.train()
         self._optimizer = make_optimizer(model, TrainRecipe())

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli import PreferenceDataset, SimPOConfig, SimPOTrainer, library, stages
 from simpo_cli.errors import UserError
-from simpo_cli.model import device
+from simpo_cli.model import device, quantised
 from tests.data.pair_files import write_pairs
 from tests.model.reference import simpo_loss
 
@@ -219,3 +219,22 @@ def test_a_long_self_check_says_so(
     monkeypatch.setattr(library, "Pulse", Beating)
     SimPOTrainer(model, SimPOConfig(**LIMITS)).train_step(ROWS)
     assert capsys.readouterr().err.endswith("simpo: self-check, 0:00 so far\n")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_model_that_its_owner_has_quantised_trains_its_adapters(tiny_folder: Path, kind: Any) -> None:
+    """Its layers, those of bitsandbytes, would give wrong gradients after a forward pass without any on some CPUs."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=torch.float32, quantization_config=quantised.settings_of(kind), device_map={"": "cpu"}
+    )
+    model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    trainer = SimPOTrainer(model, SimPOConfig(lr=1e-2, precision="fp32", **LIMITS), tokenizer)
+    layers = [layer for layer in trainer.model.modules() if quantised.is_quantised(layer)]
+    assert len(layers) == 14
+    assert {type(layer).__module__ for layer in layers} == {quantised.__name__}
+    first = trainer.train_step(ROWS)
+    losses = [trainer.train_step(ROWS) for _ in range(8)]
+    assert losses[-1] < first

@@ -232,8 +232,7 @@ def _loaded(
         )
     if not source.code:
         vars(model.config).pop("auto_map", None)  # what was not run shall not be asked for by the model that is saved
-    if source.quantization is not None:
-        quantised.use_own_products(model)
+    quantised.use_own_products(model)
     switch_off_dropout(model)
     apply_soft_cap(model)
     checked: nn.Module = model

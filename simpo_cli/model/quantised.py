@@ -88,7 +88,9 @@ def adapted_layers() -> tuple[type, ...]:
 
 
 def use_own_products(model: nn.Module) -> None:
-    """Have the quantised layers of a model multiply as this module says."""
+    """Have the quantised layers of a model, if it has any, multiply as this module says."""
+    if "bitsandbytes" not in sys.modules:
+        return
     library = bitsandbytes()
     kinds = {library.nn.Linear4bit: _four_bit_layer(), library.nn.Linear8bitLt: _eight_bit_layer()}
     for module in model.modules():
