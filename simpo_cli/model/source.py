@@ -118,52 +118,45 @@ def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, 
         base = _found(*under, wanted, (*above, folder.resolve()), str(folder / ADAPTER_CONFIG))
         return replace(base, name=path, folder=folder, revision=commit, adapter=adapter, adapter_base=base)
     read = read_configuration(path, folder, held_by)
-    kind = _kind_of_quantization(path, read.quantization, wanted.quantization)
+    kind = _kind_of_quantization(path, read.quantization, wanted)
+    sizes: Mapping[str, int] = {}
     if not wanted.weights and not any(folder.glob("*.safetensors")):
         said = getattr(read.config.get_text_config(), "dtype", None)
         stored = next((dtype for dtype in DTYPE_NAMES if dtype == said), torch.float32)
-        return ModelSource(
-            path,
-            folder,
-            read.config,
-            read.model_class,
-            commit,
-            stored,
-            code=read.code,
-            quantization=kind,
-            is_stored_quantised=read.quantization is not None,
-        )
-    weights = stored_weights(path, folder, held_by, read.quantization)
-    layers = getattr(read.config.get_text_config(), "num_hidden_layers", 0)
-    if not read.code and layers > weights.num_layers:
-        raise UserError(
-            f"{path} lacks some of its weights: config.json says num_hidden_layers is {layers}, and the weight files "
-            f"hold {weights.num_layers} layers.",
-            "Fetch the model again, or mend its config.json.",
-        )
+    else:
+        weights = stored_weights(path, folder, held_by, read.quantization)
+        stored, sizes = weights.dtype, weights.sizes
+        layers = getattr(read.config.get_text_config(), "num_hidden_layers", 0)
+        if not read.code and layers > weights.num_layers:
+            raise UserError(
+                f"{path} lacks some of its weights: config.json says num_hidden_layers is {layers}, and the weight "
+                f"files hold {weights.num_layers} layers.",
+                "Fetch the model again, or mend its config.json.",
+            )
     return ModelSource(
         path,
         folder,
         read.config,
         read.model_class,
         commit,
-        weights.dtype,
-        sizes=weights.sizes,
+        stored,
+        sizes=sizes,
         code=read.code,
         quantization=kind,
         is_stored_quantised=read.quantization is not None,
     )
 
 
-def _kind_of_quantization(path: str, stored: Quantization | None, wanted: Quantization | None) -> Quantization | None:
+def _kind_of_quantization(path: str, stored: Quantization | None, wanted: _Wanted) -> Quantization | None:
     """How a model's linear layers will be held."""
-    if stored is not None and wanted not in (None, stored):
+    if stored is not None and wanted.quantization not in (None, stored):
         raise UserError(
-            f"model.quantization is {wanted}, and the weights of {path} are stored as {stored}.",
+            f"model.quantization is {wanted.quantization}, and the weights of {path} are stored as {stored}.",
             "Leave model.quantization out, or name the unquantised model that it was made from.",
             key="model.quantization",
         )
-    if (kind := stored or wanted) is not None:
+    kind = stored or wanted.quantization
+    if kind is not None and wanted.weights:
         quantised.require_quant()
     return kind
 

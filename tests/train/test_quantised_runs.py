@@ -139,3 +139,4 @@ def test_without_bitsandbytes_the_pip_line_is_said(
         tiny_runs(tmp_path, tiny_folder, prefs).train("run", "model.quantization=nf4", "model.lora={}")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "pip install 'simpo-cli[quant]'" in caught.value.fix
+    assert find_model(str(tiny_folder), quantization="nf4", weights=False).quantization == "nf4"  # as simpo plan does
