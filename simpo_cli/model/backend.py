@@ -64,8 +64,8 @@ BACKENDS = {row.name: row for row in (_CPU, _CUDA, _ROCM, _XPU, _MPS)}
 
 
 def backend_of(device: torch.device) -> Backend:
-    """The row of a device."""
-    return BACKENDS["rocm" if device.type == "cuda" and torch.version.hip else device.type]
+    """The row of a device; that of a CPU, which asks least of torch, where there is none."""
+    return BACKENDS.get("rocm" if device.type == "cuda" and torch.version.hip else device.type, _CPU)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -86,10 +86,11 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
         release_memory()
     assert peak is not None
     predicted = run.need.total(peak.tokens)
-    words = "" if peak.held <= peak.most else "; memory may run out"
+    # what is free is of the moment, and notes.jsonl of a resumed run has the bits of an unbroken one
+    words = "" if peak.held <= peak.most else f"; there are {peak.room / 1e9:.2f} GB: memory may run out"
     training.observer.note(
-        f"memory measured: {peak.held / 1e9:.2f} of {peak.room / 1e9:.2f} GB with a micro-batch of "
-        f"{peak.tokens:,} tokens, {predicted / 1e9:.2f} predicted{words}"
+        f"memory measured: {peak.held / 1e9:.2f} GB with a micro-batch of {peak.tokens:,} tokens, "
+        f"{predicted / 1e9:.2f} predicted{words}"
     )
     return {
         "microbatch_tokens": peak.tokens,

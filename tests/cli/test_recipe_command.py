@@ -32,7 +32,7 @@ def test_list(simpo: Simpo) -> None:
     assert "simpo recipe copy NAME" in seen.err
     rows = json.loads(simpo("recipe", "list", "--json").out)
     assert [row["name"] for row in rows] == shipped_names()
-    assert [row["name"] for row in rows if row["piece"]] == ["lora"]
+    assert [row["name"] for row in rows if row["piece"]] == ["lora", "qlora"]
 
 
 def test_show_prints_a_recipe_that_loads_again(simpo: Simpo) -> None:

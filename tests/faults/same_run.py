@@ -111,10 +111,11 @@ def _comparable(file: Path) -> bytes:
 
 
 def _without_times(content: Any) -> Any:
-    """A document without times, with what is said of resuming, and without hashes of files that hold times."""
+    """A document without times and free memory, without what is said of resuming, and hashes of files with times."""
     if not isinstance(content, dict):
         return content
     dropped = {"seconds", "started", "resumed", "tokens", "sha256", "digests", "progress.json", "notes.jsonl"}
+    dropped |= {"available_bytes"}
     if "status" in content:
         dropped |= {"files"}  # hashes of the logs and of the page
     return {name: _without_times(value) for name, value in content.items() if name not in dropped}

@@ -82,7 +82,7 @@ def test_a_budget_that_does_not_fit_is_lowered_before_step_1_and_the_run_is_that
         found = guide.receipt("lowered")["plan"]["memory"]
         tokens = found["microbatch_tokens"]
         assert after < tokens <= budget  # the last token of a response is of its budget, and is not computed
-        sizes = f"{(state + A_TOKEN * after) / 1e9:.2f} of {room / 1e9:.2f} GB"
+        sizes = f"{(state + A_TOKEN * after) / 1e9:.2f} GB"
         assert said.startswith(f"memory measured: {sizes} with a micro-batch of {tokens:,} tokens, ")
         assert found["measured_bytes"] == state + A_TOKEN * after
         assert found["available_bytes"] == room
@@ -120,7 +120,7 @@ def test_a_number_of_the_recipe_is_kept_and_the_run_says_that_memory_may_run_out
     Card(monkeypatch, room=400 * A_TOKEN)
     memory = guide.train("run", "train.tokens_per_microbatch=512", "train.max_steps=1")
     [said] = memory.said("memory measured")
-    assert said.endswith("; memory may run out")
+    assert said.endswith(" GB: memory may run out")
     assert guide.receipt("run")["plan"]["tokens_per_microbatch"] == 512
 
 
