@@ -146,6 +146,8 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
     if written.merge is not None:
         change, lost = written.merge
         say(f"adapters  moved the logits by {change:.2g} nats, the type by {lost:.2g} (root mean squares)")
+    if written.trained_beside is not None:
+        say(f"base      whole, and training had it in {written.trained_beside}: simpo export --merge compares the two")
     if turns is None and written.tokenizer.has_template:
         say(f"template  not in {MODELFILE}: Go's language cannot say it; llama-server reads it in the file")
     say(f"file      {file} ({written.num_bytes / 1e6:,.0f} MB)")

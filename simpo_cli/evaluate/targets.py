@@ -128,7 +128,10 @@ def baseline_of(target: Target, name: str | None, overrides: Sequence[str]) -> T
     """
     if name is None:
         start = target.start
-        return None if start is None else Target(start.path, replace(target.recipe, model=start))
+        if start is None:
+            return None
+        name = start.path if start.quantization is None else f"{start.path} ({start.quantization})"
+        return Target(name, replace(target.recipe, model=start))
     if name == "none":
         return None
     found = _with_recipe(name, overrides)

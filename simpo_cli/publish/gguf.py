@@ -78,6 +78,7 @@ class Written:
     tokenizer: TextTokenizer
     template_kwargs: Mapping[str, Any]
     merge: tuple[float, float] | None
+    trained_beside: str | None  # how the base was quantised in training, which is whole here
 
 
 def require_writable(source: ModelSource, converter: str) -> None:
@@ -185,6 +186,7 @@ def export_gguf(run: Path, file: Path, kind: Kind) -> Written:
         tokenizer=tokenizer,
         template_kwargs=recipe.data.chat_template_kwargs or {},
         merge=changes,
+        trained_beside=recipe.model.quantization,
     )
 
 

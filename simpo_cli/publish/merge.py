@@ -24,7 +24,7 @@ from simpo_cli.errors import UserError
 from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.scoring import open_model
 from simpo_cli.files import disk_faults
-from simpo_cli.formatting import MARGIN_DIGITS, change_cell, points_cell, share_cell, thousands
+from simpo_cli.formatting import MARGIN_DIGITS, change_cell, number_cell, points_cell, share_cell, thousands
 from simpo_cli.model.backend import release_memory
 from simpo_cli.model.load import load_model
 from simpo_cli.model.packed import pack
@@ -69,12 +69,20 @@ class Unrounded:
     difference: Mapping[str, Any]  # of the second less the first, by pair
 
     def __str__(self) -> str:
-        """On 500 held-out pairs: accuracy 71.2 % (67.1 to 75.0), on the nf4 base 70.8 % (66.7 to 74.6); ..."""
-        rewards = f"mean margin {change_cell(self.difference['margin'], digits=MARGIN_DIGITS)}"
+        """On 500 held-out pairs the accuracy is 71.2 % (67.1 to 75.0), and was 70.8 % (66.7 to 74.6) beside nf4: ..."""
+        trained, merged, change = self.trained, self.merged, self.difference
+        margins = (number_cell(one["margin"], digits=MARGIN_DIGITS) for one in (merged, trained))
         return (
-            f"on {thousands(self.merged['pairs'])} held-out pairs: accuracy {share_cell(self.merged['accuracy'])}, on "
-            f"the {self.quantization} base {share_cell(self.trained['accuracy'])}; difference "
-            f"{points_cell(self.difference['accuracy'])} points, {rewards}"
+            "on {} held-out pairs the accuracy is {}, and was {} beside {}: a change of {} points; the mean margin is "
+            "{}, and was {}: a change of {}".format(
+                thousands(merged["pairs"]),
+                share_cell(merged["accuracy"]),
+                share_cell(trained["accuracy"]),
+                self.quantization,
+                points_cell(change["accuracy"]),
+                *margins,
+                change_cell(change["margin"], digits=MARGIN_DIGITS),
+            )
         )
 
 

@@ -12,7 +12,6 @@ from simpo_cli.recipe.schema import Recipe
 from simpo_cli.recipe.tree import Node, lookup
 
 HIGHEST_FULL_LEARNING_RATE = 5e-6
-LOWEST_LORA_LEARNING_RATE = 2e-6
 MOST_LORA_PAIRS = 128
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "c_attn", "out_proj"}
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
@@ -105,11 +104,12 @@ def warnings_of(recipe: Recipe, tree: Node, display: str) -> list[Finding]:
         if part := _reserved(folder):
             warn("REC015", key, f"{key} has the part {part!r}: Windows takes it for a device, or drops its end.")
             break  # output_dir mostly repeats the name
-    if model.lora is not None and train.learning_rate < LOWEST_LORA_LEARNING_RATE:
+    if model.lora is not None and train.learning_rate <= HIGHEST_FULL_LEARNING_RATE:
         warn(
             "REC009",
             "train.learning_rate model.lora model.lora.rank",
-            f"train.learning_rate is {rate}, a value for full tuning: adapters hardly move below 2e-6. 1e-5 is usual.",
+            f"train.learning_rate is {rate}, a value for full tuning: adapters hardly move at it. 1e-5 or more is"
+            " usual; the pieces lora and qlora set it where no later file does.",
         )
     if model.lora is not None and train.pairs_per_step > MOST_LORA_PAIRS:
         warn(

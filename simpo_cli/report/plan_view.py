@@ -105,13 +105,11 @@ def devices_table(document: Mapping[str, Any]) -> Table:
             cells.append(fitting[0] if fitting else Cell("-"))
         rows.append(Row(f"{size} GB", tuple(cells)))
     most = max(found["devices"] for found in document["devices"])
-    is_sharded = any(found["strategy"] == "fsdp2" for found in document["devices"])
+    reasons = "; ".join(f"{key}: {why}" for key, why in document["not_sharded"].items())
     remarks = [
         f"The smallest number that fits, of up to {most}; in brackets gradient checkpointing, and the tokens of a "
         "micro-batch.",
-        "distributed.strategy: auto takes ddp where it fits, else fsdp2."
-        if is_sharded
-        else "fsdp2 does not shard the 8-bit moments of full tuning.",
+        f"No fsdp2 ({reasons})." if reasons else "distributed.strategy: auto takes ddp where it fits, else fsdp2.",
     ]
     return Table(
         tuple(_STRATEGIES.values()), rows, "Which devices would do?", [Remark("setting", text) for text in remarks]

@@ -110,8 +110,8 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
     """The document of `simpo plan`, see docs/plan.md; `timing` is what `timing.measure` found."""
     recipe, source, parameters, weights, _, _ = survey.inputs
     checkpoints, checkpoint, model = bytes_on_disk(recipe, source, parameters, weights)
-    can_shard = not why_not_sharded(recipe, source)
-    set_ups = [(strategy, count) for strategy, count in _SET_UPS if strategy != "fsdp2" or can_shard]
+    not_sharded = why_not_sharded(recipe, source)
+    set_ups = [(strategy, count) for strategy, count in _SET_UPS if strategy != "fsdp2" or not not_sharded]
     return {
         "schema_version": 1,
         "tool": {"name": "simpo", "version": simpo_cli.__version__},
@@ -126,6 +126,7 @@ def forecast(survey: Survey, timing: Mapping[str, Any] | None = None) -> dict[st
         "run": _run(survey),
         "memory": [_least(survey, strategy, count) for strategy, count in set_ups],
         "devices": [_on_device(survey, strategy, count, size) for size in SIZES_GB for strategy, count in set_ups],
+        "not_sharded": not_sharded,
         "disk": {
             "checkpoints": checkpoints,
             "checkpoint_bytes": checkpoint,

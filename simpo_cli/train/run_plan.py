@@ -385,7 +385,16 @@ def bytes_on_disk(
     checkpoints = recipe.checkpoint.keep + recipe.checkpoint.best + 1 if recipe.checkpoint.every else 2
     each = state_size(recipe, parameters)
     merged = parameters.total * weights.itemsize if keeps_merged(recipe.model) else 0
-    return checkpoints, each, parameters.total * export_dtype(recipe, source).itemsize + merged
+    return checkpoints, each, _bytes_of_model(recipe, source, parameters, weights) + merged
+
+
+def _bytes_of_model(recipe: Recipe, source: ModelSource, parameters: ParameterCounts, weights: torch.dtype) -> int:
+    """Of model/: all weights, or adapters in float32, with the head and embedding if peft may save those too."""
+    lora = recipe.model.lora
+    if lora is None:
+        return parameters.total * export_dtype(recipe, source).itemsize
+    ends = 0 if isinstance(lora.target_modules, str) else parameters.outside_layers * weights.itemsize
+    return 4 * parameters.trainable * lora.saved_rank // lora.rank + ends
 
 
 def _notes(recipe: Recipe, source: ModelSource, data: PreparedData, plan: Plan) -> Iterator[str]:
