@@ -29,7 +29,6 @@ _KNOWN = (
     "revision auto_mapping inference_mode megatron_core qalora_group_size eva_config runtime_config"
 )
 _MATCHES_NONE = re.compile("not found in the base model|No modules were targeted")
-_PISSA = "pissa_niter_16"  # by a randomised decomposition, which takes seconds where the whole one takes an hour
 _KNOWN_STARTS = ("gaussian", "eva", "orthogonal", "pissa", "olora")  # the others change the base in ways of their own
 
 
@@ -232,7 +231,6 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe, seed: int = 0) -> nn.Modu
     quantised.import_before_peft()
     from peft import LoraConfig, get_peft_model
 
-    begins_in_base = recipe.init == "pissa" and not next(model.parameters()).is_meta
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
@@ -241,7 +239,6 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe, seed: int = 0) -> nn.Modu
         target_modules=recipe.target_modules,
         use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora,
-        init_lora_weights=_PISSA if begins_in_base else True,  # type: ignore[arg-type]  # peft writes its form in words
     )
     causal: Any = model
     linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
@@ -261,16 +258,48 @@ def add_adapters(model: nn.Module, recipe: LoraRecipe, seed: int = 0) -> nn.Modu
             fix = f"Name layers: model.lora.target_modules=[{','.join(taken)}]"
         raise UserError(problem, fix, key="model.lora.target_modules") from error
     if recipe.init == "pissa":
-        _require_own_weights(adapted)
-    if begins_in_base:
-        adapted.pissa_start = {name: one.detach().cpu().clone() for name, one in _low_rank(adapted).items()}
+        _begin_in_base(adapted, recipe)
     whole: nn.Module = adapted
     return whole
 
 
-def _low_rank(adapted: nn.Module) -> dict[str, Tensor]:
-    """The low-rank matrices of adapters, by name."""
-    return {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+@torch.no_grad()
+def _begin_in_base(adapted: Any, recipe: LoraRecipe) -> None:
+    """Move the main components of each adapted weight into its adapter (Meng, Wang and Zhang 2024, arXiv:2404.02948).
+
+        W ~ U S V'   of the adapter's rank        A = (S / s)^1/2 V'        B = U (S / s)^1/2        W <- W - s B A
+
+    with s the adapter's scale. A checkpoint holds A and B as they are trained, so what stays of W has to come out the
+    same whatever the recipe's seed and the device: the decomposition is made on the CPU, of numbers drawn by a seed of
+    its own. It is a randomised one, which takes seconds where the whole one takes an hour.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    _require_own_weights(adapted)
+    torch.manual_seed(0)
+    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear) or recipe.rank > min(base.weight.shape):
+            place = name.removeprefix("base_model.model.")
+            raise UserError(
+                f"model.lora.init is pissa, and {place} has no {recipe.rank} components to give.",
+                "Lower model.lora.rank, or name linear layers in model.lora.target_modules.",
+                key="model.lora.init",
+            )
+    adapted.pissa_start = {}
+    for name, layer in layers.items():
+        weight: Tensor = layer.get_base_layer().get_parameter("weight")
+        scale = layer.scaling["default"]
+        if weight.is_meta:
+            continue
+        left, values, right = torch.svd_lowrank(weight.float().cpu(), recipe.rank, niter=16)
+        root = (values / scale).sqrt()
+        start = {"lora_A": root[:, None] * right.T, "lora_B": left * root}
+        weight -= (scale * start["lora_B"] @ start["lora_A"]).to(weight)
+        for kind, numbers in start.items():
+            getattr(layer, kind)["default"].weight.copy_(numbers)
+            adapted.pissa_start[f"{name}.{kind}.default.weight"] = numbers
 
 
 def _require_own_weights(adapted: Any) -> None:
@@ -300,10 +329,10 @@ def save_adapters(adapted: nn.Module, folder: Path) -> None:
         return
     config = model.peft_config["default"]
     whole = {}
-    for name, now in _low_rank(model).items():
-        is_input = ".lora_A." in name
-        before = start[name].to(now.device)
-        whole[name] = torch.cat([now.detach(), before if is_input else -before], dim=0 if is_input else 1)
+    parameters = dict(model.named_parameters())
+    for name, before in start.items():
+        is_input, now = ".lora_A." in name, parameters[name].detach().cpu()
+        whole[name] = torch.cat([now, before if is_input else -before], dim=0 if is_input else 1)
     more = math.sqrt(2) if config.use_rslora else 2
     plain = copy.copy(config)
     plain.r, plain.lora_alpha, plain.init_lora_weights = 2 * config.r, more * config.lora_alpha, True

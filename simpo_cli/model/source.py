@@ -243,8 +243,15 @@ def require_known_ids(pairs: Sequence[EncodedPair], source: ModelSource) -> None
 
 
 def require_trainable(recipe: ModelRecipe, source: ModelSource) -> None:
-    """Refuse what cannot be trained of quantised weights, whether the recipe quantises them or they are stored so."""
+    """Refuse what cannot be trained of narrow and quantised weights, however they came to be so."""
     kind, lora = source.quantization, recipe.lora
+    if lora is not None and lora.init == "pissa" and weights_dtype(recipe, source) != torch.float32:
+        raise UserError(
+            f"model.lora.init is pissa, and the frozen weights are {DTYPE_NAMES[weights_dtype(recipe, source)]}: what "
+            "the adapters leave of them would be rounded, and the saved adapter would not be what was trained.",
+            "Set model.weights_dtype=fp32, or leave model.lora.init out.",
+            key="model.lora.init",
+        )
     if kind is None:
         return
     if lora is None:

@@ -211,7 +211,11 @@ def _serving(trained: Trained) -> str:
     text = "In this folder:" if lines else "Adapters with DoRA are merged before they are served."
     if lines:
         text += "\n\n```shell\n" + "\n".join(lines) + "\n```"
-    if trained.start.config.model_type in GGUF_ARCHITECTURES:
+    if recipe.quantization is not None and lines:
+        text += (
+            f"\n\nvLLM has the base whole, where the numbers above were measured beside one in {recipe.quantization}."
+        )
+    if trained.start.config.model_type in GGUF_ARCHITECTURES and not trained.start.is_stored_quantised:
         text += "\n\nWhoever has the run makes one file of it for Ollama and llama.cpp: `simpo export RUN --gguf q8_0`."
     return f"## How to serve it\n\n{text}"
 

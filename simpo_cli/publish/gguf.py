@@ -6,7 +6,9 @@ no code with what writes here, and is kept only if every weight has the bits tha
 token of real pairs its log-probability. What cannot be proved that way, such as another pre-tokenizer, is refused.
 """
 
+import errno
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +241,13 @@ def _write(file: Path, model: Any, vocabulary: Vocabulary, kind: Kind, name: str
     writer.write_ti_data_to_file()
     for tensor in tensors:
         numbers = tensor.numbers.detach() if tensor.heads is None else _interleaved(tensor.numbers, tensor.heads)
-        writer.write_tensor_data(gguf.quantize(numbers.contiguous().numpy(), _stored_as(numbers, kind)))
+        stored = gguf.quantize(numbers.contiguous().numpy(), _stored_as(numbers, kind))
+        try:
+            writer.write_tensor_data(stored)
+        except OSError as error:
+            if error.errno is None:  # numpy writes them, and says how much of it the disk took, and not why no more
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
     writer.close()
 
 

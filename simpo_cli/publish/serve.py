@@ -30,7 +30,8 @@ def serve_commands(name: str, model: str, base: str, recipe: ModelRecipe, *, has
     saved = recipe.lora.saved_rank
     rank = next((most for most in _VLLM_RANKS if most >= saved), saved)
     adapters = f"--enable-lora --lora-modules {name}={model} --max-lora-rank {rank}"
-    return [(f"vllm serve {base} {adapters}{code}", f"OpenAI-compatible server (vLLM); its model is {name}")]
+    whole = "" if recipe.quantization is None else ", on the whole base"
+    return [(f"vllm serve {base} {adapters}{code}", f"OpenAI-compatible server (vLLM); its model is {name}{whole}")]
 
 
 def served_name(name: str) -> str:

@@ -105,7 +105,7 @@ def _serving(run: RunPlan, folder: Path) -> list[tuple[str, str]]:
     base = str(folder / BASE) if keeps_merged(recipe.model) else base
     name, has_code = served_name(recipe.name), bool(source.code)
     commands = serve_commands(name, str(folder / MODEL), base, recipe.model, has_code=has_code)
-    if source.config.model_type in GGUF_ARCHITECTURES:
+    if source.config.model_type in GGUF_ARCHITECTURES and not source.is_stored_quantised:
         commands.append((f"simpo export {folder} --gguf q8_0", "one file for Ollama, llama.cpp"))
     return commands
 

@@ -160,3 +160,22 @@ def test_an_adapter_of_pissa_is_saved_as_plain_lora_beside_the_whole_weights(tmp
     read = PeftModel.from_pretrained(tiny_model(), tmp_path)
     torch.testing.assert_close(read(input_ids=ids).logits, trained, rtol=0, atol=1e-4)
     assert model.peft_config["default"].r == 4  # and can be trained further
+
+
+def test_what_pissa_leaves_of_the_weights_does_not_depend_on_the_recipes_seed() -> None:
+    """A checkpoint holds the trained matrices alone, and may be read under another seed."""
+    one, other = (add_adapters(tiny_model(), LoraRecipe(rank=4, init="pissa"), seed) for seed in (1, 2))
+    for weight, same in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
+def test_pissa_takes_the_main_components_of_a_weight() -> None:
+    plain = tiny_model()
+    adapted: Any = add_adapters(tiny_model(), LoraRecipe(rank=4, alpha=8, init="pissa"))
+    layer = adapted.get_base_model().model.layers[1].mlp.up_proj
+    weight = plain.model.layers[1].mlp.up_proj.weight.detach()
+    update = 2 * layer.lora_B["default"].weight.detach() @ layer.lora_A["default"].weight.detach()
+    torch.testing.assert_close(layer.base_layer.weight + update, weight, rtol=0, atol=1e-5)
+    values = torch.linalg.svdvals(weight)
+    torch.testing.assert_close(torch.linalg.svdvals(update)[:4], values[:4], rtol=0.02, atol=0)
+    torch.testing.assert_close(torch.linalg.matrix_norm(layer.base_layer.weight, 2), values[4], rtol=0.05, atol=0)

@@ -101,6 +101,17 @@ def test_adapters_train_beside_weights_that_are_stored_quantised(stored: Path, t
         ("tiny", ["model.quantization=nf4", "model.lora={init: pissa}"], "quantization is nf4, and lora.init is pissa"),
         ("tiny", ["model.quantization=int8", "model.lora={}", "model.adapter=merge"], "and adapter is merge"),
         ("tiny", ["model.lora={init: pissa, use_dora: true}"], "init is pissa, and use_dora is true"),
+        (
+            "tiny",
+            ["model.lora={init: pissa}", "model.weights_dtype=bf16"],
+            "init is pissa, and the frozen weights are bf",
+        ),
+        ("tiny", ["model.lora={init: pissa, rank: 17}"], "init is pissa, and .*k_proj has no 17 components to give"),
+        (
+            "tiny",
+            ["model.lora={init: pissa, rank: 4, target_modules: [q_proj, up_proj, embed_tokens]}"],
+            "init is pissa, and .*embed_tokens has no 4 components to give",
+        ),
         ("tiny", ["model.quantization=nf4", "model.lora={}", "model.compile=true"], "compile is true, and the weights"),
         (
             "tiny",
