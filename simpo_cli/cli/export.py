@@ -123,7 +123,7 @@ def _require_gguf() -> None:
 @shows_work
 def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> None:
     """Write the GGUF file and the Modelfile beside it, and say what was compared and how to use them."""
-    from simpo_cli.publish.ollama import MODELFILE, learn_turns, modelfile, require_own
+    from simpo_cli.publish.ollama import MODELFILE, is_edited, learn_turns, modelfile, require_own
     from simpo_cli.publish.serve import served_name
 
     name = served_name(run.resolve().name)
@@ -137,8 +137,12 @@ def _written(run: Path, output: Path | None, kind: Literal["bf16", "q8_0"]) -> N
     written = export_gguf(run, file, kind)
     turns = learn_turns(written.tokenizer, written.template_kwargs, add_bos=written.add_bos)
     stops = sorted(written.tokenizer.decode([i]) for i in written.tokenizer.end_ids_under(written.template_kwargs))
-    with disk_faults(f"{beside} cannot be written"), replacing(beside) as stream:
-        stream.write(modelfile(file.name, turns, stops))
+    content = modelfile(file.name, turns, stops)
+    if is_edited(beside, content):
+        say(f"kept      {beside}, which was edited: see that it says FROM ./{file.name}")
+    else:
+        with disk_faults(f"{beside} cannot be written"), replacing(beside) as stream:
+            stream.write(content)
     largest, mean = written.rounding
     say(f"read back weights equal, {written.num_tokens:,} response tokens within {written.difference:.1g} nats")
     say(f"tokens    equal for {written.num_texts} texts, pre-tokenizer {written.pre}")

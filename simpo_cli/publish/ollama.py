@@ -183,3 +183,13 @@ def require_own(file: Path) -> None:
             raise UserError(
                 f"{file} exists already, and was not written by simpo.", "Name another place with --output, or move it."
             )
+
+
+def is_edited(file: Path, text: str) -> bool:
+    """Whether a Modelfile in this place says other things than `text`, the name of the GGUF file aside."""
+    if not file.is_file():
+        return False
+    with disk_faults(f"{file} cannot be read"):
+        there = file.read_text(encoding="utf-8", errors="replace")
+    one, other = ([line for line in each.splitlines() if not line.startswith("FROM ")] for each in (there, text))
+    return one != other

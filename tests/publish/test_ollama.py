@@ -8,7 +8,7 @@ import pytest
 from simpo_cli.data.pair import Message
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer
 from simpo_cli.errors import UserError
-from simpo_cli.publish.ollama import Turns, learn_turns, modelfile, require_own
+from simpo_cli.publish.ollama import Turns, is_edited, learn_turns, modelfile, require_own
 from tests.tiny import FAMILIES
 
 Conversation = list[tuple[str, str]]  # roles and texts
@@ -173,3 +173,12 @@ def test_a_modelfile_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     file.write_text("FROM llama3.2\n")
     with pytest.raises(UserError, match="exists already, and was not written by simpo"):
         require_own(file)
+
+
+def test_what_somebody_added_to_a_modelfile_is_seen(tmp_path: Path) -> None:
+    file, text = tmp_path / "Modelfile", modelfile("x-q8_0.gguf", None, ["<|im_end|>"])
+    assert not is_edited(file, text)
+    file.write_text(modelfile("x-bf16.gguf", None, ["<|im_end|>"]), encoding="utf-8")
+    assert not is_edited(file, text)  # of another file of the same run
+    file.write_text(text + "SYSTEM be kind\n", encoding="utf-8")
+    assert is_edited(file, text)
