@@ -139,9 +139,13 @@ class ChatLoop:
     # Answers
 
     def begin(self, number: int, name: str) -> None:
-        """Say whose answer follows, where there are several."""
-        if len(self._chat.speakers) > 1 or number > 1:
+        """Say whose answer follows, where there are several: beside the answers, which a file or a pipe may take."""
+        if len(self._chat.speakers) == 1 and number == 1:
+            return
+        if self._is_streamed:
             _say(f"{number}  {name}", "bold")
+        else:
+            out.print(printable(f"{number}  {name}"), soft_wrap=True)
 
     def hear(self, piece: str) -> None:
         """Show a piece of an answer."""

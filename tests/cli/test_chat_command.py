@@ -43,7 +43,8 @@ def piped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 def test_questions_and_commands_through_a_pipe(piped: Type) -> None:
     seen = piped(f"{INVITE}\n\n/again\n/better 2\n/nope\n/better\n/better 3\n/help\n/quit\nnot read\n", GUIDE)
     assert seen.code == ExitCode.DONE
-    first, second = seen.out.splitlines()
+    first, label, second = seen.out.splitlines()
+    assert label == "2  builtin:guide"
     assert first != second
     [row] = map(json.loads, Path("preferences.jsonl").read_text().splitlines())
     assert row == {
@@ -55,7 +56,6 @@ def test_questions_and_commands_through_a_pipe(piped: Type) -> None:
     assert "\n".join(line for line in head.splitlines() if not line[:2].isdigit() or line[1] == " ") == (
         "1  builtin:guide\n"
         "greedy, at most 512 tokens · /better appends to preferences.jsonl · /help\n"
-        "2  builtin:guide\n"
         "appended to preferences.jsonl: answer 2 chosen, answer 1 rejected · pair 1 of this chat\n"
         "there is no command /nope.\n"
         "  See /help; a message may begin with / behind a space.\n"
@@ -113,6 +113,10 @@ def test_both_answers_and_pairs_that_stats_and_train_read(
         ["Be kind.", "日本?"],
     ]
     assert [answer in seen.out for answer in answers] == [True] * 3
+    assert [line for line in seen.out.splitlines() if line.endswith((f"  {GUIDE}", "  tiny"))] == [
+        f"1  {GUIDE}",
+        "2  tiny",
+    ] * 3
     simpo = typed(capsys)
     assert stats_of(simpo, "mine.jsonl")["count"] == 3
     write_run_recipe(tmp_path, "again", "tiny", "seed: 3\n")
