@@ -91,29 +91,27 @@ def use_own_products(model: nn.Module) -> None:
     """Have the quantised layers of a model, if it has any, multiply as this module says."""
     if "bitsandbytes" not in sys.modules:
         return
-    library = bitsandbytes()
-    kinds = {library.nn.Linear4bit: _four_bit_layer(), library.nn.Linear8bitLt: _eight_bit_layer()}
     for module in model.modules():
-        # as another class, and not by a function of the instance, which would go into copies
-        module.__class__ = kinds.get(type(module), type(module))
+        kind: Any = type(module)
+        if kind in _kinds():
+            # as another class, and not by a function of the instance, which would go into copies
+            module.__class__ = _with_own_product(kind)
+
+
+def _kinds() -> tuple[type, type]:
+    """The library's layers of quantised weights."""
+    layers = bitsandbytes().nn
+    return layers.Linear4bit, layers.Linear8bitLt
 
 
 @cache
-def _four_bit_layer() -> type:
-    class Linear4bit(bitsandbytes().nn.Linear4bit):  # type: ignore[misc]  # peft finds it by the class below
-        def forward(self, states: Tensor) -> Tensor:
-            return _product(states, self.weight, self.bias)
+def _with_own_product(kind: Any) -> Any:
+    """A layer of the library with the product of this module; peft finds it by the class below."""
 
-    return Linear4bit
+    def forward(layer: Any, states: Tensor) -> Tensor:
+        return _product(states, layer.weight, layer.bias)
 
-
-@cache
-def _eight_bit_layer() -> type:
-    class Linear8bitLt(bitsandbytes().nn.Linear8bitLt):  # type: ignore[misc]
-        def forward(self, states: Tensor) -> Tensor:
-            return _product(states, self.weight, self.bias)
-
-    return Linear8bitLt
+    return type(kind.__name__, (kind,), {"__module__": __name__, "forward": forward})
 
 
 def _product(states: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
@@ -174,9 +172,7 @@ def bytes_in_product(quantization: Quantization, weights: int, compute: torch.dt
 
 def is_quantised(module: nn.Module) -> bool:
     """Whether a module is a linear layer of quantised weights."""
-    return "bitsandbytes" in sys.modules and isinstance(
-        module, (bitsandbytes().nn.Linear4bit, bitsandbytes().nn.Linear8bitLt)
-    )
+    return "bitsandbytes" in sys.modules and isinstance(module, _kinds())
 
 
 def dequantise(model: nn.Module, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from simpo_cli.evaluate.tables import gain_in_words, outcome_table, rules_table
 from simpo_cli.files import disk_faults, replacing
 from simpo_cli.formatting import Cell, border_in_words, few_prompts
 from simpo_cli.model.source import ModelSource
-from simpo_cli.publish.serve import GGUF_ARCHITECTURES, serve_commands, served_name
+from simpo_cli.publish.serve import can_be_gguf, serve_commands, served_name
 from simpo_cli.recipe.schema import Recipe, loss_terms
 from simpo_cli.redaction import redacted
 from simpo_cli.table import Row, Table
@@ -215,7 +215,7 @@ def _serving(trained: Trained) -> str:
         text += (
             f"\n\nvLLM has the base whole, where the numbers above were measured beside one in {recipe.quantization}."
         )
-    if trained.start.config.model_type in GGUF_ARCHITECTURES and not trained.start.is_stored_quantised:
+    if can_be_gguf(trained.start):
         text += "\n\nWhoever has the run makes one file of it for Ollama and llama.cpp: `simpo export RUN --gguf q8_0`."
     return f"## How to serve it\n\n{text}"
 

@@ -3,12 +3,18 @@
 import re
 
 from simpo_cli.model.remote_code import FLAG
+from simpo_cli.model.source import ModelSource
 from simpo_cli.recipe.schema import ModelRecipe
 
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """The format's name of the architecture of each model_type that `simpo export --gguf` writes."""
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # --max-lora-rank takes one of these
+
+
+def can_be_gguf(source: ModelSource) -> bool:
+    """Whether `simpo export --gguf` may write a model that began with this one."""
+    return source.config.model_type in GGUF_ARCHITECTURES and not source.is_stored_quantised
 
 
 def serve_commands(name: str, model: str, base: str, recipe: ModelRecipe, *, has_code: bool) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ from simpo_cli.model.rounding import Rounding, export_dtype
 from simpo_cli.model.source import DTYPE_NAMES, find_model
 from simpo_cli.publish.card import Trained, model_card, write_card
 from simpo_cli.publish.export import keeps_merged, save_model
-from simpo_cli.publish.serve import GGUF_ARCHITECTURES, serve_commands, served_name
+from simpo_cli.publish.serve import can_be_gguf, serve_commands, served_name
 from simpo_cli.recipe.schema import ModelRecipe
 from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import BASE, EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
@@ -105,7 +105,7 @@ def _serving(run: RunPlan, folder: Path) -> list[tuple[str, str]]:
     base = str(folder / BASE) if keeps_merged(recipe.model) else base
     name, has_code = served_name(recipe.name), bool(source.code)
     commands = serve_commands(name, str(folder / MODEL), base, recipe.model, has_code=has_code)
-    if source.config.model_type in GGUF_ARCHITECTURES and not source.is_stored_quantised:
+    if can_be_gguf(source):
         commands.append((f"simpo export {folder} --gguf q8_0", "one file for Ollama, llama.cpp"))
     return commands
 
