@@ -3,6 +3,9 @@
 Autograd shows every tensor that it saves to hooks. Those of weights are left where they are: the weights themselves,
 and autocast's narrower copies of them, which have a weight's shape. Gradient checkpointing shows the inputs of layers
 and nothing else.
+
+What a hook returns has to be detached: an operation that saves its own output would hold itself otherwise, and with it
+all that was saved before, for as long as the process lives.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +64,7 @@ class SavedBytes(saved_tensors_hooks):
         if storage not in self._seen and tensor not in self._weights:
             self._seen[storage] = None
             self.total += storage.nbytes()
-        return tensor
+        return tensor.detach()
 
 
 class _OnHost(NamedTuple):
@@ -90,7 +93,7 @@ class ActivationsOnHost(saved_tensors_hooks):
     def _to_host(self, tensor: Tensor) -> Tensor | _OnHost:
         storage = tensor.untyped_storage()
         if storage.nbytes() < _SMALLEST or tensor in self._weights:
-            return tensor
+            return tensor.detach()
         if storage not in self._copies:
             source = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             pinned = backend_of(tensor.device).pinned

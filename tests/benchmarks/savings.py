@@ -40,7 +40,7 @@ _ROOT = Path(__file__).parents[2]
 RECIPE = """name: savings
 model: {{path: {model}}}
 data: {{train: {data}, holdout: 8, max_length: 512, max_prompt_length: 256}}
-train: {{pairs_per_step: 16, tokens_per_microbatch: 1024}}
+train: {{pairs_per_step: 4, tokens_per_microbatch: 1024}}
 health: {{num_answers: 0}}
 """
 

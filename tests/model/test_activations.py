@@ -1,5 +1,6 @@
 """What is saved for the backward pass: counted against a count by hand, and moved without a change of any bit."""
 
+import weakref
 from typing import Any, get_args
 
 import pytest
@@ -46,6 +47,19 @@ def test_bytes_are_those_of_activations_each_counted_once(narrow: bool) -> None:
     assert saved.total == 100 * (inputs + (2 if narrow else 4) * (64 + 64))
 
 
+@pytest.mark.parametrize("hooks", [SavedBytes, ActivationsOnHost])
+@pytest.mark.parametrize("passes_back", [False, True])
+def test_nothing_of_a_pass_is_held_after_it(hooks: type[Any], passes_back: bool) -> None:
+    model, states = _Products(), torch.randn(100, 32, requires_grad=True) * 1
+    with hooks(model):
+        outcome = model(states)  # a sigmoid saves its own output
+        if passes_back:
+            outcome.backward()
+    held = weakref.ref(states.untyped_storage())
+    del outcome, states
+    assert held() is None
+
+
 @pytest.mark.parametrize("packing", get_args(Packing))
 def test_bytes_are_about_those_that_are_alive_when_the_forward_pass_ends(packing: Packing) -> None:
     policy = Policy(tiny_model("llama", hidden_size=64, intermediate_size=256, num_hidden_layers=6), packing).train()
@@ -68,7 +82,7 @@ class _Watched(ActivationsOnHost):
 
     def _to_host(self, tensor: Tensor) -> Any:
         saved = super()._to_host(tensor)
-        (self.stayed if saved is tensor else self.moved).append(saved)
+        (self.stayed if isinstance(saved, Tensor) else self.moved).append(saved)
         return saved
 
 
