@@ -12,7 +12,7 @@ from simpo_cli.distributed import ranks
 from simpo_cli.distributed.place import place_in
 from simpo_cli.errors import UserError
 from simpo_cli.model.allocator import keep_freed_memory
-from simpo_cli.model.backend import backend_of
+from simpo_cli.model.backend import backend_of, multiplies_in_bf16
 from simpo_cli.recipe.schema import Recipe
 
 Precision = Literal["bf16", "fp32"]  # of forward and backward pass: bf16 autocast or float32
@@ -104,22 +104,6 @@ def _has_bf16(kind: DeviceType) -> bool:
             return torch.backends.mps.is_macos_or_newer(14, 0)
         case "cpu":
             return True
-
-
-def multiplies_in_bf16(kind: DeviceType) -> bool:
-    """Whether the device multiplies matrices faster in bf16 than in float32.
-
-    Of CPUs those with tiles (AMX) do. AVX-512's dot products of bf16 alone do not: on a Xeon with them and without
-    tiles, products of (2048, 576) by (576, 1536) ran at 154 GFLOP/s in bf16 and at 269 in float32 (two threads, best of
-    ten). Apple's first two generations emulate bf16, and torch does not say which of them a device is.
-    """
-    match kind:
-        case "cuda" | "xpu":
-            return bool(torch.get_device_module(kind).is_bf16_supported(including_emulation=False))
-        case "mps":
-            return False
-        case "cpu":
-            return torch.cpu._is_amx_tile_supported()
 
 
 def device_name(device: torch.device) -> str:

@@ -15,6 +15,7 @@ from simpo_cli.model import adapters, quantised, remote_code
 from simpo_cli.model.adapters import use_of
 from simpo_cli.model.folder import LAYER, unbuildable
 from simpo_cli.model.source import ModelSource
+from simpo_cli.model.widened import widen_products
 from simpo_cli.recipe.schema import ModelRecipe
 from simpo_cli.stages import stage
 
@@ -233,6 +234,7 @@ def _loaded(
     if not source.code:
         vars(model.config).pop("auto_map", None)  # what was not run shall not be asked for by the model that is saved
     quantised.use_own_products(model)
+    widen_products(model)
     switch_off_dropout(model)
     apply_soft_cap(model)
     checked: nn.Module = model

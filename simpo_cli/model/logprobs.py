@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from simpo_cli.model.widened import WidenedLinear, product_dtype
+
 _CHUNK_ELEMENTS = 1 << 24  # logits held at once on a CPU: 64 MB as float32
 _FEWEST_ROWS = 128  # below this the products are slow
 _MOST_CUDA_ROWS = 4096  # above this the weight, read once a chunk, is a small part of what a chunk reads and writes
@@ -152,7 +154,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a call of the head is a product with its weight and no more: no hook, adapter or sharded tensor."""
-    return type(head) is nn.Linear and type(head.weight) is nn.Parameter and not has_hooks(head)
+    return type(head) in (nn.Linear, WidenedLinear) and type(head.weight) is nn.Parameter and not has_hooks(head)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -163,9 +165,11 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _product_dtype(states: Tensor, weight: Tensor) -> torch.dtype:
-    """What a linear layer would compute in: autocast's type when that is on, else the weight's."""
+    """What a linear layer would compute in: autocast's type when that is on, else the weight's or a faster one."""
     device = states.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return product_dtype(weight.dtype, weight.device)
 
 
 class _LinearLogProbs(torch.autograd.Function):

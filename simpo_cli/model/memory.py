@@ -1,4 +1,4 @@
-"""Memory: what a run needs, known before the weights are read; how large a micro-batch may be; and when it runs out.
+"""Memory: what a run needs, known before the weights are read, and how large a micro-batch may be.
 
 On top of weights, gradients and moments a training step has its peak in one of these places:
 
@@ -20,10 +20,7 @@ added up. Under fsdp2 it has its share of the state, and whole beside it
     end of the backward pass      the gradient of the root group, twice
 """
 
-import traceback
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -38,23 +35,13 @@ from simpo_cli.model.load import ParameterCounts
 from simpo_cli.model.logprobs import logit_scale_of, most_chunk_rows, plain_bytes_per_logit
 from simpo_cli.model.moments import moments_size
 from simpo_cli.model.quantised import bytes_held, bytes_in_product
+from simpo_cli.model.widened import product_dtype
 
 _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
 # what trained layers keep, which run fused there and keep less; for what is gathered, which gloo copies; for the rest.
 _HEAP = {"layers": 4 / 3, "gathered": 4.5, "rest": 2.2}
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
-# In the RuntimeErrors of torch: of its allocator for CPUs, on Linux and macOS and on Windows, and of CUDA's libraries,
-# whose memory does not come out of torch's allocator for cards.
-_OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "Cannot allocate memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",  # of segments that can grow, whose memory the driver maps
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-)
 
 
 Strategy = Literal["none", "ddp", "fsdp2"]
@@ -159,14 +146,16 @@ class Workload:
         copied = trained * copy if copy < self._trained_size else 0
         cached = 0 if divided else copied  # what is gathered anew is cast anew
         wanted = 0 if checkpointing else copied + (frozen * copy if self._narrowed else 0)
-        head_copy, head_gradient = self._head_copy, 4 * self._head if trains_all else 0
+        head_copy, head_gradient = self._head_copy, self.weights.itemsize * self._head if trains_all else 0
         token, whole = self._token_bytes(), self._whole
         stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
         offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
         a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
         # a CPU has no product of bfloat16 that adds to float32
-        head_product = head_copy if trains_all and self.device.type == "cpu" else 0
+        head_product = head_copy if trains_all and self._narrowed and self.device.type == "cpu" else 0
+        if trains_all and self.weights.itemsize < 4:  # its gradient is added up in float32 first
+            head_product += 4 * self._head
         # the last weight of a layer to get its gradient, and that gradient, before it is widened
         narrow = 2 * copy * int(self.config.hidden_size) ** 2 if trains_all and self._narrowed else 0
         phases = [
@@ -174,7 +163,7 @@ class Workload:
             Phase(wanted + head_copy + head_gradient + head_product, kept, has_logits=True, gathered=beside),
             # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
-                wanted + narrow + self._dequantised + (head_gradient if tied or divided else 0),
+                wanted + narrow + self._in_product + (head_gradient if tied or divided else 0),
                 stacked + token.gradients + (token.layer if a_layer_at_a_time else 0),
                 has_logits=False,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,
@@ -190,7 +179,7 @@ class Workload:
         if a_layer_at_a_time or divided:  # a layer holds half of it at once when it only runs forward
             passing = token.layer // 2 if a_layer_at_a_time else 0
             gathered = beside + 2 * whole.layer
-            fixed = max(cached, wanted) + self._dequantised
+            fixed = max(cached, wanted) + self._in_product
             phases.append(Phase(fixed, stacked + passing, has_logits=False, gathered=gathered))
         if divided:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
@@ -205,13 +194,13 @@ class Workload:
         token = self._token_bytes()
         phases = [
             Phase(self._head_copy, token.last, has_logits=True),
-            Phase(self._dequantised, token.layer // 2 + 2 * token.input, has_logits=False),
+            Phase(self._in_product, token.layer // 2 + 2 * token.input, has_logits=False),
         ]
         return self._need(_State(self._bytes_of_weights(self.parameters.total)), phases)
 
     def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
-        row = vocab_size * plain_bytes_per_logit(self.compute, logit_scale_of(self.config))
+        row = vocab_size * plain_bytes_per_logit(self._products, logit_scale_of(self.config))
         rest, gathered = self._held("rest"), self._held("gathered" if self.strategy == "fsdp2" else "rest")
         return MemoryNeed(
             **state._asdict(),
@@ -247,11 +236,12 @@ class Workload:
         return (count - linear) * self.weights.itemsize + bytes_held(self.quantization, linear, rows)
 
     @property
-    def _dequantised(self) -> int:
-        """What the largest quantised weight takes while it is multiplied."""
-        if self.quantization is None:
-            return 0
-        return bytes_in_product(self.quantization, self.parameters.largest_linear, self.compute, self.device)
+    def _in_product(self) -> int:
+        """What the largest weight that is held narrower takes while it is multiplied, and its gradient meanwhile."""
+        largest = self.parameters.largest_linear
+        if self.quantization is not None:
+            return bytes_in_product(self.quantization, largest, self._products, self.device)
+        return largest * (4 if self.lora_rank is not None else 6) if self._widened else 0
 
     @property
     def _whole(self) -> "_Whole":
@@ -273,13 +263,27 @@ class Workload:
         return self.compute.itemsize < self.weights.itemsize
 
     @property
+    def _states(self) -> torch.dtype:
+        """The type of hidden states."""
+        return min(self.weights, self.compute, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def _products(self) -> torch.dtype:
+        return self.compute if self.compute == self._states else product_dtype(self._states, self.device)
+
+    @property
+    def _widened(self) -> bool:
+        """Whether weights and states are widened for a product, see `widened`."""
+        return self._products.itemsize > self._states.itemsize
+
+    @property
     def _head(self) -> int:
         """Parameters of the output head."""
         return int(self.config.vocab_size) * int(self.config.hidden_size)
 
     @property
     def _head_copy(self) -> int:
-        return self._head * self.compute.itemsize if self._narrowed else 0
+        return self._head * self._products.itemsize if self._narrowed or self._widened else 0
 
     def _token_bytes(self) -> "_TokenBytes":
         """What a token takes in a transformer whose feed-forward is gated.
@@ -290,7 +294,7 @@ class Workload:
         CPU, a number for every head and key. The feed-forward keeps four wide arrays, each adapted product one of its
         rank, and its gradient is scaled in an array of its own.
         """
-        config, weight, copy = self.config, self.weights.itemsize, self.compute.itemsize
+        config, weight, copy = self.config, self.weights.itemsize, self._states.itemsize
         hidden = int(config.hidden_size)
         wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
         heads, key_heads, width = heads_of(config)
@@ -300,12 +304,17 @@ class Workload:
         layer += 2 * (heads + key_heads) * width * copy + 4 * heads
         layer += 4 * wide * copy
         layer += 7 * (self.lora_rank or 0) * copy
+        cast = self.lora_rank is not None and self.compute != self._states
+        if cast:  # float32 copies for the adapters instead of what they come from
+            layer += (20 - 2 * weight) * hidden + (4 - copy) * (heads * width + wide)
         if self.device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
             layer += 12 * heads * self.longest_row
         gradients = 2 * wide * copy + hidden * weight
         if self.lora_rank is not None:
             gradients += 2 * (hidden + self.lora_rank) * copy
-        sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * copy))
+        if self._widened or cast:
+            gradients += 4 * (hidden + wide)
+        sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * self._products.itemsize))
         held = self._kept_heap
         return _TokenBytes(*(int(size * held) for size in sizes))
 
@@ -412,39 +421,3 @@ def require_memory(need: MemoryNeed, microbatch_tokens: int, *, adapters: bool, 
         f"Try one of: {'; '.join(remedies)}.",
         exit_code=ExitCode.ENVIRONMENT,
     )
-
-
-# Memory that runs out
-
-
-class OutOfMemoryError(UserError):
-    """The memory did not suffice (exit code 4); the weights are those of the last whole step."""
-
-
-@contextmanager
-def memory_for(what: str, fix: str) -> Iterator[None]:
-    """Turn an allocation that fails in the block into an error that says what was at work.
-
-    Args:
-        what: such as `step 7: a micro-batch of 8,192 tokens`.
-
-    Raises:
-        OutOfMemoryError: an allocation failed.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
-            raise
-        cause: BaseException | None = error
-        while cause is not None:  # frames that ended hold tensors, and the memory is wanted
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__context__
-        raise OutOfMemoryError(f"{what} does not fit in memory.", fix, exit_code=ExitCode.ENVIRONMENT) from error
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error means that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(part in str(error) for part in _OUT_OF_MEMORY)

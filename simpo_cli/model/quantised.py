@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 
 from simpo_cli.data.model_files import Quantization
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.model.widened import product_dtype
 
 _INT8_STEPS = 127
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights of NF4 that share a scale, and scales that share one of their own
@@ -89,8 +90,12 @@ def adapted_layers() -> tuple[type, ...]:
 
 def use_own_products(model: nn.Module) -> None:
     """Have the quantised layers of a model, if it has any, multiply as this module says."""
-    if "bitsandbytes" not in sys.modules:
+    if not any(map(is_quantised, model.modules())):
         return
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
+            # what lies in the mapped file keeps all of it resident, the weights that were quantised among it
+            parameter.data = parameter.data.clone()
     for module in model.modules():
         kind: Any = type(module)
         if kind in _kinds():
@@ -128,13 +133,16 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Any) -> Tensor:
-        ctx.weight = weight
-        return linear(states, dequantised(weight, states.dtype))
+        ctx.weight, ctx.dtype = weight, states.dtype
+        # autocast would narrow what is widened here
+        is_autocast = torch.is_autocast_enabled(states.device.type)
+        ctx.wide = states.dtype if is_autocast else product_dtype(states.dtype, states.device)
+        return linear(states.to(ctx.wide), dequantised(weight, ctx.wide)).to(states.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ dequantised(ctx.weight, gradient.dtype), None
+        return (gradient.to(ctx.wide) @ dequantised(ctx.weight, ctx.wide)).to(ctx.dtype), None
 
 
 def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from simpo_cli.data.plan import Packing, deal, tokens_of_each
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import ExitCode
 from simpo_cli.model.backend import backend_of
-from simpo_cli.model.memory import OutOfMemoryError, ran_out
+from simpo_cli.model.out_of_memory import OutOfMemoryError, ran_out
 from simpo_cli.run.stop import Stopped, StopRequest
 
 

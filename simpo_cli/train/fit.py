@@ -22,7 +22,7 @@ from simpo_cli.errors import ExitCode
 from simpo_cli.model.activations import SavedBytes
 from simpo_cli.model.backend import backend_of, free_bytes, release_memory
 from simpo_cli.model.compile_check import in_training
-from simpo_cli.model.memory import OutOfMemoryError, memory_for
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
 from simpo_cli.model.packed import pack
 from simpo_cli.run.folder import leave_budget
 from simpo_cli.stages import stage

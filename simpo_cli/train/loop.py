@@ -18,8 +18,8 @@ from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.backend import backend_of, release_memory
-from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import require_finite_losses, require_finite_weights
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.rounding import WeightSample, loses_updates, step_counting_lost
 from simpo_cli.model.shares import Share

@@ -21,8 +21,8 @@ from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError, about
 from simpo_cli.model.activations import require_offloadable
 from simpo_cli.model.attention.interface import why_not_shared
-from simpo_cli.model.backend import available_bytes
-from simpo_cli.model.device import Precision, device_name, device_type, multiplies_in_bf16, open_accelerator, untried
+from simpo_cli.model.backend import available_bytes, multiplies_in_bf16
+from simpo_cli.model.device import Precision, device_name, device_type, open_accelerator, untried
 from simpo_cli.model.fused_layers import liger_version
 from simpo_cli.model.load import ParameterCounts, count_parameters
 from simpo_cli.model.memory import (

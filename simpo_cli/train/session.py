@@ -11,8 +11,8 @@ from simpo_cli.distributed.files import require_shared
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import answer
 from simpo_cli.model.device import device_type
-from simpo_cli.model.memory import OutOfMemoryError, memory_for
 from simpo_cli.model.not_finite import NotFiniteError
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
 from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.tree import recipe_values
 from simpo_cli.run import checkpoint

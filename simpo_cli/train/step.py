@@ -14,8 +14,8 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.gradients import reduce_gradients, total_norm
 from simpo_cli.distributed.sharded import is_sharded, local
-from simpo_cli.model.memory import memory_for
 from simpo_cli.model.not_finite import NotFiniteError, gradient_error, require_finite_losses
+from simpo_cli.model.out_of_memory import memory_for
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.shares import Failure, Numbers, Share

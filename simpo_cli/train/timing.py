@@ -16,7 +16,8 @@ from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.device import device_name, open_accelerator
 from simpo_cli.model.load import load_start
-from simpo_cli.model.memory import memory_for, require_memory
+from simpo_cli.model.memory import require_memory
+from simpo_cli.model.out_of_memory import memory_for
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
 from simpo_cli.stages import stage

@@ -95,6 +95,8 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
     import torch
 
     from simpo_cli.distributed import ranks
+    from simpo_cli.model.moments import torchao_moment
+    from simpo_cli.model.quantised import import_before_peft
     from simpo_cli.recipe.composition import compose
     from simpo_cli.run.stop import StopRequest
     from simpo_cli.train.build import build
@@ -111,6 +113,11 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
     work = replace(work, strategy=run.strategy, ranks=ranks.world_size())
     predicted = work.training(checkpointing=run.checkpointing).total(run.budget)
     torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+    import_before_peft()  # code is no part of what is predicted
+    import peft  # noqa: F401
+
+    if composed.recipe.train.optimizer != "adamw":
+        torchao_moment()
     before = psutil.Process().memory_info().rss
     with StopRequest() as stop:
         training, _, _ = build(run, Memory(), stop, ResumeState(), [])

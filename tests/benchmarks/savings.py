@@ -39,8 +39,8 @@ SEEDS = (1, 2, 3)
 _ROOT = Path(__file__).parents[2]
 RECIPE = """name: savings
 model: {{path: {model}}}
-data: {{train: {data}, holdout: 8, max_length: 512, max_prompt_length: 256}}
-train: {{pairs_per_step: 4, tokens_per_microbatch: 1024}}
+data: {{train: {data}, holdout: 8, max_length: 256, max_prompt_length: 128}}
+train: {{pairs_per_step: 2, tokens_per_microbatch: 512}}
 health: {{num_answers: 0}}
 """
 

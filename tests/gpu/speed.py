@@ -17,7 +17,8 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Packing, microbatches, row_tokens_of_each, tokens_of_each
 from simpo_cli.model.backend import available_bytes
 from simpo_cli.model.load import ParameterCounts
-from simpo_cli.model.memory import OutOfMemoryError, Workload
+from simpo_cli.model.memory import Workload
+from simpo_cli.model.out_of_memory import OutOfMemoryError
 from simpo_cli.model.policy import Policy
 from simpo_cli.model.shares import Share
 from simpo_cli.objective import Objective

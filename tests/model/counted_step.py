@@ -32,6 +32,7 @@ from simpo_cli.model.memory import Strategy
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy, trainable
 from simpo_cli.model.source import find_model
+from simpo_cli.model.widened import widen_products
 from simpo_cli.recipe.schema import LoraRecipe, TrainRecipe
 from simpo_cli.train.optimizer import make_optimizer, start_moments
 from tests.model.live_bytes import LiveBytes
@@ -109,6 +110,7 @@ def measured(
     ):
         if quantised is None:
             _make_fake(model)
+        widen_products(model)
         policy = Policy(model).train(trained)
         counts = ParameterCounts.of(model)
         adapters = [p for p in policy.parameters() if p.requires_grad and lora_rank is not None]

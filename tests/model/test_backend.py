@@ -12,10 +12,18 @@ from simpo_cli.distributed import ranks
 from simpo_cli.errors import UserError
 from simpo_cli.model import backend
 from simpo_cli.model.attention import varlen_cuda
-from simpo_cli.model.backend import BACKENDS, available_bytes, backend_of, free_bytes, release_memory
+from simpo_cli.model.backend import (
+    BACKENDS,
+    available_bytes,
+    backend_of,
+    free_bytes,
+    multiplies_in_bf16,
+    release_memory,
+)
 from simpo_cli.model.compile_check import is_worth_compiling
-from simpo_cli.model.device import choose_precision, device_type, multiplies_in_bf16, untried
-from simpo_cli.model.memory import choose_budget, ran_out
+from simpo_cli.model.device import choose_precision, device_type, untried
+from simpo_cli.model.memory import choose_budget
+from simpo_cli.model.out_of_memory import ran_out
 from simpo_cli.model.shares import Failure, Numbers
 from tests.model.test_memory import _need
 

@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState, is_initialized
 
 from simpo_cli.errors import UserError
 from simpo_cli.model import device
-from simpo_cli.model.device import choose_precision, join_accelerator, multiplies_in_bf16, open_accelerator
+from simpo_cli.model.backend import multiplies_in_bf16
+from simpo_cli.model.device import choose_precision, join_accelerator, open_accelerator
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import Recipe
 

@@ -16,7 +16,7 @@ import transformers
 
 import simpo_cli
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.model import memory
+from simpo_cli.model import memory, widened
 from simpo_cli.model.adapters import add_adapters
 from simpo_cli.model.allocator import expand_segments, keep_freed_memory
 from simpo_cli.model.backend import available_bytes
@@ -107,10 +107,41 @@ def test_a_step_takes_what_is_predicted(
     assert 1 <= predicted / peak < 1.05
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("is_fast", [True, False])
 @pytest.mark.parametrize(
-    ("width", "compute", "checkpointing"), [(512, FP32, False), (512, BF16, True), (8, FP32, True)]
+    ("shape", "rows", "width", "compute", "lora_rank", "checkpointing"),
+    [
+        (SMOLLM2_135M, 8, 512, BF16, None, False),
+        (SMOLLM2_135M, 8, 512, FP32, None, False),
+        (SMOLLM2_135M, *_FEW, FP32, None, True),
+        (LLAMA_8B, 4, 512, FP32, None, True),
+        (SMOLLM2_135M, 8, 512, FP32, 16, False),
+        (SMOLLM2_135M, 8, 512, FP32, 16, True),
+        (SMOLLM2_135M, *_FEW, FP32, 16, True),
+    ],
 )
+def test_a_step_of_bf16_weights_takes_what_is_predicted(
+    shape: dict[str, Any],
+    rows: int,
+    width: int,
+    compute: torch.dtype,
+    lora_rank: int | None,
+    checkpointing: bool,
+    is_fast: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    counted_here: Callable[..., Workload],
+) -> None:
+    """With and without autocast, and where a CPU multiplies such weights in float32."""
+    monkeypatch.setattr(widened, "multiplies_in_bf16", lambda _: is_fast)
+    config = transformers.AutoConfig.for_model(**shape | {"num_hidden_layers": _LAYERS})
+    known: dict[str, Any] = {"weights": BF16, "compute": compute, "lora_rank": lora_rank}
+    peak, parameters = measured(config, monkeypatch, rows=rows, width=width, checkpointing=checkpointing, **known)
+    predicted = counted_here(config, parameters, **known).training(checkpointing=checkpointing).total(rows * width)
+    assert 1 <= predicted / peak < 1.06
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize(("width", "compute", "checkpointing"), [(512, FP32, False), (32, BF16, True), (8, FP32, True)])
 def test_a_step_beside_quantised_weights_takes_what_is_predicted(
     kind: Any,
     width: int,
@@ -121,6 +152,7 @@ def test_a_step_beside_quantised_weights_takes_what_is_predicted(
     counted_here: Callable[..., Workload],
 ) -> None:
     """Of a model that is small, because its weights have numbers."""
+    monkeypatch.setattr(widened, "multiplies_in_bf16", lambda _: False)
     sizes = {
         "hidden_size": 512,
         "intermediate_size": 1408,

@@ -10,7 +10,7 @@ from torch import Tensor
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.activations import ActivationsOnHost
 from simpo_cli.model.backend import BACKENDS
-from simpo_cli.model.memory import OutOfMemoryError
+from simpo_cli.model.out_of_memory import OutOfMemoryError
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.model.policy import Policy
 from simpo_cli.train import build, fit

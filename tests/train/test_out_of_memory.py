@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simpo_cli.errors import ExitCode
-from simpo_cli.model.memory import OutOfMemoryError, memory_for, ran_out
+from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for, ran_out
 from simpo_cli.model.packed import PackedPairs
 from simpo_cli.model.policy import Policy
 from simpo_cli.train import session as run

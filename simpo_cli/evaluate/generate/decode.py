@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicLayer
 
 from simpo_cli.evaluate.generate.folder import Answer, Mode
 from simpo_cli.evaluate.generate.prompts import Question
-from simpo_cli.model.backend import available_bytes, backend_of
-from simpo_cli.model.device import device_type, multiplies_in_bf16
+from simpo_cli.model.backend import available_bytes, backend_of, multiplies_in_bf16
+from simpo_cli.model.device import device_type
 from simpo_cli.model.load import Load, load_model
 from simpo_cli.model.source import ModelSource
 from simpo_cli.stages import stage
