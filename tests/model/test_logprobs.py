@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simpo_cli.model import logprobs
+from simpo_cli.model import logprobs, widened
 from simpo_cli.model.logprobs import LogitScale, chunk_rows, plain_bytes_per_logit, token_logprobs
 from tests.model.live_bytes import LiveBytes
 
@@ -92,12 +92,16 @@ def test_any_chunk_gives_the_same_gradient(
 
 
 @pytest.mark.parametrize("head", ["plain", "frozen", "called"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "products"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)],
+)
 @pytest.mark.parametrize("scale", [LogitScale(), LogitScale(2.0, soft_cap=3.0)])
 def test_nothing_grows_with_the_tokens_but_the_states(
-    scale: LogitScale, dtype: torch.dtype, head: str, monkeypatch: pytest.MonkeyPatch
+    scale: LogitScale, dtype: torch.dtype, products: torch.dtype, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bytes of a chunk are those that its rows are chosen by, and those beside it what the module says."""
+    monkeypatch.setattr(widened, "multiplies_in_bf16", lambda _: products == torch.bfloat16)
     vocab, width, rows, count = 2000, 4, 32, 640
     _set_chunk(monkeypatch, rows)
     layer = nn.Linear(width, vocab, bias=False, dtype=dtype).requires_grad_(head != "frozen")
@@ -108,9 +112,11 @@ def test_nothing_grows_with_the_tokens_but_the_states(
     layer.weight.grad = torch.zeros_like(layer.weight) if head != "frozen" else None
     with LiveBytes() as seen:
         token_logprobs(states, targets, layer, scale, vocab).sum().backward()
-    per_logit = logprobs._CALLED_BYTES if head == "called" else plain_bytes_per_logit(dtype, scale)
+    per_logit = logprobs._CALLED_BYTES if head == "called" else plain_bytes_per_logit(products, scale)
     chunk = per_logit * rows * vocab
-    of_weight = {"frozen": 0, "plain": 4 + dtype.itemsize, "called": 2 * dtype.itemsize}[head] * vocab * width
+    copy = 0 if products == dtype else products.itemsize
+    each = {"frozen": copy, "plain": copy + 4 + dtype.itemsize, "called": 2 * dtype.itemsize}
+    of_weight = each[head] * vocab * width
     of_states = 40 * count * width  # states, gradients and log-probs; all logits would be 4 * count * vocab
     assert seen.peak <= chunk + of_weight + of_states < 4 * count * vocab
     assert seen.peak >= chunk * (0.6 if head == "called" else 1)
