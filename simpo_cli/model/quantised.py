@@ -124,7 +124,10 @@ def _product(states: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     kind = states.device.type
     if torch.is_autocast_enabled(kind):
         states = states.to(torch.get_autocast_dtype(kind))
-    product: Tensor = _FrozenProduct.apply(states, weight)  # type: ignore[no-untyped-call]
+        product: Tensor = _FrozenProduct.apply(states, weight)  # type: ignore[no-untyped-call]
+    else:
+        wide = states.to(product_dtype(states.dtype, states.device))
+        product = _FrozenProduct.apply(wide, weight).to(states.dtype)  # type: ignore[no-untyped-call]
     return product if bias is None else product + bias.to(product.dtype)
 
 
@@ -133,16 +136,13 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Any) -> Tensor:
-        ctx.weight, ctx.dtype = weight, states.dtype
-        # autocast would narrow what is widened here
-        is_autocast = torch.is_autocast_enabled(states.device.type)
-        ctx.wide = states.dtype if is_autocast else product_dtype(states.dtype, states.device)
-        return linear(states.to(ctx.wide), dequantised(weight, ctx.wide)).to(states.dtype)
+        ctx.weight = weight
+        return linear(states, dequantised(weight, states.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return (gradient.to(ctx.wide) @ dequantised(ctx.weight, ctx.wide)).to(ctx.dtype), None
+        return gradient @ dequantised(ctx.weight, gradient.dtype), None
 
 
 def dequantised(weight: Any, dtype: torch.dtype) -> Tensor:
