@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from simpo_cli.model.allocator import give_back_freed_memory
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
@@ -90,8 +92,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def release_memory() -> None:
-    """Give back what nothing holds any more, what torch keeps for later allocations on a card included."""
+    """Give back what nothing holds any more, what is kept for later allocations included."""
     gc.collect()
+    give_back_freed_memory()
     for module in (torch.cuda, torch.xpu, torch.mps):
         if module.is_available():
             module.empty_cache()

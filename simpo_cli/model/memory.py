@@ -38,9 +38,9 @@ from simpo_cli.model.quantised import bytes_held, bytes_in_product
 from simpo_cli.model.widened import product_dtype
 
 _GB = 1e9
-# How much more than tensors a CPU's heap takes, which keeps what was freed and has gaps (seen: 1.6 to 2.0 times): for
-# what trained layers keep, which run fused there and keep less; for what is gathered, which gloo copies; for the rest.
-_HEAP = {"layers": 4 / 3, "gathered": 4.5, "rest": 2.2}
+# How much more than tensors a CPU's heap takes, which keeps what was freed (see `allocator`): in general, for what is
+# gathered, which gloo copies, and for a layer that is computed again, whose tensors find gaps that do not fit them.
+_HEAP, _HEAP_GATHERED, _HEAP_AGAIN = 1.35, 4.5, 4
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 
 
@@ -152,6 +152,8 @@ class Workload:
         offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
         a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
+        again = token.layer * (_HEAP_AGAIN if self._has_heap else 1) if a_layer_at_a_time else 0
+        left = a_layer_at_a_time and self._has_heap  # what the head's logits took is kept, and fits no layer
         # a CPU has no product of bfloat16 that adds to float32
         head_product = head_copy if trains_all and self._narrowed and self.device.type == "cpu" else 0
         if trains_all and self.weights.itemsize < 4:  # its gradient is added up in float32 first
@@ -164,8 +166,8 @@ class Workload:
             # the gradient of a tied head waits for that of the embedding, that of a divided one for its whole group
             Phase(
                 wanted + narrow + self._in_product + (head_gradient if tied or divided else 0),
-                stacked + token.gradients + (token.layer if a_layer_at_a_time else 0),
-                has_logits=False,
+                stacked + token.gradients + again,
+                has_logits=left,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,
             ),
             # and both are there while they are added up
@@ -177,10 +179,9 @@ class Workload:
             ),
         ]
         if a_layer_at_a_time or divided:  # a layer holds half of it at once when it only runs forward
-            passing = token.layer // 2 if a_layer_at_a_time else 0
             gathered = beside + 2 * whole.layer
             fixed = max(cached, wanted) + self._in_product
-            phases.append(Phase(fixed, stacked + passing, has_logits=False, gathered=gathered))
+            phases.append(Phase(fixed, stacked + again // 2, has_logits=False, gathered=gathered))
         if divided:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
             phases += (Phase(0, 2 * token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
@@ -201,17 +202,18 @@ class Workload:
     def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
         row = vocab_size * plain_bytes_per_logit(self._products, logit_scale_of(self.config))
-        rest, gathered = self._held("rest"), self._held("gathered" if self.strategy == "fsdp2" else "rest")
+        heap = self._heap
+        gathered = _HEAP_GATHERED if self._has_heap and self.strategy == "fsdp2" else heap
         return MemoryNeed(
             **state._asdict(),
             phases=tuple(
-                replace(phase, fixed=int(phase.fixed * rest), gathered=int(phase.gathered * gathered))
+                replace(phase, fixed=int(phase.fixed * heap), gathered=int(phase.gathered * gathered))
                 for phase in phases
             ),
-            logit_row=int(row * rest),
+            logit_row=int(row * heap),
             chunk_rows=most_chunk_rows(self.device, vocab_size),
             available=self.available,
-            heap=self._kept_heap,
+            heap=heap,
         )
 
     def _state(self) -> "_State":
@@ -315,16 +317,16 @@ class Workload:
         if self._widened or cast:
             gradients += 4 * (hidden + wide)
         sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * self._products.itemsize))
-        held = self._kept_heap
-        return _TokenBytes(*(int(size * held) for size in sizes))
+        return _TokenBytes(*(int(size * self._heap) for size in sizes))
 
     @property
-    def _kept_heap(self) -> float:
-        return self._held("layers" if self.lora_rank is None else "rest")
+    def _has_heap(self) -> bool:
+        return self.device.type == "cpu"
 
-    def _held(self, what: str) -> float:
+    @property
+    def _heap(self) -> float:
         """How much the device takes for a byte of tensors."""
-        return _HEAP[what] if self.device.type == "cpu" else 1
+        return _HEAP if self._has_heap else 1
 
 
 class _State(NamedTuple):

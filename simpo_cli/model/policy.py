@@ -167,6 +167,14 @@ class Policy(nn.Module):
         if self.model is not causal:
             causal.enable_input_require_grads()  # the frozen embedding would cut the recomputed graph off
 
+    def limit_vocabulary(self, num_ids: int) -> None:
+        """Say so to all modules when embedding and head have been cut to the tokens below a number."""
+        embedding, head = self.causal.get_input_embeddings(), self.causal.get_output_embeddings()
+        embedding.num_embeddings = head.out_features = self._vocab_size = num_ids
+        self.causal.config.get_text_config().vocab_size = num_ids
+        if (embedding.padding_idx or 0) >= num_ids:
+            embedding.padding_idx = None
+
     def offload_activations(self) -> None:
         """Keep what layers save for the backward pass in the memory of the host meanwhile."""
         self._saved = ActivationsOnHost(self)

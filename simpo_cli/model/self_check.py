@@ -6,7 +6,8 @@ the run are scored both ways, in float32 and without autocast (in bfloat16 a wro
 through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
 Products are those of IEEE float32 meanwhile, whatever TF32 setting the process has. Weights that are not float32 are
 checked by a copy of the first layers; where they are quantised, the model's own forward is that of the plain layers
-that they stand for.
+that they stand for. The copy knows the first 16,384 tokens of a larger vocabulary and others stand for the rest, so that
+the check of an 8 B model in 4 bits fits the card that its steps fit.
 
 At most 4,096 tokens are compared, so that a large model takes seconds: what only shows beyond, such as a window of
 4,096 tokens, is not seen.
@@ -39,6 +40,7 @@ MOST_MEAN_DIFFERENCE = 1e-4  # nats
 MOST_GRADIENT_DIFFERENCE = 1e-3  # relative to the gradient's norm
 MOST_KERNEL_DIFFERENCE = 0.03  # relative, in bf16
 
+_MOST_IDS = 1 << 14  # of a copy's vocabulary
 _NORM_PART = 1 << 22  # numbers that are squared at a time: 32 MB in float64
 
 
@@ -128,6 +130,17 @@ class CheckPairs:
         shortest = _cut_to(pairs[int(tokens.argmin())], MOST_TOKENS // 4) if trained else None
         room = MOST_TOKENS - longest.num_tokens - (0 if shortest is None else shortest.num_tokens)
         return cls([[longest], _fitting(fullest, room)], shortest)
+
+    def below(self, num_ids: int) -> "CheckPairs":
+        """The same with tokens whose ids are all below a number, for a model that knows no others."""
+
+        def replaced(pair: EncodedPair) -> EncodedPair:
+            return replace(
+                pair, prompt=pair.prompt % num_ids, chosen=pair.chosen % num_ids, rejected=pair.rejected % num_ids
+            )
+
+        batches = [[replaced(pair) for pair in batch] for batch in self.batches]
+        return CheckPairs(batches, None if self.shortest is None else replaced(self.shortest))
 
 
 def _fitting(pairs: Sequence[EncodedPair], room: int) -> list[EncodedPair]:
@@ -252,7 +265,7 @@ def _compare(policy: Policy, packing: Packing, pairs: CheckPairs) -> Difference 
         checked = _in_float32(policy)
         own = _dequantised(checked)
         with checked.packed(packing):
-            return _difference(checked, own, pairs)
+            return _difference(checked, own, pairs if checked is policy else pairs.below(_MOST_IDS))
     except Exception as error:  # whatever a model raises here, it would raise in training
         return f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
@@ -364,26 +377,45 @@ def without_dropout(policy: Policy) -> Iterator[None]:
 
 
 def _in_float32(policy: Policy) -> Policy:
-    """The policy itself where its weights are float32, else a copy in float32 of its first layers."""
+    """The policy itself where its weights are float32, else a copy in float32 of its first layers and tokens."""
     dtypes = {parameter.dtype for parameter in policy.parameters()}
-    return policy if dtypes <= {torch.float32, torch.float64} else first_layers(policy)
+    return policy if dtypes <= {torch.float32, torch.float64} else first_layers(policy, _MOST_IDS)
 
 
-def first_layers(policy: Policy) -> Policy:
+def first_layers(policy: Policy, most_ids: int | None = None) -> Policy:
     """A copy in float32 of a policy's first layers, as many as it takes to meet each kind that the model has.
 
-    Embedding and head come along.
+    Args:
+        most_ids: the copy's embedding and head know the tokens below it and no others, where they are plain modules.
     """
     decoder, layers = decoder_of(policy.causal), policy.layers
     [name] = [name for name, child in decoder.named_children() if child is layers]
     kinds = getattr(policy.causal.config.get_text_config(), "layer_types", None) or ["same"] * len(layers)
     setattr(decoder, name, layers[: max(kinds.index(kind) for kind in set(kinds)) + 1])
+    smaller = {} if most_ids is None else _first_rows(policy, most_ids)
     try:
-        copied = copy.deepcopy(policy.model)
+        copied = copy.deepcopy(policy.model, smaller)  # which takes what it is given for copied
     finally:
         setattr(decoder, name, layers)
     nn.Module.float(copied)  # transformers' own refuses a model with quantised layers, which this leaves as they are
-    return Policy(copied, "padded").train(policy.training)
+    checked = Policy(copied, "padded")
+    if most_ids is not None and smaller:
+        checked.limit_vocabulary(most_ids)
+    return checked.train(policy.training)
+
+
+def _first_rows(policy: Policy, most_ids: int) -> dict[int, Any]:
+    """Copies of the first rows of embedding and head, by the identity of the whole tensor.
+
+    None where they have no more, or where adapters or other modules are around them.
+    """
+    embedding, head = policy.causal.get_input_embeddings(), policy.causal.get_output_embeddings()
+    if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)):
+        return {}
+    whole = [embedding.weight, head.weight, *([] if head.bias is None else [head.bias])]
+    if min(map(len, whole)) <= most_ids:
+        return {}
+    return {id(one): nn.Parameter(one.detach()[:most_ids].clone(), requires_grad=one.requires_grad) for one in whole}
 
 
 def _dequantised(policy: Policy) -> Policy:

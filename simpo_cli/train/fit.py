@@ -85,6 +85,7 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
         training.budget = smaller
         release_memory()
     assert peak is not None
+    release_memory()  # what the self-check took among it
     predicted = run.need.total(peak.tokens)
     # what is free is of the moment, and notes.jsonl of a resumed run has the bits of an unbroken one
     words = "" if peak.held <= peak.most else f"; there are {peak.room / 1e9:.2f} GB: memory may run out"

@@ -8,7 +8,6 @@ nothing: what an allocator keeps is a fact about a machine. Tensors are counted 
 """
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from simpo_cli.model.allocator import begin_without_cache
 from tests.benchmarks.process import peak_resident_bytes
 
 SETTINGS = {
@@ -42,6 +42,7 @@ health: {num_answers: 0}
 
 def main() -> None:
     """Read the command line, measure, print."""
+    begin_without_cache()  # as the command does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
@@ -121,7 +122,6 @@ def _one_rank(arguments: list[str], steps: int) -> dict[str, Any]:
     before = psutil.Process().memory_info().rss
     with StopRequest() as stop:
         training, _, _ = build(run, Memory(), stop, ResumeState(), [])
-        ctypes.CDLL(None).malloc_trim(0)  # what loading and checking left with the process
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
         training.policy.train()
         seconds = []

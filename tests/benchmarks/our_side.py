@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, microbatches, tokens_of_each
-from simpo_cli.model.allocator import keep_freed_memory
+from simpo_cli.model.allocator import begin_without_cache, keep_freed_memory
 from simpo_cli.model.load import load_model
 from simpo_cli.model.packed import pack
 from simpo_cli.model.policy import Policy
@@ -99,6 +99,7 @@ def encoded(pair: WorkPair) -> EncodedPair:
 
 def main() -> None:
     """Load, say so, run what is asked until nothing more is."""
+    begin_without_cache()
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
     libraries = peak_resident_bytes()

@@ -57,6 +57,44 @@ def test_models_that_share_prompts_rightly_pass(name: str, changes: dict[str, An
     assert next(policy.parameters()).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("llama", {}), ("llama", {"tie_word_embeddings": True, "pad_token_id": 40}), ("gpt2", {}), ("phi", {})],
+)
+def test_a_copy_knows_the_first_tokens_only(
+    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, same = (tiny_model(name, dtype=torch.bfloat16, vocab_size=20_000, **changes) for _ in range(2))
+    copies: list[Policy] = []
+    difference = self_check._difference
+    monkeypatch.setattr(self_check, "_MOST_IDS", 30)
+    monkeypatch.setattr(
+        self_check, "_difference", lambda checked, *others: (copies.append(checked), difference(checked, *others))[1]
+    )
+    with LiveBytes() as seen:
+        check, policy = _checked(model)
+    assert check.packing == "shared_prefix"
+    assert check.difference is not None
+    assert check.difference.is_rounding
+    [copied] = copies
+    shapes = [tuple(weight.shape) for weight in copied.parameters()]
+    assert max(max(shape) for shape in shapes) < 1000
+    tied = copied.causal.get_input_embeddings().weight is copied.causal.get_output_embeddings().weight
+    assert tied == policy.causal.config.tie_word_embeddings
+    assert seen.peak < policy.causal.get_input_embeddings().weight.nbytes
+    assert {len(policy.causal.get_input_embeddings().weight), policy.causal.config.vocab_size} == {20_000}
+    with monkeypatch.context() as broken:
+        broken.setattr("simpo_cli.model.policy.shared_hidden_states", _one_mask_over_the_pack)
+        assert _checked(same)[0].packing == "padded"
+
+
+def test_a_copy_with_an_adapter_on_its_head_knows_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "_MOST_IDS", 30)
+    model = tiny_model(dtype=torch.bfloat16)
+    check, _ = _checked(add_adapters(model, LoraRecipe(rank=4, target_modules=["lm_head", "q_proj"])))
+    assert check.packing == "shared_prefix"
+
+
 def _positions_off_by_one(decoder: nn.Module, packed: PackedPairs) -> Tensor:
     shifted = packed.positions + (packed.positions >= 2)
     return shared_hidden_states(decoder, replace(packed, positions=shifted))
