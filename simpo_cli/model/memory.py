@@ -40,7 +40,7 @@ from simpo_cli.model.widened import product_dtype
 _GB = 1e9
 # How much more than tensors a CPU's heap takes, which keeps what was freed (see `allocator`): in general, for what is
 # gathered, which gloo copies, and for a layer that is computed again, whose tensors find gaps that do not fit them.
-_HEAP, _HEAP_GATHERED, _HEAP_AGAIN = 1.35, 4.5, 4
+_HEAP, _HEAP_GATHERED, _HEAP_AGAIN = 1.35, 2.4, 4
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 
 

@@ -269,7 +269,7 @@ def test_the_heap_of_a_cpu_takes_more_than_tensors(lora_rank: int | None, checkp
     again = (0, 0, 3 * layer, 0, 1.5 * layer, 0, 0)  # four times the layer that is computed again, and half of it
     for ours, theirs, more in zip(machine.phases, card.phases, again, strict=True):
         assert ours.per_token == pytest.approx(1.35 * (theirs.per_token + more), abs=20)
-        assert (ours.fixed, ours.gathered) == (pytest.approx(1.35 * theirs.fixed, abs=1), int(4.5 * theirs.gathered))
+        assert (ours.fixed, ours.gathered) == (pytest.approx(1.35 * theirs.fixed, abs=1), int(2.4 * theirs.gathered))
         assert ours.has_logits == (theirs.has_logits or more > 0 and ours is machine.phases[2])
 
 
