@@ -31,7 +31,10 @@ def keep_freed_memory() -> bool:
     if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(name, value) for name, value in ((_MXFAST, 0), (_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER)))
+    return all(
+        mallopt(name, value)
+        for name, value in ((_MXFAST, 0), (_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
+    )
 
 
 def give_back_freed_memory() -> None:

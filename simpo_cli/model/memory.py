@@ -38,9 +38,19 @@ from simpo_cli.model.quantised import bytes_held, bytes_in_product
 from simpo_cli.model.widened import product_dtype
 
 _GB = 1e9
-# How much more than tensors a CPU's heap takes, which keeps what was freed (see `allocator`): in general, for what is
-# gathered, which gloo copies, and for a layer that is computed again, whose tensors find gaps that do not fit them.
-_HEAP, _HEAP_GATHERED, _HEAP_AGAIN = 1.35, 2.4, 4
+
+
+class _Heap(NamedTuple):
+    """How much more than tensors an allocator takes."""
+
+    each: float = 1.0  # bytes of one byte
+    gathered: float = 1.0  # of one that is gathered
+    again: float = 1.0  # layers of one that is computed again
+    keeps_logits: bool = False  # whether what the head's logits took fits no layer afterwards
+
+
+# A CPU's heap keeps what was freed and has gaps, and gloo copies (make bench-memory, make bench-savings).
+_CPU_HEAP = _Heap(each=1.35, gathered=2.4, again=4, keeps_logits=True)
 _ROOM_SHARE = 0.8  # of what the state leaves free, for a budget that is not set
 
 
@@ -152,10 +162,9 @@ class Workload:
         offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
         a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
-        again = token.layer * (_HEAP_AGAIN if self._has_heap else 1) if a_layer_at_a_time else 0
-        left = a_layer_at_a_time and self._has_heap  # what the head's logits took is kept, and fits no layer
+        again = int(token.layer * self._heap.again) if a_layer_at_a_time else 0
         # a CPU has no product of bfloat16 that adds to float32
-        head_product = head_copy if trains_all and self._narrowed and self.device.type == "cpu" else 0
+        head_product = head_copy if trains_all and self._narrowed and self._on_cpu else 0
         if trains_all and self.weights.itemsize < 4:  # its gradient is added up in float32 first
             head_product += 4 * self._head
         # the last weight of a layer to get its gradient, and that gradient, before it is widened
@@ -167,7 +176,7 @@ class Workload:
             Phase(
                 wanted + narrow + self._in_product + (head_gradient if tied or divided else 0),
                 stacked + token.gradients + again,
-                has_logits=left,
+                has_logits=a_layer_at_a_time and self._heap.keeps_logits,
                 gathered=beside + whole.layer + 2 * whole.layer_gradient,
             ),
             # and both are there while they are added up
@@ -185,6 +194,9 @@ class Workload:
         if divided:
             ending = 2 * whole.root_gradient + whole.root_gradient // self.ranks
             phases += (Phase(0, 2 * token.input, has_logits=False, gathered=size) for size in (2 * beside, ending))
+        if self.optimizer != "adamw" and self._trained_size == 4 and self._on_cpu:
+            # the update by bitsandbytes, which makes five arrays of float32 there for the tensor that it moves
+            phases.append(Phase(5 * 4 * max(self.parameters.trained_sizes, default=0), 0, has_logits=False))
         if self.strategy == "ddp":
             bucket = min(max(BUCKET_BYTES, head_gradient), 4 * trainable)
             phases.append(Phase(0, 0, has_logits=False, gathered=bucket))
@@ -195,15 +207,15 @@ class Workload:
         token = self._token_bytes()
         phases = [
             Phase(self._head_copy, token.last, has_logits=True),
-            Phase(self._in_product, token.layer // 2 + 2 * token.input, has_logits=False),
+            Phase(self._in_product, int(token.layer * self._heap.again) // 2 + 2 * token.input, has_logits=False),
         ]
         return self._need(_State(self._bytes_of_weights(self.parameters.total)), phases)
 
     def _need(self, state: "_State", phases: list[Phase]) -> MemoryNeed:
         vocab_size = int(self.config.vocab_size)
         row = vocab_size * plain_bytes_per_logit(self._products, logit_scale_of(self.config))
-        heap = self._heap
-        gathered = _HEAP_GATHERED if self._has_heap and self.strategy == "fsdp2" else heap
+        heap = self._heap.each
+        gathered = self._heap.gathered if self.strategy == "fsdp2" else heap
         return MemoryNeed(
             **state._asdict(),
             phases=tuple(
@@ -309,7 +321,7 @@ class Workload:
         cast = self.lora_rank is not None and self.compute != self._states
         if cast:  # float32 copies for the adapters instead of what they come from
             layer += (20 - 2 * weight) * hidden + (4 - copy) * (heads * width + wide)
-        if self.device.type == "cpu" and getattr(config, "attn_logit_softcapping", None):
+        if self._on_cpu and getattr(config, "attn_logit_softcapping", None):
             layer += 12 * heads * self.longest_row
         gradients = 2 * wide * copy + hidden * weight
         if self.lora_rank is not None:
@@ -317,16 +329,15 @@ class Workload:
         if self._widened or cast:
             gradients += 4 * (hidden + wide)
         sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * self._products.itemsize))
-        return _TokenBytes(*(int(size * self._heap) for size in sizes))
+        return _TokenBytes(*(int(size * self._heap.each) for size in sizes))
 
     @property
-    def _has_heap(self) -> bool:
+    def _on_cpu(self) -> bool:
         return self.device.type == "cpu"
 
     @property
-    def _heap(self) -> float:
-        """How much the device takes for a byte of tensors."""
-        return _HEAP if self._has_heap else 1
+    def _heap(self) -> _Heap:
+        return _CPU_HEAP if self._on_cpu else _Heap()
 
 
 class _State(NamedTuple):

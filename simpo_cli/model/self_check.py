@@ -6,8 +6,8 @@ the run are scored both ways, in float32 and without autocast (in bfloat16 a wro
 through the policy, and through the model's own untouched forward, one sequence at a time, down to its own logits.
 Products are those of IEEE float32 meanwhile, whatever TF32 setting the process has. Weights that are not float32 are
 checked by a copy of the first layers; where they are quantised, the model's own forward is that of the plain layers
-that they stand for. The copy knows the first 16,384 tokens of a larger vocabulary and others stand for the rest, so that
-the check of an 8 B model in 4 bits fits the card that its steps fit.
+that they stand for. Of a larger vocabulary the copy knows the first 16,384 tokens, which stand for the others as well,
+so that the check of an 8 B model in 4 bits fits the card that its steps fit.
 
 At most 4,096 tokens are compared, so that a large model takes seconds: what only shows beyond, such as a window of
 4,096 tokens, is not seen.
@@ -407,10 +407,10 @@ def first_layers(policy: Policy, most_ids: int | None = None) -> Policy:
 def _first_rows(policy: Policy, most_ids: int) -> dict[int, Any]:
     """Copies of the first rows of embedding and head, by the identity of the whole tensor.
 
-    None where they have no more, or where adapters or other modules are around them.
+    None where they have no more, are quantised, or have adapters or other modules around them.
     """
     embedding, head = policy.causal.get_input_embeddings(), policy.causal.get_output_embeddings()
-    if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)):
+    if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)) or is_quantised(head):
         return {}
     whole = [embedding.weight, head.weight, *([] if head.bias is None else [head.bias])]
     if min(map(len, whole)) <= most_ids:

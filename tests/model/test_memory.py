@@ -55,8 +55,7 @@ def _workload(config: Any, parameters: ParameterCounts, device: torch.device = C
 @pytest.fixture
 def counted_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Workload]:
     """Workloads of a CPU in bytes of tensors, of which its allocator takes no more."""
-    for factor in ("_HEAP", "_HEAP_GATHERED", "_HEAP_AGAIN"):
-        monkeypatch.setattr(memory, factor, 1)
+    monkeypatch.setattr(memory, "_CPU_HEAP", memory._Heap())
     return partial(_workload, device=CPU)
 
 
@@ -270,7 +269,19 @@ def test_the_heap_of_a_cpu_takes_more_than_tensors(lora_rank: int | None, checkp
     for ours, theirs, more in zip(machine.phases, card.phases, again, strict=True):
         assert ours.per_token == pytest.approx(1.35 * (theirs.per_token + more), abs=20)
         assert (ours.fixed, ours.gathered) == (pytest.approx(1.35 * theirs.fixed, abs=1), int(2.4 * theirs.gathered))
-        assert ours.has_logits == (theirs.has_logits or more > 0 and ours is machine.phases[2])
+        assert ours.has_logits == (theirs.has_logits or (more > 0 and ours is machine.phases[2]))
+
+
+def test_an_update_of_8_bit_moments_takes_five_arrays_on_a_cpu() -> None:
+    """As bitsandbytes computes it there: both moments, gradient, root and denominator, beside those of one tensor."""
+    counts = ParameterCounts(9000, 9000, 100, 200, trained_sizes=(8192, 808))
+    work = _workload(tiny_config(), counts, weights=FP32, compute=FP32, optimizer="adamw_8bit")
+    on_card = work.training(checkpointing=False).phases
+    on_cpu = replace(work, device=CPU).training(checkpointing=False).phases
+    assert len(on_cpu) == len(on_card) + 1
+    assert on_cpu[-1] == Phase(int(1.35 * 20 * 8192), 0, has_logits=False)
+    narrow = replace(work, device=CPU, weights=BF16).training(checkpointing=False).phases
+    assert len(narrow) == len(on_card)
 
 
 # Decisions
@@ -535,7 +546,7 @@ def begun_again(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     begun: list[tuple[str, list[str]]] = []
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(allocator.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(allocator.os.path, "exists", lambda _: False)
     monkeypatch.setattr(allocator.os, "execv", lambda program, command: begun.append((program, command)))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "simpo_cli", "train", "demo"])
     return begun
@@ -572,7 +583,7 @@ def test_a_command_does_not_begin_again_where_that_is_of_no_use(
 def test_a_command_that_may_not_begin_again_goes_on(
     begun_again: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(program: str, command: list[str]) -> None:
+    def forbidden(program: str, _: list[str]) -> None:
         raise PermissionError(program)
 
     monkeypatch.setattr(allocator.os, "execv", forbidden)
