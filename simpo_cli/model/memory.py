@@ -158,11 +158,12 @@ class Workload:
         wanted = 0 if checkpointing else copied + (frozen * copy if self._narrowed else 0)
         head_copy, head_gradient = self._head_copy, self.weights.itemsize * self._head if trains_all else 0
         token, whole = self._token_bytes(), self._whole
-        stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
+        layers = int(self.config.num_hidden_layers)
+        stacked = layers * (token.input if checkpointing else token.layer)
         offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
         a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
-        again = int(token.layer * self._heap.again) if a_layer_at_a_time else 0
+        again = int(token.layer * min(self._heap.again, layers)) if a_layer_at_a_time else 0
         # a CPU has no product of bfloat16 that adds to float32
         head_product = head_copy if trains_all and self._narrowed and self._on_cpu else 0
         if trains_all and self.weights.itemsize < 4:  # its gradient is added up in float32 first

@@ -256,7 +256,7 @@ def test_the_heap_of_a_cpu_takes_more_than_tensors(lora_rank: int | None, checkp
     """As `make bench-memory` and `make bench-savings` have measured it."""
     counts = ParameterCounts(1000, 1000 if lora_rank is None else 10, 100, 200)
     types: dict[str, Any] = {"weights": FP32, "compute": FP32, "lora_rank": lora_rank}
-    work = _workload(tiny_config(), counts, **types, strategy="fsdp2", ranks=2)
+    work = _workload(tiny_config(num_hidden_layers=6), counts, **types, strategy="fsdp2", ranks=2)
     card, machine = (replace(work, device=device).training(checkpointing=checkpointing) for device in (CUDA, CPU))
     assert machine.state == card.state
     assert machine.logit_row == pytest.approx(1.35 * card.logit_row, abs=1)
