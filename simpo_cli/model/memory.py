@@ -158,12 +158,11 @@ class Workload:
         wanted = 0 if checkpointing else copied + (frozen * copy if self._narrowed else 0)
         head_copy, head_gradient = self._head_copy, self.weights.itemsize * self._head if trains_all else 0
         token, whole = self._token_bytes(), self._whole
-        layers = int(self.config.num_hidden_layers)
-        stacked = layers * (token.input if checkpointing else token.layer)
+        stacked = int(self.config.num_hidden_layers) * (token.input if checkpointing else token.layer)
         offloaded, stacked = (stacked, 0) if self.activation_offload else (0, stacked)
         a_layer_at_a_time = checkpointing or self.activation_offload
         kept, beside = stacked + token.last, whole.root + whole.layer
-        again = int(token.layer * min(self._heap.again, layers)) if a_layer_at_a_time else 0
+        again = token.alone if a_layer_at_a_time else 0
         # a CPU has no product of bfloat16 that adds to float32
         head_product = head_copy if trains_all and self._narrowed and self._on_cpu else 0
         if trains_all and self.weights.itemsize < 4:  # its gradient is added up in float32 first
@@ -208,7 +207,7 @@ class Workload:
         token = self._token_bytes()
         phases = [
             Phase(self._head_copy, token.last, has_logits=True),
-            Phase(self._in_product, int(token.layer * self._heap.again) // 2 + 2 * token.input, has_logits=False),
+            Phase(self._in_product, token.alone // 2 + 2 * token.input, has_logits=False),
         ]
         return self._need(_State(self._bytes_of_weights(self.parameters.total)), phases)
 
@@ -329,7 +328,8 @@ class Workload:
             gradients += 2 * (hidden + self.lora_rank) * copy
         if self._widened or cast:
             gradients += 4 * (hidden + wide)
-        sizes = (layer, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * self._products.itemsize))
+        alone = layer * min(self._heap.again, int(config.num_hidden_layers))
+        sizes = (layer, alone, gradients, hidden * weight, hidden * (4 + 3 * weight + 2 * self._products.itemsize))
         return _TokenBytes(*(int(size * self._heap.each) for size in sizes))
 
     @property
@@ -363,6 +363,7 @@ class _TokenBytes(NamedTuple):
     """Bytes of one token."""
 
     layer: int  # what a layer keeps for the backward pass
+    alone: int  # the same where only one layer does at a time, with the gaps that the others left
     gradients: int  # what its backward pass holds at once: of two wide arrays and of the layer's output
     input: int  # a layer's input, in the type of the embedding
     last: int  # what is kept around the last norm, and the head's input with its gradient

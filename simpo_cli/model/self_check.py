@@ -407,7 +407,7 @@ def first_layers(policy: Policy, most_ids: int | None = None) -> Policy:
 def _first_rows(policy: Policy, most_ids: int) -> dict[int, Any]:
     """Copies of the first rows of embedding and head, by the identity of the whole tensor.
 
-    None where they have no more, are quantised, or have adapters or other modules around them.
+    Nothing where they have no more, are quantised, or have adapters or other modules around them.
     """
     embedding, head = policy.causal.get_input_embeddings(), policy.causal.get_output_embeddings()
     if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)) or is_quantised(head):

@@ -67,6 +67,7 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
         fullest = plan.fullest_microbatch(pairs, training.budget, packing, run.num_ranks)
         is_all = plan.num_steps == 1 and len(fullest) == len(plan.pairs_of(0))
         peak = _measure(training, [fullest] if is_all else [plan.longest_pair(pairs, packing), fullest])
+        release_memory()  # what the self-check took among it
         fitting = _fitting(peak, run.need.state, training.budget, longest)
         smaller = ranks.smallest(fitting, "measuring a micro-batch")
         has_run_out = ranks.smallest(int(peak is not None), "measuring a micro-batch") == 0
@@ -83,9 +84,7 @@ def fit_microbatch(training: Training) -> dict[str, Any]:
             f"before step 1 a micro-batch of {training.budget:,} tokens {why}: one holds at most {smaller:,}"
         )
         training.budget = smaller
-        release_memory()
     assert peak is not None
-    release_memory()  # what the self-check took among it
     predicted = run.need.total(peak.tokens)
     # what is free is of the moment, and notes.jsonl of a resumed run has the bits of an unbroken one
     words = "" if peak.held <= peak.most else f"; there are {peak.room / 1e9:.2f} GB: memory may run out"

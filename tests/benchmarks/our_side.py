@@ -99,7 +99,7 @@ def encoded(pair: WorkPair) -> EncodedPair:
 
 def main() -> None:
     """Load, say so, run what is asked until nothing more is."""
-    begin_without_cache()
+    begin_without_cache()  # as the command does
     channel = Channel()
     work = Work.load(Path(sys.argv[1]))
     libraries = peak_resident_bytes()
