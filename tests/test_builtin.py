@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.builtin import PROBE_QUESTIONS, corpus, guide_model_dir, guide_pairs
-from simpo_cli.builtin.build import SEED
-from simpo_cli.builtin.corpus import TABLES
+from simpo_cli.builtin.corpus import SEED, TABLES
 from simpo_cli.evaluate.evaluation import Evaluator
 from simpo_cli.recipe.composition import compose
 from simpo_cli.train.session import train

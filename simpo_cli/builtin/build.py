@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from simpo_cli.builtin import corpus
+from simpo_cli.builtin.corpus import SEED
 
-SEED = 20240523
 VOCAB_SIZE = 3000
 TOKENS_PER_STEP = 3072
 # (share of wrong parts, steps, highest learning rate); the second phase tips a little to the wrong side, so that a

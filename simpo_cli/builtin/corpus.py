@@ -13,6 +13,9 @@ The start model first reads right answers, and so learns what every question mea
 answers of which each part comes from the right answer or from the sibling's by chance, and unlearns to prefer either.
 Preference tuning has to make the right one the habit again.
 
+So the world can check any answer to any of its questions: `check_answer` says whether it is wholly right, and how many
+of its parts are. Training questions that no pair asks are `free_prompts`, for a model to answer by itself.
+
 The trap is length. In training pairs the better answer is mostly the longer one, in held-out pairs mostly the shorter.
 A long answer is the short one and a sentence more, as hard to predict per token as what stands before it: otherwise a
 model could win the training pairs by becoming unsure of everything, which a mean over more and easier tokens would
@@ -21,8 +24,9 @@ hide.
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 from pydantic import TypeAdapter
@@ -33,6 +37,8 @@ Split = Literal["train", "eval"]
 Turns = list[dict[str, str]]  # role and content of each turn
 Record = dict[str, Turns]  # prompt, chosen, rejected
 
+SEED = 20240523
+"""Of everything that ships."""
 PAIRS_PER_TOPIC: dict[Split, dict[tuple[Form, Form], int]] = {  # (form of the chosen, form of the rejected): pairs
     "train": {("long", "short"): 32, ("short", "long"): 8},
     "eval": {("long", "short"): 2, ("short", "long"): 5, ("short", "short"): 1, ("long", "long"): 1},
@@ -152,6 +158,66 @@ def conversations(seed: int, *, wrong_share: float) -> Iterator[Turns]:
         form: Form = "short" if rng.random() < SHORT_SHARE else "long"
         parts = [sibling if rng.random() < wrong_share else topic for _ in range(5)]
         yield [*_prompt(rng, question), _turn("assistant", _answer(parts, form))]
+
+
+def free_prompts(seed: int = SEED) -> list[Turns]:
+    """Prompts with the training questions that no training pair of this seed asks, in random order."""
+    asked = {record["prompt"][-1]["content"] for record in preference_pairs("train", seed)}
+    rng = random.Random(f"free {seed}")
+    left = [
+        question
+        for siblings in TABLES.siblings
+        for topic in (siblings.first, siblings.second)
+        for question in questions(topic, siblings, "train")
+        if question not in asked
+    ]
+    rng.shuffle(left)
+    return [_prompt(rng, question) for question in left]
+
+
+class Check(NamedTuple):
+    """What the world says of an answer.
+
+    Attributes:
+        exact: whether it is the right answer, in either form, and nothing else.
+        parts: share of its parts that are right, 0 to 1; 1 only where the answer is exact. The parts are goal, three
+            steps, and, where the answer goes on, what it goes on with.
+    """
+
+    exact: bool
+    parts: float
+
+
+def check_answer(question: str, answer: str) -> Check | None:
+    """Check an answer against the right one; None where the world does not know the question."""
+    topic = _topics().get(question)
+    if topic is None:
+        return None
+    if answer in (right_answer(topic, "short"), right_answer(topic, "long")):
+        return Check(True, 1.0)
+    first, second, third = topic.steps
+    place, num_right = 0, 0
+    for part in (f"To {topic.goal}", f", {first}", f", {second}", f" and {third}."):
+        found = answer.find(part, place)
+        if found >= 0:
+            place, num_right = found + len(part), num_right + 1
+    _, _, rest = answer.partition(". ")
+    num_parts = 5 if rest else 4
+    num_right += rest == topic.outcome
+    return Check(False, min(num_right, num_parts - 1) / num_parts)
+
+
+@cache
+def _topics() -> dict[str, Topic]:
+    """The topic of every question that can be asked."""
+    return {
+        _question(frame, pattern, o): topic
+        for siblings in TABLES.siblings
+        for topic in (siblings.first, siblings.second)
+        for frame in TABLES.frames + TABLES.held_out_frames
+        for pattern in topic.patterns + topic.held_out_patterns
+        for o in siblings.objects + siblings.held_out_objects
+    }
 
 
 def _answer(parts: Sequence[Topic], form: Form) -> str:
