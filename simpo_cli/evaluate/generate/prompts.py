@@ -50,6 +50,7 @@ class Question:
         ids: the tokens that the model gets, with the header of the answer.
         where: its record.
         labels: what the file says of it and the files for other tools hand on: uid, category, dataset.
+        record: all that the file says of it besides the prompt, such as a reference answer.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Question:
     ids: tuple[int, ...]
     where: str
     labels: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -135,7 +137,8 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
     records, _ = read_records(path, FileReceipt(path))
     for record in records:
         try:
-            prompt, labels = _prompt_of(record)
+            prompt, rest = _prompt_of(record)
+            labels = {name: str(rest[name]) for name in _KEPT if isinstance(rest.get(name), str | int)}
             key = prompt_key(PreferencePair(prompt, "", "", record.where))
             if key in asked:
                 left_out["asked already"] += 1
@@ -146,7 +149,7 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
         if len(ids) > data.max_prompt_length:
             left_out["over data.max_prompt_length"] += 1
         else:
-            asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels)
+            asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels, rest)
         if len(asked) == most:  # what stands behind the last one may be anything
             break
     if not asked:
@@ -163,8 +166,8 @@ def _nothing_left(name: str, left_out: Counter[str]) -> UserError:
     )
 
 
-def _prompt_of(record: RawRecord | BadRecord) -> tuple[Prompt, dict[str, str]]:
-    """The prompt and the labels of a record."""
+def _prompt_of(record: RawRecord | BadRecord) -> tuple[Prompt, dict[str, Any]]:
+    """The prompt of a record, and the rest of it."""
     if isinstance(record, BadRecord):  # a file of prompts may also be a list of texts, which no file of pairs is
         try:
             value = whole_value(record.text)
@@ -182,8 +185,7 @@ def _prompt_of(record: RawRecord | BadRecord) -> tuple[Prompt, dict[str, str]]:
         if not isinstance(value, list) or len(value) != 1:
             raise RecordError("turns: more than one question to answer in turn", "Ask each as a prompt of its own.")
         value = value[0].get("content") if isinstance(value[0], dict) else value[0]
-    labels = {name: str(fields[name]) for name in _KEPT if isinstance(fields.get(name), str | int)}
-    return _checked(value, names[0]), labels
+    return _checked(value, names[0]), {name: value for name, value in fields.items() if name != names[0]}
 
 
 def _checked(value: Any, name: str) -> Prompt:
