@@ -21,6 +21,7 @@ from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
 from simpo_cli.cli.inspect import inspect
 from simpo_cli.cli.options import GroupedCommand
+from simpo_cli.cli.pairs import pairs_app
 from simpo_cli.cli.plan import plan
 from simpo_cli.cli.recipe import recipe_app
 from simpo_cli.cli.report import report
@@ -70,6 +71,7 @@ app.command("stats", short_help="Look at preference pairs before they train a mo
 app.command("inspect", short_help="Look at training pairs token by token.")(inspect)
 app.command("report", short_help="Write the page that shows what a run did.")(report)
 app.command("export", short_help="Write a run's model for other programs.")(export)
+app.add_typer(pairs_app, name="pairs")
 app.add_typer(recipe_app, name="recipe")
 
 

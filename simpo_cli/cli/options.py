@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from simpo_cli.errors import UserError
+from simpo_cli.model.allocator import has_cards
 from simpo_cli.model.remote_code import FLAG
 from simpo_cli.stages import stage
 from simpo_cli.versions import require_versions
@@ -113,6 +114,19 @@ def importing() -> Iterator[None]:
     with stage("importing torch and transformers"):
         quiet_libraries()
         yield
+
+
+def num_cards() -> int:
+    """Cards that torch sees; on a machine without a driver of any it is not asked."""
+    return _count_cards() if has_cards() else 0
+
+
+@shows_work
+def _count_cards() -> int:
+    with stage("importing torch"):
+        import torch
+
+    return torch.cuda.device_count()
 
 
 class GroupedCommand(TyperCommand):

@@ -34,9 +34,11 @@ def report(
         raise UserError("--json is how --verify answers, and the report is a page.", "Add --verify.")
     match runs:
         case [run]:
+            from simpo_cli.report.rounds_page import holds_rounds, write_rounds_report
             from simpo_cli.report.run_page import write_run_report
 
-            written = write_run_report(run, output)
+            write = write_rounds_report if holds_rounds(run) else write_run_report
+            written = write(run, output)
         case [first, second]:
             from simpo_cli.report.two_runs import comparison_lines, write_comparison
 

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simpo_cli.cli.options import Overrides, RecipeName, TrustRemoteCode, importing, say, shows_work
+from simpo_cli.cli.options import Overrides, RecipeName, TrustRemoteCode, importing, num_cards, say
 from simpo_cli.distributed.launch import launch, same_command
 from simpo_cli.distributed.place import Place, take_place
 from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import trusting
-from simpo_cli.stages import stage
 
 if TYPE_CHECKING:
     from simpo_cli.recipe.composition import ComposedRecipe
     from simpo_cli.recipe.schema import DistributedRecipe
-
-_DRIVER = Path("/dev/nvidiactl")
 
 
 def train(
@@ -108,7 +105,7 @@ def _num_processes(wanted: "DistributedRecipe", place: Place | None) -> int:
         return place.world_size
     if wanted.strategy == "none" or number == 1:
         return 1
-    cards = _num_cards()
+    cards = num_cards()
     if number == "auto":
         return max(cards, 1)
     if 0 < cards < number:
@@ -118,19 +115,6 @@ def _num_processes(wanted: "DistributedRecipe", place: Place | None) -> int:
             key=key,
         )
     return number
-
-
-def _num_cards() -> int:
-    """Cards that torch sees; a machine without their driver is not asked, because torch takes seconds to import."""
-    return _count_cards() if _DRIVER.exists() else 0
-
-
-@shows_work
-def _count_cards() -> int:
-    with stage("importing torch"):
-        import torch
-
-    return torch.cuda.device_count()
 
 
 def _launch(composed: "ComposedRecipe", num_processes: int) -> int:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,9 +59,27 @@ def launch(command: Sequence[str], num_processes: int, may_restart: Callable[[],
         UserError: what ended another rank, or one that could not say it.
     """
     with StopRequest() as stop:
-        outcome = _run(command, num_processes, stop, restarts=0)
+        outcome = _run(command, num_processes, stop, _environment(num_processes, restarts=0))
         if outcome.has_failed and may_restart():
-            outcome = _run(command, num_processes, stop, restarts=1)
+            outcome = _run(command, num_processes, stop, _environment(num_processes, restarts=1))
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.exit_code
+
+
+def run_alone(command: Sequence[str]) -> int:
+    """Run a command as a process that ends when this one does, and wait for it; it has the terminal.
+
+    A signal that asks to stop is passed on to it.
+
+    Returns:
+        Its exit code; it has said what there is to say.
+
+    Raises:
+        UserError: it was killed, and could not say it.
+    """
+    with StopRequest() as stop:
+        outcome = _run(command, 1, stop, environment={})
     if outcome.error is not None:
         raise outcome.error
     return outcome.exit_code
@@ -143,16 +161,16 @@ class _Worker:
         return UserError(f"rank {self.rank} on {socket.gethostname()} {end}.{printed}", fix, exit_code=error_code)
 
 
-def _run(command: Sequence[str], num_processes: int, stop: StopRequest, restarts: int) -> _Outcome:
-    """Start the processes once and wait for all of them."""
+def _run(command: Sequence[str], num_processes: int, stop: StopRequest, environment: Mapping[str, str]) -> _Outcome:
+    """Start the processes once and wait for all of them; an empty environment gives them no place of several."""
     workers: list[_Worker] = []
     with tempfile.TemporaryDirectory(prefix="simpo-", ignore_cleanup_errors=True) as folder:
         pipe, write_end = os.pipe()
-        common = _environment(num_processes, restarts) | {_FOLDER: folder, _PIPE: str(pipe)}
+        common = {**os.environ, **environment, _FOLDER: folder, _PIPE: str(pipe)}
         try:
             for rank in range(num_processes):
-                environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                workers.append(_Worker(rank, command, environment, Path(folder), pipe))
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if environment else {}
+                workers.append(_Worker(rank, command, common | place, Path(folder), pipe))
             return _watch(workers, stop)
         except BlockingIOError as error:
             raise UserError(
@@ -175,8 +193,7 @@ def _environment(num_processes: int, restarts: int) -> dict[str, str]:
         port = server.getsockname()[1]  # free a moment ago
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "OMP_NUM_THREADS": str(max(1, cores // num_processes)),
-        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // num_processes))),
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
         "MASTER_ADDR": "127.0.0.1",
@@ -233,6 +250,11 @@ def _end_with_launcher(pipe: int) -> None:
         os.read(pipe, 1)  # nothing is ever written
     finally:
         os._exit(ExitCode.ENVIRONMENT)
+
+
+def is_followed() -> bool:
+    """Whether a command of ours has started this process, and says itself what comes next."""
+    return _folder is not None
 
 
 def to_tell(error: UserError) -> UserError | None:

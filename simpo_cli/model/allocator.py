@@ -19,11 +19,15 @@ import sys
 from contextlib import suppress
 
 _TUNABLES, _NO_CACHE = "GLIBC_TUNABLES", "glibc.malloc.tcache_count=0"
-# NVIDIA's and AMD's, and Windows' for Linux
-_CARDS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+_CARDS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's and AMD's drivers, and Windows' for Linux
 # of malloc.h
 _MXFAST, _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = 1, -1, -4, -8
 _NEVER = 2**31 - 1
+
+
+def has_cards() -> bool:
+    """Whether a driver of cards is here; torch, which knows more, takes seconds to import."""
+    return any(map(os.path.exists, _CARDS))
 
 
 def keep_freed_memory() -> bool:
@@ -54,7 +58,7 @@ def begin_without_cache() -> None:
     a card is likely to compute, or where the person set it already.
     """
     before = os.environ.get(_TUNABLES, "")
-    if "tcache" in before or not _has_glibc() or any(map(os.path.exists, _CARDS)):
+    if "tcache" in before or not _has_glibc() or has_cards():
         return
     os.environ[_TUNABLES] = ":".join(filter(None, (before, _NO_CACHE)))
     with suppress(OSError):  # forbidden here: it goes on as it is

@@ -34,6 +34,9 @@ class Scorer(Protocol):
     batch_size: int
     """How many answers `score` is given at once; a fixed number, so that a resumed scoring meets the same batches."""
 
+    has_scored: bool
+    """Whether any answer has a score; a rule or judge that has given none to a whole batch ends the scoring."""
+
     def score(self, answers: Sequence[Answered]) -> list[Score]:
         """One score an answer, in order."""
         ...

@@ -330,6 +330,34 @@ class DistributedRecipe:
             raise FieldError("num_processes", f"is {self.num_processes}, and strategy is none", fix, ("strategy",))
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PairsRecipe:
+    """How `simpo pairs round`, which alone reads this, gets its pairs: the model's own answers; docs/on-policy.md."""
+
+    prompts: Path | None = None
+    """A file of prompts, JSON or JSON lines, or `builtin:guide`; the pairs of a round take the place of data.train."""
+    of_pairs: bool = False
+    """`prompts` is a file of pairs, whose prompts are asked."""
+    prompts_per_round: Annotated[int, checked("Some hundreds at least.", ge=1)] = 1000
+    """Prompts that a round asks: others in each round, and from the beginning when all have been asked."""
+    answers_per_prompt: Annotated[int, checked("5 is usual; a pair needs 2.", ge=2)] = 5
+    """Answers sampled for each prompt."""
+    temperature: Annotated[float, checked("0.8 is usual.", gt=0, le=10)] = 0.8
+    """Divides the logits of sampled answers."""
+    max_new_tokens: Annotated[int | None, checked("Use null for 512, or what fits.", ge=1)] = None
+    """Most tokens of an answer; null is 512, or what there is room for."""
+    rejected: Literal["worst", "low"] = "worst"
+    """Which answer the best one is set against: the worst, or the one nearest to the mean less two deviations."""
+    min_margin: Annotated[float, checked("0 keeps all but ties.", ge=0)] = 0.0
+    """The two scores must differ by more than this."""
+    min_score: float | None = None
+    """The chosen answer must score this much; null asks nothing, so that the less bad of two bad answers is chosen."""
+    match_lengths: bool = False
+    """Leave out pairs until the chosen answer is as often the longer one as it is the shorter one."""
+    held_out_prompts: Annotated[int, checked("Fewer than 100 show large changes only.", ge=10)] = 300
+    """Prompts that each round's model answers greedily and is judged by: of data.eval, or set aside from `prompts`."""
+
+
 _Share = Annotated[float | None, checked("It is a share; null switches the warning off.", gt=0, le=1)]
 _Nats = Annotated[float | None, checked("It is in nats a token, such as 0.2; null switches the warning off.", gt=0)]
 
@@ -398,6 +426,8 @@ class Recipe:
     """Where the numbers go besides metrics.jsonl."""
     distributed: DistributedRecipe = field(default_factory=DistributedRecipe)
     """How the run is spread over devices."""
+    pairs: PairsRecipe = field(default_factory=PairsRecipe)
+    """How `simpo pairs round` gets its pairs."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint.best:

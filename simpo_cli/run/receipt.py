@@ -56,7 +56,7 @@ _LATER: dict[str, Any] = {
 _NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
 """Keys of changes beside those of a recipe."""
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
-_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking", "distributed"}
+_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking", "distributed", "pairs"}
 
 
 def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_reached: int = 0) -> dict[str, Any]:

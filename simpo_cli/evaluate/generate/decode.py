@@ -12,6 +12,7 @@ been run by us: a stand-in in the tests checks what it is asked for.
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,9 +57,13 @@ class Decoding:
 
 def uniforms(key: str, decoding: Decoding) -> NDArray[np.float64]:
     """(max_new_tokens,) random numbers in [0, 1) of one prompt: the same whatever else is asked, for either model."""
-    digest = hashlib.sha256(f"{decoding.seed} {key}".encode()).digest()
-    draw = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64)))
+    draw = np.random.Generator(np.random.Philox(key=np.frombuffer(_digest(key, decoding)[:16], dtype=np.uint64)))
     return draw.random(decoding.max_new_tokens)
+
+
+def _digest(key: str, decoding: Decoding) -> bytes:
+    """What the random numbers of a prompt follow from."""
+    return hashlib.sha256(f"{decoding.seed} {key}".encode()).digest()
 
 
 def answer_until_end(
@@ -121,9 +126,14 @@ def answers_of(
     weight = next(model.parameters())
     for mode, questions in asked.items():
         rows = rows_that_fit(model.config.get_text_config(), weight.device, questions, decoding, weight.dtype)
-        by_length = sorted(questions, key=lambda question: (len(question.ids), question.key))
-        for start in range(0, len(by_length), rows):
-            yield mode, answer_batch(model, by_length[start : start + rows], decoding, mode)
+        for batch in batches_by_length(questions, rows):
+            yield mode, answer_batch(model, batch, decoding, mode)
+
+
+def batches_by_length(questions: Sequence[Question], rows: int) -> list[Sequence[Question]]:
+    """The prompts, the shortest first, so many at once."""
+    by_length = sorted(questions, key=lambda question: (len(question.ids), question.key))
+    return [by_length[start : start + rows] for start in range(0, len(by_length), rows)]
 
 
 def answer_batch(model: Any, questions: Sequence[Question], decoding: Decoding, mode: Mode) -> list[Answer]:
@@ -222,9 +232,14 @@ class KeptCache:
 
 
 def rows_that_fit(
-    config: Any, device: torch.device, questions: Sequence[Question], decoding: Decoding, dtype: torch.dtype
+    config: Any,
+    device: torch.device,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    dtype: torch.dtype,
+    most: int = _MOST_ROWS,
 ) -> int:
-    """How many prompts are answered together: 32, or as many as keep their cached keys and values in half the memory.
+    """How many prompts are answered together: `most`, or as many as keep their keys and values in half the memory.
 
     The cache is held on `device` in `dtype`; `config` is the model's text configuration.
     """
@@ -234,43 +249,60 @@ def rows_that_fit(
     token_bytes = 2 * config.num_hidden_layers * heads * head_dim * dtype.itemsize
     row_tokens = max(len(question.ids) for question in questions) + decoding.max_new_tokens
     fitting = int(_CACHE_SHARE * available_bytes(device) / (token_bytes * row_tokens))
-    return max(1, min(_MOST_ROWS, fitting))
+    return max(1, min(most, fitting))
 
 
 def vllm_answers_of(
     source: ModelSource, asked: Mapping[Mode, Sequence[Question]], decoding: Decoding
 ) -> Iterator[tuple[Mode, list[Answer]]]:
-    """All answers of a mode at once: the engine batches by itself. The card's memory is given back at the end."""
+    """All answers of a mode at once: the engine batches by itself."""
+    longest = max(len(question.ids) for questions in asked.values() for question in questions)
+    with opened_vllm(source, decoding, longest) as answer:
+        for mode, questions in asked.items():
+            yield mode, answer(questions, mode)
+
+
+@contextmanager
+def opened_vllm(
+    source: ModelSource, decoding: Decoding, longest: int
+) -> Iterator[Callable[[Sequence[Question], Mode], list[Answer]]]:
+    """vLLM with a model, as a function that answers; the card's memory is given back at the end.
+
+    Args:
+        longest: most tokens of a prompt.
+    """
     import vllm
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    longest = max(len(question.ids) for questions in asked.values() for question in questions)
-    engine = vllm.LLM(
-        model=str(source.folder),
-        seed=decoding.seed,
-        max_model_len=longest + decoding.max_new_tokens,
-        trust_remote_code=bool(source.code),
-        generation_config="vllm",  # not the sampling that the model's folder suggests
-    )
+    settings: dict[str, Any] = {
+        "seed": decoding.seed,
+        "max_model_len": longest + decoding.max_new_tokens,
+        "trust_remote_code": bool(source.code),
+        "generation_config": "vllm",  # not the sampling that the model's folder suggests
+    }
+    engines = [vllm.LLM(model=str(source.folder), **settings)]
+
+    def answer(questions: Sequence[Question], mode: Mode) -> list[Answer]:
+        drawn = [
+            vllm.SamplingParams(
+                temperature=0.0 if mode == "greedy" else decoding.temperature,
+                max_tokens=decoding.max_new_tokens,
+                stop_token_ids=list(decoding.end_ids),
+                seed=int.from_bytes(_digest(question.key, decoding)[:4]) % 2**31,  # the same whatever else is asked
+                detokenize=False,
+            )
+            for question in questions
+        ]
+        prompts = [{"prompt_token_ids": list(question.ids)} for question in questions]
+        outputs = [one.outputs[0] for one in engines[0].generate(prompts, drawn, use_tqdm=False)]
+        answers = []
+        for question, output in zip(questions, outputs, strict=True):
+            one = answer_until_end(question.key, output.token_ids, decoding.end_ids, decoding.to_text)
+            answers.append(replace(one, ended=output.finish_reason == "stop"))
+        return answers
+
     try:
-        for mode, questions in asked.items():
-            settings = [
-                vllm.SamplingParams(
-                    temperature=0.0 if mode == "greedy" else decoding.temperature,
-                    max_tokens=decoding.max_new_tokens,
-                    stop_token_ids=list(decoding.end_ids),
-                    seed=(int(question.key, 16) ^ decoding.seed) % 2**31,  # the same whatever else is asked
-                    detokenize=False,
-                )
-                for question in questions
-            ]
-            prompts = [{"prompt_token_ids": list(question.ids)} for question in questions]
-            outputs = [one.outputs[0] for one in engine.generate(prompts, settings, use_tqdm=False)]
-            answers = []
-            for question, output in zip(questions, outputs, strict=True):
-                answer = answer_until_end(question.key, output.token_ids, decoding.end_ids, decoding.to_text)
-                answers.append(replace(answer, ended=output.finish_reason == "stop"))
-            yield mode, answers
+        yield answer
     finally:
-        del engine
+        engines.clear()
         cleanup_dist_env_and_memory()

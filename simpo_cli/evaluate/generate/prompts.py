@@ -1,10 +1,10 @@
 """What is asked: prompts of held-out pairs, or of a file, each once, as text and as the tokens that the model gets."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Question:
         where: its record.
         labels: what the file says of it and the files for other tools hand on: uid, category, dataset.
         record: all that the file says of it besides the prompt, such as a reference answer.
+        is_text: it is a text and no conversation, which a model without a chat template gets as it is.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Question:
     where: str
     labels: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    is_text: bool = False
 
     @property
     def text(self) -> str:
@@ -121,6 +123,14 @@ def _texts_of(wanted: set[str], sources: Sequence[DataSource], role: Role, data:
     )
 
 
+class Prompted(NamedTuple):
+    """A prompt with its place and what the record holds besides."""
+
+    prompt: Prompt
+    where: str
+    record: dict[str, Any]
+
+
 def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, most: int | None) -> Questions:
     """The prompts of a file, in its order: AlpacaEval's, Arena-Hard's, or a list of texts, JSON or JSON lines.
 
@@ -130,31 +140,65 @@ def questions_of_file(path: str, tokenizer: TextTokenizer, data: DataRecipe, mos
     Raises:
         UserError: the file or one of its records is refused, or nothing is left to ask.
     """
+    return questions_of(prompts_in(path), path, tokenizer, data, most)
+
+
+def prompts_in(path: str) -> Iterator[Prompted]:
+    """The prompts of a file, as they are read.
+
+    Raises:
+        UserError: the file or one of its records is refused.
+    """
     if not Path(path).is_file():
         raise UserError(f"there is no file of prompts {path}.", f"Name a JSON file. {_FORMS}")
-    left_out: Counter[str] = Counter()
-    asked: dict[str, Question] = {}
     records, _ = read_records(path, FileReceipt(path))
     for record in records:
         try:
             prompt, rest = _prompt_of(record)
-            labels = {name: str(rest[name]) for name in _KEPT if isinstance(rest.get(name), str | int)}
-            key = prompt_key(PreferencePair(prompt, "", "", record.where))
-            if key in asked:
-                left_out["asked already"] += 1
-                continue
-            ids = encode_prompt(prompt, tokenizer, data)
         except RecordError as error:
             raise UserError(f"{error.problem}.", error.fix, where=record.where) from error
+        yield Prompted(prompt, record.where, rest)
+
+
+def questions_of(
+    prompts: Iterable[Prompted], name: str, tokenizer: TextTokenizer, data: DataRecipe, most: int | None
+) -> Questions:
+    """Prompts as they are asked, each once.
+
+    Args:
+        name: what they are called where none is left.
+        most: prompts to ask; None asks all.
+
+    Raises:
+        UserError: one is refused, or nothing is left to ask.
+    """
+    left_out: Counter[str] = Counter()
+    asked: dict[str, Question] = {}
+    for prompt, where, record in prompts:
+        key = key_of(prompt)
+        if key in asked:
+            left_out["asked already"] += 1
+            continue
+        try:
+            ids = encode_prompt(prompt, tokenizer, data)
+        except RecordError as error:
+            raise UserError(f"{error.problem}.", error.fix, where=where) from error
         if len(ids) > data.max_prompt_length:
             left_out["over data.max_prompt_length"] += 1
         else:
-            asked[key] = Question(key, prompt_messages(prompt), tuple(ids), record.where, labels, rest)
+            labels = {name: str(record[name]) for name in _KEPT if isinstance(record.get(name), str | int)}
+            turns, is_text = prompt_messages(prompt), isinstance(prompt, str)
+            asked[key] = Question(key, turns, tuple(ids), where, labels, record, is_text)
         if len(asked) == most:  # what stands behind the last one may be anything
             break
     if not asked:
-        raise _nothing_left(path, left_out)
+        raise _nothing_left(name, left_out)
     return Questions(tuple(asked.values()), left_out)
+
+
+def key_of(prompt: Prompt) -> str:
+    """The hash by which a prompt is known."""
+    return prompt_key(PreferencePair(prompt, "", "", ""))
 
 
 def _nothing_left(name: str, left_out: Counter[str]) -> UserError:

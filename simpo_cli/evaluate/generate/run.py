@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -100,8 +100,8 @@ def answer_prompts(
     targets = zip(SIDES, names, (base, trained), strict=True)
     models = {side: Answering(name, target, target.source()) for side, name, target in targets}
     require_same_tokens(base.recipe.model, tokenizer, questions.asked)
-    decoding = choose_decoding(models, questions.asked, wanted, recipe, tokenizer)
-    engine = choose_engine(models, wanted.engine)
+    decoding = choose_decoding(models.values(), questions.asked, wanted, recipe, tokenizer)
+    engine = choose_engine(models.values(), wanted.engine)
     manifest = manifest_of(models, questions, asked_of, decoding, engine, tokenizer, recipe)
     path = wanted.folder
     if path is None:
@@ -144,7 +144,7 @@ def require_same_tokens(base: ModelRecipe, tokenizer: TextTokenizer, questions: 
 
 
 def choose_decoding(
-    models: Mapping[Side, Answering],
+    models: Collection[Answering],
     questions: Sequence[Question],
     wanted: Wanted,
     recipe: Recipe,
@@ -163,7 +163,7 @@ def choose_decoding(
             "Greedy answers are made besides.",
         )
     longest = max(len(question.ids) for question in questions)
-    known = [(model.source.max_length, model.name) for model in models.values() if model.source.max_length is not None]
+    known = [(model.source.max_length, model.name) for model in models if model.source.max_length is not None]
     most, name = min(known, default=(None, ""))
     room = MAX_NEW_TOKENS if most is None else most - longest
     length = min(MAX_NEW_TOKENS, room) if wanted.max_new_tokens is None else wanted.max_new_tokens
@@ -182,13 +182,13 @@ def choose_decoding(
     )
 
 
-def choose_engine(models: Mapping[Side, Answering], wanted: Engine | None) -> Engine:
+def choose_engine(models: Collection[Answering], wanted: Engine | None) -> Engine:
     """What is wanted, or vLLM where it is installed and both models are whole folders.
 
     Raises:
         UserError: vLLM is wanted and not installed, or it would need a model merged first.
     """
-    are_whole = all(model.source.adapter_base is None and model.target.checkpoint is None for model in models.values())
+    are_whole = all(model.source.adapter_base is None and model.target.checkpoint is None for model in models)
     has_vllm = are_whole and importlib.util.find_spec("vllm") is not None  # not imported to find out
     if wanted == "vllm" and not has_vllm:
         raise UserError(
@@ -209,26 +209,36 @@ def manifest_of(
     recipe: Recipe,
 ) -> dict[str, Any]:
     """All that answers depend on, as JSON; two equal ones ask the same of the same models."""
-    template = tokenizer.template_source
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "answers",
         "tool": f"simpo {__version__}",
-        "models": {
-            side: {"name": model.name, "path": str(model.target.checkpoint or model.source.name), **_weights(model)}
-            for side, model in models.items()
-        },
+        "models": {side: described(model) for side, model in models.items()},
         "engine": engine,
         "engine_version": version(engine),
-        "decoding": {
-            "modes": list(MODES),
-            "max_new_tokens": decoding.max_new_tokens,
-            "temperature": decoding.temperature,
-            "top_p": 1.0,
-            "top_k": None,
-            "repetition_penalty": 1.0,
-            "seed": decoding.seed,
-        },
+        "decoding": {"modes": list(MODES), **decoding_as_json(decoding)},
+        **asked_as_json(questions, asked_of, decoding, tokenizer, recipe),
+    }
+
+
+def decoding_as_json(decoding: Decoding) -> dict[str, Any]:
+    """How answers are drawn."""
+    return {
+        "max_new_tokens": decoding.max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_p": 1.0,
+        "top_k": None,
+        "repetition_penalty": 1.0,
+        "seed": decoding.seed,
+    }
+
+
+def asked_as_json(
+    questions: Questions, asked_of: str, decoding: Decoding, tokenizer: TextTokenizer, recipe: Recipe
+) -> dict[str, Any]:
+    """What is asked, and how it becomes tokens."""
+    template = tokenizer.template_source
+    return {
         "stop_tokens": [{"id": end, "text": tokenizer.decode([end])} for end in decoding.end_ids],
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if template else None,
         "chat_template_kwargs": recipe.data.chat_template_kwargs,
@@ -242,8 +252,8 @@ def manifest_of(
     }
 
 
-def _weights(model: Answering) -> dict[str, Any]:
-    """The commit of a hub id, the type, the hash of every file of weights, also under an adapter, and of its code."""
+def described(model: Answering) -> dict[str, Any]:
+    """Name, commit of a hub id, type, the hash of every file of weights, also under an adapter, and of its code."""
     source, checkpoint = model.source, model.target.checkpoint
     files = {file.name: sha256_of(file) for file in sorted(source.folder.glob("*.safetensors"))}
     if source.adapter_base is not None:
@@ -252,7 +262,13 @@ def _weights(model: Answering) -> dict[str, Any]:
     if checkpoint is not None:
         files["checkpoint/manifest.json"] = sha256_of(checkpoint / "manifest.json")
     dtype = "float32" if checkpoint else str(source.stored_dtype).removeprefix("torch.")
-    return {"revision": source.revision, "dtype": dtype, "sha256": {**files, **source.code}}
+    return {
+        "name": model.name,
+        "path": str(checkpoint or source.name),
+        "revision": source.revision,
+        "dtype": dtype,
+        "sha256": {**files, **source.code},
+    }
 
 
 def _let_answer(

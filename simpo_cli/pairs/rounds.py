@@ -1,0 +1,269 @@
+"""`simpo pairs round`: sample, score, make, train, measure, and again from the model that came out.
+
+    RUN/rounds.json               what each round did, and what its model's answers are worth
+    RUN/held-out.jsonl            prompts that no round trains on; every model answers them greedily
+    RUN/round-0/held-out/         the answers of the start model, scored
+    RUN/round-N/prompts.jsonl     what the round asks
+    RUN/round-N/answers/          the answers, scored
+    RUN/round-N/pairs.jsonl       the pairs
+    RUN/round-N/run/              an ordinary run, from the model of the round before
+    RUN/round-N/held-out/         the answers of its model, scored
+
+Each part is a command of its own, run as a process of its own, so that a part can be typed by hand, has the memory to
+itself and can be killed at any moment: every one resumes what it has begun, and what is done is known by its file.
+Nothing here imports torch.
+
+A round is judged by answers to held-out prompts, never by how many pairs the model gets right: a model may tell better
+from worse ever more surely while what it writes gets worse.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simpo_cli import __version__
+from simpo_cli.distributed.launch import run_alone
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.generate.folder import write_json, write_text
+from simpo_cli.evaluate.generate.prompts import Prompted
+from simpo_cli.files import object_in
+from simpo_cli.pairs.held_out import best_of, fallen, measured_round, on_pairs, round_folder
+from simpo_cli.pairs.make import Making, NoPairsError, account_of, make_pairs
+from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_prompts
+from simpo_cli.pairs.samples import SampleFolder, locked
+from simpo_cli.pairs.scorer import ScorerKind
+from simpo_cli.recipe.composition import ComposedRecipe, compose
+
+SCHEMA_VERSION = 1
+ROUNDS = "rounds.json"
+Say = Callable[[str], None]
+
+
+class StoppedRoundError(UserError):
+    """A child process ended without having done its part; it has said why."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How rounds are made.
+
+    Attributes:
+        recipe: file or name of the recipe, and the overrides.
+        composed: what they come to.
+        scoring: the words of `simpo pairs score` that say who scores.
+        kind: what kind of scorer that is.
+        trusting: the flag that allows remote code, or nothing.
+    """
+
+    recipe: str
+    overrides: Sequence[str]
+    composed: ComposedRecipe
+    scoring: Sequence[str]
+    kind: ScorerKind
+    trusting: Sequence[str]
+
+    @property
+    def path(self) -> Path:
+        """The folder of all rounds."""
+        return Path(self.composed.recipe.output_dir)
+
+    def folder(self, number: int) -> Path:
+        """The folder of one."""
+        return round_folder(self.path, number)
+
+
+def run_rounds(rounds: Rounds, num_rounds: int, *, resume: bool, say: Say) -> dict[str, Any]:
+    """Make rounds until there are so many or a guard falls, and return what rounds.json holds.
+
+    Raises:
+        UserError: the recipe names no prompts, the folder holds something else, or a part of a round ended in an error.
+    """
+    recipe = rounds.composed.recipe
+    if num_rounds < 1:
+        raise UserError(f"--rounds is {num_rounds}, must be at least 1.", "3 is a beginning.")
+    if recipe.pairs.prompts is None:
+        raise UserError(
+            "the recipe names no prompts to ask.",
+            "Add pairs.prompts=FILE, a file of prompts; of pairs with pairs.of_pairs=true.",
+            key="pairs.prompts",
+        )
+    identity = {
+        "recipe_sha256": hashlib.sha256(rounds.composed.as_yaml().encode()).hexdigest(),
+        "scoring": list(rounds.scoring),
+    }
+    _require_usable(rounds.path, identity, resume=resume)
+    with locked(rounds.path):
+        write_text(rounds.path / "recipe.yaml", rounds.composed.as_yaml())
+        held_out, asked = split_prompts(recipe)
+        write_prompts(rounds.path / "held-out.jsonl", held_out)
+        made: list[dict[str, Any]] = []
+        document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "rounds",
+            "tool": f"simpo {__version__}",
+            "name": recipe.name,
+            "model": recipe.model.path,
+            **identity,
+            "held_out_prompts": len(held_out),
+            "prompts": len(asked),
+            "rounds": made,
+            "best": 0,
+            "stopped": None,
+        }
+        write_json(rounds.path / ROUNDS, document)
+        for number in range(num_rounds + 1):
+            say(f"round {number} of {num_rounds}" if number else "the start model")
+            try:
+                _make_round(rounds, number, asked, say)
+            except NoPairsError as error:
+                if number == 1:
+                    raise
+                document["stopped"] = {"round": number, "reason": error.problem.rstrip("."), "guard": "pairs"}
+                break
+            made.append(measured_round(rounds.path, number, rounds.kind, recipe))
+            if number == 1:  # its run has scored the start model, too
+                made[0]["on_pairs"] = on_pairs(rounds.path, 1, "before")
+            document["best"] = best_of(made)
+            document["stopped"] = fallen(made)
+            write_json(rounds.path / ROUNDS, document)
+            if document["stopped"] is not None:
+                break
+        write_json(rounds.path / ROUNDS, document)
+    return document
+
+
+def require_good_end(document: Mapping[str, Any], path: Path) -> None:
+    """End with an error (exit code 5) where a guard has stopped the rounds."""
+    stopped = document["stopped"]
+    if stopped is None or stopped["guard"] == "pairs":
+        return
+    best = document["rounds"][document["best"]]
+    raise UserError(
+        f"round {stopped['round']} stopped the rounds: {stopped['reason']}.",
+        f"The best model is that of round {best['round']}: {best['model']}   "
+        "Lower train.learning_rate, or raise pairs.min_score.",
+        where=str(path),
+        exit_code=ExitCode.NUMBERS,
+    )
+
+
+def _require_usable(path: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse a folder that holds something else, or rounds that are not to be resumed or were begun otherwise."""
+    file = path / ROUNDS
+    if not file.is_file():
+        if path.exists() and (not path.is_dir() or any(one.name[0] != "." for one in path.iterdir())):
+            if {one.name for one in path.iterdir()} <= {"recipe.yaml", "held-out.jsonl", ".lock"}:  # killed there
+                return
+            raise UserError(f"{path} exists and holds no rounds.", "Set another name=NAME, or move it away.")
+        return
+    if not resume:
+        raise UserError(f"{path} holds rounds already.", "Add --resume to continue them, or set another name=NAME.")
+    before = read_rounds(path)
+    differing = [key for key, value in identity.items() if before.get(key) != value]
+    if differing:
+        raise UserError(
+            f"{path} holds rounds that were begun otherwise: {', '.join(differing)} differ.",
+            "Set another name=NAME, or run the command as it was.",
+        )
+
+
+def read_rounds(path: Path) -> dict[str, Any]:
+    """What rounds.json holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        document = object_in((path / ROUNDS).read_bytes())
+        if document["schema_version"] != SCHEMA_VERSION or document["kind"] != "rounds":
+            raise ValueError("another version wrote it")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot be read: {error}.", "Move the folder away.", where=str(path / ROUNDS)) from error
+    return document
+
+
+# Parts of a round
+
+
+def _make_round(rounds: Rounds, number: int, asked: Sequence[Prompted], say: Say) -> None:
+    """Do what is not done yet of a round; round 0 only answers the held-out prompts."""
+    folder, wanted = rounds.folder(number), rounds.composed.recipe.pairs
+    recipe = folder / "recipe.yaml"
+    write_text(recipe, _recipe_of(rounds, number).as_yaml())
+    if number:
+        prompts = folder / "prompts.jsonl"
+        write_prompts(prompts, prompts_of_round(asked, number, wanted.prompts_per_round))
+        drawn = ["-n", str(wanted.answers_per_prompt), "--temperature", str(wanted.temperature)]
+        _answer(rounds, prompts, recipe, folder / "answers", [*drawn, "--seed", str(_seed(rounds, number))], say)
+        _make(rounds, folder, say)
+        _run(["train", str(recipe), "--resume", *rounds.trusting], say)
+    model = folder / "run" if number else recipe
+    greedy = ["-n", "1", "--temperature", "0"]
+    _answer(rounds, rounds.path / "held-out.jsonl", model, folder / "held-out", greedy, say)
+
+
+def _seed(rounds: Rounds, number: int) -> int:
+    """Other random numbers in every round: one may ask the prompts of an earlier one."""
+    return int((1000 * rounds.composed.recipe.seed + number) % 2**32)
+
+
+def _recipe_of(rounds: Rounds, number: int) -> ComposedRecipe:
+    """The recipe of a round's run."""
+    folder, recipe = rounds.folder(number), rounds.composed.recipe
+    source = {"path": str(folder / "pairs.jsonl"), "columns": {one: one for one in ("prompt", "chosen", "rejected")}}
+    overrides = [
+        f"name={recipe.name}-{number}",
+        f"output_dir={json.dumps(str(folder / 'run'))}",
+        f"data.train={json.dumps([source])}",
+    ]
+    if number > 1:
+        before = rounds.folder(number - 1) / "run" / "model"
+        overrides += [f"model.path={json.dumps(str(before))}", "model.revision=null", "model.adapter=null"]
+    return compose(rounds.recipe, [*rounds.overrides, *overrides])
+
+
+def _answer(rounds: Rounds, prompts: Path, model: Path, to: Path, drawn: Sequence[str], say: Say) -> None:
+    """Sample and score."""
+    if not (to / "answers.jsonl").is_file():
+        most = rounds.composed.recipe.pairs.max_new_tokens
+        longest = [] if most is None else ["--max-new-tokens", str(most)]
+        words = ["pairs", "sample", str(prompts), "--model", str(model), "-o", str(to), *drawn, *longest]
+        _run([*words, *rounds.trusting], say)
+    if not SampleFolder.open(to).scores_file(rounds.kind).is_file():
+        _run(["pairs", "score", str(to), *rounds.scoring, *rounds.trusting], say)
+
+
+def _make(rounds: Rounds, folder: Path, say: Say) -> None:
+    """Make the pairs of a round, in this process: it takes a moment."""
+    output = folder / "pairs.jsonl"
+    if account_of(output).is_file():
+        return
+    wanted = rounds.composed.recipe.pairs
+    making = Making(
+        rejected=wanted.rejected,
+        min_margin=wanted.min_margin,
+        min_score=wanted.min_score,
+        match_lengths=wanted.match_lengths,
+    )
+    made = make_pairs(SampleFolder.open(folder / "answers"), None, rounds.kind, making, output).document
+    say(f"{made['pairs']:,} pairs of {made['prompts']:,} prompts into {output}")
+
+
+def _run(words: Sequence[str], say: Say) -> None:
+    """Run a command of ours and wait for it.
+
+    Raises:
+        StoppedRoundError: it ended without having done its part.
+    """
+    say(f"$ simpo {' '.join(words)}")
+    code = run_alone([sys.executable, "-P", "-m", "simpo_cli", *words])
+    if code != ExitCode.DONE:
+        raise StoppedRoundError(
+            f"simpo {words[0]} ended with exit code {code}.",
+            "Resume with: the same command and --resume",
+            exit_code=ExitCode(code),
+        )

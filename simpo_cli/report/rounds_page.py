@@ -1,0 +1,103 @@
+"""The page of rounds: answers to held-out prompts as one curve with intervals, beside them what the pairs say."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simpo_cli import __version__
+from simpo_cli.formatting import percent
+from simpo_cli.pairs.rounds import ROUNDS, read_rounds
+from simpo_cli.report.figures import CHOSEN, HELD_OUT, INK, Curve, Line, TitledFigure, curve_figure, three_digits
+from simpo_cli.report.page import Section, render, write_page
+from simpo_cli.report.pairs_view import conclusions, ledger_table, names_of, rounds_tables
+from simpo_cli.table import Table
+
+
+def holds_rounds(path: Path) -> bool:
+    """Whether a folder is one of rounds."""
+    return (path / ROUNDS).is_file()
+
+
+def write_rounds_report(path: Path, output: Path | None = None) -> Path:
+    """Write the page of a folder of rounds, by default RUN/report.html, and return its path.
+
+    Raises:
+        UserError: the folder is damaged, or the page cannot be written.
+    """
+    target = path / "report.html" if output is None else output
+    write_page(target, rounds_page(read_rounds(path)), named="the report" if output is None else "--output")
+    return target
+
+
+def rounds_page(document: Mapping[str, Any]) -> str:
+    """The page of what rounds.json holds."""
+    said, stopped = conclusions(document), document["stopped"]
+    is_better = document["best"] > 0
+    return render(
+        "sections.html.jinja",
+        title=f"simpo pairs round: {document['name']}",
+        heading=f"{document['name']}: pairs of its own answers",
+        sections=[
+            Section(
+                "",
+                verdict=said[0] if said else "no round is done yet",
+                tone="warning" if stopped or not is_better else "good",
+                alerts=said[1:],
+                tables=rounds_tables(document),
+                figures=_figures(document),
+                remarks=[
+                    "Bands are 95 % intervals over prompts. One seed: another may end elsewhere. The best of several "
+                    "rounds is chosen on the prompts that it is shown for, so it looks a little better than it is."
+                ],
+            ),
+            Section("What became of the prompts", tables=[*_ledgers(document["rounds"])]),
+        ],
+        end=f"from {document['model']} · simpo pairs score {' '.join(document['scoring'])} · simpo {__version__}",
+    )
+
+
+def _ledgers(rounds: Sequence[Mapping[str, Any]]) -> list[Table]:
+    made = [one for one in rounds if one["pairs"] is not None]
+    return [ledger_table({**one["pairs"], "file": f"round {one['round']}"}) for one in made]
+
+
+def _figures(document: Mapping[str, Any]) -> list[TitledFigure]:
+    rounds = document["rounds"]
+    if not rounds:
+        return []
+    names, most = names_of(document), len(rounds) - 1
+    figures = []
+    for key in ("passed", "score", "ended", "repeated"):
+        if all(one["held_out"].get(key) for one in rounds):
+            show = three_digits if key == "score" else percent
+            line = _line(names[key], [(one["round"], one["held_out"][key]) for one in rounds], HELD_OUT)
+            figures.append(curve_figure(names[key].capitalize(), [line], show, most, name=key, unit="round"))
+    scored = [one for one in rounds if one["on_pairs"] is not None]
+    lines = []
+    for key, name, colour in (("accuracy", "accuracy", INK), ("balanced", "length-balanced", CHOSEN)):
+        points = [(one["round"], one["on_pairs"][key]) for one in scored if one["on_pairs"][key] is not None]
+        if points:
+            lines.append(_line(name, points, colour))
+    if lines:
+        figures.append(
+            curve_figure(
+                "Held-out pairs", lines, percent, most, name="pairs", level=(0.5, "random baseline"), unit="round"
+            )
+        )
+    return figures
+
+
+def _line(name: str, points: Sequence[tuple[int, Mapping[str, Any]]], colour: str) -> Line:
+    rounds = np.array([number for number, _ in points], dtype=np.float64)
+    values, low, high = (
+        np.array([find(one) for _, one in points], dtype=np.float64)
+        for find in (lambda one: one["value"], lambda one: _end(one, 0), lambda one: _end(one, 1))
+    )
+    return Line(name, Curve(rounds, values), colour, "points", (Curve(rounds, low), Curve(rounds, high)))
+
+
+def _end(measured: Mapping[str, Any], end: int) -> float:
+    bound = measured["ci"][end]
+    return float(measured["value"] if bound is None else bound)
