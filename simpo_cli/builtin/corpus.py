@@ -190,7 +190,7 @@ class Check(NamedTuple):
 
 def check_answer(question: str, answer: str) -> Check | None:
     """Check an answer against the right one; None where the world does not know the question."""
-    topic = _topics().get(question)
+    topic = topic_of(question)
     if topic is None:
         return None
     if answer in (right_answer(topic, "short"), right_answer(topic, "long")):
@@ -205,6 +205,11 @@ def check_answer(question: str, answer: str) -> Check | None:
     num_parts = 5 if rest else 4
     num_right += rest == topic.outcome
     return Check(False, min(num_right, num_parts - 1) / num_parts)
+
+
+def topic_of(question: str) -> Topic | None:
+    """What a question asks; None where the world does not know it."""
+    return _topics().get(question)
 
 
 @cache

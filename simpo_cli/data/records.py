@@ -127,7 +127,7 @@ def _refuse_other_kinds(start: bytes, name: str) -> None:
     """Refuse a file that is empty, or by its first bytes no file of records."""
     if not start or start.removeprefix(BOM).isspace() or start == BOM:
         if len(start) < 2**16:
-            raise UserError("holds no records: it is empty.", "Name a file with preference pairs.", where=name)
+            raise UserError("holds no records: it is empty.", "Name a file that holds some.", where=name)
         return
     for magic, kind, fix in _OTHER_KINDS:
         if start.startswith(magic):

@@ -13,6 +13,7 @@ model learns to prefer the less bad of two wrong answers, and how it does on the
 """
 
 import hashlib
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from simpo_cli.audit.examine import Examination, examine
 from simpo_cli.data.file_bytes import sha256_of
 from simpo_cli.data.load import PairReader, source_named
 from simpo_cli.errors import UserError
-from simpo_cli.evaluate.generate.folder import Answer, write_json, write_lines
+from simpo_cli.evaluate.generate.folder import Answer, write_json, write_text
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.files import object_in
 from simpo_cli.pairs.samples import SampleFolder
@@ -124,15 +125,15 @@ def make_pairs(
             "Sample more answers to a prompt or at a higher temperature, or lower --min-score and --min-margin.",
             where=str(folder.path),
         )
-    _write(output, kept)
-    examination = examine(PairReader([source_named(str(output))], role="train"), evaluation=evaluation)
     assert len(kept) + ledger.total() == num_prompts, "every prompt is accounted for"
-    document = {
+    text = _as_lines(kept)
+    account = {
         "schema_version": SCHEMA_VERSION,
         "kind": "made pairs",
         "tool": f"simpo {__version__}",
         "file": str(output),
-        "sha256": sha256_of(output),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "replaces": sha256_of(output) if output.is_file() else None,
         "answers": str(folder.path),
         "weaker": None if weaker is None else str(weaker.path),
         "scorer": None if kind is None else _scorer_of(folder, kind),
@@ -141,10 +142,11 @@ def make_pairs(
         "pairs": len(kept),
         "without_pair": dict(ledger.most_common()),
         "chosen_longer": _longer(kept),
-        "audit": stats_document(examination, version=__version__),
     }
-    write_json(account_of(output), {key: value for key, value in document.items() if key != "audit"})
-    return MadePairs(document, examination)
+    write_json(account_of(output), account)  # first: whatever is killed in between, the file is known as ours
+    write_text(output, text)
+    examination = examine(PairReader([source_named(str(output))], role="train"), evaluation=evaluation)
+    return MadePairs({**account, "audit": stats_document(examination, version=__version__)}, examination)
 
 
 def require_writable(output: Path) -> None:
@@ -156,7 +158,8 @@ def require_writable(output: Path) -> None:
     if not output.exists():
         return
     try:
-        if object_in(account_of(output).read_bytes())["sha256"] == sha256_of(output):
+        account = object_in(account_of(output).read_bytes())
+        if sha256_of(output) in (account["sha256"], account["replaces"]):
             return
     except (OSError, ValueError, KeyError):
         pass
@@ -269,7 +272,7 @@ def _without_repeats(
     """Those that are left when the audit has taken out what `simpo stats --write-clean` would, and leaks."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "candidates.jsonl")
-        _write(file, candidates)
+        write_text(file, _as_lines(candidates))
         found = examine(PairReader([source_named(str(file))], role="train"), evaluation=evaluation)
     codes = codes_by_number(found, also=("LEK001", "LEK002"))
     kept = []
@@ -307,8 +310,8 @@ def _longer(candidates: Sequence[Candidate]) -> dict[str, int]:
     return {"longer": signs[1], "equal": signs[0], "shorter": signs[-1]}
 
 
-def _write(file: Path, candidates: Sequence[Candidate]) -> None:
-    write_lines(file, [_record(one) for one in candidates])
+def _as_lines(candidates: Sequence[Candidate]) -> str:
+    return "".join(json.dumps(_record(one), ensure_ascii=False) + "\n" for one in candidates)
 
 
 def _record(candidate: Candidate) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ from simpo_cli.evaluate.generate.folder import write_json, write_text
 from simpo_cli.evaluate.generate.prompts import Prompted
 from simpo_cli.files import object_in
 from simpo_cli.pairs.held_out import best_of, fallen, measured_round, on_pairs, round_folder
-from simpo_cli.pairs.make import Making, NoPairsError, account_of, make_pairs
+from simpo_cli.pairs.make import Making, NoPairsError, make_pairs
 from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_prompts
 from simpo_cli.pairs.samples import SampleFolder, locked
 from simpo_cli.pairs.scorer import ScorerKind
@@ -240,7 +240,7 @@ def _answer(rounds: Rounds, prompts: Path, model: Path, to: Path, drawn: Sequenc
 def _make(rounds: Rounds, folder: Path, say: Say) -> None:
     """Make the pairs of a round, in this process: it takes a moment."""
     output = folder / "pairs.jsonl"
-    if account_of(output).is_file():
+    if output.is_file():
         return
     wanted = rounds.composed.recipe.pairs
     making = Making(
