@@ -102,7 +102,7 @@ def judge_answers(path: Path, judge: Judge, progress: Callable[[int, int], None]
             progress(len(done), wanted)
             if not any(one.outcome == "verdict" for one in judgements):  # nor would the rest, and it may cost money
                 kept = f"{len(done):,} of {wanted:,} replies are kept in {record}; the same command resumes there."
-                raise _no_verdict(judgements, judge, kept)
+                raise no_verdict([(one.outcome, one.reply) for one in judgements], judge, kept)
 
 
 def _record_of(folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequence[Answer]) -> Path:
@@ -169,13 +169,13 @@ def _judged(judge: Judge, question: Question, base: Answer, trained: Answer, ord
     return Judgement(question.key, order, "verdict", sides[reading], reply.text)
 
 
-def _no_verdict(judgements: Sequence[Judgement], judge: Judge, kept: str) -> UserError:
-    """What happened to a whole batch, with one reply."""
-    outcome, count = Counter(one.outcome for one in judgements).most_common(1)[0]
+def no_verdict(replies: Sequence[tuple[Outcome, str]], judge: Judge, kept: str) -> UserError:
+    """What happened to a whole batch, with one reply; `kept` says what becomes of what there is already."""
+    outcome, count = Counter(outcome for outcome, _ in replies).most_common(1)[0]
     what, fix = _FAILURES[outcome]
-    reply = next(one.reply for one in judgements if one.outcome == outcome)
+    reply = next(reply for one, reply in replies if one == outcome)
     example = f": {' '.join(reply.split())[:120]!r}" if reply.strip() else ""
-    problem = f"the judge {judge.model} {what}, {count} times of {len(judgements)}{example}."
+    problem = f"the judge {judge.model} {what}, {count} times of {len(replies)}{example}."
     return UserError(problem, f"{fix} {kept}", where=judge.url, exit_code=ExitCode.ENVIRONMENT)
 
 

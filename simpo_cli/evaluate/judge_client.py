@@ -43,7 +43,7 @@ _LINE = re.compile(r"verdict\W{1,6}(?:answer[ _])?(a tie|tie|a|b)\b", re.IGNOREC
 _ALONE = re.compile(r"\W*(?:answer[ _])?(a tie|tie|a|b)\W*", re.IGNORECASE)
 _REFUSES = re.compile(
     r"\bi(?: am|'m)? ?(?:can't|cannot|can not|won't|will not|unable|not able)\b.{0,60}"
-    r"\b(?:assist|help|judge|compare|evaluate|comply|answer|continue|provide)",
+    r"\b(?:assist|help|judge|compare|evaluate|grade|rate|score|comply|answer|continue|provide)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -63,7 +63,12 @@ def read_reply(reply: str) -> Reading:
     if found:
         verdict = found[-1].lower()
         return "tie" if verdict.endswith("tie") else "A" if verdict == "a" else "B"
-    return "refused" if _REFUSES.search(reply.replace("\u2019", "'")) else "unreadable"
+    return "refused" if is_refusal(reply) else "unreadable"
+
+
+def is_refusal(reply: str) -> bool:
+    """Whether a reply that gives no verdict says that it will not give one."""
+    return _REFUSES.search(reply.replace("\u2019", "'")) is not None
 
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -132,8 +137,11 @@ class Judge:
         self._client = openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=timeout, max_retries=retries)
         self._settings = {"temperature": 0.0}
 
-    def ask(self, question: str) -> Reply:
+    def ask(self, question: str, instructions: str = INSTRUCTIONS) -> Reply:
         """One reply. What concerns this question alone is in it; what would go on failing is raised.
+
+        Args:
+            instructions: how the judge is to go about it, as the system's message.
 
         Raises:
             UserError: the endpoint cannot be reached, knows no such model, or refuses the key.
@@ -141,7 +149,7 @@ class Judge:
         import openai
 
         try:
-            completion = self._complete(question)
+            completion = self._complete(question, instructions)
         except openai.APITimeoutError:
             return Reply("timed out", "no reply in time")
         except openai.APIConnectionError as error:
@@ -169,10 +177,10 @@ class Judge:
             return Reply("refused", str(refusal or "stopped by a content filter"))
         return Reply("replied", getattr(message, "content", None) or "")
 
-    def _complete(self, question: str) -> Any:
+    def _complete(self, question: str, instructions: str) -> Any:
         import openai
 
-        messages: Any = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": question}]
+        messages: Any = [{"role": "system", "content": instructions}, {"role": "user", "content": question}]
         settings: Any = self._settings
         try:
             return self._client.chat.completions.create(model=self.model, messages=messages, **settings)

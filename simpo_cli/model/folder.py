@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -68,6 +68,23 @@ def read_configuration(path: str, folder: Path, held_by: str = "") -> Configurat
         UserError: there is none, it is none of a causal language model, its weights are quantised in a way that is not
             read here, a size in it is none that a model has, or the model needs code that may not be run.
     """
+    read = read_config(path, folder, remote_code.CAUSAL, held_by)
+    _require_causal(path, read.raw, read.config, read.code)
+    with remote_code.faults_of(path, read.code):
+        return Configuration(read.config, _class_of(path, folder, read.config, read.code), read.code, read.quantization)
+
+
+class ReadConfig(NamedTuple):
+    """A config.json, of whatever model, and what it says of loading that."""
+
+    raw: Mapping[str, Any]
+    config: Any
+    code: Mapping[str, str]  # as in `Configuration`
+    quantization: Quantization | None
+
+
+def read_config(path: str, folder: Path, model: str, held_by: str = "") -> ReadConfig:
+    """The same of a model that is loaded as something else; `model` is its name in auto_map. Raises UserError too."""
     if not (folder / "config.json").is_file():
         fix = "Name the folder of a model that transformers can load."
         raise wrong_kind(path, "model") or UserError(f"{path} holds no config.json.", fix)
@@ -76,11 +93,8 @@ def read_configuration(path: str, folder: Path, held_by: str = "") -> Configurat
     quantization = stored_quantization(path, folder, held_by)
     _refuse_foreign_parts(path, raw)
     _require_sizes(path, raw)
-    code = remote_code.code_to_run(path, folder, raw)
-    config = _read(path, folder, raw, code)
-    _require_causal(path, raw, config, code)
-    with remote_code.faults_of(path, code):
-        return Configuration(config, _class_of(path, folder, config, code), code, quantization)
+    code = remote_code.code_to_run(path, folder, raw, model)
+    return ReadConfig(raw, _read(path, folder, raw, code), code, quantization)
 
 
 def _read(path: str, folder: Path, raw: Mapping[str, Any], code: Mapping[str, str]) -> Any:

@@ -20,7 +20,7 @@ from simpo_cli.errors import ExitCode, UserError
 
 FLAG = "--trust-remote-code"
 CAUSAL = "AutoModelForCausalLM"
-_RUN_HERE = ("AutoConfig", CAUSAL)
+CLASSIFIER = "AutoModelForSequenceClassification"  # what reward models are
 _CLASS = re.compile(r"(\w+)\.\w+")  # a file beside config.json, without its ending, and a class in it
 
 _trusted = ContextVar("trusted", default=False)
@@ -54,8 +54,11 @@ def is_trusted() -> bool:
     return _trusted.get()
 
 
-def code_to_run(name: str, folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def code_to_run(name: str, folder: Path, config: Mapping[str, Any], model: str = CAUSAL) -> dict[str, str]:
     """The files that loading the model here will run, each with its sha256; empty without consent.
+
+    Args:
+        model: as what it is loaded, by a name of auto_map.
 
     Raises:
         UserError: code is named that is not in the folder, such as another repository's.
@@ -64,7 +67,7 @@ def code_to_run(name: str, folder: Path, config: Mapping[str, Any]) -> dict[str,
     if not is_trusted() or not isinstance(named, dict):
         return {}
     files: dict[str, str] = {}
-    for auto in _RUN_HERE:
+    for auto in ("AutoConfig", model):
         if auto in named:
             files |= {file.name: sha256_of(file) for file in _files_of(name, folder, auto, named[auto])}
     return dict(sorted(files.items()))

@@ -101,7 +101,7 @@ class _Wanted(NamedTuple):
 
 def _found(path: str, revision: str | None, wanted: _Wanted, above: tuple[Path, ...], held_by: str) -> ModelSource:
     """The model at a path under the adapters `above`, one of whose adapter_config.json (`held_by`) names it."""
-    folder, commit = _locate(path, revision, wanted)
+    folder, commit = locate_model(path, revision, fetch=wanted.fetch, weights=wanted.weights)
     if (folder / ADAPTER_CONFIG).is_file():
         require_regular_files(folder)
         if folder.resolve() in above:
@@ -161,17 +161,20 @@ def _kind_of_quantization(path: str, stored: Quantization | None, wanted: _Wante
     return kind
 
 
-def _locate(path: str, revision: str | None, wanted: _Wanted) -> tuple[Path, str | None]:
+def locate_model(
+    path: str, revision: str | None, *, fetch: bool = True, weights: bool = True
+) -> tuple[Path, str | None]:
+    """A model's folder on this machine, and the commit of one of the hub; arguments and errors as `find_model`."""
     if path == "builtin:guide":
         return guide_model_dir(), None
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder, None
     require_model_name(path)
-    patterns = [*_PATTERNS, *([_WEIGHTS] if wanted.weights else []), _CARD]
+    patterns = [*_PATTERNS, *([_WEIGHTS] if weights else []), _CARD]
     patterns += [_CODE] if remote_code.is_trusted() else []
     with stage(f"fetching {path} from the hub"):
-        local = hub.model_snapshot(path, revision, patterns, fetch=wanted.fetch)
+        local = hub.model_snapshot(path, revision, patterns, fetch=fetch)
     return local, local.name  # a snapshot's folder is named by its commit
 
 
