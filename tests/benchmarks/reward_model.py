@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.reward_model --model FOLDER --data PAIRS.json --output FOLDER
 
-Puts a head of one output on a causal model, and trains the head and the last layers by the loss of Bradley and Terry,
--log sigmoid(r_chosen - r_rejected). Pairs with a text over --tokens are left out. What is saved is read again by
-`RewardModel`, as a scoring would, and its accuracy on held-out pairs is printed.
+Puts a head of one output on the first layers of a causal model, and trains the head and the last of these layers by the
+loss of Bradley and Terry, -log sigmoid(r_chosen - r_rejected). Pairs with a text over --tokens are left out. What is
+saved is read again by `RewardModel`, as a scoring would, and its accuracy on held-out pairs is printed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from simpo_cli.pairs.scorer import Answered
 
 _SEED = 0
 _PAIRS_PER_STEP = 4
-_HEAD_RATE, _LAYER_RATE = 1e-3, 5e-5
+_HEAD_RATE, _LAYER_RATE = 1e-3, 1e-4
 
 
 class ReadPair(NamedTuple):
@@ -52,14 +52,17 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=50, help="pairs of other prompts, to measure with")
     parser.add_argument("--steps", type=int, default=60, help=f"of {_PAIRS_PER_STEP} pairs")
     parser.add_argument("--tokens", type=int, default=256, help="most of a conversation with its answer")
-    parser.add_argument("--layers", type=int, default=2, help="that are trained, the last ones")
+    parser.add_argument("--layers", type=int, default=12, help="that are kept, the first ones")
+    parser.add_argument("--trained-layers", type=int, default=4, help="the last of them")
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     held_out, pairs = _chosen(options.data, tokenizer, options.tokens, options.held_out, options.pairs)
     print(f"{len(pairs)} pairs to train on, {len(held_out)} held out, of at most {options.tokens} tokens a text")
     torch.manual_seed(_SEED)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=1, dtype=torch.float32)
-    _train(model, pairs, options.steps, options.layers)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        options.model, num_labels=1, num_hidden_layers=options.layers, dtype=torch.float32
+    )
+    _train(model, pairs, options.steps, options.trained_layers)
     model.save_pretrained(options.output)
     AutoTokenizer.from_pretrained(options.model).save_pretrained(options.output)
     print(f"held-out accuracy: {_accuracy(options.output, held_out)}")

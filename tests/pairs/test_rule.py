@@ -281,3 +281,11 @@ def test_the_built_in_world_checks_its_answers(monkeypatch: pytest.MonkeyPatch) 
     scorer.close()
     with pytest.raises(UserError, match="1 times: unknown question, such as: What is love?"):
         Rule("builtin:guide").score([asked(right, prompt="What is love?")])
+
+
+def test_programs_that_a_rule_starts_do_not_hold_its_pipes(rule: Make) -> None:
+    lines = "import os", "def score(p, a):", "    held = 0", "    for fd in range(3, 64):"
+    text = "\n".join(
+        [*lines, "        try: held += os.get_inheritable(fd)", "        except OSError: pass", "    return held"]
+    )
+    assert rule(text).score([asked("a")]) == [Score(0.0)]
