@@ -70,11 +70,11 @@ def test_what_a_rule_says_of_answers_stands_beside_the_scores_and_the_answers(tm
     result = {**RISE, "checked": checked(0.25, 0.75, (0.35, 0.62), 0.00002)}
     _, text = _page(tmp_path, outcome=result, evals=EVALS, pairs=40)
     assert (
-        "wholly right answers greedy, to 40 held-out prompts 25.0 % 15.0 to 35.0 75.0 % 65.0 to 85.0 "
-        "gain, points p < 0.0001, exact McNemar test +50.0 +35.0 to +62.0 "
+        "wholly right answers 25.0 % 15.0 to 35.0 75.0 % 65.0 to 85.0 gain, points +50.0 +35.0 to +62.0 "
         "right parts of answers 35.0 % 25.0 to 45.0 75.0 % 65.0 to 85.0"
     ) in text
-    assert "Of the answers to 40 held-out prompts, 25.0 % were wholly right before and 75.0 % after" in text
+    assert "are of greedy answers to 40 held-out prompts, which builtin:guide can check" in text
+    assert "Of 40 such answers to held-out prompts 25.0 % were wholly right before and 75.0 % after." in text
     broken = {**result, "checked": {**result["checked"], "prompts": -1}}
     with pytest.raises(UserError, match=r"outcome\.checked\.prompts"):
         read_run(write_run(tmp_path / "broken", outcome=broken))
