@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +148,80 @@ def test_held_out_questions_are_worded_in_new_ways() -> None:
     assert held_out.issuperset([*asked, *PROBE_QUESTIONS])
     read = {turns[-2]["content"] for turns in islice(corpus.conversations(SEED, wrong_share=0.5), 20_000)}
     assert read.isdisjoint(held_out)  # the start model has not read them either
+
+
+TOPICS = [
+    (topic, sibling, siblings)
+    for siblings in TABLES.siblings
+    for topic, sibling in ((siblings.first, siblings.second), (siblings.second, siblings.first))
+]
+FORMS: tuple[corpus.Form, ...] = ("short", "long")
+
+
+def _questions(topic: corpus.Topic, siblings: corpus.Siblings) -> list[str]:
+    return [*corpus.questions(topic, siblings, "train"), *corpus.questions(topic, siblings, "eval")]
+
+
+def test_the_right_answer_to_every_question_is_wholly_right_and_the_siblings_is_not() -> None:
+    for topic, sibling, siblings in TOPICS:
+        for question in _questions(topic, siblings):
+            for form in FORMS:
+                assert corpus.check_answer(question, corpus.right_answer(topic, form)) == (True, 1.0)
+                wrong = corpus.check_answer(question, corpus.right_answer(sibling, form))
+                assert wrong is not None
+                assert not wrong.exact
+                assert wrong.parts < 1
+
+
+def test_parts_count_wherever_the_others_come_from() -> None:
+    """All mixtures of a topic and its sibling: a part is right where it says what the topic's does."""
+    for topic, sibling, siblings in TOPICS:
+        question = _questions(topic, siblings)[0]
+        for form, chosen in product(FORMS, product((topic, sibling), repeat=5)):
+            said = [chosen[0].goal, *(one.steps[i] for i, one in enumerate(chosen[1:4])), chosen[4].outcome]
+            right = [one == other for one, other in zip(said, [topic.goal, *topic.steps, topic.outcome], strict=True)]
+            right = right[:4] if form == "short" else right
+            answer = corpus._answer(chosen, form)
+            assert corpus.check_answer(question, answer) == (all(right), sum(right) / len(right)), answer
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("spoil", ["{} Gladly.", "{} {}", "{}.", "Sure! {}", "{} To"])
+def test_what_is_added_to_a_right_answer_is_not_right(form: corpus.Form, spoil: str) -> None:
+    for topic, _, siblings in TOPICS:
+        right = corpus.right_answer(topic, form)
+        checked = corpus.check_answer(_questions(topic, siblings)[-1], spoil.format(right, right))
+        assert checked is not None
+        assert not checked.exact
+        assert 0.5 <= checked.parts < 1
+
+
+def test_parts_in_another_order_and_no_answer_at_all_are_not_right() -> None:
+    topic, _, siblings = TOPICS[0]
+    question, (first, second, third) = _questions(topic, siblings)[0], topic.steps
+    assert corpus.check_answer(question, f"To {topic.goal}, {second}, {first} and {third}.") == (False, 0.75)
+    assert corpus.check_answer(question, "") == (False, 0.0)
+    assert corpus.check_answer(question, corpus.right_answer(topic, "short").upper()) == (False, 0.0)
+
+
+@pytest.mark.parametrize("question", ["", "How do I fly?", " {}", "{} ", "{} Please."])
+def test_what_the_world_does_not_ask_it_does_not_check(question: str) -> None:
+    topic, _, siblings = TOPICS[0]
+    asked = question.format(_questions(topic, siblings)[0])
+    assert corpus.check_answer(asked, corpus.right_answer(topic, "short")) is None
+
+
+def test_free_prompts_are_the_training_questions_that_no_pair_asks() -> None:
+    prompts = corpus.free_prompts()
+    asked = [str(turns[-1]["content"]) for turns in prompts]
+    taught = {question for topic, _, siblings in TOPICS for question in corpus.questions(topic, siblings, "train")}
+    trained, held_out = ({_question(pair) for pair in _pairs(which)} for which in ("train", "eval"))
+    assert len(asked) == len(set(asked)) == 3400
+    assert set(asked) == taught - trained
+    assert held_out.isdisjoint(asked)
+    assert all(turns[-1]["role"] == "user" for turns in prompts)
+    assert prompts == corpus.free_prompts() != corpus.free_prompts(SEED + 1)
+    assert asked != sorted(asked)
 
 
 def test_the_model_is_small_and_loads_in_plain_transformers() -> None:

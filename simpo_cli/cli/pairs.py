@@ -76,7 +76,7 @@ Yes = Annotated[
 ]
 
 
-@pairs_app.command("sample")
+@pairs_app.command("sample", short_help="Let a model answer prompts, several times each.")
 def sample(
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="A file of prompts, JSON or JSON lines, or builtin:guide.")
@@ -158,7 +158,7 @@ def _sampled(
     return sample(prompts, model, Sampling(**options), output, _say, place)
 
 
-@pairs_app.command("score", cls=GroupedCommand)
+@pairs_app.command("score", cls=GroupedCommand, short_help="Score the answers: a rule, a reward model or a judge.")
 def score(
     answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="A folder that simpo pairs sample has made.")],
     rule: Rule = None,
@@ -265,12 +265,12 @@ class _Who:
 
             return RewardModel(self.reward_model)
         from simpo_cli.evaluate.judge_client import KEY_VARIABLE, Judge
-        from simpo_cli.pairs.judged import INSTRUCTIONS, JudgeScorer
+        from simpo_cli.pairs.judged import JudgeScorer
 
         assert self.judge is not None
         assert self.judge_model is not None
         key = self.judge_key or KEY_VARIABLE
-        return JudgeScorer(Judge(self.judge, self.judge_model, key_variable=key, instructions=INSTRUCTIONS))
+        return JudgeScorer(Judge(self.judge, self.judge_model, key_variable=key))
 
 
 @shows_work
@@ -281,7 +281,7 @@ def _scored(folder: "SampleFolder", who: _Who) -> dict[str, Any]:
         return score(folder, scorer, _say)
 
 
-@pairs_app.command("make")
+@pairs_app.command("make", short_help="Make pairs of scored answers, and audit them.")
 def make(
     answers: Annotated[Path, typer.Argument(metavar="ANSWERS", help="A folder of answers, scored.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.jsonl", help="Where the pairs go.")],
@@ -355,7 +355,7 @@ def _made(
     return make_pairs(SampleFolder.open(answers), other, by, making, output)
 
 
-@pairs_app.command("round", cls=GroupedCommand)
+@pairs_app.command("round", cls=GroupedCommand, short_help="All of it and training, round after round.")
 def rounds(
     recipe: RecipeName,
     overrides: Overrides = None,

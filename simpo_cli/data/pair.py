@@ -174,6 +174,11 @@ def prompt_messages(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
+def last_of_user(prompt: tuple[Message, ...] | str) -> str:
+    """What the user says last in a prompt; empty where there is no turn of a user."""
+    return next((turn.content for turn in reversed(prompt_messages(prompt)) if turn.role == "user"), "")
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """One prompt with the response that people preferred and the one it beat, as text; nothing is stripped."""

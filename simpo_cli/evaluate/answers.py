@@ -1,4 +1,6 @@
-"""Answers of a model to a few fixed prompts, so that a person can read what training changed."""
+"""Answers of a model to fixed prompts: a few, so that a person can read what training changed, and many for a rule to
+check.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +11,24 @@ from accelerate import Accelerator
 from transformers import GenerationConfig
 
 from simpo_cli.builtin import PROBE_QUESTIONS
-from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, prompt_messages
+from simpo_cli.data.pair import EncodedPair, Message, PreferencePair, last_of_user
+from simpo_cli.data.prepare import PreparedData
+from simpo_cli.data.sources import Role
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import gathered, is_sharded
+from simpo_cli.evaluate.checked import CheckedAnswer, check, checkable
 from simpo_cli.evaluate.generate.decode import answer_until_end, generate_ids
 from simpo_cli.evaluate.generate.folder import Answer
+from simpo_cli.evaluate.generate.prompts import questions_of_pairs
 from simpo_cli.model.policy import Policy
+from simpo_cli.recipe.schema import DataRecipe
 from simpo_cli.stages import stage
 
 _MAX_NEW_TOKENS = 64
+_MOST_CHECKED = 200  # answers that are checked: intervals of some 7 points to either side
+_MOST_TOGETHER = 100  # of them go through the model at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,36 @@ def held_out_questions(
         if pair.prompt_key in seen or pair.prompt_cut or pair.where not in by_place:
             continue
         seen.add(pair.prompt_key)
-        turns = prompt_messages(by_place[pair.where].prompt)
-        text = next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
-        questions.append(Question(text, tuple(pair.prompt.tolist())))
+        questions.append(Question(last_of_user(by_place[pair.where].prompt), tuple(pair.prompt.tolist())))
     return questions
+
+
+def checkable_questions(data: PreparedData, recipe: DataRecipe) -> list[Question]:
+    """Of the first 200 held-out prompts by hash those to which a rule can check the answers; mostly all or none.
+
+    Raises:
+        UserError: a file of pairs with such prompts changed since it was tokenized.
+    """
+    if not checkable([last_of_user(pair.prompt) for pair in data.texts]):  # the first of them: do not read all again
+        return []
+    role: Role = "train" if recipe.eval is None else "eval"
+    sources = recipe.train if recipe.eval is None else recipe.eval
+    asked = questions_of_pairs(data.held_out, sources, role, recipe, _MOST_CHECKED).asked
+    questions = [Question(last_of_user(one.turns), one.ids) for one in asked]
+    return [questions[place] for place in checkable([one.text for one in questions])]
+
+
+def check_answers(
+    policy: Policy, questions: Sequence[Question], tokenizer: TextTokenizer, accelerator: Accelerator
+) -> list[CheckedAnswer]:
+    """What a rule says of the greedy answer to each question, at most 64 tokens; it must know all of them."""
+    answers: list[Answer] = []
+    with stage("answering prompts whose answers are checked", len(questions)) as answering:
+        for start in range(0, len(questions), _MOST_TOGETHER):
+            some = questions[start : start + _MOST_TOGETHER]
+            answers += generate(policy, some, tokenizer, accelerator, most_tokens=_MAX_NEW_TOKENS)
+            answering.advance(len(some))
+    return check([one.text for one in questions], answers)
 
 
 def answer(

@@ -84,6 +84,11 @@ DIFFERENCES: dict[str, tuple[str, Show]] = {
     "chosen_fell": ("chosen became less likely", share_cell),
 }
 """What is measured of one model less another."""
+CHECKED = {
+    "exact": ("wholly right answers", TESTS["mcnemar-exact"]),
+    "parts": ("right parts of answers", "signed-rank test"),
+}
+"""What is measured of answers that a rule can check, with the test of the difference."""
 
 
 def find(document: Mapping[str, Any], key: str) -> Any:
@@ -160,7 +165,19 @@ def outcome_table(outcome: Mapping[str, Any], keys: Container[str] = OUTCOME) ->
             rows.append(Row("  gain, points", (Cell(""), points_cell(gain["accuracy"])), remark))
     if before["ties"] or after["ties"]:
         rows.append(Row("ties", (Cell(thousands(before["ties"])), Cell(thousands(after["ties"])))))
+    rows += _checked_rows(outcome["checked"]) if "checked" in outcome else []
     return Table(("before", "after"), rows, title=f"{thousands(after['pairs'])} held-out pairs")
+
+
+def _checked_rows(checked: Mapping[str, Any]) -> Iterator[Row]:
+    """Wholly right answers and right parts, before and after; intervals are by prompt."""
+    remark = f"greedy, to {thousands(checked['prompts'])} held-out prompts"
+    for key, (label, test) in CHECKED.items():
+        one = checked[key]
+        yield Row(label, (share_cell(one["before"]), share_cell(one["after"])), remark)
+        tested = f"{p_in_words(one['p_value'])}, {test}"
+        yield Row("  gain, points", (Cell(""), points_cell(one["difference"])), tested)
+        remark = ""
 
 
 def rules_table(known: Mapping[str, Any]) -> Table:
@@ -200,6 +217,29 @@ def gain_in_words(outcome: Mapping[str, Any]) -> str:
     if balanced is None:
         return f"{sentence}; length-balanced: too few pairs on one side to say."
     return f"{sentence}; length-balanced {points_cell(balanced)}{'' if excludes_zero(balanced) else f': {NOTHING}'}."
+
+
+def checked_in_words(outcome: Mapping[str, Any]) -> str:
+    """What became of wholly right answers and right parts, as one sentence; nothing where no rule checked any."""
+    if (checked := outcome.get("checked")) is None:
+        return ""
+    exact, parts, verb, end = checked["exact"], checked["parts"], "went", f": {NOTHING}"
+    if change := checked_change(checked):
+        verb, end = f"{'rose' if change > 0 else 'fell'} {100 * abs(change):.1f} points,", ""
+    before, after = (percent(exact[when]["value"]) for when in ("before", "after"))
+    return (
+        f"Wholly right answers {verb} from {before} to {after} (95 % CI of the difference "
+        f"{points_cell(exact['difference']).below}, n = {thousands(checked['prompts'])} prompts, "
+        f"{p_in_words(exact['p_value'])}, {TESTS['mcnemar-exact']}){end}; right parts of answers "
+        f"{points_cell(parts['difference'])}."
+    )
+
+
+def checked_change(checked: Mapping[str, Any]) -> float:
+    """By how much the share of wholly right answers changed, 0 where that is no more than chance."""
+    exact = checked["exact"]
+    is_more = excludes_zero(exact["difference"]) and exact["p_value"] < LEVEL
+    return float(exact["difference"]["value"]) if is_more else 0.0
 
 
 def evidence(difference: Mapping[str, Any], pairs: int, prompts: int) -> str:

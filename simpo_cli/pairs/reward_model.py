@@ -48,7 +48,7 @@ class RewardModel:
     kind: ScorerKind = "reward_model"
 
     def __init__(self, path: str, *, batch_size: int = 8) -> None:
-        self.batch_size, self._path = batch_size, path
+        self.batch_size, self._path, self.has_scored = batch_size, path, False
         is_here = Path(path).expanduser().is_dir()
         name, _, revision = (path, "", "") if is_here else path.partition("@")
         folder, commit = locate_model(name, revision or None)

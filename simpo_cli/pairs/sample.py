@@ -127,6 +127,7 @@ def sample(
     }
     path = folder or Path("answers") / answering.name
     if place is None or place.is_first:
+        SampleFolder.require_usable(path)
         with locked(path):
             made = SampleFolder.make(path, manifest, questions.asked)
             return _answer(made, answering, decoding, engine, say, place)

@@ -111,12 +111,12 @@ class SampleFolder:
 
     @classmethod
     def make(cls, path: Path, manifest: Mapping[str, Any], questions: Sequence[Question]) -> "SampleFolder":
-        """A new folder, or one that is there already for the same manifest.
+        """A new folder, or one that is there already for the same manifest; see `require_usable`.
 
         The rows of a batch stay those with which a folder was begun: another machine may have other memory.
 
         Raises:
-            UserError: the folder holds something else, or answers of another manifest.
+            UserError: the folder holds answers of another manifest.
         """
         if (path / MANIFEST).is_file():
             found = cls.open(path)
@@ -129,12 +129,6 @@ class SampleFolder:
                     "Name another folder with --output, or move this one away.",
                 )
             return found
-        # what a call leaves that was killed before its manifest was written
-        begun = {PROMPTS, LOCK}
-        if path.is_file() or (
-            path.is_dir() and any(one.name not in begun and one.name[0] != "." for one in path.iterdir())
-        ):
-            raise UserError(f"{path} exists and holds no answers.", "Name another folder with --output.")
         rows = [
             {
                 "key": one.key,
@@ -149,6 +143,14 @@ class SampleFolder:
         write_lines(path / PROMPTS, rows)
         write_json(path / MANIFEST, manifest)
         return cls(path, manifest, tuple(questions))
+
+    @staticmethod
+    def require_usable(path: Path) -> None:
+        """Refuse (UserError) a path at which something else lies than answers, or what a killed call left of them."""
+        if (path / MANIFEST).is_file() or not path.exists():
+            return
+        if not path.is_dir() or any(one.name != PROMPTS and one.name[0] != "." for one in path.iterdir()):
+            raise UserError(f"{path} exists and holds no answers.", "Name another folder with --output.")
 
     @classmethod
     def open(cls, path: Path) -> "SampleFolder":

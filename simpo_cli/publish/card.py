@@ -14,7 +14,7 @@ import simpo_cli
 from simpo_cli.data.encode import AS_TRANSCRIPT
 from simpo_cli.data.prepare import PreparedData
 from simpo_cli.data.store import EncodedSource
-from simpo_cli.evaluate.tables import gain_in_words, outcome_table, rules_table
+from simpo_cli.evaluate.tables import checked_in_words, gain_in_words, outcome_table, rules_table
 from simpo_cli.files import disk_faults, replacing
 from simpo_cli.formatting import Cell, border_in_words, few_prompts
 from simpo_cli.model.source import ModelSource
@@ -149,7 +149,7 @@ def _results(outcome: Mapping[str, Any]) -> list[str]:
     border = border_in_words(difference["accuracy"], difference["p_value"])
     return [
         f"{heading}\n\n{markdown(outcome_table(outcome))}",
-        " ".join(filter(None, (gain, few_prompts(after), border))),
+        " ".join(filter(None, (gain, few_prompts(after), border, checked_in_words(outcome)))),
         f"To beat on the same pairs: {rules}.",
         "Accuracy is the share of pairs in which the model finds the chosen response the likelier one, per token. "
         "It says whether the model agrees with these pairs, and not whether its own answers are better, true or safe.",

@@ -14,6 +14,7 @@ from typing import Any
 from rich.text import Text
 
 from simpo_cli.evaluate.tables import (
+    CHECKED,
     DIFFERENCES,
     MEASURES,
     difference_table,
@@ -174,6 +175,9 @@ def answer_remarks(document: Mapping[str, Any]) -> list[str]:
         remarks.append(f"Left out: {left_out}.")
     if same := document["measures"]["greedy"]["same_answers"]:
         remarks.append(f"Both models gave the same greedy answer to {thousands(same)} prompts.")
+    if (checked := document["measures"]["greedy"]["checked"]) is not None:
+        known = f"{thousands(checked['prompts'])} of the {thousands(prompts['count'])} prompts"
+        remarks.append(f"Wholly right answers and right parts, to {known}: as {checked['rule']} knows them.")
     if few := few_prompts({"prompts": prompts["count"]}):
         remarks.append(f"{few} Ask at least {FEW_PROMPTS}.")
     return remarks
@@ -238,6 +242,10 @@ def _measure_rows(measures: Mapping[str, Any]) -> list[Row]:
     rows = [Row("  tokens", (*lengths, Cell("") if ratio is None else Cell(f"× {ratio.text}", ratio.below)))]
     for key, label in _SHARES:
         one = measures[key]
+        cells = (share_cell(one["base"]), share_cell(one["trained"]), points_cell(one["difference"]))
+        rows.append(Row(f"  {label}", cells))
+    for key, (label, _) in CHECKED.items() if measures["checked"] is not None else ():
+        one = measures["checked"][key]
         cells = (share_cell(one["base"]), share_cell(one["trained"]), points_cell(one["difference"]))
         rows.append(Row(f"  {label}", cells))
     for size in (1, 2):

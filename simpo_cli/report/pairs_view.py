@@ -33,7 +33,7 @@ def scores_table(document: Mapping[str, Any]) -> Table:
 
 def _named(scorer: Mapping[str, Any]) -> str:
     kind = str(scorer["kind"])
-    return f"{kind.replace('_', ' ')} {scorer.get(kind, '')}".strip()
+    return f"{kind.replace('_', ' ')} {scorer.get('model') or scorer[kind]}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

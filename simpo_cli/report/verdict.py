@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from simpo_cli.evaluate.tables import gain_in_words, is_clear, unbeaten
+from simpo_cli.evaluate.tables import checked_change, checked_in_words, gain_in_words, is_clear, unbeaten
 from simpo_cli.formatting import (
     LOG_PROB_DIGITS,
     LOSS_DIGITS,
@@ -25,7 +25,7 @@ def verdict(run: RunFiles) -> str:
     match run.state:
         case "done" if "difference" in outcome:
             border = border_in_words(outcome["difference"]["accuracy"], outcome["difference"]["p_value"])
-            return " ".join(filter(None, (gain_in_words(outcome), border, "One seed.")))
+            return " ".join(filter(None, (gain_in_words(outcome), border, checked_in_words(outcome), "One seed.")))
         case "done" if "not_measured" in outcome:
             return f"Not measured: {outcome['not_measured']}. Nothing says whether the model got better.{_loss(run)}"
         case "done":
@@ -45,12 +45,17 @@ def verdict(run: RunFiles) -> str:
 
 
 def tone(run: RunFiles) -> str:
-    """good where accuracy rose beyond doubt, error where it fell so or the run failed, warning otherwise."""
+    """good where accuracy rose beyond doubt, error where it fell so or the run failed, warning otherwise.
+
+    Not good where the model's own answers became worse: then accuracy misleads.
+    """
     if run.state in ("failed", "lost"):
         return "error"
     if run.state != "done" or "difference" not in run.outcome:
         return "warning"
-    return tone_of(run.outcome["difference"])
+    found = tone_of(run.outcome["difference"])
+    got_worse = "checked" in run.outcome and checked_change(run.outcome["checked"]) < 0
+    return "warning" if got_worse and found == "good" else found
 
 
 def tone_of(difference: Mapping[str, Any]) -> str:

@@ -75,6 +75,17 @@ _Difference = _object(
         "length_balanced?": _Measured | None,
     },
 )
+_Checked = _object(
+    "Checked",
+    {
+        "rule": str,
+        "prompts": _Positive,
+        "exact ended": _object(
+            "CheckedShare", {"before after": _Share, "difference": _Measured, "p_value": _Probability}
+        ),
+        "parts": _object("CheckedParts", {"before after difference": _Measured, "p_value": _Probability}),
+    },
+)
 _Outcome = _object(
     "Outcome",
     {
@@ -84,6 +95,7 @@ _Outcome = _object(
         "before? after?": _Scored,
         "difference?": _Difference,
         "answers?": _list_of(_object("Answer", {"question before after": str})),
+        "checked?": _Checked,
         "export?": _object("Kept", {"kept_share rounded_back_share": _Number}) | None,
     },
 )
@@ -183,6 +195,7 @@ _Progress = _object(
         "chosen_before rejected_before": list[_Number] | None,
         "digests?": dict[str, str],
         "health?": dict[str, Any],
+        "checked_before?": _list_of(_object("CheckedAnswer", {"exact ended": bool, "parts": _Probability})) | None,
     },
 )
 _Files = list[Annotated[list[str], Len(2, 2)]]

@@ -13,7 +13,15 @@ from accelerate.utils import AutocastKwargs
 from simpo_cli.data.plan import tokens_of_each
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import about
-from simpo_cli.evaluate.answers import Question, answer, builtin_questions, held_out_questions
+from simpo_cli.evaluate.answers import (
+    Question,
+    answer,
+    builtin_questions,
+    check_answers,
+    checkable_questions,
+    held_out_questions,
+)
+from simpo_cli.evaluate.checked import CheckedAnswer
 from simpo_cli.evaluate.metrics import PairScores
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.adapters import add_adapters
@@ -97,6 +105,7 @@ def build(
         ),
         start_weights=WeightSample.of(trainable(policy)) if narrows else None,
         export_dtype=stored,
+        checkable=checkable_questions(data, recipe.data) if run.evaluated else [],
     )
     if state.latest is None:
         training.memory = fit_microbatch(training)
@@ -104,7 +113,14 @@ def build(
     if is_another_run:  # scores of other pairs, or of another start model, are of no use here
         training.start_scores = score_pairs(policy, run.evaluated, accelerator, budget) if run.evaluated else None
         training.answers_before = answer(policy, questions_of(run), data.tokenizer, accelerator)
+    checked = [one.progress.checked_before for one in state.saved]
+    checks_anew = is_another_run or None in checked  # a version that checked none has saved one of them
+    if checks_anew:
+        training.checked_before = check_answers(policy, training.checkable, data.tokenizer, accelerator)
     saved = state.load(policy, optimizer)
+    if not checks_anew:
+        assert saved.progress.checked_before is not None
+        training.checked_before = [CheckedAnswer(**one) for one in saved.progress.checked_before]
     if not is_another_run:
         chosen, rejected = saved.progress.chosen_before, saved.progress.rejected_before
         if chosen is not None and rejected is not None:

@@ -15,6 +15,8 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.plan import Plan, probe, tokens_of_each
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded
+from simpo_cli.evaluate.answers import Question
+from simpo_cli.evaluate.checked import CheckedAnswer
 from simpo_cli.evaluate.metrics import PairScores, summarise
 from simpo_cli.evaluate.scoring import score_pairs
 from simpo_cli.model.backend import backend_of, release_memory
@@ -61,6 +63,8 @@ class Training:
     evaluated_at: int = -1  # step of the latest evaluation; -1 before the first
     eval_losses: dict[int, float] = field(default_factory=dict)  # held-out loss by step
     answers_before: list[str] = field(default_factory=list)  # the start model's, to the probe questions
+    checkable: Sequence[Question] = ()  # held-out prompts to which a rule can check the answers
+    checked_before: list[CheckedAnswer] = field(default_factory=list)  # the start model's answers to them
 
 
 def run_steps(training: Training, save: Callable[[], None]) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from simpo_cli.distributed import ranks
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.answers import Question, answer
+from simpo_cli.evaluate.answers import Question, answer, check_answers
+from simpo_cli.evaluate.checked import compare_checked
 from simpo_cli.evaluate.held_out import surface_accuracy
 from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.pair_files import write_pairs, write_samples
@@ -176,6 +177,10 @@ def conclude(
         if ranks.is_first():
             write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
             write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
+    if training.checkable:
+        with training.stop.at_once():
+            checked = check_answers(saved, training.checkable, run.data.tokenizer, run.accelerator)
+        measured["checked"] = compare_checked({"before": training.checked_before, "after": checked})
     if rounding is not None:
         measured["export"] = asdict(rounding)
         training.health.judge_export(run.plan.num_steps, rounding.kept_share)

@@ -53,9 +53,10 @@ class Progress:
     answers_before: Sequence[str]  # the start model's, to the probe questions
     chosen_before: Sequence[float] | None  # the start model's scores of the held-out pairs, if there are any
     rejected_before: Sequence[float] | None
-    # both are empty in checkpoints of before they were taken
+    # the rest is missing in checkpoints of before it was taken
     digests: Mapping[str, str] = field(default_factory=dict)  # sha256 of these lines of each log
     health: Mapping[str, Any] = field(default_factory=dict)  # what the watch over the run remembers
+    checked_before: Sequence[Mapping[str, Any]] | None = None  # the start model's checked answers; None: not taken yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class CheckpointSaver:
             rejected_before=None if scores is None else scores.rejected.tolist(),
             digests={name: self._folder.digest(name) for name in LOGS},
             health=training.health.as_json(),
+            checked_before=[asdict(one) for one in training.checked_before],
         )
         machine = {**self._identity.machine, "tokens_per_microbatch": training.budget}  # halved when memory runs out
         identity = replace(self._identity, machine=machine)

@@ -9,7 +9,7 @@ from typing import Any
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.files import require_shared
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.answers import answer
+from simpo_cli.evaluate.answers import answer, check_answers
 from simpo_cli.model.device import device_type
 from simpo_cli.model.not_finite import NotFiniteError
 from simpo_cli.model.out_of_memory import OutOfMemoryError, memory_for
@@ -223,7 +223,9 @@ def _train_in(
         with memory_for(f"the run, after step {training.steps_done}", _FREE_MEMORY):
             if loaded is None:
                 with stop.at_once():
-                    training.answers_before = answer(training.policy, questions, run.data.tokenizer, run.accelerator)
+                    policy, tokenizer = training.policy, run.data.tokenizer
+                    training.answers_before = answer(policy, questions, tokenizer, run.accelerator)
+                    training.checked_before = check_answers(policy, training.checkable, tokenizer, run.accelerator)
             run_steps(training, saver.save)
             outcome, measured = finish(training, questions, folder, saver)
     except Stopped as stopped:

@@ -243,6 +243,7 @@ def _saver(folder: RunFolder, model: nn.Module, optimizer: optim.Optimizer) -> t
         start_scores=None,
         evaluated_at=-1,
         answers_before=[],
+        checked_before=[],
         health=health,
         budget=64,
         eval_losses={},

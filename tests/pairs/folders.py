@@ -40,7 +40,14 @@ def write_answers(path: Path, answers: Mapping[str, Sequence[Made]], model: str 
     for question, made in zip(questions, answers.values(), strict=True):
         for number, one in enumerate(made):
             place = {"key": question.key, "number": number}
-            rows.append({**place, "output": one.text, "ended": one.ended, "ids": list(range(len(one.text.split())))})
+            rows.append(
+                {
+                    **place,
+                    "output": one.text,
+                    "ended": one.ended,
+                    "ids": [sum(word.encode()) for word in one.text.split()],
+                }
+            )
             scores.append({**place, "score": one.score, **({} if one.score is not None else {"reason": "timed out"})})
     write_lines(path / "answers.jsonl", rows)
     if any(row["score"] is not None for row in scores):

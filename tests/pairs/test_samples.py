@@ -132,7 +132,7 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path: Path) -> None:
         ("answers.jsonl", None, "does not hold all its answers yet"),
     ],
 )
-def test_a_damaged_folder_is_refused_in_a_sentence(
+def test_damaged_folders_are_refused_in_a_sentence(
     tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
     folder = _folder(tmp_path / "answers")

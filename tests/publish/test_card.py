@@ -22,7 +22,7 @@ from simpo_cli.model.source import ModelSource, find_model
 from simpo_cli.publish.card import Trained, inherited_licence, model_card, write_card
 from simpo_cli.publish.export import save_model
 from simpo_cli.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe
-from tests.report.made_run import outcome
+from tests.report.made_run import checked, outcome
 
 COMMIT = "a" * 40
 RISE = outcome((0.3, 0.2, 0.4), 0.001, prompts=35)
@@ -111,6 +111,11 @@ def test_how_it_did_stands_with_intervals_and_counts(trained: Trained) -> None:
     assert "Held-out accuracy rose 30.0 points, from 50.0 % to 80.0 % (95 % CI of the difference +20.0 to +40.0" in text
     assert "random baseline 50.0 %; the longer response wins 40.0 % (30.0 to 50.0)" in text
     assert "intervals are rough" not in text
+    assert "right answers" not in text
+    known = {**RISE, "checked": checked(0.25, 0.75, (0.35, 0.62), 0.00002)}
+    text = _read(model_card(trained, known)).text
+    assert "| wholly right answers | 25.0 % (15.0 to 35.0) | 75.0 % (65.0 to 85.0) |" in text
+    assert "Wholly right answers rose 50.0 points, from 25.0 % to 75.0 % (95 % CI of the difference +35.0 to" in text
     assert "Only 29 prompts: too few" in model_card(trained, outcome((0.3, 0.2, 0.4), 0.001, prompts=29))
 
 

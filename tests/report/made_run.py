@@ -81,6 +81,18 @@ def outcome(
     }
 
 
+def checked(before: float, after: float, interval: tuple[float, float], p_value: float) -> dict[str, Any]:
+    """What a rule said of 40 answers: the shares of wholly right ones, and of right parts."""
+    share = {
+        "before": measured(before, before - 0.1, before + 0.1),
+        "after": measured(after, after - 0.1, after + 0.1),
+        "difference": measured(after - before, *interval),
+        "p_value": p_value,
+    }
+    parts = {**share, "before": measured(before + 0.1, before, before + 0.2)}
+    return {"rule": "builtin:guide", "prompts": 40, "exact": share, "parts": parts, "ended": share}
+
+
 def step_row(step: int) -> dict[str, Any]:
     return {
         "step": step,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from simpo_cli.errors import ExitCode
+from simpo_cli.evaluate.checked import CheckedAnswer, compare_checked
 from simpo_cli.evaluate.generate.measures import answers_document
 from simpo_cli.report.eval_view import print_answers, print_eval
 from simpo_cli.statistics import mean, proportion
@@ -324,6 +325,19 @@ def test_a_line_a_measure(folder: Path, width: int) -> None:
     assert all(len(line) <= width for line in lines if str(folder.parent) not in line)
     assert "Left out: 3 asked already." in lines
     assert any(line.startswith("to judge") for line in lines)
+
+
+def test_answers_that_a_rule_checks_have_two_lines_more(folder: Path) -> None:
+    document = answers_document(folder)
+    assert document["measures"]["greedy"]["checked"] is None
+    right, wrong = CheckedAnswer(True, 1.0, True), CheckedAnswer(False, 0.25, True)
+    sides = {"base": [right] * 10 + [wrong] * 28, "trained": [right] * 30 + [wrong] * 8}
+    document["measures"]["greedy"]["checked"] = compare_checked(sides)
+    lines = [" ".join(line.split()) for line in printed(print_answers, document, width=100).splitlines()]
+    exact = lines.index("wholly right answers 26.3 % (15.0 to 42.0) 78.9 % (63.7 to 88.9) +52.6 (+33.0 to +67.0)")
+    assert lines[exact + 1].startswith("right parts of answers 44.7 % (")
+    assert lines.count(lines[exact]) == 1  # not of the sampled ones
+    assert "Wholly right answers and right parts, to 38 of the 40 prompts: as builtin:guide knows them." in lines
 
 
 def test_narrow_terminals_get_a_line_a_model(folder: Path) -> None:

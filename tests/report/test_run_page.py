@@ -17,7 +17,7 @@ from simpo_cli.report.page import SHOWN_CHARACTERS
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.run_page import run_page, write_run_report
 from tests.report.made_answers import MANIFEST, QUESTIONS, fill_in, likes_trained, write_answers, write_verdicts
-from tests.report.made_run import RECIPE, eval_row, outcome, write_run
+from tests.report.made_run import RECIPE, checked, eval_row, outcome, write_run
 from tests.report.parsed_page import Page, require_stands_alone
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=y>\"&amp;{{ 7*7 }}\x1b[31m\u202e"
@@ -64,6 +64,20 @@ def test_a_finished_run(tmp_path: Path) -> None:
     ]
     assert figures[0].startswith("Loss. Training: from 1.000 at step 1 to 0.250 at step 4, never under 0.250 or over 1")
     assert "gamma is 1.00" in figures[2]
+
+
+def test_what_a_rule_says_of_answers_stands_beside_the_scores_and_the_answers(tmp_path: Path) -> None:
+    result = {**RISE, "checked": checked(0.25, 0.75, (0.35, 0.62), 0.00002)}
+    _, text = _page(tmp_path, outcome=result, evals=EVALS, pairs=40)
+    assert (
+        "wholly right answers 25.0 % 15.0 to 35.0 75.0 % 65.0 to 85.0 gain, points +50.0 +35.0 to +62.0 "
+        "right parts of answers 35.0 % 25.0 to 45.0 75.0 % 65.0 to 85.0"
+    ) in text
+    assert "are of greedy answers to 40 held-out prompts, which builtin:guide can check" in text
+    assert "Of 40 such answers to held-out prompts 25.0 % were wholly right before and 75.0 % after." in text
+    broken = {**result, "checked": {**result["checked"], "prompts": -1}}
+    with pytest.raises(UserError, match=r"outcome\.checked\.prompts"):
+        read_run(write_run(tmp_path / "broken", outcome=broken))
 
 
 def test_the_histograms_are_of_the_stored_pairs(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from simpo_cli.report.run_files import read_run
 from simpo_cli.report.verdict import alerts, tone, verdict
-from tests.report.made_run import eval_row, measured, outcome, write_run
+from tests.report.made_run import checked, eval_row, measured, outcome, write_run
 
 
 def _said(path: Path, result: dict[str, Any] | None, **run: Any) -> tuple[str, str]:
@@ -43,6 +43,29 @@ def test_nothing_that_can_be_told(gain: tuple[float, float, float], p_value: flo
     assert said.startswith("Held-out accuracy went from 50.0 %")
     assert "exact McNemar test): not distinguishable from zero; length-balanced: too few pairs" in said
     assert "rose" not in said
+    assert colour == "warning"
+
+
+def test_what_a_rule_says_of_answers(tmp_path: Path) -> None:
+    rise = checked(0.25, 0.75, (0.35, 0.62), 0.00002)
+    said, colour = _said(tmp_path / "up", outcome((0.3, 0.2, 0.4), 0.001, checked=rise))
+    assert said.endswith(
+        "Wholly right answers rose 50.0 points, from 25.0 % to 75.0 % (95 % CI of the difference +35.0 to +62.0, n = "
+        "40 prompts, p < 0.0001, exact McNemar test); right parts of answers +50.0 (+35.0 to +62.0). One seed."
+    )
+    assert colour == "good"
+    same = checked(0.25, 0.3, (-0.04, 0.14), 0.4)
+    said, colour = _said(tmp_path / "same", outcome((0.3, 0.2, 0.4), 0.001, checked=same))
+    assert "Wholly right answers went from 25.0 % to 30.0 % (95 % CI" in said
+    assert "exact McNemar test): not distinguishable from zero; right parts" in said
+    assert colour == "good"
+
+
+def test_a_rise_with_worse_answers_is_not_called_good(tmp_path: Path) -> None:
+    fall = checked(0.5, 0.2, (-0.45, -0.12), 0.002)
+    said, colour = _said(tmp_path, outcome((0.3, 0.2, 0.4), 0.001, checked=fall))
+    assert said.startswith("Held-out accuracy rose 30.0 points")
+    assert "Wholly right answers fell 30.0 points, from 50.0 % to 20.0 %" in said
     assert colour == "warning"
 
 

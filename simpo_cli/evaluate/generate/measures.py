@@ -1,4 +1,5 @@
-"""What a folder of answers says, as JSON: lengths, ends, repetition, variety, refusals, verdicts of people and judges.
+"""What a folder of answers says, as JSON: lengths, ends, repetition, variety, refusals, what a rule can check, verdicts
+of people and judges.
 
 Base against trained, by prompt. Nothing here needs torch.
 """
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from simpo_cli import statistics
+from simpo_cli.data.pair import last_of_user
+from simpo_cli.evaluate.checked import checked_document
 from simpo_cli.evaluate.generate.blind import KEY, SHEET, read_verdicts
 from simpo_cli.evaluate.generate.folder import MODES, SCHEMA_VERSION, SIDES, Answer, AnswerFolder
 from simpo_cli.evaluate.judge import judge_document
+from simpo_cli.evaluate.paired import paired_means, paired_shares
 from simpo_cli.statistics import Measured
 
 REPEATED = 4
@@ -43,20 +47,20 @@ def answers_document(path: Path) -> dict[str, Any]:
     """
     folder = AnswerFolder.open(path)
     answers = {mode: [folder.in_order(side, mode) for side in SIDES] for mode in MODES}
+    asked = [last_of_user(question.turns) for question in folder.questions]
     examples = [  # the first prompts, those first to which the greedy answers differ
-        {
-            "prompt": next((turn.content for turn in reversed(question.turns) if turn.role == "user"), ""),
-            "base": one.text,
-            "trained": other.text,
-        }
-        for question, one, other in zip(folder.questions, *answers["greedy"], strict=True)
+        {"prompt": question, "base": one.text, "trained": other.text}
+        for question, one, other in zip(asked, *answers["greedy"], strict=True)
     ]
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "answers",
         "folder": str(path),
         "manifest": dict(folder.manifest),
-        "measures": {mode: measure_answers(*both) for mode, both in answers.items()},
+        "measures": {
+            mode: {**measure_answers(*both), "checked": checked_document(asked, *both)}
+            for mode, both in answers.items()
+        },
         "examples": sorted(examples, key=lambda row: row["base"] == row["trained"])[:_EXAMPLES],
         "people": read_verdicts(path),
         "judges": judge_document(path),
@@ -125,12 +129,12 @@ def measure_answers(base: Sequence[Answer], trained: Sequence[Answer]) -> dict[s
     shorter = [min(len(one.ids), len(other.ids)) for one, other in zip(base, trained, strict=True)]
     document: dict[str, Any] = {
         "prompts": len(base),
-        "tokens": _means(each(lambda answer: len(answer.ids)), with_ratio=True),
-        "words": _means(each(lambda answer: len(answer.text.split())), with_ratio=True),
-        "repeated_4_grams": _means(each(lambda answer: repeated_share(answer.ids))),
-        "no_end": _shares(each(lambda answer: not answer.ended)),
-        "empty": _shares(each(lambda answer: not answer.text)),
-        "refusals": _shares(each(lambda answer: is_refusal(answer.text))),
+        "tokens": _lengths(each(lambda answer: len(answer.ids))),
+        "words": _lengths(each(lambda answer: len(answer.text.split()))),
+        "repeated_4_grams": paired_means(each(lambda answer: repeated_share(answer.ids))),
+        "no_end": paired_shares(each(lambda answer: not answer.ended)),
+        "empty": paired_shares(each(lambda answer: not answer.text)),
+        "refusals": paired_shares(each(lambda answer: is_refusal(answer.text))),
     }
     for size in (1, 2):
         document[f"distinct_{size}"] = {
@@ -141,24 +145,6 @@ def measure_answers(base: Sequence[Answer], trained: Sequence[Answer]) -> dict[s
     return document
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """The mean with its interval; without one where all values are the same, for a width of 0 would be a claim."""
-    measured = statistics.mean(values).as_json()
-    return {**measured, "ci": [None, None]} if np.ptp(values) == 0 else measured
-
-
-def _means(values: Mapping[str, list[float]], *, with_ratio: bool = False) -> dict[str, Any]:
-    document: dict[str, Any] = {side: _mean(numbers) for side, numbers in values.items()}
-    document["difference"] = _mean(np.subtract(values["trained"], values["base"]).tolist())
-    if with_ratio:
-        ratio = mean_ratio(values["trained"], values["base"])
-        document["ratio"] = None if ratio is None else ratio.as_json()
-    return document
-
-
-def _shares(values: Mapping[str, list[float]]) -> dict[str, Any]:
-    document: dict[str, Any] = {side: statistics.proportion(numbers).as_json() for side, numbers in values.items()}
-    comparison = statistics.compare_accuracy(values["base"], values["trained"])
-    document["difference"] = comparison.difference.as_json()
-    document["p_value"] = comparison.p_value
-    return document
+def _lengths(values: Mapping[str, list[float]]) -> dict[str, Any]:
+    ratio = mean_ratio(values["trained"], values["base"])
+    return {**paired_means(values), "ratio": None if ratio is None else ratio.as_json()}
