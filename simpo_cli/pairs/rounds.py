@@ -219,6 +219,7 @@ def _recipe_of(rounds: Rounds, number: int) -> ComposedRecipe:
         f"name={recipe.name}-{number}",
         f"output_dir={json.dumps(str(folder / 'run'))}",
         f"data.train={json.dumps([source])}",
+        f"train.learning_rate={recipe.train.learning_rate * recipe.pairs.rate_factor ** max(0, number - 1)!r}",
     ]
     if number > 1:
         before = rounds.folder(number - 1) / "run" / "model"

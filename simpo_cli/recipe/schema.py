@@ -354,6 +354,8 @@ class PairsRecipe:
     """The chosen answer must score this much; null asks nothing, so that the less bad of two bad answers is chosen."""
     match_lengths: bool = False
     """Leave out pairs until the chosen answer is as often the longer one as it is the shorter one."""
+    rate_factor: Annotated[float, checked("1 keeps the rate; 0.5 halves it.", gt=0, le=1)] = 1.0
+    """Each round's train.learning_rate is that of the round before times this: a better model needs smaller steps."""
     held_out_prompts: Annotated[int, checked("Fewer than 100 show large changes only.", ge=10)] = 300
     """Prompts that each round's model answers greedily and is judged by: of data.eval, or set aside from `prompts`."""
 

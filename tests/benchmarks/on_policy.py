@@ -1,8 +1,10 @@
 """What rounds on own answers are worth on builtin:guide: `python -m tests.benchmarks.on_policy --work FOLDER`.
 
-Four arms ask the same prompts in a round, train on equally many pairs for equally many steps, and differ in the pairs:
+Five arms ask the same prompts in a round, train on equally many pairs for as many steps at the same rate, and differ in
+the pairs; `sft` is the control without a preference:
 
     own      chosen: an own answer that is wholly right; rejected: the worst own answer; both ended
+    sft      pairs made as those of `own`, trained on the likelihood of the chosen answers alone (beta 0.01)
     gold     chosen: the right answer of the tables; rejected: the arm's own worst answer, of the prompts of `own`
     shipped  the shipped pairs of the prompts of `own`, whose chosen answer is the longer one in four of five
     graded   the best against the worst own answer by the share of right parts, with no bar for the best one
@@ -41,7 +43,7 @@ from simpo_cli.recipe.composition import compose
 from simpo_cli.run.documents import read_receipt
 from tests.benchmarks.page import table
 
-ARMS = ("own", "gold", "shipped", "graded")
+ARMS = ("own", "sft", "gold", "shipped", "graded")
 RULE = ("--rule", "builtin:guide")
 
 
@@ -113,7 +115,7 @@ class Study:
             answered(folder / "prompts.jsonl", model, folder / "answers", *sampling, *seed)
         own = self.work / "own" / f"round-{number}" / "pairs.jsonl"
         match name:
-            case "own":
+            case "own" | "sft":
                 simpo("pairs", "make", str(folder / "answers"), "-o", str(pairs), "--min-score", "1")
             case "graded":
                 simpo("pairs", "make", str(folder / "answers"), "-o", str(folder / "all.jsonl"))
@@ -130,10 +132,17 @@ class Study:
                         turns = [[{"role": "assistant", "content": text}] for text in sides]
                         rows.append({"prompt": row["prompt"], "chosen": turns[0], "rejected": turns[1]})
                 write_lines(pairs, rows)
+        values = compose(recipe, ["data.train=-"]).recipe
+        rate = values.train.learning_rate * values.pairs.rate_factor ** (number - 1)
+        steps = []
+        if name != "own":  # as many as the pairs of `own` gave
+            taken = read_receipt(self.work / "own" / f"round-{number}" / "run")["plan"]["steps"]
+            steps = ["train.num_epochs=1000", f"train.max_steps={taken}"]
         simpo(
             *("train", recipe, "--resume", f"name={name}-{number}", f"output_dir={folder / 'run'}"),
-            *(f"seed={self.seed}", f"model.path={model}", f"data.train={pairs}"),
-            *("train.num_epochs=100", f"train.max_steps={self.options.steps}"),
+            *(f"seed={self.seed}", f"model.path={model}", f"data.train={pairs}", f"train.learning_rate={rate!r}"),
+            *(["loss.beta=0.01"] if name == "sft" else []),
+            *steps,
         )
         answered(self.held_out, str(folder / "run"), folder / "held-out", "-n", "1", "--temperature", "0")
 
@@ -235,7 +244,7 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
     results = document["results"]
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     answers, pairs, balanced = figure.subplots(1, 3, sharey=True)
-    for name, colour in zip(ARMS, ("#1b7a4b", "#8a5a00", "#2456a6", "#b3261e"), strict=True):
+    for name, colour in zip(ARMS, ("#1b7a4b", "#6d6d6d", "#8a5a00", "#2456a6", "#b3261e"), strict=True):
         rounds = [0, *(one["round"] for one in results[name])]
         exact = [results["start"]["passed"], *(one["exact"] for one in results[name])]
         answers.plot(rounds, [one["value"] for one in exact], "o-", color=colour, label=name)
@@ -265,7 +274,6 @@ def main() -> None:
     parser.add_argument("--recipe", default="demo-round")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60, help="of each round of each arm")
     parser.add_argument("--page", action="store_true", help="tables and figure of results that are there")
     options = parser.parse_args()
     file = options.docs / "on-policy.json"
@@ -283,7 +291,6 @@ def main() -> None:
             "cores": os.cpu_count(),
             "recipe": compose(options.recipe, ["data.train=-"]).as_yaml(),
             "seeds": options.seeds,
-            "steps": options.steps,
             "results": measured(studies, options.rounds),
         }
         write_json(file, document)
