@@ -1,5 +1,6 @@
 # You need nothing but Python 3.11 or later.
 #   make demo    set up, train the built-in model on its own pairs, show what changed (no GPU, no network after set-up)
+#   make demo-round    the same model trained by its own answers, round after round (four minutes)
 #   make test    set up and run the tests
 #   make test-elsewhere  run the tests from an empty folder, so that nothing around them decides one
 #   make test-oldest   run the tests of model, training, evaluation, data and commands with the oldest supported versions
@@ -42,7 +43,7 @@ FAULT_OPTIONS ?= --quick
 PYTHON_VERSION ?= 3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-elsewhere test-oldest test-slow test-faults fuzz formats check house bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume bench-memory bench-savings bench-scale gpu-check gpu-bundle gpu-page guide clean
+.PHONY: help setup demo demo-round test test-elsewhere test-oldest test-slow test-faults fuzz formats check house bench bench-full bench-page bench-step bench-audit bench-loading bench-saving bench-resume bench-memory bench-savings bench-scale gpu-check gpu-bundle gpu-page guide clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +60,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/simpo train demo --fresh
+
+demo-round: $(READY)
+	$(BIN)/simpo pairs round demo-round --rule builtin:guide --fresh
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"

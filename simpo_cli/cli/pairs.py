@@ -361,6 +361,7 @@ def rounds(
     overrides: Overrides = None,
     num_rounds: Annotated[int, typer.Option("--rounds", metavar="N", help="Rounds to make.")] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue rounds of this name, or start them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set rounds of this name aside, and start anew.")] = False,
     rule: Rule = None,
     rule_timeout: RuleTimeout = 30.0,
     reward_model: RewardModel = None,
@@ -376,6 +377,8 @@ def rounds(
     from simpo_cli.pairs.rounds import Rounds, require_good_end, run_rounds
     from simpo_cli.recipe.composition import compose
 
+    if fresh and resume:
+        raise UserError("--resume continues rounds and --fresh sets them aside.", "Give one of the two.")
     who = _Who(rule, rule_timeout, reward_model, judge, judge_model, judge_key, yes)
     kind = who.kind
     given = [*(overrides or []), "data.train=pairs.jsonl"]  # of each round
@@ -387,7 +390,7 @@ def rounds(
     flag = [FLAG] if trust_remote_code else []
     asked = Rounds(recipe, given, composed, who.words(), kind, flag)
     try:
-        document = run_rounds(asked, num_rounds, resume=resume, say=_say)
+        document = run_rounds(asked, num_rounds, resume=resume, fresh=fresh, say=_say)
     except UserError as error:
         raise composed.located(error) from error
     if as_json:

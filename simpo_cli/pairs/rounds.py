@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,14 @@ class Rounds:
         return round_folder(self.path, number)
 
 
-def run_rounds(rounds: Rounds, num_rounds: int, *, resume: bool, say: Say) -> dict[str, Any]:
+def run_rounds(
+    rounds: Rounds, num_rounds: int, *, resume: bool = False, fresh: bool = False, say: Say
+) -> dict[str, Any]:
     """Make rounds until there are so many or a guard falls, and return what rounds.json holds.
+
+    Args:
+        resume: continue rounds of this name that were begun alike.
+        fresh: set rounds of this name aside, as NAME.old-TIME.
 
     Raises:
         UserError: the recipe names no prompts, the folder holds something else, or a part of a round ended in an error.
@@ -95,6 +102,8 @@ def run_rounds(rounds: Rounds, num_rounds: int, *, resume: bool, say: Say) -> di
         "recipe_sha256": hashlib.sha256(rounds.composed.as_yaml().encode()).hexdigest(),
         "scoring": list(rounds.scoring),
     }
+    if fresh and (rounds.path / ROUNDS).is_file():
+        rounds.path.rename(rounds.path.with_name(f"{rounds.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}"))
     _require_usable(rounds.path, identity, resume=resume)
     with locked(rounds.path):
         write_text(rounds.path / "recipe.yaml", rounds.composed.as_yaml())
@@ -161,7 +170,10 @@ def _require_usable(path: Path, identity: Mapping[str, Any], *, resume: bool) ->
             raise UserError(f"{path} exists and holds no rounds.", "Set another name=NAME, or move it away.")
         return
     if not resume:
-        raise UserError(f"{path} holds rounds already.", "Add --resume to continue them, or set another name=NAME.")
+        raise UserError(
+            f"{path} holds rounds already.",
+            f"Add --resume to continue them, or --fresh to set them aside as {path.name}.old-TIME.",
+        )
     before = read_rounds(path)
     differing = [key for key, value in identity.items() if before.get(key) != value]
     if differing:

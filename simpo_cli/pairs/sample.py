@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -47,6 +48,8 @@ from simpo_cli.stages import stage
 
 _MOST_ROWS = 128
 """Of a batch of transformers: more are hardly faster, seen from 1.1 M parameters on two cores."""
+_CPU_TOKENS = 16_384
+"""Of a batch on a CPU, prompts of mean length: there a larger one is no faster, and takes minutes that a kill loses."""
 _ROWS_OF_VLLM = 1024
 """It batches by itself; so many are lost with a kill."""
 
@@ -167,12 +170,15 @@ def _require_sense(options: Sampling) -> None:
         )
 
 
-def _rows(answering: Answering, questions: Iterable[Question], decoding: Decoding, engine: Engine) -> int:
+def _rows(answering: Answering, questions: Sequence[Question], decoding: Decoding, engine: Engine) -> int:
     """How many answers a batch has."""
     if engine == "vllm":
         return _ROWS_OF_VLLM
-    source, device = answering.source, torch.device(device_type())
-    return rows_that_fit(source.text_config, device, list(questions), decoding, source.stored_dtype, _MOST_ROWS)
+    source, device, most = answering.source, torch.device(device_type()), _MOST_ROWS
+    if device.type == "cpu":
+        tokens = fmean(len(one.ids) for one in questions) + decoding.max_new_tokens
+        most = max(1, min(most, int(_CPU_TOKENS / tokens)))
+    return rows_that_fit(source.text_config, device, questions, decoding, source.stored_dtype, most)
 
 
 def _answer(
