@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simpo_cli import statistics
 from simpo_cli.evaluate.generate.measures import repeated_share
 from simpo_cli.files import object_in
-from simpo_cli.formatting import percent
+from simpo_cli.formatting import change_cell, interval_in_words, percent, points_cell
 from simpo_cli.pairs.make import account_of
 from simpo_cli.pairs.samples import SampleFolder
 from simpo_cli.pairs.scorer import ScorerKind
@@ -168,10 +168,10 @@ def fallen(rounds: Sequence[Mapping[str, Any]]) -> Row | None:
 def _reason(guard: _Guard, earlier: Mapping[str, Any], last: Mapping[str, Any], change: Mapping[str, Any]) -> str:
     show = "{:.3f}".format if guard.name == "score" else percent
     before, after = (show(one["held_out"][guard.name]["value"]) for one in (earlier, last))
-    low, high = change["ci"]
-    unit = 1 if guard.name == "score" else 100
+    cell = change_cell(change, 3) if guard.name == "score" else points_cell(change)
+    points = "" if guard.name == "score" else " points"
     since = "the start model" if earlier["round"] == 0 else f"round {earlier['round']}"
     return (
-        f"the {guard.words} went from {before} ({since}) to {after}, a change of {unit * change['value']:+.2f}"
-        f"{'' if unit == 1 else ' points'} (95 % CI {unit * low:+.2f} to {unit * high:+.2f}, n = {change['n']} prompts)"
+        f"the {guard.words} went from {before} ({since}) to {after}, a change of {cell.text}{points} "
+        f"({interval_in_words(cell)}, n = {change['n']:,} prompts)"
     )

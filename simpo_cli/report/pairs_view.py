@@ -3,9 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.text import Text
+
 from simpo_cli.audit.examine import Examination
-from simpo_cli.formatting import Cell, fixed, number_cell, percent, share_cell, thousands
-from simpo_cli.report.console import Console, print_table
+from simpo_cli.formatting import (
+    Cell,
+    change_cell,
+    fixed,
+    interval_in_words,
+    number_cell,
+    percent,
+    points_cell,
+    share_cell,
+    thousands,
+)
+from simpo_cli.report.console import Console, print_table, print_wrapped
 from simpo_cli.report.stats_view import print_stats
 from simpo_cli.table import MEASURED, Remark, Row, Table, measured_row
 
@@ -62,7 +74,7 @@ def print_rounds(console: Console, document: Mapping[str, Any]) -> None:
         print_table(console, table, styles=("",) * len(table.columns), right=True)
         console.print()
     for line in conclusions(document):
-        console.print(line, soft_wrap=True)
+        print_wrapped(console, Text(), line)
 
 
 def names_of(document: Mapping[str, Any]) -> dict[str, str]:
@@ -141,12 +153,12 @@ def conclusions(document: Mapping[str, Any]) -> list[str]:
         lines.append("no round is better than the start model")
     else:
         key = "passed" if "passed" in best["change"]["start"] else "score"
-        change, unit = best["change"]["start"][key], 1 if key == "score" else 100
-        low, high = (unit * bound for bound in change["ci"])
-        gain = f"{unit * change['value']:+.2f}{'' if unit == 1 else ' points'}"
+        change = best["change"]["start"][key]
+        cell = points_cell(change) if key == "passed" else change_cell(change, 3)
+        gain = f"{cell.text}{' points' if key == 'passed' else ''}"
         lines.append(
             f"best is round {best['round']}: {names_of(document)[key]} {gain} against the start model "
-            f"(95 % CI {low:+.2f} to {high:+.2f}, by prompt, n = {change['n']:,}; one seed, and the best of "
+            f"({interval_in_words(cell)}, by prompt, n = {change['n']:,}; one seed, and the best of "
             f"{len(rounds) - 1} on these prompts)"
         )
         lines.append(f"model   {best['model']}")
