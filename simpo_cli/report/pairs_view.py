@@ -163,5 +163,5 @@ def conclusions(document: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"model   {best['model']}")
     if document["stopped"] is not None:
-        lines.append(f"stopped after round {document['stopped']['round']}: {document['stopped']['reason']}")
+        lines.append(f"stopped in round {document['stopped']['round']}: {document['stopped']['reason']}")
     return lines

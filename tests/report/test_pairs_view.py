@@ -84,14 +84,14 @@ best is round 1: wholly right +40.0 points against the start model (95 % CI
 +33.0 to +46.0, by prompt, n = 300; one seed, and the best of 2 on these
 prompts)
 model   runs/r/round-1/run/model
-stopped after round 2: the share of answers that reach the bar went down
+stopped in round 2: the share of answers that reach the bar went down
 """
 
 
 def test_a_page_has_the_curves_and_what_became_of_the_prompts(document: dict[str, Any], tmp_path: Path) -> None:
     page = rounds_page(document)
     assert page.count("<svg") == 5
-    for words in ("wholly right", "all scores are equal", "stopped after round 2", "random baseline", "95 % intervals"):
+    for words in ("wholly right", "all scores are equal", "stopped in round 2", "random baseline", "95 % intervals"):
         assert words in page, words
     (tmp_path / "rounds.json").write_text(json.dumps(document), encoding="utf-8")
     assert write_rounds_report(tmp_path).read_text("utf-8") == page
