@@ -3,7 +3,7 @@
 #   make demo-round    the same model trained by its own answers, round after round (four minutes)
 #   make test    set up and run the tests
 #   make test-elsewhere  run the tests from an empty folder, so that nothing around them decides one
-#   make test-oldest   run the tests of model, training, evaluation, data and commands with the oldest supported versions
+#   make test-oldest   run the tests of what the libraries decide with the oldest supported versions
 #   make test-faults   inject kills, signals, disk faults and damaged files; resume and compare (KILLS=300, RANK_KILLS=300)
 #   make test-slow     run the tests that need a real model in SIMPO_TEST_MODEL
 #   make fuzz    feed broken records and messages to the readers for a minute
@@ -78,10 +78,16 @@ $(OLDEST_READY): pyproject.toml constraints-oldest.txt
 	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement constraints-oldest.txt --editable .
 	@touch $(OLDEST_READY)
 
+# what torch and the libraries around it decide, and of the rest a file or two for each library
+OLDEST_TESTS := tests/model tests/train tests/publish tests/evaluate \
+	tests/pairs/test_reward_model.py tests/pairs/test_sample.py \
+	$(patsubst %,tests/data/test_%.py,encode_conversation encode_rendering hub load prepare records store table_records \
+		template_shapes text_tokenizer tokenized_view tokenizer) \
+	tests/cli/test_help.py tests/cli/test_train_command.py tests/report/test_console.py tests/report/test_run_page.py \
+	tests/run/test_receipt.py tests/statistics/test_ranks.py tests/test_library.py tests/test_versions.py
+
 test-oldest: $(OLDEST_READY)
-	$(OLDEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" tests/model tests/run tests/train \
-		tests/publish tests/evaluate tests/data tests/cli tests/report tests/statistics \
-		tests/test_files.py tests/test_formatting.py tests/test_library.py tests/test_versions.py
+	$(OLDEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(OLDEST_TESTS)
 
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.storm --kills $(KILLS)

@@ -1,6 +1,6 @@
 """What rounds on own answers are worth on builtin:guide: `python -m tests.benchmarks.on_policy --work FOLDER`.
 
-Five arms ask the same prompts in a round, train on equally many pairs for as many steps at the same rate, and differ in
+Six arms ask the same prompts in a round, train on equally many pairs for as many steps at the same rate, and differ in
 the pairs; `sft` is the control without a preference:
 
     own      chosen: an own answer that is wholly right; rejected: the worst own answer; both ended
@@ -8,6 +8,7 @@ the pairs; `sft` is the control without a preference:
     gold     chosen: the right answer of the tables; rejected: the arm's own worst answer, of the prompts of `own`
     shipped  the shipped pairs of the prompts of `own`, whose chosen answer is the longer one in four of five
     graded   the best against the worst own answer by the share of right parts, with no bar for the best one
+    naive    pairs made as those of `graded`, with the loss of `demo`: an SFT weight of 0.1
 
 The prompts are those of the shipped training pairs, others in each round. After each round the model answers all
 held-out prompts greedily, and the run has scored the held-out pairs. docs/on-policy.md says what is compared, and was
@@ -43,7 +44,11 @@ from simpo_cli.recipe.composition import compose
 from simpo_cli.run.documents import read_receipt
 from tests.benchmarks.page import table
 
-ARMS = ("own", "sft", "gold", "shipped", "graded")
+ARMS = ("own", "sft", "gold", "shipped", "graded", "naive")
+LOSSES = {
+    "sft": ("loss.beta=0.01",),
+    "naive": ("loss.beta=10", "loss.gamma_beta_ratio=0.1", "loss.label_smoothing=0.1", "loss.sft_weight=0.1"),
+}
 RULE = ("--rule", "builtin:guide")
 
 
@@ -117,7 +122,7 @@ class Study:
         match name:
             case "own" | "sft":
                 simpo("pairs", "make", str(folder / "answers"), "-o", str(pairs), "--min-score", "1")
-            case "graded":
+            case "graded" | "naive":
                 simpo("pairs", "make", str(folder / "answers"), "-o", str(folder / "all.jsonl"))
                 write_lines(pairs, read_rows(folder / "all.jsonl")[: len(read_rows(own))])
             case _:
@@ -141,7 +146,7 @@ class Study:
         simpo(
             *("train", recipe, "--resume", f"name={name}-{number}", f"output_dir={folder / 'run'}"),
             *(f"seed={self.seed}", f"model.path={model}", f"data.train={pairs}", f"train.learning_rate={rate!r}"),
-            *(["loss.beta=0.01"] if name == "sft" else []),
+            *LOSSES.get(name, ()),
             *steps,
         )
         answered(self.held_out, str(folder / "run"), folder / "held-out", "-n", "1", "--temperature", "0")
@@ -244,7 +249,7 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
     results = document["results"]
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     answers, pairs, balanced = figure.subplots(1, 3, sharey=True)
-    for name, colour in zip(ARMS, ("#1b7a4b", "#6d6d6d", "#8a5a00", "#2456a6", "#b3261e"), strict=True):
+    for name, colour in zip(ARMS, ("#1b7a4b", "#6d6d6d", "#8a5a00", "#2456a6", "#b3261e", "#7b1fa2"), strict=True):
         rounds = [0, *(one["round"] for one in results[name])]
         exact = [results["start"]["passed"], *(one["exact"] for one in results[name])]
         answers.plot(rounds, [one["value"] for one in exact], "o-", color=colour, label=name)

@@ -13,25 +13,21 @@ from simpo_cli.builtin import corpus
 from tests.faults.children import Children
 from tests.faults.rounds import KILLS
 
-COMMAND = ("pairs", "round", "round.yaml", "--rounds", "2", "--rule", "builtin:guide", "--resume")
+COMMAND = (
+    *("pairs", "round", "demo-round", "--rounds", "2", "--rule", "builtin:guide", "--resume"),
+    *("name=round", "data.eval=held.jsonl", "train.pairs_per_step=4", "train.max_steps=2", "train.learning_rate=1e-4"),
+    *("health.num_answers=0", "pairs.prompts_per_round=24", "pairs.answers_per_prompt=4", "pairs.temperature=0.5"),
+    *("pairs.max_new_tokens=40", "pairs.held_out_prompts=10"),
+)
 # with times and memory
 _OF_THE_RUN = ("run.json", "metrics.jsonl", "evals.jsonl", "notes.jsonl", "report.html", "README.md", ".owner", ".lock")
 
 
 @pytest.fixture(scope="module")
 def place(children: Children) -> Path:
-    """The children's folder, with a recipe of rounds that take little."""
+    """The children's folder, with a few held-out pairs."""
     pairs = corpus.preference_pairs("eval", corpus.SEED)[:12]
     (children.place / "held.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs), encoding="utf-8")
-    (children.place / "round.yaml").write_text(
-        "name: round\nmodel: {path: builtin:guide}\n"
-        "data: {train: '-', eval: held.jsonl, max_length: 128, max_prompt_length: 64}\n"
-        "train: {pairs_per_step: 4, max_steps: 2, num_epochs: 3, learning_rate: 1e-4, precision: fp32}\n"
-        "health: {num_answers: 0}\n"
-        "pairs: {prompts: builtin:guide, prompts_per_round: 24, answers_per_prompt: 4, temperature: 0.5,\n"
-        "  max_new_tokens: 40, min_score: 1, held_out_prompts: 10}\n",
-        encoding="utf-8",
-    )
     return children.place
 
 
