@@ -34,7 +34,7 @@ def write_rounds_report(path: Path, output: Path | None = None) -> Path:
 def rounds_page(document: Mapping[str, Any]) -> str:
     """The page of what rounds.json holds."""
     said, stopped = conclusions(document), document["stopped"]
-    is_better = document["best"] > 0
+    tables, figures = rounds_tables(document), _figures(document)  # of the answers, then of the pairs
     return render(
         "sections.html.jinja",
         title=f"simpo pairs round: {document['name']}",
@@ -43,15 +43,17 @@ def rounds_page(document: Mapping[str, Any]) -> str:
             Section(
                 "",
                 verdict=said[0] if said else "no round is done yet",
-                tone="warning" if stopped or not is_better else "good",
-                alerts=said[1:],
-                tables=rounds_tables(document),
-                figures=_figures(document),
+                tone="warning" if stopped or not document["best"] else "good",
+                alerts=[line for line in said if line.startswith("stopped")],
+                tables=tables[:1],
+                figures=figures["answers"],
                 remarks=[
+                    *(line for line in said if line.startswith("model")),
                     "Bands are 95 % intervals over prompts. One seed: another may end elsewhere. The best of several "
-                    "rounds is chosen on the prompts that it is shown for, so it looks a little better than it is."
+                    "rounds is chosen on the prompts that it is shown for, so it looks a little better than it is.",
                 ],
             ),
+            *(Section("Held-out pairs", tables=[table], figures=figures["pairs"]) for table in tables[1:]),
             Section("What became of the prompts", tables=[*_ledgers(document["rounds"])]),
         ],
         end=f"from {document['model']} · simpo pairs score {' '.join(document['scoring'])} · simpo {__version__}",
@@ -63,17 +65,18 @@ def _ledgers(rounds: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [ledger_table({**one["pairs"], "file": f"round {one['round']}"}) for one in made]
 
 
-def _figures(document: Mapping[str, Any]) -> list[TitledFigure]:
+def _figures(document: Mapping[str, Any]) -> dict[str, list[TitledFigure]]:
+    """Curves of the answers and of the pairs."""
     rounds = document["rounds"]
-    if not rounds:
-        return []
     names, most = names_of(document), len(rounds) - 1
-    figures = []
+    answers: list[TitledFigure] = []
+    pairs: list[TitledFigure] = []
     for key in ("passed", "score", "ended", "repeated"):
-        if all(one["held_out"].get(key) for one in rounds):
+        if rounds and all(one["held_out"].get(key) for one in rounds):
             show = three_digits if key == "score" else percent
             line = _line(names[key], [(one["round"], one["held_out"][key]) for one in rounds], HELD_OUT)
-            figures.append(curve_figure(names[key].capitalize(), [line], show, most, name=key, unit="round"))
+            title, from_zero = names[key].capitalize(), show is percent
+            answers.append(curve_figure(title, [line], show, most, name=key, unit="round", is_from_zero=from_zero))
     scored = [one for one in rounds if one["on_pairs"] is not None]
     lines = []
     for key, name, colour in (("accuracy", "accuracy", INK), ("balanced", "length-balanced", CHOSEN)):
@@ -81,12 +84,10 @@ def _figures(document: Mapping[str, Any]) -> list[TitledFigure]:
         if points:
             lines.append(_line(name, points, colour))
     if lines:
-        figures.append(
-            curve_figure(
-                "Held-out pairs", lines, percent, most, name="pairs", level=(0.5, "random baseline"), unit="round"
-            )
+        pairs.append(
+            curve_figure("Accuracy", lines, percent, most, name="pairs", level=(0.5, "random baseline"), unit="round")
         )
-    return figures
+    return {"answers": answers, "pairs": pairs}
 
 
 def _line(name: str, points: Sequence[tuple[int, Mapping[str, Any]]], colour: str) -> Line:
