@@ -187,7 +187,7 @@ def measured(studies: Sequence[Study], rounds: int) -> dict[str, Any]:
             row["chosen_longer"] = [_longer(folder / "pairs.jsonl") for folder in folders]
             receipts = [read_receipt(folder / "run") for folder in folders]
             row["steps"] = [one["plan"]["steps"] for one in receipts]
-            row["alerts"] = [sorted({alert["code"] for alert in one["alerts"]}) for one in receipts]
+            row["alerts"] = [sorted({alert["code"] for alert in one.get("health", [])}) for one in receipts]
             row["on_pairs"] = _on_pairs([one["outcome"]["after"] for one in receipts])
             document[name].append(row)
         if name != "own":
@@ -257,7 +257,7 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
         answers.fill_between(rounds, low, high, color=colour, alpha=0.15, linewidth=0)
         for axes, key in ((pairs, "accuracy"), (balanced, "balanced")):
             shares = [results["start"]["on_pairs"][key][0], *(np.mean(one["on_pairs"][key]) for one in results[name])]
-            axes.plot(rounds, shares, "o-", color=colour)
+            axes.plot(rounds, shares, "o-", color=colour, label=name)
     for axes, title in (
         (answers, "answers: wholly right"),
         (pairs, "pairs: accuracy"),
@@ -268,7 +268,7 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
         axes.set_xticks(rounds)
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    answers.legend(fontsize=9)
+    balanced.legend(fontsize=9, loc="lower right")  # where no line is
     figure.savefig(file, metadata={"Date": None})
 
 
