@@ -1,5 +1,6 @@
 """`simpo pairs`: preference pairs out of a model's own answers: sample, score, make, and round."""
 
+import math
 import os
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -49,7 +50,11 @@ Rule = Annotated[
 RuleTimeout = Annotated[
     float,
     typer.Option(
-        min=0.1, metavar="SECONDS", rich_help_panel=_WHO, help="After which the rule has no score for an answer."
+        min=0.1,
+        max=86_400,
+        metavar="SECONDS",
+        rich_help_panel=_WHO,
+        help="After which the rule has no score for an answer.",
     ),
 ]
 RewardModel = Annotated[
@@ -340,6 +345,9 @@ def _made(
     from simpo_cli.pairs.make import Making, make_pairs
     from simpo_cli.pairs.samples import SampleFolder
 
+    for name, value in (("--min-margin", min_margin), ("--min-score", min_score)):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{name} is {value}, must be a finite number.", "Leave it out, or give a number.")
     making = Making(
         rejected=rejected,
         min_margin=min_margin,

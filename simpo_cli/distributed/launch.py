@@ -70,7 +70,8 @@ def launch(command: Sequence[str], num_processes: int, may_restart: Callable[[],
 def run_alone(command: Sequence[str]) -> int:
     """Run a command as a process that ends when this one does, and wait for it; it has the terminal.
 
-    A signal that asks to stop is passed on to it.
+    What it prints goes to stderr: stdout is for the result of its caller. A signal that asks to stop is passed on
+    to it.
 
     Returns:
         Its exit code; it has said what there is to say.
@@ -94,13 +95,21 @@ class _Outcome(NamedTuple):
 class _Worker:
     """One process of the run."""
 
-    def __init__(self, rank: int, command: Sequence[str], environment: dict[str, str], folder: Path, pipe: int) -> None:
+    def __init__(
+        self,
+        rank: int,
+        command: Sequence[str],
+        environment: dict[str, str],
+        folder: Path,
+        pipe: int,
+        stdout: int | None,
+    ) -> None:
         self.rank = rank
         self._word, self._log = _word_of(rank, folder), folder / f"{rank}.log"
         self._stopped_by = ""
         self._is_given_up = False
         with self._log.open("wb") as log:
-            streams: Any = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} if rank else {"stdout": stdout}
             self._process = subprocess.Popen(command, env=environment, pass_fds=[pipe], **streams)
 
     @property
@@ -148,7 +157,7 @@ class _Worker:
         from simpo_cli.run.receipt import command_to_resume  # what it is built on takes a while to import
 
         fix, error_code = f"Resume with: {command_to_resume()}", ExitCode.ENVIRONMENT
-        if self._stopped_by and exit_code == -signal.SIGTERM:  # it did not listen yet, or no more
+        if self._stopped_by and exit_code in (-signal.SIGTERM, -signal.SIGINT):  # it did not listen yet, or no more
             return UserError(f"Stopped by {self._stopped_by}; what was saved is kept.", fix, exit_code=ExitCode.SAVED)
         if exit_code < 0:
             end = f"was killed by {signal.Signals(-exit_code).name}"
@@ -170,7 +179,8 @@ def _run(command: Sequence[str], num_processes: int, stop: StopRequest, environm
         try:
             for rank in range(num_processes):
                 place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if environment else {}
-                workers.append(_Worker(rank, command, common | place, Path(folder), pipe))
+                stdout = None if environment else 2  # of rank 0; see run_alone
+                workers.append(_Worker(rank, command, common | place, Path(folder), pipe, stdout))
             return _watch(workers, stop)
         except BlockingIOError as error:
             raise UserError(

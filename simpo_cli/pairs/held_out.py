@@ -136,14 +136,14 @@ def on_pairs(path: Path, number: int, when: str) -> Row | None:
 
 def best_of(rounds: Sequence[Mapping[str, Any]]) -> int:
     """The first round with the most answers that reach the bar, or where there is none the highest mean score."""
-    return int(max(rounds, key=lambda one: worth_of(one)["value"])["round"])
+    return int(max(rounds, key=worth_of)["round"])
 
 
-def worth_of(row: Mapping[str, Any]) -> Row:
-    """The number that rounds are compared by."""
+def worth_of(row: Mapping[str, Any]) -> float:
+    """The number that rounds are compared by; a round none of whose answers has a score is the worst."""
     held_out = row["held_out"]
-    worth: Row = held_out.get("passed") or held_out["score"]
-    return worth
+    worth = held_out.get("passed") or held_out["score"]
+    return -np.inf if worth is None else float(worth["value"])
 
 
 def fallen(rounds: Sequence[Mapping[str, Any]]) -> Row | None:

@@ -1,16 +1,19 @@
 """Which prompts are asked: of a file, of pairs or of the built-in world; and which of them rounds hold out."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simpo_cli.builtin.corpus import free_prompts
 from simpo_cli.data.load import PairReader
+from simpo_cli.data.messages import is_transcript_prompt, transcript_turns
 from simpo_cli.data.pair import Message
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.folder import write_lines
 from simpo_cli.evaluate.generate.prompts import Prompted, key_of, prompts_in
+from simpo_cli.files import MalformedError, parse
 from simpo_cli.recipe.schema import Recipe
 
 
@@ -38,6 +41,12 @@ def prompts_of(name: str, *, of_pairs: bool) -> Iterator[Prompted]:
                 "Add --of-pairs (in a recipe pairs.of_pairs: true) to ask its prompt.",
                 where=where,
             )
+        try:
+            parse(json.dumps({"record": record}).encode())  # as the folder of answers keeps it
+        except MalformedError as error:
+            raise UserError(f"cannot be kept: {error}.", "Leave the field out of the record.", where=where) from error
+        if isinstance(prompt, str) and is_transcript_prompt(prompt):  # a pair of it is read as a conversation, too
+            prompt = tuple(transcript_turns(prompt))
         yield Prompted(prompt, where, record)
 
 

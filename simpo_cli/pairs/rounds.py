@@ -31,7 +31,7 @@ from simpo_cli.distributed.launch import run_alone
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.folder import write_json, write_text
 from simpo_cli.evaluate.generate.prompts import Prompted
-from simpo_cli.files import object_in
+from simpo_cli.files import disk_faults, object_in
 from simpo_cli.pairs.held_out import best_of, fallen, measured_round, on_pairs, round_folder
 from simpo_cli.pairs.make import Making, NoPairsError, make_pairs
 from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_prompts
@@ -103,9 +103,13 @@ def run_rounds(
         "scoring": list(rounds.scoring),
     }
     if fresh and (rounds.path / ROUNDS).is_file():
-        rounds.path.rename(rounds.path.with_name(f"{rounds.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}"))
+        aside = rounds.path.with_name(f"{rounds.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}")
+        with locked(rounds.path), disk_faults(f"{rounds.path} cannot be set aside"):
+            rounds.path.rename(aside)
     _require_usable(rounds.path, identity, resume=resume)
     with locked(rounds.path):
+        before = len(read_rounds(rounds.path)["rounds"]) if (rounds.path / ROUNDS).is_file() else 0
+        num_rounds = max(num_rounds, before - 1)  # what is known of rounds stays known
         write_text(rounds.path / "recipe.yaml", rounds.composed.as_yaml())
         held_out, asked = split_prompts(recipe)
         write_prompts(rounds.path / "held-out.jsonl", held_out)
@@ -123,7 +127,8 @@ def run_rounds(
             "best": 0,
             "stopped": None,
         }
-        write_json(rounds.path / ROUNDS, document)
+        if not before:
+            write_json(rounds.path / ROUNDS, document)
         for number in range(num_rounds + 1):
             say(f"round {number} of {num_rounds}" if number else "the start model")
             try:
@@ -138,7 +143,8 @@ def run_rounds(
                 made[0]["on_pairs"] = on_pairs(rounds.path, 1, "before")
             document["best"] = best_of(made)
             document["stopped"] = fallen(made)
-            write_json(rounds.path / ROUNDS, document)
+            if len(made) >= before:
+                write_json(rounds.path / ROUNDS, document)
             if document["stopped"] is not None:
                 break
         write_json(rounds.path / ROUNDS, document)
@@ -193,7 +199,8 @@ def read_rounds(path: Path) -> dict[str, Any]:
         document = object_in((path / ROUNDS).read_bytes())
         if document["schema_version"] != SCHEMA_VERSION or document["kind"] != "rounds":
             raise ValueError("another version wrote it")
-    except (OSError, ValueError, KeyError) as error:
+        len(document["rounds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot be read: {error}.", "Move the folder away.", where=str(path / ROUNDS)) from error
     return document
 
@@ -248,6 +255,21 @@ def _answer(rounds: Rounds, prompts: Path, model: Path, to: Path, drawn: Sequenc
         _run([*words, *rounds.trusting], say)
     if not SampleFolder.open(to).scores_file(rounds.kind).is_file():
         _run(["pairs", "score", str(to), *rounds.scoring, *rounds.trusting], say)
+    _require_same_scorer(rounds, to)
+
+
+def _require_same_scorer(rounds: Rounds, to: Path) -> None:
+    """Refuse (UserError) scores by another scorer than the start model's: a rule may be edited between rounds."""
+    first, later = SampleFolder.open(rounds.folder(0) / "held-out"), SampleFolder.open(to)
+    before, found = (folder.scores(rounds.kind)[0] for folder in (first, later))
+    of_scorer = (before.keys() | found.keys()) - {"answers_sha256"}
+    differing = sorted(key for key in of_scorer if before.get(key) != found.get(key))
+    if differing:
+        raise UserError(
+            f"holds scores by another scorer than the start model's: {', '.join(differing)} differ.",
+            "Put back what scored then and move this file away, or begin anew with --fresh.",
+            where=str(later.scores_file(rounds.kind)),
+        )
 
 
 def _make(rounds: Rounds, folder: Path, say: Say) -> None:
@@ -275,8 +297,10 @@ def _run(words: Sequence[str], say: Say) -> None:
     say(f"$ simpo {' '.join(words)}")
     code = run_alone([sys.executable, "-P", "-m", "simpo_cli", *words])
     if code != ExitCode.DONE:
+        from simpo_cli.run.receipt import command_to_resume  # what it is built on takes a while to import
+
         raise StoppedRoundError(
-            f"simpo {words[0]} ended with exit code {code}.",
-            "Resume with: the same command and --resume",
-            exit_code=ExitCode(code),
+            f"simpo {' '.join(words[: 1 + (words[0] == 'pairs')])} ended with exit code {code}.",
+            f"Resume with: {command_to_resume()}",
+            exit_code=ExitCode(code) if code in set(ExitCode) else ExitCode.CRASH,
         )

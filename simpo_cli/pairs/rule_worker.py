@@ -24,6 +24,7 @@ from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 _MOST_CHARACTERS = 300  # of what an exception says
+_LARGEST = 1e100  # score: sums of squares of larger ones are not finite
 
 
 def main() -> None:
@@ -103,6 +104,8 @@ def _outcome(function: Any, asked: dict[str, Any], num_parameters: int) -> dict[
         return {"reason": "not a number", "message": f"a {type(value).__name__}"}
     if not math.isfinite(number):
         return {"reason": "not finite", "message": str(number)}
+    if abs(number) > _LARGEST:
+        return {"reason": "too large", "message": f"{number:g}"}
     return {"value": number}
 
 

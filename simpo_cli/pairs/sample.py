@@ -43,7 +43,7 @@ from simpo_cli.evaluate.targets import Target, find_speaker
 from simpo_cli.model.device import device_type
 from simpo_cli.names import kind_of
 from simpo_cli.pairs.prompts import prompts_of
-from simpo_cli.pairs.samples import ANSWERS, SCHEMA_VERSION, BatchLog, Row, SampleFolder, locked
+from simpo_cli.pairs.samples import ANSWERS, SCHEMA_VERSION, BatchLog, Row, RowKey, SampleFolder, locked
 from simpo_cli.stages import stage
 
 _MOST_ROWS = 128
@@ -199,8 +199,9 @@ def _answer(
     decoding = replace(decoding, **{key: folder.manifest["decoding"][key] for key in ("max_new_tokens", "seed")})
     asked = [replace(one, key=f"{one.key}.{number}") for one in folder.questions for number in range(num)]
     batches = batches_by_length(asked, folder.manifest["batch_rows"])
+    row_keys = [[_row_key(one.key) for one in batch] for batch in batches]
     log = BatchLog(folder.path, ANSWERS, {"manifest": folder.manifest}, rank)
-    done = log.done()
+    done = log.done(row_keys)
     left = [number for number in range(rank, len(batches), world) if number not in done]
     if left:
         resumed = f", {len(done):,} of {len(batches):,} batches are there" if done else ""
@@ -214,7 +215,7 @@ def _answer(
                 log.add(number, [_row(one) for one in answer(batches[number], mode)])
                 working.advance()
     if rank == 0:
-        _finish(folder, log, len(batches), world)
+        _finish(folder, log, row_keys, world)
     return folder
 
 
@@ -233,13 +234,19 @@ def _opened(
 
 
 def _row(answer: Answer) -> Row:
-    key, number = answer.key.rsplit(".", 1)
-    return {"key": key, "number": int(number), "output": answer.text, "ended": answer.ended, "ids": list(answer.ids)}
+    key, number = _row_key(answer.key)
+    return {"key": key, "number": number, "output": answer.text, "ended": answer.ended, "ids": list(answer.ids)}
 
 
-def _finish(folder: SampleFolder, log: BatchLog, num_batches: int, world: int) -> None:
+def _row_key(key: str) -> RowKey:
+    """Of an answer whose question was asked by this key."""
+    key, number = key.rsplit(".", 1)
+    return key, int(number)
+
+
+def _finish(folder: SampleFolder, log: BatchLog, row_keys: Sequence[Sequence[RowKey]], world: int) -> None:
     """Wait for the batches of the other processes, and write the file."""
-    while len(done := log.done()) < num_batches:
+    while len(done := log.done(row_keys)) < len(row_keys):
         if world == 1:
             raise AssertionError("a batch is missing that nobody else makes")
         time.sleep(0.2)

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from simpo_cli.data.messages import turns_of
+from simpo_cli.data.pair import RecordError
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.folder import (
     MANIFEST,
@@ -40,6 +41,11 @@ SCHEMA_VERSION = 1
 ANSWERS = "answers"
 LOCK = ".lock"
 Row = dict[str, Any]
+RowKey = tuple[str, int]
+"""Of an answer or its score: the key of its prompt, and its number among the answers to it."""
+
+_DAMAGES = (AttributeError, KeyError, OverflowError, RecordError, TypeError, ValueError)
+"""What it leads to when a file that we wrote holds something else."""
 
 
 class BatchLog:
@@ -56,8 +62,11 @@ class BatchLog:
         self._folder, self._name, self._heading = folder, name, dict(heading)
         self._own = folder / f".{name}.{rank}.log"
 
-    def done(self) -> dict[int, list[Row]]:
+    def done(self, batches: Sequence[Iterable[RowKey]] | None = None) -> dict[int, list[Row]]:
         """The batches that are there, by number, of all processes.
+
+        Args:
+            batches: the rows that each batch has, by key and number.
 
         Raises:
             UserError: a log is of something else, or damaged.
@@ -74,7 +83,14 @@ class BatchLog:
                     "Run the command as it was, or remove the file to begin again.",
                     where=str(file),
                 )
-            found |= {row["batch"]: row["rows"] for row in rows[1:]}
+            for line, row in enumerate(rows[1:], start=2):
+                if not _is_batch(row, batches):
+                    raise UserError(
+                        "is no batch of this work.",
+                        "Remove the file to make its batches again.",
+                        where=f"{file}:{line}",
+                    )
+                found[row["batch"]] = row["rows"]
         return found
 
     def add(self, number: int, rows: Sequence[Row]) -> None:
@@ -165,23 +181,17 @@ class SampleFolder:
             manifest = object_in((path / MANIFEST).read_bytes())
             if manifest["schema_version"] != SCHEMA_VERSION or manifest["kind"] != "samples":
                 raise ValueError(f"it holds {manifest['kind']}, of version {manifest['schema_version']}")
-            questions = tuple(
-                Question(
-                    row["key"],
-                    tuple(turns_of(row["messages"], "messages")),
-                    tuple(row["ids"]),
-                    row["where"],
-                    record=dict(row["record"]),
-                    is_text=bool(row["is_text"]),
-                )
-                for row in read_rows(path / PROMPTS)
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for count in (manifest["prompts"]["count"], manifest["decoding"]["answers_per_prompt"]):
+                _require_whole(count, "a count", least=1)
+            _require_whole(manifest["batch_rows"], "batch_rows", least=1)
+            dict(manifest["model"]["sha256"])
+            questions = tuple(map(_question_of, read_rows(path / PROMPTS)))
+        except (OSError, *_DAMAGES) as error:
             raise UserError(
-                f"{path} cannot be read as a folder of answers: {error}.",
+                f"{path} cannot be read as a folder of answers: {_in_words(error)}.",
                 "Name a folder that simpo pairs sample has made, or make it again elsewhere.",
             ) from error
-        if len(questions) != manifest["prompts"]["count"]:
+        if len({one.key for one in questions}) != manifest["prompts"]["count"]:
             raise UserError(
                 f"{path / PROMPTS} holds {len(questions):,} prompts of {manifest['prompts']['count']:,}.",
                 "Restore the file, or make the answers again elsewhere.",
@@ -206,7 +216,15 @@ class SampleFolder:
     @property
     def answers_per_prompt(self) -> int:
         """How many answers each prompt has."""
-        return int(self.manifest["decoding"]["answers_per_prompt"])
+        number: int = self.manifest["decoding"]["answers_per_prompt"]
+        return number
+
+    def _require_all(self) -> None:
+        if not self.is_whole:
+            raise UserError(
+                f"{self.path} does not hold all its answers yet.",
+                "Run simpo pairs sample again with the same options: it resumes where it stopped.",
+            )
 
     def answers(self) -> list[tuple[int, Answered]]:
         """Every answer with its number among those of its prompt, in the order of the prompts.
@@ -214,38 +232,29 @@ class SampleFolder:
         Raises:
             UserError: answers are missing, or a row is damaged.
         """
-        if not self.is_whole:
-            raise UserError(
-                f"{self.path} does not hold all its answers yet.",
-                "Run simpo pairs sample again with the same options: it resumes where it stopped.",
-            )
-        questions = {one.key: one for one in self.questions}
-        file = self.path / f"{ANSWERS}.jsonl"
-        try:
-            found = [
-                (
-                    int(row["number"]),
-                    Answered(
-                        questions[row["key"]],
-                        Answer(row["key"], row["output"], tuple(row["ids"]), bool(row["ended"])),
-                    ),
-                )
-                for row in read_rows(file)
-            ]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"a row lacks {error}, or is of another prompt.", "Make the answers again elsewhere.", where=str(file)
-            ) from error
-        if len(found) != len(self.questions) * self.answers_per_prompt:
-            raise UserError(
-                f"holds {len(found):,} answers of {len(self.questions) * self.answers_per_prompt:,}.",
-                "Make the answers again elsewhere.",
-                where=str(file),
-            )
+        self._require_all()
+        file, fix = self.path / f"{ANSWERS}.jsonl", "Make the answers again elsewhere."
+        questions, found = {one.key: one for one in self.questions}, []
+        left = {(one.key, number) for one in self.questions for number in range(self.answers_per_prompt)}
+        for line, row in enumerate(read_rows(file), start=1):
+            try:
+                left.remove((row["key"], row["number"]))
+                found.append((row["number"], Answered(questions[row["key"]], _answer_of(row))))
+            except _DAMAGES as error:
+                raise UserError(
+                    f"is no answer, or not to these prompts: {_in_words(error)}.", fix, where=f"{file}:{line}"
+                ) from error
+        if left:
+            raise UserError(f"holds {len(found):,} answers of {len(found) + len(left):,}.", fix, where=str(file))
         return found
 
     def answers_sha256(self) -> str:
-        """The hash of the file of answers."""
+        """The hash of the file of answers.
+
+        Raises:
+            UserError: answers are missing.
+        """
+        self._require_all()
         return hashlib.sha256((self.path / f"{ANSWERS}.jsonl").read_bytes()).hexdigest()
 
     def scores_file(self, kind: ScorerKind) -> Path:
@@ -257,25 +266,91 @@ class SampleFolder:
         kinds: tuple[ScorerKind, ...] = ("rule", "reward_model", "judge")
         return [kind for kind in kinds if self.scores_file(kind).is_file()]
 
-    def scores(self, kind: ScorerKind) -> tuple[Row, dict[tuple[str, int], Score]]:
+    def scores(self, kind: ScorerKind) -> tuple[Row, dict[RowKey, Score]]:
         """Who scored, and the scores by key and number.
 
         Raises:
             UserError: they are of other answers, or a row is damaged.
         """
-        file = self.scores_file(kind)
-        heading, *rows = read_rows(file)
+        file, fix = self.scores_file(kind), "Move the file away and score the answers again."
+        heading, *rows = read_rows(file) or [{}]
         if heading.get("answers_sha256") != self.answers_sha256():
-            raise UserError(
-                "holds scores of other answers.", "Move the file away and score the answers again.", where=str(file)
-            )
-        try:
-            scores = {(row["key"], row["number"]): Score(row["score"], row.get("reason", "")) for row in rows}
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"a row lacks {error}.", "Move the file away and score the answers again.", where=str(file)
-            ) from error
+            raise UserError("holds scores of other answers.", fix, where=str(file))
+        scores: dict[RowKey, Score] = {}
+        for line, row in enumerate(rows, start=2):
+            try:
+                scores[row["key"], row["number"]] = _score_of(row)
+            except _DAMAGES as error:
+                raise UserError(f"is no score: {_in_words(error)}.", fix, where=f"{file}:{line}") from error
+        if {(one.key, number) for one in self.questions for number in range(self.answers_per_prompt)} != scores.keys():
+            raise UserError("does not hold a score of each answer.", fix, where=str(file))
         return heading, scores
+
+
+# Rows that may be damaged: each of these raises one of _DAMAGES
+
+
+def _question_of(row: Row) -> Question:
+    return Question(
+        _require(row["key"], str, "key"),
+        tuple(turns_of(row["messages"], "messages")),
+        _ids_of(row),
+        _require(row["where"], str, "where"),
+        record=_require(row["record"], dict, "record"),
+        is_text=_require(row["is_text"], bool, "is_text"),
+    )
+
+
+def _answer_of(row: Row) -> Answer:
+    text = _require(row["output"], str, "output")
+    text.encode()  # half of a surrogate pair is no text
+    return Answer(row["key"], text, _ids_of(row), _require(row["ended"], bool, "ended"))
+
+
+def _ids_of(row: Row) -> tuple[int, ...]:
+    ids = _require(row["ids"], list, "ids")
+    for one in ids:
+        _require_whole(one, "one of ids")
+    return tuple(ids)
+
+
+def _score_of(row: Row) -> Score:
+    value = row["score"]
+    if value is None:
+        return Score(None, _require(row.get("reason", ""), str, "reason"))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("score is no number")
+    return Score(float(value))
+
+
+def _is_batch(row: Row, batches: Sequence[Iterable[RowKey]] | None) -> bool:
+    """Whether a line of a log is a batch, of these rows where they are known."""
+    try:
+        number, rows = _require_whole(row["batch"], "batch"), _require(row["rows"], list, "rows")
+        row_keys = sorted((_require(one["key"], str, "key"), _require_whole(one["number"], "number")) for one in rows)
+        if batches is None:
+            return True
+        for one in rows:
+            _score_of(one) if "score" in one else _answer_of(one)
+        return row_keys == sorted(batches[number])
+    except (IndexError, *_DAMAGES):
+        return False
+
+
+def _require(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is of another kind")
+    return value
+
+
+def _require_whole(value: Any, name: str, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} is not a whole number from {least}")
+    return value
+
+
+def _in_words(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def score(folder: SampleFolder, scorer: Scorer, say: Callable[[str], None]) -> d
             say(f"all {len(answers):,} scores are in {file}")
             return scores_document(folder, scorer.kind)
         log = BatchLog(folder.path, file.stem, heading)
-        done = log.done()
         batches = [answers[start : start + scorer.batch_size] for start in range(0, len(answers), scorer.batch_size)]
+        done = log.done([[(one.answer.key, number) for number, one in batch] for batch in batches])
         scorer.has_scored = any(row["score"] is not None for rows in done.values() for row in rows)
         left = [number for number in range(len(batches)) if number not in done]
         resumed = f", {len(done):,} of {len(batches):,} batches are there" if done else ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from simpo_cli import __version__
+from simpo_cli.errors import UserError
 from simpo_cli.formatting import percent
 from simpo_cli.pairs.rounds import ROUNDS, read_rounds
 from simpo_cli.report.figures import CHOSEN, HELD_OUT, INK, Curve, Line, TitledFigure, curve_figure, three_digits
@@ -27,7 +28,16 @@ def write_rounds_report(path: Path, output: Path | None = None) -> Path:
         UserError: the folder is damaged, or the page cannot be written.
     """
     target = path / "report.html" if output is None else output
-    write_page(target, rounds_page(read_rounds(path)), named="the report" if output is None else "--output")
+    document = read_rounds(path)
+    try:
+        page = rounds_page(document)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"does not hold rounds as we write them: {type(error).__name__}, {error}.",
+            "Write it anew: the command that made it, with --resume.",
+            where=str(path / ROUNDS),
+        ) from error
+    write_page(target, page, named="the report" if output is None else "--output")
     return target
 
 

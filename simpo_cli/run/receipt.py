@@ -153,9 +153,10 @@ def command_line() -> str:
 
 
 def command_to_resume() -> str:
-    """The same command, to resume the run."""
+    """The same command, to resume the run; those of pairs that resume unasked have no option for it."""
     typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
-    return shlex.join(["simpo", *typed, "--resume"])
+    unasked = typed[:1] == ["pairs"] and typed[:2] != ["pairs", "round"]
+    return shlex.join(["simpo", *typed, *([] if unasked else ["--resume"])])
 
 
 def now() -> str:

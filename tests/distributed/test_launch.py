@@ -23,6 +23,7 @@ from simpo_cli.distributed.ranks import join
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.redaction import remember
 from simpo_cli.run.folder import OUT_OF_MEMORY
+from simpo_cli.run.receipt import command_to_resume
 from tests.cli.seen import Simpo, typed, write_run_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -320,6 +321,33 @@ def test_a_stop_before_processes_listen_is_told_and_saves() -> None:
     launched = Launched("ready(); time.sleep(600)")
     launched.process.send_signal(signal.SIGHUP)
     assert launched.ends() == (ExitCode.SAVED, "Stopped by SIGHUP; what was saved is kept.\n")
+
+
+@pytest.mark.usefixtures("place")
+def test_an_interrupt_of_the_terminal_before_processes_listen_is_told_and_saves() -> None:
+    launched = Launched("signal.signal(signal.SIGINT, signal.SIG_DFL); ready(); time.sleep(600)")
+    os.killpg(launched.process.pid, signal.SIGINT)
+    assert launched.ends() == (ExitCode.SAVED, "Stopped by SIGINT; what was saved is kept.\n")
+
+
+def test_what_a_process_alone_prints_leaves_stdout_to_its_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launcher.run_alone([sys.executable, "-c", "print('a table'); raise SystemExit(3)"]) == 3
+    assert capfd.readouterr() == ("", "a table\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumed"),
+    [
+        ("train run.yaml --fresh", "simpo train run.yaml --resume"),
+        ("pairs round demo-round --rule a.py:b --resume", "simpo pairs round demo-round --rule a.py:b --resume"),
+        ("pairs sample p.jsonl --model m --num-processes 2", "simpo pairs sample p.jsonl --model m --num-processes 2"),
+    ],
+)
+def test_the_command_that_resumes_is_one_that_can_be_typed(
+    monkeypatch: pytest.MonkeyPatch, typed: str, resumed: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["simpo", *typed.split()])
+    assert command_to_resume() == resumed
 
 
 @pytest.mark.usefixtures("place")

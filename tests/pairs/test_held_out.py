@@ -127,3 +127,13 @@ def test_without_a_bar_the_mean_score_counts(tmp_path: Path) -> None:
 
 def test_of_equally_good_rounds_the_first_is_the_best(tmp_path: Path, recipe: Any) -> None:
     assert best_of(_measured(tmp_path, recipe, [_answers(50), _answers(90), _answers(90, seed=3)])) == 1
+
+
+def test_a_round_without_any_score_is_the_worst(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, None)
+    made = _measured(tmp_path, recipe, [[Made("some words", -2.0)] * 3])
+    scored = made[0]["held_out"]
+    row = {"round": 1, "held_out": {**scored, "score": None}}
+    assert best_of([*made, row]) == 0
+    assert best_of([{**row, "round": 0}, {**made[0], "round": 1}]) == 1
+    assert best_of([row]) == 1

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from simpo_cli.cli.main import run
 from simpo_cli.errors import ExitCode
+from simpo_cli.pairs import rounds, samples
 from tests.cli.seen import Simpo, typed
 from tests.pairs.folders import Made, write_answers
 
@@ -88,6 +90,9 @@ REFUSED: dict[str, tuple[str, str]] = {
     "pairs make answers -o prefs.jsonl": ("exists and is not what simpo pairs make wrote.", "Name another file."),
     "pairs make answers -o new.jsonl --by judge": ("has no scores by judge, but by rule.", "Use --by rule."),
     "pairs make answers -o new.jsonl --min-score 9": ("no pair is left of 2 prompts", "Sample more answers"),
+    "pairs make answers -o new.jsonl --min-margin nan": ("--min-margin is nan, must be a finite number.", "Leave it"),
+    "pairs make answers -o new.jsonl --min-score -inf": ("--min-score is -inf, must be a finite number.", "Leave it"),
+    "pairs score answers --rule rule.py:score --rule-timeout inf": ("'--rule-timeout'", "Usage: simpo pairs score"),
     "pairs make answers -o new.jsonl --weaker answers": (
         "holds answers of the same model.",
         "Name answers of a weaker",
@@ -136,3 +141,45 @@ def test_texts_leave_the_machine_only_when_somebody_says_yes(
     assert seen.code == ExitCode.USAGE
     assert "nothing was sent." in seen.err
     assert asked == ["4 answers with their prompts would be sent to judge.example. Send them?"]
+
+
+def test_rounds_refuse_scores_of_a_rule_that_was_edited_between_them(
+    simpo: Simpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rule.py").write_text("def score(prompt, answer):\n    return len(answer)\n", encoding="utf-8")
+    pairs = [{"prompt": f"What of number {number}?", "chosen": "yes", "rejected": "no"} for number in range(24)]
+    (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs), encoding="utf-8")
+    (tmp_path / "round.yaml").write_text(
+        "name: r\nmodel: {path: builtin:guide}\ndata: {train: '-', max_length: 128, max_prompt_length: 64}\n"
+        "train: {pairs_per_step: 2, max_steps: 1, precision: fp32}\nhealth: {num_answers: 0}\n"
+        "pairs: {prompts: prefs.jsonl, of_pairs: true, prompts_per_round: 4, answers_per_prompt: 4, temperature: 1,\n"
+        "  min_score: null, max_new_tokens: 40, held_out_prompts: 10}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(rounds, "fallen", lambda _: None)
+    monkeypatch.setattr(rounds, "run_alone", lambda command: run(command[command.index("simpo_cli") + 1 :]))
+    line = ("pairs", "round", "round.yaml", "--rule", "rule.py:score", "--resume", "--rounds")
+    seen = simpo(*line, "1")
+    assert seen.code == 0, seen.err
+    curve = (tmp_path / "runs/r/rounds.json").read_bytes()
+    (tmp_path / "rule.py").write_text("def score(prompt, answer):\n    return -len(answer)\n", encoding="utf-8")
+    seen = simpo(*line, "2")
+    assert seen.code == ExitCode.USAGE
+    assert "answers/scores.rule.jsonl: holds scores by another scorer than the start model's: sha256" in seen.err
+    assert (tmp_path / "runs/r/rounds.json").read_bytes() == curve
+    document = json.loads(curve)
+    for damage in ({"best": 9}, {"best": "x"}, {"rounds": 3}, {"rounds": [{}]}, {"stopped": {}}, {"scoring": [1]}):
+        (tmp_path / "runs/r/rounds.json").write_text(json.dumps(document | damage), encoding="utf-8")
+        seen = simpo("report", "runs/r")
+        assert seen.code == ExitCode.USAGE, damage
+        assert "Error: runs/r/rounds.json: " in seen.err
+
+
+def test_rounds_are_not_set_aside_while_somebody_makes_them(simpo: Simpo, tmp_path: Path) -> None:
+    (tmp_path / "runs/demo-round").mkdir(parents=True)
+    (tmp_path / "runs/demo-round/rounds.json").write_text("{}", encoding="utf-8")
+    with samples.locked(tmp_path / "runs/demo-round"):
+        seen = simpo("pairs", "round", "demo-round", "--rule", "builtin:guide", "--fresh")
+    assert seen.code == ExitCode.ENVIRONMENT
+    assert "another process works on runs/demo-round." in seen.err
+    assert [one.name for one in (tmp_path / "runs").iterdir()] == ["demo-round"]

@@ -105,3 +105,18 @@ def test_without_prompts_there_is_a_sentence(tmp_path: Path, content: str | None
         file.write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         split_prompts(_recipe(tmp_path, prompts=str(file)))
+
+
+def test_a_dialogue_written_as_text_is_asked_as_the_conversation_that_a_pair_of_it_is(tmp_path: Path) -> None:
+    text = "\n\nHuman: hi\n\nAssistant: Hello.\n\nHuman: and now?\n\nAssistant:"
+    (asked,) = prompts_of(_write(tmp_path / "prompts.jsonl", [{"prompt": text}]), of_pairs=False)
+    file = _write(tmp_path / "prefs.jsonl", [{"prompt": text, "chosen": "Go on.", "rejected": "Stop."}])
+    (of_pair,) = prompts_of(file, of_pairs=True)
+    assert asked.prompt == of_pair.prompt == (Message("user", "hi"), Message("assistant", "Hello."), *asked.prompt[2:])
+
+
+@pytest.mark.parametrize("value", ["1e999", "[" * 63 + "]" * 63], ids=["infinite", "deep"])
+def test_what_a_folder_of_answers_cannot_keep_is_refused(tmp_path: Path, value: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "hi?", "x": {value}}}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"prompts\.jsonl:1: cannot be kept: "):
+        list(prompts_of(str(tmp_path / "prompts.jsonl"), of_pairs=False))

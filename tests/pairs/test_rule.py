@@ -97,6 +97,7 @@ def test_several_turns_are_shown_as_a_conversation(rule: Make) -> None:
         ("float('nan')", Score(None, "not finite")),
         ("-float('inf')", Score(None, "not finite")),
         ("10**400", Score(None, "not finite")),
+        ("-1.5e308", Score(None, "too large")),
         ("1 / 0", Score(None, "ZeroDivisionError")),
         ("sys.exit()", Score(None, "SystemExit")),
         ("(_ for _ in ()).throw(KeyboardInterrupt)", Score(None, "KeyboardInterrupt")),

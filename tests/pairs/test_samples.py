@@ -126,9 +126,9 @@ def test_two_processes_do_not_work_on_one_folder(tmp_path: Path) -> None:
         ("manifest.json", "{", "cannot be read as a folder of answers"),
         ("manifest.json", '{"kind": "answers", "schema_version": 1}', "it holds answers, of version 1"),
         ("prompts.jsonl", "", "holds 0 prompts of 7"),
-        ("prompts.jsonl", '{"key": 1}\n', "cannot be read as a folder of answers: 'messages'"),
+        ("prompts.jsonl", '{"key": "a"}\n', "cannot be read as a folder of answers: it lacks 'messages'"),
         ("answers.jsonl", "", "holds 0 answers of 28"),
-        ("answers.jsonl", '{"key": "x", "number": 0}\n', "a row lacks 'x', or is of another prompt"),
+        ("answers.jsonl", '{"key": "x", "number": 0}\n', "answers.jsonl:1: is no answer, or not to these prompts"),
         ("answers.jsonl", None, "does not hold all its answers yet"),
     ],
 )
@@ -142,6 +142,76 @@ def test_damaged_folders_are_refused_in_a_sentence(
         (folder / file).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         SampleFolder.open(folder).answers()
+
+
+_VALUES = (None, True, -1, 3, 10**400, 1e308, "x", "\ud800", [], [1], {}, {"a": 1})
+
+
+def _places(value: Any, *path: str) -> list[tuple[str, ...]]:
+    inner = [place for key, one in value.items() for place in _places(one, *path, key)] if type(value) is dict else []
+    return [path, *inner] if path else inner
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "prompts.jsonl", "answers.jsonl", "scores.rule.jsonl"])
+def test_whatever_stands_in_a_file_that_we_wrote_it_is_read_or_refused(tmp_path: Path, file: str) -> None:
+    score(SampleFolder.open(_folder(tmp_path / "answers")), _Counting(), print)
+    text = (tmp_path / "answers" / file).read_text("utf-8")
+    whole = [text] if file == "manifest.json" else text.splitlines(keepends=True)
+    for line in (0, 1) if len(whole) > 1 else (0,):
+        for path in _places(json.loads(whole[line])):
+            for value in _VALUES:
+                row = inner = json.loads(whole[line])
+                for key in path[:-1]:
+                    inner = inner[key]
+                inner[path[-1]] = value
+                lines = [*whole[:line], json.dumps(row) + "\n", *whole[line + 1 :]]
+                (tmp_path / "answers" / file).write_text("".join(lines), encoding="utf-8")
+                _read_or_refused(tmp_path / "answers")
+    for lines in ([], whole[:-1], [*whole, whole[-1]], [*whole, "[]\n"]):
+        (tmp_path / "answers" / file).write_text("".join(lines), encoding="utf-8")
+        _read_or_refused(tmp_path / "answers")
+    (tmp_path / "answers" / file).unlink()
+    (tmp_path / "answers" / file).mkdir()
+    _read_or_refused(tmp_path / "answers")
+
+
+def _read_or_refused(folder: Path) -> None:
+    """A score for each answer, all of them of the kinds that they should be, or one sentence."""
+    try:
+        opened = SampleFolder.open(folder)
+        _, scores = opened.scores("rule")
+        answers = opened.answers()
+    except UserError:
+        return
+    assert {(one.answer.key, number) for number, one in answers} == scores.keys()
+    assert all(isinstance(one.value, float | None) for one in scores.values())
+    assert all(one.answer.text.encode() and isinstance(one.answer.ended, bool) for _, one in answers)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"x": 1},
+        {"batch": [1], "rows": []},
+        {"batch": 0, "rows": 3},
+        {"batch": 0, "rows": [1]},
+        {"batch": 0, "rows": []},
+        {"batch": 99, "rows": []},
+        {"batch": 0, "rows": [{"key": "other", "number": number, "score": 1.0} for number in range(3)]},
+    ],
+    ids=str,
+)
+def test_a_damaged_batch_of_a_log_is_refused(tmp_path: Path, batch: dict[str, Any]) -> None:
+    folder = SampleFolder.open(_folder(tmp_path / "answers"))
+    with pytest.raises(KeyboardInterrupt):
+        score(folder, _Counting(1), print)
+    (log,) = folder.path.glob(".scores.rule.*.log")
+    heading, whole = log.read_text("utf-8").splitlines()
+    log.write_text(f"{heading}\n{json.dumps(batch)}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"log:2: is no batch of this work\."):
+        score(folder, _Counting(), print)
+    log.write_text(f"{heading}\n{whole}\n", encoding="utf-8")
+    assert score(folder, _Counting(), print)["answers"] == 28
 
 
 def test_answers_are_found_by_the_hash_of_their_prompt(tmp_path: Path) -> None:
