@@ -389,6 +389,8 @@ def rounds(
         raise UserError("--resume continues rounds and --fresh sets them aside.", "Give one of the two.")
     who = _Who(rule, rule_timeout, reward_model, judge, judge_model, judge_key, yes)
     kind = who.kind
+    if reward_model is None:  # a judge's address is written down, and a rule may fail: said before anything is sampled
+        who.open().close()
     given = [*(overrides or []), "data.train=pairs.jsonl"]  # of each round
     composed = compose(recipe, given)
     wanted = composed.recipe.pairs

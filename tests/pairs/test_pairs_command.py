@@ -100,6 +100,11 @@ REFUSED: dict[str, tuple[str, str]] = {
     "pairs make answers -o new.jsonl --weaker answers --min-score 1": ("makes pairs without scores.", "Leave --by"),
     "pairs round demo --rule builtin:guide": ("the recipe names no prompts to ask.", "Add pairs.prompts=FILE"),
     "pairs round demo-round": ("nothing says who scores.", "Give one of"),
+    "pairs round demo-round --rule missing.py:f": ("missing.py", ""),
+    "pairs round demo-round --judge http://user:pw@127.0.0.1:9 --judge-model m --yes": (
+        "--judge holds a password or a query, which would be written down.",
+        "Put the key into the environment variable OPENAI_API_KEY",
+    ),
     "pairs round demo-round --rule builtin:guide --rounds 0": ("--rounds is 0, must be at least 1.", "3 is"),
     "pairs round demo-round --rule builtin:guide --resume --fresh": (
         "--fresh sets them aside.",
