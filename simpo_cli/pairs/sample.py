@@ -15,6 +15,7 @@ from statistics import fmean
 import torch
 
 from simpo_cli import __version__
+from simpo_cli.data.encode import answer_opening
 from simpo_cli.data.prepare import prepare_tokenizer
 from simpo_cli.distributed.place import Place
 from simpo_cli.errors import UserError
@@ -128,13 +129,14 @@ def sample(
         **asked_as_json(questions, prompts, decoding, tokenizer, recipe),
         "batch_rows": _rows(answering, questions.asked, decoding, engine),
     }
+    opening = answer_opening(questions.asked[0].turns, tokenizer, recipe.data)
     path = folder or Path("answers") / answering.name
     if place is None or place.is_first:
         SampleFolder.require_usable(path)
         with locked(path):
             made = SampleFolder.make(path, manifest, questions.asked)
-            return _answer(made, answering, decoding, engine, say, place)
-    return _answer(_follow(path), answering, decoding, engine, say, place)
+            return _answer(made, answering, decoding, engine, opening, say, place)
+    return _answer(_follow(path), answering, decoding, engine, opening, say, place)
 
 
 def _name_of(target: Target, named: str) -> str:
@@ -186,10 +188,15 @@ def _answer(
     answering: Answering,
     decoding: Decoding,
     engine: Engine,
+    opening: str,
     say: Callable[[str], None],
     place: Place | None,
 ) -> SampleFolder:
-    """Make the batches that are missing, or this process's share of them, and write the file when all are there."""
+    """Make the batches that are missing, or this process's share of them, and write the file when all are there.
+
+    `opening` is what the template's generation prompt already holds of an answer, such as `<think>`: in a pair, and
+    before whoever scores it, the answer begins with it.
+    """
     num, rank, world = folder.answers_per_prompt, 0, 1
     if place is not None:
         rank, world = place.rank, place.world_size
@@ -212,7 +219,7 @@ def _answer(
         mode: Mode = "greedy" if decoding.temperature == 0 else "sampled"
         with _opened(engine, answering, decoding, folder.questions) as answer, stage("answering", len(left)) as working:
             for number in left:
-                log.add(number, [_row(one) for one in answer(batches[number], mode)])
+                log.add(number, [_row(one, opening) for one in answer(batches[number], mode)])
                 working.advance()
     if rank == 0:
         _finish(folder, log, row_keys, world)
@@ -233,9 +240,10 @@ def _opened(
     yield lambda batch, mode: answer_batch(model, batch, decoding, mode)
 
 
-def _row(answer: Answer) -> Row:
+def _row(answer: Answer, opening: str) -> Row:
     key, number = _row_key(answer.key)
-    return {"key": key, "number": number, "output": answer.text, "ended": answer.ended, "ids": list(answer.ids)}
+    text = f"{opening}{answer.text}" if answer.text else ""
+    return {"key": key, "number": number, "output": text, "ended": answer.ended, "ids": list(answer.ids)}
 
 
 def _row_key(key: str) -> RowKey:

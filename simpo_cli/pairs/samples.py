@@ -60,7 +60,7 @@ class BatchLog:
 
     def __init__(self, folder: Path, name: str, heading: Mapping[str, Any], rank: int = 0) -> None:
         self._folder, self._name, self._heading = folder, name, dict(heading)
-        self._own = folder / f".{name}.{rank}.log"
+        self._own, self._is_begun = folder / f".{name}.{rank}.log", False
 
     def done(self, batches: Sequence[Iterable[RowKey]] | None = None) -> dict[int, list[Row]]:
         """The batches that are there, by number, of all processes.
@@ -96,9 +96,11 @@ class BatchLog:
     def add(self, number: int, rows: Sequence[Row]) -> None:
         """Keep a batch."""
         with disk_faults(f"{self._own} cannot be written", ", and run the same command again"):
-            if not read_rows(self._own):  # new, or killed in its first line
-                self._own.unlink(missing_ok=True)
-                add_rows(self._own, [self._heading])
+            if not self._is_begun:
+                if not read_rows(self._own):  # new, or killed in its first line
+                    self._own.unlink(missing_ok=True)
+                    add_rows(self._own, [self._heading])
+                self._is_begun = True
             add_rows(self._own, [{"batch": number, "rows": list(rows)}])
 
     def finish(self, rows: Iterable[Row], heading: Mapping[str, Any] | None = None) -> None:

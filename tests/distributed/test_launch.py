@@ -429,9 +429,8 @@ def test_the_last_word_is_left_when_it_is_printed_and_tells_no_value_of_the_envi
 def simpo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Simpo:
     """Types a command beside run.yaml, on a machine that shows two cards."""
     write_run_recipe(tmp_path, "several", "builtin:guide")
-    (tmp_path / "driver").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "_DRIVER", tmp_path / "driver")
+    monkeypatch.setattr("simpo_cli.cli.options.has_cards", lambda: True)
     monkeypatch.setattr(launcher, "_SECONDS_FOR_THE_TELLER", 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     return typed(capfd)
@@ -472,7 +471,7 @@ def test_there_is_a_process_for_every_card(simpo: Simpo, runs: list[Any], words:
 def test_without_the_driver_of_a_card_torch_is_not_asked(
     simpo: Simpo, runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_DRIVER", Path("no-driver"))
+    monkeypatch.setattr("simpo_cli.cli.options.has_cards", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: pytest.fail("torch was asked"))
     assert simpo("train", "run.yaml").code == ExitCode.DONE
     assert simpo("train", "run.yaml", "distributed.num_processes=5").code == ExitCode.SAVED

@@ -136,6 +136,19 @@ def test_greedy_answers_are_those_of_the_model(tmp_path: Path, model: str, promp
             ids.append(token)
 
 
+def test_an_answer_begins_with_what_the_template_opens(tmp_path: Path, prompts: str) -> None:
+    """As templates of models that reason do: an answer of a pair begins with it, or the template refuses the pair."""
+    folder = save_tiny_model(tmp_path / "reasons")
+    template = folder / "chat_template.jinja"
+    opened = template.read_text("utf-8").replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    assert opened != template.read_text("utf-8")
+    template.write_text(opened, encoding="utf-8")
+    made = sample(prompts, str(folder), OPTIONS, tmp_path / "a", ignore)
+    texts = [one.answer.text for _, one in made.answers() if one.answer.text]
+    assert texts
+    assert all(text.startswith("<think>\n") for text in texts)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
