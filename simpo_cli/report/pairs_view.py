@@ -39,7 +39,8 @@ def scores_table(document: Mapping[str, Any]) -> Table:
     if document["without_score"]:
         remarks.append(Remark("without", f"without a score: {_counts(document['without_score'])}"))
     same, prompts = document["prompts_of_one_score"], document["prompts"]
-    remarks.append(Remark("equal", f"{same:,} of {prompts:,} prompts have answers of one score only: no pair there"))
+    if document["answers"] > prompts:
+        remarks.append(Remark("equal", f"{same:,} of {prompts:,} prompts have answers of one score: no pair there"))
     return Table(MEASURED, rows, title=_named(document["scorer"]), remarks=remarks)
 
 

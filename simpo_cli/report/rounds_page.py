@@ -89,14 +89,12 @@ def _figures(document: Mapping[str, Any]) -> dict[str, list[TitledFigure]]:
             answers.append(curve_figure(title, [line], show, most, name=key, unit="round", is_from_zero=from_zero))
     scored = [one for one in rounds if one["on_pairs"] is not None]
     lines = []
-    for key, name, colour in (("accuracy", "accuracy", INK), ("balanced", "length-balanced", CHOSEN)):
+    for key, name, colour in (("accuracy", "all", INK), ("balanced", "length-balanced", CHOSEN)):
         points = [(one["round"], one["on_pairs"][key]) for one in scored if one["on_pairs"][key] is not None]
         if points:
             lines.append(_line(name, points, colour))
     if lines:
-        pairs.append(
-            curve_figure("Accuracy", lines, percent, most, name="pairs", level=(0.5, "random baseline"), unit="round")
-        )
+        pairs.append(curve_figure("Accuracy", lines, percent, most, name="pairs", level=(0.5, "50 %"), unit="round"))
     return {"answers": answers, "pairs": pairs}
 
 

@@ -91,7 +91,7 @@ stopped in round 2: the share of answers that reach the bar went down
 def test_a_page_has_the_curves_and_what_became_of_the_prompts(document: dict[str, Any], tmp_path: Path) -> None:
     page = rounds_page(document)
     assert page.count("<svg") == 5
-    for words in ("wholly right", "all scores are equal", "stopped in round 2", "random baseline", "95 % intervals"):
+    for words in ("wholly right", "all scores are equal", "stopped in round 2", "length-balanced", "95 % intervals"):
         assert words in page, words
     (tmp_path / "rounds.json").write_text(json.dumps(document), encoding="utf-8")
     assert write_rounds_report(tmp_path).read_text("utf-8") == page
