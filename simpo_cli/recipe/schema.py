@@ -334,7 +334,7 @@ class DistributedRecipe:
 class PairsRecipe:
     """How `simpo pairs round`, which alone reads this, gets its pairs: the model's own answers; docs/on-policy.md."""
 
-    prompts: Path | None = None
+    prompts: Annotated[Path | None, checked("Name a file of prompts, or builtin:guide.")] = None
     """A file of prompts, JSON or JSON lines, or `builtin:guide`; the pairs of a round take the place of data.train."""
     of_pairs: bool = False
     """`prompts` is a file of pairs, whose prompts are asked."""
