@@ -180,7 +180,7 @@ def score(
     from simpo_cli.pairs.samples import SampleFolder
 
     who = _Who(rule, rule_timeout, reward_model, judge, judge_model, judge_key, yes)
-    assert who.kind
+    who.require_one()
     folder = SampleFolder.open(answers)
     folder.answers()
     who.confirm(f"{len(folder.questions) * folder.answers_per_prompt:,} answers with their prompts")
@@ -216,9 +216,8 @@ class _Who:
     judge_key: str | None
     yes: bool
 
-    @property
-    def kind(self) -> "ScorerKind":
-        """What kind of scorer is named; UserError where none or several are, or one lacks something."""
+    def require_one(self) -> "ScorerKind":
+        """The kind of scorer that is named; UserError where none or several are, or one lacks something."""
         kinds: dict[ScorerKind, str | None] = {
             "rule": self.rule,
             "reward_model": self.reward_model,
@@ -249,7 +248,7 @@ class _Who:
         return [*words, "--yes"] if self.judge is not None else words
 
     def confirm(self, texts: str) -> None:
-        """Ask before texts leave this machine for a judge; a judge on this machine gets them unasked."""
+        """Ask before texts are sent to a judge, wherever it is, unless that was said already."""
         if self.judge is None or self.yes:
             return
         from simpo_cli.pairs.judged import host_of
@@ -319,7 +318,14 @@ def make(
     as_json: AsJson = False,
 ) -> None:
     """Make preference pairs of scored answers; what was left out is counted, and what is left is audited."""
-    made = _made(answers, output, weaker, by, rejected, min_margin, min_score, match_lengths, tuple(evaluation or ()))
+    making = {
+        "rejected": rejected,
+        "min_margin": min_margin,
+        "min_score": min_score,
+        "match_lengths": match_lengths,
+        "evaluation": tuple(evaluation or ()),
+    }
+    made = _made(answers, output, weaker, by, making)
     if as_json:
         print_json(made.document)
         return
@@ -332,29 +338,16 @@ def make(
 
 @shows_work
 def _made(
-    answers: Path,
-    output: Path,
-    weaker: Path | None,
-    by: Any,
-    rejected: Any,
-    min_margin: float,
-    min_score: float | None,
-    match_lengths: bool,
-    evaluation: tuple[str, ...],
+    answers: Path, output: Path, weaker: Path | None, by: "ScorerKind | None", options: dict[str, Any]
 ) -> "MadePairs":
     from simpo_cli.pairs.make import Making, make_pairs
     from simpo_cli.pairs.samples import SampleFolder
 
-    for name, value in (("--min-margin", min_margin), ("--min-score", min_score)):
+    for name in ("min_margin", "min_score"):
+        value, option = options[name], f"--{name.replace('_', '-')}"
         if value is not None and not math.isfinite(value):
-            raise UserError(f"{name} is {value}, must be a finite number.", "Leave it out, or give a number.")
-    making = Making(
-        rejected=rejected,
-        min_margin=min_margin,
-        min_score=min_score,
-        match_lengths=match_lengths,
-        evaluation=evaluation,
-    )
+            raise UserError(f"{option} is {value}, must be a finite number.", "Leave it out, or give a number.")
+    making = Making(**options)
     if weaker is not None and (by is not None or replace(making, match_lengths=False, evaluation=()) != Making()):
         raise UserError(
             "--weaker makes pairs without scores.", "Leave --by, --rejected, --min-margin and --min-score out."
@@ -388,7 +381,7 @@ def rounds(
     if fresh and resume:
         raise UserError("--resume continues rounds and --fresh sets them aside.", "Give one of the two.")
     who = _Who(rule, rule_timeout, reward_model, judge, judge_model, judge_key, yes)
-    kind = who.kind
+    kind = who.require_one()
     if reward_model is None:  # a judge's address is written down, and a rule may fail: said before anything is sampled
         who.open().close()
     given = [*(overrides or []), "data.train=pairs.jsonl"]  # of each round

@@ -35,7 +35,7 @@ from simpo_cli.files import disk_faults, object_in
 from simpo_cli.pairs.held_out import best_of, fallen, measured_round, on_pairs, round_folder
 from simpo_cli.pairs.make import Making, NoPairsError, make_pairs
 from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_prompts
-from simpo_cli.pairs.samples import SampleFolder, locked
+from simpo_cli.pairs.samples import SampleFolder, differing_keys, locked
 from simpo_cli.pairs.scorer import ScorerKind
 from simpo_cli.recipe.composition import ComposedRecipe, compose
 
@@ -262,9 +262,7 @@ def _require_same_scorer(rounds: Rounds, to: Path) -> None:
     """Refuse (UserError) scores by another scorer than the start model's: a rule may be edited between rounds."""
     first, later = SampleFolder.open(rounds.folder(0) / "held-out"), SampleFolder.open(to)
     before, found = (folder.scores(rounds.kind)[0] for folder in (first, later))
-    of_scorer = (before.keys() | found.keys()) - {"answers_sha256"}
-    differing = sorted(key for key in of_scorer if before.get(key) != found.get(key))
-    if differing:
+    if differing := differing_keys({**before, "answers_sha256": ""}, {**found, "answers_sha256": ""}):
         raise UserError(
             f"holds scores by another scorer than the start model's: {', '.join(differing)} differ.",
             "Put back what scored then and move this file away, or begin anew with --fresh.",

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
@@ -48,6 +48,11 @@ _DAMAGES = (AttributeError, KeyError, OverflowError, RecordError, TypeError, Val
 """What it leads to when a file that we wrote holds something else."""
 
 
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys under which two headings do not say the same, in order."""
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
 class BatchLog:
     """Rows that are made in batches and may be broken off anywhere.
 
@@ -74,10 +79,7 @@ class BatchLog:
         found: dict[int, list[Row]] = {}
         for file in self._logs():
             rows = read_rows(file)
-            if rows and rows[0] != self._heading:
-                differing = sorted(
-                    key for key in self._heading.keys() | rows[0].keys() if self._heading.get(key) != rows[0].get(key)
-                )
+            if rows and (differing := differing_keys(rows[0], self._heading)):
                 raise UserError(
                     f"holds what was begun otherwise: {', '.join(differing)} differ.",
                     "Run the command as it was, or remove the file to begin again.",
@@ -200,16 +202,6 @@ class SampleFolder:
             )
         return cls(path, manifest, questions)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """A block in which nobody else works on the folder.
-
-        Raises:
-            UserError: somebody does (exit code 4).
-        """
-        with locked(self.path):
-            yield
-
     @property
     def is_whole(self) -> bool:
         """Whether all answers are there."""
@@ -265,8 +257,7 @@ class SampleFolder:
 
     def scored_by(self) -> list[ScorerKind]:
         """The kinds of scorers whose scores are all there."""
-        kinds: tuple[ScorerKind, ...] = ("rule", "reward_model", "judge")
-        return [kind for kind in kinds if self.scores_file(kind).is_file()]
+        return [kind for kind in get_args(ScorerKind) if self.scores_file(kind).is_file()]
 
     def scores(self, kind: ScorerKind) -> tuple[Row, dict[RowKey, Score]]:
         """Who scored, and the scores by key and number.

@@ -4,39 +4,38 @@ Who scores is named on the command line alone. What the scores depend on stands 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from simpo_cli import statistics
 from simpo_cli.errors import UserError
-from simpo_cli.pairs.samples import BatchLog, Row, SampleFolder
-from simpo_cli.pairs.scorer import Answered, Score, Scorer
+from simpo_cli.pairs.samples import BatchLog, Row, SampleFolder, differing_keys, locked
+from simpo_cli.pairs.scorer import Answered, Score, Scorer, ScorerKind
 from simpo_cli.stages import stage
 
 SCHEMA_VERSION = 1
 
 
 def score(folder: SampleFolder, scorer: Scorer, say: Callable[[str], None]) -> dict[str, Any]:
-    """Score what has no score yet, and return what the scores say; see `scores_document`.
+    """Score what has no score yet, and return what the scores say; see `_document`.
 
     Raises:
         UserError: the folder holds scores of another scorer of this kind, or the scorer cannot go on.
     """
-    with folder.locked():
+    with locked(folder.path):
         answers = folder.answers()
         heading = {"schema_version": SCHEMA_VERSION, **scorer.identity, "answers_sha256": folder.answers_sha256()}
         file = folder.scores_file(scorer.kind)
         if file.is_file():
             before, _ = folder.scores(scorer.kind)
-            differing = sorted(key for key in heading.keys() | before.keys() if heading.get(key) != before.get(key))
-            if differing:
+            if differing := differing_keys(before, heading):
                 raise UserError(
                     f"holds scores of something else: {', '.join(differing)} differ.",
                     "Move the file away to have everything scored again.",
                     where=str(file),
                 )
             say(f"all {len(answers):,} scores are in {file}")
-            return scores_document(folder, scorer.kind)
+            return _document(folder, answers, scorer.kind)
         log = BatchLog(folder.path, file.stem, heading)
         batches = [answers[start : start + scorer.batch_size] for start in range(0, len(answers), scorer.batch_size)]
         done = log.done([[(one.answer.key, number) for number, one in batch] for batch in batches])
@@ -53,7 +52,7 @@ def score(folder: SampleFolder, scorer: Scorer, say: Callable[[str], None]) -> d
                 done[number] = rows
                 working.advance()
         log.finish((row for number in range(len(batches)) for row in done[number]), heading)
-    return scores_document(folder, scorer.kind)
+    return _document(folder, answers, scorer.kind)
 
 
 def _row(number: int, answered: Answered, score: Score) -> Row:
@@ -61,13 +60,12 @@ def _row(number: int, answered: Answered, score: Score) -> Row:
     return row if score.value is not None else {**row, "reason": score.reason}
 
 
-def scores_document(folder: SampleFolder, kind: Any) -> dict[str, Any]:
-    """What the scores of a folder say, as JSON: who scored, how many answers have none and why, their mean.
+def _document(folder: SampleFolder, answers: Sequence[tuple[int, Answered]], kind: ScorerKind) -> dict[str, Any]:
+    """What the scores of a folder's answers say, as JSON: who scored, how many answers have none and why, their mean.
 
     Means and shares are over answers, with intervals by prompt.
     """
     scorer, scores = folder.scores(kind)
-    answers = folder.answers()
     found = [(one.answer, scores[one.answer.key, number]) for number, one in answers]
     scored = [(answer.key, one.value) for answer, one in found if one.value is not None]
     keys, values = [key for key, _ in scored], [value for _, value in scored]
