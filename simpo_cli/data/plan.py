@@ -21,6 +21,7 @@ from simpo_cli.data.store.pairs import (
     prompt_keys_in_blocks,
     prompt_keys_of,
 )
+from simpo_cli.recipe.schema import HeldOutPart
 
 Packing = Literal["shared_prefix", "padded"]  # how pairs go through a model: each prompt once, or in padded rows
 Sizes = NDArray[np.int32]
@@ -298,6 +299,16 @@ def held_out_by_prompt(pairs: Sequence[EncodedPair], holdout: int | float) -> Po
             held_out.append(done + np.flatnonzero(keys <= last))
             done += len(keys)
     return np.concatenate(held_out)
+
+
+def positions_of_part(pairs: StoredPairs, part: HeldOutPart) -> Positions:
+    """Where the pairs of a part are, rising: about half of the prompts choose, and the others confirm.
+
+    By a hash of the prompt's hash, whose lowest values are held out: so a prompt stays in its half whatever is held out
+    beside it.
+    """
+    confirms = _splitmix64(prompt_keys_of(pairs)) & np.uint64(1)
+    return np.flatnonzero(confirms == (part == "confirming")) if part != "all" else np.arange(len(pairs))
 
 
 def _nth_lowest(blocks: Iterable[NDArray[Any]], n: int) -> Any:

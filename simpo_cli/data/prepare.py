@@ -15,7 +15,7 @@ from simpo_cli.data.hub import require_obtainable
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.model_files import require_startable
 from simpo_cli.data.pair import EncodedPair, PreferencePair, record_note
-from simpo_cli.data.plan import Packing, Plan, held_out_by_prompt, tokens_of_each
+from simpo_cli.data.plan import Packing, Plan, held_out_by_prompt, positions_of_part, tokens_of_each
 from simpo_cli.data.sources import HubData, Role, locate
 from simpo_cli.data.store import (
     EncodedSource,
@@ -29,7 +29,7 @@ from simpo_cli.data.store import (
 from simpo_cli.data.tokenizer import TextTokenizer, load_tokenizer, read_template, require_model_name
 from simpo_cli.errors import UserError, about
 from simpo_cli.names import wrong_kind
-from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
+from simpo_cli.recipe.schema import DataRecipe, DataSource, HeldOutPart, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class PreparedData:
 
     tokenizer: TextTokenizer  # the model's tokenizer with the recipe's template
     train: StoredPairs  # pairs as tokens, read from the disk one by one
-    held_out: StoredPairs  # the same
+    held_out: StoredPairs  # the same, of the part that the run is evaluated on
+    choosing: StoredPairs  # others, where the best checkpoint is chosen by those and not by `held_out`
     train_source: EncodedSource  # account of the training records
     eval_source: EncodedSource | None = None  # account of the evaluation records, or None when pairs were held out
     shared_prompts: int = 0  # training pairs whose prompt is also held out (only with data.eval)
@@ -46,7 +47,7 @@ class PreparedData:
     @property
     def scored(self) -> StoredPairs:
         """Every pair that the run puts through the model."""
-        return self.train + self.held_out
+        return self.train + self.held_out + self.choosing
 
     @property
     def sources(self) -> list[EncodedSource]:
@@ -117,14 +118,32 @@ def prepare_data(recipe: Recipe, moment: datetime | None = None) -> PreparedData
     shared = 0
     if eval_source is not None:
         shared = sum(map(len, positions_of_prompts(train, np.unique(prompt_keys_of(held_out)))))
+    is_chosen_apart = recipe.checkpoint.best and recipe.eval.part == "confirming"
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
-        held_out=held_out,
+        held_out=part_of(held_out, recipe.eval.part),
+        choosing=part_of(held_out, "choosing") if is_chosen_apart else held_out[:0],
         train_source=train_source,
         eval_source=eval_source,
         shared_prompts=shared,
     )
+
+
+def part_of(held_out: StoredPairs, part: HeldOutPart) -> StoredPairs:
+    """The held-out pairs of a part.
+
+    Raises:
+        UserError: there are held-out pairs, and none of them is in it.
+    """
+    positions = positions_of_part(held_out, part)
+    if held_out and not len(positions):
+        raise UserError(
+            f"none of the {len(held_out):,} held-out pairs is in the {part} half.",
+            "Hold out more pairs, or set eval.part=all.",
+            key="eval.part",
+        )
+    return held_out.select(positions)
 
 
 def require_end_token(tokenizer: TextTokenizer) -> None:

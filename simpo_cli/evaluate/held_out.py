@@ -13,7 +13,7 @@ from simpo_cli.audit.measures import surface_differences
 from simpo_cli.audit.surface import TIE, fit
 from simpo_cli.data.load import PairReader
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.prepare import describe_origin, prepare_data, prepare_tokenizer
+from simpo_cli.data.prepare import describe_origin, part_of, prepare_data, prepare_tokenizer
 from simpo_cli.data.sources import Role
 from simpo_cli.data.store import StoredPairs, encode_source, prompt_keys_of
 from simpo_cli.data.tokenizer import TextTokenizer
@@ -68,7 +68,7 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
     else:
         tokenizer = prepare_tokenizer(recipe, moment)
         source = encode_source(recipe.data.eval, "eval", recipe.data, tokenizer)
-        pairs, train = source.pairs, None
+        pairs, train = part_of(source.pairs, recipe.eval.part), None
         sources, role = recipe.data.eval, "eval"
     if not pairs:
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(source.account.dropped.items()))
@@ -84,7 +84,7 @@ def held_out_of(recipe: Recipe, moment: datetime | None = None) -> HeldOut:
         tokenizer=tokenizer,
         sources=recipe.data.sources(sources),
         role=role,
-        key=(source.account.content, len(pairs)),
+        key=(f"{source.account.content} {recipe.eval.part}", len(pairs)),
         cache=source.origin.cache,
         origin=describe_origin([source]),
         train=train,

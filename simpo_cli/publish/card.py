@@ -254,12 +254,12 @@ def _data_rows(trained: Trained) -> list[tuple[str, str]]:
     if trained.num_pairs < len(data.train):
         pairs += f", of which {trained.num_pairs:,} were reached"
     if data.eval_source is None:
-        shares = f"{pairs}, and {len(data.held_out):,} held out of the same by prompt"
+        shares = f"{pairs}, and {len(data.held_out):,} held out of the same by prompt{trained.recipe.eval.half}"
         return [("data", f"{_origin(data.train_source)}: {shares}")]
     shared = f"; {data.shared_prompts:,} training pairs have a prompt of these" if data.shared_prompts else ""
     return [
         ("data", f"{_origin(data.train_source)}: {pairs}"),
-        ("held out", f"{_origin(data.eval_source)}: {len(data.held_out):,} pairs{shared}"),
+        ("held out", f"{_origin(data.eval_source)}: {len(data.held_out):,} pairs{trained.recipe.eval.half}{shared}"),
     ]
 
 

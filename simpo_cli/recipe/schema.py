@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 from pydantic.dataclasses import dataclass
 
+from simpo_cli.recipe.command_sections import PairsRecipe, TuneRecipe
 from simpo_cli.recipe.mapping import Columns, Labels, check_columns, check_labels
 from simpo_cli.recipe.values import STRICT, FieldError, FolderName, Holdout, OutputDir, Path, checked
 
@@ -270,12 +271,22 @@ class TrainRecipe:
     """Ask torch for deterministic kernels: equal bits from run to run on one machine, slower on CUDA."""
 
 
+HeldOutPart = Literal["all", "choosing", "confirming"]
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvalRecipe:
     """When the held-out pairs are scored during training; before the first and after the last step they always are."""
 
     every: Annotated[int | None, checked("Use null for start and end only.", ge=1)] = None
     """Steps between evaluations; null evaluates only at the start and at the end."""
+    part: HeldOutPart = "all"
+    """Half of the held-out pairs, by hash of the prompt: `simpo tune` chooses by one and confirms on the other."""
+
+    @property
+    def half(self) -> str:
+        """What a count of held-out pairs is followed by."""
+        return "" if self.part == "all" else f" (the {self.part} half)"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -287,7 +298,7 @@ class CheckpointRecipe:
     keep: Annotated[int, checked("The newest checkpoint always stays.", ge=1)] = 2
     """Newest checkpoints that stay on disk."""
     best: bool = False
-    """Also keep the checkpoint with the lowest held-out loss."""
+    """Also keep the checkpoint with the lowest loss on the half of the held-out pairs that eval.part calls choosing."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -328,36 +339,6 @@ class DistributedRecipe:
         if self.strategy == "none" and self.num_processes not in ("auto", 1):
             fix = "Set distributed.strategy to auto, or num_processes to 1."
             raise FieldError("num_processes", f"is {self.num_processes}, and strategy is none", fix, ("strategy",))
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
-class PairsRecipe:
-    """How `simpo pairs round`, which alone reads this, gets its pairs: the model's own answers; docs/on-policy.md."""
-
-    prompts: Annotated[Path | None, checked("Name a file of prompts, or builtin:guide.")] = None
-    """A file of prompts, JSON or JSON lines, or `builtin:guide`; the pairs of a round take the place of data.train."""
-    of_pairs: bool = False
-    """`prompts` is a file of pairs, whose prompts are asked."""
-    prompts_per_round: Annotated[int, checked("Some hundreds at least.", ge=1)] = 1000
-    """Prompts that a round asks: others in each round, and from the beginning when all have been asked."""
-    answers_per_prompt: Annotated[int, checked("5 is usual; a pair needs 2.", ge=2)] = 5
-    """Answers sampled for each prompt."""
-    temperature: Annotated[float, checked("0.8 is usual.", gt=0, le=10)] = 0.8
-    """Divides the logits of sampled answers."""
-    max_new_tokens: Annotated[int | None, checked("Use null for 512, or what fits.", ge=1)] = None
-    """Most tokens of an answer; null is 512, or what there is room for."""
-    rejected: Literal["worst", "low"] = "worst"
-    """Which answer the best one is set against: the worst, or the one nearest to the mean less two deviations."""
-    min_margin: Annotated[float, checked("0 keeps all but ties.", ge=0)] = 0.0
-    """The two scores must differ by more than this."""
-    min_score: float | None = None
-    """The chosen answer must score this much; null asks nothing, so that the less bad of two bad answers is chosen."""
-    match_lengths: bool = False
-    """Leave out pairs until the chosen answer is as often the longer one as it is the shorter one."""
-    rate_factor: Annotated[float, checked("1 keeps the rate; 0.5 halves it.", gt=0, le=1)] = 1.0
-    """Each round's train.learning_rate is that of the round before times this: a better model needs smaller steps."""
-    held_out_prompts: Annotated[int, checked("Fewer than 100 show large changes only.", ge=10)] = 300
-    """Prompts that each round's model answers greedily and is judged by: of data.eval, or set aside from `prompts`."""
 
 
 _Share = Annotated[float | None, checked("It is a share; null switches the warning off.", gt=0, le=1)]
@@ -430,6 +411,8 @@ class Recipe:
     """How the run is spread over devices."""
     pairs: PairsRecipe = field(default_factory=PairsRecipe)
     """How `simpo pairs round` gets its pairs."""
+    tune: TuneRecipe = field(default_factory=TuneRecipe)
+    """How `simpo tune` searches for better numbers."""
 
     def __post_init__(self) -> None:
         if not self.checkpoint.best:

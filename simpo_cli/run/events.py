@@ -79,6 +79,7 @@ class EvalRecord:
     probe_pairs: int
     seconds: float
     export_kept_share: float | None = None  # of the change so far, in a save in a narrower export.dtype, estimated
+    choosing_loss: float | None = None  # of the pairs that choose the best checkpoint, where one is kept
     answers: tuple[ProbeAnswer, ...] = ()
 
     def as_metrics(self) -> dict[str, float | int]:

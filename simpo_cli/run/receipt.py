@@ -51,12 +51,13 @@ _SEEN_ELSEWHERE = {
 _LATER: dict[str, Any] = {
     "model.lora.use_rslora": False,
     "model.lora.init": "default",
+    "eval.part": "all",
 }
 """Keys that checkpoints of 0.1.0 lack, with what it did; of a key that is null by default nothing need be said."""
 _NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
 """Keys of changes beside those of a recipe."""
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
-_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking", "distributed", "pairs"}
+_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking", "distributed", "pairs", "tune"}
 
 
 def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_reached: int = 0) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_re
 def ledgers(data: PreparedData, plan: Plan, steps_done: int) -> dict[str, Any]:
     """The accounts of both sides after so many steps; the records of data.eval are held out all of them."""
     trained = plan.num_pairs_after(steps_done)
-    held_out = len(data.held_out) if data.eval_source is None else 0
+    held_out = len(data.train_source.pairs) - len(data.train)  # of both halves
     train = ledger(data.train_source, trained=trained, held_out=held_out, not_reached=len(data.train) - trained)
     if data.eval_source is None:
         return {"train": train, "eval": None}
@@ -281,7 +282,7 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     for key in [*now, *(key for key in before if key not in now)]:
         section = key.split(".")[0]
         is_path = section == "data" and key.endswith(".path")
-        is_free = section in _FREE or key in _SEEN_ELSEWHERE or is_path
+        is_free = (section in _FREE and key != "eval.part") or key in _SEEN_ELSEWHERE or is_path
         is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
         is_same_state = key == _OPTIMIZER and all(
             str(recipe.get(key)).endswith("adamw_8bit") for recipe in (before, now)

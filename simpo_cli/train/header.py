@@ -32,7 +32,7 @@ def header(run: RunPlan) -> RunHeader:
     total, trainable = run.parameters.total, run.parameters.trainable
     trained = "all trained" if total == trainable else f"{trainable / 1e6:.1f} M trained (LoRA)"
     epochs = "1 epoch" if recipe.train.num_epochs == 1 else f"{recipe.train.num_epochs} epochs"
-    held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt")
+    held_out = f"{len(data.held_out):,} held out" + ("" if data.eval_source else " by prompt") + recipe.eval.half
     code = ", ".join(run.source.code)  # run.json holds the hashes
     lines: list[tuple[str, str] | tuple[str, str, str]] = [
         ("loss", loss_terms(recipe.loss)),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from simpo_cli.data.pair import EncodedPair
-from simpo_cli.data.plan import Plan, probe, tokens_of_each
+from simpo_cli.data.plan import Plan, positions_of_part, probe, tokens_of_each
 from simpo_cli.distributed import ranks
 from simpo_cli.distributed.sharded import is_sharded
 from simpo_cli.evaluate.answers import Question
@@ -61,7 +61,7 @@ class Training:
     start_scores: PairScores | None = None  # of the held-out pairs under the start model: drift is measured from them
     last_scores: PairScores | None = None  # of the latest evaluation
     evaluated_at: int = -1  # step of the latest evaluation; -1 before the first
-    eval_losses: dict[int, float] = field(default_factory=dict)  # held-out loss by step
+    eval_losses: dict[int, float] = field(default_factory=dict)  # by step, of the pairs that choose a checkpoint
     answers_before: list[str] = field(default_factory=list)  # the start model's, to the probe questions
     checkable: Sequence[Question] = ()  # held-out prompts to which a rule can check the answers
     checked_before: list[CheckedAnswer] = field(default_factory=list)  # the start model's answers to them
@@ -180,7 +180,9 @@ def _evaluate_and_save(training: Training, save: Callable[[], None]) -> None:
     due = recipe.checkpoint.best if last else first or plan.is_due(done, recipe.eval.every)
     if training.run.evaluated and due and training.evaluated_at != done:
         with stage("scoring the start model" if first else f"evaluation at step {done}"):
-            training.eval_losses[done] = evaluate(training, done).loss
+            record = evaluate(training, done)
+            if record.choosing_loss is not None:
+                training.eval_losses[done] = record.choosing_loss
     if first or last or plan.is_due(done, recipe.checkpoint.every):  # the first shows that saving works
         save()
 
@@ -204,14 +206,19 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
     policy, held_out = saved or training.policy, training.run.evaluated
     moment = f"the evaluation at step {step}"
 
-    def attempt(budget: int) -> PairScores:
-        with memory_for(moment, _FREE_MEMORY):
-            return score_pairs(policy, held_out, training.run.accelerator, budget, training.stop)
+    def scores_of(pairs: Sequence[EncodedPair]) -> PairScores:
+        def attempt(budget: int) -> PairScores:
+            with memory_for(moment, _FREE_MEMORY):
+                return score_pairs(policy, pairs, training.run.accelerator, budget, training.stop)
+
+        scores = _within_memory(training, attempt, pairs, policy, moment)
+        both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
+        require_finite_losses(policy, pairs, both, f"evaluation at step {step}", "the log-prob")
+        return scores
 
     with training.stop.at_once():
-        scores = _within_memory(training, attempt, held_out, policy, moment)
-        both = (torch.from_numpy(scores.chosen), torch.from_numpy(scores.rejected))
-        require_finite_losses(policy, held_out, both, f"evaluation at step {step}", "the log-prob")
+        scores = scores_of(held_out)
+        choosing = None if saved is not None else _choosing_scores(training, scores, scores_of)
     with training.stop.at_once(), memory_for(f"step {step}: answering the probe prompts", _FEWER_ANSWERS):
         answers = training.probe.ask(policy, training.run.accelerator)
     if training.start_scores is None:
@@ -241,11 +248,24 @@ def evaluate(training: Training, step: int, saved: Policy | None = None) -> Eval
         probe_pairs=len(at),
         seconds=time.perf_counter() - started,
         export_kept_share=kept,
+        choosing_loss=None if choosing is None else summarise(choosing, training.run.recipe.loss).loss.value,
         answers=answers,
     )
     training.observer.evaluated(record)
     training.health.evaluated(record)
     return record
+
+
+def _choosing_scores(
+    training: Training, scores: PairScores, scores_of: Callable[[Sequence[EncodedPair]], PairScores]
+) -> PairScores | None:
+    """Scores of the pairs by which the best checkpoint is chosen, from those of the evaluation where it holds them."""
+    data = training.run.data
+    if not training.run.recipe.checkpoint.best:
+        return None
+    if data.choosing:
+        return scores_of(data.choosing)
+    return scores.select(positions_of_part(data.held_out, "choosing").tolist())
 
 
 def _step_record(sums: StepSums, done: int, plan: Plan, rate: float, seconds: float, training: Training) -> StepRecord:

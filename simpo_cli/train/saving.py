@@ -302,7 +302,7 @@ def restore_logs(
         if name == EVALS:
             scored = [row for row in rows if isinstance(row.get("step"), int)]
             training.eval_losses = {
-                row["step"]: row["loss"] for row in scored if isinstance(row.get("loss"), int | float)
+                row["step"]: row["choosing_loss"] for row in scored if isinstance(row.get("choosing_loss"), int | float)
             }
     entry: dict[str, Any] = {"from_step": step}
     for kind, name, consequence in (

@@ -1,0 +1,1 @@
+"""Studies over the numbers of a recipe, on evidence that holds."""
