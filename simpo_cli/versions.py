@@ -57,6 +57,16 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
     )
 
 
+def require_extra(module: str, extra: str, what: str) -> None:
+    """Refuse (UserError, exit code 4) where the module of an extra of ours is not installed; `what` needs it."""
+    if find_spec(module) is None:
+        raise UserError(
+            f"{what} needs the package {module}, which is not installed.",
+            f"Run pip install '{_OURS}[{extra}]'.",
+            exit_code=ExitCode.ENVIRONMENT,
+        )
+
+
 def _requirements(package: str) -> dict[str, SpecifierSet]:
     """What an installed package requires of others here, extras aside; nothing when it is not installed."""
     try:

@@ -28,6 +28,7 @@ from simpo_cli.cli.report import report
 from simpo_cli.cli.stats import stats
 from simpo_cli.cli.surroundings import give_up_stdout, out_of_address_space, require_surroundings, take_streams
 from simpo_cli.cli.train import train
+from simpo_cli.cli.tune import tune
 from simpo_cli.distributed.launch import follow_launcher, leave_word, to_tell
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import how_to_mend, is_of_the_disk
@@ -71,6 +72,7 @@ app.command("stats", short_help="Look at preference pairs before they train a mo
 app.command("inspect", short_help="Look at training pairs token by token.")(inspect)
 app.command("report", short_help="Write the page that shows what a run did.")(report)
 app.command("export", short_help="Write a run's model for other programs.")(export)
+app.command("tune", cls=GroupedCommand, short_help="Search for better numbers, and confirm them.")(tune)
 app.add_typer(pairs_app, name="pairs")
 app.add_typer(recipe_app, name="recipe")
 

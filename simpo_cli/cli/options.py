@@ -129,6 +129,14 @@ def _count_cards() -> int:
     return torch.cuda.device_count()
 
 
+def take_card(number: int) -> None:
+    """Let this process see one card alone, before torch looks for them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = visible.split(",") if visible else []
+    if visible is None or number < len(cards):
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number] if cards else str(number)
+
+
 class GroupedCommand(TyperCommand):
     """A command whose help lists options by their `rich_help_panel`, which typer itself does only with rich markup."""
 

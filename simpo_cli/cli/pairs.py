@@ -1,7 +1,6 @@
 """`simpo pairs`: preference pairs out of a model's own answers: sample, score, make, and round."""
 
 import math
-import os
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from simpo_cli.cli.options import (
     require_here,
     say,
     shows_work,
+    take_card,
 )
 from simpo_cli.errors import UserError
 from simpo_cli.model.remote_code import trusting
@@ -125,7 +125,7 @@ def sample(
             code = launch(same_command(), wanted, lambda: False)
             raise typer.Exit(code)
     else:
-        _take_card(place.local_rank)
+        take_card(place.local_rank)
     options = {
         "of_pairs": of_pairs,
         "num_prompts": num_prompts,
@@ -143,14 +143,6 @@ def sample(
         print_json(dict(folder.manifest))
     else:
         _say_next(f"simpo pairs score {folder.path} --rule FILE.py:function   (or --reward-model, --judge)")
-
-
-def _take_card(number: int) -> None:
-    """Let this process see one card alone, before torch looks for them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = visible.split(",") if visible else []
-    if visible is None or number < len(cards):
-        os.environ["CUDA_VISIBLE_DEVICES"] = cards[number] if cards else str(number)
 
 
 @shows_work

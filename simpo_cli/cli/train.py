@@ -140,7 +140,8 @@ def _written_at(file: Path) -> int | None:
 
 
 def _run(composed: "ComposedRecipe", place: Place | None, *, dry_run: bool, **modes: Any) -> None:
-    from simpo_cli.report.watch import Unwatched, WithReport, watch
+    from simpo_cli.report.watch import WithReport, watch
+    from simpo_cli.run.events import Unwatched
 
     if place is not None and not place.is_first:
         with importing():

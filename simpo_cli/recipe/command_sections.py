@@ -59,8 +59,6 @@ _Worse = Annotated[float, checked("It is a share of the answers, such as 0.05.",
 class GuardsRecipe:
     """What a trial may not do to the model's greedy answers, whatever the pairs say of it."""
 
-    answers: Annotated[int, checked("64 shows shares of some points; 0 asks nothing.", ge=0)] = 64
-    """Held-out prompts that each trial's model answers; 0 switches the guards off."""
     endless: _Worse = 0.05
     """Share of the answers by which fewer may end than the start model's do."""
     repeating: _Worse = 0.05
@@ -78,5 +76,7 @@ class TuneRecipe:
     """What the search may take."""
     guards: GuardsRecipe = field(default_factory=GuardsRecipe)
     """What a trial may not do to the model's answers."""
+    answers: Annotated[int, checked("64 tell large differences apart.", ge=16)] = 128
+    """Prompts of each half of the held-out pairs that every trial's model answers greedily."""
     seeds: Annotated[int, checked("3 show some of what a seed does.", ge=2, le=20)] = 3
     """Seeds with which the winner and the recipe as it is are trained again, none of them the search's."""

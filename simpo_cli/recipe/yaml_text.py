@@ -5,14 +5,15 @@ instead of loading values, because nodes know their lines and show keys that are
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from simpo_cli.errors import UserError
-from simpo_cli.recipe.tree import Node, Origin
+from simpo_cli.recipe.tree import Node, Origin, lookup
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 20
@@ -264,14 +265,18 @@ def _foreign_tag(node: yaml.Node, origin: Origin) -> UserError:
     return origin.error(f"the tag {tag} is not allowed; recipes hold plain values only.", "Delete the tag.")
 
 
-def to_yaml(tree: Node, *, origins: bool = False) -> str:
+def to_yaml(tree: Node, *, origins: bool = False, notes: Mapping[str, str] = MappingProxyType({})) -> str:
     """The tree as YAML, two spaces a level; with `origins` a comment on each line says where its value was set.
 
     Text that holds `${` is written with a backslash, so that it stays text when the file is read.
+
+    Args:
+        notes: comments on the lines of single values, by their dotted keys.
     """
     lines = _lines(tree, "")
     if not origins:
-        return "\n".join(line for line, _ in lines) + "\n"
+        noted = {id(lookup(tree, tuple(key.split(".")))): f" # {note}" for key, note in notes.items()}
+        return "\n".join(line + noted.get(id(node), "") for line, node in lines) + "\n"
     longest = max((len(str(node.origin)) for _, node in lines if node is not None), default=0)
     column = max(32, _WIDTH - longest - 3)  # a recipe of usual width then fits a terminal of usual width
     return "\n".join(line if node is None else f"{line.ljust(column)} # {node.origin}" for line, node in lines) + "\n"

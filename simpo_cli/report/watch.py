@@ -133,22 +133,6 @@ class WithReport:
             return None
 
 
-class Unwatched:
-    """Takes every event and shows none: for the processes of a run that have no terminal."""
-
-    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None: ...
-
-    def note(self, text: str, code: str = "", /) -> None: ...
-
-    def step(self, record: StepRecord) -> None: ...
-
-    def evaluated(self, record: EvalRecord) -> None: ...
-
-    def finished(self, outcome: RunOutcome) -> None: ...
-
-    def close(self) -> None: ...
-
-
 LOG_WIDTH = 120
 
 

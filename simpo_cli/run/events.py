@@ -146,3 +146,19 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """Leave the terminal as it was found; called on every way out."""
+
+
+class Unwatched:
+    """Takes every event and shows none: for processes without a terminal, and for trials."""
+
+    def started(self, header: RunHeader, *, num_steps: int, first_step: int) -> None: ...
+
+    def note(self, text: str, code: str = "", /) -> None: ...
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluated(self, record: EvalRecord) -> None: ...
+
+    def finished(self, outcome: RunOutcome) -> None: ...
+
+    def close(self) -> None: ...

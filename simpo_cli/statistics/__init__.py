@@ -18,6 +18,7 @@ from simpo_cli.statistics.accuracy import (
     longer_wins,
     spearman,
 )
+from simpo_cli.statistics.crossed import CrossedDifference, crossed_difference
 from simpo_cli.statistics.measured import CONFIDENCE, Measured, as_json, effective_prompts, mean, median, proportion
 from simpo_cli.statistics.paired_tests import (
     Comparison,
@@ -33,11 +34,13 @@ __all__ = [
     "MIN_STRATUM_PAIRS",
     "Calibration",
     "Comparison",
+    "CrossedDifference",
     "Measured",
     "as_json",
     "balanced_difference",
     "calibration",
     "compare_accuracy",
+    "crossed_difference",
     "effective_prompts",
     "holm",
     "length_buckets",

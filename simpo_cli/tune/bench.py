@@ -5,7 +5,7 @@ of held-out pairs and its greedy answers. Nothing of one trial reaches the next,
 bit for bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,6 +101,21 @@ class Bench:
         role: Role = "train" if data.eval is None else "eval"
         sources = data.train if data.eval is None else data.eval
         return questions_of_pairs(pairs, sources, role, data, self._num_answers).asked if self._num_answers else ()
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model."""
+        return self._training.run.parameters.total
+
+    @property
+    def num_steps(self) -> int:
+        """That a run of the recipe would take."""
+        return self._training.run.plan.num_steps
+
+    @property
+    def end_ids(self) -> Collection[int]:
+        """Tokens that end an answer."""
+        return self._training.run.data.tokenizer.end_ids
 
     def start(self, part: HeldOutPart) -> Trained:
         """The start model on a part."""

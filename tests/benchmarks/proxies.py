@@ -23,7 +23,7 @@ from simpo_cli.evaluate.checked import check
 from simpo_cli.evaluate.generate.folder import write_lines
 from simpo_cli.pairs.prompts import prompts_of, write_prompts
 from simpo_cli.recipe.composition import compose
-from simpo_cli.report.watch import Unwatched
+from simpo_cli.run.events import Unwatched
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.tune.bench import Bench
 from tests.benchmarks.on_policy import lines_of

@@ -1,0 +1,129 @@
+"""What a study found, for a person: trials, the comparison on new seeds, and the sentence; the page draws them too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from simpo_cli.formatting import Cell, percent, thousands
+from simpo_cli.report.console import Console, print_table, print_wrapped
+from simpo_cli.table import Remark, Row, Table
+from simpo_cli.tune.judging import OBJECTIVES
+
+Document = Mapping[str, Any]
+_ON_PAIRS = ("accuracy", "balanced")
+
+
+def print_study(console: Console, document: Document) -> None:
+    """The whole of it."""
+    console.print()
+    print_table(console, trials_table(document), styles=("bold", "dim"), right=True)
+    if document["confirmed"] is not None:
+        console.print()
+        print_table(console, confirmed_table(document), styles=("bold", "dim"), right=True)
+    console.print()
+    for line in conclusions(document):
+        print_wrapped(console, Text(""), line)
+
+
+def conclusions(document: Document) -> list[str]:
+    """What was found, how often the confirming half was looked at, and how long trials were."""
+    verdict, found = document["verdict"], document["range"]
+    if verdict is None:
+        return ["The search is not finished yet."]
+    lines = [verdict["sentence"]]
+    confirmed = document["confirmed"]
+    if confirmed is not None and confirmed.get("on_pairs") is not None:
+        pairs = confirmed["on_pairs"]
+        lines.append(
+            f"Accuracy on the same half: {percent(pairs['winner'])} against {percent(pairs['untuned'])}, "
+            f"{100 * pairs['value']:+.1f} points ({100 * pairs['ci'][0]:+.1f} to {100 * pairs['ci'][1]:+.1f}), "
+            f"n = {thousands(pairs['n'])} pairs."
+        )
+    if confirmed is not None and (looks := confirmed.get("looks")) is not None:
+        times = "the first time" if looks == 1 else f"the {_ordinal(looks)} time"
+        lines.append(f"These held-out pairs were looked at for a confirmation for {times}.")
+    if found["trial_steps"] < found["recipe_steps"]:
+        lines.append(
+            f"Trials took {found['trial_steps']:,} of the {found['recipe_steps']:,} steps of a run: the best learning "
+            "rate of a longer one may be lower."
+        )
+    return lines
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def short_key(key: str) -> str:
+    """A key without its section."""
+    return key.rpartition(".")[2]
+
+
+def shown_value(value: Any) -> str:
+    """A value of a key that is searched."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def trials_table(document: Document) -> Table:
+    """The trials on the choosing half."""
+    objective, keys = document["objective"], list(document["current"])
+    columns = (*(short_key(key) for key in keys), "steps", objective, "accuracy", "length-balanced")
+    winner = document["winner"]
+    rows = []
+    for trial in document["trials"]:
+        if trial["part"] != "choosing":
+            continue
+        measures = trial["measures"]
+        cells = [Cell(shown_value(trial["values"][key])) for key in keys] + [Cell(thousands(trial["steps"]))]
+        cells += [
+            Cell(_three_digits(measures.get(objective))),
+            *(Cell(_percent(measures.get(key))) for key in _ON_PAIRS),
+        ]
+        remark = "; ".join(measures["reasons"])
+        if winner is not None and trial["id"] == winner["id"]:
+            remark = "the winner of the search"
+        rows.append(Row(stage_name(trial["stage"]), tuple(cells), remark))
+    start = document["start"]["choosing"]
+    remarks = []
+    if start is not None:
+        low, middle, high = (start["gap_quantiles"][q] for q in ("0.05", "0.5", "0.95"))
+        half = f"choosing half: {start['pairs']:,} pairs of {start['prompts']:,} prompts, one seed"
+        gap = f"start model's gap, nats/token: median {middle:.2f}, 90 % of the pairs between {low:.2f} and {high:.2f}"
+        remarks = [Remark("half", half), Remark("gap", gap)]
+    return Table(columns, rows, remarks=remarks)
+
+
+def _three_digits(measured: Document | None) -> str:
+    return "" if measured is None else f"{measured['value']:.3f}"
+
+
+def _percent(measured: Document | None) -> str:
+    return "" if measured is None else percent(measured["value"])
+
+
+def stage_name(stage: str) -> str:
+    """A stage as a row begins with it."""
+    return {"untuned": "your recipe", "rates": "learning rates"}.get(stage, short_key(stage))
+
+
+def confirmed_table(document: Document) -> Table:
+    """Recipe and winner with new seeds on the confirming half."""
+    confirmed, objective = document["confirmed"], document["objective"]
+    rows = []
+    names = {objective: OBJECTIVES[objective], "accuracy": "accuracy", "balanced": "length-balanced accuracy"}
+    names |= {"ended": "answers that end", "repeating": "answers that repeat themselves"}
+    for key, name in names.items():
+        arms = [confirmed["arms"][arm][key] for arm in ("untuned", "winner")]
+        if any(value is None for arm in arms for value in arm):
+            continue
+        show = (lambda value: f"{value:.3f}") if key == objective else percent
+        rows.append(Row(name, tuple(Cell(" ".join(show(value) for value in arm)) for arm in arms)))
+    return Table(("your recipe", "the winner"), rows, remarks=[Remark("seeds", _seeds(confirmed, document))])
+
+
+def _seeds(confirmed: Document, document: Document) -> str:
+    start = document["start"]["confirming"]
+    seeds = ", ".join(map(str, confirmed["seeds"]))
+    return f"confirming half: {start['pairs']:,} pairs of {start['prompts']:,} prompts, seeds {seeds}, a number each"

@@ -1,0 +1,275 @@
+"""A whole study: the search, the comparison on the other half, and what is left behind.
+
+study.json says what was found with n and intervals, best.yaml is the recipe to go on with, and looks.jsonl beside the
+studies counts how often their confirming halves were looked at: each look that decides something uses them up a little.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from simpo_cli import __version__, statistics
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.evaluate.generate.folder import add_rows, read_rows, write_json, write_text
+from simpo_cli.recipe.tree import without_defaults
+from simpo_cli.recipe.yaml_text import to_yaml
+from simpo_cli.run.receipt import command_to_resume, now, recipe_sha256
+from simpo_cli.run.stop import Stopped, StopRequest
+from simpo_cli.tune.folder import LOCKS, RANGE, SCHEMA_VERSION, STUDY, Document
+from simpo_cli.tune.judging import OBJECTIVES
+from simpo_cli.tune.space import recipe_with
+from simpo_cli.tune.study import Say, Study, Tuning
+
+LOOKS = "looks.jsonl"
+BEST = "best.yaml"
+
+
+def claim(tuning: Tuning, *, resume: bool = False, fresh: bool = False, join: bool = False) -> None:
+    """Make the folder of a study, or see that the one that is there is this study's.
+
+    Args:
+        resume: continue a study of this name.
+        fresh: set a study of this name aside.
+        join: help a study that another process leads.
+
+    Raises:
+        UserError: the space does not do, or the folder holds another study or none.
+    """
+    study = Study(tuning)
+    path, file = tuning.path, study.folder.file
+    if fresh and file.is_file():
+        with study.folder.led():
+            path.rename(path.with_name(f"{path.name}.old-{datetime.now():%Y%m%d-%H%M%S}"))
+    _require_usable(study, resume=resume, join=join)
+    if not file.is_file():
+        write_text(path / "recipe.yaml", tuning.composed.as_yaml())
+        write_json(file, _document(study, None, None))
+
+
+def tune(tuning: Tuning, *, say: Say, leads: bool = True) -> Document:
+    """Run a study whose folder is there to its end, and return what study.json holds.
+
+    Args:
+        leads: whether this process writes what is found; others run trials only.
+
+    Raises:
+        UserError: what is held out does not do, or another process leads. A signal that stopped the study is one of
+            them (exit code 75).
+    """
+    with StopRequest() as stop:
+        study = Study(tuning, stop, say)
+        try:
+            if not leads:
+                return _work(study, leads=False)
+            with study.folder.led():
+                study.advanced = lambda: write_json(study.folder.file, _document(study, None, None))
+                return _work(study, leads=True)
+        except Stopped as stopped:
+            raise UserError(
+                f"Stopped by {stopped.name}; every finished trial is saved.",
+                f"Resume with: {command_to_resume()}",
+                exit_code=ExitCode.SAVED,
+            ) from None
+
+
+def _work(study: Study, *, leads: bool) -> Document:
+    best = study.search()
+    arms = None
+    if best["values"] != study.space.current and not best["measures"]["reasons"]:
+        arms = study.confirm(best)
+    document = _document(study, best, arms)
+    if leads:
+        if arms is not None:
+            document["confirmed"]["looks"] = _count_look(study, arms)
+        write_text(study.tuning.path / BEST, _best_recipe(study, document))
+        write_json(study.folder.file, document)
+    return document
+
+
+def _identity(study: Study) -> Document:
+    scorer = study.tuning.scorer
+    return {
+        "recipe_sha256": recipe_sha256(study.tuning.composed),
+        "scorer": None if scorer is None else scorer.identity,
+    }
+
+
+def _require_usable(study: Study, *, resume: bool, join: bool) -> None:
+    """Refuse a folder that holds something else, another study, or one that is not to be resumed."""
+    path, before = study.tuning.path, study.folder.read(STUDY)
+    if before is None:
+        if join:
+            raise UserError(f"there is no study in {path} to join.", "Start it without --join.")
+        if path.exists() and (not path.is_dir() or any(one.name[0] != "." for one in path.iterdir())):
+            if {one.name for one in path.iterdir()} <= {"recipe.yaml", LOCKS}:  # killed there
+                return
+            raise UserError(f"{path} exists and holds no study.", "Set another name=NAME, or move it away.")
+        return
+    if not (resume or join):
+        raise UserError(
+            f"{path} holds a study already.",
+            f"Add --resume to continue it, or --fresh to set it aside as {path.name}.old-TIME.",
+        )
+    identity = _identity(study)
+    differing = [key for key in identity if before.get(key) != identity[key]]
+    if before.get("kind") != "study" or before.get("schema_version") != SCHEMA_VERSION or differing:
+        what = f": {', '.join(differing)} differ" if differing else ""
+        raise UserError(
+            f"{path} holds the study of another recipe{what}.",
+            "Set another name=NAME, run the command as it was, or add --fresh.",
+        )
+
+
+# What study.json says
+
+
+def _document(study: Study, best: Document | None, arms: tuple[list[Document], list[Document]] | None) -> Document:
+    recipe, folder = study.recipe, study.folder
+    trials = [(number, folder.outcome(spec)) for number, spec in enumerate(study.seen.values(), start=1)]
+    kept = ("id", "stage", "values", "steps", "seed", "part", "measures", "seconds")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "study",
+        "tool": f"simpo {__version__}",
+        "name": recipe.name,
+        "recipe": study.tuning.composed.name,
+        "model": recipe.model.path,
+        **_identity(study),
+        "objective": study.judge.objective,
+        "guards": {"endless": recipe.tune.guards.endless, "repeating": recipe.tune.guards.repeating},
+        "current": dict(study.space.current),
+        "range": folder.read(RANGE),
+        "start": {part: _start_of(folder.read(f"start-{part}.json")) for part in ("choosing", "confirming")},
+        "trials": [{"number": number, **{key: one[key] for key in kept}} for number, one in trials if one is not None],
+        "winner": None if best is None else {key: best[key] for key in ("id", "stage", "values", "steps", "measures")},
+        "confirmed": None if arms is None else confirmed(study, *arms),
+        "verdict": None if best is None else _verdict(study, best, arms),
+    }
+
+
+def _start_of(start: Document | None) -> Document | None:
+    if start is None:
+        return None
+    pairs, prompts = len(start["prompts"]), len(set(start["prompts"]))
+    gaps = np.subtract(start["scores"]["chosen"], start["scores"]["rejected"])
+    quantiles = {f"{q:g}": float(np.quantile(gaps, q)) for q in (0.05, 0.5, 0.95)}
+    return {"pairs": pairs, "prompts": prompts, "measures": start["measures"], "gap_quantiles": quantiles}
+
+
+def confirmed(study: Study, untuned: Sequence[Document], winner: Sequence[Document]) -> Document:
+    """Recipe and winner on the confirming half, over the same prompts and seeds: the one test, and what stands beside.
+
+    The test is of what chose; the difference in accuracy on the pairs has an interval, and nothing is decided by it.
+    """
+    start = study.folder.read("start-confirming.json")
+    assert start is not None
+    arms = {"untuned": untuned, "winner": winner}
+    found: Document = {"seeds": [one["seed"] for one in winner], "steps": winner[0]["steps"], "arms": {}}
+    for name, arm in arms.items():
+        found["arms"][name] = {
+            key: [one["measures"].get(key) and one["measures"][key]["value"] for one in arm]
+            for key in (study.judge.objective, "accuracy", "balanced", "gap", "ended", "repeating")
+        }
+        found["arms"][name]["reasons"] = [one["measures"]["reasons"] for one in arm]
+    if any(one["scores"] is None for arm in arms.values() for one in arm):
+        return {**found, "difference": None, "on_pairs": None}
+    chosen_by = study.judge.objective
+    first, second = (np.array([one["answers"][chosen_by] for one in arm], dtype=np.float64) for arm in arms.values())
+    known = np.isfinite([*first, *second]).all(axis=0)  # a rule may have had no score for an answer
+    found["difference"] = _difference(first[:, known], second[:, known], None)
+    first, second = (np.array([_right(one) for one in arm]) for arm in arms.values())
+    found["on_pairs"] = _difference(first, second, start["prompts"])
+    return found
+
+
+def _right(outcome: Document) -> Any:
+    scores = outcome["scores"]
+    return (np.sign(np.subtract(scores["chosen"], scores["rejected"])) + 1) / 2
+
+
+def _difference(first: Any, second: Any, groups: Sequence[str] | None) -> Document | None:
+    if first.shape[1] < 2:
+        return None
+    both = statistics.crossed_difference(first, second, groups)
+    return {
+        "untuned": float(first.mean()),
+        "winner": float(second.mean()),
+        **both.difference.as_json(),
+        "p_value": both.p_value,
+        "prompts": both.prompts,
+        "smallest_effect": both.smallest_effect,
+    }
+
+
+def _verdict(study: Study, best: Document, arms: tuple[list[Document], list[Document]] | None) -> Document:
+    """One of `better`, `worse`, `no difference`, `untuned`, `ruled out`, and the sentence that says so."""
+    name = OBJECTIVES[study.judge.objective]
+    if arms is None:
+        if best["measures"]["reasons"]:
+            return {"found": "ruled out", "sentence": "Every setting is ruled out by what its answers are like."}
+        return {
+            "found": "untuned",
+            "sentence": f"No setting that was tried beats your recipe, by the {name} on the choosing half.",
+        }
+    found = confirmed(study, *arms)
+    reasons = [reason for several in found["arms"]["winner"]["reasons"] for reason in several]
+    if reasons or found["difference"] is None:
+        return {
+            "found": "ruled out",
+            "sentence": f"The winner of the search is ruled out with a new seed: {'; '.join(reasons) or 'no scores'}.",
+        }
+    difference = found["difference"]
+    low, high = difference["ci"]
+    numbers = (
+        f"{difference['winner']:.3f} against {difference['untuned']:.3f}, {difference['value']:+.3f} "
+        f"({low:+.3f} to {high:+.3f}), n = {difference['prompts']} prompts, {len(found['seeds'])} new seeds each"
+    )
+    if low > 0:
+        return {"found": "better", "sentence": f"The winner beats your recipe by the {name}: {numbers}."}
+    if high < 0:
+        return {"found": "worse", "sentence": f"The winner of the search is worse than your recipe: {numbers}."}
+    return {
+        "found": "no difference",
+        "sentence": f"No setting beats your recipe by more than chance: {name} {numbers}. A difference of "
+        f"{difference['smallest_effect']:.3f} would have been seen in four of five such studies.",
+    }
+
+
+# What is left behind
+
+
+def _count_look(study: Study, arms: tuple[list[Document], list[Document]]) -> int:
+    """How often a study of these held-out pairs has looked at their confirming half, this time among them."""
+    start = study.folder.read("start-confirming.json")
+    assert start is not None
+    pairs = hashlib.sha256(json.dumps(start["prompts"]).encode()).hexdigest()[:16]
+    look = hashlib.sha256("".join(one["id"] for arm in arms for one in arm).encode()).hexdigest()[:16]
+    file = study.tuning.path.parent / LOOKS
+    rows = [row for row in read_rows(file) if row.get("pairs") == pairs]
+    if all(row.get("look") != look for row in rows):
+        rows.append({"pairs": pairs, "look": look, "study": str(study.tuning.path), "at": now()})
+        add_rows(file, rows[-1:])
+    return len(rows)
+
+
+def _best_recipe(study: Study, document: Document) -> str:
+    """best.yaml: the recipe with what was found better, a comment on every line that changed."""
+    verdict, current = document["verdict"], study.space.current
+    is_better = verdict["found"] == "better"
+    values = document["winner"]["values"] if is_better else {}
+    changed = {key: value for key, value in values.items() if value != current[key]}
+    name = f"{study.recipe.name}-tuned"
+    more = {**changed, "eval.part": "confirming", "name": name, "output_dir": str(study.tuning.path.with_name(name))}
+    composed = recipe_with(study.tuning.composed, study.tuning.overrides, more)
+    reason = f"chosen among {len(document['trials'])} trials, see {study.tuning.path / 'study.html'}"
+    notes = {key: f"was {current[key]}: {reason}" for key in changed}
+    notes["eval.part"] = "the search chose by the other half"
+    tree = without_defaults(composed.tree)
+    tree.value.pop("tune", None)
+    text = to_yaml(tree, notes=notes)
+    lines = [verdict["sentence"]] if is_better else [verdict["sentence"], "So this is the recipe as it was."]
+    return "".join(f"# {line}\n" for line in lines) + text

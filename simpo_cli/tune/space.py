@@ -1,0 +1,148 @@
+"""What a study searches: keys in their order, the values of each, and the learning rates that a range test finds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from simpo_cli.errors import UserError
+from simpo_cli.recipe.composition import ComposedRecipe, compose
+from simpo_cli.recipe.fields import all_keys, section_of
+from simpo_cli.recipe.schema import Recipe
+from simpo_cli.recipe.tree import flat
+from simpo_cli.recipe.validate import HABITS
+
+RATE = "train.learning_rate"
+RATIO = "loss.gamma_beta_ratio"
+BETA = "loss.beta"
+RATIOS = (0.0, 0.1, 0.25, 0.5, 1.0)
+BETAS = (2.0, 2.5, 5.0, 10.0)
+"""The range that the authors use."""
+
+NUM_RATES = 6
+SWEEP_STEPS = 40
+_SEARCHED = ("loss", "train", "model")  # what stands elsewhere changes the pairs, or nothing that a model learns
+_NOT_SEARCHED = (
+    *("model.path", "model.revision", "train.tokens_per_microbatch", "train.num_epochs", "train.max_steps"),
+    *("train.precision", "train.deterministic"),
+)
+_AUTHORS_RATE, _AUTHORS_PARAMETERS = 1e-6, 8e9
+_SIZE_EXPONENT = 0.8  # 1e-6 at 8 B comes to 2.6e-5 at 135 M and 1.2e-3 at 1 M, near what such models take
+_FOR_ADAPTERS = 10.0
+_SMOOTHING = 0.8  # of the losses of a range test: what stays of the mean of the steps before
+_STEPS_DOWN = 2.0  # from one rate that is tried to the next
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched.
+
+    Attributes:
+        rates: learning rates to try; None has a range test find them; empty leaves the rate as it is.
+        others: the values of each other key, in the order of the search.
+        current: what the recipe says of every key that is searched.
+    """
+
+    rates: tuple[float, ...] | None
+    others: Mapping[str, tuple[Any, ...]]
+    current: Mapping[str, Any]
+
+
+def recipe_with(composed: ComposedRecipe, overrides: Sequence[str], values: Mapping[str, Any]) -> ComposedRecipe:
+    """The recipe with some values replaced, as a person would type them.
+
+    Args:
+        overrides: with which it was composed.
+    """
+    return compose(composed.name, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())])
+
+
+def space_of(composed: ComposedRecipe, overrides: Sequence[str]) -> Space:
+    """The space that a recipe names, or the usual one: rates by a range test, then gamma/beta, then beta.
+
+    Raises:
+        UserError: a key is none, or is not one to search; a value is refused; nothing is to be tried.
+    """
+    named = composed.recipe.tune.space
+    if named is None:
+        return _space(composed.recipe, None, {RATIO: RATIOS, BETA: BETAS})
+    if not named:
+        raise UserError(
+            "tune.space is empty: there is nothing to try.",
+            "Leave it out for the usual keys, or name values: tune.space.loss.beta=[2,5,10]",
+            key="tune.space",
+        )
+    found: dict[str, tuple[Any, ...]] = {}
+    for key, listed in flat(named).items():
+        found[key] = _values_of(key, listed)
+        for value in found[key]:
+            try:
+                recipe_with(composed, overrides, {key: value})
+            except UserError as error:
+                problem = f"tune.space.{key} has the value {json.dumps(value)}: {error.problem}"
+                raise UserError(problem, error.fix, key=f"tune.space.{key}") from error
+    rates = found.pop(RATE, ())
+    first = [key for key in (RATIO, BETA) if key in found]
+    others = {key: found[key] for key in [*first, *(key for key in found if key not in first)]}
+    return _space(composed.recipe, rates, others)
+
+
+def _space(recipe: Recipe, rates: tuple[float, ...] | None, others: Mapping[str, tuple[Any, ...]]) -> Space:
+    values = flat(asdict(recipe)) | {RATIO: recipe.loss.margin_beta_ratio, "loss.gamma": recipe.loss.margin}
+    return Space(rates, others, {key: values[key] for key in [*([] if rates == () else [RATE]), *others]})
+
+
+def _values_of(key: str, listed: Any) -> tuple[Any, ...]:
+    """The values that are listed for a key of a recipe."""
+    at = f"tune.space.{key}"
+    schema = all_keys().get(key)
+    if schema is None:
+        meant = HABITS.get(key.rpartition(".")[2], ("", ""))[0] or _near(key)
+        fix = f"Did you mean {meant}?" if meant else "simpo recipe schema lists the keys."
+        raise UserError(f"{at}: {key} is not a key of a recipe.", fix, key=at)
+    if section_of(schema) is not None or key.split(".")[0] not in _SEARCHED or key in _NOT_SEARCHED:
+        fix = "Search keys of loss, of train such as learning_rate, or of model.lora."
+        raise UserError(f"{at}: {key} cannot be searched.", fix, key=at)
+    if not isinstance(listed, list) or not listed or any(isinstance(one, list | dict) for one in listed):
+        problem = f"{at} is {json.dumps(listed)}, and a list of values is wanted."
+        raise UserError(problem, f"Write it as {at}=[VALUE,VALUE].", key=at)
+    return tuple(dict.fromkeys(listed))
+
+
+def _near(key: str) -> str:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(key, all_keys(), n=1)), "")
+
+
+def sweep_rates(recipe: Recipe, num_parameters: int) -> list[float]:
+    """The rates of a range test, one a step and rising evenly on a log scale.
+
+    They go from a hundredth to ten times of what models of such a size take: 1e-6 at 8 B parameters, as the authors
+    have it, more for smaller models, and ten times that for adapters.
+    """
+    usual = _AUTHORS_RATE * (_AUTHORS_PARAMETERS / num_parameters) ** _SIZE_EXPONENT
+    usual *= _FOR_ADAPTERS if recipe.model.lora is not None else 1
+    rates: list[float] = np.geomspace(usual / 100, usual * 10, SWEEP_STEPS).tolist()
+    return rates
+
+
+def rates_from(rates: Sequence[float], losses: Sequence[float]) -> list[float]:
+    """The learning rates to try: from the one at which the smoothed loss of a range test was lowest, downwards.
+
+    A test that raises the rate at every step overestimates it, since most of its steps were taken at lower ones
+    (Smith 2017, arXiv:1506.01186); so none above is tried, and each next one is half of it.
+
+    Args:
+        losses: as many as steps were taken, the first before any.
+    """
+    smoothed, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean, weight = _SMOOTHING * mean + (1 - _SMOOTHING) * loss, _SMOOTHING * weight + 1 - _SMOOTHING
+        smoothed.append(mean / weight)
+    # the loss of a step is that of the rates before it; the first steps are few to judge by
+    lowest = int(np.argmin(smoothed[1:])) + 1 if len(smoothed) > 1 else 0
+    highest = rates[max(lowest - 1, 0)]
+    return [float(f"{highest / _STEPS_DOWN**number:.2g}") for number in range(NUM_RATES)]

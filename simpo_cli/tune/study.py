@@ -1,0 +1,290 @@
+"""`simpo tune`: from a recipe to the numbers that held-out evidence prefers, or to the sentence that none is better.
+
+The search goes in the order that the authors advise: learning rate, then gamma/beta, then beta, then what else the
+recipe names. Every trial follows by arithmetic from the recipe's seed and the trials before it, so a study that was
+killed finds the same winner. It chooses on one half of the held-out pairs; winner and recipe are then trained again,
+with seeds that the search did not use, and compared once on the other half.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.errors import UserError
+from simpo_cli.pairs.scorer import Scorer
+from simpo_cli.recipe.composition import ComposedRecipe
+from simpo_cli.recipe.schema import HeldOutPart, Recipe
+from simpo_cli.run.events import Unwatched
+from simpo_cli.run.stop import StopRequest
+from simpo_cli.tune.bench import Bench
+from simpo_cli.tune.folder import RANGE, Document, Spec, StudyFolder, study_path
+from simpo_cli.tune.judging import Judge
+from simpo_cli.tune.space import RATE, rates_from, recipe_with, space_of, sweep_rates
+
+LEAST_STEPS = 10
+"""Fewer steps tell nothing of a setting."""
+LEAST_PROMPTS = 30
+"""Fewer prompts to choose or to confirm with show nothing but very large effects."""
+_SHORT = 3  # the first look at a learning rate takes this part of a trial's steps
+_PROMOTED = 2  # so many of the rates are then tried for all of them
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is tuned.
+
+    Attributes:
+        composed: the recipe, and the overrides that it was composed with.
+        scorer: whose scores of answers choose; None goes by the held-out pairs.
+    """
+
+    composed: ComposedRecipe
+    overrides: Sequence[str]
+    scorer: Scorer | None
+
+    @property
+    def path(self) -> Path:
+        """The folder of the study."""
+        return study_path(self.composed.recipe)
+
+
+class _Notes(Unwatched):
+    """Shows of a trial what a person should read once."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._said = say, set[str]()
+
+    def note(self, text: str, _code: str = "", /) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(f"note: {text}")
+
+
+class Study:
+    """A study at work in this process.
+
+    Args:
+        say: takes what is done, a line at a time.
+
+    Attributes:
+        advanced: called when a trial is finished.
+    """
+
+    def __init__(
+        self,
+        tuning: Tuning,
+        stop: StopRequest | None = None,
+        say: Say = lambda _line: None,
+    ) -> None:
+        self.tuning, self._stop, self._say = tuning, stop or StopRequest(), say
+        self.advanced: Callable[[], object] = lambda: None
+        self.space = space_of(tuning.composed, tuning.overrides)
+        listed = {key: [self.space.current[key], *values] for key, values in self.space.others.items()}
+        choices = {key: list(dict.fromkeys(values)) for key, values in listed.items()}
+        self.folder = StudyFolder(tuning.path, choices)
+        self.judge = Judge(tuning.composed.recipe.tune, tuning.scorer)
+        self.seen: dict[str, Spec] = {}  # by id, in the order of the search
+        self._bench: Bench | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """As it was given."""
+        return self.tuning.composed.recipe
+
+    # The search
+
+    def search(self) -> Document:
+        """The best of all trials on the choosing half, the recipe as it is among them."""
+        found = self.range()
+        steps, space = found["trial_steps"], self.space
+        [best] = self.outcomes([self._spec("untuned", space.current, steps)])
+        short = max(LEAST_STEPS, steps // _SHORT)
+        rates = [{**space.current, RATE: rate} for rate in found["rates"]]
+        if len(rates) > _PROMOTED:
+            looks = self.outcomes([self._spec("rates", values, short) for values in rates])
+            looks.sort(key=self.judge.worth, reverse=True)
+            rates = [one["values"] for one in looks[:_PROMOTED]]
+        best = self._better(best, "rates", rates, steps)
+        for key, values in space.others.items():
+            best = self._better(best, key, [{**best["values"], key: value} for value in values], steps)
+        return best
+
+    def _better(self, best: Document, stage: str, tried: Sequence[Mapping[str, Any]], steps: int) -> Document:
+        """The best so far or one of those that are tried."""
+        others = [values for values in tried if values != best["values"]]
+        return self.judge.best([best, *self.outcomes([self._spec(stage, values, steps) for values in others])])
+
+    def confirm(self, best: Document) -> tuple[list[Document], list[Document]]:
+        """The recipe and the winner, trained with each new seed and measured on the confirming half."""
+        seeds = [(self.recipe.seed + number) % 2**32 for number in range(1, self.recipe.tune.seeds + 1)]
+        both = [
+            [Spec("confirming", values, best["steps"], seed, "confirming") for seed in seeds]
+            for values in (self.space.current, best["values"])
+        ]
+        found = self.outcomes([spec for specs in zip(*both, strict=True) for spec in specs])
+        return found[0::2], found[1::2]
+
+    def _spec(self, stage: str, values: Mapping[str, Any], steps: int) -> Spec:
+        return Spec(stage, dict(values), steps, self.recipe.seed, "choosing")
+
+    # How long, and which rates
+
+    def range(self) -> Document:
+        """The learning rates to try, and how many steps a trial takes; found once, by the process that leads.
+
+        Raises:
+            UserError: too few prompts are held out, or the budget is below one trial.
+        """
+        start = self.start("choosing")  # also the check that there is enough to choose with
+
+        def found() -> Document:
+            bench = self.bench(self.recipe)
+            steps_of_recipe = bench.num_steps
+            rates, losses, seconds = list[float](), list[float](), None
+            if self.space.rates is None:
+                rates = sweep_rates(self.recipe, bench.num_parameters)
+                started = time.monotonic()
+                losses = bench.sweep(self.recipe, rates)
+                seconds = (time.monotonic() - started) / len(losses)
+                self._say(f"range test  {len(losses)} steps, {rates[0]:.1e} to {rates[len(losses) - 1]:.1e}")
+            tried = rates_from(rates, losses) if rates else list(self.space.rates or ())
+            if seconds is None:
+                started = time.monotonic()
+                bench.sweep(self.recipe, [self.recipe.train.learning_rate] * LEAST_STEPS)
+                seconds = (time.monotonic() - started) / LEAST_STEPS
+            steps = self._trial_steps(len(tried), steps_of_recipe, seconds, start["seconds"], len(losses))
+            return {
+                "sweep": {"rates": rates[: len(losses)], "losses": losses},
+                "rates": tried,
+                "trial_steps": steps,
+                "recipe_steps": steps_of_recipe,
+                "seconds_per_step": seconds,
+                "seconds_to_measure": start["seconds"],
+                "trials": self._num_trials(len(tried)),
+            }
+
+        return self.folder.once(RANGE, found)
+
+    def _num_trials(self, num_rates: int) -> tuple[int, int]:
+        """At most so many trials of all their steps, and so many of a part of them."""
+        short = num_rates if num_rates > _PROMOTED else 0
+        others = sum(len(values) for values in self.space.others.values())
+        return 1 + min(num_rates, _PROMOTED) + others, short
+
+    def _trial_steps(self, num_rates: int, recipe_steps: int, seconds: float, to_measure: float, swept: int) -> int:
+        """How many steps the longest trials may take within the budget, at most those of the recipe."""
+        budget = self.recipe.tune.budget
+        whole, short = self._num_trials(num_rates)
+        lengths = whole + short / _SHORT
+        if budget.minutes is not None:
+            left = budget.minutes * 60 - (whole + short + 1) * to_measure - swept * seconds
+            affordable = left / seconds / lengths
+            least = ((lengths * LEAST_STEPS + swept) * seconds + (whole + short + 1) * to_measure) / 60
+            given, needed, key = f"{budget.minutes:g}", f"{math.ceil(10 * least) / 10:g}", "minutes"
+        elif budget.steps is not None:
+            affordable = (budget.steps - swept) / lengths
+            given, needed, key = f"{budget.steps:,}", f"{math.ceil(lengths * LEAST_STEPS) + swept:,}", "steps"
+        else:
+            return max(min(LEAST_STEPS, recipe_steps), recipe_steps // 2)
+        if affordable < LEAST_STEPS and affordable < recipe_steps:
+            raise UserError(
+                f"tune.budget.{key} is {given}, and the {whole + short} trials of this space take {needed} at least.",
+                f"Raise it, or search fewer values: tune.space.{RATE}=[...]",
+                key=f"tune.budget.{key}",
+            )
+        return min(int(affordable), recipe_steps)
+
+    # What a trial is
+
+    def bench(self, recipe: Recipe) -> Bench:
+        """A bench on which a recipe can be tried: the one that is there, or another."""
+        if self._bench is None or not self._bench.serves(recipe):
+            self._bench = None  # its weights go before others come
+            scratch = self.tuning.path / ".scratch"
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._bench = Bench(recipe, scratch, self.recipe.tune.answers, _Notes(self._say), self._stop)
+        return self._bench
+
+    def start(self, part: HeldOutPart) -> Document:
+        """The start model on a part, measured once for all trials, with what is known of its pairs.
+
+        Raises:
+            UserError: it has too few prompts.
+        """
+
+        def measured() -> Document:
+            bench = self.bench(self.recipe)
+            pairs = bench.pairs(part)
+            keys, lengths = prompt_keys_of(pairs), lengths_of(pairs)
+            self._require_prompts(part, len(np.unique(keys)))
+            started = time.monotonic()
+            found = self.judge.outcome(bench.start(part), bench, part, None)
+            return {
+                **found,
+                "prompts": [f"{key:016x}" for key in keys.tolist()],
+                "longer_by": (lengths[:, 1] - lengths[:, 2]).tolist(),
+                "seconds": time.monotonic() - started,
+            }
+
+        return self.folder.once(f"start-{part}.json", measured)
+
+    def _require_prompts(self, part: HeldOutPart, count: int) -> None:
+        if count >= LEAST_PROMPTS:
+            return
+        # of shares near one half that differ on half of the prompts, as settings that matter do
+        effect = (1.96 + 0.84) * math.sqrt(0.5 / LEAST_PROMPTS)
+        raise UserError(
+            f"the {part} half of the held-out pairs has {count} prompts, and {LEAST_PROMPTS} are the fewest to choose "
+            f"with: even they show only differences of some {100 * effect:.0f} points.",
+            "Hold out more pairs, 400 or more to see 10 points: data.holdout=400, or a file in data.eval.",
+            key="data.eval" if self.recipe.data.eval is not None else "data.holdout",
+        )
+
+    def run(self, spec: Spec) -> Document:
+        """Run a trial, here and now."""
+        changed = {key: value for key, value in spec.values.items() if value != self.space.current[key]}
+        composed = recipe_with(self.tuning.composed, self.tuning.overrides, {**changed, "seed": spec.seed})
+        start = self.start(spec.part)
+        bench, started = self.bench(composed.recipe), time.monotonic()
+        trained = bench.train(composed.recipe, spec.steps, spec.part)
+        found = self.judge.outcome(trained, bench, spec.part, start)
+        return {**found, "seconds": time.monotonic() - started}
+
+    def outcomes(self, specs: Sequence[Spec]) -> list[Document]:
+        """What came of these trials, in their order, when all are finished, here or by others that joined."""
+        is_waiting = False
+        self.seen |= {spec.id: spec for spec in specs if spec.id not in self.seen}
+        while True:
+            self._stop.check()
+            with self.folder.taking(specs) as spec:
+                if spec is not None:
+                    self.folder.finish(spec, self.run(spec))
+            if spec is not None:
+                is_waiting = False
+                self._say(self._line(spec))
+                self.advanced()
+                continue
+            found = [one for one in map(self.folder.outcome, specs) if one is not None]
+            if len(found) == len(specs):
+                return found
+            if not is_waiting:
+                self._say("waiting for trials of other processes")
+            is_waiting = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _line(self, spec: Spec) -> str:
+        """A finished trial in a line."""
+        found = self.folder.outcome(spec)
+        assert found is not None
+        values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in spec.values.items())
+        seed = f", seed {spec.seed}" if spec.part == "confirming" else ""
+        return f"{spec.stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(found['measures'])}"
