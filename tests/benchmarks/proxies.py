@@ -5,8 +5,8 @@ training pairs: the shipped ones, and own answers graded by the world's rule (be
 first look saw held-out accuracy rise while right answers fell. Beside what is measured on one half of the held-out
 pairs stands what the rule says of greedy answers to the prompts of the other half.
 
-Rows go to FOLDER/rows-SET-SHARD.jsonl as they come, and --page makes tuning.json of them. docs/tuning.md says what is
-compared.
+Rows go to FOLDER/rows-SET-SHARD.jsonl as they come; --json FILE sums them up, and --page prints the table of such a
+file. docs/tuning.md says what is compared.
 """
 
 import argparse
@@ -14,21 +14,29 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
+from simpo_cli.data.prepare import prepare_data
 from simpo_cli.evaluate.checked import check
-from simpo_cli.evaluate.generate.folder import write_lines
-from simpo_cli.pairs.prompts import prompts_of, write_prompts
+from simpo_cli.evaluate.generate.folder import write_json, write_lines
+from simpo_cli.evaluate.generate.measures import repeated_share
+from simpo_cli.objective import Objective
 from simpo_cli.recipe.composition import compose
-from simpo_cli.run.events import Unwatched
+from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.run.events import LOOPING, Unwatched
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.tune.bench import Bench
+from simpo_cli.tune.judging import likeness
 from tests.benchmarks.on_policy import lines_of
+from tests.benchmarks.page import table
 
 STEPS = 150
+COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 SPACE: dict[str, tuple[float, ...]] = {
     "loss.beta": (1, 2, 2.5, 5, 10, 20),
     "loss.gamma_beta_ratio": (0, 0.1, 0.25, 0.5, 1, 1.6),
@@ -65,8 +73,7 @@ def own_pairs(work: Path) -> None:
 def trials(work: Path, which: str, numbers: range) -> None:
     """Train and measure; a row each."""
     train = "builtin:guide" if which == "shipped" else str(work / "own-train.jsonl")
-    columns = {"columns": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}}
-    held_out = [{"path": "builtin:guide"}, {"path": str(work / "own-eval.jsonl"), **columns}]
+    held_out = [{"path": "builtin:guide"}, {"path": str(work / "own-eval.jsonl"), "columns": COLUMNS}]
     overrides = [f"data.train={train}", f"data.eval={json.dumps(held_out)}", "eval.part=all"]
     file = work / f"rows-{which}-{numbers.start}.jsonl"
     done = {json.loads(line)["number"] for line in file.read_text().splitlines()} if file.is_file() else set()
@@ -105,10 +112,137 @@ def row(bench: Bench, number: int, values: dict[str, float], trained: Any, is_ow
         answers = bench.answers(prompts) if answers is None else answers
         checked = check([prompt.turns[-1].content for prompt in prompts], answers)
         kept["answers"][part] = [
-            {"key": one.key, "text": one.text, "ids": list(one.ids), "ended": one.ended, "exact": c.exact, "parts": c.parts}
-            for one, c in zip(answers, checked, strict=True)
+            {**asdict(one), "exact": found.exact, "parts": found.parts}
+            for one, found in zip(answers, checked, strict=True)
         ]
     return kept
+
+
+# What the rows say
+
+PROXIES = {
+    "likeness": "likeness of 128 greedy answers to the chosen responses",
+    "likeness_64": "the same of 64 answers",
+    "lean": "the same less their likeness to the rejected ones",
+    "chosen": "log-prob of the chosen responses, nats/token",
+    "chosen_plus_gap": "log-prob of the chosen responses plus the gap",
+    "accuracy": "held-out accuracy",
+    "balanced": "length-balanced accuracy",
+    "gap": "gap, nats/token",
+    "loss": "loss of all trials by one objective (beta 2, gamma 1), negated",
+    "own_loss": "loss by the trial's own objective, negated",
+    "ended": "share of 64 answers that end",
+    "repeating": "share of 64 answers that repeat themselves, negated",
+}
+_DRAWS = 2000
+
+
+def references(work: Path) -> dict[str, dict[str, list[int]]]:
+    """The chosen and the rejected response of each held-out prompt as tokens, of the shipped and the own pairs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, path in (("shipped", "builtin:guide"), ("own", str(work / "own-eval.jsonl"))):
+        columns = [] if name == "shipped" else [f"data.columns={json.dumps(COLUMNS)}"]
+        data = prepare_data(compose("demo", [f"data.train={path}", f"data.eval={path}", *columns]).recipe)
+        found[name] = {one.prompt_key: (one.chosen.tolist()[:-1], one.rejected.tolist()[:-1]) for one in data.held_out}
+    return found
+
+
+def proxies_of(kept: dict[str, Any], responses: dict[str, Any], held_out: str) -> dict[str, float]:
+    """Every proxy of a trial; the higher, the better it should be."""
+    scores = kept["pairs"][held_out]
+    chosen, rejected, longer_by = (np.array(scores[key]) for key in ("chosen", "rejected", "longer_by"))
+    right, gaps = (np.sign(chosen - rejected) + 1) / 2, chosen - rejected
+    answers = [one for one in kept["answers"]["choosing"] if one["key"] in responses]
+    like = np.array([[likeness(one["ids"], [side]) for side in responses[one["key"]]] for one in answers])
+    own = LossRecipe(**{key.removeprefix("loss."): value for key, value in kept["values"].items() if "loss" in key})
+    losses = [-float(Objective(loss).losses(chosen, rejected).mean()) for loss in (LossRecipe(beta=2, gamma=1), own)]
+    return {
+        "likeness": float(like[:128, 0].mean()),
+        "likeness_64": float(like[:64, 0].mean()),
+        "lean": float((like[:128, 0] - like[:128, 1]).mean()),
+        "chosen": float(chosen.mean()),
+        "chosen_plus_gap": float((chosen + gaps).mean()),
+        "accuracy": float(right.mean()),
+        "balanced": float(np.mean([right[longer_by > 0].mean(), right[longer_by < 0].mean()])),
+        "gap": float(gaps.mean()),
+        "loss": losses[0],
+        "own_loss": losses[1],
+        "ended": float(np.mean([one["ended"] for one in answers[:64]])),
+        "repeating": -float(np.mean([repeated_share(one["ids"]) >= LOOPING for one in answers[:64]])),
+    }
+
+
+def summed_up(work: Path) -> dict[str, Any]:
+    """Rank correlations of each proxy with what the answers are worth, and what each would have chosen."""
+    document: dict[str, Any] = {"steps": STEPS, "sets": {}}
+    responses = references(work)
+    for name in ("shipped", "own"):
+        files = sorted(work.glob(f"rows-{name}-*"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        rows = sorted((one for one in lines if one["number"] >= 0), key=lambda one: one["number"])
+        start = next(one for one in lines if one["number"] < 0)
+        ended = [one for one in rows if "problem" in one]
+        rows = [one for one in rows if "problem" not in one]
+        worth = {
+            key: np.array([np.mean([answer[key] for answer in one["answers"]["confirming"]]) for one in rows])
+            for key in ("exact", "parts")
+        }
+        kept: dict[str, Any] = {
+            "trials": [
+                {"number": one["number"], "values": one["values"], **{key: float(worth[key][at]) for key in worth}}
+                for at, one in enumerate(rows)
+            ],
+            "not_finite": [one["number"] for one in ended],
+            "start": {key: float(np.mean([answer[key] for answer in start["answers"]["confirming"]])) for key in worth},
+            "proxies": {},
+        }
+        for held_out in ("shipped", "own"):
+            found = [proxies_of(one, responses[held_out], held_out) for one in rows]
+            for at, one in enumerate(found):
+                kept["trials"][at][held_out] = one
+            for proxy in PROXIES:
+                values = np.array([one[proxy] for one in found])
+                kept["proxies"].setdefault(proxy, {})[held_out] = {
+                    **{key: _rank_correlation(values, worth[key]) for key in worth},
+                    "chosen_exact": float(worth["exact"][int(values.argmax())]),
+                }
+        kept["best_exact"] = float(worth["exact"].max())
+        document["sets"][name] = kept
+    return document
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with five digits."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(map(rounded, value))
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _rank_correlation(values: Any, worth: Any) -> dict[str, Any]:
+    """Spearman's, with the interval of a bootstrap over trials."""
+    draw = np.random.default_rng(0)
+    drawn = [draw.integers(0, len(values), len(values)) for _ in range(_DRAWS)]
+    found = [spearmanr(values[at], worth[at])[0] for at in drawn if np.ptp(values[at]) > 0]
+    low, high = np.quantile(found, [0.025, 0.975]).tolist()
+    return {"value": float(spearmanr(values, worth)[0]), "ci": [low, high], "n": len(values)}
+
+
+def page(document: dict[str, Any]) -> str:
+    """The table, as Markdown."""
+    sets = document["sets"]
+    rows = []
+    for proxy, words in PROXIES.items():
+        cells = []
+        for name, held_out in (("shipped", "shipped"), ("own", "shipped"), ("own", "own")):
+            one = sets[name]["proxies"][proxy][held_out]
+            low, high = one["exact"]["ci"]
+            cells.append(f"{one['exact']['value']:+.2f} ({low:+.2f} to {high:+.2f}), {100 * one['chosen_exact']:.0f} %")
+        rows.append([words, *cells])
+    n = {name: len(one["trials"]) for name, one in sets.items()}
+    heads = [f"shipped pairs (n = {n['shipped']})", f"own pairs (n = {n['own']})", "own pairs, own held out"]
+    return table([["what would choose", *heads], *rows])
 
 
 def main() -> None:
@@ -117,7 +251,16 @@ def main() -> None:
     parser.add_argument("--set", choices=("shipped", "own"))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--json", type=Path, help="sum up what is there")
+    parser.add_argument("--page", type=Path, help="print the table of such a file")
     options = parser.parse_args()
+    if options.page:
+        print(page(json.loads(options.page.read_text())["proxies"]))
+        return
+    if options.json:
+        known = json.loads(options.json.read_text()) if options.json.is_file() else {}
+        write_json(options.json, {**known, "proxies": rounded(summed_up(options.work))})
+        return
     options.work.mkdir(parents=True, exist_ok=True)
     own_pairs(options.work)
     if options.set:
