@@ -119,11 +119,14 @@ class StudyFolder:
         The block writes what came of it with `finish`; where it does not, the trial is free again.
         """
         with self._lock("taking"):
-            trial, lock = self._take(specs)
-        if trial is None or lock is None:
+            running = self._running_elsewhere()
+            free = (spec for spec in specs if spec.id not in running and self.outcome(spec) is None)
+            spec = next(free, None)
+            if spec is not None:
+                trial, lock = self._begun(spec)
+        if spec is None:
             yield None
             return
-        spec = next(spec for spec in specs if spec.id == trial.user_attrs["id"])
         try:
             yield spec
         finally:
@@ -154,40 +157,33 @@ class StudyFolder:
             load_if_exists=True,
         )
 
-    def _take(self, specs: Sequence[Spec]) -> tuple["optuna.Trial | None", FileLock | None]:
+    def _running_elsewhere(self) -> set[str]:
+        """The trials that other processes run; those of processes that are gone are settled."""
         from optuna.trial import TrialState
 
-        open_ids = set[str]()
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        unfinished = (TrialState.RUNNING, TrialState.WAITING)  # it waits where its process died before it began
+        running = set[str]()
+        for trial in self._study.get_trials(deepcopy=False, states=unfinished):
             lock = self._lock(f"trial-{trial.number}")
             try:
-                lock.acquire(timeout=0)
+                with lock.acquire(timeout=0):
+                    self._settle(self._study.ask() if trial.state == TrialState.WAITING else trial)
             except Timeout:
-                open_ids.add(trial.user_attrs["id"])
-                continue
-            self._settle(trial)  # whoever ran it is gone
-            lock.release()
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        open_ids |= {trial.user_attrs["id"] for trial in waiting}
-        told = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        told_ids = {trial.user_attrs["id"] for trial in told}
-        for spec in specs:
-            is_finished = self.outcome(spec) is not None
-            if spec.id not in open_ids | told_ids and not is_finished:
-                attributes = {"id": spec.id, **asdict(spec)}
-                self._study.enqueue_trial(dict(spec.values), user_attrs=attributes)
-                waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not waiting:
-            return None, None
-        taken = self._study.ask()
-        for key, value in taken.user_attrs["values"].items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                taken.suggest_float(key, value, value)
-            else:
-                taken.suggest_categorical(key, self._choices[key])
-        lock = self._lock(f"trial-{taken.number}")
+                running.add(trial.user_attrs["id"])
+        return running
+
+    def _begun(self, spec: Spec) -> tuple["optuna.Trial", FileLock]:
+        """The trial in the journal, now running, and the lock that says so."""
+        self._study.enqueue_trial(dict(spec.values), user_attrs={"id": spec.id, **asdict(spec)})
+        trial = self._study.ask()
+        lock = self._lock(f"trial-{trial.number}")
         lock.acquire()
-        return taken, lock
+        for key, value in spec.values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                trial.suggest_float(key, value, value)
+            else:
+                trial.suggest_categorical(key, self._choices[key])
+        return trial, lock
 
     def _settle(self, trial: Any) -> None:
         """Tell the journal what the file of a trial says, or that it ended without one."""

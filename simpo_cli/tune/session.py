@@ -8,6 +8,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from shutil import rmtree
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -15,17 +17,19 @@ import numpy as np
 from simpo_cli import __version__, statistics
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.folder import add_rows, read_rows, write_json, write_text
-from simpo_cli.recipe.tree import without_defaults
+from simpo_cli.recipe.composition import compose
+from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.run.receipt import command_to_resume, now, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.tune.folder import LOCKS, RANGE, SCHEMA_VERSION, STUDY, Document
+from simpo_cli.tune.folder import LOCKS, RANGE, SCHEMA_VERSION, STUDY, TRIALS, Document
 from simpo_cli.tune.judging import OBJECTIVES
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 
 LOOKS = "looks.jsonl"
 BEST = "best.yaml"
+_COMMENT_WIDTH = 100
 
 
 def claim(tuning: Tuning, *, resume: bool = False, fresh: bool = False, join: bool = False) -> None:
@@ -67,7 +71,12 @@ def tune(tuning: Tuning, *, say: Say, leads: bool = True) -> Document:
                 return _work(study, leads=False)
             with study.folder.led():
                 study.advanced = lambda: write_json(study.folder.file, _document(study, None, None))
-                return _work(study, leads=True)
+                try:
+                    return _work(study, leads=True)
+                except UserError:
+                    if not (tuning.path / TRIALS).is_dir():  # refused before the first trial: nothing is lost
+                        rmtree(tuning.path)
+                    raise
         except Stopped as stopped:
             raise UserError(
                 f"Stopped by {stopped.name}; every finished trial is saved.",
@@ -114,14 +123,26 @@ def _require_usable(study: Study, *, resume: bool, join: bool) -> None:
             f"{path} holds a study already.",
             f"Add --resume to continue it, or --fresh to set it aside as {path.name}.old-TIME.",
         )
-    identity = _identity(study)
-    differing = [key for key in identity if before.get(key) != identity[key]]
-    if before.get("kind") != "study" or before.get("schema_version") != SCHEMA_VERSION or differing:
-        what = f": {', '.join(differing)} differ" if differing else ""
-        raise UserError(
-            f"{path} holds the study of another recipe{what}.",
-            "Set another name=NAME, run the command as it was, or add --fresh.",
-        )
+    identity, what = _identity(study), ""
+    if before.get("scorer") != identity["scorer"]:
+        what = "that is judged otherwise (--rule)"
+    elif before.get("recipe_sha256") != identity["recipe_sha256"]:
+        keys = _differing_keys(study)
+        what = f"of another recipe: {', '.join(keys)} {'differs' if len(keys) == 1 else 'differ'}"
+    elif (before.get("kind"), before.get("schema_version")) != ("study", SCHEMA_VERSION):
+        what = "of another version"
+    if what:
+        fix = "Set another name=NAME, run the command as it was, or add --fresh."
+        raise UserError(f"{path} holds a study {what}.", fix)
+
+
+def _differing_keys(study: Study) -> list[str]:
+    """What is not as it was when the study was begun; the whole recipe where that cannot be read."""
+    try:
+        before = compose(str(study.tuning.path / "recipe.yaml")).recipe
+    except UserError:
+        return ["recipe.yaml"]
+    return list(differences(before, study.recipe)) or ["recipe.yaml"]
 
 
 # What study.json says
@@ -272,4 +293,4 @@ def _best_recipe(study: Study, document: Document) -> str:
     tree.value.pop("tune", None)
     text = to_yaml(tree, notes=notes)
     lines = [verdict["sentence"]] if is_better else [verdict["sentence"], "So this is the recipe as it was."]
-    return "".join(f"# {line}\n" for line in lines) + text
+    return "".join(f"# {line}\n" for said in lines for line in wrap(said, _COMMENT_WIDTH)) + text

@@ -24,12 +24,12 @@ def in_this_process() -> None:
     rounds.run_alone = lambda command: run(command[command.index("simpo_cli") + 1 :])
 
 
-def _die() -> NoReturn:
+def die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("killed")
 
 
-def _at(module_name: str, name: str, count: int, is_wanted: Callable[..., bool] = lambda *_, **__: True) -> None:
+def at(module_name: str, name: str, count: int, is_wanted: Callable[..., bool] = lambda *_, **__: True) -> None:
     """Die when a function is called for the how manyth time, of the calls that are wanted."""
     module, calls = import_module(module_name), [0]
     real = getattr(module, name)
@@ -38,7 +38,7 @@ def _at(module_name: str, name: str, count: int, is_wanted: Callable[..., bool] 
     def deadly(*args: Any, **options: Any) -> Any:
         calls[0] += is_wanted(*args, **options)
         if calls[0] == count:
-            _die()
+            die()
         return real(*args, **options)
 
     setattr(module, name, deadly)
@@ -56,7 +56,7 @@ def _in_a_batch(name: str, folder: str, count: int) -> None:
         if calls[0] == count:
             content = file.read_bytes()
             os.truncate(file, len(content) - 40)
-            _die()
+            die()
 
     samples.add_rows = torn
 
@@ -76,23 +76,23 @@ def in_answers_to_held_out_prompts() -> None:
 def before_the_pairs() -> None:
     """The account of the pairs is there and they are not."""
     in_this_process()
-    _at("simpo_cli.pairs.make", "write_text", 2, lambda file, _: file.name in ("pairs.jsonl", "candidates.jsonl"))
+    at("simpo_cli.pairs.make", "write_text", 2, lambda file, _: file.name in ("pairs.jsonl", "candidates.jsonl"))
 
 
 def in_training() -> None:
     in_this_process()
-    _at("simpo_cli.train.loop", "accumulate", 2)
+    at("simpo_cli.train.loop", "accumulate", 2)
 
 
 def in_the_second_training() -> None:
     in_this_process()
-    _at("simpo_cli.train.loop", "accumulate", 3)
+    at("simpo_cli.train.loop", "accumulate", 3)
 
 
 def before_the_curve() -> None:
     """All of a round is done and rounds.json does not say it."""
     in_this_process()
-    _at("simpo_cli.pairs.rounds", "write_json", 3)
+    at("simpo_cli.pairs.rounds", "write_json", 3)
 
 
 KILLS = (

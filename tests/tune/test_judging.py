@@ -1,0 +1,56 @@
+"""What a trial is worth, and what rules it out."""
+
+from typing import Any
+
+import pytest
+
+from simpo_cli.recipe.command_sections import GuardsRecipe, TuneRecipe
+from simpo_cli.tune.judging import Judge, likeness
+
+
+def test_likeness_by_hand() -> None:
+    # tokens 1 2 3 against 1 2 4: single tokens 1 2, pair (1, 2): 3 of 5 on either side
+    assert likeness([1, 2, 3], [[1, 2, 4]]) == pytest.approx(2 * 3 / 10)
+    assert likeness([1, 2, 3], [[1, 2, 3]]) == 1.0
+    assert likeness([], [[1, 2]]) == 0.0
+    assert likeness([5], [[1, 2], [5]]) == 1.0  # the nearest of the prompt's chosen responses
+
+
+def test_likeness_counts_a_repeated_token_as_often_as_it_is_wanted() -> None:
+    assert likeness([7] * 10, [[7]]) == pytest.approx(2 * 1 / (19 + 1))
+
+
+def test_a_response_is_cut_where_an_answer_would_be() -> None:
+    answer = list(range(64))
+    assert likeness(answer, [list(range(300))]) == 1.0
+
+
+def _outcome(value: float | None, *reasons: str) -> dict[str, Any]:
+    return {"measures": {"objective": value, "reasons": list(reasons)}}
+
+
+def test_what_is_ruled_out_comes_after_everything_else() -> None:
+    judge = Judge(TuneRecipe(), None)
+    good, best, loud = _outcome(0.2), _outcome(0.3), _outcome(0.9, "answers do not end")
+    assert judge.best([good, loud, best]) is best
+    assert judge.best([loud, _outcome(None, "not finite")]) is loud
+
+
+def test_of_equal_ones_the_first_stays() -> None:
+    """So the recipe as it is is only left for something that did better."""
+    judge, first, second = Judge(TuneRecipe(), None), _outcome(0.5), _outcome(0.5)
+    assert judge.best([first, second]) is first
+
+
+@pytest.mark.parametrize(
+    ("ended", "repeating", "count"), [(10, 0, 0), (8, 0, 0), (7, 0, 1), (10, 2, 0), (10, 3, 1), (5, 6, 2)]
+)
+def test_a_guard_falls_when_it_is_worse_than_the_start_by_more_than_is_allowed(
+    ended: int, repeating: int, count: int
+) -> None:
+    judge = Judge(TuneRecipe(guards=GuardsRecipe(endless=0.2, repeating=0.2)), None)
+
+    def answers(ended: int, repeating: int) -> dict[str, list[float]]:
+        return {"ended": [float(n < ended) for n in range(10)], "repeating": [float(n < repeating) for n in range(10)]}
+
+    assert len(judge._reasons(answers(ended, repeating), answers(10, 0))) == count

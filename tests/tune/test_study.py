@@ -1,0 +1,292 @@
+"""A study from its first trial to best.yaml: what is tried, what is chosen, what is said, and what a resume finds."""
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.storages.journal import JournalFileBackend
+
+from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe.composition import compose
+from simpo_cli.report.study_page import holds_study, study_page, write_study_report
+from simpo_cli.report.study_view import conclusions
+from simpo_cli.run.stop import Stopped
+from simpo_cli.tune import session
+from simpo_cli.tune.bench import Bench
+from simpo_cli.tune.judging import Judge
+from simpo_cli.tune.session import claim, tune
+from simpo_cli.tune.study import Study, Tuning
+from tests.tune.small import tuning_of, values_of, write_recipe
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("study"), tiny_folder)
+
+
+def run(tuning: Tuning, **how: bool) -> dict[str, Any]:
+    claim(tuning, **how)
+    return tune(tuning, say=lambda _: None)
+
+
+def timeless(document: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on a clock."""
+    kept = json.loads(json.dumps(document))
+    for trial in kept["trials"]:
+        trial.pop("seconds")
+    for name in ("seconds_per_step", "seconds_to_measure"):
+        kept["range"].pop(name)
+    return dict(kept)
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path) -> tuple[Tuning, dict[str, Any]]:
+    """A study that ran to its end, with a range test."""
+    tuning = tuning_of(file, "name=whole", "tune.space=null", "tune.budget.steps=190")
+    return tuning, run(tuning)
+
+
+def test_the_search_goes_in_the_authors_order(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    _, document = whole
+    trials = [one for one in document["trials"] if one["part"] == "choosing"]
+    assert [one["number"] for one in document["trials"]] == list(range(1, len(document["trials"]) + 1))
+    assert len({one["id"] for one in document["trials"]}) == len(document["trials"])
+    assert [one["stage"] for one in trials][:7] == ["untuned", *["rates"] * 6]
+    assert trials[0]["values"] == document["current"]
+    short = [one["values"]["train.learning_rate"] for one in trials if one["stage"] == "rates" and one["steps"] == 10]
+    assert short == document["range"]["rates"]
+    assert {one["seed"] for one in trials} == {42}
+    promoted = [one for one in trials[7:] if one["stage"] == "rates"]
+    best_two = sorted(
+        (one for one in trials[1:7]),
+        key=lambda one: (not one["measures"]["reasons"], one["measures"]["objective"]),
+        reverse=True,
+    )[:2]
+    assert {one["values"]["train.learning_rate"] for one in promoted} <= {
+        one["values"]["train.learning_rate"] for one in best_two
+    }
+    ratios = values_of(trials, "loss.gamma_beta_ratio")
+    assert [one["loss.gamma_beta_ratio"] for one in ratios] == [0.0, 0.1, 0.25, 1.0]  # type: ignore[index]
+    assert len({one["train.learning_rate"] for one in ratios}) == 1  # type: ignore[index]
+
+
+def test_the_winner_is_the_best_that_is_not_ruled_out(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    _, document = whole
+    steps = document["range"]["trial_steps"]
+    eligible = [
+        one
+        for one in document["trials"]
+        if one["part"] == "choosing" and one["steps"] == steps and not one["measures"]["reasons"]
+    ]
+    assert document["winner"]["id"] in {one["id"] for one in eligible}
+    assert document["winner"]["measures"]["objective"] == max(one["measures"]["objective"] for one in eligible)
+
+
+def test_the_confirmation_has_other_seeds_and_other_prompts(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    tuning, document = whole
+    folder = tuning.path
+    halves = [json.loads((folder / f"start-{part}.json").read_text("utf-8")) for part in ("choosing", "confirming")]
+    assert not set(halves[0]["prompts"]) & set(halves[1]["prompts"])
+    assert document["confirmed"]["seeds"] == [43, 44]
+    confirming = [one for one in document["trials"] if one["part"] == "confirming"]
+    assert [one["seed"] for one in confirming] == [43, 43, 44, 44]
+    assert document["confirmed"]["difference"]["prompts"] == 16
+    assert document["confirmed"]["on_pairs"]["prompts"] == len(set(halves[1]["prompts"]))
+
+
+def test_optuna_reads_the_same_trials_from_the_journal(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    tuning, document = whole
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(tuning.path / "journal.jsonl")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    told = {trial.user_attrs["id"]: trial for trial in study.get_trials()}
+    assert {trial.state for trial in told.values()} == {optuna.trial.TrialState.COMPLETE}
+    assert set(told) == {one["id"] for one in document["trials"]}
+    for one in document["trials"]:
+        assert told[one["id"]].params == one["values"]
+        assert told[one["id"]].value == one["measures"]["objective"]
+
+
+def test_best_yaml_is_a_recipe_with_the_winner_in_it(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    tuning, document = whole
+    text = (tuning.path / "best.yaml").read_text("utf-8")
+    assert text.startswith("# ")
+    recipe = compose(str(tuning.path / "best.yaml")).recipe
+    assert (recipe.eval.part, recipe.name) == ("confirming", "whole-tuned")
+    expected = document["winner"]["values"] if document["verdict"]["found"] == "better" else document["current"]
+    assert recipe.train.learning_rate == expected["train.learning_rate"]
+    assert recipe.loss.beta == expected["loss.beta"]
+    assert recipe.loss.margin_beta_ratio == expected["loss.gamma_beta_ratio"]
+
+
+def test_a_study_that_is_done_trains_nothing_again(
+    whole: tuple[Tuning, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuning, document = whole
+    monkeypatch.setattr(Bench, "__init__", lambda *_: pytest.fail("a model was loaded"))
+    assert timeless(run(tuning, resume=True)) == timeless(document)
+
+
+def test_the_page_shows_every_trial_and_the_sentence(whole: tuple[Tuning, dict[str, Any]], tmp_path: Path) -> None:
+    tuning, document = whole
+    assert holds_study(tuning.path)
+    page = write_study_report(tuning.path, tmp_path / "study.html").read_text("utf-8")
+    assert document["verdict"]["sentence"].split(":")[0] in page
+    assert page.count("<svg") >= 4
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page == study_page(document)
+
+
+@pytest.mark.parametrize("broken_at", [1, 3, 5])
+def test_broken_off_anywhere_it_finds_the_same(file: Path, broken_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the middle of a trial, then --resume."""
+    monkeypatch.setattr(Judge, "best", lambda _, outcomes: outcomes[-1])  # never the recipe: so it is confirmed
+    unbroken = run(tuning_of(file, "name=unbroken"), resume=True)
+    name = f"name=broken-{broken_at}"
+    real, calls = Bench.train, [0]
+
+    def stopping(self: Bench, *args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == broken_at:
+            raise Stopped(15)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Bench, "train", stopping)
+    with pytest.raises(UserError) as stopped:
+        run(tuning_of(file, name))
+    assert stopped.value.exit_code == ExitCode.SAVED
+    assert "--resume" in stopped.value.fix
+    document = run(tuning_of(file, name), resume=True)
+    for one in (unbroken, document):
+        one.pop("name")
+        one.pop("recipe_sha256")
+        if one["confirmed"]:
+            one["confirmed"].pop("looks")
+    assert timeless(document) == timeless(unbroken)
+
+
+def test_each_look_at_the_confirming_half_is_counted_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any study of the same held-out pairs; a resume is no new look."""
+    monkeypatch.setattr(session, "LOOKS", "counted.jsonl")
+    monkeypatch.setattr(Judge, "best", lambda _, outcomes: outcomes[-1])  # never the recipe as it is
+    one, other = (tuning_of(file, f"name=looks-{beta}", f"loss.beta={beta}") for beta in (3, 5))
+    documents = [run(tuning, resume=True) for tuning in (one, one, other)]
+    assert [document["confirmed"]["looks"] for document in documents] == [1, 1, 2]
+    lines = conclusions(documents[-1])
+    assert "These held-out pairs were looked at for a confirmation for the 2nd time." in lines
+
+
+def test_the_budget_decides_how_long_trials_are(file: Path) -> None:
+    """Three trials of beta and the recipe's own: a whole budget of 60 steps goes to 15 each, at most the run's 20."""
+    study = Study(tuning_of(file, "tune.budget.steps=60"))
+    assert study._num_trials(0) == (4, 0)
+    assert study._trial_steps(0, 20, 0.1, 1.0, 0) == 15
+    assert study._trial_steps(0, 12, 0.1, 1.0, 0) == 12
+    minutes = Study(tuning_of(file, "tune.budget.steps=null", "tune.budget.minutes=1"))
+    # 60 s less five measurements of 2 s leave 50 s: 500 steps for four trials
+    assert minutes._trial_steps(0, 1000, 0.1, 2.0, 0) == 125
+    usual = Study(tuning_of(file, "tune.budget.steps=null"))
+    assert usual._trial_steps(0, 500, 0.1, 1.0, 0) == 250
+
+
+REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
+    ("tune.budget.steps=20",): ("tune.budget.steps is 20, and the 4 trials of this space take 40 at least", "Raise it"),
+    ("data.eval=null", "data.holdout=20", "tune.budget.steps=40"): (
+        "30 are the fewest to choose with",
+        "data.holdout=400",
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED, ids=lambda one: one[0])
+def test_what_cannot_decide_is_refused_and_leaves_no_folder(file: Path, overrides: tuple[str, ...]) -> None:
+    tuning = tuning_of(file, "name=refused", *overrides)
+    with pytest.raises(UserError) as refused:
+        run(tuning)
+    problem, fix = REFUSED[overrides]
+    assert problem in refused.value.problem
+    assert fix in refused.value.fix
+    assert not tuning.path.exists()
+
+
+def test_a_folder_of_another_study_is_refused_by_name(file: Path) -> None:
+    run(tuning_of(file, "name=mine"))
+    before = {one: one.read_bytes() for one in tuning_of(file, "name=mine").path.rglob("*") if one.is_file()}
+    for overrides, how, problem in (
+        (("name=mine",), {}, "holds a study already"),
+        (
+            ("name=mine", "loss.beta=3"),
+            {"resume": True},
+            "holds a study of another recipe: loss.beta, loss.gamma differ",
+        ),
+        (("name=mine", "loss.beta=3"), {"join": True}, "of another recipe"),
+        (("name=none",), {"join": True}, "there is no study"),
+    ):
+        with pytest.raises(UserError) as refused:
+            claim(tuning_of(file, *overrides), **how)
+        assert problem in refused.value.problem
+    assert {one: one.read_bytes() for one in before} == before
+    (tuning_of(file, "name=notes").path).mkdir(parents=True)
+    (tuning_of(file, "name=notes").path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and holds no study"):
+        claim(tuning_of(file, "name=notes"))
+    claim(tuning_of(file, "name=mine"), fresh=True)
+    assert len(list(file.parent.glob("runs/mine-tune.old-*"))) == 1
+
+
+# What is said of made-up comparisons
+
+
+def arm(values: Any, seeds: int = 3, reasons: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    rows = np.broadcast_to(np.asarray(values, dtype=np.float64), (seeds, 40))
+    return [
+        {
+            "id": hashlib.sha256(f"{number}{row}".encode()).hexdigest(),
+            "seed": number,
+            "steps": 10,
+            "values": {},
+            "measures": {"likeness": {"value": float(row.mean())}, "reasons": list(reasons)},
+            "scores": {"chosen": row.tolist(), "rejected": [0.5] * 40},
+            "answers": {"likeness": row.tolist()},
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]]) -> dict[str, Any]:
+    def start(_: str) -> Any:
+        return {"prompts": [str(number) for number in range(40)]}
+
+    study: Any = SimpleNamespace(judge=SimpleNamespace(objective="likeness"), folder=SimpleNamespace(read=start))
+    best = {"measures": {"reasons": []}, "values": {}, "steps": 10}
+    return session._verdict(study, best, (untuned, winner))
+
+
+def test_better_worse_or_no_difference_follows_from_the_interval() -> None:
+    draw = np.random.default_rng(0)
+    low, high = (centre + 0.01 * draw.random((3, 40)) for centre in (0.4, 0.6))
+    better = said(arm(low), arm(high))
+    assert better["found"] == "better"
+    assert "+0.200 (+0.19" in better["sentence"]
+    assert "n = 40 prompts, 3 new seeds each" in better["sentence"]
+    assert said(arm(high), arm(low))["found"] == "worse"
+    alike = said(arm(draw.random((3, 40))), arm(draw.random((3, 40))))
+    assert alike["found"] == "no difference"
+    assert "No setting beats your recipe by more than chance" in alike["sentence"]
+    assert "would have been seen in four of five such studies" in alike["sentence"]
+
+
+def test_a_winner_whose_answers_fall_apart_with_a_new_seed_is_ruled_out() -> None:
+    found = said(arm(0.4), arm(0.9, reasons=("20.0 % of the answers end",)))
+    assert found["found"] == "ruled out"
+    assert "20.0 % of the answers end" in found["sentence"]
+
+
+def test_one_lucky_seed_of_three_is_no_proof() -> None:
+    """Over prompts alone this would be significant."""
+    lucky = np.repeat([[0.4], [0.4], [0.9]], 40, axis=1)
+    assert said(arm(0.4), arm(lucky))["found"] == "no difference"
