@@ -270,8 +270,10 @@ def be_ready_to_fork() -> None:
 
     import simpo_cli.distributed.launch
     import simpo_cli.report.run_page
+    import simpo_cli.report.study_page
     import simpo_cli.report.watch
     import simpo_cli.train.session
+    import simpo_cli.tune.session
     from simpo_cli.model.quantised import bitsandbytes
 
     bitsandbytes()

@@ -1,7 +1,10 @@
 """`simpo tune` killed by SIGKILL at chosen moments: resumed, it finds the same, and no trial counts twice."""
 
 import json
+import os
+import random
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,3 +111,22 @@ def test_what_makes_no_sense_is_refused(children: Children, place: Path, words: 
     shutil.rmtree(place / "runs/study-tune", ignore_errors=True)
     assert children.run(*COMMAND, *words.split()) == 2
     assert problem in children.said()
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments(children: Children, place: Path, unbroken: dict[str, Any]) -> None:
+    shutil.rmtree(place / "runs/study-tune", ignore_errors=True)
+    draw, kills = random.Random(17), 0
+    while kills < 30:
+        [pid] = children.start([*COMMAND, "--resume"], arranged=QUICKLY)
+        if children.wait(draw.uniform(0.2, 4.0)) is None:
+            os.kill(pid, signal.SIGKILL)
+            assert children.wait() == [-9], children.said()
+            kills += 1
+        else:  # it was done: from the beginning, until so many kills have hit
+            assert document_of(place) == unbroken
+            shutil.rmtree(place / "runs/study-tune")
+    children.start([*COMMAND, "--resume"], arranged=QUICKLY)
+    assert children.wait() == [0], children.said()
+    assert document_of(place) == unbroken
+    require_counted_once(place)
