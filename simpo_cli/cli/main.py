@@ -19,6 +19,7 @@ from simpo_cli import __version__
 from simpo_cli.cli.chat import chat
 from simpo_cli.cli.eval import evaluate
 from simpo_cli.cli.export import export
+from simpo_cli.cli.init import init
 from simpo_cli.cli.inspect import inspect
 from simpo_cli.cli.options import GroupedCommand
 from simpo_cli.cli.pairs import pairs_app
@@ -35,7 +36,7 @@ from simpo_cli.files import how_to_mend, is_of_the_disk
 from simpo_cli.model.allocator import expand_segments
 from simpo_cli.redaction import forget
 
-_EPILOG = "First minute, no GPU, no network: simpo train demo"
+_EPILOG = "No GPU, no network: simpo train demo   Your own pairs: simpo init"
 
 app = typer.Typer(
     name="simpo",
@@ -64,6 +65,7 @@ def _root(
     """Options before the command."""
 
 
+app.command("init", short_help="Write a first recipe, from four questions.")(init)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("plan", short_help="Say what a run will take, and which devices would do.")(plan)
 app.command("eval", cls=GroupedCommand, short_help="Measure a model on held-out pairs.")(evaluate)

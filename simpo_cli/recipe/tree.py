@@ -198,6 +198,17 @@ def flat(tree: Mapping[str, Any], above: str = "", *, items: bool = False) -> di
     return found
 
 
+def unflat(values: Mapping[str, Any]) -> Node:
+    """The reverse of `flat`, as a tree of nodes."""
+    tree = Node({})
+    for key, value in values.items():
+        node = node_of(value)
+        for part in reversed(key.split(".")):
+            node = Node({part: node})
+        tree = merge(tree, node)
+    return tree
+
+
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """Every value of a recipe by its dotted key, as JSON has it; those of a source as data.train.0.path."""
     plain: dict[str, Any] = json.loads(json.dumps(flat(asdict(recipe), items=True)))

@@ -29,7 +29,7 @@ from simpo_cli.recipe.fields import (
     section_of,
 )
 from simpo_cli.recipe.schema import LossType, Recipe
-from simpo_cli.recipe.tree import Node, Path, changed, lookup, node_of
+from simpo_cli.recipe.tree import Node, Path, changed, lookup, node_of, unflat
 from simpo_cli.recipe.values import FieldError
 from simpo_cli.recipe.yaml_text import scalar_of
 
@@ -158,6 +158,18 @@ def refused_value(*, loss: Mapping[str, Any], data: Mapping[str, Any], train: Ma
     """The error of the first value that a recipe would refuse in these sections; None if it takes them all."""
     values = {"name": "any", "model": {"path": "any"}, "data": {"train": "any", **data}, "loss": loss, "train": train}
     return next(iter(to_recipe(node_of(values), "")[1]), None)
+
+
+def recipe_of(values: Mapping[str, Any], name: str = "recipe") -> Recipe:
+    """The recipe that gives values by their dotted keys, and defaults for all others.
+
+    Raises:
+        UserError: a value is refused.
+    """
+    recipe, problems = to_recipe(unflat({"name": name, **values}), "")
+    if recipe is None:
+        raise problems[0]
+    return recipe
 
 
 def _validated(tree: Node) -> tuple[Recipe | None, list[ErrorDetails]]:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from statistics import median
@@ -105,10 +105,11 @@ def print_outcome(console: Console, outcome: RunOutcome) -> None:
     report = os.path.join(outcome.run_dir, "report.html")
     if os.path.isfile(report):
         _print_whole(console, Text("report  ", "dim"), report)
-    _print_next(console, outcome.next_commands)
+    print_next(console, outcome.next_commands)
 
 
-def _print_next(console: Console, commands: tuple[tuple[str, str], ...]) -> None:
+def print_next(console: Console, commands: Sequence[tuple[str, str]]) -> None:
+    """What to type next, a command and what it does a line; below one another where they do not fit."""
     lead = Text("next    ", "dim")
     shown = [(printable(command), printable(purpose)) for command, purpose in commands]
     width = max((cell_len(command) for command, _ in shown), default=0) + GAP

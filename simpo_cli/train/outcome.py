@@ -90,7 +90,7 @@ def finish(
             (f"simpo eval {folder.path}{flag}", "scores the saved model again"),
             (f"simpo chat {folder.path} --beside base{flag}", "talk to it and its start"),
             *_serving(run, folder.path),
-            ("simpo recipe copy smollm2-135m", "a recipe for your own pairs")
+            ("simpo init my-run.yaml", "a recipe for your own pairs")
             if recipe.model.path == "builtin:guide"
             else (f"simpo stats {data_names(recipe.data.train)}", "the audit of the data that this run used"),
         ),

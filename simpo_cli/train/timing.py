@@ -25,14 +25,17 @@ from simpo_cli.train.forecast import Survey, tokens_of_run
 from simpo_cli.train.optimizer import make_optimizer, require_optimizer, start_moments
 from simpo_cli.train.step import accumulate
 
-_MICROBATCHES, _UPDATES = 9, 3  # that are timed
+MICROBATCHES, _UPDATES = 9, 3  # that are timed
 _FREE_MEMORY = "Free some memory, or lower train.tokens_per_microbatch or data.max_length."
 
 
-def measure(survey: Survey) -> dict[str, Any]:
+def measure(survey: Survey, num_microbatches: int = MICROBATCHES) -> dict[str, Any]:
     """Load the model, time some micro-batches and updates of it, and expect the time of all steps by their tokens.
 
     The self-check, evaluations, answers and checkpoints come on top.
+
+    Args:
+        num_microbatches: how many are timed, beside one that warms up.
 
     Raises:
         UserError: the run does not fit on one device of this machine (exit code 4).
@@ -59,7 +62,7 @@ def measure(survey: Survey) -> dict[str, Any]:
             policy.offload_activations()
         optimizer = make_optimizer(policy, recipe.train)  # its learning rate is 0
         start_moments(optimizer)
-        batches, speeds = _sample(survey, budget), []
+        batches, speeds = _sample(survey, budget, num_microbatches), []
         with stage("timing micro-batches", len(batches)) as timing:
             for number, batch in enumerate([batches[0], *batches]):
                 share = Share([range(len(batch))])
@@ -86,13 +89,13 @@ def _model(survey: Survey, device: torch.device) -> nn.Module:
     return model if recipe.lora is None or recipe.adapter == "continue" else add_adapters(model, recipe.lora)
 
 
-def _sample(survey: Survey, budget: int) -> Sequence[Sequence[EncodedPair]]:
+def _sample(survey: Survey, budget: int, count: int) -> Sequence[Sequence[EncodedPair]]:
     """Micro-batches from all over the run, and from the full ones of a step to the last."""
     batches = []
-    for number in range(_MICROBATCHES):
+    for number in range(count):
         pairs = survey.inputs.data.train.select(
-            survey.inputs.plan.pairs_of(number * survey.inputs.plan.num_steps // _MICROBATCHES)
+            survey.inputs.plan.pairs_of(number * survey.inputs.plan.num_steps // count)
         )
         cut = microbatches(pairs, budget, survey.packing)
-        batches.append([pairs[i] for i in cut[number * len(cut) // _MICROBATCHES]])
+        batches.append([pairs[i] for i in cut[number * len(cut) // count]])
     return batches

@@ -30,7 +30,7 @@ _NOT_SEARCHED = (
 )
 _AUTHORS_RATE, _AUTHORS_PARAMETERS = 1e-6, 8e9
 _SIZE_EXPONENT = 0.8  # 1e-6 at 8 B comes to 2.6e-5 at 135 M and 1.2e-3 at 1 M, near what such models take
-_FOR_ADAPTERS = 10.0
+FOR_ADAPTERS = 10.0
 _SMOOTHING = 0.8  # of the losses of a range test: what stays of the mean of the steps before
 _STEPS_DOWN = 2.0  # from one rate that is tried to the next
 
@@ -117,14 +117,20 @@ def _near(key: str) -> str:
     return next(iter(get_close_matches(key, all_keys(), n=1)), "")
 
 
+def usual_rate(num_parameters: int, *, adapters: bool) -> float:
+    """What models of a size take: 1e-6 at 8 B parameters, as the authors have it, more for smaller ones; for adapters
+    ten times that.
+    """
+    usual: float = _AUTHORS_RATE * (_AUTHORS_PARAMETERS / num_parameters) ** _SIZE_EXPONENT
+    return usual * FOR_ADAPTERS if adapters else usual
+
+
 def sweep_rates(recipe: Recipe, num_parameters: int) -> list[float]:
     """The rates of a range test, one a step and rising evenly on a log scale.
 
-    They go from a hundredth to ten times of what models of such a size take: 1e-6 at 8 B parameters, as the authors
-    have it, more for smaller models, and ten times that for adapters.
+    They go from a hundredth to ten times of what models of such a size take.
     """
-    usual = _AUTHORS_RATE * (_AUTHORS_PARAMETERS / num_parameters) ** _SIZE_EXPONENT
-    usual *= _FOR_ADAPTERS if recipe.model.lora is not None else 1
+    usual = usual_rate(num_parameters, adapters=recipe.model.lora is not None)
     rates: list[float] = np.geomspace(usual / 100, usual * 10, SWEEP_STEPS).tolist()
     return rates
 

@@ -108,6 +108,11 @@ LIGHT: dict[str, tuple[int, set[str]]] = {
     "train demo data.chat_template=missing.jinja": (2, TOKENS),
     "train demo output_dir=taken": (2, TOKENS),
     "export missing --merge": USAGE,
+    "init --help": DONE,
+    "init": USAGE,
+    "init bad.yaml": USAGE,
+    "init --model missing --pairs prefs.jsonl --for try --minutes 1": (2, TOKENS),
+    "init --model builtin:guide --pairs missing.jsonl --for try --minutes 1": (2, TOKENS),
 }
 """Command lines, their exit codes, and which of the modules above they import: never torch."""
 
@@ -135,9 +140,10 @@ def test_no_heavy_import(command: str, light: dict[str, tuple[int, set[str]]]) -
 def test_help_lists_the_commands() -> None:
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("train", "plan", "eval", "chat", "stats", "inspect", "report", "export", "recipe"):
+    for command in ("init", "train", "plan", "eval", "chat", "stats", "inspect", "report", "export", "recipe"):
         assert f"\n  {command} " in shown.output
     assert "simpo train demo" in shown.output
+    assert "simpo init" in shown.output
     assert CliRunner().invoke(cli.app, ["--version"]).output == f"simpo {simpo_cli.__version__}\n"
 
 

@@ -14,7 +14,8 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.fields import all_keys
-from simpo_cli.recipe.validate import HABITS
+from simpo_cli.recipe.tree import flat, plain_value, unflat
+from simpo_cli.recipe.validate import HABITS, recipe_of
 from tests.recipe.conftest import BASE, Write, cases_of, write_case
 
 NINES = "9" * 40
@@ -252,3 +253,20 @@ def test_what_the_section_says_holds_for_every_source(write: Write) -> None:
     data = compose("r.yaml", ["data.columns.answers=[a, b]", "data.direction=first"]).recipe.data
     second = data.sources(data.train)[1]
     assert (second.columns["answers"], second.direction) == (["a", "b"], "first")
+
+
+def test_a_recipe_of_values_by_their_keys() -> None:
+    values = {
+        "model.path": "a",
+        "data.train": "b.jsonl",
+        "loss.beta": 3.0,
+        "model.lora.rank": 4,
+        "tracking.report_to": [],
+    }
+    assert flat(plain_value(unflat(values))) == values
+    recipe = recipe_of(values)
+    assert (recipe.model.path, recipe.loss.beta, recipe.data.train[0].path) == ("a", 3, "b.jsonl")
+    assert recipe.model.lora is not None
+    assert recipe.model.lora.rank == 4
+    with pytest.raises(UserError, match=r"^loss\.beta is -1\.0, must be"):
+        recipe_of(values | {"loss.beta": -1.0})
