@@ -84,7 +84,8 @@ OLDEST_TESTS := tests/model tests/train tests/publish tests/evaluate \
 	$(patsubst %,tests/data/test_%.py,encode_conversation encode_rendering hub load prepare records store table_records \
 		template_shapes text_tokenizer tokenized_view tokenizer) \
 	tests/cli/test_help.py tests/cli/test_train_command.py tests/report/test_console.py tests/report/test_run_page.py \
-	tests/run/test_receipt.py tests/statistics/test_ranks.py tests/test_library.py tests/test_versions.py
+	tests/run/test_receipt.py tests/statistics/test_ranks.py tests/test_library.py tests/test_versions.py \
+	tests/tune/test_study.py
 
 test-oldest: $(OLDEST_READY)
 	$(OLDEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(OLDEST_TESTS)

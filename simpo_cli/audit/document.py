@@ -15,7 +15,7 @@ from simpo_cli.audit.surface import SurfaceResult
 from simpo_cli.data.file_bytes import FileReceipt
 from simpo_cli.statistics import Measured, effective_prompts, longer_wins, mean
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _PREDICTS = 0.05  # how far from one half the whole interval must lie before something counts as predicting the label
 

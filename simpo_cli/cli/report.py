@@ -24,7 +24,7 @@ def report(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --verify: one JSON document and nothing else.")] = False,
 ) -> None:
-    """Write the page of a run, or of two runs compared, from the numbers that they have stored; no model is loaded."""
+    """Write the page of a run, rounds or a study, or of two runs compared, from stored numbers; loads no model."""
     if verify:
         if len(runs) > 1 or output is not None:
             raise UserError("--verify looks at one run and writes nothing.", "Name one run, without --output.")
@@ -36,9 +36,10 @@ def report(
         case [run]:
             from simpo_cli.report.rounds_page import holds_rounds, write_rounds_report
             from simpo_cli.report.run_page import write_run_report
+            from simpo_cli.report.study_page import holds_study, write_study_report
 
-            write = write_rounds_report if holds_rounds(run) else write_run_report
-            written = write(run, output)
+            write = write_study_report if holds_study(run) else write_run_report
+            written = (write_rounds_report if holds_rounds(run) else write)(run, output)
         case [first, second]:
             from simpo_cli.report.two_runs import comparison_lines, write_comparison
 

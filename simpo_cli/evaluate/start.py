@@ -22,20 +22,16 @@ from simpo_cli.data.tokenizer import TextTokenizer
 from simpo_cli.errors import UserError, about
 from simpo_cli.evaluate.metrics import EvalSummary, PairScores, summarise
 from simpo_cli.evaluate.scoring import open_model
+from simpo_cli.formatting import percent
 from simpo_cli.model.source import find_model, require_lengths, start_model
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.schema import DataRecipe, DataSource, Recipe
-from simpo_cli.statistics import Measured
 
 CLEARLY = 0.05
 """How far below one half the whole interval of the accuracy lies before labels are said to look swapped.
 
 The same goes for the accuracy freed of length, where there are pairs enough to tell.
 """
-LEAST_RATIO, MOST_RATIO = 0.1, 0.8
-"""gamma/beta in the authors' six set-ups: 0.1 (Mistral Instruct) to 0.8 (Mistral base)."""
-WANTED_BELOW = 0.75
-"""Share of pairs below the target at the start that the suggestion aims at."""
 _RATIO_STEP = 0.05
 
 
@@ -59,8 +55,8 @@ def score_start(recipe: Recipe, pairs: Sequence[PreferencePair], tokenizer: Text
 def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[str, Any]:
     """The key `model` of the document of `simpo stats`: what scores of some of the pairs say under the objective."""
     objective, summary = Objective(recipe.loss), summarise(scores, recipe.loss)
-    ratio, wanted, below = suggest(scores)
-    margins = objective.reward(scores.chosen - scores.rejected)
+    gaps = scores.chosen - scores.rejected
+    margins = objective.reward(gaps)
     weights = objective.gradient_weight(torch.from_numpy(margins)).numpy()
     p5, median, p95 = np.percentile(margins, [5, 50, 95]).tolist()
     shape = margin_histogram(margins, recipe.loss.margin)
@@ -79,12 +75,8 @@ def start_document(scores: PairScores, recipe: Recipe, of_pairs: int) -> dict[st
         "gradient_weight": statistics.mean(weights, scores.groups.tolist()).as_json(),
         "logps/chosen": summary.logps_chosen.as_json(),
         "logps/rejected": summary.logps_rejected.as_json(),
-        "suggestion": {
-            "gamma_beta_ratio": ratio,
-            "gamma": objective.reward(ratio),
-            "wanted_ratio": wanted,
-            "below_target": below.as_json(),
-        },
+        "gap": dict(zip(("p5", "median", "p95"), np.percentile(gaps, [5, 50, 95]).tolist(), strict=True)),
+        "suggestions": suggestions(scores, summary),
     }
 
 
@@ -130,20 +122,18 @@ def margin_histogram(margins: NDArray[np.float64], gamma: float) -> dict[str, An
     return histogram(margins, low=-reach, high=reach)
 
 
-def suggest(scores: PairScores) -> tuple[float, float, Measured]:
-    """A gamma/beta to begin a search with, by where the pairs are at the start.
+def suggestions(scores: PairScores, summary: EvalSummary) -> list[dict[str, Any]]:
+    """What to change of the recipe, as overrides with the reason, where these pairs show it.
 
-    In nats per token the target of a pair is m(y_w) - m(y_l) > gamma/beta. A target that most pairs are past already
-    leaves them nothing to learn; one far beyond all of them asks for large moves of the log-probs. So the suggestion is
-    the 75 % quantile of the differences, in steps of 0.05, kept within the range that the authors used. No experiment
-    stands behind it: it is where to begin, and the authors found the best value by search.
-
-    Returns:
-        The ratio, the quantile that it was taken from (nats per token), and the share of pairs that are not past it.
+    That is one case: a target that most pairs are past already leaves them little to learn, and half of them are below
+    the median of their gaps. Nothing else that can be seen before a run told good settings from bad ones in 80 trials
+    (docs/tuning.md): those are found by search.
     """
-    differences = scores.chosen - scores.rejected
-    wanted = float(np.quantile(differences, WANTED_BELOW))
-    stepped = round(round(wanted / _RATIO_STEP) * _RATIO_STEP, 2)
-    ratio = min(max(stepped, LEAST_RATIO), MOST_RATIO)
-    below = statistics.proportion((differences <= ratio).astype(np.float64), scores.groups.tolist())
-    return ratio, wanted, below
+    if summary.target_reached.low <= 0.5:
+        return []
+    gaps = scores.chosen - scores.rejected
+    ratio = round(float(np.ceil(np.median(gaps) / _RATIO_STEP)) * _RATIO_STEP, 2)
+    below = statistics.proportion((gaps <= ratio).astype(np.float64), scores.groups.tolist())
+    before = 1 - summary.target_reached.value
+    why = f"{percent(below.value)} of the scored pairs are then below the target, now {percent(before)}"
+    return [{"overrides": [f"loss.gamma_beta_ratio={ratio:g}"], "why": f"{why} (n = {below.n:,})"}]

@@ -147,7 +147,7 @@ def unit_in_words(document: Mapping[str, Any]) -> str:
 
 
 def print_start(console: Console, start: Mapping[str, Any]) -> None:
-    """Print what `--model` adds to the document: accuracy, margins, loss and log-probs at step 0, and a suggestion."""
+    """Print what `--model` adds to the document: accuracy, margins, loss, log-probs and gaps at step 0."""
     console.print(Text("What could a run learn?", "bold"), soft_wrap=True)
     print_wrapped(console, Text("  "), scored_in_words(start))
     for name, text in start_rows(start):
@@ -186,9 +186,8 @@ def scored_in_words(start: Mapping[str, Any]) -> str:
 
 
 def start_in_words(start: Mapping[str, Any]) -> list[str]:
-    """Whether a run can learn from these pairs, and which gamma/beta to begin with, with the reasons."""
-    weight, suggestion, objective = start["gradient_weight"]["value"], start["suggestion"], start["objective"]
-    ratio, gamma = suggestion["gamma_beta_ratio"], suggestion["gamma"]
+    """Whether a run can learn from these pairs, where their gaps lie, and what to change, with the reasons."""
+    weight, gap = start["gradient_weight"]["value"], start["gap"]
     room = f"A pair pulls with {fixed(weight, 2)} of its full weight on average"
     if start["accuracy"]["ci"][1] < 0.5:
         room += ", and the model prefers the rejected response in most pairs: see first that the labels are right."
@@ -196,16 +195,12 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
         room += ": there is something to learn."
     else:
         room += ": the loss is saturated, most of what these pairs teach is known to this model already."
-    reason = "start below it and pull, the rest is past it."
-    if suggestion["wanted_ratio"] > ratio + 0.03:
-        reason = "start below it. It is the most of the authors' set-ups; the histogram alone would give more."
-    elif suggestion["wanted_ratio"] < ratio - 0.03:
-        reason = "start below it. It is the least of the authors' set-ups; the histogram alone would give less."
     return [
         room,
-        f"gamma/beta {ratio:g} (gamma {gamma:g} at beta {objective['beta']:g}) is where to begin: "
-        f"{_share(suggestion['below_target'])} of the pairs {reason}",
-        "That is a rule of thumb from the histogram, no experiment: the authors found theirs (0.1 to 0.8) by search.",
+        f"The gap m(chosen) - m(rejected) is {fixed(gap['median'], 2)} nats a token in the middle, "
+        f"{fixed(gap['p5'], 2)} to {fixed(gap['p95'], 2)} in 90 % of the pairs. Which gamma/beta, beta and rate are good "
+        "is not seen there: simpo tune searches them.",
+        *(f"try  {' '.join(one['overrides'])}   {one['why']}" for one in start["suggestions"]),
     ]
 
 

@@ -13,8 +13,7 @@ from simpo_cli.files import object_in
 from simpo_cli.report.figures import CHOSEN, FAINT, HELD_OUT, INK, TitledFigure, draw_svg
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.study_view import conclusions, confirmed_table, short_key, shown_value, trials_table
-from simpo_cli.tune.folder import STUDY
-from simpo_cli.tune.judging import OBJECTIVES
+from simpo_cli.tune.folder import OBJECTIVES, STUDY
 from simpo_cli.tune.space import RATE
 
 Document = Mapping[str, Any]

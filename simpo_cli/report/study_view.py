@@ -8,7 +8,7 @@ from rich.text import Text
 from simpo_cli.formatting import Cell, percent, thousands
 from simpo_cli.report.console import Console, print_table, print_wrapped
 from simpo_cli.table import Remark, Row, Table
-from simpo_cli.tune.judging import OBJECTIVES
+from simpo_cli.tune.folder import OBJECTIVES
 
 Document = Mapping[str, Any]
 _ON_PAIRS = ("accuracy", "balanced")

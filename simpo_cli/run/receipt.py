@@ -57,7 +57,10 @@ _LATER: dict[str, Any] = {
 _NAMED_WHOLE = ("data.train", "data.eval", "model.path", "tokenizer", "data.chat_template")
 """Keys of changes beside those of a recipe."""
 _MARGIN = ("loss.gamma", "loss.gamma_beta_ratio")
-_FREE = {"name", "output_dir", "eval", "checkpoint", "health", "export", "tracking", "distributed", "pairs", "tune"}
+_FREE = {
+    *("name", "output_dir", "eval.every", "checkpoint", "health", "export", "tracking", "distributed", "pairs", "tune")
+}
+"""Sections and keys that change nothing about what a run computes."""
 
 
 def ledger(source: EncodedSource, *, trained: int = 0, held_out: int = 0, not_reached: int = 0) -> dict[str, Any]:
@@ -282,7 +285,7 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
     for key in [*now, *(key for key in before if key not in now)]:
         section = key.split(".")[0]
         is_path = section == "data" and key.endswith(".path")
-        is_free = (section in _FREE and key != "eval.part") or key in _SEEN_ELSEWHERE or is_path
+        is_free = bool({section, key} & _FREE) or key in _SEEN_ELSEWHERE or is_path
         is_same_margin = key in _MARGIN and _margin(before) == _margin(now)
         is_same_state = key == _OPTIMIZER and all(
             str(recipe.get(key)).endswith("adamw_8bit") for recipe in (before, now)

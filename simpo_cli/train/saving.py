@@ -301,9 +301,8 @@ def restore_logs(
             note(f"{name} is damaged: up to step {step} it holds other lines than were written")
         if name == EVALS:
             scored = [row for row in rows if isinstance(row.get("step"), int)]
-            training.eval_losses = {
-                row["step"]: row["choosing_loss"] for row in scored if isinstance(row.get("choosing_loss"), int | float)
-            }
+            losses = {row["step"]: row.get("choosing_loss", row.get("loss")) for row in scored}  # 0.1.0 had one loss
+            training.eval_losses = {step: loss for step, loss in losses.items() if isinstance(loss, int | float)}
     entry: dict[str, Any] = {"from_step": step}
     for kind, name, consequence in (
         ("identity", "changed", f"another run from step {step} on"),

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 STUDY, RANGE, JOURNAL, TRIALS, LOCKS = "study.json", "range.json", "journal.jsonl", "trials", ".locks"
 SCHEMA_VERSION = 1
+LIKENESS, SCORE = "likeness", "score"
+OBJECTIVES = {
+    LIKENESS: "likeness of greedy answers to the chosen responses",
+    SCORE: "mean score of greedy answers",
+}
+"""What chooses, as a sentence names it."""
 Document = dict[str, Any]
 
 

@@ -22,16 +22,10 @@ from simpo_cli.recipe.command_sections import TuneRecipe
 from simpo_cli.recipe.schema import HeldOutPart
 from simpo_cli.run.events import LOOPING
 from simpo_cli.tune.bench import ANSWER_TOKENS, Bench, Trained
+from simpo_cli.tune.folder import LIKENESS, SCORE
 
 Document = dict[str, Any]
 Floats = NDArray[np.float64]
-
-LIKENESS, SCORE = "likeness", "score"
-OBJECTIVES = {
-    LIKENESS: "likeness of greedy answers to the chosen responses",
-    SCORE: "mean score of greedy answers",
-}
-"""What chooses, as a sentence names it."""
 
 
 class Judge:

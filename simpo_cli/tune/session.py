@@ -22,8 +22,7 @@ from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.run.receipt import command_to_resume, now, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.tune.folder import LOCKS, RANGE, SCHEMA_VERSION, STUDY, TRIALS, Document
-from simpo_cli.tune.judging import OBJECTIVES
+from simpo_cli.tune.folder import LOCKS, OBJECTIVES, RANGE, SCHEMA_VERSION, STUDY, TRIALS, Document
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 

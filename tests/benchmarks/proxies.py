@@ -14,6 +14,8 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from simpo_cli.evaluate.generate.folder import write_json, write_lines
 from simpo_cli.evaluate.generate.measures import repeated_share
 from simpo_cli.objective import Objective
 from simpo_cli.recipe.composition import compose
-from simpo_cli.recipe.schema import LossRecipe
+from simpo_cli.recipe.schema import LossRecipe, Recipe
 from simpo_cli.run.events import LOOPING, Unwatched
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.tune.bench import Bench
@@ -70,29 +72,102 @@ def own_pairs(work: Path) -> None:
         simpo("pairs", "make", str(answers), "-o", str(work / f"own-{side}.jsonl"))
 
 
-def trials(work: Path, which: str, numbers: range) -> None:
-    """Train and measure; a row each."""
+@contextmanager
+def bench_of(work: Path, which: str, number: int) -> Iterator[tuple[Bench, list[str], Any]]:
+    """A bench for one set of training pairs, its overrides, and which of the held-out pairs are own ones."""
     train = "builtin:guide" if which == "shipped" else str(work / "own-train.jsonl")
     held_out = [{"path": "builtin:guide"}, {"path": str(work / "own-eval.jsonl"), "columns": COLUMNS}]
-    overrides = [f"data.train={train}", f"data.eval={json.dumps(held_out)}", "eval.part=all"]
+    overrides = [f"data.train={train}", f"data.eval={json.dumps(held_out)}"]
+    scratch = work / f"scratch-{which}-{number}"
+    scratch.mkdir(exist_ok=True)
+    with StopRequest() as stop:
+        bench = Bench(recipe_of(overrides, {}), scratch, 10_000, Unwatched(), stop)
+        yield bench, overrides, np.array(["own-eval" in pair.where for pair in bench.pairs("choosing")])
+
+
+def recipe_of(overrides: list[str], values: dict[str, float]) -> Recipe:
+    return compose("demo", [*overrides, *(f"{key}={value!r}" for key, value in values.items())]).recipe
+
+
+def trials(work: Path, which: str, numbers: range) -> None:
+    """Train and measure; a row each, the start model's first."""
     file = work / f"rows-{which}-{numbers.start}.jsonl"
     done = {json.loads(line)["number"] for line in file.read_text().splitlines()} if file.is_file() else set()
-    with StopRequest() as stop:
-        scratch = work / f"scratch-{which}-{numbers.start}"
-        scratch.mkdir(exist_ok=True)
-        bench = Bench(compose("demo", overrides).recipe, scratch, 10_000, Unwatched(), stop)
-        pairs = bench.pairs("choosing")
-        is_own = np.array(["own-eval" in pair.where for pair in pairs])
-        with file.open("a") as rows:
-            for number in [-1, *numbers]:
-                if number in done:
-                    continue
-                values = settings(number) if number >= 0 else {}
-                recipe = compose("demo", [*overrides, *(f"{key}={value!r}" for key, value in values.items())]).recipe
-                trained = bench.train(recipe, STEPS, "choosing") if number >= 0 else bench.start("choosing")
-                rows.write(json.dumps(row(bench, number, values, trained, is_own)) + "\n")
-                rows.flush()
-                print(which, number, values, flush=True)
+    with file.open("a") as rows, bench_of(work, which, numbers.start) as (bench, overrides, is_own):
+        for number in [-1, *numbers]:
+            if number in done:
+                continue
+            values = settings(number) if number >= 0 else {}
+            recipe = recipe_of(overrides, values)
+            trained = bench.train(recipe, STEPS, "choosing") if number >= 0 else bench.start("choosing")
+            rows.write(json.dumps(row(bench, number, values, trained, is_own)) + "\n")
+            rows.flush()
+            print(which, number, values, flush=True)
+
+
+REMEDIES: dict[str, tuple[dict[str, float], ...]] = {  # a factor of the rate, or a value
+    "apart": ({"train.learning_rate": 1 / 3}, {"loss.sft_weight": 1}),
+    "falls": ({"train.learning_rate": 1 / 3}, {"loss.sft_weight": 1}),
+    "still": ({"train.learning_rate": 3},),
+}
+TRIGGERS = {
+    "apart": "answers fell apart: HEA002, HEA007 or HEA008",
+    "falls": "chosen responses fell by 0.2 nats/token or more, and the answers held: HEA001",
+    "still": "the gap moved by less than 0.02 nats/token, and nothing else is wrong",
+}
+
+
+def trigger_of(kept: dict[str, Any], start: dict[str, Any], held_out: str) -> str:
+    """What a run that ended like this trial would have said; empty for nothing."""
+    (chosen, rejected), (chosen_before, rejected_before) = (
+        [float(np.mean(one["pairs"][held_out][side])) for side in ("chosen", "rejected")] for one in (kept, start)
+    )
+    fall, fall_rejected = chosen_before - chosen, rejected_before - rejected
+    answers = kept["answers"]["choosing"][:64]
+    looping = np.mean([repeated_share(one["ids"]) >= LOOPING for one in answers])
+    if max(looping, np.mean([not one["ended"] for one in answers])) >= 0.3 or min(fall, fall_rejected) >= 1:
+        return "apart"
+    if fall >= 0.2:
+        return "falls"
+    return "still" if abs(fall_rejected - fall) < 0.02 else ""
+
+
+def follow_ups(work: Path, most: int) -> None:
+    """Train trials again with what a run would have suggested, at most so many of each trigger and set of pairs."""
+    file = work / "rows-advice.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    known = {(one["set"], one["number"], json.dumps(one["remedy"])) for one in done}
+    for name in ("shipped", "own"):
+        lines = [json.loads(line) for line in (work / f"rows-{name}-0.jsonl").read_text().splitlines()]
+        start = next(one for one in lines if one["number"] < 0)
+        rows = sorted(
+            (one for one in lines if one["number"] >= 0 and "problem" not in one), key=lambda one: one["number"]
+        )
+        with bench_of(work, name, 0) as (bench, overrides, is_own):
+            for trigger, remedies in REMEDIES.items():
+                found = [one for one in rows if trigger_of(one, start, name) == trigger][:most]
+                for before in found:
+                    for remedy in remedies:
+                        if (name, before["number"], json.dumps(remedy)) in known:
+                            continue
+                        values = dict(before["values"])
+                        for key, value in remedy.items():
+                            values[key] = values[key] * value if key == "train.learning_rate" else value
+                        trained = bench.train(recipe_of(overrides, values), STEPS, "choosing")
+                        after = row(bench, before["number"], values, trained, is_own)
+                        kept = {"set": name, "trigger": trigger, "remedy": remedy, **worth_of(before, after)}
+                        with file.open("a") as out:
+                            out.write(json.dumps({"number": before["number"], **kept}) + "\n")
+                        print(name, before["number"], trigger, remedy, kept["exact"], flush=True)
+
+
+def worth_of(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What the answers of both trials are worth; nothing where training ended on numbers."""
+    found = {}
+    for key in ("exact", "parts"):
+        both = [one.get("answers", {}).get("confirming", []) for one in (before, after)]
+        found[key] = [float(np.mean([answer[key] for answer in answers])) if answers else 0.0 for answers in both]
+    return found
 
 
 def row(bench: Bench, number: int, values: dict[str, float], trained: Any, is_own: Any) -> dict[str, Any]:
@@ -251,6 +326,7 @@ def main() -> None:
     parser.add_argument("--set", choices=("shipped", "own"))
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--advice", type=int, help="trials of each kind that are trained again as a run would suggest")
     parser.add_argument("--json", type=Path, help="sum up what is there")
     parser.add_argument("--page", type=Path, help="print the table of such a file")
     options = parser.parse_args()
@@ -263,6 +339,8 @@ def main() -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     own_pairs(options.work)
+    if options.advice:
+        follow_ups(options.work, options.advice)
     if options.set:
         trials(options.work, options.set, range(options.first, options.first + options.count))
 

@@ -141,6 +141,23 @@ def compared(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+def nulls(document: Mapping[str, Any], count: int = 1000) -> dict[str, Any]:
+    """Studies in which both arms are the shipped recipe: how often "better" is said.
+
+    Each draws six of the recipe's trainings, three an arm, and prompts with replacement, from what was stored.
+    """
+    rows = [
+        row for of_seed in document.values() if "shipped" in of_seed for row in of_seed["shipped"]["arm"]["likeness"]
+    ]
+    values, draw, said = np.array(rows), np.random.default_rng(0), 0
+    for _ in range(count):
+        six = draw.permutation(len(values))[:6]
+        prompts = draw.integers(0, values.shape[1], values.shape[1])
+        arms = values[six][:, prompts]
+        said += statistics.crossed_difference(arms[:3], arms[3:]).difference.low > 0
+    return {"trainings": len(values), **statistics.proportion(np.arange(count) < said).as_json()}
+
+
 def page(document: Mapping[str, Any]) -> str:
     """The table, as Markdown."""
     heads = ["begins with", "seeds", "better than it", "accuracy, %", "less the shipped recipe's, points"]
@@ -170,6 +187,7 @@ def main() -> None:
     document = json.loads(options.json.read_text()) if options.json.is_file() else {}
     if options.page:
         print(page(document["studies"]))
+        print(nulls(document["studies"]))
         return
     for seed in options.seeds:
         of_seed = document.setdefault("studies", {}).setdefault(str(seed), {})

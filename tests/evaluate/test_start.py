@@ -25,7 +25,7 @@ from simpo_cli.evaluate.start import (
     score_start,
     start_document,
     start_findings,
-    suggest,
+    suggestions,
 )
 from simpo_cli.model.source import find_model
 from simpo_cli.recipe.schema import DataRecipe, LossRecipe, ModelRecipe, Recipe, TrainRecipe
@@ -52,17 +52,22 @@ def sigmoid(x: float) -> float:
 DIFFERENCES = [-1.5, -0.2, 0.0, 0.1, 0.5, 3.0]
 
 
-def test_the_suggestion_is_the_upper_quartile_kept_within_the_range() -> None:
+def test_a_target_that_most_pairs_are_past_is_raised_to_where_half_of_them_are_not() -> None:
     draw = random.Random(1)
-    spread = [draw.gauss(0.1, 0.4) for _ in range(400)]
-    ratio, wanted, below = suggest(scores_of(spread))
-    assert wanted == pytest.approx(float(np.quantile(spread, 0.75)))
-    assert ratio == pytest.approx(round(wanted * 20) / 20)
-    assert below.value == sum(d <= ratio for d in spread) / 400
-    assert 0.65 < below.value < 0.85
-    assert suggest(scores_of([d / 100 for d in spread]))[0] == 0.1
-    ratio, _, below = suggest(scores_of([d + 5 for d in spread]))
-    assert (ratio, below.value) == (0.8, 0)
+    spread = [draw.gauss(0.9, 0.2) for _ in range(400)]  # past gamma/beta 0.5 all but a few
+    [one] = suggestions(scores_of(spread), summary_of(spread))
+    [override] = one["overrides"]
+    ratio = float(override.removeprefix("loss.gamma_beta_ratio="))
+    assert ratio * 20 == pytest.approx(round(ratio * 20))
+    assert 0 <= ratio - float(np.median(spread)) <= 0.05
+    below, before = (100 * sum(d <= limit for d in spread) / 400 for limit in (ratio, 0.5))
+    assert one["why"] == f"{below:.1f} % of the scored pairs are then below the target, now {before:.1f} % (n = 400)"
+
+
+def test_nothing_is_suggested_where_these_pairs_show_nothing() -> None:
+    for centre in (0.0, 0.3, 0.5):
+        spread = [centre + (number - 50) / 100 for number in range(101)]
+        assert suggestions(scores_of(spread), summary_of(spread)) == []
 
 
 def test_the_histogram_holds_zero_in_its_middle_and_gamma_within() -> None:
