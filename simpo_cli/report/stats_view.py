@@ -198,8 +198,8 @@ def start_in_words(start: Mapping[str, Any]) -> list[str]:
     return [
         room,
         f"The gap m(chosen) - m(rejected) is {fixed(gap['median'], 2)} nats a token in the middle, "
-        f"{fixed(gap['p5'], 2)} to {fixed(gap['p95'], 2)} in 90 % of the pairs. Which gamma/beta, beta and rate are good "
-        "is not seen there: simpo tune searches them.",
+        f"{fixed(gap['p5'], 2)} to {fixed(gap['p95'], 2)} in 90 % of the pairs. Which gamma/beta, beta and rate are "
+        "good is not seen there: simpo tune searches them.",
         *(f"try  {' '.join(one['overrides'])}   {one['why']}" for one in start["suggestions"]),
     ]
 

@@ -14,7 +14,6 @@ from simpo_cli.report.figures import CHOSEN, FAINT, HELD_OUT, INK, TitledFigure,
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.study_view import conclusions, confirmed_table, short_key, shown_value, trials_table
 from simpo_cli.tune.folder import OBJECTIVES, STUDY
-from simpo_cli.tune.space import RATE
 
 Document = Mapping[str, Any]
 PAGE = "study.html"
@@ -109,41 +108,32 @@ def _sweep_figure(swept: Document, tried: Sequence[float]) -> TitledFigure:
 
 
 def _key_figure(document: Document, key: str) -> TitledFigure | None:
-    """Trials of all their steps by the value of one key, as far as they were measured."""
-    objective, steps = document["objective"], document["range"] and document["range"]["trial_steps"]
-    trials = [
-        one
-        for one in document["trials"]
-        if one["part"] == "choosing" and one["measures"].get(objective) and (key == RATE or one["steps"] == steps)
-    ]
+    """Trials by the value of one key, as far as they were measured."""
+    objective = document["objective"]
+    trials = [one for one in document["trials"] if one["part"] == "choosing" and one["measures"].get(objective)]
     values = list(dict.fromkeys(one["values"][key] for one in trials))
     if len(values) < 2:
         return None
     if all(isinstance(value, int | float) for value in values):
         values.sort()
-    places = {value: place for place, value in enumerate(values)}
     best = document["winner"] and document["winner"]["id"]
 
     def draw(axes: Axes) -> None:
         for one in trials:
-            measured, is_whole = one["measures"][objective], one["steps"] == steps
-            colour = HELD_OUT if one["id"] == best else CHOSEN if is_whole else FAINT
+            measured, at = one["measures"][objective], values.index(one["values"][key])
+            colour = HELD_OUT if one["id"] == best else CHOSEN
             low, high = (measured["value"] if bound is None else bound for bound in measured["ci"])
-            at = places[one["values"][key]] + (0 if is_whole else 0.2)
             axes.vlines(at, low, high, color=colour, alpha=0.35, linewidth=3)
             filled = colour if not one["measures"]["reasons"] else "none"
             axes.plot([at], [measured["value"]], "o", color=colour, markerfacecolor=filled, markersize=4.5)
-        axes.set_xticks(
-            range(len(values)), [shown_value(value) for value in values], rotation=30 if len(values) > 5 else 0
-        )
+        axes.set_xticks(range(len(values)), list(map(shown_value, values)), rotation=30 if len(values) > 5 else 0)
         axes.set_xlabel(short_key(key))
 
-    points = "; ".join(
-        f"{shown_value(one['values'][key])}: {one['measures'][objective]['value']:.3f}" for one in trials
-    )
-    caption = "Faint: a third of the steps. Hollow: ruled out." if key == RATE else "Hollow: ruled out."
+    found = [(shown_value(one["values"][key]), one["measures"][objective]["value"]) for one in trials]
+    points = "; ".join(f"{value}: {measured:.3f}" for value, measured in found)
     title = f"{objective.capitalize()} by {short_key(key)}"
-    return TitledFigure(title, draw_svg(draw, key, f"{title}. {points}.", **_SIZE), caption)
+    svg = draw_svg(draw, key, f"{title}. {points}.", **_SIZE)
+    return TitledFigure(title, svg, "Hollow: ruled out. Of one value, the other keys differ.")
 
 
 def _confirmed_figures(document: Document) -> list[TitledFigure]:

@@ -105,7 +105,7 @@ def _percent(measured: Document | None) -> str:
 
 def stage_name(stage: str) -> str:
     """A stage as a row begins with it."""
-    return {"untuned": "your recipe", "rates": "learning rates"}.get(stage, short_key(stage))
+    return {"untuned": "your recipe"}.get(stage, short_key(stage))
 
 
 def confirmed_table(document: Document) -> Table:

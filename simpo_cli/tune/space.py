@@ -21,7 +21,6 @@ RATIOS = (0.0, 0.1, 0.25, 0.5, 1.0)
 BETAS = (2.0, 2.5, 5.0, 10.0)
 """The range that the authors use."""
 
-NUM_RATES = 6
 SWEEP_STEPS = 40
 _SEARCHED = ("loss", "train", "model")  # what stands elsewhere changes the pairs, or nothing that a model learns
 _NOT_SEARCHED = (
@@ -32,7 +31,8 @@ _AUTHORS_RATE, _AUTHORS_PARAMETERS = 1e-6, 8e9
 _SIZE_EXPONENT = 0.8  # 1e-6 at 8 B comes to 2.6e-5 at 135 M and 1.2e-3 at 1 M, near what such models take
 FOR_ADAPTERS = 10.0
 _SMOOTHING = 0.8  # of the losses of a range test: what stays of the mean of the steps before
-_STEPS_DOWN = 2.0  # from one rate that is tried to the next
+_TRIED = (3.0, 1.0, 1 / 3, 1 / 9)  # of the rate that a range test finds, which is that of one draw of pairs
+_AROUND = 1.7  # from the best rate to those that are tried last, about half of the way to the next
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class Space:
     rates: tuple[float, ...] | None
     others: Mapping[str, tuple[Any, ...]]
     current: Mapping[str, Any]
+
+    @property
+    def corners(self) -> list[dict[str, Any]]:
+        """Objectives at the two ends of the authors' set-ups, to begin from where the recipe's own is far from good.
+
+        A small margin on rewards that saturate early, and a large one on rewards that do not.
+        """
+        if RATIO not in self.others or BETA not in self.others:
+            return []
+        ratios, betas = sorted(self.others[RATIO]), sorted(self.others[BETA])
+        low, high = ratios[min(1, len(ratios) - 1)], ratios[max(0, len(ratios) - 2)]
+        return [{RATIO: low, BETA: betas[-1]}, {RATIO: high, BETA: betas[0]}]
 
 
 def recipe_with(composed: ComposedRecipe, overrides: Sequence[str], values: Mapping[str, Any]) -> ComposedRecipe:
@@ -136,10 +148,10 @@ def sweep_rates(recipe: Recipe, num_parameters: int) -> list[float]:
 
 
 def rates_from(rates: Sequence[float], losses: Sequence[float]) -> list[float]:
-    """The learning rates to try: from the one at which the smoothed loss of a range test was lowest, downwards.
+    """The learning rates to try: around the one at which the smoothed loss of a range test was lowest, mostly below it.
 
     A test that raises the rate at every step overestimates it, since most of its steps were taken at lower ones
-    (Smith 2017, arXiv:1506.01186); so none above is tried, and each next one is half of it.
+    (Smith 2017, arXiv:1506.01186). With other seeds the lowest place was up to three times higher or lower.
 
     Args:
         losses: as many as steps were taken, the first before any.
@@ -151,4 +163,13 @@ def rates_from(rates: Sequence[float], losses: Sequence[float]) -> list[float]:
     # the loss of a step is that of the rates before it; the first steps are few to judge by
     lowest = int(np.argmin(smoothed[1:])) + 1 if len(smoothed) > 1 else 0
     highest = rates[max(lowest - 1, 0)]
-    return [float(f"{highest / _STEPS_DOWN**number:.2g}") for number in range(NUM_RATES)]
+    return [_two_digits(highest * factor) for factor in _TRIED]
+
+
+def rates_around(rate: float) -> list[float]:
+    """A rate a little above, and one a little below."""
+    return [_two_digits(rate * _AROUND), _two_digits(rate / _AROUND)]
+
+
+def _two_digits(rate: float) -> float:
+    return float(f"{rate:.2g}")

@@ -25,14 +25,12 @@ from simpo_cli.run.stop import StopRequest
 from simpo_cli.tune.bench import Bench
 from simpo_cli.tune.folder import RANGE, Document, Spec, StudyFolder, study_path
 from simpo_cli.tune.judging import Judge
-from simpo_cli.tune.space import RATE, rates_from, recipe_with, space_of, sweep_rates
+from simpo_cli.tune.space import RATE, rates_around, rates_from, recipe_with, space_of, sweep_rates
 
 LEAST_STEPS = 10
 """Fewer steps tell nothing of a setting."""
 LEAST_PROMPTS = 30
 """Fewer prompts to choose or to confirm with show nothing but very large effects."""
-_SHORT = 3  # the first look at a learning rate takes this part of a trial's steps
-_PROMOTED = 2  # so many of the rates are then tried for all of them
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 Say = Callable[[str], None]
@@ -55,6 +53,12 @@ class Tuning:
     def path(self) -> Path:
         """The folder of the study."""
         return study_path(self.composed.recipe)
+
+
+def _middle(rates: Sequence[float]) -> Sequence[float]:
+    """The two in the middle, or all of fewer."""
+    first = max(0, (len(rates) - 1) // 2)
+    return rates[first : first + 2]
 
 
 class _Notes(Unwatched):
@@ -103,19 +107,23 @@ class Study:
     # The search
 
     def search(self) -> Document:
-        """The best of all trials on the choosing half, the recipe as it is among them."""
-        found = self.range()
-        steps, space = found["trial_steps"], self.space
+        """The best of all trials on the choosing half, the recipe as it is among them.
+
+        One key after the other finds the best of each beside the others as they are. Where those are far off, the best
+        rate is one that hardly learns, and no next key helps: so two other objectives are tried at two rates before.
+        """
+        found, space = self.range(), self.space
+        steps, rates = found["trial_steps"], found["rates"]
         [best] = self.outcomes([self._spec("untuned", space.current, steps)])
-        short = max(LEAST_STEPS, steps // _SHORT)
-        rates = [{**space.current, RATE: rate} for rate in found["rates"]]
-        if len(rates) > _PROMOTED:
-            looks = self.outcomes([self._spec("rates", values, short) for values in rates])
-            looks.sort(key=self.judge.worth, reverse=True)
-            rates = [one["values"] for one in looks[:_PROMOTED]]
-        best = self._better(best, "rates", rates, steps)
+        best = self._better(best, RATE, [{**space.current, RATE: rate} for rate in rates], steps)
+        starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
+        corners = [{**space.current, **corner, **start} for corner in space.corners for start in starts]
+        best = self._better(best, "corners", corners, steps)
         for key, values in space.others.items():
             best = self._better(best, key, [{**best["values"], key: value} for value in values], steps)
+        if space.rates is None:
+            around = rates_around(best["values"][RATE])
+            best = self._better(best, RATE, [{**best["values"], RATE: rate} for rate in around], steps)
         return best
 
     def _better(self, best: Document, stage: str, tried: Sequence[Mapping[str, Any]], steps: int) -> Document:
@@ -161,7 +169,8 @@ class Study:
                 started = time.monotonic()
                 bench.sweep(self.recipe, [self.recipe.train.learning_rate] * LEAST_STEPS)
                 seconds = (time.monotonic() - started) / LEAST_STEPS
-            steps = self._trial_steps(len(tried), steps_of_recipe, seconds, start["seconds"], len(losses))
+            trials = self._num_trials(tried)
+            steps = self._trial_steps(trials, steps_of_recipe, seconds, start["seconds"], len(losses))
             return {
                 "sweep": {"rates": rates[: len(losses)], "losses": losses},
                 "rates": tried,
@@ -169,35 +178,33 @@ class Study:
                 "recipe_steps": steps_of_recipe,
                 "seconds_per_step": seconds,
                 "seconds_to_measure": start["seconds"],
-                "trials": self._num_trials(len(tried)),
+                "trials": trials,
             }
 
         return self.folder.once(RANGE, found)
 
-    def _num_trials(self, num_rates: int) -> tuple[int, int]:
-        """At most so many trials of all their steps, and so many of a part of them."""
-        short = num_rates if num_rates > _PROMOTED else 0
+    def _num_trials(self, rates: Sequence[float]) -> int:
+        """At most so many trials."""
         others = sum(len(values) for values in self.space.others.values())
-        return 1 + min(num_rates, _PROMOTED) + others, short
+        corners = len(self.space.corners) * max(1, len(_middle(rates)))
+        return 1 + len(rates) + corners + others + (2 if self.space.rates is None else 0)
 
-    def _trial_steps(self, num_rates: int, recipe_steps: int, seconds: float, to_measure: float, swept: int) -> int:
-        """How many steps the longest trials may take within the budget, at most those of the recipe."""
+    def _trial_steps(self, trials: int, recipe_steps: int, seconds: float, to_measure: float, swept: int) -> int:
+        """How many steps each trial may take within the budget, at most those of the recipe."""
         budget = self.recipe.tune.budget
-        whole, short = self._num_trials(num_rates)
-        lengths = whole + short / _SHORT
         if budget.minutes is not None:
-            left = budget.minutes * 60 - (whole + short + 1) * to_measure - swept * seconds
-            affordable = left / seconds / lengths
-            least = ((lengths * LEAST_STEPS + swept) * seconds + (whole + short + 1) * to_measure) / 60
+            fixed = (trials + 1) * to_measure + swept * seconds
+            affordable = (budget.minutes * 60 - fixed) / seconds / trials
+            least = (fixed + trials * LEAST_STEPS * seconds) / 60
             given, needed, key = f"{budget.minutes:g}", f"{math.ceil(10 * least) / 10:g}", "minutes"
         elif budget.steps is not None:
-            affordable = (budget.steps - swept) / lengths
-            given, needed, key = f"{budget.steps:,}", f"{math.ceil(lengths * LEAST_STEPS) + swept:,}", "steps"
+            affordable = (budget.steps - swept) / trials
+            given, needed, key = f"{budget.steps:,}", f"{trials * LEAST_STEPS + swept:,}", "steps"
         else:
             return max(min(LEAST_STEPS, recipe_steps), recipe_steps // 2)
         if affordable < LEAST_STEPS and affordable < recipe_steps:
             raise UserError(
-                f"tune.budget.{key} is {given}, and the {whole + short} trials of this space take {needed} at least.",
+                f"tune.budget.{key} is {given}, and the {trials} trials of this space take {needed} at least.",
                 f"Raise it, or search fewer values: tune.space.{RATE}=[...]",
                 key=f"tune.budget.{key}",
             )
