@@ -8,7 +8,18 @@ import pytest
 from simpo_cli.errors import UserError
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import LoraRecipe
-from simpo_cli.tune.space import BETA, BETAS, RATE, RATIO, RATIOS, rates_from, recipe_with, space_of, sweep_rates
+from simpo_cli.tune.space import (
+    BETA,
+    BETAS,
+    RATE,
+    RATIO,
+    RATIOS,
+    rates_around,
+    rates_from,
+    recipe_with,
+    space_of,
+    sweep_rates,
+)
 
 
 def test_the_usual_space_is_in_the_authors_order() -> None:
@@ -80,15 +91,28 @@ def test_a_range_test_goes_around_what_models_of_a_size_take() -> None:
     assert np.ptp(np.diff(np.log(large))) < 1e-9
 
 
-def test_rates_begin_where_the_loss_was_lowest_and_go_down() -> None:
+def test_rates_are_around_the_one_where_the_loss_was_lowest() -> None:
     rates = np.geomspace(1e-5, 1e-2, 40).tolist()
     losses = [1.0 - 0.01 * step for step in range(25)] + [0.75 + 0.2 * step for step in range(15)]
     tried = rates_from(rates, losses)
-    assert rates[20] <= tried[0] <= rates[27]
-    assert tried == pytest.approx([tried[0] / 2**number for number in range(6)], rel=0.05)
+    assert rates[20] <= tried[1] <= rates[27]
+    assert tried == pytest.approx([tried[1] * factor for factor in (3, 1, 1 / 3, 1 / 9)], rel=0.05)
 
 
-def test_a_range_test_that_ended_on_numbers_tries_what_was_before() -> None:
+def test_a_range_test_that_ended_on_numbers_goes_by_what_was_before() -> None:
     rates = np.geomspace(1e-5, 1e-2, 40).tolist()
-    assert max(rates_from(rates, [1.0, 0.9, 0.8])) <= rates[2]
-    assert len(rates_from(rates, [1.0])) == 6
+    assert rates_from(rates, [1.0, 0.9, 0.8])[1] <= rates[2]
+    assert rates_from(rates, [1.0])[1] == pytest.approx(rates[0], rel=0.05)
+
+
+def test_the_last_rates_are_a_little_above_and_below() -> None:
+    assert rates_around(1e-3) == [1.7e-3, 5.9e-4]
+
+
+def test_corners_are_the_two_ends_of_the_authors_set_ups() -> None:
+    assert space_of(compose("demo"), ()).corners == [{RATIO: 0.1, BETA: 10.0}, {RATIO: 0.5, BETA: 2.0}]
+
+
+def test_without_both_keys_there_are_no_corners() -> None:
+    given = ["tune.space.loss.beta=[2,5]"]
+    assert space_of(compose("demo", given), given).corners == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from simpo_cli.tune.bench import Bench
 from simpo_cli.tune.judging import Judge
 from simpo_cli.tune.session import claim, tune
 from simpo_cli.tune.study import Study, Tuning
-from tests.tune.small import tuning_of, values_of, write_recipe
+from tests.tune.small import tuning_of, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +48,36 @@ def timeless(document: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def whole(file: Path) -> tuple[Tuning, dict[str, Any]]:
     """A study that ran to its end, with a range test."""
-    tuning = tuning_of(file, "name=whole", "tune.space=null", "tune.budget.steps=190")
+    tuning = tuning_of(file, "name=whole", "tune.space=null", "tune.budget.steps=240")
     return tuning, run(tuning)
 
 
-def test_the_search_goes_in_the_authors_order(whole: tuple[Tuning, dict[str, Any]]) -> None:
+def test_the_search_goes_in_order_and_keeps_what_was_best(whole: tuple[Tuning, dict[str, Any]]) -> None:
     _, document = whole
     trials = [one for one in document["trials"] if one["part"] == "choosing"]
+    rate, ratio, beta = document["current"]
     assert [one["number"] for one in document["trials"]] == list(range(1, len(document["trials"]) + 1))
     assert len({one["id"] for one in document["trials"]}) == len(document["trials"])
-    assert [one["stage"] for one in trials][:7] == ["untuned", *["rates"] * 6]
     assert trials[0]["values"] == document["current"]
-    short = [one["values"]["train.learning_rate"] for one in trials if one["stage"] == "rates" and one["steps"] == 10]
-    assert short == document["range"]["rates"]
-    assert {one["seed"] for one in trials} == {42}
-    promoted = [one for one in trials[7:] if one["stage"] == "rates"]
-    best_two = sorted(
-        (one for one in trials[1:7]),
-        key=lambda one: (not one["measures"]["reasons"], one["measures"]["objective"]),
-        reverse=True,
-    )[:2]
-    assert {one["values"]["train.learning_rate"] for one in promoted} <= {
-        one["values"]["train.learning_rate"] for one in best_two
-    }
-    ratios = values_of(trials, "loss.gamma_beta_ratio")
-    assert [one["loss.gamma_beta_ratio"] for one in ratios] == [0.0, 0.1, 0.25, 1.0]  # type: ignore[index]
-    assert len({one["train.learning_rate"] for one in ratios}) == 1  # type: ignore[index]
+    assert {(one["seed"], one["steps"]) for one in trials} == {(42, document["range"]["trial_steps"])}
+    stages = [stage for stage, _ in groupby(trials, key=lambda one: one["stage"])]
+    assert stages == ["untuned", rate, "corners", ratio, beta, rate]
+    rates = document["range"]["rates"]
+    assert [one["values"][rate] for one in trials if one["stage"] == rate][: len(rates)] == rates
+    corners = [tuple(one["values"].values()) for one in trials if one["stage"] == "corners"]
+    assert set(corners) <= {(one, *other) for one in rates[1:3] for other in ((0.1, 10.0), (0.5, 2.0))}
+
+    def best_before(stage: str) -> dict[str, Any]:
+        first = next(at for at, one in enumerate(trials) if one["stage"] == stage)
+        return max(trials[:first], key=lambda one: (not one["measures"]["reasons"], one["measures"]["objective"]))[
+            "values"
+        ]
+
+    for key in (ratio, beta):
+        others = {name: value for name, value in best_before(key).items() if name != key}
+        tried = [one["values"] for one in trials if one["stage"] == key]
+        assert tried
+        assert all({name: value for name, value in one.items() if name != key} == others for one in tried)
 
 
 def test_the_winner_is_the_best_that_is_not_ruled_out(whole: tuple[Tuning, dict[str, Any]]) -> None:
@@ -181,16 +186,18 @@ def test_each_look_at_the_confirming_half_is_counted_once(file: Path, monkeypatc
 
 
 def test_the_budget_decides_how_long_trials_are(file: Path) -> None:
-    """Three trials of beta and the recipe's own: a whole budget of 60 steps goes to 15 each, at most the run's 20."""
+    """Three values of beta and the recipe: a budget of 60 steps gives 15 to each, if the run has as many."""
     study = Study(tuning_of(file, "tune.budget.steps=60"))
-    assert study._num_trials(0) == (4, 0)
-    assert study._trial_steps(0, 20, 0.1, 1.0, 0) == 15
-    assert study._trial_steps(0, 12, 0.1, 1.0, 0) == 12
+    assert study._num_trials([]) == 4
+    assert study._trial_steps(4, 20, 0.1, 1.0, 0) == 15
+    assert study._trial_steps(4, 12, 0.1, 1.0, 0) == 12
     minutes = Study(tuning_of(file, "tune.budget.steps=null", "tune.budget.minutes=1"))
     # 60 s less five measurements of 2 s leave 50 s: 500 steps for four trials
-    assert minutes._trial_steps(0, 1000, 0.1, 2.0, 0) == 125
+    assert minutes._trial_steps(4, 1000, 0.1, 2.0, 0) == 125
     usual = Study(tuning_of(file, "tune.budget.steps=null"))
-    assert usual._trial_steps(0, 500, 0.1, 1.0, 0) == 250
+    assert usual._trial_steps(4, 500, 0.1, 1.0, 0) == 250
+    # the recipe, four rates, two corners at two rates, five ratios, four betas, two rates around the best
+    assert Study(tuning_of(file, "tune.space=null"))._num_trials([3.0, 1.0, 0.3, 0.1]) == 1 + 4 + 4 + 5 + 4 + 2
 
 
 REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
