@@ -71,6 +71,7 @@ def alerts(run: RunFiles) -> list[str]:
     health = run.receipt.get("health", [])
     codes = {alert["code"] for alert in health}
     found = [_health(alert) for alert in health]
+    found += [f"Try {' '.join(one['overrides'])}. {one['why']}." for one in outcome.get("suggestions", [])]
     if "after" in outcome:
         found += filter(None, [few_prompts(outcome["after"])])
         found += [remark.text for remark in unbeaten(outcome["after"])]

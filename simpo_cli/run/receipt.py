@@ -158,9 +158,14 @@ def command_line() -> str:
 
 def command_to_resume() -> str:
     """The same command, to resume the run; those of pairs that resume unasked have no option for it."""
+    asked = sys.argv[1:2] != ["pairs"] or sys.argv[1:3] == ["pairs", "round"]
+    return command_with(*(["--resume"] if asked else []))
+
+
+def command_with(*words: str) -> str:
+    """The same command, for another run, with more words."""
     typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
-    unasked = typed[:1] == ["pairs"] and typed[:2] != ["pairs", "round"]
-    return shlex.join(["simpo", *typed, *([] if unasked else ["--resume"])])
+    return shlex.join(["simpo", *typed, *words])
 
 
 def now() -> str:

@@ -29,10 +29,11 @@ from simpo_cli.publish.serve import can_be_gguf, serve_commands, served_name
 from simpo_cli.recipe.schema import ModelRecipe
 from simpo_cli.run.events import RunOutcome
 from simpo_cli.run.folder import BASE, EVAL_PAIRS, EVAL_SAMPLES, MODEL, RunFolder
-from simpo_cli.run.receipt import command_to_resume
+from simpo_cli.run.receipt import command_to_resume, command_with
 from simpo_cli.stages import stage
 from simpo_cli.statistics import as_json
 from simpo_cli.table import Row, Table
+from simpo_cli.train.advice import suggestions
 from simpo_cli.train.header import data_names
 from simpo_cli.train.health import CHANGE_LOST
 from simpo_cli.train.loop import Training, evaluate
@@ -78,6 +79,8 @@ def finish(
     measured |= {"answers": [dict(zip(("question", "before", "after"), row, strict=True)) for row in before_and_after]}
     if ranks.is_first():
         write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
+    suggested = suggestions(recipe, [alert.code for alert in training.health.alerts])
+    measured["suggestions"] = [{"overrides": list(one.overrides), "why": one.why} for one in suggested]
     flag = f" {FLAG}" if source.code else ""
     outcome = RunOutcome(
         run_dir=str(folder.path),
@@ -87,6 +90,7 @@ def finish(
         answers=tuple(before_and_after),
         table=table,
         next_commands=(
+            *((command_with(*one.overrides, f"output_dir={folder.path}-2"), one.why) for one in suggested),
             (f"simpo eval {folder.path}{flag}", "scores the saved model again"),
             (f"simpo chat {folder.path} --beside base{flag}", "talk to it and its start"),
             *_serving(run, folder.path),
