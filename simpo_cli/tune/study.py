@@ -293,5 +293,6 @@ class Study:
         found = self.folder.outcome(spec)
         assert found is not None
         values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in spec.values.items())
+        stage = "your recipe" if spec.stage == "untuned" else spec.stage.rpartition(".")[2]
         seed = f", seed {spec.seed}" if spec.part == "confirming" else ""
-        return f"{spec.stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(found['measures'])}"
+        return f"{stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(found['measures'])}"
