@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from simpo_cli import statistics
 from simpo_cli.data.prepare import prepare_data
 from simpo_cli.evaluate.checked import check
 from simpo_cli.evaluate.generate.folder import write_json, write_lines
@@ -249,7 +250,7 @@ def proxies_of(kept: dict[str, Any], responses: dict[str, Any], held_out: str) -
 
 def summed_up(work: Path) -> dict[str, Any]:
     """Rank correlations of each proxy with what the answers are worth, and what each would have chosen."""
-    document: dict[str, Any] = {"steps": STEPS, "sets": {}}
+    document: dict[str, Any] = {"steps": STEPS, "sets": {}, "advice": advice_of(work)}
     responses = references(work)
     for name in ("shipped", "own"):
         files = sorted(work.glob(f"rows-{name}-*"))
@@ -284,6 +285,57 @@ def summed_up(work: Path) -> dict[str, Any]:
         kept["best_exact"] = float(worth["exact"].max())
         document["sets"][name] = kept
     return document
+
+
+def advice_of(work: Path) -> list[dict[str, Any]]:
+    """What became of the trials that were trained again, by trigger and remedy; those that had the remedy's value."""
+    file, found = work / "rows-advice.jsonl", []
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    for trigger, remedies in REMEDIES.items():
+        for remedy in remedies:
+            kept = [one for one in lines if one["trigger"] == trigger and one["remedy"] == remedy]
+            kept = [
+                one for one in kept if "loss.sft_weight" not in remedy or settings(one["number"])["loss.sft_weight"] < 1
+            ]
+            if len(kept) < 2:
+                continue
+            before, after = np.array([one["exact"] for one in kept]).T
+            found.append(
+                {
+                    "trigger": trigger,
+                    "remedy": remedy,
+                    "better": int((after > before).sum()),
+                    "worse": int((after < before).sum()),
+                    "before": float(before.mean()),
+                    "after": float(after.mean()),
+                    "change": statistics.mean(after - before).as_json(),
+                }
+            )
+    return found
+
+
+def advice_page(document: dict[str, Any]) -> str:
+    """The table of what a run suggests, as Markdown."""
+    rows = [
+        [
+            "a run that ends like this",
+            "trained again with",
+            "trials",
+            "better",
+            "worse",
+            "wholly right, %",
+            "change, points",
+        ]
+    ]
+    for one in document["advice"]:
+        [(key, value)] = one["remedy"].items()
+        words = f"{key} times {value:.2g}" if key == "train.learning_rate" else f"{key}={value:g}"
+        low, high = one["change"]["ci"]
+        change = f"{100 * one['change']['value']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f})"
+        shares = f"{100 * one['before']:.0f} to {100 * one['after']:.0f}"
+        counts = [str(one["change"]["n"]), str(one["better"]), str(one["worse"])]
+        rows.append([TRIGGERS[one["trigger"]], words, *counts, shares, change])
+    return table(rows)
 
 
 def rounded(value: Any) -> Any:
@@ -331,7 +383,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="print the table of such a file")
     options = parser.parse_args()
     if options.page:
-        print(page(json.loads(options.page.read_text())["proxies"]))
+        document = json.loads(options.page.read_text())["proxies"]
+        print(page(document), advice_page(document), sep="\n")
         return
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.is_file() else {}
