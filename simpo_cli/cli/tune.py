@@ -1,6 +1,7 @@
 """`simpo tune`: a study over the numbers of a recipe."""
 
 import os
+import shlex
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,7 @@ def tune(
     from simpo_cli.distributed.launch import launch, same_command
     from simpo_cli.distributed.place import place_in
     from simpo_cli.recipe.composition import compose
+    from simpo_cli.tune.folder import BEST, study_path
     from simpo_cli.versions import require_extra
 
     if resume + fresh + join > 1:
@@ -80,15 +82,13 @@ def tune(
         from simpo_cli.report.study_view import print_study
 
         print_study(out, document)
-    if not join:
+    best = study_path(composed.recipe) / BEST
+    if best.is_file():
         from simpo_cli.report.study_page import write_study_report
-        from simpo_cli.tune.folder import study_path
-        from simpo_cli.tune.session import BEST
 
-        path = study_path(composed.recipe)
-        say(f"recipe  {path / BEST}")
-        say(f"report  {write_study_report(path)}")
-        say(f"next    simpo train {path / BEST}")
+        say(f"recipe  {best}")
+        say(f"report  {write_study_report(best.parent)}")
+        say(f"next    {shlex.join(['simpo', 'train', str(best)])}")
 
 
 def _leave_place(place: "Place") -> None:

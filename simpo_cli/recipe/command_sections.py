@@ -76,7 +76,7 @@ class TuneRecipe:
     """What the search may take."""
     guards: GuardsRecipe = field(default_factory=GuardsRecipe)
     """What a trial may not do to the model's answers."""
-    answers: Annotated[int, checked("64 tell large differences apart.", ge=16)] = 128
+    answers: Annotated[int, checked("64 tell large differences apart.", ge=30)] = 128
     """Prompts of each half of the held-out pairs that every trial's model answers greedily."""
     seeds: Annotated[int, checked("3 show some of what a seed does.", ge=2, le=20)] = 3
     """Seeds with which the winner and the recipe as it is are trained again, none of them the search's."""

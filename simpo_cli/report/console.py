@@ -324,10 +324,11 @@ def _print_columns(
         if line:
             console.print(line, soft_wrap=True)
     below = [] if beside else [(line[0], remark) for line, remark in zip(grid, remarks, strict=True) if remark]
-    if len(below) > 1:
+    is_of_the_last = len(below) == 1 and bool(remarks[-1])
+    if below and not is_of_the_last:
         console.print()
     for label, remark in below:
-        lead = padded(label, widths[0] + gap) if len(below) > 1 else "  "
+        lead = "  " if is_of_the_last else padded(label, widths[0] + gap)
         print_wrapped(console, Text(lead, "dim"), remark, style="dim")
 
 

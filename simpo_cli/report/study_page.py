@@ -13,10 +13,9 @@ from simpo_cli.files import object_in
 from simpo_cli.report.figures import CHOSEN, FAINT, HELD_OUT, INK, TitledFigure, draw_svg
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.study_view import conclusions, confirmed_table, short_key, shown_value, trials_table
-from simpo_cli.tune.folder import OBJECTIVES, STUDY
+from simpo_cli.tune.folder import OBJECTIVES, PAGE, STUDY
 
 Document = Mapping[str, Any]
-PAGE = "study.html"
 _TONES = {"better": "good", "worse": "warning", "ruled out": "warning"}
 _SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}
 

@@ -81,18 +81,17 @@ def trials_table(document: Document) -> Table:
             Cell(_three_digits(measures.get(objective))),
             *(Cell(_percent(measures.get(key))) for key in _ON_PAIRS),
         ]
-        remark = "; ".join(measures["reasons"])
-        if winner is not None and trial["id"] == winner["id"]:
-            remark = "the winner of the search"
-        rows.append(Row(stage_name(trial["stage"]), tuple(cells), remark))
+        is_winner = winner is not None and trial["id"] == winner["id"]
+        remarks = [*(["the winner of the search"] if is_winner else []), *measures["reasons"]]
+        rows.append(Row(f"{trial['number']:>2} {stage_name(trial['stage'])}", tuple(cells), "; ".join(remarks)))
     start = document["start"]["choosing"]
-    remarks = []
+    below = []
     if start is not None:
         low, middle, high = (start["gap_quantiles"][q] for q in ("0.05", "0.5", "0.95"))
         half = f"choosing half: {start['pairs']:,} pairs of {start['prompts']:,} prompts, one seed"
         gap = f"start model's gap, nats/token: median {middle:.2f}, 90 % of the pairs between {low:.2f} and {high:.2f}"
-        remarks = [Remark("half", half), Remark("gap", gap)]
-    return Table(columns, rows, remarks=remarks)
+        below = [Remark("half", half), Remark("gap", gap)]
+    return Table(columns, rows, remarks=below)
 
 
 def _three_digits(measured: Document | None) -> str:

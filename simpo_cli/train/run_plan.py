@@ -204,6 +204,7 @@ def prepare(
     quick: bool = False,
     resume: bool = False,
     num_ranks: int | None = None,
+    saves: bool = True,
 ) -> RunPlan:
     """Decide and check everything that does not need the weights, the same on all ranks.
 
@@ -214,6 +215,7 @@ def prepare(
             ran out, stay so until the recipe says something else.
         resume: whether the run folder holds this run, which may have ended before it saved anything.
         num_ranks: processes of this host that would train, where those of now do not.
+        saves: whether checkpoints and a model will be written.
 
     Raises:
         UserError: data, model, device or memory do not fit the recipe.
@@ -286,11 +288,12 @@ def prepare(
         notes.append(f"memory ran out on one of the processes: a micro-batch holds at most {budget:,} tokens now")
     memory = require_memory(need, budget, adapters=recipe.model.lora is not None, checkpointing=checkpointing)
     checkpoints, checkpoint_bytes, model_bytes = bytes_on_disk(recipe, source, parameters, weights)
-    require_free_space(
-        Path(recipe.output_dir),
-        checkpoints * checkpoint_bytes + model_bytes - (saved_bytes(Path(recipe.output_dir)) if before else 0),
-        "the checkpoints and the model",
-    )
+    if saves:
+        require_free_space(
+            Path(recipe.output_dir),
+            checkpoints * checkpoint_bytes + model_bytes - (saved_bytes(Path(recipe.output_dir)) if before else 0),
+            "the checkpoints and the model",
+        )
     return RunPlan(
         recipe=recipe,
         source=source,

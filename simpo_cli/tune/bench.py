@@ -80,6 +80,7 @@ class Bench:
                 health=replace(recipe.health, stop_on=[]),
             ),
             quick=True,
+            saves=False,
         )
         with stop.at_once():
             self._training, self.check, _ = build(run, observer, stop, ResumeState(), [])

@@ -40,6 +40,7 @@ from simpo_cli.train.strategy import why_not_sharded
 from simpo_cli.train.timing import measure
 from simpo_cli.tune.purposes import BUILTIN, PURPOSES, Purpose, Wanted
 from simpo_cli.tune.space import FOR_ADAPTERS, usual_rate
+from simpo_cli.tune.study import LEAST_PROMPTS
 
 _UNCUT = 99  # per cent of the pairs that the lengths leave whole
 _LENGTH_STEP = 64  # lengths are multiples of it
@@ -307,11 +308,9 @@ def _next(wanted: Wanted, document: Mapping[str, Any]) -> list[dict[str, str]]:
         skip = ["--on-bad-record", "skip"] if "FMT001" in errors else []
         command = shlex.join(["simpo", "stats", wanted.pairs, *skip, "--write-clean", clean])
         overrides, first = [f"data.train={clean}"], (command, f"the pairs without {', '.join(errors)}")
-    commands = {
-        first[0]: first[1],
-        wanted.command("train", *overrides): f"into runs/{Path(wanted.file).stem}",
-        wanted.command("tune", *overrides): "better numbers, given time; pip install 'simpo-cli[tune]'",
-    }
+    commands = {first[0]: first[1], wanted.command("train", *overrides): f"into runs/{Path(wanted.file).stem}"}
+    if document["steps"]["held_out_pairs"] >= 3 * LEAST_PROMPTS:  # enough for both halves
+        commands[wanted.command("tune", *overrides)] = "better numbers, given time; pip install 'simpo-cli[tune]'"
     return [{"command": command, "purpose": purpose} for command, purpose in commands.items()]
 
 

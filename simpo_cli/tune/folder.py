@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY, RANGE, JOURNAL, TRIALS, LOCKS = "study.json", "range.json", "journal.jsonl", "trials", ".locks"
+RECIPE, BEST, PAGE, SCRATCH = "recipe.yaml", "best.yaml", "study.html", ".scratch"
+_OURS = {
+    *(STUDY, RANGE, JOURNAL, f"{JOURNAL}.damaged", TRIALS, LOCKS, RECIPE, BEST, PAGE, SCRATCH),
+    *("start-choosing.json", "start-confirming.json"),
+}
+_HELD = {  # what is read of each kind of document
+    RANGE: {"sweep", "rates", "trial_steps", "recipe_steps"},
+    "start": {"measures", "scores", "answers", "prompts", "seconds"},
+    TRIALS: {"id", "values", "steps", "seed", "part", "measures", "scores", "answers"},
+}
 SCHEMA_VERSION = 1
 LIKENESS, SCORE = "likeness", "score"
 OBJECTIVES = {
@@ -48,6 +59,9 @@ Document = dict[str, Any]
 def study_path(recipe: Recipe) -> Path:
     """Where the study of a recipe lies: beside a run of it."""
     folder = Path(recipe.output_dir)
+    if folder.name in ("", ".."):
+        fix = "Set output_dir to a folder with a name, such as runs/${name}."
+        raise UserError(f"output_dir is {recipe.output_dir}, and a study lies beside it.", fix, key="output_dir")
     return folder.with_name(f"{folder.name}-tune")
 
 
@@ -97,11 +111,31 @@ class StudyFolder:
             UserError: it is damaged.
         """
         file = self.path / name
+        if not file.is_file():
+            return None
         try:
-            return object_in(file.read_bytes()) if file.is_file() else None
+            found = object_in(file.read_bytes())
+            missing = sorted(_HELD.get(name.partition("-")[0].partition("/")[0], set()) - found.keys())
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except (OSError, ValueError) as error:
             fix = "Move it away: it is made again."
-            raise UserError(f"cannot be read: {error}.", fix, where=str(file)) from error
+            raise UserError(f"cannot be used: {error}.", fix, where=str(file)) from error
+        return found
+
+    def is_of_a_study(self) -> bool:
+        """Whether it holds files of a study and nothing else, also where some are missing."""
+        names = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
+        return RECIPE in names and names <= _OURS
+
+    def leave(self) -> None:
+        """Take away what a study has written before its first trial, and the folder if nothing else is in it."""
+        for name in (STUDY, RANGE, JOURNAL, RECIPE, "start-choosing.json", "start-confirming.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (LOCKS, SCRATCH):
+            rmtree(self.path / name, ignore_errors=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def once(self, name: str, make: Callable[[], Document]) -> Document:
         """A document that one process makes and all read."""
@@ -155,6 +189,10 @@ class StudyFolder:
         file = self.path / JOURNAL
         with self._lock("journal"):
             _cut_torn_line(file)
+            try:
+                optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+            except Exception:  # it holds something else; the trials are in files of their own
+                file.replace(file.with_name(f"{JOURNAL}.damaged"))
         backend = JournalFileBackend(str(file), lock_obj=cast(Any, _JournalLock(self._lock("journal"))))
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),

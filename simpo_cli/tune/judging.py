@@ -101,7 +101,15 @@ class Judge:
         repeating, before = float(np.mean(answers["repeating"])), float(np.mean(start["repeating"]))
         if repeating - before > guards.repeating:
             reasons.append(f"{percent(repeating)} of the answers repeat themselves, {percent(before)} of the start's")
+        unscored, before = (float(np.mean([one is None for one in both.get(SCORE, [0])])) for both in (answers, start))
+        if unscored - before > guards.endless:
+            reasons.append(f"{percent(unscored)} of the answers have no score, {percent(before)} of the start's")
         return reasons
+
+    def has_scored(self, start: Document) -> None:
+        """Let the scorer know that it has scored answers before, of the start model: perhaps by another process."""
+        if self._scorer is not None and any(score is not None for score in start["answers"][SCORE]):
+            self._scorer.has_scored = True
 
     def worth(self, outcome: Document) -> tuple[bool, float]:
         """By which outcomes are compared: those that are ruled out come last."""

@@ -6,9 +6,10 @@ studies counts how often their confirming halves were looked at: each look that 
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
-from shutil import rmtree
 from textwrap import wrap
 from typing import Any
 
@@ -22,12 +23,12 @@ from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.run.receipt import command_to_resume, now, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.tune.folder import LOCKS, OBJECTIVES, RANGE, SCHEMA_VERSION, STUDY, TRIALS, Document
+from simpo_cli.tune.folder import BEST, OBJECTIVES, RANGE, RECIPE, SCHEMA_VERSION, STUDY, TRIALS, Document
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 
 LOOKS = "looks.jsonl"
-BEST = "best.yaml"
+Arms = tuple[list[Document], list[Document]]  # the recipe and the winner, with each new seed
 _COMMENT_WIDTH = 100
 
 
@@ -44,12 +45,16 @@ def claim(tuning: Tuning, *, resume: bool = False, fresh: bool = False, join: bo
     """
     study = Study(tuning)
     path, file = tuning.path, study.folder.file
-    if fresh and file.is_file():
+    looks = path.parent / LOOKS
+    if looks.exists() and not looks.is_file():
+        raise UserError(f"{looks} is no file, and counts looks at held-out pairs.", "Move it away.")
+    read_rows(looks)  # refused now, not at the end
+    if fresh and (file.is_file() or study.folder.is_of_a_study()):
         with study.folder.led():
             path.rename(path.with_name(f"{path.name}.old-{datetime.now():%Y%m%d-%H%M%S}"))
     _require_usable(study, resume=resume, join=join)
     if not file.is_file():
-        write_text(path / "recipe.yaml", tuning.composed.as_yaml())
+        write_text(path / RECIPE, tuning.composed.as_yaml())
         write_json(file, _document(study, None, None))
 
 
@@ -67,14 +72,21 @@ def tune(tuning: Tuning, *, say: Say, leads: bool = True) -> Document:
         study = Study(tuning, stop, say)
         try:
             if not leads:
-                return _work(study, leads=False)
+                best, arms = _searched(study)
+                try:
+                    with study.folder.led():  # whoever led is gone
+                        if (study.folder.read(STUDY) or {}).get("verdict") is None:
+                            return _finished(study, best, arms)
+                except UserError:
+                    say("the process that leads writes what was found")
+                return _document(study, best, arms)
             with study.folder.led():
                 study.advanced = lambda: write_json(study.folder.file, _document(study, None, None))
                 try:
-                    return _work(study, leads=True)
+                    return _finished(study, *_searched(study))
                 except UserError:
-                    if not (tuning.path / TRIALS).is_dir():  # refused before the first trial: nothing is lost
-                        rmtree(tuning.path)
+                    if not (tuning.path / TRIALS).exists():  # refused before the first trial: nothing is lost
+                        study.folder.leave()
                     raise
         except Stopped as stopped:
             raise UserError(
@@ -84,17 +96,20 @@ def tune(tuning: Tuning, *, say: Say, leads: bool = True) -> Document:
             ) from None
 
 
-def _work(study: Study, *, leads: bool) -> Document:
+def _searched(study: Study) -> tuple[Document, Arms | None]:
+    """The winner, and both arms of its confirmation where there is something to confirm."""
     best = study.search()
-    arms = None
-    if best["values"] != study.space.current and not best["measures"]["reasons"]:
-        arms = study.confirm(best)
+    is_another = best["values"] != study.space.current and not best["measures"]["reasons"]
+    return best, study.confirm(best) if is_another else None
+
+
+def _finished(study: Study, best: Document, arms: Arms | None) -> Document:
+    """Write what was found, and return it."""
     document = _document(study, best, arms)
-    if leads:
-        if arms is not None:
-            document["confirmed"]["looks"] = _count_look(study, arms)
-        write_text(study.tuning.path / BEST, _best_recipe(study, document))
-        write_json(study.folder.file, document)
+    if arms is not None:
+        document["confirmed"]["looks"] = _count_look(study, arms)
+    write_text(study.tuning.path / BEST, _best_recipe(study, document))
+    write_json(study.folder.file, document)
     return document
 
 
@@ -108,13 +123,14 @@ def _identity(study: Study) -> Document:
 
 def _require_usable(study: Study, *, resume: bool, join: bool) -> None:
     """Refuse a folder that holds something else, another study, or one that is not to be resumed."""
-    path, before = study.tuning.path, study.folder.read(STUDY)
-    if before is None:
-        if join:
-            raise UserError(f"there is no study in {path} to join.", "Start it without --join.")
-        if path.exists() and (not path.is_dir() or any(one.name[0] != "." for one in path.iterdir())):
-            if {one.name for one in path.iterdir()} <= {"recipe.yaml", LOCKS}:  # killed there
-                return
+    path, before = study.tuning.path, None
+    if study.folder.file.is_file():
+        with suppress(UserError):  # a damaged one is written again: what it says follows from the trials
+            before = study.folder.read(STUDY)
+    elif join:
+        raise UserError(f"there is no study in {path} to join.", "Start it without --join.")
+    if not study.folder.file.is_file() and not study.folder.is_of_a_study():
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists and holds no study.", "Set another name=NAME, or move it away.")
         return
     if not (resume or join):
@@ -122,11 +138,19 @@ def _require_usable(study: Study, *, resume: bool, join: bool) -> None:
             f"{path} holds a study already.",
             f"Add --resume to continue it, or --fresh to set it aside as {path.name}.old-TIME.",
         )
+    if before is None or "recipe_sha256" not in before:
+        if keys := _differing_keys(study):
+            raise UserError(
+                f"{study.folder.file} is damaged, and {path / RECIPE} is of another recipe: {', '.join(keys)}.",
+                "Add --fresh to set it aside, or set another name=NAME.",
+            )
+        study.folder.file.unlink(missing_ok=True)
+        return
     identity, what = _identity(study), ""
     if before.get("scorer") != identity["scorer"]:
         what = "that is judged otherwise (--rule)"
     elif before.get("recipe_sha256") != identity["recipe_sha256"]:
-        keys = _differing_keys(study)
+        keys = _differing_keys(study) or [RECIPE]
         what = f"of another recipe: {', '.join(keys)} {'differs' if len(keys) == 1 else 'differ'}"
     elif (before.get("kind"), before.get("schema_version")) != ("study", SCHEMA_VERSION):
         what = "of another version"
@@ -138,16 +162,16 @@ def _require_usable(study: Study, *, resume: bool, join: bool) -> None:
 def _differing_keys(study: Study) -> list[str]:
     """What is not as it was when the study was begun; the whole recipe where that cannot be read."""
     try:
-        before = compose(str(study.tuning.path / "recipe.yaml")).recipe
+        before = compose(str(study.tuning.path / RECIPE)).recipe
     except UserError:
-        return ["recipe.yaml"]
-    return list(differences(before, study.recipe)) or ["recipe.yaml"]
+        return [RECIPE]
+    return list(differences(before, study.recipe))
 
 
 # What study.json says
 
 
-def _document(study: Study, best: Document | None, arms: tuple[list[Document], list[Document]] | None) -> Document:
+def _document(study: Study, best: Document | None, arms: Arms | None) -> Document:
     recipe, folder = study.recipe, study.folder
     trials = [(number, folder.outcome(spec)) for number, spec in enumerate(study.seen.values(), start=1)]
     kept = ("id", "stage", "values", "steps", "seed", "part", "measures", "seconds")
@@ -225,7 +249,7 @@ def _difference(first: Any, second: Any, groups: Sequence[str] | None) -> Docume
     }
 
 
-def _verdict(study: Study, best: Document, arms: tuple[list[Document], list[Document]] | None) -> Document:
+def _verdict(study: Study, best: Document, arms: Arms | None) -> Document:
     """One of `better`, `worse`, `no difference`, `untuned`, `ruled out`, and the sentence that says so."""
     name = OBJECTIVES[study.judge.objective]
     if arms is None:
@@ -262,7 +286,7 @@ def _verdict(study: Study, best: Document, arms: tuple[list[Document], list[Docu
 # What is left behind
 
 
-def _count_look(study: Study, arms: tuple[list[Document], list[Document]]) -> int:
+def _count_look(study: Study, arms: Arms) -> int:
     """How often a study of these held-out pairs has looked at their confirming half, this time among them."""
     start = study.folder.read("start-confirming.json")
     assert start is not None
@@ -281,9 +305,9 @@ def _best_recipe(study: Study, document: Document) -> str:
     verdict, current = document["verdict"], study.space.current
     is_better = verdict["found"] == "better"
     values = document["winner"]["values"] if is_better else {}
-    changed = {key: value for key, value in values.items() if value != current[key]}
+    changed = [key for key, value in values.items() if value != current[key]]
     name = f"{study.recipe.name}-tuned"
-    more = {**changed, "eval.part": "confirming", "name": name, "output_dir": str(study.tuning.path.with_name(name))}
+    more = {**values, "eval.part": "confirming", "name": name, "output_dir": str(study.tuning.path.with_name(name))}
     composed = recipe_with(study.tuning.composed, study.tuning.overrides, more)
     reason = f"chosen among {len(document['trials'])} trials, see {study.tuning.path / 'study.html'}"
     notes = {key: f"was {current[key]}: {reason}" for key in changed}

@@ -16,6 +16,7 @@ from simpo_cli.recipe.validate import HABITS
 
 RATE = "train.learning_rate"
 RATIO = "loss.gamma_beta_ratio"
+GAMMA = "loss.gamma"
 BETA = "loss.beta"
 RATIOS = (0.0, 0.1, 0.25, 0.5, 1.0)
 BETAS = (2.0, 2.5, 5.0, 10.0)
@@ -95,6 +96,9 @@ def space_of(composed: ComposedRecipe, overrides: Sequence[str]) -> Space:
             except UserError as error:
                 problem = f"tune.space.{key} has the value {json.dumps(value)}: {error.problem}"
                 raise UserError(problem, error.fix, key=f"tune.space.{key}") from error
+    if {RATIO, GAMMA} <= found.keys():
+        fix = "Keep one: gamma is gamma_beta_ratio times beta."
+        raise UserError(f"tune.space has both {RATIO} and {GAMMA}, which say one thing.", fix, key="tune.space")
     rates = found.pop(RATE, ())
     first = [key for key in (RATIO, BETA) if key in found]
     others = {key: found[key] for key in [*first, *(key for key in found if key not in first)]}
@@ -102,7 +106,12 @@ def space_of(composed: ComposedRecipe, overrides: Sequence[str]) -> Space:
 
 
 def _space(recipe: Recipe, rates: tuple[float, ...] | None, others: Mapping[str, tuple[Any, ...]]) -> Space:
-    values = flat(asdict(recipe)) | {RATIO: recipe.loss.margin_beta_ratio, "loss.gamma": recipe.loss.margin}
+    values = flat(asdict(recipe)) | {RATIO: recipe.loss.margin_beta_ratio, GAMMA: recipe.loss.margin}
+    for key in others:
+        if key not in values:
+            section = key.rpartition(".")[0]
+            fix = f"Add {section}={{}}, or leave the key out."
+            raise UserError(f"tune.space.{key}: the recipe has no {section}.", fix, key=f"tune.space.{key}")
     return Space(rates, others, {key: values[key] for key in [*([] if rates == () else [RATE]), *others]})
 
 

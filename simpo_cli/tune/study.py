@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simpo_cli.data.store import lengths_of, prompt_keys_of
 from simpo_cli.errors import UserError
 from simpo_cli.pairs.scorer import Scorer
@@ -23,7 +21,7 @@ from simpo_cli.recipe.schema import HeldOutPart, Recipe
 from simpo_cli.run.events import Unwatched
 from simpo_cli.run.stop import StopRequest
 from simpo_cli.tune.bench import Bench
-from simpo_cli.tune.folder import RANGE, Document, Spec, StudyFolder, study_path
+from simpo_cli.tune.folder import RANGE, SCRATCH, Document, Spec, StudyFolder, study_path
 from simpo_cli.tune.judging import Judge
 from simpo_cli.tune.space import RATE, rates_around, rates_from, recipe_with, space_of, sweep_rates
 
@@ -205,7 +203,7 @@ class Study:
         if affordable < LEAST_STEPS and affordable < recipe_steps:
             raise UserError(
                 f"tune.budget.{key} is {given}, and the {trials} trials of this space take {needed} at least.",
-                f"Raise it, or search fewer values: tune.space.{RATE}=[...]",
+                "Raise it, or name fewer values in tune.space.",
                 key=f"tune.budget.{key}",
             )
         return min(int(affordable), recipe_steps)
@@ -216,7 +214,7 @@ class Study:
         """A bench on which a recipe can be tried: the one that is there, or another."""
         if self._bench is None or not self._bench.serves(recipe):
             self._bench = None  # its weights go before others come
-            scratch = self.tuning.path / ".scratch"
+            scratch = self.tuning.path / SCRATCH
             scratch.mkdir(parents=True, exist_ok=True)
             self._bench = Bench(recipe, scratch, self.recipe.tune.answers, _Notes(self._say), self._stop)
         return self._bench
@@ -232,7 +230,7 @@ class Study:
             bench = self.bench(self.recipe)
             pairs = bench.pairs(part)
             keys, lengths = prompt_keys_of(pairs), lengths_of(pairs)
-            self._require_prompts(part, len(np.unique(keys)))
+            self._require_prompts(part, len(bench.prompts(part)))
             started = time.monotonic()
             found = self.judge.outcome(bench.start(part), bench, part, None)
             return {
@@ -258,9 +256,11 @@ class Study:
 
     def run(self, spec: Spec) -> Document:
         """Run a trial, here and now."""
-        changed = {key: value for key, value in spec.values.items() if value != self.space.current[key]}
-        composed = recipe_with(self.tuning.composed, self.tuning.overrides, {**changed, "seed": spec.seed})
+        # all of them: a ratio that stays has to be said where beta does not, if the recipe gives gamma
+        values = {} if spec.values == self.space.current else spec.values
+        composed = recipe_with(self.tuning.composed, self.tuning.overrides, {**values, "seed": spec.seed})
         start = self.start(spec.part)
+        self.judge.has_scored(start)
         bench, started = self.bench(composed.recipe), time.monotonic()
         trained = bench.train(composed.recipe, spec.steps, spec.part)
         found = self.judge.outcome(trained, bench, spec.part, start)

@@ -27,11 +27,7 @@ def test_from_the_recipe_to_the_next_command(simpo: Simpo) -> None:
     assert seen.code == 0, seen.err
     lines = seen.out.splitlines()
     assert lines[1].split() == ["beta", "steps", "likeness", "accuracy", "length-balanced"]
-    assert [line.split()[:3] for line in lines[2:5]] == [
-        ["your", "recipe", "4"],
-        ["beta", "2", "10"],
-        ["beta", "8", "10"],
-    ]
+    assert [" ".join(line.split()[:3]) for line in lines[2:5]] == ["1 your recipe", "2 beta 2", "3 beta 8"]
     assert any(line.startswith("choosing half: ") for line in lines)
     assert "recipe  runs/small-tune/best.yaml" in seen.err
     assert "report  runs/small-tune/study.html" in seen.err

@@ -24,7 +24,7 @@ COMMAND = (
     *(
         "tune.space.train.learning_rate=[3e-3,3e-2]",
         "tune.space.loss.beta=[4]",
-        "tune.answers=16",
+        "tune.answers=30",
         "train.num_epochs=9",
     ),
 )

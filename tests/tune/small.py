@@ -17,7 +17,7 @@ output_dir: {folder}/runs/${{name}}
 tune:
   space: {{loss: {{beta: [2, 4, 8]}}}}
   budget: {{steps: 40}}
-  answers: 16
+  answers: 30
   seeds: 2
 """
 

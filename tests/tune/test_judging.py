@@ -54,3 +54,12 @@ def test_a_guard_falls_when_it_is_worse_than_the_start_by_more_than_is_allowed(
         return {"ended": [float(n < ended) for n in range(10)], "repeating": [float(n < repeating) for n in range(10)]}
 
     assert len(judge._reasons(answers(ended, repeating), answers(10, 0))) == count
+
+
+def test_answers_without_a_score_rule_a_trial_out_where_the_start_has_scores() -> None:
+    judge = Judge(TuneRecipe(), None)
+    fine = {"ended": [1.0] * 10, "repeating": [0.0] * 10}
+    scored, unscored = {**fine, "score": [1.0] * 10}, {**fine, "score": [9.0] + [None] * 9}
+    assert judge._reasons(scored, scored) == []
+    assert judge._reasons(unscored, unscored) == []
+    assert judge._reasons(unscored, scored) == ["90.0 % of the answers have no score, 0.0 % of the start's"]

@@ -59,6 +59,8 @@ REFUSED = {
     "tune.space.loss.label_smoothing=[0.7]": ("has the value 0.7", ""),
     "tune.space.data.max_length=[128]": ("data.max_length cannot be searched", "loss"),
     "tune.space.model.path=[builtin:guide]": ("model.path cannot be searched", "loss"),
+    "tune.space.model.lora.rank=[8]": ("the recipe has no model.lora", "Add model.lora={}"),
+    "tune.space.loss={gamma:[1],gamma_beta_ratio:[0.1]}": ("which say one thing", "Keep one"),
     "tune.space.seed=[1]": ("seed cannot be searched", "loss"),
     "tune.space.loss=[1]": ("loss cannot be searched", "loss"),
 }

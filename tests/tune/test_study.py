@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ from optuna.storages.journal import JournalFileBackend
 
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.recipe.composition import compose
+from simpo_cli.recipe.schema import Recipe
 from simpo_cli.report.study_page import holds_study, study_page, write_study_report
 from simpo_cli.report.study_view import conclusions
 from simpo_cli.run.stop import Stopped
 from simpo_cli.tune import session
-from simpo_cli.tune.bench import Bench
+from simpo_cli.tune.bench import Bench, Trained
 from simpo_cli.tune.judging import Judge
 from simpo_cli.tune.session import claim, tune
 from simpo_cli.tune.study import Study, Tuning
@@ -100,7 +102,7 @@ def test_the_confirmation_has_other_seeds_and_other_prompts(whole: tuple[Tuning,
     assert document["confirmed"]["seeds"] == [43, 44]
     confirming = [one for one in document["trials"] if one["part"] == "confirming"]
     assert [one["seed"] for one in confirming] == [43, 43, 44, 44]
-    assert document["confirmed"]["difference"]["prompts"] == 16
+    assert document["confirmed"]["difference"]["prompts"] == 30
     assert document["confirmed"]["on_pairs"]["prompts"] == len(set(halves[1]["prompts"]))
 
 
@@ -243,6 +245,97 @@ def test_a_folder_of_another_study_is_refused_by_name(file: Path) -> None:
         claim(tuning_of(file, "name=notes"))
     claim(tuning_of(file, "name=mine"), fresh=True)
     assert len(list(file.parent.glob("runs/mine-tune.old-*"))) == 1
+
+
+@pytest.mark.parametrize("given", ["loss.gamma=2", "loss.gamma_beta_ratio=0.5"])
+def test_a_trial_trains_what_its_row_says(file: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A margin that the recipe gives as gamma would follow beta otherwise."""
+    tuning = tuning_of(file, f"name=margin-{given[-1]}", given, "tune.space=null", "tune.budget.steps=240")
+    trained: list[tuple[float, float, float]] = []
+
+    def losses(_: Bench, recipe: Recipe, *__: object) -> Trained:
+        trained.append((recipe.train.learning_rate, recipe.loss.margin_beta_ratio, recipe.loss.beta))
+        return Trained(None, (), "made up")
+
+    monkeypatch.setattr(Bench, "train", losses)
+    document = run(tuning)
+    assert document["current"]["loss.gamma_beta_ratio"] == 0.5
+    rows = [tuple(one["values"].values()) for one in document["trials"]]
+    assert np.array(trained) == pytest.approx(np.array(rows))
+    assert len(set(rows)) == len(rows)
+
+
+def test_the_winner_is_written_with_the_ratio_that_it_had(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = tuning_of(file, "name=ratio", "loss.gamma=2")
+    better = {"sentence": "It is better.", "found": "better"}
+    monkeypatch.setattr(Judge, "best", lambda _, outcomes: outcomes[-1])
+    monkeypatch.setattr(session, "_verdict", lambda *_: better)
+    document = run(tuning)
+    recipe = compose(str(tuning.path / "best.yaml")).recipe
+    assert document["winner"]["values"] == {"loss.beta": 8.0}
+    assert (recipe.loss.beta, recipe.loss.margin) == (8.0, 2.0)  # gamma stays: only beta was searched
+    assert "beta: 8.0 # was 4.0: chosen among" in (tuning.path / "best.yaml").read_text("utf-8")
+
+
+def test_what_is_not_ours_stays_when_a_study_is_refused(file: Path) -> None:
+    tuning = tuning_of(file, "name=mixed", "tune.budget.steps=20")
+    tuning.path.mkdir(parents=True)
+    (tuning.path / ".env").write_text("secret")
+    with pytest.raises(UserError, match="exists and holds no study"):
+        run(tuning)
+    claim(tuning_of(file, "name=later", "tune.budget.steps=20"))
+    later = tuning_of(file, "name=later", "tune.budget.steps=20")
+    (later.path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="tune.budget.steps is 20"):
+        tune(later, say=lambda _: None)
+    assert [one.name for one in later.path.iterdir()] == ["notes.txt"]
+    assert (tuning.path / ".env").read_text() == "secret"
+
+
+DAMAGES: dict[str, tuple[str, str | None]] = {
+    "study.json": ("", None),
+    "study.json ": ("{}", None),
+    "journal.jsonl": ("garbage\n[]\n", None),
+    "journal.jsonl ": ('{"op_code": 99}\n', None),
+    "range.json": ("{}", "it lacks rates, recipe_steps, sweep, trial_steps"),
+    "start-choosing.json": ("{}", "it lacks answers, measures"),
+    "trials": ("{}", "it lacks answers, id, measures"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_made_again_or_named(
+    whole: tuple[Tuning, dict[str, Any]], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy, whose last trial is missing."""
+    tuning, document = whole
+    copy = tmp_path / tuning.path.name
+    shutil.copytree(tuning.path, copy)
+    monkeypatch.setattr(Tuning, "path", copy)
+    folder = copy / name.strip()
+    damaged = next(folder.iterdir()) if folder.is_dir() else folder
+    content, problem = DAMAGES[name]
+    if name.startswith("journal"):
+        (copy / "trials" / f"{document['trials'][-1]['id']}.json").unlink()
+    damaged.write_text(content)
+    if problem is None:
+        again = run(tuning, resume=True)
+        again["confirmed"]["looks"] = document["confirmed"]["looks"]
+        assert timeless(again) == timeless(document)
+        return
+    with pytest.raises(UserError, match="cannot be used") as refused:
+        run(tuning, resume=True)
+    assert problem in refused.value.problem
+    assert refused.value.where == str(damaged)
+
+
+def test_who_joined_finishes_what_nobody_leads(file: Path) -> None:
+    tuning = tuning_of(file, "name=joined")
+    claim(tuning)
+    document = tune(tuning, say=lambda _: None, leads=False)
+    assert document["verdict"] is not None
+    assert json.loads((tuning.path / "study.json").read_text("utf-8")) == document
+    assert (tuning.path / "best.yaml").is_file()
 
 
 # What is said of made-up comparisons
