@@ -1,7 +1,8 @@
 """What to change of a recipe after a run: overrides to paste, each with its reason, only where trials have shown it.
 
-Settings whose runs would have raised an alert were trained again with the change that it suggests, and what their
-answers were worth was compared: docs/tuning.md has the counts. What did not help there is not suggested here.
+Settings whose runs would have raised an alert were trained again with the change that is suggested here, and what their
+answers were worth was compared: docs/tuning.md has the counts. A higher rate for a run that hardly moved is not among
+them: it did more harm than good.
 """
 
 from collections.abc import Collection
@@ -10,7 +11,9 @@ from typing import NamedTuple
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.health import ANSWERS_ENDLESS, ANSWERS_LOOP, BOTH_FALL, CHOSEN_FALLS
 
-_APART = {BOTH_FALL.code, ANSWERS_LOOP.code, ANSWERS_ENDLESS.code}
+_FALLEN = {watch.code for watch in (CHOSEN_FALLS, BOTH_FALL, ANSWERS_LOOP, ANSWERS_ENDLESS)}
+_SFT_WEIGHT = 1  # that was tried
+_WHERE = "helped most such trials (docs/tuning.md)"
 
 
 class Suggestion(NamedTuple):
@@ -22,9 +25,12 @@ class Suggestion(NamedTuple):
 
 def suggestions(recipe: Recipe, codes: Collection[str]) -> list[Suggestion]:
     """What to change after a run with these alerts, the first one first; mostly nothing."""
-    rate = f"train.learning_rate={float(f'{recipe.train.learning_rate / 3:.2g}')}"
-    if found := sorted(_APART & set(codes)):
-        return [Suggestion((rate,), f"{', '.join(found)}: a third of the rate helped most such trials")]
-    if CHOSEN_FALLS.code in codes:
-        return [Suggestion((rate,), f"{CHOSEN_FALLS.code}: a third of the rate helped most such trials")]
-    return []
+    seen = ", ".join(sorted(_FALLEN & set(codes)))
+    if not seen:
+        return []
+    rate = float(f"{recipe.train.learning_rate / 3:.2g}")
+    found = [Suggestion((f"train.learning_rate={rate}",), f"{seen}: a third of the rate {_WHERE}")]
+    if recipe.loss.sft_weight < _SFT_WEIGHT:
+        why = f"{seen}: the likelihood of the chosen responses {_WHERE}"
+        found.insert(0, Suggestion((f"loss.sft_weight={_SFT_WEIGHT}",), why))
+    return found
