@@ -12,12 +12,13 @@ from simpo_cli.tune.folder import OBJECTIVES
 
 Document = Mapping[str, Any]
 _ON_PAIRS = ("accuracy", "balanced")
+_DROPPED = ("length-balanced", "steps", "accuracy")  # where the terminal is narrow
 
 
 def print_study(console: Console, document: Document) -> None:
     """The whole of it."""
     console.print()
-    print_table(console, trials_table(document), styles=("bold", "dim"), right=True)
+    print_table(console, trials_table(document), styles=("bold", "dim"), right=True, drop=_DROPPED)
     if document["confirmed"] is not None:
         console.print()
         print_table(console, confirmed_table(document), styles=("bold", "dim"), right=True)
