@@ -250,9 +250,10 @@ BESIDE = (("accuracy", "1", "2", "n = 500 pairs"), ("gain", "", "4", ""), ("marg
 held-out accuracy   51.2 % (46.8 to 55.6)   96.4 % (94.4 to 97.7)
 length-balanced     50.9 %                  95.8 %
 mean margin         0.02                    3.11
-  n = 500 pairs, one seed
+
+held-out accuracy   n = 500 pairs, one seed
 """,
-            id="a remark that does not fit goes under the table",
+            id="a remark that does not fit goes under the table, with the name of its row",
         ),
         pytest.param(
             before_after(*BESIDE),
