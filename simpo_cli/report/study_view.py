@@ -82,7 +82,7 @@ def trials_table(document: Document) -> Table:
             Cell(_three_digits(measures.get(objective))),
             *(Cell(_percent(measures.get(key))) for key in _ON_PAIRS),
         ]
-        is_winner = winner is not None and trial["id"] == winner["id"]
+        is_winner = winner is not None and trial["id"] == winner["id"] and not measures["reasons"]
         remarks = [*(["the winner of the search"] if is_winner else []), *measures["reasons"]]
         rows.append(Row(f"{trial['number']:>2} {stage_name(trial['stage'])}", tuple(cells), "; ".join(remarks)))
     start = document["start"]["choosing"]
