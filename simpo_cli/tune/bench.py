@@ -7,6 +7,7 @@ bit for bit.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ class Bench:
         )
         with stop.at_once():
             self._training, self.check, _ = build(run, observer, stop, ResumeState(), [])
+        self.prompts = cache(self._prompts_of)  # every trial answers them
         policy = self._training.policy
         self._start = {name: weight.detach().to("cpu", copy=True) for name, weight in trainable(policy).items()}
 
@@ -96,12 +98,12 @@ class Bench:
         held_out = self._training.run.data.held_out
         return held_out.select(positions_of_part(held_out, part))
 
-    def prompts(self, part: HeldOutPart) -> Sequence[Prompt]:
-        """The prompts of a part that are answered, the first by hash."""
+    def _prompts_of(self, part: HeldOutPart) -> Sequence[Prompt]:
+        """The prompts of a part that are answered, the first by hash; their texts are read from the sources."""
         pairs, data = self.pairs(part), self._training.run.recipe.data
         role: Role = "train" if data.eval is None else "eval"
         sources = data.train if data.eval is None else data.eval
-        return questions_of_pairs(pairs, sources, role, data, self._num_answers).asked if self._num_answers else ()
+        return questions_of_pairs(pairs, sources, role, data, self._num_answers).asked
 
     @property
     def num_parameters(self) -> int:

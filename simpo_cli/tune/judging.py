@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simpo_cli import statistics
 from simpo_cli.evaluate.generate.measures import repeated_share
@@ -22,10 +21,7 @@ from simpo_cli.recipe.command_sections import TuneRecipe
 from simpo_cli.recipe.schema import HeldOutPart
 from simpo_cli.run.events import LOOPING
 from simpo_cli.tune.bench import ANSWER_TOKENS, Bench, Trained
-from simpo_cli.tune.folder import LIKENESS, SCORE
-
-Document = dict[str, Any]
-Floats = NDArray[np.float64]
+from simpo_cli.tune.folder import LIKENESS, SCORE, Document
 
 
 class Judge:

@@ -1,6 +1,6 @@
 """A whole study: the search, the comparison on the other half, and what is left behind.
 
-study.json says what was found with n and intervals, best.yaml is the recipe to go on with, and looks.jsonl beside the
+study.json says what was found with n and intervals, best.yaml is the recipe to train next, and looks.jsonl beside the
 studies counts how often their confirming halves were looked at: each look that decides something uses them up a little.
 """
 
@@ -173,6 +173,7 @@ def _differing_keys(study: Study) -> list[str]:
 
 def _document(study: Study, best: Document | None, arms: Arms | None) -> Document:
     recipe, folder = study.recipe, study.folder
+    found = None if arms is None else confirmed(study, *arms)
     trials = [(number, folder.outcome(spec)) for number, spec in enumerate(study.seen.values(), start=1)]
     kept = ("id", "stage", "values", "steps", "seed", "part", "measures", "seconds")
     return {
@@ -190,8 +191,8 @@ def _document(study: Study, best: Document | None, arms: Arms | None) -> Documen
         "start": {part: _start_of(folder.read(f"start-{part}.json")) for part in ("choosing", "confirming")},
         "trials": [{"number": number, **{key: one[key] for key in kept}} for number, one in trials if one is not None],
         "winner": None if best is None else {key: best[key] for key in ("id", "stage", "values", "steps", "measures")},
-        "confirmed": None if arms is None else confirmed(study, *arms),
-        "verdict": None if best is None else _verdict(study, best, arms),
+        "confirmed": found,
+        "verdict": None if best is None else _verdict(study, best, found),
     }
 
 
@@ -249,17 +250,16 @@ def _difference(first: Any, second: Any, groups: Sequence[str] | None) -> Docume
     }
 
 
-def _verdict(study: Study, best: Document, arms: Arms | None) -> Document:
+def _verdict(study: Study, best: Document, found: Document | None) -> Document:
     """One of `better`, `worse`, `no difference`, `untuned`, `ruled out`, and the sentence that says so."""
     name = OBJECTIVES[study.judge.objective]
-    if arms is None:
+    if found is None:
         if best["measures"]["reasons"]:
             return {"found": "ruled out", "sentence": "Every setting is ruled out by what its answers are like."}
         return {
             "found": "untuned",
             "sentence": f"No setting that was tried beats your recipe, by the {name} on the choosing half.",
         }
-    found = confirmed(study, *arms)
     reasons = [reason for several in found["arms"]["winner"]["reasons"] for reason in several]
     if reasons or found["difference"] is None:
         return {

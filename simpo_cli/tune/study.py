@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simpo_cli.data.store import lengths_of, prompt_keys_of
+from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.errors import UserError
 from simpo_cli.pairs.scorer import Scorer
 from simpo_cli.recipe.composition import ComposedRecipe
@@ -229,14 +229,12 @@ class Study:
         def measured() -> Document:
             bench = self.bench(self.recipe)
             pairs = bench.pairs(part)
-            keys, lengths = prompt_keys_of(pairs), lengths_of(pairs)
             self._require_prompts(part, len(bench.prompts(part)))
             started = time.monotonic()
             found = self.judge.outcome(bench.start(part), bench, part, None)
             return {
                 **found,
-                "prompts": [f"{key:016x}" for key in keys.tolist()],
-                "longer_by": (lengths[:, 1] - lengths[:, 2]).tolist(),
+                "prompts": [f"{key:016x}" for key in prompt_keys_of(pairs).tolist()],
                 "seconds": time.monotonic() - started,
             }
 
@@ -274,10 +272,11 @@ class Study:
             self._stop.check()
             with self.folder.taking(specs) as spec:
                 if spec is not None:
-                    self.folder.finish(spec, self.run(spec))
+                    outcome = self.run(spec)
+                    self.folder.finish(spec, outcome)
             if spec is not None:
                 is_waiting = False
-                self._say(self._line(spec))
+                self._say(self._line(spec, outcome["measures"]))
                 self.advanced()
                 continue
             found = [one for one in map(self.folder.outcome, specs) if one is not None]
@@ -288,11 +287,9 @@ class Study:
             is_waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _line(self, spec: Spec) -> str:
+    def _line(self, spec: Spec, measures: Document) -> str:
         """A finished trial in a line."""
-        found = self.folder.outcome(spec)
-        assert found is not None
         values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in spec.values.items())
         stage = "your recipe" if spec.stage == "untuned" else spec.stage.rpartition(".")[2]
         seed = f", seed {spec.seed}" if spec.part == "confirming" else ""
-        return f"{stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(found['measures'])}"
+        return f"{stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(measures)}"

@@ -363,7 +363,7 @@ def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]]) -> dict[st
 
     study: Any = SimpleNamespace(judge=SimpleNamespace(objective="likeness"), folder=SimpleNamespace(read=start))
     best = {"measures": {"reasons": []}, "values": {}, "steps": 10}
-    return session._verdict(study, best, (untuned, winner))
+    return session._verdict(study, best, session.confirmed(study, untuned, winner))
 
 
 def test_better_worse_or_no_difference_follows_from_the_interval() -> None:
