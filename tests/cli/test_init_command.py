@@ -49,6 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("init")
     save_tiny_model(folder / "tiny")
     write_pairs(folder, "prefs.jsonl", pairs_of(300))
+    write_pairs(folder, "more.jsonl", pairs_of(460))
     write_pairs(folder, "twelve.jsonl", pairs_of(12))
     swapped = [{**one, "chosen": one["rejected"], "rejected": one["chosen"]} for one in pairs_of(5)]
     write_pairs(folder, "bad.jsonl", [*pairs_of(40), *swapped, {"prompt": "a", "chosen": 3, "rejected": "b"}])
@@ -136,10 +137,10 @@ def test_the_file_says_why(simpo: Simpo) -> None:
 
 
 def test_the_screen(simpo: Simpo) -> None:
-    seen = simpo("init", *answered())
+    seen = simpo("init", *answered(pairs="more.jsonl"))
     assert seen.code == 0, seen.err
     findings, summary = seen.out.split("\n\n")
-    assert findings.startswith("Findings\n  warning  LEN001  300  length predicts the label\n")
+    assert findings.startswith("Findings\n  warning  LEN001  460  length predicts the label\n")
     lines = summary.splitlines()
     assert lines[0] == "wrote   recipe.yaml"
     assert "time    about 0:00 for the steps and 0:00 for evaluations, predicted at 100.0k" in lines
@@ -152,6 +153,12 @@ def test_the_screen(simpo: Simpo) -> None:
         "          better numbers, given time; pip install 'simpo-cli[tune]'",
     ]
     assert all(len(line) <= 80 for line in seen.out.splitlines())
+
+
+@pytest.mark.parametrize(("pairs", "proposed"), [("prefs.jsonl", False), ("more.jsonl", True)])
+def test_a_search_is_proposed_where_enough_prompts_are_held_out(simpo: Simpo, pairs: str, proposed: bool) -> None:
+    following = document_of(simpo, *answered(pairs=pairs))["next"]
+    assert any(one["command"].startswith("simpo tune") for one in following) == proposed
 
 
 def test_what_the_time_is_enough_for(simpo: Simpo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +270,7 @@ def test_a_recipe_that_fits_nowhere_here_is_planned_next(simpo: Simpo, monkeypat
     fitting(monkeypatch, 1000)
     seen = simpo("init", *answered())
     assert seen.code == 0, seen.err
-    assert "next    simpo plan recipe.yaml\n" in seen.out
+    assert "next    simpo plan recipe.yaml    which devices would do\n" in seen.out
     assert "it does not fit on this machine" in " ".join(seen.out.split())
     assert "no speed is known" in seen.out
 
