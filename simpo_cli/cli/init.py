@@ -193,7 +193,7 @@ def _check_purpose(answer: str, _: Mapping[str, str]) -> None:
 
 def _check_minutes(answer: str, _: Mapping[str, str]) -> None:
     if not (answer.isascii() and answer.isdigit() and 0 < int(answer) <= _MOST_MINUTES):
-        raise UserError(f"{answer!r} is no time.", "Give a whole number of minutes, such as 60.")
+        raise UserError(f"{answer!r} is no time.", f"Give whole minutes, from 1 to {_MOST_MINUTES:,}.")
 
 
 def _pairs_here() -> str | None:

@@ -50,7 +50,7 @@ def tune(
     from simpo_cli.distributed.launch import launch, same_command
     from simpo_cli.distributed.place import place_in
     from simpo_cli.recipe.composition import compose
-    from simpo_cli.tune.folder import BEST, study_path
+    from simpo_cli.tune.folder import BEST, RECIPE, study_path
     from simpo_cli.versions import require_extra
 
     if resume + fresh + join > 1:
@@ -88,7 +88,10 @@ def tune(
 
         say(f"recipe  {best}")
         say(f"report  {write_study_report(best.parent)}")
-        say(f"next    {shlex.join(['simpo', 'train', str(best)])}")
+        words = ["train", str(best)]
+        if document["winner"]["measures"]["reasons"]:  # nothing that was tried left the answers whole
+            words = ["stats", "--recipe", str(best.with_name(RECIPE))]
+        say(f"next    {shlex.join(['simpo', *words])}")
 
 
 def _leave_place(place: "Place") -> None:

@@ -97,6 +97,7 @@ _Outcome = _object(
         "answers?": _list_of(_object("Answer", {"question before after": str})),
         "checked?": _Checked,
         "export?": _object("Kept", {"kept_share rounded_back_share": _Number}) | None,
+        "looks?": _Positive,
         "suggestions?": _list_of(_object("Suggestion", {"overrides": list[str], "why": str})),
     },
 )

@@ -1,6 +1,7 @@
 """The end of a run: model/ is written, loaded again as others will load it, and scored beside the start model."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.answers import Question, answer, check_answers
 from simpo_cli.evaluate.checked import compare_checked
 from simpo_cli.evaluate.held_out import surface_accuracy
+from simpo_cli.evaluate.looks import LOOKS, count_look
 from simpo_cli.evaluate.metrics import compare_scores, summarise
 from simpo_cli.evaluate.pair_files import write_pairs, write_samples
 from simpo_cli.evaluate.tables import BRIEFLY, outcome_table
@@ -181,6 +183,12 @@ def conclude(
         if ranks.is_first():
             write_pairs(run_dir / EVAL_PAIRS, held_out, start, end)
             write_samples(run_dir / EVAL_SAMPLES, held_out, start, end, tokenizer=run.data.tokenizer, seed=recipe.seed)
+            if recipe.eval.part == "confirming":
+                with suppress(UserError, OSError):  # a damaged count of looks is no reason to lose a run at its end
+                    keys = [f"{key:016x}" for key in end.groups.tolist()]
+                    looks = count_look(run_dir, keys, end.chosen.tobytes() + end.rejected.tobytes())
+                    measured["looks"] = looks
+                    rows.append(_row("looks at these pairs", f"{looks:,}", f"of runs and studies; {LOOKS} counts them"))
     if training.checkable:
         with training.stop.at_once():
             checked = check_answers(saved, training.checkable, run.data.tokenizer, run.accelerator)

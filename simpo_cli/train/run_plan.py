@@ -338,16 +338,28 @@ def inputs_of(recipe: Recipe, moment: datetime | None = None, *, weights: bool =
     Raises:
         UserError: model or data do not fit the recipe.
     """
+    recipe, source, parameters = model_of(recipe, weights=weights)
+    data = prepare_data(recipe, moment)
+    require_known_ids(data.scored, source)
+    plan = make_plan(recipe, len(data.train))
+    return Inputs(recipe, source, parameters, weights_dtype(recipe.model, source), data, plan)
+
+
+def model_of(recipe: Recipe, *, weights: bool = True) -> tuple[Recipe, ModelSource, ParameterCounts]:
+    """The recipe with what the start model's adapter decides, that model, and its parameters.
+
+    Args:
+        weights: as for `inputs_of`.
+
+    Raises:
+        UserError: the model does not fit the recipe.
+    """
     with about("model.path"):
         source = start_model(recipe.model, weights=weights)
     recipe = replace(recipe, model=choose_adapter(recipe.model, source))
     require_trainable(recipe.model, source)
     require_lengths(recipe, source)
-    parameters = count_parameters(recipe.model, source)
-    data = prepare_data(recipe, moment)
-    require_known_ids(data.scored, source)
-    plan = make_plan(recipe, len(data.train))
-    return Inputs(recipe, source, parameters, weights_dtype(recipe.model, source), data, plan)
+    return recipe, source, count_parameters(recipe.model, source)
 
 
 def workload_of(inputs: Inputs, longest_row: int, device: torch.device, compute: Precision, available: int) -> Workload:

@@ -1,11 +1,9 @@
 """A whole study: the search, the comparison on the other half, and what is left behind.
 
 study.json says what was found with n and intervals, best.yaml is the recipe to train next, and looks.jsonl beside the
-studies counts how often their confirming halves were looked at: each look that decides something uses them up a little.
+studies and runs counts how often their confirming halves were looked at: each look uses them up a little.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,17 +15,17 @@ import numpy as np
 
 from simpo_cli import __version__, statistics
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate.folder import add_rows, read_rows, write_json, write_text
+from simpo_cli.evaluate.generate.folder import read_rows, write_json, write_text
+from simpo_cli.evaluate.looks import LOOKS, count_look
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
-from simpo_cli.run.receipt import command_to_resume, now, recipe_sha256
+from simpo_cli.run.receipt import command_to_resume, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.tune.folder import BEST, OBJECTIVES, RANGE, RECIPE, SCHEMA_VERSION, STUDY, TRIALS, Document
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 
-LOOKS = "looks.jsonl"
 Arms = tuple[list[Document], list[Document]]  # the recipe and the winner, with each new seed
 _COMMENT_WIDTH = 100
 
@@ -287,17 +285,10 @@ def _verdict(study: Study, best: Document, found: Document | None) -> Document:
 
 
 def _count_look(study: Study, arms: Arms) -> int:
-    """How often a study of these held-out pairs has looked at their confirming half, this time among them."""
+    """How often the confirming half of these held-out pairs was looked at, this time among them."""
     start = study.folder.read("start-confirming.json")
     assert start is not None
-    pairs = hashlib.sha256(json.dumps(start["prompts"]).encode()).hexdigest()[:16]
-    look = hashlib.sha256("".join(one["id"] for arm in arms for one in arm).encode()).hexdigest()[:16]
-    file = study.tuning.path.parent / LOOKS
-    rows = [row for row in read_rows(file) if row.get("pairs") == pairs]
-    if all(row.get("look") != look for row in rows):
-        rows.append({"pairs": pairs, "look": look, "study": str(study.tuning.path), "at": now()})
-        add_rows(file, rows[-1:])
-    return len(rows)
+    return count_look(study.tuning.path, start["prompts"], "".join(one["id"] for arm in arms for one in arm).encode())
 
 
 def _best_recipe(study: Study, document: Document) -> str:

@@ -1,7 +1,8 @@
 """What a study searches: keys in their order, the values of each, and the learning rates that a range test finds."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ _SIZE_EXPONENT = 0.8  # 1e-6 at 8 B comes to 2.6e-5 at 135 M and 1.2e-3 at 1 M, 
 FOR_ADAPTERS = 10.0
 _SMOOTHING = 0.8  # of the losses of a range test: what stays of the mean of the steps before
 _TRIED = (3.0, 1.0, 1 / 3, 1 / 9)  # of the rate that a range test finds, which is that of one draw of pairs
+NUM_RATES = len(_TRIED)
+"""Tried after a range test."""
 _AROUND = 1.7  # from the best rate to those that are tried last, about half of the way to the next
 
 
@@ -72,6 +75,16 @@ def recipe_with(composed: ComposedRecipe, overrides: Sequence[str], values: Mapp
     return compose(composed.name, [*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items())])
 
 
+@contextmanager
+def said_of(key: str, value: Any) -> Iterator[None]:
+    """A block that tries one value; a refusal names it."""
+    try:
+        yield
+    except UserError as error:
+        problem = f"tune.space.{key} has the value {json.dumps(value)}: {error.problem}"
+        raise UserError(problem, error.fix, key=f"tune.space.{key}", exit_code=error.exit_code) from error
+
+
 def space_of(composed: ComposedRecipe, overrides: Sequence[str]) -> Space:
     """The space that a recipe names, or the usual one: rates by a range test, then gamma/beta, then beta.
 
@@ -91,11 +104,8 @@ def space_of(composed: ComposedRecipe, overrides: Sequence[str]) -> Space:
     for key, listed in flat(named).items():
         found[key] = _values_of(key, listed)
         for value in found[key]:
-            try:
+            with said_of(key, value):
                 recipe_with(composed, overrides, {key: value})
-            except UserError as error:
-                problem = f"tune.space.{key} has the value {json.dumps(value)}: {error.problem}"
-                raise UserError(problem, error.fix, key=f"tune.space.{key}") from error
     if {RATIO, GAMMA} <= found.keys():
         fix = "Keep one: gamma is gamma_beta_ratio times beta."
         raise UserError(f"tune.space has both {RATIO} and {GAMMA}, which say one thing.", fix, key="tune.space")

@@ -20,10 +20,21 @@ from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import HeldOutPart, Recipe
 from simpo_cli.run.events import Unwatched
 from simpo_cli.run.stop import StopRequest
+from simpo_cli.train.run_plan import model_of
 from simpo_cli.tune.bench import Bench
 from simpo_cli.tune.folder import RANGE, SCRATCH, Document, Spec, StudyFolder, study_path
 from simpo_cli.tune.judging import Judge
-from simpo_cli.tune.space import RATE, rates_around, rates_from, recipe_with, space_of, sweep_rates
+from simpo_cli.tune.space import (
+    NUM_RATES,
+    RATE,
+    SWEEP_STEPS,
+    rates_around,
+    rates_from,
+    recipe_with,
+    said_of,
+    space_of,
+    sweep_rates,
+)
 
 LEAST_STEPS = 10
 """Fewer steps tell nothing of a setting."""
@@ -150,11 +161,14 @@ class Study:
         Raises:
             UserError: too few prompts are held out, or the budget is below one trial.
         """
-        start = self.start("choosing")  # also the check that there is enough to choose with
 
         def found() -> Document:
+            self._require_layers()
             bench = self.bench(self.recipe)
-            steps_of_recipe = bench.num_steps
+            trials, steps_of_recipe, steps = self._num_trials(), bench.num_steps, None
+            if self.recipe.tune.budget.minutes is None:
+                steps = self._trial_steps(trials, steps_of_recipe)
+            start = self.start("choosing")  # also the check that there is enough to choose with
             rates, losses, seconds = list[float](), list[float](), None
             if self.space.rates is None:
                 rates = sweep_rates(self.recipe, bench.num_parameters)
@@ -167,8 +181,8 @@ class Study:
                 started = time.monotonic()
                 bench.sweep(self.recipe, [self.recipe.train.learning_rate] * LEAST_STEPS)
                 seconds = (time.monotonic() - started) / LEAST_STEPS
-            trials = self._num_trials(tried)
-            steps = self._trial_steps(trials, steps_of_recipe, seconds, start["seconds"], len(losses))
+            if steps is None:
+                steps = self._trial_steps(trials, steps_of_recipe, seconds, start["seconds"])
             return {
                 "sweep": {"rates": rates[: len(losses)], "losses": losses},
                 "rates": tried,
@@ -181,15 +195,29 @@ class Study:
 
         return self.folder.once(RANGE, found)
 
-    def _num_trials(self, rates: Sequence[float]) -> int:
+    def _require_layers(self) -> None:
+        """Refuse now what only the layers of the model refuse, such as a target that none of them is."""
+        for key, values in self.space.others.items():
+            for value in values if key.startswith("model.") else ():
+                with said_of(key, value):
+                    model_of(recipe_with(self.tuning.composed, self.tuning.overrides, {key: value}).recipe)
+
+    def _num_trials(self) -> int:
         """At most so many trials."""
+        rates = [0.0] * NUM_RATES if self.space.rates is None else self.space.rates
         others = sum(len(values) for values in self.space.others.values())
         corners = len(self.space.corners) * max(1, len(_middle(rates)))
         return 1 + len(rates) + corners + others + (2 if self.space.rates is None else 0)
 
-    def _trial_steps(self, trials: int, recipe_steps: int, seconds: float, to_measure: float, swept: int) -> int:
-        """How many steps each trial may take within the budget, at most those of the recipe."""
+    def _trial_steps(self, trials: int, recipe_steps: int, seconds: float = 0.0, to_measure: float = 0.0) -> int:
+        """How many steps each trial may take within the budget, at most those of the recipe.
+
+        Args:
+            seconds: of a step; only a budget in minutes needs it.
+            to_measure: seconds to score and answer.
+        """
         budget = self.recipe.tune.budget
+        swept = SWEEP_STEPS if self.space.rates is None else 0
         if budget.minutes is not None:
             fixed = (trials + 1) * to_measure + swept * seconds
             affordable = (budget.minutes * 60 - fixed) / seconds / trials
@@ -245,9 +273,10 @@ class Study:
             return
         # of shares near one half that differ on half of the prompts, as settings that matter do
         effect = (1.96 + 0.84) * math.sqrt(0.5 / LEAST_PROMPTS)
+        prompts = "1 prompt" if count == 1 else f"{count} prompts"
         raise UserError(
-            f"the {part} half of the held-out pairs has {count} prompts, and {LEAST_PROMPTS} are the fewest to choose "
-            f"with: even they show only differences of some {100 * effect:.0f} points.",
+            f"the {part} half of the held-out pairs has {prompts}, and {LEAST_PROMPTS} are the fewest to "
+            f"choose with: even they show only differences of some {100 * effect:.0f} points.",
             "Hold out more pairs, 400 or more to see 10 points: data.holdout=400, or a file in data.eval.",
             key="data.eval" if self.recipe.data.eval is not None else "data.holdout",
         )

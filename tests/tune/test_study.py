@@ -21,9 +21,11 @@ from simpo_cli.report.study_view import conclusions
 from simpo_cli.run.stop import Stopped
 from simpo_cli.tune import session
 from simpo_cli.tune.bench import Bench, Trained
+from simpo_cli.tune.folder import BEST
 from simpo_cli.tune.judging import Judge
 from simpo_cli.tune.session import claim, tune
 from simpo_cli.tune.study import Study, Tuning
+from tests.train.runs import Runs
 from tests.tune.small import tuning_of, write_recipe
 
 
@@ -176,13 +178,26 @@ def test_broken_off_anywhere_it_finds_the_same(file: Path, broken_at: int, monke
     assert timeless(document) == timeless(unbroken)
 
 
-def test_each_look_at_the_confirming_half_is_counted_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any study of the same held-out pairs; a resume is no new look."""
-    monkeypatch.setattr(session, "LOOKS", "counted.jsonl")
+def test_each_look_at_the_confirming_half_is_counted_once(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any study and any run of the same held-out pairs; a resume is no new look, nor is the same result again."""
     monkeypatch.setattr(Judge, "best", lambda _, outcomes: outcomes[-1])  # never the recipe as it is
-    one, other = (tuning_of(file, f"name=looks-{beta}", f"loss.beta={beta}") for beta in (3, 5))
+    one, other = (
+        tuning_of(file, f"name=looks-{beta}", f"output_dir={tmp_path}/${{name}}", f"loss.beta={beta}")
+        for beta in (3, 5)
+    )
     documents = [run(tuning, resume=True) for tuning in (one, one, other)]
     assert [document["confirmed"]["looks"] for document in documents] == [1, 1, 2]
+    best = Runs(tmp_path, (other.path / BEST).read_text("utf-8"), "train.max_steps=3", "health.stop_on=[]")
+    looks = []
+    for name, *more in (("first",), ("again",), ("other", "seed=9"), ("whole", "eval.part=all")):
+        best.train(name, *more)
+        looks.append(best.receipt(name)["outcome"].get("looks"))
+    assert looks == [3, 3, 4, None]
+    (tmp_path / "looks.jsonl").write_text("{}}\n")
+    best.train("uncounted", "seed=10")
+    assert "looks" not in best.receipt("uncounted")["outcome"]
     lines = conclusions(documents[-1])
     assert "These held-out pairs were looked at for a confirmation for the 2nd time." in lines
 
@@ -190,20 +205,28 @@ def test_each_look_at_the_confirming_half_is_counted_once(file: Path, monkeypatc
 def test_the_budget_decides_how_long_trials_are(file: Path) -> None:
     """Three values of beta and the recipe: a budget of 60 steps gives 15 to each, if the run has as many."""
     study = Study(tuning_of(file, "tune.budget.steps=60"))
-    assert study._num_trials([]) == 4
-    assert study._trial_steps(4, 20, 0.1, 1.0, 0) == 15
-    assert study._trial_steps(4, 12, 0.1, 1.0, 0) == 12
+    assert study._num_trials() == 4
+    assert study._trial_steps(4, 20) == 15
+    assert study._trial_steps(4, 12) == 12
     minutes = Study(tuning_of(file, "tune.budget.steps=null", "tune.budget.minutes=1"))
     # 60 s less five measurements of 2 s leave 50 s: 500 steps for four trials
-    assert minutes._trial_steps(4, 1000, 0.1, 2.0, 0) == 125
+    assert minutes._trial_steps(4, 1000, 0.1, 2.0) == 125
     usual = Study(tuning_of(file, "tune.budget.steps=null"))
-    assert usual._trial_steps(4, 500, 0.1, 1.0, 0) == 250
+    assert usual._trial_steps(4, 500) == 250
     # the recipe, four rates, two corners at two rates, five ratios, four betas, two rates around the best
-    assert Study(tuning_of(file, "tune.space=null"))._num_trials([3.0, 1.0, 0.3, 0.1]) == 1 + 4 + 4 + 5 + 4 + 2
+    assert Study(tuning_of(file, "tune.space=null"))._num_trials() == 1 + 4 + 4 + 5 + 4 + 2
 
 
 REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
     ("tune.budget.steps=20",): ("tune.budget.steps is 20, and the 4 trials of this space take 40 at least", "Raise it"),
+    ("tune.space=null", "tune.budget.steps=239"): (
+        "tune.budget.steps is 239, and the 20 trials of this space take 240 at least",
+        "Raise it",
+    ),
+    ("tune.space={model:{lora:{target_modules:[all-linear,q_prj]}}}", "model.lora={}"): (
+        'model.lora.target_modules has the value "q_prj": model.lora.target_modules (q_prj) matches no layer',
+        "Did you mean q_proj, v_proj?",
+    ),
     ("data.eval=null", "data.holdout=20", "tune.budget.steps=40"): (
         "30 are the fewest to choose with",
         "data.holdout=400",
