@@ -40,16 +40,17 @@ class Watch:
         return limit is not None and (value <= limit if self.is_least else value >= limit)
 
 
-CHOSEN_FALLS = Watch("HEA001", "chosen_fall", "try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio")
-BOTH_FALL = Watch("HEA002", "both_fall", "lower train.learning_rate")
+_GENTLER = "try loss.sft_weight=1, or a third of train.learning_rate"  # what helped: train/advice.py
+CHOSEN_FALLS = Watch("HEA001", "chosen_fall", _GENTLER)
+BOTH_FALL = Watch("HEA002", "both_fall", _GENTLER)
 SATURATED = Watch("HEA003", "gradient_weight", "a shorter run or a higher loss.gamma_beta_ratio", is_least=True)
 GRADIENT_SPIKE = Watch(
     "HEA004", "gradient_spike", "if more follow, lower train.learning_rate or raise train.pairs_per_step"
 )
 UPDATES_LOST = Watch("HEA005", "lost_updates", "set model.weights_dtype=fp32")
 CHANGE_LOST = Watch("HEA006", "kept_change", "set export.dtype=fp32, which keeps all of it", is_least=True)
-ANSWERS_LOOP = Watch("HEA007", "looping_answers", "lower train.learning_rate, or try loss.sft_weight=0.1")
-ANSWERS_ENDLESS = Watch("HEA008", "endless_answers", "lower train.learning_rate, or try loss.sft_weight=0.1")
+ANSWERS_LOOP = Watch("HEA007", "looping_answers", _GENTLER)
+ANSWERS_ENDLESS = Watch("HEA008", "endless_answers", _GENTLER)
 _LOSS = (CHOSEN_FALLS, BOTH_FALL, SATURATED, GRADIENT_SPIKE)
 _MODEL = (UPDATES_LOST, CHANGE_LOST, ANSWERS_LOOP, ANSWERS_ENDLESS)
 WATCHES = {watch.code: watch for watch in (*_LOSS, *_MODEL)}

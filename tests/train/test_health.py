@@ -126,7 +126,7 @@ def test_every_code_at_its_threshold(events: Sequence[Event], codes: list[str]) 
         (
             [_evaluated(-0.25, -0.5)],
             "HEA001 step 50: chosen responses fell by 0.25 nats/token while the margin rose (rejected fell by 0.50, "
-            "probe of 64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=0.1 or a lower loss.gamma_beta_ratio",
+            "probe of 64 pairs) (health.chosen_fall 0.2); try loss.sft_weight=1, or a third of train.learning_rate",
         ),
         (
             [_steps(16, gradient_weight=0.028, rewards_target_reached=0.75, rewards_margins=3.0)],
@@ -142,12 +142,12 @@ def test_every_code_at_its_threshold(events: Sequence[Event], codes: list[str]) 
         (
             [*ANSWERED, LOOPED],
             'HEA007 step 30: 2 of 4 probe answers repeat themselves, such as "Like that." (health.looping_answers '
-            "0.3); lower train.learning_rate, or try loss.sft_weight=0.1",
+            "0.3); try loss.sft_weight=1, or a third of train.learning_rate",
         ),
         (
             [*ANSWERED, ENDLESS],
             "HEA008 step 40: 2 of 4 probe answers do not end any more within 12 tokens (health.endless_answers 0.3); "
-            "lower train.learning_rate, or try loss.sft_weight=0.1",
+            "try loss.sft_weight=1, or a third of train.learning_rate",
         ),
     ],
 )
@@ -231,7 +231,7 @@ def test_an_alert_is_on_the_screen_in_the_notes_in_run_json_and_in_the_table(gui
     assert memory.outcome is not None
     [said] = memory.said("HEA002")
     assert said.startswith("HEA002 step 2: chosen and rejected responses fell by ")
-    assert said.endswith(" (health.both_fall 0.5); lower train.learning_rate")
+    assert said.endswith(" (health.both_fall 0.5); try loss.sft_weight=1, or a third of train.learning_rate")
     assert said in [row["text"] for row in guide.log("run", "notes") if row["label"] == "note"]
     [alert] = [alert for alert in guide.receipt("run")["health"] if alert["code"] == "HEA002"]
     assert (alert["step"], alert["key"], alert["limit"]) == (2, "both_fall", 0.5)
