@@ -1,7 +1,6 @@
 """`simpo export`: a run's model in the form that other programs load."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.files import disk_faults, replacing
 from simpo_cli.model.remote_code import trusting
 from simpo_cli.names import not_a_run
+from simpo_cli.versions import require_extra
 
 
 def export(
@@ -64,7 +64,7 @@ def export(
 
         require_repo_id(push)
     if gguf is not None:
-        _require_gguf()
+        require_extra("gguf", "gguf", "a GGUF file")
         _written(run, output, gguf)
         return
     with trusting(trust_remote_code):
@@ -108,16 +108,6 @@ def _require_free(path: Path) -> None:
         if os.path.lexists(path):
             raise UserError(f"{path} exists already.", "Name another with --output, or move this one away.")
         path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _require_gguf() -> None:
-    """Refuse (UserError) where the package that writes the format is missing; asked before torch is imported."""
-    if find_spec("gguf") is None:
-        raise UserError(
-            "GGUF files are written with the package gguf, which is not installed.",
-            "Run pip install 'simpo-cli[gguf]'.",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
 
 
 @shows_work

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.versions import require_extra
 
 Reading = Literal["A", "B", "tie", "refused", "unreadable"]
 """Of a reply: a verdict, or why there is none."""
@@ -125,14 +126,9 @@ class Judge:
                 f"Set it to the key of {self.url}.",
                 exit_code=ExitCode.ENVIRONMENT,
             )
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError(
-                "a judge is asked with the package openai, which is not installed.",
-                "Run pip install 'simpo-cli[judge]'.",
-                exit_code=ExitCode.ENVIRONMENT,
-            ) from error
+        require_extra("openai", "judge", "a judge")
+        import openai
+
         self._key_variable, self._key = key_variable, key
         self._client = openai.OpenAI(base_url=self.url, api_key=key or "none", timeout=timeout, max_retries=retries)
         self._settings = {"temperature": 0.0}

@@ -25,21 +25,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from simpo_cli.data.model_files import Quantization
-from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.model.widened import product_dtype
 
 _INT8_STEPS = 127
 _BLOCK, _NESTED_BLOCK = 64, 256  # weights of NF4 that share a scale, and scales that share one of their own
-
-
-def require_quant() -> None:
-    """Refuse (UserError, exit code 4) quantised weights where bitsandbytes is not installed; nothing is imported."""
-    if find_spec("bitsandbytes") is None:
-        raise UserError(
-            "quantised weights need bitsandbytes, which is not installed.",
-            "Run pip install 'simpo-cli[quant]'.",
-            exit_code=ExitCode.ENVIRONMENT,
-        )
 
 
 @cache

@@ -14,11 +14,12 @@ from simpo_cli.data.pair import EncodedPair
 from simpo_cli.data.store import highest_ids_of
 from simpo_cli.data.tokenizer import require_model_name
 from simpo_cli.errors import UserError
-from simpo_cli.model import adapters, quantised, remote_code
+from simpo_cli.model import adapters, remote_code
 from simpo_cli.model.adapters import Adapter, use_of
 from simpo_cli.model.folder import no_weights, read_configuration, stored_weights
 from simpo_cli.recipe.schema import LoraRecipe, ModelRecipe, Recipe
 from simpo_cli.stages import stage
+from simpo_cli.versions import require_extra
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES.values()}
@@ -157,7 +158,7 @@ def _kind_of_quantization(path: str, stored: Quantization | None, wanted: _Wante
         )
     kind = stored or wanted.quantization
     if kind is not None and wanted.weights:
-        quantised.require_quant()
+        require_extra("bitsandbytes", "quant", "a quantised model")
     return kind
 
 

@@ -49,7 +49,7 @@ def test_what_cannot_be_exported_says_why(
 def test_a_missing_package_is_named_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("simpo_cli.cli.export.find_spec", lambda _: None)
+    monkeypatch.setattr("simpo_cli.versions.find_spec", lambda _: None)
     monkeypatch.setattr("simpo_cli.cli.export.importing", lambda: pytest.fail("torch is imported"))
     run = _run_folder(tmp_path / "run", "model/config.json")
     assert simpo(["export", str(run), "--gguf", "q8_0"]) == ExitCode.ENVIRONMENT

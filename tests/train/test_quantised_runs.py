@@ -145,8 +145,8 @@ def test_wrong_mixes_are_refused_before_weights_are_read(
 def test_without_bitsandbytes_the_pip_line_is_said(
     tmp_path: Path, tiny_folder: Path, prefs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simpo_cli.model.quantised.find_spec", lambda _: None)
-    with pytest.raises(UserError, match="need bitsandbytes, which is not installed") as caught:
+    monkeypatch.setattr("simpo_cli.versions.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs the package bitsandbytes, which is not installed") as caught:
         tiny_runs(tmp_path, tiny_folder, prefs).train("run", "model.quantization=nf4", "model.lora={}")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     assert "pip install 'simpo-cli[quant]'" in caught.value.fix
