@@ -4,8 +4,13 @@ What a version has to be stands in one place, `dependencies` in pyproject.toml; 
 repeats it in its metadata. A checkout that was never installed has none: there only what transformers needs is checked.
 """
 
+import json
+import shlex
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -57,12 +62,22 @@ def missing_package(error: ModuleNotFoundError) -> UserError | None:
     )
 
 
+def install_command(extra: str) -> str:
+    """What installs an extra of ours, from where we were installed."""
+    source, flag = _OURS, ""
+    with suppress(metadata.PackageNotFoundError, KeyError, ValueError):
+        origin = json.loads(metadata.distribution(_OURS).read_text("direct_url.json") or "{}")
+        flag = "-e " if origin["dir_info"].get("editable") else ""
+        source = url2pathname(urlsplit(origin["url"]).path)
+    return f"pip install {flag}{shlex.quote(f'{source}[{extra}]')}"
+
+
 def require_extra(module: str, extra: str, what: str) -> None:
     """Refuse (UserError, exit code 4) where the module of an extra of ours is not installed; `what` needs it."""
     if find_spec(module) is None:
         raise UserError(
             f"{what} needs the package {module}, which is not installed.",
-            f"Run pip install '{_OURS}[{extra}]'.",
+            f"Run {install_command(extra)}.",
             exit_code=ExitCode.ENVIRONMENT,
         )
 

@@ -1,5 +1,6 @@
 """One sentence where a package is too old, does not fit another or is missing; the floors are those that were run."""
 
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from packaging.version import Version
 import simpo_cli
 from simpo_cli.cli import main as cli
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.versions import missing_package, require_versions
+from simpo_cli.versions import install_command, missing_package, require_versions
 
 ROOT = Path(__file__).parent.parent
 Installed = Callable[..., None]
@@ -145,6 +146,24 @@ def test_a_missing_package_is_named_as_pip_knows_it(installed: Installed, monkey
     missing = missing_package(ModuleNotFoundError("No module named 'yaml'", name="yaml"))
     assert missing is not None
     assert missing.fix == "Run pip install 'pyyaml>=6.0'"
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'simpo-cli[tune]'"),
+        ({"url": "file:///a/check%20out", "dir_info": {"editable": True}}, "pip install -e '/a/check out[tune]'"),
+        ({"url": "file:///a/checkout", "dir_info": {}}, "pip install '/a/checkout[tune]'"),
+        ({"url": "https://host/simpo.whl", "archive_info": {}}, "pip install 'simpo-cli[tune]'"),
+    ],
+)
+def test_an_extra_comes_from_where_we_came_from(
+    installed: Installed, tmp_path: Path, origin: dict[str, Any] | None, command: str
+) -> None:
+    installed("simpo-cli", "1.2")
+    if origin is not None:
+        (tmp_path / "site" / "simpo_cli-1.2.dist-info" / "direct_url.json").write_text(json.dumps(origin))
+    assert install_command("tune") == command
 
 
 def test_a_part_that_an_installed_package_lacks_is_a_crash(

@@ -3,7 +3,6 @@
 import os
 import shlex
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from simpo_cli.distributed.place import Place
     from simpo_cli.recipe.composition import ComposedRecipe
 
-_say = partial(say, style="dim")
 _Rule = tuple[str | None, float]  # its name, and seconds for an answer
 
 
@@ -88,10 +86,22 @@ def tune(
 
         say(f"recipe  {best}")
         say(f"report  {write_study_report(best.parent)}")
-        words = ["train", str(best)]
+        words = ["train", str(best)] if document["verdict"]["found"] == "better" else ["train", recipe, *given]
         if document["winner"]["measures"]["reasons"]:  # nothing that was tried left the answers whole
             words = ["stats", "--recipe", str(best.with_name(RECIPE))]
         say(f"next    {shlex.join(['simpo', *words])}")
+
+
+def _say(line: str) -> None:
+    """What a study did, wrapped on a terminal and whole in a log."""
+    from rich.text import Text
+
+    from simpo_cli.report.console import err, print_wrapped
+
+    if err.is_terminal:
+        print_wrapped(err, Text("  "), line, style="dim")
+    else:
+        say(line)
 
 
 def _leave_place(place: "Place") -> None:

@@ -17,6 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.versions import install_command
 
 _READ = 2**20
 _ZSTD_READ = 1024  # a block of 4 bytes may become 128 KiB, so one read becomes at most 32 MiB
@@ -153,7 +154,7 @@ class ByteSource:
             import zstandard
         except ImportError as error:
             problem = "is compressed with zstd, and the package for that is not installed."
-            fix = "Run pip install 'simpo-cli[zst]', or unpack it with zstd -d."
+            fix = f"Run {install_command('zst')}, or unpack it with zstd -d."
             raise UserError(problem, fix, where=self._name, exit_code=ExitCode.ENVIRONMENT) from error
         decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
         data = self._head

@@ -15,7 +15,7 @@ LOOKS = "looks.jsonl"
 
 
 def count_look(of: Path, prompts: Sequence[str], seen: bytes) -> int:
-    """Count a look, and say how many there have been at these pairs.
+    """Count a look, and say the how many-th at these pairs it is.
 
     Args:
         of: the folder of the run or study that looks.
@@ -28,8 +28,8 @@ def count_look(of: Path, prompts: Sequence[str], seen: bytes) -> int:
     """
     pairs, look = (hashlib.sha256(content).hexdigest()[:16] for content in ("".join(prompts).encode(), seen))
     file = of.parent / LOOKS
-    rows = [row for row in read_rows(file) if row.get("pairs") == pairs]
-    if all(row.get("look") != look for row in rows):
-        rows.append({"pairs": pairs, "look": look, "by": str(of), "at": now()})
-        add_rows(file, rows[-1:])
-    return len(rows)
+    looks = [row.get("look") for row in read_rows(file) if row.get("pairs") == pairs]
+    if look not in looks:
+        looks.append(look)
+        add_rows(file, [{"pairs": pairs, "look": look, "by": str(of), "at": now()}])
+    return looks.index(look) + 1

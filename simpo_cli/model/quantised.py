@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from simpo_cli.data.model_files import Quantization
+from simpo_cli.errors import UserError
 from simpo_cli.model.widened import product_dtype
 
 _INT8_STEPS = 127
@@ -78,18 +79,30 @@ def adapted_layers() -> tuple[type, ...]:
 
 
 def use_own_products(model: nn.Module) -> None:
-    """Have the quantised layers of a model, if it has any, multiply as this module says."""
-    if not any(map(is_quantised, model.modules())):
+    """Have the quantised layers of a model, if it has any, multiply as this module says.
+
+    Raises:
+        UserError: the weights of such layers are not quantised.
+    """
+    layers = [module for module in model.modules() if is_quantised(module)]
+    if not layers:
         return
+    scales = [getattr(layer.weight, "SCB", getattr(layer.weight, "quant_state", None)) for layer in layers]
+    if any(one is None for one in scales):
+        raise UserError(
+            "the configuration of the model says that its weights are quantised, and its files hold them whole.",
+            "Take quantization_config out of config.json; model.quantization quantises them as they are loaded.",
+            key="model.path",
+        )
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
             # what lies in the mapped file keeps all of it resident, the weights that were quantised among it
             parameter.data = parameter.data.clone()
-    for module in model.modules():
-        kind: Any = type(module)
+    for layer in layers:
+        kind: Any = type(layer)
         if kind in _kinds():
             # as another class, and not by a function of the instance, which would go into copies
-            module.__class__ = _with_own_product(kind)
+            layer.__class__ = _with_own_product(kind)
 
 
 def _kinds() -> tuple[type, type]:

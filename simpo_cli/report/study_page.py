@@ -1,6 +1,7 @@
 """The page of a study: what was found, every trial as a point, the range test, and the comparison on new seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from simpo_cli.files import object_in
 from simpo_cli.report.figures import CHOSEN, FAINT, HELD_OUT, INK, TitledFigure, draw_svg
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.study_view import conclusions, confirmed_table, short_key, shown_value, trials_table
+from simpo_cli.table import Remark, Table
 from simpo_cli.tune.folder import OBJECTIVES, PAGE, STUDY
 
 Document = Mapping[str, Any]
-_TONES = {"better": "good", "worse": "warning", "ruled out": "warning"}
+_TONES = {"better": "good", "worse": "warning", "below start": "warning", "ruled out": "warning"}
 _SIZE: dict[str, Any] = {"width": 3.3, "height": 2.1}
 
 
@@ -57,9 +59,7 @@ def study_page(document: Document) -> str:
             figures=_confirmed_figures(document),
             remarks=said[1:],
         ),
-        Section(
-            "What was tried", figures=_figures(document), tables=[trials_table(document)], remarks=_guards(document)
-        ),
+        Section("What was tried", figures=_figures(document), tables=[_trials(document)], remarks=_guards(document)),
     ]
     return render(
         "sections.html.jinja",
@@ -68,6 +68,13 @@ def study_page(document: Document) -> str:
         sections=sections,
         end=f"from {document['model']} · {document['tool']}" if document["tool"] else f"simpo {__version__}",
     )
+
+
+def _trials(document: Document) -> Table:
+    """The table of trials, with what is said of single ones below it."""
+    table = trials_table(document)
+    said = [Remark("trial", f"{row.label.strip()}: {row.remark}") for row in table.rows if row.remark]
+    return replace(table, remarks=[*said, *table.remarks])
 
 
 def _guards(document: Document) -> list[str]:

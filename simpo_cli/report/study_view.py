@@ -34,6 +34,12 @@ def conclusions(document: Document) -> list[str]:
         return ["The search is not finished yet."]
     lines = [verdict["sentence"]]
     confirmed = document["confirmed"]
+    if confirmed is not None and confirmed.get("from_start") is not None:
+        before = confirmed["from_start"]
+        lines.append(
+            f"From before training to the winner: {document['objective']} {before['start']:.3f} to "
+            f"{before['winner']:.3f}, {before['value']:+.3f} ({before['ci'][0]:+.3f} to {before['ci'][1]:+.3f})."
+        )
     if confirmed is not None and confirmed.get("on_pairs") is not None:
         pairs = confirmed["on_pairs"]
         lines.append(
@@ -44,6 +50,12 @@ def conclusions(document: Document) -> list[str]:
     if confirmed is not None and (looks := confirmed.get("looks")) is not None:
         times = "the first time" if looks == 1 else f"the {_ordinal(looks)} time"
         lines.append(f"These held-out pairs were looked at for a confirmation for {times}.")
+    best, before = (one["measures"]["objective"] for one in (document["winner"], document["start"]["choosing"]))
+    if best is not None and best < before:
+        lines.append(
+            f"On the choosing half no trial reached the model before training, which has {before:.3f}: more steps, or "
+            "lower learning rates, may."
+        )
     if found["trial_steps"] < found["recipe_steps"]:
         lines.append(
             f"Trials took {found['trial_steps']:,} of the {found['recipe_steps']:,} steps of a run: the best learning "
@@ -71,21 +83,19 @@ def trials_table(document: Document) -> Table:
     """The trials on the choosing half."""
     objective, keys = document["objective"], list(document["current"])
     columns = (*(short_key(key) for key in keys), "steps", objective, "accuracy", "length-balanced")
-    winner = document["winner"]
+    winner, start = document["winner"], document["start"]["choosing"]
     rows = []
+    if start is not None:
+        rows.append(Row("   before training", (*(Cell("") for _ in range(len(keys) + 1)), *_worth(start, objective))))
     for trial in document["trials"]:
         if trial["part"] != "choosing":
             continue
         measures = trial["measures"]
         cells = [Cell(shown_value(trial["values"][key])) for key in keys] + [Cell(thousands(trial["steps"]))]
-        cells += [
-            Cell(_three_digits(measures.get(objective))),
-            *(Cell(_percent(measures.get(key))) for key in _ON_PAIRS),
-        ]
+        cells += _worth(trial, objective)
         is_winner = winner is not None and trial["id"] == winner["id"] and not measures["reasons"]
         remarks = [*(["the winner of the search"] if is_winner else []), *measures["reasons"]]
         rows.append(Row(f"{trial['number']:>2} {stage_name(trial['stage'])}", tuple(cells), "; ".join(remarks)))
-    start = document["start"]["choosing"]
     below = []
     if start is not None:
         low, middle, high = (start["gap_quantiles"][q] for q in ("0.05", "0.5", "0.95"))
@@ -93,6 +103,12 @@ def trials_table(document: Document) -> Table:
         gap = f"start model's gap, nats/token: median {middle:.2f}, 90 % of the pairs between {low:.2f} and {high:.2f}"
         below = [Remark("half", half), Remark("gap", gap)]
     return Table(columns, rows, remarks=below)
+
+
+def _worth(measured: Document, objective: str) -> list[Cell]:
+    """What the start model or a trial came to."""
+    of = measured["measures"]
+    return [Cell(_three_digits(of.get(objective))), *(Cell(_percent(of.get(key))) for key in _ON_PAIRS)]
 
 
 def _three_digits(measured: Document | None) -> str:
@@ -109,8 +125,9 @@ def stage_name(stage: str) -> str:
 
 
 def confirmed_table(document: Document) -> Table:
-    """Recipe and winner with new seeds on the confirming half."""
+    """The start model, and recipe and winner with new seeds, on the confirming half."""
     confirmed, objective = document["confirmed"], document["objective"]
+    before = document["start"]["confirming"]["measures"]
     rows = []
     names = {objective: OBJECTIVES[objective], "accuracy": "accuracy", "balanced": "length-balanced accuracy"}
     names |= {"ended": "answers that end", "repeating": "answers that repeat themselves"}
@@ -119,8 +136,10 @@ def confirmed_table(document: Document) -> Table:
         if any(value is None for arm in arms for value in arm):
             continue
         show = (lambda value: f"{value:.3f}") if key == objective else percent
-        rows.append(Row(name, tuple(Cell(" ".join(show(value) for value in arm)) for arm in arms)))
-    return Table(("your recipe", "the winner"), rows, remarks=[Remark("seeds", _seeds(confirmed, document))])
+        cells = [[before[key]["value"]], *arms]
+        rows.append(Row(name, tuple(Cell(" ".join(show(value) for value in values)) for values in cells)))
+    columns = ("before training", "your recipe", "the winner")
+    return Table(columns, rows, remarks=[Remark("seeds", _seeds(confirmed, document))])
 
 
 def _seeds(confirmed: Document, document: Document) -> str:

@@ -151,6 +151,9 @@ def reopen(folder: RunFolder, document: Mapping[str, Any], composed: ComposedRec
         folder.write_json(RUN, sealed(redacted_values({**kept, REOPENED: reopened})))
 
 
+_MODES, _ALLOWED = ("--fresh", "--resume"), "--allow-changed"  # what of a command belongs to one run alone
+
+
 def command_line() -> str:
     """The command as typed, with the program's name and not its path."""
     return shlex.join(["simpo", *sys.argv[1:]])
@@ -159,12 +162,17 @@ def command_line() -> str:
 def command_to_resume() -> str:
     """The same command, to resume the run; those of pairs that resume unasked have no option for it."""
     asked = sys.argv[1:2] != ["pairs"] or sys.argv[1:3] == ["pairs", "round"]
-    return command_with(*(["--resume"] if asked else []))
+    typed = [word for word in sys.argv[1:] if word not in _MODES]
+    return shlex.join(["simpo", *typed, *(["--resume"] if asked else [])])
 
 
 def command_with(*words: str) -> str:
     """The same command, for another run, with more words."""
-    typed = [word for word in sys.argv[1:] if word not in ("--fresh", "--resume")]
+    typed, before = [], ""
+    for word in sys.argv[1:]:
+        if before != _ALLOWED and word.partition("=")[0] not in (*_MODES, _ALLOWED):
+            typed.append(word)
+        before = word
     return shlex.join(["simpo", *typed, *words])
 
 

@@ -6,7 +6,7 @@ them: it did more harm than good.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.train.health import ANSWERS_ENDLESS, ANSWERS_LOOP, BOTH_FALL, CHOSEN_FALLS
@@ -21,6 +21,10 @@ class Suggestion(NamedTuple):
 
     overrides: tuple[str, ...]
     why: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return {"overrides": list(self.overrides), "why": self.why}
 
 
 def suggestions(recipe: Recipe, codes: Collection[str]) -> list[Suggestion]:

@@ -221,6 +221,8 @@ def questions_of(run: RunPlan) -> list[Question]:
     data = run.data
     if run.quick:
         return []
-    if run.recipe.model.path == "builtin:guide" and data.tokenizer.has_template:
+    sources = run.recipe.data.eval or run.recipe.data.train
+    is_its_own = run.recipe.model.path == "builtin:guide" and any(one.path == "builtin:guide" for one in sources)
+    if is_its_own and data.tokenizer.has_template:
         return builtin_questions(data.tokenizer)
     return held_out_questions(data.held_out, data.texts)

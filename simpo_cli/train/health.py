@@ -225,7 +225,7 @@ class Health:
             save()
             raise UnhealthyError(
                 f"stopped by health.stop_on, with everything saved: {self._stop.line}.",
-                f"Change that, health.{self._stop.key} or health.stop_on, and resume with: {command}",
+                f"To go on all the same, change health.{self._stop.key} or health.stop_on, and resume with: {command}",
             )
 
     def require_well_at_the_end(self) -> None:

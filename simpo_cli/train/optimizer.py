@@ -40,6 +40,7 @@ from simpo_cli.run.checkpoint import CheckpointWriter
 from simpo_cli.run.folder import OPTIMIZER, STEP_COUNTS, WEIGHTS
 from simpo_cli.run.manifest import Checkpoint, DamagedCheckpointError, part_name
 from simpo_cli.train.narrow_adamw import NarrowAdamW
+from simpo_cli.versions import install_command
 
 _HEADER_BYTES = 2048  # of all that a checkpoint says of one trained tensor, its numbers aside
 
@@ -116,7 +117,7 @@ def require_optimizer(recipe: Recipe, device: torch.device) -> None:
     except ImportError as error:
         raise UserError(
             f"train.optimizer is {name}, which needs {package}, and that cannot be imported: {error}.",
-            "Run pip install 'simpo-cli[quant]', or set train.optimizer to adamw.",
+            f"Run {install_command('quant')}, or set train.optimizer to adamw.",
             exit_code=ExitCode.ENVIRONMENT,
             key="train.optimizer",
         ) from error

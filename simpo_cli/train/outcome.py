@@ -82,7 +82,7 @@ def finish(
     if ranks.is_first():
         write_card(model_dir, model_card(trained, measured))  # the one that was saved could not know how the model did
     suggested = suggestions(recipe, [alert.code for alert in training.health.alerts])
-    measured["suggestions"] = [{"overrides": list(one.overrides), "why": one.why} for one in suggested]
+    measured["suggestions"] = [one.as_json() for one in suggested]
     flag = f" {FLAG}" if source.code else ""
     outcome = RunOutcome(
         run_dir=str(folder.path),

@@ -23,6 +23,7 @@ from simpo_cli.run.receipt import (
     RunReceipt,
     command_line,
     command_to_resume,
+    command_with,
     now,
     recipe_sha256,
     reopen,
@@ -31,6 +32,7 @@ from simpo_cli.run.receipt import (
 )
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.run.verify import written_files
+from simpo_cli.train.advice import suggestions
 from simpo_cli.train.build import build, questions_of
 from simpo_cli.train.forecast import Survey, forecast
 from simpo_cli.train.header import header
@@ -211,10 +213,10 @@ def _train_in(
     def write_receipt(status: str, step: int, **more: Any) -> None:
         receipt.write(status, step, training.health.alerts_as_json(), **more)
 
-    def write_error(status: str, step: int, error: UserError) -> None:
+    def write_error(status: str, step: int, error: UserError, **more: Any) -> None:
         records = {"records": error.records} if isinstance(error, NotFiniteError) else {}
         with suppress(UserError):  # a disk that did not take the checkpoint may not take this either
-            write_receipt(status, step, outcome={"error": str(error), **records})
+            write_receipt(status, step, outcome={"error": str(error), **records, **more})
 
     write_receipt("running", training.steps_done)
     questions, num_steps = questions_of(run), run.plan.num_steps
@@ -236,7 +238,11 @@ def _train_in(
         error.is_shared = stop.is_agreed
         raise error from None
     except UnhealthyError as error:
-        write_error("stopped", training.steps_done, error)
+        suggested = suggestions(run.recipe, [alert.code for alert in training.health.alerts])
+        for one in suggested[:1]:
+            anew = command_with(*one.overrides, f"output_dir={folder.path}-2")
+            error.fix = f"Train anew with: {anew}\n  {error.fix}"
+        write_error("stopped", training.steps_done, error, suggestions=[one.as_json() for one in suggested])
         raise
     except OutOfMemoryError as error:
         # one process has the weights of the last whole step; others may be anywhere in it

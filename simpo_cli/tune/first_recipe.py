@@ -10,6 +10,7 @@ import shlex
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from simpo_cli.train.timing import measure
 from simpo_cli.tune.purposes import BUILTIN, PURPOSES, Purpose, Wanted
 from simpo_cli.tune.space import FOR_ADAPTERS, usual_rate
 from simpo_cli.tune.study import LEAST_PROMPTS
+from simpo_cli.versions import install_command
 
 _UNCUT = 99  # per cent of the pairs that the lengths leave whole
 _LENGTH_STEP = 64  # lengths are multiples of it
@@ -108,7 +110,7 @@ def first_recipe(wanted: Wanted, *, num_cards: int) -> FirstRecipe:
     else:
         most = examination.count // 5 if examination.num_prompts > 1 else 0
         draft.set("data.holdout", min(purpose.most_held_out, most))
-    _set_loss(draft, shown)
+    _set_loss(draft, shown, is_its_own=wanted.pairs == BUILTIN)
     memory, surveyed = _fit(draft, max(1, num_cards))
     is_timed = memory["fits"] and memory["devices"] == 1 and _are_weights_here(surveyed.inputs.recipe)
     timing = measure(surveyed, _TIMED) if is_timed else None
@@ -117,7 +119,8 @@ def first_recipe(wanted: Wanted, *, num_cards: int) -> FirstRecipe:
     if steps["count"] < _FEW_STEPS:
         draft.set("train.warmup_ratio", 0, "so few steps leave none to warm up")
     for key, (value, reason) in purpose.more.items():
-        draft.set(key, value, reason)
+        if key not in draft.values:
+            draft.set(key, value, reason)
     document = {
         "schema_version": 1,
         "tool": {"name": "simpo", "version": simpo_cli.__version__},
@@ -150,13 +153,15 @@ def _set_lengths(draft: _Draft, examination: Examination, most: int) -> None:
     draft.set("data.max_prompt_length", of_prompt, "of them for the prompt, whose oldest turns go first")
 
 
-def _set_loss(draft: _Draft, shown: Recipe | None) -> None:
+def _set_loss(draft: _Draft, shown: Recipe | None, *, is_its_own: bool) -> None:
     if shown is None:
         draft.set("loss.beta", 2.0, "scale of the reward; the authors use 2 to 10")
         draft.set("loss.gamma_beta_ratio", 0.5, "the target margin, over beta; the authors use 0.1 to 0.8")
         return
     for key in ("beta", "gamma_beta_ratio", "label_smoothing", "sft_weight"):
         draft.set(f"loss.{key}", getattr(shown.loss, key), "as in the recipe demo, for a model this small")
+    if not is_its_own:
+        draft.set("loss.sft_weight", 1, "not in SimPO: this small model has never seen such responses, and learns them")
 
 
 def _set_rate(draft: _Draft, surveyed: Survey, shown: Recipe | None) -> None:
@@ -309,8 +314,12 @@ def _next(wanted: Wanted, document: Mapping[str, Any]) -> list[dict[str, str]]:
         command = shlex.join(["simpo", "stats", wanted.pairs, *skip, "--write-clean", clean])
         overrides, first = [f"data.train={clean}"], (command, f"the pairs without {', '.join(errors)}")
     commands = {first[0]: first[1], wanted.command("train", *overrides): f"into runs/{Path(wanted.file).stem}"}
-    if document["steps"]["held_out_pairs"] >= 3 * LEAST_PROMPTS:  # enough for both halves
-        commands[wanted.command("tune", *overrides)] = "better numbers, given time; pip install 'simpo-cli[tune]'"
+    steps, enough = document["steps"], 3 * LEAST_PROMPTS  # for both halves
+    if steps["held_out_pairs"] < enough:
+        overrides.append(f"data.holdout={enough}")
+    if steps["held_out_pairs"] + steps["pairs"] >= 3 * enough:
+        install = "" if find_spec("optuna") else f"; first {install_command('tune')}"
+        commands[wanted.command("tune", *overrides)] = f"better numbers, given time{install}"
     return [{"command": command, "purpose": purpose} for command, purpose in commands.items()]
 
 

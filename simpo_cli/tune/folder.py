@@ -152,6 +152,11 @@ class StudyFolder:
         """What came of a trial; None where it is not finished."""
         return self.read(f"{TRIALS}/{spec.id}.json")
 
+    @property
+    def num_finished(self) -> int:
+        """Trials that are finished, whoever ran them."""
+        return len(list((self.path / TRIALS).glob("*.json")))
+
     @contextmanager
     def taking(self, specs: Sequence[Spec]) -> Iterator[Spec | None]:
         """A block for the next of these trials that is nobody's; None where each is finished or another's.

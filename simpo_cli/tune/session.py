@@ -5,7 +5,7 @@ studies and runs counts how often their confirming halves were looked at: each l
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from textwrap import wrap
@@ -22,7 +22,7 @@ from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.run.receipt import command_to_resume, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.tune.folder import BEST, OBJECTIVES, RANGE, RECIPE, SCHEMA_VERSION, STUDY, TRIALS, Document
+from simpo_cli.tune.folder import BEST, LIKENESS, OBJECTIVES, RANGE, RECIPE, SCHEMA_VERSION, STUDY, TRIALS, Document
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 
@@ -219,13 +219,17 @@ def confirmed(study: Study, untuned: Sequence[Document], winner: Sequence[Docume
         }
         found["arms"][name]["reasons"] = [one["measures"]["reasons"] for one in arm]
     if any(one["scores"] is None for arm in arms.values() for one in arm):
-        return {**found, "difference": None, "on_pairs": None}
+        return {**found, "difference": None, "from_start": None, "on_pairs": None}
     chosen_by = study.judge.objective
-    first, second = (np.array([one["answers"][chosen_by] for one in arm], dtype=np.float64) for arm in arms.values())
-    known = np.isfinite([*first, *second]).all(axis=0)  # a rule may have had no score for an answer
-    found["difference"] = _difference(first[:, known], second[:, known], None)
-    first, second = (np.array([_right(one) for one in arm]) for arm in arms.values())
-    found["on_pairs"] = _difference(first, second, start["prompts"])
+    before = [start] * len(winner)
+    worth = [np.array([one["answers"][chosen_by] for one in arm], np.float64) for arm in (before, untuned, winner)]
+    known = np.isfinite(np.concatenate(worth)).all(axis=0)  # a rule may have had no score for an answer
+    of_start, of_untuned, of_winner = (values[:, known] for values in worth)
+    limit = 1.0 if chosen_by == LIKENESS else np.inf
+    found["difference"] = _difference({"untuned": of_untuned, "winner": of_winner}, limit)
+    found["from_start"] = _difference({"start": of_start, "winner": of_winner}, limit)
+    right = {name: np.array([_right(one) for one in arm]) for name, arm in arms.items()}
+    found["on_pairs"] = _difference(right, 1.0, start["prompts"])
     return found
 
 
@@ -234,22 +238,29 @@ def _right(outcome: Document) -> Any:
     return (np.sign(np.subtract(scores["chosen"], scores["rejected"])) + 1) / 2
 
 
-def _difference(first: Any, second: Any, groups: Sequence[str] | None) -> Document | None:
+def _difference(arms: Mapping[str, Any], limit: float, groups: Sequence[str] | None = None) -> Document | None:
+    """The second of two arms less the first.
+
+    Args:
+        limit: the largest difference that there can be.
+    """
+    first, second = arms.values()
     if first.shape[1] < 2:
         return None
     both = statistics.crossed_difference(first, second, groups)
+    difference = both.difference.as_json()
+    difference["ci"] = [min(max(bound, -limit), limit) for bound in difference["ci"]]
     return {
-        "untuned": float(first.mean()),
-        "winner": float(second.mean()),
-        **both.difference.as_json(),
+        **{name: float(arm.mean()) for name, arm in arms.items()},
+        **difference,
         "p_value": both.p_value,
         "prompts": both.prompts,
-        "smallest_effect": both.smallest_effect,
+        "smallest_effect": both.smallest_effect if both.smallest_effect < limit else None,
     }
 
 
 def _verdict(study: Study, best: Document, found: Document | None) -> Document:
-    """One of `better`, `worse`, `no difference`, `untuned`, `ruled out`, and the sentence that says so."""
+    """One of `better`, `worse`, `below start`, `no difference`, `untuned`, `ruled out`, and the sentence."""
     name = OBJECTIVES[study.judge.objective]
     if found is None:
         if best["measures"]["reasons"]:
@@ -270,14 +281,23 @@ def _verdict(study: Study, best: Document, found: Document | None) -> Document:
         f"{difference['winner']:.3f} against {difference['untuned']:.3f}, {difference['value']:+.3f} "
         f"({low:+.3f} to {high:+.3f}), n = {difference['prompts']} prompts, {len(found['seeds'])} new seeds each"
     )
+    if low > 0 and (before := found["from_start"])["ci"][1] < 0:
+        return {
+            "found": "below start",
+            "sentence": f"The winner beats your recipe, and is worse than the model before training: {name} {numbers}; "
+            f"{before['start']:.3f} before. {found['steps']:,} steps of such trials say nothing of a run.",
+        }
     if low > 0:
         return {"found": "better", "sentence": f"The winner beats your recipe by the {name}: {numbers}."}
     if high < 0:
         return {"found": "worse", "sentence": f"The winner of the search is worse than your recipe: {numbers}."}
+    smallest = difference["smallest_effect"] and f"{difference['smallest_effect']:.3f}"
+    seen = f"A difference of {smallest} would have been seen in four of five such studies."
+    if smallest is None:
+        seen = "Seeds differ too much for any difference to be seen."
     return {
         "found": "no difference",
-        "sentence": f"No setting beats your recipe by more than chance: {name} {numbers}. A difference of "
-        f"{difference['smallest_effect']:.3f} would have been seen in four of five such studies.",
+        "sentence": f"No setting beats your recipe by more than chance: {name} {numbers}. {seen}",
     }
 
 
@@ -300,7 +320,8 @@ def _best_recipe(study: Study, document: Document) -> str:
     name = f"{study.recipe.name}-tuned"
     more = {**values, "eval.part": "confirming", "name": name, "output_dir": str(study.tuning.path.with_name(name))}
     composed = recipe_with(study.tuning.composed, study.tuning.overrides, more)
-    reason = f"chosen among {len(document['trials'])} trials, see {study.tuning.path / 'study.html'}"
+    tried = sum(trial["part"] == "choosing" for trial in document["trials"])
+    reason = f"chosen among {tried} trials, see {study.tuning.path / 'study.html'}"
     notes = {key: f"was {current[key]}: {reason}" for key in changed}
     notes["eval.part"] = "the search chose by the other half"
     tree = without_defaults(composed.tree)

@@ -9,17 +9,21 @@ with seeds that the search did not use, and compared once on the other half.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simpo_cli.data.plan import positions_of_part
+from simpo_cli.data.prepare import prepare_data
 from simpo_cli.data.store import prompt_keys_of
 from simpo_cli.errors import UserError
+from simpo_cli.formatting import duration
 from simpo_cli.pairs.scorer import Scorer
 from simpo_cli.recipe.composition import ComposedRecipe
 from simpo_cli.recipe.schema import HeldOutPart, Recipe
 from simpo_cli.run.events import Unwatched
 from simpo_cli.run.stop import StopRequest
+from simpo_cli.stages import stage
 from simpo_cli.train.run_plan import model_of
 from simpo_cli.tune.bench import Bench
 from simpo_cli.tune.folder import RANGE, SCRATCH, Document, Spec, StudyFolder, study_path
@@ -41,6 +45,7 @@ LEAST_STEPS = 10
 LEAST_PROMPTS = 30
 """Fewer prompts to choose or to confirm with show nothing but very large effects."""
 _SECONDS_BETWEEN_LOOKS = 1.0
+_HALVES: tuple[HeldOutPart, ...] = ("choosing", "confirming")
 
 Say = Callable[[str], None]
 
@@ -123,6 +128,7 @@ class Study:
         """
         found, space = self.range(), self.space
         steps, rates = found["trial_steps"], found["rates"]
+        self._say(self._plan(found))
         [best] = self.outcomes([self._spec("untuned", space.current, steps)])
         best = self._better(best, RATE, [{**space.current, RATE: rate} for rate in rates], steps)
         starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
@@ -153,6 +159,17 @@ class Study:
     def _spec(self, stage: str, values: Mapping[str, Any], steps: int) -> Spec:
         return Spec(stage, dict(values), steps, self.recipe.seed, "choosing")
 
+    def _plan(self, found: Document) -> str:
+        """How many trainings there will be, and how long they take."""
+        each = found["trial_steps"] * found["seconds_per_step"] + found["seconds_to_measure"]
+        trials, new = found["trials"], 2 * self.recipe.tune.seeds
+        done = self.folder.num_finished
+        there = f"; {done} of them are there" if done else ""
+        return (
+            f"search  at most {trials} trials of {found['trial_steps']:,} steps, about {duration(trials * each)}; then "
+            f"{new} to confirm what is found, about {duration(new * each)}{there}"
+        )
+
     # How long, and which rates
 
     def range(self) -> Document:
@@ -163,6 +180,7 @@ class Study:
         """
 
         def found() -> Document:
+            self._require_held_out()
             self._require_layers()
             bench = self.bench(self.recipe)
             trials, steps_of_recipe, steps = self._num_trials(), bench.num_steps, None
@@ -194,6 +212,14 @@ class Study:
             }
 
         return self.folder.once(RANGE, found)
+
+    def _require_held_out(self) -> None:
+        """Refuse now, before weights are loaded, what has too few prompts."""
+        recipe = self.recipe
+        pairs = prepare_data(replace(recipe, eval=replace(recipe.eval, part="all"))).held_out
+        for part in _HALVES:
+            keys = prompt_keys_of(pairs)[positions_of_part(pairs, part)]
+            self._require_prompts(part, len(set(keys.tolist())))
 
     def _require_layers(self) -> None:
         """Refuse now what only the layers of the model refuse, such as a target that none of them is."""
@@ -257,7 +283,7 @@ class Study:
         def measured() -> Document:
             bench = self.bench(self.recipe)
             pairs = bench.pairs(part)
-            self._require_prompts(part, len(bench.prompts(part)))
+            self._require_prompts(part, len(bench.prompts(part)) if len(pairs) else 0)
             started = time.monotonic()
             found = self.judge.outcome(bench.start(part), bench, part, None)
             return {
@@ -277,7 +303,7 @@ class Study:
         raise UserError(
             f"the {part} half of the held-out pairs has {prompts}, and {LEAST_PROMPTS} are the fewest to "
             f"choose with: even they show only differences of some {100 * effect:.0f} points.",
-            "Hold out more pairs, 400 or more to see 10 points: data.holdout=400, or a file in data.eval.",
+            f"Hold out more, 400 to see 10 points: data.holdout={3 * LEAST_PROMPTS} at least, or a file in data.eval.",
             key="data.eval" if self.recipe.data.eval is not None else "data.holdout",
         )
 
@@ -289,8 +315,9 @@ class Study:
         start = self.start(spec.part)
         self.judge.has_scored(start)
         bench, started = self.bench(composed.recipe), time.monotonic()
-        trained = bench.train(composed.recipe, spec.steps, spec.part)
-        found = self.judge.outcome(trained, bench, spec.part, start)
+        with stage(f"trial {self._number(spec)}"):
+            trained = bench.train(composed.recipe, spec.steps, spec.part)
+            found = self.judge.outcome(trained, bench, spec.part, start)
         return {**found, "seconds": time.monotonic() - started}
 
     def outcomes(self, specs: Sequence[Spec]) -> list[Document]:
@@ -319,6 +346,10 @@ class Study:
     def _line(self, spec: Spec, measures: Document) -> str:
         """A finished trial in a line."""
         values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in spec.values.items())
-        stage = "your recipe" if spec.stage == "untuned" else spec.stage.rpartition(".")[2]
+        name = "your recipe" if spec.stage == "untuned" else spec.stage.rpartition(".")[2]
         seed = f", seed {spec.seed}" if spec.part == "confirming" else ""
-        return f"{stage}: {values}{seed}, {spec.steps} steps · {self.judge.in_words(measures)}"
+        return f"{self._number(spec):>2} {name}: {values}{seed} · {self.judge.in_words(measures)}"
+
+    def _number(self, spec: Spec) -> int:
+        """Which trial it is, in the order of the search."""
+        return 1 + list(self.seen).index(spec.id)

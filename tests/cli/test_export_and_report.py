@@ -8,6 +8,7 @@ import pytest
 
 from simpo_cli.cli.main import run as simpo
 from simpo_cli.errors import ExitCode
+from simpo_cli.versions import install_command
 from tests.report.made_run import eval_row, outcome, receipt_of, write_run
 from tests.tiny import CHATML
 from tests.train.runs import tiny_runs
@@ -53,7 +54,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     monkeypatch.setattr("simpo_cli.cli.export.importing", lambda: pytest.fail("torch is imported"))
     run = _run_folder(tmp_path / "run", "model/config.json")
     assert simpo(["export", str(run), "--gguf", "q8_0"]) == ExitCode.ENVIRONMENT
-    assert "Run pip install 'simpo-cli[gguf]'." in capsys.readouterr().err
+    assert f"Run {install_command('gguf')}." in capsys.readouterr().err
 
 
 def test_a_gguf_file_says_what_was_compared_and_what_to_type(

@@ -96,6 +96,8 @@ def test_each_purpose_gives_a_recipe_without_remarks(purpose: str, model: str, s
     assert composed.recipe.model.path == model
     written = {key for key, origin in composed.origins.items() if not origin.is_default}
     assert {key for key, value in document["recipe"].items() if not isinstance(value, list)} <= written
+    if model == "builtin:guide":  # numbers of the demo do not teach it words that it has never seen
+        assert composed.recipe.loss.sft_weight == 1
     again = Path("again.yaml")
     again.write_text(composed.as_yaml(), encoding="utf-8")
     assert compose("again.yaml").recipe == composed.recipe
@@ -144,21 +146,25 @@ def test_the_screen(simpo: Simpo) -> None:
     lines = summary.splitlines()
     assert lines[0] == "wrote   recipe.yaml"
     assert "time    about 0:00 for the steps and 0:00 for evaluations, predicted at 100.0k" in lines
-    assert lines[-6:] == [
-        "next    simpo inspect recipe.yaml",
-        "          real pairs, token by token",
-        "        simpo train recipe.yaml",
-        "          into runs/recipe",
-        "        simpo tune recipe.yaml",
-        "          better numbers, given time; pip install 'simpo-cli[tune]'",
+    assert lines[-3:] == [
+        "next    simpo inspect recipe.yaml   real pairs, token by token",
+        "        simpo train recipe.yaml     into runs/recipe",
+        "        simpo tune recipe.yaml      better numbers, given time",
     ]
     assert all(len(line) <= 80 for line in seen.out.splitlines())
 
 
-@pytest.mark.parametrize(("pairs", "proposed"), [("prefs.jsonl", False), ("more.jsonl", True)])
-def test_a_search_is_proposed_where_enough_prompts_are_held_out(simpo: Simpo, pairs: str, proposed: bool) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "proposed"),
+    [
+        ("twelve.jsonl", []),
+        ("prefs.jsonl", ["simpo tune recipe.yaml data.holdout=90"]),
+        ("more.jsonl", ["simpo tune recipe.yaml"]),
+    ],
+)
+def test_a_search_is_proposed_where_the_pairs_are_enough(simpo: Simpo, pairs: str, proposed: list[str]) -> None:
     following = document_of(simpo, *answered(pairs=pairs))["next"]
-    assert any(one["command"].startswith("simpo tune") for one in following) == proposed
+    assert [one["command"] for one in following if one["command"].startswith("simpo tune")] == proposed
 
 
 def test_what_the_time_is_enough_for(simpo: Simpo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +276,7 @@ def test_a_recipe_that_fits_nowhere_here_is_planned_next(simpo: Simpo, monkeypat
     fitting(monkeypatch, 1000)
     seen = simpo("init", *answered())
     assert seen.code == 0, seen.err
-    assert "next    simpo plan recipe.yaml    which devices would do\n" in seen.out
+    assert "next    simpo plan recipe.yaml                   which devices would do\n" in seen.out
     assert "it does not fit on this machine" in " ".join(seen.out.split())
     assert "no speed is known" in seen.out
 

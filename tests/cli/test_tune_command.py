@@ -8,6 +8,7 @@ import pytest
 from simpo_cli import versions
 from simpo_cli.recipe.composition import compose
 from simpo_cli.tune import bench
+from simpo_cli.versions import install_command
 from tests.cli.seen import Simpo, typed
 from tests.tune.small import write_recipe
 
@@ -27,11 +28,17 @@ def test_from_the_recipe_to_the_next_command(simpo: Simpo) -> None:
     assert seen.code == 0, seen.err
     lines = seen.out.splitlines()
     assert lines[1].split() == ["beta", "steps", "likeness", "accuracy", "length-balanced"]
-    assert [" ".join(line.split()[:3]) for line in lines[2:5]] == ["1 your recipe", "2 beta 2", "3 beta 8"]
+    rows = [" ".join(line.split()[:2]) for line in lines[2:6]]
+    assert rows == ["before training", "1 your", "2 beta", "3 beta"]
+    assert "search  at most 4 trials of 10 steps, about " in seen.err
+    assert "then 4 to confirm what is found, about " in seen.err
     assert any(line.startswith("choosing half: ") for line in lines)
     assert "recipe  runs/small-tune/best.yaml" in seen.err
     assert "report  runs/small-tune/study.html" in seen.err
-    assert "next    simpo train runs/small-tune/best.yaml" in seen.err
+    document = json.loads(Path("runs/small-tune/study.json").read_text("utf-8"))
+    is_better = document["verdict"]["found"] == "better"
+    words = "runs/small-tune/best.yaml" if is_better else "small.yaml output_dir=runs/small"
+    assert f"next    simpo train {words}\n" in seen.err
     assert simpo("recipe", "check", "runs/small-tune/best.yaml").code == 0
     assert compose("runs/small-tune/best.yaml").recipe.output_dir == "runs/small-tuned"
     again = simpo("tune", "small.yaml", "output_dir=runs/small")
@@ -81,7 +88,7 @@ def test_without_the_extra_it_says_what_to_install(simpo: Simpo, monkeypatch: py
     seen = simpo("tune", "small.yaml")
     assert seen.code == 4
     assert "simpo tune needs the package optuna, which is not installed." in seen.err
-    assert "pip install 'simpo-cli[tune]'" in seen.err
+    assert install_command("tune") in seen.err
 
 
 def test_a_line_of_the_recipe_is_named(simpo: Simpo) -> None:

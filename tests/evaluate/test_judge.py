@@ -15,6 +15,7 @@ from simpo_cli.evaluate.generate.folder import MODES, SIDES, Answer, AnswerFolde
 from simpo_cli.evaluate.judge import AT_ONCE, judge_answers, judge_document, length_controlled
 from simpo_cli.evaluate.judge_client import Judge, question_about, read_reply
 from simpo_cli.statistics import proportion
+from simpo_cli.versions import install_command
 from tests.evaluate.generate.questions import random_questions
 from tests.evaluate.local_judge import Said, completion, error, judge_server, shown_answers
 
@@ -279,7 +280,7 @@ def test_a_variable_that_is_not_set_and_a_package_that_is_not_there(monkeypatch:
     with pytest.raises(UserError) as missing:
         judge_at("http://localhost/v1")
     assert missing.value.exit_code == ExitCode.ENVIRONMENT
-    assert "pip install 'simpo-cli[judge]'" in missing.value.fix
+    assert install_command("judge") in missing.value.fix
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,16 @@ def test_kinds_of_bitsandbytes_that_are_not_read_are_named(tmp_path: Path) -> No
         find_model(str(folder))
 
 
+@pytest.mark.parametrize("kind", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
+def test_a_configuration_that_claims_quantised_weights_is_compared_with_them(tmp_path: Path, kind: Any) -> None:
+    folder = save_tiny_model(tmp_path / "claimed")
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", **kind}}))
+    with pytest.raises(UserError, match="files hold them whole|do not load"):
+        load_model(find_model(str(folder)), torch.float32, torch.device("cpu"))
+
+
 def test_bitsandbytes_is_imported_without_its_look_at_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its import takes a package `kernels` for leave to fetch compiled code; ours hides that one for a moment."""
     fetching = object()

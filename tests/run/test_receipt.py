@@ -1,6 +1,7 @@
 """What counts as another run: every key of a recipe is identity, schedule, machine or free; and where records went."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,3 +239,12 @@ def test_every_record_is_somewhere(
         assert account is None or [account[name] for name in ("read", "held_out", "refused")] == [30, 27, 1]
     with pytest.raises(AssertionError, match=r"\d+ records read, repetitions counted, and \d+ accounted for"):
         ledger(data.train_source, trained=1)
+
+
+def test_commands_for_the_same_run_and_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lets a run be resumed means nothing to another one."""
+    typed = ["train", "a.yaml", "--resume", "--allow-changed", "loss.beta", "--allow-changed=loss.gamma", "loss.beta=3"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/simpo", *typed])
+    allowed = "--allow-changed loss.beta --allow-changed=loss.gamma"
+    assert receipt.command_to_resume() == f"simpo train a.yaml {allowed} loss.beta=3 --resume"
+    assert receipt.command_with("seed=2") == "simpo train a.yaml loss.beta=3 seed=2"

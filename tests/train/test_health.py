@@ -256,6 +256,12 @@ def test_stop_on_stops_at_a_whole_step_again_and_again_until_the_recipe_changes(
     receipt = guide.receipt("run")
     assert (receipt["status"], receipt["step"]) == ("stopped", 2)
     assert "HEA002" in receipt["outcome"]["error"]
+    assert [one["overrides"] for one in receipt["outcome"]["suggestions"]] == [
+        ["loss.sft_weight=1"],
+        ["train.learning_rate=0.017"],
+    ]
+    assert "Train anew with: simpo " in caught.value.fix
+    assert f" loss.sft_weight=1 output_dir={guide.folder / 'run'}-2\n" in caught.value.fix
 
     memory = Memory()
     with pytest.raises(UnhealthyError, match="HEA002 step 2"):

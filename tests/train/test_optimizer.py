@@ -26,6 +26,7 @@ from simpo_cli.train.optimizer import (
     saved_size,
     start_moments,
 )
+from simpo_cli.versions import install_command
 
 
 class _Weights(nn.Module):
@@ -204,7 +205,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=problem) as caught:
         require_optimizer(compose("demo", settings).recipe, torch.device("cpu"))
-    assert "pip install 'simpo-cli[quant]'" in caught.value.fix
+    assert install_command("quant") in caught.value.fix
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
     require_optimizer(compose("demo", []).recipe, torch.device("cpu"))
 

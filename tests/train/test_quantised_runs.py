@@ -12,6 +12,7 @@ from simpo_cli.model.load import load_model
 from simpo_cli.model.source import find_model
 from simpo_cli.publish.merge import merge_adapters
 from simpo_cli.train import build
+from simpo_cli.versions import install_command
 from tests.cli.seen import typed
 from tests.tiny import save_tiny_model
 from tests.train.runs import Runs, tiny_runs
@@ -149,5 +150,5 @@ def test_without_bitsandbytes_the_pip_line_is_said(
     with pytest.raises(UserError, match="needs the package bitsandbytes, which is not installed") as caught:
         tiny_runs(tmp_path, tiny_folder, prefs).train("run", "model.quantization=nf4", "model.lora={}")
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
-    assert "pip install 'simpo-cli[quant]'" in caught.value.fix
+    assert install_command("quant") in caught.value.fix
     assert find_model(str(tiny_folder), quantization="nf4", weights=False).quantization == "nf4"  # as simpo plan does

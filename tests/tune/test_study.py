@@ -195,6 +195,7 @@ def test_each_look_at_the_confirming_half_is_counted_once(
         best.train(name, *more)
         looks.append(best.receipt(name)["outcome"].get("looks"))
     assert looks == [3, 3, 4, None]
+    assert run(other, resume=True)["confirmed"]["looks"] == 2  # those of others came later
     (tmp_path / "looks.jsonl").write_text("{}}\n")
     best.train("uncounted", "seed=10")
     assert "looks" not in best.receipt("uncounted")["outcome"]
@@ -229,7 +230,11 @@ REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("data.eval=null", "data.holdout=20", "tune.budget.steps=40"): (
         "30 are the fewest to choose with",
-        "data.holdout=400",
+        "data.holdout=90 at least",
+    ),
+    ("data.eval=null", "data.holdout=2", "tune.budget.steps=40"): (
+        "half of the held-out pairs has",
+        "data.holdout=90 at least",
     ),
 }
 
@@ -380,9 +385,9 @@ def arm(values: Any, seeds: int = 3, reasons: tuple[str, ...] = ()) -> list[dict
     ]
 
 
-def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]]) -> dict[str, Any]:
+def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]], before: float = 0.3) -> dict[str, Any]:
     def start(_: str) -> Any:
-        return {"prompts": [str(number) for number in range(40)]}
+        return {"prompts": [str(number) for number in range(40)], "answers": {"likeness": [before] * 40}}
 
     study: Any = SimpleNamespace(judge=SimpleNamespace(objective="likeness"), folder=SimpleNamespace(read=start))
     best = {"measures": {"reasons": []}, "values": {}, "steps": 10}
@@ -401,6 +406,25 @@ def test_better_worse_or_no_difference_follows_from_the_interval() -> None:
     assert alike["found"] == "no difference"
     assert "No setting beats your recipe by more than chance" in alike["sentence"]
     assert "would have been seen in four of five such studies" in alike["sentence"]
+
+
+def test_what_is_below_the_start_model_is_no_winner() -> None:
+    """As of trials that are too short to learn anything."""
+    draw = np.random.default_rng(0)
+    low, high = (centre + 0.01 * draw.random((3, 40)) for centre in (0.4, 0.6))
+    found = said(arm(low), arm(high), before=0.7)
+    assert found["found"] == "below start"
+    assert "is worse than the model before training" in found["sentence"]
+    assert "0.700 before. 10 steps of such trials say nothing of a run." in found["sentence"]
+    assert said(arm(low), arm(high), before=0.605)["found"] == "better"  # but for chance as good as before
+
+
+def test_no_interval_leaves_what_there_can_be() -> None:
+    """Two seeds of which one is lucky: the t interval alone would go from -5 to +5."""
+    lucky = np.repeat([[0.1], [0.9]], 40, axis=1)
+    alike = said(arm(0.4, seeds=2), arm(lucky, seeds=2))
+    assert "(-1.000 to +1.000)" in alike["sentence"]
+    assert "Seeds differ too much for any difference to be seen." in alike["sentence"]
 
 
 def test_a_winner_whose_answers_fall_apart_with_a_new_seed_is_ruled_out() -> None:
