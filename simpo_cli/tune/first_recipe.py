@@ -45,6 +45,7 @@ from simpo_cli.tune.study import LEAST_PROMPTS
 from simpo_cli.versions import install_command
 
 _UNCUT = 99  # per cent of the pairs that the lengths leave whole
+_MOSTLY_WHOLE = 90  # per cent; fewer are told on the screen
 _LENGTH_STEP = 64  # lengths are multiples of it
 _LEAST_PAIRS = 8  # in a step; fewer are noisy (REC004)
 _FEW_STEPS = 10
@@ -104,7 +105,7 @@ def first_recipe(wanted: Wanted, *, num_cards: int) -> FirstRecipe:
     audit = stats_document(examination, version=simpo_cli.__version__)
     if malformed := examination.refused.count:
         draft.set("data.on_bad_record", "skip", f"leaves malformed records out: {thousands(malformed)}")
-    _set_lengths(draft, examination, min(purpose.most_tokens, most_tokens))
+    whole = _set_lengths(draft, examination, min(purpose.most_tokens, most_tokens))
     if wanted.pairs == BUILTIN:
         draft.set("data.eval", BUILTIN, "500 pairs whose questions are worded in ways that training never shows")
     else:
@@ -135,11 +136,13 @@ def first_recipe(wanted: Wanted, *, num_cards: int) -> FirstRecipe:
         "recipe": draft.values,
     }
     document |= {"remarks": _remarks(document), "next": _next(wanted, document)}
+    if whole < _MOSTLY_WHOLE:
+        document["remarks"].append(f"{whole:.0f} % of the pairs stay whole: the model, or --for, takes no longer ones")
     return FirstRecipe(_text(wanted, document, draft.reasons), document, examination)
 
 
-def _set_lengths(draft: _Draft, examination: Examination, most: int) -> None:
-    """Limits that leave 99 % of the pairs whole, as far as the model and the purpose let them."""
+def _set_lengths(draft: _Draft, examination: Examination, most: int) -> float:
+    """Limits that leave 99 % of the pairs whole, as far as model and purpose let them; how many they do, in per cent."""
 
     def limit_for(tokens: Any) -> int:
         return _LENGTH_STEP * math.ceil(int(np.percentile(tokens, _UNCUT, method="higher")) / _LENGTH_STEP)
@@ -151,6 +154,7 @@ def _set_lengths(draft: _Draft, examination: Examination, most: int) -> None:
     whole = 100 * float(np.mean((prompts <= of_prompt) & (tokens <= length)))
     draft.set("data.max_length", length, f"tokens of prompt and response: {whole:.3g} % of the pairs stay whole")
     draft.set("data.max_prompt_length", of_prompt, "of them for the prompt, whose oldest turns go first")
+    return whole
 
 
 def _set_loss(draft: _Draft, shown: Recipe | None, *, is_its_own: bool) -> None:
@@ -300,7 +304,7 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
         f"steps: {steps}, which change next to nothing; give more time, or more pairs": steps < _FEW_STEPS,
         f"held-out pairs: {held_out}, too few to say whether the model got better": held_out < _FEW_PROMPTS,
     }
-    return [remark for remark, holds in told.items() if holds]
+    return [*document["pairs"]["remarks"], *(remark for remark, holds in told.items() if holds)]
 
 
 def _next(wanted: Wanted, document: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -154,6 +154,17 @@ def test_the_screen(simpo: Simpo) -> None:
     assert all(len(line) <= 80 for line in seen.out.splitlines())
 
 
+def test_what_is_not_used_and_what_is_cut_is_told(simpo: Simpo, place: Path) -> None:
+    longer = [
+        {**pair, "rejected": pair["rejected"] + " No." * 9000 * (i > 20), "note": "x"}
+        for i, pair in enumerate(pairs_of(40))
+    ]
+    write_pairs(place, "longer.jsonl", longer)
+    remarks = document_of(simpo, *answered(pairs="longer.jsonl"))["remarks"]
+    assert remarks[0] == "not used: note"
+    assert remarks[-1].endswith(" % of the pairs stay whole: the model, or --for, takes no longer ones")
+
+
 @pytest.mark.parametrize(
     ("pairs", "proposed"),
     [
