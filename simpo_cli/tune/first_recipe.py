@@ -142,7 +142,7 @@ def first_recipe(wanted: Wanted, *, num_cards: int) -> FirstRecipe:
 
 
 def _set_lengths(draft: _Draft, examination: Examination, most: int) -> float:
-    """Limits that leave 99 % of the pairs whole, as far as model and purpose let them; how many they do, in per cent."""
+    """Limits that leave 99 % of the pairs whole, as far as model and purpose let them; the per cent that they do."""
 
     def limit_for(tokens: Any) -> int:
         return _LENGTH_STEP * math.ceil(int(np.percentile(tokens, _UNCUT, method="higher")) / _LENGTH_STEP)

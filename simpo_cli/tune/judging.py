@@ -114,8 +114,23 @@ class Judge:
         return not measures["reasons"], -np.inf if value is None else value
 
     def best(self, outcomes: Sequence[Document]) -> Document:
-        """The best outcome, the first of equal ones."""
-        return max(outcomes, key=self.worth)
+        """The best outcome, the first of equal ones.
+
+        Of those that are as good as the highest one but for chance, that is within one standard error of the paired
+        difference, it is the one that tells the held-out pairs apart best: answers alike, preferences learned.
+        """
+        highest = max(outcomes, key=self.worth)
+        if not self.worth(highest)[0]:
+            return highest
+        eligible = [one for one in outcomes if self.worth(one)[0]]
+        return max((one for one in eligible if self._is_as_good(one, highest)), key=_told_apart)
+
+    def _is_as_good(self, outcome: Document, highest: Document) -> bool:
+        """Whether an outcome is within one standard error of the highest, over the same prompts."""
+        both = (one["answers"][self.objective] for one in (highest, outcome))
+        less = np.subtract(*(np.array(values, np.float64) for values in both))
+        less = less[np.isfinite(less)]  # a rule may have had no score
+        return bool(less.mean() <= less.std(ddof=1) / np.sqrt(len(less))) if len(less) > 1 else outcome is highest
 
     def in_words(self, measures: Mapping[str, Any]) -> str:
         """What a trial came to, in a line."""
@@ -123,6 +138,13 @@ class Judge:
             return f"ruled out: {'; '.join(measures['reasons'])}"
         words = f"{self.objective} {measures['objective']:.3f}  accuracy {percent(measures['accuracy']['value'])}"
         return f"{words}  ruled out: {'; '.join(measures['reasons'])}" if measures["reasons"] else words
+
+
+def _told_apart(outcome: Document) -> float:
+    """How well the held-out pairs are told apart: length-balanced where there are pairs of both kinds."""
+    measures = outcome["measures"]
+    value: float = (measures["balanced"] or measures["accuracy"])["value"]
+    return value
 
 
 def likeness(answer: Sequence[int], references: Sequence[Sequence[int]]) -> float:

@@ -129,22 +129,24 @@ class Study:
         found, space = self.range(), self.space
         steps, rates = found["trial_steps"], found["rates"]
         self._say(self._plan(found))
-        [best] = self.outcomes([self._spec("untuned", space.current, steps)])
-        best = self._better(best, RATE, [{**space.current, RATE: rate} for rate in rates], steps)
-        starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
-        corners = [{**space.current, **corner, **start} for corner in space.corners for start in starts]
-        best = self._better(best, "corners", corners, steps)
-        for key, values in space.others.items():
-            best = self._better(best, key, [{**best["values"], key: value} for value in values], steps)
-        if space.rates is None:
-            around = rates_around(best["values"][RATE])
-            best = self._better(best, RATE, [{**best["values"], RATE: rate} for rate in around], steps)
-        return best
+        tried = self.outcomes([self._spec("untuned", space.current, steps)])
 
-    def _better(self, best: Document, stage: str, tried: Sequence[Mapping[str, Any]], steps: int) -> Document:
-        """The best so far or one of those that are tried."""
-        others = [values for values in tried if values != best["values"]]
-        return self.judge.best([best, *self.outcomes([self._spec(stage, values, steps) for values in others])])
+        def best_with(stage: str, settings: Sequence[Mapping[str, Any]]) -> Document:
+            """The best of all so far and these."""
+            known = [one["values"] for one in tried]
+            tried.extend(self.outcomes([self._spec(stage, one, steps) for one in settings if one not in known]))
+            return self.judge.best(tried)
+
+        best = best_with(RATE, [{**space.current, RATE: rate} for rate in rates])
+        starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
+        best = best_with(
+            "corners", [{**space.current, **corner, **start} for corner in space.corners for start in starts]
+        )
+        for key, values in space.others.items():
+            best = best_with(key, [{**best["values"], key: value} for value in values])
+        if space.rates is None:
+            best = best_with(RATE, [{**best["values"], RATE: rate} for rate in rates_around(best["values"][RATE])])
+        return best
 
     def confirm(self, best: Document) -> tuple[list[Document], list[Document]]:
         """The recipe and the winner, trained with each new seed and measured on the confirming half."""

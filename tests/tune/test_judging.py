@@ -25,8 +25,18 @@ def test_a_response_is_cut_where_an_answer_would_be() -> None:
     assert likeness(answer, [list(range(300))]) == 1.0
 
 
-def _outcome(value: float | None, *reasons: str) -> dict[str, Any]:
-    return {"measures": {"objective": value, "reasons": list(reasons)}}
+def _outcome(
+    value: float | None, *reasons: str, spread: float = 0.0, accuracy: float = 0.5, balanced: float | None = None
+) -> dict[str, Any]:
+    """Of forty answers, whose likeness goes up and down by `spread`."""
+    of_answers = [] if value is None else [value + spread * (-1) ** number for number in range(40)]
+    measures = {
+        "objective": value,
+        "reasons": list(reasons),
+        "accuracy": {"value": accuracy},
+        "balanced": None if balanced is None else {"value": balanced},
+    }
+    return {"measures": measures, "answers": {"likeness": of_answers}}
 
 
 def test_what_is_ruled_out_comes_after_everything_else() -> None:
@@ -40,6 +50,19 @@ def test_of_equal_ones_the_first_stays() -> None:
     """So the recipe as it is is only left for something that did better."""
     judge, first, second = Judge(TuneRecipe(), None), _outcome(0.5), _outcome(0.5)
     assert judge.best([first, second]) is first
+
+
+def test_of_those_that_are_as_good_but_for_chance_the_one_that_tells_pairs_apart_is_best() -> None:
+    """Answers differ by 0.2 either way, so that a difference of 0.02 is within the standard error, 0.032."""
+    judge = Judge(TuneRecipe(), None)
+    highest, alike = _outcome(0.52), _outcome(0.5, spread=0.2, accuracy=0.7)
+    assert judge.best([highest, alike]) is alike
+    assert (
+        judge.best([alike, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is alike
+    )  # length-balanced, where it is known
+    assert judge.best([highest, _outcome(0.48, spread=0.2, accuracy=0.9)]) is highest
+    assert judge.best([highest, _outcome(0.51, accuracy=0.9)]) is highest  # lower for each prompt
+    assert judge.best([highest, _outcome(0.5, "loops", spread=0.2, accuracy=0.9)]) is highest
 
 
 @pytest.mark.parametrize(
