@@ -139,9 +139,8 @@ class Study:
 
         best = best_with(RATE, [{**space.current, RATE: rate} for rate in rates])
         starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
-        best = best_with(
-            "corners", [{**space.current, **corner, **start} for corner in space.corners for start in starts]
-        )
+        corners = [{**space.current, **corner, **start} for corner in space.corners for start in starts]
+        best = best_with("corners", corners)
         for key, values in space.others.items():
             best = best_with(key, [{**best["values"], key: value} for value in values])
         if space.rates is None:

@@ -57,9 +57,7 @@ def test_of_those_that_are_as_good_but_for_chance_the_one_that_tells_pairs_apart
     judge = Judge(TuneRecipe(), None)
     highest, alike = _outcome(0.52), _outcome(0.5, spread=0.2, accuracy=0.7)
     assert judge.best([highest, alike]) is alike
-    assert (
-        judge.best([alike, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is alike
-    )  # length-balanced, where it is known
+    assert judge.best([alike, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is alike  # by balanced, where known
     assert judge.best([highest, _outcome(0.48, spread=0.2, accuracy=0.9)]) is highest
     assert judge.best([highest, _outcome(0.51, accuracy=0.9)]) is highest  # lower for each prompt
     assert judge.best([highest, _outcome(0.5, "loops", spread=0.2, accuracy=0.9)]) is highest
