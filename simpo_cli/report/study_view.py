@@ -94,8 +94,10 @@ def trials_table(document: Document) -> Table:
         cells = [Cell(shown_value(trial["values"][key])) for key in keys] + [Cell(thousands(trial["steps"]))]
         cells += _worth(trial, objective)
         is_winner = winner is not None and trial["id"] == winner["id"] and not measures["reasons"]
-        remarks = [*(["the winner of the search"] if is_winner else []), *measures["reasons"]]
-        rows.append(Row(f"{trial['number']:>2} {stage_name(trial['stage'])}", tuple(cells), "; ".join(remarks)))
+        remark = "the winner of the search" if is_winner else ""
+        if measures["reasons"]:
+            remark = f"ruled out: {'; '.join(measures['reasons'])}"
+        rows.append(Row(f"{trial['number']:>2} {stage_name(trial['stage'])}", tuple(cells), remark))
     below = []
     if start is not None:
         low, middle, high = (start["gap_quantiles"][q] for q in ("0.05", "0.5", "0.95"))
