@@ -23,6 +23,9 @@ from simpo_cli.run.events import LOOPING
 from simpo_cli.tune.bench import ANSWER_TOKENS, Bench, Trained
 from simpo_cli.tune.folder import LIKENESS, SCORE, Document
 
+_LEAST_LIKENESS = 0.5
+"""Answers that have lost more of the start model's likeness to the chosen responses are none, whatever scores them."""
+
 
 class Judge:
     """Measures trials and puts them in order.
@@ -58,7 +61,7 @@ class Judge:
             scores = self._scorer.score([Answered(*both) for both in asked])
             answers[SCORE] = [score.value for score in scores]
         measures = self._measures(trained.scores, answers)
-        measures["reasons"] = [] if start is None else self._reasons(answers, start["answers"])
+        measures["reasons"] = [] if start is None else self.reasons(answers, start["answers"])
         scores_of = {"chosen": trained.scores.chosen.tolist(), "rejected": trained.scores.rejected.tolist()}
         return {"measures": measures, "scores": scores_of, "answers": answers}
 
@@ -88,8 +91,8 @@ class Judge:
             "repeating": statistics.proportion(answers["repeating"]).as_json(),
         }
 
-    def _reasons(self, answers: Document, start: Document) -> list[str]:
-        """Why a trial is ruled out; nothing where it is not."""
+    def reasons(self, answers: Document, start: Document) -> list[str]:
+        """Why these answers, of a trial or of several, rule it out beside the start model's; mostly nothing."""
         guards, reasons = self._recipe.guards, []
         ended, before = float(np.mean(answers["ended"])), float(np.mean(start["ended"]))
         if before - ended > guards.endless:
@@ -97,6 +100,9 @@ class Judge:
         repeating, before = float(np.mean(answers["repeating"])), float(np.mean(start["repeating"]))
         if repeating - before > guards.repeating:
             reasons.append(f"{percent(repeating)} of the answers repeat themselves, {percent(before)} of the start's")
+        alike, before = (float(np.mean(both[LIKENESS])) for both in (answers, start))
+        if alike < _LEAST_LIKENESS * before:  # noise that ends and does not repeat itself
+            reasons.append(f"{LIKENESS} {alike:.3f} to the chosen responses, {before:.3f} of the start model's answers")
         unscored, before = (float(np.mean([one is None for one in both.get(SCORE, [0])])) for both in (answers, start))
         if unscored - before > guards.endless:
             reasons.append(f"{percent(unscored)} of the answers have no score, {percent(before)} of the start's")

@@ -217,7 +217,10 @@ def confirmed(study: Study, untuned: Sequence[Document], winner: Sequence[Docume
             key: [one["measures"].get(key) and one["measures"][key]["value"] for one in arm]
             for key in (study.judge.objective, "accuracy", "balanced", "gap", "ended", "repeating")
         }
-        found["arms"][name]["reasons"] = [one["measures"]["reasons"] for one in arm]
+        answers = [one["answers"] for one in arm if one["answers"] is not None]
+        together = {key: [value for one in answers for value in one[key]] for key in start["answers"]}
+        lost = [reason for one in arm if one["answers"] is None for reason in one["measures"]["reasons"]]
+        found["arms"][name]["reasons"] = lost or study.judge.reasons(together, start["answers"])
     if any(one["scores"] is None for arm in arms.values() for one in arm):
         return {**found, "difference": None, "from_start": None, "on_pairs": None}
     chosen_by = study.judge.objective
@@ -269,12 +272,10 @@ def _verdict(study: Study, best: Document, found: Document | None) -> Document:
             "found": "untuned",
             "sentence": f"No setting that was tried beats your recipe, by the {name} on the choosing half.",
         }
-    reasons = [reason for several in found["arms"]["winner"]["reasons"] for reason in several]
-    if reasons or found["difference"] is None:
-        return {
-            "found": "ruled out",
-            "sentence": f"The winner of the search is ruled out with a new seed: {'; '.join(reasons) or 'no scores'}.",
-        }
+    of_recipe, reasons = (found["arms"][arm]["reasons"] for arm in ("untuned", "winner"))
+    if found["difference"] is None or (reasons and not of_recipe):
+        said = "; ".join(reasons) or f"nothing to compare it with, {'; '.join(of_recipe) or 'no scores'}"
+        return {"found": "ruled out", "sentence": f"With new seeds the winner of the search is ruled out: {said}."}
     difference = found["difference"]
     low, high = difference["ci"]
     numbers = (
@@ -288,7 +289,8 @@ def _verdict(study: Study, best: Document, found: Document | None) -> Document:
             f"{before['start']:.3f} before. {found['steps']:,} steps of such trials say nothing of a run.",
         }
     if low > 0:
-        return {"found": "better", "sentence": f"The winner beats your recipe by the {name}: {numbers}."}
+        both = f" Answers of both are not whole, of the winner: {'; '.join(reasons)}." if reasons else ""
+        return {"found": "better", "sentence": f"The winner beats your recipe by the {name}: {numbers}.{both}"}
     if high < 0:
         return {"found": "worse", "sentence": f"The winner of the search is worse than your recipe: {numbers}."}
     smallest = difference["smallest_effect"] and f"{difference['smallest_effect']:.3f}"

@@ -72,15 +72,24 @@ def test_a_guard_falls_when_it_is_worse_than_the_start_by_more_than_is_allowed(
     judge = Judge(TuneRecipe(guards=GuardsRecipe(endless=0.2, repeating=0.2)), None)
 
     def answers(ended: int, repeating: int) -> dict[str, list[float]]:
-        return {"ended": [float(n < ended) for n in range(10)], "repeating": [float(n < repeating) for n in range(10)]}
+        ends, repeats = ([float(n < count) for n in range(10)] for count in (ended, repeating))
+        return {"ended": ends, "repeating": repeats, "likeness": [0.5] * 10}
 
-    assert len(judge._reasons(answers(ended, repeating), answers(10, 0))) == count
+    assert len(judge.reasons(answers(ended, repeating), answers(10, 0))) == count
 
 
 def test_answers_without_a_score_rule_a_trial_out_where_the_start_has_scores() -> None:
     judge = Judge(TuneRecipe(), None)
-    fine = {"ended": [1.0] * 10, "repeating": [0.0] * 10}
+    fine = {"ended": [1.0] * 10, "repeating": [0.0] * 10, "likeness": [0.5] * 10}
     scored, unscored = {**fine, "score": [1.0] * 10}, {**fine, "score": [9.0] + [None] * 9}
-    assert judge._reasons(scored, scored) == []
-    assert judge._reasons(unscored, unscored) == []
-    assert judge._reasons(unscored, scored) == ["90.0 % of the answers have no score, 0.0 % of the start's"]
+    assert judge.reasons(scored, scored) == []
+    assert judge.reasons(unscored, unscored) == []
+    assert judge.reasons(unscored, scored) == ["90.0 % of the answers have no score, 0.0 % of the start's"]
+
+
+def test_noise_that_ends_and_does_not_repeat_itself_is_ruled_out() -> None:
+    judge = Judge(TuneRecipe(), None)
+    fine = {"ended": [1.0] * 10, "repeating": [0.0] * 10, "likeness": [0.6] * 10}
+    assert judge.reasons({**fine, "likeness": [0.31] * 10}, fine) == []
+    [reason] = judge.reasons({**fine, "likeness": [0.08] * 10}, fine)
+    assert reason == "likeness 0.080 to the chosen responses, 0.600 of the start model's answers"

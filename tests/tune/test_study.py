@@ -14,6 +14,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from simpo_cli.errors import ExitCode, UserError
+from simpo_cli.recipe.command_sections import TuneRecipe
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.schema import Recipe
 from simpo_cli.report.study_page import holds_study, study_page, write_study_report
@@ -369,7 +370,7 @@ def test_who_joined_finishes_what_nobody_leads(file: Path) -> None:
 # What is said of made-up comparisons
 
 
-def arm(values: Any, seeds: int = 3, reasons: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def arm(values: Any, seeds: int = 3, ended: float = 1.0) -> list[dict[str, Any]]:
     rows = np.broadcast_to(np.asarray(values, dtype=np.float64), (seeds, 40))
     return [
         {
@@ -377,9 +378,9 @@ def arm(values: Any, seeds: int = 3, reasons: tuple[str, ...] = ()) -> list[dict
             "seed": number,
             "steps": 10,
             "values": {},
-            "measures": {"likeness": {"value": float(row.mean())}, "reasons": list(reasons)},
+            "measures": {"likeness": {"value": float(row.mean())}, "reasons": []},
             "scores": {"chosen": row.tolist(), "rejected": [0.5] * 40},
-            "answers": {"likeness": row.tolist()},
+            "answers": {"likeness": row.tolist(), "ended": [float(ended)] * 40, "repeating": [0.0] * 40},
         }
         for number, row in enumerate(rows)
     ]
@@ -387,9 +388,10 @@ def arm(values: Any, seeds: int = 3, reasons: tuple[str, ...] = ()) -> list[dict
 
 def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]], before: float = 0.3) -> dict[str, Any]:
     def start(_: str) -> Any:
-        return {"prompts": [str(number) for number in range(40)], "answers": {"likeness": [before] * 40}}
+        answers = {"likeness": [before] * 40, "ended": [1.0] * 40, "repeating": [0.0] * 40}
+        return {"prompts": [str(number) for number in range(40)], "answers": answers}
 
-    study: Any = SimpleNamespace(judge=SimpleNamespace(objective="likeness"), folder=SimpleNamespace(read=start))
+    study: Any = SimpleNamespace(judge=Judge(TuneRecipe(), None), folder=SimpleNamespace(read=start))
     best = {"measures": {"reasons": []}, "values": {}, "steps": 10}
     return session._verdict(study, best, session.confirmed(study, untuned, winner))
 
@@ -427,10 +429,15 @@ def test_no_interval_leaves_what_there_can_be() -> None:
     assert "Seeds differ too much for any difference to be seen." in alike["sentence"]
 
 
-def test_a_winner_whose_answers_fall_apart_with_a_new_seed_is_ruled_out() -> None:
-    found = said(arm(0.4), arm(0.9, reasons=("20.0 % of the answers end",)))
+def test_a_winner_whose_answers_fall_apart_with_new_seeds_is_ruled_out_unless_the_recipes_do_too() -> None:
+    broken = arm(0.9, ended=0.9)
+    found = said(arm(0.4), broken)
     assert found["found"] == "ruled out"
-    assert "20.0 % of the answers end" in found["sentence"]
+    assert "90.0 % of the answers end, 100.0 % of the start model's" in found["sentence"]
+    assert said(arm(0.4), [*arm(0.9)[:2], broken[2]])["found"] == "better"  # over all seeds 96.7 % end
+    better = said(arm(0.4, ended=0.5), broken)
+    assert better["found"] == "better"
+    assert "Answers of both are not whole, of the winner: 90.0 % of the answers end" in better["sentence"]
 
 
 def test_one_lucky_seed_of_three_is_no_proof() -> None:
