@@ -28,6 +28,7 @@ from simpo_cli.model.shares import Share
 from simpo_cli.recipe.schema import HeldOutPart, Recipe
 from simpo_cli.run.events import Observer
 from simpo_cli.run.stop import StopRequest
+from simpo_cli.stages import stage
 from simpo_cli.train.build import build
 from simpo_cli.train.health import Health
 from simpo_cli.train.loop import Training, run_steps
@@ -184,10 +185,12 @@ class Bench:
         """Greedy answers under the weights as they are."""
         shared, answers = self._training, list[Answer]()
         tokenizer, accelerator = shared.run.data.tokenizer, shared.run.accelerator
-        for start in range(0, len(prompts), _MOST_TOGETHER):
-            some = [Question(prompt.key, prompt.ids) for prompt in prompts[start : start + _MOST_TOGETHER]]
-            with self._stop.at_once():
-                answers += generate(shared.policy, some, tokenizer, accelerator, most_tokens=ANSWER_TOKENS)
+        with stage("answering prompts", len(prompts)) as shown:
+            for start in range(0, len(prompts), _MOST_TOGETHER):
+                some = [Question(prompt.key, prompt.ids) for prompt in prompts[start : start + _MOST_TOGETHER]]
+                with self._stop.at_once():
+                    answers += generate(shared.policy, some, tokenizer, accelerator, most_tokens=ANSWER_TOKENS)
+                shown.advance(len(some))
         return answers
 
     def _begin(self, recipe: Recipe, num_steps: int, observer: Observer | None = None) -> Training:

@@ -190,5 +190,10 @@ def rates_around(rate: float) -> list[float]:
     return [_two_digits(rate * _AROUND), _two_digits(rate / _AROUND)]
 
 
+def rate_beyond(rate: float, next_rate: float) -> float:
+    """The rate that is as far beyond the next one as that is beyond the first."""
+    return _two_digits(next_rate * next_rate / rate)
+
+
 def _two_digits(rate: float) -> float:
     return float(f"{rate:.2g}")

@@ -32,6 +32,7 @@ from simpo_cli.tune.space import (
     NUM_RATES,
     RATE,
     SWEEP_STEPS,
+    rate_beyond,
     rates_around,
     rates_from,
     recipe_with,
@@ -42,6 +43,7 @@ from simpo_cli.tune.space import (
 
 LEAST_STEPS = 10
 """Fewer steps tell nothing of a setting."""
+_TIMED_STEPS = 3  # where no range test is there to go by
 LEAST_PROMPTS = 30
 """Fewer prompts to choose or to confirm with show nothing but very large effects."""
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -144,7 +146,12 @@ class Study:
         for key, values in space.others.items():
             best = best_with(key, [{**best["values"], key: value} for value in values])
         if space.rates is None:
-            best = best_with(RATE, [{**best["values"], RATE: rate} for rate in rates_around(best["values"][RATE])])
+            rate, known = best["values"][RATE], len(tried)
+            best = best_with(RATE, [{**best["values"], RATE: near} for near in rates_around(rate)])
+            # from the edge further on, as long as it helps and trials are left that the budget was shared among
+            while any(best is one for one in tried[known:]) and len(tried) < found["trials"]:
+                further, rate, known = rate_beyond(rate, best["values"][RATE]), best["values"][RATE], len(tried)
+                best = best_with(RATE, [{**best["values"], RATE: further}])
         return best
 
     def confirm(self, best: Document) -> tuple[list[Document], list[Document]]:
@@ -192,14 +199,16 @@ class Study:
             if self.space.rates is None:
                 rates = sweep_rates(self.recipe, bench.num_parameters)
                 started = time.monotonic()
-                losses = bench.sweep(self.recipe, rates)
+                with stage("range test"):
+                    losses = bench.sweep(self.recipe, rates)
                 seconds = (time.monotonic() - started) / len(losses)
                 self._say(f"range test  {len(losses)} steps, {rates[0]:.1e} to {rates[len(losses) - 1]:.1e}")
             tried = rates_from(rates, losses) if rates else list(self.space.rates or ())
             if seconds is None:
                 started = time.monotonic()
-                bench.sweep(self.recipe, [self.recipe.train.learning_rate] * LEAST_STEPS)
-                seconds = (time.monotonic() - started) / LEAST_STEPS
+                with stage("timing a few steps"):
+                    bench.sweep(self.recipe, [self.recipe.train.learning_rate] * _TIMED_STEPS)
+                seconds = (time.monotonic() - started) / _TIMED_STEPS
             if steps is None:
                 steps = self._trial_steps(trials, steps_of_recipe, seconds, start["seconds"])
             return {

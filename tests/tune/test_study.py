@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from simpo_cli.report.study_view import conclusions
 from simpo_cli.run.stop import Stopped
 from simpo_cli.tune import session
 from simpo_cli.tune.bench import Bench, Trained
-from simpo_cli.tune.folder import BEST
+from simpo_cli.tune.folder import BEST, Spec
 from simpo_cli.tune.judging import Judge
 from simpo_cli.tune.session import claim, tune
 from simpo_cli.tune.study import Study, Tuning
@@ -57,8 +58,14 @@ def whole(file: Path) -> tuple[Tuning, dict[str, Any]]:
     return tuning, run(tuning)
 
 
+def best_of(tuning: Tuning, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the judge makes of these trials by their files."""
+    files = [tuning.path / "trials" / f"{one['id']}.json" for one in trials]
+    return Judge(TuneRecipe(), None).best([json.loads(file.read_text("utf-8")) for file in files])
+
+
 def test_the_search_goes_in_order_and_keeps_what_was_best(whole: tuple[Tuning, dict[str, Any]]) -> None:
-    _, document = whole
+    tuning, document = whole
     trials = [one for one in document["trials"] if one["part"] == "choosing"]
     rate, ratio, beta = document["current"]
     assert [one["number"] for one in document["trials"]] == list(range(1, len(document["trials"]) + 1))
@@ -74,9 +81,8 @@ def test_the_search_goes_in_order_and_keeps_what_was_best(whole: tuple[Tuning, d
 
     def best_before(stage: str) -> dict[str, Any]:
         first = next(at for at, one in enumerate(trials) if one["stage"] == stage)
-        return max(trials[:first], key=lambda one: (not one["measures"]["reasons"], one["measures"]["objective"]))[
-            "values"
-        ]
+        values: dict[str, Any] = best_of(tuning, trials[:first])["values"]
+        return values
 
     for key in (ratio, beta):
         others = {name: value for name, value in best_before(key).items() if name != key}
@@ -85,16 +91,37 @@ def test_the_search_goes_in_order_and_keeps_what_was_best(whole: tuple[Tuning, d
         assert all({name: value for name, value in one.items() if name != key} == others for one in tried)
 
 
-def test_the_winner_is_the_best_that_is_not_ruled_out(whole: tuple[Tuning, dict[str, Any]]) -> None:
-    _, document = whole
-    steps = document["range"]["trial_steps"]
-    eligible = [
-        one
-        for one in document["trials"]
-        if one["part"] == "choosing" and one["steps"] == steps and not one["measures"]["reasons"]
-    ]
-    assert document["winner"]["id"] in {one["id"] for one in eligible}
-    assert document["winner"]["measures"]["objective"] == max(one["measures"]["objective"] for one in eligible)
+def test_the_winner_is_the_best_of_all_that_were_tried(whole: tuple[Tuning, dict[str, Any]]) -> None:
+    tuning, document = whole
+    trials = [one for one in document["trials"] if one["part"] == "choosing"]
+    assert document["winner"]["id"] == best_of(tuning, trials)["id"]
+
+
+@pytest.mark.parametrize(("peak", "beyond"), [(1e-3, []), (3e-3, [2.9e-3, 4.9e-3]), (1.0, [2.9e-3, 4.9e-3, 8.3e-3])])
+def test_from_the_edge_rates_go_on_while_they_help_and_trials_are_left(
+    file: Path, peak: float, beyond: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made-up outcomes: the answers are the better the nearer the rate is to a peak; three trials of seven are left."""
+    study = Study(tuning_of(file, "tune.space=null"))
+    rates = [4e-4, 1e-3]
+    monkeypatch.setattr(study, "range", lambda: {"trial_steps": 10, "rates": rates, "trials": 7})
+    monkeypatch.setattr(study, "_plan", lambda _: "")
+    study.space = replace(study.space, others={})
+    tried = list[float]()
+
+    def outcomes(specs: list[Spec]) -> list[dict[str, Any]]:
+        found = []
+        for spec in specs:
+            tried.append(spec.values["train.learning_rate"])
+            worth = -abs(np.log(tried[-1] / peak))
+            measures = {"objective": worth, "reasons": [], "balanced": None, "accuracy": {"value": 0.5}}
+            found.append({"values": spec.values, "measures": measures, "answers": {"likeness": [worth] * 40}})
+        return found
+
+    monkeypatch.setattr(study, "outcomes", outcomes)
+    best = study.search()
+    assert tried == [1e-3, 4e-4, 1.7e-3, 5.9e-4, *beyond]  # the recipe's own is among the rates
+    assert best["values"]["train.learning_rate"] == min(tried, key=lambda rate: abs(np.log(rate / peak)))
 
 
 def test_the_confirmation_has_other_seeds_and_other_prompts(whole: tuple[Tuning, dict[str, Any]]) -> None:
