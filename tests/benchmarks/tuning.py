@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import random
-import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -65,7 +64,7 @@ def questions() -> dict[str, str]:
 def kept(arm: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of each seed what became of every pair and of every prompt, in the order of the confirming half.
 
-    `right` is 2 for a pair that is ranked rightly, 1 for a tie; `exact` says that the answer is wholly right.
+    A digit each: `right` has 2 for a pair that is ranked rightly, 1 for a tie; `exact` has 1 for a wholly right answer.
     """
     found: dict[str, Any] = {"right": [], "likeness": [], "exact": [], "reasons": []}
     for one in arm:
@@ -73,27 +72,29 @@ def kept(arm: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         answers = one["answers"]
         said = zip(answers["key"], answers["text"], answers["ended"], strict=True)
         checked = [(check_answer(questions()[key], text), ended) for key, text, ended in said]
-        found["right"].append((np.sign(gaps) + 1).astype(int).tolist())
+        found["right"].append(_digits(np.sign(gaps) + 1))
         found["likeness"].append(answers["likeness"])
-        found["exact"].append([int(check is not None and check.exact and ended > 0) for check, ended in checked])
+        found["exact"].append(_digits([check is not None and check.exact and ended > 0 for check, ended in checked]))
         found["reasons"].append(one["measures"]["reasons"])
     return found
+
+
+def _digits(values: Any) -> str:
+    return "".join(str(int(value)) for value in values)
 
 
 def searched(work: Path, name: str, seed: int) -> dict[str, Any]:
     """A study of a bad recipe."""
     tuning = tuning_of(work, name, seed, RECIPES[name])
-    started = time.monotonic()
     claim(tuning, resume=True)
     document = tune(tuning, say=print)
-    seconds = time.monotonic() - started
     study = Study(tuning)
     winner = document["winner"]
     return {
         "values": winner["values"],
         "steps": winner["steps"],
         "trials": len(document["trials"]),
-        "seconds": seconds,
+        "seconds": sum(trial["seconds"] for trial in document["trials"]),
         "verdict": document["verdict"]["found"],
         "confirmed": {key: (document["confirmed"] or {}).get(key) for key in ("difference", "on_pairs")},
         "arm": kept(arm_of(study, winner["values"], winner["steps"], seed)),
@@ -131,7 +132,7 @@ def compared(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     seeds = [seed for seed in map(str, SEEDS) if name in document.get(seed, {}) and "shipped" in document[seed]]
     for key, scale in (("right", 0.5), ("likeness", 1.0), ("exact", 1.0)):
         ours, theirs = (
-            scale * np.array([row for seed in seeds for row in document[seed][arm]["arm"][key]])
+            scale * np.array([[float(one) for one in row] for seed in seeds for row in document[seed][arm]["arm"][key]])
             for arm in (name, "shipped")
         )
         if len(ours) >= 2:
