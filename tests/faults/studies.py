@@ -17,7 +17,7 @@ def quickly() -> None:
 
 def in_the_range_test() -> None:
     quickly()
-    at("simpo_cli.tune.bench", "accumulate", 5)
+    at("simpo_cli.tune.bench", "accumulate", 2)
 
 
 def in_a_trial() -> None:
