@@ -194,7 +194,7 @@ class Study:
             trials, steps_of_recipe, steps = self._num_trials(), bench.num_steps, None
             if self.recipe.tune.budget.minutes is None:
                 steps = self._trial_steps(trials, steps_of_recipe)
-            start = self.start("choosing")  # also the check that there is enough to choose with
+            start = self.start("choosing")
             rates, losses, seconds = list[float](), list[float](), None
             if self.space.rates is None:
                 rates = sweep_rates(self.recipe, bench.num_parameters)
@@ -240,7 +240,7 @@ class Study:
 
     def _num_trials(self) -> int:
         """At most so many trials."""
-        rates = [0.0] * NUM_RATES if self.space.rates is None else self.space.rates
+        rates = range(NUM_RATES) if self.space.rates is None else self.space.rates
         others = sum(len(values) for values in self.space.others.values())
         corners = len(self.space.corners) * max(1, len(_middle(rates)))
         return 1 + len(rates) + corners + others + (2 if self.space.rates is None else 0)
@@ -293,7 +293,7 @@ class Study:
         def measured() -> Document:
             bench = self.bench(self.recipe)
             pairs = bench.pairs(part)
-            self._require_prompts(part, len(bench.prompts(part)) if len(pairs) else 0)
+            self._require_prompts(part, len(bench.prompts(part)))
             started = time.monotonic()
             found = self.judge.outcome(bench.start(part), bench, part, None)
             return {
