@@ -117,10 +117,13 @@ def _answers(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _asked(question: _Question, answers: Mapping[str, str]) -> str:
-    from simpo_cli.report.console import err, printable
+    from rich.text import Text
+
+    from simpo_cli.report.console import err, print_wrapped, printable
 
     default = question.default(answers)
-    say(question.text)
+    for line in question.text.split("\n"):
+        print_wrapped(err, Text(line[: len(line) - len(line.lstrip())]), line)
     while True:
         err.print(printable(f"[{default}] > "), end="", soft_wrap=True)
         line = sys.stdin.readline()

@@ -99,7 +99,7 @@ def run(args: Sequence[str]) -> int:
             _say(traceback.format_exc())
         return _end(error)
     except typer.TyperException as error:
-        message = error.format_message().strip()
+        message = error.format_message().strip().replace(": Value error, ", ": ")  # pydantic's, which typer shows
         if message.startswith("Usage:"):  # nothing was typed after the command
             _say(message)
             return ExitCode.USAGE

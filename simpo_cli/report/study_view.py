@@ -8,7 +8,7 @@ from rich.text import Text
 from simpo_cli.formatting import Cell, percent, thousands
 from simpo_cli.report.console import Console, print_table, print_wrapped
 from simpo_cli.table import Remark, Row, Table
-from simpo_cli.tune.folder import OBJECTIVES
+from simpo_cli.tune.folder import LIKENESS, OBJECTIVES
 
 Document = Mapping[str, Any]
 _ON_PAIRS = ("accuracy", "balanced")
@@ -104,6 +104,8 @@ def trials_table(document: Document) -> Table:
         half = f"choosing half: {start['pairs']:,} pairs of {start['prompts']:,} prompts, one seed"
         gap = f"start model's gap, nats/token: median {middle:.2f}, 90 % of the pairs between {low:.2f} and {high:.2f}"
         below = [Remark("half", half), Remark("gap", gap)]
+        if objective == LIKENESS:
+            below.insert(0, Remark("choice", "chosen by likeness plus half of length-balanced accuracy"))
     return Table(columns, rows, remarks=below)
 
 

@@ -97,7 +97,7 @@ def finish(
             (f"simpo chat {folder.path} --beside base{flag}", "talk to it and its start"),
             *_serving(run, folder.path),
             ("simpo init my-run.yaml", "a recipe for your own pairs")
-            if recipe.model.path == "builtin:guide"
+            if data_names(recipe.data.train) == "builtin:guide"
             else (f"simpo stats {data_names(recipe.data.train)}", "the audit of the data that this run used"),
         ),
     )

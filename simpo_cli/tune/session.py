@@ -264,14 +264,11 @@ def _difference(arms: Mapping[str, Any], limit: float, groups: Sequence[str] | N
 
 def _verdict(study: Study, best: Document, found: Document | None) -> Document:
     """One of `better`, `worse`, `below start`, `no difference`, `untuned`, `ruled out`, and the sentence."""
-    name = OBJECTIVES[study.judge.objective]
     if found is None:
         if best["measures"]["reasons"]:
             return {"found": "ruled out", "sentence": "Every setting is ruled out by what its answers are like."}
-        return {
-            "found": "untuned",
-            "sentence": f"No setting that was tried beats your recipe, by the {name} on the choosing half.",
-        }
+        return {"found": "untuned", "sentence": "No setting that was tried beats your recipe on the choosing half."}
+    name = OBJECTIVES[study.judge.objective]
     of_recipe, reasons = (found["arms"][arm]["reasons"] for arm in ("untuned", "winner"))
     if found["difference"] is None or (reasons and not of_recipe):
         said = "; ".join(reasons) or f"nothing to compare it with, {'; '.join(of_recipe) or 'no scores'}"

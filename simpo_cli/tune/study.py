@@ -71,10 +71,9 @@ class Tuning:
         return study_path(self.composed.recipe)
 
 
-def _middle(rates: Sequence[float]) -> Sequence[float]:
-    """The two in the middle, or all of fewer."""
-    first = max(0, (len(rates) - 1) // 2)
-    return rates[first : first + 2]
+def _lowest(rates: Sequence[float]) -> Sequence[float]:
+    """The two lowest, or all of fewer: an objective that is far off hides that the others would not hold."""
+    return sorted(rates)[:2]
 
 
 class _Notes(Unwatched):
@@ -126,7 +125,7 @@ class Study:
         """The best of all trials on the choosing half, the recipe as it is among them.
 
         One key after the other finds the best of each beside the others as they are. Where those are far off, the best
-        rate is one that hardly learns, and no next key helps: so two other objectives are tried at two rates before.
+        rate is one that hardly learns, and no next key helps: so two other objectives are tried at low rates before.
         """
         found, space = self.range(), self.space
         steps, rates = found["trial_steps"], found["rates"]
@@ -140,7 +139,7 @@ class Study:
             return self.judge.best(tried)
 
         best = best_with(RATE, [{**space.current, RATE: rate} for rate in rates])
-        starts = [{RATE: rate} for rate in _middle(rates)] or [{}]
+        starts = [{RATE: rate} for rate in _lowest(rates)] or [{}]
         corners = [{**space.current, **corner, **start} for corner in space.corners for start in starts]
         best = best_with("corners", corners)
         for key, values in space.others.items():
@@ -242,7 +241,7 @@ class Study:
         """At most so many trials."""
         rates = range(NUM_RATES) if self.space.rates is None else self.space.rates
         others = sum(len(values) for values in self.space.others.values())
-        corners = len(self.space.corners) * max(1, len(_middle(rates)))
+        corners = len(self.space.corners) * max(1, len(_lowest(rates)))
         return 1 + len(rates) + corners + others + (2 if self.space.rates is None else 0)
 
     def _trial_steps(self, trials: int, recipe_steps: int, seconds: float = 0.0, to_measure: float = 0.0) -> int:

@@ -372,13 +372,12 @@ def page(document: dict[str, Any]) -> str:
     return table([["what would choose", *heads], *rows])
 
 
-def ties_page(document: dict[str, Any], draws: int = 4000, size: int = 16) -> str:
-    """What it costs to choose by length-balanced accuracy among the trials that are nearly the likest, as Markdown.
-
-    As many trials as a study has are drawn; within a tolerance of the highest likeness the best told apart is chosen.
+def weights_page(document: dict[str, Any], draws: int = 4000, size: int = 16) -> str:
+    """What it costs to choose by likeness and length-balanced accuracy both, as Markdown; each time so many trials as a
+    study has are drawn.
     """
-    rows = [["likeness, less than the highest by at most"]]
-    for tolerance in (0.0, 0.01, 0.02, 0.05):
+    rows = [["weight of length-balanced accuracy beside likeness"]]
+    for weight in (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0):
         cells = []
         for name, held_out in (("shipped", "shipped"), ("own", "shipped"), ("own", "own")):
             trials = document["sets"][name]["trials"]
@@ -389,10 +388,9 @@ def ties_page(document: dict[str, Any], draws: int = 4000, size: int = 16) -> st
             draw, chosen = np.random.default_rng(0), []
             for _ in range(draws):
                 some = draw.choice(len(trials), size, replace=False)
-                near = some[likest[some] >= likest[some].max() - tolerance]
-                chosen.append(near[np.argmax(told[near])])
+                chosen.append(some[np.argmax((likest + weight * told)[some])])
             cells.append(f"{100 * exact[chosen].mean():.1f}, {100 * right[chosen].mean():.1f}")
-        rows.append([f"{tolerance:g}", *cells])
+        rows.append([f"{weight:g}", *cells])
     rows[0] += ["shipped pairs", "own pairs", "own pairs, own held out"]
     return table(rows)
 
@@ -409,7 +407,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.page:
         document = json.loads(options.page.read_text())["proxies"]
-        print(page(document), ties_page(document), advice_page(document), sep="\n")
+        print(page(document), weights_page(document), advice_page(document), sep="\n")
         return
     if options.json:
         known = json.loads(options.json.read_text()) if options.json.is_file() else {}

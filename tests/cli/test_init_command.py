@@ -308,7 +308,7 @@ def test_a_recipe_that_fits_nowhere_here_is_planned_next(simpo: Simpo, monkeypat
         (answered(pairs="broken.jsonl"), 2, "--pairs: broken.jsonl"),
         (answered(pairs="letter.txt"), 2, "--pairs: letter.txt"),
         (answered(minutes=0), 2, "--minutes: '0' is no time"),
-        (answered("fun"), 2, "'fun' is not one of 'try', 'assistant', 'general'"),
+        (answered("fun"), 2, "Invalid value for '--for': 'fun' is not one of 'try', 'assistant', 'general'"),
         (answered()[:4], 2, "--for, --minutes are missing, and there is no terminal to ask."),
         ([], 2, "--model, --pairs, --for, --minutes are missing, and there is no terminal"),
         (["recipe.json", *answered()], 2, "'recipe.json' is no name for a recipe"),

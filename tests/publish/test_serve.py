@@ -61,6 +61,17 @@ def test_a_run_ends_with_them(lora: bool, tmp_path: Path, tiny_folder: Path, pre
     assert str(tmp_path) not in card
 
 
+@pytest.mark.parametrize("pairs", ["own", "builtin:guide"])
+def test_who_trains_on_the_shipped_pairs_is_shown_the_way_to_others(
+    pairs: str, tmp_path: Path, tiny_folder: Path, prefs: Path
+) -> None:
+    runs = tiny_runs(tmp_path, tiny_folder, prefs if pairs == "own" else Path(pairs), "train.max_steps=1")
+    outcome = runs.train("run", "model.path=builtin:guide").outcome
+    assert outcome is not None
+    expected = f"simpo stats {prefs}" if pairs == "own" else "simpo init my-run.yaml"
+    assert outcome.next_commands[-1][0] == expected
+
+
 def test_new_adapters_on_a_merged_model_are_served_beside_it(tmp_path: Path, tiny_folder: Path, prefs: Path) -> None:
     runs = tiny_runs(tmp_path, tiny_folder, prefs, "train.max_steps=1", "model.lora.rank=4")
     runs.train("first")

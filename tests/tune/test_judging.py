@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from simpo_cli.pairs.rule import BUILTIN, RuleScorer
 from simpo_cli.recipe.command_sections import GuardsRecipe, TuneRecipe
 from simpo_cli.tune.judging import Judge, likeness
 
@@ -26,17 +27,15 @@ def test_a_response_is_cut_where_an_answer_would_be() -> None:
 
 
 def _outcome(
-    value: float | None, *reasons: str, spread: float = 0.0, accuracy: float = 0.5, balanced: float | None = None
+    value: float | None, *reasons: str, accuracy: float = 0.5, balanced: float | None = None
 ) -> dict[str, Any]:
-    """Of forty answers, whose likeness goes up and down by `spread`."""
-    of_answers = [] if value is None else [value + spread * (-1) ** number for number in range(40)]
     measures = {
         "objective": value,
         "reasons": list(reasons),
         "accuracy": {"value": accuracy},
         "balanced": None if balanced is None else {"value": balanced},
     }
-    return {"measures": measures, "answers": {"likeness": of_answers}}
+    return {"measures": measures}
 
 
 def test_what_is_ruled_out_comes_after_everything_else() -> None:
@@ -52,15 +51,19 @@ def test_of_equal_ones_the_first_stays() -> None:
     assert judge.best([first, second]) is first
 
 
-def test_of_those_that_are_as_good_but_for_chance_the_one_that_tells_pairs_apart_is_best() -> None:
-    """Answers differ by 0.2 either way, so that a difference of 0.02 is within the standard error, 0.032."""
+def test_half_of_the_length_balanced_accuracy_counts_beside_likeness() -> None:
     judge = Judge(TuneRecipe(), None)
-    highest, alike = _outcome(0.52), _outcome(0.5, spread=0.2, accuracy=0.7)
-    assert judge.best([highest, alike]) is alike
-    assert judge.best([alike, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is alike  # by balanced, where known
-    assert judge.best([highest, _outcome(0.48, spread=0.2, accuracy=0.9)]) is highest
-    assert judge.best([highest, _outcome(0.51, accuracy=0.9)]) is highest  # lower for each prompt
-    assert judge.best([highest, _outcome(0.5, "loops", spread=0.2, accuracy=0.9)]) is highest
+    likest, learned = _outcome(0.6, accuracy=0.5), _outcome(0.51, accuracy=0.7)
+    assert judge.best([likest, learned]) is learned
+    assert judge.best([likest, _outcome(0.49, accuracy=0.7)]) is likest
+    assert judge.best([likest, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is likest  # by balanced, where known
+    assert judge.best([likest, _outcome(0.51, "loops", accuracy=0.9)]) is likest
+
+
+def test_scores_of_a_rule_stand_alone() -> None:
+    judge = Judge(TuneRecipe(), RuleScorer(BUILTIN))
+    best = _outcome(0.6, accuracy=0.5)
+    assert judge.best([_outcome(0.59, accuracy=1.0), best]) is best
 
 
 @pytest.mark.parametrize(
