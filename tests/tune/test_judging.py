@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from simpo_cli.pairs.rule import BUILTIN, RuleScorer
+from simpo_cli.pairs.rule import BUILTIN, Rule
 from simpo_cli.recipe.command_sections import GuardsRecipe, TuneRecipe
 from simpo_cli.tune.judging import Judge, likeness
 
@@ -61,7 +61,7 @@ def test_half_of_the_length_balanced_accuracy_counts_beside_likeness() -> None:
 
 
 def test_scores_of_a_rule_stand_alone() -> None:
-    judge = Judge(TuneRecipe(), RuleScorer(BUILTIN))
+    judge = Judge(TuneRecipe(), Rule(BUILTIN))
     best = _outcome(0.6, accuracy=0.5)
     assert judge.best([_outcome(0.59, accuracy=1.0), best]) is best
 
