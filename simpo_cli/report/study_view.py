@@ -8,11 +8,11 @@ from rich.text import Text
 from simpo_cli.formatting import Cell, percent, thousands
 from simpo_cli.report.console import Console, print_table, print_wrapped
 from simpo_cli.table import Remark, Row, Table
-from simpo_cli.tune.folder import LIKENESS, OBJECTIVES
+from simpo_cli.tune.folder import LIKENESS, OBJECTIVES, UTILITY
 
 Document = Mapping[str, Any]
 _ON_PAIRS = ("accuracy", "balanced")
-_DROPPED = ("length-balanced", "steps", "accuracy")  # where the terminal is narrow
+_DROPPED = ("length-balanced", "steps", LIKENESS, "accuracy")  # where the terminal is narrow
 
 
 def print_study(console: Console, document: Document) -> None:
@@ -82,7 +82,7 @@ def shown_value(value: Any) -> str:
 def trials_table(document: Document) -> Table:
     """The trials on the choosing half."""
     objective, keys = document["objective"], list(document["current"])
-    columns = (*(short_key(key) for key in keys), "steps", objective, "accuracy", "length-balanced")
+    columns = (*(short_key(key) for key in keys), "steps", *_of_answers(objective), "accuracy", "length-balanced")
     winner, start = document["winner"], document["start"]["choosing"]
     rows = []
     if start is not None:
@@ -104,15 +104,22 @@ def trials_table(document: Document) -> Table:
         half = f"choosing half: {start['pairs']:,} pairs of {start['prompts']:,} prompts, one seed"
         gap = f"start model's gap, nats/token: median {middle:.2f}, 90 % of the pairs between {low:.2f} and {high:.2f}"
         below = [Remark("half", half), Remark("gap", gap)]
-        if objective == LIKENESS:
-            below.insert(0, Remark("choice", "chosen by likeness plus half of length-balanced accuracy"))
+        if objective == UTILITY:
+            utility = "utility: likeness plus half of length-balanced accuracy, of the prompts that were answered"
+            below.insert(0, Remark("utility", utility))
     return Table(columns, rows, remarks=below)
 
 
 def _worth(measured: Document, objective: str) -> list[Cell]:
     """What the start model or a trial came to."""
     of = measured["measures"]
-    return [Cell(_three_digits(of.get(objective))), *(Cell(_percent(of.get(key))) for key in _ON_PAIRS)]
+    answers = [Cell(_three_digits(of.get(key))) for key in _of_answers(objective)]
+    return [*answers, *(Cell(_percent(of.get(key))) for key in _ON_PAIRS)]
+
+
+def _of_answers(objective: str) -> tuple[str, ...]:
+    """What is shown of the answers: what chooses, and what it is made of."""
+    return (objective, LIKENESS) if objective == UTILITY else (objective,)
 
 
 def _three_digits(measured: Document | None) -> str:
@@ -133,13 +140,14 @@ def confirmed_table(document: Document) -> Table:
     confirmed, objective = document["confirmed"], document["objective"]
     before = document["start"]["confirming"]["measures"]
     rows = []
-    names = {objective: OBJECTIVES[objective], "accuracy": "accuracy", "balanced": "length-balanced accuracy"}
+    names = {objective: OBJECTIVES[objective], LIKENESS: "likeness to the chosen responses"}
+    names |= {"accuracy": "accuracy", "balanced": "length-balanced accuracy"}
     names |= {"ended": "answers that end", "repeating": "answers that repeat themselves"}
     for key, name in names.items():
         arms = [confirmed["arms"][arm][key] for arm in ("untuned", "winner")]
         if any(value is None for arm in arms for value in arm):
             continue
-        show = (lambda value: f"{value:.3f}") if key == objective else percent
+        show = (lambda value: f"{value:.3f}") if key in (objective, LIKENESS) else percent
         cells = [[before[key]["value"]], *arms]
         rows.append(Row(name, tuple(Cell(" ".join(show(value) for value in values)) for values in cells)))
     columns = ("before training", "your recipe", "the winner")

@@ -47,9 +47,9 @@ _HELD = {  # what is read of each kind of document
     TRIALS: {"id", "values", "steps", "seed", "part", "measures", "scores", "answers"},
 }
 SCHEMA_VERSION = 1
-LIKENESS, SCORE = "likeness", "score"
+LIKENESS, UTILITY, SCORE = "likeness", "utility", "score"
 OBJECTIVES = {
-    LIKENESS: "likeness of greedy answers to the chosen responses",
+    UTILITY: "likeness of greedy answers plus half of accuracy",
     SCORE: "mean score of greedy answers",
 }
 """What chooses, as a sentence names it."""

@@ -22,14 +22,14 @@ from simpo_cli.recipe.command_sections import TuneRecipe
 from simpo_cli.recipe.schema import HeldOutPart
 from simpo_cli.run.events import LOOPING
 from simpo_cli.tune.bench import ANSWER_TOKENS, Bench, Trained
-from simpo_cli.tune.folder import LIKENESS, SCORE, Document
+from simpo_cli.tune.folder import LIKENESS, SCORE, UTILITY, Document
 
 _LEAST_LIKENESS = 0.5
 """Answers that have lost more of the start model's likeness to the chosen responses are none, whatever scores them."""
 
 ACCURACY_WEIGHT = 0.5
-"""Of length-balanced accuracy beside likeness. Of those 80 trials it would have chosen ones with 6.4 points more accuracy
-and 3.5 fewer wholly right answers on one set of pairs, with 1.3 more and 0.7 fewer on the other (means of draws)."""
+"""Of length-balanced accuracy beside likeness. Of those 80 trials it would have chosen ones of 6.4 points more accuracy
+and 3.5 points fewer right answers on one set of pairs, of 1.3 more and 0.7 fewer on the other (means of draws)."""
 
 
 class Judge:
@@ -37,13 +37,13 @@ class Judge:
 
     Args:
         recipe: what a trial may not do.
-        scorer: scores answers; None compares them with the chosen responses.
+        scorer: scores answers; None compares them with the chosen responses, and counts accuracy as well.
     """
 
     def __init__(self, recipe: TuneRecipe, scorer: Scorer | None) -> None:
         self._recipe, self._scorer = recipe, scorer
         self._references: dict[HeldOutPart, dict[str, list[list[int]]]] = {}
-        self.objective = LIKENESS if scorer is None else SCORE
+        self.objective = UTILITY if scorer is None else SCORE
 
     def outcome(self, trained: Trained, bench: Bench, part: HeldOutPart, start: Document | None) -> Document:
         """What the file of a trial holds beside its settings.
@@ -61,7 +61,10 @@ class Judge:
             "repeating": [float(repeated_share(one.ids) >= LOOPING) for one in trained.answers],
             LIKENESS: [likeness(one.ids, references[one.key]) for one in trained.answers],
         }
-        if self._scorer is not None:
+        if self._scorer is None:
+            keys = [pair.prompt_key for pair in bench.pairs(part)]
+            answers[UTILITY] = utilities(answers[LIKENESS], answers["key"], trained.scores, keys)
+        else:
             asked = zip(bench.prompts(part), trained.answers, strict=True)
             scores = self._scorer.score([Answered(*both) for both in asked])
             answers[SCORE] = [score.value for score in scores]
@@ -88,6 +91,7 @@ class Judge:
         return {
             "objective": float(np.mean(known)) if known else None,
             self.objective: statistics.mean(known).as_json() if known else None,
+            LIKENESS: statistics.mean(answers[LIKENESS]).as_json(),
             "accuracy": statistics.proportion(right, groups).as_json(),
             "balanced": statistics.as_json(strata["balanced"]),
             "gap": statistics.mean(scores.chosen - scores.rejected, groups).as_json(),
@@ -119,15 +123,9 @@ class Judge:
             self._scorer.has_scored = True
 
     def worth(self, outcome: Document) -> tuple[bool, float]:
-        """By which outcomes are compared: those that are ruled out come last.
-
-        A rule's scores stand alone, for nobody knows their scale. To likeness is added ACCURACY_WEIGHT times the
-        accuracy, length-balanced where there are pairs of both kinds.
-        """
+        """By which outcomes are compared: those that are ruled out come last."""
         measures = outcome["measures"]
         value = measures["objective"]
-        if value is not None and self.objective == LIKENESS:
-            value += ACCURACY_WEIGHT * (measures["balanced"] or measures["accuracy"])["value"]
         return not measures["reasons"], -np.inf if value is None else value
 
     def best(self, outcomes: Sequence[Document]) -> Document:
@@ -138,8 +136,37 @@ class Judge:
         """What a trial came to, in a line."""
         if measures["objective"] is None:
             return f"ruled out: {'; '.join(measures['reasons'])}"
-        words = f"{self.objective} {measures['objective']:.3f}  accuracy {percent(measures['accuracy']['value'])}"
+        alike = "" if self.objective == SCORE else f"  {LIKENESS} {measures[LIKENESS]['value']:.3f}"
+        accuracy = f"accuracy {percent(measures['accuracy']['value'])}"
+        words = f"{self.objective} {measures['objective']:.3f}{alike}  {accuracy}"
         return f"{words}  ruled out: {'; '.join(measures['reasons'])}" if measures["reasons"] else words
+
+
+def utilities(alike: Sequence[float], asked: Sequence[str], scores: PairScores, keys: Sequence[str]) -> list[float]:
+    """What each answered prompt is worth where no rule says it: likeness plus ACCURACY_WEIGHT times accuracy.
+
+    A pair counts so much that the mean over prompts holds the length-balanced accuracy of the pairs of these prompts;
+    where there are too few pairs of a kind, all count alike (see `statistics.length_strata`).
+
+    Args:
+        alike: the likeness of the answer to each prompt.
+        asked: the keys of these prompts.
+        scores: of all pairs.
+        keys: the key of each pair's prompt.
+    """
+    row_of = {key: row for row, key in enumerate(asked)}
+    some = [pair for pair, key in enumerate(keys) if key in row_of]
+    scores = scores.select(some)
+    sides = [scores.longer_by > 0, scores.longer_by < 0]
+    counts = [int(side.sum()) for side in sides]
+    share_of = np.full(len(some), 1 / max(len(some), 1))
+    if min(counts) >= statistics.MIN_STRATUM_PAIRS:
+        share_of = np.select(sides, [1 / (2 * count) for count in counts])
+    found = np.array(alike, np.float64)
+    rows = [row_of[keys[pair]] for pair in some]
+    np.add.at(found, rows, ACCURACY_WEIGHT * len(asked) * share_of * scores.correct)
+    values: list[float] = found.tolist()
+    return values
 
 
 def likeness(answer: Sequence[int], references: Sequence[Sequence[int]]) -> float:

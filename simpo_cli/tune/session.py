@@ -22,7 +22,19 @@ from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
 from simpo_cli.run.receipt import command_to_resume, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
-from simpo_cli.tune.folder import BEST, LIKENESS, OBJECTIVES, RANGE, RECIPE, SCHEMA_VERSION, STUDY, TRIALS, Document
+from simpo_cli.tune.folder import (
+    BEST,
+    LIKENESS,
+    OBJECTIVES,
+    RANGE,
+    RECIPE,
+    SCHEMA_VERSION,
+    STUDY,
+    TRIALS,
+    UTILITY,
+    Document,
+)
+from simpo_cli.tune.judging import ACCURACY_WEIGHT
 from simpo_cli.tune.space import recipe_with
 from simpo_cli.tune.study import Say, Study, Tuning
 
@@ -215,7 +227,7 @@ def confirmed(study: Study, untuned: Sequence[Document], winner: Sequence[Docume
     for name, arm in arms.items():
         found["arms"][name] = {
             key: [one["measures"].get(key) and one["measures"][key]["value"] for one in arm]
-            for key in (study.judge.objective, "accuracy", "balanced", "gap", "ended", "repeating")
+            for key in (study.judge.objective, LIKENESS, "accuracy", "balanced", "gap", "ended", "repeating")
         }
         answers = [one["answers"] for one in arm if one["answers"] is not None]
         together = {key: [value for one in answers for value in one[key]] for key in start["answers"]}
@@ -228,7 +240,7 @@ def confirmed(study: Study, untuned: Sequence[Document], winner: Sequence[Docume
     worth = [np.array([one["answers"][chosen_by] for one in arm], np.float64) for arm in (before, untuned, winner)]
     known = np.isfinite(np.concatenate(worth)).all(axis=0)  # a rule may have had no score for an answer
     of_start, of_untuned, of_winner = (values[:, known] for values in worth)
-    limit = 1.0 if chosen_by == LIKENESS else np.inf
+    limit = 1 + ACCURACY_WEIGHT if chosen_by == UTILITY else np.inf
     found["difference"] = _difference({"untuned": of_untuned, "winner": of_winner}, limit)
     found["from_start"] = _difference({"start": of_start, "winner": of_winner}, limit)
     right = {name: np.array([_right(one) for one in arm]) for name, arm in arms.items()}

@@ -27,7 +27,7 @@ def test_from_the_recipe_to_the_next_command(simpo: Simpo) -> None:
     seen = simpo("tune", "small.yaml", "output_dir=runs/small")
     assert seen.code == 0, seen.err
     lines = seen.out.splitlines()
-    assert lines[1].split() == ["beta", "steps", "likeness", "accuracy", "length-balanced"]
+    assert lines[1].split() == ["beta", "steps", "utility", "likeness", "accuracy", "length-balanced"]
     rows = [" ".join(line.split()[:2]) for line in lines[2:6]]
     assert rows == ["before training", "1 your", "2 beta", "3 beta"]
     assert "search  at most 4 trials of 10 steps, about " in seen.err
@@ -45,7 +45,7 @@ def test_from_the_recipe_to_the_next_command(simpo: Simpo) -> None:
     assert (again.code, again.out) == (2, "")
     assert "runs/small-tune holds a study already." in again.err
     document = json.loads(simpo("tune", "small.yaml", "output_dir=runs/small", "--resume", "--json").out)
-    assert (document["kind"], document["objective"], document["current"]) == ("study", "likeness", {"loss.beta": 4.0})
+    assert (document["kind"], document["objective"], document["current"]) == ("study", "utility", {"loss.beta": 4.0})
     written = simpo("report", "runs/small-tune", "--output", "page.html")
     assert written.code == 0
     assert Path("page.html").read_text("utf-8") == Path("runs/small-tune/study.html").read_text("utf-8")

@@ -97,7 +97,7 @@ def test_two_processes_share_the_trials(children: Children, place: Path, unbroke
     assert children.wait() == [0, 0], children.said(0) + children.said(1)
     assert document_of(place) == unbroken
     require_counted_once(place)
-    lines = [line for number in (0, 1) for line in children.said(number).splitlines() if "· likeness" in line]
+    lines = [line for number in (0, 1) for line in children.said(number).splitlines() if "· utility" in line]
     assert len(lines) == len(unbroken["trials"]), "each trial was run once"
 
 

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from simpo_cli.pairs.rule import BUILTIN, Rule
+from simpo_cli import statistics
+from simpo_cli.evaluate.metrics import PairScores
 from simpo_cli.recipe.command_sections import GuardsRecipe, TuneRecipe
-from simpo_cli.tune.judging import Judge, likeness
+from simpo_cli.tune.judging import Judge, likeness, utilities
 
 
 def test_likeness_by_hand() -> None:
@@ -26,16 +28,8 @@ def test_a_response_is_cut_where_an_answer_would_be() -> None:
     assert likeness(answer, [list(range(300))]) == 1.0
 
 
-def _outcome(
-    value: float | None, *reasons: str, accuracy: float = 0.5, balanced: float | None = None
-) -> dict[str, Any]:
-    measures = {
-        "objective": value,
-        "reasons": list(reasons),
-        "accuracy": {"value": accuracy},
-        "balanced": None if balanced is None else {"value": balanced},
-    }
-    return {"measures": measures}
+def _outcome(value: float | None, *reasons: str) -> dict[str, Any]:
+    return {"measures": {"objective": value, "reasons": list(reasons)}}
 
 
 def test_what_is_ruled_out_comes_after_everything_else() -> None:
@@ -51,19 +45,29 @@ def test_of_equal_ones_the_first_stays() -> None:
     assert judge.best([first, second]) is first
 
 
-def test_half_of_the_length_balanced_accuracy_counts_beside_likeness() -> None:
-    judge = Judge(TuneRecipe(), None)
-    likest, learned = _outcome(0.6, accuracy=0.5), _outcome(0.51, accuracy=0.7)
-    assert judge.best([likest, learned]) is learned
-    assert judge.best([likest, _outcome(0.49, accuracy=0.7)]) is likest
-    assert judge.best([likest, _outcome(0.51, accuracy=0.9, balanced=0.6)]) is likest  # by balanced, where known
-    assert judge.best([likest, _outcome(0.51, "loops", accuracy=0.9)]) is likest
+def _scores(longer_by: list[int], right: list[float]) -> PairScores:
+    """Of so many pairs: what is longer, and what the model ranks rightly."""
+    lengths = np.array(longer_by) + 50, np.full(len(longer_by), 50)
+    return PairScores(np.array(right), np.full(len(right), 0.5), lengths, np.arange(len(right)))
 
 
-def test_scores_of_a_rule_stand_alone() -> None:
-    judge = Judge(TuneRecipe(), Rule(BUILTIN))
-    best = _outcome(0.6, accuracy=0.5)
-    assert judge.best([_outcome(0.59, accuracy=1.0), best]) is best
+def test_utility_is_likeness_plus_half_of_accuracy_by_prompt() -> None:
+    """Two pairs of the first prompt, one of the second, which alone is right; the third was not asked."""
+    found = utilities([0.2, 0.4], ["a", "b"], _scores([3, 3, 3, 3], [0, 0, 1, 1]), ["a", "a", "b", "c"])
+    assert found == pytest.approx([0.2, 0.4 + 0.5 * 2 / 3])
+    assert np.mean(found) == pytest.approx(0.3 + 0.5 / 3)
+
+
+def test_the_accuracy_in_utility_is_length_balanced_where_there_are_pairs_of_both_kinds() -> None:
+    """Of thirty pairs whose chosen response is longer all are right, of ten whose is shorter none, of two alike all."""
+    longer_by, right = [3] * 30 + [-3] * 10 + [0] * 2, [1.0] * 30 + [0.0] * 10 + [1.0] * 2
+    keys = [str(pair // 2) for pair in range(42)]
+    asked = list(dict.fromkeys(keys))
+    found = utilities([0.0] * 21, asked, _scores(longer_by, right), keys)
+    balanced = statistics.length_strata(right, np.array(longer_by))["balanced"]
+    assert balanced is not None
+    assert np.mean(found) == pytest.approx(0.5 * balanced.value) == pytest.approx(0.25)
+    assert found[-1] == 0.0  # of equal lengths: in neither kind
 
 
 @pytest.mark.parametrize(

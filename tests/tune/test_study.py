@@ -114,7 +114,7 @@ def test_from_the_edge_rates_go_on_while_they_help_and_trials_are_left(
         for spec in specs:
             tried.append(spec.values["train.learning_rate"])
             worth = -abs(np.log(tried[-1] / peak))
-            measures = {"objective": worth, "reasons": [], "balanced": None, "accuracy": {"value": 0.5}}
+            measures = {"objective": worth, "reasons": []}
             found.append({"values": spec.values, "measures": measures})
         return found
 
@@ -397,6 +397,10 @@ def test_who_joined_finishes_what_nobody_leads(file: Path) -> None:
 # What is said of made-up comparisons
 
 
+def of_answers(values: list[float]) -> dict[str, list[float]]:
+    return {"utility": values, "likeness": values, "ended": [1.0] * 40, "repeating": [0.0] * 40}
+
+
 def arm(values: Any, seeds: int = 3, ended: float = 1.0) -> list[dict[str, Any]]:
     rows = np.broadcast_to(np.asarray(values, dtype=np.float64), (seeds, 40))
     return [
@@ -405,9 +409,9 @@ def arm(values: Any, seeds: int = 3, ended: float = 1.0) -> list[dict[str, Any]]
             "seed": number,
             "steps": 10,
             "values": {},
-            "measures": {"likeness": {"value": float(row.mean())}, "reasons": []},
+            "measures": {"utility": {"value": float(row.mean())}, "reasons": []},
             "scores": {"chosen": row.tolist(), "rejected": [0.5] * 40},
-            "answers": {"likeness": row.tolist(), "ended": [float(ended)] * 40, "repeating": [0.0] * 40},
+            "answers": {**of_answers(row.tolist()), "ended": [float(ended)] * 40},
         }
         for number, row in enumerate(rows)
     ]
@@ -415,8 +419,7 @@ def arm(values: Any, seeds: int = 3, ended: float = 1.0) -> list[dict[str, Any]]
 
 def said(untuned: list[dict[str, Any]], winner: list[dict[str, Any]], before: float = 0.3) -> dict[str, Any]:
     def start(_: str) -> Any:
-        answers = {"likeness": [before] * 40, "ended": [1.0] * 40, "repeating": [0.0] * 40}
-        return {"prompts": [str(number) for number in range(40)], "answers": answers}
+        return {"prompts": [str(number) for number in range(40)], "answers": of_answers([before] * 40)}
 
     study: Any = SimpleNamespace(judge=Judge(TuneRecipe(), None), folder=SimpleNamespace(read=start))
     best = {"measures": {"reasons": []}, "values": {}, "steps": 10}
@@ -452,7 +455,7 @@ def test_no_interval_leaves_what_there_can_be() -> None:
     """Two seeds of which one is lucky: the t interval alone would go from -5 to +5."""
     lucky = np.repeat([[0.1], [0.9]], 40, axis=1)
     alike = said(arm(0.4, seeds=2), arm(lucky, seeds=2))
-    assert "(-1.000 to +1.000)" in alike["sentence"]
+    assert "(-1.500 to +1.500)" in alike["sentence"]
     assert "Seeds differ too much for any difference to be seen." in alike["sentence"]
 
 
