@@ -130,12 +130,15 @@ def shipped(work: Path, seed: int, steps: int) -> dict[str, Any]:
 
 
 def compared(document: Mapping[str, Any], name: str, among: Sequence[int]) -> dict[str, Any]:
-    """The winners of a search less the shipped recipe, over some seeds: accuracy and likeness, by prompt and seed."""
+    """The winners of a search less the shipped recipe: accuracy and right answers, over prompts and searches.
+
+    The trainings of one winner say nothing of other searches, so their mean is one number for each prompt and search.
+    """
     found: dict[str, Any] = {}
     seeds = [seed for seed in map(str, among) if name in document.get(seed, {}) and "shipped" in document[seed]]
-    for key, scale in (("right", 0.5), ("likeness", 1.0), ("exact", 1.0)):
+    for key, scale in (("right", 0.5), ("exact", 1.0)):
         ours, theirs = (
-            scale * np.array([[float(one) for one in row] for seed in seeds for row in document[seed][arm]["arm"][key]])
+            scale * np.array([_mean_of_arm(document[seed][arm]["arm"][key]) for seed in seeds])
             for arm in (name, "shipped")
         )
         if len(ours) >= 2:
@@ -143,6 +146,11 @@ def compared(document: Mapping[str, Any], name: str, among: Sequence[int]) -> di
             found[key] = {"winner": float(ours.mean()), "shipped": float(theirs.mean()), **both.difference.as_json()}
     found["seeds"] = len(seeds)
     return found
+
+
+def _mean_of_arm(rows: Sequence[str]) -> Any:
+    """Over the trainings of an arm, of each pair or prompt."""
+    return np.mean([list(map(float, row)) for row in rows], axis=0)
 
 
 def nulls(document: Mapping[str, Any], count: int = 1000) -> dict[str, Any]:
