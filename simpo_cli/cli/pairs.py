@@ -1,6 +1,7 @@
 """`simpo pairs`: preference pairs out of a model's own answers: sample, score, make, and round."""
 
 import math
+import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -246,7 +247,13 @@ class _Who:
         from simpo_cli.pairs.judged import host_of
 
         host = host_of(self.judge)
-        if not typer.confirm(f"{texts} would be sent to {host}. Send them?", err=True):
+        try:
+            agreed = typer.confirm(f"{texts} would be sent to {host}. Send them?", err=True)
+        except typer.Abort:
+            if sys.stdin.isatty():  # Ctrl-C; else there is nobody to ask
+                raise
+            agreed = False
+        if not agreed:
             raise UserError("nothing was sent.", "Answer y, or add --yes.")
 
     def open(self) -> "Scorer":

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 from simpo_cli import statistics
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate.folder import Answer, AnswerFolder, add_rows, read_rows
+from simpo_cli.evaluate.generate.folder import Answer, AnswerFolder, add_rows, differing, read_rows
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.evaluate.judge_client import INSTRUCTIONS, Judge, question_about, read_reply
 from simpo_cli.statistics import CONFIDENCE, Measured
@@ -126,9 +126,8 @@ def _record_of(folder: Path, judge: Judge, base: Sequence[Answer], trained: Sequ
     if not rows:
         add_rows(record, [heading])
     elif rows[0] != heading:
-        differing = [key for key in heading if rows[0].get(key) != heading[key]]
         raise UserError(
-            f"holds verdicts of something else: {', '.join(differing)} differ.",
+            f"holds verdicts of something else: {differing(rows[0], heading)}.",
             "Move the file away to have everything judged again.",
             where=str(record),
         )

@@ -29,13 +29,13 @@ from typing import Any
 from simpo_cli import __version__
 from simpo_cli.distributed.launch import run_alone
 from simpo_cli.errors import ExitCode, UserError
-from simpo_cli.evaluate.generate.folder import write_json, write_text
+from simpo_cli.evaluate.generate.folder import differing, write_json, write_text
 from simpo_cli.evaluate.generate.prompts import Prompted
 from simpo_cli.files import disk_faults, object_in
 from simpo_cli.pairs.held_out import best_of, fallen, measured_round, on_pairs, round_folder
 from simpo_cli.pairs.make import Making, NoPairsError, make_pairs
 from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_prompts
-from simpo_cli.pairs.samples import SampleFolder, differing_keys, locked
+from simpo_cli.pairs.samples import SampleFolder, locked
 from simpo_cli.pairs.scorer import ScorerKind
 from simpo_cli.recipe.composition import ComposedRecipe, compose
 
@@ -129,6 +129,8 @@ def run_rounds(
         }
         if not before:
             write_json(rounds.path / ROUNDS, document)
+        if recipe.pairs.min_score is None:
+            say("note: pairs.min_score sets no bar, so of two bad answers the less bad one is chosen")
         for number in range(num_rounds + 1):
             say(f"round {number} of {num_rounds}" if number else "the start model")
             try:
@@ -181,10 +183,9 @@ def _require_usable(path: Path, identity: Mapping[str, Any], *, resume: bool) ->
             f"Add --resume to continue them, or --fresh to set them aside as {path.name}.old-TIME.",
         )
     before = read_rounds(path)
-    differing = [key for key, value in identity.items() if before.get(key) != value]
-    if differing:
+    if words := differing({key: before.get(key) for key in identity}, identity):
         raise UserError(
-            f"{path} holds rounds that were begun otherwise: {', '.join(differing)} differ.",
+            f"{path} holds rounds that were begun otherwise: {words}.",
             "Set another name=NAME, or run the command as it was.",
         )
 
@@ -262,9 +263,9 @@ def _require_same_scorer(rounds: Rounds, to: Path) -> None:
     """Refuse (UserError) scores by another scorer than the start model's: a rule may be edited between rounds."""
     first, later = SampleFolder.open(rounds.folder(0) / "held-out"), SampleFolder.open(to)
     before, found = (folder.scores(rounds.kind)[0] for folder in (first, later))
-    if differing := differing_keys({**before, "answers_sha256": ""}, {**found, "answers_sha256": ""}):
+    if words := differing({**before, "answers_sha256": ""}, {**found, "answers_sha256": ""}):
         raise UserError(
-            f"holds scores by another scorer than the start model's: {', '.join(differing)} differ.",
+            f"holds scores by another scorer than the start model's: {words}.",
             "Put back what scored then and move this file away, or begin anew with --fresh.",
             where=str(later.scores_file(rounds.kind)),
         )

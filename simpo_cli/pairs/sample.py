@@ -213,7 +213,7 @@ def _answer(
     if left:
         resumed = f", {len(done):,} of {len(batches):,} batches are there" if done else ""
         say(
-            f"{num} x {len(folder.questions):,} answers by {folder.manifest['model']['name']} ({engine}) into "
+            f"sampling {num} x {len(folder.questions):,} answers by {folder.manifest['model']['name']} ({engine}) into "
             f"{folder.path}{resumed}"
         )
         mode: Mode = "greedy" if decoding.temperature == 0 else "sampled"

@@ -29,6 +29,7 @@ from simpo_cli.evaluate.generate.folder import (
     PROMPTS,
     Answer,
     add_rows,
+    differing,
     read_rows,
     write_json,
     write_lines,
@@ -46,11 +47,6 @@ RowKey = tuple[str, int]
 
 _DAMAGES = (AttributeError, KeyError, OverflowError, RecordError, TypeError, ValueError)
 """What it leads to when a file that we wrote holds something else."""
-
-
-def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys under which two headings do not say the same, in order."""
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
 class BatchLog:
@@ -79,9 +75,9 @@ class BatchLog:
         found: dict[int, list[Row]] = {}
         for file in self._logs():
             rows = read_rows(file)
-            if rows and (differing := differing_keys(rows[0], self._heading)):
+            if rows and (words := differing(rows[0], self._heading)):
                 raise UserError(
-                    f"holds what was begun otherwise: {', '.join(differing)} differ.",
+                    f"holds what was begun otherwise: {words}.",
                     "Run the command as it was, or remove the file to begin again.",
                     where=str(file),
                 )

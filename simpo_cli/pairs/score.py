@@ -9,7 +9,8 @@ from typing import Any
 
 from simpo_cli import statistics
 from simpo_cli.errors import UserError
-from simpo_cli.pairs.samples import BatchLog, Row, SampleFolder, differing_keys, locked
+from simpo_cli.evaluate.generate.folder import differing
+from simpo_cli.pairs.samples import BatchLog, Row, SampleFolder, locked
 from simpo_cli.pairs.scorer import Answered, Score, Scorer, ScorerKind
 from simpo_cli.stages import stage
 
@@ -28,10 +29,10 @@ def score(folder: SampleFolder, scorer: Scorer, say: Callable[[str], None]) -> d
         file = folder.scores_file(scorer.kind)
         if file.is_file():
             before, _ = folder.scores(scorer.kind)
-            if differing := differing_keys(before, heading):
+            if words := differing(before, heading):
                 raise UserError(
-                    f"holds scores of something else: {', '.join(differing)} differ.",
-                    "Move the file away to have everything scored again.",
+                    f"holds scores of something else: {words}.",
+                    "Move the file away to have everything scored again; a folder holds one of each kind.",
                     where=str(file),
                 )
             say(f"all {len(answers):,} scores are in {file}")
@@ -42,7 +43,7 @@ def score(folder: SampleFolder, scorer: Scorer, say: Callable[[str], None]) -> d
         scorer.has_scored = any(row["score"] is not None for rows in done.values() for row in rows)
         left = [number for number in range(len(batches)) if number not in done]
         resumed = f", {len(done):,} of {len(batches):,} batches are there" if done else ""
-        say(f"{len(answers):,} answers scored by {scorer.kind.replace('_', ' ')} into {file}{resumed}")
+        say(f"scoring {len(answers):,} answers by {scorer.kind.replace('_', ' ')} into {file}{resumed}")
         with stage("scoring answers", len(batches)) as working:
             working.advance(len(done))
             for number in left:

@@ -66,7 +66,10 @@ def ledger_table(document: Mapping[str, Any]) -> Table:
     rows += [Row(f"  {reason}", (Cell(thousands(count)),)) for reason, count in document["without_pair"].items()]
     rows.append(Row("pairs", (Cell(thousands(document["pairs"])),)))
     sides = ", ".join(f"{side} in {count:,}" for side, count in document["chosen_longer"].items())
-    return Table(("",), rows, title=str(document["file"]), remarks=[Remark("length", f"chosen, in tokens: {sides}")])
+    remarks = [Remark("length", f"chosen, in tokens: {sides}")]
+    if document.get("scorer") is not None and document["making"]["min_score"] is None:
+        remarks.append(Remark("bar", "no bar: of two bad answers the less bad one is chosen (--min-score)"))
+    return Table(("",), rows, title=str(document["file"]), remarks=remarks)
 
 
 def print_rounds(console: Console, document: Mapping[str, Any]) -> None:

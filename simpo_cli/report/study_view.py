@@ -56,10 +56,13 @@ def conclusions(document: Document) -> list[str]:
             f"On the choosing half no trial reached the model before training, which has {before:.3f}: more steps, or "
             "lower learning rates, may."
         )
-    if found["trial_steps"] < found["recipe_steps"]:
+    steps, of_run = found["trial_steps"], found["recipe_steps"]
+    if steps < of_run:
+        few = 4 * steps < of_run
+        advice = " So few say little of it: give tune.budget at least a quarter of them a trial." if few else ""
         lines.append(
-            f"Trials took {found['trial_steps']:,} of the {found['recipe_steps']:,} steps of a run: the best learning "
-            "rate of a longer one may be lower."
+            f"Trials took {steps:,} of the {of_run:,} steps of a run: the best learning rate of a longer one may be "
+            f"lower.{advice}"
         )
     return lines
 

@@ -38,6 +38,7 @@ LOGS = (METRICS, EVALS, ANSWERS)
 """What a resumed run cuts back to its checkpoint."""
 
 _RUN_FILES = (RUN, RECIPE, METRICS)
+_OF_OTHERS = ("rounds.json", "study.json")  # rounds and studies keep their recipe.yaml, too
 _LOCK, _OWNER = ".lock", ".owner"
 _LOOKS_FOR_TOKEN, _SECONDS_BETWEEN_LOOKS = 20, 0.5  # a network file system may show a new file some seconds late
 _UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be run.json
@@ -45,7 +46,8 @@ _UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be 
 
 def holds_a_run(path: Path) -> bool:
     """Whether a folder is one that `simpo train` made."""
-    return any((path / name).is_file() for name in _RUN_FILES)
+    is_other = any((path / name).exists() for name in _OF_OTHERS)
+    return not is_other and any((path / name).is_file() for name in _RUN_FILES)
 
 
 class RunFolder:

@@ -229,7 +229,7 @@ def test_verdicts_belong_to_their_answers(tmp_path: Path) -> None:
         judge_answers(path, judge_at(server.url), quiet)
         file = path / "trained.greedy.jsonl"
         file.write_text(file.read_text().replace("trained 2", "trained two"))
-        with pytest.raises(UserError, match="verdicts of something else: answers_sha256 differ"):
+        with pytest.raises(UserError, match="verdicts of something else: answers_sha256 differs"):
             judge_answers(path, judge_at(server.url), quiet)
     assert json.loads((path / "judge.tiny-judge.jsonl").read_text().splitlines()[0])["judge"] == "tiny-judge"
 

@@ -1,5 +1,6 @@
 """`simpo pairs` as it is typed: what each command prints, and one sentence for what is refused."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def test_from_prompts_to_pairs(simpo: Simpo) -> None:
     words = ("--model", "builtin:guide", "-n", "3", "--max-new-tokens", "12", "--seed", "3")
     seen = simpo("pairs", "sample", "prompts.jsonl", *words)
     assert (seen.code, seen.out) == (0, ""), seen.err
-    assert "3 x 2 answers by builtin-guide (transformers) into answers/builtin-guide" in seen.err
+    assert "sampling 3 x 2 answers by builtin-guide (transformers) into answers/builtin-guide" in seen.err
     assert "next: simpo pairs score answers/builtin-guide --rule FILE.py:function" in seen.err
     again = simpo("pairs", "sample", "prompts.jsonl", *words, "--json")
     assert json.loads(again.out)["decoding"]["seed"] == 3
@@ -62,6 +63,7 @@ def test_make_prints_the_ledger_and_the_audit(simpo: Simpo, tmp_path: Path) -> N
         "  all scores are equal   1\n"
         "pairs                    1\n"
         "chosen, in tokens: longer in 1, equal in 0, shorter in 0\n"
+        "no bar: of two bad answers the less bad one is chosen (--min-score)\n"
         "\n"
         "prefs.jsonl\n"
     ), seen.out
@@ -140,9 +142,14 @@ def test_texts_leave_the_machine_only_when_somebody_says_yes(
     simpo: Simpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _scored(tmp_path)
+    command = ("pairs", "score", "answers", "--judge", "https://judge.example/v1", "--judge-model", "m")
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody is there to ask
+    seen = simpo(*command)
+    assert seen.code == ExitCode.USAGE
+    assert "nothing was sent.\n  Answer y, or add --yes." in seen.err
     asked: list[Any] = []
     monkeypatch.setattr("typer.confirm", lambda text, **_: asked.append(text))
-    seen = simpo("pairs", "score", "answers", "--judge", "https://judge.example/v1", "--judge-model", "m")
+    seen = simpo(*command)
     assert seen.code == ExitCode.USAGE
     assert "nothing was sent." in seen.err
     assert asked == ["4 answers with their prompts would be sent to judge.example. Send them?"]

@@ -52,7 +52,7 @@ def test_a_log_that_is_cut_anywhere_loses_no_whole_batch(
 
 def test_a_log_of_something_else_is_not_continued(tmp_path: Path) -> None:
     BatchLog(tmp_path, "scores.rule", {"rule": "a.py:f", "sha256": "1"}).add(0, _rows(0))
-    with pytest.raises(UserError, match="begun otherwise: sha256 differ"):
+    with pytest.raises(UserError, match="begun otherwise: sha256 is 2, was 1"):
         BatchLog(tmp_path, "scores.rule", {"rule": "a.py:f", "sha256": "2"}).done()
 
 
@@ -111,7 +111,7 @@ def test_what_scores_say_is_counted(tmp_path: Path) -> None:
     assert len(known) < len(words)
     assert document["score"]["value"] == pytest.approx(sum(known) / len(known))
     assert (document["score"]["n"], document["lowest"], document["highest"]) == (len(known), min(known), max(known))
-    with pytest.raises(UserError, match="scores of something else: version differ"):
+    with pytest.raises(UserError, match="scores of something else: version is 2, was 1"):
         score(folder, _Counting(version="2"), print)
 
 

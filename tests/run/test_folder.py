@@ -12,6 +12,7 @@ import pytest
 from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.run import folder as run_folder
 from simpo_cli.run.folder import RunFolder, is_in_use, require_free_space, require_token, saved_bytes
+from simpo_cli.run.verify import verify_run
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,18 @@ def test_what_a_process_leaves_that_dies_before_its_run_begins_is_no_run(tmp_pat
     (path / ".git").mkdir()
     with pytest.raises(UserError, match="not a run"):
         RunFolder.create(path)
+
+
+@pytest.mark.parametrize("name", ["rounds.json", "study.json"])
+def test_rounds_and_studies_are_no_runs_to_resume_or_set_aside(name: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: mine", encoding="utf-8")
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    for how in ({}, {"resume": True}, {"fresh": True}):
+        with pytest.raises(UserError, match="holds files that are not a run"):
+            RunFolder.create(tmp_path, **how)
+    with pytest.raises(UserError, match="is not a run"):
+        verify_run(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"recipe.yaml", name}
 
 
 def test_a_folder_is_in_use_while_it_is_open(tmp_path: Path) -> None:

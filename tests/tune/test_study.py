@@ -178,6 +178,17 @@ def test_the_page_shows_every_trial_and_the_sentence(whole: tuple[Tuning, dict[s
     assert page == study_page(document)
 
 
+@pytest.mark.parametrize(("steps", "said"), [(9, ["rate", "quarter"]), (10, ["rate"]), (40, [])])
+def test_it_is_said_when_trials_were_short(whole: tuple[Tuning, dict[str, Any]], steps: int, said: list[str]) -> None:
+    document = {**whole[1], "range": {**whole[1]["range"], "trial_steps": steps, "recipe_steps": 40}}
+    sentences = {
+        "rate": f"Trials took {steps} of the 40 steps of a run: the best learning rate of a longer one may be lower.",
+        "quarter": "So few say little of it: give tune.budget at least a quarter of them a trial.",
+    }
+    lines = "\n".join(conclusions(document))
+    assert [name for name, sentence in sentences.items() if sentence in lines] == said
+
+
 @pytest.mark.parametrize("broken_at", [1, 3, 5])
 def test_broken_off_anywhere_it_finds_the_same(file: Path, broken_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal in the middle of a trial, then --resume."""

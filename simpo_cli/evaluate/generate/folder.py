@@ -23,6 +23,7 @@ from simpo_cli.data.pair import Message
 from simpo_cli.errors import UserError
 from simpo_cli.evaluate.generate.prompts import Question
 from simpo_cli.files import disk_faults, object_in, replacing, rows_of
+from simpo_cli.recipe.tree import flat
 
 Mode = Literal["greedy", "sampled"]
 MODES: tuple[Mode, ...] = ("greedy", "sampled")
@@ -34,6 +35,17 @@ MANIFEST = "manifest.json"
 PROMPTS = "prompts.jsonl"
 
 _CODE = re.compile("```[^`]*```")
+_SHORT = 40  # characters of a value that is shown where it is another; hashes are longer
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What two headings do not say alike, in words and in order, such as `decoding.seed is 2, was 1`."""
+    old, new = flat(before), flat(now)
+    keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    are_short = {key: all(len(str(one.get(key))) <= _SHORT for one in (old, new)) for key in keys}
+    return ", ".join(
+        f"{key} is {new.get(key)}, was {old.get(key)}" if are_short[key] else f"{key} differs" for key in keys
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +197,9 @@ class AnswerFolder:
         """
         if is_answers(path):
             found = cls.open(path)
-            differing = [name for name in manifest if found.manifest.get(name) != manifest[name]]
-            if differing:
+            if words := differing({name: found.manifest.get(name) for name in manifest}, manifest):
                 raise UserError(
-                    f"{path} holds answers that were made otherwise: {', '.join(differing)} differ.",
+                    f"{path} holds answers that were made otherwise: {words}.",
                     "Name another folder with --answers, or move this one away.",
                 )
             return found

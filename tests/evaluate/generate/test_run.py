@@ -92,9 +92,9 @@ def test_a_second_call_goes_on_and_another_one_is_refused(answer: Answer, monkey
     again.clear()
     answer("run")
     assert not again, "all is there"
-    with pytest.raises(UserError, match="made otherwise: decoding differ"):
+    with pytest.raises(UserError, match="made otherwise: decoding.temperature is 0.8, was 0.7"):
         answer("run", temperature=0.8)
-    with pytest.raises(UserError, match="made otherwise: prompts differ"):
+    with pytest.raises(UserError, match="made otherwise: prompts.count is 4, was 5, prompts.sha256 differs"):
         answer("run", num_prompts=4)
 
 
