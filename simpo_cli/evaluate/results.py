@@ -141,7 +141,8 @@ def _compared(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     ours, theirs = first.target.of_run, second.target.of_run
     recipes = None
     if ours is not None and theirs is not None:
-        recipes = [{"key": key, "values": list(values)} for key, values in differences(ours, theirs).items()]
+        changed = differences(ours, theirs, items=True)
+        recipes = [{"key": key, "values": list(values)} for key, values in changed.items()]
     compared: dict[str, Any] = {
         "models": [first.target.name, second.target.name],
         "pairs": len(shared.positions),
