@@ -136,12 +136,10 @@ class SampleFolder:
         """
         if (path / MANIFEST).is_file():
             found = cls.open(path)
-            differing = [
-                key for key in manifest if key != "batch_rows" and found.manifest.get(key) != _as_read(manifest[key])
-            ]
-            if differing:
+            asked = {key: _as_read(value) for key, value in manifest.items() if key != "batch_rows"}
+            if words := differing({key: found.manifest.get(key) for key in asked}, asked):
                 raise UserError(
-                    f"{path} holds answers that were made otherwise: {', '.join(differing)} differ.",
+                    f"{path} holds answers that were made otherwise: {words}.",
                     "Name another folder with --output, or move this one away.",
                 )
             return found
