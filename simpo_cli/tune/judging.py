@@ -132,6 +132,12 @@ class Judge:
         """The best outcome, the first of equal ones."""
         return max(outcomes, key=self.worth)
 
+    def best_ruled_out(self, outcomes: Sequence[Document], best: Document) -> Document | None:
+        """The highest of those that are ruled out, if it is above the best one."""
+        ruled_out = [one for one in outcomes if one["measures"]["reasons"]]
+        highest = max(ruled_out, key=self.worth, default=best)
+        return highest if self.worth(highest)[1] > self.worth(best)[1] else None
+
     def in_words(self, measures: Mapping[str, Any]) -> str:
         """What a trial came to, in a line."""
         if measures["objective"] is None:

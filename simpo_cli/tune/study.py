@@ -126,6 +126,7 @@ class Study:
 
         One key after the other finds the best of each beside the others as they are. Where those are far off, the best
         rate is one that hardly learns, and no next key helps: so two other objectives are tried at low rates before.
+        What was ruled out and is better than the best but for that has often only too high a rate.
         """
         found, space = self.range(), self.space
         steps, rates = found["trial_steps"], found["rates"]
@@ -145,6 +146,9 @@ class Study:
         for key, values in space.others.items():
             best = best_with(key, [{**best["values"], key: value} for value in values])
         if space.rates is None:
+            hot = self.judge.best_ruled_out(tried, best)
+            if hot is not None and len(tried) + 2 < found["trials"]:
+                best = best_with(RATE, [{**hot["values"], RATE: rates_around(hot["values"][RATE])[1]}])
             rate, known = best["values"][RATE], len(tried)
             best = best_with(RATE, [{**best["values"], RATE: near} for near in rates_around(rate)])
             # from the edge further on, as long as it helps and trials are left that the budget was shared among

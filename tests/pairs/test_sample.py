@@ -170,7 +170,9 @@ def test_values_that_make_no_sense_are_refused(
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, model: str, prompts: str) -> None:
     sample(prompts, model, OPTIONS, tmp_path / "a", ignore)
-    with pytest.raises(UserError, match=r"decoding.answers_per_prompt is 5, was 3, decoding.temperature is 0.5, was 1.0"):
+    with pytest.raises(
+        UserError, match=r"decoding.answers_per_prompt is 5, was 3, decoding.temperature is 0.5, was 1.0"
+    ):
         sample(prompts, model, Sampling(temperature=0.5, max_new_tokens=6), tmp_path / "a", ignore)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")

@@ -39,6 +39,15 @@ def test_what_is_ruled_out_comes_after_everything_else() -> None:
     assert judge.best([loud, _outcome(None, "not finite")]) is loud
 
 
+def test_what_is_ruled_out_and_better_but_for_that_is_found() -> None:
+    judge, best = Judge(TuneRecipe(), None), _outcome(0.5)
+    low, high = _outcome(0.6, "loops"), _outcome(0.7, "loops")
+    assert judge.best_ruled_out([low, best, high], best) is high
+    assert judge.best_ruled_out([_outcome(0.4, "loops"), best, _outcome(None, "not finite")], best) is None
+    assert judge.best_ruled_out([best], best) is None
+    assert judge.best_ruled_out([low, high], high) is None
+
+
 def test_of_equal_ones_the_first_stays() -> None:
     """So the recipe as it is is only left for something that did better."""
     judge, first, second = Judge(TuneRecipe(), None), _outcome(0.5), _outcome(0.5)

@@ -97,31 +97,47 @@ def test_the_winner_is_the_best_of_all_that_were_tried(whole: tuple[Tuning, dict
     assert document["winner"]["id"] == best_of(tuning, trials)["id"]
 
 
-@pytest.mark.parametrize(("peak", "beyond"), [(1e-3, []), (3e-3, [2.9e-3, 4.9e-3]), (1.0, [2.9e-3, 4.9e-3, 8.3e-3])])
-def test_from_the_edge_rates_go_on_while_they_help_and_trials_are_left(
-    file: Path, peak: float, beyond: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Made-up outcomes: the answers are the better the nearer the rate is to a peak; three trials of seven are left."""
-    study = Study(tuning_of(file, "tune.space=null"))
-    rates = [4e-4, 1e-3]
-    monkeypatch.setattr(study, "range", lambda: {"trial_steps": 10, "rates": rates, "trials": 7})
+def made_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], trials: int, *, peak: float, most: float = 1.0
+) -> tuple[Study, list[float]]:
+    """A study of rates alone, and those that it tries: the nearer to a peak the better, and ruled out above the most."""
+    study, tried = Study(tuning_of(file, "tune.space=null")), list[float]()
+    ranged = {"trial_steps": 10, "rates": rates, "trials": trials}
+    monkeypatch.setattr(study, "range", lambda: ranged)
     monkeypatch.setattr(study, "_plan", lambda _: "")
     study.space = replace(study.space, others={})
-    tried = list[float]()
 
     def outcomes(specs: list[Spec]) -> list[dict[str, Any]]:
         found = []
         for spec in specs:
-            tried.append(spec.values["train.learning_rate"])
-            worth = -abs(np.log(tried[-1] / peak))
-            measures = {"objective": worth, "reasons": []}
+            rate = spec.values["train.learning_rate"]
+            tried.append(rate)
+            measures = {"objective": -abs(np.log(rate / peak)), "reasons": ["loops"] if rate > most else []}
             found.append({"values": spec.values, "measures": measures})
         return found
 
     monkeypatch.setattr(study, "outcomes", outcomes)
+    return study, tried
+
+
+@pytest.mark.parametrize(("peak", "beyond"), [(1e-3, []), (3e-3, [2.9e-3, 4.9e-3]), (1.0, [2.9e-3, 4.9e-3, 8.3e-3])])
+def test_from_the_edge_rates_go_on_while_they_help_and_trials_are_left(
+    file: Path, peak: float, beyond: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are the better the nearer the rate is to a peak; three trials of seven are left."""
+    study, tried = made_up(file, monkeypatch, [4e-4, 1e-3], 7, peak=peak)
     best = study.search()
     assert tried == [1e-3, 4e-4, 1.7e-3, 5.9e-4, *beyond]  # the recipe's own is among the rates
     assert best["values"]["train.learning_rate"] == min(tried, key=lambda rate: abs(np.log(rate / peak)))
+
+
+@pytest.mark.parametrize(("trials", "then", "found"), [(6, [8.8e-4, 5.2e-4], 8.8e-4), (5, [3.4e-4, 1.2e-4], 3.4e-4)])
+def test_what_is_better_but_ruled_out_is_tried_at_a_lower_rate_if_trials_are_left(
+    file: Path, trials: int, then: list[float], found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, tried = made_up(file, monkeypatch, [2e-4, 1.5e-3], trials, peak=1.0, most=9e-4)
+    assert study.search()["values"]["train.learning_rate"] == found
+    assert tried == [1e-3, 2e-4, 1.5e-3, *then]
 
 
 def test_the_confirmation_has_other_seeds_and_other_prompts(whole: tuple[Tuning, dict[str, Any]]) -> None:
