@@ -100,7 +100,7 @@ def test_the_winner_is_the_best_of_all_that_were_tried(whole: tuple[Tuning, dict
 def made_up(
     file: Path, monkeypatch: pytest.MonkeyPatch, rates: list[float], trials: int, *, peak: float, most: float = 1.0
 ) -> tuple[Study, list[float]]:
-    """A study of rates alone, and those that it tries: the nearer to a peak the better, and ruled out above the most."""
+    """A study of rates alone, and those it tries: the nearer to a peak the better, ruled out above the most."""
     study, tried = Study(tuning_of(file, "tune.space=null")), list[float]()
     ranged = {"trial_steps": 10, "rates": rates, "trials": trials}
     monkeypatch.setattr(study, "range", lambda: ranged)
