@@ -68,14 +68,13 @@ def kept(arm: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     A digit each: `right` has 2 for a pair that is ranked rightly, 1 for a tie; `exact` has 1 for a wholly right answer.
     """
-    found: dict[str, Any] = {"right": [], "likeness": [], "utility": [], "exact": [], "reasons": []}
+    found: dict[str, Any] = {"right": [], "utility": [], "exact": [], "reasons": []}
     for one in arm:
         gaps = np.subtract(one["scores"]["chosen"], one["scores"]["rejected"])
         answers = one["answers"]
         said = zip(answers["key"], answers["text"], answers["ended"], strict=True)
         checked = [(check_answer(questions()[key], text), ended) for key, text, ended in said]
         found["right"].append(_digits(np.sign(gaps) + 1))
-        found["likeness"].append(answers["likeness"])
         found["utility"].append(answers["utility"])
         found["exact"].append(_digits([check is not None and check.exact and ended > 0 for check, ended in checked]))
         found["reasons"].append(one["measures"]["reasons"])
