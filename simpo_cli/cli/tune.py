@@ -48,7 +48,8 @@ def tune(
     from simpo_cli.distributed.launch import launch, same_command
     from simpo_cli.distributed.place import place_in
     from simpo_cli.recipe.composition import compose
-    from simpo_cli.tune.folder import BEST, RECIPE, study_path
+    from simpo_cli.run.folder import RECIPE
+    from simpo_cli.tune.folder import BEST, study_path
     from simpo_cli.versions import require_extra
 
     if resume + fresh + join > 1:

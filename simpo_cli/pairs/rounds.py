@@ -38,9 +38,9 @@ from simpo_cli.pairs.prompts import prompts_of_round, split_prompts, write_promp
 from simpo_cli.pairs.samples import SampleFolder, locked
 from simpo_cli.pairs.scorer import ScorerKind
 from simpo_cli.recipe.composition import ComposedRecipe, compose
+from simpo_cli.run.folder import ROUNDS
 
 SCHEMA_VERSION = 1
-ROUNDS = "rounds.json"
 Say = Callable[[str], None]
 
 

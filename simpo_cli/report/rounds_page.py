@@ -9,10 +9,11 @@ import numpy as np
 from simpo_cli import __version__
 from simpo_cli.errors import UserError
 from simpo_cli.formatting import percent
-from simpo_cli.pairs.rounds import ROUNDS, read_rounds
+from simpo_cli.pairs.rounds import read_rounds
 from simpo_cli.report.figures import CHOSEN, HELD_OUT, INK, Curve, Line, TitledFigure, curve_figure, three_digits
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.pairs_view import conclusions, ledger_table, names_of, rounds_tables
+from simpo_cli.run.folder import ROUNDS
 from simpo_cli.table import Table
 
 

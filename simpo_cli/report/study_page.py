@@ -14,8 +14,9 @@ from simpo_cli.files import object_in
 from simpo_cli.report.figures import CHOSEN, FAINT, HELD_OUT, INK, TitledFigure, draw_svg
 from simpo_cli.report.page import Section, render, write_page
 from simpo_cli.report.study_view import conclusions, confirmed_table, short_key, shown_value, trials_table
+from simpo_cli.run.folder import STUDY
 from simpo_cli.table import Remark, Table
-from simpo_cli.tune.folder import OBJECTIVES, PAGE, STUDY
+from simpo_cli.tune.folder import OBJECTIVES, PAGE
 
 Document = Mapping[str, Any]
 _TONES = {"better": "good", "worse": "warning", "below start": "warning", "ruled out": "warning"}

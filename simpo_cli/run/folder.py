@@ -28,6 +28,7 @@ from simpo_cli.redaction import redacted_values
 CHECKPOINTS, IDENTITY, PROGRESS = "checkpoints", "identity.json", "progress.json"
 WEIGHTS, OPTIMIZER, STEP_COUNTS = "weights.safetensors", "optimizer.safetensors", "optimizer.json"
 RUN, MODEL, RECIPE = "run.json", "model", "recipe.yaml"
+ROUNDS, STUDY = "rounds.json", "study.json"  # of folders that keep a recipe.yaml, too, and are no runs
 BASE = "base"  # the model under a run's adapters, where that is a merge that nobody else has
 METRICS, EVALS = "metrics.jsonl", "evals.jsonl"
 EVAL_PAIRS, EVAL_SAMPLES = "evals-pairs.jsonl", "evals-samples.jsonl"
@@ -38,7 +39,6 @@ LOGS = (METRICS, EVALS, ANSWERS)
 """What a resumed run cuts back to its checkpoint."""
 
 _RUN_FILES = (RUN, RECIPE, METRICS)
-_OF_OTHERS = ("rounds.json", "study.json")  # rounds and studies keep their recipe.yaml, too
 _LOCK, _OWNER = ".lock", ".owner"
 _LOOKS_FOR_TOKEN, _SECONDS_BETWEEN_LOOKS = 20, 0.5  # a network file system may show a new file some seconds late
 _UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be run.json
@@ -46,7 +46,7 @@ _UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # .run.json.4711, on its way to be 
 
 def holds_a_run(path: Path) -> bool:
     """Whether a folder is one that `simpo train` made."""
-    is_other = any((path / name).exists() for name in _OF_OTHERS)
+    is_other = any((path / name).exists() for name in (ROUNDS, STUDY))
     return not is_other and any((path / name).is_file() for name in _RUN_FILES)
 
 

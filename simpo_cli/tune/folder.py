@@ -30,13 +30,14 @@ from simpo_cli.errors import ExitCode, UserError
 from simpo_cli.evaluate.generate.folder import write_json
 from simpo_cli.files import disk_faults, object_in
 from simpo_cli.recipe.schema import HeldOutPart, Recipe
+from simpo_cli.run.folder import RECIPE, STUDY
 from simpo_cli.versions import require_extra
 
 if TYPE_CHECKING:
     import optuna
 
-STUDY, RANGE, JOURNAL, TRIALS, LOCKS = "study.json", "range.json", "journal.jsonl", "trials", ".locks"
-RECIPE, BEST, PAGE, SCRATCH = "recipe.yaml", "best.yaml", "study.html", ".scratch"
+RANGE, JOURNAL, TRIALS, LOCKS = "range.json", "journal.jsonl", "trials", ".locks"
+BEST, PAGE, SCRATCH = "best.yaml", "study.html", ".scratch"
 _OURS = {
     *(STUDY, RANGE, JOURNAL, f"{JOURNAL}.damaged", TRIALS, LOCKS, RECIPE, BEST, PAGE, SCRATCH),
     *("start-choosing.json", "start-confirming.json"),

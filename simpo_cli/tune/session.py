@@ -20,6 +20,7 @@ from simpo_cli.evaluate.looks import LOOKS, count_look
 from simpo_cli.recipe.composition import compose
 from simpo_cli.recipe.tree import differences, without_defaults
 from simpo_cli.recipe.yaml_text import to_yaml
+from simpo_cli.run.folder import RECIPE, STUDY
 from simpo_cli.run.receipt import command_to_resume, recipe_sha256
 from simpo_cli.run.stop import Stopped, StopRequest
 from simpo_cli.tune.folder import (
@@ -27,9 +28,7 @@ from simpo_cli.tune.folder import (
     LIKENESS,
     OBJECTIVES,
     RANGE,
-    RECIPE,
     SCHEMA_VERSION,
-    STUDY,
     TRIALS,
     UTILITY,
     Document,
